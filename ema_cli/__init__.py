@@ -1,0 +1,27 @@
+"""Average training checkpoints: stream them tensor by tensor into an EMA, with a report.
+
+    >>> import ema_cli
+    >>> report = ema_cli.average(["run/ckpt_*.pt"], decay=0.9, output="ema.safetensors")
+    >>> report.averages[0].weights
+
+Everything here is imported on first use; ``import ema_cli`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ema_cli.api import average, inspect, plan
+
+__all__ = ["__version__", "average", "inspect", "plan"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the public functions when they are asked for (PEP 562)."""
+    if name in __all__:
+        return getattr(import_module("ema_cli.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

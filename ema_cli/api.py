@@ -1,0 +1,120 @@
+"""The public functions. Import them from ``ema_cli``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ema_cli.discover import close_all
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.options import Options
+from ema_cli.pipeline import planned, run_average
+from ema_cli.records import Checkpoint, Plan
+from ema_cli.report.model import Report
+from ema_cli.storage.extents import LayoutPool
+
+StrPath = str | os.PathLike[str]
+Numbers = float | Iterable[float]
+
+
+def average(
+    paths: StrPath | Iterable[StrPath],
+    *,
+    output: StrPath,
+    decay: Numbers | None = None,
+    half_life: Numbers | None = None,
+    **options: Any,  # noqa: ANN401 - the fields of Options
+) -> Report:
+    """Average checkpoints into a safetensors file, and write a report beside it.
+
+    With one ``decay`` d the result is the running EMA ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n`` over the
+    checkpoints in order, oldest first (Izmailov et al. 2018 for ``method="uniform"``). Tensors keep their shapes;
+    sums are float64 and rounded once.
+
+    Args:
+        paths: files, folders or glob patterns.
+        output: the file to write; with several decays it must hold ``{decay}``.
+        decay: in [0, 1), one or several.
+        half_life: checkpoints after which a share has halved, instead of ``decay``.
+        **options: further fields of ``ema_cli.options.Options``, such as ``method="uniform"`` or ``force=True``.
+
+    Returns:
+        The report; ``report.averages[k].output.path`` is where the k-th average lies.
+
+    Raises:
+        ema_cli.errors.EmaAvgError: one of its kinds; then no output was changed.
+
+    """
+    made = make_options(paths, output=Path(output), decay=decay, half_life=half_life, **options)
+    return run_average(made).report
+
+
+def plan(
+    paths: StrPath | Iterable[StrPath],
+    *,
+    decay: Numbers | None = None,
+    half_life: Numbers | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Plan:
+    """Return what ``average`` would do, without reading tensor data or writing anything.
+
+    Args:
+        paths: files, folders or glob patterns.
+        decay: in [0, 1), one or several.
+        half_life: checkpoints after which a share has halved, instead of ``decay``.
+        **options: further fields of ``ema_cli.options.Options``.
+
+    Raises:
+        ema_cli.errors.EmaAvgError: what ``average`` would raise before it reads tensor data.
+
+    """
+    with planned(make_options(paths, decay=decay, half_life=half_life, **options)) as made:
+        return made
+
+
+def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:
+    """Return what is in a checkpoint file: its format, where the weights are, steps, tensors. Reads no tensor data.
+
+    Args:
+        path: a checkpoint file in any supported format.
+        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        strip_prefix: prefix to take off the names; ``None`` for those of known wrappers.
+
+    Raises:
+        ema_cli.errors.InputRefused: it is not a checkpoint that can be read.
+        ema_cli.errors.NothingMatched: there is no such file.
+
+    """
+    checkpoint = open_checkpoint(Path(path), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+    close_all([checkpoint])
+    return checkpoint
+
+
+def make_options(
+    paths: StrPath | Iterable[StrPath],
+    *,
+    decay: Numbers | None = None,
+    half_life: Numbers | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Options:
+    """Return the options of a call from Python.
+
+    Raises:
+        ema_cli.errors.UsageError: they contradict each other.
+
+    """
+    names = (paths,) if isinstance(paths, str | os.PathLike) else tuple(paths)
+    return Options(
+        paths=tuple(os.fspath(name) for name in names),
+        decays=_numbers(decay),
+        half_lives=_numbers(half_life),
+        **options,
+    )
+
+
+def _numbers(value: Numbers | None) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int | float) else tuple(value)

@@ -1,0 +1,71 @@
+"""The element types of checkpoints: safetensors names, torch names, sizes and what may be done with them.
+
+Invariant: ``DTYPES`` is in the order in which safetensors sorts the tensors of a file (large elements first), so
+that every tensor is naturally aligned. Source: the safetensors format and its ``Dtype`` enumeration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What an element is, and so whether an average of it means anything."""
+
+    FLOAT = "float"
+    COMPLEX = "complex"
+    INTEGER = "integer"
+    BOOL = "bool"
+    CODE = "code"
+    """A scale or packed code: a mean of codes is not the code of the mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DType:
+    """One element type."""
+
+    name: str
+    """The safetensors name, such as ``BF16``."""
+    torch_name: str
+    """The torch name, such as ``bfloat16``."""
+    itemsize: int
+    """Bytes of one element."""
+    kind: Kind
+
+    @property
+    def averaged(self) -> bool:
+        """Whether tensors of this type are averaged; the others are copied."""
+        return self.kind in (Kind.FLOAT, Kind.COMPLEX)
+
+
+def _dtype(name: str, torch_name: str, itemsize: int, kind: Kind = Kind.FLOAT) -> DType:
+    return DType(name=name, torch_name=torch_name, itemsize=itemsize, kind=kind)
+
+
+DTYPES: tuple[DType, ...] = (
+    _dtype("U64", "uint64", 8, Kind.INTEGER),
+    _dtype("I64", "int64", 8, Kind.INTEGER),
+    _dtype("F64", "float64", 8),
+    _dtype("C64", "complex64", 8, Kind.COMPLEX),
+    _dtype("F32", "float32", 4),
+    _dtype("U32", "uint32", 4, Kind.INTEGER),
+    _dtype("I32", "int32", 4, Kind.INTEGER),
+    _dtype("BF16", "bfloat16", 2),
+    _dtype("F16", "float16", 2),
+    _dtype("U16", "uint16", 2, Kind.INTEGER),
+    _dtype("I16", "int16", 2, Kind.INTEGER),
+    _dtype("F8_E5M2FNUZ", "float8_e5m2fnuz", 1),
+    _dtype("F8_E4M3FNUZ", "float8_e4m3fnuz", 1),
+    _dtype("F8_E8M0", "float8_e8m0fnu", 1, Kind.CODE),
+    _dtype("F8_E4M3", "float8_e4m3fn", 1),
+    _dtype("F8_E5M2", "float8_e5m2", 1),
+    _dtype("I8", "int8", 1, Kind.INTEGER),
+    _dtype("U8", "uint8", 1, Kind.INTEGER),
+    _dtype("BOOL", "bool", 1, Kind.BOOL),
+)
+
+BY_NAME: dict[str, DType] = {dtype.name: dtype for dtype in DTYPES}
+BY_TORCH_NAME: dict[str, DType] = {dtype.torch_name: dtype for dtype in DTYPES}
+RANK: dict[str, int] = {dtype.name: rank for rank, dtype in enumerate(DTYPES)}
+"""Position of a type in the order of a safetensors file."""

@@ -1,0 +1,48 @@
+"""What the core tells the outside while it works. The command line renders these; nothing below it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ema_cli.records import Notice, Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """The structure of an input is about to be read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """The plan is made, and nothing heavy has happened yet."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Bytes of input done, out of those that the plan announced."""
+
+    activity: str
+    """``hashing``, ``folding`` or ``writing``."""
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """Something that the user should know."""
+
+    notice: Notice
+
+
+Event = Opening | Planned | Progress | Warned
+Listener = Callable[[Event], None]
+
+
+def ignore(_: Event) -> None:
+    """Listen to nothing."""

@@ -1,0 +1,50 @@
+"""The CPU lane: numpy, in buffers that stay in the second-level cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ema_cli.dtypes import DType
+from ema_cli.fold.decode import Bytes, Float64, decode
+
+
+class CpuLane:
+    """Weighted sums with numpy; see ``Lane``."""
+
+    def __init__(self, *, block_elements: int, averages: int) -> None:
+        self._raw = np.empty(block_elements * 8, dtype=np.uint8)
+        self._upcast = np.empty(block_elements)
+        self._product = np.empty(block_elements)
+        self._sums = np.empty((averages, block_elements))
+        self._empty = [True] * averages
+        self._count = 0
+
+    def start(self, count: int) -> None:
+        """Begin a block."""
+        self._count = count
+        self._empty = [True] * len(self._empty)
+
+    def buffer(self, nbytes: int) -> Bytes:
+        """Return the one read buffer."""
+        return self._raw[:nbytes]
+
+    def add(self, raw: Bytes, dtype: DType, weights: Sequence[float]) -> None:
+        """Upcast once, then multiply and add for each average. A weight of zero adds nothing, not even a zero."""
+        upcast, product = self._upcast[: self._count], self._product[: self._count]
+        decode(raw, dtype, upcast)
+        for k, weight in enumerate(weights):
+            if weight == 0:
+                continue
+            total = self._sums[k, : self._count]
+            if self._empty[k]:
+                np.multiply(upcast, weight, out=total)
+                self._empty[k] = False
+            else:
+                np.multiply(upcast, weight, out=product)
+                np.add(total, product, out=total)
+
+    def sums(self) -> Sequence[Float64]:
+        """Return the sums."""
+        return [total[: self._count] for total in self._sums]

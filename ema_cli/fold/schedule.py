@@ -1,0 +1,96 @@
+"""In which pieces the tensors are folded, and what is announced to the disk ahead of them.
+
+Blocks come in the order of the output's data section, so the output fills from front to back and the inputs are
+read in file order. Workers take blocks from one ``Schedule``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ema_cli.fold.decode import components
+from ema_cli.records import Action, Plan, PlannedTensor
+from ema_cli.storage.extents import Extent
+
+_AHEAD_BYTES = 1 << 26
+"""How far ahead of the fold the inputs are announced, all files together."""
+_WINDOW_BYTES = 1 << 22
+"""Least size of one announcement per file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of elements of one tensor."""
+
+    number: int
+    """Position of the tensor in the plan."""
+    part: int
+    """Position of the block in the tensor."""
+    start: int
+    """First element."""
+    count: int
+    """Number of elements; 0 for the only block of an empty tensor."""
+
+
+class Schedule:
+    """Hands out blocks, each once, to any number of threads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
+        self._windows = self._cut(lambda tensor: max(1, _WINDOW_BYTES // tensor.dtype.itemsize))
+        self._taken_bytes = 0
+        self._announced_bytes = 0
+        self._lock = threading.Lock()
+
+    def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block]:
+        for number, tensor in enumerate(self._plan.tensors):
+            step = size(tensor)
+            for part, start in enumerate(range(0, max(tensor.elements, 1), step)):
+                yield Block(number, part, start, min(step, tensor.elements - start))
+
+    def take(self) -> Block | None:
+        """Return the next block, ``None`` when there is none left."""
+        with self._lock:
+            block = next(self._blocks, None)
+            if block is not None:
+                self._taken_bytes += self._bytes(block)
+                self._announce()
+            return block
+
+    def extents(self, number: int) -> list[tuple[int, Extent]]:
+        """Return what is read for a tensor: pairs of checkpoint and extent, in fold order."""
+        tensor = self._plan.tensors[number]
+        readers = self._plan.used if tensor.action is Action.AVERAGED else [tensor.copied_from]
+        numbers = self._plan.layout_numbers
+        checkpoints = self._plan.checkpoints
+        return [(i, checkpoints[i].index.extent(tensor.positions[numbers[i]])) for i in readers]
+
+    def _announce(self) -> None:
+        while self._announced_bytes < self._taken_bytes + _AHEAD_BYTES:
+            window = next(self._windows, None)
+            if window is None:
+                return
+            self._announced_bytes += self._bytes(window)
+            for _, extent in self.extents(window.number):
+                if extent.layout.strides is None and window.count:
+                    size = extent.layout.dtype.itemsize
+                    extent.source.will_need(extent.offset + window.start * size, window.count * size)
+
+    def _bytes(self, block: Block) -> int:
+        """Return about how much is read for a block."""
+        tensor = self._plan.tensors[block.number]
+        readers = len(self._plan.used) if tensor.action is Action.AVERAGED else 1
+        return block.count * tensor.dtype.itemsize * readers
+
+
+def block_elements(plan: Plan, tensor: PlannedTensor) -> int:
+    """Return the size of the blocks of a tensor; complex elements fill two places of a buffer."""
+    return max(1, plan.buffers.block_elements // components(tensor.dtype))
+
+
+def block_count(plan: Plan, tensor: PlannedTensor) -> int:
+    """Return the number of blocks of a tensor, at least one."""
+    return max(1, -(-tensor.elements // block_elements(plan, tensor)))

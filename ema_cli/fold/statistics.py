@@ -1,0 +1,67 @@
+"""Norm, drift and cosine of each averaged tensor, from sums that the blocks leave behind.
+
+The sums of a tensor are kept per block and added in block order, correctly rounded (``math.fsum``), so that the
+numbers do not depend on which thread was first. They are freed as soon as the tensor is complete.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+
+import numpy as np
+
+from ema_cli.fold.decode import Float64
+from ema_cli.fold.schedule import Block, block_count
+from ema_cli.records import Plan, TensorStatistics
+
+UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
+_SUMS = 3
+"""Per average: |average|^2, |average - last|^2, |last|^2."""
+
+
+def dot(a: Float64, b: Float64) -> float:
+    """Return the inner product. ``einsum`` stays in this thread, where BLAS would start its own."""
+    return float(np.einsum("i,i->", a, b))
+
+
+class Statistics:
+    """Collects the sums of all tensors of all averages; safe to call from several threads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._averages = len(plan.outputs)
+        self._open: dict[int, tuple[list[array[float]], int]] = {}
+        self._lock = threading.Lock()
+        self.by_average: list[list[TensorStatistics]] = [[UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
+
+    def add(self, block: Block, sums: list[tuple[float, float, float]]) -> None:
+        """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
+        with self._lock:
+            blocks = block_count(self._plan, self._plan.tensors[block.number])
+            parts, missing = self._open.get(block.number) or (self._empty(blocks), blocks)
+            for k, values in enumerate(sums):
+                parts[k][block.part * _SUMS : (block.part + 1) * _SUMS] = array("d", values)
+            self._open[block.number] = parts, missing - 1
+            if missing == 1:
+                del self._open[block.number]
+                for k, values_of_blocks in enumerate(parts):
+                    self.by_average[k][block.number] = _describe(values_of_blocks)
+
+    def _empty(self, blocks: int) -> list[array[float]]:
+        return [array("d", bytes(8 * _SUMS * blocks)) for _ in range(self._averages)]
+
+
+def _describe(sums: array[float]) -> TensorStatistics:
+    if not all(map(math.isfinite, sums)):
+        return UNDEFINED
+    average, difference, last = (math.fsum(sums[i::_SUMS]) for i in range(_SUMS))
+    norms = math.sqrt(average) * math.sqrt(last)
+    # <a, l> = (|a|^2 + |l|^2 - |a - l|^2) / 2 saves a pass; the rounding can push a cosine just beyond 1.
+    cosine = (average + last - difference) / (2 * norms) if norms > 0 else None
+    return TensorStatistics(
+        norm=math.sqrt(average),
+        drift=math.sqrt(difference / last) if last > 0 else None,
+        cosine=None if cosine is None else max(-1.0, min(1.0, cosine)),
+    )

@@ -1,0 +1,157 @@
+"""The safetensors format: read the header of a file, and build the header of one.
+
+A file is 8 bytes of little-endian header length, a JSON object ``{name: {dtype, shape, data_offsets}}`` with an
+optional ``__metadata__`` of strings, and the data, without holes or overlaps.
+Reference: the format section of the safetensors README; the order of tensors in a written file is its ``Dtype``
+rank, then the name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+from ema_cli.dtypes import BY_NAME, RANK
+from ema_cli.errors import InputRefused
+from ema_cli.formats.structure import LONGEST_NAME_BYTES, MOST_TENSORS, Structure
+from ema_cli.records import FoundStep
+from ema_cli.storage.extents import TensorLayout
+from ema_cli.storage.source import ByteSource
+from ema_cli.text import quoted
+
+LARGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library."""
+_STEP_KEYS = {"step": "step", "global_step": "step", "iteration": "step", "num_updates": "step", "epoch": "epoch"}
+_ALIGNMENT = 8
+
+
+def looks_like_safetensors(head: bytes) -> bool:
+    """Whether the first bytes of a file can be a header length followed by a JSON object."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER  # noqa: PLR2004
+
+
+def read_safetensors(source: ByteSource) -> Structure:
+    """Read the header of a safetensors file.
+
+    Raises:
+        InputRefused: the header is malformed, or the data is not exactly what it declares.
+
+    """
+    if source.size() < 8:  # noqa: PLR2004 - the header length
+        raise InputRefused("is too short to be a safetensors file")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > LARGEST_HEADER:
+        raise InputRefused(f"declares a header of {length:,} bytes; more than {LARGEST_HEADER:,} are refused")
+    if length > source.size() - 8:
+        raise InputRefused(f"is incomplete: the header should have {length:,} bytes, the file has {source.size():,}")
+    raw = source.read(8, length)
+    entries, metadata = _parse(raw)
+    data_start = 8 + length
+    ranges = [_entry(name, entry) for name, entry in entries.items()]
+    _check_ranges([(begin, end) for _, begin, end in ranges], source.size() - data_start)
+    return Structure(
+        format="safetensors",
+        layouts=tuple(layout for layout, _, _ in ranges),
+        offsets=tuple(data_start + begin for _, begin, _ in ranges),
+        digest=hashlib.sha256(raw).digest(),
+        metadata=metadata,
+        steps=_steps(metadata),
+    )
+
+
+def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, list[TensorLayout]]:
+    """Return the bytes in front of the data section, and the tensors in the order in which the data must follow.
+
+    The bytes equal those of ``safetensors.torch.save_file``, except that metadata keys are sorted.
+    """
+    ordered = sorted(layouts, key=lambda layout: (RANK[layout.dtype.name], layout.name))
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for layout in ordered:
+        end = position + layout.nbytes
+        entries[layout.name] = {
+            "dtype": layout.dtype.name,
+            "shape": list(layout.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    body = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % _ALIGNMENT)
+    return len(body).to_bytes(8, "little") + body, ordered
+
+
+def _parse(raw: bytes) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, _HeaderError) else "is not JSON"
+        raise InputRefused(f"has a damaged header: it {reason}") from error
+    if not isinstance(header, dict) or raw[:1] != b"{":
+        raise InputRefused("has a damaged header: it is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputRefused("has a damaged header: its metadata is not text")
+    if len(header) > MOST_TENSORS:
+        raise InputRefused(f"declares {len(header):,} tensors; more than {MOST_TENSORS:,} are refused")
+    return header, metadata
+
+
+class _HeaderError(ValueError):
+    """JSON that is well formed but not allowed here."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object, refusing a key that stands twice: readers disagree which one counts."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise _HeaderError(f"names {quoted(twice)} twice")
+    return made
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _HeaderError(f"contains {name}")
+
+
+def _entry(name: str, entry: object) -> tuple[TensorLayout, int, int]:
+    """Return the layout and the byte range of one header entry."""
+    match entry:
+        case {"dtype": str(dtype_name), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise InputRefused(f"has a damaged entry for tensor {quoted(name)}")
+    dtype = BY_NAME.get(dtype_name)
+    if dtype is None:
+        raise InputRefused(f"tensor {quoted(name)} has the element type {quoted(dtype_name)}, which is not supported")
+    if len(shape) > 64 or not all(type(size) is int and 0 <= size < 1 << 62 for size in shape):  # noqa: PLR2004
+        raise InputRefused(f"tensor {quoted(name)} has a damaged shape")
+    if len(name) > LONGEST_NAME_BYTES:
+        raise InputRefused(f"tensor {quoted(name)} has a name of {len(name):,} characters")
+    if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise InputRefused(f"tensor {quoted(name)} declares {end - begin:,} bytes, which do not fit its shape")
+    return TensorLayout(name=name, dtype=dtype, shape=tuple(shape), strides=None), begin, end
+
+
+def _check_ranges(ranges: list[tuple[int, int]], data_bytes: int) -> None:
+    """The ranges must tile the data section: no hole, no overlap, nothing behind."""
+    position = 0
+    for begin, end in sorted(ranges):
+        if begin != position:
+            raise InputRefused(f"has {'a hole' if begin > position else 'an overlap'} in its data at byte {position:,}")
+        position = end
+    if position > data_bytes:
+        raise InputRefused(f"is incomplete: its tensors need {position:,} bytes, {data_bytes:,} are there")
+    if position < data_bytes:
+        raise InputRefused(f"has {data_bytes - position:,} bytes behind its last tensor")
+
+
+def _steps(metadata: Mapping[str, str]) -> tuple[FoundStep, ...]:
+    return tuple(
+        FoundStep(value=int(metadata[key]), unit=unit, source=f"inside: {key}")
+        for key, unit in _STEP_KEYS.items()
+        if metadata.get(key, "").isdecimal() and len(metadata[key]) < 19  # noqa: PLR2004 - fits 64 bits
+    )

@@ -1,0 +1,28 @@
+"""What a reader returns: the structure of one file, before names are cleaned and layouts shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ema_cli.records import FoundStep
+from ema_cli.storage.extents import TensorLayout
+
+MOST_TENSORS = 2_000_000
+LONGEST_NAME_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """Everything that stands in a file except tensor data."""
+
+    format: str
+    layouts: tuple[TensorLayout, ...]
+    offsets: tuple[int, ...]
+    """Byte offset in the file of the first element of each tensor."""
+    digest: bytes
+    """A hash of the bytes that were parsed."""
+    key: str = ""
+    steps: tuple[FoundStep, ...] = ()
+    metadata: dict[str, str] | None = None
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,136 @@
+"""The format of ``torch.save`` before 1.6: five pickles, then each storage with its length in front.
+
+The pickles are a magic number, the protocol, the system (byte order), the object, and the list of storage keys; a
+storage is an int64 count of elements and its bytes. Reference: ``_legacy_save`` in ``torch/serialization.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from ema_cli.dtypes import BY_TORCH_NAME
+from ema_cli.errors import InputRefused
+from ema_cli.formats.inert_pickle import PickleError, PickleTruncated, loads
+from ema_cli.formats.state_dict import find_state_dict, find_steps
+from ema_cli.formats.structure import Structure
+from ema_cli.formats.torch_objects import StorageRef, reduce, storage_dtype_name, storage_from_persistent_id
+from ema_cli.formats.torch_tensors import place_all, read_steps
+from ema_cli.formats.torch_zip import LARGEST_PICKLE, RESAVE
+from ema_cli.storage.source import ByteSource
+
+MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_FIRST_READ = 1 << 20
+_COUNT_BYTES = 8
+
+
+def looks_like_pickle(head: bytes) -> bool:
+    """Whether a file begins as a pickle of protocol 2 or newer."""
+    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO and its version
+
+
+def read_torch_legacy(source: ByteSource, key: str | None) -> Structure:
+    """Read the structure of a checkpoint in the format before torch 1.6.
+
+    Raises:
+        InputRefused: it is not one, is incomplete, big-endian, or does not fit together.
+
+    """
+    stream = _PickleStream(source)
+    if stream.next() != MAGIC:
+        raise InputRefused("is a bare pickle, not a torch checkpoint", hint="save checkpoints with torch.save")
+    if stream.next() != _PROTOCOL:
+        raise InputRefused("has an unknown version of the torch format before 1.6")
+    system = stream.next()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise InputRefused("holds big-endian data; only little-endian is read", hint=f"convert it: {RESAVE}")
+    root = stream.next()
+    records = _records(source, stream)
+    chosen = find_state_dict(root, key)
+    layouts, offsets = place_all(chosen.tensors, records)
+    steps, step_tensors = find_steps(root)
+    return Structure(
+        format="torch legacy",
+        layouts=layouts,
+        offsets=offsets,
+        digest=hashlib.sha256(stream.consumed).digest(),
+        key=chosen.key,
+        steps=(*steps, *read_steps(source, step_tensors, records)),
+        ignored=chosen.ignored,
+        notes=chosen.notes,
+    )
+
+
+class _PickleStream:
+    """Pickles one behind the other at the start of a file, read with as few bytes as they need."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._data = source.read(0, min(_FIRST_READ, source.size()))
+        self.position = 0
+        self.storages: dict[str, StorageRef] = {}
+
+    @property
+    def consumed(self) -> bytes:
+        """The bytes that were parsed."""
+        return self._data[: self.position]
+
+    def next(self) -> object:
+        """Return the value of the next pickle."""
+        while True:
+            try:
+                value, self.position = loads(
+                    self._data, self.position, reduce=reduce, persistent_load=self._persistent_load
+                )
+            except PickleTruncated as error:
+                self._read_more(error)
+            except PickleError as error:
+                raise InputRefused(f"has a damaged pickle: {error}") from error
+            else:
+                return value
+
+    def _read_more(self, truncated: PickleTruncated) -> None:
+        have, size = len(self._data), self._source.size()
+        if have == size:
+            raise InputRefused("is incomplete: its pickle ends in the middle") from truncated
+        if have >= LARGEST_PICKLE:
+            raise InputRefused(f"has a pickle of more than {LARGEST_PICKLE:,} bytes") from truncated
+        self._data += self._source.read(have, min(4 * have, size) - have)
+
+    def _persistent_load(self, pid: object) -> object:
+        found = storage_from_persistent_id(pid)
+        if isinstance(found, StorageRef):
+            self.storages[found.key] = found
+        return found
+
+
+def _records(source: ByteSource, stream: _PickleStream) -> Callable[[str], tuple[int, int]]:
+    """Find every storage by walking their lengths; the last one must end where the file ends."""
+    keys = stream.next()
+    if not isinstance(keys, list):
+        raise InputRefused("has a damaged list of storages")
+    position = stream.position
+    found: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        storage = stream.storages.get(key) if isinstance(key, str) else None
+        dtype = BY_TORCH_NAME.get(storage_dtype_name(storage.kind)) if storage else None
+        if storage is None or dtype is None:
+            raise InputRefused("has a damaged list of storages")
+        if position + _COUNT_BYTES > source.size():
+            raise InputRefused("is incomplete: storages are missing at its end")
+        count = int.from_bytes(source.read(position, _COUNT_BYTES), "little", signed=True)
+        position += _COUNT_BYTES
+        if count < 0 or position + count * dtype.itemsize > source.size():
+            raise InputRefused("is incomplete: storages are missing at its end")
+        found[storage.key] = position, count * dtype.itemsize
+        position += count * dtype.itemsize
+    if position != source.size():
+        raise InputRefused(f"has {source.size() - position:,} bytes behind its last storage")
+
+    def record(key: str) -> tuple[int, int]:
+        if key not in found:
+            raise InputRefused("refers to a storage that it does not hold")
+        return found[key]
+
+    return record

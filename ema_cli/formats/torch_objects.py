@@ -1,0 +1,221 @@
+"""What ``torch.save`` writes into its pickle, as plain records: storages, tensors, and tensors we cannot read.
+
+Each rebuild function of torch is matched by name and answered with a record of its arguments; nothing is rebuilt.
+Source of the argument lists: ``torch/_utils.py`` and ``torch/_tensor.py``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ema_cli.dtypes import BY_TORCH_NAME, DType
+from ema_cli.errors import InputRefused
+from ema_cli.formats.inert_pickle import Global, Inert, PickleError
+from ema_cli.storage.extents import TensorLayout, normal_strides, span
+
+_STORAGE_DTYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "UntypedStorage": "uint8",
+}
+_EXPANDED_BYTES = 1 << 26
+"""An expanded tensor (stride 0) may be larger than its storage up to this many bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageRef:
+    """A block of bytes that the file holds under ``key``."""
+
+    key: str
+    kind: str
+    """The torch class, such as ``FloatStorage``."""
+    elements: int
+    """Declared number of elements of ``kind``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRef:
+    """A strided view of a storage, as declared; ``place`` checks it against the bytes that are there."""
+
+    storage: StorageRef
+    dtype_name: str
+    """The torch name."""
+    offset: int
+    """Elements from the start of the storage."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    flags: str = ""
+    """Lazy operations that torch would apply on access (``conj``, ``neg``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsupportedTensor:
+    """A tensor that has no plain strided data: sparse, quantized, meta, a shard."""
+
+    kind: str
+
+
+def storage_dtype_name(kind: str) -> str:
+    """Return the torch name of the element type of a storage class, or the class's own if it is not one we know."""
+    return _STORAGE_DTYPES.get(kind, kind)
+
+
+def storage_from_persistent_id(pid: object) -> object:
+    """Return the ``StorageRef`` of torch's persistent id ``('storage', class, key, location, elements, ...)``."""
+    match pid:
+        case ("module", thing, *_):
+            return thing
+        case ("storage", Global(name=kind), str(key), _, int(elements), *_):
+            return StorageRef(key=key, kind=kind, elements=elements)
+        case ("storage", Inert(kind=Global(name=kind)), str(key), _, int(elements), *_):
+            return StorageRef(key=key, kind=kind, elements=elements)
+    raise PickleError("it refers to something that is not a torch storage")
+
+
+def reduce(kind: Global, args: tuple[object, ...]) -> object:
+    """Answer a call in the pickle with a record; see ``inert_pickle.Reduce``."""
+    rebuild = _REBUILD.get(kind.name)
+    if rebuild is not None and kind.module.partition(".")[0] in ("torch", "collections"):
+        return rebuild(*args)
+    return Inert(kind, args)
+
+
+def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
+    """``_rebuild_tensor`` and ``_rebuild_tensor_v2(..., requires_grad, hooks, metadata)``."""
+    if not isinstance(storage, StorageRef):
+        return storage if isinstance(storage, UnsupportedTensor) else UnsupportedTensor(kind="wrapped")
+    return _view(storage, storage_dtype_name(storage.kind), offset, shape, strides, rest[2] if len(rest) > 2 else None)  # noqa: PLR2004
+
+
+def _tensor_v3(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _requires_grad: object,
+    _hooks: object,
+    dtype: object,
+    metadata: object = None,
+) -> object:
+    """``_rebuild_tensor_v3``: the element type is an argument, the storage counts bytes."""
+    if not isinstance(storage, StorageRef) or not isinstance(dtype, Global):
+        return UnsupportedTensor(kind="wrapped")
+    return _view(storage, dtype.name, offset, shape, strides, metadata)
+
+
+def _view(
+    storage: StorageRef, dtype_name: str, offset: object, shape: object, strides: object, metadata: object
+) -> TensorRef:
+    if not (isinstance(offset, int) and isinstance(shape, tuple) and isinstance(strides, tuple)):
+        raise PickleError("a tensor with a damaged shape")
+    flags = [str(flag) for flag, on in metadata.items() if on] if isinstance(metadata, dict) else []
+    return TensorRef(
+        storage=storage,
+        dtype_name=dtype_name,
+        offset=offset,
+        shape=shape,
+        strides=strides,
+        flags=", ".join(flags),
+    )
+
+
+def _first_argument(first: object, *_: object) -> object:
+    """A parameter is its tensor."""
+    return first
+
+
+def _from_type(function: object, _type: object, args: object, *_: object) -> object:
+    """``_rebuild_from_type_v2(function, type, args, state)``: a subclass, or a tensor with attributes."""
+    if isinstance(function, Global) and isinstance(args, tuple):
+        return reduce(function, args)
+    return UnsupportedTensor(kind="subclass")
+
+
+def _unsupported(kind: str) -> Callable[..., object]:
+    return lambda *_: UnsupportedTensor(kind=kind)
+
+
+def _mapping(*args: object) -> object:
+    """An ordered dictionary: its items follow in the pickle, or come as one list of pairs (protocol 0 and 1)."""
+    made: dict[object, object] = {}
+    if args and isinstance(args[0], list):
+        for pair in args[0]:
+            if isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str):  # noqa: PLR2004
+                made[pair[0]] = pair[1]
+    return made
+
+
+def _size(*args: object) -> object:
+    """``torch.Size`` is a tuple."""
+    return tuple(args[0]) if args and isinstance(args[0], list | tuple) else ()
+
+
+_REBUILD: dict[str, Callable[..., object]] = {
+    OrderedDict.__name__: _mapping,
+    "Size": _size,
+    "_rebuild_tensor": _tensor,
+    "_rebuild_tensor_v2": _tensor,
+    "_rebuild_tensor_v3": _tensor_v3,
+    "_rebuild_parameter": _first_argument,
+    "_rebuild_parameter_with_state": _first_argument,
+    "_rebuild_from_type_v2": _from_type,
+    "_rebuild_sparse_tensor": _unsupported("sparse"),
+    "_rebuild_sparse_csr_tensor": _unsupported("sparse"),
+    "_rebuild_nested_tensor": _unsupported("nested"),
+    "_rebuild_qtensor": _unsupported("quantized"),
+    "_rebuild_meta_tensor_no_storage": _unsupported("meta"),
+    "_rebuild_device_tensor_from_numpy": _unsupported("device"),
+    "_rebuild_device_tensor_from_cpu_tensor": _unsupported("device"),
+    "_rebuild_wrapper_subclass": _unsupported("distributed or wrapped"),
+}
+
+
+def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout, int]:
+    """Return the layout of ``tensor`` and its byte offset inside its storage's record of ``record_bytes`` bytes.
+
+    Every number is checked in Python integers against the bytes that are there.
+
+    Raises:
+        InputRefused: the declaration does not fit the record, or the element type is not one we read.
+
+    """
+    dtype = BY_TORCH_NAME.get(tensor.dtype_name)
+    if dtype is None:
+        raise InputRefused(f"element type {tensor.dtype_name} cannot be written to safetensors")
+    if tensor.flags:
+        raise InputRefused(f"lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
+    _check_numbers(tensor)
+    reach = tensor.offset + span(tensor.shape, tensor.strides)
+    if reach * dtype.itemsize > min(record_bytes, _declared_bytes(tensor.storage, dtype)):
+        raise InputRefused(f"reaches beyond its storage of {record_bytes:,} bytes")
+    layout = TensorLayout(
+        name=name, dtype=dtype, shape=tensor.shape, strides=normal_strides(tensor.shape, tensor.strides)
+    )
+    if layout.nbytes > max(record_bytes, _EXPANDED_BYTES):
+        raise InputRefused(f"is expanded to {layout.nbytes:,} bytes from {record_bytes:,}")
+    return layout, tensor.offset * dtype.itemsize
+
+
+def _check_numbers(tensor: TensorRef) -> None:
+    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
+    if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > 64:  # noqa: PLR2004 - numpy's limit
+        raise InputRefused("has a damaged shape")
+    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+        raise InputRefused("has a damaged shape")
+
+
+def _declared_bytes(storage: StorageRef, dtype: DType) -> int:
+    """Return the storage's size as the pickle declares it; untyped storages count bytes."""
+    named = BY_TORCH_NAME.get(storage_dtype_name(storage.kind))
+    return storage.elements * (1 if storage.kind == "UntypedStorage" else (named or dtype).itemsize)

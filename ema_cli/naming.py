@@ -1,0 +1,84 @@
+"""What file names say: natural order, the training step in a series of names, the names of outputs. Pure text.
+
+A number in one name proves little (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either a
+word in front of the number says that it is a step, or it is the one number that differs while all else is equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_DIGITS = re.compile(r"(\d+)")
+_STEP_WORD = re.compile(r"(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
+_EPOCH_WORD = re.compile(r"(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
+_SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedStep:
+    """A step read from a name."""
+
+    value: int
+    unit: str
+    """``step`` or ``epoch``."""
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key under which ``ckpt_2`` comes before ``ckpt_10``."""
+    parts = _DIGITS.split(name)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
+
+
+def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
+    """Return the step that each name of a series carries, ``None`` where it carries none.
+
+    Args:
+        names: the names as they tell the files apart: a file name, or ``checkpoint-500/model.bin``.
+
+    """
+    stems = [_SUFFIXES.sub("", name) for name in names]
+    spelled = [_spelled(stem) for stem in stems]
+    if all(spelled) or len(stems) < 2:  # noqa: PLR2004 - a series has two names
+        return spelled
+    bare = _varying_number(stems)
+    return bare if bare is not None else spelled
+
+
+def _spelled(stem: str) -> NamedStep | None:
+    """Return the step whose word stands in front of the number; steps before epochs."""
+    for unit, pattern in (("step", _STEP_WORD), ("epoch", _EPOCH_WORD)):
+        found = pattern.findall(stem)
+        if found:
+            return NamedStep(value=int(found[-1]), unit=unit)
+    return None
+
+
+def _varying_number(stems: Sequence[str]) -> list[NamedStep | None] | None:
+    """Return the last number that differs, when the names are equal apart from their numbers."""
+    split = [_DIGITS.split(stem) for stem in stems]
+    skeletons = {tuple(parts[::2]) for parts in split}
+    if len(skeletons) != 1:
+        return None
+    columns = list(zip(*(parts[1::2] for parts in split), strict=True))
+    differing = [column for column in columns if len({int(number) for number in column}) > 1]
+    if not differing:
+        return None
+    unit = "epoch" if _EPOCH_WORD.search(stems[0]) and len(columns) == 1 else "step"
+    return [NamedStep(value=int(number), unit=unit) for number in differing[-1]]
+
+
+OUTPUT_FIELDS = ("{decay}", "{half_life}")
+"""What may stand in the name of an output."""
+
+
+def fill_output_name(template: str, *, decay: float | None, half_life: float | None) -> str:
+    """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``."""
+    filled = template if decay is None else template.replace("{decay}", f"{decay:.12g}")
+    return filled if half_life is None else filled.replace("{half_life}", f"{half_life:.12g}")
+
+
+def report_name(output: str) -> str:
+    """Return the name of the report beside an output: ``ema.safetensors`` -> ``ema.report.json``."""
+    return f"{output.removesuffix('.safetensors')}.report.json"

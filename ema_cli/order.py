@@ -1,0 +1,160 @@
+"""Put the checkpoints of a run in order, oldest first, and say why. An EMA in the wrong order is another model.
+
+Input -> output: opened checkpoints -> ``Series``. The steps of a series come from one source: ``--steps``, inside
+every file, every name, or not at all; sources are never mixed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ema_cli.discover import Found
+from ema_cli.errors import InputRefused, NothingMatched, UsageError
+from ema_cli.naming import natural_key, steps_from_names
+from ema_cli.options import Options
+from ema_cli.records import Checkpoint, FoundStep, Notice, OrderedCheckpoint, Series
+from ema_cli.text import plural, quoted, shortlist
+
+_BY_HAND = "give the order with --order name or --order given, or the steps with --steps"
+
+
+def order_series(found: Found, options: Options) -> Series:
+    """Order and select the checkpoints as ``options`` say.
+
+    Raises:
+        UsageError: the options do not fit the checkpoints.
+        InputRefused: two checkpoints have one step, or they are numbered in different units.
+        NothingMatched: the selection left none.
+
+    """
+    steps = _steps_of(found.checkpoints, options)
+    members = [
+        OrderedCheckpoint(checkpoint=checkpoint, step=step)
+        for checkpoint, step in zip(found.checkpoints, steps, strict=True)
+    ]
+    ordered, reason = _sorted(members, options)
+    return Series(
+        members=tuple(_select(ordered, options)),
+        reason=reason,
+        left_out=found.left_out,
+        notices=(*found.notices, *_notices(ordered)),
+    )
+
+
+def _steps_of(checkpoints: Sequence[Checkpoint], options: Options) -> Sequence[FoundStep | None]:
+    """Return the step of each checkpoint, all from one source, or ``None`` for all."""
+    if options.steps is not None:
+        if len(options.steps) != len(checkpoints):
+            counts = f"{plural(len(options.steps), 'step')} for {plural(len(checkpoints), 'checkpoint')}"
+            raise UsageError(f"--steps gives {counts}", hint="give one step per checkpoint, in the order of the arguments")
+        return [FoundStep(value=value, unit="step", source="--steps") for value in options.steps]
+    named = _named_steps(checkpoints)
+    sources = (
+        [_inside(checkpoint, "step") for checkpoint in checkpoints],
+        [step if step and step.unit == "step" else None for step in named],
+        [_inside(checkpoint, "epoch") for checkpoint in checkpoints],
+        [step if step and step.unit == "epoch" else None for step in named],
+    )
+    for source in sources:
+        if all(source) and not _says_nothing(source):
+            return source
+    _refuse_mixed_units(checkpoints, named, options)
+    return [None] * len(checkpoints)
+
+
+def _inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
+    return next((step for step in checkpoint.steps if step.unit == unit), None)
+
+
+def _named_steps(checkpoints: Sequence[Checkpoint]) -> list[FoundStep | None]:
+    """Read steps from the names, told apart from their common folder on (``checkpoint-500/model.pt``)."""
+    paths = [os.path.abspath(checkpoint.path) for checkpoint in checkpoints]  # noqa: PTH100 - links stay
+    common = os.path.commonpath([str(Path(path).parent) for path in paths])
+    names = [os.path.relpath(path, common) for path in paths]
+    return [
+        FoundStep(value=step.value, unit=step.unit, source="name") if step else None
+        for step in steps_from_names(names)
+    ]
+
+
+def _says_nothing(steps: Sequence[FoundStep | None]) -> bool:
+    """Whether all checkpoints claim one and the same step: then it is not a step of the run."""
+    return len(steps) > 1 and len({step.value for step in steps if step}) == 1
+
+
+def _refuse_mixed_units(checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options) -> None:
+    if options.order not in ("auto", "step"):
+        return
+    best = [next(iter(c.steps), None) or name for c, name in zip(checkpoints, named, strict=True)]
+    by_unit: dict[str, list[str]] = defaultdict(list)
+    for checkpoint, step in zip(checkpoints, best, strict=True):
+        if step:
+            by_unit[step.unit].append(f"{quoted(checkpoint.path.name)} has {step.unit} {step.value:,}")
+    if len(by_unit) > 1:
+        examples = shortlist(places[0] for places in by_unit.values())
+        raise InputRefused(f"the checkpoints are numbered in different units: {examples}", hint=_BY_HAND)
+
+
+def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[OrderedCheckpoint], str]:
+    stepped = [member.step for member in members if member.step]
+    order = options.order
+    if order == "step" and not stepped:
+        raise UsageError("--order step, but not every checkpoint has a step, inside or in its name", hint=_BY_HAND)
+    if order == "given":
+        return members, "as given"
+    if order == "mtime":
+        return sorted(members, key=lambda m: m.checkpoint.index.source.version), "by modification time"
+    if order == "name" or not stepped:
+        return sorted(members, key=lambda m: natural_key(str(m.checkpoint.path))), "by name, in natural order"
+    _refuse_equal_steps(members)
+    unit = stepped[0].unit
+    return sorted(members, key=lambda m: m.step.value if m.step else 0), f"by {unit} ({stepped[0].source})"
+
+
+def _refuse_equal_steps(members: Sequence[OrderedCheckpoint]) -> None:
+    """Two files of one step are two copies, or two runs: folding both would count it twice."""
+    by_step: dict[int, list[str]] = defaultdict(list)
+    for member in members:
+        if member.step:
+            by_step[member.step.value].append(quoted(str(member.checkpoint.path)))
+    twice = [f"{step:,}: {', '.join(paths)}" for step, paths in sorted(by_step.items()) if len(paths) > 1]
+    if twice:
+        raise InputRefused(
+            f"several checkpoints have one {members[0].step.unit if members[0].step else 'step'}: {shortlist(twice)}",
+            hint=f"leave one of each out; or, if they are different, {_BY_HAND}",
+        )
+
+
+def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[OrderedCheckpoint]:
+    if options.from_step is not None or options.to_step is not None:
+        if not all(member.step for member in members):
+            raise UsageError("--from and --to need the step of every checkpoint", hint="give them with --steps")
+        first = options.from_step if options.from_step is not None else 0
+        last = options.to_step if options.to_step is not None else float("inf")
+        members = [member for member in members if member.step and first <= member.step.value <= last]
+    members = members[::-1][:: options.every][::-1]
+    members = members[-options.last :] if options.last else members
+    if not members:
+        raise NothingMatched("the selection leaves no checkpoint", hint="widen --from and --to")
+    return members
+
+
+def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:
+    """Warn when the order contradicts the steps, or rests on names although some files know better."""
+    notices = [
+        Notice(code="weights-chosen", message=f"{quoted(member.checkpoint.path.name)}: {note}")
+        for member in members[-1:]
+        for note in member.checkpoint.notes
+    ]
+    steps = [member.step.value for member in members if member.step]
+    if steps != sorted(steps):
+        notices.append(Notice(code="order-against-steps", message="the checkpoints are not folded in the order of their steps"))
+    if not steps and any(member.checkpoint.steps for member in members):
+        without = shortlist(quoted(m.checkpoint.path.name) for m in members if not m.checkpoint.steps)
+        if without:
+            message = f"the order is that of the names: there is no step in {without}"
+            notices.append(Notice(code="steps-incomplete", message=message, hint="give them with --steps"))
+    return notices

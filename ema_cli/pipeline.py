@@ -1,0 +1,175 @@
+"""The sentence of the program: find, order, weigh, plan, fold, write, report."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from ema_cli.discover import close_all, discover
+from ema_cli.errors import StrictWarnings, UsageError
+from ema_cli.events import Listener, Planned, Progress, Warned, ignore
+from ema_cli.options import Options
+from ema_cli.order import order_series
+from ema_cli.planning import make_plan
+from ema_cli.records import Notice, Plan
+from ema_cli.report.model import Report
+from ema_cli.storage.source import ByteSource
+from ema_cli.text import plural, quoted
+
+_HASH_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    report: Report
+    up_to_date: bool
+    """The outputs were there already, and nothing was written."""
+
+
+@contextmanager
+def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
+    """Make the plan; the checkpoints stay open inside the context.
+
+    Raises:
+        EmaAvgError: the inputs cannot be averaged as ``options`` say; see ``ema_cli.errors``.
+
+    """
+    found = discover(options, listener)
+    try:
+        plan = make_plan(order_series(found, options), options)
+        listener(Planned(plan=plan))
+        for notice in plan.notices:
+            listener(Warned(notice=notice))
+        yield plan
+    finally:
+        close_all(found.checkpoints)
+
+
+def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:
+    """Average the checkpoints that ``options`` name, write the outputs and their reports.
+
+    Raises:
+        EmaAvgError: see ``ema_cli.errors``; then no output was changed.
+
+    """
+    from ema_cli.uptodate import find_up_to_date  # noqa: PLC0415
+    from ema_cli.write import output_lock  # noqa: PLC0415 - planning alone needs none of this
+
+    if options.output is None:
+        raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
+    started = time.monotonic()
+    with planned(options, listener) as plan, ExitStack() as locks:
+        for output in plan.outputs:
+            locks.enter_context(output_lock(output.path))
+        earlier = find_up_to_date(plan, options)
+        if earlier is not None:
+            _write_reports(earlier, options)
+            return Outcome(report=earlier, up_to_date=True)
+        report = _fold_and_publish(plan, options, listener, argv, started)
+    return Outcome(report=report, up_to_date=False)
+
+
+def _fold_and_publish(
+    plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float
+) -> Report:
+    from ema_cli.fold.devices import lane_maker, resolve_device  # noqa: PLC0415
+    from ema_cli.fold.engine import fold  # noqa: PLC0415 - numpy
+    from ema_cli.report.build import Measured, build_report  # noqa: PLC0415
+    from ema_cli.write import OutputFile  # noqa: PLC0415
+
+    _fail_if_strict(plan.notices, options)
+    device = resolve_device(options.device)
+    make_lane = lane_maker(device, plan)
+    with ExitStack() as unpublished:
+        files = []
+        for output in plan.outputs:
+            files.append(OutputFile(output.path, output.header, plan.data_bytes))
+            unpublished.callback(files[-1].discard)
+        digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
+        fold_started = time.monotonic()
+        statistics = fold(
+            plan,
+            files,
+            make_lane,
+            allow_nonfinite=options.allow_nonfinite,
+            on_bytes=_progress(listener, "folding", plan.read_bytes),
+        )
+        fold_seconds = time.monotonic() - fold_started
+        for file in files:
+            file.finish()
+        notices = [*plan.notices, *_check_inputs(plan, listener)]
+        _fail_if_strict(notices, options)
+        for file in files:
+            file.publish()
+    measured = Measured(
+        statistics=statistics,
+        output_sha256=[file.sha256 for file in files],
+        input_sha256=digests,
+        bytes_read=plan.read_bytes,
+        seconds=time.monotonic() - started,
+        fold_seconds=fold_seconds,
+        device=device,
+    )
+    report = build_report(plan, options, measured, notices, argv)
+    _write_reports(report, options, beside=plan)
+    return report
+
+
+def _write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
+    """Write the report of each output beside it, and the whole report wherever it was asked for."""
+    from ema_cli.report.serialize import to_json  # noqa: PLC0415
+    from ema_cli.uptodate import report_path  # noqa: PLC0415
+    from ema_cli.write import write_atomically  # noqa: PLC0415
+
+    if beside is not None:
+        for output, average in zip(beside.outputs, report.averages, strict=True):
+            write_atomically(report_path(output), to_json(replace(report, averages=(average,))).encode())
+    for path in options.reports:
+        write_atomically(path, to_json(report).encode())
+
+
+def _fail_if_strict(notices: Sequence[Notice], options: Options) -> None:
+    if options.strict and notices:
+        codes = ", ".join(notice.code for notice in notices)
+        raise StrictWarnings(f"{plural(len(notices), 'warning')} under --strict: {codes}", hint="nothing was written")
+
+
+def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
+    """Raise if an input changed while it was read; warn if only its name now means another file."""
+    notices = []
+    for checkpoint in plan.checkpoints:
+        if checkpoint.index.source.raise_if_changed():
+            message = f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was averaged"
+            notices.append(Notice(code="input-replaced", message=message))
+            listener(Warned(notice=notices[-1]))
+    return notices
+
+
+def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:
+    return lambda done: listener(Progress(activity=activity, done_bytes=done, total_bytes=total))
+
+
+def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:
+    """Return the SHA-256 of every input file."""
+    sources = [checkpoint.index.source for checkpoint in plan.checkpoints]
+    report = _progress(listener, "hashing", sum(source.size() for source in sources))
+    digests: list[str | None] = []
+    done = 0
+    for source in sources:
+        digest = hashlib.sha256()
+        for chunk in _chunks(source):
+            digest.update(chunk)
+            done += len(chunk)
+            report(done)
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _chunks(source: ByteSource) -> Iterable[bytes]:
+    for offset in range(0, source.size(), _HASH_BYTES):
+        yield source.read(offset, min(_HASH_BYTES, source.size() - offset))

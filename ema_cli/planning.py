@@ -1,0 +1,351 @@
+"""From an ordered series to the plan: what is read, written and copied, and every reason why it cannot be.
+
+Input -> output: ``Series`` and ``Options`` -> ``Plan``. Tensors are matched by name, never by position. No tensor
+data is read; all incompatibilities of all checkpoints are told at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ema_cli import __version__
+from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
+from ema_cli.errors import InputRefused, UsageError
+from ema_cli.formats.safetensors import build_header
+from ema_cli.naming import fill_output_name
+from ema_cli.options import OUR_METADATA, Options
+from ema_cli.records import (
+    Action,
+    Buffers,
+    Checkpoint,
+    Method,
+    Notice,
+    Plan,
+    PlannedOutput,
+    PlannedTensor,
+    Series,
+    Weighting,
+)
+from ema_cli.storage.extents import TensorLayout
+from ema_cli.text import human_bytes, plural, quoted, shortlist
+from ema_cli.weights.choices import describe_choices
+from ema_cli.weights.diagnostics import warn_about
+from ema_cli.weights.schedules import decay_from_half_life, solve
+
+_BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
+_BLOCK_ELEMENTS = 1 << 16
+_CUDA_BLOCK_ELEMENTS = 1 << 22
+_SMALLEST_BLOCK = 1 << 10
+_MOST_THREADS = 4
+_MOST_DIFFERENCES = 12
+
+
+def make_plan(series: Series, options: Options) -> Plan:
+    """Return the plan for averaging ``series``.
+
+    Raises:
+        UsageError: no decay was given, or the options leave nothing to do.
+        InputRefused: the checkpoints are not checkpoints of one model.
+
+    """
+    checkpoints = [member.checkpoint for member in series.members]
+    weightings = [
+        Weighting(method=method, weights=solve(method, len(checkpoints)))
+        for method in _methods(options, len(checkpoints))
+    ]
+    layouts = list({id(c.index.layouts): c.index.layouts for c in checkpoints}.values())
+    numbers = {id(layout): number for number, layout in enumerate(layouts)}
+    chosen = [_choose(layout, options) for layout in layouts]
+    layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
+    _refuse_differences(checkpoints, layout_numbers, chosen)
+    tensors = _plan_tensors(checkpoints, layout_numbers, chosen, options)
+    used = _used(weightings)
+    outputs = [_plan_output(weighting, series, tensors, options) for weighting in weightings]
+    _refuse_equal_paths(outputs, checkpoints)
+    return Plan(
+        series=series,
+        outputs=tuple(outputs),
+        tensors=tensors,
+        layout_numbers=layout_numbers,
+        used=used,
+        data_bytes=sum(tensor.nbytes for tensor in tensors),
+        read_bytes=_read_bytes(tensors, checkpoints, layout_numbers, used),
+        buffers=_buffers(tensors, len(weightings), options),
+        notices=(*series.notices, *_notices(weightings, tensors, checkpoints, chosen, options)),
+    )
+
+
+Chosen = dict[str, tuple[int, TensorLayout]]
+"""Tensors by name, with their position in the layout of a checkpoint."""
+
+
+def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
+    """Return the checkpoints with a share in any average, and the last; one without takes no part and is not read."""
+    shares = list(zip(*(weighting.weights for weighting in weightings), strict=True))
+    return tuple(i for i, of_one in enumerate(shares) if any(of_one) or i == len(shares) - 1)
+
+
+def _methods(options: Options, checkpoints: int) -> list[Method]:
+    if options.method == "uniform":
+        return [Method(name="uniform")]
+    if options.half_lives:
+        return [
+            Method(name="ema", decay=decay_from_half_life(half_life), half_life=half_life, init=options.init)
+            for half_life in options.half_lives
+        ]
+    if not options.decays:
+        message, hint = describe_choices(checkpoints)
+        raise UsageError(message, hint=hint)
+    return [Method(name="ema", decay=decay, init=options.init) for decay in options.decays]
+
+
+def _choose(layouts: Sequence[TensorLayout], options: Options) -> Chosen:
+    include = [re.compile(pattern) for pattern in options.include]
+    exclude = [re.compile(pattern) for pattern in options.exclude]
+
+    def wanted(name: str) -> bool:
+        if include and not any(pattern.search(name) for pattern in include):
+            return False
+        return not any(pattern.search(name) for pattern in exclude)
+
+    chosen = {layout.name: (position, layout) for position, layout in enumerate(layouts) if wanted(layout.name)}
+    if not chosen:
+        why = "--include and --exclude leave no tensor" if layouts else "the checkpoints hold no tensors"
+        raise UsageError(why) if layouts else InputRefused(why)
+    return chosen
+
+
+def _refuse_differences(
+    checkpoints: Sequence[Checkpoint], layout_numbers: Sequence[int], chosen: Sequence[Chosen]
+) -> None:
+    """Compare every layout with that of the last checkpoint and raise once for all differences."""
+    last_name = quoted(checkpoints[-1].path.name)
+    reference = chosen[layout_numbers[-1]]
+    differences: list[str] = []
+    for number, tensors in enumerate(chosen):
+        if tensors is not reference:
+            name = quoted(checkpoints[layout_numbers.index(number)].path.name)
+            differences.extend(_differences(tensors, reference, name, last_name))
+    if not differences:
+        return
+    lines = [f"  {line}" for line in differences[:_MOST_DIFFERENCES]]
+    if len(differences) > _MOST_DIFFERENCES:
+        lines.append(f"  and {len(differences) - _MOST_DIFFERENCES:,} more")
+    raise InputRefused(
+        "\n".join(["these are not checkpoints of one model:", *lines]),
+        hint="leave the odd checkpoints out, or the odd tensors with --exclude",
+    )
+
+
+def _differences(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:
+    for one, other, here, there in ((reference, tensors, last_name, name), (tensors, reference, name, last_name)):
+        missing = [quoted(tensor) for tensor in one if tensor not in other]
+        if missing:
+            yield f"{plural(len(missing), 'tensor')} of {here} not in {there}: {shortlist(missing, most=3)}"
+    for tensor, (_, layout) in tensors.items():
+        if tensor not in reference:
+            continue
+        expected = reference[tensor][1]
+        if layout.shape != expected.shape:
+            yield f"{quoted(tensor)}: shape {layout.shape} in {name}, {expected.shape} in {last_name}"
+        elif layout.dtype is not expected.dtype and Kind.FLOAT not in (layout.dtype.kind, expected.dtype.kind):
+            yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"
+        elif layout.dtype.kind is not expected.dtype.kind:
+            yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"
+
+
+def _plan_tensors(
+    checkpoints: Sequence[Checkpoint], layout_numbers: Sequence[int], chosen: Sequence[Chosen], options: Options
+) -> tuple[PlannedTensor, ...]:
+    last = len(checkpoints) - 1
+    reference = chosen[layout_numbers[last]]
+    codes = [quoted(name) for name, (_, layout) in reference.items() if layout.dtype.kind is Kind.CODE]
+    if codes:
+        raise InputRefused(
+            f"scales of a quantized model cannot be averaged: {shortlist(codes)}",
+            hint="average the training checkpoints, then quantize; or leave these out with --exclude",
+        )
+    actions = {name: _action(name, layout, options) for name, (_, layout) in reference.items()}
+    layouts = [
+        TensorLayout(name=name, dtype=_output_dtype(layout.dtype, actions[name], options), shape=layout.shape, strides=None)
+        for name, (_, layout) in reference.items()
+    ]
+    planned = []
+    offset = 0
+    for layout in build_header(layouts, {})[1]:
+        name = layout.name
+        tied_to = checkpoints[last].ties.get(name)
+        planned.append(
+            PlannedTensor(
+                name=name,
+                shape=layout.shape,
+                elements=layout.elements,
+                dtype=layout.dtype,
+                action=actions[name],
+                positions=tuple(tensors[name][0] for tensors in chosen),
+                copied_from=0 if _BATCH_NORM.search(name) and options.buffers == "first" else last,
+                offset=offset,
+                tied_to=tied_to if tied_to in reference else None,
+            )
+        )
+        offset += layout.nbytes
+    return tuple(planned)
+
+
+def _action(name: str, layout: TensorLayout, options: Options) -> Action:
+    kept = options.buffers != "average" and _BATCH_NORM.search(name)
+    return Action.AVERAGED if layout.dtype.averaged and not kept else Action.COPIED
+
+
+def _output_dtype(dtype: DType, action: Action, options: Options) -> DType:
+    """The type asked for, where there is something to round: copied and complex tensors keep their own."""
+    if options.dtype == "same" or action is Action.COPIED or dtype.kind is Kind.COMPLEX:
+        return dtype
+    return BY_TORCH_NAME[options.dtype]
+
+
+def _plan_output(
+    weighting: Weighting, series: Series, tensors: Sequence[PlannedTensor], options: Options
+) -> PlannedOutput:
+    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
+    header, _ = build_header(layouts, _metadata(weighting.method, series, options))
+    template = str(options.output) if options.output is not None else "ema.safetensors"
+    method = weighting.method
+    path = Path(fill_output_name(template, decay=method.decay, half_life=method.half_life))
+    return PlannedOutput(weighting=weighting, path=path, header=header)
+
+
+def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
+    ours: dict[str, object | None] = {
+        "version": __version__,
+        "method": method.name,
+        "decay": None if method.decay is None else repr(method.decay),
+        "init": method.init,
+        "per": "checkpoint" if method.decay is not None else None,
+        "checkpoints": len(series.members),
+        "first_step": series.members[0].step.value if series.members[0].step else None,
+        "last_step": series.members[-1].step.value if series.members[-1].step else None,
+        "options_fingerprint": _options_fingerprint(method, options),
+    }
+    written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
+    return {**options.metadata, **written, "format": "pt"}
+
+
+def _options_fingerprint(method: Method, options: Options) -> str:
+    """Hash every option that decides the bytes of an output, beside the inputs."""
+    deciding = {
+        **asdict(method),
+        "key": options.key,
+        "include": options.include,
+        "exclude": options.exclude,
+        "strip_prefix": options.strip_prefix,
+        "buffers": options.buffers,
+        "dtype": options.dtype,
+        "allow_nonfinite": options.allow_nonfinite,
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _refuse_equal_paths(outputs: Sequence[PlannedOutput], checkpoints: Sequence[Checkpoint]) -> None:
+    paths = [output.path for output in outputs]
+    if len(set(paths)) != len(paths):
+        raise UsageError("several averages would be written to one file", hint="put {decay} into the name of the output")
+    inputs = {checkpoint.index.source.identity: checkpoint.path for checkpoint in checkpoints}
+    for path in paths:
+        status = path.stat() if path.exists() else None
+        if status is not None and (status.st_dev, status.st_ino) in inputs:
+            raise UsageError(f"the output {quoted(str(path))} is one of the inputs", hint="choose another name with -o")
+
+
+def _read_bytes(
+    tensors: Sequence[PlannedTensor],
+    checkpoints: Sequence[Checkpoint],
+    layout_numbers: Sequence[int],
+    used: Sequence[int],
+) -> int:
+    total = 0
+    for tensor in tensors:
+        readers = used if tensor.action is Action.AVERAGED else [tensor.copied_from]
+        for i in readers:
+            layout = checkpoints[i].index.layouts[tensor.positions[layout_numbers[i]]]
+            total += layout.nbytes
+    return total
+
+
+def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
+    """Size the blocks: raw bytes, upcast, last checkpoint and scratch, one accumulator and its output per average."""
+    per_element = 8 * (4 + 2 * averages)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = options.threads or min(cores, _MOST_THREADS)
+    block = _BLOCK_ELEMENTS if options.device == "cpu" else _CUDA_BLOCK_ELEMENTS
+    largest = max(tensor.elements for tensor in tensors)
+    block = max(2, min(block, largest))  # a complex number takes two places
+    if options.max_memory is not None:
+        while threads > 1 and threads * _SMALLEST_BLOCK * per_element > options.max_memory:
+            threads -= 1
+        block = min(block, options.max_memory // (threads * per_element))
+        if block < min(_SMALLEST_BLOCK, largest):
+            least = human_bytes(_SMALLEST_BLOCK * per_element)
+            raise UsageError(f"--max-memory is too little: the buffers need at least {least}")
+    return Buffers(threads=threads, block_elements=block, bytes_per_element=per_element)
+
+
+def _notices(
+    weightings: Sequence[Weighting],
+    tensors: Sequence[PlannedTensor],
+    checkpoints: Sequence[Checkpoint],
+    chosen: Sequence[Chosen],
+    options: Options,
+) -> Iterator[Notice]:
+    for weighting in weightings:
+        yield from warn_about(weighting)
+    if len(checkpoints) > 1:
+        yield from _notices_about_tensors(tensors)
+    yield from _notices_about_dtypes(chosen)
+    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
+    if not averaged:
+        yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+
+
+def _notices_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[Notice]:
+    statistics = _named(tensors, lambda t: t.action is Action.AVERAGED and _BATCH_NORM.search(t.name) is not None)
+    if statistics:
+        yield Notice(
+            code="batchnorm-averaged",
+            message=(
+                f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights ({shortlist(statistics, most=2)}):"
+                " they describe the activations of the checkpoints, not those of the average"
+            ),
+            hint="recompute them on training data (torch.optim.swa_utils.update_bn), or keep --buffers last",
+        )
+    small = _named(tensors, lambda t: t.action is Action.AVERAGED and t.dtype.itemsize == 1)
+    if small:
+        yield Notice(
+            code="float8-averaged",
+            message=f"float8 tensors are averaged and rounded to float8 again ({shortlist(small, most=2)})",
+            hint="--dtype bfloat16 keeps more; codes of a quantized model must not be averaged at all",
+        )
+
+
+def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor], bool]) -> list[str]:
+    return [quoted(tensor.name) for tensor in tensors if condition(tensor)]
+
+
+def _notices_about_dtypes(chosen: Sequence[Mapping[str, tuple[int, TensorLayout]]]) -> Iterator[Notice]:
+    names = [
+        quoted(name)
+        for name, (_, layout) in chosen[0].items()
+        if any(other[name][1].dtype is not layout.dtype for other in chosen[1:])
+    ]
+    if names:
+        yield Notice(
+            code="dtypes-differ",
+            message=f"{plural(len(names), 'tensor')} of different types between checkpoints ({shortlist(names, most=2)})",
+            hint="each is folded exactly as it is; the output has the type of the last checkpoint, or --dtype",
+        )

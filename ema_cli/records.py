@@ -1,0 +1,218 @@
+"""The records that travel through the program: the legend of the data flow. Frozen, and free of I/O.
+
+    Checkpoint -> (ordered) -> Weighting -> Plan -> (folded) -> TensorStatistics -> Report
+
+The report's own records are in ``ema_cli.report.model``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from ema_cli.dtypes import DType
+from ema_cli.storage.extents import TensorIndex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundStep:
+    """A position in training, and where it was read."""
+
+    value: int
+    unit: str
+    """``step`` or ``epoch``."""
+    source: str
+    """``inside: global_step``, ``name`` or ``--steps``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A warning: a stable code, a sentence, and the way out."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """An input that was found and not used."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint whose structure was read. Its tensor data was not."""
+
+    path: Path
+    format: str
+    """``safetensors``, ``torch zip`` or ``torch legacy``."""
+    index: TensorIndex
+    key: str
+    """Where the weights lie in a nested checkpoint; empty for the top level."""
+    stripped: tuple[str, ...]
+    """Prefixes that were taken off the names of the tensors."""
+    steps: tuple[FoundStep, ...]
+    """Steps that stand inside the file, best first."""
+    fingerprint: str
+    """Size, modification time and a hash of the structure bytes."""
+    metadata: dict[str, str]
+    """Metadata of a safetensors file."""
+    ignored: tuple[str, ...]
+    """What else the file holds."""
+    notes: tuple[str, ...]
+    """What the user should know about the choice of weights."""
+    ties: dict[str, str]
+    """Names whose bytes are those of an earlier name."""
+
+    @property
+    def made_by_us(self) -> bool:
+        """Whether the file is an earlier output of this program."""
+        return "ema_avg.version" in self.metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedCheckpoint:
+    """A checkpoint in its place of the series."""
+
+    checkpoint: Checkpoint
+    step: FoundStep | None
+    """The step that the whole series is described by; ``None`` if it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The checkpoints in fold order, oldest first."""
+
+    members: tuple[OrderedCheckpoint, ...]
+    reason: str
+    """Why they are in this order, in words."""
+    left_out: tuple[LeftOut, ...]
+    notices: tuple[Notice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How the checkpoints are weighted."""
+
+    name: str
+    """``ema`` or ``uniform``."""
+    decay: float | None = None
+    """d of ``E_n = d E_(n-1) + (1 - d) theta_n``."""
+    half_life: float | None = None
+    """Checkpoints after which a share has halved, if the decay was given that way."""
+    init: str | None = None
+    """``first``: E_1 = theta_1; ``debias``: shares proportional to d^(N-i)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighting:
+    """A method applied to a series: one share per checkpoint, in fold order."""
+
+    method: Method
+    weights: tuple[float, ...]
+    """float64, all >= 0, sum 1."""
+
+
+class Action(StrEnum):
+    """What happens to a tensor."""
+
+    AVERAGED = "averaged"
+    COPIED = "copied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTensor:
+    """One tensor of the output."""
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    dtype: DType
+    """Of the output."""
+    action: Action
+    positions: tuple[int, ...]
+    """Where the tensor stands in each distinct layout; see ``Plan.layout_numbers``."""
+    copied_from: int
+    """The checkpoint that a copied tensor is taken from."""
+    offset: int
+    """Byte offset in the data section of the output."""
+    tied_to: str | None
+    """An earlier tensor with the same bytes in the last checkpoint."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output."""
+        return self.elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedOutput:
+    """One average and the file that it is written to."""
+
+    weighting: Weighting
+    path: Path
+    header: bytes
+    """The first bytes of the file: all but the data section."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffers:
+    """How the fold is cut up: memory = ``threads`` x the buffers of one block."""
+
+    threads: int
+    block_elements: int
+    bytes_per_element: int
+    """Of all buffers of one thread together."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory that the fold takes, whatever the model."""
+        return self.threads * self.block_elements * self.bytes_per_element
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that will be read, written and copied. Made without reading tensor data."""
+
+    series: Series
+    outputs: tuple[PlannedOutput, ...]
+    tensors: tuple[PlannedTensor, ...]
+    """In the order of the output's data section."""
+    layout_numbers: tuple[int, ...]
+    """The number of the layout that each checkpoint has, in fold order: usually all 0."""
+    used: tuple[int, ...]
+    """The checkpoints that averaged tensors are read from: those with a share, and the last, to compare with."""
+    data_bytes: int
+    """Size of the data section of each output."""
+    read_bytes: int
+    buffers: Buffers
+    notices: tuple[Notice, ...]
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints in fold order."""
+        return tuple(member.checkpoint for member in self.series.members)
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of all outputs together."""
+        return sum(len(output.header) + self.data_bytes for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorStatistics:
+    """How an average differs from the last checkpoint, from the float64 values before rounding.
+
+    ``None`` where undefined: a copied tensor, the cosine of a zero tensor, a tensor that is not finite.
+    """
+
+    norm: float | None
+    """Euclidean norm of the average."""
+    drift: float | None
+    """``||average - last|| / ||last||``."""
+    cosine: float | None
+    """``cos(average, last)``."""

@@ -1,0 +1,1 @@
+"""The report: records with a versioned schema, and functions from records to text."""

@@ -1,0 +1,173 @@
+"""From the plan and what the fold found to the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli import __version__
+from ema_cli.options import Options
+from ema_cli.records import Action, Notice, Plan, PlannedOutput, Series, TensorStatistics
+from ema_cli.report import model
+from ema_cli.weights.diagnostics import diagnose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What only the run itself knows."""
+
+    statistics: Sequence[Sequence[TensorStatistics]]
+    """Per average and tensor."""
+    output_sha256: Sequence[str]
+    input_sha256: Sequence[str | None]
+    bytes_read: int
+    seconds: float
+    fold_seconds: float
+    device: str
+
+
+def build_report(
+    plan: Plan, options: Options, measured: Measured, notices: Sequence[Notice], argv: Sequence[str]
+) -> model.Report:
+    """Return the report of a run with all of its averages."""
+    return model.Report(
+        schema_version=model.SCHEMA_VERSION,
+        tool=model.Tool(name="ema-avg", version=__version__),
+        command=model.Command(argv=tuple(argv), options=_plain_options(options)),
+        inputs=_inputs(plan, measured),
+        averages=tuple(
+            _average(plan, output, options, statistics, digest)
+            for output, statistics, digest in zip(
+                plan.outputs, measured.statistics, measured.output_sha256, strict=True
+            )
+        ),
+        summary=_summary(plan, measured),
+        warnings=tuple(model.Warned(code=n.code, message=n.message, hint=n.hint) for n in notices),
+        environment=_environment(measured.device),
+    )
+
+
+def diagnose_output(series: Series, output: PlannedOutput) -> model.DiagnosticsOfWeights:
+    """Describe the shares of one average, with ages in steps where the checkpoints are in the order of their steps."""
+    steps = [member.step for member in series.members if member.step]
+    values = [step.value for step in steps]
+    known = len(values) == len(series.members) and values == sorted(values)
+    found = diagnose(output.weighting.weights, values if known else None, steps[0].unit if steps else "")
+    return model.DiagnosticsOfWeights(**dataclasses.asdict(found))
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the highest resident memory of this process, ``None`` where the system does not tell.
+
+    ``getrusage`` would count the parent's peak too, which a child inherits through ``exec``.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _plain_options(options: Options) -> dict[str, object]:
+    return {
+        field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
+    return tuple(
+        model.Input(
+            path=str(member.checkpoint.path),
+            format=member.checkpoint.format,
+            step=member.step.value if member.step else None,
+            step_source=member.step.source if member.step else None,
+            bytes=member.checkpoint.index.source.size(),
+            fingerprint=member.checkpoint.fingerprint,
+            sha256=digest,
+        )
+        for member, digest in zip(plan.series.members, measured.input_sha256, strict=True)
+    )
+
+
+def _average(
+    plan: Plan, output: PlannedOutput, options: Options, statistics: Sequence[TensorStatistics], digest: str
+) -> model.Average:
+    method = output.weighting.method
+    return model.Average(
+        method=model.MethodUsed(
+            name=method.name,
+            decay=method.decay,
+            half_life=method.half_life,
+            per="checkpoint" if method.decay is not None else None,
+            init=method.init,
+        ),
+        weights=output.weighting.weights,
+        diagnostics=diagnose_output(plan.series, output),
+        tensors=tuple(
+            model.Tensor(
+                name=tensor.name,
+                dtype=tensor.dtype.name,
+                shape=tensor.shape,
+                action=str(tensor.action),
+                norm=found.norm,
+                drift=found.drift,
+                cosine=found.cosine,
+                tied_to=tensor.tied_to,
+            )
+            for tensor, found in zip(plan.tensors, statistics, strict=True)
+        ),
+        output=model.Output(
+            path=str(output.path),
+            bytes=len(output.header) + plan.data_bytes,
+            sha256=digest,
+            dtype=options.dtype,
+        ),
+    )
+
+
+def _summary(plan: Plan, measured: Measured) -> model.Summary:
+    return model.Summary(
+        tensors=len(plan.tensors),
+        parameters=parameters(plan),
+        bytes_read=measured.bytes_read,
+        bytes_written=plan.write_bytes,
+        seconds=measured.seconds,
+        fold_seconds=measured.fold_seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        throughput_bytes_per_second=measured.bytes_read / max(measured.fold_seconds, 1e-9),
+    )
+
+
+def parameters(plan: Plan) -> int:
+    """Return the number of averaged elements, tied tensors once."""
+    return sum(t.elements for t in plan.tensors if t.action is Action.AVERAGED and t.tied_to is None)
+
+
+def _environment(device: str) -> model.Environment:
+    return model.Environment(
+        python=platform.python_version(),
+        numpy=_version("numpy") or "",
+        torch=_version("torch"),
+        safetensors=_version("safetensors") or "",
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        device=device,
+    )
+
+
+def _version(module: str) -> str | None:
+    """Return the version of a module if it was needed, without importing it."""
+    return str(sys.modules[module].__version__) if module in sys.modules else None

@@ -1,0 +1,43 @@
+"""Report records <-> JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from ema_cli.report.model import Report
+
+
+def to_json(report: Report) -> str:
+    """Return the report as JSON, ASCII only, without NaN."""
+    return json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Report:
+    """Return the report that ``to_json`` wrote. Fields that this version does not know are ignored.
+
+    Raises:
+        ValueError: it is not a report.
+
+    """
+    try:
+        made = _build(Report, json.loads(text))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not a report") from error
+    assert isinstance(made, Report)  # noqa: S101 - for the type checker
+    return made
+
+
+def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of the records
+    """Build a value of the annotated type ``kind`` from plain JSON values."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{field.name: _build(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)})
+    if isinstance(kind, types.UnionType):
+        return None if value is None else _build(typing.get_args(kind)[0], value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+    return value

@@ -1,0 +1,1 @@
+"""Where bytes lie: sources, extents and the one way to read elements of a tensor. Knows no file format."""

@@ -1,0 +1,84 @@
+"""Read a run of elements of a tensor, in C order, whatever its strides. Memory is bounded by the run.
+
+Input -> output: an extent and the range ``[start, start + count)`` of its flattened elements -> raw bytes.
+A contiguous tensor is one read. For any other the range is cut into boxes (rectangles of the index space), and a
+box is read whole when its bytes lie close together, else halved along the dimension that reaches furthest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from ema_cli.storage.extents import Extent, span
+
+Bytes = NDArray[np.uint8]
+
+_SLACK = 4
+"""A box is read whole when it spans at most this many times its own elements: reading a gap beats a second call."""
+_ALWAYS = 1 << 14
+"""Elements of storage that are read in one go even if few of them are wanted."""
+
+Box = tuple[tuple[int, int], ...]
+"""``(start, stop)`` per dimension."""
+
+
+def read_elements(extent: Extent, start: int, out: Bytes) -> None:
+    """Fill ``out`` with the elements from flat index ``start`` on (``len(out)`` is a multiple of the item size)."""
+    layout = extent.layout
+    if layout.strides is None:
+        extent.source.read_into(extent.offset + start * layout.dtype.itemsize, out.data)
+        return
+    items = out.view(f"V{layout.dtype.itemsize}")
+    done = 0
+    for box in flat_boxes(layout.shape, start, start + len(items)):
+        count = math.prod(stop - first for first, stop in box)
+        target = items[done : done + count].reshape([stop - first for first, stop in box])
+        _read_box(extent, box, layout.strides, target)
+        done += count
+
+
+def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """Cut the flat range ``[start, stop)`` of a C-ordered index space into boxes, in order (at most 2 per dimension)."""
+    if start >= stop:
+        return
+    if not shape:
+        yield ()
+        return
+    row = math.prod(shape[1:])
+    first, last = start // row, (stop - 1) // row
+    if first == last:
+        yield from (((first, first + 1), *box) for box in flat_boxes(shape[1:], start - first * row, stop - first * row))
+        return
+    if start % row:
+        yield from (((first, first + 1), *box) for box in flat_boxes(shape[1:], start % row, row))
+        first += 1
+    full = stop // row
+    if full > first:
+        yield ((first, full), *((0, size) for size in shape[1:]))
+    if stop % row:
+        yield from (((full, full + 1), *box) for box in flat_boxes(shape[1:], 0, stop % row))
+
+
+def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArray[np.void]) -> None:
+    shape = target.shape
+    reach = span(shape, strides)
+    itemsize = extent.layout.dtype.itemsize
+    if reach <= max(_SLACK * target.size, _ALWAYS):
+        first = sum(start * stride for (start, _), stride in zip(box, strides, strict=True))
+        raw = np.empty(reach, dtype=target.dtype)
+        extent.source.read_into(extent.offset + first * itemsize, raw.view(np.uint8).data)
+        target[...] = as_strided(raw, shape, [stride * itemsize for stride in strides])
+        return
+    axis = max(range(len(shape)), key=lambda d: (shape[d] - 1) * strides[d])
+    begin, end = box[axis]
+    middle = (begin + end) // 2
+    low = [slice(None)] * len(shape)
+    high = list(low)
+    low[axis], high[axis] = slice(0, middle - begin), slice(middle - begin, None)
+    _read_box(extent, (*box[:axis], (begin, middle), *box[axis + 1 :]), strides, target[tuple(low)])
+    _read_box(extent, (*box[:axis], (middle, end), *box[axis + 1 :]), strides, target[tuple(high)])

@@ -1,0 +1,171 @@
+"""Sources of bytes, read by position.
+
+Files are read with ``preadv`` and never mapped: a mapped file that shrinks kills the process with SIGBUS, and shows
+up whole in the resident memory. Only regular files are opened, so a FIFO cannot hang the program and a device
+cannot be read by accident.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from ema_cli.errors import InputChanged, InputRefused, NothingMatched
+from ema_cli.text import quoted
+
+
+class ByteSource(ABC):
+    """Bytes that can be read by position: three things to implement, the rest has a harmless default."""
+
+    name: str
+    """What messages call it."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> object:
+        """Equal for two sources of the same bytes in the same place, such as two names of one file."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int:
+        """A number that changes when the bytes do."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Return the number of bytes, fixed when the source was opened."""
+
+    @abstractmethod
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill the whole ``buffer`` with the bytes from ``offset`` on.
+
+        Raises:
+            InputChanged: the bytes are not there any more, or cannot be read.
+
+        """
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Announce that a range will be read soon."""
+
+    def raise_if_changed(self) -> bool:
+        """Raise ``InputChanged`` if the bytes changed since opening; return whether only the name was taken away."""
+        return False
+
+    def close(self) -> None:
+        """Release what the source holds."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on."""
+        buffer = bytearray(length)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FileSource(ByteSource):
+    """A regular local file.
+
+    Raises:
+        NothingMatched: there is no such file.
+        InputRefused: it is not a regular file, or may not be read.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self._fd = _open(path)
+        self._opened = os.fstat(self._fd)
+        if not stat.S_ISREG(self._opened.st_mode):
+            self.close()
+            raise InputRefused(f"{quoted(self.name)} is not a regular file", hint="name a checkpoint file")
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode."""
+        return self._opened.st_dev, self._opened.st_ino
+
+    @property
+    def version(self) -> int:
+        """Time of the last modification, in nanoseconds, when the file was opened."""
+        return self._opened.st_mtime_ns
+
+    def size(self) -> int:
+        """Return the size when the file was opened."""
+        return self._opened.st_size
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer``; a single ``preadv`` may return less than asked, and at most 2 GiB."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                place = f"{quoted(self.name)} cannot be read at byte {offset + done:,}"
+                raise InputChanged(f"{place}: {error.strerror}") from error
+            if count == 0:
+                raise InputChanged(
+                    f"{quoted(self.name)} ends at byte {offset + done:,}, but had {self.size():,} bytes when opened",
+                    hint="something is writing to it: run again when it is complete",
+                )
+            done += count
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Ask the kernel to read ahead, where it can be asked."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def raise_if_changed(self) -> bool:
+        """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+            raise InputChanged(
+                f"{quoted(self.name)} was changed while it was being read",
+                hint="run again when nothing writes to the checkpoints",
+            )
+        try:
+            named = self.path.stat()
+        except OSError:
+            return True
+        return (named.st_dev, named.st_ino) != self.identity
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not _raise_descriptor_limit():
+                raise
+            return os.open(path, flags)
+    except FileNotFoundError as error:
+        raise NothingMatched(f"there is no {quoted(str(path))}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputRefused(f"{quoted(str(path))} cannot be opened: {reason}") from error
+
+
+def _raise_descriptor_limit() -> bool:
+    """Use the descriptors that the system allows: every checkpoint of a series stays open during the fold."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True

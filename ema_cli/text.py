@@ -1,0 +1,69 @@
+"""Text that came from a file, made fit for a terminal, a log or a message; and sizes for people.
+
+Invariant: ``safe_text`` returns printable characters only, on one line, of bounded length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+LONGEST_NAME = 120
+"""Characters of a name that are shown; the middle of a longer one is cut out."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
+
+
+def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
+    """Return ``text`` with every unprintable character escaped and the middle cut beyond ``limit`` characters.
+
+    Control characters, line and paragraph separators, bidirectional marks and surrogates all count as
+    unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives.
+    """
+    if len(text) > limit:
+        half = (limit - 1) // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def quoted(text: str) -> str:
+    """Return ``text`` made safe and in double quotes, for messages."""
+    return f'"{safe_text(text)}"'
+
+
+def shortlist(items: Iterable[str], *, most: int = 5) -> str:
+    """Join ``items`` with commas, at most ``most`` of them, and say how many more there are."""
+    listed = list(items)
+    more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``count`` with its noun: ``1 tensor``, ``2 tensors``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def human_bytes(size: float) -> str:
+    """Return a size in decimal units: ``545 MB``, ``4.1 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:  # noqa: PLR2004 - decimal units
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"  # noqa: PLR2004
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that ``512MB``, ``1.5 GiB`` or ``65536`` mean.
+
+    Raises:
+        ValueError: ``text`` is not a size.
+
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    number, prefix, binary = match.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** " kMGT".index(prefix.replace("K", "k") or " "))
