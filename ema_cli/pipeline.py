@@ -128,7 +128,7 @@ def _write_reports(report: Report, options: Options, beside: Plan | None = None)
 
     if beside is not None:
         for output, average in zip(beside.outputs, report.averages, strict=True):
-            write_atomically(report_path(output), to_json(replace(report, averages=(average,))).encode())
+            write_atomically(report_path(output.path), to_json(replace(report, averages=(average,))).encode())
     for path in options.reports:
         write_atomically(path, to_json(report).encode())
 

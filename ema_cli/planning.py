@@ -39,7 +39,7 @@ from ema_cli.weights.diagnostics import warn_about
 from ema_cli.weights.schedules import decay_from_half_life, solve
 
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
-_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 1 << 17
 _CUDA_BLOCK_ELEMENTS = 1 << 22
 _SMALLEST_BLOCK = 1 << 10
 _MOST_THREADS = 4

@@ -39,9 +39,9 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     return None
 
 
-def report_path(output: PlannedOutput) -> Path:
+def report_path(output: Path) -> Path:
     """Return the path of the report beside an output."""
-    return output.path.with_name(report_name(output.path.name))
+    return output.with_name(report_name(output.name))
 
 
 def _matching_report(output: PlannedOutput, plan: Plan, options: Options) -> Report | None:
@@ -49,7 +49,7 @@ def _matching_report(output: PlannedOutput, plan: Plan, options: Options) -> Rep
         with output.path.open("rb") as file:
             same_header = file.read(len(output.header)) == output.header
         same_size = output.path.stat().st_size == len(output.header) + plan.data_bytes
-        report = from_json(report_path(output).read_text(encoding="utf-8"))
+        report = from_json(report_path(output.path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     same_inputs = [i.fingerprint for i in report.inputs] == [c.fingerprint for c in plan.checkpoints]

@@ -1,0 +1,142 @@
+"""The only place that prints. Talk goes to stderr, the result to stdout; with ``--json`` stdout is one document."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from ema_cli.errors import EmaAvgError
+from ema_cli.records import Notice
+from ema_cli.report.model import SCHEMA_VERSION
+from ema_cli.text import safe_text
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+_LOG_WIDTH = 120
+_LONGEST_LINE = 4_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How the program speaks."""
+
+    json: bool = False
+    """One JSON document on stdout instead of the result lines."""
+    quiet: bool = False
+    """Errors only."""
+    verbose: bool = False
+    """Everything: full tables, what was ignored."""
+    color: bool = True
+
+
+class Console:
+    """Standard output and standard error, each with its own idea of being a terminal."""
+
+    def __init__(self, style: Style) -> None:
+        self.style = style
+        self._rich: RichConsole | None = None
+
+    @property
+    def interactive(self) -> bool:
+        """Whether moving pictures can be shown: ``FORCE_COLOR`` alone does not make a log a terminal."""
+        return _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    @property
+    def rich(self) -> RichConsole:
+        """The rich console of stderr."""
+        if self._rich is None:
+            from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed for errors and JSON
+
+            terminal = _is_terminal(sys.stderr)
+            self._rich = RichConsole(
+                stderr=True,
+                force_interactive=terminal,
+                no_color=None if self.style.color else True,
+                highlight=False,
+                markup=False,
+                emoji=False,
+                width=None if terminal or "COLUMNS" in os.environ else _LOG_WIDTH,
+            )
+        return self._rich
+
+    def talk(self, *parts: RenderableType) -> None:
+        """Say something on stderr, unless quiet."""
+        if not self.style.quiet:
+            with _ignoring_closed_streams():
+                self.rich.print(*parts, soft_wrap=all(isinstance(part, str) for part in parts))
+
+    def notice(self, notice: Notice) -> None:
+        """Show a warning and its way out."""
+        if not self.style.quiet:
+            self._labelled("warning", f"{notice.message} ({notice.code})", "yellow")
+            self._hint(notice.hint)
+
+    def error(self, error: EmaAvgError, code: int) -> None:
+        """Show why the run failed: on stderr, or as the JSON document on stdout."""
+        if self.style.json:
+            failure = {"exit_code": int(code), "message": error.message, "hint": error.hint}
+            self.document({"schema_version": SCHEMA_VERSION, "error": failure})
+            return
+        self._labelled("error", error.message, "red")
+        self._hint(error.hint)
+
+    def result(self, line: str) -> None:
+        """Print a result line on stdout, unless quiet or under ``--json``."""
+        if not self.style.quiet and not self.style.json:
+            _write(sys.stdout, clean(line))
+
+    def document(self, document: object) -> None:
+        """Print the one JSON document of the run."""
+        _write(sys.stdout, json.dumps(document, indent=1, allow_nan=False))
+
+    def _labelled(self, label: str, message: str, color: str) -> None:
+        from rich.text import Text  # noqa: PLC0415
+
+        first, *rest = message.split("\n")
+        text = Text.assemble((f"{label}: ", f"bold {color}"), clean(first))
+        with _ignoring_closed_streams():
+            self.rich.print(text, soft_wrap=True)
+            for line in rest:
+                self.rich.print(clean(line), soft_wrap=True)
+
+    def _hint(self, hint: str) -> None:
+        from rich.text import Text  # noqa: PLC0415
+
+        if hint:
+            with _ignoring_closed_streams():
+                self.rich.print(Text.assemble(("  try: ", "bold"), clean(hint)), soft_wrap=True)
+
+
+def clean(line: str) -> str:
+    """Return a line without anything that could move a cursor or break out of its line."""
+    return safe_text(line, limit=_LONGEST_LINE)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    with _ignoring_closed_streams():
+        if stream is not None:
+            stream.write(f"{text}\n")
+            stream.flush()
+
+
+@contextlib.contextmanager
+def _ignoring_closed_streams() -> Iterator[None]:
+    """A reader that went away does not undo what was written to disk."""
+    try:
+        yield
+    except (OSError, ValueError):
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of the run

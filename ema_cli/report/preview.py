@@ -1,0 +1,75 @@
+"""Plans and checkpoints as JSON documents, with the names of the report's schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ema_cli.records import Checkpoint, Notice, Plan
+from ema_cli.report.build import diagnose_output
+from ema_cli.report.model import SCHEMA_VERSION
+
+
+def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
+    """Return what ``ema-avg plan --json`` prints."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "order": plan.series.reason,
+        "inputs": [
+            {
+                "path": str(member.checkpoint.path),
+                "format": member.checkpoint.format,
+                "step": member.step.value if member.step else None,
+                "step_source": member.step.source if member.step else None,
+                "bytes": member.checkpoint.index.source.size(),
+                "fingerprint": member.checkpoint.fingerprint,
+                "key": member.checkpoint.key,
+            }
+            for member in plan.series.members
+        ],
+        "left_out": [{"path": str(left.path), "reason": left.reason} for left in plan.series.left_out],
+        "averages": [
+            {
+                "method": dataclasses.asdict(output.weighting.method),
+                "weights": output.weighting.weights,
+                "diagnostics": dataclasses.asdict(diagnose_output(plan.series, output)),
+                "output": str(output.path),
+            }
+            for output in plan.outputs
+        ],
+        "tensors": [
+            {"name": t.name, "dtype": t.dtype.name, "shape": t.shape, "action": str(t.action), "tied_to": t.tied_to}
+            for t in plan.tensors
+        ],
+        "bytes_read": plan.read_bytes,
+        "bytes_written": plan.write_bytes,
+        "buffer_bytes": plan.buffers.total_bytes,
+        "threads": plan.buffers.threads,
+        "warnings": [dataclasses.asdict(notice) for notice in notices],
+    }
+
+
+def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return what ``ema-avg inspect --json`` prints of one checkpoint."""
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "bytes": checkpoint.index.source.size(),
+        "fingerprint": checkpoint.fingerprint,
+        "key": checkpoint.key,
+        "stripped_prefixes": checkpoint.stripped,
+        "steps": [dataclasses.asdict(step) for step in checkpoint.steps],
+        "metadata": checkpoint.metadata,
+        "ignored": checkpoint.ignored,
+        "notes": checkpoint.notes,
+        "tensors": [
+            {
+                "name": layout.name,
+                "dtype": layout.dtype.name,
+                "shape": layout.shape,
+                "contiguous": layout.strides is None,
+                "tied_to": checkpoint.ties.get(layout.name),
+            }
+            for layout in checkpoint.index.layouts
+        ],
+    }
