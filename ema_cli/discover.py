@@ -21,12 +21,8 @@ from ema_cli.records import Checkpoint, LeftOut, Notice
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 
-_TRAINER_STATE = re.compile(
-    r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE
-)
-_ALIAS = re.compile(
-    r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE
-)
+_TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
+_ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _SHARDED_FOLDER = ("model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata")
 _MOST_FAULTS = 10
@@ -81,9 +77,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
     except BaseException:
         close_all(search.checkpoints)
         raise
-    return Found(
-        checkpoints=tuple(search.checkpoints), left_out=tuple(search.left_out), notices=tuple(search.notices)
-    )
+    return Found(checkpoints=tuple(search.checkpoints), left_out=tuple(search.left_out), notices=tuple(search.notices))
 
 
 def close_all(checkpoints: Iterable[Checkpoint]) -> None:
@@ -142,16 +136,18 @@ def _open(candidate: _Candidate, options: Options, pool: LayoutPool, search: _Se
     try:
         if _SHARD.search(candidate.path.name):
             raise InputRefused(f"{quoted(str(candidate.path))} is one shard of a model; only whole files are read yet")
-        checkpoint = open_checkpoint(
-            candidate.path, pool=pool, key=options.key, strip_prefix=options.strip_prefix
-        )
+        checkpoint = open_checkpoint(candidate.path, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
     except InputRefused as refused:
         if not candidate.in_folder:
             search.faults.append(refused)
             return
         search.left_out.append(LeftOut(path=candidate.path, reason="it cannot be read as a checkpoint"))
         search.notices.append(
-            Notice(code="unusable-left-out", message=f"left out of the folder: {refused.message}", hint=refused.hint)
+            Notice(
+                code="unusable-left-out",
+                message=f"left out of the folder: {refused.message}",
+                hint=refused.hint,
+            )
         )
     except NothingMatched as missing:
         search.faults.append(missing)

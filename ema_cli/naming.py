@@ -1,4 +1,4 @@
-"""What file names say: natural order, the training step in a series of names, the names of outputs. Pure text.
+"""What names say: natural order, the training step in a series of files, the names of outputs. Pure text.
 
 A number in one name proves little (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either a
 word in front of the number says that it is a step, or it is the one number that differs while all else is equal.
@@ -16,6 +16,9 @@ _EPOCH_WORD = re.compile(r"(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
 
 
+_BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedStep:
     """A step read from a name."""
@@ -23,6 +26,11 @@ class NamedStep:
     value: int
     unit: str
     """``step`` or ``epoch``."""
+
+
+def is_batch_norm_statistic(tensor: str) -> bool:
+    """Whether a tensor is a BatchNorm running mean or variance, by the name that torch gives it."""
+    return _BATCH_NORM.search(tensor) is not None
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

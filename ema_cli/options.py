@@ -117,7 +117,9 @@ class Options:
             raise UsageError("--decay and --half-life say the same thing", hint="give one of them")
         for decay in self.decays:
             if not 0 <= decay < 1:
-                raise UsageError(f"--decay {decay:g} is not in [0, 1)", hint="1 would keep the first checkpoint for ever")
+                raise UsageError(
+                    f"--decay {decay:g} is not in [0, 1)", hint="1 would keep the first checkpoint for ever"
+                )
         for half_life in self.half_lives:
             if not 0 < half_life < float("inf"):
                 raise UsageError(f"--half-life {half_life:g} must be positive")

@@ -49,7 +49,9 @@ def _steps_of(checkpoints: Sequence[Checkpoint], options: Options) -> Sequence[F
     if options.steps is not None:
         if len(options.steps) != len(checkpoints):
             counts = f"{plural(len(options.steps), 'step')} for {plural(len(checkpoints), 'checkpoint')}"
-            raise UsageError(f"--steps gives {counts}", hint="give one step per checkpoint, in the order of the arguments")
+            raise UsageError(
+                f"--steps gives {counts}", hint="give one step per checkpoint, in the order of the arguments"
+            )
         return [FoundStep(value=value, unit="step", source="--steps") for value in options.steps]
     named = _named_steps(checkpoints)
     sources = (
@@ -75,8 +77,7 @@ def _named_steps(checkpoints: Sequence[Checkpoint]) -> list[FoundStep | None]:
     common = os.path.commonpath([str(Path(path).parent) for path in paths])
     names = [os.path.relpath(path, common) for path in paths]
     return [
-        FoundStep(value=step.value, unit=step.unit, source="name") if step else None
-        for step in steps_from_names(names)
+        FoundStep(value=step.value, unit=step.unit, source="name") if step else None for step in steps_from_names(names)
     ]
 
 
@@ -151,7 +152,12 @@ def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:
     ]
     steps = [member.step.value for member in members if member.step]
     if steps != sorted(steps):
-        notices.append(Notice(code="order-against-steps", message="the checkpoints are not folded in the order of their steps"))
+        notices.append(
+            Notice(
+                code="order-against-steps",
+                message="the checkpoints are not folded in the order of their steps",
+            )
+        )
     if not steps and any(member.checkpoint.steps for member in members):
         without = shortlist(quoted(m.checkpoint.path.name) for m in members if not m.checkpoint.steps)
         if without:

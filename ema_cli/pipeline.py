@@ -58,7 +58,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
     """
     from ema_cli.uptodate import find_up_to_date  # noqa: PLC0415
-    from ema_cli.write import output_lock  # noqa: PLC0415 - planning alone needs none of this
+    from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
 
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
@@ -74,13 +74,11 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     return Outcome(report=report, up_to_date=False)
 
 
-def _fold_and_publish(
-    plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float
-) -> Report:
+def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
     from ema_cli.fold.devices import lane_maker, resolve_device  # noqa: PLC0415
     from ema_cli.fold.engine import fold  # noqa: PLC0415 - numpy
     from ema_cli.report.build import Measured, build_report  # noqa: PLC0415
-    from ema_cli.write import OutputFile  # noqa: PLC0415
+    from ema_cli.write.output import OutputFile  # noqa: PLC0415
 
     _fail_if_strict(plan.notices, options)
     device = resolve_device(options.device)
@@ -124,7 +122,7 @@ def _write_reports(report: Report, options: Options, beside: Plan | None = None)
     """Write the report of each output beside it, and the whole report wherever it was asked for."""
     from ema_cli.report.serialize import to_json  # noqa: PLC0415
     from ema_cli.uptodate import report_path  # noqa: PLC0415
-    from ema_cli.write import write_atomically  # noqa: PLC0415
+    from ema_cli.write.publish import write_atomically  # noqa: PLC0415
 
     if beside is not None:
         for output, average in zip(beside.outputs, report.averages, strict=True):
@@ -144,7 +142,9 @@ def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
     notices = []
     for checkpoint in plan.checkpoints:
         if checkpoint.index.source.raise_if_changed():
-            message = f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was averaged"
+            message = (
+                f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was averaged"
+            )
             notices.append(Notice(code="input-replaced", message=message))
             listener(Warned(notice=notices[-1]))
     return notices

@@ -9,23 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ema_cli import __version__
+from ema_cli.caveats import find_caveats
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.safetensors import build_header
-from ema_cli.naming import fill_output_name
+from ema_cli.matching import Chosen, choose_tensors, refuse_differences
+from ema_cli.naming import fill_output_name, is_batch_norm_statistic
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import (
     Action,
     Buffers,
     Checkpoint,
     Method,
-    Notice,
     Plan,
     PlannedOutput,
     PlannedTensor,
@@ -33,12 +33,10 @@ from ema_cli.records import (
     Weighting,
 )
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.text import human_bytes, plural, quoted, shortlist
+from ema_cli.text import human_bytes, quoted, shortlist
 from ema_cli.weights.choices import describe_choices
-from ema_cli.weights.diagnostics import warn_about
 from ema_cli.weights.schedules import decay_from_half_life, solve
 
-_BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 _BLOCK_ELEMENTS = 1 << 17
 _CUDA_BLOCK_ELEMENTS = 1 << 22
 _SMALLEST_BLOCK = 1 << 10
@@ -61,9 +59,9 @@ def make_plan(series: Series, options: Options) -> Plan:
     ]
     layouts = list({id(c.index.layouts): c.index.layouts for c in checkpoints}.values())
     numbers = {id(layout): number for number, layout in enumerate(layouts)}
-    chosen = [_choose(layout, options) for layout in layouts]
+    chosen = [choose_tensors(layout, options) for layout in layouts]
     layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
-    _refuse_differences(checkpoints, layout_numbers, chosen)
+    refuse_differences(checkpoints, layout_numbers, chosen)
     tensors = _plan_tensors(checkpoints, layout_numbers, chosen, options)
     used = _used(weightings)
     outputs = [_plan_output(weighting, series, tensors, options) for weighting in weightings]
@@ -77,12 +75,8 @@ def make_plan(series: Series, options: Options) -> Plan:
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         read_bytes=_read_bytes(tensors, checkpoints, layout_numbers, used),
         buffers=_buffers(tensors, len(weightings), options),
-        notices=(*series.notices, *_notices(weightings, tensors, checkpoints, chosen, options)),
+        notices=(*series.notices, *find_caveats(weightings, tensors, chosen)),
     )
-
-
-Chosen = dict[str, tuple[int, TensorLayout]]
-"""Tensors by name, with their position in the layout of a checkpoint."""
 
 
 def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
@@ -105,63 +99,11 @@ def _methods(options: Options, checkpoints: int) -> list[Method]:
     return [Method(name="ema", decay=decay, init=options.init) for decay in options.decays]
 
 
-def _choose(layouts: Sequence[TensorLayout], options: Options) -> Chosen:
-    include = [re.compile(pattern) for pattern in options.include]
-    exclude = [re.compile(pattern) for pattern in options.exclude]
-
-    def wanted(name: str) -> bool:
-        if include and not any(pattern.search(name) for pattern in include):
-            return False
-        return not any(pattern.search(name) for pattern in exclude)
-
-    chosen = {layout.name: (position, layout) for position, layout in enumerate(layouts) if wanted(layout.name)}
-    if not chosen:
-        why = "--include and --exclude leave no tensor" if layouts else "the checkpoints hold no tensors"
-        raise UsageError(why) if layouts else InputRefused(why)
-    return chosen
-
-
-def _refuse_differences(
-    checkpoints: Sequence[Checkpoint], layout_numbers: Sequence[int], chosen: Sequence[Chosen]
-) -> None:
-    """Compare every layout with that of the last checkpoint and raise once for all differences."""
-    last_name = quoted(checkpoints[-1].path.name)
-    reference = chosen[layout_numbers[-1]]
-    differences: list[str] = []
-    for number, tensors in enumerate(chosen):
-        if tensors is not reference:
-            name = quoted(checkpoints[layout_numbers.index(number)].path.name)
-            differences.extend(_differences(tensors, reference, name, last_name))
-    if not differences:
-        return
-    lines = [f"  {line}" for line in differences[:_MOST_DIFFERENCES]]
-    if len(differences) > _MOST_DIFFERENCES:
-        lines.append(f"  and {len(differences) - _MOST_DIFFERENCES:,} more")
-    raise InputRefused(
-        "\n".join(["these are not checkpoints of one model:", *lines]),
-        hint="leave the odd checkpoints out, or the odd tensors with --exclude",
-    )
-
-
-def _differences(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:
-    for one, other, here, there in ((reference, tensors, last_name, name), (tensors, reference, name, last_name)):
-        missing = [quoted(tensor) for tensor in one if tensor not in other]
-        if missing:
-            yield f"{plural(len(missing), 'tensor')} of {here} not in {there}: {shortlist(missing, most=3)}"
-    for tensor, (_, layout) in tensors.items():
-        if tensor not in reference:
-            continue
-        expected = reference[tensor][1]
-        if layout.shape != expected.shape:
-            yield f"{quoted(tensor)}: shape {layout.shape} in {name}, {expected.shape} in {last_name}"
-        elif layout.dtype is not expected.dtype and Kind.FLOAT not in (layout.dtype.kind, expected.dtype.kind):
-            yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"
-        elif layout.dtype.kind is not expected.dtype.kind:
-            yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"
-
-
 def _plan_tensors(
-    checkpoints: Sequence[Checkpoint], layout_numbers: Sequence[int], chosen: Sequence[Chosen], options: Options
+    checkpoints: Sequence[Checkpoint],
+    layout_numbers: Sequence[int],
+    chosen: Sequence[Chosen],
+    options: Options,
 ) -> tuple[PlannedTensor, ...]:
     last = len(checkpoints) - 1
     reference = chosen[layout_numbers[last]]
@@ -173,7 +115,12 @@ def _plan_tensors(
         )
     actions = {name: _action(name, layout, options) for name, (_, layout) in reference.items()}
     layouts = [
-        TensorLayout(name=name, dtype=_output_dtype(layout.dtype, actions[name], options), shape=layout.shape, strides=None)
+        TensorLayout(
+            name=name,
+            dtype=_output_dtype(layout.dtype, actions[name], options),
+            shape=layout.shape,
+            strides=None,
+        )
         for name, (_, layout) in reference.items()
     ]
     planned = []
@@ -189,7 +136,7 @@ def _plan_tensors(
                 dtype=layout.dtype,
                 action=actions[name],
                 positions=tuple(tensors[name][0] for tensors in chosen),
-                copied_from=0 if _BATCH_NORM.search(name) and options.buffers == "first" else last,
+                copied_from=0 if is_batch_norm_statistic(name) and options.buffers == "first" else last,
                 offset=offset,
                 tied_to=tied_to if tied_to in reference else None,
             )
@@ -199,7 +146,7 @@ def _plan_tensors(
 
 
 def _action(name: str, layout: TensorLayout, options: Options) -> Action:
-    kept = options.buffers != "average" and _BATCH_NORM.search(name)
+    kept = options.buffers != "average" and is_batch_norm_statistic(name)
     return Action.AVERAGED if layout.dtype.averaged and not kept else Action.COPIED
 
 
@@ -255,7 +202,9 @@ def _options_fingerprint(method: Method, options: Options) -> str:
 def _refuse_equal_paths(outputs: Sequence[PlannedOutput], checkpoints: Sequence[Checkpoint]) -> None:
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
-        raise UsageError("several averages would be written to one file", hint="put {decay} into the name of the output")
+        raise UsageError(
+            "several averages would be written to one file", hint="put {decay} into the name of the output"
+        )
     inputs = {checkpoint.index.source.identity: checkpoint.path for checkpoint in checkpoints}
     for path in paths:
         status = path.stat() if path.exists() else None
@@ -294,58 +243,3 @@ def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) 
             least = human_bytes(_SMALLEST_BLOCK * per_element)
             raise UsageError(f"--max-memory is too little: the buffers need at least {least}")
     return Buffers(threads=threads, block_elements=block, bytes_per_element=per_element)
-
-
-def _notices(
-    weightings: Sequence[Weighting],
-    tensors: Sequence[PlannedTensor],
-    checkpoints: Sequence[Checkpoint],
-    chosen: Sequence[Chosen],
-    options: Options,
-) -> Iterator[Notice]:
-    for weighting in weightings:
-        yield from warn_about(weighting)
-    if len(checkpoints) > 1:
-        yield from _notices_about_tensors(tensors)
-    yield from _notices_about_dtypes(chosen)
-    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
-    if not averaged:
-        yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
-
-
-def _notices_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[Notice]:
-    statistics = _named(tensors, lambda t: t.action is Action.AVERAGED and _BATCH_NORM.search(t.name) is not None)
-    if statistics:
-        yield Notice(
-            code="batchnorm-averaged",
-            message=(
-                f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights ({shortlist(statistics, most=2)}):"
-                " they describe the activations of the checkpoints, not those of the average"
-            ),
-            hint="recompute them on training data (torch.optim.swa_utils.update_bn), or keep --buffers last",
-        )
-    small = _named(tensors, lambda t: t.action is Action.AVERAGED and t.dtype.itemsize == 1)
-    if small:
-        yield Notice(
-            code="float8-averaged",
-            message=f"float8 tensors are averaged and rounded to float8 again ({shortlist(small, most=2)})",
-            hint="--dtype bfloat16 keeps more; codes of a quantized model must not be averaged at all",
-        )
-
-
-def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor], bool]) -> list[str]:
-    return [quoted(tensor.name) for tensor in tensors if condition(tensor)]
-
-
-def _notices_about_dtypes(chosen: Sequence[Mapping[str, tuple[int, TensorLayout]]]) -> Iterator[Notice]:
-    names = [
-        quoted(name)
-        for name, (_, layout) in chosen[0].items()
-        if any(other[name][1].dtype is not layout.dtype for other in chosen[1:])
-    ]
-    if names:
-        yield Notice(
-            code="dtypes-differ",
-            message=f"{plural(len(names), 'tensor')} of different types between checkpoints ({shortlist(names, most=2)})",
-            hint="each is folded exactly as it is; the output has the type of the last checkpoint, or --dtype",
-        )

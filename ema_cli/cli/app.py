@@ -52,8 +52,8 @@ def _group(
     """Average training checkpoints."""
 
 
+@app.command(PLAN, help=_PLAN_HELP, short_help="Show what an average would do; read no tensor data, write nothing.")
 @app.command(DEFAULT, help=_AVERAGE_HELP, short_help="Average checkpoints; the word may be left out.")
-@app.command(PLAN, help=_PLAN_HELP)
 def _average(
     context: typer.Context,
     *,

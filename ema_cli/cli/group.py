@@ -38,7 +38,8 @@ class DefaultGroup(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Show the options of the main job, then the commands."""
         command = self.commands[DEFAULT]
-        command.format_help(type(ctx)(command, info_name=ctx.info_name), formatter)
+        shown = type(ctx)(command, info_name=ctx.info_name, help_option_names=ctx.help_option_names)
+        command.format_help(shown, formatter)
         table = Table.grid(padding=(0, 2))
         for name, other in self.commands.items():
             table.add_row(Text(name, style="bold cyan"), other.get_short_help_str(limit=100))

@@ -61,11 +61,11 @@ def _run(arguments: list[str]) -> int:
     except Exception as bug:  # noqa: BLE001 - the last resort of the program
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        error = EmaAvgError(
+        report = EmaAvgError(
             f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
             hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",
         )
-        return _fail(console, error, ExitCode.BUG)
+        return _fail(console, report, ExitCode.BUG)
 
 
 def _fail(console: Console, error: EmaAvgError, code: ExitCode) -> ExitCode:

@@ -55,15 +55,28 @@ _INPUTS, _WEIGHTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Weights", "Compute", "Ou
 
 Checkpoints = Annotated[
     list[str],
-    typer.Argument(help="Checkpoint files, folders that hold them, or quoted patterns.", metavar="CKPT...", show_default=False),
+    typer.Argument(
+        help="Checkpoint files, folders that hold them, or quoted patterns.",
+        metavar="CKPT...",
+        show_default=False,
+    ),
 ]
 OrderOption = Annotated[
     Order,
-    typer.Option("--order", help="auto: by step if every checkpoint has one, else natural name order.", rich_help_panel=_INPUTS),
+    typer.Option(
+        "--order",
+        help="auto: by step if every checkpoint has one, else natural name order.",
+        rich_help_panel=_INPUTS,
+    ),
 ]
 StepsOption = Annotated[
     str | None,
-    typer.Option("--steps", help="Steps by hand, in the order of the arguments.", metavar="S,S,...", rich_help_panel=_INPUTS),
+    typer.Option(
+        "--steps",
+        help="Steps by hand, in the order of the arguments.",
+        metavar="S,S,...",
+        rich_help_panel=_INPUTS,
+    ),
 ]
 FromOption = Annotated[
     int | None, typer.Option("--from", help="From this step on.", metavar="S", rich_help_panel=_INPUTS)
@@ -71,30 +84,49 @@ FromOption = Annotated[
 ToOption = Annotated[int | None, typer.Option("--to", help="Up to this step.", metavar="S", rich_help_panel=_INPUTS)]
 EveryOption = Annotated[
     int,
-    typer.Option("--every", help="Every K-th checkpoint, counted back from the last.", metavar="K", rich_help_panel=_INPUTS),
+    typer.Option(
+        "--every",
+        help="Every K-th checkpoint, counted back from the last.",
+        metavar="K",
+        rich_help_panel=_INPUTS,
+    ),
 ]
 LastOption = Annotated[
-    int | None, typer.Option("--last", help="Only the last K checkpoints.", metavar="K", rich_help_panel=_INPUTS)
+    int | None,
+    typer.Option("--last", help="Only the last K checkpoints.", metavar="K", rich_help_panel=_INPUTS),
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        "--key", help="Where the weights lie in a nested checkpoint [default: found, and printed].", metavar="A.B", rich_help_panel=_INPUTS
+        "--key",
+        help="Where the weights lie in a nested checkpoint \\[default: found, and printed].",
+        metavar="A.B",
+        rich_help_panel=_INPUTS,
     ),
 ]
 IncludeOption = Annotated[
     list[str] | None,
-    typer.Option("--include", help="Only tensors whose name matches. Repeatable.", metavar="REGEX", rich_help_panel=_INPUTS),
+    typer.Option(
+        "--include",
+        help="Only tensors whose name matches. Repeatable.",
+        metavar="REGEX",
+        rich_help_panel=_INPUTS,
+    ),
 ]
 ExcludeOption = Annotated[
     list[str] | None,
-    typer.Option("--exclude", help="No tensors whose name matches. Repeatable.", metavar="REGEX", rich_help_panel=_INPUTS),
+    typer.Option(
+        "--exclude",
+        help="No tensors whose name matches. Repeatable.",
+        metavar="REGEX",
+        rich_help_panel=_INPUTS,
+    ),
 ]
 StripPrefixOption = Annotated[
     str | None,
     typer.Option(
         "--strip-prefix",
-        help="Prefix to take off every name [default: those of DDP, FSDP and torch.compile]; '' for none.",
+        help="Prefix to take off every name \\[default: those of DDP, FSDP and torch.compile]; '' for none.",
         metavar="P",
         rich_help_panel=_INPUTS,
     ),
@@ -103,7 +135,7 @@ DecayOption = Annotated[
     list[float] | None,
     typer.Option(
         "--decay",
-        help="d of E_n = d E_(n-1) + (1-d) theta_n, per checkpoint; 0 <= d < 1. Repeat for several averages in one read.",
+        help="d of E_n = d E_(n-1) + (1-d) theta_n, per checkpoint; 0 <= d < 1. Repeat it for several averages.",
         metavar="D",
         rich_help_panel=_WEIGHTS,
     ),
@@ -124,7 +156,9 @@ MethodOption = Annotated[
 InitOption = Annotated[
     Init,
     typer.Option(
-        "--init", help="first: E_1 = theta_1. debias: from zero, divided by the weight gathered.", rich_help_panel=_WEIGHTS
+        "--init",
+        help="first: E_1 = theta_1. debias: from zero, divided by the weight gathered.",
+        rich_help_panel=_WEIGHTS,
     ),
 ]
 BuffersOption = Annotated[
@@ -141,11 +175,15 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     OutputDtype,
-    typer.Option("--dtype", help="Type of averaged tensors; same: as in the last checkpoint.", rich_help_panel=_COMPUTE),
+    typer.Option(
+        "--dtype", help="Type of averaged tensors; same: as in the last checkpoint.", rich_help_panel=_COMPUTE
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", help="Worker threads [default: cores, at most 4].", metavar="N", rich_help_panel=_COMPUTE),
+    typer.Option(
+        "--threads", help="Worker threads \\[default: cores, at most 4].", metavar="N", rich_help_panel=_COMPUTE
+    ),
 ]
 MaxMemoryOption = Annotated[
     str | None,
@@ -177,7 +215,12 @@ ReportOption = Annotated[
 ]
 MetadataOption = Annotated[
     list[str] | None,
-    typer.Option("--metadata", help="Extra metadata of the output. Repeatable.", metavar="KEY=VALUE", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--metadata",
+        help="Extra metadata of the output. Repeatable.",
+        metavar="KEY=VALUE",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Sha256Option = Annotated[
     bool, typer.Option("--sha256", help="Add a digest of every input to the report.", rich_help_panel=_OUTPUT)
@@ -185,17 +228,21 @@ Sha256Option = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite an output that is not up to date.", rich_help_panel=_OUTPUT)
 ]
-StrictOption = Annotated[
-    bool, typer.Option("--strict", help="A warning fails the run (exit 8).", rich_help_panel=_RUN)
-]
+StrictOption = Annotated[bool, typer.Option("--strict", help="A warning fails the run (exit 8).", rich_help_panel=_RUN)]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", "-n", help="Show the plan and stop, as ema-avg plan does.", rich_help_panel=_RUN)
+    bool,
+    typer.Option("--dry-run", "-n", help="Show the plan and stop, as ema-avg plan does.", rich_help_panel=_RUN),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout: the report, the plan or the error.", rich_help_panel=_RUN)
+    bool,
+    typer.Option(
+        "--json", help="One JSON document on stdout: the report, the plan or the error.", rich_help_panel=_RUN
+    ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Full tables, and what was ignored.", rich_help_panel=_RUN)
 ]
-NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR works too.", rich_help_panel=_RUN)]
+NoColorOption = Annotated[
+    bool, typer.Option("--no-color", help="No colours; NO_COLOR works too.", rich_help_panel=_RUN)
+]

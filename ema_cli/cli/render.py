@@ -31,7 +31,9 @@ def plan(made: Plan, options: Options, console: Console) -> None:
     checkpoints = made.checkpoints
     formats = shortlist(sorted({checkpoint.format for checkpoint in checkpoints}))
     folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
-    console.talk(f"{plural(len(checkpoints), 'checkpoint')} in {safe_text(str(folder))}, {formats}, {made.series.reason}")
+    console.talk(
+        f"{plural(len(checkpoints), 'checkpoint')} in {safe_text(str(folder))}, {formats}, {made.series.reason}"
+    )
     for line in _where_the_weights_are(checkpoints):
         console.talk(line)
     console.talk(_shares_table(made, folder, all_rows=console.style.verbose))

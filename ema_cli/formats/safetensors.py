@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -24,7 +25,13 @@ from ema_cli.text import quoted
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
-_STEP_KEYS = {"step": "step", "global_step": "step", "iteration": "step", "num_updates": "step", "epoch": "epoch"}
+_STEP_KEYS = {
+    "step": "step",
+    "global_step": "step",
+    "iteration": "step",
+    "num_updates": "step",
+    "epoch": "epoch",
+}
 _ALIGNMENT = 8
 
 
@@ -107,9 +114,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Build an object, refusing a key that stands twice: readers disagree which one counts."""
     made = dict(pairs)
     if len(made) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise _HeaderError(f"names {quoted(twice)} twice")
+        counts = Counter(name for name, _ in pairs)
+        raise _HeaderError(f"names {quoted(counts.most_common(1)[0][0])} twice")
     return made
 
 

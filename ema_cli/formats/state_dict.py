@@ -15,17 +15,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.formats.inert_pickle import Inert
+from ema_cli.formats.inert_values import Inert
 from ema_cli.formats.torch_objects import TensorRef, UnsupportedTensor
 from ema_cli.records import FoundStep
 from ema_cli.text import quoted, shortlist
 
 Tensor = TensorRef | UnsupportedTensor
 
-_USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights", "model_state")
+_USUAL = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "model_state",
+)
 _AVERAGES = re.compile(r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)", re.IGNORECASE)
 _NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|dataloader|callbacks|loops|grad", re.IGNORECASE)
-_STEP_KEYS = ("global_step", "global_steps", "step", "iteration", "num_updates", "iter", "train_state.step", "updates")
+_STEP_KEYS = (
+    "global_step",
+    "global_steps",
+    "step",
+    "iteration",
+    "num_updates",
+    "iter",
+    "train_state.step",
+    "updates",
+)
 _EPOCH_KEYS = ("epoch",)
 _DEEPEST = 64
 _MOST_LEAVES = 2_000_000

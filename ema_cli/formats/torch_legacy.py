@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle import PickleError, PickleTruncated, loads
+from ema_cli.formats.inert_pickle import loads
+from ema_cli.formats.inert_values import PickleError, PickleTruncated
 from ema_cli.formats.state_dict import find_state_dict, find_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch_objects import StorageRef, reduce, storage_dtype_name, storage_from_persistent_id

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle import Global, Inert, PickleError
+from ema_cli.formats.inert_values import Global, Inert, PickleError
 from ema_cli.storage.extents import TensorLayout, normal_strides, span
 
 _STORAGE_DTYPES = {
@@ -91,32 +91,23 @@ def reduce(kind: Global, args: tuple[object, ...]) -> object:
     return Inert(kind, args)
 
 
-def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: object) -> object:
-    """``_rebuild_tensor`` and ``_rebuild_tensor_v2(..., requires_grad, hooks, metadata)``."""
+def _tensor(storage: object, *view: object) -> object:
+    """``_rebuild_tensor(storage, offset, shape, strides)``, v2 with ``(..., requires_grad, hooks, metadata)``."""
     if not isinstance(storage, StorageRef):
         return storage if isinstance(storage, UnsupportedTensor) else UnsupportedTensor(kind="wrapped")
-    return _view(storage, storage_dtype_name(storage.kind), offset, shape, strides, rest[2] if len(rest) > 2 else None)  # noqa: PLR2004
+    return _view(storage, storage_dtype_name(storage.kind), view[:3], view[5] if len(view) > 5 else None)  # noqa: PLR2004
 
 
-def _tensor_v3(
-    storage: object,
-    offset: object,
-    shape: object,
-    strides: object,
-    _requires_grad: object,
-    _hooks: object,
-    dtype: object,
-    metadata: object = None,
-) -> object:
-    """``_rebuild_tensor_v3``: the element type is an argument, the storage counts bytes."""
+def _tensor_v3(storage: object, *view: object) -> object:
+    """``_rebuild_tensor_v3``, as v2 with the element type before the metadata; the storage counts bytes."""
+    dtype = view[5]
     if not isinstance(storage, StorageRef) or not isinstance(dtype, Global):
         return UnsupportedTensor(kind="wrapped")
-    return _view(storage, dtype.name, offset, shape, strides, metadata)
+    return _view(storage, dtype.name, view[:3], view[6] if len(view) > 6 else None)  # noqa: PLR2004
 
 
-def _view(
-    storage: StorageRef, dtype_name: str, offset: object, shape: object, strides: object, metadata: object
-) -> TensorRef:
+def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metadata: object) -> TensorRef:
+    offset, shape, strides = view
     if not (isinstance(offset, int) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise PickleError("a tensor with a damaged shape")
     flags = [str(flag) for flag, on in metadata.items() if on] if isinstance(metadata, dict) else []

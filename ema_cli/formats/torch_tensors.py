@@ -49,7 +49,7 @@ def _place_one(
 ) -> tuple[TensorLayout, int]:
     if isinstance(tensor, UnsupportedTensor):
         raise InputRefused(f"is a {tensor.kind} tensor, which has no plain data")
-    if len(name) > LONGEST_NAME_BYTES or not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+    if len(name) > LONGEST_NAME_BYTES or (not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name)):
         raise InputRefused("has a name that cannot be written")
     key = tensor.storage.key
     if key not in records:

@@ -14,7 +14,8 @@ import zipfile
 import zlib
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle import PickleError, loads
+from ema_cli.formats.inert_pickle import loads
+from ema_cli.formats.inert_values import PickleError
 from ema_cli.formats.state_dict import find_state_dict, find_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
@@ -70,7 +71,14 @@ class _Archive:
         try:
             with zipfile.ZipFile(io.BufferedReader(_SourceFile(source))) as archive:
                 entries = archive.infolist()
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, struct.error, OSError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            NotImplementedError,
+            ValueError,
+            struct.error,
+            OSError,
+        ) as error:
             raise InputRefused(
                 "is incomplete or damaged: the directory at the end of the zip archive cannot be read",
                 hint="was it saved or copied to the end? leave it out, or fetch it again",

@@ -75,9 +75,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def _plain_options(options: Options) -> dict[str, object]:
-    return {
-        field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)
-    }
+    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
 
 
 def _plain(value: object) -> object:

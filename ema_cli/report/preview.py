@@ -38,7 +38,13 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
             for output in plan.outputs
         ],
         "tensors": [
-            {"name": t.name, "dtype": t.dtype.name, "shape": t.shape, "action": str(t.action), "tied_to": t.tied_to}
+            {
+                "name": t.name,
+                "dtype": t.dtype.name,
+                "shape": t.shape,
+                "action": str(t.action),
+                "tied_to": t.tied_to,
+            }
             for t in plan.tensors
         ],
         "bytes_read": plan.read_bytes,

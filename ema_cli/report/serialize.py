@@ -33,7 +33,7 @@ def from_json(text: str) -> Report:
 
 def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of the records
     """Build a value of the annotated type ``kind`` from plain JSON values."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{field.name: _build(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)})
     if isinstance(kind, types.UnionType):

@@ -43,7 +43,7 @@ def read_elements(extent: Extent, start: int, out: Bytes) -> None:
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """Cut the flat range ``[start, stop)`` of a C-ordered index space into boxes, in order (at most 2 per dimension)."""
+    """Cut the flat range ``[start, stop)`` of a C-ordered index space into boxes, in order: at most 2 per dimension."""
     if start >= stop:
         return
     if not shape:
@@ -52,7 +52,9 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
     row = math.prod(shape[1:])
     first, last = start // row, (stop - 1) // row
     if first == last:
-        yield from (((first, first + 1), *box) for box in flat_boxes(shape[1:], start - first * row, stop - first * row))
+        yield from (
+            ((first, first + 1), *box) for box in flat_boxes(shape[1:], start - first * row, stop - first * row)
+        )
         return
     if start % row:
         yield from (((first, first + 1), *box) for box in flat_boxes(shape[1:], start % row, row))

@@ -13,7 +13,10 @@ _FIRST_SHARE = 0.1
 def describe_choices(checkpoints: int) -> tuple[str, str]:
     """Return a table of choices as a message, and a hint naming the one that fits most runs."""
     if checkpoints == 1:
-        return "neither --decay nor --half-life was given", "--decay 0.9; with one checkpoint any decay copies it"
+        return (
+            "neither --decay nor --half-life was given",
+            "--decay 0.9; with one checkpoint any decay copies it",
+        )
     fitting = f"{decay_for_first_share(checkpoints, _FIRST_SHARE):.2g}"
     decays = sorted({"0.5", "0.9", "0.99", "0.999", fitting}, key=float)
     rows = [(f"--decay {decay}", Method(name="ema", decay=float(decay), init="first")) for decay in decays]

@@ -69,10 +69,10 @@ def warn_about(weighting: Weighting) -> list[Notice]:
         Notice(
             code="first-dominates",
             message=(
-                f"the first checkpoint keeps {percent(weighting.weights[0])} of this average: decay {decay} is applied "
+                f"the first checkpoint keeps {percent(weighting.weights[0])} of this average: decay {decay} applies "
                 f"per checkpoint, and {count} checkpoints are few for it"
             ),
-            hint=f"--decay {better:.2g} leaves it {percent(better ** (count - 1))}; or --init debias, or --method uniform",
+            hint=f"--decay {better:.2g} (leaves it {percent(better ** (count - 1))}); --init debias; --method uniform",
         )
     ]
 

@@ -44,9 +44,9 @@ def uniform(checkpoints: int) -> tuple[float, ...]:
 
 def decay_from_half_life(half_life: float) -> float:
     """Return the decay under which a share has halved after ``half_life`` checkpoints: d = 2^(-1/H)."""
-    return 2 ** (-1 / half_life)
+    return math.exp2(-1 / half_life)
 
 
 def decay_for_first_share(checkpoints: int, share: float) -> float:
     """Return the decay that leaves ``share`` of the average with the first checkpoint: d = share^(1/(N-1))."""
-    return share ** (1 / (checkpoints - 1))
+    return math.pow(share, 1 / (checkpoints - 1))

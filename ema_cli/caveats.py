@@ -1,0 +1,70 @@
+"""What the user should know about a plan before trusting the average: warnings, each with its way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ema_cli.matching import Chosen
+from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.records import Action, Notice, PlannedTensor, Weighting
+from ema_cli.text import plural, quoted, shortlist
+from ema_cli.weights.diagnostics import warn_about
+
+
+def find_caveats(
+    weightings: Sequence[Weighting], tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
+) -> Iterator[Notice]:
+    """Yield the warnings about a plan.
+
+    Args:
+        weightings: one per average.
+        tensors: of the output.
+        chosen: the tensors of each distinct layout.
+
+    """
+    for weighting in weightings:
+        yield from warn_about(weighting)
+    if len(weightings[0].weights) > 1:
+        yield from _notices_about_tensors(tensors)
+    yield from _notices_about_dtypes(chosen)
+    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
+    if not averaged:
+        yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+
+
+def _notices_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[Notice]:
+    statistics = _named(tensors, lambda t: t.action is Action.AVERAGED and is_batch_norm_statistic(t.name))
+    if statistics:
+        yield Notice(
+            code="batchnorm-averaged",
+            message=(
+                f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
+                f"({shortlist(statistics, most=2)}): they describe the checkpoints' activations, not the average's"
+            ),
+            hint="recompute them on training data (torch.optim.swa_utils.update_bn), or keep --buffers last",
+        )
+    small = _named(tensors, lambda t: t.action is Action.AVERAGED and t.dtype.itemsize == 1)
+    if small:
+        yield Notice(
+            code="float8-averaged",
+            message=f"float8 tensors are averaged and rounded to float8 again ({shortlist(small, most=2)})",
+            hint="--dtype bfloat16 keeps more; codes of a quantized model must not be averaged at all",
+        )
+
+
+def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor], bool]) -> list[str]:
+    return [quoted(tensor.name) for tensor in tensors if condition(tensor)]
+
+
+def _notices_about_dtypes(chosen: Sequence[Chosen]) -> Iterator[Notice]:
+    names = [
+        quoted(name)
+        for name, (_, layout) in chosen[0].items()
+        if any(other[name][1].dtype is not layout.dtype for other in chosen[1:])
+    ]
+    if names:
+        yield Notice(
+            code="dtypes-differ",
+            message=f"{plural(len(names), 'tensor')} of several types ({shortlist(names, most=2)})",
+            hint="each is folded exactly as it is; the output has the type of the last checkpoint, or --dtype",
+        )

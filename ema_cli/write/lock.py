@@ -1,0 +1,65 @@
+"""One run at a time per output: a lock beside it, and the sweeping of what killed runs left."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ema_cli.errors import OutputLocked
+from ema_cli.text import quoted
+from ema_cli.write.publish import raise_output_error
+
+
+@contextlib.contextmanager
+def output_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of the output ``path``, and sweep what killed runs left beside it.
+
+    Raises:
+        OutputLocked: another run holds it.
+        OutputError: the folder does not exist or is not writable.
+
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = _lock(lock)
+    except BlockingIOError as error:
+        raise OutputLocked(f"another run is writing {quoted(str(path))}", hint="wait for it to end") from error
+    except OSError as error:
+        raise_output_error(path, error)
+    try:
+        for leftover in path.parent.glob(f".{_escape_glob(path.name)}.*.partial"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(lock: Path) -> int:
+    """Lock the file called ``lock``; try again if another run removed it in between."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_named(descriptor, lock):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _escape_glob(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

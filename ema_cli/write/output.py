@@ -1,0 +1,116 @@
+"""An output file of known size that is filled in any order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import zlib_ng
+
+from ema_cli.errors import OutputError
+from ema_cli.text import human_bytes, quoted
+from ema_cli.write.publish import publish, raise_output_error, temporary_name
+from ema_cli.write.settle import Settler
+
+_SPARE = 1.01
+"""Free space asked for, relative to the size of the file."""
+
+
+class OutputFile:
+    """A file of known size that is filled in any order and appears under its name when it is whole."""
+
+    def __init__(self, path: Path, header: bytes, data_bytes: int) -> None:
+        self.path = path
+        self.size = len(header) + data_bytes
+        self.sha256 = ""
+        """Digest of what was read back; known after ``finish``."""
+        self._data_start = len(header)
+        self._temp = temporary_name(path)
+        self._fd = -1
+        try:
+            self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            _reserve(self._fd, self.size)
+            self._settler = Settler(self._fd)
+            self._place(0, header)
+        except OSError as error:
+            self.discard()
+            raise_output_error(path, error)
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Place ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
+        try:
+            self._place(self._data_start + offset, data.data)
+        except OSError as error:
+            raise_output_error(self.path, error)
+
+    def _place(self, offset: int, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._fd, view[done:], offset + done)
+        if len(view):
+            self._settler.written(offset, len(view), zlib_ng.crc32(view))
+
+    def finish(self) -> None:
+        """Make the file durable and check what is on the disk, still under its temporary name.
+
+        Raises:
+            OutputError: it could not be written, or reads back differently.
+
+        """
+        try:
+            self.sha256 = self._settler.finish(self.size)
+            os.fsync(self._fd)
+        except OSError as error:
+            raise_output_error(self.path, error)
+        _check_with_library(self._temp, self.path)
+
+    def publish(self) -> None:
+        """Give the file its name and the permissions of a new file."""
+        try:
+            publish(self._fd, self._temp, self.path)
+        except OSError as error:
+            raise_output_error(self.path, error)
+        os.close(self._fd)
+        self._fd = -1
+
+    def discard(self) -> None:
+        """Remove the temporary file; nothing happens after ``publish``."""
+        if self._fd < 0:
+            return
+        if hasattr(self, "_settler"):
+            self._settler.abandon()
+        with contextlib.suppress(OSError):
+            self._temp.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the space before the work: a full disk should fail in the first second, not in the last."""
+    free = os.fstatvfs(descriptor)
+    available = free.f_bavail * free.f_frsize
+    if size * _SPARE > available:
+        detail = f"{human_bytes(size)} are needed, {human_bytes(available)} are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}")
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+            raise
+        os.truncate(descriptor, size)
+
+
+def _check_with_library(temp: Path, path: Path) -> None:
+    """Have the official parser read the header and the offsets; it needs no torch for that."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - only at the end of a run
+
+    try:
+        with safe_open(temp, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise OutputError(f"{quoted(str(path))} was written, but safetensors refuses it: {error}") from error

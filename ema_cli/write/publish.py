@@ -1,0 +1,68 @@
+"""Give a finished file its name, durably; small files are written whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+from typing import NoReturn
+
+from ema_cli.errors import OutputError
+from ema_cli.text import quoted
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file whole, durable, and under its name only then.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    temp = temporary_name(path)
+    try:
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+            publish(descriptor, temp, path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise_output_error(path, error)
+
+
+def publish(descriptor: int, temp: Path, path: Path) -> None:
+    """Rename, with the permissions that a new file would have, and make the name durable."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.fchmod(descriptor, 0o666 & ~umask)
+    temp.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside ``path`` that nobody else uses; leftovers of killed runs are known by it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+
+
+def raise_output_error(path: Path, error: OSError) -> NoReturn:
+    """Raise ``OutputError`` for a system error on the way to ``path``."""
+    hints = {
+        errno.ENOENT: f"mkdir -p {path.parent}",
+        errno.ENOSPC: "free some space, or write to another disk",
+        errno.EDQUOT: "free some space, or write to another disk",
+    }
+    reason = error.strerror or str(error)
+    raise OutputError(
+        f"{quoted(str(path))} cannot be written: {reason}", hint=hints.get(error.errno or 0, "")
+    ) from error
