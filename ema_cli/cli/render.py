@@ -31,9 +31,8 @@ def plan(made: Plan, options: Options, console: Console) -> None:
     checkpoints = made.checkpoints
     formats = shortlist(sorted({checkpoint.format for checkpoint in checkpoints}))
     folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
-    console.talk(
-        f"{plural(len(checkpoints), 'checkpoint')} in {safe_text(str(folder))}, {formats}, {made.series.reason}"
-    )
+    shown = _shortest(folder)
+    console.talk(f"{plural(len(checkpoints), 'checkpoint')} in {safe_text(shown)}, {formats}, {made.series.reason}")
     for line in _where_the_weights_are(checkpoints):
         console.talk(line)
     console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
@@ -125,6 +124,11 @@ def _tensor_table(found: Checkpoint) -> Table:
 
 def _common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent.absolute() for path in paths])) if paths else Path()
+
+
+def _shortest(folder: Path) -> str:
+    """Return the folder as seen from here, where that is shorter."""
+    return min(str(folder), os.path.relpath(folder), key=len)
 
 
 def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -1,0 +1,18 @@
+# Sourced by scripts/demo and scripts/test: makes or reuses .venv with the pinned tools; needs the network only then.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+stamp=.venv/installed-from
+wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum)
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    python=$(command -v python3.11 || command -v python3)
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "Python 3.11 or newer is needed; $python is $("$python" --version)" >&2
+        exit 1
+    }
+    echo "installing into .venv (once, a minute or two)" >&2
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    # As an environment variable the constraints also hold for the tools that build the package.
+    PIP_CONSTRAINT=$PWD/scripts/constraints.txt .venv/bin/python -m pip install \
+        --quiet --disable-pip-version-check --editable '.[dev]'
+    echo "$wanted" >"$stamp"
+fi
+export PATH="$PWD/.venv/bin:$PATH"
