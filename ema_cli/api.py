@@ -117,4 +117,4 @@ def make_options(
 def _numbers(value: Numbers | None) -> tuple[float, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, int | float) else tuple(value)
+    return tuple(float(number) for number in value) if isinstance(value, Iterable) else (float(value),)

@@ -22,9 +22,10 @@ def find_caveats(
         chosen: the tensors of each distinct layout.
 
     """
-    for weighting in weightings:
+    several = len(weightings[0].weights) > 1
+    for weighting in weightings if several else weightings[:1]:
         yield from warn_about(weighting)
-    if len(weightings[0].weights) > 1:
+    if several:
         yield from _notices_about_tensors(tensors)
     yield from _notices_about_dtypes(chosen)
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]

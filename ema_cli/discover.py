@@ -87,17 +87,24 @@ def close_all(checkpoints: Iterable[Checkpoint]) -> None:
 
 
 def _expand(name: str, search: _Search) -> Iterator[_Candidate]:
-    path = Path(name)
-    if path.is_dir():
-        yield from _in_folder(path, search)
-    elif path.exists() or not glob.has_magic(name):
-        yield _Candidate(path, in_folder=False)
-    else:
-        matches = sorted(glob.glob(name, recursive=True), key=natural_key)  # noqa: PTH207 - a pattern, not a path
+    try:
+        matches = _matches(Path(name), name)
         if not matches:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
-        for match in matches:
-            yield from _expand(match, search)
+        for path in matches:
+            if path.is_dir():
+                yield from _in_folder(path, search)
+            else:
+                yield _Candidate(path, in_folder=False)
+    except OSError as error:
+        search.faults.append(InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}"))
+
+
+def _matches(path: Path, name: str) -> list[Path]:
+    """Return the one file or folder of that name or, if there is none and it is a pattern, all that match."""
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    return [Path(match) for match in sorted(glob.glob(name, recursive=True), key=natural_key)]  # noqa: PTH207 - a pattern
 
 
 def _in_folder(folder: Path, search: _Search) -> Iterator[_Candidate]:
@@ -175,7 +182,7 @@ def _leave_out_own_outputs(search: _Search) -> None:
     if not ours:
         return
     if len(ours) == len(search.checkpoints):
-        message = f"{plural(len(ours), 'input')} are outputs of ema-avg: this averages averages"
+        message = "the inputs are outputs of ema-avg: this averages averages"
         search.notices.append(Notice(code="averages-averaged", message=message))
         return
     search.checkpoints = [checkpoint for checkpoint in search.checkpoints if not checkpoint.made_by_us]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DIGITS = re.compile(r"(\d+)")
-_STEP_WORD = re.compile(r"(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
-_EPOCH_WORD = re.compile(r"(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
+_STEP_WORD = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
+_EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
 
 
@@ -34,9 +34,9 @@ def is_batch_norm_statistic(tensor: str) -> bool:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key under which ``ckpt_2`` comes before ``ckpt_10``."""
+    """Return a sort key under which ``ckpt_2`` comes before ``ckpt_10``; different names never have the same."""
     parts = _DIGITS.split(name)
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p)
+    return (*((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p), (-1, 0, name))
 
 
 def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
@@ -48,7 +48,7 @@ def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
     """
     stems = [_SUFFIXES.sub("", name) for name in names]
     spelled = [_spelled(stem) for stem in stems]
-    if all(spelled) or len(stems) < 2:  # noqa: PLR2004 - a series has two names
+    if len(stems) < 2 or (all(spelled) and len(set(spelled)) > 1):  # noqa: PLR2004 - a series has two names
         return spelled
     bare = _varying_number(stems)
     return bare if bare is not None else spelled
@@ -64,17 +64,20 @@ def _spelled(stem: str) -> NamedStep | None:
 
 
 def _varying_number(stems: Sequence[str]) -> list[NamedStep | None] | None:
-    """Return the last number that differs, when the names are equal apart from their numbers."""
+    """Return the last whole number that differs, when the names are equal apart from their numbers.
+
+    Where several differ, that is a step only if it grows with the others (``checkpoint_3_5000``: epoch and update).
+    """
     split = [_DIGITS.split(stem) for stem in stems]
-    skeletons = {tuple(parts[::2]) for parts in split}
-    if len(skeletons) != 1:
+    skeleton = split[0][::2]
+    if any(parts[::2] != skeleton for parts in split):
         return None
-    columns = list(zip(*(parts[1::2] for parts in split), strict=True))
-    differing = [column for column in columns if len({int(number) for number in column}) > 1]
-    if not differing:
+    whole = [before != "." and after != "." for before, after in zip(["", *skeleton[1:]], skeleton[1:], strict=False)]
+    columns = list(zip(*([int(number) for number in parts[1::2]] for parts in split), strict=True))
+    differing = [column for column, is_whole in zip(columns, whole, strict=True) if is_whole and len(set(column)) > 1]
+    if not differing or [row[-1] for row in sorted(zip(*differing, strict=True))] != sorted(differing[-1]):
         return None
-    unit = "epoch" if _EPOCH_WORD.search(stems[0]) and len(columns) == 1 else "step"
-    return [NamedStep(value=int(number), unit=unit) for number in differing[-1]]
+    return [NamedStep(value=number, unit="step") for number in differing[-1]]
 
 
 OUTPUT_FIELDS = ("{decay}", "{half_life}")

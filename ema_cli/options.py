@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ema_cli.errors import UsageError
 from ema_cli.naming import OUTPUT_FIELDS
-from ema_cli.text import quoted
+from ema_cli.text import is_writable_text, quoted
 
 Order = Literal["auto", "step", "name", "mtime", "given"]
 MethodName = Literal["ema", "uniform"]
@@ -20,6 +20,8 @@ BufferPolicy = Literal["average", "last", "first"]
 OUTPUT_DTYPES = ("same", "float32", "bfloat16", "float16", "float64")
 OUR_METADATA = "ema_avg."
 """Prefix of the metadata keys that this program writes."""
+LONGEST_HALF_LIFE = 1e15
+"""Beyond it the decay cannot be told from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +93,22 @@ class Options:
             UsageError: with the sentence that the user needs.
 
         """
+        self._check_words()
         self._check_inputs()
         self._check_weights()
         self._check_compute()
         self._check_output()
+
+    def _check_words(self) -> None:
+        for flag, value, words in (
+            ("--order", self.order, get_args(Order)),
+            ("--method", self.method, get_args(MethodName)),
+            ("--init", self.init, get_args(Init)),
+            ("--buffers", self.buffers, get_args(BufferPolicy)),
+            ("--dtype", self.dtype, OUTPUT_DTYPES),
+        ):
+            if value not in words:
+                raise UsageError(f"{flag} {quoted(str(value))} is none of {', '.join(words)}")
 
     def _check_inputs(self) -> None:
         if not self.paths:
@@ -117,12 +131,10 @@ class Options:
             raise UsageError("--decay and --half-life say the same thing", hint="give one of them")
         for decay in self.decays:
             if not 0 <= decay < 1:
-                raise UsageError(
-                    f"--decay {decay:g} is not in [0, 1)", hint="1 would keep the first checkpoint for ever"
-                )
+                raise UsageError(f"--decay {decay:g} is not in [0, 1)", hint="--decay 0.9")
         for half_life in self.half_lives:
-            if not 0 < half_life < float("inf"):
-                raise UsageError(f"--half-life {half_life:g} must be positive")
+            if not 0 < half_life <= LONGEST_HALF_LIFE:
+                raise UsageError(f"--half-life {half_life:g} must be positive, and at most {LONGEST_HALF_LIFE:g}")
         for flag, values in (("--decay", self.decays), ("--half-life", self.half_lives)):
             if len(set(values)) != len(values):
                 raise UsageError(f"{flag} has the same value twice")
@@ -130,8 +142,6 @@ class Options:
     def _check_compute(self) -> None:
         if re.fullmatch(r"cpu|auto|cuda(:\d+)?", self.device) is None:
             raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
-        if self.dtype not in OUTPUT_DTYPES:
-            raise UsageError(f"--dtype {quoted(self.dtype)} is none of {', '.join(OUTPUT_DTYPES)}")
         if self.threads is not None and not 1 <= self.threads <= 256:  # noqa: PLR2004 - nobody has more use
             raise UsageError(f"--threads {self.threads} must be from 1 to 256")
 
@@ -142,9 +152,11 @@ class Options:
                     f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)} yet",
                     hint="name it .json",
                 )
-        for key in self.metadata:
+        for key, value in self.metadata.items():
             if key == "format" or key.startswith(OUR_METADATA):
                 raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")
+            if not (is_writable_text(key) and is_writable_text(value)):
+                raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
         if self.output is None:
             return
         if self.output.suffix != ".safetensors":
@@ -159,5 +171,5 @@ class Options:
 def _check_pattern(flag: str, pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{flag} {quoted(pattern)} is not a regular expression: {error}") from error

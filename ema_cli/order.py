@@ -133,7 +133,7 @@ def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[
     if options.from_step is not None or options.to_step is not None:
         if not all(member.step for member in members):
             raise UsageError("--from and --to need the step of every checkpoint", hint="give them with --steps")
-        first = options.from_step if options.from_step is not None else 0
+        first = options.from_step if options.from_step is not None else float("-inf")
         last = options.to_step if options.to_step is not None else float("inf")
         members = [member for member in members if member.step and first <= member.step.value <= last]
     members = members[::-1][:: options.every][::-1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ema_cli.discover import close_all, discover
 from ema_cli.errors import StrictWarnings, UsageError
 from ema_cli.events import Listener, Planned, Progress, Warned, ignore
+from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
 from ema_cli.planning import make_plan
@@ -41,7 +42,7 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
     """
     found = discover(options, listener)
     try:
-        plan = make_plan(order_series(found, options), options)
+        plan = make_plan(order_series(found, options), replace(options, device=resolve_device(options.device)))
         listener(Planned(plan=plan))
         for notice in plan.notices:
             listener(Warned(notice=notice))
@@ -59,11 +60,15 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     """
     from ema_cli.uptodate import find_up_to_date  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
+    from ema_cli.write.publish import check_folder  # noqa: PLC0415
 
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     started = time.monotonic()
+    for path in options.reports:
+        check_folder(path)
     with planned(options, listener) as plan, ExitStack() as locks:
+        _fail_if_strict(plan.notices, options)
         for output in plan.outputs:
             locks.enter_context(output_lock(output.path))
         earlier = find_up_to_date(plan, options)
@@ -75,19 +80,19 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
 
 def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
-    from ema_cli.fold.devices import lane_maker, resolve_device  # noqa: PLC0415
     from ema_cli.fold.engine import fold  # noqa: PLC0415 - numpy
     from ema_cli.report.build import Measured, build_report  # noqa: PLC0415
     from ema_cli.write.output import OutputFile  # noqa: PLC0415
 
-    _fail_if_strict(plan.notices, options)
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
         files = []
         for output in plan.outputs:
-            files.append(OutputFile(output.path, output.header, plan.data_bytes))
-            unpublished.callback(files[-1].discard)
+            file = OutputFile(output.path, output.header, plan.data_bytes)
+            unpublished.callback(file.discard)
+            file.open()
+            files.append(file)
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
         statistics = fold(
@@ -134,7 +139,7 @@ def _write_reports(report: Report, options: Options, beside: Plan | None = None)
 def _fail_if_strict(notices: Sequence[Notice], options: Options) -> None:
     if options.strict and notices:
         codes = ", ".join(notice.code for notice in notices)
-        raise StrictWarnings(f"{plural(len(notices), 'warning')} under --strict: {codes}", hint="nothing was written")
+        raise StrictWarnings(f"{plural(len(notices), 'warning')} under --strict, so nothing was written: {codes}")
 
 
 def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:

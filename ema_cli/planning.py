@@ -19,7 +19,7 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.matching import Chosen, choose_tensors, refuse_differences
-from ema_cli.naming import fill_output_name, is_batch_norm_statistic
+from ema_cli.naming import OUTPUT_FIELDS, fill_output_name, is_batch_norm_statistic
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import (
     Action,
@@ -41,7 +41,7 @@ _BLOCK_ELEMENTS = 1 << 17
 _CUDA_BLOCK_ELEMENTS = 1 << 22
 _SMALLEST_BLOCK = 1 << 10
 _MOST_THREADS = 4
-_MOST_DIFFERENCES = 12
+_METADATA_NAME = "__metadata__"
 
 
 def make_plan(series: Series, options: Options) -> Plan:
@@ -113,11 +113,17 @@ def _plan_tensors(
             f"scales of a quantized model cannot be averaged: {shortlist(codes)}",
             hint="average the training checkpoints, then quantize; or leave these out with --exclude",
         )
+    if _METADATA_NAME in reference:
+        raise InputRefused(
+            f'a tensor is called "{_METADATA_NAME}", which names the metadata of a safetensors file',
+            hint=f"leave it out: --exclude '^{_METADATA_NAME}$'",
+        )
     actions = {name: _action(name, layout, options) for name, (_, layout) in reference.items()}
+    sources = {name: 0 if options.buffers == "first" and is_batch_norm_statistic(name) else last for name in reference}
     layouts = [
         TensorLayout(
             name=name,
-            dtype=_output_dtype(layout.dtype, actions[name], options),
+            dtype=_output_dtype(chosen[layout_numbers[sources[name]]][name][1].dtype, actions[name], options),
             shape=layout.shape,
             strides=None,
         )
@@ -136,7 +142,7 @@ def _plan_tensors(
                 dtype=layout.dtype,
                 action=actions[name],
                 positions=tuple(tensors[name][0] for tensors in chosen),
-                copied_from=0 if is_batch_norm_statistic(name) and options.buffers == "first" else last,
+                copied_from=sources[name],
                 offset=offset,
                 tied_to=tied_to if tied_to in reference else None,
             )
@@ -162,10 +168,13 @@ def _plan_output(
 ) -> PlannedOutput:
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     header, _ = build_header(layouts, _metadata(weighting.method, series, options))
-    template = str(options.output) if options.output is not None else "ema.safetensors"
+    template = str(options.output) if options.output is not None else "ema_{decay}.safetensors"
     method = weighting.method
-    path = Path(fill_output_name(template, decay=method.decay, half_life=method.half_life))
-    return PlannedOutput(weighting=weighting, path=path, header=header)
+    name = fill_output_name(template, decay=method.decay, half_life=method.half_life)
+    unknown = next((field for field in OUTPUT_FIELDS if field in name), None)
+    if unknown is not None:
+        raise UsageError(f"the output {quoted(name)}: this average has no {unknown}", hint="name it without")
+    return PlannedOutput(weighting=weighting, path=Path(name), header=header)
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
@@ -202,13 +211,15 @@ def _options_fingerprint(method: Method, options: Options) -> str:
 def _refuse_equal_paths(outputs: Sequence[PlannedOutput], checkpoints: Sequence[Checkpoint]) -> None:
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
-        raise UsageError(
-            "several averages would be written to one file", hint="put {decay} into the name of the output"
-        )
-    inputs = {checkpoint.index.source.identity: checkpoint.path for checkpoint in checkpoints}
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
+    inputs = {checkpoint.index.source.identity for checkpoint in checkpoints}
     for path in paths:
-        status = path.stat() if path.exists() else None
-        if status is not None and (status.st_dev, status.st_ino) in inputs:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # not there; what else is wrong with it will be told when it is written
+        if (status.st_dev, status.st_ino) in inputs:
             raise UsageError(f"the output {quoted(str(path))} is one of the inputs", hint="choose another name with -o")
 
 
@@ -228,8 +239,8 @@ def _read_bytes(
 
 
 def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
-    """Size the blocks: raw bytes, upcast, last checkpoint and scratch, one accumulator and its output per average."""
-    per_element = 8 * (4 + 2 * averages)
+    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average."""
+    per_element = 8 * (5 + 4 + averages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.threads or min(cores, _MOST_THREADS)
     block = _BLOCK_ELEMENTS if options.device == "cpu" else _CUDA_BLOCK_ELEMENTS
@@ -238,8 +249,9 @@ def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) 
     if options.max_memory is not None:
         while threads > 1 and threads * _SMALLEST_BLOCK * per_element > options.max_memory:
             threads -= 1
+        smallest = min(_SMALLEST_BLOCK, block)
         block = min(block, options.max_memory // (threads * per_element))
-        if block < min(_SMALLEST_BLOCK, largest):
-            least = human_bytes(_SMALLEST_BLOCK * per_element)
+        if block < smallest:
+            least = human_bytes(smallest * per_element)
             raise UsageError(f"--max-memory is too little: the buffers need at least {least}")
     return Buffers(threads=threads, block_elements=block, bytes_per_element=per_element)

@@ -207,7 +207,8 @@ class Plan:
 class TensorStatistics:
     """How an average differs from the last checkpoint, from the float64 values before rounding.
 
-    ``None`` where undefined: a copied tensor, the cosine of a zero tensor, a tensor that is not finite.
+    ``None`` where undefined: a copied tensor, a tensor that is not finite, the drift from a zero tensor, the cosine of
+    a zero tensor or of two whose norms are further apart than float64 can tell.
     """
 
     norm: float | None

@@ -22,10 +22,15 @@ def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
     """
     if len(text) > limit:
         half = (limit - 1) // 2
-        text = f"{text[:half]}…{text[-half:]}"
+        text = f"{text[:half]}…{text[len(text) - half :]}"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def is_writable_text(value: object) -> bool:
+    """Whether ``value`` is text that UTF-8 can hold: a name from the file system may not be."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def quoted(text: str) -> str:
@@ -48,8 +53,8 @@ def plural(count: int, noun: str) -> str:
 def human_bytes(size: float) -> str:
     """Return a size in decimal units: ``545 MB``, ``4.1 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:  # noqa: PLR2004 - decimal units
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"  # noqa: PLR2004
+        if size < 999.5:  # noqa: PLR2004 - what is not rounded to 1000
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"  # noqa: PLR2004
         size /= 1000
     return f"{size:,.1f} TB"
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 import ml_dtypes
 import numpy as np
 
-from ema_cli.dtypes import DTYPES
+from ema_cli.dtypes import BY_NAME, DTYPES
 from ema_cli.errors import InputRefused
 from ema_cli.fold.decode import NUMPY, Bytes, Float64, components, decode
 from ema_cli.fold.lane import Lane
@@ -20,6 +20,8 @@ from ema_cli.text import quoted
 
 LARGEST = {dtype.name: float(ml_dtypes.finfo(NUMPY[dtype.name]).max) for dtype in DTYPES if dtype.averaged}
 """The largest finite number of each averaged type."""
+_WIDE = ("F32", "BF16", "F64")
+"""Types for what is too large for a narrow one, the usual choice first."""
 
 
 def refuse_nonfinite(plan: Plan, block: Block, extents: Sequence[tuple[int, Extent]], lane: Lane) -> NoReturn:
@@ -48,10 +50,11 @@ def refuse_overflow(tensor: PlannedTensor, values: Float64, rounded: Bytes) -> N
     decode(rounded, tensor.dtype, written)
     wrong = np.flatnonzero(np.isfinite(values) & ~np.isfinite(written))
     if len(wrong):
+        wider = [name for name in _WIDE if abs(values[wrong[0]]) <= LARGEST[name]]
         raise InputRefused(
             f"tensor {quoted(tensor.name)}: {values[wrong[0]]:g} is too large for {tensor.dtype.torch_name}, "
             f"whose largest number is {LARGEST[tensor.dtype.name]:g}",
-            hint="--dtype float32, or --dtype bfloat16",
+            hint=", or ".join(f"--dtype {BY_NAME[name].torch_name}" for name in wider),
         )
 
 

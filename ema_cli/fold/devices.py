@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ema_cli.fold.cpu import CpuLane
-from ema_cli.fold.lane import Lane
 from ema_cli.records import Plan
+
+if TYPE_CHECKING:
+    from ema_cli.fold.lane import Lane
 
 _DRIVER = Path("/proc/driver/nvidia")
 
 
 def resolve_device(name: str) -> str:
-    """Return ``name``, or for ``auto`` the first GPU if the machine has one, else the CPU."""
+    """Return ``name``, or for ``auto`` the first GPU if torch finds one, else the CPU."""
     if name != "auto":
         return name
-    return "cuda" if _DRIVER.exists() else "cpu"
+    if not _DRIVER.exists():
+        return "cpu"
+    import torch  # noqa: PLC0415 - takes seconds, and only machines with a GPU driver need it here
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
@@ -29,6 +35,8 @@ def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
     """
     block_elements, averages = plan.buffers.block_elements, len(plan.outputs)
     if device == "cpu":
+        from ema_cli.fold.cpu import CpuLane  # noqa: PLC0415 - numpy, which a plan needs not
+
         return partial(CpuLane, block_elements=block_elements, averages=averages)
     from ema_cli.fold.cuda import TorchLane, find_device  # noqa: PLC0415 - torch takes seconds to import
 

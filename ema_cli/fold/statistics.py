@@ -19,6 +19,8 @@ from ema_cli.records import Plan, TensorStatistics
 UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
 _SUMS = 3
 """Per average: |average|^2, |average - last|^2, |last|^2."""
+_FURTHEST = 1e9
+"""Ratio of two norms from which on their cosine is not told."""
 
 
 def dot(a: Float64, b: Float64) -> float:
@@ -56,12 +58,21 @@ class Statistics:
 def _describe(sums: array[float]) -> TensorStatistics:
     if not all(map(math.isfinite, sums)):
         return UNDEFINED
-    average, difference, last = (math.fsum(sums[i::_SUMS]) for i in range(_SUMS))
-    norms = math.sqrt(average) * math.sqrt(last)
-    # <a, l> = (|a|^2 + |l|^2 - |a - l|^2) / 2 saves a pass; the rounding can push a cosine just beyond 1.
-    cosine = (average + last - difference) / (2 * norms) if norms > 0 else None
+    average, difference, last = (math.sqrt(math.fsum(sums[i::_SUMS])) for i in range(_SUMS))
+    drift = difference / last if last > 0 else math.inf
     return TensorStatistics(
-        norm=math.sqrt(average),
-        drift=math.sqrt(difference / last) if last > 0 else None,
-        cosine=None if cosine is None else max(-1.0, min(1.0, cosine)),
+        norm=average,
+        drift=drift if math.isfinite(drift) else None,
+        cosine=_cosine(average, difference, last),
     )
+
+
+def _cosine(average: float, difference: float, last: float) -> float | None:
+    """Return ``<a, l> / |a| |l|`` by the law of cosines, which saves a pass over the tensor.
+
+    Its error is that of one rounding times the ratio of the norms, so it says nothing when they are too far apart.
+    """
+    if min(average, last) * _FURTHEST <= max(average, last):
+        return None
+    cosine = (average / last + last / average - (difference / average) * (difference / last)) / 2
+    return max(-1.0, min(1.0, cosine))  # the rounding can push it just beyond

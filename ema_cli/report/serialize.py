@@ -25,7 +25,7 @@ def from_json(text: str) -> Report:
     """
     try:
         made = _build(Report, json.loads(text))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a report") from error
     assert isinstance(made, Report)  # noqa: S101 - for the type checker
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ema_cli.records import Method
 from ema_cli.text import plural
-from ema_cli.weights.diagnostics import diagnose, percent
+from ema_cli.weights.diagnostics import diagnose, percent, short_decay
 from ema_cli.weights.schedules import decay_for_first_share, solve
 
 _FIRST_SHARE = 0.1
@@ -17,7 +17,7 @@ def describe_choices(checkpoints: int) -> tuple[str, str]:
             "neither --decay nor --half-life was given",
             "--decay 0.9; with one checkpoint any decay copies it",
         )
-    fitting = f"{decay_for_first_share(checkpoints, _FIRST_SHARE):.2g}"
+    fitting = short_decay(decay_for_first_share(checkpoints, _FIRST_SHARE))
     decays = sorted({"0.5", "0.9", "0.99", "0.999", fitting}, key=float)
     rows = [(f"--decay {decay}", Method(name="ema", decay=float(decay), init="first")) for decay in decays]
     rows.append(("--method uniform", Method(name="uniform")))

@@ -63,8 +63,7 @@ def warn_about(weighting: Weighting) -> list[Notice]:
         return [Notice(code="one-checkpoint", message=message, hint="name more checkpoints, or their folder")]
     if weighting.method.decay is None or weighting.weights[0] <= _DOMINATING or weighting.method.init == "debias":
         return []
-    better = decay_for_first_share(count, _SMALL_SHARE)
-    decay = f"{weighting.method.decay:g}"
+    decay, better = f"{weighting.method.decay:g}", short_decay(decay_for_first_share(count, _SMALL_SHARE))
     return [
         Notice(
             code="first-dominates",
@@ -72,9 +71,17 @@ def warn_about(weighting: Weighting) -> list[Notice]:
                 f"the first checkpoint keeps {percent(weighting.weights[0])} of this average: decay {decay} applies "
                 f"per checkpoint, and {count} checkpoints are few for it"
             ),
-            hint=f"--decay {better:.2g} (leaves it {percent(better ** (count - 1))}); --init debias; --method uniform",
+            hint=(
+                f"--decay {better} (leaves it {percent(float(better) ** (count - 1))}); --init debias; --method uniform"
+            ),
         )
     ]
+
+
+def short_decay(decay: float) -> str:
+    """Return a decay as text that keeps two digits of 1 - d, so that it never reads as 1."""
+    digits = 1 - math.floor(math.log10(1 - decay))
+    return f"{decay:.{digits}f}".rstrip("0")
 
 
 def percent(share: float) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ema_cli.errors import OutputLocked
+from ema_cli.naming import report_name
 from ema_cli.text import quoted
-from ema_cli.write.publish import raise_output_error
+from ema_cli.write.publish import leftovers, raise_output_error
 
 
 @contextlib.contextmanager
@@ -30,11 +31,13 @@ def output_lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise_output_error(path, error)
     try:
-        for leftover in path.parent.glob(f".{_escape_glob(path.name)}.*.partial"):
-            leftover.unlink(missing_ok=True)
+        for name in (path.name, report_name(path.name)):
+            for leftover in path.parent.glob(leftovers(name)):
+                leftover.unlink(missing_ok=True)
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            lock.unlink()
         os.close(descriptor)
 
 
@@ -59,7 +62,3 @@ def _is_named(descriptor: int, path: Path) -> bool:
         return False
     opened = os.fstat(descriptor)
     return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
-
-
-def _escape_glob(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

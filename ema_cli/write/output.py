@@ -28,22 +28,31 @@ class OutputFile:
         self.size = len(header) + data_bytes
         self.sha256 = ""
         """Digest of what was read back; known after ``finish``."""
-        self._data_start = len(header)
+        self._header = header
         self._temp = temporary_name(path)
         self._fd = -1
+        self._settler: Settler | None = None
+        self._published = False
+
+    def open(self) -> None:
+        """Reserve the space and write the header. Arrange for ``discard`` before: a signal may come at any time.
+
+        Raises:
+            OutputError: there is no space, no permission, or an I/O error.
+
+        """
         try:
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             _reserve(self._fd, self.size)
             self._settler = Settler(self._fd)
-            self._place(0, header)
+            self._place(0, self._header)
         except OSError as error:
-            self.discard()
-            raise_output_error(path, error)
+            raise_output_error(self.path, error)
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         """Place ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
         try:
-            self._place(self._data_start + offset, data.data)
+            self._place(len(self._header) + offset, data.data)
         except OSError as error:
             raise_output_error(self.path, error)
 
@@ -52,7 +61,7 @@ class OutputFile:
         done = 0
         while done < len(view):
             done += os.pwrite(self._fd, view[done:], offset + done)
-        if len(view):
+        if len(view) and self._settler is not None:
             self._settler.written(offset, len(view), zlib_ng.crc32(view))
 
     def finish(self) -> None:
@@ -62,12 +71,13 @@ class OutputFile:
             OutputError: it could not be written, or reads back differently.
 
         """
+        assert self._settler is not None, "open comes first"  # noqa: S101
         try:
             self.sha256 = self._settler.finish(self.size)
             os.fsync(self._fd)
+            _check_with_library(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
-        _check_with_library(self._temp, self.path)
 
     def publish(self) -> None:
         """Give the file its name and the permissions of a new file."""
@@ -75,19 +85,23 @@ class OutputFile:
             publish(self._fd, self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
-        os.close(self._fd)
-        self._fd = -1
+        self._published = True
+        self._close()
 
     def discard(self) -> None:
-        """Remove the temporary file; nothing happens after ``publish``."""
-        if self._fd < 0:
+        """Remove the temporary file, whatever state it is in; nothing happens after ``publish``."""
+        if self._published:
             return
-        if hasattr(self, "_settler"):
+        if self._settler is not None:
             self._settler.abandon()
         with contextlib.suppress(OSError):
             self._temp.unlink(missing_ok=True)
-        os.close(self._fd)
-        self._fd = -1
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import NoReturn
 
 from ema_cli.errors import OutputError
 from ema_cli.text import quoted
+
+_RANDOM_BYTES = 6
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -52,7 +55,23 @@ def publish(descriptor: int, temp: Path, path: Path) -> None:
 
 def temporary_name(path: Path) -> Path:
     """Return a name beside ``path`` that nobody else uses; leftovers of killed runs are known by it."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}.partial")
+
+
+def leftovers(name: str) -> str:
+    """Return the pattern of the temporary names of a file, and of no other file."""
+    return f".{glob.escape(name)}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.partial"
+
+
+def check_folder(path: Path) -> None:
+    """Raise, before the work, what ``write_atomically`` would after it if the folder of ``path`` is missing.
+
+    Raises:
+        OutputError: there is no such folder.
+
+    """
+    if not path.parent.is_dir():
+        raise_output_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
 
 def raise_output_error(path: Path, error: OSError) -> NoReturn:
