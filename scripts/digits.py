@@ -91,7 +91,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
 def accuracy(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Return the share of right answers."""
     images, labels = data
-    return (model.eval()(images).argmax(dim=1) == labels).float().mean().item()
+    return float((model.eval()(images).argmax(dim=1) == labels).float().mean())
 
 
 def evaluate(folder: Path, average: Path) -> None:

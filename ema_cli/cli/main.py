@@ -20,10 +20,11 @@ from ema_cli.cli.exit import ExitCode, exit_code
 from ema_cli.errors import EmaAvgError, UsageError
 
 DEBUG_VARIABLE = "EMA_AVG_DEBUG"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; raised so that everything on the way out cleans up."""
+    """SIGINT, SIGTERM or SIGHUP arrived; raised so that everything on the way out cleans up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -36,9 +37,25 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _terminate)
-    code = _run(arguments)
+    console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments))
+    try:
+        code = int(app(arguments, prog_name="ema-avg", standalone_mode=False) or ExitCode.OK)
+    except ClickException as error:
+        code = ExitCode.USAGE
+        if error.format_message():  # without arguments the help was shown, and there is nothing to add
+            console.error(UsageError(error.format_message(), hint="ema-avg --help"), code)
+    except EmaAvgError as error:
+        code = exit_code(error)
+        console.error(error, code)
+    except Terminated as signalled:
+        code = ExitCode.SIGNAL + signalled.number
+        name = signal.Signals(signalled.number).name
+        console.error(EmaAvgError(f"interrupted by {name}; no output was changed"), code)
+    except Exception as bug:  # noqa: BLE001 - the last resort of the program
+        code = ExitCode.BUG
+        console.error(_describe_bug(bug), code)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if code > ExitCode.SIGNAL:
@@ -46,43 +63,18 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
-    console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments))
-    try:
-        return int(app(arguments, prog_name="ema-avg", standalone_mode=False) or ExitCode.OK)
-    except EmaAvgError as error:
-        return _fail(console, error, exit_code(error))
-    except ClickException as error:
-        return _fail(console, UsageError(error.format_message(), hint="ema-avg --help"), ExitCode.USAGE)
-    except KeyboardInterrupt:
-        return _interrupted(console, signal.SIGINT)
-    except Terminated as signalled:
-        return _interrupted(console, signalled.number)
-    except Exception as bug:  # noqa: BLE001 - the last resort of the program
-        if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
-        report = EmaAvgError(
-            f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
-            hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",
-        )
-        return _fail(console, report, ExitCode.BUG)
-
-
-def _fail(console: Console, error: EmaAvgError, code: ExitCode) -> ExitCode:
-    console.error(error, code)
-    return code
-
-
-def _interrupted(console: Console, number: int) -> int:
-    code = ExitCode.SIGNAL + number
-    name = signal.Signals(number).name
-    console.error(EmaAvgError(f"interrupted by {name}; no output was changed"), code)
-    return code
+def _describe_bug(bug: Exception) -> EmaAvgError:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(bug)
+    return EmaAvgError(
+        f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
+        hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",
+    )
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
     """Raise once; later signals do not interrupt the cleaning up."""
-    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise Terminated(number)
 

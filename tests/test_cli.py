@@ -1,0 +1,366 @@
+"""The command line as its users meet it: as a process, judged by its streams, its exit status and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ema_cli import __version__
+from tests.conftest import Run
+
+
+def listing(folder: Path) -> set[str]:
+    """Return the names in a folder, hidden ones included."""
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_bare_form_averages(run_folder: Path, ema_avg: Run) -> None:
+    """``ema-avg RUN --decay D -o OUT`` writes the average and its report, and nothing else."""
+    done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.returncode == 0, done.stderr
+    expected = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in weights(run_folder, 100).items()}
+    for number, share in zip(range(1, 6), (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2), strict=True):
+        for name, value in weights(run_folder, 100 * number).items():
+            expected[name] += share * value.double()
+    for name, value in load_file(run_folder.parent / "ema.safetensors").items():
+        if value.is_floating_point():
+            assert torch.equal(value, expected[name].float()), name
+        else:
+            assert torch.equal(value, weights(run_folder, 500)[name])
+    assert listing(run_folder.parent) == {"run", "ema.safetensors", "ema.report.json"}
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return the model in a checkpoint, read by torch."""
+    loaded: dict[str, torch.Tensor] = torch.load(folder / f"ckpt_{step}.pt", weights_only=False)["model"]
+    return loaded
+
+
+@pytest.mark.parametrize("form", [[], ["average"]])
+def test_the_word_average_may_be_left_out(form: list[str], run_folder: Path, ema_avg: Run) -> None:
+    """``ema-avg average`` is the bare form."""
+    assert ema_avg(*form, run_folder, "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
+
+
+def test_talk_goes_to_stderr_and_the_result_to_stdout(run_folder: Path, ema_avg: Run) -> None:
+    """The standard output holds one line per output; the plan, the warnings and the summary are on stderr."""
+    done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.stdout.startswith("wrote ema.safetensors")
+    assert done.stdout.count("\n") == 1
+    assert "ckpt_300.pt" in done.stderr
+    assert 'weights under "model"' in done.stderr
+    assert "inside: step" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_json_is_the_report(run_folder: Path, ema_avg: Run) -> None:
+    """``--json`` puts exactly the report on stdout, as it lies beside the output."""
+    done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors", "--json")
+    document = json.loads(done.stdout)
+    assert document == json.loads((run_folder.parent / "ema.report.json").read_text())
+    assert document["schema_version"] == "1.0"
+    assert [i["step"] for i in document["inputs"]] == [100, 200, 300, 400, 500]
+    assert sum(document["averages"][0]["weights"]) == pytest.approx(1, abs=1e-15)
+
+
+def test_json_tells_errors_too(ema_avg: Run) -> None:
+    """Under ``--json`` a failure is one document with the exit code, the message and the hint."""
+    done = ema_avg("missing.pt", "--decay", "0.5", "-o", "ema.safetensors", "--json")
+    assert done.returncode == 7
+    assert json.loads(done.stdout)["error"] == {
+        "exit_code": 7,
+        "message": 'there is no "missing.pt"',
+        "hint": "",
+    }
+
+
+def test_json_tells_usage_errors_too(ema_avg: Run) -> None:
+    """An option that does not exist is a document under ``--json`` as well."""
+    done = ema_avg("a.pt", "--json", "--no-such-option")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["exit_code"] == 2
+
+
+def test_quiet_says_nothing(run_folder: Path, ema_avg: Run) -> None:
+    """``-q`` is silent when all goes well, and still tells an error."""
+    done = ema_avg(run_folder, "--decay", "0.999", "-o", "ema.safetensors", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "there is no" in ema_avg("missing.pt", "--decay", "0.9", "-o", "e.safetensors", "-q").stderr
+
+
+def test_verbose_shows_every_row(tmp_path: Path, ema_avg: Run) -> None:
+    """Long tables are cut in the middle, unless ``-v`` asks for all of it."""
+    for step in range(40):
+        save_file({"w": torch.full((2,), float(step))}, tmp_path / f"s_{step}.safetensors")
+    short = ema_avg("plan", "s_*.safetensors", "--decay", "0.5").stderr
+    assert "s_20.safetensors" not in short
+    assert "16 more (-v shows them)" in short
+    assert "s_20.safetensors" in ema_avg("plan", "s_*.safetensors", "--decay", "0.5", "-v").stderr
+
+
+def test_plan_writes_nothing(run_folder: Path, ema_avg: Run) -> None:
+    """``plan`` and ``--dry-run`` show the shares and leave no file."""
+    for arguments in (["plan", run_folder], [run_folder, "--dry-run"], [run_folder, "-n"]):
+        done = ema_avg(*arguments, "--decay", "0.999", "-o", "ema.safetensors")
+        assert done.returncode == 0
+        assert "99.6 %" in done.stderr
+        assert "first-dominates" in done.stderr
+    assert listing(run_folder.parent) == {"run"}
+
+
+def test_plan_json(run_folder: Path, ema_avg: Run) -> None:
+    """``plan --json`` has the order, the shares, the tensors and the bytes."""
+    document = json.loads(ema_avg("plan", run_folder, "--decay", "0.9", "--half-life", "2", "--json").stdout)
+    assert document["error"]["exit_code"] == 2
+    document = json.loads(ema_avg("plan", run_folder, "--decay", "0.9", "--decay", "0.5", "--json").stdout)
+    assert [average["method"]["decay"] for average in document["averages"]] == [0.9, 0.5]
+    assert {tensor["action"] for tensor in document["tensors"]} == {"averaged", "copied"}
+    assert document["bytes_read"] == 5 * (5 * 6 + 5 + 4 * 5 + 2 * 5 + 2) * 4 + 8
+    assert document["bytes_written"] > 2 * document["bytes_read"] / 5
+
+
+def test_plan_tells_that_the_output_is_in_the_way(run_folder: Path, ema_avg: Run) -> None:
+    """The plan names what would keep it from being carried out."""
+    (run_folder.parent / "ema.safetensors").write_bytes(b"something else")
+    done = ema_avg("plan", run_folder, "--decay", "0.9", "-o", "ema.safetensors")
+    assert done.returncode == 0
+    assert "output-exists" in done.stderr
+
+
+def test_without_a_decay_the_choices_are_shown(run_folder: Path, ema_avg: Run) -> None:
+    """There is no default decay: the error shows what some would do to these checkpoints."""
+    done = ema_avg(run_folder, "-o", "ema.safetensors")
+    assert done.returncode == 2
+    assert "For these 5 checkpoints" in done.stderr
+    assert "--decay 0.999" in done.stderr
+    assert "99.6 %" in done.stderr
+
+
+def test_rerun_is_up_to_date_and_a_different_one_is_refused(run_folder: Path, ema_avg: Run) -> None:
+    """The same command does nothing; another average does not overwrite unless forced."""
+    first = ["--decay", "0.5", "-o", "ema.safetensors"]
+    assert ema_avg(run_folder, *first).returncode == 0
+    before = (run_folder.parent / "ema.safetensors").stat()
+    again = ema_avg(run_folder, *first)
+    assert again.returncode == 0
+    assert again.stdout.startswith("up to date ema.safetensors")
+    assert (run_folder.parent / "ema.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+    other = ema_avg(run_folder, "--decay", "0.6", "-o", "ema.safetensors")
+    assert other.returncode == 5
+    assert "--force" in other.stderr
+    assert ema_avg(run_folder, "--decay", "0.6", "-o", "ema.safetensors", "--force").returncode == 0
+
+
+def test_strict_turns_a_warning_into_exit_8(run_folder: Path, ema_avg: Run) -> None:
+    """``--strict`` publishes nothing when there is a warning."""
+    done = ema_avg(run_folder, "--decay", "0.999", "-o", "ema.safetensors", "--strict")
+    assert done.returncode == 8
+    assert listing(run_folder.parent) == {"run"}
+
+
+def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
+    """Two decays give two outputs, two reports and two lines; the file names hold the decays."""
+    done = ema_avg(
+        run_folder, "--decay", "0.5", "--decay", "0.9", "-o", "ema_{decay}.safetensors", "--report", "all.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 2
+    assert listing(run_folder.parent) == {
+        "run",
+        "ema_0.5.safetensors",
+        "ema_0.5.report.json",
+        "ema_0.9.safetensors",
+        "ema_0.9.report.json",
+        "all.json",
+    }
+    assert len(json.loads((run_folder.parent / "all.json").read_text())["averages"]) == 2
+    assert len(json.loads((run_folder.parent / "ema_0.9.report.json").read_text())["averages"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["missing.pt", "--decay", "0.9"], 7, 'there is no "missing.pt"'),
+        (["no_*.pt", "--decay", "0.9"], 7, "no file matches"),
+        (["empty.pt", "--decay", "0.9"], 3, "is empty"),
+        (["text.pt", "--decay", "0.9"], 3, "is not a checkpoint"),
+        (["cut.pt", "--decay", "0.9"], 3, "incomplete"),
+        (["folder.pt", "--decay", "0.9"], 7, "no checkpoint in"),
+        (["run/ckpt_100.pt", "other.pt", "--decay", "0.9"], 3, "not checkpoints of one model"),
+        (["run", "--decay", "1"], 2, "not in [0, 1)"),
+        (["run", "--decay", "0.9", "--half-life", "3"], 2, "same thing"),
+        (["run", "--decay", "0.9", "--report", "page.html"], 2, "no report format"),
+        (["run", "--decay", "0.9", "--device", "tpu"], 2, "--device"),
+        (["run", "--decay", "0.9", "--key", "nothing"], 2, "--key"),
+        (["run", "--decay", "0.9", "--steps", "1,2"], 2, "--steps"),
+        (["run", "--decay", "0.9", "--include", "("], 2, "regular expression"),
+        (["run", "--decay", "0.9", "--max-memory", "much"], 2, "not a size"),
+        (["run", "--decay", "0.9", "--metadata", "novalue"], 2, "KEY=VALUE"),
+        (["nan.safetensors", "--decay", "0.9"], 3, "holds nan at index (1,)"),
+        (["paln"], 2, "there is no command or file"),
+    ],
+)
+def test_failures_are_one_clear_message(
+    arguments: list[str], code: int, words: str, run_folder: Path, ema_avg: Run
+) -> None:
+    """A user's or a file's fault has its exit code and its words; no traceback, no output, no leftovers."""
+    folder = run_folder.parent
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "text.pt").write_text("this is a note, not a checkpoint")
+    (folder / "cut.pt").write_bytes((run_folder / "ckpt_100.pt").read_bytes()[:3000])
+    (folder / "folder.pt").mkdir()
+    torch.save({"w": torch.zeros(3)}, folder / "other.pt")
+    save_file({"w": torch.tensor([0.0, float("nan")])}, folder / "nan.safetensors")
+    before = listing(folder)
+    done = ema_avg(*arguments, "-o", "ema.safetensors")
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert listing(folder) == before
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, ema_avg: Run) -> None:
+    """A checkpoint whose pickle calls os.system is read for its weights; the call is not made."""
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'canary'}",)
+
+    for step in (1, 2):
+        torch.save({"model": {"w": torch.full((3,), float(step))}, "extra": Payload()}, tmp_path / f"x_{step}.pt")
+    assert ema_avg("x_*.pt", "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
+    assert load_file(tmp_path / "ema.safetensors")["w"].tolist() == [1.5, 1.5, 1.5]
+    assert not (tmp_path / "canary").exists()
+
+
+def test_all_differences_are_told_at_once(tmp_path: Path, ema_avg: Run) -> None:
+    """Names, shapes and kinds that differ are gathered over all checkpoints."""
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2), "n": torch.zeros(1)}, tmp_path / "s_1.safetensors")
+    save_file({"a": torch.zeros(3), "c": torch.zeros(2), "n": torch.zeros(1)}, tmp_path / "s_2.safetensors")
+    save_file(
+        {"a": torch.zeros(3), "c": torch.zeros(2), "n": torch.zeros(1, dtype=torch.int64)}, tmp_path / "s_3.safetensors"
+    )
+    done = ema_avg("s_*.safetensors", "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.returncode == 3
+    for words in ('"b"', '"c"', "shape (2,)", "float32", "int64"):
+        assert words in done.stderr
+
+
+def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: Run) -> None:
+    """Escape sequences, markup and line breaks in tensor names come out escaped."""
+    name = "x\x1b[31m[red]\n::error::y"
+    for step in (1, 2):
+        save_file({name: torch.full((2,), float("inf"))}, tmp_path / f"s_{step}.safetensors")
+    done = ema_avg("s_*.safetensors", "--decay", "0.5", "-o", "ema.safetensors", FORCE_COLOR="1")
+    assert done.returncode == 3
+    assert "\x1b[31m[red]" not in done.stderr
+    assert "\n::error::" not in done.stderr
+    assert "[red]" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
+    """An interrupted run removes its partial file, keeps the old output, and exits with 128 + n."""
+    for step in range(6):
+        save_file({"w": torch.full((40_000_000,), float(step))}, tmp_path / f"s_{step}.safetensors")
+    (tmp_path / "ema.safetensors").write_bytes(b"the old one")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ema_cli", str(tmp_path), "--decay", "0.5", "-o", "ema.safetensors", "--force"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob(".ema.safetensors.*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, talk = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, talk
+    assert (tmp_path / "ema.safetensors").read_bytes() == b"the old one"
+    assert not list(tmp_path.glob(".*"))
+    assert "no output was changed" in talk
+
+
+def test_a_closed_stdout_does_not_undo_the_result(run_folder: Path) -> None:
+    """The output decides the exit status; a reader that went away does not."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ema_cli", str(run_folder), "--decay", "0.5", "-o", "ema.safetensors"]
+    done = subprocess.run(command, cwd=run_folder.parent, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert (run_folder.parent / "ema.safetensors").exists()
+
+
+def test_no_color_and_forced_color(run_folder: Path, ema_avg: Run) -> None:
+    """Colour follows NO_COLOR, --no-color and FORCE_COLOR; a log is never animated."""
+    plain = ema_avg("plan", run_folder, "--decay", "0.999")
+    assert "\x1b" not in plain.stderr
+    forced = ema_avg("plan", run_folder, "--decay", "0.999", FORCE_COLOR="1")
+    assert "\x1b[" in forced.stderr
+    assert "\x1b[?25l" not in forced.stderr
+    assert "\x1b[33m" not in ema_avg("plan", run_folder, "--decay", "0.999", "--no-color", FORCE_COLOR="1").stderr
+
+
+def test_inspect(run_folder: Path, ema_avg: Run) -> None:
+    """``inspect`` tells format, place of the weights, step, types, and what lies beside the weights."""
+    done = ema_avg("inspect", run_folder / "ckpt_100.pt", "-v")
+    assert done.returncode == 0
+    for words in ("torch zip", 'under "model"', "step 100", "float32", "optimizer", "0.weight", "(5, 6)"):
+        assert words in done.stderr
+    document = json.loads(ema_avg("inspect", run_folder / "ckpt_100.pt", "--json").stdout)
+    assert document["checkpoints"][0]["key"] == "model"
+
+
+def test_version(ema_avg: Run) -> None:
+    """``--version`` prints the version and nothing else."""
+    assert ema_avg("--version").stdout == f"ema-avg {__version__}\n"
+
+
+def test_help_shows_the_main_job_and_the_commands(ema_avg: Run) -> None:
+    """The help of the program is that of the main job in panels, and the list of commands."""
+    shown = ema_avg("--help", COLUMNS="160").stdout
+    for words in ("--decay", "Inputs", "Weights", "Compute", "Output", "Run", "Commands", "inspect", "[default: found"):
+        assert words in shown
+    assert ema_avg("-h").returncode == 0
+    assert "--decay" in ema_avg("average", "-h").stdout
+
+
+def test_no_arguments_show_the_help(ema_avg: Run) -> None:
+    """Without arguments the help is shown, and the exit status says that nothing was done."""
+    done = ema_avg()
+    assert done.returncode == 2
+    assert "Usage: ema-avg" in done.stdout + done.stderr
+    assert "error" not in done.stderr
+
+
+def test_the_output_among_the_inputs_is_refused(run_folder: Path, ema_avg: Run) -> None:
+    """A checkpoint is never overwritten by the average of its run."""
+    save_file({"w": torch.zeros(2)}, run_folder.parent / "s_1.safetensors")
+    save_file({"w": torch.ones(2)}, run_folder.parent / "s_2.safetensors")
+    done = ema_avg("s_1.safetensors", "s_2.safetensors", "--decay", "0.5", "-o", "s_2.safetensors", "--force")
+    assert done.returncode == 2
+    assert load_file(run_folder.parent / "s_2.safetensors")["w"].tolist() == [1, 1]
+
+
+def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, ema_avg: Run) -> None:
+    """``ckpt_*.safetensors`` also matches an average written there before: it is named, and not folded in."""
+    for step in (1, 2):
+        save_file({"w": torch.full((2,), float(step))}, tmp_path / f"ckpt_{step}.safetensors")
+    assert ema_avg("ckpt_*.safetensors", "--decay", "0.5", "-o", "ckpt_ema.safetensors").returncode == 0
+    done = ema_avg(
+        "ckpt_1.safetensors", "ckpt_2.safetensors", "ckpt_ema.safetensors", "--decay", "0.6", "-o", "two.safetensors"
+    )
+    assert done.returncode == 0
+    assert 'left out "ckpt_ema.safetensors": an earlier output of ema-avg' in done.stderr

@@ -1,0 +1,73 @@
+"""What is installed: the wheel, its entry point, its types; and what the README says of the program."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ema_cli.cli.app import app
+from ema_cli.cli.exit import ExitCode
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("ema_avg-*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    """The wheel has the modules, the marker of typed packages and the console script; no tests, no scripts."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "ema_cli/py.typed" in names
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"ema_cli"}
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert b"ema-avg = ema_cli.cli:main" in zipfile.ZipFile(wheel).read(entry_points)
+
+
+def test_the_wheel_works_without_the_source_tree(wheel: Path, run_folder: Path) -> None:
+    """Unpacked elsewhere, the package averages a run and reports its version."""
+    target = run_folder.parent / "installed"
+    zipfile.ZipFile(wheel).extractall(target)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import ema_cli\n"
+        "assert ema_cli.__file__.startswith(sys.argv[1]), ema_cli.__file__\n"
+        "report = ema_cli.average(sys.argv[2], decay=0.5, output='ema.safetensors')\n"
+        "print(report.averages[0].output.bytes)\n"
+    )
+    command = [sys.executable, "-I", "-c", code, str(target), str(run_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=run_folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == (run_folder.parent / "ema.safetensors").stat().st_size
+
+
+def readme() -> str:
+    """Return the README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_every_option() -> None:
+    """Each option of the main job stands in the README, and the README names no other."""
+    shown = CliRunner().invoke(app, ["average", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    options = set(re.findall(r"--[a-z][a-z0-9-]+", shown))
+    section = readme().split("## Options")[1].split("\n## ")[0]
+    assert set(re.findall(r"--[a-z][a-z0-9-]+", section)) - {"--help", "--version"} == options - {"--help"}
+
+
+def test_the_readme_names_every_exit_code() -> None:
+    """The table of exit codes is that of the program."""
+    section = readme().split("## Exit codes")[1].split("\n## ")[0]
+    listed = {int(code) for code in re.findall(r"^\| (\d+)", section, re.MULTILINE)}
+    assert listed == {int(code) for code in ExitCode}
