@@ -15,8 +15,14 @@ import torch
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import UsageError
 from ema_cli.fold.decode import Bytes, Float64
+from ema_cli.text import plural
 
 _RING = 3
+
+
+def count_gpus() -> int:
+    """Return how many GPUs torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def find_device(name: str) -> torch.device:
@@ -26,10 +32,11 @@ def find_device(name: str) -> torch.device:
         UsageError: this machine, or this build of torch, does not have it.
 
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = count_gpus()
     device = torch.device(name)
     if (device.index or 0) >= count:
-        raise UsageError(f"--device {name}: torch {torch.__version__} finds {count} GPUs", hint="use --device cpu")
+        found = f"torch {torch.__version__} finds {plural(count, 'GPU')}"
+        raise UsageError(f"--device {name}: {found}", hint="use --device cpu")
     return device
 
 

@@ -21,9 +21,9 @@ def resolve_device(name: str) -> str:
         return name
     if not _DRIVER.exists():
         return "cpu"
-    import torch  # noqa: PLC0415 - takes seconds, and only machines with a GPU driver need it here
+    from ema_cli.fold.cuda import count_gpus  # noqa: PLC0415 - torch takes seconds to import
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if count_gpus() else "cpu"
 
 
 def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
