@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+import warnings
 from collections.abc import Callable
 
 from ema_cli.formats.inert_values import (
@@ -91,6 +92,12 @@ class _Machine:
         self.position = end
         return self.data[begin:end]
 
+    def byte(self) -> int:
+        if self.position >= len(self.data):
+            raise PickleTruncated("it ends in the middle")
+        self.position += 1
+        return self.data[self.position - 1]
+
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.position)
         if end < 0:
@@ -128,8 +135,7 @@ class _Machine:
         self.stack.append(int(self.line().removesuffix(b"L")))
 
     def int1(self) -> None:
-        self.stack.append(self.data[self.position])
-        self.position += 1
+        self.stack.append(self.byte())
 
     def int2(self) -> None:
         self.stack.append(self.unsigned(2))
@@ -155,7 +161,10 @@ class _Machine:
         quoted = self.line().strip()
         if len(quoted) < 2 or quoted[:1] != quoted[-1:] or quoted[:1] not in (b"'", b'"'):  # noqa: PLR2004
             raise PickleError(f"damaged at byte {self.position:,}")
-        self.stack.append(codecs.escape_decode(quoted[1:-1])[0].decode("utf-8", "backslashreplace"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # an escape that Python 2 left as it was
+            raw = codecs.escape_decode(quoted[1:-1])[0]
+        self.stack.append(raw.decode("utf-8", "backslashreplace"))
 
     def string1(self) -> None:
         self.stack.append(self.text(self.unsigned(1)))
@@ -269,11 +278,12 @@ class _Machine:
     # The memo.
 
     def put_line(self) -> None:
-        self.memo[int(self.line())] = self.stack[-1]
+        index = int(self.line())
+        check_key(index)
+        self.memo[index] = self.stack[-1]
 
     def put1(self) -> None:
-        self.memo[self.data[self.position]] = self.stack[-1]
-        self.position += 1
+        self.memo[self.byte()] = self.stack[-1]
 
     def put4(self) -> None:
         self.memo[self.unsigned(4)] = self.stack[-1]
@@ -285,8 +295,7 @@ class _Machine:
         self.stack.append(self.memo[int(self.line())])
 
     def get1(self) -> None:
-        self.stack.append(self.memo[self.data[self.position]])
-        self.position += 1
+        self.stack.append(self.memo[self.byte()])
 
     def get4(self) -> None:
         self.stack.append(self.memo[self.unsigned(4)])

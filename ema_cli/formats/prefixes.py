@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ema_cli.errors import InputRefused
 from ema_cli.text import quoted
 
-_LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
-"""DistributedDataParallel, torch.compile and FSDP; removed only when every name carries it."""
+_LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""DistributedDataParallel, torch.compile, FSDP and activation checkpointing; removed when all names carry it."""
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Wrappers of inner modules, which no model calls its own parts."""
 
@@ -33,7 +34,7 @@ def strip_prefixes(names: Sequence[str], prefix: str | None) -> tuple[list[str],
         stripped.append(leading)
     for part in _ANYWHERE:
         if any(f".{part}" in name for name in cleaned):
-            cleaned = [name.replace(f".{part}", ".") for name in cleaned]
+            cleaned = [re.sub(rf"(?<=\.)(?:{re.escape(part)})+", "", name) for name in cleaned]
             stripped.append(f"….{part}")
     if len(set(cleaned)) != len(set(names)):
         return list(names), ()

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
-from ema_cli.formats.structure import LONGEST_NAME_BYTES, MOST_TENSORS, Structure
+from ema_cli.formats.structure import MOST_TENSORS, Structure, writable_name
 from ema_cli.records import FoundStep
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.storage.source import ByteSource
@@ -33,6 +33,8 @@ _STEP_KEYS = {
     "epoch": "epoch",
 }
 _ALIGNMENT = 8
+_LIMIT = 1 << 62
+"""Sizes and offsets are below this; larger numbers are no sizes of anything."""
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -133,11 +135,13 @@ def _entry(name: str, entry: object) -> tuple[TensorLayout, int, int]:
     dtype = BY_NAME.get(dtype_name)
     if dtype is None:
         raise InputRefused(f"tensor {quoted(name)} has the element type {quoted(dtype_name)}, which is not supported")
-    if len(shape) > 64 or not all(type(size) is int and 0 <= size < 1 << 62 for size in shape):  # noqa: PLR2004
+    if len(shape) > 64 or not all(type(size) is int and 0 <= size < _LIMIT for size in shape):  # noqa: PLR2004
         raise InputRefused(f"tensor {quoted(name)} has a damaged shape")
-    if len(name) > LONGEST_NAME_BYTES:
-        raise InputRefused(f"tensor {quoted(name)} has a name of {len(name):,} characters")
-    if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+    if not writable_name(name):
+        raise InputRefused(f"tensor {quoted(name)} has a name that cannot be written")
+    if not all(type(place) is int and 0 <= place < _LIMIT for place in (begin, end)):
+        raise InputRefused(f"tensor {quoted(name)} has damaged data offsets")
+    if end - begin != math.prod(shape) * dtype.itemsize:
         raise InputRefused(f"tensor {quoted(name)} declares {end - begin:,} bytes, which do not fit its shape")
     return TensorLayout(name=name, dtype=dtype, shape=tuple(shape), strides=None), begin, end
 

@@ -26,3 +26,11 @@ class Structure:
     metadata: dict[str, str] | None = None
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def writable_name(name: str) -> bool:
+    """Whether a tensor of this name can stand in a safetensors header: it is UTF-8, not too long and not reserved."""
+    try:
+        return len(name.encode()) <= LONGEST_NAME_BYTES and name != "__metadata__"
+    except UnicodeEncodeError:
+        return False

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle import loads
 from ema_cli.formats.inert_values import PickleError, PickleTruncated
-from ema_cli.formats.state_dict import find_state_dict, find_steps
+from ema_cli.formats.state_dict import find_state_dict
+from ema_cli.formats.steps import read_steps
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.torch_objects import StorageRef, reduce, storage_dtype_name, storage_from_persistent_id
-from ema_cli.formats.torch_tensors import place_all, read_steps
+from ema_cli.formats.torch_objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
+from ema_cli.formats.torch_tensors import place_all
 from ema_cli.formats.torch_zip import LARGEST_PICKLE, RESAVE
 from ema_cli.storage.source import ByteSource
 
@@ -50,14 +50,13 @@ def read_torch_legacy(source: ByteSource, key: str | None) -> Structure:
     records = _records(source, stream)
     chosen = find_state_dict(root, key)
     layouts, offsets = place_all(chosen.tensors, records)
-    steps, step_tensors = find_steps(root)
     return Structure(
         format="torch legacy",
         layouts=layouts,
         offsets=offsets,
         digest=hashlib.sha256(stream.consumed).digest(),
         key=chosen.key,
-        steps=(*steps, *read_steps(source, step_tensors, records)),
+        steps=tuple(read_steps(root, source, records)),
         ignored=chosen.ignored,
         notes=chosen.notes,
     )
@@ -102,7 +101,7 @@ class _PickleStream:
     def _persistent_load(self, pid: object) -> object:
         found = storage_from_persistent_id(pid)
         if isinstance(found, StorageRef):
-            self.storages[found.key] = found
+            self.storages.setdefault(found.key, found)  # the first one decides what the elements are
         return found
 
 
@@ -115,17 +114,17 @@ def _records(source: ByteSource, stream: _PickleStream) -> Callable[[str], tuple
     found: dict[str, tuple[int, int]] = {}
     for key in keys:
         storage = stream.storages.get(key) if isinstance(key, str) else None
-        dtype = BY_TORCH_NAME.get(storage_dtype_name(storage.kind)) if storage else None
-        if storage is None or dtype is None:
+        itemsize = element_bytes(storage.kind) if storage else None
+        if storage is None or itemsize is None or storage.key in found:
             raise InputRefused("has a damaged list of storages")
         if position + _COUNT_BYTES > source.size():
             raise InputRefused("is incomplete: storages are missing at its end")
         count = int.from_bytes(source.read(position, _COUNT_BYTES), "little", signed=True)
         position += _COUNT_BYTES
-        if count < 0 or position + count * dtype.itemsize > source.size():
+        if count < 0 or position + count * itemsize > source.size():
             raise InputRefused("is incomplete: storages are missing at its end")
-        found[storage.key] = position, count * dtype.itemsize
-        position += count * dtype.itemsize
+        found[storage.key] = position, count * itemsize
+        position += count * itemsize
     if position != source.size():
         raise InputRefused(f"has {source.size() - position:,} bytes behind its last storage")
 

@@ -14,6 +14,7 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_values import Global, Inert, PickleError
 from ema_cli.storage.extents import TensorLayout, normal_strides, span
+from ema_cli.text import quoted, safe_text
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -27,8 +28,16 @@ _STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
     "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
     "UntypedStorage": "uint8",
 }
+_UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
+"""Sizes of the elements that cannot be written but may lie beside the weights."""
 _EXPANDED_BYTES = 1 << 26
 """An expanded tensor (stride 0) may be larger than its storage up to this many bytes."""
 
@@ -71,15 +80,24 @@ def storage_dtype_name(kind: str) -> str:
     return _STORAGE_DTYPES.get(kind, kind)
 
 
+def element_bytes(kind: str) -> int | None:
+    """Return the bytes of one element of a storage class; ``None`` if it is not one we know."""
+    name = storage_dtype_name(kind)
+    dtype = BY_TORCH_NAME.get(name)
+    return dtype.itemsize if dtype else _UNWRITABLE_BYTES.get(name)
+
+
 def storage_from_persistent_id(pid: object) -> object:
-    """Return the ``StorageRef`` of torch's persistent id ``('storage', class, key, location, elements, ...)``."""
+    """Return the ``StorageRef`` of torch's persistent id ``('storage', class, key, location, elements[, view])``."""
     match pid:
         case ("module", thing, *_):
             return thing
-        case ("storage", Global(name=kind), str(key), _, int(elements), *_):
+        case ("storage", Global(name=kind), str(key), _, int(elements)):
             return StorageRef(key=key, kind=kind, elements=elements)
-        case ("storage", Inert(kind=Global(name=kind)), str(key), _, int(elements), *_):
+        case ("storage", Global(name=kind), str(key), _, int(elements), None):
             return StorageRef(key=key, kind=kind, elements=elements)
+        case ("storage", _, str(), _, int(), (_, _, _)):
+            raise PickleError("it has views of storages, as torch wrote before 0.4")
     raise PickleError("it refers to something that is not a torch storage")
 
 
@@ -88,6 +106,8 @@ def reduce(kind: Global, args: tuple[object, ...]) -> object:
     rebuild = _REBUILD.get(kind.name)
     if rebuild is not None and kind.module.partition(".")[0] in ("torch", "collections"):
         return rebuild(*args)
+    if kind.module == "torch._utils" and kind.name.startswith("_rebuild"):
+        return UnsupportedTensor(kind=safe_text(kind.name))
     return Inert(kind, args)
 
 
@@ -110,14 +130,16 @@ def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metada
     offset, shape, strides = view
     if not (isinstance(offset, int) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise PickleError("a tensor with a damaged shape")
-    flags = [str(flag) for flag, on in metadata.items() if on] if isinstance(metadata, dict) else []
+    flags = (
+        [flag for flag, on in metadata.items() if on and isinstance(flag, str)] if isinstance(metadata, dict) else []
+    )
     return TensorRef(
         storage=storage,
         dtype_name=dtype_name,
         offset=offset,
         shape=shape,
         strides=strides,
-        flags=", ".join(flags),
+        flags=safe_text(", ".join(flags)),
     )
 
 
@@ -126,11 +148,22 @@ def _first_argument(first: object, *_: object) -> object:
     return first
 
 
-def _from_type(function: object, _type: object, args: object, *_: object) -> object:
+def _from_type(function: object, _type: object, args: object, state: object = None, *_: object) -> object:
     """``_rebuild_from_type_v2(function, type, args, state)``: a subclass, or a tensor with attributes."""
-    if isinstance(function, Global) and isinstance(args, tuple):
-        return reduce(function, args)
-    return UnsupportedTensor(kind="subclass")
+    if not isinstance(function, Global) or not isinstance(args, tuple):
+        return UnsupportedTensor(kind="subclass")
+    if function.name == "_rebuild_wrapper_subclass":
+        return _whole_local(args, state)
+    return reduce(function, args)
+
+
+def _whole_local(args: tuple[object, ...], state: object) -> object:
+    """A distributed tensor is its local part if that is all of it: ``args`` are ``(class, dtype, shape, ...)``."""
+    attributes = state[-1] if isinstance(state, tuple) and state else state
+    local = attributes.get("_local_tensor") if isinstance(attributes, dict) else None
+    if isinstance(local, TensorRef) and len(args) > 2 and local.shape == args[2]:  # noqa: PLR2004
+        return local
+    return UnsupportedTensor(kind="distributed or wrapped")
 
 
 def _unsupported(kind: str) -> Callable[..., object]:
@@ -166,9 +199,12 @@ _REBUILD: dict[str, Callable[..., object]] = {
     "_rebuild_nested_tensor": _unsupported("nested"),
     "_rebuild_qtensor": _unsupported("quantized"),
     "_rebuild_meta_tensor_no_storage": _unsupported("meta"),
+    "_rebuild_xla_tensor": _unsupported("device"),
     "_rebuild_device_tensor_from_numpy": _unsupported("device"),
     "_rebuild_device_tensor_from_cpu_tensor": _unsupported("device"),
     "_rebuild_wrapper_subclass": _unsupported("distributed or wrapped"),
+    "UninitializedParameter": _unsupported("lazy, uninitialized"),
+    "UninitializedBuffer": _unsupported("lazy, uninitialized"),
 }
 
 
@@ -183,9 +219,9 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
     """
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     if dtype is None:
-        raise InputRefused(f"element type {tensor.dtype_name} cannot be written to safetensors")
+        raise InputRefused(f"has the element type {quoted(tensor.dtype_name)}, which safetensors cannot hold")
     if tensor.flags:
-        raise InputRefused(f"lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
+        raise InputRefused(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
     _check_numbers(tensor)
     reach = tensor.offset + span(tensor.shape, tensor.strides)
     if reach * dtype.itemsize > min(record_bytes, _declared_bytes(tensor.storage, dtype)):
@@ -208,5 +244,4 @@ def _check_numbers(tensor: TensorRef) -> None:
 
 def _declared_bytes(storage: StorageRef, dtype: DType) -> int:
     """Return the storage's size as the pickle declares it; untyped storages count bytes."""
-    named = BY_TORCH_NAME.get(storage_dtype_name(storage.kind))
-    return storage.elements * (1 if storage.kind == "UntypedStorage" else (named or dtype).itemsize)
+    return storage.elements * (element_bytes(storage.kind) or dtype.itemsize)

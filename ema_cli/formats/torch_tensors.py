@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused
-from ema_cli.formats.state_dict import Tensor
-from ema_cli.formats.structure import LONGEST_NAME_BYTES
-from ema_cli.formats.torch_objects import TensorRef, UnsupportedTensor, place
-from ema_cli.records import FoundStep
+from ema_cli.formats.structure import writable_name
+from ema_cli.formats.torch_objects import UnsupportedTensor, place
+from ema_cli.formats.tree import Tensor
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted, shortlist
 
 Record = Callable[[str], tuple[int, int]]
@@ -49,7 +46,7 @@ def _place_one(
 ) -> tuple[TensorLayout, int]:
     if isinstance(tensor, UnsupportedTensor):
         raise InputRefused(f"is a {tensor.kind} tensor, which has no plain data")
-    if len(name) > LONGEST_NAME_BYTES or (not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name)):
+    if not writable_name(name):
         raise InputRefused("has a name that cannot be written")
     key = tensor.storage.key
     if key not in records:
@@ -57,17 +54,3 @@ def _place_one(
     start, size = records[key]
     layout, offset = place(name, tensor, size)
     return layout, start + offset
-
-
-def read_steps(source: ByteSource, tensors: Mapping[str, TensorRef], record: Record) -> Iterator[FoundStep]:
-    """Yield the steps that are stored as zero-dimensional integer tensors: the only tensor data read while planning."""
-    for key, tensor in tensors.items():
-        dtype = BY_TORCH_NAME.get(tensor.dtype_name)
-        if dtype is None or dtype.kind is not Kind.INTEGER:
-            continue
-        start, size = record(tensor.storage.key)
-        _, offset = place(key, tensor, size)
-        value = int.from_bytes(source.read(start + offset, dtype.itemsize), "little", signed=True)
-        if value >= 0:
-            unit = "epoch" if key == "epoch" else "step"
-            yield FoundStep(value=value, unit=unit, source=f"inside: {key}")

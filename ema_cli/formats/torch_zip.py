@@ -16,10 +16,11 @@ import zlib
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle import loads
 from ema_cli.formats.inert_values import PickleError
-from ema_cli.formats.state_dict import find_state_dict, find_steps
+from ema_cli.formats.state_dict import find_state_dict
+from ema_cli.formats.steps import read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
-from ema_cli.formats.torch_tensors import place_all, read_steps
+from ema_cli.formats.torch_tensors import place_all
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
@@ -27,6 +28,9 @@ LARGEST_PICKLE = 1 << 28
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
+_UTF8_NAME = 0x800
+_LONGEST_ORDER = 16
+FETCH_AGAIN = "was it saved or copied to the end? leave it out, or fetch it again"
 RESAVE = "torch.save(torch.load(path, weights_only=True), path)"
 
 
@@ -50,14 +54,13 @@ def read_torch_zip(source: ByteSource, key: str | None) -> Structure:
         raise InputRefused(f"has a damaged pickle: {error}") from error
     chosen = find_state_dict(root, key)
     layouts, offsets = place_all(chosen.tensors, archive.record)
-    steps, step_tensors = find_steps(root)
     return Structure(
         format="torch zip",
         layouts=layouts,
         offsets=offsets,
         digest=hashlib.sha256(pickle).digest(),
         key=chosen.key,
-        steps=(*steps, *read_steps(source, step_tensors, archive.record)),
+        steps=tuple(read_steps(root, source, archive.record)),
         ignored=chosen.ignored,
         notes=chosen.notes,
     )
@@ -69,7 +72,7 @@ class _Archive:
     def __init__(self, source: ByteSource) -> None:
         self._source = source
         try:
-            with zipfile.ZipFile(io.BufferedReader(_SourceFile(source))) as archive:
+            with zipfile.ZipFile(_SourceFile(source)) as archive:
                 entries = archive.infolist()
         except (
             zipfile.BadZipFile,
@@ -81,11 +84,12 @@ class _Archive:
         ) as error:
             raise InputRefused(
                 "is incomplete or damaged: the directory at the end of the zip archive cannot be read",
-                hint="was it saved or copied to the end? leave it out, or fetch it again",
+                hint=FETCH_AGAIN,
             ) from error
         self._entries = {entry.filename: entry for entry in entries}
         if len(self._entries) != len(entries):
             raise InputRefused("holds two records of one name")
+        _refuse_overlaps(entries)
         self._root = self._find_root()
 
     def _find_root(self) -> str:
@@ -102,7 +106,8 @@ class _Archive:
                 hint="save its weights with: torch.save(torch.jit.load(path).state_dict(), path)",
             )
         if f"{self._root}byteorder" in self._entries:
-            order = self._source.read(*self.record("byteorder", path=True))
+            offset, size = self.record("byteorder", path=True)
+            order = self._source.read(offset, min(size, _LONGEST_ORDER))
             if order != b"little":
                 raise InputRefused(
                     f"holds {quoted(order.decode('ascii', 'replace'))}-endian data; only little-endian is read",
@@ -111,7 +116,11 @@ class _Archive:
         offset, size = self.record("data.pkl", path=True)
         if size > LARGEST_PICKLE:
             raise InputRefused(f"has a pickle of {size:,} bytes; more than {LARGEST_PICKLE:,} are refused")
-        return self._source.read(offset, size)
+        pickle = self._source.read(offset, size)
+        checksum = self._entries[f"{self._root}data.pkl"].CRC
+        if checksum not in (0, zlib.crc32(pickle)):  # torch writes 0 when it was told to compute none
+            raise InputRefused("has a damaged pickle: its checksum is wrong", hint=FETCH_AGAIN)
+        return pickle
 
     def record(self, key: str, *, path: bool = False) -> tuple[int, int]:
         """Return the byte offset and the size of a storage, or of the record at ``key`` if it is a path."""
@@ -133,15 +142,28 @@ class _Archive:
         if entry.header_offset < 0 or entry.header_offset + _LOCAL_HEADER.size > self._source.size():
             raise damaged
         fields = _LOCAL_HEADER.unpack(self._source.read(entry.header_offset, _LOCAL_HEADER.size))
-        signature, name_bytes, extra_bytes = fields[0], fields[-2], fields[-1]
+        signature, method, name_bytes, extra_bytes = fields[0], fields[3], fields[-2], fields[-1]
         start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
         if signature != _LOCAL_SIGNATURE or start + entry.file_size > self._source.size():
+            raise damaged
+        name = self._source.read(entry.header_offset + _LOCAL_HEADER.size, name_bytes)
+        encoding = "utf-8" if entry.flag_bits & _UTF8_NAME else "cp437"
+        if name != entry.orig_filename.encode(encoding) or method != entry.compress_type:
             raise damaged
         return int(start)
 
 
+def _refuse_overlaps(entries: list[zipfile.ZipInfo]) -> None:
+    """Two records in the same bytes are no archive that anything writes."""
+    position = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < position:
+            raise InputRefused(f"has a damaged record {quoted(entry.filename)}: it overlaps another")
+        position = entry.header_offset + _LOCAL_HEADER.size + len(entry.orig_filename) + entry.compress_size
+
+
 class _SourceFile(io.RawIOBase):
-    """A byte source as the file object that ``zipfile`` wants."""
+    """A byte source as the file object that ``zipfile`` wants, for the directory at the end of the archive."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
@@ -160,8 +182,10 @@ class _SourceFile(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        count = max(0, min(len(buffer), self._source.size() - self._position))
-        self._source.read_into(self._position, memoryview(buffer)[:count])
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._source.size() - self._position)
+        count = left if size is None or size < 0 else min(size, left)
+        if count > LARGEST_PICKLE:
+            raise zipfile.BadZipFile("a directory of unreasonable size")
         self._position += count
-        return count
+        return self._source.read(self._position - count, count)
