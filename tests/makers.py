@@ -1,0 +1,243 @@
+"""Makers of checkpoint files, real and hostile, and the readers' way from a file to the bytes of its tensors."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.records import Checkpoint
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.gather import read_elements
+
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+)
+
+
+class Tagged(torch.Tensor):
+    """A tensor subclass."""
+
+
+def open_file(path: Path, *, key: str | None = None, strip_prefix: str | None = "") -> Checkpoint:
+    """Open a checkpoint as the program does, by default without touching the names."""
+    return open_checkpoint(path, pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+
+
+def read_all(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Read every tensor through its extent: ``{name: (torch dtype, shape, bytes)}``; the file is closed after it."""
+    found = {}
+    with checkpoint.index.source:
+        for extent in checkpoint.index:
+            out = np.zeros(extent.layout.nbytes, dtype=np.uint8)
+            read_elements(extent, 0, out)
+            layout = extent.layout
+            found[layout.name] = (f"torch.{layout.dtype.torch_name}", layout.shape, out.tobytes())
+    return found
+
+
+def read_file(path: Path, *, key: str | None = None) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Open a checkpoint and read every tensor in it."""
+    return read_all(open_file(path, key=key))
+
+
+def expected(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Return what ``read_all`` must find for tensors that a framework loaded."""
+    return {name: (str(value.dtype), tuple(value.shape), tensor_bytes(value)) for name, value in tensors.items()}
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the elements of a tensor in C order as bytes."""
+    plain = tensor.detach().as_subclass(torch.Tensor).contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+
+
+def random_tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """Return a tensor of any element type from random bytes (booleans are 0 or 1)."""
+    if dtype is torch.bool:
+        return torch.randint(0, 2, shape).to(torch.bool)
+    count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return torch.randint(0, 256, (count,), dtype=torch.uint8).view(dtype).reshape(shape)
+
+
+def every_kind() -> dict[str, torch.Tensor]:
+    """Return tensors of every element type, memory layout and sharing that ``torch.save`` writes."""
+    torch.manual_seed(0)
+    tensors = {f"kind.{dtype}": random_tensor(dtype, 3, 4) for dtype in DTYPES}
+    base = torch.randn(6, 8)
+    parameter = torch.nn.Parameter(torch.randn(3, 3))
+    attributed = torch.nn.Parameter(torch.randn(2))
+    attributed.sharding = "none"  # type: ignore[attr-defined]
+    tagged = torch.randn(4).as_subclass(Tagged)
+    tagged.note = "a subclass with an attribute"  # type: ignore[attr-defined]
+    tensors |= {
+        "scalar": torch.tensor(1.5),
+        "scalar.int": torch.tensor(7),
+        "empty": torch.empty(0),
+        "empty.rows": torch.empty(0, 5, dtype=torch.bfloat16),
+        "empty.columns": base[:, 8:],
+        "base": base,
+        "tied": base,
+        "view.rows": base[2:4],
+        "view.element": base[5, 7],
+        "view.columns": base[:, 3:5],
+        "view.steps": base[::2, 1::3],
+        "view.flat": base.view(-1)[5:17],
+        "view.unsqueezed": base.unsqueeze(0)[:, None],
+        "transposed": torch.randn(5, 7).t(),
+        "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "expanded": torch.randn(1, 3).expand(4, 3),
+        "expanded.scalar": torch.tensor(2.0).expand(2, 2),
+        "unfolded": torch.arange(9.0).unfold(0, 4, 2),
+        "half.transposed": torch.randn(9, 2).half().t(),
+        "parameter": parameter,
+        "parameter.tied": parameter,
+        "parameter.attribute": attributed,
+        "frozen": torch.nn.Parameter(torch.randn(2, 2), requires_grad=False),
+        "subclass": tagged,
+        "buffer": torch.nn.Buffer(torch.randn(3)),
+        "ünï.cødé": torch.randn(1),
+    }
+    return tensors
+
+
+def save(path: Path, value: object, *, protocol: int = 2, legacy: bool = False) -> Path:
+    """Save as ``torch.save`` does, in the zip format or the one before 1.6."""
+    torch.save(value, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def rezip(
+    path: Path, target: Path, *, method: int = zipfile.ZIP_STORED, replaced: Mapping[str, bytes | None] | None = None
+) -> Path:
+    """Pack an archive again with the standard library; ``replaced`` gives records new bytes, or drops them."""
+    changes = {**(replaced or {})}
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", method) as new:
+        for entry in old.infolist():
+            data = changes.pop(entry.filename.partition("/")[2], old.read(entry))
+            if data is not None:
+                new.writestr(entry.filename, data)
+        for name, added in changes.items():
+            if added is not None:
+                new.writestr(f"archive/{name}", added)
+    return target
+
+
+def archive(path: Path, pickle: bytes, records: Mapping[str, bytes] | None = None) -> Path:
+    """Write a zip checkpoint around any pickle."""
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("archive/data.pkl", pickle)
+        for key, data in (records or {}).items():
+            made.writestr(f"archive/data/{key}", data)
+        made.writestr("archive/version", b"3\n")
+    return path
+
+
+def overwrite(path: Path, data: bytes) -> Path:
+    """Replace the bytes of a file."""
+    path.write_bytes(data)
+    return path
+
+
+def safetensors_file(path: Path, header: bytes, data: bytes = b"") -> Path:
+    """Write a safetensors file around any header."""
+    return overwrite(path, len(header).to_bytes(8, "little") + header + data)
+
+
+def fifo(path: Path) -> Path:
+    """Make a FIFO that nothing writes to."""
+    os.mkfifo(path)
+    return path
+
+
+# An assembler for pickles: each function gives the opcodes that leave one value on the stack.
+
+
+def stop(value: bytes) -> bytes:
+    """Return the pickle whose value is ``value``."""
+    return b"\x80\x02" + value + b"."
+
+
+def glob(module: str, name: str) -> bytes:
+    """Name a class or a function."""
+    return b"c" + f"{module}\n{name}\n".encode()
+
+
+def num(value: int) -> bytes:
+    """Push an integer of any size."""
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def text(value: str) -> bytes:
+    """Push text."""
+    raw = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def tup(*items: bytes) -> bytes:
+    """Push a tuple."""
+    return b"(" + b"".join(items) + b"t"
+
+
+def numbers(values: Iterable[int]) -> bytes:
+    """Push a tuple of integers."""
+    return tup(*map(num, values))
+
+
+def mapping(**items: bytes) -> bytes:
+    """Push a dictionary."""
+    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
+
+
+def call(function: bytes, *arguments: bytes) -> bytes:
+    """Call a function."""
+    return function + tup(*arguments) + b"R"
+
+
+def storage(key: str = "0", *, kind: str = "FloatStorage", elements: int = 4, extra: bytes = b"") -> bytes:
+    """Push a torch storage by its persistent id."""
+    parts = (text("storage"), glob("torch", kind), text(key), text("cpu"), num(elements))
+    return b"(" + b"".join(parts) + extra + b"tQ"
+
+
+def tensor(
+    held: bytes | None = None, *, offset: int = 0, shape: Iterable[int] = (4,), strides: Iterable[int] = (1,)
+) -> bytes:
+    """Push a tensor, however wrong it is."""
+    function = glob("torch._utils", "_rebuild_tensor_v2")
+    view = (num(offset), numbers(shape), numbers(strides), b"\x89", mapping())
+    return call(function, held if held is not None else storage(), *view)
+
+
+SHELL = glob("os", "system")
+
+
+def touch(canary: Path) -> bytes:
+    """Push a call that would create a file, if calls were made."""
+    return call(SHELL, text(f"touch {canary}"))
