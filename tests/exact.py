@@ -1,0 +1,113 @@
+"""Exact arithmetic as the judge of floating point: element types as integers and fractions, no casts of any library."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A binary floating-point type, as its standard describes it."""
+
+    bits: int
+    precision: int
+    """Bits of the significand, the hidden one included."""
+    least_exponent: int
+    """Of the normal numbers."""
+    largest: Fraction
+    infinity: bool
+    """Whether the type has infinities; without, what is too large is NaN."""
+    signed_zero: bool = True
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Stored bits of the significand."""
+        return self.precision - 1
+
+
+def _power(exponent: int) -> Fraction:
+    return Fraction(2) ** exponent
+
+
+def ieee(bits: int, precision: int) -> Format:
+    """Return an IEEE 754 type, whose all-ones exponent is for infinity and NaN."""
+    top = (1 << (bits - precision - 1)) - 1
+    largest = (2 - _power(1 - precision)) * _power(top)
+    return Format(bits=bits, precision=precision, least_exponent=1 - top, largest=largest, infinity=True)
+
+
+FORMATS = {
+    "F32": ieee(32, 24),
+    "F16": ieee(16, 11),
+    "BF16": ieee(16, 8),
+    "F8_E5M2": ieee(8, 3),
+    # OCP 8-bit floating point, table 2: E4M3 has no infinity and one NaN per sign.
+    "F8_E4M3": Format(bits=8, precision=4, least_exponent=-6, largest=Fraction(448), infinity=False),
+    # Noune et al. 2022 (arXiv 2206.02915): the code of the negative zero is the only NaN.
+    "F8_E4M3FNUZ": Format(
+        bits=8, precision=4, least_exponent=-7, largest=Fraction(240), infinity=False, signed_zero=False
+    ),
+    "F8_E5M2FNUZ": Format(
+        bits=8, precision=3, least_exponent=-15, largest=Fraction(57344), infinity=False, signed_zero=False
+    ),
+}
+
+
+def value_of(code: int, form: Format) -> float:
+    """Return the number that the bits ``code`` stand for. A float holds every one of them exactly."""
+    sign = -1.0 if code >> (form.bits - 1) else 1.0
+    magnitude = code & ((1 << (form.bits - 1)) - 1)
+    if not form.signed_zero and sign < 0 and magnitude == 0:
+        return math.nan
+    exponent, mantissa = divmod(magnitude, 1 << form.mantissa_bits)
+    if exponent == 0:
+        value = mantissa * _power(form.least_exponent - form.mantissa_bits)
+    else:
+        scale = form.least_exponent + exponent - 1 - form.mantissa_bits
+        value = ((1 << form.mantissa_bits) + mantissa) * _power(scale)
+    if value > form.largest:
+        return sign * math.inf if form.infinity and mantissa == 0 else math.nan
+    return sign * float(value)
+
+
+def rounded(value: float | Fraction, form: Format) -> float:
+    """Return ``value`` rounded to nearest, ties to even; too large becomes infinity, or NaN where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return value if form.infinity else math.nan
+    if value == 0:
+        return float(value) if form.signed_zero else 0.0
+    exact = Fraction(value)
+    exponent = max(_floor_log2(abs(exact)), form.least_exponent)
+    unit = _power(exponent - form.mantissa_bits)
+    nearest = round(exact / unit) * unit  # round() of a Fraction takes ties to even
+    sign = math.copysign(1.0, exact)
+    if abs(nearest) > form.largest:
+        return sign * math.inf if form.infinity else math.nan
+    if nearest == 0:
+        return sign * 0.0 if form.signed_zero else 0.0
+    return float(nearest)
+
+
+def _floor_log2(value: Fraction) -> int:
+    guess = value.numerator.bit_length() - value.denominator.bit_length()
+    return guess if _power(guess) <= value else guess - 1
+
+
+def ema_shares(checkpoints: int, decay: float) -> list[Fraction]:
+    """Run the recurrence ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n`` on the shares of each theta."""
+    d = Fraction(decay)
+    shares = [Fraction(1)]
+    for _ in range(checkpoints - 1):
+        shares = [d * share for share in shares] + [1 - d]
+    return shares
+
+
+def debiased_shares(checkpoints: int, decay: float) -> list[Fraction]:
+    """Run ``E_0 = 0, E_n = d E_(n-1) + (1 - d) theta_n`` and divide by what it has gathered, ``1 - d^N``."""
+    d = Fraction(decay)
+    shares: list[Fraction] = []
+    for _ in range(checkpoints):
+        shares = [d * share for share in shares] + [1 - d]
+    return [share / (1 - d**checkpoints) for share in shares]
