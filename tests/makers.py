@@ -144,7 +144,7 @@ def rezip(
                 new.writestr(entry.filename, data)
         for name, added in changes.items():
             if added is not None:
-                new.writestr(f"archive/{name}", added)
+                new.writestr(f"{old.namelist()[0].partition('/')[0]}/{name}", added)
     return target
 
 
@@ -158,7 +158,7 @@ def archive(path: Path, pickle: bytes, records: Mapping[str, bytes] | None = Non
     return path
 
 
-def overwrite(path: Path, data: bytes) -> Path:
+def overwrite(path: Path, data: bytes | bytearray) -> Path:
     """Replace the bytes of a file."""
     path.write_bytes(data)
     return path

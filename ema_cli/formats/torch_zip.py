@@ -25,6 +25,7 @@ from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
 LARGEST_PICKLE = 1 << 28
+_LARGEST_DIRECTORY = 1 << 30
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
@@ -185,7 +186,7 @@ class _SourceFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self._source.size() - self._position)
         count = left if size is None or size < 0 else min(size, left)
-        if count > LARGEST_PICKLE:
+        if count > _LARGEST_DIRECTORY:
             raise zipfile.BadZipFile("a directory of unreasonable size")
         self._position += count
         return self._source.read(self._position - count, count)

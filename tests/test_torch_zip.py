@@ -1,0 +1,410 @@
+"""The zip format of ``torch.save``: every tensor equals what ``torch.load`` gives, and what is not whole is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.torch_zip import RESAVE
+from tests.makers import (
+    archive,
+    call,
+    every_kind,
+    expected,
+    glob,
+    mapping,
+    num,
+    numbers,
+    open_file,
+    overwrite,
+    read_file,
+    rezip,
+    save,
+    stop,
+    storage,
+    tensor,
+    text,
+)
+
+SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small plain checkpoint."""
+    return save(tmp_path / "small.pt", SMALL)
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_every_kind_equals_torch(tmp_path: Path, protocol: int) -> None:
+    """Every type, layout, sharing and pickle protocol gives the names, types, shapes and bytes of ``torch.load``."""
+    path = save(tmp_path / "every.pt", every_kind(), protocol=protocol)
+    checkpoint = open_file(path)
+    loaded = torch.load(path, weights_only=False)
+    assert [layout.name for layout in checkpoint.index.layouts] == list(loaded)
+    assert checkpoint.format == "torch zip"
+    assert checkpoint.ties == {"tied": "base", "parameter.tied": "parameter"}
+    checkpoint.index.source.close()
+    assert read_file(path) == expected(loaded)
+
+
+def test_plain_weights_equal_the_safe_loader(small: Path) -> None:
+    """For weights alone the oracle is ``torch.load(weights_only=True)``."""
+    assert read_file(small) == expected(torch.load(small, weights_only=True))
+
+
+def test_repacked_archives_are_read_where_they_lie(tmp_path: Path) -> None:
+    """An archive that was unpacked and zipped again has unaligned records; they are read from their own headers."""
+    path = save(tmp_path / "every.pt", every_kind())
+    again = rezip(path, tmp_path / "again.pt")
+    offsets = [extent.offset for extent in open_file(again).index]
+    assert any(offset % 64 for offset in offsets)
+    assert read_file(again) == expected(torch.load(path, weights_only=False))
+
+
+def test_an_archive_behind_other_bytes_is_not_taken_for_one(small: Path) -> None:
+    """A file is recognised by its first bytes, so an archive behind a prefix is no checkpoint."""
+    overwrite(small, b"prefix--" + small.read_bytes())
+    with pytest.raises(InputRefused, match="is not a checkpoint: it begins with"):
+        open_file(small)
+
+
+def test_older_archives_lack_records(small: Path, tmp_path: Path) -> None:
+    """Archives without byte order and format version, as older torch wrote them, are read."""
+    gone = {"byteorder": None, ".format_version": None, ".storage_alignment": None, ".data/serialization_id": None}
+    assert read_file(rezip(small, tmp_path / "old.pt", replaced=gone)) == expected(SMALL)
+
+
+def test_offsets_beyond_four_gigabytes(tmp_path: Path) -> None:
+    """A tensor behind 5 GB of others is found; the file is sparse, so nothing of that size is written."""
+    path = tmp_path / "large.pt"
+    large = torch.from_file(str(tmp_path / "storage"), shared=True, size=5 << 28)
+    with torch.serialization.skip_data():
+        torch.save({"large": large, "last": torch.zeros(3)}, path)
+    extent = open_file(path).index.extent(1)
+    assert extent.offset > 5 << 30
+    with path.open("r+b") as file:
+        file.seek(extent.offset)
+        file.write(struct.pack("<3f", 1, 2, 3))
+    loaded = torch.load(path, weights_only=True, mmap=True)["last"]
+    assert loaded.tolist() == [1, 2, 3]
+    assert extent.source.read(extent.offset, 12) == struct.pack("<3f", 1, 2, 3)
+    extent.source.close()
+
+
+def test_names_of_files_do_not_matter(tmp_path: Path) -> None:
+    """The folder in the archive is named after the file; any name and none is read."""
+    for name in ("模型.pt", "a b.ckpt", "no-suffix", "x.safetensors"):
+        assert read_file(save(tmp_path / name, SMALL)) == expected(SMALL)
+
+
+def test_compressed_archives_are_refused_with_the_fix(small: Path, tmp_path: Path) -> None:
+    """Compressed records cannot be read piece by piece: the message names the line that saves them again."""
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+        with pytest.raises(InputRefused, match="is a compressed archive") as raised:
+            open_file(rezip(small, tmp_path / "packed.pt", method=method))
+        assert RESAVE in raised.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_refused_with_the_fix(small: Path, tmp_path: Path) -> None:
+    """A TorchScript archive is told from a checkpoint by its constants."""
+    with pytest.raises(InputRefused, match="is a TorchScript archive") as raised:
+        open_file(rezip(small, tmp_path / "packed.pt", replaced={"constants.pkl": b"\x80\x02)."}))
+    assert "torch.jit.load" in raised.value.hint
+    script = torch.jit.script(torch.nn.Linear(2, 2))
+    torch.jit.save(script, tmp_path / "script.pt")
+    with pytest.raises(InputRefused, match="is a TorchScript archive"):
+        open_file(tmp_path / "script.pt")
+
+
+@pytest.mark.parametrize("order", [b"big", b"", b"little\n", b"\x1b[2J", b"x" * 10_000])
+def test_other_byte_orders_are_refused(small: Path, tmp_path: Path, order: bytes) -> None:
+    """Only little-endian data is read, and the byte order in the message is printable and short."""
+    with pytest.raises(InputRefused, match="endian data; only little-endian is read") as raised:
+        open_file(rezip(small, tmp_path / "big.pt", replaced={"byteorder": order}))
+    assert raised.value.message.isprintable()
+    assert len(raised.value.message) < 300
+
+
+def test_other_archives_are_refused(tmp_path: Path) -> None:
+    """A zip without exactly one ``data.pkl`` one folder deep is not a checkpoint."""
+    for names in (["readme.txt"], ["data.pkl"], ["a/b/data.pkl"], ["a/data.pkl", "b/data.pkl"]):
+        path = tmp_path / "other.pt"
+        with zipfile.ZipFile(path, "w") as made:
+            for name in names:
+                made.writestr(name, b"\x80\x02}.")
+        with pytest.raises(InputRefused, match=r"not one that torch\.save wrote"):
+            open_file(path)
+
+
+def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Readers disagree which of two records of one name counts."""
+    path = archive(tmp_path / "twice.pt", stop(mapping(w=tensor())), {"0": bytes(16)})
+    with zipfile.ZipFile(path, "a") as made, pytest.warns(UserWarning, match="Duplicate name"):
+        made.writestr("archive/data/0", bytes(16))
+    with pytest.raises(InputRefused, match="holds two records of one name"):
+        open_file(path)
+
+
+def test_a_missing_record_is_named(small: Path, tmp_path: Path) -> None:
+    """A tensor whose bytes are not in the archive is named, with the record that is missing."""
+    with pytest.raises(InputRefused, match='tensor "w" has no record "small/data/0"'):
+        open_file(rezip(small, tmp_path / "missing.pt", replaced={"data/0": None}))
+
+
+def test_a_record_that_is_too_short_is_named(small: Path, tmp_path: Path) -> None:
+    """A tensor that reaches beyond its record is named, even if the pickle declares a larger storage."""
+    with pytest.raises(InputRefused, match='tensor "w" reaches beyond its storage of 23 bytes'):
+        open_file(rezip(small, tmp_path / "short.pt", replaced={"data/0": bytes(23)}))
+
+
+def test_a_wrong_checksum_of_the_pickle_is_refused(small: Path) -> None:
+    """One flipped bit in a name inside the pickle does not become another model."""
+    raw = bytearray(small.read_bytes())
+    raw[raw.index(b"X\x01\x00\x00\x00w") + 5] ^= 1
+    overwrite(small, raw)
+    with pytest.raises(InputRefused, match="has a damaged pickle: its checksum is wrong"):
+        open_file(small)
+
+
+def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
+    """Torch can be told to compute no checksums; it then writes zeros."""
+    torch.serialization.set_crc32_options(compute_crc32=False)
+    try:
+        path = save(tmp_path / "unchecked.pt", SMALL)
+    finally:
+        torch.serialization.set_crc32_options(compute_crc32=True)
+    assert read_file(path) == expected(SMALL)
+
+
+def directory_entry(raw: bytes, name: bytes) -> int:
+    """Return where the directory entry of a record begins."""
+    return raw.rindex(name) - 46
+
+
+def test_directory_and_records_must_agree(small: Path) -> None:
+    """A directory that points at another record, at two overlapping ones or outside the file is refused."""
+    raw = small.read_bytes()
+    one, two = directory_entry(raw, b"small/data/0"), directory_entry(raw, b"small/data/1")
+    second = raw[two + 42 : two + 46]
+    for change in (second, struct.pack("<I", len(raw) - 3), struct.pack("<I", struct.unpack("<I", second)[0] - 8)):
+        overwrite(small, raw[: one + 42] + change + raw[one + 46 :])
+        with pytest.raises(InputRefused, match="damaged record"):
+            open_file(small)
+
+
+def test_a_renamed_record_is_refused(small: Path) -> None:
+    """The name in front of a record must be the one in the directory."""
+    raw = small.read_bytes()
+    overwrite(small, raw.replace(b"small/data/0", b"small/data/9", 1))
+    with pytest.raises(InputRefused, match="damaged record"):
+        open_file(small)
+
+
+def test_every_truncation_is_refused(small: Path) -> None:
+    """A file that ends anywhere before its end is refused, whatever offset it was cut at."""
+    whole = small.read_bytes()
+    for length in range(len(whole)):
+        overwrite(small, whole[:length])
+        with pytest.raises(InputRefused):
+            open_file(small)
+
+
+def test_empty_files_are_refused(tmp_path: Path) -> None:
+    """An empty file is told as such."""
+    with pytest.raises(InputRefused, match=r'empty\.pt": is empty'):
+        open_file(overwrite(tmp_path / "empty.pt", b""))
+
+
+ODD: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "csr": lambda: torch.eye(3).to_sparse_csr(),
+    "meta": lambda: torch.empty(2, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.5, 0, torch.qint8),
+    "complex128": lambda: torch.ones(2, dtype=torch.complex128),
+    "conjugate": lambda: torch.ones(2, dtype=torch.complex64).conj(),
+    "negative": lambda: torch.ones(2, dtype=torch.complex64).conj().imag,
+    "lazy": torch.nn.UninitializedParameter,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.filterwarnings("ignore:.*[qQ]uantiz")
+@pytest.mark.parametrize("kind", sorted(ODD))
+@pytest.mark.parametrize("legacy", [False, True])
+def test_odd_tensors_are_refused_by_name_in_the_weights_only(tmp_path: Path, kind: str, *, legacy: bool) -> None:
+    """A tensor without plain data is refused by its name inside the weights, and ignored beside them."""
+    inside = save(tmp_path / "inside.pt", {"good": torch.ones(2), f"bad.{kind}": ODD[kind]()}, legacy=legacy)
+    with pytest.raises(InputRefused, match=rf'tensor "bad\.{kind}" (is|has)'):
+        open_file(inside)
+    beside = save(tmp_path / "beside.pt", {"model": {"good": torch.ones(2)}, "aux": [ODD[kind]()]}, legacy=legacy)
+    assert read_file(beside) == expected({"good": torch.ones(2)})
+
+
+def test_all_odd_tensors_are_told_at_once(tmp_path: Path) -> None:
+    """A message names several tensors that cannot be read, and counts the rest."""
+    path = save(tmp_path / "odd.pt", {f"layer.{i}": torch.eye(2).to_sparse() for i in range(8)})
+    with pytest.raises(InputRefused, match=r'"layer\.0" .*"layer\.4" .* and 3 more'):
+        open_file(path)
+
+
+def distributed(local: int, whole: int) -> bytes:
+    """Return the pickle of a distributed tensor, as ``torch.save`` writes it."""
+    kind = glob("torch.distributed.tensor", "DTensor")
+    args = b"(" + kind + glob("torch", "float32") + numbers([whole]) + numbers([1]) + num(0) + b"t"
+    state = mapping(_local_tensor=tensor(storage(elements=4), shape=(local,)))
+    rebuild = glob("torch._utils", "_rebuild_wrapper_subclass")
+    return call(glob("torch._tensor", "_rebuild_from_type_v2"), rebuild, kind, args, b"N" + state + b"\x86")
+
+
+def test_a_distributed_tensor_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    """A replicated distributed tensor is its local part; one rank's shard of a larger one is refused."""
+    data = {"0": struct.pack("<4f", 1, 2, 3, 4)}
+    whole = archive(tmp_path / "whole.pt", stop(mapping(w=distributed(4, 4))), data)
+    assert read_file(whole) == expected({"w": torch.tensor([1.0, 2, 3, 4])})
+    shard = archive(tmp_path / "shard.pt", stop(mapping(w=distributed(4, 8))), data)
+    with pytest.raises(InputRefused, match='tensor "w" is a distributed or wrapped tensor'):
+        open_file(shard)
+
+
+def test_unknown_rebuild_functions_are_not_ignored(tmp_path: Path) -> None:
+    """A kind of tensor that a newer torch may invent is refused by name, never left out of the model in silence."""
+    strange = call(glob("torch._utils", "_rebuild_tensor_v9"), num(1))
+    path = archive(tmp_path / "new.pt", stop(mapping(w=tensor(), v=strange)), {"0": bytes(16)})
+    with pytest.raises(InputRefused, match='tensor "v" is a _rebuild_tensor_v9 tensor'):
+        open_file(path)
+
+
+HUGE = 1 << 60
+LIES = {
+    "too many elements": tensor(shape=(5,)),
+    "more than the record": tensor(storage(elements=1 << 40), shape=(1 << 40,)),
+    "giant": tensor(storage(elements=HUGE), shape=(HUGE,)),
+    "product overflow": tensor(storage(elements=HUGE), shape=(1 << 32, 1 << 32), strides=(1 << 32, 1)),
+    "offset past the end": tensor(offset=4, shape=(1,)),
+    "giant offset": tensor(offset=1 << 70, shape=(1,)),
+    "negative offset": tensor(offset=-1),
+    "negative shape": tensor(shape=(-1,)),
+    "negative stride": tensor(offset=3, strides=(-1,)),
+    "huge stride": tensor(shape=(2,), strides=(HUGE,)),
+    "stride zero": tensor(shape=(1 << 40,), strides=(0,)),
+    "stride zero twice": tensor(shape=(1 << 20, 1 << 20), strides=(0, 0)),
+    "too few strides": tensor(shape=(2, 2)),
+    "too many dimensions": tensor(shape=[1] * 65, strides=[1] * 65),
+    "negative storage": tensor(storage(elements=-4)),
+    "declared smaller": tensor(storage(elements=3)),
+    "empty beyond the end": tensor(offset=5, shape=(0,)),
+    "unknown storage": tensor(storage(kind="\x1b[2JStorage")),
+    "missing record": tensor(storage("1")),
+    "path as record": tensor(storage("../data.pkl")),
+}
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_declarations_that_lie_are_refused(tmp_path: Path, lie: str) -> None:
+    """A tensor that does not lie inside its record is refused by name, in printable words."""
+    path = archive(tmp_path / "lie.pt", stop(mapping(w=LIES[lie])), {"0": bytes(16)})
+    with pytest.raises(InputRefused, match='tensor "w" ') as raised:
+        open_file(path)
+    assert raised.value.message.isprintable()
+
+
+def test_a_small_expanded_tensor_is_read(tmp_path: Path) -> None:
+    """An expanded tensor of moderate size is no bomb."""
+    path = archive(tmp_path / "small.pt", stop(mapping(w=tensor(shape=(1000, 4), strides=(0, 1)))), {"0": bytes(16)})
+    assert read_file(path) == expected({"w": torch.zeros(1000, 4)})
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "x" * 70_000, "\ud800"])
+def test_names_that_cannot_be_written_are_refused(tmp_path: Path, name: str) -> None:
+    """A reserved, endless or unencodable name is refused while reading, not when the output is written."""
+    # Protocol 0 text can hold a lone surrogate.
+    written = text(name) if name.isascii() else b"V\\ud800\n"
+    pickle = stop(b"}(" + written + tensor() + b"u")
+    with pytest.raises(InputRefused, match="has a name that cannot be written"):
+        open_file(archive(tmp_path / "name.pt", pickle, {"0": bytes(16)}))
+
+
+def test_pickles_in_archives_are_refused_when_damaged(tmp_path: Path) -> None:
+    """A pickle that ends early or does nonsense is refused as damaged."""
+    for pickle in (b"", b"\x80\x02}", b"\x80\x09}.", b"\x80\x02(.", b"\x80\x02\x95."):
+        with pytest.raises(InputRefused, match="has a damaged pickle"):
+            open_file(archive(tmp_path / "damaged.pt", pickle))
+
+
+def test_a_giant_pickle_is_not_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle larger than the limit is refused by its declared size."""
+    monkeypatch.setattr("ema_cli.formats.torch_zip.LARGEST_PICKLE", 100)
+    with pytest.raises(InputRefused, match="more than 100 are refused"):
+        open_file(rezip(small, small.with_name("again.pt"), replaced={"byteorder": None}))
+
+
+def a_small_archive() -> bytes:
+    """Return the bytes of a small archive without alignment, so that most of its bytes mean something."""
+    kept = {"w": torch.arange(6.0).reshape(2, 3).t(), "step": torch.tensor(3)}
+    buffer = io.BytesIO()
+    torch.save({"model": kept, "step": 3}, buffer)
+    target = io.BytesIO()
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            if "." not in entry.filename or entry.filename.endswith(".pkl"):
+                new.writestr(entry.filename, old.read(entry))
+    return target.getvalue()
+
+
+SEED = a_small_archive()
+mutations = st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=600)
+@given(mutations)
+def test_mutated_archives_are_read_or_refused(changes: list[tuple[int, int]]) -> None:
+    """Random bytes in an archive give a result or ``InputRefused``, never another exception."""
+    raw = bytearray(SEED)
+    for place, value in changes:
+        raw[place] = value
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            read_file(overwrite(Path(folder) / "mutated.pt", raw))
+        except InputRefused:
+            return
+
+
+@settings(deadline=None, max_examples=600)
+@given(st.data())
+def test_mutated_pickles_in_archives_are_read_or_refused(data: st.DataObject) -> None:
+    """Random bytes in the pickle, under a right checksum, give a result or ``InputRefused``."""
+    with zipfile.ZipFile(io.BytesIO(SEED)) as whole:
+        raw = bytearray(whole.read("archive/data.pkl"))
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)):
+        raw[place] = value
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            read_file(archive(Path(folder) / "mutated.pt", bytes(raw), {"0": bytes(24), "1": bytes(8)}))
+        except InputRefused:
+            return
+
+
+def test_every_single_bit_of_the_directory_counts(tmp_path: Path) -> None:
+    """Flipping any one bit outside the data gives the same tensors or a refusal."""
+    path = tmp_path / "flipped.pt"
+    right = {name: (dtype, shape) for name, (dtype, shape, _) in read_file(overwrite(path, SEED)).items()}
+    for place in range(len(SEED)):
+        raw = bytearray(SEED)
+        raw[place] ^= 1 << (place % 8)
+        try:
+            found = read_file(overwrite(path, raw))
+        except InputRefused:
+            continue
+        assert {name: (dtype, shape) for name, (dtype, shape, _) in found.items()} == right
