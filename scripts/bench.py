@@ -1,0 +1,368 @@
+"""Measure ema-avg: speed, many small tensors, peak memory, start-up. Both sides of every ratio come from one run.
+
+    python scripts/bench.py --folder /scratch        # 8 x 0.5 GB; needs 10 GB of disk
+    python scripts/bench.py --quick --only speed
+
+Every number is the median of several rounds, the contenders taken in turn. Each command is a whole process, started
+by a small parent of its own: a process inherits the peak memory of the one that starts it, and this one holds torch.
+Before each command the earlier output is deleted, everything is synced, and the checkpoints are read into the page
+cache or evicted from it; the share that is then really cached stands in the table.
+"""
+
+import argparse
+import ctypes
+import json
+import mmap
+import os
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+_PARENT = """
+import os, sys, time
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+redirect = [(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
+started = time.perf_counter()
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, file_actions=redirect)
+_, status, used = os.wait4(pid, 0)
+seconds = time.perf_counter() - started
+print(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, os.waitstatus_to_exitcode(status))
+"""
+_NAIVE = """
+import os, sys, torch
+from safetensors.torch import load_file, save_file
+out, first, *rest = sys.argv[1:]
+load = load_file if first.endswith(".safetensors") else torch.load
+avg = load(first)
+for path in rest:
+    for k, v in load(path).items():
+        avg[k].mul_(0.9).add_(v, alpha=1 - 0.9)
+save_file(avg, out)
+with open(out, "rb") as file:
+    os.fsync(file.fileno())
+"""
+_COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
+_EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
+
+
+class _Settings(NamedTuple):
+    folder: Path
+    out: Path  # emptied before each command
+    rounds: int
+    model_bytes: int
+    large_bytes: int
+    checkpoints: int
+    many: int
+    keep: bool
+
+
+class _Series(NamedTuple):
+    checkpoints: int
+    tensors: int
+    elements: int  # of each tensor
+    suffix: str = ".safetensors"
+    dtype: torch.dtype = torch.float32
+    sparse: bool = False  # all zeros that take no room on the disk
+
+    def data_bytes(self) -> int:
+        return self.tensors * self.elements * self.dtype.itemsize
+
+
+class _Job(NamedTuple):
+    command: Sequence[object]
+    inputs: Sequence[Path] = ()
+    cold: bool = False
+
+
+class _Sample(NamedTuple):
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: float
+    cached: float  # share of the inputs in the page cache at the start
+    fold_seconds: float = 0.0  # from the report of ema-avg
+    fold_bytes: float = 0.0
+
+
+_Rows = Iterator[tuple[str, ...]]
+
+
+@contextmanager
+def _on_disk(series: _Series, settings: _Settings) -> Iterator[list[Path]]:
+    """Make the checkpoints, or reuse those that are there; delete what was made, unless it is to be kept."""
+    name = f"{_name(series.dtype)}-{series.tensors}x{series.elements}{'-sparse' * series.sparse}{series.suffix}"
+    folder = settings.folder / name
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"step_{i:03}{series.suffix}" for i in range(series.checkpoints)]
+    missing = [i for i, path in enumerate(paths) if not (path.exists() and _fits(path.stat().st_size, series))]
+    try:
+        _make(series, paths, missing)
+        yield paths
+    finally:
+        if not settings.keep:
+            for i in missing:
+                paths[i].unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _fits(size: int, series: _Series) -> bool:
+    return 0 < size - series.data_bytes() < 65_536 + 1024 * series.tensors
+
+
+def _make(series: _Series, paths: Sequence[Path], missing: Sequence[int]) -> None:
+    names = [f"layers.{n}.weight" for n in range(series.tensors)]
+    base = torch.randn(0 if series.sparse or not missing else series.tensors, series.elements)
+    for i in missing:
+        _note(f"making {paths[i]}")
+        if series.sparse:
+            _write_sparse(paths[i], names, series.elements * 4)
+            continue
+        state = {name: (row * (1 + 0.001 * i)).to(series.dtype) for name, row in zip(names, base, strict=True)}
+        if series.suffix == ".pt":
+            torch.save(state, paths[i])
+        else:
+            save_file(state, paths[i])
+
+
+def _write_sparse(path: Path, names: Sequence[str], size: int) -> None:
+    places = {name: [n * size, (n + 1) * size] for n, name in enumerate(names)}
+    entries = {k: {"dtype": "F32", "shape": [size // 4], "data_offsets": place} for k, place in places.items()}
+    header = json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + len(names) * size)
+
+
+def _ours(inputs: Sequence[Path], settings: _Settings, *decays: float) -> Sequence[object]:
+    out = settings.out / ("out_{decay}.safetensors" if len(decays) > 1 else "out.safetensors")
+    return [_EMA_AVG, *inputs, *(part for decay in decays or [0.9] for part in ("--decay", decay)), "-o", out]
+
+
+def _naive(inputs: Sequence[Path], settings: _Settings) -> Sequence[object]:
+    return [sys.executable, "-c", _NAIVE, settings.out / "out.safetensors", *inputs]
+
+
+def _cat_and_copy(inputs: Sequence[Path], settings: _Settings) -> Sequence[object]:
+    return ["sh", "-c", _COPY, settings.out / "copy", *inputs]
+
+
+def _in_turn(jobs: Mapping[str, _Job], settings: _Settings, rounds: int = 0) -> dict[str, _Sample]:
+    """Run all jobs once per round; return the medians."""
+    samples: dict[str, list[_Sample]] = {name: [] for name in jobs}
+    for number in range(rounds or settings.rounds):
+        for name, job in jobs.items():
+            samples[name].append(_run(job, settings))
+            _note(f"round {number + 1}: {name}: {samples[name][-1]}")
+    return {name: _Sample(*map(statistics.median, zip(*taken, strict=True))) for name, taken in samples.items()}
+
+
+def _run(job: _Job, settings: _Settings) -> _Sample:
+    shutil.rmtree(settings.out, ignore_errors=True)
+    settings.out.mkdir()
+    os.sync()
+    for path in job.inputs:
+        _set_cache(path, cold=job.cold)
+    cached = statistics.fmean([_cached_share(path) for path in job.inputs] or [1])
+    log, command = settings.out.with_name("log"), [str(part) for part in job.command]
+    parent = [sys.executable, "-I", "-S", "-c", _PARENT, str(log), *command]
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(settings.folder), "LC_ALL": "C.UTF-8"}
+    printed = subprocess.run(parent, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    seconds, cpu_seconds, peak_bytes, code = map(float, printed.split())
+    if code:
+        raise SystemExit(f"{shlex.join(command)[:500]} ended with {code:.0f}:\n{log.read_text()[-2000:]}")
+    for report in settings.out.glob("*.report.json"):
+        summary = json.loads(report.read_text())["summary"]
+        return _Sample(seconds, cpu_seconds, peak_bytes, cached, summary["fold_seconds"], summary["bytes_read"])
+    return _Sample(seconds, cpu_seconds, peak_bytes, cached)
+
+
+def _set_cache(path: Path, *, cold: bool) -> None:
+    """Evict a synced file from the page cache, or read it into it."""
+    with path.open("rb", buffering=0) as file:
+        if cold:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return
+        buffer = bytearray(1 << 22)
+        while file.readinto(buffer):
+            pass
+
+
+def _cached_share(path: Path) -> float:
+    """Return the share of a file's pages in the page cache, as mincore(2) tells it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        flags = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(len(mapped)), flags)
+        del start
+    return float("nan") if failed else bytes(flags).count(1) / len(flags)
+
+
+# The four parts: each yields the rows of its table, the header first.
+
+
+def _speed(settings: _Settings) -> _Rows:
+    """Compare with reading and copying the same bytes, and with the loop everybody writes."""
+    yield (
+        *("checkpoints", "page cache", "cat + copy", "ema-avg", "naive loop", "naive / ema-avg"),
+        *("ema-avg / (cat + copy)", "fold", "fold / (cat + copy)", "peak memory: ema-avg", "naive"),
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        for suffix in (".safetensors", ".pt"):
+            elements = settings.model_bytes // dtype.itemsize // 40
+            series = _Series(settings.checkpoints, 40, elements, suffix, dtype)
+            with _on_disk(series, settings) as paths:
+                for cold in (False, True):
+                    yield _speed_row(series, paths, settings, cold=cold)
+
+
+def _speed_row(series: _Series, paths: Sequence[Path], settings: _Settings, *, cold: bool) -> tuple[str, ...]:
+    commands = {"cat + copy": _cat_and_copy, "ema-avg": _ours, "naive": _naive}
+    jobs = {name: _Job(make(paths, settings), paths, cold) for name, make in commands.items()}
+    copied, averaged, looped = _in_turn(jobs, settings).values()
+    fold_speed = averaged.fold_bytes / averaged.fold_seconds
+    copy_speed = series.checkpoints * series.data_bytes() / copied.seconds
+    return (
+        f"{series.checkpoints} x {_size(series.data_bytes())} {_name(series.dtype)} `{series.suffix}`",
+        f"{'cold' if cold else 'warm'} ({averaged.cached:.0%} cached)",
+        *(f"{sample.seconds:.2f} s" for sample in (copied, averaged, looped)),
+        *(f"{looped.seconds / averaged.seconds:.1f}", f"{averaged.seconds / copied.seconds:.2f}"),
+        *(f"{fold_speed / 1e9:.2f} GB/s", f"{fold_speed / copy_speed:.2f}", _peak(averaged), _peak(looped)),
+    )
+
+
+def _tensors(settings: _Settings) -> _Rows:
+    """Compare many small tensors with one large one of the same bytes."""
+    many, elements = settings.many, settings.model_bytes // 4 // settings.many
+    yield "checkpoints, warm", "1 tensor", f"{many:,} tensors", "ratio", "fold: 1", f"fold: {many:,}", "ratio"
+    for suffix in (".safetensors", ".pt"):
+        one = _Series(settings.checkpoints, 1, elements * many, suffix)
+        with (
+            _on_disk(one, settings) as large,
+            _on_disk(one._replace(tensors=many, elements=elements), settings) as small,
+        ):
+            jobs = {"1 tensor": _Job(_ours(large, settings), large), "many": _Job(_ours(small, settings), small)}
+            a, b = _in_turn(jobs, settings).values()
+        yield (
+            f"{one.checkpoints} x {_size(one.data_bytes())} float32 `{suffix}`",
+            *(f"{a.seconds:.2f} s", f"{b.seconds:.2f} s", f"{b.seconds / a.seconds:.2f}"),
+            *(f"{a.fold_seconds:.2f} s", f"{b.fold_seconds:.2f} s", f"{b.fold_seconds / a.fold_seconds:.2f}"),
+        )
+
+
+def _memory(settings: _Settings) -> _Rows:
+    """Measure peak resident memory; large models are sparse files of zeros, which changes no buffer."""
+    yield "peak resident memory", "ema-avg", "naive loop"
+    least = _in_turn({"true": _Job(["true"])}, settings)["true"]
+    yield f"(the least that this can measure: `true` has {_peak(least)})", "", ""
+    model, large, many = settings.model_bytes, settings.large_bytes, f"64 x {settings.many:,} small tensors"
+    pair = _Series(2, 40, model // 160, sparse=True)
+    small = _Series(64, settings.many, 256)
+    for label, series, compare, decays in (
+        (f"2 x {_size(model)} `.safetensors`", pair, True, [0.9]),
+        (f"64 x {_size(model)} `.safetensors`", pair._replace(checkpoints=64), False, [0.9]),
+        (f"2 x {_size(large)} `.safetensors`", pair._replace(elements=large // 160), False, [0.9]),
+        (f"2 x {_size(model)} `.safetensors`, 4 decays in one pass", pair, False, [0.8, 0.9, 0.99, 0.999]),
+        (f"2 x {_size(model)} `.pt`", pair._replace(suffix=".pt", sparse=False), True, [0.9]),
+        (f"{many} `.safetensors`", small, True, [0.9]),
+        (f"{many} `.pt`", small._replace(suffix=".pt"), True, [0.9]),
+    ):
+        with _on_disk(series, settings) as paths:
+            jobs = {label: _Job(_ours(paths, settings, *decays))}
+            if compare:
+                jobs["naive"] = _Job(_naive(paths, settings))
+            peaks = [_peak(sample) for sample in _in_turn(jobs, settings).values()]
+        yield label, *peaks, *([] if compare else [""])
+
+
+def _startup(settings: _Settings) -> _Rows:
+    """Measure what a run costs that has next to nothing to do."""
+    ten, fifty = _Series(10, 20, 12_500), _Series(50, 20, 100)
+    pickled = ten._replace(suffix=".pt")
+    with _on_disk(ten, settings) as st, _on_disk(pickled, settings) as pt, _on_disk(fifty, settings) as small:
+        jobs = {
+            "the bare interpreter: `python -c pass`": _Job([sys.executable, "-c", "pass"]),
+            "`ema-avg --help`": _Job([_EMA_AVG, "--help"]),
+            "`ema-avg plan`, 50 small `.safetensors`": _Job([_EMA_AVG, "plan", *small, "--decay", 0.9]),
+            "`ema-avg`, 10 x 1 MB `.safetensors`": _Job(_ours(st, settings)),
+            "`ema-avg`, 10 x 1 MB `.pt`": _Job(_ours(pt, settings)),
+            "naive loop, 10 x 1 MB `.pt`": _Job(_naive(pt, settings)),
+        }
+        yield "command", "CPU time", "wall time"
+        for name, sample in _in_turn(jobs, settings, rounds=max(10, settings.rounds)).items():
+            yield name, f"{sample.cpu_seconds:.3f} s", f"{sample.seconds:.3f} s"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2g} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def _peak(sample: _Sample) -> str:
+    return f"{sample.peak_bytes / 1e6:,.0f} MB"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _machine(folder: Path) -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    disk = subprocess.run(["df", "--output=fstype", folder], capture_output=True, text=True, check=True).stdout.split()
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    system = f"{len(os.sched_getaffinity(0))} cores, {ram:.0f} GiB, Linux {platform.release()}, {disk[-1]}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{model[1] if model else platform.machine()}, {system}; {versions}"
+
+
+def _main() -> None:
+    parts = {"speed": _speed, "tensors": _tensors, "memory": _memory, "startup": _startup}
+    parser = argparse.ArgumentParser(description="Measure ema-avg.")
+    parser.add_argument("--folder", type=Path, help="for the checkpoints, on the disk to measure [a temporary folder]")
+    parser.add_argument("--rounds", type=int, help="runs of each command [5]")
+    parser.add_argument("--size", type=float, help="MB per checkpoint [512]")
+    parser.add_argument("--checkpoints", type=int, help="of the timed runs [8]")
+    parser.add_argument("--only", choices=parts, action="append", help="run only this part; repeatable")
+    parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints in --folder for the next run")
+    given = parser.parse_args()
+    rounds, size, checkpoints, many, large = (2, 16, 4, 300, 64) if given.quick else (5, 512, 8, 3000, 4000)
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="ema-avg-bench-", dir=given.folder))
+    settings = _Settings(
+        folder=(given.folder or scratch).absolute(),
+        out=scratch.absolute() / "out",
+        rounds=given.rounds or rounds,
+        model_bytes=int((given.size or size) * 1e6),
+        large_bytes=int(large * 1e6),
+        checkpoints=given.checkpoints or checkpoints,
+        many=many,
+        keep=given.keep,
+    )
+    try:
+        print(f"{_machine(scratch)}\n`python {shlex.join(sys.argv)}`, medians of {settings.rounds} rounds", flush=True)
+        for name in given.only or parts:
+            for number, row in enumerate(parts[name](settings)):
+                print("\n" * (number == 0) + f"| {' | '.join(row)} |", flush=True)
+                if number == 0:
+                    print(f"| --- |{' ---: |' * (len(row) - 1)}", flush=True)
+    finally:
+        shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    _main()
