@@ -49,4 +49,6 @@ def _strip_given(names: Sequence[str], prefix: str) -> tuple[list[str], tuple[st
     bare = next((name for name in names if not name.startswith(prefix)), None)
     if bare is not None:
         raise InputRefused(f"tensor {quoted(bare)} does not begin with --strip-prefix {quoted(prefix)}")
+    if prefix and prefix in names:
+        raise InputRefused(f"tensor {quoted(prefix)} would have no name left after --strip-prefix {quoted(prefix)}")
     return [name.removeprefix(prefix) for name in names], (prefix,) if prefix else ()

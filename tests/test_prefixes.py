@@ -1,0 +1,81 @@
+"""Wrappers' prefixes come off when the rule is uniform, and only then."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.prefixes import strip_prefixes
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_a_wrapper_of_the_whole_model_is_taken_off(prefix: str) -> None:
+    """A wrapper's prefix that all names carry is removed, and told."""
+    assert strip_prefixes([f"{prefix}a.w", f"{prefix}b"], None) == (["a.w", "b"], (prefix,))
+
+
+def test_nested_wrappers_are_taken_off() -> None:
+    """Wrappers around wrappers are removed from the outside in."""
+    names = ["module._orig_mod.a", "module._orig_mod.b"]
+    assert strip_prefixes(names, None) == (["a", "b"], ("module.", "_orig_mod."))
+
+
+def test_a_prefix_that_some_names_lack_stays() -> None:
+    """A model may have a part called ``module`` beside others."""
+    names = ["module.a", "head.b"]
+    assert strip_prefixes(names, None) == (names, ())
+
+
+@pytest.mark.parametrize("names", [["model.a", "model.b"], ["module.", "module.a"], ["modules.a"], [""], []])
+def test_what_is_no_wrapper_stays(names: list[str]) -> None:
+    """``model.`` is the name of a part in many libraries; a name that would be empty is kept."""
+    assert strip_prefixes(names, None) == (names, ())
+
+
+def test_wrappers_of_inner_modules_are_taken_off() -> None:
+    """Compiled, sharded and checkpointed inner modules lose their wrappers, however they are stacked."""
+    names = [
+        "a._orig_mod.w",
+        "b._fsdp_wrapped_module._checkpoint_wrapped_module.w",
+        "c._checkpoint_wrapped_module._fsdp_wrapped_module.w",
+        "d._orig_mod._orig_mod.w",
+        "plain.w",
+    ]
+    cleaned, stripped = strip_prefixes(names, None)
+    assert cleaned == ["a.w", "b.w", "c.w", "d.w", "plain.w"]
+    assert len(stripped) == 3
+
+
+def test_names_that_would_collide_are_kept() -> None:
+    """When two names would become one, nothing is removed."""
+    names = ["a.w", "a._orig_mod.w"]
+    assert strip_prefixes(names, None) == (names, ())
+
+
+def test_a_given_prefix_must_be_in_front_of_all_names() -> None:
+    """A prefix by hand is removed from every name, or refused with the first name that lacks it."""
+    assert strip_prefixes(["net.a", "net.b"], "net.") == (["a", "b"], ("net.",))
+    assert strip_prefixes(["net.a", "b"], "") == (["net.a", "b"], ())
+    with pytest.raises(InputRefused, match=r'tensor "b" does not begin with --strip-prefix "net\."'):
+        strip_prefixes(["net.a", "b"], "net.")
+
+
+def test_a_given_prefix_cannot_be_a_whole_name() -> None:
+    """A tensor without a name could not be loaded by anything."""
+    with pytest.raises(InputRefused, match='tensor "net" would have no name left'):
+        strip_prefixes(["net.a", "net"], "net")
+
+
+parts = st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "a", "b", "w"])
+
+
+@given(st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), unique=True, max_size=6))
+def test_stripping_keeps_names_apart_and_in_order(names: list[str]) -> None:
+    """Distinct names stay distinct, keep their last part, and stripping twice changes nothing more."""
+    cleaned, stripped = strip_prefixes(names, None)
+    assert len(set(cleaned)) == len(names)
+    assert [name.split(".")[-1] for name in cleaned] == [name.split(".")[-1] for name in names]
+    if stripped:
+        assert cleaned != names
