@@ -168,8 +168,9 @@ def _plan_output(
 ) -> PlannedOutput:
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     header, _ = build_header(layouts, _metadata(weighting.method, series, options))
-    template = str(options.output) if options.output is not None else "ema_{decay}.safetensors"
     method = weighting.method
+    unnamed = "ema.safetensors" if method.decay is None else "ema_{decay}.safetensors"
+    template = str(options.output) if options.output is not None else unnamed
     name = fill_output_name(template, decay=method.decay, half_life=method.half_life)
     unknown = next((field for field in OUTPUT_FIELDS if field in name), None)
     if unknown is not None:

@@ -375,7 +375,6 @@ def test_the_largest_numbers_average_to_themselves(tmp_path: Path) -> None:
 def test_a_float64_sum_that_overflows_is_refused(tmp_path: Path) -> None:
     """Finite float64 inputs whose weighted sum is not finite are told apart from non-finite inputs."""
     states = [{"w": torch.full((2,), torch.finfo(torch.float64).max, dtype=torch.float64)}] * 4
-    assert np.isinf(averaged_by_hand([state["w"] for state in states], ema(4, 0.99))).all()
     with pytest.raises(InputRefused, match='tensor "w" is too large to be averaged in float64'):
         average(tmp_path, states, decay=0.99)
 

@@ -1,0 +1,148 @@
+"""The GPU lane on torch's ``cpu`` device: the same operations in the same order, so the same bits as the CPU lane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ema_cli.api import make_options
+from ema_cli.dtypes import BY_NAME
+from ema_cli.errors import InputRefused, UsageError
+from ema_cli.fold import devices
+from ema_cli.fold.cpu import CpuLane
+from ema_cli.fold.cuda import TorchLane, find_device
+from ema_cli.fold.decode import NUMPY
+from ema_cli.fold.devices import lane_maker, resolve_device
+from ema_cli.fold.engine import fold
+from ema_cli.fold.lane import Lane
+from ema_cli.pipeline import planned
+from ema_cli.records import Plan, TensorStatistics
+from tests.series import random_states, write_series
+from tests.test_fold import DTYPES, Memory
+
+DEVICE = torch.device("cpu")
+
+
+def torch_lane(plan: Plan) -> Callable[[], Lane]:
+    """Return a maker of torch lanes for a plan."""
+    return partial(TorchLane, DEVICE, block_elements=plan.buffers.block_elements, averages=len(plan.outputs))
+
+
+def run(
+    plan: Plan, make_lane: Callable[[], Lane], *, allow_nonfinite: bool = False
+) -> tuple[list[bytes], list[list[TensorStatistics]]]:
+    """Fold in memory; return the data sections and the statistics."""
+    sinks = [Memory(plan.data_bytes) for _ in plan.outputs]
+    statistics = fold(plan, sinks, make_lane, allow_nonfinite=allow_nonfinite)
+    return [bytes(sink.data) for sink in sinks], statistics
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.filterwarnings("ignore:.*float8")
+def test_both_lanes_give_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    """For every element type, several averages at once, many blocks and threads: data and statistics are equal."""
+    paths = write_series(tmp_path, random_states(5, dtype))
+    options = make_options(
+        paths,
+        decay=[0.0, 0.5, 0.999],
+        output=tmp_path / "ema_{decay}.safetensors",
+        threads=2,
+        max_memory=2 * 1024 * 96,
+    )
+    with planned(options) as plan:
+        assert plan.buffers.block_elements < 37 * 29
+        assert run(plan, torch_lane(plan)) == run(plan, lane_maker("cpu", plan))
+
+
+def test_both_lanes_fold_mixed_types_alike(tmp_path: Path) -> None:
+    """A series of several types, with copied integers among them, is the same on both lanes."""
+    dtypes = [torch.float64, torch.float16, torch.float32, torch.bfloat16]
+    states = [{"w": torch.randn(999).to(dtype), "n": torch.arange(7)} for dtype in dtypes]
+    paths = write_series(tmp_path, states)
+    with planned(make_options(paths, method="uniform")) as plan:
+        assert run(plan, torch_lane(plan)) == run(plan, lane_maker("cpu", plan))
+
+
+def test_both_lanes_name_what_is_not_finite(tmp_path: Path) -> None:
+    """The search for the culprit runs on the lane's buffers, and finds the same one."""
+    states = [{"w": torch.ones(100)} for _ in range(5)]
+    states[3]["w"][41] = math.inf
+    paths = write_series(tmp_path, states)
+    with planned(make_options(paths, decay=0.5)) as plan:
+        for make_lane in (torch_lane(plan), lane_maker("cpu", plan)):
+            with pytest.raises(InputRefused, match=r'ckpt_400.pt" holds inf at index \(41,\)'):
+                run(plan, make_lane)
+
+
+def test_both_lanes_fold_nonfinite_numbers_alike(tmp_path: Path) -> None:
+    """Infinities and their differences follow IEEE 754 on both."""
+    states = [{"w": torch.tensor([1.0, math.inf, -math.inf])}, {"w": torch.tensor([math.inf, math.inf, math.inf])}]
+    paths = write_series(tmp_path, states)
+    with planned(make_options(paths, decay=0.5)) as plan:
+        found = [run(plan, lane, allow_nonfinite=True)[0][0] for lane in (torch_lane(plan), lane_maker("cpu", plan))]
+    values = [np.frombuffer(data, np.float32).tolist() for data in found]
+    assert values[0][:2] == values[1][:2] == [math.inf, math.inf]
+    assert all(math.isnan(row[2]) for row in values)
+
+
+def sums_of(lane: Lane, name: str, blocks: list[NDArray[Any]], weights: list[tuple[float, float]]) -> list[list[bytes]]:
+    """Add blocks of raw numbers to a lane; return the bytes of its sums."""
+    lane.start(len(blocks[0]))
+    for values, shares in zip(blocks, weights, strict=True):
+        raw = lane.buffer(values.nbytes)
+        raw[:] = values.view(np.uint8)
+        lane.add(raw, BY_NAME[name], shares)
+    return [[number.tobytes() for number in total] for total in lane.sums()]
+
+
+@pytest.mark.parametrize("name", sorted(set(NUMPY) - {"C64"}))
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_the_lanes_agree_on_any_finite_numbers(name: str, data: st.DataObject) -> None:
+    """Any codes of a type with any weights, zero among them: equal sums to the last bit, zeros with their sign."""
+    size = NUMPY[name].itemsize
+    codes = st.lists(st.integers(0, 2 ** (8 * size) - 1), min_size=4, max_size=4)
+    blocks = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        block = np.array(data.draw(codes), dtype=f"<u{size}").view(NUMPY[name])
+        with np.errstate(invalid="ignore"):
+            block[~np.isfinite(block.astype(np.float64))] = 1
+        blocks.append(block)
+    share = st.one_of(st.just(0.0), st.floats(0, 1))
+    weights = [(data.draw(share), 0.25) for _ in blocks[1:]] + [(0.5, 0.5)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        cpu = sums_of(CpuLane(block_elements=8, averages=2), name, blocks, weights)
+        gpu = sums_of(TorchLane(DEVICE, block_elements=8, averages=2), name, blocks, weights)
+    assert cpu == gpu
+
+
+def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is not there is told before anything is read, with the way out."""
+    monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda: 0)
+    paths = write_series(tmp_path, random_states(2))
+    with planned(make_options(paths, decay=0.5)) as plan, pytest.raises(UsageError, match="finds 0 GPUs") as refused:
+        lane_maker("cuda", plan)
+    assert refused.value.hint == "use --device cpu"
+    with pytest.raises(UsageError, match="--device cuda:3"):
+        find_device("cuda:3")
+
+
+def test_auto_takes_a_gpu_only_if_torch_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a driver torch is not asked; with a driver but no usable GPU the CPU is taken."""
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "nothing")
+    assert resolve_device("auto") == "cpu"
+    monkeypatch.setattr(devices, "_DRIVER", tmp_path)
+    for count, device in ((0, "cpu"), (2, "cuda")):
+        monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda count=count: count)
+        assert resolve_device("auto") == device
+    assert resolve_device("cuda:1") == "cuda:1"
