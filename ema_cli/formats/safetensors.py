@@ -101,11 +101,16 @@ def _parse(raw: bytes) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
     if not isinstance(header, dict) or raw[:1] != b"{":
         raise InputRefused("has a damaged header: it is not a JSON object")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
         raise InputRefused("has a damaged header: its metadata is not text")
     if len(header) > MOST_TENSORS:
         raise InputRefused(f"declares {len(header):,} tensors; more than {MOST_TENSORS:,} are refused")
     return header, metadata
+
+
+def _is_text(value: object) -> bool:
+    """Whether ``value`` is text that can be written as UTF-8: JSON can spell half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 class _HeaderError(ValueError):
