@@ -17,6 +17,7 @@ from ema_cli.storage.extents import LayoutPool
 
 StrPath = str | os.PathLike[str]
 Numbers = float | Iterable[float]
+_LISTS = {"steps", "include", "exclude", "reports"}
 
 
 def average(
@@ -105,13 +106,25 @@ def make_options(
         ema_cli.errors.UsageError: they contradict each other.
 
     """
-    names = (paths,) if isinstance(paths, str | os.PathLike) else tuple(paths)
+    for name in _LISTS & options.keys():
+        options[name] = _listed(options[name])
+    if options.get("output") is not None:
+        options["output"] = Path(options["output"])
+    if "reports" in options:
+        options["reports"] = tuple(Path(report) for report in options["reports"])
     return Options(
-        paths=tuple(os.fspath(name) for name in names),
+        paths=tuple(os.fspath(path) for path in _listed(paths)),
         decays=_numbers(decay),
         half_lives=_numbers(half_life),
         **options,
     )
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401
+    """Return what is one or several of something as a tuple; ``None`` stays."""
+    if value is None:
+        return None
+    return (value,) if isinstance(value, str | os.PathLike) else tuple(value)
 
 
 def _numbers(value: Numbers | None) -> tuple[float, ...]:

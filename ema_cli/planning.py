@@ -41,7 +41,6 @@ _BLOCK_ELEMENTS = 1 << 17
 _CUDA_BLOCK_ELEMENTS = 1 << 22
 _SMALLEST_BLOCK = 1 << 10
 _MOST_THREADS = 4
-_METADATA_NAME = "__metadata__"
 
 
 def make_plan(series: Series, options: Options) -> Plan:
@@ -112,11 +111,6 @@ def _plan_tensors(
         raise InputRefused(
             f"scales of a quantized model cannot be averaged: {shortlist(codes)}",
             hint="average the training checkpoints, then quantize; or leave these out with --exclude",
-        )
-    if _METADATA_NAME in reference:
-        raise InputRefused(
-            f'a tensor is called "{_METADATA_NAME}", which names the metadata of a safetensors file',
-            hint=f"leave it out: --exclude '^{_METADATA_NAME}$'",
         )
     actions = {name: _action(name, layout, options) for name, (_, layout) in reference.items()}
     sources = {name: 0 if options.buffers == "first" and is_batch_norm_statistic(name) else last for name in reference}
