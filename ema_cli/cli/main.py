@@ -37,6 +37,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # The fold has threads of its own; those of numpy's BLAS would only cost start-up time and memory.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for number in _SIGNALS:
         signal.signal(number, _terminate)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments))

@@ -16,7 +16,7 @@ class CpuLane:
     def __init__(self, *, block_elements: int, averages: int) -> None:
         self._raw = np.empty(block_elements * 8, dtype=np.uint8)
         self._upcast = np.empty(block_elements)
-        self._product = np.empty(block_elements)
+        self._product = np.empty(block_elements if averages > 1 else 0)
         self._sums = np.empty((averages, block_elements))
         self._empty = [True] * averages
         self._count = 0
@@ -32,7 +32,7 @@ class CpuLane:
 
     def add(self, raw: Bytes, dtype: DType, weights: Sequence[float]) -> None:
         """Upcast once, then multiply and add for each average. A weight of zero adds nothing, not even a zero."""
-        upcast, product = self._upcast[: self._count], self._product[: self._count]
+        upcast = self._upcast[: self._count]
         decode(raw, dtype, upcast)
         for k, weight in enumerate(weights):
             if weight == 0:
@@ -42,8 +42,9 @@ class CpuLane:
                 np.multiply(upcast, weight, out=total)
                 self._empty[k] = False
             else:
-                np.multiply(upcast, weight, out=product)
-                np.add(total, product, out=total)
+                in_place = k == len(weights) - 1  # the last average may use up the numbers
+                product = upcast if in_place else self._product[: self._count]
+                np.add(total, np.multiply(upcast, weight, out=product), out=total)
 
     def sums(self) -> Sequence[Float64]:
         """Return the sums."""
