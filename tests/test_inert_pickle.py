@@ -46,7 +46,6 @@ from tests.makers import (
     touch,
 )
 
-
 PROTOCOLS = range(6)
 
 
@@ -269,7 +268,7 @@ BOMBS = {
     "nested calls": b"cx\ny\n)R" + b"\x85R" * 100_000 + b".",
     "nested objects": b"cx\ny\n)R" + b"cx\ny\n)Rb" * 100_000 + b".",
     "laughing tuples": laughs(200, b")") + b".",
-    "laughing lists": b"]" + b"".join(b"q%c](h%ch%ce" % (k, k, k) for k in range(200)) + b".",
+    "laughing lists": b"]" + b"".join(b"q%c0](h%ch%ce" % (k, k, k) for k in range(200)) + b".",
     "laughing key": b"}" + laughs(200, b")") + b"Ns.",
     "laughing set": b"\x8f(" + laughs(200, b")") + b"\x90.",
     "deep key": b"}" + b")" + b"\x85" * 100_000 + b"Ns.",

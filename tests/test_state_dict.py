@@ -1,0 +1,409 @@
+"""Where the weights and the step lie in the checkpoints that trainers write."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import enum
+import functools
+import pathlib
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ema_cli.errors import InputRefused, UsageError
+from ema_cli.formats.inert_values import Global, Inert
+from ema_cli.formats.state_dict import find_state_dict
+from ema_cli.formats.torch_objects import StorageRef, TensorRef
+from ema_cli.records import FoundStep
+from tests.makers import archive, expected, mapping, open_file, read_file, save, stop, tensor
+
+STORAGE = StorageRef(key="0", kind="FloatStorage", elements=4)
+T = TensorRef(storage=STORAGE, dtype_name="float32", offset=0, shape=(4,), strides=(1,))
+SCALAR = TensorRef(storage=STORAGE, dtype_name="float32", offset=0, shape=(), strides=())
+
+
+class Phase(enum.Enum):
+    """An enumeration in a trainer's state."""
+
+    TRAIN = 1
+
+
+class Block(nn.Module):
+    """A block with a buffer that is not saved, and one that is."""
+
+    kept: torch.Tensor
+    lost: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaler = nn.Linear(2, 2)
+        self.register_buffer("kept", torch.randn(2))
+        self.register_buffer("lost", torch.randn(2), persistent=False)
+        self.register_buffer("none", None)
+        self.register_parameter("absent", None)
+
+
+class Net(nn.Module):
+    """A model with every kind of part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4), Block()])
+        self.choices = nn.ModuleDict({"gradient": nn.Linear(1, 1, bias=False)})
+        self.parts = nn.ParameterList([torch.randn(2), torch.randn(3)])
+        self.table = nn.ParameterDict({"x": torch.randn(1)})
+        self.tied = self.layers[0]
+        self.free = nn.Parameter(torch.randn(2, 3).t())
+
+
+def keys_of(root: object, key: str | None = None) -> tuple[str, list[str]]:
+    """Return where the weights were found, and their names."""
+    found = find_state_dict(root, key)
+    return found.key, list(found.tensors)
+
+
+def steps_of(path: Path) -> list[tuple[str, int]]:
+    """Return the units and values of the steps inside a checkpoint."""
+    checkpoint = open_file(path)
+    checkpoint.index.source.close()
+    return [(step.unit, step.value) for step in checkpoint.steps]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_training_checkpoint_gives_its_model(tmp_path: Path, protocol: int, *, legacy: bool) -> None:
+    """Beside the weights may lie all that trainers store; the weights equal ``torch.load`` and the step is found."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.stack([parameter.sum() for parameter in model.parameters()]).sum().backward()
+    optimizer.step()
+    history: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
+    history["loss"].append(0.5)
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": np.int64(1200),
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("runs")),
+        "loss": np.float32(0.25),
+        "rng": {"numpy": np.random.RandomState(0).get_state(), "torch": torch.get_rng_state(), "py": random.getstate()},
+        "history": history,
+        "phase": Phase.TRAIN,
+        "collate": functools.partial(max, 1),
+        "shape": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+    }
+    path = save(tmp_path / "train.pt", checkpoint, protocol=protocol, legacy=legacy)
+    assert read_file(path) == expected(torch.load(path, weights_only=False)["model"])
+    found = open_file(path)
+    assert found.key == "model"
+    assert set(found.ignored) == set(checkpoint) - {"model"}
+    assert found.steps[0] == FoundStep(value=1200, unit="step", source="inside: step")
+    assert found.ties == {"tied.weight": "layers.0.weight", "tied.bias": "layers.0.bias"}
+    found.index.source.close()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_pickled_module_equals_its_state_dict(tmp_path: Path, protocol: int, *, legacy: bool, wrapped: bool) -> None:
+    """Names, order, shapes and bytes of a pickled module are those of ``module.state_dict()``."""
+    module = Net()
+    path = save(tmp_path / "m.pt", {"net": module} if wrapped else module, protocol=protocol, legacy=legacy)
+    checkpoint = open_file(path)
+    assert [layout.name for layout in checkpoint.index.layouts] == list(module.state_dict())
+    checkpoint.index.source.close()
+    assert read_file(path) == expected(module.state_dict())
+
+
+def test_the_usual_names_win_in_order() -> None:
+    """The usual names are looked for in order, whatever lies beside them."""
+    beside = {"generator": {"w": T}, "loss_ema": SCALAR, "mean": T, "optimizer": {"state": {"w": T}}}
+    for name in ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights"):
+        assert keys_of({**beside, name: {"a": T}}) == (name, ["a"])
+    assert keys_of({"weights": {"a": T}, "state_dict": {"b": T}})[0] == "state_dict"
+
+
+def test_a_plain_state_dict_is_the_top_level() -> None:
+    """Tensors at the top level are the weights, also when a part bears a name that trainers use for other things."""
+    names = ["scaler.weight", "degradation.0.bias", "weights", "model", "optim_head.w", "rng"]
+    assert keys_of(dict.fromkeys(names, T)) == ("", names)
+
+
+def test_stray_scalars_and_counters_are_left_beside() -> None:
+    """A root with a few tensors beside one model loses against the model."""
+    root = {"net_g": {"w": T}, "loss_ema": SCALAR, "rng_state": T, "epoch": 3}
+    found = find_state_dict(root)
+    assert (found.key, list(found.tensors)) == ("net_g", ["w"])
+    assert found.ignored == ("loss_ema", "rng_state", "epoch")
+    assert found.notes == ()
+
+
+def test_two_models_are_refused_by_name() -> None:
+    """Two children that could both be the model are refused with their names and the way out."""
+    with pytest.raises(InputRefused, match='several models, or parts of one: "generator", "discriminator"') as raised:
+        find_state_dict({"generator": {"w": T}, "discriminator": {"w": T}, "optimizer_g": {"w": T}})
+    assert "--key" in raised.value.hint
+    with pytest.raises(InputRefused, match='"encoder", "head"'):
+        find_state_dict({"encoder": {"w": T}, "head": T})
+
+
+@pytest.mark.parametrize("name", ["ema", "model_ema", "state_dict_ema", "ema_model", "swa", "averaged"])
+def test_raw_weights_win_over_the_trainers_average(name: str) -> None:
+    """The raw weights are used and the average is told; an average alone is used with a warning."""
+    found = find_state_dict({name: {"w": T}, "model": {"v": T}})
+    assert (found.key, list(found.tensors)) == ("model", ["v"])
+    assert f'not the trainer\'s own average "{name}"' in found.notes[0]
+    alone = find_state_dict({name: {"w": T}, "model": None, "epoch": 1})
+    assert (alone.key, list(alone.tensors)) == (name, ["w"])
+    assert "averages averages" in alone.notes[0]
+
+
+def test_nested_layers_are_joined_by_dots() -> None:
+    """Megatron nests its layers several levels deep below ``model``."""
+    layers = {"embedding": {"word": {"weight": T}, "position": {"weight": T}}, "encoder": {"layers.0.w": T}}
+    root = {"model": {"language_model": layers}, "iteration": 5, "rng_state": [1], "opt_param_scheduler": {"x": 1}}
+    key, names = keys_of(root)
+    assert key == "model"
+    prefix = "language_model."
+    assert names == [
+        f"{prefix}embedding.word.weight",
+        f"{prefix}embedding.position.weight",
+        f"{prefix}encoder.layers.0.w",
+    ]
+
+
+def test_a_checkpoint_in_a_checkpoint_is_looked_into() -> None:
+    """Below one child of no usual name the same rule applies again, so its optimizer stays out of the weights."""
+    inner = {"model": {"w": T}, "optimizer": {"state": {"w": T}}, "ema": {"w": T}}
+    found = find_state_dict({"checkpoint": inner, "version": 2})
+    assert (found.key, list(found.tensors)) == ("checkpoint.model", ["w"])
+    assert found.ignored == ("version", "optimizer", "ema")
+    assert len(found.notes) == 1
+    assert keys_of({"a": {"b": {"c": {"w": T}}}}) == ("a.b.c", ["w"])
+
+
+def test_an_optimizer_is_never_the_model() -> None:
+    """Subtrees of optimizers, schedulers, scalers and the like hold no weights."""
+    for name in (
+        "optimizer",
+        "optim_states",
+        "lr_schedulers",
+        "grad_scaler",
+        "rng",
+        "dataloader",
+        "callbacks",
+        "loops",
+    ):
+        with pytest.raises(InputRefused, match="holds no tensors under string keys"):
+            find_state_dict({name: {"state": {"w": T}}, "step": 1})
+
+
+@pytest.mark.parametrize("root", [None, 3, [T, T], T, {}, {"model": {}}, {0: {"w": T}}, {"model": {0: T}}, ((),)])
+def test_no_weights_are_refused(root: object) -> None:
+    """A file without tensors under names is refused with the next command."""
+    with pytest.raises(InputRefused, match="holds no tensors under string keys") as raised:
+        find_state_dict(root)
+    assert "ema-avg inspect" in raised.value.hint
+
+
+def test_a_key_goes_anywhere() -> None:
+    """``--key`` follows dotted names, names with dots in them, and modules, and is not judged by its words."""
+    module = Inert(Global("x", "Net"), state={"_parameters": {"w": T}, "_buffers": {}, "_modules": {}})
+    top = Inert(Global("x", "Net"), state={"_parameters": {}, "_buffers": {}, "_modules": {"backbone": module}})
+    root = {"a": {"b.c": {"w": T}, "b": {"d": {"v": T}}}, "grad_model": {"u": T}, "ema": top, "lone": T}
+    assert keys_of(root, "a.b.c") == ("a.b.c", ["w"])
+    assert keys_of(root, "a.b.d") == ("a.b.d", ["v"])
+    assert keys_of(root, "grad_model") == ("grad_model", ["u"])
+    assert keys_of(root, "ema.backbone") == ("ema.backbone", ["w"])
+    for key in ("missing", "a.missing", "lone", "a.b.c.w", ""):
+        if key:
+            with pytest.raises(UsageError, match=f'no tensors under --key "{key}"') as raised:
+                find_state_dict(root, key)
+            assert '"grad_model"' in raised.value.hint
+
+
+def test_the_key_of_the_top_level_takes_all_but_the_trainer() -> None:
+    """``--key .`` takes several models together, without the optimizer beside them."""
+    root = {"g": {"w": T}, "d": {"w": T}, "optimizer": {"state": {"w": T}}, "epoch": 1}
+    found = find_state_dict(root, ".")
+    assert (found.key, list(found.tensors)) == ("", ["g.w", "d.w"])
+    assert set(found.ignored) == {"optimizer", "epoch"}
+
+
+def test_two_tensors_of_one_dotted_name_are_refused() -> None:
+    """Joining names must not make one name of two tensors."""
+    with pytest.raises(InputRefused, match=r'two tensors are called "a\.b"'):
+        find_state_dict({"model": {"a.b": T, "a": {"b": T}}})
+
+
+def itself() -> dict[str, object]:
+    """Return a dictionary that contains itself."""
+    made: dict[str, object] = {"w": T}
+    made["self"] = made
+    return made
+
+
+def test_what_contains_itself_is_a_leaf() -> None:
+    """Cycles of dictionaries and of modules end where they begin."""
+    assert keys_of({"model": itself()}) == ("model", ["w"])
+    module = Inert(Global("x", "Net"))
+    module.state = {"_parameters": {"w": T}, "_buffers": {}, "_modules": {"inner": module}}
+    found = find_state_dict(module)
+    assert (list(found.tensors), found.ignored) == (["w"], ("inner",))
+    chain: dict[str, object] = {"loss": SCALAR}
+    chain["next"] = chain
+    assert "loss" in keys_of(chain)[1]
+
+
+def shared(levels: int, width: int, leaf: object) -> object:
+    """Return dictionaries that hold the next level under ``width`` names each."""
+    for _ in range(levels):
+        leaf = {f"k{number}": leaf for number in range(width)}
+    return leaf
+
+
+def laughing_list() -> list[object]:
+    """Return a list whose text would be endless."""
+    made: list[object] = []
+    for _ in range(99):
+        made = [made, made]
+    return made
+
+
+def everything_in_itself(width: int) -> dict[str, object]:
+    """Return a dictionary that is its own value under many names."""
+    made: dict[str, object] = {}
+    made.update({f"k{number}": made for number in range(width)})
+    return made
+
+
+LAUGHS = {
+    "below the model": {"model": {"w": T, "x": shared(60, 2, {})}},
+    "empty": {"model": {"w": T}, "x": shared(60, 2, {})},
+    "wide": shared(4, 600, {}),
+    "itself": everything_in_itself(600),
+    "tensors": {"model": shared(40, 2, {"w": T})},
+    "long names": {"model": {"n" * 50_000: shared(16, 2, {"w": T})}},
+    "step": {"model": {"w": T}, "step": Inert(Inert(laughing_list()))},
+    "key": {"model": {"w": T}, Inert(laughing_list()): 1},
+}
+
+
+@pytest.mark.parametrize("case", sorted(LAUGHS))
+def test_shared_values_cost_no_more_than_their_bytes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small pickle that shares its values many times over is read or refused at once."""
+    monkeypatch.setattr("ema_cli.formats.tree.MOST_TENSORS", 100_000)
+    monkeypatch.setattr("ema_cli.formats.tree._MOST_TEXT", 1 << 24)
+    began = time.monotonic()
+    try:
+        found = find_state_dict(LAUGHS[case])
+    except InputRefused:
+        pass
+    else:
+        assert list(found.tensors) == ["w"]
+    assert time.monotonic() - began < 5
+
+
+def test_laughing_files_are_read_or_refused(tmp_path: Path) -> None:
+    """The same, in a file: a laughing key, flag and step beside or inside the weights."""
+    laugh = b"]" + b"".join(b"q%c0](h%ch%ce" % (level, level, level) for level in range(90))
+    record = b"cx\ny\n" + laugh + b"\x85R"
+    flags = b"}" + record + b"\x88s"
+    view = tensor()
+    flagged = view[: -len(b"tR")] + flags + b"tR"
+    for root in (
+        mapping(model=mapping(w=tensor()), step=laugh + b")R"),
+        b"}(" + record + b"K\x01" + b"X\x05\x00\x00\x00model" + mapping(w=tensor()) + b"u",
+        mapping(model=mapping(w=flagged)),
+    ):
+        began = time.monotonic()
+        path = archive(tmp_path / "laugh.pt", stop(root), {"0": bytes(16)})
+        assert read_file(path) == expected({"w": torch.zeros(4)})
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    ("value", "steps"),
+    [
+        (7, [7]),
+        (np.int32(7), [7]),
+        (np.uint8(200), [200]),
+        (np.int64(1 << 40), [1 << 40]),
+        (np.dtype(">i4").type(5), [5]),
+        (np.array([300], dtype=">i2")[0], [300]),
+        (torch.tensor(9), [9]),
+        (torch.tensor(200, dtype=torch.uint8), [200]),
+        (torch.tensor(-1), []),
+        (-1, []),
+        (True, []),
+        (7.0, []),
+        (np.float32(1000.0), []),
+        (np.float64(1e-310), []),
+        (np.bool_(1), []),
+        (torch.tensor(7.0), []),
+        (torch.tensor([7]), []),
+        (torch.empty((), dtype=torch.int64, device="meta"), []),
+        ("7", []),
+        (None, []),
+        (1 << 70, []),
+    ],
+)
+def test_whole_numbers_are_steps(tmp_path: Path, protocol: int, value: object, steps: list[int]) -> None:
+    """Python and numpy integers and zero-dimensional integer tensors are steps; nothing else is."""
+    path = save(tmp_path / "step.pt", {"model": {"w": torch.ones(1)}, "step": value}, protocol=protocol)
+    assert steps_of(path) == [("step", step) for step in steps]
+
+
+def test_steps_come_best_first(tmp_path: Path) -> None:
+    """The order of the keys decides, however a step is stored; epochs come last."""
+    beside = {"epoch": 2, "updates": 6, "step": 5, "global_step": torch.tensor(3), "num_updates": np.int64(4)}
+    path = save(tmp_path / "steps.pt", {"state_dict": {"w": torch.ones(1)}, **beside})
+    assert steps_of(path) == [("step", 3), ("step", 5), ("step", 4), ("step", 6), ("epoch", 2)]
+
+
+@pytest.mark.parametrize(
+    ("beside", "steps"),
+    [
+        ({"train_state": {"step": torch.tensor(8)}}, [("step", 8)]),
+        ({"iteration": 4, "args": 1}, [("step", 4)]),
+        ({"global_steps": 4, "epoch": -1}, [("step", 4)]),
+        (
+            {
+                "optimizer_history": [{"num_updates": 10}, {"num_updates": 20}],
+                "extra_state": {"train_iterator": {"epoch": 3}},
+            },
+            [("step", 20), ("epoch", 3)],
+        ),
+        ({"optimizer_history": []}, []),
+    ],
+)
+def test_trainers_keep_steps_in_other_places(
+    tmp_path: Path, beside: dict[str, object], steps: list[tuple[str, int]]
+) -> None:
+    """The steps of torchtitan, Megatron, DeepSpeed and fairseq are found where these put them."""
+    assert steps_of(save(tmp_path / "steps.pt", {"model": {"w": torch.ones(1)}, **beside})) == steps
+
+
+def test_a_step_outside_the_file_is_refused(tmp_path: Path) -> None:
+    """A step tensor that does not lie inside its record shows that the file is damaged."""
+    step = tensor(
+        b"(X\x07\x00\x00\x00storage" + b"ctorch\nLongStorage\nX\x01\x00\x00\x001X\x03\x00\x00\x00cpuK\x01tQ", shape=()
+    )
+    root = mapping(model=mapping(w=tensor()), step=step.replace(b"(\x8a\x01\x01t", b")"))
+    path = archive(tmp_path / "step.pt", stop(root), {"0": bytes(16), "1": bytes(7)})
+    with pytest.raises(InputRefused, match='"step" reaches beyond its storage of 7 bytes'):
+        open_file(path)
+    archive(path, stop(root), {"0": bytes(16), "1": (77).to_bytes(8, "little")})
+    assert steps_of(path) == [("step", 77)]
