@@ -1,0 +1,437 @@
+"""Output files: what stands in them, and that a name never stands for half of one, whatever fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import ema_cli
+from ema_cli.dtypes import DTYPES
+from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
+from ema_cli.write import settle
+from ema_cli.write.lock import output_lock
+from ema_cli.write.output import OutputFile
+from ema_cli.write.publish import check_folder, temporary_name, write_atomically
+from tests.series import State, load, open_files, random_states, same_bits, write_series
+
+
+def listing(folder: Path) -> set[str]:
+    """Return all names in a folder, hidden ones too."""
+    return {path.name for path in folder.iterdir()}
+
+
+def header_of(path: Path) -> bytes:
+    """Return the length and the header of a safetensors file."""
+    raw = path.read_bytes()
+    return raw[: 8 + int.from_bytes(raw[:8], "little")]
+
+
+def sorted_metadata(header: bytes) -> bytes:
+    """Return a header of the library with its metadata, whose order it shuffles, in sorted order."""
+    text = header[8:].decode()
+    metadata = json.loads(text)["__metadata__"]
+    end = text.index("}") + 1
+    entry = json.dumps(dict(sorted(metadata.items())), separators=(",", ":"), ensure_ascii=False)
+    return header[:8] + (f'{{"__metadata__":{entry}' + text[end:]).encode()
+
+
+ALL_TYPES: State = {
+    f"t.{dtype.torch_name}": torch.zeros(3, dtype=getattr(torch, dtype.torch_name))
+    for dtype in DTYPES
+    if dtype.name != "F8_E8M0"
+}
+
+
+@pytest.mark.parametrize("states", [random_states(2), [ALL_TYPES] * 2, [{'ключ 🔑"\\\n': torch.ones(2)}] * 2])
+def test_the_header_is_that_of_the_library(states: list[State], tmp_path: Path) -> None:
+    """For the same tensors and metadata, ``save_file`` writes the same bytes: order, entries, padding."""
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(write_series(tmp_path, states), decay=0.5, output=output, metadata={"run": "ü 7", "a": ""})
+    with safe_open(output, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(load(output), tmp_path / "theirs.safetensors", metadata)
+    ours, theirs = header_of(output), header_of(tmp_path / "theirs.safetensors")
+    assert ours == sorted_metadata(theirs)
+    assert output.read_bytes()[len(ours) :] == (tmp_path / "theirs.safetensors").read_bytes()[len(theirs) :]
+
+
+@given(
+    tensors=st.dictionaries(
+        st.text(max_size=8).filter(lambda name: name != "__metadata__"),
+        st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.float64, torch.uint8]),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_any_names_and_types_are_laid_out_as_the_library_does(
+    tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch.dtype]
+) -> None:
+    """Sorting by type and then by name agrees with the library for any text."""
+    folder = tmp_path_factory.mktemp("run")
+    state = {name: torch.ones(2, dtype=dtype) for name, dtype in tensors.items()}
+    output = folder / "ema.safetensors"
+    ema_cli.average(write_series(folder, [state], form="safetensors"), decay=0.5, output=output, threads=1)
+    with safe_open(output, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file(state, folder / "theirs.safetensors", metadata)
+    assert header_of(output) == sorted_metadata(header_of(folder / "theirs.safetensors"))
+
+
+def test_the_metadata_says_what_the_average_is(tmp_path: Path) -> None:
+    """Version, method, decay, checkpoints and steps; keys sorted; nothing that changes from run to run."""
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(write_series(tmp_path, random_states(3)), decay=0.25, output=output, metadata={"z": "1"})
+    with safe_open(output, framework="numpy") as opened:
+        metadata = opened.metadata()
+    fingerprint = metadata.pop("ema_avg.options_fingerprint")
+    assert len(fingerprint) == 32
+    assert metadata == {
+        "format": "pt",
+        "z": "1",
+        "ema_avg.version": ema_cli.__version__,
+        "ema_avg.method": "ema",
+        "ema_avg.decay": "0.25",
+        "ema_avg.init": "first",
+        "ema_avg.per": "checkpoint",
+        "ema_avg.checkpoints": "3",
+        "ema_avg.first_step": "100",
+        "ema_avg.last_step": "300",
+    }
+    keys = list(json.loads(header_of(output)[8:])["__metadata__"])
+    assert keys == sorted(keys)
+
+
+def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
+    """The file depends on inputs and options alone."""
+    paths = write_series(tmp_path, random_states(3))
+    for name in ("a", "b"):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_the_report_holds_the_digest_and_the_size(tmp_path: Path) -> None:
+    """What was read back from the disk is the file that is there."""
+    output = tmp_path / "ema.safetensors"
+    found = ema_cli.average(write_series(tmp_path, random_states(2)), decay=0.5, output=output).averages[0].output
+    assert found.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert found.bytes == output.stat().st_size
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    """The output and its report are as readable as any new file, unlike the library's."""
+    paths = write_series(tmp_path, random_states(2))
+    before = os.umask(umask)
+    try:
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    for name in ("ema.safetensors", "ema.report.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+Failing = Callable[..., Any]
+CALLS = ("pwrite", "fsync", "fdatasync", "replace", "posix_fallocate", "fchmod", "pread")
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: int) -> list[int]:
+    """Let the ``number``-th call of a system function fail; return a list that counts the calls."""
+    original = getattr(os, call)
+    calls: list[int] = []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            raise OSError(code, os.strerror(code))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(os, call, failing)
+    return calls
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_failing_write_leaves_the_old_output(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever system call fails first: the error names the output and the cause, the old file is whole."""
+    paths = write_series(tmp_path, random_states(2))
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(paths, decay=0.5, output=output)
+    before, names, files = output.read_bytes(), listing(tmp_path), open_files()
+    fail_at(monkeypatch, call, 1, code)
+    with pytest.raises(OutputError, match=rf'ema\.safetensors" cannot be written: {os.strerror(code)}') as refused:
+        ema_cli.average(paths, decay=0.9, output=output, force=True)
+    monkeypatch.undo()
+    assert output.read_bytes() == before
+    assert listing(tmp_path) == names
+    assert open_files() == files
+    assert bool(refused.value.hint) == (code != errno.EIO)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("settle", "fold"))]
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "fdatasync", "replace", "open", "write"])
+def test_every_failure_leaves_a_whole_file_or_none(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The n-th call fails, for n = 1, 2, ... until a run succeeds: the output is absent or complete, no temp stays."""
+    paths = write_series(tmp_path / "run", random_states(2))
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    for number in range(1, 60):
+        output.unlink(missing_ok=True)
+        calls = fail_at(monkeypatch, call, number, errno.EIO)
+        with contextlib.suppress(EmaAvgError):
+            ema_cli.average(paths, decay=0.5, output=output, threads=1, force=True)
+        monkeypatch.undo()
+        assert not output.exists() or output.read_bytes() == whole
+        assert not [name for name in listing(tmp_path) if name.endswith((".partial", ".lock"))]
+        if len(calls) < number:
+            return
+    pytest.fail("the run never succeeded")
+
+
+def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that returns other bytes than were written is found out before the rename."""
+    original = os.pread
+
+    def flipped(descriptor: int, size: int, offset: int) -> bytes:
+        data = bytearray(original(descriptor, size, offset))
+        data[len(data) // 2] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(os, "pread", flipped)
+    paths = write_series(tmp_path, random_states(2))
+    with pytest.raises(OutputError, match="reads back differently"):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+    assert not (tmp_path / "ema.safetensors").exists()
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space is asked for before anything is folded, and the error says how much is missing."""
+    original = os.fstatvfs
+
+    def nearly_full(descriptor: int) -> os.statvfs_result:
+        fields = list(original(descriptor))
+        fields[4] = 1
+        return os.statvfs_result(fields)
+
+    monkeypatch.setattr(os, "fstatvfs", nearly_full)
+    paths = write_series(tmp_path, [{"w": torch.zeros(100_000)}] * 2)
+    with pytest.raises(OutputError, match=r"No space left on device: \d+ kB are needed, 4.1 kB are free"):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+
+
+def test_a_file_system_without_reservation_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the space cannot be reserved the file is given its size and written."""
+    fail_at(monkeypatch, "posix_fallocate", 1, errno.EOPNOTSUPP)
+    paths = write_series(tmp_path, random_states(2))
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+    assert set(load(tmp_path / "ema.safetensors")) == set(random_states(1)[0])
+
+
+def test_a_missing_folder_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    """The hint is the next command; for a report too, and before the work."""
+    paths = write_series(tmp_path, random_states(2))
+    with pytest.raises(OutputError, match="No such file or directory") as refused:
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "no" / "ema.safetensors")
+    assert refused.value.hint == f"mkdir -p {tmp_path / 'no'}"
+    report = tmp_path / "no" / "r.json"
+    with pytest.raises(OutputError, match=r"r\.json"):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", reports=[report])
+    assert not (tmp_path / "ema.safetensors").exists()
+    with pytest.raises(OutputError):
+        check_folder(report)
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])
+def test_impossible_outputs_are_refused_in_words(name: str, tmp_path: Path) -> None:
+    """A name that is too long, and a folder in the way, are errors of the output."""
+    (tmp_path / "folder.safetensors").mkdir()
+    paths = write_series(tmp_path, random_states(2))
+    with pytest.raises(OutputError):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / name, force=True)
+    assert listing(tmp_path) == {"ckpt_100.pt", "ckpt_200.pt", "folder.safetensors"}
+
+
+def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
+    """Temporary files of this output and its report go; those of other outputs, and other files, stay."""
+    ours = [temporary_name(tmp_path / name) for name in ("ema.safetensors", "ema.report.json")]
+    others = [
+        temporary_name(tmp_path / "ema.safetensors.b.safetensors"),
+        temporary_name(tmp_path / "other.safetensors"),
+        tmp_path / ".ema.safetensors.notes.partial",
+    ]
+    for path in (*ours, *others):
+        path.write_bytes(b"half")
+    ema_cli.average(write_series(tmp_path / "run", random_states(2)), decay=0.5, output=tmp_path / "ema.safetensors")
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in others)
+
+
+def test_names_with_pattern_characters_are_swept_literally(tmp_path: Path) -> None:
+    """``ema[1]*.safetensors`` has leftovers of its own name only."""
+    mine, other = (temporary_name(tmp_path / f"{name}.safetensors") for name in ("e[1]*", "e1x"))
+    for path in (mine, other):
+        path.write_bytes(b"half")
+    with output_lock(tmp_path / "e[1]*.safetensors"):
+        assert (mine.exists(), other.exists()) == (False, True)
+
+
+def test_a_second_run_is_locked_out(tmp_path: Path) -> None:
+    """While one run holds the lock, another process stops at once and leaves nothing behind."""
+    paths = write_series(tmp_path / "run", random_states(2))
+    output = tmp_path / "ema.safetensors"
+    code = "import sys, ema_cli; ema_cli.average(sys.argv[2:], decay=0.5, output=sys.argv[1])"
+    arguments = [sys.executable, "-c", code, str(output), *map(str, paths)]
+    with output_lock(output):
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert "OutputLocked" in done.stderr
+        with pytest.raises(OutputLocked, match="another run is writing"):
+            ema_cli.average(paths, decay=0.5, output=output)
+        assert listing(tmp_path) == {"run", ".ema.safetensors.lock"}
+    assert subprocess.run(arguments, check=False).returncode == 0
+    assert listing(tmp_path) == {"run", "ema.safetensors", "ema.report.json"}
+
+
+def test_many_runs_at_once_leave_one_whole_output(tmp_path: Path) -> None:
+    """Threads that write one output together: each writes, finds it up to date, or is locked out."""
+    paths = write_series(tmp_path / "run", random_states(2))
+    output = tmp_path / "ema.safetensors"
+    outcomes: list[str] = []
+
+    def run() -> None:
+        try:
+            ema_cli.average(paths, decay=0.5, output=output, threads=1)
+            outcomes.append("written")
+        except OutputLocked:
+            outcomes.append("locked")
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 8
+    assert "written" in outcomes
+    assert listing(tmp_path) == {"run", "ema.safetensors", "ema.report.json"}
+    assert same_bits(load(output)["empty"], torch.zeros(0, 3))
+
+
+def test_the_lock_is_no_link_to_elsewhere(tmp_path: Path) -> None:
+    """A link in the place of the lock is not followed."""
+    (tmp_path / ".ema.safetensors.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError), output_lock(tmp_path / "ema.safetensors"):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
+@given(
+    pieces=st.lists(st.binary(max_size=50), max_size=12),
+    shuffle=st.randoms(use_true_random=False),
+    settle_bytes=st.integers(1, 100),
+)
+@settings(max_examples=40, deadline=None)
+def test_pieces_may_come_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], shuffle: Any, settle_bytes: int
+) -> None:
+    """A file that is filled from several threads is whole, durable piece by piece, and its digest that of the file."""
+    folder = tmp_path_factory.mktemp("out")
+    data = b"".join(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settle, "_SETTLE_BYTES", settle_bytes)
+        layout_header = _bytes_header(len(data))
+        file = OutputFile(folder / "x.safetensors", layout_header, len(data))
+        file.open()
+        starts = [sum(map(len, pieces[:k])) for k in range(len(pieces))]
+        order = list(zip(starts, pieces, strict=True))
+        shuffle.shuffle(order)
+        for start, piece in order:
+            file.write(start, np.frombuffer(piece, np.uint8))
+        file.finish()
+        assert not (folder / "x.safetensors").exists()
+        file.publish()
+        file.discard()
+    written = (folder / "x.safetensors").read_bytes()
+    assert written == layout_header + data
+    assert file.sha256 == hashlib.sha256(written).hexdigest()
+    assert listing(folder) == {"x.safetensors"}
+
+
+def _bytes_header(size: int) -> bytes:
+    entry = {"b": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    body = json.dumps(entry).encode()
+    return len(body).to_bytes(8, "little") + body
+
+
+def test_a_piece_that_was_never_written_is_noticed(tmp_path: Path) -> None:
+    """A file with a gap is not published."""
+    file = OutputFile(tmp_path / "x.safetensors", _bytes_header(100), 100)
+    file.open()
+    file.write(50, np.zeros(50, np.uint8))
+    with pytest.raises(OutputError, match=r"only \d+ of \d+ bytes were written"):
+        file.finish()
+    file.discard()
+    file.discard()
+    assert listing(tmp_path) == set()
+
+
+def test_a_file_that_the_library_refuses_is_not_published(tmp_path: Path) -> None:
+    """The official parser has the last word before the rename."""
+    file = OutputFile(tmp_path / "x.safetensors", (3).to_bytes(8, "little") + b"{x}", 0)
+    file.open()
+    with pytest.raises(OutputError, match="was written, but safetensors refuses it"):
+        file.finish()
+    file.discard()
+    assert listing(tmp_path) == set()
+
+
+def test_small_files_are_written_whole(tmp_path: Path) -> None:
+    """A report replaces an earlier one at once, and its name is made durable."""
+    path = tmp_path / "r.json"
+    for data in (b"one", b"", b"x" * 100_000):
+        write_atomically(path, data)
+        assert path.read_bytes() == data
+    assert listing(tmp_path) == {"r.json"}
+
+
+def test_durability_comes_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is made durable, then renamed, then the folder is made durable."""
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+
+        def noted(*arguments: Any, name: str = name, original: Failing = original) -> Any:
+            if name == "fsync":
+                kind = "folder" if stat.S_ISDIR(os.fstat(arguments[0]).st_mode) else "file"
+                calls.append(f"fsync {kind}")
+            else:
+                calls.append("rename")
+            return original(*arguments)
+
+        monkeypatch.setattr(os, name, noted)
+    paths = write_series(tmp_path, random_states(2))
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+    once = ["fsync file", "rename", "fsync folder"]
+    assert calls == [*once, *once]
