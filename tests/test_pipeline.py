@@ -1,0 +1,288 @@
+"""The whole sentence, from finding to reporting; and what happens when the world changes meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ema_cli
+from ema_cli.api import make_options
+from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarnings, UsageError
+from ema_cli.events import Event, Opening, Planned, Progress, Warned
+from ema_cli.pipeline import Outcome, run_average
+from tests.series import State, load, open_files, random_states, same_bits, write_series
+
+Paths = list[Path]
+
+
+def run(paths: Paths, output: Path, **options: Any) -> Outcome:
+    """Run the pipeline with a decay of one half."""
+    return run_average(make_options(paths, output=output, **{"decay": 0.5, **options}))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    """Three checkpoints in a folder of their own."""
+    return write_series(tmp_path / "run", random_states(3))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Where the average goes."""
+    return tmp_path / "ema.safetensors"
+
+
+def test_a_second_run_finds_the_output_up_to_date(paths: Paths, output: Path) -> None:
+    """The same command again writes nothing: neither the file nor its time changes, and the report is the old one."""
+    first = run(paths, output)
+    before = output.stat()
+    second = run(paths, output)
+    assert (first.up_to_date, second.up_to_date) == (False, True)
+    assert second.report == first.report
+    after = output.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decay": 0.6},
+        {"decay": None, "method": "uniform"},
+        {"dtype": "float64"},
+        {"metadata": {"k": "v"}},
+        {"exclude": ("bias",)},
+        {"last": 2},
+        {"sha256": True},
+    ],
+)
+def test_another_average_does_not_overwrite(change: dict[str, Any], paths: Paths, output: Path) -> None:
+    """An output of other options is in the way: refused with the way out, and overwritten with ``force``."""
+    run(paths, output)
+    before = output.read_bytes()
+    with pytest.raises(OutputError, match="exists and is not this average") as refused:
+        run(paths, output, **change)
+    assert "--force" in refused.value.hint
+    assert output.read_bytes() == before
+    assert not run(paths, output, force=True, **change).up_to_date
+    assert run(paths, output, **change).up_to_date
+
+
+def test_changed_inputs_are_noticed(paths: Paths, output: Path) -> None:
+    """The same names with other content are not up to date."""
+    run(paths, output)
+    torch.save(random_states(1, seed=9)[0], paths[1])
+    with pytest.raises(OutputError, match="is not this average of these checkpoints"):
+        run(paths, output)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "header", "no report", "broken report", "foreign"])
+def test_a_damaged_output_is_not_up_to_date(damage: str, paths: Paths, output: Path) -> None:
+    """What is not the whole file with its report is never taken for it."""
+    run(paths, output)
+    report = output.with_name("ema.report.json")
+    raw = output.read_bytes()
+    if damage == "truncate":
+        output.write_bytes(raw[:-1])
+    elif damage == "header":
+        output.write_bytes(raw[:20] + b"#" + raw[21:])
+    elif damage == "no report":
+        report.unlink()
+    elif damage == "broken report":
+        report.write_text("[" * 10_000)
+    else:
+        output.write_bytes(b"a file of the user")
+    with pytest.raises(OutputError):
+        run(paths, output)
+    run(paths, output, force=True)
+    assert output.read_bytes() == raw
+
+
+def test_further_averages_of_the_same_run(paths: Paths, tmp_path: Path) -> None:
+    """A decay that is added computes all again, without being stopped by what is up to date."""
+    template = tmp_path / "ema_{decay}.safetensors"
+    run(paths, template, decay=[0.5])
+    assert not run(paths, template, decay=[0.5, 0.9]).up_to_date
+    outcome = run(paths, template, decay=[0.5, 0.9])
+    assert outcome.up_to_date
+    assert [found.method.decay for found in outcome.report.averages] == [0.5, 0.9]
+
+
+def test_a_report_can_be_asked_for_later(paths: Paths, output: Path, tmp_path: Path) -> None:
+    """When the output is up to date, a further report is written all the same."""
+    run(paths, output)
+    assert run(paths, output, reports=[tmp_path / "late.json"]).up_to_date
+    assert (tmp_path / "late.json").read_bytes() == (tmp_path / "ema.report.json").read_bytes()
+
+
+def during(action: Callable[[], None]) -> Callable[[Event], None]:
+    """Return a listener that acts once, when the plan stands and nothing has been folded."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Planned):
+            action()
+
+    return listen
+
+
+@pytest.mark.parametrize("change", ["append", "truncate", "overwrite"])
+def test_an_input_that_changes_is_never_published(change: str, paths: Paths, output: Path) -> None:
+    """Grown, cut or rewritten in place during the run: the error names the file, and there is no output."""
+
+    def spoil() -> None:
+        raw = paths[1].read_bytes()
+        if change == "append":
+            paths[1].write_bytes(raw + b"x")
+        elif change == "truncate":
+            os.truncate(paths[1], len(raw) // 2)
+        else:
+            paths[1].write_bytes(raw)
+            os.utime(paths[1], ns=(1, 1))
+
+    files = open_files()
+    with pytest.raises(InputChanged, match=r"ckpt_200\.pt"):
+        run_average(make_options(paths, decay=0.5, output=output), during(spoil))
+    assert sorted(path.name for path in output.parent.iterdir()) == ["run"]
+    assert open_files() == files
+
+
+@pytest.mark.parametrize("change", ["unlink", "replace"])
+def test_an_input_that_loses_its_name_is_averaged_with_a_warning(change: str, paths: Paths, output: Path) -> None:
+    """A rotated checkpoint is still whole behind the open file: the run finishes, and says so."""
+    expected = run(paths, output.with_name("expected.safetensors")).report
+
+    def spoil() -> None:
+        paths[1].unlink()
+        if change == "replace":
+            torch.save(random_states(1, seed=9)[0], paths[1])
+
+    heard: list[str] = []
+
+    def listen(event: Event) -> None:
+        during(spoil)(event)
+        if isinstance(event, Warned):
+            heard.append(event.notice.code)
+
+    outcome = run_average(make_options(paths, decay=0.5, output=output), listen)
+    assert [warning.code for warning in outcome.report.warnings] == heard == ["input-replaced"]
+    assert output.read_bytes() == Path(expected.averages[0].output.path).read_bytes()
+
+
+def test_strict_refuses_an_input_that_lost_its_name(paths: Paths, output: Path) -> None:
+    """Under ``strict`` a warning that comes after the fold still keeps the output from being published."""
+    with pytest.raises(StrictWarnings, match=r"1 warning under --strict.*input-replaced"):
+        run_average(make_options(paths, decay=0.5, output=output, strict=True), during(paths[0].unlink))
+    assert sorted(path.name for path in output.parent.iterdir()) == ["run"]
+
+
+def test_strict_fails_on_a_warning_before_the_work(paths: Paths, output: Path) -> None:
+    """A planned warning stops the run, whether or not an earlier run without ``strict`` wrote the output."""
+    with pytest.raises(StrictWarnings, match="first-dominates"):
+        run(paths, output, decay=0.99, strict=True)
+    assert not output.exists()
+    assert [warning.code for warning in run(paths, output, decay=0.99).report.warnings] == ["first-dominates"]
+    with pytest.raises(StrictWarnings):
+        run(paths, output, decay=0.99, strict=True)
+
+
+def test_strict_passes_without_warnings(paths: Paths, output: Path) -> None:
+    """A clean run is a clean run."""
+    assert run(paths, output, strict=True).report.warnings == ()
+
+
+def test_one_checkpoint_is_copied_with_a_warning(paths: Paths, output: Path) -> None:
+    """The average of one checkpoint has its bytes."""
+    report = run(paths[:1], output).report
+    assert [warning.code for warning in report.warnings] == ["one-checkpoint"]
+    state = random_states(3)[0]
+    assert all(same_bits(value, state[name]) for name, value in load(output).items())
+
+
+def test_events_come_in_the_order_of_the_work(paths: Paths, output: Path) -> None:
+    """Opening, then the plan, then warnings, then progress that ends at all bytes."""
+    events: list[Event] = []
+    run_average(make_options(paths, decay=0.99, output=output, sha256=True), events.append)
+    kinds = [type(event) for event in events]
+    assert kinds[:5] == [Opening, Opening, Opening, Planned, Warned]
+    for activity in ("hashing", "folding"):
+        progress = [e for e in events if isinstance(e, Progress) and e.activity == activity]
+        assert progress[-1].done_bytes == progress[-1].total_bytes > 0
+
+
+def test_digests_of_the_inputs(paths: Paths, output: Path) -> None:
+    """``sha256`` adds the digest of every input file; without it there is none."""
+    assert {found.sha256 for found in run(paths, output).report.inputs} == {None}
+    report = run(paths, output, sha256=True, force=True).report
+    assert [found.sha256 for found in report.inputs] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+
+
+def test_an_output_must_be_named(paths: Paths) -> None:
+    """``run_average`` without an output is a usage error that shows both ways out."""
+    with pytest.raises(UsageError, match="no output was named"):
+        run_average(make_options(paths, decay=0.5))
+
+
+def test_the_file_loads_into_a_real_model(tmp_path: Path) -> None:
+    """A model with BatchNorm takes the average with ``strict=True``, from nested training checkpoints."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    paths = []
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        model(torch.randn(8, 3, 6, 6))
+        paths.append(tmp_path / f"ckpt_{step}.ckpt")
+        torch.save({"state_dict": model.state_dict(), "global_step": step, "optimizer_states": [{}]}, paths[-1])
+    report = ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+    state = load(tmp_path / "ema.safetensors")
+    assert model.load_state_dict(state, strict=True).missing_keys == []
+    assert state["1.num_batches_tracked"].item() == 3
+    assert [warning.code for warning in report.warnings] == ["batchnorm-averaged"]
+    assert [found.step_source for found in report.inputs] == ["inside: global_step"] * 3
+
+
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path) -> None:
+    """Checkpoints of a wrapped model give the names of the bare one."""
+    states: list[State] = [{"module._orig_mod.w": torch.ones(2)}, {"module._orig_mod.w": torch.zeros(2)}]
+    ema_cli.average(write_series(tmp_path, states), decay=0.5, output=tmp_path / "ema.safetensors")
+    assert load(tmp_path / "ema.safetensors")["w"].tolist() == [0.5, 0.5]
+
+
+def test_nothing_stays_open_and_no_thread_runs_on(paths: Paths, output: Path) -> None:
+    """After a run, whatever came of it, descriptors and threads are as before."""
+    run(paths, output)
+    files, threads = open_files(), threading.active_count()
+    run(paths, output, force=True)
+    run(paths, output)
+    with pytest.raises(OutputError):
+        run(paths, output, decay=0.7)
+    with pytest.raises(NothingMatched):
+        run([*paths, output.with_name("missing.pt")], output)
+    ema_cli.inspect(paths[0])
+    assert (open_files(), threading.active_count()) == (files, threads)
+
+
+def test_an_interrupt_leaves_nothing(paths: Paths, output: Path) -> None:
+    """An interrupt while folding removes the temporary file and keeps the old output."""
+    run(paths, output)
+    before = output.read_bytes()
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Progress):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_average(make_options(paths, decay=0.9, output=output, force=True), interrupt)
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in output.parent.iterdir()) == ["ema.report.json", "ema.safetensors", "run"]
+
+
+def test_the_package_offers_its_functions_lazily() -> None:
+    """The public names are there; any other is an AttributeError."""
+    assert {"average", "plan", "inspect", "__version__"} == set(ema_cli.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'fold_it'"):
+        ema_cli.fold_it  # noqa: B018
