@@ -204,6 +204,22 @@ def test_directory_and_records_must_agree(small: Path) -> None:
             open_file(small)
 
 
+def test_a_record_inside_another_is_refused(tmp_path: Path) -> None:
+    """A record that hides in the bytes of another, with a right header of its own, is refused."""
+    whole = archive(
+        tmp_path / "inner.pt", stop(mapping(w=tensor(), v=tensor(storage("1")))), {"1": bytes(16)}
+    ).read_bytes()
+    start = whole.index(b"archive/data/1") - 30
+    inner = whole[start : start + 30 + len(b"archive/data/1") + 16]
+    pickle = stop(mapping(w=tensor(), v=tensor(storage("1"))))
+    path = archive(tmp_path / "outer.pt", pickle, {"0": inner, "1": bytes(16)})
+    raw = path.read_bytes()
+    entry = directory_entry(raw, b"archive/data/1")
+    overwrite(path, raw[: entry + 42] + struct.pack("<I", raw.index(inner)) + raw[entry + 46 :])
+    with pytest.raises(InputRefused, match="it overlaps another"):
+        open_file(path)
+
+
 def test_a_renamed_record_is_refused(small: Path) -> None:
     """The name in front of a record must be the one in the directory."""
     raw = small.read_bytes()
