@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ema_cli
@@ -255,6 +255,7 @@ def test_an_input_is_never_the_output(tmp_path: Path) -> None:
     threads=st.none() | st.integers(1, 16),
     decays=st.integers(1, 5),
 )
+@example(max_memory=200_000, threads=16, decays=2)
 @settings(max_examples=60, deadline=None)
 def test_memory_stays_within_the_bound(
     series_of_two: list[Path], max_memory: int, threads: int | None, decays: int

@@ -86,6 +86,14 @@ def test_reports_survive_json(report: model.Report) -> None:
     assert from_json(text) == report
 
 
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    """A number that is none is a bug that stops the run, never a document that other readers refuse."""
+    report = ema_cli.average(write_series(tmp_path, random_states(2)), decay=0.5, output=tmp_path / "e.safetensors")
+    broken = dataclasses.replace(report, summary=dataclasses.replace(report.summary, seconds=math.nan))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(broken)
+
+
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "3", "{}", '{"schema_version": "1.0"}', "{", '"report"', "[" * 100_000]
 )
