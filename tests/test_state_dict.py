@@ -318,6 +318,13 @@ def test_shared_values_cost_no_more_than_their_bytes(
     assert time.monotonic() - began < 5
 
 
+def test_long_names_are_not_repeated_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long name that stands in front of many others is not written out for each of them."""
+    monkeypatch.setattr("ema_cli.formats.tree._MOST_TEXT", 1 << 20)
+    with pytest.raises(InputRefused, match="names of unreasonable length"):
+        find_state_dict({"model": {"n" * 60_000: shared(6, 2, {"w": T})}})
+
+
 def test_laughing_files_are_read_or_refused(tmp_path: Path) -> None:
     """The same, in a file: a laughing key, flag and step beside or inside the weights."""
     laugh = b"]" + b"".join(b"q%c0](h%ch%ce" % (level, level, level) for level in range(90))
