@@ -123,11 +123,12 @@ def _plan_tensors(
         )
         for name, (_, layout) in reference.items()
     ]
+    ties = checkpoints[last].ties
     planned = []
     offset = 0
     for layout in build_header(layouts, {})[1]:
         name = layout.name
-        tied_to = checkpoints[last].ties.get(name)
+        tied_to = ties.get(name)
         planned.append(
             PlannedTensor(
                 name=name,

@@ -65,8 +65,11 @@ class Checkpoint:
     """What else the file holds."""
     notes: tuple[str, ...]
     """What the user should know about the choice of weights."""
-    ties: dict[str, str]
-    """Names whose bytes are those of an earlier name."""
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Names whose bytes are those of an earlier name, worked out when asked for."""
+        return self.index.ties()
 
     @property
     def made_by_us(self) -> bool:

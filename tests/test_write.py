@@ -151,7 +151,7 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
 
 
 Failing = Callable[..., Any]
-CALLS = ("pwrite", "fsync", "fdatasync", "replace", "posix_fallocate", "fchmod", "pread")
+CALLS = ("pwrite", "fsync", "fdatasync", "replace", "posix_fallocate", "pread")
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: int) -> list[int]:

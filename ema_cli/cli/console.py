@@ -70,7 +70,9 @@ class Console:
         """Say something on stderr, unless quiet."""
         if not self.style.quiet:
             with _ignoring_closed_streams():
-                self.rich.print(*parts, soft_wrap=all(isinstance(part, str) for part in parts))
+                from rich.table import Table  # noqa: PLC0415
+
+                self.rich.print(*parts, soft_wrap=not any(isinstance(part, Table) for part in parts))
 
     def notice(self, notice: Notice) -> None:
         """Show a warning and its way out."""

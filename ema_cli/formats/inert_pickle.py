@@ -108,6 +108,11 @@ class _Machine:
     def unsigned(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
 
+    def unsigned4(self) -> int:
+        (value,) = _UINT32.unpack_from(self.data, self.position)
+        self.position += 4
+        return value  # type: ignore[no-any-return]
+
     def text(self, length: int) -> str:
         return self.take(length).decode("utf-8", "backslashreplace")
 
@@ -147,7 +152,7 @@ class _Machine:
         self.stack.append(int.from_bytes(self.take(self.unsigned(1)), "little", signed=True))
 
     def long4(self) -> None:
-        self.stack.append(int.from_bytes(self.take(self.unsigned(4)), "little", signed=True))
+        self.stack.append(int.from_bytes(self.take(self.unsigned4()), "little", signed=True))
 
     def float_line(self) -> None:
         self.stack.append(float(self.line()))
@@ -170,7 +175,7 @@ class _Machine:
         self.stack.append(self.text(self.unsigned(1)))
 
     def string4(self) -> None:
-        self.stack.append(self.text(self.unsigned(4)))
+        self.stack.append(self.text(self.unsigned4()))
 
     def unicode_line(self) -> None:
         self.stack.append(self.line().decode("raw-unicode-escape"))
@@ -182,7 +187,7 @@ class _Machine:
         self.stack.append(self.take(self.unsigned(1)))
 
     def bytes4(self) -> None:
-        self.stack.append(self.take(self.unsigned(4)))
+        self.stack.append(self.take(self.unsigned4()))
 
     def bytes8(self) -> None:
         self.stack.append(self.take(self.unsigned(8)))
@@ -286,7 +291,7 @@ class _Machine:
         self.memo[self.byte()] = self.stack[-1]
 
     def put4(self) -> None:
-        self.memo[self.unsigned(4)] = self.stack[-1]
+        self.memo[self.unsigned4()] = self.stack[-1]
 
     def memoize(self) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
@@ -298,7 +303,7 @@ class _Machine:
         self.stack.append(self.memo[self.byte()])
 
     def get4(self) -> None:
-        self.stack.append(self.memo[self.unsigned(4)])
+        self.stack.append(self.memo[self.unsigned4()])
 
     # Names and objects: recorded, never imported, never called.
 
@@ -325,7 +330,7 @@ class _Machine:
         self.stack.append(Global("copyreg", f"extension {self.unsigned(2)}"))
 
     def extension4(self) -> None:
-        self.stack.append(Global("copyreg", f"extension {self.unsigned(4)}"))
+        self.stack.append(Global("copyreg", f"extension {self.unsigned4()}"))
 
     def call(self) -> None:
         args, kind = self.stack.pop(), self.stack.pop()
@@ -378,6 +383,7 @@ class _Machine:
         """Out-of-band buffers are read-only or not; here they are not followed at all."""
 
 
+_UINT32 = struct.Struct("<L")
 _STOP = ord(".")
 _TABLE: dict[bytes, Callable[[_Machine], None]] = {
     b"(": _Machine.mark,

@@ -10,7 +10,8 @@ from ema_cli.formats.prefixes import strip_prefixes
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch_legacy import looks_like_pickle, read_torch_legacy
-from ema_cli.formats.torch_zip import looks_like_zip, read_torch_zip
+from ema_cli.formats.torch_zip import read_torch_zip
+from ema_cli.formats.zip_archive import looks_like_zip
 from ema_cli.records import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
 from ema_cli.storage.source import ByteSource, FileSource
@@ -40,7 +41,7 @@ def open_checkpoint(
     """
     source = FileSource(path)
     try:
-        structure = _read_structure(source, key)
+        structure = _read_structure(source, key, pool)
         names, stripped = strip_prefixes([layout.name for layout in structure.layouts], strip_prefix)
     except EmaAvgError as refused:
         source.close()
@@ -65,22 +66,21 @@ def open_checkpoint(
         metadata=structure.metadata or {},
         ignored=structure.ignored,
         notes=structure.notes,
-        ties=index.ties(),
     )
 
 
-def _read_structure(source: ByteSource, key: str | None) -> Structure:
+def _read_structure(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
     head = source.read(0, min(_HEAD_BYTES, source.size()))
     if not head:
         raise InputRefused("is empty")
     if looks_like_safetensors(head):
         if key is not None:
             raise InputRefused("is a safetensors file, whose tensors are not nested: --key does not apply")
-        return read_safetensors(source)
+        return read_safetensors(source, pool)
     if looks_like_zip(head):
-        return read_torch_zip(source, key)
+        return read_torch_zip(source, key, pool)
     if looks_like_pickle(head):
-        return read_torch_legacy(source, key)
+        return read_torch_legacy(source, key, pool)
     if head[_TAR_MAGIC] == b"ustar":
         raise InputRefused("is a tar archive, as torch wrote before 0.2", hint="load and save it with a newer torch")
     raise InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")

@@ -19,7 +19,7 @@ from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.structure import MOST_TENSORS, Structure, writable_name
 from ema_cli.records import FoundStep
-from ema_cli.storage.extents import TensorLayout
+from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
@@ -42,8 +42,8 @@ def looks_like_safetensors(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER  # noqa: PLR2004
 
 
-def read_safetensors(source: ByteSource) -> Structure:
-    """Read the header of a safetensors file.
+def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
+    """Read the header of a safetensors file; equal headers in front of as much data are parsed once per ``pool``.
 
     Raises:
         InputRefused: the header is malformed, or the data is not exactly what it declares.
@@ -57,15 +57,21 @@ def read_safetensors(source: ByteSource) -> Structure:
     if length > source.size() - 8:
         raise InputRefused(f"is incomplete: the header should have {length:,} bytes, the file has {source.size():,}")
     raw = source.read(8, length)
+    digest = hashlib.sha256(raw).digest()
+    data_bytes = source.size() - 8 - length
+    return pool.remember(("safetensors", digest, data_bytes), lambda: _read_header(raw, digest, data_bytes))
+
+
+def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
     entries, metadata = _parse(raw)
-    data_start = 8 + length
+    data_start = 8 + len(raw)
     ranges = [_entry(name, entry) for name, entry in entries.items()]
-    _check_ranges([(begin, end) for _, begin, end in ranges], source.size() - data_start)
+    _check_ranges([(begin, end) for _, begin, end in ranges], data_bytes)
     return Structure(
         format="safetensors",
         layouts=tuple(layout for layout, _, _ in ranges),
         offsets=tuple(data_start + begin for _, begin, _ in ranges),
-        digest=hashlib.sha256(raw).digest(),
+        digest=digest,
         metadata=metadata,
         steps=_steps(metadata),
     )

@@ -17,7 +17,9 @@ from ema_cli.formats.steps import read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch_objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
 from ema_cli.formats.torch_tensors import place_all
-from ema_cli.formats.torch_zip import LARGEST_PICKLE, RESAVE
+from ema_cli.formats.torch_zip import LARGEST_PICKLE
+from ema_cli.formats.zip_archive import RESAVE
+from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -31,7 +33,7 @@ def looks_like_pickle(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO and its version
 
 
-def read_torch_legacy(source: ByteSource, key: str | None) -> Structure:
+def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint in the format before torch 1.6.
 
     Raises:
@@ -49,12 +51,13 @@ def read_torch_legacy(source: ByteSource, key: str | None) -> Structure:
     root = stream.next()
     records = _records(source, stream)
     chosen = find_state_dict(root, key)
-    layouts, offsets = place_all(chosen.tensors, records)
+    digest = hashlib.sha256(stream.consumed).digest()
+    layouts, offsets = place_all(chosen.tensors, records, pool, (digest, key))
     return Structure(
         format="torch legacy",
         layouts=layouts,
         offsets=offsets,
-        digest=hashlib.sha256(stream.consumed).digest(),
+        digest=digest,
         key=chosen.key,
         steps=tuple(read_steps(root, source, records)),
         ignored=chosen.ignored,

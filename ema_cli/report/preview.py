@@ -57,6 +57,7 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
 
 def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
     """Return what ``ema-avg inspect --json`` prints of one checkpoint."""
+    ties = checkpoint.ties
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -74,7 +75,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
                 "dtype": layout.dtype.name,
                 "shape": layout.shape,
                 "contiguous": layout.strides is None,
-                "tied_to": checkpoint.ties.get(layout.name),
+                "tied_to": ties.get(layout.name),
             }
             for layout in checkpoint.index.layouts
         ],

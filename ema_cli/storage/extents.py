@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from ema_cli.dtypes import DType
 from ema_cli.storage.source import ByteSource
+
+Made = TypeVar("Made")
+_MOST_REMEMBERED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +50,30 @@ class Extent:
 
 
 class LayoutPool:
-    """Holds each distinct layout once."""
+    """What the checkpoints of one run have in common, held and worked out once."""
 
     def __init__(self) -> None:
         self._layouts: dict[tuple[TensorLayout, ...], tuple[TensorLayout, ...]] = {}
+        self._remembered: dict[Hashable, object] = {}
 
-    def intern(self, layouts: Sequence[TensorLayout]) -> tuple[TensorLayout, ...]:
+    def intern(self, layouts: tuple[TensorLayout, ...]) -> tuple[TensorLayout, ...]:
         """Return the one stored copy that is equal to ``layouts``."""
-        key = tuple(layouts)
-        return self._layouts.setdefault(key, key)
+        if any(known is layouts for known in self._layouts.values()):
+            return layouts
+        return self._layouts.setdefault(layouts, layouts)
+
+    def remember(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` gave for this ``key`` the last time, or make it now.
+
+        Checkpoints of one run often have equal structure bytes, which then are parsed once. Few keys are kept, so
+        that a run in which all of them differ does not hold everything that was ever parsed.
+        """
+        if key not in self._remembered:
+            made = make()
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
+            self._remembered[key] = made
+        return cast("Made", self._remembered[key])
 
 
 class TensorIndex:

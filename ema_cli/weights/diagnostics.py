@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ema_cli.records import Notice, Weighting
 from ema_cli.weights.schedules import decay_for_first_share
@@ -51,7 +52,7 @@ def diagnose(weights: Sequence[float], positions: Sequence[int] | None, unit: st
         first=weights[0],
         last=weights[-1],
         largest=max(weights),
-        implied_lr=tuple(min(1.0, math.fsum(weights[i:])) for i in range(len(weights))),
+        implied_lr=tuple(min(1.0, tail) for tail in accumulate(reversed(weights)))[::-1],
     )
 
 

@@ -13,7 +13,7 @@ from zlib_ng import zlib_ng
 
 from ema_cli.errors import OutputError
 from ema_cli.text import human_bytes, quoted
-from ema_cli.write.publish import publish, raise_output_error, temporary_name
+from ema_cli.write.publish import NEW_FILE, publish, raise_output_error, temporary_name
 from ema_cli.write.settle import Settler
 
 _SPARE = 1.01
@@ -42,7 +42,7 @@ class OutputFile:
 
         """
         try:
-            self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
             _reserve(self._fd, self.size)
             self._settler = Settler(self._fd)
             self._place(0, self._header)
@@ -82,7 +82,7 @@ class OutputFile:
     def publish(self) -> None:
         """Give the file its name and the permissions of a new file."""
         try:
-            publish(self._fd, self._temp, self.path)
+            publish(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
         self._published = True

@@ -14,6 +14,9 @@ from ema_cli.text import quoted
 
 _RANDOM_BYTES = 6
 
+NEW_FILE = 0o666
+"""Permissions of every file that is made here; the system takes the umask off."""
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file whole, durable, and under its name only then.
@@ -24,13 +27,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temp = temporary_name(path)
     try:
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)
-            publish(descriptor, temp, path)
+            publish(temp, path)
         except BaseException:
             temp.unlink(missing_ok=True)
             raise
@@ -40,11 +43,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise_output_error(path, error)
 
 
-def publish(descriptor: int, temp: Path, path: Path) -> None:
-    """Rename, with the permissions that a new file would have, and make the name durable."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(descriptor, 0o666 & ~umask)
+def publish(temp: Path, path: Path) -> None:
+    """Rename, and make the name durable."""
     temp.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
