@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ema_cli.write import settle
 from ema_cli.write.lock import output_lock
 from ema_cli.write.output import OutputFile
 from ema_cli.write.publish import check_folder, temporary_name, write_atomically
+from ema_cli.write.settle import Settler
 from tests.series import State, load, open_files, random_states, same_bits, write_series
 
 
@@ -151,7 +152,7 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
 
 
 Failing = Callable[..., Any]
-CALLS = ("pwrite", "fsync", "fdatasync", "replace", "posix_fallocate", "pread")
+CALLS = ("pwrite", "fsync", "fdatasync", "replace", "posix_fallocate")
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: int) -> list[int]:
@@ -212,14 +213,14 @@ def test_every_failure_leaves_a_whole_file_or_none(call: str, tmp_path: Path, mo
 
 def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that returns other bytes than were written is found out before the rename."""
-    original = os.pread
+    original = Settler._read_back
 
-    def flipped(descriptor: int, size: int, offset: int) -> bytes:
-        data = bytearray(original(descriptor, size, offset))
-        data[len(data) // 2] ^= 1
-        return bytes(data)
+    def flipped(settler: Settler, begin: int, end: int) -> Iterator[memoryview]:
+        for chunk in original(settler, begin, end):
+            chunk[len(chunk) // 2] ^= 1
+            yield chunk
 
-    monkeypatch.setattr(os, "pread", flipped)
+    monkeypatch.setattr(Settler, "_read_back", flipped)
     paths = write_series(tmp_path, random_states(2))
     with pytest.raises(OutputError, match="reads back differently"):
         ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")

@@ -187,7 +187,12 @@ ThreadsOption = Annotated[
 ]
 MaxMemoryOption = Annotated[
     str | None,
-    typer.Option("--max-memory", help="Bound on the buffers, such as 64MB.", metavar="SIZE", rich_help_panel=_COMPUTE),
+    typer.Option(
+        "--max-memory",
+        help="Bound on the buffers of the fold \\[default: 32MB].",
+        metavar="SIZE",
+        rich_help_panel=_COMPUTE,
+    ),
 ]
 AllowNonfiniteOption = Annotated[
     bool,

@@ -17,7 +17,7 @@ from ema_cli.storage.extents import Extent
 _AHEAD_BYTES = 1 << 26
 """How far ahead of the fold the inputs are announced, all files together."""
 _WINDOW_BYTES = 1 << 22
-"""Least size of one announcement per file."""
+"""Size of one announcement per file, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,11 @@ class Schedule:
                 yield Block(number, part, start, min(step, tensor.elements - start))
 
     def take(self) -> Block | None:
-        """Return the next block, ``None`` when there is none left."""
+        """Return the next block, ``None`` when there is none left.
+
+        The announcements are made here, so that no worker overtakes them: reading what was not announced costs
+        several times the processor time.
+        """
         with self._lock:
             block = next(self._blocks, None)
             if block is not None:

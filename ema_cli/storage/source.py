@@ -121,9 +121,16 @@ class FileSource(ByteSource):
             done += count
 
     def will_need(self, offset: int, length: int) -> None:
-        """Ask the kernel to read ahead, where it can be asked."""
-        if hasattr(os, "posix_fadvise"):
+        """Ask the kernel to read ahead, where it can be asked, unless the end of the range is in its cache already."""
+        if hasattr(os, "posix_fadvise") and not self._is_cached(offset + length - 1):
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _is_cached(self, offset: int) -> bool:
+        """Whether a byte can be read without waiting: far cheaper to ask than to announce a range that is there."""
+        try:
+            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except (OSError, AttributeError):  # it would have to wait; or this system cannot tell
+            return False
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
