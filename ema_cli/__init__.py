@@ -16,12 +16,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan
+    from ema_cli.errors import EmaAvgError
 
-__all__ = ["__version__", "average", "inspect", "plan"]
+__all__ = ["EmaAvgError", "__version__", "average", "inspect", "plan"]
 
 
 def __getattr__(name: str) -> object:
     """Import the public functions when they are asked for (PEP 562)."""
     if name in __all__:
-        return getattr(import_module("ema_cli.api"), name)
+        return getattr(import_module("ema_cli.errors" if name == "EmaAvgError" else "ema_cli.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name the public functions although they are not imported yet."""
+    return __all__

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ema_cli.discover import close_all
+from ema_cli.errors import UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import Options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records import Checkpoint, Plan
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.text import quoted
 
 StrPath = str | os.PathLike[str]
 Numbers = float | Iterable[float]
@@ -106,6 +110,10 @@ def make_options(
         ema_cli.errors.UsageError: they contradict each other.
 
     """
+    known = {field.name for field in fields(Options)}
+    for name in options.keys() - known:
+        close = get_close_matches(name, known, n=1)
+        raise UsageError(f"there is no option {quoted(name)}", hint=f"{close[0]}=..." if close else "")
     for name in _LISTS & options.keys():
         options[name] = _listed(options[name])
     if options.get("output") is not None:

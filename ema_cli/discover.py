@@ -23,9 +23,13 @@ from ema_cli.text import plural, quoted, shortlist
 
 _TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
 _ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
+_LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.IGNORECASE)
+_ALIAS_REASON = "by its name a copy, or an average, of checkpoints of the numbered series (name the file to use it)"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _SHARDED_FOLDER = ("model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata")
 _MOST_FAULTS = 10
+AVERAGES_AVERAGED = "averages-averaged"
+"""Code of the warning that all inputs are outputs of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,8 @@ class _Candidate:
     path: Path
     in_folder: bool
     """Found in a folder rather than named."""
+    is_copy: bool = False
+    """By its name the last of a numbered series, and so usually a copy of another file."""
 
 
 @dataclass(slots=True)
@@ -49,6 +55,8 @@ class _Search:
     """What has been found so far."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    copies: list[Checkpoint] = field(default_factory=list)
+    """What by its name is a copy of the last checkpoint."""
     left_out: list[LeftOut] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
@@ -70,12 +78,13 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
             listener(Opening(done=number, total=len(candidates)))
             _open(candidate, options, pool, search)
         _raise_faults(search.faults)
+        _leave_out_copies(search)
         _leave_out_own_outputs(search)
         _leave_out_repeats(search)
         if not search.checkpoints:
             _raise_nothing(options, search)
     except BaseException:
-        close_all(search.checkpoints)
+        close_all([*search.checkpoints, *search.copies])
         raise
     return Found(checkpoints=tuple(search.checkpoints), left_out=tuple(search.left_out), notices=tuple(search.notices))
 
@@ -123,20 +132,18 @@ def _in_folder(folder: Path, search: _Search) -> Iterator[_Candidate]:
     for path in files:
         if not path.is_file():
             continue
-        reason = _reason_to_leave_out(path, numbered=numbered)
-        if reason:
-            search.left_out.append(LeftOut(path=path, reason=reason))
+        alias = numbered and _is_alias(path)
+        if _TRAINER_STATE.search(path.name):
+            search.left_out.append(LeftOut(path=path, reason="state of the trainer, not a model"))
+        elif alias and not _LAST.search(path.stem):
+            search.left_out.append(LeftOut(path=path, reason=_ALIAS_REASON))
         else:
-            yield _Candidate(path, in_folder=True)
+            yield _Candidate(path, in_folder=True, is_copy=alias)
 
 
-def _reason_to_leave_out(path: Path, *, numbered: bool) -> str:
-    if _TRAINER_STATE.search(path.name):
-        return "state of the trainer, not a model"
-    without_version = re.sub(r"-v\d+$", "", path.stem)
-    if numbered and _ALIAS.search(path.stem) and not re.search(r"\d", without_version):
-        return "another name for a checkpoint of a numbered series, or an average of it"
-    return ""
+def _is_alias(path: Path) -> bool:
+    """Whether a file is called ``last``, ``best`` or the like, and has no number of its own."""
+    return _ALIAS.search(path.stem) is not None and not re.search(r"\d", re.sub(r"-v\d+$", "", path.stem))
 
 
 def _open(candidate: _Candidate, options: Options, pool: LayoutPool, search: _Search) -> None:
@@ -148,18 +155,30 @@ def _open(candidate: _Candidate, options: Options, pool: LayoutPool, search: _Se
         if not candidate.in_folder:
             search.faults.append(refused)
             return
-        search.left_out.append(LeftOut(path=candidate.path, reason="it cannot be read as a checkpoint"))
         search.notices.append(
             Notice(
                 code="unusable-left-out",
-                message=f"left out of the folder: {refused.message}",
+                message=f"left out {refused.message}",
                 hint=refused.hint,
             )
         )
     except NothingMatched as missing:
         search.faults.append(missing)
     else:
-        search.checkpoints.append(checkpoint)
+        (search.copies if candidate.is_copy else search.checkpoints).append(checkpoint)
+
+
+def _leave_out_copies(search: _Search) -> None:
+    """``last.ckpt`` is a copy of a numbered file, unless the step inside says that it is newer than all of them."""
+    steps = {checkpoint.steps[0] for checkpoint in search.checkpoints if checkpoint.steps}
+    units = {step.unit for step in steps}
+    for copy in search.copies:
+        newest = copy.steps[0] if copy.steps else None
+        if newest and units == {newest.unit} and newest.value > max(step.value for step in steps):
+            search.checkpoints.append(copy)
+        else:
+            search.left_out.append(LeftOut(path=copy.path, reason=_ALIAS_REASON))
+            copy.index.source.close()
 
 
 def _raise_faults(faults: list[EmaAvgError]) -> None:
@@ -183,7 +202,7 @@ def _leave_out_own_outputs(search: _Search) -> None:
         return
     if len(ours) == len(search.checkpoints):
         message = "the inputs are outputs of ema-avg: this averages averages"
-        search.notices.append(Notice(code="averages-averaged", message=message))
+        search.notices.append(Notice(code=AVERAGES_AVERAGED, message=message))
         return
     search.checkpoints = [checkpoint for checkpoint in search.checkpoints if not checkpoint.made_by_us]
     search.left_out.extend(LeftOut(path=c.path, reason="an earlier output of ema-avg") for c in ours)
@@ -206,5 +225,8 @@ def _raise_nothing(options: Options, search: _Search) -> None:
     named = shortlist(quoted(name) for name in options.paths)
     reasons = shortlist(f"{quoted(left.path.name)}: {left.reason}" for left in search.left_out)
     why = f"; left out were {reasons}" if reasons else ""
+    nested = next((f for name in options.paths for s in SUFFIXES for f in Path(name).glob(f"*/*{s}")), None)
     hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that holds them"
+    if nested is not None:
+        hint = f"the folders inside hold some: ema-avg '{nested.parent.parent}/*/{nested.name}'"
     raise NothingMatched(f"no checkpoint in {named}{why}", hint=hint)

@@ -14,8 +14,6 @@ _DIGITS = re.compile(r"(\d+)")
 _STEP_WORD = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
-
-
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 
 
@@ -50,8 +48,7 @@ def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
     spelled = [_spelled(stem) for stem in stems]
     if len(stems) < 2 or (all(spelled) and len(set(spelled)) > 1):  # noqa: PLR2004 - a series has two names
         return spelled
-    bare = _varying_number(stems)
-    return bare if bare is not None else spelled
+    return _varying_number(stems) or [named or bare for named, bare in zip(spelled, _by_likeness(stems), strict=True)]
 
 
 def _spelled(stem: str) -> NamedStep | None:
@@ -61,6 +58,18 @@ def _spelled(stem: str) -> NamedStep | None:
         if found:
             return NamedStep(value=int(found[-1]), unit=unit)
     return None
+
+
+def _by_likeness(stems: Sequence[str]) -> list[NamedStep | None]:
+    """Return the steps of those names that are equal to some others apart from their numbers."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for position, stem in enumerate(stems):
+        alike.setdefault(tuple(_DIGITS.split(stem)[::2]), []).append(position)
+    steps: list[NamedStep | None] = [None] * len(stems)
+    for positions in alike.values():
+        for position, step in zip(positions, _varying_number([stems[p] for p in positions]) or [], strict=False):
+            steps[position] = step
+    return steps
 
 
 def _varying_number(stems: Sequence[str]) -> list[NamedStep | None] | None:

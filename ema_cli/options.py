@@ -113,6 +113,8 @@ class Options:
     def _check_inputs(self) -> None:
         if not self.paths:
             raise UsageError("no checkpoints were named", hint="ema-avg ckpt_*.pt --decay 0.9 -o ema.safetensors")
+        if "" in self.paths:
+            raise UsageError("a checkpoint is named by an empty text", hint="is a variable of the shell not set?")
         for flag, value in (("--every", self.every), ("--last", self.last)):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} must be at least 1")
@@ -159,6 +161,10 @@ class Options:
                 raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
         if self.output is None:
             return
+        if not self.output.name:
+            raise UsageError(
+                f"the output {quoted(str(self.output))} is a folder", hint=f"-o {self.output / 'ema.safetensors'}"
+            )
         if self.output.suffix != ".safetensors":
             hint = f"-o {self.output.with_suffix('.safetensors')}"
             raise UsageError(f"the output {quoted(str(self.output))} is written as safetensors", hint=hint)

@@ -30,21 +30,28 @@ def order_series(found: Found, options: Options) -> Series:
         NothingMatched: the selection left none.
 
     """
-    steps = _steps_of(found.checkpoints, options)
+    named = _named_steps(found.checkpoints)
+    steps = _steps_of(found.checkpoints, named, options)
     members = [
         OrderedCheckpoint(checkpoint=checkpoint, step=step)
         for checkpoint, step in zip(found.checkpoints, steps, strict=True)
     ]
+    if not any(steps) and options.order in ("auto", "step"):
+        notices = _incomplete(found.checkpoints, named, options)
+    else:
+        notices = []
     ordered, reason = _sorted(members, options)
     return Series(
         members=tuple(_select(ordered, options)),
         reason=reason,
         left_out=found.left_out,
-        notices=(*found.notices, *_notices(ordered)),
+        notices=(*found.notices, *notices, *_notices(ordered)),
     )
 
 
-def _steps_of(checkpoints: Sequence[Checkpoint], options: Options) -> Sequence[FoundStep | None]:
+def _steps_of(
+    checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options
+) -> Sequence[FoundStep | None]:
     """Return the step of each checkpoint, all from one source, or ``None`` for all."""
     if options.steps is not None:
         if len(options.steps) != len(checkpoints):
@@ -53,7 +60,6 @@ def _steps_of(checkpoints: Sequence[Checkpoint], options: Options) -> Sequence[F
                 f"--steps gives {counts}", hint="give one step per checkpoint, in the order of the arguments"
             )
         return [FoundStep(value=value, unit="step", source="--steps") for value in options.steps]
-    named = _named_steps(checkpoints)
     sources = (
         [_inside(checkpoint, "step") for checkpoint in checkpoints],
         [step if step and step.unit == "step" else None for step in named],
@@ -67,18 +73,33 @@ def _steps_of(checkpoints: Sequence[Checkpoint], options: Options) -> Sequence[F
     return [None] * len(checkpoints)
 
 
+def _incomplete(checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options) -> list[Notice]:
+    """Warn, or under ``--order step`` refuse, when some checkpoints have a step and others have none."""
+    inside = [next(iter(checkpoint.steps), None) for checkpoint in checkpoints]
+    steps = max(inside, list(named), key=lambda steps: sum(step is not None for step in steps))
+    without = [quoted(c.path.name) for c, step in zip(checkpoints, steps, strict=True) if step is None]
+    if len(without) == len(checkpoints):
+        return []
+    source = next(step.source for step in steps if step)
+    message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
+    message += f"but there is none in {shortlist(without)}"
+    if options.order == "step":
+        raise UsageError(message, hint=f"leave that out; or {_BY_HAND}")
+    message += ": the order is that of the names, and may be wrong"
+    return [Notice(code="steps-incomplete", message=message, hint=f"leave that out; or {_BY_HAND}")]
+
+
 def _inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
     return next((step for step in checkpoint.steps if step.unit == unit), None)
 
 
 def _named_steps(checkpoints: Sequence[Checkpoint]) -> list[FoundStep | None]:
-    """Read steps from the names, told apart from their common folder on (``checkpoint-500/model.pt``)."""
+    """Read steps from the paths below the common folder (``checkpoint-500/model.pt``), else from the file names."""
     paths = [os.path.abspath(checkpoint.path) for checkpoint in checkpoints]  # noqa: PTH100 - links stay
     common = os.path.commonpath([str(Path(path).parent) for path in paths])
-    names = [os.path.relpath(path, common) for path in paths]
-    return [
-        FoundStep(value=step.value, unit=step.unit, source="name") if step else None for step in steps_from_names(names)
-    ]
+    below = steps_from_names([os.path.relpath(path, common) for path in paths])
+    steps = below if all(below) else steps_from_names([Path(path).name for path in paths])
+    return [FoundStep(value=step.value, unit=step.unit, source="name") if step else None for step in steps]
 
 
 def _says_nothing(steps: Sequence[FoundStep | None]) -> bool:
@@ -103,7 +124,7 @@ def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[Or
     stepped = [member.step for member in members if member.step]
     order = options.order
     if order == "step" and not stepped:
-        raise UsageError("--order step, but not every checkpoint has a step, inside or in its name", hint=_BY_HAND)
+        raise UsageError("--order step, but the checkpoints have no steps, inside or in their names", hint=_BY_HAND)
     if order == "given":
         return members, "as given"
     if order == "mtime":
@@ -144,7 +165,7 @@ def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[
 
 
 def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:
-    """Warn when the order contradicts the steps, or rests on names although some files know better."""
+    """Warn when the order contradicts the steps."""
     notices = [
         Notice(code="weights-chosen", message=f"{quoted(member.checkpoint.path.name)}: {note}")
         for member in members[-1:]
@@ -158,9 +179,4 @@ def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:
                 message="the checkpoints are not folded in the order of their steps",
             )
         )
-    if not steps and any(member.checkpoint.steps for member in members):
-        without = shortlist(quoted(m.checkpoint.path.name) for m in members if not m.checkpoint.steps)
-        if without:
-            message = f"the order is that of the names: there is no step in {without}"
-            notices.append(Notice(code="steps-incomplete", message=message, hint="give them with --steps"))
     return notices

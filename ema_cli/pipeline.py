@@ -15,10 +15,10 @@ from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
 from ema_cli.planning import make_plan
-from ema_cli.records import Notice, Plan
+from ema_cli.records import Action, Notice, Plan, TensorStatistics
 from ema_cli.report.model import Report
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import plural, quoted
+from ema_cli.text import plural, quoted, shortlist
 
 _HASH_BYTES = 1 << 22
 
@@ -68,7 +68,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     for path in options.reports:
         check_folder(path)
     with planned(options, listener) as plan, ExitStack() as locks:
-        _fail_if_strict(plan.notices, options)
+        fail_if_strict(plan.notices, options)
         for output in plan.outputs:
             locks.enter_context(output_lock(output.path))
         earlier = find_up_to_date(plan, options)
@@ -105,8 +105,8 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
         fold_seconds = time.monotonic() - fold_started
         for file in files:
             file.finish()
-        notices = [*plan.notices, *_check_inputs(plan, listener)]
-        _fail_if_strict(notices, options)
+        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_average(plan, statistics, listener)]
+        fail_if_strict(notices, options)
         for file in files:
             file.publish()
     measured = Measured(
@@ -136,7 +136,8 @@ def _write_reports(report: Report, options: Options, beside: Plan | None = None)
         write_atomically(path, to_json(report).encode())
 
 
-def _fail_if_strict(notices: Sequence[Notice], options: Options) -> None:
+def fail_if_strict(notices: Sequence[Notice], options: Options) -> None:
+    """Raise ``StrictWarnings`` if there are warnings and ``--strict`` was given."""
     if options.strict and notices:
         codes = ", ".join(notice.code for notice in notices)
         raise StrictWarnings(f"{plural(len(notices), 'warning')} under --strict, so nothing was written: {codes}")
@@ -153,6 +154,20 @@ def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
             notices.append(Notice(code="input-replaced", message=message))
             listener(Warned(notice=notices[-1]))
     return notices
+
+
+def _check_average(plan: Plan, statistics: Sequence[Sequence[TensorStatistics]], listener: Listener) -> list[Notice]:
+    """Warn of averages that are not finite, which ``--allow-nonfinite`` lets pass."""
+    names = [
+        quoted(tensor.name)
+        for position, tensor in enumerate(plan.tensors)
+        if tensor.action is Action.AVERAGED and any(found[position].norm is None for found in statistics)
+    ]
+    if not names:
+        return []
+    notice = Notice(code="nonfinite-written", message=f"NaN, infinity or overflow in {shortlist(names)}")
+    listener(Warned(notice=notice))
+    return [notice]
 
 
 def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:

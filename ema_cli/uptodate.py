@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from ema_cli.errors import OutputError
@@ -21,20 +22,22 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
         OutputError: an output exists, is not up to date, and ``--force`` was not given.
 
     """
-    reports = [_matching_report(output, plan, options) for output in plan.outputs]
-    found = [report for report in reports if report is not None]
-    if len(found) == len(reports) and not options.force:
-        averages = tuple(average for report in found for average in report.averages)
-        return dataclasses.replace(found[0], averages=averages)
+    found = [_look(output, plan, options) for output in plan.outputs]
+    reports = [report for report in found if isinstance(report, Report)]
+    if options.force:
+        return None
+    if len(reports) == len(found):
+        return dataclasses.replace(
+            reports[0], averages=tuple(average for report in reports for average in report.averages)
+        )
     in_the_way = [
-        quoted(str(output.path))
-        for output, report in zip(plan.outputs, reports, strict=True)
-        if report is None and output.path.exists()
+        f"{quoted(str(output.path))} exists: {reason}"
+        for output, reason in zip(plan.outputs, found, strict=True)
+        if isinstance(reason, str) and output.path.exists()
     ]
-    if in_the_way and not options.force:
+    if in_the_way:
         raise OutputError(
-            f"{shortlist(in_the_way)} exists and is not this average of these checkpoints",
-            hint="choose another name with -o, or overwrite it with --force",
+            shortlist(in_the_way, most=2), hint="choose another name with -o, or overwrite it with --force"
         )
     return None
 
@@ -44,15 +47,48 @@ def report_path(output: Path) -> Path:
     return output.with_name(report_name(output.name))
 
 
-def _matching_report(output: PlannedOutput, plan: Plan, options: Options) -> Report | None:
+def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
+    """Return the report of an output that is up to date, or why it is not."""
     try:
-        with output.path.open("rb") as file:
-            same_header = file.read(len(output.header)) == output.header
-        same_size = output.path.stat().st_size == len(output.header) + plan.data_bytes
         report = from_json(report_path(output.path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    same_inputs = [i.fingerprint for i in report.inputs] == [c.fingerprint for c in plan.checkpoints]
-    same_weights = [average.weights for average in report.averages] == [output.weighting.weights]
-    digests = not options.sha256 or all(i.sha256 for i in report.inputs)
-    return report if same_header and same_size and same_inputs and same_weights and digests else None
+        return "there is no report beside it that says what it is"
+    if [average.weights for average in report.averages] != [output.weighting.weights]:
+        return "its report tells of another average"
+    (average,) = report.averages
+    touched = (
+        checkpoint.path
+        for checkpoint, known in zip(plan.checkpoints, report.inputs, strict=True)
+        if checkpoint.fingerprint != known.fingerprint
+    )
+    reason = ""
+    if (path := next(touched, None)) is not None:
+        reason = f"since then {quoted(str(path))} was changed or touched"
+    elif options.sha256 and not all(known.sha256 for known in report.inputs):
+        reason = "its report has no digests of the inputs, which --sha256 asks for"
+    elif not _has_header(output, plan):
+        reason = "it was made with other options, or by another version"
+    elif not _is_as_written(output.path, average.output.sha256):
+        reason = "it was changed after it was written"
+    here = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
+    return reason or dataclasses.replace(report, averages=(here,))
+
+
+def _has_header(output: PlannedOutput, plan: Plan) -> bool:
+    try:
+        with output.path.open("rb") as file:
+            same = file.read(len(output.header)) == output.header
+        return same and output.path.stat().st_size == len(output.header) + plan.data_bytes
+    except OSError:
+        return False
+
+
+def _is_as_written(path: Path, sha256: str) -> bool:
+    """Whether an output has the digest of its report. One that is older than the report was not touched since."""
+    try:
+        if path.stat().st_mtime_ns <= report_path(path).stat().st_mtime_ns:
+            return True
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False

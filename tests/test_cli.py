@@ -133,7 +133,7 @@ def test_plan_tells_that_the_output_is_in_the_way(run_folder: Path, ema_avg: Run
     (run_folder.parent / "ema.safetensors").write_bytes(b"something else")
     done = ema_avg("plan", run_folder, "--decay", "0.9", "-o", "ema.safetensors")
     assert done.returncode == 0
-    assert "output-exists" in done.stderr
+    assert "output-in-the-way" in done.stderr
 
 
 def test_without_a_decay_the_choices_are_shown(run_folder: Path, ema_avg: Run) -> None:
@@ -364,3 +364,76 @@ def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, 
     )
     assert done.returncode == 0
     assert 'left out "ckpt_ema.safetensors": an earlier output of ema-avg' in done.stderr
+
+
+def test_names_without_a_step_among_others_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:
+    """A file that has no number among numbered ones makes the order doubtful, and ``--strict`` fails."""
+    for name in ("model_100", "model_200", "export"):
+        save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
+    done = ema_avg("plan", "*.safetensors", "--decay", "0.5", "--strict")
+    assert done.returncode == 8
+    assert "steps-incomplete" in done.stderr
+    assert "2 of 3 checkpoints have a step (name)" in done.stderr
+    assert '"export.safetensors"' in done.stderr
+
+
+def test_one_step_in_two_folders_is_refused(tmp_path: Path, ema_avg: Run) -> None:
+    """Equal file names in two folders are two copies of one step, not two steps."""
+    for folder in ("a1", "b"):
+        (tmp_path / folder).mkdir()
+        for step in (100, 200):
+            save_file({"w": torch.zeros(2)}, tmp_path / folder / f"model_{step}.safetensors")
+    done = ema_avg("plan", "a1", "b", "--decay", "0.5")
+    assert done.returncode == 3
+    assert "several checkpoints have one step" in done.stderr
+
+
+def test_an_empty_argument_is_an_unset_variable(ema_avg: Run) -> None:
+    """An empty name never means the current folder."""
+    done = ema_avg("", "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.returncode == 2
+    assert "empty" in done.stderr
+
+
+def test_a_newer_last_checkpoint_is_used(run_folder: Path, ema_avg: Run) -> None:
+    """``last.ckpt`` is left out as a copy, unless the step inside is beyond all others."""
+    newest = torch.load(run_folder / "ckpt_500.pt", weights_only=False)
+    torch.save(newest, run_folder / "last.ckpt")
+    assert 'left out "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
+    torch.save({**newest, "step": 550}, run_folder / "last.ckpt")
+    plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
+    assert [i["step"] for i in plan["inputs"]] == [100, 200, 300, 400, 500, 550]
+
+
+def test_an_output_that_was_changed_is_not_up_to_date(run_folder: Path, ema_avg: Run) -> None:
+    """A flipped byte is noticed on the next run; a touched output with the same bytes is still up to date."""
+    arguments = [run_folder, "--decay", "0.5", "-o", "ema.safetensors"]
+    assert ema_avg(*arguments).returncode == 0
+    output = run_folder.parent / "ema.safetensors"
+    later = output.stat().st_mtime + 10
+    os.utime(output, (later, later))
+    assert ema_avg(*arguments).stdout.startswith("up to date")
+    damaged = bytearray(output.read_bytes())
+    damaged[-1] ^= 1
+    output.write_bytes(damaged)
+    os.utime(output, (later, later))
+    done = ema_avg(*arguments)
+    assert done.returncode == 5
+    assert "it was changed after it was written" in done.stderr
+
+
+def test_averages_that_are_not_finite_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:
+    """``--allow-nonfinite`` folds NaN, and says so."""
+    for step in (1, 2):
+        save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / f"s_{step}.safetensors")
+    done = ema_avg("s_*.safetensors", "--decay", "0.5", "-o", "ema.safetensors", "--allow-nonfinite")
+    assert done.returncode == 0
+    assert "nonfinite-written" in done.stderr
+
+
+def test_plan_names_a_missing_folder(run_folder: Path, ema_avg: Run) -> None:
+    """The plan tells what would stop the run: no folder for the output."""
+    done = ema_avg("plan", run_folder, "--decay", "0.5", "-o", "missing/ema.safetensors")
+    assert done.returncode == 0
+    assert "output-in-the-way" in done.stderr
+    assert "mkdir -p missing" in done.stderr

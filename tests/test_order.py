@@ -184,7 +184,7 @@ def test_the_order_of_modification(tmp_path: Path) -> None:
 def test_the_order_of_steps_needs_steps(tmp_path: Path) -> None:
     """``--order step`` is refused where not every checkpoint has one."""
     paths = [write_one(tmp_path / f"{name}.pt") for name in ("x", "yy")]
-    with pytest.raises(UsageError, match="--order step, but not every checkpoint has a step"):
+    with pytest.raises(UsageError, match="--order step, but the checkpoints have no steps"):
         order(*paths, order="step")
 
 

@@ -239,7 +239,7 @@ def test_every_truncation_is_refused(small: Path) -> None:
 
 def test_empty_files_are_refused(tmp_path: Path) -> None:
     """An empty file is told as such."""
-    with pytest.raises(InputRefused, match=r'empty\.pt": is empty'):
+    with pytest.raises(InputRefused, match=r'empty\.pt" is empty'):
         open_file(overwrite(tmp_path / "empty.pt", b""))
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ema_cli.cli import render
 from ema_cli.cli.console import Console
 from ema_cli.cli.progress import ProgressDisplay
-from ema_cli.discover import close_all, discover
-from ema_cli.errors import OutputError
+from ema_cli.discover import AVERAGES_AVERAGED, close_all, discover
+from ema_cli.errors import OutputError, UsageError
 from ema_cli.events import Event, Planned, Warned
+from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
-from ema_cli.pipeline import planned, run_average
+from ema_cli.pipeline import fail_if_strict, planned, run_average
 from ema_cli.records import Notice, Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.uptodate import find_up_to_date
+from ema_cli.write.publish import check_folder
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
@@ -40,23 +42,31 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
 def plan(options: Options, console: Console) -> None:
     """Show the plan, and what would keep it from being carried out."""
     with planned(options) as made:
-        notices = [*made.notices, *_output_notices(made, options)]
+        notices = [*made.notices, *_obstacles(made, options)]
     if console.style.json:
         console.document(plan_document(made, notices))
         return
     render.plan(made, options, console)
     for notice in notices:
         console.notice(notice)
+    fail_if_strict(notices, options)
 
 
-def _output_notices(made: Plan, options: Options) -> list[Notice]:
-    if options.output is None:
-        return []
+def _obstacles(made: Plan, options: Options) -> Iterator[Notice]:
+    """Yield what would keep the plan from being carried out."""
     try:
-        found = find_up_to_date(made, options)
+        lane_maker(resolve_device(options.device), made)
+    except UsageError as error:
+        yield Notice(code="no-device", message=error.message, hint=error.hint)
+    if options.output is None:
+        return
+    try:
+        for path in (options.output, *options.reports):
+            check_folder(path)
+        if find_up_to_date(made, options):
+            yield Notice(code="up-to-date", message="the outputs are up to date: nothing would be done")
     except OutputError as error:
-        return [Notice(code="output-exists", message=error.message, hint=error.hint)]
-    return [Notice(code="up-to-date", message="the outputs are up to date: nothing would be done")] if found else []
+        yield Notice(code="output-in-the-way", message=error.message, hint=error.hint)
 
 
 def inspect(options: Options, console: Console) -> None:
@@ -70,4 +80,5 @@ def inspect(options: Options, console: Console) -> None:
         render.checkpoint(checkpoint, console)
     render.left_out(found.left_out, console)
     for notice in found.notices:
-        console.notice(notice)
+        if notice.code != AVERAGES_AVERAGED:  # nothing is averaged here
+            console.notice(notice)

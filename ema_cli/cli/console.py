@@ -52,7 +52,8 @@ class Console:
     def rich(self) -> RichConsole:
         """The rich console of stderr."""
         if self._rich is None:
-            from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed for errors and JSON
+            from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed for JSON
+            from rich.theme import Theme  # noqa: PLC0415
 
             terminal = _is_terminal(sys.stderr)
             self._rich = RichConsole(
@@ -62,6 +63,7 @@ class Console:
                 highlight=False,
                 markup=False,
                 emoji=False,
+                theme=Theme({"bar.complete": "cyan", "progress.data.speed": "none", "progress.remaining": "none"}),
                 width=None if terminal or "COLUMNS" in os.environ else _LOG_WIDTH,
             )
         return self._rich
@@ -70,9 +72,7 @@ class Console:
         """Say something on stderr, unless quiet."""
         if not self.style.quiet:
             with _ignoring_closed_streams():
-                from rich.table import Table  # noqa: PLC0415
-
-                self.rich.print(*parts, soft_wrap=not any(isinstance(part, Table) for part in parts))
+                self._print(*parts)
 
     def notice(self, notice: Notice) -> None:
         """Show a warning and its way out."""
@@ -104,16 +104,23 @@ class Console:
         first, *rest = message.split("\n")
         text = Text.assemble((f"{label}: ", f"bold {color}"), clean(first))
         with _ignoring_closed_streams():
-            self.rich.print(text, soft_wrap=True)
+            self._print(text)
             for line in rest:
-                self.rich.print(clean(line), soft_wrap=True)
+                self._print(clean(line))
 
     def _hint(self, hint: str) -> None:
         from rich.text import Text  # noqa: PLC0415
 
         if hint:
             with _ignoring_closed_streams():
-                self.rich.print(Text.assemble(("  try: ", "bold"), clean(hint)), soft_wrap=True)
+                self._print(Text.assemble(("  try: ", "bold"), clean(hint)))
+
+    def _print(self, *parts: RenderableType) -> None:
+        """Wrap lines between words on a terminal, and not at all in a log; tables fit themselves to the width."""
+        from rich.table import Table  # noqa: PLC0415
+
+        table = any(isinstance(part, Table) for part in parts)
+        self.rich.print(*parts, soft_wrap=not table and not _is_terminal(sys.stderr))
 
 
 def clean(line: str) -> str:

@@ -24,6 +24,8 @@ from ema_cli.weights.diagnostics import percent
 _MOST_ROWS = 24
 _BAR_WIDTH = 24
 _DIGEST_SHOWN = 16
+_MEANINGFUL = 0.1
+"""Seconds below which a speed says nothing."""
 
 
 def plan(made: Plan, options: Options, console: Console) -> None:
@@ -57,15 +59,14 @@ def outcome(done: Outcome, options: Options, console: Console) -> None:
     """Show what came of it; the last lines, on stdout, say what lies where."""
     report = done.report
     for average in report.averages:
-        if not done.up_to_date:
-            console.talk(_drift_line(average))
+        if not done.up_to_date and len(report.inputs) > 1:
+            label = "" if len(report.averages) == 1 else f"{Path(average.output.path).name}: "
+            console.talk(safe_text(label) + _drift_line(average))
     if not done.up_to_date:
         summary = report.summary
-        memory = f", {human_bytes(summary.peak_memory_bytes)} of memory" if summary.peak_memory_bytes else ""
-        console.talk(
-            f"folded {human_bytes(summary.bytes_read)} in {summary.fold_seconds:.2f} s "
-            f"({human_bytes(summary.throughput_bytes_per_second)}/s){memory}"
-        )
+        speed = f" ({human_bytes(summary.throughput_bytes_per_second)}/s)" if summary.fold_seconds > _MEANINGFUL else ""
+        memory = f", peak memory {human_bytes(summary.peak_memory_bytes)}" if summary.peak_memory_bytes else ""
+        console.talk(f"folded {human_bytes(summary.bytes_read)} in {summary.fold_seconds:.2f} s{speed}{memory}")
     for average in report.averages:
         path = Path(average.output.path)
         console.talk(f"report {safe_text(str(report_path(path)))}")
@@ -205,13 +206,8 @@ def _drift_line(average: Average) -> str:
     drifts = [(t.drift, t.name) for t in average.tensors if t.drift is not None and t.tied_to is None]
     if not drifts:
         return "nothing to compare with the last checkpoint"
-    most, least = max(drifts), min(drifts)
-    if len(drifts) == 1:
-        return f"drift from the last checkpoint: {100 * most[0]:.3g} % in {quoted(most[1])}"
-    return (
-        f"drift from the last checkpoint: most in {quoted(most[1])}, {100 * most[0]:.3g} %; "
-        f"least in {quoted(least[1])}, {100 * least[0]:.3g} %"
-    )
+    most, median = max(drifts), sorted(drifts)[len(drifts) // 2]
+    return f"drift from the last checkpoint: median {percent(median[0])}, most in {quoted(most[1])}, {percent(most[0])}"
 
 
 def _result_line(report: Report, average: Average, *, up_to_date: bool) -> str:

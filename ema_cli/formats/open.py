@@ -20,6 +20,8 @@ from ema_cli.text import quoted
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 """What checkpoint files are called, where a folder is searched for them."""
 _HEAD_BYTES = 512
+_VERBS = ("contradicts", "declares", "has", "holds", "is", "names", "refers")
+"""A reason that begins with one of these goes on after the name of the file; any other after a colon."""
 _TAR_MAGIC = slice(257, 262)
 
 
@@ -46,7 +48,10 @@ def open_checkpoint(
     except EmaAvgError as refused:
         source.close()
         if isinstance(refused, InputRefused):
-            raise InputRefused(f"{quoted(str(path))}: {refused.message}", hint=refused.hint) from refused
+            verb = refused.message.partition(" ")[0] in _VERBS
+            raise InputRefused(
+                f"{quoted(str(path))}{'' if verb else ':'} {refused.message}", hint=refused.hint
+            ) from refused
         raise
     except BaseException:
         source.close()

@@ -67,7 +67,8 @@ def find_state_dict(root: object, key: str | None = None) -> StateDict:
         return _at_key(root, "" if key == "." else key)
     found = _Search().run(root)
     if found is None:
-        raise InputRefused("holds no tensors under string keys", hint="see what it holds with: ema-avg inspect FILE -v")
+        there = shortlist(quoted(name) for name in named(root)) or "nothing by name"
+        raise InputRefused(f"holds no tensors under string keys; at the top level there is {there}")
     return found
 
 
