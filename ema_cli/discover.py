@@ -60,6 +60,8 @@ class _Search:
     left_out: list[LeftOut] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
+    refused: list[EmaAvgError] = field(default_factory=list)
+    """Why files of a folder were left out."""
 
 
 def discover(options: Options, listener: Listener = ignore) -> Found:
@@ -155,6 +157,7 @@ def _open(candidate: _Candidate, options: Options, pool: LayoutPool, search: _Se
         if not candidate.in_folder:
             search.faults.append(refused)
             return
+        search.refused.append(refused)
         search.notices.append(
             Notice(
                 code="unusable-left-out",
@@ -205,7 +208,7 @@ def _leave_out_own_outputs(search: _Search) -> None:
         search.notices.append(Notice(code=AVERAGES_AVERAGED, message=message))
         return
     search.checkpoints = [checkpoint for checkpoint in search.checkpoints if not checkpoint.made_by_us]
-    search.left_out.extend(LeftOut(path=c.path, reason="an earlier output of ema-avg") for c in ours)
+    search.left_out.extend(LeftOut(path=c.path, reason="an earlier output of ema-avg", ours=True) for c in ours)
     close_all(ours)
 
 
@@ -222,6 +225,7 @@ def _leave_out_repeats(search: _Search) -> None:
 
 
 def _raise_nothing(options: Options, search: _Search) -> None:
+    _raise_faults(search.refused)
     named = shortlist(quoted(name) for name in options.paths)
     reasons = shortlist(f"{quoted(left.path.name)}: {left.reason}" for left in search.left_out)
     why = f"; left out were {reasons}" if reasons else ""

@@ -47,8 +47,17 @@ def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
     stems = [_SUFFIXES.sub("", name) for name in names]
     spelled = [_spelled(stem) for stem in stems]
     if len(stems) < 2 or (all(spelled) and len(set(spelled)) > 1):  # noqa: PLR2004 - a series has two names
-        return spelled
+        return [None] * len(stems) if _starts_again(stems) else spelled
     return _varying_number(stems) or [named or bare for named, bare in zip(spelled, _by_likeness(stems), strict=True)]
+
+
+def _starts_again(stems: Sequence[str]) -> bool:
+    """Whether the steps are counted anew in every epoch, so that they do not order the series."""
+    found = [(_EPOCH_WORD.findall(stem), _STEP_WORD.findall(stem)) for stem in stems]
+    if not all(epochs and steps for epochs, steps in found):
+        return False
+    pairs = sorted((int(epochs[-1]), int(steps[-1])) for epochs, steps in found)
+    return [step for _, step in pairs] != sorted(step for _, step in pairs)
 
 
 def _spelled(stem: str) -> NamedStep | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,7 @@ class Options:
                 raise UsageError(f"{flag} has the same value twice")
 
     def _check_compute(self) -> None:
-        if re.fullmatch(r"cpu|auto|cuda(:\d+)?", self.device) is None:
+        if re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", self.device) is None:
             raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
         if self.threads is not None and not 1 <= self.threads <= 256:  # noqa: PLR2004 - nobody has more use
             raise UsageError(f"--threads {self.threads} must be from 1 to 256")
@@ -176,6 +177,8 @@ class Options:
 
 def _check_pattern(flag: str, pattern: str) -> None:
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of patterns that a later Python reads in another way
+            re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{flag} {quoted(pattern)} is not a regular expression: {error}") from error

@@ -7,6 +7,7 @@ every file, every name, or not at all; sources are never mixed.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,11 @@ def _incomplete(checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | N
     steps = max(inside, list(named), key=lambda steps: sum(step is not None for step in steps))
     without = [quoted(c.path.name) for c, step in zip(checkpoints, steps, strict=True) if step is None]
     if len(without) == len(checkpoints):
-        return []
+        numbers = {tuple(re.findall(r"\d+", checkpoint.path.stem)) for checkpoint in checkpoints}
+        if options.order == "step" or len(numbers) == 1:
+            return []
+        message = "the numbers in the names do not read as steps: the order is that of the names, and may be wrong"
+        return [Notice(code="order-doubtful", message=message, hint=_BY_HAND)]
     source = next(step.source for step in steps if step)
     message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
     message += f"but there is none in {shortlist(without)}"

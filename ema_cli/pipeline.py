@@ -40,9 +40,12 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
         EmaAvgError: the inputs cannot be averaged as ``options`` say; see ``ema_cli.errors``.
 
     """
+    from ema_cli.places import refuse_inputs  # noqa: PLC0415
+
     found = discover(options, listener)
     try:
         plan = make_plan(order_series(found, options), replace(options, device=resolve_device(options.device)))
+        refuse_inputs(found, plan, options)
         listener(Planned(plan=plan))
         for notice in plan.notices:
             listener(Warned(notice=notice))
@@ -58,17 +61,16 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
 
     """
+    from ema_cli.places import check_places  # noqa: PLC0415
     from ema_cli.uptodate import find_up_to_date  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
-    from ema_cli.write.publish import check_folder  # noqa: PLC0415
 
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     started = time.monotonic()
-    for path in options.reports:
-        check_folder(path)
     with planned(options, listener) as plan, ExitStack() as locks:
         fail_if_strict(plan.notices, options)
+        check_places(plan, options)
         for output in plan.outputs:
             locks.enter_context(output_lock(output.path))
         earlier = find_up_to_date(plan, options)
@@ -83,6 +85,7 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
     from ema_cli.fold.engine import fold  # noqa: PLC0415 - numpy
     from ema_cli.report.build import Measured, build_report  # noqa: PLC0415
     from ema_cli.write.output import OutputFile  # noqa: PLC0415
+    from ema_cli.write.uninterrupted import uninterrupted  # noqa: PLC0415
 
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
@@ -107,19 +110,20 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
             file.finish()
         notices = [*plan.notices, *_check_inputs(plan, listener), *_check_average(plan, statistics, listener)]
         fail_if_strict(notices, options)
-        for file in files:
-            file.publish()
-    measured = Measured(
-        statistics=statistics,
-        output_sha256=[file.sha256 for file in files],
-        input_sha256=digests,
-        bytes_read=plan.read_bytes,
-        seconds=time.monotonic() - started,
-        fold_seconds=fold_seconds,
-        device=device,
-    )
-    report = build_report(plan, options, measured, notices, argv)
-    _write_reports(report, options, beside=plan)
+        measured = Measured(
+            statistics=statistics,
+            output_sha256=[file.sha256 for file in files],
+            input_sha256=digests,
+            bytes_read=plan.read_bytes,
+            seconds=time.monotonic() - started,
+            fold_seconds=fold_seconds,
+            device=device,
+        )
+        report = build_report(plan, options, measured, notices, argv)
+        with uninterrupted():
+            for file in files:
+                file.publish()
+            _write_reports(report, options, beside=plan)
     return report
 
 

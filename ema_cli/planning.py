@@ -68,7 +68,7 @@ def make_plan(series: Series, options: Options) -> Plan:
     tensors = _plan_tensors(checkpoints, layout_numbers, chosen, options)
     used = _used(weightings)
     outputs = [_plan_output(weighting, series, tensors, options) for weighting in weightings]
-    _refuse_equal_paths(outputs, checkpoints)
+    _refuse_equal_paths(outputs)
     return Plan(
         series=series,
         outputs=tuple(outputs),
@@ -208,19 +208,11 @@ def _options_fingerprint(method: Method, options: Options) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _refuse_equal_paths(outputs: Sequence[PlannedOutput], checkpoints: Sequence[Checkpoint]) -> None:
+def _refuse_equal_paths(outputs: Sequence[PlannedOutput]) -> None:
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
-    inputs = {checkpoint.index.source.identity for checkpoint in checkpoints}
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError:
-            continue  # not there; what else is wrong with it will be told when it is written
-        if (status.st_dev, status.st_ino) in inputs:
-            raise UsageError(f"the output {quoted(str(path))} is one of the inputs", hint="choose another name with -o")
 
 
 def _read_bytes(

@@ -41,6 +41,8 @@ class LeftOut:
 
     path: Path
     reason: str
+    ours: bool = False
+    """It is an earlier output of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 LONGEST_NAME = 120
 """Characters of a name that are shown; the middle of a longer one is cut out."""
 
+_LONGEST_SIZE = 24
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
 
 
@@ -67,7 +68,7 @@ def parse_bytes(text: str) -> int:
 
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    if match is None or len(text) > _LONGEST_SIZE:
         raise ValueError(text)
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000

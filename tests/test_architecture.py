@@ -24,6 +24,7 @@ LAYERS = (
     {"planning"},
     {"fold", "write", "report"},
     {"uptodate"},
+    {"places"},
     {"pipeline"},
     {"api"},
     {"cli"},

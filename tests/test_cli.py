@@ -272,11 +272,12 @@ def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its partial file, keeps the old output, and exits with 128 + n."""
+    (tmp_path / "run").mkdir()
     for step in range(6):
-        save_file({"w": torch.full((40_000_000,), float(step))}, tmp_path / f"s_{step}.safetensors")
+        save_file({"w": torch.full((40_000_000,), float(step))}, tmp_path / "run" / f"s_{step}.safetensors")
     (tmp_path / "ema.safetensors").write_bytes(b"the old one")
     process = subprocess.Popen(
-        [sys.executable, "-m", "ema_cli", str(tmp_path), "--decay", "0.5", "-o", "ema.safetensors", "--force"],
+        [sys.executable, "-m", "ema_cli", "run", "--decay", "0.5", "-o", "ema.safetensors", "--force"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -437,3 +438,85 @@ def test_plan_names_a_missing_folder(run_folder: Path, ema_avg: Run) -> None:
     assert done.returncode == 0
     assert "output-in-the-way" in done.stderr
     assert "mkdir -p missing" in done.stderr
+
+
+def test_a_checkpoint_that_was_found_is_never_overwritten(tmp_path: Path, ema_avg: Run) -> None:
+    """Neither the selection nor ``--force`` nor ``--report`` makes an input an output."""
+    for step in (1, 2, 3):
+        save_file({"w": torch.full((2,), float(step))}, tmp_path / f"c_{step}.safetensors")
+    torch.save({"w": torch.zeros(2)}, tmp_path / "in.json")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    names = ["c_1.safetensors", "c_2.safetensors", "c_3.safetensors"]
+    for arguments in (
+        [*names, "--last", "2", "-o", "c_1.safetensors", "--force"],
+        ["in.json", "c_2.safetensors", "-o", "o.safetensors", "--report", "in.json", "--order", "name", "--force"],
+    ):
+        assert ema_avg(*arguments, "--decay", "0.5").returncode == 2
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("place", ["folder", "link", "fifo", "foreign"])
+def test_what_is_in_the_way_is_found_before_the_work(place: str, run_folder: Path, ema_avg: Run) -> None:
+    """A folder, a link, a FIFO or a foreign file where the report belongs is an error, and nothing is published."""
+    report = run_folder.parent / "ema.report.json"
+    match place:
+        case "folder":
+            report.mkdir()
+        case "link":
+            report.symlink_to("nowhere")
+        case "fifo":
+            os.mkfifo(report)
+        case _:
+            report.write_text('{"lr": 0.1}')
+    before = listing(run_folder.parent)
+    done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.returncode == 5, done.stderr
+    assert "ema.report.json" in done.stderr
+    assert listing(run_folder.parent) == before
+
+
+def test_a_full_standard_output_fails_the_document(run_folder: Path) -> None:
+    """A document that cannot be written is a failure, because it is the product."""
+    command = [sys.executable, "-m", "ema_cli", "plan", str(run_folder), "--decay", "0.5", "--json"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        assert subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False).returncode == 5
+
+
+def test_without_standard_streams_the_output_is_written(run_folder: Path) -> None:
+    """Closed standard streams do not matter."""
+    command = f"exec {sys.executable} -m ema_cli run --decay 0.5 -o ema.safetensors >&- 2>&- <&-"
+    assert subprocess.run(["sh", "-c", command], cwd=run_folder.parent, check=False).returncode == 0
+    assert (run_folder.parent / "ema.safetensors").exists()
+
+
+def test_the_wrong_prefix_is_a_usage_error(run_folder: Path, ema_avg: Run) -> None:
+    """A prefix that the names do not have is told; no file is left out for it."""
+    assert ema_avg("plan", run_folder, "--decay", "0.5", "--strip-prefix", "z.").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "code", "words"),
+    [
+        ({"vae": {"w": 1}, "upscaler": {"w": 1}}, 3, "several models"),
+        ({"model": {"layers": [{"w": 1}, {"w": 1}], "head": 1}}, 3, "in a list"),
+        ({"models": [{"w": 1}], "loss": 0}, 3, "holds no tensors"),
+        ({"state_dict": {"model": {"w": 1}, "optimizer": {"w": {"exp_avg": 1}}}}, 0, 'under "state_dict.model"'),
+    ],
+)
+def test_no_part_of_a_model_is_dropped_in_silence(
+    checkpoint: dict[str, object], code: int, words: str, tmp_path: Path, ema_avg: Run
+) -> None:
+    """What could be part of the model is used, or the checkpoint is refused."""
+
+    def tensors(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: tensors(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [tensors(inner) for inner in value]
+        return torch.tensor(0.5) if value == 0 else torch.ones(3)
+
+    for step in (1, 2):
+        torch.save(tensors(checkpoint), tmp_path / f"x_{step}.pt")
+    done = ema_avg("plan", "x_1.pt", "x_2.pt", "--decay", "0.5")
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr

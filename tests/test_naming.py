@@ -43,7 +43,7 @@ def test_natural_order_is_total(names: list[str], shuffle: random.Random) -> Non
     [
         (["ckpt_2.pt", "ckpt_10.pt"], [2, 10]),
         (["model_step=200.ckpt", "model_step=1000.ckpt"], [200, 1000]),
-        (["epoch=1-step=100.ckpt", "epoch=2-step=50.ckpt"], [100, 50]),
+        (["epoch=1-step=100.ckpt", "epoch=2-step=50.ckpt"], [None, None]),
         (["checkpoint-500/model.bin", "checkpoint-1500/model.bin"], [500, 1500]),
         (["iter_0000100/m.pt", "iter_0000200/m.pt"], [100, 200]),
         (["global_step100.pt", "global_step200.pt"], [100, 200]),

@@ -211,7 +211,7 @@ def test_an_optimizer_is_never_the_model() -> None:
 
 @pytest.mark.parametrize("root", [None, 3, [T, T], T, {}, {"model": {}}, {0: {"w": T}}, {"model": {0: T}}, ((),)])
 def test_no_weights_are_refused(root: object) -> None:
-    """A file without tensors under names is refused with the next command."""
+    """A file without tensors under names is refused, with what it holds instead."""
     with pytest.raises(InputRefused, match="holds no tensors under string keys"):
         find_state_dict(root)
 

@@ -320,7 +320,6 @@ LIES = {
     "too many dimensions": tensor(shape=[1] * 65, strides=[1] * 65),
     "negative storage": tensor(storage(elements=-4)),
     "declared smaller": tensor(storage(elements=3)),
-    "empty beyond the end": tensor(offset=5, shape=(0,)),
     "unknown storage": tensor(storage(kind="\x1b[2JStorage")),
     "missing record": tensor(storage("1")),
     "path as record": tensor(storage("../data.pkl")),

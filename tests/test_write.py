@@ -29,7 +29,7 @@ from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.write import settle
 from ema_cli.write.lock import output_lock
 from ema_cli.write.output import OutputFile
-from ema_cli.write.publish import check_folder, temporary_name, write_atomically
+from ema_cli.write.publish import check_place, temporary_name, write_atomically
 from ema_cli.write.settle import Settler
 from tests.series import State, load, open_files, random_states, same_bits, write_series
 
@@ -263,7 +263,7 @@ def test_a_missing_folder_is_told_with_the_command_that_makes_it(tmp_path: Path)
         ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", reports=[report])
     assert not (tmp_path / "ema.safetensors").exists()
     with pytest.raises(OutputError):
-        check_folder(report)
+        check_place(report)
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])

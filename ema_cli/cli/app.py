@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 PLAN = "plan"
+_MOST_DIGITS = 18
 
 _AVERAGE_HELP = """\
 Average training checkpoints into one safetensors file, with a report.
@@ -149,7 +150,7 @@ def _parse_steps(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts):
         raise UsageError(f"--steps {quoted(text)} is not a list of whole numbers", hint="--steps 100,200,300")
     return tuple(int(part) for part in parts)
 

@@ -14,10 +14,10 @@ from ema_cli.events import Event, Planned, Warned
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.pipeline import fail_if_strict, planned, run_average
+from ema_cli.places import check_places
 from ema_cli.records import Notice, Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.uptodate import find_up_to_date
-from ema_cli.write.publish import check_folder
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
@@ -61,8 +61,7 @@ def _obstacles(made: Plan, options: Options) -> Iterator[Notice]:
     if options.output is None:
         return
     try:
-        for path in (options.output, *options.reports):
-            check_folder(path)
+        check_places(made, options)
         if find_up_to_date(made, options):
             yield Notice(code="up-to-date", message="the outputs are up to date: nothing would be done")
     except OutputError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from ema_cli.errors import EmaAvgError
+from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records import Notice
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import safe_text
@@ -136,10 +136,21 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    with _ignoring_closed_streams():
+    """Print a result. A reader that went away does not matter; a place that takes no bytes does.
+
+    Raises:
+        OutputError: standard output is a file or device that cannot be written.
+
+    """
+    try:
         if stream is not None:
             stream.write(f"{text}\n")
             stream.flush()
+    except (BrokenPipeError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of the run
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -148,4 +159,4 @@ def _ignoring_closed_streams() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError):
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of the run
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of the run

@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 # Typer vendors Click and keeps the base of its own usage errors private; the version is pinned below 0.29.
@@ -17,18 +16,10 @@ from typer._click.exceptions import ClickException
 from ema_cli.cli.app import app
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode, exit_code
+from ema_cli.cli.signals import Terminated
 from ema_cli.errors import EmaAvgError, UsageError
 
 DEBUG_VARIABLE = "EMA_AVG_DEBUG"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Terminated(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived; raised so that everything on the way out cleans up."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -39,8 +30,6 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     # The fold has threads of its own; those of numpy's BLAS would only cost start-up time and memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for number in _SIGNALS:
-        signal.signal(number, _terminate)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments))
     try:
         code = int(app(arguments, prog_name="ema-avg", standalone_mode=False) or ExitCode.OK)
@@ -58,7 +47,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as bug:  # noqa: BLE001 - the last resort of the program
         code = ExitCode.BUG
         console.error(_describe_bug(bug), code)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
         sys.stdout.flush()
     if code > ExitCode.SIGNAL:
         _exit_now(code)
@@ -74,15 +63,8 @@ def _describe_bug(bug: Exception) -> EmaAvgError:
     )
 
 
-def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    """Raise once; later signals do not interrupt the cleaning up."""
-    for other in _SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise Terminated(number)
-
-
 def _exit_now(code: int) -> NoReturn:
     """Leave without waiting for threads of libraries."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
     os._exit(code)

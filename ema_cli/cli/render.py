@@ -129,7 +129,10 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 
 def _shortest(folder: Path) -> str:
     """Return the folder as seen from here, where that is shorter."""
-    return min(str(folder), os.path.relpath(folder), key=len)
+    try:
+        return min(str(folder), os.path.relpath(folder), key=len)
+    except OSError:  # the working directory was deleted
+        return str(folder)
 
 
 def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -164,7 +167,8 @@ def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
 
 def _share_row(made: Plan, folder: Path, row: int) -> list[str | Text]:
     member = made.series.members[row]
-    name = os.path.relpath(member.checkpoint.path.absolute(), folder)
+    path = member.checkpoint.path
+    name = str(path.absolute().relative_to(folder)) if path.absolute().is_relative_to(folder) else str(path)
     shares = [output.weighting.weights[row] for output in made.outputs]
     cells: list[str | Text] = [
         str(row + 1),

@@ -195,6 +195,8 @@ class _Machine:
     # Containers.
 
     def mark(self) -> None:
+        if len(self.marks) >= _DEEPEST:
+            raise PickleError(f"it nests more than {_DEEPEST:,} values")
         self.marks.append(self.stack)
         self.stack = []
 
@@ -383,6 +385,7 @@ class _Machine:
         """Out-of-band buffers are read-only or not; here they are not followed at all."""
 
 
+_DEEPEST = 10_000
 _UINT32 = struct.Struct("<L")
 _STOP = ord(".")
 _TABLE: dict[bytes, Callable[[_Machine], None]] = {

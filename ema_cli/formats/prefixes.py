@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import UsageError
 from ema_cli.text import quoted
 
 _LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -22,7 +22,7 @@ def strip_prefixes(names: Sequence[str], prefix: str | None) -> tuple[list[str],
         prefix: the one prefix to remove; ``None`` for those of known wrappers, empty for none.
 
     Raises:
-        InputRefused: two names would become one, or ``prefix`` is not in front of every name.
+        UsageError: two names would become one, or ``prefix`` is not in front of every name.
 
     """
     if prefix is not None:
@@ -48,7 +48,7 @@ def _common(names: Sequence[str]) -> str | None:
 def _strip_given(names: Sequence[str], prefix: str) -> tuple[list[str], tuple[str, ...]]:
     bare = next((name for name in names if not name.startswith(prefix)), None)
     if bare is not None:
-        raise InputRefused(f"tensor {quoted(bare)} does not begin with --strip-prefix {quoted(prefix)}")
+        raise UsageError(f"tensor {quoted(bare)} does not begin with --strip-prefix {quoted(prefix)}")
     if prefix and prefix in names:
-        raise InputRefused(f"tensor {quoted(prefix)} would have no name left after --strip-prefix {quoted(prefix)}")
+        raise UsageError(f"tensor {quoted(prefix)} would have no name left after --strip-prefix {quoted(prefix)}")
     return [name.removeprefix(prefix) for name in names], (prefix,) if prefix else ()

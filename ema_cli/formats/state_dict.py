@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, replace
 
 from ema_cli.errors import InputRefused, UsageError
+from ema_cli.formats.inert_values import Inert
 from ema_cli.formats.torch_objects import TensorRef
 from ema_cli.formats.tree import Tensor, follow, is_module, join, leaves, named, parts
 from ema_cli.text import quoted, shortlist
@@ -30,10 +31,15 @@ _USUAL = (
     "model_state",
 )
 _AVERAGES = re.compile(r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)", re.IGNORECASE)
-_NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|dataloader|callbacks|loops|grad", re.IGNORECASE)
+_NOT_WEIGHTS = re.compile(
+    r"optim|scheduler|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
+    re.IGNORECASE,
+)
 _SEARCH_DEPTH = 3
 _USUAL_DEPTH = 8
 """Levels below a child of the usual name where its first tensor is looked for (Megatron nests its layers)."""
+_LOOKED_AT = 1000
+"""Entries of a list that are looked at."""
 _OTHER_DEPTH = 2
 """The same below a child of any other name."""
 
@@ -104,13 +110,16 @@ class _Search:
         holding = [name for name, child in children.items() if self._holds_tensors(child, _OTHER_DEPTH)]
         averages = [name for name in holding if _AVERAGES.search(name)]
         usual = next((name for name in _USUAL if self._holds_tensors(children.get(name), _USUAL_DEPTH)), None)
+        if usual is not None and self._is_checkpoint_itself(children[usual]):
+            found = self._best_of(join(path, usual), children[usual], depth - 1)
+            return found and _child(found, node, usual, note=_note(usual, averages))
         if usual is not None:
             return _child(_chosen(join(path, usual), children[usual]), node, usual, note=_note(usual, averages))
         own = [name for name, value in children.items() if isinstance(value, Tensor)]
         candidates = [name for name in holding if name not in averages] or averages
-        if not candidates:
-            return _chosen(path, node) if own else None
         weights = [name for name in own if _is_weight(name, children[name])]
+        if not candidates:
+            return _chosen(path, node) if weights or (own and len(own) == len(parts(node))) else None
         if len(candidates) > 1 or weights:
             names = shortlist(quoted(join(path, name)) for name in [*candidates, *weights])
             raise InputRefused(
@@ -119,6 +128,12 @@ class _Search:
             )
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
         return found and _child(found, node, candidates[0], note=_note(candidates[0], averages))
+
+    def _is_checkpoint_itself(self, node: object) -> bool:
+        """Whether weights lie in ``node`` beside an optimizer or an average, and not directly in it."""
+        if is_module(node) or any(isinstance(child, Tensor) for child in self._children(node).values()):
+            return False
+        return len(self._children(node)) < len(named(node)) or any(map(_AVERAGES.search, self._children(node)))
 
     def _children(self, node: object) -> dict[str, object]:
         """Return the parts of ``node`` that may be weights."""
@@ -184,6 +199,8 @@ def _chosen(path: str, node: object) -> StateDict:
         beside = [name for name in everything if name not in node]
     tensors: dict[str, Tensor] = {}
     for name, leaf in leaves(node):
+        if _hides_weights(leaf):
+            raise InputRefused(f"holds tensors in a list, where they have no names: {quoted(name)}")
         if not name or not isinstance(leaf, Tensor):
             beside.append(name)
         elif name in tensors:
@@ -191,6 +208,18 @@ def _chosen(path: str, node: object) -> StateDict:
         else:
             tensors[name] = leaf
     return StateDict(key=path, tensors=tensors, ignored=tuple(beside), notes=())
+
+
+def _hides_weights(leaf: object) -> bool:
+    """Whether a list among the weights holds tensors, or state dicts; numbers such as losses do not count."""
+    entries = leaf.entries if isinstance(leaf, Inert) else leaf
+    if not isinstance(entries, list | tuple):
+        return False
+    return any(
+        isinstance(value, Tensor) and _is_weight("", value)
+        for entry in entries[:_LOOKED_AT]
+        for value in (entry, *named(entry).values())
+    )
 
 
 def _at_key(root: object, key: str) -> StateDict:

@@ -223,7 +223,8 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
     if tensor.flags:
         raise InputRefused(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
     _check_numbers(tensor)
-    reach = tensor.offset + span(tensor.shape, tensor.strides)
+    offset = 0 if 0 in tensor.shape else tensor.offset  # an empty view may begin anywhere
+    reach = offset + span(tensor.shape, tensor.strides)
     if reach * dtype.itemsize > min(record_bytes, _declared_bytes(tensor.storage, dtype)):
         raise InputRefused(f"reaches beyond its storage of {record_bytes:,} bytes")
     layout = TensorLayout(
@@ -231,7 +232,7 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
     )
     if layout.nbytes > max(record_bytes, _EXPANDED_BYTES):
         raise InputRefused(f"is expanded to {layout.nbytes:,} bytes from {record_bytes:,}")
-    return layout, tensor.offset * dtype.itemsize
+    return layout, offset * dtype.itemsize
 
 
 def _check_numbers(tensor: TensorRef) -> None:

@@ -18,6 +18,9 @@ from typing import Self
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.text import quoted
 
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+"""Errors that say nothing about the file: a folder's file is never left out because of them."""
+
 
 class ByteSource(ABC):
     """Bytes that can be read by position: three things to implement, the rest has a harmless default."""
@@ -134,17 +137,23 @@ class FileSource(ByteSource):
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
-        now = os.fstat(self._fd)
-        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+        now, then = os.fstat(self._fd), self._opened
+        renamed = not self._is_named()
+        # A write leaves its mark in ctime even if the modification time is put back; so does losing the name.
+        touched = now.st_ctime_ns != then.st_ctime_ns and not renamed
+        if touched or (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise InputChanged(
                 f"{quoted(self.name)} was changed while it was being read",
                 hint="run again when nothing writes to the checkpoints",
             )
+        return renamed
+
+    def _is_named(self) -> bool:
         try:
             named = self.path.stat()
         except OSError:
-            return True
-        return (named.st_dev, named.st_ino) != self.identity
+            return False
+        return (named.st_dev, named.st_ino) == self.identity
 
     def close(self) -> None:
         """Close the file."""
@@ -165,6 +174,9 @@ def _open(path: Path) -> int:
     except FileNotFoundError as error:
         raise NothingMatched(f"there is no {quoted(str(path))}") from error
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            hint = "ulimit -n 4096" if error.errno == errno.EMFILE else ""
+            raise InputChanged(f"{quoted(str(path))} cannot be opened: {error.strerror}", hint=hint) from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputRefused(f"{quoted(str(path))} cannot be opened: {reason}") from error
 

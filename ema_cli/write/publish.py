@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,15 +64,25 @@ def leftovers(name: str) -> str:
     return f".{glob.escape(name)}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.partial"
 
 
-def check_folder(path: Path) -> None:
-    """Raise, before the work, what ``write_atomically`` would after it if the folder of ``path`` is missing.
+def check_place(path: Path) -> None:
+    """Raise, before the work, what would keep a file from being put at ``path`` after it.
 
     Raises:
-        OutputError: there is no such folder.
+        OutputError: there is no such folder, it is not writable, or something other than a file is in the way.
 
     """
-    if not path.parent.is_dir():
-        raise_output_error(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    try:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            code = errno.EACCES if path.parent.is_dir() else errno.ENOENT
+            raise OSError(code, os.strerror(code))
+        mode = path.lstat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENOENT and path.parent.is_dir():
+            return
+        raise_output_error(path, error)
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise OutputError(f"{quoted(str(path))} cannot be written: it is {kind}", hint="choose another name")
 
 
 def raise_output_error(path: Path, error: OSError) -> NoReturn:
