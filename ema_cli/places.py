@@ -22,6 +22,8 @@ def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
         UsageError: naming the file.
 
     """
+    if options.output is None:
+        return  # a plan without an output writes nothing
     protected = {checkpoint.index.source.identity for checkpoint in found.checkpoints}
     protected |= {_identity(left.path) for left in found.left_out if not left.ours}
     for path in _written(plan, options):
