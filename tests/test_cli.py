@@ -520,3 +520,42 @@ def test_no_part_of_a_model_is_dropped_in_silence(
     done = ema_avg("plan", "x_1.pt", "x_2.pt", "--decay", "0.5")
     assert done.returncode == code, done.stderr
     assert words in done.stderr
+
+
+def test_numbers_that_are_no_steps_make_the_order_doubtful(tmp_path: Path, ema_avg: Run) -> None:
+    """Names whose numbers cannot be read as steps are folded by name, with a warning."""
+    for name in ("ckpt-5e2", "ckpt-1e3", "ckpt-2e3"):
+        save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
+    done = ema_avg("plan", "*.safetensors", "--decay", "0.5")
+    assert "order-doubtful" in done.stderr
+
+
+def test_an_empty_view_may_begin_anywhere(tmp_path: Path, ema_avg: Run) -> None:
+    """A view without elements is read although its offset lies beyond its storage, as torch reads it."""
+    for step in (1, 2):
+        weights = {"w": torch.ones(3), "e": torch.zeros(0).as_strided((0, 3), (3, 1), 7)}
+        torch.save(weights, tmp_path / f"x_{step}.pt")
+    done = ema_avg("x_1.pt", "x_2.pt", "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "ema.safetensors")["e"].shape == (0, 3)
+
+
+def test_too_few_descriptors_leave_no_checkpoint_out(tmp_path: Path) -> None:
+    """A folder's checkpoint that the system could not open is an error, never left out of the average."""
+    for step in range(40):
+        save_file({"w": torch.zeros(2)}, tmp_path / f"s_{step}.safetensors")
+    command = f"ulimit -n 20; exec {sys.executable} -m ema_cli plan {tmp_path} --decay 0.5"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "ulimit -n" in done.stderr
+
+
+def test_an_ignored_hangup_stays_ignored(run_folder: Path) -> None:
+    """Under ``nohup`` the end of a session does not end the run."""
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from ema_cli.cli.signals import install; install()\n"
+        "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
+        "assert callable(signal.getsignal(signal.SIGTERM))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=run_folder, check=False).returncode == 0

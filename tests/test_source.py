@@ -163,3 +163,15 @@ def test_names_are_made_safe_in_messages(tmp_path: Path) -> None:
     with pytest.raises(NothingMatched) as raised:
         FileSource(tmp_path / "\x1b[2J.pt")
     assert "\x1b" not in raised.value.message
+
+
+def test_a_change_is_noticed_although_the_time_was_put_back(tmp_path: Path) -> None:
+    """Writing and resetting the modification time still counts as a change."""
+    path = tmp_path / "data.bin"
+    path.write_bytes(bytes(100))
+    with FileSource(path) as source:
+        before = path.stat()
+        path.write_bytes(bytes(99) + b"x")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(InputChanged, match="was changed while it was being read"):
+            source.raise_if_changed()

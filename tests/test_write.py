@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from ema_cli.write.lock import output_lock
 from ema_cli.write.output import OutputFile
 from ema_cli.write.publish import check_place, temporary_name, write_atomically
 from ema_cli.write.settle import Settler
+from ema_cli.write.uninterrupted import uninterrupted
 from tests.series import State, load, open_files, random_states, same_bits, write_series
 
 
@@ -436,3 +438,11 @@ def test_durability_comes_before_the_name(tmp_path: Path, monkeypatch: pytest.Mo
     ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
     once = ["fsync file", "rename", "fsync folder"]
     assert calls == [*once, *once]
+
+
+def test_signals_wait_while_files_get_their_names() -> None:
+    """Between the first rename and the last report a signal does not interrupt; afterwards the handlers are back."""
+    before = signal.getsignal(signal.SIGTERM)
+    with uninterrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
