@@ -18,16 +18,18 @@ from ema_cli.records import Checkpoint, Plan
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted
+from ema_cli.weight_options import split_weights
 
 StrPath = str | os.PathLike[str]
 Numbers = float | Iterable[float]
-_LISTS = {"steps", "include", "exclude", "reports"}
+_LISTS = {"steps", "include", "exclude", "reports", "weights"}
 
 
 def average(
     paths: StrPath | Iterable[StrPath],
     *,
     output: StrPath,
+    method: str | Iterable[str] | None = None,
     decay: Numbers | None = None,
     half_life: Numbers | None = None,
     **options: Any,  # noqa: ANN401 - the fields of Options
@@ -40,10 +42,12 @@ def average(
 
     Args:
         paths: files, folders or glob patterns.
-        output: the file to write; with several decays it must hold ``{decay}``.
+        output: the file to write; with several averages it must hold ``{decay}``, ``{method}`` or the like.
+        method: a key of ``ema_cli.methods.SPECS``, one or several; ``ema`` if nothing else is said.
         decay: in [0, 1), one or several.
-        half_life: checkpoints after which a share has halved, instead of ``decay``.
-        **options: further fields of ``ema_cli.options.Options``, such as ``method="uniform"`` or ``force=True``.
+        half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
+        **options: ``one_minus_decay``, ``sigma_rel``, and the other fields of ``ema_cli.options.Options``, such as
+            ``per="step"`` or ``force=True``.
 
     Returns:
         The report; ``report.averages[k].output.path`` is where the k-th average lies.
@@ -52,13 +56,14 @@ def average(
         ema_cli.errors.EmaAvgError: one of its kinds; then no output was changed.
 
     """
-    made = make_options(paths, output=Path(output), decay=decay, half_life=half_life, **options)
+    made = make_options(paths, output=Path(output), method=method, decay=decay, half_life=half_life, **options)
     return run_average(made).report
 
 
 def plan(
     paths: StrPath | Iterable[StrPath],
     *,
+    method: str | Iterable[str] | None = None,
     decay: Numbers | None = None,
     half_life: Numbers | None = None,
     **options: Any,  # noqa: ANN401
@@ -67,15 +72,16 @@ def plan(
 
     Args:
         paths: files, folders or glob patterns.
+        method: a key of ``ema_cli.methods.SPECS``, one or several; ``ema`` if nothing else is said.
         decay: in [0, 1), one or several.
-        half_life: checkpoints after which a share has halved, instead of ``decay``.
-        **options: further fields of ``ema_cli.options.Options``.
+        half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
+        **options: as those of ``average``.
 
     Raises:
         ema_cli.errors.EmaAvgError: what ``average`` would raise before it reads tensor data.
 
     """
-    with planned(make_options(paths, decay=decay, half_life=half_life, **options)) as made:
+    with planned(make_options(paths, method=method, decay=decay, half_life=half_life, **options)) as made:
         return made
 
 
@@ -100,8 +106,11 @@ def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None =
 def make_options(
     paths: StrPath | Iterable[StrPath],
     *,
+    method: str | Iterable[str] | None = None,
     decay: Numbers | None = None,
     half_life: Numbers | None = None,
+    one_minus_decay: Numbers | None = None,
+    sigma_rel: Numbers | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Options:
     """Return the options of a call from Python.
@@ -120,10 +129,19 @@ def make_options(
         options["output"] = Path(options["output"])
     if "reports" in options:
         options["reports"] = tuple(Path(report) for report in options["reports"])
+    if options.get("continue_from") is not None:
+        options["continue_from"] = Path(options["continue_from"])
+    methods = _listed(method) or ()
+    named = tuple(os.fspath(path) for path in _listed(paths))
+    if "manual" in methods and options.get("weights") is None:
+        named, options["weights"] = split_weights(named)
     return Options(
-        paths=tuple(os.fspath(path) for path in _listed(paths)),
+        paths=named,
+        methods=methods,
         decays=_numbers(decay),
         half_lives=_numbers(half_life),
+        one_minus_decays=_numbers(one_minus_decay),
+        sigma_rels=_numbers(sigma_rel),
         **options,
     )
 

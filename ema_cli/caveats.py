@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from ema_cli.matching import Chosen
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.records import Action, Notice, PlannedTensor, Weighting
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.weights.diagnostics import warn_about
+from ema_cli.timeline import Timeline
+from ema_cli.weights.cautions import warn_about
 
 
 def find_caveats(
-    weightings: Sequence[Weighting], tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
+    weightings: Sequence[Weighting], timeline: Timeline, tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
 ) -> Iterator[Notice]:
     """Yield the warnings about a plan.
 
     Args:
         weightings: one per average.
+        timeline: where the checkpoints stand in training.
         tensors: of the output.
-        chosen: the tensors of each distinct layout.
+        chosen: the tensors of each distinct layout of the checkpoints.
 
     """
-    several = len(weightings[0].weights) > 1
+    several = timeline.count > 1
     for weighting in weightings if several else weightings[:1]:
-        yield from warn_about(weighting)
+        for notice in warn_about(weighting, timeline):
+            whose = f"{weighting.method.label}: " if len(weightings) > 1 else ""
+            yield replace(notice, message=whose + notice.message)
     if several:
         yield from _notices_about_tensors(tensors)
     yield from _notices_about_dtypes(chosen)

@@ -3,6 +3,7 @@
     EmaAvgError
     |-- UsageError        the command line or the options contradict themselves
     |-- NothingMatched    no checkpoint matched, or a named one is missing
+    |   `-- NothingNew    all of them are in the average that is gone on from
     |-- InputRefused      malformed, unsafe, mismatched or non-finite input
     |-- InputChanged      an input changed or vanished while it was read
     |-- OutputError       the output cannot be written
@@ -31,6 +32,10 @@ class UsageError(EmaAvgError):
 
 class NothingMatched(EmaAvgError):  # noqa: N818 - the name says what happened, as the others do
     """No checkpoint matched, or one that was named is missing."""
+
+
+class NothingNew(NothingMatched):
+    """Every checkpoint is inside the earlier average already."""
 
 
 class InputRefused(EmaAvgError):  # noqa: N818

@@ -6,8 +6,9 @@ word in front of the number says that it is a step, or it is the one number that
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _DIGITS = re.compile(r"(\d+)")
@@ -98,14 +99,58 @@ def _varying_number(stems: Sequence[str]) -> list[NamedStep | None] | None:
     return [NamedStep(value=number, unit="step") for number in differing[-1]]
 
 
-OUTPUT_FIELDS = ("{decay}", "{half_life}")
-"""What may stand in the name of an output."""
+def distinct_names(paths: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """Return the ends of paths, without suffixes, as short as they tell the paths apart, and from the names ``taken``.
+
+    The names do not depend on where the run lies or in which format: ``run/ckpt_1.pt`` and ``run/ckpt_2.pt`` are
+    ``ckpt_1`` and ``ckpt_2``; ``run/1/model.bin`` and ``run/2/model.bin`` are ``1/model`` and ``2/model``.
+    """
+    deepest = max((_bare(path).count("/") for path in paths), default=0) + 1
+    names: list[str] = []
+    for depth in range(name_depth(taken), deepest + 1):
+        names = [name_of(path, depth) for path in paths]
+        if len({*names, *taken}) == len(names) + len(taken):
+            break
+    return names
 
 
-def fill_output_name(template: str, *, decay: float | None, half_life: float | None) -> str:
-    """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``."""
-    filled = template if decay is None else template.replace("{decay}", f"{decay:.12g}")
-    return filled if half_life is None else filled.replace("{half_life}", f"{half_life:.12g}")
+def name_of(path: str, depth: int) -> str:
+    """Return the last ``depth`` parts of a path, without the suffix."""
+    return "/".join(_bare(path).strip("/").split("/")[-depth:])
+
+
+def name_depth(names: Sequence[str]) -> int:
+    """Return how many parts the longest of some names has, at least one."""
+    return 1 + max((name.count("/") for name in names), default=0)
+
+
+def _bare(path: str) -> str:
+    """Return a path without its suffix; what cannot be decoded in it is escaped, so that it can be written down."""
+    return _SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode()
+
+
+OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel")
+"""What may stand in braces in the name of an output."""
+
+
+def fields_in(template: str) -> list[str]:
+    """Return the fields that stand in the template of an output's name."""
+    return [field for field in OUTPUT_FIELDS if f"{{{field}}}" in template]
+
+
+def fill_output_name(template: str, values: Mapping[str, object]) -> str:
+    """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
+
+    Args:
+        template: the name; a field without a value is left as it is.
+        values: by field; ``None`` where an average has no such parameter.
+
+    """
+    for field in fields_in(template):
+        value = values.get(field)
+        if value is not None:
+            template = template.replace(f"{{{field}}}", f"{value:.12g}" if isinstance(value, float) else str(value))
+    return template
 
 
 def report_name(output: str) -> str:

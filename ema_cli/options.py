@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS
+from ema_cli.methods import Clock
+from ema_cli.naming import fields_in
 from ema_cli.text import is_writable_text, quoted
+from ema_cli.weight_options import WeightOptions, refuse_other_words
 
 Order = Literal["auto", "step", "name", "mtime", "given"]
-MethodName = Literal["ema", "uniform"]
-Init = Literal["first", "debias"]
 BufferPolicy = Literal["average", "last", "first"]
+OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 
-OUTPUT_DTYPES = ("same", "float32", "bfloat16", "float16", "float64")
 OUR_METADATA = "ema_avg."
 """Prefix of the metadata keys that this program writes."""
-LONGEST_HALF_LIFE = 1e15
-"""Beyond it the decay cannot be told from 1."""
+SWEPT = {"decays": "decay", "one_minus_decays": "one_minus_decay", "half_lives": "half_life", "sigma_rels": "sigma_rel"}
+"""Options that can be given several times, and what they are called in the name of an output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(WeightOptions):
     """What to average, how, and where to. Every field but ``paths`` has the default of the command line."""
 
     paths: tuple[str, ...]
@@ -53,19 +53,16 @@ class Options:
     strip_prefix: str | None = None
     """Prefix of the names to take off; ``None`` for those of known wrappers."""
 
-    method: MethodName = "ema"
-    decays: tuple[float, ...] = ()
-    """d in [0, 1), one average each."""
-    half_lives: tuple[float, ...] = ()
-    """Checkpoints after which a share has halved; one average each, instead of ``decays``."""
-    init: Init = "first"
-    """``first``: E_1 = theta_1; ``debias``: start at zero and divide by the weight gathered."""
+    clock: Clock | None = None
+    """What the steps count: the unit that is printed; ``epochs`` says that a decay per step is one per epoch."""
+    continue_from: Path | None = None
+    """An earlier output that the checkpoints are folded into."""
 
     buffers: BufferPolicy = "average"
     """What happens to BatchNorm statistics."""
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1`` or ``auto``."""
-    dtype: str = "same"
+    dtype: OutputDtype = "same"
     """Element type of averaged tensors in the output; ``same`` as in the last checkpoint."""
     threads: int | None = None
     """Worker threads; ``None`` for the cores, at most 4."""
@@ -75,7 +72,7 @@ class Options:
     """Fold NaN and infinity instead of refusing them."""
 
     output: Path | None = None
-    """Where the average goes; ``{decay}`` or ``{half_life}`` in it tells several averages apart."""
+    """Where the average goes; ``{decay}``, ``{method}`` and the like in it tell several averages apart."""
     reports: tuple[Path, ...] = ()
     """Further reports, besides the one beside each output."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -94,22 +91,17 @@ class Options:
             UsageError: with the sentence that the user needs.
 
         """
-        self._check_words()
+        refuse_other_words(
+            ("--order", self.order, get_args(Order)),
+            ("--buffers", self.buffers, get_args(BufferPolicy)),
+            ("--dtype", self.dtype, get_args(OutputDtype)),
+            ("--clock", self.clock, get_args(Clock)),
+        )
+        self.check_weights()
         self._check_inputs()
-        self._check_weights()
+        self._check_continuation()
         self._check_compute()
         self._check_output()
-
-    def _check_words(self) -> None:
-        for flag, value, words in (
-            ("--order", self.order, get_args(Order)),
-            ("--method", self.method, get_args(MethodName)),
-            ("--init", self.init, get_args(Init)),
-            ("--buffers", self.buffers, get_args(BufferPolicy)),
-            ("--dtype", self.dtype, OUTPUT_DTYPES),
-        ):
-            if value not in words:
-                raise UsageError(f"{flag} {quoted(str(value))} is none of {', '.join(words)}")
 
     def _check_inputs(self) -> None:
         if not self.paths:
@@ -119,28 +111,30 @@ class Options:
         for flag, value in (("--every", self.every), ("--last", self.last)):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} must be at least 1")
+        if min(self.steps or (), default=0) < 0:
+            raise UsageError("--steps must be whole numbers from 0 on", hint="--steps 100,200,300")
         if self.from_step is not None and self.to_step is not None and self.from_step > self.to_step:
             raise UsageError(f"--from {self.from_step} is after --to {self.to_step}")
         for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
             for pattern in patterns:
                 _check_pattern(flag, pattern)
 
-    def _check_weights(self) -> None:
-        if self.method == "uniform" and (self.decays or self.half_lives):
-            raise UsageError("--method uniform has no decay", hint="leave out --decay and --half-life, or the method")
-        if self.method == "uniform" and self.init != "first":
-            raise UsageError("--method uniform has no --init")
-        if self.decays and self.half_lives:
-            raise UsageError("--decay and --half-life say the same thing", hint="give one of them")
-        for decay in self.decays:
-            if not 0 <= decay < 1:
-                raise UsageError(f"--decay {decay:g} is not in [0, 1)", hint="--decay 0.9")
-        for half_life in self.half_lives:
-            if not 0 < half_life <= LONGEST_HALF_LIFE:
-                raise UsageError(f"--half-life {half_life:g} must be positive, and at most {LONGEST_HALF_LIFE:g}")
-        for flag, values in (("--decay", self.decays), ("--half-life", self.half_lives)):
-            if len(set(values)) != len(values):
-                raise UsageError(f"{flag} has the same value twice")
+    def _check_continuation(self) -> None:
+        if self.continue_from is None:
+            return
+        if len(self.method_names) > 1 or any(len(getattr(self, swept)) > 1 for swept in SWEPT):
+            raise UsageError("--continue-from goes on from one average", hint="continue the averages one by one")
+        if "manual" in self.method_names:
+            raise UsageError(
+                "weights by hand belong to the checkpoints that they were given for, so --continue-from cannot go on",
+                hint="give the weights of all checkpoints at once",
+            )
+        for flag, value in (("--last", self.last), ("--every", self.every if self.every > 1 else None)):
+            if value is not None:
+                raise UsageError(
+                    f"{flag} chooses among all checkpoints, but --continue-from sees the new ones only",
+                    hint=f"leave out {flag}, or average all checkpoints at once",
+                )
 
     def _check_compute(self) -> None:
         if re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", self.device) is None:
@@ -169,10 +163,12 @@ class Options:
         if self.output.suffix != ".safetensors":
             hint = f"-o {self.output.with_suffix('.safetensors')}"
             raise UsageError(f"the output {quoted(str(self.output))} is written as safetensors", hint=hint)
-        several = max(len(self.decays), len(self.half_lives)) > 1
-        if several and not any(field in str(self.output) for field in OUTPUT_FIELDS):
-            hint = f"-o {self.output.with_suffix('')}_{{decay}}.safetensors"
-            raise UsageError("several averages need {decay} in the name of the output", hint=hint)
+        varying = [field for option, field in SWEPT.items() if len(getattr(self, option)) > 1]
+        varying += ["method"] if len(self.method_names) > 1 else []
+        if varying and not set(varying) & set(fields_in(str(self.output))):
+            fields = "_".join(f"{{{field}}}" for field in varying)
+            hint = f"-o '{self.output.with_suffix('')}_{fields}.safetensors'"
+            raise UsageError(f"several averages need {fields} in the name of the output", hint=hint)
 
 
 def _check_pattern(flag: str, pattern: str) -> None:

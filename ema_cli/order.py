@@ -14,16 +14,21 @@ from pathlib import Path
 
 from ema_cli.discover import Found
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
-from ema_cli.naming import natural_key, steps_from_names
+from ema_cli.naming import NamedStep, name_depth, name_of, natural_key, steps_from_names
 from ema_cli.options import Options
-from ema_cli.records import Checkpoint, FoundStep, Notice, OrderedCheckpoint, Series
+from ema_cli.records import Checkpoint, Folded, FoundStep, Notice, OrderedCheckpoint, Series
 from ema_cli.text import plural, quoted, shortlist
 
 _BY_HAND = "give the order with --order name or --order given, or the steps with --steps"
 
 
-def order_series(found: Found, options: Options) -> Series:
+def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) -> Series:
     """Order and select the checkpoints as ``options`` say.
+
+    Args:
+        found: the checkpoints.
+        options: how to order them, what to select.
+        inside: checkpoints of an earlier average of the same run, whose names help to read those of the new ones.
 
     Raises:
         UsageError: the options do not fit the checkpoints.
@@ -31,11 +36,11 @@ def order_series(found: Found, options: Options) -> Series:
         NothingMatched: the selection left none.
 
     """
-    named = _named_steps(found.checkpoints)
+    named = _named_steps(found.checkpoints, inside)
     steps = _steps_of(found.checkpoints, named, options)
     members = [
-        OrderedCheckpoint(checkpoint=checkpoint, step=step)
-        for checkpoint, step in zip(found.checkpoints, steps, strict=True)
+        OrderedCheckpoint(checkpoint=checkpoint, step=step, weight=weight)
+        for checkpoint, step, weight in zip(found.checkpoints, steps, _weights_of(found, options), strict=True)
     ]
     if not any(steps) and options.order in ("auto", "step"):
         notices = _incomplete(found.checkpoints, named, options)
@@ -45,9 +50,33 @@ def order_series(found: Found, options: Options) -> Series:
     return Series(
         members=tuple(_select(ordered, options)),
         reason=reason,
+        unit=_unit(ordered, options),
         left_out=found.left_out,
         notices=(*found.notices, *notices, *_notices(ordered)),
     )
+
+
+def _weights_of(found: Found, options: Options) -> Sequence[float | None]:
+    """Return the weight that the user gave each checkpoint."""
+    count = len(found.checkpoints)
+    if options.weights is None:
+        return [None] * count
+    if len(options.weights) != count:
+        left = (
+            f"; left out were {shortlist(quoted(left.path.name) for left in found.left_out)}" if found.left_out else ""
+        )
+        raise UsageError(
+            f"there are {plural(len(options.weights), 'weight')} for {plural(count, 'checkpoint')}{left}",
+            hint="give one weight per checkpoint, in the order of the arguments",
+        )
+    return options.weights
+
+
+def _unit(members: Sequence[OrderedCheckpoint], options: Options) -> str:
+    """Return what the steps count: as the user says, or as it was found."""
+    if options.clock is not None:
+        return options.clock.removesuffix("s")
+    return next((member.step.unit for member in members if member.step), "checkpoint")
 
 
 def _steps_of(
@@ -98,13 +127,30 @@ def _inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
     return next((step for step in checkpoint.steps if step.unit == unit), None)
 
 
-def _named_steps(checkpoints: Sequence[Checkpoint]) -> list[FoundStep | None]:
+def _named_steps(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
     """Read steps from the paths below the common folder (``checkpoint-500/model.pt``), else from the file names."""
+    if inside:
+        return _steps_like_those_inside(checkpoints, inside)
     paths = [os.path.abspath(checkpoint.path) for checkpoint in checkpoints]  # noqa: PTH100 - links stay
     common = os.path.commonpath([str(Path(path).parent) for path in paths])
     below = steps_from_names([os.path.relpath(path, common) for path in paths])
     steps = below if all(below) else steps_from_names([Path(path).name for path in paths])
-    return [FoundStep(value=step.value, unit=step.unit, source="name") if step else None for step in steps]
+    return [_found_in_name(step) for step in steps]
+
+
+def _steps_like_those_inside(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
+    """Read the names as going on with those inside an earlier average, if those read as the steps that they had."""
+    known = [one.name for one in inside]
+    names = [name_of(str(checkpoint.path.absolute()), name_depth(known)) for checkpoint in checkpoints]
+    series = list(dict.fromkeys([*known, *names]))
+    steps = dict(zip(series, steps_from_names(series), strict=True))
+    if any(found is None or found.value != one.step for one in inside for found in [steps[one.name]]):
+        return [None] * len(checkpoints)
+    return [_found_in_name(steps[name]) for name in names]
+
+
+def _found_in_name(step: NamedStep | None) -> FoundStep | None:
+    return FoundStep(value=step.value, unit=step.unit, source="name") if step else None
 
 
 def _says_nothing(steps: Sequence[FoundStep | None]) -> bool:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from ema_cli.discover import close_all, discover
-from ema_cli.errors import StrictWarnings, UsageError
+from ema_cli.discover import Found, close_all, discover
+from ema_cli.errors import NothingNew, StrictWarnings, UsageError
 from ema_cli.events import Listener, Planned, Progress, Warned, ignore
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
 from ema_cli.planning import make_plan
-from ema_cli.records import Action, Notice, Plan, TensorStatistics
+from ema_cli.records import Action, Notice, Plan, Series, TensorStatistics
 from ema_cli.report.model import Report
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import plural, quoted, shortlist
@@ -42,16 +42,29 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
     """
     from ema_cli.places import refuse_inputs  # noqa: PLC0415
 
-    found = discover(options, listener)
-    try:
-        plan = make_plan(order_series(found, options), replace(options, device=resolve_device(options.device)))
+    with ExitStack() as opened:
+        found = discover(options, listener)
+        opened.callback(close_all, found.checkpoints)
+        series = _series(found, options, opened)
+        plan = make_plan(series, replace(options, device=resolve_device(options.device)))
         refuse_inputs(found, plan, options)
         listener(Planned(plan=plan))
         for notice in plan.notices:
             listener(Warned(notice=notice))
         yield plan
-    finally:
-        close_all(found.checkpoints)
+
+
+def _series(found: Found, options: Options, opened: ExitStack) -> Series:
+    """Order what was found, and go on from an earlier average if one is named."""
+    if options.continue_from is None:
+        return order_series(found, options)
+    from ema_cli.continuation import continue_series, open_earlier  # noqa: PLC0415 - rarely needed
+
+    earlier = open_earlier(options.continue_from, options)
+    opened.callback(close_all, [earlier.checkpoint])
+    series = continue_series(earlier, order_series(found, options, earlier.folded), options)
+    opened.callback(close_all, [member.checkpoint for member in series.members])
+    return series
 
 
 def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:
@@ -61,12 +74,32 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
 
     """
+    if options.output is None:
+        raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
+    try:
+        return _average(options, listener, argv)
+    except NothingNew:
+        report = _unchanged_in_place(options)
+        if report is None:
+            raise
+        return Outcome(report=report, up_to_date=True)
+
+
+def _unchanged_in_place(options: Options) -> Report | None:
+    """Return the report of an average that would be gone on from into itself, and has all checkpoints already."""
+    from ema_cli.uptodate import read_report  # noqa: PLC0415
+
+    output, earlier = options.output, options.continue_from
+    if output is None or earlier is None or not output.exists() or not output.samefile(earlier):
+        return None
+    return read_report(output)
+
+
+def _average(options: Options, listener: Listener, argv: Sequence[str]) -> Outcome:
     from ema_cli.places import check_places  # noqa: PLC0415
     from ema_cli.uptodate import find_up_to_date  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
 
-    if options.output is None:
-        raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     started = time.monotonic()
     with planned(options, listener) as plan, ExitStack() as locks:
         fail_if_strict(plan.notices, options)

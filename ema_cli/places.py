@@ -8,7 +8,7 @@ from pathlib import Path
 from ema_cli.discover import Found
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.options import Options
-from ema_cli.records import Plan
+from ema_cli.records import Plan, Role
 from ema_cli.report.serialize import from_json
 from ema_cli.text import quoted
 from ema_cli.uptodate import report_path
@@ -24,7 +24,8 @@ def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
     """
     if options.output is None:
         return  # a plan without an output writes nothing
-    protected = {checkpoint.index.source.identity for checkpoint in found.checkpoints}
+    read = [member.checkpoint for member in plan.series.members if member.role is not Role.AVERAGE]
+    protected = {checkpoint.index.source.identity for checkpoint in (*found.checkpoints, *read)}
     protected |= {_identity(left.path) for left in found.left_out if not left.ours}
     for path in _written(plan, options):
         identity = _identity(path)

@@ -6,36 +6,30 @@ data is read; all incompatibilities of all checkpoints are told at once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-from ema_cli import __version__
 from ema_cli.caveats import find_caveats
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.matching import Chosen, choose_tensors, refuse_differences
-from ema_cli.naming import OUTPUT_FIELDS, fill_output_name, is_batch_norm_statistic
-from ema_cli.options import OUR_METADATA, Options
+from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.options import Options
+from ema_cli.outputs import plan_outputs
 from ema_cli.records import (
     Action,
     Buffers,
     Checkpoint,
-    Method,
     Plan,
-    PlannedOutput,
     PlannedTensor,
+    Role,
     Series,
     Weighting,
 )
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import human_bytes, quoted, shortlist
-from ema_cli.weights.choices import describe_choices
-from ema_cli.weights.schedules import decay_from_half_life, solve
+from ema_cli.weighing import weigh
 
 _BLOCK_ELEMENTS = 3 << 16
 """Large enough that calls cost little beside the work, small enough for the caches."""
@@ -56,50 +50,38 @@ def make_plan(series: Series, options: Options) -> Plan:
 
     """
     checkpoints = [member.checkpoint for member in series.members]
-    weightings = [
-        Weighting(method=method, weights=solve(method, len(checkpoints)))
-        for method in _methods(options, len(checkpoints))
-    ]
+    weightings = weigh(series, options)
     layouts = list({id(c.index.layouts): c.index.layouts for c in checkpoints}.values())
     numbers = {id(layout): number for number, layout in enumerate(layouts)}
     chosen = [choose_tensors(layout, options) for layout in layouts]
     layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
     refuse_differences(checkpoints, layout_numbers, chosen)
+    fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
     tensors = _plan_tensors(checkpoints, layout_numbers, chosen, options)
     used = _used(weightings)
-    outputs = [_plan_output(weighting, series, tensors, options) for weighting in weightings]
-    _refuse_equal_paths(outputs)
     return Plan(
         series=series,
-        outputs=tuple(outputs),
+        outputs=plan_outputs(weightings, series, tensors, options),
         tensors=tensors,
         layout_numbers=layout_numbers,
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         read_bytes=_read_bytes(tensors, checkpoints, layout_numbers, used),
         buffers=_buffers(tensors, len(weightings), options),
-        notices=(*series.notices, *find_caveats(weightings, tensors, chosen)),
+        notices=(*series.notices, *find_caveats(weightings, series.timeline, tensors, fresh)),
     )
+
+
+def _numbers_of_checkpoints(series: Series, layout_numbers: Sequence[int]) -> set[int]:
+    """Return the layouts of checkpoints; an earlier average may well be stored in another type."""
+    numbered = zip(series.members, layout_numbers, strict=True)
+    return {number for member, number in numbered if member.role is not Role.AVERAGE}
 
 
 def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
     """Return the checkpoints with a share in any average, and the last; one without takes no part and is not read."""
     shares = list(zip(*(weighting.weights for weighting in weightings), strict=True))
     return tuple(i for i, of_one in enumerate(shares) if any(of_one) or i == len(shares) - 1)
-
-
-def _methods(options: Options, checkpoints: int) -> list[Method]:
-    if options.method == "uniform":
-        return [Method(name="uniform")]
-    if options.half_lives:
-        return [
-            Method(name="ema", decay=decay_from_half_life(half_life), half_life=half_life, init=options.init)
-            for half_life in options.half_lives
-        ]
-    if not options.decays:
-        message, hint = describe_choices(checkpoints)
-        raise UsageError(message, hint=hint)
-    return [Method(name="ema", decay=decay, init=options.init) for decay in options.decays]
 
 
 def _plan_tensors(
@@ -160,59 +142,6 @@ def _output_dtype(dtype: DType, action: Action, options: Options) -> DType:
     if options.dtype == "same" or action is Action.COPIED or dtype.kind is Kind.COMPLEX:
         return dtype
     return BY_TORCH_NAME[options.dtype]
-
-
-def _plan_output(
-    weighting: Weighting, series: Series, tensors: Sequence[PlannedTensor], options: Options
-) -> PlannedOutput:
-    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
-    header, _ = build_header(layouts, _metadata(weighting.method, series, options))
-    method = weighting.method
-    unnamed = "ema.safetensors" if method.decay is None else "ema_{decay}.safetensors"
-    template = str(options.output) if options.output is not None else unnamed
-    name = fill_output_name(template, decay=method.decay, half_life=method.half_life)
-    unknown = next((field for field in OUTPUT_FIELDS if field in name), None)
-    if unknown is not None:
-        raise UsageError(f"the output {quoted(name)}: this average has no {unknown}", hint="name it without")
-    return PlannedOutput(weighting=weighting, path=Path(name), header=header)
-
-
-def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
-    ours: dict[str, object | None] = {
-        "version": __version__,
-        "method": method.name,
-        "decay": None if method.decay is None else repr(method.decay),
-        "init": method.init,
-        "per": "checkpoint" if method.decay is not None else None,
-        "checkpoints": len(series.members),
-        "first_step": series.members[0].step.value if series.members[0].step else None,
-        "last_step": series.members[-1].step.value if series.members[-1].step else None,
-        "options_fingerprint": _options_fingerprint(method, options),
-    }
-    written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
-    return {**options.metadata, **written, "format": "pt"}
-
-
-def _options_fingerprint(method: Method, options: Options) -> str:
-    """Hash every option that decides the bytes of an output, beside the inputs."""
-    deciding = {
-        **asdict(method),
-        "key": options.key,
-        "include": options.include,
-        "exclude": options.exclude,
-        "strip_prefix": options.strip_prefix,
-        "buffers": options.buffers,
-        "dtype": options.dtype,
-        "allow_nonfinite": options.allow_nonfinite,
-    }
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _refuse_equal_paths(outputs: Sequence[PlannedOutput]) -> None:
-    paths = [output.path for output in outputs]
-    if len(set(paths)) != len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
 
 
 def _read_bytes(

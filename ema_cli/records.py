@@ -12,7 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from ema_cli.dtypes import DType
+from ema_cli.methods import Method
+from ema_cli.naming import distinct_names
 from ema_cli.storage.extents import TensorIndex
+from ema_cli.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,16 @@ class Checkpoint:
         return "ema_avg.version" in self.metadata
 
 
+class Role(StrEnum):
+    """What a member of a series is to the average."""
+
+    CHECKPOINT = "checkpoint"
+    AVERAGE = "average"
+    """An earlier output that the average goes on from."""
+    AGAIN = "again"
+    """The last checkpoint inside that output, where the line to the next one begins."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedCheckpoint:
     """A checkpoint in its place of the series."""
@@ -86,40 +99,72 @@ class OrderedCheckpoint:
     checkpoint: Checkpoint
     step: FoundStep | None
     """The step that the whole series is described by; ``None`` if it has none."""
+    weight: float | None = None
+    """Given by hand."""
+    role: Role = Role.CHECKPOINT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """A checkpoint inside an average: what the output's metadata say of it."""
+
+    name: str
+    """The end of its path, without the suffix, as long as it takes to tell it from the others."""
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """How an average goes on from an earlier output A: ``scale A + again theta_M + ...``, M checkpoints in A."""
+
+    path: Path
+    method: Method
+    folded: tuple[Folded, ...]
+    """The M checkpoints inside the earlier output, in fold order."""
+    scale: float
+    """The factor of A."""
+    again: float
+    """What its last checkpoint gets besides; 0 where a method does not look back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The checkpoints in fold order, oldest first."""
+    """What is folded, in fold order, oldest first."""
 
     members: tuple[OrderedCheckpoint, ...]
     reason: str
     """Why they are in this order, in words."""
+    unit: str
+    """Of the steps: ``step``, ``epoch``, ``token`` or ``sample``."""
     left_out: tuple[LeftOut, ...]
     notices: tuple[Notice, ...]
+    continuation: Continuation | None = None
 
+    @property
+    def folded(self) -> tuple[Folded, ...]:
+        """All checkpoints of the average, those inside an earlier output included."""
+        fresh = [member for member in self.members if member.role is Role.CHECKPOINT]
+        inside = self.continuation.folded if self.continuation else ()
+        names = distinct_names([str(member.checkpoint.path) for member in fresh], taken=[one.name for one in inside])
+        new = [Folded(name=name, step=m.step.value if m.step else None) for name, m in zip(names, fresh, strict=True)]
+        return (*inside, *new)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """How the checkpoints are weighted."""
-
-    name: str
-    """``ema`` or ``uniform``."""
-    decay: float | None = None
-    """d of ``E_n = d E_(n-1) + (1 - d) theta_n``."""
-    half_life: float | None = None
-    """Checkpoints after which a share has halved, if the decay was given that way."""
-    init: str | None = None
-    """``first``: E_1 = theta_1; ``debias``: shares proportional to d^(N-i)."""
+    @property
+    def timeline(self) -> Timeline:
+        """Where the checkpoints of the average stand in training."""
+        weights = [member.weight for member in self.members if member.weight is not None]
+        return Timeline.of([one.step for one in self.folded], self.unit, weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighting:
-    """A method applied to a series: one share per checkpoint, in fold order."""
+    """A method applied to a series."""
 
     method: Method
     weights: tuple[float, ...]
-    """float64, all >= 0, sum 1."""
+    """The factor of each member of the series, in fold order."""
+    shares: tuple[float, ...]
+    """The weight of each checkpoint of the average, float64, all >= 0, sum 1; the same unless it was continued."""
 
 
 class Action(StrEnum):

@@ -51,6 +51,13 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def percent(share: float) -> str:
+    """Return a share as text: ``13.4 %``; a share that is not zero never reads as zero."""
+    if 0 < share < 0.0005:  # noqa: PLR2004 - what one decimal can show
+        return f"{100 * share:.1g} %"
+    return f"{100 * share:.1f} %"
+
+
 def human_bytes(size: float) -> str:
     """Return a size in decimal units: ``545 MB``, ``4.1 GB``."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -47,11 +47,18 @@ def report_path(output: Path) -> Path:
     return output.with_name(report_name(output.name))
 
 
+def read_report(output: Path) -> Report | None:
+    """Return the report beside an output, ``None`` if there is none that can be read."""
+    try:
+        return from_json(report_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
     """Return the report of an output that is up to date, or why it is not."""
-    try:
-        report = from_json(report_path(output.path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    report = read_report(output.path)
+    if report is None:
         return "there is no report beside it that says what it is"
     if [average.weights for average in report.averages] != [output.weighting.weights]:
         return "its report tells of another average"

@@ -14,13 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "ema_cli"
 
 # Each layer may import itself and the layers above its line, never those below.
 LAYERS = (
-    {"", "errors", "dtypes", "text", "naming"},
-    {"storage"},
-    {"records"},
+    {"", "errors", "dtypes", "text", "naming", "timeline"},
+    {"methods", "storage"},
+    {"records", "weight_options"},
     {"events", "options"},
     {"formats", "weights"},
     {"discover", "matching"},
     {"order", "caveats"},
+    {"continuation", "outputs", "weighing"},
     {"planning"},
     {"fold", "write", "report"},
     {"uptodate"},

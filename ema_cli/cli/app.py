@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 import typer
 
 from ema_cli import __version__
 from ema_cli.cli import options as given
+from ema_cli.cli import weight_options as weight
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
+from ema_cli.cli.help import MainCommand
 from ema_cli.errors import UsageError
+from ema_cli.methods import MethodName
 from ema_cli.options import Options
 from ema_cli.text import parse_bytes, quoted
+from ema_cli.weight_options import split_weights
 
 app = typer.Typer(
     cls=DefaultGroup,
@@ -32,6 +37,7 @@ Streams the checkpoints tensor by tensor, in order, into a running EMA: E_1 = th
 
   ema-avg run/ckpt_*.pt --decay 0.9 -o ema.safetensors\n
   ema-avg plan run/ --decay 0.999\n
+  ema-avg run/ --per step --half-life 500 -o ema.safetensors\n
   ema-avg run/ --decay 0.8 --decay 0.9 -o 'ema_{decay}.safetensors'
 """
 _PLAN_HELP = "Show order, shares, tensors, bytes and every problem of an average; reads no tensor data, writes nothing."
@@ -53,13 +59,18 @@ def _group(
     """Average training checkpoints."""
 
 
-@app.command(PLAN, help=_PLAN_HELP, short_help="Show what an average would do; read no tensor data, write nothing.")
-@app.command(DEFAULT, help=_AVERAGE_HELP, short_help="Average checkpoints; the word may be left out.")
+@app.command(
+    PLAN,
+    cls=MainCommand,
+    help=_PLAN_HELP,
+    short_help="Show what an average would do; read no tensor data, write nothing.",
+)
+@app.command(DEFAULT, cls=MainCommand, help=_AVERAGE_HELP, short_help="Average checkpoints; the word may be left out.")
 def _average(
     context: typer.Context,
     *,
     checkpoints: given.Checkpoints,
-    order: given.OrderOption = given.Order.AUTO,
+    order: given.OrderOption = "auto",
     steps: given.StepsOption = None,
     from_step: given.FromOption = None,
     to_step: given.ToOption = None,
@@ -69,13 +80,24 @@ def _average(
     include: given.IncludeOption = None,
     exclude: given.ExcludeOption = None,
     strip_prefix: given.StripPrefixOption = None,
-    decay: given.DecayOption = None,
-    half_life: given.HalfLifeOption = None,
-    method: given.MethodOption = given.MethodName.EMA,
-    init: given.InitOption = given.Init.FIRST,
-    buffers: given.BuffersOption = given.BufferPolicy.AVERAGE,
+    method: weight.MethodOption = None,
+    decay: weight.DecayOption = None,
+    one_minus_decay: weight.OneMinusDecayOption = None,
+    half_life: weight.HalfLifeOption = None,
+    per: weight.PerOption = None,
+    init: weight.InitOption = None,
+    clock: weight.ClockOption = None,
+    warmup: weight.WarmupOption = None,
+    inv_gamma: weight.InvGammaOption = None,
+    power: weight.PowerOption = None,
+    sigma_rel: weight.SigmaRelOption = None,
+    shape: weight.ShapeOption = None,
+    weights: weight.WeightsOption = None,
+    no_normalize: weight.NoNormalizeOption = False,
+    continue_from: weight.ContinueFromOption = None,
+    buffers: given.BuffersOption = "average",
     device: given.DeviceOption = "cpu",
-    dtype: given.DtypeOption = given.OutputDtype.SAME,
+    dtype: given.DtypeOption = "same",
     threads: given.ThreadsOption = None,
     max_memory: given.MaxMemoryOption = None,
     allow_nonfinite: given.AllowNonfiniteOption = False,
@@ -93,9 +115,10 @@ def _average(
 ) -> None:
     from ema_cli.cli.commands import average, plan  # noqa: PLC0415 - help and usage errors need none of it
 
+    paths, by_hand = _parse_weights(checkpoints, method or [], weights)
     options = Options(
-        paths=tuple(checkpoints),
-        order=order.value,
+        paths=paths,
+        order=order,
         steps=_parse_steps(steps),
         from_step=from_step,
         to_step=to_step,
@@ -105,13 +128,24 @@ def _average(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         strip_prefix=strip_prefix,
-        method=method.value,
+        methods=cast("tuple[MethodName, ...]", tuple(method or ())),  # checked there
         decays=tuple(decay or ()),
+        one_minus_decays=tuple(one_minus_decay or ()),
         half_lives=tuple(half_life or ()),
-        init=init.value,
-        buffers=buffers.value,
+        per=per,
+        init=init,
+        clock=clock,
+        warmup=warmup,
+        inv_gamma=inv_gamma,
+        power=power,
+        sigma_rels=tuple(sigma_rel or ()),
+        shape=shape,
+        weights=by_hand,
+        normalize=not no_normalize,
+        continue_from=continue_from,
+        buffers=buffers,
         device=device,
-        dtype=dtype.value,
+        dtype=dtype,
         threads=threads,
         max_memory=_parse_size(max_memory),
         allow_nonfinite=allow_nonfinite,
@@ -153,6 +187,18 @@ def _parse_steps(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts):
         raise UsageError(f"--steps {quoted(text)} is not a list of whole numbers", hint="--steps 100,200,300")
     return tuple(int(part) for part in parts)
+
+
+def _parse_weights(
+    checkpoints: list[str], methods: list[str], weights: str | None
+) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+    """Return the paths and the weights by hand, which stand in ``--weights`` or behind each path."""
+    if weights is None:
+        return split_weights(checkpoints) if "manual" in methods else (tuple(checkpoints), None)
+    try:
+        return tuple(checkpoints), tuple(float(part) for part in weights.split(","))
+    except ValueError as error:
+        raise UsageError(f"--weights {quoted(weights)} is not a list of numbers", hint="--weights 1,2,3") from error
 
 
 def _parse_size(text: str | None) -> int | None:

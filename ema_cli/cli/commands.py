@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from ema_cli.cli import render
+from ema_cli.cli import plan_view, render
 from ema_cli.cli.console import Console
 from ema_cli.cli.progress import ProgressDisplay
 from ema_cli.discover import AVERAGES_AVERAGED, close_all, discover
@@ -27,7 +27,7 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
         def listen(event: Event) -> None:
             match event:
                 case Planned(plan=plan):
-                    render.plan(plan, options, console)
+                    plan_view.plan(plan, options, console)
                 case Warned(notice=notice):
                     console.notice(notice)
                 case _:
@@ -46,7 +46,7 @@ def plan(options: Options, console: Console) -> None:
     if console.style.json:
         console.document(plan_document(made, notices))
         return
-    render.plan(made, options, console)
+    plan_view.plan(made, options, console)
     for notice in notices:
         console.notice(notice)
     fail_if_strict(notices, options)
@@ -77,7 +77,7 @@ def inspect(options: Options, console: Console) -> None:
         return
     for checkpoint in found.checkpoints:
         render.checkpoint(checkpoint, console)
-    render.left_out(found.left_out, console)
+    plan_view.left_out(found.left_out, console)
     for notice in found.notices:
         if notice.code != AVERAGES_AVERAGED:  # nothing is averaged here
             console.notice(notice)

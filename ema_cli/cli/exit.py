@@ -39,6 +39,7 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
     errors.OutputError: ExitCode.OUTPUT,
     errors.OutputLocked: ExitCode.LOCKED,
     errors.NothingMatched: ExitCode.NOTHING_MATCHED,
+    errors.NothingNew: ExitCode.NOTHING_MATCHED,
     errors.StrictWarnings: ExitCode.STRICT,
 }
 

@@ -1,57 +1,15 @@
-"""The options of the main job as Typer parameters, in the panels of the help."""
+"""The options of the main job, but for those of the weights, as Typer parameters in the panels of the help."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ema_cli.options import BufferPolicy, Order, OutputDtype
 
-class Order(StrEnum):
-    """Values of ``--order``."""
-
-    AUTO = "auto"
-    STEP = "step"
-    NAME = "name"
-    MTIME = "mtime"
-    GIVEN = "given"
-
-
-class MethodName(StrEnum):
-    """Values of ``--method``."""
-
-    EMA = "ema"
-    UNIFORM = "uniform"
-
-
-class Init(StrEnum):
-    """Values of ``--init``."""
-
-    FIRST = "first"
-    DEBIAS = "debias"
-
-
-class BufferPolicy(StrEnum):
-    """Values of ``--buffers``."""
-
-    AVERAGE = "average"
-    LAST = "last"
-    FIRST = "first"
-
-
-class OutputDtype(StrEnum):
-    """Values of ``--dtype``."""
-
-    SAME = "same"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT64 = "float64"
-
-
-_INPUTS, _WEIGHTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Weights", "Compute", "Output", "Run"
+_INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
 
 Checkpoints = Annotated[
     list[str],
@@ -131,36 +89,6 @@ StripPrefixOption = Annotated[
         rich_help_panel=_INPUTS,
     ),
 ]
-DecayOption = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--decay",
-        help="d of E_n = d E_(n-1) + (1-d) theta_n, per checkpoint; 0 <= d < 1. Repeat it for several averages.",
-        metavar="D",
-        rich_help_panel=_WEIGHTS,
-    ),
-]
-HalfLifeOption = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--half-life",
-        help="Instead of --decay: checkpoints after which a share has halved. Repeatable.",
-        metavar="H",
-        rich_help_panel=_WEIGHTS,
-    ),
-]
-MethodOption = Annotated[
-    MethodName,
-    typer.Option("--method", help="ema: as --decay says. uniform: the plain mean (SWA).", rich_help_panel=_WEIGHTS),
-]
-InitOption = Annotated[
-    Init,
-    typer.Option(
-        "--init",
-        help="first: E_1 = theta_1. debias: from zero, divided by the weight gathered.",
-        rich_help_panel=_WEIGHTS,
-    ),
-]
 BuffersOption = Annotated[
     BufferPolicy,
     typer.Option(
@@ -203,7 +131,7 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="The .safetensors file to write; with several decays it holds {decay}.",
+        help="The .safetensors file to write; several averages need {decay}, {method} or the like in it.",
         metavar="PATH",
         show_default=False,
         rich_help_panel=_OUTPUT,

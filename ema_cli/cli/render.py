@@ -1,58 +1,26 @@
-"""What people see: the plan, the outcome and the contents of a checkpoint, as rich renderables on the console."""
+"""What people see of an outcome and of the contents of a checkpoint, as rich renderables on the console."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from ema_cli.cli.console import Console
-from ema_cli.fold.devices import resolve_device
 from ema_cli.options import Options
 from ema_cli.pipeline import Outcome
-from ema_cli.records import Action, Checkpoint, LeftOut, Plan, PlannedOutput
-from ema_cli.report.build import diagnose_output, parameters
+from ema_cli.records import Checkpoint
 from ema_cli.report.model import Average, Report
-from ema_cli.text import human_bytes, plural, quoted, safe_text, shortlist
+from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 from ema_cli.uptodate import report_path
-from ema_cli.weights.diagnostics import percent
 
 _MOST_ROWS = 24
 _BAR_WIDTH = 24
 _DIGEST_SHOWN = 16
 _MEANINGFUL = 0.1
 """Seconds below which a speed says nothing."""
-
-
-def plan(made: Plan, options: Options, console: Console) -> None:
-    """Show the order, the shares, and what will be read and written."""
-    checkpoints = made.checkpoints
-    formats = shortlist(sorted({checkpoint.format for checkpoint in checkpoints}))
-    folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
-    shown = _shortest(folder)
-    console.talk(f"{plural(len(checkpoints), 'checkpoint')} in {safe_text(shown)}, {formats}, {made.series.reason}")
-    for line in _where_the_weights_are(checkpoints):
-        console.talk(line)
-    console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
-    left_out(made.series.left_out, console)
-    for output in made.outputs:
-        console.talk(_sentence(made, output))
-    averaged = sum(tensor.action is Action.AVERAGED for tensor in made.tensors)
-    copied = len(made.tensors) - averaged
-    console.talk(
-        f"{plural(averaged, 'tensor')} averaged"
-        + (f", {copied:,} copied" if copied else "")
-        + f"; {plural(parameters(made), 'parameter')}"
-    )
-    console.talk(
-        f"reads {human_bytes(made.read_bytes)}, writes {human_bytes(made.write_bytes)}; "
-        f"{resolve_device(options.device)}, {plural(made.buffers.threads, 'thread')}, "
-        f"{human_bytes(made.buffers.total_bytes)} of buffers"
-    )
 
 
 def outcome(done: Outcome, options: Options, console: Console) -> None:
@@ -101,12 +69,6 @@ def checkpoint(found: Checkpoint, console: Console) -> None:
         console.talk(_tensor_table(found))
 
 
-def left_out(entries: Sequence[LeftOut], console: Console) -> None:
-    """Name the inputs that were found and not used."""
-    for entry in entries:
-        console.talk(f"left out {quoted(str(entry.path))}: {entry.reason}")
-
-
 def _types(found: Checkpoint) -> str:
     counts = Counter[str]()
     for layout in found.index.layouts:
@@ -121,89 +83,6 @@ def _tensor_table(found: Checkpoint) -> Table:
     for layout in found.index.layouts:
         table.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
     return table
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([path.parent.absolute() for path in paths])) if paths else Path()
-
-
-def _shortest(folder: Path) -> str:
-    """Return the folder as seen from here, where that is shorter."""
-    try:
-        return min(str(folder), os.path.relpath(folder), key=len)
-    except OSError:  # the working directory was deleted
-        return str(folder)
-
-
-def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    lines = []
-    keys = Counter(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
-    if keys:
-        lines.append(f"weights under {shortlist(quoted(key) for key in keys)}")
-    prefixes = Counter(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
-    if prefixes:
-        lines.append(f"prefixes taken off the names: {', '.join(prefixes)}")
-    return lines
-
-
-def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("#", justify="right")
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column("step", justify="right")
-    table.add_column("from")
-    for output in made.outputs:
-        table.add_column(_short_name(output) if len(made.outputs) > 1 else "share", justify="right", no_wrap=True)
-    if len(made.outputs) == 1:
-        table.add_column("")
-    rows = list(range(len(made.series.members)))
-    cut = not all_rows and len(rows) > _MOST_ROWS
-    for row in [*rows[: _MOST_ROWS // 2], *rows[-_MOST_ROWS // 2 :]] if cut else rows:
-        if cut and row == len(rows) - _MOST_ROWS // 2:
-            table.add_row("…", f"{len(rows) - _MOST_ROWS:,} more (-v shows them)")
-        table.add_row(*_share_row(made, folder, row))
-    return table
-
-
-def _share_row(made: Plan, folder: Path, row: int) -> list[str | Text]:
-    member = made.series.members[row]
-    path = member.checkpoint.path
-    name = str(path.absolute().relative_to(folder)) if path.absolute().is_relative_to(folder) else str(path)
-    shares = [output.weighting.weights[row] for output in made.outputs]
-    cells: list[str | Text] = [
-        str(row + 1),
-        Text(safe_text(name)),
-        f"{member.step.value:,}" if member.step else "",
-        Text(member.step.source if member.step else ""),
-        *(percent(share) for share in shares),
-    ]
-    if len(shares) == 1:
-        largest = max(made.outputs[0].weighting.weights)
-        cells.append(Text("█" * round(_BAR_WIDTH * shares[0] / largest), style="cyan"))
-    return cells
-
-
-def _short_name(output: PlannedOutput) -> str:
-    method = output.weighting.method
-    return method.name if method.decay is None else f"d={method.decay:.6g}"
-
-
-def _sentence(made: Plan, output: PlannedOutput) -> str:
-    method = output.weighting.method
-    found = diagnose_output(made.series, output)
-    if method.decay is None:
-        name = "plain mean"
-    else:
-        half = f" (half-life {method.half_life:g})" if method.half_life is not None else ""
-        start = "E_1 = theta_1" if method.init == "first" else "debiased"
-        name = f"ema, decay {method.decay:.6g}{half} per checkpoint, {start}"
-    age = plural_float(found.mean_age, found.mean_age_unit)
-    return f"{name}: counts as {found.effective_checkpoints:.1f} checkpoints, mean age {age}"
-
-
-def plural_float(value: float, noun: str) -> str:
-    """Return a measured number with its noun: ``312.5 steps``."""
-    return f"{value:,.4g} {noun}s"
 
 
 def _drift_line(average: Average) -> str:

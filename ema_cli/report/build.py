@@ -54,11 +54,19 @@ def build_report(
 
 def diagnose_output(series: Series, output: PlannedOutput) -> model.DiagnosticsOfWeights:
     """Describe the shares of one average, with ages in steps where the checkpoints are in the order of their steps."""
-    steps = [member.step for member in series.members if member.step]
-    values = [step.value for step in steps]
-    known = len(values) == len(series.members) and values == sorted(values)
-    found = diagnose(output.weighting.weights, values if known else None, steps[0].unit if steps else "")
+    found = diagnose(output.weighting.method, output.weighting.shares, series.timeline)
     return model.DiagnosticsOfWeights(**dataclasses.asdict(found))
+
+
+def describe_continuation(series: Series, output: PlannedOutput) -> model.Continued | None:
+    """Tell the shares of all checkpoints, where some of them are inside an earlier output."""
+    if series.continuation is None:
+        return None
+    return model.Continued(
+        checkpoints=len(series.continuation.folded),
+        steps=series.timeline.steps,
+        shares=output.weighting.shares,
+    )
 
 
 def peak_memory_bytes() -> int | None:
@@ -96,6 +104,7 @@ def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
             bytes=member.checkpoint.index.source.size(),
             fingerprint=member.checkpoint.fingerprint,
             sha256=digest,
+            role=str(member.role),
         )
         for member, digest in zip(plan.series.members, measured.input_sha256, strict=True)
     )
@@ -104,15 +113,8 @@ def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
 def _average(
     plan: Plan, output: PlannedOutput, options: Options, statistics: Sequence[TensorStatistics], digest: str
 ) -> model.Average:
-    method = output.weighting.method
     return model.Average(
-        method=model.MethodUsed(
-            name=method.name,
-            decay=method.decay,
-            half_life=method.half_life,
-            per="checkpoint" if method.decay is not None else None,
-            init=method.init,
-        ),
+        method=model.MethodUsed(**output.weighting.method.plain()),
         weights=output.weighting.weights,
         diagnostics=diagnose_output(plan.series, output),
         tensors=tuple(
@@ -134,6 +136,7 @@ def _average(
             sha256=digest,
             dtype=options.dtype,
         ),
+        continued=describe_continuation(plan.series, output),
     )
 
 

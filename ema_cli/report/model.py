@@ -42,6 +42,8 @@ class Input:
     """Size, modification time in nanoseconds, and a hash of the structure bytes."""
     sha256: str | None
     """Digest of the whole file, if it was asked for."""
+    role: str = "checkpoint"
+    """``checkpoint``; ``average``: the earlier output that is gone on from; ``again``: the last checkpoint in that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,17 @@ class MethodUsed:
     name: str
     decay: float | None
     half_life: float | None
+    """As it was given, if it was."""
     per: str | None
-    """What one decay means: ``checkpoint``."""
+    """What one decay means: ``checkpoint`` or ``step``."""
     init: str | None
+    one_minus_decay: float | None = None
+    warmup: str | None = None
+    inv_gamma: float | None = None
+    power: float | None = None
+    sigma_rel: float | None = None
+    shape: str | None = None
+    normalize: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +75,30 @@ class DiagnosticsOfWeights:
     mean_age: float
     """sum w_i (t_N - t_i)."""
     mean_age_unit: str
-    """``step``, ``epoch`` or ``checkpoint``."""
+    """``step``, ``epoch``, ``token``, ``sample`` or ``checkpoint``."""
     first: float
     last: float
     largest: float
     implied_lr: tuple[float, ...]
-    """W_i = sum_(j>=i) w_j, per input."""
+    """W_i = sum_(j>=i) w_j, per checkpoint of the average."""
+    window_ratio_u: float | None = None
+    """Median gap x (1-d), for averages per step."""
+    unobserved_mass: float | None = None
+    """The part of the average asked for that lies before the first checkpoint."""
+    predicted_error: float | None = None
+    """Estimated distance to the true per-step EMA, over that from the last checkpoint to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continued:
+    """What an average that goes on from an earlier output is made of."""
+
+    checkpoints: int
+    """How many are inside the earlier output."""
+    steps: tuple[int, ...] | None
+    """Of every checkpoint, those inside first."""
+    shares: tuple[float, ...]
+    """Of every checkpoint, those inside first; sum 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +137,11 @@ class Average:
 
     method: MethodUsed
     weights: tuple[float, ...]
-    """One share per input, in fold order; sum 1."""
+    """The factor of each input, in fold order: its share, where nothing was continued; sum 1."""
     diagnostics: DiagnosticsOfWeights
     tensors: tuple[Tensor, ...]
     output: Output
+    continued: Continued | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ema_cli.records import Checkpoint, Notice, Plan
-from ema_cli.report.build import diagnose_output
+from ema_cli.records import Checkpoint, Notice, Plan, PlannedOutput
+from ema_cli.report.build import describe_continuation, diagnose_output
 from ema_cli.report.model import SCHEMA_VERSION
 
 
@@ -24,15 +24,17 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
                 "bytes": member.checkpoint.index.source.size(),
                 "fingerprint": member.checkpoint.fingerprint,
                 "key": member.checkpoint.key,
+                "role": str(member.role),
             }
             for member in plan.series.members
         ],
         "left_out": [{"path": str(left.path), "reason": left.reason} for left in plan.series.left_out],
         "averages": [
             {
-                "method": dataclasses.asdict(output.weighting.method),
+                "method": output.weighting.method.plain(),
                 "weights": output.weighting.weights,
                 "diagnostics": dataclasses.asdict(diagnose_output(plan.series, output)),
+                "continued": _continued(plan, output),
                 "output": str(output.path),
             }
             for output in plan.outputs
@@ -53,6 +55,11 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
         "threads": plan.buffers.threads,
         "warnings": [dataclasses.asdict(notice) for notice in notices],
     }
+
+
+def _continued(plan: Plan, output: PlannedOutput) -> dict[str, object] | None:
+    found = describe_continuation(plan.series, output)
+    return dataclasses.asdict(found) if found else None
 
 
 def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:

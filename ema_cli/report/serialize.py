@@ -17,7 +17,9 @@ def to_json(report: Report) -> str:
 
 
 def from_json(text: str) -> Report:
-    """Return the report that ``to_json`` wrote. Fields that this version does not know are ignored.
+    """Return the report that ``to_json`` wrote.
+
+    Fields that this version does not know are ignored; those that an earlier one did not know have their defaults.
 
     Raises:
         ValueError: it is not a report.
@@ -35,7 +37,8 @@ def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of t
     """Build a value of the annotated type ``kind`` from plain JSON values."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{field.name: _build(hints[field.name], value[field.name]) for field in dataclasses.fields(kind)})
+        known = {f.name for f in dataclasses.fields(kind) if f.name in value or f.default is dataclasses.MISSING}
+        return kind(**{name: _build(hints[name], value[name]) for name in known})
     if isinstance(kind, types.UnionType):
         return None if value is None else _build(typing.get_args(kind)[0], value)
     if typing.get_origin(kind) is tuple:

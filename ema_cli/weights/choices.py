@@ -1,32 +1,78 @@
-"""What a few choices would do to this many checkpoints: the answer to a run without a decay."""
+"""What a few choices would do to these checkpoints: the answer to a run without a decay."""
 
 from __future__ import annotations
 
-from ema_cli.records import Method
-from ema_cli.text import plural
-from ema_cli.weights.diagnostics import diagnose, percent, short_decay
-from ema_cli.weights.schedules import decay_for_first_share, solve
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-_FIRST_SHARE = 0.1
+from ema_cli.methods import SPECS, Decay, Method, MethodName, Per
+from ema_cli.text import percent, plural
+from ema_cli.timeline import Timeline
+from ema_cli.weights.diagnostics import diagnose
+from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share
+from ema_cli.weights.solve import solve
 
+_USUAL = (0.5, 0.9, 0.99, 0.999)
+_USUAL_WARMUP = (0.9, 0.99, 0.999, 0.9999)
 
-def describe_choices(checkpoints: int) -> tuple[str, str]:
-    """Return a table of choices as a message, and a hint naming the one that fits most runs."""
-    if checkpoints == 1:
-        return (
-            "neither --decay nor --half-life was given",
-            "--decay 0.9; with one checkpoint any decay copies it",
-        )
-    fitting = short_decay(decay_for_first_share(checkpoints, _FIRST_SHARE))
-    decays = sorted({"0.5", "0.9", "0.99", "0.999", fitting}, key=float)
-    rows = [(f"--decay {decay}", Method(name="ema", decay=float(decay), init="first")) for decay in decays]
-    rows.append(("--method uniform", Method(name="uniform")))
-    lines = [_line(option, method, checkpoints) for option, method in rows]
-    title = f"neither --decay nor --half-life was given. For these {plural(checkpoints, 'checkpoint')}:"
-    header = f"  {'':<18}{'first':>9}{'last':>9}{'as many as':>13}"
-    return "\n".join([title, header, *lines]), f"--decay {fitting} leaves the first checkpoint a tenth"
+Row = tuple[str, Method]
+"""Options, and the method that they mean."""
 
 
-def _line(option: str, method: Method, checkpoints: int) -> str:
-    found = diagnose(solve(method, checkpoints), None, "")
-    return f"  {option:<18}{percent(found.first):>9}{percent(found.last):>9}{found.effective_checkpoints:>13.1f}"
+def describe_choices(timeline: Timeline, names: Sequence[MethodName], per: Per | None) -> tuple[str, str]:
+    """Return a table of choices as a message, and a hint naming the one that fits most runs.
+
+    Args:
+        timeline: where the checkpoints stand.
+        names: the methods that were asked for.
+        per: what one decay of ``ema`` was said to mean.
+
+    Raises:
+        UsageError: a method needs steps, and they are not known.
+
+    """
+    name = next(name for name in names if "--decay" in SPECS[name].takes)
+    lacking = "neither --decay nor --half-life was given"
+    if timeline.count == 1:
+        return lacking, "--decay 0.9; with one checkpoint any decay copies it"
+    rows = list(_choices(name, timeline, per))
+    lines = [
+        _line(option, method, timeline) for option, method in (*rows, ("--method uniform", Method(name="uniform")))
+    ]
+    title = f"{lacking}. For these {plural(timeline.count, 'checkpoint')}:"
+    header = f"  {'':<30}{'first':>9}{'last':>9}{'as many as':>13}"
+    return "\n".join([title, header, *lines]), _hint(name, rows)
+
+
+def _choices(name: MethodName, timeline: Timeline, per: Per | None) -> Iterator[Row]:
+    if name == "ema-warmup":
+        for decay in _USUAL_WARMUP:
+            method = Method(name=name, decay=Decay.of(decay), per="checkpoint", warmup="tf")
+            yield f"--method {name} --decay {decay}", method
+        return
+    if name == "ema" and per != "step":
+        for decay in sorted({*_USUAL, float(decay_for_first_share(timeline.count - 1))}):
+            yield f"--decay {decay}", Method(name=name, decay=Decay.of(decay), per="checkpoint", init="first")
+    if name == "ema-hold" or per == "step" or (timeline.steps is not None and per is None):
+        yield from _per_step(name, timeline)
+
+
+def _per_step(name: MethodName, timeline: Timeline) -> Iterator[Row]:
+    option = "--per step" if name == "ema" else f"--method {name}"
+    method = Method(name=name, decay=Decay.of(_USUAL[-1]), per="step", init="first")
+    yield f"{option} --decay {_USUAL[-1]}", method
+    half_life = half_life_for_first_share(max(timeline.span, 1))
+    yield f"{option} --half-life {half_life}", replace(method, decay=Decay.of_half_life(float(half_life)))
+
+
+def _hint(name: MethodName, rows: Sequence[Row]) -> str:
+    """Name the row that leaves the first checkpoint about a tenth."""
+    if name == "ema-warmup":
+        return rows[0][0]
+    fitting = [option for option, method in rows if method.decay and method.decay.value not in _USUAL]
+    return f"{fitting[0]} leaves the first checkpoint a tenth"
+
+
+def _line(option: str, method: Method, timeline: Timeline) -> str:
+    found = diagnose(method, solve(method, timeline), timeline)
+    return f"  {option:<30}{percent(found.first):>9}{percent(found.last):>9}{found.effective_checkpoints:>13.1f}"

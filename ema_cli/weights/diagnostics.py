@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ema_cli.records import Notice, Weighting
-from ema_cli.weights.schedules import decay_for_first_share
+from ema_cli.methods import Decay, Method
+from ema_cli.timeline import Timeline
+from ema_cli.weights.reconstruction import part_before_first
 
-_DOMINATING = 0.5
-_SMALL_SHARE = 0.1
+_BROWNIAN = {"ema": 1 / math.sqrt(12), "ema-hold": 1 / math.sqrt(3)}
+"""Expected error over u of a path that is taken as linear, or as constant, and is Brownian."""
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,7 @@ class Diagnostics:
     mean_age: float
     """sum w_i (t_N - t_i), in ``mean_age_unit``."""
     mean_age_unit: str
-    """``step``, ``epoch`` or ``checkpoint``."""
+    """``step``, ``epoch``, ``token``, ``sample`` or ``checkpoint``."""
     first: float
     """Share of the first checkpoint."""
     last: float
@@ -32,61 +34,47 @@ class Diagnostics:
     """The largest share."""
     implied_lr: tuple[float, ...]
     """W_i = sum_(j>=i) w_j: the factor by which the average scales the update that led to checkpoint i."""
+    window_ratio_u: float | None
+    """u = median gap x (1-d): how many windows of the EMA fit between two checkpoints. Per step only."""
+    unobserved_mass: float | None
+    """The part of the average asked for that lies before the first checkpoint: d^(T-t_1), (t_1/T)^(gamma+1)."""
+    predicted_error: float | None
+    """Expected distance to the true per-step EMA over that from the last checkpoint to it, at most 1: u/sqrt(12), or
+    u/sqrt(3) for ``ema-hold``. An estimate, for a path that is Brownian between checkpoints."""
 
 
-def diagnose(weights: Sequence[float], positions: Sequence[int] | None, unit: str) -> Diagnostics:
-    """Describe ``weights``.
-
-    Args:
-        weights: one per checkpoint, in fold order.
-        positions: t_i, the step of each checkpoint; ``None`` to count checkpoints.
-        unit: of ``positions``.
-
-    """
-    times = positions if positions is not None else range(len(weights))
-    age = math.fsum(w * (times[-1] - t) for w, t in zip(weights, times, strict=True))
+def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Diagnostics:
+    """Describe the shares that ``method`` gives the checkpoints of ``timeline``, one each, in fold order."""
+    total = math.fsum(shares)
+    u = window_ratio(method.decay, timeline) if method.uses_steps and method.decay else None
     return Diagnostics(
-        effective_checkpoints=1 / math.fsum(w * w for w in weights),
-        mean_age=age,
-        mean_age_unit=unit if positions is not None else "checkpoint",
-        first=weights[0],
-        last=weights[-1],
-        largest=max(weights),
-        implied_lr=tuple(min(1.0, tail) for tail in accumulate(reversed(weights)))[::-1],
+        effective_checkpoints=total * total / math.fsum(w * w for w in shares),
+        mean_age=math.fsum(w * age for w, age in zip(shares, timeline.ages(), strict=True)) / total,
+        mean_age_unit=timeline.unit,
+        first=shares[0],
+        last=shares[-1],
+        largest=max(shares),
+        implied_lr=_implied_lr(shares, total),
+        window_ratio_u=u,
+        unobserved_mass=_unobserved_mass(method, timeline),
+        predicted_error=None if u is None else min(1.0, u * _BROWNIAN[method.name]),
     )
 
 
-def warn_about(weighting: Weighting) -> list[Notice]:
-    """Return what the user should know about these shares before trusting the average."""
-    count = len(weighting.weights)
-    if count == 1:
-        message = "there is one checkpoint, so the average is a copy of it"
-        return [Notice(code="one-checkpoint", message=message, hint="name more checkpoints, or their folder")]
-    if weighting.method.decay is None or weighting.weights[0] <= _DOMINATING or weighting.method.init == "debias":
-        return []
-    decay, better = f"{weighting.method.decay:g}", short_decay(decay_for_first_share(count, _SMALL_SHARE))
-    return [
-        Notice(
-            code="first-dominates",
-            message=(
-                f"the first checkpoint keeps {percent(weighting.weights[0])} of this average: decay {decay} applies "
-                f"per checkpoint, and {count} checkpoints are few for it"
-            ),
-            hint=(
-                f"--decay {better} (leaves it {percent(float(better) ** (count - 1))}); --init debias; --method uniform"
-            ),
-        )
-    ]
+def window_ratio(decay: Decay, timeline: Timeline) -> float:
+    """Return u, the median gap times 1 - d; a single checkpoint has no gaps, and counts as one step apart."""
+    return timeline.median_gap * decay.complement
 
 
-def short_decay(decay: float) -> str:
-    """Return a decay as text that keeps two digits of 1 - d, so that it never reads as 1."""
-    digits = 1 - math.floor(math.log10(1 - decay))
-    return f"{decay:.{digits}f}".rstrip("0")
+def _implied_lr(shares: Sequence[float], total: float) -> tuple[float, ...]:
+    """Add from the last on; the sum of all is 1 but for its rounding."""
+    most = 1.0 if math.isclose(total, 1, rel_tol=_ROUNDING) else math.inf
+    return tuple(min(most, tail) for tail in accumulate(reversed(shares)))[::-1]
 
 
-def percent(share: float) -> str:
-    """Return a share as text: ``13.4 %``; a share that is not zero never reads as zero."""
-    if 0 < share < 0.0005:  # noqa: PLR2004 - what one decimal can show
-        return f"{100 * share:.1g} %"
-    return f"{100 * share:.1f} %"
+def _unobserved_mass(method: Method, timeline: Timeline) -> float | None:
+    if not method.uses_steps or timeline.steps is None:
+        return None
+    if method.decay is not None:
+        return math.exp(-method.decay.rate * timeline.span) if timeline.span else 1.0
+    return part_before_first(timeline.steps, method.sigma_rel) if method.sigma_rel is not None else None

@@ -1,0 +1,207 @@
+"""The plan as people see it: the checkpoints with their shares, what each average is, what will be read and written."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from ema_cli.cli.console import Console
+from ema_cli.fold.devices import resolve_device
+from ema_cli.methods import Method, decay_text
+from ema_cli.options import Options
+from ema_cli.records import Action, Checkpoint, LeftOut, OrderedCheckpoint, Plan, PlannedOutput, Role
+from ema_cli.report.build import diagnose_output, parameters
+from ema_cli.report.model import DiagnosticsOfWeights
+from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
+
+_MOST_ROWS = 24
+_MOST_SHARES = 6
+"""Averages whose shares stand side by side; of more, the comparison alone is shown."""
+_BAR_WIDTH = 20
+_UNKNOWN = "-"
+
+
+def plan(made: Plan, options: Options, console: Console) -> None:
+    """Show the order, the shares, and what will be read and written."""
+    checkpoints = made.checkpoints
+    folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
+    console.talk(_headline(made, folder))
+    for line in _where_the_weights_are(checkpoints):
+        console.talk(line)
+    console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
+    left_out(made.series.left_out, console)
+    if len(made.outputs) == 1:
+        for line in _sentences(made, made.outputs[0]):
+            console.talk(line)
+    else:
+        console.talk(_comparison(made))
+    for line in _work(made, options):
+        console.talk(line)
+
+
+def left_out(entries: Sequence[LeftOut], console: Console) -> None:
+    """Name the inputs that were found and not used."""
+    for entry in entries:
+        console.talk(f"left out {quoted(str(entry.path))}: {entry.reason}")
+
+
+def _headline(made: Plan, folder: Path) -> str:
+    formats = shortlist(sorted({checkpoint.format for checkpoint in made.checkpoints}))
+    fresh = sum(member.role is Role.CHECKPOINT for member in made.series.members)
+    news = f"{plural(fresh, 'new checkpoint')} besides" if made.series.continuation else plural(fresh, "checkpoint")
+    continued = ""
+    if made.series.continuation is not None:
+        inside = plural(len(made.series.continuation.folded), "checkpoint")
+        continued = f"going on from {inside} in {quoted(str(made.series.continuation.path))}; "
+    return f"{continued}{news} in {safe_text(_shortest(folder))}, {formats}, {made.series.reason}"
+
+
+def _work(made: Plan, options: Options) -> Iterator[str]:
+    averaged = sum(tensor.action is Action.AVERAGED for tensor in made.tensors)
+    copied = len(made.tensors) - averaged
+    counts = plural(averaged, "tensor") + " averaged" + (f", {copied:,} copied" if copied else "")
+    yield f"{counts}; {plural(parameters(made), 'parameter')}"
+    yield (
+        f"reads {human_bytes(made.read_bytes)}, writes {human_bytes(made.write_bytes)}; "
+        f"{resolve_device(options.device)}, {plural(made.buffers.threads, 'thread')}, "
+        f"{human_bytes(made.buffers.total_bytes)} of buffers"
+    )
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent.absolute() for path in paths])) if paths else Path()
+
+
+def _shortest(folder: Path) -> str:
+    """Return the folder as seen from here, where that is shorter."""
+    try:
+        return min(str(folder), os.path.relpath(folder), key=len)
+    except OSError:  # the working directory was deleted
+        return str(folder)
+
+
+def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    lines = []
+    keys = Counter(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
+    if keys:
+        lines.append(f"weights under {shortlist(quoted(key) for key in keys)}")
+    prefixes = Counter(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
+    if prefixes:
+        lines.append(f"prefixes taken off the names: {', '.join(prefixes)}")
+    return lines
+
+
+def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("#", justify="right")
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column(made.series.unit if any(m.step for m in made.series.members) else "step", justify="right")
+    table.add_column("from")
+    if len(made.outputs) == 1:
+        table.add_column("share", justify="right", no_wrap=True)
+        table.add_column("" if made.series.continuation else "lr x", justify="right", no_wrap=True)
+        table.add_column("")
+    elif len(made.outputs) <= _MOST_SHARES:
+        for output in made.outputs:
+            table.add_column(output.weighting.method.label, justify="right", overflow="fold")
+    rows = list(range(len(made.series.members)))
+    cut = not all_rows and len(rows) > _MOST_ROWS
+    implied_lr = diagnose_output(made.series, made.outputs[0]).implied_lr
+    for row in [*rows[: _MOST_ROWS // 2], *rows[-_MOST_ROWS // 2 :]] if cut else rows:
+        if cut and row == len(rows) - _MOST_ROWS // 2:
+            table.add_row("…", f"{len(rows) - _MOST_ROWS:,} more (-v shows them)")
+        table.add_row(*_share_row(made, folder, row, implied_lr))
+    return table
+
+
+def _share_row(made: Plan, folder: Path, row: int, implied_lr: Sequence[float]) -> list[str | Text]:
+    member = made.series.members[row]
+    shares = [output.weighting.weights[row] for output in made.outputs]
+    cells: list[str | Text] = [
+        str(row + 1),
+        Text(_name(made, member, folder)),
+        f"{member.step.value:,}" if member.step else "",
+        Text(member.step.source if member.step else ""),
+    ]
+    if len(shares) == 1:
+        largest = max(made.outputs[0].weighting.weights)
+        scale = "" if made.series.continuation else f"{implied_lr[row]:.2f}"
+        cells += [percent(shares[0]), scale, Text("█" * round(_BAR_WIDTH * shares[0] / largest), style="cyan")]
+    elif len(shares) <= _MOST_SHARES:
+        cells += [percent(share) for share in shares]
+    return cells
+
+
+def _name(made: Plan, member: OrderedCheckpoint, folder: Path) -> str:
+    path = member.checkpoint.path
+    name = str(path.absolute().relative_to(folder)) if path.absolute().is_relative_to(folder) else str(path)
+    if member.role is Role.AVERAGE and made.series.continuation is not None:
+        return f"{safe_text(name)} ({plural(len(made.series.continuation.folded), 'checkpoint')})"
+    return f"{safe_text(name)} (again)" if member.role is Role.AGAIN else safe_text(name)
+
+
+def _sentences(made: Plan, output: PlannedOutput) -> Iterator[str]:
+    """Say what the average is, in one line each: its definition, its shares, its reconstruction."""
+    found = diagnose_output(made.series, output)
+    yield _definition(output.weighting.method, made.series.unit)
+    yield (
+        f"counts as {found.effective_checkpoints:.1f} checkpoints; mean age {_age(found)}; "
+        f"first {percent(found.first)}, last {percent(found.last)}"
+    )
+    if found.window_ratio_u is not None and found.predicted_error is not None:
+        yield (
+            f"u = median gap x (1-d) = {found.window_ratio_u:.3g}; distance to the true EMA: about "
+            f"{percent(found.predicted_error)} of that of the last checkpoint (an estimate)"
+        )
+    if found.unobserved_mass is not None:
+        yield f"before the first checkpoint lies {percent(found.unobserved_mass)} of it"
+
+
+def _definition(method: Method, unit: str) -> str:
+    """Describe a method with its parameters, as one sentence."""
+    parts: list[str] = [method.name]
+    if method.decay is not None:
+        limit = "up to " if method.warmup else ""
+        half = f" (half-life {method.decay.half_life:g})" if method.decay.half_life is not None else ""
+        parts.append(f"decay {limit}{decay_text(method.decay)}{half} per {unit if method.uses_steps else 'checkpoint'}")
+    if method.warmup is not None:
+        powers = "" if method.power is None else f" {method.inv_gamma:g}, power {method.power:.4g}"
+        parts.append(f"warm-up {method.warmup}{powers}")
+    if method.init is not None:
+        parts.append("E_1 = theta_1" if method.init == "first" else "debiased")
+    parts += [f"sigma_rel {method.sigma_rel:g}"] if method.sigma_rel is not None else []
+    parts += [f"shape {method.shape}"] if method.shape is not None else []
+    parts += ["not normalised"] if method.normalize is False else []
+    return ", ".join(parts)
+
+
+def _age(found: DiagnosticsOfWeights) -> str:
+    """Return the mean age with its unit: ``312.5 steps``."""
+    return f"{found.mean_age:,.4g} {found.mean_age_unit}s"
+
+
+def _comparison(made: Plan) -> Table:
+    """Put the averages side by side: what to look at before choosing one."""
+    table = Table(box=None, pad_edge=True, header_style="dim")
+    table.add_column("average", overflow="fold")
+    for title in ("first", "last", "largest", "counts as", "mean age", "before first", "u", "error"):
+        table.add_column(title, justify="right")
+    for output in made.outputs:
+        found = diagnose_output(made.series, output)
+        table.add_row(
+            output.weighting.method.label,
+            percent(found.first),
+            percent(found.last),
+            percent(found.largest),
+            f"{found.effective_checkpoints:.1f}",
+            _age(found),
+            _UNKNOWN if found.unobserved_mass is None else percent(found.unobserved_mass),
+            _UNKNOWN if found.window_ratio_u is None else f"{found.window_ratio_u:.3g}",
+            _UNKNOWN if found.predicted_error is None else percent(found.predicted_error),
+        )
+    return table

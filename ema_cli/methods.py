@@ -1,0 +1,235 @@
+"""Every way to weigh checkpoints: what it means, what the literature calls it, and the options that it takes.
+
+The weights themselves are solved in ``ema_cli.weights``; here is only what names them. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
+
+from ema_cli.errors import UsageError
+
+MethodName = Literal["ema", "ema-hold", "ema-warmup", "uniform", "uniform-time", "ramp", "power", "lr-decay", "manual"]
+Per = Literal["checkpoint", "step"]
+Init = Literal["first", "debias"]
+Warmup = Literal["tf", "inv-gamma"]
+Shape = Literal["linear", "cosine", "1-sqrt"]
+Clock = Literal["steps", "tokens", "samples", "epochs"]
+
+LONGEST_HALF_LIFE = 1e15
+"""Beyond it 1 - d is too small to be told from rounding."""
+WIDEST_SIGMA_REL = 1 / math.sqrt(12)
+"""The relative spread of a uniform profile, gamma = 0; a wider one would favour the beginning of training."""
+DEFAULT_POWER = 2 / 3
+_SAME = 1e-9
+"""Relative difference below which two parameters are the same one, written in different ways."""
+_HALF = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decay:
+    """A decay d in [0, 1), together with 1 - d: near 1 the float64 d alone has lost its digits."""
+
+    value: float
+    """d."""
+    complement: float
+    """1 - d."""
+    half_life: float | None = None
+    """H with d^H = 1/2, if the decay was given that way."""
+
+    @classmethod
+    def of(cls, value: float) -> Self:
+        """Return the decay d.
+
+        Raises:
+            UsageError: it is not in [0, 1).
+
+        """
+        if not 0 <= value < 1:
+            raise UsageError(f"--decay {value:g} is not in [0, 1)", hint="--decay 0.9")
+        return cls(value=value, complement=1 - value)
+
+    @classmethod
+    def of_complement(cls, complement: float) -> Self:
+        """Return the decay whose 1 - d is given.
+
+        Raises:
+            UsageError: it is not in (0, 1].
+
+        """
+        if not 0 < complement <= 1:
+            hint = "--one-minus-decay 1e-3, which is --decay 0.999"
+            raise UsageError(f"--one-minus-decay {complement:g} is not in (0, 1]", hint=hint)
+        return cls(value=1 - complement, complement=complement)
+
+    @classmethod
+    def of_half_life(cls, half_life: float) -> Self:
+        """Return the decay under which a share has halved after ``half_life``: d = 2^(-1/H).
+
+        Raises:
+            UsageError: it is not positive, or too long.
+
+        """
+        if not 0 < half_life <= LONGEST_HALF_LIFE:
+            raise UsageError(f"--half-life {half_life:g} must be positive, and at most {LONGEST_HALF_LIFE:g}")
+        rate = math.log(2) / half_life
+        return cls(value=math.exp(-rate), complement=-math.expm1(-rate), half_life=half_life)
+
+    @property
+    def rate(self) -> float:
+        """Lambda = -ln d, from whichever of d and 1 - d has more digits; infinite for d = 0."""
+        if self.value == 0:
+            return math.inf
+        return -math.log(self.value) if self.value < _HALF else -math.log1p(-self.complement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What the help, the README and the checks of the options say of a method."""
+
+    definition: str
+    steps: Literal["yes", "no", "with --per step"]
+    """Whether the weights depend on the steps of the checkpoints."""
+    literature: str
+    takes: tuple[str, ...] = ()
+    """The options of the weights that mean something to it; ``--decay`` stands for the three ways to give one."""
+
+
+SPECS: dict[MethodName, Spec] = {
+    "ema": Spec(
+        definition="E_1 = theta_1, E_n = d E_(n-1) + (1-d) theta_n; with --per step one decay is one training step, "
+        "and the weights between two checkpoints lie on the line that joins them",
+        steps="with --per step",
+        literature="EMA (torch, TF); per step: this work",
+        takes=("--decay", "--per", "--init"),
+    ),
+    "ema-hold": Spec(
+        definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: "
+        "the weights are those of the next checkpoint until it comes",
+        steps="yes",
+        literature="EDM half-life; How to Scale Your EMA",
+        takes=("--decay", "--init"),
+    ),
+    "ema-warmup": Spec(
+        definition="E_n with min(d, (1+n)/(10+n)), n updates done; "
+        "--warmup inv-gamma: min(d, 1 - (1 + n/inv_gamma)^-power)",
+        steps="no",
+        literature="TF num_updates; timm and diffusers EMA warm-up",
+        takes=("--decay", "--warmup", "--inv-gamma", "--power"),
+    ),
+    "uniform": Spec(definition="1/N each", steps="no", literature="SWA; LAWA with --last K"),
+    "uniform-time": Spec(
+        definition="trapezoid rule over the steps: half the gaps on both sides",
+        steps="yes",
+        literature="SWA for uneven spacing",
+    ),
+    "ramp": Spec(definition="proportional to 1, 2, ..., N", steps="no", literature="WMA"),
+    "power": Spec(
+        definition="profile proportional to t^gamma from step 0, as wide as --sigma-rel says, "
+        "over the line through the checkpoints",
+        steps="yes",
+        literature="power-function EMA of EDM2",
+        takes=("--sigma-rel",),
+    ),
+    "lr-decay": Spec(
+        definition="w_i = W_i - W_(i+1), where W is a learning rate that falls to 0 as 1-x, (1 + cos pi x)/2 or "
+        "1 - sqrt(x) (--shape)",
+        steps="yes",
+        literature="WSM; minus-sqrt of Megatron",
+        takes=("--shape",),
+    ),
+    "manual": Spec(
+        definition="--weights W,W,... or PATH:WEIGHT, divided by their sum unless --no-normalize",
+        steps="no",
+        literature="weighted soup",
+        takes=("--weights", "--no-normalize"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One way to weigh, with its parameters; ``None`` where it has no such parameter."""
+
+    name: MethodName
+    decay: Decay | None = None
+    """d of ``E_n = d E_(n-1) + (1 - d) theta_n``; the largest one for ``ema-warmup``."""
+    per: Per | None = None
+    """What one decay means."""
+    init: Init | None = None
+    """``first``: E_1 = theta_1; ``debias``: start at zero, and divide by the weight gathered."""
+    warmup: Warmup | None = None
+    inv_gamma: float | None = None
+    power: float | None = None
+    sigma_rel: float | None = None
+    """Standard deviation of the profile, as a part of the training time."""
+    shape: Shape | None = None
+    normalize: bool | None = None
+    """Whether weights by hand are divided by their sum."""
+
+    @property
+    def uses_steps(self) -> bool:
+        """Whether the weights depend on the steps of the checkpoints."""
+        return SPECS[self.name].steps == "yes" or self.per == "step"
+
+    @property
+    def label(self) -> str:
+        """A few characters that tell it from others: ``ema 0.999``, ``power 0.1``."""
+        if self.decay is None:
+            return " ".join(str(part) for part in (self.name, self.shape, self.sigma_rel) if part is not None)
+        if self.decay.half_life is not None:
+            return f"{self.name} H={self.decay.half_life:.6g}"
+        return f"{self.name} {decay_text(self.decay)}"
+
+    def plain(self) -> dict[str, Any]:
+        """Return name and parameters as plain values, the decay as d, 1 - d and half-life."""
+        decay = self.decay
+        return {
+            "name": self.name,
+            "decay": decay.value if decay else None,
+            "one_minus_decay": decay.complement if decay else None,
+            "half_life": decay.half_life if decay else None,
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "decay")},
+        }
+
+    def same_as(self, other: Method) -> bool:
+        """Whether two methods are one, however their decay was given."""
+        if (self.decay is None) != (other.decay is None):
+            return False
+        if (
+            self.decay
+            and other.decay
+            and not math.isclose(self.decay.complement, other.decay.complement, rel_tol=_SAME)
+        ):
+            return False
+        return replace(self, decay=None) == replace(other, decay=None)
+
+
+def refuse_unused(methods: tuple[MethodName, ...], given: Mapping[str, object]) -> None:
+    """Raise if an option was given that none of the methods has.
+
+    Args:
+        methods: the methods asked for.
+        given: the values of the options of the weights, by flag; false ones were not given.
+
+    Raises:
+        UsageError: naming the option and who would take it.
+
+    """
+    for flag, value in given.items():
+        taken_as = "--decay" if flag in ("--half-life", "--one-minus-decay") else flag
+        if value and not any(taken_as in SPECS[name].takes for name in methods):
+            takers = [name for name, spec in SPECS.items() if taken_as in spec.takes]
+            raise UsageError(
+                f"--method {', '.join(methods)} has no {flag}",
+                hint=f"leave it out, or choose --method {' or '.join(takers)}",
+            )
+
+
+def decay_text(decay: Decay) -> str:
+    """Return a decay as text that never reads as 1: ``0.999``, or ``1-1e-12`` where d has too many nines."""
+    written = f"{decay.value:.12g}"
+    return written if float(written) < 1 else f"1-{decay.complement:.6g}"

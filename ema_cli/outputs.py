@@ -1,0 +1,93 @@
+"""The files that will be written: their names, and what their headers tell of the average."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ema_cli import __version__
+from ema_cli.errors import UsageError
+from ema_cli.formats.safetensors import build_header
+from ema_cli.methods import Method
+from ema_cli.naming import fields_in, fill_output_name
+from ema_cli.options import OUR_METADATA, Options
+from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
+from ema_cli.storage.extents import TensorLayout
+from ema_cli.text import quoted
+
+
+def plan_outputs(
+    weightings: Sequence[Weighting], series: Series, tensors: Sequence[PlannedTensor], options: Options
+) -> tuple[PlannedOutput, ...]:
+    """Return the output of each average.
+
+    Raises:
+        UsageError: two of them would have one name, or a name has a field that the average has not.
+
+    """
+    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
+    outputs = tuple(
+        PlannedOutput(
+            weighting=weighting,
+            path=_path(weighting.method, options),
+            header=build_header(layouts, _metadata(weighting.method, series, options))[0],
+        )
+        for weighting in weightings
+    )
+    paths = [output.path for output in outputs]
+    if len(set(paths)) != len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
+    return outputs
+
+
+def _path(method: Method, options: Options) -> Path:
+    if options.output is None:  # a plan alone: a name that tells the averages apart
+        return Path(f"{method.label.replace(' ', '_')}.safetensors")
+    values = {**method.plain(), "method": method.name}
+    name = fill_output_name(str(options.output), values)
+    unknown = next(iter(fields_in(name)), None)
+    if unknown is not None:
+        raise UsageError(f"the output {quoted(name)}: {method.label} has no {{{unknown}}}", hint="name it without")
+    return Path(name)
+
+
+def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
+    """Return what the file itself tells; floats as Python writes them, so that they can be read back exactly."""
+    folded = series.folded
+    steps = [one.step for one in folded if one.step is not None]
+    known = len(steps) == len(folded)
+    parameters = {key: value for key, value in method.plain().items() if key != "name"}
+    ours: dict[str, object | None] = {
+        "version": __version__,
+        "method": method.name,
+        **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
+        "buffers": options.buffers,
+        "checkpoints": len(folded),
+        "folded": json.dumps([one.name for one in folded]),
+        "steps": ",".join(map(str, steps)) if known else None,
+        "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
+        "first_step": steps[0] if known else None,
+        "last_step": steps[-1] if known else None,
+        "options_fingerprint": _options_fingerprint(method, options),
+    }
+    written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
+    return {**options.metadata, **written, "format": "pt"}
+
+
+def _options_fingerprint(method: Method, options: Options) -> str:
+    """Hash every option that decides the bytes of an output, beside the inputs."""
+    deciding = {
+        **method.plain(),
+        "weights": options.weights,
+        "key": options.key,
+        "include": options.include,
+        "exclude": options.exclude,
+        "strip_prefix": options.strip_prefix,
+        "buffers": options.buffers,
+        "dtype": options.dtype,
+        "allow_nonfinite": options.allow_nonfinite,
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,59 @@
+"""Where the checkpoints of an average stand in training: all that weights depend on, besides the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """The positions t_1 < ... < t_N of N checkpoints, as far as they are known."""
+
+    count: int
+    """N."""
+    steps: tuple[int, ...] | None = None
+    """t_i, growing; ``None`` if they are not known, or the checkpoints are not in their order."""
+    unit: str = "checkpoint"
+    """Of the steps: ``step``, ``epoch``, ``token`` or ``sample``; ``checkpoint`` where there are none."""
+    by_hand: tuple[float, ...] | None = None
+    """Weights given by the user."""
+
+    @classmethod
+    def of(cls, steps: Sequence[int | None], unit: str, by_hand: Sequence[float] | None = None) -> Self:
+        """Return the timeline of checkpoints whose steps, as far as they have some, are given in fold order."""
+        found = tuple(step for step in steps if step is not None)
+        known = len(found) == len(steps) and all(a < b for a, b in pairwise(found))
+        return cls(
+            count=len(steps),
+            steps=found if known else None,
+            unit=unit if known else "checkpoint",
+            by_hand=tuple(by_hand) if by_hand else None,
+        )
+
+    @property
+    def span(self) -> int:
+        """T - t_1, in steps if they are known, else in checkpoints."""
+        return self.steps[-1] - self.steps[0] if self.steps else self.count - 1
+
+    @property
+    def median_gap(self) -> float:
+        """The median of t_i - t_(i-1); 1 where the checkpoints themselves are counted."""
+        return float(median(gaps(self.steps))) if self.steps and self.count > 1 else 1.0
+
+    def ages(self) -> list[int]:
+        """Return t_N - t_i of every checkpoint."""
+        times = self.steps or range(self.count)
+        return [times[-1] - time for time in times]
+
+    def until(self, count: int) -> Timeline:
+        """Return the timeline of the first ``count`` checkpoints."""
+        return Timeline(count=count, steps=self.steps[:count] if self.steps else None, unit=self.unit)
+
+
+def gaps(steps: Sequence[int]) -> list[int]:
+    """Return ``t_i - t_(i-1)`` for i > 1."""
+    return [later - earlier for earlier, later in pairwise(steps)]
