@@ -32,6 +32,7 @@ from ema_cli.records import (
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.timeline import Timeline
+from ema_cli.uptodate import read_report
 from ema_cli.weight_options import WeightOptions
 from ema_cli.weights.continuing import split
 from ema_cli.weights.solve import solve
@@ -287,9 +288,12 @@ def _as_member(earlier: Earlier) -> OrderedCheckpoint:
 
 
 def _find_again(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], options: Options) -> OrderedCheckpoint:
-    """Open the last checkpoint inside, which lies beside the new ones or beside the average, by its name."""
+    """Open the last checkpoint inside by its name: where it was, beside the new ones or beside the average."""
     last = earlier.folded[-1]
-    for path in _candidates(last.name, [earlier.checkpoint.path, *(member.checkpoint.path for member in fresh)]):
+    report = read_report(earlier.checkpoint.path)
+    neighbours = [Path(known.path) for known in report.inputs[-1:]] if report else []
+    neighbours += [*(member.checkpoint.path for member in fresh[:1]), earlier.checkpoint.path]
+    for path in _candidates(last.name, neighbours):
         found = open_checkpoint(path, pool=LayoutPool(), key=options.key, strip_prefix=options.strip_prefix)
         steps = [step.value for step in found.steps if step.unit == earlier.unit]
         if last.step is None or not steps or last.step in steps:
@@ -304,7 +308,7 @@ def _find_again(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], options: O
 
 
 def _candidates(name: str, neighbours: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files called ``name`` in the folders of ``neighbours``; a name cannot leave them."""
+    """Yield the files called ``name`` in the folders of ``neighbours``; the name cannot lead out of them."""
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
         return

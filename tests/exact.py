@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 
@@ -111,3 +113,82 @@ def debiased_shares(checkpoints: int, decay: float) -> list[Fraction]:
     for _ in range(checkpoints):
         shares = [d * share for share in shares] + [1 - d]
     return [share / (1 - d**checkpoints) for share in shares]
+
+
+DIGITS = 80
+"""Of the step-by-step sums."""
+
+
+def per_step_shares(
+    steps: Sequence[int], complement: Fraction, *, debias: bool = False, hold: bool = False
+) -> list[Decimal]:
+    """Take every training step once: ``E = d E + (1 - d) theta(s)`` for s = t_1 + 1, ..., T, on the shares.
+
+    theta(s) lies on the line between the checkpoints around s or, with ``hold``, is the next checkpoint. E begins as
+    theta_1; with ``debias``, as ``(1 - d) theta_1``, and the end is divided by the sum.
+    """
+    with localcontext() as context:
+        context.prec = DIGITS
+        new = Decimal(complement.numerator) / Decimal(complement.denominator)
+        shares = [Decimal(0)] * len(steps)
+        power = Decimal(1)
+        for i in range(len(steps) - 1, 0, -1):
+            gap = steps[i] - steps[i - 1]
+            for j in range(gap, 0, -1):  # the step that is j after the earlier checkpoint, latest first
+                along = Decimal(1) if hold else Decimal(j) / gap
+                shares[i] += new * power * along
+                shares[i - 1] += new * power * (1 - along)
+                power *= 1 - new
+        shares[0] += new * power if debias else power
+        total = sum(shares)
+        return [share / total for share in shares]
+
+
+def per_step_shares_closed(steps: Sequence[int], complement: Fraction, *, debias: bool = False) -> list[Decimal]:
+    """The same on lines by the textbook formula, for gaps too long to walk; at 400 digits nothing cancels away."""
+    with localcontext() as context:
+        context.prec = 400
+        new = Decimal(complement.numerator) / Decimal(complement.denominator)
+        d = 1 - new
+        shares = [Decimal(0)] * len(steps)
+        for i in range(1, len(steps)):
+            gap, kept = steps[i] - steps[i - 1], d ** (steps[-1] - steps[i])
+            mean = d * (1 - d**gap) / (gap * new)  # of d^1 ... d^D
+            shares[i] += kept * (1 - mean)
+            shares[i - 1] += kept * (mean - d**gap)
+        kept = d ** (steps[-1] - steps[0])
+        shares[0] += new * kept if debias else kept
+        total = sum(shares)
+        return [share / total for share in shares]
+
+
+def power_shares(steps: Sequence[int], p: float) -> list[Decimal]:
+    """Integrate the profile ``p t^(p-1) / T^p`` against the checkpoints' hats, by antiderivatives at 200 digits."""
+    with localcontext() as context:
+        context.prec = 200
+        end, exponent = Decimal(steps[-1]), Decimal(p)
+        times = [Decimal(step) / end for step in steps]
+
+        def below(t: Decimal, q: Decimal) -> Decimal:
+            return t**q if t else Decimal(0)
+
+        shares = [below(times[0], exponent)] + [Decimal(0)] * (len(steps) - 1)
+        for i in range(1, len(steps)):
+            start, stop = times[i - 1], times[i]
+            mass = below(stop, exponent) - below(start, exponent)
+            moment = (below(stop, exponent + 1) - below(start, exponent + 1)) * exponent / (exponent + 1)
+            later = (moment - start * mass) / (stop - start)
+            shares[i] += later
+            shares[i - 1] += mass - later
+        total = sum(shares)
+        return [share / total for share in shares]
+
+
+def warmup_shares(decays: Sequence[Decimal]) -> list[Decimal]:
+    """Fold literally, with a decay of its own for each update."""
+    with localcontext() as context:
+        context.prec = DIGITS
+        shares = [Decimal(1)]
+        for decay in decays:
+            shares = [decay * share for share in shares] + [1 - decay]
+        return shares

@@ -21,9 +21,10 @@ from ema_cli.api import make_options
 from ema_cli.errors import InputRefused
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
+from ema_cli.methods import Decay
 from ema_cli.pipeline import planned
 from ema_cli.records import Action, Plan
-from ema_cli.weights.schedules import ema, ema_debiased
+from ema_cli.weights.schedules import ema
 from tests.exact import FORMATS, Format, ema_shares, rounded
 from tests.series import (
     FORMATS as FILE_FORMATS,
@@ -102,7 +103,7 @@ def test_the_average_is_the_fold_by_hand(dtype: torch.dtype, form: str, tmp_path
     result = average(tmp_path, states, form=form, decay=0.7)
     assert set(result) == set(states[0])
     for name, tensor in result.items():
-        expected = averaged_by_hand([state[name] for state in states], ema(4, 0.7))
+        expected = averaged_by_hand([state[name] for state in states], ema(4, Decay.of(0.7)))
         assert tensor.dtype is dtype
         assert tensor.shape == states[0][name].shape
         if dtype is torch.float64:
@@ -280,7 +281,7 @@ def test_half_life_and_debias(tmp_path: Path) -> None:
     """A half-life is a decay in other words, and ``init`` reaches the weights."""
     states = random_states(4, torch.float64)
     result = average(tmp_path, states, half_life=2, init="debias")
-    expected = averaged_by_hand([state["scale"] for state in states], ema_debiased(4, 2**-0.5))
+    expected = averaged_by_hand([state["scale"] for state in states], ema(4, Decay.of(2**-0.5), "debias"))
     assert numbers(result["scale"]) == expected.ravel().tolist()
 
 
@@ -328,7 +329,7 @@ def test_mixed_types_are_folded_exactly_as_they_are(tmp_path: Path) -> None:
     states = [{"w": torch.randn(500, dtype=torch.float64).to(dtype)} for dtype in dtypes]
     result = average(tmp_path, states, decay=0.6)["w"]
     assert result.dtype is torch.float32
-    expected = averaged_by_hand([state["w"] for state in states], ema(4, 0.6))
+    expected = averaged_by_hand([state["w"] for state in states], ema(4, Decay.of(0.6)))
     assert numbers(result) == round_all(expected, FORMATS["F32"])
 
 
@@ -339,7 +340,7 @@ def test_dtype_sets_the_type_of_averaged_tensors(dtype: torch.dtype, tmp_path: P
         {"w": torch.randn(50), "c": torch.randn(3, dtype=torch.complex64), "n": torch.tensor(i)} for i in range(3)
     ]
     result = average(tmp_path, states, decay=0.5, dtype=str(dtype).removeprefix("torch."))
-    expected = averaged_by_hand([state["w"] for state in states], ema(3, 0.5))
+    expected = averaged_by_hand([state["w"] for state in states], ema(3, Decay.of(0.5)))
     assert result["w"].dtype is dtype
     exact = expected.tolist() if dtype is torch.float64 else round_all(expected, FORMATS[FORM_OF[dtype]])
     assert numbers(result["w"]) == exact

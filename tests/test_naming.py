@@ -9,6 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ema_cli.naming import (
+    distinct_names,
+    fields_in,
     fill_output_name,
     is_batch_norm_statistic,
     natural_key,
@@ -120,10 +122,34 @@ def test_batch_norm_statistics_are_known_by_name(name: str, is_statistic: bool) 
 
 
 def test_output_names_are_filled() -> None:
-    """``{decay}`` and ``{half_life}`` stand for the numbers that were given."""
-    assert fill_output_name("ema_{decay}.safetensors", decay=0.999, half_life=None) == "ema_0.999.safetensors"
-    assert fill_output_name("h{half_life}_{decay}", decay=0.5, half_life=1.0) == "h1_0.5"
-    assert fill_output_name("plain", decay=None, half_life=None) == "plain"
+    """Fields stand for the parameters of the average; what it does not have stays, to be complained of."""
+    values = {"method": "ema", "decay": 0.999, "half_life": 1.0, "sigma_rel": None}
+    assert fill_output_name("ema_{decay}.safetensors", values) == "ema_0.999.safetensors"
+    assert fill_output_name("h{half_life}_{method}", values) == "h1_ema"
+    assert fill_output_name("plain", values) == "plain"
+    assert fields_in(fill_output_name("{sigma_rel}_{decay}_{other}", values)) == ["sigma_rel"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "taken", "names"),
+    [
+        (["run/ckpt_1.pt", "run/ckpt_2.safetensors"], [], ["ckpt_1", "ckpt_2"]),
+        (["run/1/model.bin", "run/2/model.bin"], [], ["1/model", "2/model"]),
+        (["run/3/model.bin"], ["1/model", "2/model"], ["3/model"]),
+        (["b/ckpt_1.pt"], ["ckpt_1"], ["b/ckpt_1"]),
+        (["/a/x.tar.pt"], [], ["x"]),
+        (["x.pt", "x.pt"], [], ["x", "x"]),
+        ([], ["a"], []),
+    ],
+)
+def test_names_are_as_short_as_they_tell_apart(paths: list[str], taken: list[str], names: list[str]) -> None:
+    """A checkpoint is called by the end of its path, whatever its folder and its format."""
+    assert distinct_names(paths, taken) == names
+
+
+def test_names_that_cannot_be_decoded_are_escaped() -> None:
+    """What is written into metadata is text."""
+    assert distinct_names(["a\udcff.pt"]) == ["a\\udcff"]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def test_the_report_tells_the_run(tmp_path: Path) -> None:
         ("n", "I64", (), "copied"),
         ("w", "F32", (100,), "averaged"),
     ]
-    assert average.method == model.MethodUsed(name="ema", decay=0.5, half_life=None, per="checkpoint", init="first")
+    assert average.method == model.MethodUsed(
+        name="ema", decay=0.5, one_minus_decay=0.5, half_life=None, per="checkpoint", init="first"
+    )
     assert report.summary.tensors == 2
     assert report.summary.parameters == 100
     assert report.summary.bytes_read == 3 * 400 + 8

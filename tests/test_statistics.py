@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ema_cli
+from ema_cli.methods import Decay
 from ema_cli.report.model import Tensor
 from ema_cli.weights.schedules import ema
 from tests.series import State, averaged_by_hand, random_states, to_numpy, write_series
@@ -32,7 +33,7 @@ def test_statistics_are_those_of_whole_tensors(dtype: torch.dtype, tmp_path: Pat
     states = random_states(4, dtype)
     found = tensors_of(tmp_path, states, decay=0.8, max_memory=1 << 18, threads=2)
     for name in ("layer.weight", "layer.bias", "scale"):
-        average = averaged_by_hand([state[name] for state in states], ema(4, 0.8)).ravel()
+        average = averaged_by_hand([state[name] for state in states], ema(4, Decay.of(0.8))).ravel()
         last = to_numpy(states[-1][name]).ravel()
         norm, size = np.linalg.norm(average), np.linalg.norm(last)
         assert found[name].norm == pytest.approx(norm, rel=1e-13)
@@ -113,5 +114,7 @@ def test_several_averages_have_their_own_statistics(tmp_path: Path) -> None:
     paths = write_series(tmp_path, states)
     report = ema_cli.average(paths, decay=[0.1, 0.5, 0.9], output=tmp_path / "ema_{decay}.safetensors")
     drifts = [average.tensors[0].drift for average in report.averages]
-    expected = [1 - sum(w * i for w, i in zip(ema(5, d), range(1, 6), strict=True)) / 5 for d in (0.1, 0.5, 0.9)]
+    expected = [
+        1 - sum(w * i for w, i in zip(ema(5, Decay.of(d)), range(1, 6), strict=True)) / 5 for d in (0.1, 0.5, 0.9)
+    ]
     assert drifts == pytest.approx(expected, rel=1e-12)

@@ -17,6 +17,8 @@ _PROPORTIONAL = 1e-11
 """Of the largest weight: what two roundings of one proportion may differ by."""
 _NOISE = 1e-12
 """Of w_M: below it, e is rounding."""
+_VANISHING = 1e-100
+"""Weights below it add nothing to any average, and may have lost digits on the way."""
 
 
 def split(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
@@ -32,9 +34,9 @@ def split(before: Sequence[float], full: Sequence[float]) -> tuple[float, float]
     if largest == 0:
         return last[1] / last[0], 0.0
     scale = its_share / largest
-    if any(abs(w - scale * v) > _PROPORTIONAL * its_share for v, w in older):
+    if any(abs(w - scale * v) > _PROPORTIONAL * its_share + _VANISHING for v, w in older):
         return None
     rest = last[1] - scale * last[0]
-    if abs(rest) <= _NOISE * last[1]:
+    if abs(rest) <= _NOISE * last[1] + _VANISHING:
         return scale, 0.0
     return (scale, rest) if rest > 0 else None

@@ -1,0 +1,146 @@
+"""The methods: what the options mean, how they are called, and that help and README tell of them alike."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from ema_cli.api import make_options
+from ema_cli.cli.app import app
+from ema_cli.errors import UsageError
+from ema_cli.methods import DEFAULT_POWER, SPECS, Decay, Method, decay_text
+from ema_cli.weight_options import WeightOptions, split_weights
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def meant(**options: Any) -> list[Method]:
+    """Return the methods that options of the weights mean."""
+    return make_options("run", **options).expand()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"decay": 0.9}, "ema"),
+        ({"sigma_rel": 0.1}, "power"),
+        ({"shape": "cosine"}, "lr-decay"),
+        ({"weights": (1, 2)}, "manual"),
+        ({"warmup": "tf", "decay": 0.9}, "ema-warmup"),
+    ],
+)
+def test_a_parameter_names_its_method(options: dict[str, Any], name: str) -> None:
+    """What only one method has need not be said twice."""
+    (method,) = meant(**options)
+    assert method.name == name
+
+
+def test_defaults_are_those_of_the_help() -> None:
+    """Per checkpoint and from the first checkpoint; tf warm-up; 1-sqrt; inv-gamma 1 and 2/3; weights normalised."""
+    assert meant(decay=0.9) == [Method(name="ema", decay=Decay.of(0.9), per="checkpoint", init="first")]
+    assert meant(method="ema-hold", decay=0.9) == [
+        Method(name="ema-hold", decay=Decay.of(0.9), per="step", init="first")
+    ]
+    assert meant(method="ema-warmup", decay=0.9)[0].warmup == "tf"
+    (inverse,) = meant(method="ema-warmup", decay=0.9, power=0.75)
+    assert (inverse.warmup, inverse.inv_gamma, inverse.power) == ("inv-gamma", 1, 0.75)
+    assert meant(method="ema-warmup", decay=0.9, inv_gamma=2)[0].power == DEFAULT_POWER
+    assert meant(method="lr-decay")[0].shape == "1-sqrt"
+    assert meant(weights=(1, 2))[0].normalize is True
+
+
+def test_several_methods_and_decays_are_all_combinations() -> None:
+    """Each method that has a decay is made with each of them; the others once."""
+    labels = [method.label for method in meant(method=["ema", "uniform", "ema-hold"], decay=[0.5, 0.9])]
+    assert labels == ["ema 0.5", "ema 0.9", "uniform", "ema-hold 0.5", "ema-hold 0.9"]
+
+
+def test_labels_tell_methods_apart() -> None:
+    """They are short, and never let a decay read as 1."""
+    made = meant(method=["ema", "power", "lr-decay"], half_life=[1000], sigma_rel=[0.05, 0.1], shape="linear")
+    assert [method.label for method in made] == ["ema H=1000", "power 0.05", "power 0.1", "lr-decay linear"]
+    assert decay_text(Decay.of_complement(1e-15)) == "1-1e-15"
+    assert decay_text(Decay.of(0.999)) == "0.999"
+
+
+@given(st.floats(1e-15, 1))
+@settings(deadline=None)
+def test_a_decay_keeps_what_one_minus_it_says(complement: float) -> None:
+    """1 - d is held as it was given, and lambda = -ln d is exact from either side."""
+    decay = Decay.of_complement(complement)
+    assert decay.complement == complement
+    if complement < 1:
+        assert decay.rate == pytest.approx(-math.log1p(-complement), rel=1e-13)
+
+
+@given(half_life=st.floats(1e-2, 1e15))
+@settings(deadline=None)
+def test_a_half_life_halves(half_life: float) -> None:
+    """d^H = 1/2, also where d itself reads as 1."""
+    decay = Decay.of_half_life(half_life)
+    assert 0 <= decay.value <= 1
+    assert half_life * decay.rate == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_one_decay_is_one_method_however_it_is_given() -> None:
+    """A decay, its complement and its half-life are the same; other parameters are not."""
+    (decay,), (complement,), (half_life,) = meant(decay=0.5), meant(one_minus_decay=0.5), meant(half_life=1)
+    assert decay.same_as(complement)
+    assert decay.same_as(half_life)
+    assert not decay.same_as(meant(decay=0.51)[0])
+    assert not decay.same_as(meant(decay=0.5, per="step")[0])
+    assert not decay.same_as(meant(method="uniform")[0])
+
+
+def test_weights_may_stand_behind_the_paths() -> None:
+    """``PATH:WEIGHT``; a path may hold colons itself."""
+    assert split_weights(["a.pt:1", "b:c.pt:2.5", "d:1e-3"]) == (("a.pt", "b:c.pt", "d"), (1.0, 2.5, 0.001))
+    options = make_options(["a.pt:1", "b.pt:3"], method="manual")
+    assert (options.paths, options.weights) == (("a.pt", "b.pt"), (1.0, 3.0))
+    for wrong in ("a.pt", "a.pt:", ":1", "a.pt:x", "1"):
+        with pytest.raises(UsageError, match="has no weight"):
+            split_weights([wrong])
+
+
+def test_nothing_said_is_nothing_said() -> None:
+    """Options of other kinds are no word about the weights."""
+    assert not make_options("run", dtype="float64", clock="tokens").says_weights
+    for said in ({"decay": 0.5}, {"method": "uniform"}, {"init": "first", "decay": 0.1}, {"weights": (1.0,)}):
+        assert make_options("run", **said).says_weights
+    assert WeightOptions().lacks_decay
+    assert not WeightOptions(methods=("uniform",)).lacks_decay
+
+
+def test_plain_values_hold_every_parameter() -> None:
+    """What goes into reports and metadata is flat, and has d, 1 - d and the half-life."""
+    plain = meant(half_life=1)[0].plain()
+    assert plain["decay"] == plain["one_minus_decay"] == pytest.approx(0.5)
+    assert plain["half_life"] == 1
+    assert plain["sigma_rel"] is None
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_readme_and_the_help_define_each_method(name: str) -> None:
+    """One table: the definition, whether steps are used, the name in the literature."""
+    spec = SPECS[name]  # type: ignore[index]
+    row = f"| `{name}` | {spec.definition} | {spec.steps} | {spec.literature} |"
+    assert row in README
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "300", "NO_COLOR": "1"}).output
+    flat = re.sub(r"\s+", " ", shown)
+    assert re.search(rf"{re.escape(name)} +{re.escape(spec.definition[:40])}", flat)
+    assert spec.literature in flat
+
+
+@pytest.mark.parametrize("command", [["--help"], ["average", "--help"], ["plan", "--help"]])
+def test_every_help_of_the_main_job_has_the_table(command: list[str]) -> None:
+    """Wherever the options are explained, so are the methods."""
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "120", "NO_COLOR": "1"}).output
+    assert shown.count("Methods") == 1
+    assert "uniform-time" in shown
