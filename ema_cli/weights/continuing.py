@@ -11,14 +11,13 @@ back, e = 0. c and e are read off the weights themselves, so this holds for any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-_PROPORTIONAL = 1e-11
-"""Of the largest weight: what two roundings of one proportion may differ by."""
-_NOISE = 1e-12
-"""Of w_M: below it, e is rounding."""
+_ROUNDING = 1e-12
+"""What two ways to compute one weight may differ by, relative to it."""
 _VANISHING = 1e-100
-"""Weights below it add nothing to any average, and may have lost digits on the way."""
+"""Weights below it add nothing to any average."""
 
 
 def split(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
@@ -34,9 +33,10 @@ def split(before: Sequence[float], full: Sequence[float]) -> tuple[float, float]
     if largest == 0:
         return last[1] / last[0], 0.0
     scale = its_share / largest
-    if any(abs(w - scale * v) > _PROPORTIONAL * its_share + _VANISHING for v, w in older):
+    rounding = _ROUNDING + math.ulp(0) / max(its_share, math.ulp(0))  # subnormal weights have lost digits
+    if any(abs(w - scale * v) > rounding * its_share + _VANISHING for v, w in older):
         return None
     rest = last[1] - scale * last[0]
-    if abs(rest) <= _NOISE * last[1] + _VANISHING:
+    if abs(rest) <= rounding * last[1] + _VANISHING:
         return scale, 0.0
     return (scale, rest) if rest > 0 else None
