@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 _ROUNDING = 1e-12
 """What two ways to compute one weight may differ by, relative to it."""
-_VANISHING = 1e-100
-"""Weights below it add nothing to any average."""
+_LAST_DIGITS = 8 * math.ulp(0)
+"""What weights near the smallest float64, which have lost digits, may be off by."""
 
 
 def split(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
@@ -33,10 +33,10 @@ def split(before: Sequence[float], full: Sequence[float]) -> tuple[float, float]
     if largest == 0:
         return last[1] / last[0], 0.0
     scale = its_share / largest
-    rounding = _ROUNDING + math.ulp(0) / max(its_share, math.ulp(0))  # subnormal weights have lost digits
-    if any(abs(w - scale * v) > rounding * its_share + _VANISHING for v, w in older):
+    doubt = _LAST_DIGITS / largest  # of the scale
+    if any(abs(w - scale * v) > _ROUNDING * its_share + doubt * v + _LAST_DIGITS for v, w in older):
         return None
     rest = last[1] - scale * last[0]
-    if abs(rest) <= rounding * last[1] + _VANISHING:
+    if abs(rest) <= _ROUNDING * last[1] + doubt * last[0] + _LAST_DIGITS:
         return scale, 0.0
     return (scale, rest) if rest > 0 else None
