@@ -164,8 +164,9 @@ def _method(ours: Mapping[str, str]) -> Method:
     (method,) = said.expand()
     if method.decay is None:
         return method
-    decay = Decay(value=Decay.of(float(ours["decay"])).value, complement=method.decay.complement)
-    return replace(method, decay=decay)
+    half_life = Decay.of_half_life(float(ours["half_life"])).half_life if "half_life" in ours else None
+    exact = replace(method.decay, value=Decay.of(float(ours["decay"])).value, half_life=half_life)
+    return replace(method, decay=exact)
 
 
 def _folded(ours: Mapping[str, str]) -> tuple[Folded, ...]:

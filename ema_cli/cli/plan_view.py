@@ -121,12 +121,14 @@ def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
 
 def _share_row(made: Plan, folder: Path, row: int, implied_lr: Sequence[float]) -> list[str | Text]:
     member = made.series.members[row]
+    path = member.checkpoint.path
+    name = path.absolute().relative_to(folder) if path.absolute().is_relative_to(folder) else path
     shares = [output.weighting.weights[row] for output in made.outputs]
     cells: list[str | Text] = [
         str(row + 1),
-        Text(_name(made, member, folder)),
+        Text(safe_text(str(name))),
         f"{member.step.value:,}" if member.step else "",
-        Text(member.step.source if member.step else ""),
+        Text(_source(made, member)),
     ]
     if len(shares) == 1:
         largest = max(made.outputs[0].weighting.weights)
@@ -137,12 +139,13 @@ def _share_row(made: Plan, folder: Path, row: int, implied_lr: Sequence[float]) 
     return cells
 
 
-def _name(made: Plan, member: OrderedCheckpoint, folder: Path) -> str:
-    path = member.checkpoint.path
-    name = str(path.absolute().relative_to(folder)) if path.absolute().is_relative_to(folder) else str(path)
+def _source(made: Plan, member: OrderedCheckpoint) -> str:
+    """Say where the step was read or, of what is no new checkpoint, what it is."""
     if member.role is Role.AVERAGE and made.series.continuation is not None:
-        return f"{safe_text(name)} ({plural(len(made.series.continuation.folded), 'checkpoint')})"
-    return f"{safe_text(name)} (again)" if member.role is Role.AGAIN else safe_text(name)
+        return plural(len(made.series.continuation.folded), "checkpoint")
+    if member.role is Role.AGAIN:
+        return "its last, again"
+    return member.step.source if member.step else ""
 
 
 def _sentences(made: Plan, output: PlannedOutput) -> Iterator[str]:

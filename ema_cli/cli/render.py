@@ -97,7 +97,8 @@ def _result_line(report: Report, average: Average, *, up_to_date: bool) -> str:
     output = average.output
     verb = "up to date" if up_to_date else "wrote"
     took = "" if up_to_date else f"  {report.summary.seconds:.2f} s"
+    count = len(average.diagnostics.implied_lr)  # those inside an earlier average included
     return (
-        f"{verb} {output.path}  {human_bytes(output.bytes)}  {plural(len(report.inputs), 'checkpoint')}{took}"
+        f"{verb} {output.path}  {human_bytes(output.bytes)}  {plural(count, 'checkpoint')}{took}"
         f"  sha256 {output.sha256[:_DIGEST_SHOWN]}…"
     )

@@ -1,0 +1,412 @@
+"""Going on from an earlier output: the average of all checkpoints, or a refusal that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import ema_cli
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, UsageError
+from ema_cli.report.model import Report
+from tests.conftest import Run
+from tests.series import FORMATS, State, load, open_files, random_states, same_bits
+
+STEPS = (100, 200, 350, 360, 1000, 1100)
+ONE_SHOT = {
+    "ema": {"decay": 0.8},
+    "debiased": {"decay": 0.9, "init": "debias"},
+    "per step": {"decay": 0.995, "per": "step"},
+    "half-life, debiased": {"half_life": 300, "per": "step", "init": "debias"},
+    "near 1": {"one_minus_decay": 1e-12, "per": "step", "init": "debias"},
+    "hold": {"method": "ema-hold", "decay": 0.99},
+    "warm-up": {"method": "ema-warmup", "decay": 0.99},
+    "inv-gamma": {"method": "ema-warmup", "decay": 0.99, "power": 0.75},
+    "uniform": {"method": "uniform"},
+    "uniform-time": {"method": "uniform-time"},
+    "ramp": {"method": "ramp"},
+    "power": {"sigma_rel": 0.15},
+}
+
+
+def write_steps(folder: Path, states: list[State], steps: tuple[int, ...], *, form: str = "zip") -> list[Path]:
+    """Write checkpoints whose steps stand in their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix, save = FORMATS[form]
+    paths = [folder / f"step_{step}{suffix}" for step in steps]
+    for state, path in zip(states, paths, strict=True):
+        save(state, path)
+    return paths
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Six unevenly spaced checkpoints."""
+    return write_steps(tmp_path / "run", random_states(len(STEPS)), STEPS)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return the metadata of an output."""
+    with safe_open(path, framework="numpy") as opened:
+        return dict(opened.metadata())
+
+
+def assert_same_average(found: Path, expected: Path, *, ulps: float) -> None:
+    """Two float64 averages are equal but for a few units in the last place of numbers like those averaged, near 1."""
+    one, other = load(found), load(expected)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if value.numel():
+            unit = np.spacing(max(1.0, other[name].abs().max().item()))
+            assert (value - other[name]).abs().max().item() <= ulps * unit, name
+
+
+@pytest.mark.parametrize("inside", [1, 2, 4, 5])
+@pytest.mark.parametrize("name", ONE_SHOT)
+def test_going_on_is_the_average_of_all_at_once(name: str, inside: int, paths: list[Path], tmp_path: Path) -> None:
+    """Whatever the method, the parts and the spacing: a few units in the last place of float64, and one report."""
+    options: dict[str, Any] = {**ONE_SHOT[name], "dtype": "float64"}
+    whole, part, both = (tmp_path / f"{what}.safetensors" for what in ("whole", "part", "both"))
+    expected = ema_cli.average(paths, output=whole, **options)
+    ema_cli.average(paths[:inside], output=part, **options)
+    found = ema_cli.average(paths[inside - 1 :], continue_from=part, output=both, dtype="float64")
+    assert_same_average(both, whole, ulps=4)
+    assert_same_story(found, expected)
+    assert {k: v for k, v in metadata_of(both).items() if "fingerprint" not in k} == {
+        k: v for k, v in metadata_of(whole).items() if "fingerprint" not in k
+    }
+
+
+def assert_same_story(found: Report, expected: Report) -> None:
+    """The shares and what follows from them are those of the average of all checkpoints."""
+    (one,), (other,) = found.averages, expected.averages
+    assert one.continued is not None
+    assert one.continued.shares == pytest.approx(other.weights, rel=1e-12, abs=1e-300)
+    assert one.continued.steps == STEPS
+    assert one.diagnostics.mean_age == pytest.approx(other.diagnostics.mean_age, rel=1e-12)
+    assert one.diagnostics.unobserved_mass == pytest.approx(other.diagnostics.unobserved_mass)
+    assert len(one.weights) == len(found.inputs)
+    assert sum(one.weights) == pytest.approx(1, abs=1e-14)
+    assert [known.role for known in found.inputs][0] == "average"
+    for mine, theirs in zip(one.tensors, other.tensors, strict=True):
+        assert (mine.name, mine.norm) == (theirs.name, pytest.approx(theirs.norm, rel=1e-13))
+
+
+def test_one_checkpoint_at_a_time(paths: list[Path], tmp_path: Path) -> None:
+    """A chain of continuations, each from the last, in place: still the average of all."""
+    options: dict[str, Any] = {"per": "step", "half_life": 200}
+    whole, chain = tmp_path / "whole.safetensors", tmp_path / "chain.safetensors"
+    ema_cli.average(paths, output=whole, dtype="float64", **options)
+    ema_cli.average(paths[:1], output=chain, dtype="float64", **options)
+    for path in paths[1:]:
+        ema_cli.average(path, continue_from=chain, output=chain, dtype="float64", force=True)
+    assert_same_average(chain, whole, ulps=8)
+    assert metadata_of(chain)["ema_avg.steps"] == ",".join(map(str, STEPS))
+
+
+@pytest.mark.parametrize("form", ["zip", "safetensors"])
+def test_the_stored_type_bounds_the_error(form: str, tmp_path: Path) -> None:
+    """From a float32 file the average is within a rounding of that file; copied tensors come from the last."""
+    states = [{**state, "n": torch.tensor(i)} for i, state in enumerate(random_states(6))]
+    paths = write_steps(tmp_path / "run", states, STEPS, form=form)
+    whole, part, both = (tmp_path / f"{what}.safetensors" for what in ("whole", "part", "both"))
+    ema_cli.average(paths, decay=0.7, output=whole)
+    ema_cli.average(paths[:3], decay=0.7, output=part)
+    report = ema_cli.average(paths, continue_from=part, output=both)
+    assert [notice.code for notice in report.warnings] == []
+    assert load(both)["n"] == 5
+    for name, value in load(both).items():
+        if value.is_floating_point() and value.numel():
+            expected = load(whole)[name]
+            assert (value - expected).abs().max() <= 2 * torch.finfo(torch.float32).eps * expected.abs().max()
+
+
+def test_what_is_inside_is_not_folded_twice(paths: list[Path], tmp_path: Path) -> None:
+    """Naming everything again folds the new ones alone, and says which were known; files may have moved."""
+    part, both, fresh = (tmp_path / f"{what}.safetensors" for what in ("part", "both", "fresh"))
+    ema_cli.average(paths[:3], decay=0.7, output=part)
+    ema_cli.average(paths[3:], continue_from=part, output=fresh)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    made = ema_cli.plan(tmp_path / "moved", continue_from=part)
+    assert [left.path.name for left in made.series.left_out] == ["step_100.pt", "step_200.pt", "step_350.pt"]
+    assert all("already in" in left.reason for left in made.series.left_out)
+    ema_cli.average(tmp_path / "moved", continue_from=part, output=both)
+    assert both.read_bytes() == fresh.read_bytes()
+
+
+def test_checkpoints_without_steps_are_known_by_name(tmp_path: Path) -> None:
+    """Where nothing counts steps, the names tell what is inside."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, state in zip("abcd", random_states(4), strict=True):
+        torch.save(state, folder / f"{name}.pt")
+    part, both, whole = (tmp_path / f"{what}.safetensors" for what in ("part", "both", "whole"))
+    ema_cli.average([folder / "a.pt", folder / "b.pt"], decay=0.5, output=part, dtype="float64")
+    ema_cli.average(folder, continue_from=part, output=both, dtype="float64")
+    ema_cli.average(folder, decay=0.5, output=whole, dtype="float64")
+    assert_same_average(both, whole, ulps=4)
+    assert "ema_avg.steps" not in metadata_of(both)
+    assert json.loads(metadata_of(both)["ema_avg.folded"]) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("layout", ["ckpt_{}.pt", "checkpoint-{}/model.pt"])
+def test_steps_that_only_the_series_tells_are_understood(layout: str, tmp_path: Path) -> None:
+    """One new file alone has no number that differs; together with the names inside it has."""
+    paths = [tmp_path / layout.format(step) for step in (10, 20, 30)]
+    for path, state in zip(paths, random_states(3), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        torch.save(state, path)
+    part, both, whole = (tmp_path / f"{what}.safetensors" for what in ("part", "both", "whole"))
+    options: dict[str, Any] = {"per": "step", "decay": 0.9}
+    ema_cli.average(paths[:2], output=part, dtype="float64", **options)
+    report = ema_cli.average(paths[2], continue_from=part, output=both, dtype="float64")
+    ema_cli.average(paths, output=whole, dtype="float64", **options)
+    assert [found.step for found in report.inputs] == [20, 20, 30]
+    assert [found.role for found in report.inputs] == ["average", "again", "checkpoint"]
+    assert_same_average(both, whole, ulps=4)
+
+
+def test_the_last_checkpoint_is_found_or_asked_for(paths: list[Path], tmp_path: Path) -> None:
+    """Methods on lines need the end of the earlier average again: where it was, beside the new ones, or named."""
+    part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
+    moved = [shutil.move(path, tmp_path / path.name) for path in paths[2:]]
+    made = ema_cli.plan(moved[1:], continue_from=part)
+    assert [member.checkpoint.path.name for member in made.series.members][:2] == ["part.safetensors", "step_350.pt"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    last = shutil.move(moved[0], elsewhere / "step_350.pt")
+    with pytest.raises(NothingMatched, match=r'"step_350" \(step 350\), is needed again') as refused:
+        ema_cli.average(moved[1:], continue_from=part, output=both)
+    assert "name it too" in refused.value.hint
+    assert not both.exists()
+    ema_cli.average([*moved[1:], last], continue_from=part, output=both)
+    assert both.exists()
+
+
+def test_another_file_of_that_name_is_not_taken(paths: list[Path], tmp_path: Path) -> None:
+    """A file beside the new ones whose own step contradicts is not the checkpoint that was folded."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
+    torch.save({"model": torch.load(paths[2]), "step": 7}, paths[2])
+    before = open_files()
+    with pytest.raises(NothingMatched, match="is needed again"):
+        ema_cli.plan(paths[3:], continue_from=part)
+    assert open_files() == before
+
+
+def test_nothing_new_is_said(paths: list[Path], tmp_path: Path) -> None:
+    """With nothing to fold there is nothing to write; in place that is up to date."""
+    part = tmp_path / "part.safetensors"
+    report = ema_cli.average(paths, decay=0.7, output=part)
+    before = part.read_bytes()
+    with pytest.raises(NothingNew, match="nothing is new: .* holds 6 checkpoints up to step 1,100"):
+        ema_cli.average(paths, continue_from=part, output=tmp_path / "more.safetensors")
+    assert ema_cli.average(paths, continue_from=part, output=part, force=True) == report
+    assert part.read_bytes() == before
+
+
+def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: Path) -> None:
+    """What lies before the end of the earlier average cannot be folded in; between its checkpoints it is missed."""
+    part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
+    ema_cli.average([paths[1], paths[3]], decay=0.7, output=part)
+    report = ema_cli.average(paths, continue_from=part, output=both)
+    assert [found.step for found in report.inputs] == [360, 1000, 1100]
+    (late,) = [notice for notice in report.warnings if notice.code == "late-left-out"]
+    assert '"step_350.pt" would belong between' in late.message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 0.71}, "was made with name ema, decay 0.7,"),
+        ({"decay": 0.7, "per": "step"}, "can only be gone on from in the same way"),
+        ({"method": "uniform"}, "can only be gone on from in the same way"),
+        ({"init": "debias"}, "can only be gone on from in the same way"),
+        ({"buffers": "last"}, "was made with --buffers"),
+    ],
+)
+def test_another_average_is_not_mixed_in(
+    options: dict[str, Any], message: str, paths: list[Path], tmp_path: Path
+) -> None:
+    """Options that say something else than the earlier file are refused."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], decay=0.7, output=part)
+    with pytest.raises(UsageError, match=message):
+        ema_cli.plan(paths, continue_from=part, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": 0.5}, {"half_life": 1}, {"one_minus_decay": 0.5, "method": "ema"}])
+def test_the_same_method_may_be_said_again(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
+    """In whatever way it is written, or not at all."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], decay=0.5, output=part)
+    assert len(ema_cli.plan(paths, continue_from=part, **options).series.members) == 4
+
+
+def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path) -> None:
+    """A cosine shifts the earlier shares; weights by hand and foreign files have no continuation."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:4], shape="cosine", output=part)
+    with pytest.raises(InputRefused, match="change the shares of the earlier ones against each other"):
+        ema_cli.plan(paths, continue_from=part)
+    ema_cli.average(paths[:2], weights=(1, 2), output=part, force=True)
+    with pytest.raises(InputRefused, match="does not say"):
+        ema_cli.plan(paths, continue_from=part)
+    save_file(random_states(1)[0], part)
+    with pytest.raises(InputRefused, match="is not an output of ema-avg"):
+        ema_cli.plan(paths, continue_from=part)
+    with pytest.raises(NothingMatched):
+        ema_cli.plan(paths, continue_from=tmp_path / "missing.safetensors")
+
+
+def test_a_changed_model_is_refused(paths: list[Path], tmp_path: Path) -> None:
+    """The tensors must be those of the earlier average, by name and shape; unless they are left out on both sides."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], decay=0.5, output=part, exclude="bias")
+    with pytest.raises(InputRefused, match="these are not checkpoints of one model"):
+        ema_cli.plan(paths, continue_from=part)
+    assert ema_cli.plan(paths, continue_from=part, exclude="bias").tensors
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_rounded_average_warns(dtype: str, paths: list[Path], tmp_path: Path) -> None:
+    """What is stored in two bytes stays rounded; the way out is a wider file."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], decay=0.5, output=part, dtype=dtype)
+    (notice,) = ema_cli.plan(paths, continue_from=part).notices
+    assert notice.code == "continued-from-rounded"
+    assert dtype in notice.message
+    assert "--dtype float32" in notice.hint
+
+
+def test_other_units_are_refused(paths: list[Path], tmp_path: Path) -> None:
+    """Epochs do not go on where steps ended, nor do checkpoints without any number."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], decay=0.5, output=part)
+    epochs = [tmp_path / f"epoch_{n}.pt" for n in (2000, 3000)]
+    for path in epochs:
+        torch.save(random_states(1)[0], path)
+    with pytest.raises(InputRefused, match="numbered in steps"):
+        ema_cli.plan(epochs, continue_from=part)
+    assert len(ema_cli.plan(epochs, continue_from=part, steps=(2000, 3000)).series.members) == 3
+
+
+HOSTILE = [
+    {"folded": None},
+    {"folded": "not json"},
+    {"folded": "[]"},
+    {"folded": "[1, 2, 3]"},
+    {"folded": '{"a": 1}'},
+    {"folded": "[" * 100_000},
+    {"folded": '["a"]'},
+    {"steps": "100,200"},
+    {"steps": "300,200,100"},
+    {"steps": "1,2,x"},
+    {"steps": ""},
+    {"steps": "9" * 10_000 + ",1,2"},
+    {"method": "sum"},
+    {"method": "manual"},
+    {"method": None},
+    {"decay": "2"},
+    {"decay": "nan"},
+    {"decay": None},
+    {"one_minus_decay": "0"},
+    {"one_minus_decay": "x"},
+    {"one_minus_decay": None},
+    {"per": "epoch"},
+    {"init": "zero"},
+    {"warmup": "tf"},
+    {"sigma_rel": "0.1"},
+    {"method": "power", "sigma_rel": "7"},
+]
+
+
+@pytest.mark.parametrize("changes", HOSTILE, ids=lambda changes: str(changes)[:40])
+def test_metadata_that_contradict_themselves_are_refused(
+    changes: dict[str, str | None], paths: list[Path], tmp_path: Path
+) -> None:
+    """Whatever stands in the file, the answer is one clear refusal, and no file stays open."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.5, output=part)
+    metadata = metadata_of(part)
+    for key, value in changes.items():
+        metadata.pop(f"ema_avg.{key}", None)
+        if value is not None:
+            metadata[f"ema_avg.{key}"] = value
+    save_file(load(part), part, metadata)
+    before = open_files()
+    with pytest.raises(InputRefused, match="does not say"):
+        ema_cli.plan(paths, continue_from=part)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("name", ["../secret/x", "/etc/passwd", "..", "", "a/../../x", "\x1b[31m"])
+def test_names_in_metadata_lead_nowhere(name: str, paths: list[Path], tmp_path: Path) -> None:
+    """The last checkpoint is looked for by its name in known folders, never outside them."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.5, output=part)
+    metadata = {**metadata_of(part), "ema_avg.folded": json.dumps(["a", "b", name])}
+    save_file(load(part), part, metadata)
+    secret = tmp_path.parent / "secret"
+    secret.mkdir(exist_ok=True)
+    torch.save(random_states(1)[0], secret / "x.pt")
+    with pytest.raises(EmaAvgError, match="is needed again") as refused:
+        ema_cli.plan(paths[3:], continue_from=part, steps=STEPS[3:])
+    assert "\x1b" not in refused.value.message
+
+
+def test_files_are_closed(paths: list[Path], tmp_path: Path) -> None:
+    """The earlier average and the checkpoint that was found again are closed with the others."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
+    before = open_files()
+    ema_cli.plan(paths[3:], continue_from=part)
+    assert open_files() == before
+
+
+def test_the_checkpoint_that_is_read_again_is_never_overwritten(paths: list[Path], tmp_path: Path) -> None:
+    """Found or named, it is an input; only the earlier average itself may be replaced, with --force."""
+    safe = write_steps(tmp_path / "flat", random_states(6), STEPS, form="safetensors")
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(safe[:3], per="step", decay=0.99, output=part)
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        ema_cli.average(safe[3:], continue_from=part, output=safe[2], force=True)
+    with pytest.raises(EmaAvgError, match="exists"):
+        ema_cli.average(safe[3:], continue_from=part, output=part)
+    ema_cli.average(safe[3:], continue_from=part, output=part, force=True)
+    assert metadata_of(part)["ema_avg.checkpoints"] == "6"
+
+
+def test_a_second_run_is_up_to_date(paths: list[Path], tmp_path: Path) -> None:
+    """The same continuation again writes nothing."""
+    part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
+    first = ema_cli.average(paths[3:], continue_from=part, output=both)
+    assert ema_cli.average(paths[3:], continue_from=part, output=both) == first
+    assert same_bits(load(both)["scale"], load(both)["scale"])
+
+
+def test_the_command_line_goes_on(paths: list[Path], tmp_path: Path, ema_avg: Run) -> None:
+    """The plan says from what, which checkpoint is read again, and what each gets; the exit codes are clear."""
+    first, more = paths[:4], paths[4:]
+    assert ema_avg(*first, "--per", "step", "--decay", "0.99", "-o", "a.safetensors").returncode == 0
+    done = ema_avg(*more, "--continue-from", "a.safetensors", "-o", "b.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert 'going on from 4 checkpoints in "a.safetensors"; 2 new checkpoints besides' in done.stderr
+    assert "4 checkpoints" in next(line for line in done.stderr.splitlines() if line.startswith(" 1"))
+    assert "its last, again" in next(line for line in done.stderr.splitlines() if "step_360.pt" in line)
+    assert "  6 checkpoints  " in done.stdout
+    again = ema_avg(*paths, "--continue-from", "b.safetensors", "-o", "b.safetensors", "--force")
+    assert (again.returncode, again.stdout.split()[:3]) == (0, ["up", "to", "date"])
+    assert ema_avg(*paths, "--continue-from", "b.safetensors", "-o", "c.safetensors").returncode == 7
+    document = json.loads(ema_avg("plan", *more, "--continue-from", "a.safetensors", "--json").stdout)
+    assert [found["role"] for found in document["inputs"]] == ["average", "again", "checkpoint", "checkpoint"]
+    assert document["averages"][0]["continued"]["checkpoints"] == 4
