@@ -101,21 +101,21 @@ class Spec:
 SPECS: dict[MethodName, Spec] = {
     "ema": Spec(
         definition="E_1 = theta_1, E_n = d E_(n-1) + (1-d) theta_n; with --per step one decay is one training step, "
-        "and the weights between two checkpoints lie on the line that joins them",
+        "and the model moves on a straight line from one checkpoint to the next",
         steps="with --per step",
         literature="EMA (torch, TF); per step: this work",
         takes=("--decay", "--per", "--init"),
     ),
     "ema-hold": Spec(
-        definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: "
-        "the weights are those of the next checkpoint until it comes",
+        definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: the same, "
+        "but the model waits at the next checkpoint",
         steps="yes",
         literature="EDM half-life; How to Scale Your EMA",
         takes=("--decay", "--init"),
     ),
     "ema-warmup": Spec(
-        definition="E_n with min(d, (1+n)/(10+n)), n updates done; "
-        "--warmup inv-gamma: min(d, 1 - (1 + n/inv_gamma)^-power)",
+        definition="the decay of the n-th update is min(d, (1+n)/(10+n)); "
+        "with --warmup inv-gamma min(d, 1 - (1 + n/inv_gamma)^-power)",
         steps="no",
         literature="TF num_updates; timm and diffusers EMA warm-up",
         takes=("--decay", "--warmup", "--inv-gamma", "--power"),
@@ -128,8 +128,8 @@ SPECS: dict[MethodName, Spec] = {
     ),
     "ramp": Spec(definition="proportional to 1, 2, ..., N", steps="no", literature="WMA"),
     "power": Spec(
-        definition="profile proportional to t^gamma from step 0, as wide as --sigma-rel says, "
-        "over the line through the checkpoints",
+        definition="proportional to t^gamma from step 0 on, as wide as --sigma-rel says, "
+        "on straight lines between checkpoints",
         steps="yes",
         literature="power-function EMA of EDM2",
         takes=("--sigma-rel",),

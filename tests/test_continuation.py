@@ -20,7 +20,7 @@ from tests.conftest import Run
 from tests.series import FORMATS, State, load, open_files, random_states, same_bits
 
 STEPS = (100, 200, 350, 360, 1000, 1100)
-ONE_SHOT = {
+ONE_SHOT: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.8},
     "debiased": {"decay": 0.9, "init": "debias"},
     "per step": {"decay": 0.995, "per": "step"},
@@ -94,9 +94,10 @@ def assert_same_story(found: Report, expected: Report) -> None:
     assert one.diagnostics.unobserved_mass == pytest.approx(other.diagnostics.unobserved_mass)
     assert len(one.weights) == len(found.inputs)
     assert sum(one.weights) == pytest.approx(1, abs=1e-14)
-    assert [known.role for known in found.inputs][0] == "average"
+    assert found.inputs[0].role == "average"
     for mine, theirs in zip(one.tensors, other.tensors, strict=True):
-        assert (mine.name, mine.norm) == (theirs.name, pytest.approx(theirs.norm, rel=1e-13))
+        assert mine.name == theirs.name
+        assert mine.norm == pytest.approx(theirs.norm, rel=1e-13)
 
 
 def test_one_checkpoint_at_a_time(paths: list[Path], tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_nothing_new_is_said(paths: list[Path], tmp_path: Path) -> None:
     part = tmp_path / "part.safetensors"
     report = ema_cli.average(paths, decay=0.7, output=part)
     before = part.read_bytes()
-    with pytest.raises(NothingNew, match="nothing is new: .* holds 6 checkpoints up to step 1,100"):
+    with pytest.raises(NothingNew, match=r"nothing is new: .* holds 6 checkpoints up to step 1,100"):
         ema_cli.average(paths, continue_from=part, output=tmp_path / "more.safetensors")
     assert ema_cli.average(paths, continue_from=part, output=part, force=True) == report
     assert part.read_bytes() == before
@@ -372,7 +373,7 @@ def test_files_are_closed(paths: list[Path], tmp_path: Path) -> None:
     assert open_files() == before
 
 
-def test_the_checkpoint_that_is_read_again_is_never_overwritten(paths: list[Path], tmp_path: Path) -> None:
+def test_the_checkpoint_that_is_read_again_is_never_overwritten(tmp_path: Path) -> None:
     """Found or named, it is an input; only the earlier average itself may be replaced, with --force."""
     safe = write_steps(tmp_path / "flat", random_states(6), STEPS, form="safetensors")
     part = tmp_path / "part.safetensors"
@@ -394,7 +395,7 @@ def test_a_second_run_is_up_to_date(paths: list[Path], tmp_path: Path) -> None:
     assert same_bits(load(both)["scale"], load(both)["scale"])
 
 
-def test_the_command_line_goes_on(paths: list[Path], tmp_path: Path, ema_avg: Run) -> None:
+def test_the_command_line_goes_on(paths: list[Path], ema_avg: Run) -> None:
     """The plan says from what, which checkpoint is read again, and what each gets; the exit codes are clear."""
     first, more = paths[:4], paths[4:]
     assert ema_avg(*first, "--per", "step", "--decay", "0.99", "-o", "a.safetensors").returncode == 0

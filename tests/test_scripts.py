@@ -33,6 +33,19 @@ def test_the_demonstration_trains_averages_and_compares(tmp_path: Path, ema_avg:
     assert average > 50
 
 
+def test_the_per_step_ema_is_rebuilt_from_a_real_run(tmp_path: Path) -> None:
+    """Of all weightings, the one on lines comes closest to the EMA that was kept at every step of the training."""
+    arguments = ("--run", "digits", "--steps", 300, "--every", 20, "--decay", 0.98)
+    shown = run_script("reconstruct.py", *arguments, folder=tmp_path)
+    rows = re.findall(r"^\| ([^|]+?) \| [\d.]+ % \| ([\d.]+) \|", shown, re.MULTILINE)
+    assert len(rows) == 14
+    for spacing in (dict(rows[:7]), dict(rows[7:])):
+        over_last = {name: float(ratio) for name, ratio in spacing.items()}
+        assert min(over_last, key=lambda name: over_last[name]) == "ema --per step"
+        assert over_last["ema --per step"] < 0.7 * over_last["ema-hold (d^gap)"] < 0.3
+        assert over_last["fold per checkpoint, from the first"] > 2
+
+
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     """A small run of the benchmark prints its tables."""
     shown = run_script("bench.py", "--quick", "--rounds", "1", "--folder", tmp_path, folder=tmp_path)

@@ -6,6 +6,7 @@ of the workers' buffers, whatever the size of the model and the number of checkp
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -23,6 +24,8 @@ from ema_cli.storage.extents import Extent
 from ema_cli.storage.gather import read_elements
 
 _REPORT_SECONDS = 0.1
+_MOST_SUM = 1 + 1e-9
+"""Of the weights of an average: one, and roundings."""
 
 
 class Sink(Protocol):
@@ -86,6 +89,7 @@ class _Run:
         self.schedule = Schedule(plan)
         self.statistics = Statistics(plan)
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
+        self.expands = [math.fsum(output.weighting.weights) > _MOST_SUM for output in plan.outputs]
         self.done_bytes = 0
         self.stop = False
         self.failure: BaseException | None = None
@@ -164,7 +168,7 @@ class _Worker:
         if not np.isfinite(squared) and not self._run.allow_nonfinite:
             self._refuse_nonfinite(block, total)
         rounded = round_to(total, tensor.dtype)
-        if self._may_overflow(tensor.dtype.name):
+        if self._may_overflow(k, tensor.dtype.name):
             refuse_overflow(tensor, total, rounded)
         self._run.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded)
         difference = np.subtract(total, last, out=self._scratch[: len(total)])
@@ -175,7 +179,10 @@ class _Worker:
         if not np.isfinite(total).all():
             refuse_nonfinite(self._run.plan, block, self._extents, self._lane)
 
-    def _may_overflow(self, output: str) -> bool:
-        """An average lies between its inputs, so only a type narrower than one of theirs can be too small."""
+    def _may_overflow(self, k: int, output: str) -> bool:
+        """An average lies between its inputs, so only a type narrower than one of theirs can be too small.
+
+        Weights by hand that were not normalised can add up to more than an average.
+        """
         largest = LARGEST[output]
-        return any(LARGEST[extent.layout.dtype.name] > largest for _, extent in self._extents)
+        return self._run.expands[k] or any(LARGEST[extent.layout.dtype.name] > largest for _, extent in self._extents)
