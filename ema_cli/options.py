@@ -17,6 +17,7 @@ from ema_cli.weight_options import WeightOptions, refuse_other_words
 
 Order = Literal["auto", "step", "name", "mtime", "given"]
 BufferPolicy = Literal["average", "last", "first"]
+GeometryMode = Literal["sample", "full", "none"]
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 
 OUR_METADATA = "ema_avg."
@@ -68,6 +69,8 @@ class Options(WeightOptions):
     """Worker threads; ``None`` for the cores, at most 4."""
     max_memory: int | None = None
     """Bound on the buffers of the fold, in bytes."""
+    geometry: GeometryMode = "sample"
+    """Whether the distances between the checkpoints are measured: on a sample of elements, on all, or not."""
     allow_nonfinite: bool = False
     """Fold NaN and infinity instead of refusing them."""
 
@@ -94,6 +97,7 @@ class Options(WeightOptions):
         refuse_other_words(
             ("--order", self.order, get_args(Order)),
             ("--buffers", self.buffers, get_args(BufferPolicy)),
+            ("--geometry", self.geometry, get_args(GeometryMode)),
             ("--dtype", self.dtype, get_args(OutputDtype)),
             ("--clock", self.clock, get_args(Clock)),
         )

@@ -131,20 +131,21 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
             files.append(file)
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
-        statistics = fold(
+        folded = fold(
             plan,
             files,
             make_lane,
             allow_nonfinite=options.allow_nonfinite,
+            geometry=options.geometry,
             on_bytes=_progress(listener, "folding", plan.read_bytes),
         )
         fold_seconds = time.monotonic() - fold_started
         for file in files:
             file.finish()
-        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_average(plan, statistics, listener)]
+        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_average(plan, folded.statistics, listener)]
         fail_if_strict(notices, options)
         measured = Measured(
-            statistics=statistics,
+            folded=folded,
             output_sha256=[file.sha256 for file in files],
             input_sha256=digests,
             bytes_read=plan.read_bytes,

@@ -67,7 +67,7 @@ def make_plan(series: Series, options: Options) -> Plan:
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         read_bytes=_read_bytes(tensors, checkpoints, layout_numbers, used),
-        buffers=_buffers(tensors, len(weightings), options),
+        buffers=_buffers(tensors, len(weightings), len(used), options),
         notices=(*series.notices, *find_caveats(weightings, series.timeline, tensors, fresh)),
     )
 
@@ -159,9 +159,12 @@ def _read_bytes(
     return total
 
 
-def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
-    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average."""
-    per_element = 8 * (5 + 4 + averages)
+def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, options: Options) -> Buffers:
+    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
+
+    The full geometry holds the block of every checkpoint besides.
+    """
+    per_element = 8 * (5 + 4 + averages + (checkpoints if options.geometry == "full" else 0))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = options.threads or min(cores, _MOST_THREADS)
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if options.device == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)

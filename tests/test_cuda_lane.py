@@ -26,7 +26,7 @@ from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.lane import Lane
 from ema_cli.pipeline import planned
-from ema_cli.records import Plan, TensorStatistics
+from ema_cli.records import FoldOutcome, Plan
 from tests.series import random_states, write_series
 from tests.test_fold import DTYPES, Memory
 
@@ -38,13 +38,11 @@ def torch_lane(plan: Plan) -> Callable[[], Lane]:
     return partial(TorchLane, DEVICE, block_elements=plan.buffers.block_elements, averages=len(plan.outputs))
 
 
-def run(
-    plan: Plan, make_lane: Callable[[], Lane], *, allow_nonfinite: bool = False
-) -> tuple[list[bytes], list[list[TensorStatistics]]]:
-    """Fold in memory; return the data sections and the statistics."""
+def run(plan: Plan, make_lane: Callable[[], Lane], *, allow_nonfinite: bool = False) -> tuple[list[bytes], FoldOutcome]:
+    """Fold in memory; return the data sections, and the statistics with the geometry."""
     sinks = [Memory(plan.data_bytes) for _ in plan.outputs]
-    statistics = fold(plan, sinks, make_lane, allow_nonfinite=allow_nonfinite)
-    return [bytes(sink.data) for sink in sinks], statistics
+    outcome = fold(plan, sinks, make_lane, allow_nonfinite=allow_nonfinite, geometry="sample")
+    return [bytes(sink.data) for sink in sinks], outcome
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

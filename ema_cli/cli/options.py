@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ema_cli.options import BufferPolicy, Order, OutputDtype
+from ema_cli.options import BufferPolicy, GeometryMode, Order, OutputDtype
 
 _INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
 
@@ -119,6 +119,14 @@ MaxMemoryOption = Annotated[
         "--max-memory",
         help="Bound on the buffers of the fold \\[default: 32MB].",
         metavar="SIZE",
+        rich_help_panel=_COMPUTE,
+    ),
+]
+GeometryOption = Annotated[
+    GeometryMode,
+    typer.Option(
+        "--geometry",
+        help="Distances between the checkpoints for the report: from a sample of elements, from all, or none.",
         rich_help_panel=_COMPUTE,
     ),
 ]

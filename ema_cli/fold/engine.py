@@ -15,11 +15,14 @@ import numpy as np
 
 from ema_cli.fold.checks import LARGEST, refuse_nonfinite, refuse_overflow
 from ema_cli.fold.decode import Bytes, Float64, components, decode
+from ema_cli.fold.geometry import Geometry, make_geometry
 from ema_cli.fold.lane import Lane
+from ema_cli.fold.path import describe_run
 from ema_cli.fold.rounding import round_to
 from ema_cli.fold.schedule import Block, Schedule
-from ema_cli.fold.statistics import Statistics, dot
-from ema_cli.records import Action, Plan, TensorStatistics
+from ema_cli.fold.statistics import Statistics, add_spreads, dot
+from ema_cli.options import GeometryMode
+from ema_cli.records import Action, FoldOutcome, Plan
 from ema_cli.storage.extents import Extent
 from ema_cli.storage.gather import read_elements
 
@@ -41,15 +44,17 @@ def fold(
     make_lane: Callable[[], Lane],
     *,
     allow_nonfinite: bool = False,
+    geometry: GeometryMode = "none",
     on_bytes: Callable[[int], None] = lambda _: None,
-) -> list[list[TensorStatistics]]:
-    """Fold every tensor of ``plan`` into ``sinks``; return the statistics per average and tensor.
+) -> FoldOutcome:
+    """Fold every tensor of ``plan`` into ``sinks``; return the statistics per average and tensor, and the geometry.
 
     Args:
         plan: what to read, with which weights.
         sinks: one per output of the plan.
         make_lane: makes the lane of one worker.
         allow_nonfinite: fold NaN and infinity instead of refusing them.
+        geometry: whether the distances between the checkpoints are measured, and on how much.
         on_bytes: told now and then, from the calling thread, how many input bytes are done.
 
     Raises:
@@ -58,7 +63,7 @@ def fold(
         OutputError: a sink could not write.
 
     """
-    run = _Run(plan, sinks, allow_nonfinite=allow_nonfinite)
+    run = _Run(plan, sinks, make_geometry(geometry, plan), allow_nonfinite=allow_nonfinite)
     threads = [
         threading.Thread(target=run.work, args=(make_lane,), name=f"fold-{i}", daemon=True)
         for i in range(plan.buffers.threads)
@@ -76,15 +81,16 @@ def fold(
     if run.failure is not None:
         raise run.failure
     on_bytes(run.done_bytes)
-    return run.statistics.by_average
+    return run.outcome()
 
 
 class _Run:
     """What the workers of one fold share."""
 
-    def __init__(self, plan: Plan, sinks: Sequence[Sink], *, allow_nonfinite: bool) -> None:
+    def __init__(self, plan: Plan, sinks: Sequence[Sink], geometry: Geometry | None, *, allow_nonfinite: bool) -> None:
         self.plan = plan
         self.sinks = sinks
+        self.geometry = geometry
         self.allow_nonfinite = allow_nonfinite
         self.schedule = Schedule(plan)
         self.statistics = Statistics(plan)
@@ -96,6 +102,14 @@ class _Run:
         self.finished = threading.Event()
         self._working = plan.buffers.threads
         self._lock = threading.Lock()
+
+    def outcome(self) -> FoldOutcome:
+        """Return what was found, once all blocks are done."""
+        found = describe_run(self.geometry, self.plan.used) if self.geometry is not None else None
+        by_average = self.statistics.by_average
+        if self.geometry is not None and found is not None:
+            by_average = add_spreads(by_average, self.geometry.spreads, self.geometry.looked_at)
+        return FoldOutcome(statistics=tuple(map(tuple, by_average)), geometry=found)
 
     def work(self, make_lane: Callable[[], Lane]) -> None:
         """Take blocks until there are none left, or another worker failed."""
@@ -148,13 +162,18 @@ class _Worker:
         tensor = self._run.plan.tensors[block.number]
         count = block.count * components(tensor.dtype)
         last, done = self._last[:count], 0
+        view = self._run.geometry.view(block, count) if self._run.geometry is not None else None
         self._lane.start(count)
-        for i, extent in self._extents:
+        for row, (i, extent) in enumerate(self._extents):
             dtype = extent.layout.dtype
             raw = self._lane.buffer(block.count * dtype.itemsize)
             read_elements(extent, block.start, raw)
             self._lane.add(raw, dtype, self._run.weights[i])
+            if view is not None:
+                view.see(row, raw, dtype)
             done += len(raw)
+        if view is not None:
+            view.close()
         decode(raw, dtype, last)
         sums = [self._finish(k, block, total, last) for k, total in enumerate(self._lane.sums())]
         last_squared = dot(last, last)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from array import array
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,6 +58,26 @@ class Statistics:
 
     def _empty(self, blocks: int) -> list[array[float]]:
         return [array("d", bytes(8 * _SUMS * blocks)) for _ in range(self._averages)]
+
+
+def add_spreads(
+    by_average: Sequence[Sequence[TensorStatistics]], spreads: Float64, known: Sequence[bool]
+) -> list[list[TensorStatistics]]:
+    """Return the statistics with the spread of each tensor, where it is known.
+
+    Args:
+        by_average: per average and tensor.
+        spreads: (averages, tensors) float64.
+        known: per tensor.
+
+    """
+    return [
+        [
+            replace(one, spread=float(value)) if is_known else one
+            for one, value, is_known in zip(row, values, known, strict=True)
+        ]
+        for row, values in zip(by_average, spreads, strict=True)
+    ]
 
 
 def _describe(sums: array[float]) -> TensorStatistics:

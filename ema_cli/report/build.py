@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ema_cli import __version__
 from ema_cli.options import Options
-from ema_cli.records import Action, Notice, Plan, PlannedOutput, Series, TensorStatistics
+from ema_cli.records import Action, FoldOutcome, Notice, Plan, PlannedOutput, RunGeometry, Series, TensorStatistics
 from ema_cli.report import model
 from ema_cli.weights.diagnostics import diagnose
 
@@ -21,8 +21,7 @@ from ema_cli.weights.diagnostics import diagnose
 class Measured:
     """What only the run itself knows."""
 
-    statistics: Sequence[Sequence[TensorStatistics]]
-    """Per average and tensor."""
+    folded: FoldOutcome
     output_sha256: Sequence[str]
     input_sha256: Sequence[str | None]
     bytes_read: int
@@ -43,9 +42,10 @@ def build_report(
         averages=tuple(
             _average(plan, output, options, statistics, digest)
             for output, statistics, digest in zip(
-                plan.outputs, measured.statistics, measured.output_sha256, strict=True
+                plan.outputs, measured.folded.statistics, measured.output_sha256, strict=True
             )
         ),
+        geometry=_geometry(measured.folded.geometry),
         summary=_summary(plan, measured),
         warnings=tuple(model.Warned(code=n.code, message=n.message, hint=n.hint) for n in notices),
         environment=_environment(measured.device),
@@ -126,6 +126,7 @@ def _average(
                 norm=found.norm,
                 drift=found.drift,
                 cosine=found.cosine,
+                spread=found.spread,
                 tied_to=tensor.tied_to,
             )
             for tensor, found in zip(plan.tensors, statistics, strict=True)
@@ -138,6 +139,10 @@ def _average(
         ),
         continued=describe_continuation(plan.series, output),
     )
+
+
+def _geometry(found: RunGeometry | None) -> model.Geometry | None:
+    return model.Geometry(**dataclasses.asdict(found)) if found is not None else None
 
 
 def _summary(plan: Plan, measured: Measured) -> model.Summary:

@@ -118,6 +118,8 @@ class Tensor:
     """``cos(average, last)``."""
     tied_to: str | None
     """An earlier tensor that shares its bytes in the last checkpoint."""
+    spread: float | None = None
+    """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,28 @@ class Average:
     tensors: tuple[Tensor, ...]
     output: Output
     continued: Continued | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Where the checkpoints and the averages lie to each other."""
+
+    inputs: tuple[int, ...]
+    """The positions of the inputs that this is about: those that were read."""
+    pairwise_distance: tuple[tuple[float, ...], ...]
+    """``||theta_i - theta_j||`` of those inputs."""
+    average_distance: tuple[tuple[float, ...] | None, ...]
+    """Per average, its distance from each of those inputs."""
+    path_2d: tuple[tuple[float, ...], ...]
+    """Those inputs in the plane of most variance."""
+    averages_2d: tuple[tuple[float, ...] | None, ...]
+    """The averages in that plane."""
+    explained: tuple[float, ...]
+    """The part of the variance along each axis of the plane."""
+    step_cosines: tuple[float | None, ...]
+    """Cosine between each step from one input to the next and the step after it."""
+    sampled_fraction: float
+    """The part of all elements that this was measured on; 1 for ``--geometry full``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,3 +219,4 @@ class Report:
     summary: Summary
     warnings: tuple[Warned, ...]
     environment: Environment
+    geometry: Geometry | None = None

@@ -1,0 +1,213 @@
+"""Look at the checkpoints while they are folded, so that their distances are known without another read.
+
+    sample   a fixed, seeded choice of elements, the same for any block size: every tensor is cut into equal strata, and
+             one element of each is taken, so that a sum over the sample times elements/taken estimates the sum over all
+    full     all elements: sums are kept, not elements; their last digits may depend on the order of the threads
+
+Everything is measured from the last checkpoint, which keeps the digits of checkpoints that lie close together.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.dtypes import DType
+from ema_cli.fold.decode import Bytes, Float64, components, decode
+from ema_cli.fold.schedule import Block
+from ema_cli.options import GeometryMode
+from ema_cli.records import Action, Plan, PlannedTensor
+
+_SAMPLE_BYTES = 8_000_000
+"""Of all numbers in the sample together, unless there are more tensors than that."""
+_MOST_TAKEN = 1 << 14
+"""Elements of the sample, per checkpoint."""
+_SEED = 0
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+Indices = NDArray[np.int64]
+
+
+class View(ABC):
+    """One block of all checkpoints, as it passes by."""
+
+    @abstractmethod
+    def see(self, row: int, raw: Bytes, dtype: DType) -> None:
+        """Look at the block of the checkpoint that is read as number ``row``."""
+
+    def close(self) -> None:
+        """Say that all checkpoints have passed."""
+
+
+class Geometry(ABC):
+    """What is gathered for the geometry of a run; shared by all workers."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.looked_at = [_counts(tensor) for tensor in plan.tensors]
+        """Per tensor, whether it takes part: averaged, not empty, and not the same as an earlier one."""
+        shares = np.array([output.weighting.weights for output in plan.outputs])
+        self.weights: Float64 = shares[:, plan.used]  # (averages, checkpoints read)
+        self.spreads = np.zeros((len(plan.outputs), len(plan.tensors)))
+        """``sum_i w_i ||theta_i - average||^2`` per average and tensor."""
+
+    @property
+    @abstractmethod
+    def sampled_fraction(self) -> float:
+        """The part of all elements that was looked at."""
+
+    @abstractmethod
+    def view(self, block: Block, count: int) -> View | None:
+        """Return what looks at a block of ``count`` real numbers per checkpoint, ``None`` if nothing does."""
+
+    @abstractmethod
+    def gram(self) -> Float64:
+        """Return ``<theta_i - last, theta_j - last>`` of the checkpoints read, in fold order."""
+
+
+def make_geometry(mode: GeometryMode, plan: Plan) -> Geometry | None:
+    """Return what ``--geometry`` asks for; a single checkpoint has none."""
+    if mode == "none" or len(plan.used) == 1:
+        return None
+    return FullGeometry(plan) if mode == "full" else SampledGeometry(plan)
+
+
+def _counts(tensor: PlannedTensor) -> bool:
+    return tensor.action is Action.AVERAGED and tensor.tied_to is None and tensor.elements > 0
+
+
+def spread(from_last: Float64, weights: Float64) -> Float64:
+    """Return ``sum_i w_i |x_i - average|^2`` for rows x_i that were measured from the last, per average."""
+    squares = np.vecdot(from_last, from_last)
+    average = weights @ from_last
+    return np.asarray(np.maximum(weights @ squares - np.vecdot(average, average), 0))
+
+
+class SampledGeometry(Geometry):
+    """Keeps a sample of elements of every checkpoint."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._tensors = plan.tensors
+        self._taken = _share_out(plan, self.looked_at)
+        widths = [taken * components(t.dtype) for taken, t in zip(self._taken, plan.tensors, strict=True)]
+        self._starts = [0, *accumulate(widths)]
+        self._jitter = np.random.default_rng(_SEED).random(sum(self._taken))
+        self._first = [0, *accumulate(self._taken)]
+        self._sample = np.zeros((len(plan.used), self._starts[-1]))
+        self._picked: dict[int, Indices] = {}
+
+    @property
+    def sampled_fraction(self) -> float:
+        """Elements taken over all elements that take part."""
+        whole = sum(t.elements for t, used in zip(self._tensors, self.looked_at, strict=True) if used)
+        return sum(self._taken) / max(whole, 1)
+
+    def picked(self, number: int) -> Indices:
+        """Return the elements of a tensor that are taken, growing: one of each stratum."""
+        found = self._picked.get(number)
+        if found is None:
+            taken, first = self._taken[number], self._first[number]
+            bounds = np.arange(taken + 1) * self._tensors[number].elements // max(taken, 1)
+            inside = self._jitter[first : first + taken] * np.diff(bounds)
+            found = bounds[:-1] + inside.astype(np.int64)
+            self._picked = {number: found}  # the next block is usually of the same tensor
+        return found
+
+    def view(self, block: Block, count: int) -> View | None:
+        """Return what takes the sampled elements of a block, if there are any."""
+        del count
+        if not self._taken[block.number]:
+            return None
+        picked = self.picked(block.number)
+        low, high = np.searchsorted(picked, (block.start, block.start + block.count))
+        if low == high:
+            return None
+        width = components(self._tensors[block.number].dtype)
+        start = self._starts[block.number]
+        columns = self._sample[:, start + low * width : start + high * width]
+        return _Taken(picked[low:high] - block.start, columns)
+
+    def gram(self) -> Float64:
+        """Scale each tensor's numbers to its size, and compare; the spreads of the tensors fall off on the way."""
+        sample = self._sample
+        sample -= sample[-1].copy()
+        for number, taken in enumerate(self._taken):
+            if taken:
+                columns = sample[:, self._starts[number] : self._starts[number + 1]]
+                columns *= (self._tensors[number].elements / taken) ** 0.5
+                self.spreads[:, number] = spread(columns, self.weights)
+        return np.asarray(sample @ sample.T)
+
+
+def _share_out(plan: Plan, looked_at: list[bool]) -> list[int]:
+    """Return how many elements of each tensor are taken: by its size, at least one, at most all."""
+    sizes = [t.elements if used else 0 for t, used in zip(plan.tensors, looked_at, strict=True)]
+    whole = max(sum(sizes), 1)
+    most = min(_MOST_TAKEN, _SAMPLE_BYTES // (8 * len(plan.used)))
+    return [min(size, max(1, round(most * size / whole))) if size else 0 for size in sizes]
+
+
+class _Taken(View):
+    """Takes the sampled elements of a block."""
+
+    def __init__(self, picked: Indices, columns: Float64) -> None:
+        self._picked = picked
+        self._columns = columns
+
+    def see(self, row: int, raw: Bytes, dtype: DType) -> None:
+        """Decode the sampled elements alone."""
+        taken = np.take(raw.view(_WORDS[dtype.itemsize]), self._picked)
+        decode(taken.view(np.uint8), dtype, self._columns[row])
+
+
+class FullGeometry(Geometry):
+    """Adds up the inner products of all elements."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._gram = np.zeros((len(plan.used), len(plan.used)))
+        self._lock = threading.Lock()
+
+    @property
+    def sampled_fraction(self) -> float:
+        """All of them."""
+        return 1.0
+
+    def view(self, block: Block, count: int) -> View | None:
+        """Return what holds the block of every checkpoint."""
+        if not self.looked_at[block.number] or not count:
+            return None
+        return _Whole(self, block.number, np.empty((len(self._gram), count)))
+
+    def add(self, number: int, from_last: Float64) -> None:
+        """Add one block of a tensor."""
+        products, spreads = from_last @ from_last.T, spread(from_last, self.weights)
+        with self._lock:
+            self._gram += products
+            self.spreads[:, number] += spreads
+
+    def gram(self) -> Float64:
+        """Return what was added up."""
+        return self._gram
+
+
+class _Whole(View):
+    """Holds a block of every checkpoint until all have passed."""
+
+    def __init__(self, geometry: FullGeometry, number: int, rows: Float64) -> None:
+        self._geometry = geometry
+        self._number = number
+        self._rows = rows
+
+    def see(self, row: int, raw: Bytes, dtype: DType) -> None:
+        """Decode all elements."""
+        decode(raw, dtype, self._rows[row])
+
+    def close(self) -> None:
+        """Measure from the last, and add."""
+        self._rows -= self._rows[-1].copy()
+        self._geometry.add(self._number, self._rows)

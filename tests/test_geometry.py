@@ -1,0 +1,201 @@
+"""Distances, path and spread of a run, against numpy on all elements of all checkpoints at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import ema_cli
+from ema_cli.api import make_options
+from ema_cli.fold.geometry import SampledGeometry
+from ema_cli.pipeline import planned
+from ema_cli.report.model import Geometry, Report
+from tests.series import State, random_states, to_numpy, write_series
+
+
+def average(folder: Path, states: list[State], **options: Any) -> Report:
+    """Average a series by a decay of one half, if nothing else is said."""
+    if not {"decay", "method", "weights"} & set(options):
+        options["decay"] = 0.5
+    output = folder / "ema_{decay}.safetensors" if isinstance(options.get("decay"), list) else folder / "e.safetensors"
+    return ema_cli.average(write_series(folder, states), output=output, force=True, **options)
+
+
+def geometry_of(report: Report) -> Geometry:
+    """Return the geometry, which must be there."""
+    assert report.geometry is not None
+    return report.geometry
+
+
+def matrix(states: list[State]) -> NDArray[np.float64]:
+    """Return all averaged numbers of each checkpoint in one row."""
+    names = [name for name, value in states[0].items() if value.is_floating_point() or value.is_complex()]
+    return np.array([np.concatenate([to_numpy(state[name]).ravel() for name in names]) for state in states])
+
+
+def walk(count: int, size: int = 40_000, *, seed: int = 0) -> list[State]:
+    """Return a random walk of a small model with tensors of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    place = {"big": torch.zeros(size), "middle": torch.zeros(300, 7), "small": torch.zeros(3), "one": torch.zeros(())}
+    states = []
+    for _ in range(count):
+        place = {k: v + torch.randn(v.shape, generator=generator) for k, v in place.items()}
+        states.append(place)
+    return states
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float64], ids=str)
+def test_the_full_geometry_is_exact(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Pairwise distances, those of the averages, and the spread of every tensor, whatever the blocks."""
+    states = random_states(5, dtype)
+    report = average(tmp_path, states, decay=[0.5, 0.9], geometry="full", max_memory=1 << 18)
+    found, rows = geometry_of(report), matrix(states)
+    expected = np.linalg.norm(rows[:, None] - rows[None, :], axis=2)
+    np.testing.assert_allclose(found.pairwise_distance, expected, rtol=1e-12, atol=1e-12)
+    for made, distances in zip(report.averages, found.average_distance, strict=True):
+        mean = np.array(made.weights) @ rows
+        np.testing.assert_allclose(distances, np.linalg.norm(rows - mean, axis=1), rtol=1e-9)  # type: ignore[arg-type]
+        for tensor in made.tensors:
+            values = np.array([to_numpy(state[tensor.name]).ravel() for state in states])
+            spread = sum(
+                w * np.square(v - np.array(made.weights) @ values).sum()
+                for w, v in zip(made.weights, values, strict=True)
+            )
+            assert (tensor.spread or 0) == pytest.approx(spread, rel=1e-10)
+    assert found.sampled_fraction == 1
+
+
+def test_the_sample_estimates_the_whole(tmp_path: Path) -> None:
+    """From a part of the elements, within a few percent, and the part is told."""
+    states = walk(8, 400_000)
+    report = average(tmp_path, states)
+    found, rows = geometry_of(report), matrix(states)
+    expected = np.linalg.norm(rows[:, None] - rows[None, :], axis=2)
+    np.testing.assert_allclose(found.pairwise_distance, expected, rtol=0.03, atol=1e-9)
+    assert 0.01 < found.sampled_fraction < 0.1
+    spreads = {tensor.name: tensor.spread for tensor in report.averages[0].tensors}
+    exact = average(tmp_path, states, geometry="full")
+    for tensor in exact.averages[0].tensors:
+        assert tensor.spread is not None
+        if tensor.name == "big":
+            assert spreads["big"] == pytest.approx(tensor.spread, rel=0.05)
+
+
+def test_a_small_model_is_sampled_whole(tmp_path: Path) -> None:
+    """Where the sample has room for all elements, it holds all of them, and is exact."""
+    states = walk(4, 500)
+    found = geometry_of(average(tmp_path, states))
+    assert found.sampled_fraction == 1
+    rows = matrix(states)
+    np.testing.assert_allclose(found.pairwise_distance, np.linalg.norm(rows[:, None] - rows[None], axis=2), rtol=1e-12)
+
+
+def test_the_sample_does_not_depend_on_blocks_or_threads(tmp_path: Path) -> None:
+    """The same elements, and so the same numbers to the last digit."""
+    states = walk(5)
+    one, other = (
+        geometry_of(average(tmp_path, states, threads=threads, max_memory=memory))
+        for threads, memory in ((1, 1 << 24), (3, 1 << 19))
+    )
+    assert one == other
+
+
+def test_every_stratum_gives_one_element(tmp_path: Path) -> None:
+    """The elements of a tensor are spread over all of it, none twice."""
+    with planned(make_options(write_series(tmp_path, walk(3)), decay=0.5)) as plan:
+        geometry = SampledGeometry(plan)
+        for number, tensor in enumerate(plan.tensors):
+            picked = geometry.picked(number)
+            strata = picked * len(picked) // tensor.elements
+            assert len(picked) >= 1
+            assert len(set(picked.tolist())) == len(picked)
+            assert abs(strata - np.arange(len(picked))).max() <= 1
+            assert 0 <= picked.min() <= picked.max() < tensor.elements
+
+
+def test_the_path_is_that_of_principal_components(tmp_path: Path) -> None:
+    """Coordinates and explained variance are those of an SVD; the first axis runs from the first to the last."""
+    states = walk(6)
+    report = average(tmp_path, states, geometry="full")
+    found, rows = geometry_of(report), matrix(states)
+    centred = rows - rows.mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(found.path_2d), np.abs(left[:, :2] * values[:2]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.explained, values[:2] ** 2 / (values**2).sum(), rtol=1e-9)
+    path = np.array(found.path_2d)
+    assert path[-1, 0] > path[0, 0]
+    np.testing.assert_allclose(found.averages_2d[0], np.array(report.averages[0].weights) @ path, rtol=1e-9)  # type: ignore[arg-type]
+
+
+def test_cosines_tell_bouncing_from_travelling(tmp_path: Path) -> None:
+    """Straight on is 1, back and forth is -1, a standstill has none."""
+    for places, expected in (((0, 1, 2, 3), [1.0, 1.0]), ((0, 1, 0, 1), [-1.0, -1.0]), ((1, 1, 2, 3), [None, 1.0])):
+        states = [{"w": torch.full((10,), float(place))} for place in places]
+        assert geometry_of(average(tmp_path, states)).step_cosines == pytest.approx(expected)
+
+
+def test_close_checkpoints_keep_their_digits(tmp_path: Path) -> None:
+    """Differences a hundred-millionth of the weights are still measured, since all is measured from the last."""
+    base = torch.randn(1000, dtype=torch.float64)
+    states = [{"w": base + 1e-8 * i} for i in range(4)]
+    found = geometry_of(average(tmp_path, states))
+    assert found.pairwise_distance[0][1] == pytest.approx(1e-8 * math.sqrt(1000), rel=1e-6)
+
+
+def test_ties_and_copies_are_not_counted_twice(tmp_path: Path) -> None:
+    """A tied tensor is one set of numbers; integers take no part."""
+    states = []
+    for i in range(3):
+        shared = torch.full((5,), float(i))
+        states.append({"a": shared, "b": shared, "n": torch.tensor(100 * i)})
+    report = average(tmp_path, states)
+    assert geometry_of(report).pairwise_distance[0][2] == pytest.approx(2 * math.sqrt(5))
+    assert [tensor.spread is None for tensor in report.averages[0].tensors] == [True, False, True]
+
+
+@pytest.mark.parametrize("options", [{"geometry": "none"}, {"last": 1}])
+def test_there_may_be_no_geometry(options: dict[str, Any], tmp_path: Path) -> None:
+    """If it is not wanted, or there is one checkpoint."""
+    assert average(tmp_path, random_states(3), **options).geometry is None
+
+
+def test_what_is_not_finite_has_no_geometry(tmp_path: Path) -> None:
+    """NaN in a checkpoint that is folded all the same leaves null, not NaN."""
+    states = [{"w": torch.tensor([1.0, math.nan])}, {"w": torch.ones(2)}]
+    report = average(tmp_path, states, allow_nonfinite=True)
+    assert report.geometry is None
+    assert report.averages[0].tensors[0].spread is None
+
+
+def test_checkpoints_without_a_share_take_no_part(tmp_path: Path) -> None:
+    """What is not read has no place; the inputs that have are named by their positions."""
+    found = geometry_of(average(tmp_path, walk(4), weights=(1, 0, 1, 0)))
+    assert found.inputs == (0, 2, 3)
+    assert len(found.pairwise_distance) == 3
+
+
+def test_weights_that_do_not_sum_to_one_have_no_place(tmp_path: Path) -> None:
+    """A sum is no average; it lies nowhere among the checkpoints."""
+    found = geometry_of(average(tmp_path, walk(2), weights=(1, 1), normalize=False))
+    assert (found.average_distance, found.averages_2d) == ((None,), (None,))
+    assert found.pairwise_distance[0][1] > 0
+
+
+def test_equal_checkpoints_lie_in_one_point(tmp_path: Path) -> None:
+    """No distance, no direction, no division by zero."""
+    found = geometry_of(average(tmp_path, [random_states(1)[0]] * 3))
+    assert np.array(found.pairwise_distance).max() == 0
+    assert (found.explained, found.step_cosines) == ((0, 0), (None,))
+
+
+def test_many_tensors_take_one_element_each_at_least(tmp_path: Path) -> None:
+    """The sample does not pass over small tensors, however many there are."""
+    states = [{f"t{k}": torch.full((50,), float(i)) for k in range(400)} for i in range(3)]
+    report = average(tmp_path, states)
+    assert all(tensor.spread for tensor in report.averages[0].tensors)
