@@ -230,6 +230,11 @@ def refuse_unused(methods: tuple[MethodName, ...], given: Mapping[str, object]) 
 
 
 def decay_text(decay: Decay) -> str:
-    """Return a decay as text that never reads as 1: ``0.999``, or ``1-1e-12`` where d has too many nines."""
-    written = f"{decay.value:.12g}"
-    return written if float(written) < 1 else f"1-{decay.complement:.6g}"
+    """Return a decay as text that never reads as 1."""
+    return decay_words(decay.value, decay.complement)
+
+
+def decay_words(value: float, complement: float) -> str:
+    """Return d as text that never reads as 1: ``0.999``, or ``1-1e-12`` where d has too many nines."""
+    written = f"{value:.12g}"
+    return written if float(written) < 1 else f"1-{complement:.6g}"

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from ema_cli.cli.console import Console
 from ema_cli.fold.devices import resolve_device
-from ema_cli.methods import Method, decay_text
 from ema_cli.options import Options
 from ema_cli.records import Action, Checkpoint, LeftOut, OrderedCheckpoint, Plan, PlannedOutput, Role
+from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
-from ema_cli.report.model import DiagnosticsOfWeights
+from ema_cli.report.model import MethodUsed
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 
 _MOST_ROWS = 24
@@ -149,43 +149,16 @@ def _source(made: Plan, member: OrderedCheckpoint) -> str:
 
 
 def _sentences(made: Plan, output: PlannedOutput) -> Iterator[str]:
-    """Say what the average is, in one line each: its definition, its shares, its reconstruction."""
+    """Say what the average is: its definition, its shares, how well it can be rebuilt."""
     found = diagnose_output(made.series, output)
-    yield _definition(output.weighting.method, made.series.unit)
+    yield words.definition(MethodUsed(**output.weighting.method.plain()), found.mean_age_unit)
     yield (
-        f"counts as {found.effective_checkpoints:.1f} checkpoints; mean age {_age(found)}; "
+        f"counts as {found.effective_checkpoints:.1f} checkpoints; mean age {words.age(found)}; "
         f"first {percent(found.first)}, last {percent(found.last)}"
     )
-    if found.window_ratio_u is not None and found.predicted_error is not None:
-        yield (
-            f"u = median gap x (1-d) = {found.window_ratio_u:.3g}; distance to the true EMA: about "
-            f"{percent(found.predicted_error)} of that of the last checkpoint (an estimate)"
-        )
-    if found.unobserved_mass is not None:
-        yield f"before the first checkpoint lies {percent(found.unobserved_mass)} of it"
-
-
-def _definition(method: Method, unit: str) -> str:
-    """Describe a method with its parameters, as one sentence."""
-    parts: list[str] = [method.name]
-    if method.decay is not None:
-        limit = "up to " if method.warmup else ""
-        half = f" (half-life {method.decay.half_life:g})" if method.decay.half_life is not None else ""
-        parts.append(f"decay {limit}{decay_text(method.decay)}{half} per {unit if method.uses_steps else 'checkpoint'}")
-    if method.warmup is not None:
-        powers = "" if method.power is None else f" {method.inv_gamma:g}, power {method.power:.4g}"
-        parts.append(f"warm-up {method.warmup}{powers}")
-    if method.init is not None:
-        parts.append("E_1 = theta_1" if method.init == "first" else "debiased")
-    parts += [f"sigma_rel {method.sigma_rel:g}"] if method.sigma_rel is not None else []
-    parts += [f"shape {method.shape}"] if method.shape is not None else []
-    parts += ["not normalised"] if method.normalize is False else []
-    return ", ".join(parts)
-
-
-def _age(found: DiagnosticsOfWeights) -> str:
-    """Return the mean age with its unit: ``312.5 steps``."""
-    return f"{found.mean_age:,.4g} {found.mean_age_unit}s"
+    rebuilt = words.reconstruction(found)
+    if rebuilt:
+        yield rebuilt
 
 
 def _comparison(made: Plan) -> Table:
@@ -202,7 +175,7 @@ def _comparison(made: Plan) -> Table:
             percent(found.last),
             percent(found.largest),
             f"{found.effective_checkpoints:.1f}",
-            _age(found),
+            words.age(found),
             _UNKNOWN if found.unobserved_mass is None else percent(found.unobserved_mass),
             _UNKNOWN if found.window_ratio_u is None else f"{found.window_ratio_u:.3g}",
             _UNKNOWN if found.predicted_error is None else percent(found.predicted_error),
