@@ -26,16 +26,26 @@ def find_caveats(
 
     """
     several = timeline.count > 1
-    for weighting in weightings if several else weightings[:1]:
-        for notice in warn_about(weighting, timeline):
-            whose = f"{weighting.method.label}: " if len(weightings) > 1 else ""
-            yield replace(notice, message=whose + notice.message)
+    yield from _notices_about_shares(weightings if several else weightings[:1], timeline)
     if several:
         yield from _notices_about_tensors(tensors)
     yield from _notices_about_dtypes(chosen)
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     if not averaged:
         yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+
+
+def _notices_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[Notice]:
+    """Yield each kind of warning once: in full for the first average that it holds for, the others by name."""
+    by_code: dict[str, list[tuple[str, Notice]]] = {}
+    for weighting in weightings:
+        for notice in warn_about(weighting, timeline):
+            by_code.setdefault(notice.code, []).append((weighting.method.label, notice))
+    for found in by_code.values():
+        label, notice = found[0]
+        whose = f"{label}: " if len(weightings) > 1 else ""
+        others = f"; so it is with {shortlist(other for other, _ in found[1:])}" if len(found) > 1 else ""
+        yield replace(notice, message=f"{whose}{notice.message}{others}")
 
 
 def _notices_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[Notice]:

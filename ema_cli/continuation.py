@@ -185,8 +185,9 @@ def _refuse_other_options(earlier: Earlier, options: Options) -> None:
     if options.says_weights:
         asked = None if options.lacks_decay else options.expand()[0]
         if asked is None or not asked.same_as(earlier.method):
+            made = _in_words(earlier.method, asked)
             raise UsageError(
-                f"{path} was made with {_in_words(earlier.method)}, and can only be gone on from in the same way",
+                f"{path} was made with {made}, and can only be gone on from in the same way",
                 hint="leave out the options of the weights, or average all checkpoints at once",
             )
     buffers = earlier.checkpoint.metadata.get(f"{OUR_METADATA}buffers", "average")
@@ -197,9 +198,16 @@ def _refuse_other_options(earlier: Earlier, options: Options) -> None:
         )
 
 
-def _in_words(method: Method) -> str:
-    shown = {key: value for key, value in method.plain().items() if value is not None}
-    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in shown.items())
+def _in_words(method: Method, asked: Method | None) -> str:
+    """Name the method, and those of its parameters that differ from what was asked for."""
+    other = asked.plain() if asked is not None else {}
+    differing = {
+        key: value
+        for key, value in method.plain().items()
+        if value is not None and value != other.get(key) and key not in ("name", "one_minus_decay")
+    }
+    words = ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in differing.items())
+    return f"--method {method.name}" + (f" {words}" if words else "")
 
 
 def _sort_out(

@@ -230,11 +230,11 @@ def refuse_unused(methods: tuple[MethodName, ...], given: Mapping[str, object]) 
 
 
 def decay_text(decay: Decay) -> str:
-    """Return a decay as text that never reads as 1."""
-    return decay_words(decay.value, decay.complement)
+    """Return a decay as text that never reads as 1, and tells decays apart."""
+    return decay_words(decay.value, decay.complement, digits=12)
 
 
-def decay_words(value: float, complement: float) -> str:
+def decay_words(value: float, complement: float, *, digits: int = 6) -> str:
     """Return d as text that never reads as 1: ``0.999``, or ``1-1e-12`` where d has too many nines."""
-    written = f"{value:.12g}"
+    written = f"{value:.{digits}g}"
     return written if float(written) < 1 else f"1-{complement:.6g}"

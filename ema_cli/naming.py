@@ -138,6 +138,11 @@ def fields_in(template: str) -> list[str]:
     return [field for field in OUTPUT_FIELDS if f"{{{field}}}" in template]
 
 
+def unknown_fields_in(template: str) -> list[str]:
+    """Return what stands in braces in the template of an output's name and is no field."""
+    return [field for field in re.findall(r"\{(\w*)\}", template) if field not in OUTPUT_FIELDS]
+
+
 def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
 

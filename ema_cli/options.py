@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from ema_cli.errors import UsageError
 from ema_cli.methods import Clock
-from ema_cli.naming import fields_in
+from ema_cli.naming import OUTPUT_FIELDS, fields_in, unknown_fields_in
 from ema_cli.text import is_writable_text, quoted
 from ema_cli.weight_options import WeightOptions, refuse_other_words
 
@@ -167,11 +167,19 @@ class Options(WeightOptions):
         if self.output.suffix != ".safetensors":
             hint = f"-o {self.output.with_suffix('.safetensors')}"
             raise UsageError(f"the output {quoted(str(self.output))} is written as safetensors", hint=hint)
+        self._check_fields(self.output)
+
+    def _check_fields(self, output: Path) -> None:
+        """Refuse a name with unknown fields, and one that would not tell several averages apart."""
+        unknown = unknown_fields_in(str(output))
+        if unknown:
+            known = ", ".join(f"{{{field}}}" for field in OUTPUT_FIELDS)
+            raise UsageError(f"the output {quoted(str(output))}: there is no {{{unknown[0]}}}", hint=f"use {known}")
         varying = [field for option, field in SWEPT.items() if len(getattr(self, option)) > 1]
         varying += ["method"] if len(self.method_names) > 1 else []
-        if varying and not set(varying) & set(fields_in(str(self.output))):
+        if varying and not set(varying) & set(fields_in(str(output))):
             fields = "_".join(f"{{{field}}}" for field in varying)
-            hint = f"-o '{self.output.with_suffix('')}_{fields}.safetensors'"
+            hint = f"-o '{output.with_suffix('')}_{fields}.safetensors'"
             raise UsageError(f"several averages need {fields} in the name of the output", hint=hint)
 
 

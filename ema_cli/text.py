@@ -53,6 +53,8 @@ def plural(count: int, noun: str) -> str:
 
 def percent(share: float) -> str:
     """Return a share as text: ``13.4 %``; a share that is not zero never reads as zero."""
+    if 0 < share < 1e-6:  # noqa: PLR2004 - less is nothing to anybody
+        return "< 0.0001 %"
     if 0 < share < 0.0005:  # noqa: PLR2004 - what one decimal can show
         return f"{100 * share:.1g} %"
     return f"{100 * share:.1f} %"

@@ -176,11 +176,13 @@ def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
     found = warnings_of(per_step(1 - 1e-9), every(gap, count, 50))
     assert list(found) == ["first-dominates", "unobserved-mass"]
     for notice in found.values():
-        better = re.search(r"--half-life ([\d.]+) \(leaves", notice.hint)
+        better = re.search(r"--half-life ([\d.]+) \(then ([\d.]+) % lies before", notice.hint)
         assert better is not None
         half_life = float(better.group(1))
-        found_then = look_at(per_step(0, decay=Decay.of_half_life(half_life)), every(gap, count, 50))
-        assert found_then.unobserved_mass == pytest.approx(0.1, rel=0.25)
+        unseen = look_at(per_step(0, decay=Decay.of_half_life(half_life)), every(gap, count, 50)).unobserved_mass
+        assert unseen == pytest.approx(0.1, rel=0.25)
+        assert unseen is not None
+        assert float(better.group(2)) == pytest.approx(100 * unseen, abs=0.06)
 
 
 def test_the_unobserved_mass_warns_above_a_tenth() -> None:
@@ -269,7 +271,7 @@ def test_every_choice_offered_can_be_made(count: int, known: bool) -> None:
     timeline = every(100, count) if known else Timeline(count=count)
     message, hint = choices(timeline)
     assert message.startswith("neither --decay nor --half-life was given")
-    rows = [line.split() for line in message.splitlines() if line.startswith("  --")]
+    rows = [line.replace("< 0.0001", "<0.0001").split() for line in message.splitlines() if line.startswith("  --")]
     assert any("--per" in row for row in rows) == (known and count > 1)
     for row in rows:
         words = dict(zip(row[0:-5:2], row[1:-5:2], strict=True))
@@ -282,7 +284,8 @@ def test_every_choice_offered_can_be_made(count: int, known: bool) -> None:
         made.check_weights()
         (method,) = made.expand()
         found = look_at(method, timeline)
-        assert " ".join(row[-5:-1]) == f"{percent(found.first)} {percent(found.last)}"
+        shown = f"{percent(found.first)} {percent(found.last)}".replace("< 0.0001", "<0.0001")
+        assert " ".join(row[-5:-1]) == shown
         assert row[-1] == f"{found.effective_checkpoints:.1f}"
     assert "--decay" in hint
 
@@ -313,7 +316,8 @@ def test_fitting_parameters_leave_a_tenth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (1e-5, "0.001 %"), (4e-9, "4e-07 %")]
+    ("share", "text"),
+    [(0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (1e-5, "0.001 %"), (4e-6, "0.0004 %"), (4e-9, "< 0.0001 %")],
 )
 def test_shares_are_told_in_percent(share: float, text: str) -> None:
     """Nothing that counts reads as zero."""

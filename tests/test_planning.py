@@ -182,7 +182,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="For these 4 checkpoints") as refused:
         ema_cli.plan(paths)
     assert "--method uniform" in refused.value.message
-    assert refused.value.hint.startswith("--decay 0.46 ")
+    assert refused.value.hint.startswith("--decay 0.46,")
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
         ({"decay": 0.5, "metadata": {"k": 3}}, '--metadata "k" is not text that can be written'),
         ({"decay": 0.5, "output": Path("ema.pt")}, '"ema.pt" is written as safetensors'),
         ({"decay": [0.5, 0.6], "output": Path("ema.safetensors")}, r"several averages need \{decay\}"),
+        ({"decay": 0.5, "output": Path("e_{run}.safetensors")}, r"there is no \{run\}"),
         ({"method": ["ramp", "uniform"], "output": Path("e.safetensors")}, r"several averages need \{method\}"),
         (
             {"method": ["ema", "ema-hold"], "half_life": [1, 2], "output": Path("e.safetensors")},

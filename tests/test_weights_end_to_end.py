@@ -165,7 +165,7 @@ def test_plan_compares(run: tuple[list[Path], list[State]], tmp_path: Path, ema_
     assert done.returncode == 0, done.stderr
     for label in ("ema H=50", "ema H=100", "ema-hold H=50", "ema-hold H=100", "uniform"):
         assert done.stderr.count(label) >= 2
-    for title in ("counts as", "mean age", "before first", "largest"):
+    for title in ("counts", "age,", "unseen", "largest"):
         assert title in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -205,7 +205,7 @@ def test_the_clock_changes_the_unit_alone(
     arguments = (*run[0], "--per", "step", "--decay", "0.99")
     assert ema_avg(*arguments, "-o", "steps.safetensors").returncode == 0
     done = ema_avg(*arguments, "--clock", clock, "-o", "other.safetensors")
-    assert f"mean age 98.38 {clock}" in done.stderr or f" {clock}; first" in done.stderr
+    assert f" {clock}; first" in done.stderr
     assert (tmp_path / "steps.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
     report = json.loads((tmp_path / "other.report.json").read_text())
     assert report["averages"][0]["diagnostics"]["mean_age_unit"] == clock.removesuffix("s")

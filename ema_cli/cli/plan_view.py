@@ -22,8 +22,10 @@ from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortl
 _MOST_ROWS = 24
 _MOST_SHARES = 6
 """Averages whose shares stand side by side; of more, the comparison alone is shown."""
-_BAR_WIDTH = 20
+_BAR_WIDTH = 16
 _UNKNOWN = "-"
+_FEW = 3
+"""Files left out for one reason that are named one by one."""
 
 
 def plan(made: Plan, options: Options, console: Console) -> None:
@@ -33,7 +35,10 @@ def plan(made: Plan, options: Options, console: Console) -> None:
     console.talk(_headline(made, folder))
     for line in _where_the_weights_are(checkpoints):
         console.talk(line)
-    console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
+    if len(made.outputs) <= _MOST_SHARES or console.style.verbose:
+        console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
+    else:
+        console.talk(f"shares of {len(made.outputs)} averages: -v shows them")
     left_out(made.series.left_out, console)
     if len(made.outputs) == 1:
         for line in _sentences(made, made.outputs[0]):
@@ -45,20 +50,32 @@ def plan(made: Plan, options: Options, console: Console) -> None:
 
 
 def left_out(entries: Sequence[LeftOut], console: Console) -> None:
-    """Name the inputs that were found and not used."""
+    """Name the inputs that were found and not used; many of one reason are counted."""
+    by_reason: dict[str, list[Path]] = {}
     for entry in entries:
-        console.talk(f"left out {quoted(str(entry.path))}: {entry.reason}")
+        by_reason.setdefault(entry.reason, []).append(entry.path)
+    for reason, paths in by_reason.items():
+        if len(paths) <= _FEW or console.style.verbose:
+            for path in paths:
+                console.talk(f"left out {quoted(str(path))}: {reason}")
+        else:
+            names = shortlist((quoted(path.name) for path in paths), most=2)
+            console.talk(f"left out {plural(len(paths), 'file')} ({names}): {reason}")
 
 
 def _headline(made: Plan, folder: Path) -> str:
-    formats = shortlist(sorted({checkpoint.format for checkpoint in made.checkpoints}))
+    formats = shortlist(
+        sorted(
+            {c.format for c, m in zip(made.checkpoints, made.series.members, strict=True) if m.role is not Role.AVERAGE}
+        )
+    )
     fresh = sum(member.role is Role.CHECKPOINT for member in made.series.members)
-    news = f"{plural(fresh, 'new checkpoint')} besides" if made.series.continuation else plural(fresh, "checkpoint")
-    continued = ""
-    if made.series.continuation is not None:
-        inside = plural(len(made.series.continuation.folded), "checkpoint")
-        continued = f"going on from {inside} in {quoted(str(made.series.continuation.path))}; "
-    return f"{continued}{news} in {safe_text(_shortest(folder))}, {formats}, {made.series.reason}"
+    continuation = made.series.continuation
+    counted = plural(fresh, "checkpoint" if continuation is None else "new checkpoint")
+    line = f"{counted} in {safe_text(_shortest(folder))}, {formats}, {made.series.reason}"
+    if continuation is None:
+        return line
+    return f"{line}; going on from {plural(len(continuation.folded), 'checkpoint')} in {quoted(str(continuation.path))}"
 
 
 def _work(made: Plan, options: Options) -> Iterator[str]:
@@ -101,14 +118,13 @@ def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
     table.add_column("#", justify="right")
     table.add_column("checkpoint", overflow="fold")
     table.add_column(made.series.unit if any(m.step for m in made.series.members) else "step", justify="right")
-    table.add_column("from")
     if len(made.outputs) == 1:
+        table.add_column("from")
         table.add_column("share", justify="right", no_wrap=True)
         table.add_column("" if made.series.continuation else "lr x", justify="right", no_wrap=True)
         table.add_column("")
-    elif len(made.outputs) <= _MOST_SHARES:
-        for output in made.outputs:
-            table.add_column(output.weighting.method.label, justify="right", overflow="fold")
+    for output in made.outputs if len(made.outputs) > 1 else ():
+        table.add_column(output.weighting.method.label, justify="right", overflow="fold")
     rows = list(range(len(made.series.members)))
     cut = not all_rows and len(rows) > _MOST_ROWS
     implied_lr = diagnose_output(made.series, made.outputs[0]).implied_lr
@@ -128,15 +144,13 @@ def _share_row(made: Plan, folder: Path, row: int, implied_lr: Sequence[float]) 
         str(row + 1),
         Text(safe_text(str(name))),
         f"{member.step.value:,}" if member.step else "",
-        Text(_source(made, member)),
     ]
-    if len(shares) == 1:
-        largest = max(made.outputs[0].weighting.weights)
-        scale = "" if made.series.continuation else f"{implied_lr[row]:.2f}"
-        cells += [percent(shares[0]), scale, Text("█" * round(_BAR_WIDTH * shares[0] / largest), style="cyan")]
-    elif len(shares) <= _MOST_SHARES:
-        cells += [percent(share) for share in shares]
-    return cells
+    if len(shares) > 1:
+        return [*cells, *map(percent, shares)]
+    largest = max(made.outputs[0].weighting.weights)
+    scale = "" if made.series.continuation else f"{implied_lr[row]:.2f}"
+    bar = Text("█" * round(_BAR_WIDTH * shares[0] / largest), style="cyan")
+    return [*cells, Text(_source(made, member)), percent(shares[0]), scale, bar]
 
 
 def _source(made: Plan, member: OrderedCheckpoint) -> str:
@@ -151,33 +165,42 @@ def _source(made: Plan, member: OrderedCheckpoint) -> str:
 def _sentences(made: Plan, output: PlannedOutput) -> Iterator[str]:
     """Say what the average is: its definition, its shares, how well it can be rebuilt."""
     found = diagnose_output(made.series, output)
-    yield words.definition(MethodUsed(**output.weighting.method.plain()), found.mean_age_unit)
+    method = MethodUsed(**output.weighting.method.plain())
+    yield words.definition(method, found.mean_age_unit)
     yield (
-        f"counts as {found.effective_checkpoints:.1f} checkpoints; mean age {words.age(found)}; "
-        f"first {percent(found.first)}, last {percent(found.last)}"
+        f"counts as {found.effective_checkpoints:.1f} of {plural(len(found.implied_lr), 'checkpoint')}; "
+        f"mean age {words.age(found)}; first {percent(found.first)}, last {percent(found.last)}"
     )
-    rebuilt = words.reconstruction(found)
+    rebuilt = words.reconstruction(method, found)
     if rebuilt:
         yield rebuilt
 
 
 def _comparison(made: Plan) -> Table:
-    """Put the averages side by side: what to look at before choosing one."""
+    """Put the averages side by side: what to look at before choosing one. Columns that say nothing are left out."""
+    unit = made.series.timeline.unit
+    titles = ("average", "first", "last", "largest", "counts\nas", f"age,\n{unit}s", "unseen", "u", "error")
+    rows = [_comparison_row(made, output) for output in made.outputs]
+    said = [column for column in range(len(titles)) if any(row[column] != _UNKNOWN for row in rows)]
     table = Table(box=None, pad_edge=True, header_style="dim")
-    table.add_column("average", overflow="fold")
-    for title in ("first", "last", "largest", "counts as", "mean age", "before first", "u", "error"):
-        table.add_column(title, justify="right")
-    for output in made.outputs:
-        found = diagnose_output(made.series, output)
-        table.add_row(
-            output.weighting.method.label,
-            percent(found.first),
-            percent(found.last),
-            percent(found.largest),
-            f"{found.effective_checkpoints:.1f}",
-            words.age(found),
-            _UNKNOWN if found.unobserved_mass is None else percent(found.unobserved_mass),
-            _UNKNOWN if found.window_ratio_u is None else f"{found.window_ratio_u:.3g}",
-            _UNKNOWN if found.predicted_error is None else percent(found.predicted_error),
-        )
+    for column in said:
+        table.add_column(titles[column], justify="right" if column else "left", no_wrap=column > 0)
+    for row in rows:
+        table.add_row(*(row[column] for column in said))
     return table
+
+
+def _comparison_row(made: Plan, output: PlannedOutput) -> list[str]:
+    found = diagnose_output(made.series, output)
+    method = MethodUsed(**output.weighting.method.plain())
+    return [
+        output.weighting.method.label,
+        percent(found.first),
+        percent(found.last),
+        percent(found.largest),
+        f"{found.effective_checkpoints:.1f}",
+        f"{found.mean_age:,.4g}",
+        _UNKNOWN if found.unobserved_mass is None else percent(found.unobserved_mass),
+        _UNKNOWN if found.window_ratio_u is None else f"{found.window_ratio_u:.3g}",
+        words.expected_error(method, found) or _UNKNOWN,
+    ]

@@ -86,7 +86,7 @@ def _average_view(report: Report, average: Average) -> _AverageView:
     return _AverageView(
         label=tables.label(average),
         verdict=words.verdict(report, average),
-        rebuilt=words.reconstruction(average.diagnostics),
+        rebuilt=words.reconstruction(average.method, average.diagnostics),
         continued=_continued(average),
         facts=tables.facts(report, average),
         shares=tables.share_rows(report, average),

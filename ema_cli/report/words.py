@@ -10,6 +10,7 @@ from statistics import fmean
 from ema_cli.methods import decay_words
 from ema_cli.report.model import Average, DiagnosticsOfWeights, Geometry, MethodUsed, Report
 from ema_cli.text import percent, plural
+from ema_cli.weights.cautions import UNOBSERVED
 
 _TURNED = 0.2
 """A mean cosine beyond it, to either side, is a direction."""
@@ -75,17 +76,26 @@ def _span(report: Report) -> str:
     return f" at step {steps[0]:,}" if len(steps) == 1 else f", steps {min(steps):,} to {max(steps):,}"
 
 
-def reconstruction(found: DiagnosticsOfWeights) -> str:
+def reconstruction(method: MethodUsed, found: DiagnosticsOfWeights) -> str:
     """Say how well an EMA per step can be rebuilt; empty for other averages."""
     parts = []
-    if found.window_ratio_u is not None and found.predicted_error is not None:
-        parts.append(
-            f"u = median gap x (1-d) = {found.window_ratio_u:.3g}; distance to the true EMA: about "
-            f"{percent(found.predicted_error)} of that of the last checkpoint (an estimate)"
-        )
+    if found.window_ratio_u is not None:
+        parts.append(f"u = median gap x (1-d) = {found.window_ratio_u:.3g}")
+        error = expected_error(method, found)
+        if error:
+            parts.append(f"distance to the true EMA: about {error} of that of the last checkpoint (an estimate)")
     if found.unobserved_mass is not None:
-        parts.append(f"before the first checkpoint lies {percent(found.unobserved_mass)} of it")
+        left_out = ", and is left out" if method.init == "debias" else ""
+        parts.append(f"before the first checkpoint lies {percent(found.unobserved_mass)} of it{left_out}")
     return "; ".join(parts)
+
+
+def expected_error(method: MethodUsed, found: DiagnosticsOfWeights) -> str:
+    """Return the predicted error; empty where too much lies before the first checkpoint for it to mean anything."""
+    if found.predicted_error is None:
+        return ""
+    unseen = found.unobserved_mass is not None and found.unobserved_mass > UNOBSERVED and method.init != "debias"
+    return "" if unseen else percent(found.predicted_error)
 
 
 def movement(geometry: Geometry) -> str:

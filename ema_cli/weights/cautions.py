@@ -10,10 +10,11 @@ from ema_cli.records import Notice, Weighting
 from ema_cli.text import percent
 from ema_cli.timeline import Timeline
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
-from ema_cli.weights.fitting import SMALL_SHARE, decay_for_first_share, half_life_for_first_share, two_digits
+from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, two_digits
 
 _DOMINATING = 0.5
-_UNOBSERVED = 0.1
+UNOBSERVED = 0.1
+"""The part of an average before the first checkpoint that is too much to pass over."""
 _NEARLY_EQUAL = 1.1
 """Largest over smallest share of what is a plain mean under another name."""
 _FEW = 3
@@ -57,7 +58,7 @@ def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeli
     if decay is not None and found.window_ratio_u is not None and found.window_ratio_u > 1:
         yield _window_too_short(decay, found, timeline)
     mass = found.unobserved_mass
-    if mass is not None and mass > _UNOBSERVED and method.init != "debias":
+    if mass is not None and mass > UNOBSERVED and method.init != "debias":
         yield _unobserved_mass(weighting, mass, timeline)
     elif decay is not None and method.warmup is None and not dominated:
         yield from _window_not_filled(decay, timeline, per_step=method.uses_steps)
@@ -67,27 +68,29 @@ def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> 
     kept = f"the first checkpoint keeps {percent(weighting.shares[0])} of this average"
     if weighting.method.uses_steps:
         cause = f"{_named(decay)} forgets it slowly, and the checkpoints span {_units(timeline.span, timeline)}"
-        out = f"{_half_life_for(timeline)} (leaves it {percent(SMALL_SHARE)}); --init debias"
+        out = f"{_half_life_for(timeline)}; --init debias"
     else:
         better = decay_for_first_share(timeline.count - 1)
         cause = f"{_named(decay)} applies per checkpoint, and {timeline.count} checkpoints are few for it"
         left = percent(float(better) ** (timeline.count - 1))
         out = f"--decay {better} (leaves it {left}); --init debias; --method uniform"
-        out += "; --per step, if the decay is meant per training step" if timeline.steps else ""
+        out = f"--per step, if that is meant per training step; {out}" if timeline.steps else out
     return Notice(code="first-dominates", message=f"{kept}: {cause}", hint=out)
 
 
 def _window_too_short(decay: Decay, found: Diagnostics, timeline: Timeline) -> Notice:
     gap = timeline.median_gap
     enough = two_digits(gap * math.log(2) / _WINDOWS_PER_GAP)
+    fits = float(enough) <= float(half_life_for_first_share(timeline.span))
+    longer = f"--half-life {enough}" if fits else f"{_half_life_for(timeline)}, the longest that these checkpoints fill"
     often = max(1, math.floor(_WINDOWS_PER_GAP / decay.complement))
     return Notice(
         code="window-too-short",
         message=(
             f"the window of {_units(1 / decay.complement, timeline)} is shorter than the {_units(gap, timeline)} "
-            f"between checkpoints: the result is nearly the last checkpoint, whose share is {percent(found.last)}"
+            f"between checkpoints: what the EMA did in between is lost; the last one has {percent(found.last)}"
         ),
-        hint=f"--half-life {enough}; or save a checkpoint every {_units(often, timeline)}",
+        hint=f"{longer}; or save a checkpoint every {_units(often, timeline)}",
     )
 
 
@@ -95,7 +98,7 @@ def _unobserved_mass(weighting: Weighting, mass: float, timeline: Timeline) -> N
     if weighting.method.decay is None:
         other = "a smaller --sigma-rel"
     else:
-        other = f"--init debias; or {_half_life_for(timeline)} (leaves {percent(SMALL_SHARE)})"
+        other = f"--init debias; or {_half_life_for(timeline)}"
     return Notice(
         code="unobserved-mass",
         message=f"{percent(mass)} of this average lies before the first checkpoint, which stands in for all of that",
@@ -121,7 +124,8 @@ def _named(decay: Decay) -> str:
 
 
 def _half_life_for(timeline: Timeline) -> str:
-    return f"--half-life {half_life_for_first_share(timeline.span)}"
+    half_life = half_life_for_first_share(timeline.span)
+    return f"--half-life {half_life} (then {percent(2 ** (-timeline.span / float(half_life)))} lies before the first)"
 
 
 def _units(value: float, timeline: Timeline) -> str:

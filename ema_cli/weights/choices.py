@@ -35,12 +35,11 @@ def describe_choices(timeline: Timeline, names: Sequence[MethodName], per: Per |
     lacking = "neither --decay nor --half-life was given"
     if timeline.count == 1:
         return lacking, "--decay 0.9; with one checkpoint any decay copies it"
-    rows = list(_choices(name, timeline, per))
-    lines = [
-        _line(option, method, timeline) for option, method in (*rows, ("--method uniform", Method(name="uniform")))
-    ]
+    rows = [*_choices(name, timeline, per), ("--method uniform", Method(name="uniform"))]
+    width = max(len(option) for option, _ in rows)
+    lines = [f"  {option:<{width}}{_shares(method, timeline)}" for option, method in rows]
     title = f"{lacking}. For these {plural(timeline.count, 'checkpoint')}:"
-    header = f"  {'':<30}{'first':>9}{'last':>9}{'as many as':>13}"
+    header = f"  {'':<{width}}{'first':>10}{'last':>10}{'counts as':>12}"
     return "\n".join([title, header, *lines]), _hint(name, rows)
 
 
@@ -70,9 +69,9 @@ def _hint(name: MethodName, rows: Sequence[Row]) -> str:
     if name == "ema-warmup":
         return rows[0][0]
     fitting = [option for option, method in rows if method.decay and method.decay.value not in _USUAL]
-    return f"{fitting[0]} leaves the first checkpoint a tenth"
+    return f"{fitting[0]}, which leaves a tenth to the first checkpoint"
 
 
-def _line(option: str, method: Method, timeline: Timeline) -> str:
+def _shares(method: Method, timeline: Timeline) -> str:
     found = diagnose(method, solve(method, timeline), timeline)
-    return f"  {option:<30}{percent(found.first):>9}{percent(found.last):>9}{found.effective_checkpoints:>13.1f}"
+    return f"{percent(found.first):>10}{percent(found.last):>10}{found.effective_checkpoints:>12.1f}"
