@@ -75,7 +75,7 @@ def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor]
 def _notices_about_dtypes(chosen: Sequence[Chosen]) -> Iterator[Notice]:
     names = [
         quoted(name)
-        for name, (_, layout) in chosen[0].items()
+        for name, (_, layout) in (chosen[0].items() if chosen else ())
         if any(other[name][1].dtype is not layout.dtype for other in chosen[1:])
     ]
     if names:

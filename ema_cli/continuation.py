@@ -1,23 +1,21 @@
 """Go on from an earlier output: fold new checkpoints into it as if all had been averaged at once.
 
-Input -> output: the earlier file, whose metadata tell what is in it, and the ordered checkpoints of the command line
--> a ``Series`` of the earlier average, the checkpoint that it ends with where a method needs it, and the new ones.
-Checkpoints that are in the average already are known by their step, or by their name where they have none.
+Input -> output: the earlier output, and the ordered checkpoints of the command line -> a ``Series`` of the earlier
+average, the checkpoint that it ends with where a method needs it, and the new ones. Checkpoints that are in the
+average already are known by their step, or by their name where they have none; what contradicts that is refused.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, UsageError
-from ema_cli.formats.open import SUFFIXES, open_checkpoint
-from ema_cli.methods import SPECS, Decay, Method
+from ema_cli.earlier import Earlier
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import name_depth, name_of, natural_key
-from ema_cli.options import OUR_METADATA, Options
+from ema_cli.options import Options
 from ema_cli.records import (
     Checkpoint,
     Continuation,
@@ -29,11 +27,11 @@ from ema_cli.records import (
     Role,
     Series,
 )
+from ema_cli.report.model import Input
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.timeline import Timeline
 from ema_cli.uptodate import read_report
-from ema_cli.weight_options import WeightOptions
 from ema_cli.weights.continuing import split
 from ema_cli.weights.solve import solve
 
@@ -41,39 +39,16 @@ _PRECISE_BYTES = 4
 """An average that is stored in fewer bytes per number is rounded visibly each time it is gone on from."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
-    """An earlier output and what its metadata say."""
+@dataclass(slots=True)
+class _Sorted:
+    """What the checkpoints of the command line are to the earlier average."""
 
-    checkpoint: Checkpoint
-    method: Method
-    folded: tuple[Folded, ...]
-    unit: str
-    """Of the steps."""
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the checkpoints inside."""
-        return [one.name for one in self.folded]
-
-
-def open_earlier(path: Path, options: Options) -> Earlier:
-    """Open an earlier output; its file stays open for the fold.
-
-    Raises:
-        UsageError: it was made with another method or with other options.
-        InputRefused: it is not an output of this program that can be gone on from.
-        NothingMatched: there is no such file.
-
-    """
-    checkpoint = open_checkpoint(path, pool=LayoutPool())
-    try:
-        earlier = _read_metadata(checkpoint)
-        _refuse_other_options(earlier, options)
-    except BaseException:
-        checkpoint.index.source.close()
-        raise
-    return earlier
+    fresh: list[OrderedCheckpoint] = field(default_factory=list)
+    again: OrderedCheckpoint | None = None
+    """The checkpoint that it ends with, if it was named."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    """Those that belong between the checkpoints inside, and came too late."""
 
 
 def continue_series(earlier: Earlier, series: Series, options: Options) -> Series:
@@ -82,17 +57,49 @@ def continue_series(earlier: Earlier, series: Series, options: Options) -> Serie
     The file of a checkpoint that has to be read again is opened here if it was not named.
 
     Raises:
-        NothingNew: there are none.
+        NothingNew: there are none, and the output is another file than the earlier one.
         NothingMatched: the last checkpoint inside is needed again, and was not found.
         InputRefused: the average cannot be gone on from; the message says why.
 
     """
-    fresh, again, left_out, notices = _sort_out(earlier, series)
-    if not fresh:
-        inside = f"{plural(len(earlier.folded), 'checkpoint')} up to {_place(earlier.folded[-1], earlier.unit)}"
-        raise NothingNew(f"nothing is new: {quoted(str(earlier.checkpoint.path))} holds {inside}")
+    found = _sort_out(earlier, series, options)
+    if not found.fresh and not _in_place(earlier, options):
+        raise nothing_new(earlier, found.late)
+    scale, needs_again = _factors(earlier, found.fresh, series.unit)
+    again, notices = _read_again(earlier, found, options) if needs_again else (None, [])
+    return replace(
+        series,
+        members=tuple(member for member in (_as_member(earlier), again, *found.fresh) if member is not None),
+        left_out=(*series.left_out, *(left for left in found.left_out if again is None or not _is(left, again))),
+        notices=(*series.notices, *_warn_of_late(found.late, earlier.where), *_warn_of_rounding(earlier), *notices),
+        continuation=Continuation(
+            path=earlier.checkpoint.path,
+            method=earlier.method,
+            folded=earlier.folded,
+            scale=scale,
+            again=needs_again,
+        ),
+    )
+
+
+def nothing_new(earlier: Earlier, late: Sequence[str] = ()) -> NothingNew:
+    """Return the error that there is nothing to fold."""
+    inside = f"{plural(len(earlier.folded), 'checkpoint')} up to {earlier.place(earlier.last)}"
+    missed = f"; {shortlist(late)} came too late to be folded in" if late else ""
+    hint = "average all checkpoints at once, without --continue-from" if late else ""
+    return NothingNew(f"nothing is new: {earlier.where} holds {inside}{missed}", hint=hint)
+
+
+def _in_place(earlier: Earlier, options: Options) -> bool:
+    """Whether the earlier output is the one to write: then it may turn out to be up to date."""
+    output = options.output
+    return output is not None and output.exists() and output.samefile(earlier.checkpoint.path)
+
+
+def _factors(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:
+    """Return the factors of the earlier average, and of its last checkpoint besides."""
     steps = [one.step for one in earlier.folded] + [member.step.value if member.step else None for member in fresh]
-    timeline = Timeline.of(steps, series.unit)
+    timeline = Timeline.of(steps, unit)
     method = earlier.method
     factors = split(solve(method, timeline.until(len(earlier.folded))), solve(method, timeline))
     if factors is None:
@@ -101,168 +108,75 @@ def continue_series(earlier: Earlier, series: Series, options: Options) -> Serie
             "earlier ones against each other",
             hint="average all checkpoints at once, without --continue-from",
         )
-    scale, needs_again = factors
-    members = [_as_member(earlier)]
-    if needs_again and again is not None:
-        left_out = [left for left in left_out if left.path != again.checkpoint.path]
-        members.append(replace(again, role=Role.AGAIN))
-    elif needs_again:
-        members.append(_find_again(earlier, fresh, options))
-    return replace(
-        series,
-        members=(*members, *fresh),
-        left_out=(*series.left_out, *left_out),
-        notices=(*series.notices, *notices, *_warn_of_rounding(earlier)),
-        continuation=Continuation(
-            path=earlier.checkpoint.path,
-            method=method,
-            folded=earlier.folded,
-            scale=scale,
-            again=needs_again,
-        ),
-    )
+    return factors
 
 
-def _read_metadata(checkpoint: Checkpoint) -> Earlier:
-    path = quoted(str(checkpoint.path))
-    if not checkpoint.made_by_us:
-        raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an earlier output")
-    ours = {
-        key.removeprefix(OUR_METADATA): value
-        for key, value in checkpoint.metadata.items()
-        if key.startswith(OUR_METADATA)
-    }
-    try:
-        return Earlier(
-            checkpoint=checkpoint,
-            method=_method(ours),
-            folded=_folded(ours),
-            unit=ours.get("step_unit", "checkpoint"),
-        )
-    except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
-        raise InputRefused(
-            f"{path} does not say, in a way that can be relied on, what is averaged in it",
-            hint="it was changed, or made by an older version: average all checkpoints at once",
-        ) from error
-
-
-def _method(ours: Mapping[str, str]) -> Method:
-    """Return the method that the metadata name, with its parameters checked as those of the command line are."""
-    name = ours["method"]
-    if name not in SPECS or name == "manual":
-        raise ValueError(name)
-    words = ("per", "init", "warmup", "shape") if name == "ema" else ("init", "warmup", "shape")
-    given: dict[str, Any] = {key: ours[key] for key in words if key in ours}
-    given |= {key: float(ours[key]) for key in ("inv_gamma", "power") if key in ours}
-    said = WeightOptions(
-        methods=(name,),
-        one_minus_decays=tuple(float(ours[key]) for key in ("one_minus_decay",) if key in ours),
-        sigma_rels=tuple(float(ours[key]) for key in ("sigma_rel",) if key in ours),
-        **given,
-    )
-    said.check_weights()
-    (method,) = said.expand()
-    if method.decay is None:
-        return method
-    half_life = Decay.of_half_life(float(ours["half_life"])).half_life if "half_life" in ours else None
-    exact = replace(method.decay, value=Decay.of(float(ours["decay"])).value, half_life=half_life)
-    return replace(method, decay=exact)
-
-
-def _folded(ours: Mapping[str, str]) -> tuple[Folded, ...]:
-    names = json.loads(ours["folded"])
-    steps = [int(step) for step in ours["steps"].split(",")] if "steps" in ours else [None] * len(names)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("names")
-    growing = Timeline.of(steps, "step").steps is not None
-    if not growing and "steps" in ours:
-        raise ValueError("steps")
-    return tuple(Folded(name=name, step=step) for name, step in zip(names, steps, strict=True))
-
-
-def _refuse_other_options(earlier: Earlier, options: Options) -> None:
-    path = quoted(str(earlier.checkpoint.path))
-    if options.says_weights:
-        asked = None if options.lacks_decay else options.expand()[0]
-        if asked is None or not asked.same_as(earlier.method):
-            made = _in_words(earlier.method, asked)
-            raise UsageError(
-                f"{path} was made with {made}, and can only be gone on from in the same way",
-                hint="leave out the options of the weights, or average all checkpoints at once",
-            )
-    buffers = earlier.checkpoint.metadata.get(f"{OUR_METADATA}buffers", "average")
-    if buffers != options.buffers:
-        raise UsageError(
-            f"{path} was made with --buffers {quoted(buffers)}, and can only be gone on from in the same way",
-            hint=f"--buffers {buffers}",
-        )
-
-
-def _in_words(method: Method, asked: Method | None) -> str:
-    """Name the method, and those of its parameters that differ from what was asked for."""
-    other = asked.plain() if asked is not None else {}
-    differing = {
-        key: value
-        for key, value in method.plain().items()
-        if value is not None and value != other.get(key) and key not in ("name", "one_minus_decay")
-    }
-    words = ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in differing.items())
-    return f"--method {method.name}" + (f" {words}" if words else "")
-
-
-def _sort_out(
-    earlier: Earlier, series: Series
-) -> tuple[list[OrderedCheckpoint], OrderedCheckpoint | None, list[LeftOut], list[Notice]]:
+def _sort_out(earlier: Earlier, series: Series, options: Options) -> _Sorted:
     """Tell new checkpoints from those inside, and from those that came too late to be folded in."""
-    where = quoted(str(earlier.checkpoint.path))
-    inside = _Inside(earlier.folded)
-    last = earlier.folded[-1]
-    fresh, left_out, late = [], [], []
-    again = None
+    inside, found = _Inside(earlier), _Sorted()
+    as_listed = options.order in ("given", "mtime")
     for member in series.members:
+        path = member.checkpoint.path
         known = inside.find(member)
-        if known is not None:
-            left_out.append(LeftOut(path=member.checkpoint.path, reason=f"already in {where}"))
-            again = member if known is last else again
-        elif _is_after(member, last):
-            fresh.append(_with_same_unit(member, earlier))
+        if member.checkpoint.index.source.identity == earlier.checkpoint.index.source.identity:
+            found.left_out.append(LeftOut(path=path, reason="the average itself", ours=True))
+        elif known is not None:
+            found.left_out.append(LeftOut(path=path, reason=f"already in {earlier.where}"))
+            found.again = member if known is earlier.last else found.again
+        elif as_listed or _is_after(member, earlier.last):
+            found.fresh.append(_with_same_unit(member, earlier))
         else:
-            reason = f"it lies before {_place(last, earlier.unit)}, where {where} ends"
-            left_out.append(LeftOut(path=member.checkpoint.path, reason=reason))
-            if _is_after(member, earlier.folded[0]):
-                late.append(quoted(member.checkpoint.path.name))
-    return fresh, again, left_out, list(_warn_of_late(late, where))
+            reason = f"before {earlier.place(earlier.last)}, where {earlier.where} ends"
+            found.left_out.append(LeftOut(path=path, reason=reason))
+            found.late += [quoted(path.name)] if _is_after(member, earlier.folded[0]) else []
+    return found
 
 
 class _Inside:
     """Finds the checkpoint inside an average that a file is."""
 
-    def __init__(self, folded: Sequence[Folded]) -> None:
-        self._by_step = {one.step: one for one in folded if one.step is not None}
-        self._by_name = {one.name: one for one in folded}
-        self._depths = sorted({name_depth([one.name]) for one in folded})
+    def __init__(self, earlier: Earlier) -> None:
+        self._earlier = earlier
+        self._by_step = {one.step: one for one in earlier.folded if one.step is not None}
+        self._by_name = {one.name: one for one in earlier.folded}
+        self._depths = sorted({name_depth([one.name]) for one in earlier.folded})
 
     def find(self, member: OrderedCheckpoint) -> Folded | None:
-        """Look by step, or by name where one of the two has no step."""
-        if self._by_step and member.step is not None:
-            return self._by_step.get(member.step.value)
-        path = str(member.checkpoint.path)
-        return next((one for d in self._depths if (one := self._by_name.get(name_of(path, d))) is not None), None)
+        """Look by step, or by name where there are no steps.
+
+        Raises:
+            InputRefused: by its name it is inside, but with another step: the steps are not counted as they were.
+
+        """
+        path = str(member.checkpoint.path.absolute())
+        named = next((one for d in self._depths if (one := self._by_name.get(name_of(path, d))) is not None), None)
+        if not self._by_step or member.step is None:
+            return named
+        stepped = self._by_step.get(member.step.value)
+        if stepped is None and named is not None:
+            then, now = self._earlier.place(named), f"{member.step.unit} {member.step.value:,}"
+            raise InputRefused(
+                f"{quoted(str(member.checkpoint.path))} is in {self._earlier.where} as {then}, but is {now} now "
+                f"({member.step.source})",
+                hint="give the steps with --steps as they were, in the order of the arguments; or leave that file out",
+            )
+        return stepped
 
 
 def _is_after(member: OrderedCheckpoint, one: Folded) -> bool:
     if one.step is not None and member.step is not None:
         return member.step.value > one.step
-    return natural_key(name_of(str(member.checkpoint.path), name_depth([one.name]))) > natural_key(one.name)
+    path = str(member.checkpoint.path.absolute())
+    return natural_key(name_of(path, name_depth([one.name]))) > natural_key(one.name)
 
 
 def _with_same_unit(member: OrderedCheckpoint, earlier: Earlier) -> OrderedCheckpoint:
     """Return a new checkpoint if it is numbered as those inside are."""
-    unit = member.step.unit if member.step else "no step"
-    if earlier.folded[0].step is not None and unit != earlier.unit:
+    unit = f"{member.step.unit}s" if member.step else "no step"
+    if earlier.last.step is not None and unit != f"{earlier.unit}s":
         raise InputRefused(
-            f"{quoted(str(member.checkpoint.path))} has {unit if member.step is None else f'{unit}s'}, but the "
-            f"checkpoints in {quoted(str(earlier.checkpoint.path))} are numbered in {earlier.unit}s",
+            f"{quoted(str(member.checkpoint.path))} has {unit}, but the checkpoints in {earlier.where} are numbered "
+            f"in {earlier.unit}s",
             hint="give the steps with --steps, in the order of the arguments",
         )
     return member
@@ -282,50 +196,82 @@ def _warn_of_rounding(earlier: Earlier) -> Iterator[Notice]:
         if layout.dtype.averaged and layout.dtype.itemsize < _PRECISE_BYTES
     }
     if names:
-        where = quoted(str(earlier.checkpoint.path))
         yield Notice(
             code="continued-from-rounded",
-            message=f"{where} is stored as {shortlist(sorted(names))}: what was rounded in it stays rounded",
+            message=f"{earlier.where} is stored as {shortlist(sorted(names))}: what was rounded in it stays rounded",
             hint="write averages that will be gone on from with --dtype float32 or float64",
         )
 
 
 def _as_member(earlier: Earlier) -> OrderedCheckpoint:
-    last = earlier.folded[-1].step
-    step = None if last is None else FoundStep(value=last, unit=earlier.unit, source="metadata")
-    return OrderedCheckpoint(checkpoint=earlier.checkpoint, step=step, role=Role.AVERAGE)
+    return OrderedCheckpoint(checkpoint=earlier.checkpoint, step=_last_step(earlier), role=Role.AVERAGE)
 
 
-def _find_again(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], options: Options) -> OrderedCheckpoint:
-    """Open the last checkpoint inside by its name: where it was, beside the new ones or beside the average."""
-    last = earlier.folded[-1]
+def _last_step(earlier: Earlier) -> FoundStep | None:
+    last = earlier.last.step
+    return None if last is None else FoundStep(value=last, unit=earlier.unit, source="metadata")
+
+
+def _is(left: LeftOut, member: OrderedCheckpoint) -> bool:
+    return left.path == member.checkpoint.path
+
+
+def _read_again(earlier: Earlier, found: _Sorted, options: Options) -> tuple[OrderedCheckpoint, list[Notice]]:
+    """Return the last checkpoint inside as a member, and a warning unless it is the very file that was folded."""
     report = read_report(earlier.checkpoint.path)
-    neighbours = [Path(known.path) for known in report.inputs[-1:]] if report else []
-    neighbours += [*(member.checkpoint.path for member in fresh[:1]), earlier.checkpoint.path]
-    for path in _candidates(last.name, neighbours):
-        found = open_checkpoint(path, pool=LayoutPool(), key=options.key, strip_prefix=options.strip_prefix)
-        steps = [step.value for step in found.steps if step.unit == earlier.unit]
-        if last.step is None or not steps or last.step in steps:
-            step = None if last.step is None else FoundStep(value=last.step, unit=earlier.unit, source="metadata")
-            return OrderedCheckpoint(checkpoint=found, step=step, role=Role.AGAIN)
-        found.index.source.close()
+    known = report.inputs[-1] if report is not None and report.inputs else None
+    if found.again is not None:
+        again = replace(found.again, role=Role.AGAIN)
+    else:
+        neighbours = [found.fresh[0].checkpoint.path, earlier.checkpoint.path]
+        neighbours += [Path(known.path), earlier.checkpoint.path.parent / known.path] if known is not None else []
+        again = OrderedCheckpoint(
+            checkpoint=_find_again(earlier, neighbours, known, options), step=_last_step(earlier), role=Role.AGAIN
+        )
+    if known is None or again.checkpoint.fingerprint == known.fingerprint:
+        return again, []
+    name = quoted(str(again.checkpoint.path))
+    message = f"{name} was changed, moved or copied since it was folded; the average goes on from it as it is now"
+    hint = "if its contents changed, average all checkpoints at once"
+    return again, [Notice(code="again-touched", message=message, hint=hint)]
+
+
+def _find_again(earlier: Earlier, neighbours: Sequence[Path], known: Input | None, options: Options) -> Checkpoint:
+    """Open the last checkpoint inside by its name; of several, the one with the fingerprint in the report."""
+    usable: Checkpoint | None = None
+    for path in _candidates(earlier.last.name, neighbours):
+        try:
+            found = open_checkpoint(path, pool=LayoutPool(), key=options.key, strip_prefix=options.strip_prefix)
+        except EmaAvgError:
+            continue
+        better = _may_be(found, earlier) and (usable is None or (known and found.fingerprint == known.fingerprint))
+        worse = usable if better else found
+        usable = found if better else usable
+        if worse is not None:
+            worse.index.source.close()
+    if usable is not None:
+        return usable
     raise NothingMatched(
-        f"the last checkpoint in {quoted(str(earlier.checkpoint.path))}, {quoted(last.name)} "
-        f"({_place(last, earlier.unit)}), is needed again: the line from it to the next one is part of the average",
+        f"the last checkpoint in {earlier.where}, {quoted(earlier.last.name)} ({earlier.place(earlier.last)}), is "
+        "needed again: the line from it to the next one is part of the average",
         hint="name it too, beside the new ones",
     )
 
 
+def _may_be(found: Checkpoint, earlier: Earlier) -> bool:
+    """Whether the step inside a file, if there is one, is that of the last checkpoint."""
+    steps = [step.value for step in found.steps if step.unit == earlier.unit]
+    return earlier.last.step is None or not steps or earlier.last.step in steps
+
+
 def _candidates(name: str, neighbours: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files called ``name`` in the folders of ``neighbours``; the name cannot lead out of them."""
-    parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or ".." in parts:
-        return
-    for folder in dict.fromkeys(
-        path.absolute().parents[min(len(parts), len(path.absolute().parents)) - 1] for path in neighbours
+    """Yield the files called ``name``, whatever their suffix, that lie where ``neighbours`` do."""
+    depth = name_depth([name])
+    for root in dict.fromkeys(
+        path.absolute().parents[min(depth, len(path.absolute().parts) - 1) - 1] for path in neighbours
     ):
-        yield from (path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file())
-
-
-def _place(one: Folded, unit: str) -> str:
-    return quoted(one.name) if one.step is None else f"{unit} {one.step:,}"
+        folder = (root / name).parent
+        if folder.is_dir():
+            yield from (
+                path for path in sorted(folder.iterdir()) if name_of(str(path), depth) == name and path.is_file()
+            )

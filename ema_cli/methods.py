@@ -21,6 +21,9 @@ Clock = Literal["steps", "tokens", "samples", "epochs"]
 
 LONGEST_HALF_LIFE = 1e15
 """Beyond it 1 - d is too small to be told from rounding."""
+LEAST_COMPLEMENT = 1e-100
+"""Below it the squares in the closed forms vanish; no EMA of any training is that slow."""
+NARROWEST_SIGMA_REL = 1e-6
 WIDEST_SIGMA_REL = 1 / math.sqrt(12)
 """The relative spread of a uniform profile, gamma = 0; a wider one would favour the beginning of training."""
 DEFAULT_POWER = 2 / 3
@@ -50,7 +53,7 @@ class Decay:
         """
         if not 0 <= value < 1:
             raise UsageError(f"--decay {value:g} is not in [0, 1)", hint="--decay 0.9")
-        return cls(value=value, complement=1 - value)
+        return cls(value=value + 0.0, complement=1 - value)  # -0.0 is 0
 
     @classmethod
     def of_complement(cls, complement: float) -> Self:
@@ -60,7 +63,7 @@ class Decay:
             UsageError: it is not in (0, 1].
 
         """
-        if not 0 < complement <= 1:
+        if not LEAST_COMPLEMENT <= complement <= 1:
             hint = "--one-minus-decay 1e-3, which is --decay 0.999"
             raise UsageError(f"--one-minus-decay {complement:g} is not in (0, 1]", hint=hint)
         return cls(value=1 - complement, complement=complement)
@@ -179,9 +182,10 @@ class Method:
     def label(self) -> str:
         """A few characters that tell it from others: ``ema 0.999``, ``power 0.1``."""
         if self.decay is None:
-            return " ".join(str(part) for part in (self.name, self.shape, self.sigma_rel) if part is not None)
+            parts = (self.name, self.shape, self.sigma_rel)
+            return " ".join(str(part) for part in parts if part is not None)
         if self.decay.half_life is not None:
-            return f"{self.name} H={self.decay.half_life:.6g}"
+            return f"{self.name} H={self.decay.half_life:.12g}"
         return f"{self.name} {decay_text(self.decay)}"
 
     def plain(self) -> dict[str, Any]:
@@ -194,6 +198,11 @@ class Method:
             "half_life": decay.half_life if decay else None,
             **{field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "decay")},
         }
+
+    def name_fields(self) -> dict[str, object]:
+        """Return what the fields in the name of an output stand for; ``None`` for what it does not have."""
+        decay = decay_text(self.decay) if self.decay else None
+        return {**self.plain(), "decay": decay, "method": self.name, "label": self.label.replace(" ", "_")}
 
     def same_as(self, other: Method) -> bool:
         """Whether two methods are one, however their decay was given."""

@@ -15,6 +15,8 @@ _DIGITS = re.compile(r"(\d+)")
 _STEP_WORD = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
+_DEEPEST_NUMBER = 3
+"""How far up a path a number is looked for that tells a file from those to come."""
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 
 
@@ -103,13 +105,15 @@ def distinct_names(paths: Sequence[str], taken: Sequence[str] = ()) -> list[str]
     """Return the ends of paths, without suffixes, as short as they tell the paths apart, and from the names ``taken``.
 
     The names do not depend on where the run lies or in which format: ``run/ckpt_1.pt`` and ``run/ckpt_2.pt`` are
-    ``ckpt_1`` and ``ckpt_2``; ``run/1/model.bin`` and ``run/2/model.bin`` are ``1/model`` and ``2/model``.
+    ``ckpt_1`` and ``ckpt_2``; ``run/1/model.bin`` and ``run/2/model.bin`` are ``1/model`` and ``2/model``. A path that
+    stands alone takes as much as has a number in it: ``checkpoint-500/model``.
     """
     deepest = max((_bare(path).count("/") for path in paths), default=0) + 1
     names: list[str] = []
-    for depth in range(name_depth(taken), deepest + 1):
+    for depth in range(min(name_depth(taken), deepest), deepest + 1):
         names = [name_of(path, depth) for path in paths]
-        if len({*names, *taken}) == len(names) + len(taken):
+        alone = len(names) == 1 and not taken and depth < _DEEPEST_NUMBER and not _DIGITS.search(names[0])
+        if len({*names, *taken}) == len(names) + len(taken) and not alone:
             break
     return names
 
@@ -129,7 +133,7 @@ def _bare(path: str) -> str:
     return _SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode()
 
 
-OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel")
+OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel", "label")
 """What may stand in braces in the name of an output."""
 
 

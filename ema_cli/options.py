@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from ema_cli.errors import UsageError
-from ema_cli.methods import Clock
-from ema_cli.naming import OUTPUT_FIELDS, fields_in, unknown_fields_in
+from ema_cli.methods import Clock, Method
+from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
 from ema_cli.text import is_writable_text, quoted
 from ema_cli.weight_options import WeightOptions, refuse_other_words
 
@@ -175,12 +175,29 @@ class Options(WeightOptions):
         if unknown:
             known = ", ".join(f"{{{field}}}" for field in OUTPUT_FIELDS)
             raise UsageError(f"the output {quoted(str(output))}: there is no {{{unknown[0]}}}", hint=f"use {known}")
-        varying = [field for option, field in SWEPT.items() if len(getattr(self, option)) > 1]
-        varying += ["method"] if len(self.method_names) > 1 else []
-        if varying and not set(varying) & set(fields_in(str(output))):
-            fields = "_".join(f"{{{field}}}" for field in varying)
-            hint = f"-o '{output.with_suffix('')}_{fields}.safetensors'"
-            raise UsageError(f"several averages need {fields} in the name of the output", hint=hint)
+        if self.continue_from is not None or self.lacks_decay:
+            return
+        methods = self.expand()
+        for method in methods:
+            values = method.name_fields()
+            missing = next((field for field in fields_in(str(output)) if values[field] is None), None)
+            if missing is not None:
+                hint = "name it without, or {label} in its place"
+                raise UsageError(f"the output {quoted(str(output))}: {method.label} has no {{{missing}}}", hint=hint)
+        names = {fill_output_name(str(output), method.name_fields()) for method in methods}
+        field = self._telling_field(methods)
+        if len(names) < len(methods) and field is not None:
+            hint = f"-o '{output.with_suffix('')}_{{{field}}}.safetensors'"
+            raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
+
+    def _telling_field(self, methods: Sequence[Method]) -> str | None:
+        """Return the field that all averages have, and that tells them apart; ``None`` if they are too much alike."""
+        varying = [*(field for option, field in SWEPT.items() if len(getattr(self, option)) > 1), "method", "label"]
+        for name in varying:
+            values = [method.name_fields()[name] for method in methods]
+            if None not in values and len({*map(str, values)}) == len(methods):
+                return name
+        return None
 
 
 def _check_pattern(flag: str, pattern: str) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ema_cli.discover import Found
@@ -52,7 +53,7 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
         reason=reason,
         unit=_unit(ordered, options),
         left_out=found.left_out,
-        notices=(*found.notices, *notices, *_notices(ordered)),
+        notices=(*found.notices, *notices, *_notices(ordered), *_contradictions(ordered, options)),
     )
 
 
@@ -213,6 +214,25 @@ def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[
     if not members:
         raise NothingMatched("the selection leaves no checkpoint", hint="widen --from and --to")
     return members
+
+
+def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> list[Notice]:
+    """Warn of steps by hand that put the checkpoints in another order than the steps inside them."""
+    inside = [_inside(member.checkpoint, "step") for member in members]
+    found = [step.value for step in inside if step]
+    if options.steps is None or len(found) < len(members) or found == sorted(found):
+        return []
+    wrong = next(a for a, b in pairwise(members) if _value(a) > _value(b))
+    name, own = quoted(wrong.checkpoint.path.name), _value(wrong)
+    message = f"--steps says {wrong.step.value if wrong.step else 0:,} of {name}, which says {own:,} itself, "
+    message += "and the order is another one"
+    hint = "the steps belong to the arguments in their order; a shell sorts ckpt_1000 before ckpt_200"
+    return [Notice(code="steps-contradict", message=message, hint=hint)]
+
+
+def _value(member: OrderedCheckpoint) -> int:
+    step = _inside(member.checkpoint, "step")
+    return step.value if step else 0
 
 
 def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:

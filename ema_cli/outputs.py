@@ -11,7 +11,7 @@ from ema_cli import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.methods import Method
-from ema_cli.naming import fields_in, fill_output_name
+from ema_cli.naming import fill_output_name
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
 from ema_cli.storage.extents import TensorLayout
@@ -46,12 +46,7 @@ def plan_outputs(
 def _path(method: Method, options: Options) -> Path:
     if options.output is None:  # a plan alone: a name that tells the averages apart
         return Path(f"{method.label.replace(' ', '_')}.safetensors")
-    values = {**method.plain(), "method": method.name}
-    name = fill_output_name(str(options.output), values)
-    unknown = next(iter(fields_in(name)), None)
-    if unknown is not None:
-        raise UsageError(f"the output {quoted(name)}: {method.label} has no {{{unknown}}}", hint="name it without")
-    return Path(name)
+    return Path(fill_output_name(str(options.output), method.name_fields()))
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
@@ -65,6 +60,9 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "method": method.name,
         **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
         "buffers": options.buffers,
+        "key": options.key,
+        "strip_prefix": options.strip_prefix,
+        "order": options.order if options.order in ("given", "mtime") else None,
         "checkpoints": len(folded),
         "folded": json.dumps([one.name for one in folded]),
         "steps": ",".join(map(str, steps)) if known else None,

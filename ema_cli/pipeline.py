@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from ema_cli.discover import Found, close_all, discover
-from ema_cli.errors import NothingNew, StrictWarnings, UsageError
+from ema_cli.errors import StrictWarnings, UsageError
 from ema_cli.events import Listener, Planned, Progress, Warned, ignore
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
@@ -33,8 +33,15 @@ class Outcome:
 
 
 @contextmanager
-def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
+def planned(
+    options: Options, listener: Listener = ignore, *, check: Callable[[Plan], object] = lambda _: None
+) -> Iterator[Plan]:
     """Make the plan; the checkpoints stay open inside the context.
+
+    Args:
+        options: what to average, how, and where to.
+        listener: told of the plan and its warnings.
+        check: called before that; raises what makes the plan useless, so that it is not shown in front of an error.
 
     Raises:
         EmaAvgError: the inputs cannot be averaged as ``options`` say; see ``ema_cli.errors``.
@@ -48,6 +55,7 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
         series = _series(found, options, opened)
         plan = make_plan(series, replace(options, device=resolve_device(options.device)))
         refuse_inputs(found, plan, options)
+        check(plan)
         listener(Planned(plan=plan))
         for notice in plan.notices:
             listener(Warned(notice=notice))
@@ -58,7 +66,8 @@ def _series(found: Found, options: Options, opened: ExitStack) -> Series:
     """Order what was found, and go on from an earlier average if one is named."""
     if options.continue_from is None:
         return order_series(found, options)
-    from ema_cli.continuation import continue_series, open_earlier  # noqa: PLC0415 - rarely needed
+    from ema_cli.continuation import continue_series  # noqa: PLC0415 - rarely needed
+    from ema_cli.earlier import open_earlier  # noqa: PLC0415
 
     earlier = open_earlier(options.continue_from, options)
     opened.callback(close_all, [earlier.checkpoint])
@@ -76,37 +85,21 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     """
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
-    try:
-        return _average(options, listener, argv)
-    except NothingNew:
-        report = _unchanged_in_place(options)
-        if report is None:
-            raise
-        return Outcome(report=report, up_to_date=True)
-
-
-def _unchanged_in_place(options: Options) -> Report | None:
-    """Return the report of an average that would be gone on from into itself, and has all checkpoints already."""
-    from ema_cli.uptodate import read_report  # noqa: PLC0415
-
-    output, earlier = options.output, options.continue_from
-    if output is None or earlier is None or not output.exists() or not output.samefile(earlier):
-        return None
-    return read_report(output)
-
-
-def _average(options: Options, listener: Listener, argv: Sequence[str]) -> Outcome:
     from ema_cli.places import check_places  # noqa: PLC0415
-    from ema_cli.uptodate import find_up_to_date  # noqa: PLC0415
+    from ema_cli.uptodate import find_unchanged, find_up_to_date  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
 
-    started = time.monotonic()
-    with planned(options, listener) as plan, ExitStack() as locks:
-        fail_if_strict(plan.notices, options)
+    def check(plan: Plan) -> None:
         check_places(plan, options)
+        find_unchanged(plan, options) if plan.series.nothing_new else find_up_to_date(plan, options)
+        lane_maker(resolve_device(options.device), plan)
+
+    started = time.monotonic()
+    with planned(options, listener, check=check) as plan, ExitStack() as locks:
+        fail_if_strict(plan.notices, options)
         for output in plan.outputs:
             locks.enter_context(output_lock(output.path))
-        earlier = find_up_to_date(plan, options)
+        earlier = find_unchanged(plan, options) if plan.series.nothing_new else find_up_to_date(plan, options)
         if earlier is not None:
             _write_reports(earlier, options)
             return Outcome(report=earlier, up_to_date=True)

@@ -145,9 +145,16 @@ class Series:
         """All checkpoints of the average, those inside an earlier output included."""
         fresh = [member for member in self.members if member.role is Role.CHECKPOINT]
         inside = self.continuation.folded if self.continuation else ()
-        names = distinct_names([str(member.checkpoint.path) for member in fresh], taken=[one.name for one in inside])
+        names = distinct_names(
+            [str(member.checkpoint.path.absolute()) for member in fresh], taken=[one.name for one in inside]
+        )
         new = [Folded(name=name, step=m.step.value if m.step else None) for name, m in zip(names, fresh, strict=True)]
         return (*inside, *new)
+
+    @property
+    def nothing_new(self) -> bool:
+        """Whether there is nothing but an earlier average."""
+        return all(member.role is Role.AVERAGE for member in self.members)
 
     @property
     def timeline(self) -> Timeline:

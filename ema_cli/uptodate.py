@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from ema_cli.errors import OutputError
+from ema_cli.errors import NothingNew, OutputError
 from ema_cli.naming import report_name
 from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput
@@ -42,6 +42,26 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     return None
 
 
+def find_unchanged(plan: Plan, options: Options) -> Report:
+    """Return the report of an average that would be gone on from into itself, and has all checkpoints already.
+
+    Raises:
+        NothingNew: the options ask for something else than what is there, and there is nothing to make it from.
+
+    """
+    (output,) = plan.outputs
+    report = read_report(output.path)
+    reason = "there is no report beside it that says what it is"
+    if report is not None and report.inputs and len(report.averages) == 1:
+        reason = _changed(output, plan, report, options)
+        if not reason:
+            return _at(output, report)
+    raise NothingNew(
+        f"nothing is new, and {quoted(str(output.path))} cannot be made again: {reason}",
+        hint="average all checkpoints at once, without --continue-from",
+    )
+
+
 def report_path(output: Path) -> Path:
     """Return the path of the report beside an output."""
     return output.with_name(report_name(output.name))
@@ -62,23 +82,33 @@ def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
         return "there is no report beside it that says what it is"
     if [average.weights for average in report.averages] != [output.weighting.weights]:
         return "its report tells of another average"
+    known = [one.fingerprint for one in report.inputs]
+    touched = [c.path for c, then in zip(plan.checkpoints, known, strict=False) if c.fingerprint != then]
+    if len(known) != len(plan.checkpoints):
+        return "its report tells of other checkpoints"
+    if touched:
+        return f"since then {quoted(str(touched[0]))} was changed or touched"
+    return _changed(output, plan, report, options) or _at(output, report)
+
+
+def _changed(output: PlannedOutput, plan: Plan, report: Report, options: Options) -> str:
+    """Return why an output is not what its report and the plan say; empty if it is."""
+    if options.sha256 and not all(known.sha256 for known in report.inputs):
+        return "its report has no digests of the inputs, which --sha256 asks for"
+    if options.geometry == "full" and (report.geometry is None or report.geometry.sampled_fraction < 1):
+        return "its report has no exact distances, which --geometry full asks for"
+    if not _has_header(output, plan):
+        return "it was made with other options, or by another version"
+    if not _is_as_written(output.path, report.averages[0].output.sha256):
+        return "it was changed after it was written"
+    return ""
+
+
+def _at(output: PlannedOutput, report: Report) -> Report:
+    """Return the report with the path that the output has now."""
     (average,) = report.averages
-    touched = (
-        checkpoint.path
-        for checkpoint, known in zip(plan.checkpoints, report.inputs, strict=True)
-        if checkpoint.fingerprint != known.fingerprint
-    )
-    reason = ""
-    if (path := next(touched, None)) is not None:
-        reason = f"since then {quoted(str(path))} was changed or touched"
-    elif options.sha256 and not all(known.sha256 for known in report.inputs):
-        reason = "its report has no digests of the inputs, which --sha256 asks for"
-    elif not _has_header(output, plan):
-        reason = "it was made with other options, or by another version"
-    elif not _is_as_written(output.path, average.output.sha256):
-        reason = "it was changed after it was written"
     here = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
-    return reason or dataclasses.replace(report, averages=(here,))
+    return dataclasses.replace(report, averages=(here,))
 
 
 def _has_header(output: PlannedOutput, plan: Plan) -> bool:

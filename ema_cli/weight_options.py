@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import get_args
 
 from ema_cli.errors import UsageError
 from ema_cli.methods import (
     DEFAULT_POWER,
+    NARROWEST_SIGMA_REL,
     SPECS,
     WIDEST_SIGMA_REL,
     Decay,
@@ -22,6 +23,9 @@ from ema_cli.methods import (
     refuse_unused,
 )
 from ema_cli.text import quoted
+
+_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-100, 1e100
+"""Of weights by hand: their squares are numbers still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +174,13 @@ class WeightOptions:
 
     def _check_parameters(self) -> None:
         for sigma_rel in self.sigma_rels:
-            if not 0 < sigma_rel <= WIDEST_SIGMA_REL:
+            if not NARROWEST_SIGMA_REL <= sigma_rel <= WIDEST_SIGMA_REL:
                 raise UsageError(
                     f"--sigma-rel {sigma_rel:g} is not in (0, {WIDEST_SIGMA_REL:.4f}]",
                     hint="0.05 to 0.25 are usual; the largest is that of a plain mean over time",
                 )
         for flag, value in (("--inv-gamma", self.inv_gamma), ("--power", self.power)):
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not _LEAST_WEIGHT <= value <= _LARGEST_WEIGHT:
                 raise UsageError(f"{flag} {value:g} must be positive")
         if self.warmup == "tf" and self._warmup_parameters():
             raise UsageError(f"--warmup tf has no {self._warmup_parameters()[0]}", hint="--warmup inv-gamma")
@@ -199,7 +203,9 @@ def refuse_other_words(*choices: tuple[str, str | None, Sequence[str]]) -> None:
     """
     for flag, value, words in choices:
         if value is not None and value not in words:
-            raise UsageError(f"{flag} {quoted(str(value))} is none of {', '.join(words)}")
+            close = get_close_matches(str(value), words, n=1)
+            hint = f"{flag} {close[0]}" if close else ""
+            raise UsageError(f"{flag} {quoted(str(value))} is none of {', '.join(words)}", hint=hint)
 
 
 def split_weights(arguments: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -226,7 +232,9 @@ def split_weights(arguments: Sequence[str]) -> tuple[tuple[str, ...], tuple[floa
 
 def _check_manual(weights: Sequence[float]) -> None:
     for weight in weights:
-        if not 0 <= weight < math.inf:
-            raise UsageError(f"the weight {weight:g} is not a number from 0 on")
+        if weight != 0 and not _LEAST_WEIGHT <= weight <= _LARGEST_WEIGHT:
+            raise UsageError(
+                f"the weight {weight:g} is not a number from 0 on, of a usual size", hint="--weights 1,1,2"
+            )
     if not any(weights):
         raise UsageError("all weights are zero, so there is nothing to average", hint="--weights 1,1,2")

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, UsageError
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, StrictWarnings, UsageError
 from ema_cli.report.model import Report
 from tests.conftest import Run
 from tests.series import FORMATS, State, load, open_files, random_states, same_bits
@@ -230,8 +230,10 @@ def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: 
         ({"decay": 0.71}, "was made with --method ema --decay 0.7,"),
         ({"decay": 0.7, "per": "step"}, "can only be gone on from in the same way"),
         ({"method": "uniform"}, "can only be gone on from in the same way"),
-        ({"init": "debias"}, "can only be gone on from in the same way"),
-        ({"buffers": "last"}, "was made with --buffers"),
+        ({"init": "debias"}, "was made with --method ema --init first"),
+        ({"buffers": "last"}, 'was made with --buffers "average"'),
+        ({"strip_prefix": ""}, "was made without --strip-prefix"),
+        ({"order": "given"}, "was made without --order"),
     ],
 )
 def test_another_average_is_not_mixed_in(
@@ -244,7 +246,18 @@ def test_another_average_is_not_mixed_in(
         ema_cli.plan(paths, continue_from=part, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"decay": 0.5}, {"half_life": 1}, {"one_minus_decay": 0.5, "method": "ema"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"decay": 0.5},
+        {"half_life": 1},
+        {"one_minus_decay": 0.5, "method": "ema"},
+        {"method": "ema"},
+        {"per": "checkpoint"},
+        {"init": "first"},
+    ],
+)
 def test_the_same_method_may_be_said_again(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
     """In whatever way it is written, or not at all."""
     part = tmp_path / "part.safetensors"
@@ -259,7 +272,7 @@ def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path)
     with pytest.raises(InputRefused, match="change the shares of the earlier ones against each other"):
         ema_cli.plan(paths, continue_from=part)
     ema_cli.average(paths[:2], weights=(1, 2), output=part, force=True)
-    with pytest.raises(InputRefused, match="does not say"):
+    with pytest.raises(InputRefused, match="was weighted by hand"):
         ema_cli.plan(paths, continue_from=part)
     save_file(random_states(1)[0], part)
     with pytest.raises(InputRefused, match="is not an output of ema-avg"):
@@ -314,12 +327,20 @@ HOSTILE = [
     {"steps": ""},
     {"steps": "9" * 10_000 + ",1,2"},
     {"method": "sum"},
-    {"method": "manual"},
+    {"steps": "-300,-200,-100"},
+    {"steps": f"1,2,{10**400}"},
+    {"folded": '["a", "b", "../../ckpt_300"]'},
+    {"folded": '["a", "b", "/etc/passwd"]'},
+    {"folded": '["a", "b", ""]'},
+    {"folded": '["a", "b", "\\u001b[31m"]'},
+    {"decay": "0.25"},
+    {"decay": "1.0"},
     {"method": None},
     {"decay": "2"},
     {"decay": "nan"},
     {"decay": None},
     {"one_minus_decay": "0"},
+    {"one_minus_decay": "1e-200"},
     {"one_minus_decay": "x"},
     {"one_minus_decay": None},
     {"per": "epoch"},
@@ -327,6 +348,7 @@ HOSTILE = [
     {"warmup": "tf"},
     {"sigma_rel": "0.1"},
     {"method": "power", "sigma_rel": "7"},
+    {"method": "power", "sigma_rel": "1e-200"},
 ]
 
 
@@ -349,19 +371,185 @@ def test_metadata_that_contradict_themselves_are_refused(
     assert open_files() == before
 
 
-@pytest.mark.parametrize("name", ["../secret/x", "/etc/passwd", "..", "", "a/../../x", "\x1b[31m"])
-def test_names_in_metadata_lead_nowhere(name: str, paths: list[Path], tmp_path: Path) -> None:
-    """The last checkpoint is looked for by its name in known folders, never outside them."""
+def test_steps_from_another_source_are_not_mixed(tmp_path: Path) -> None:
+    """Files that are inside under other steps are refused, not folded twice."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step, state in zip((100, 200, 300, 400), random_states(4), strict=True):
+        torch.save({"model": state, "global_step": step}, folder / f"ckpt_{step}.pt")
     part = tmp_path / "part.safetensors"
-    ema_cli.average(paths[:3], per="step", decay=0.5, output=part)
-    metadata = {**metadata_of(part), "ema_avg.folded": json.dumps(["a", "b", name])}
-    save_file(load(part), part, metadata)
-    secret = tmp_path.parent / "secret"
-    secret.mkdir(exist_ok=True)
-    torch.save(random_states(1)[0], secret / "x.pt")
-    with pytest.raises(EmaAvgError, match="is needed again") as refused:
-        ema_cli.plan(paths[3:], continue_from=part, steps=STEPS[3:])
-    assert "\x1b" not in refused.value.message
+    ema_cli.average([folder / f"ckpt_{step}.pt" for step in (100, 200, 300)], steps=(1, 2, 3), decay=0.5, output=part)
+    with pytest.raises(InputRefused, match=r"is in .* as step 1, but is step 100 now \(inside: global_step\)"):
+        ema_cli.plan(folder, continue_from=part)
+    made = ema_cli.plan(folder, continue_from=part, steps=(1, 2, 3, 4))
+    assert [member.step.value for member in made.series.members if member.step] == [3, 4]
+
+
+def test_a_single_checkpoint_is_told_from_those_to_come(tmp_path: Path) -> None:
+    """One ``checkpoint-500/model.pt`` has its number in its name, so the next ``model.pt`` is another one."""
+    paths = [tmp_path / f"checkpoint-{step}" / "model.pt" for step in (500, 1000, 1500)]
+    for path, state in zip(paths, random_states(3), strict=True):
+        path.parent.mkdir()
+        torch.save(state, path)
+    average = tmp_path / "e.safetensors"
+    ema_cli.average(paths[0], method="ramp", output=average)
+    assert json.loads(metadata_of(average)["ema_avg.folded"]) == ["checkpoint-500/model"]
+    report = ema_cli.average(paths, continue_from=average, output=average, force=True)
+    assert len(report.averages[0].diagnostics.implied_lr) == 3
+
+
+def test_a_shallow_path_is_named_from_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named from inside its folder, a checkpoint still has the name that the others have."""
+    paths = [tmp_path / f"checkpoint-{step}" / "model.pt" for step in (500, 1000, 1500)]
+    for path, state in zip(paths, random_states(3), strict=True):
+        path.parent.mkdir()
+        torch.save(state, path)
+    part = tmp_path / "e.safetensors"
+    ema_cli.average(paths[:2], decay=0.5, output=part)
+    monkeypatch.chdir(paths[2].parent)
+    assert ema_cli.plan("model.pt", continue_from=part).series.folded[-1].name == "checkpoint-1500/model"
+
+
+def test_the_order_given_is_kept(tmp_path: Path) -> None:
+    """With ``--order given`` all that is not inside is new, in the order given; the order must be said again."""
+    paths = {name: tmp_path / f"{name}.pt" for name in "zmab"}
+    for path, state in zip(paths.values(), random_states(4), strict=True):
+        torch.save(state, path)
+    part, both, whole = (tmp_path / f"{what}.safetensors" for what in ("part", "both", "whole"))
+    options: dict[str, Any] = {"order": "given", "dtype": "float64"}
+    ema_cli.average(list(paths.values())[:2], decay=0.5, output=part, **options)
+    with pytest.raises(UsageError, match='was made with --order "given"'):
+        ema_cli.plan([paths["a"], paths["b"]], continue_from=part)
+    ema_cli.average([paths["a"], paths["b"]], continue_from=part, output=both, **options)
+    ema_cli.average(list(paths.values()), decay=0.5, output=whole, **options)
+    assert_same_average(both, whole, ulps=4)
+
+
+def test_another_model_in_the_files_is_not_mixed_in(tmp_path: Path) -> None:
+    """An average of one --key is not gone on from with another."""
+    paths = [tmp_path / f"ckpt_{step}.pt" for step in (1, 2, 3)]
+    for path, state in zip(paths, random_states(3), strict=True):
+        torch.save({"model": state, "teacher": state}, path)
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:2], key="teacher", decay=0.5, output=part)
+    with pytest.raises(UsageError, match='was made with --key "teacher"') as refused:
+        ema_cli.plan(paths, continue_from=part)
+    assert refused.value.hint == "--key 'teacher'"
+    assert ema_cli.plan(paths, continue_from=part, key="teacher").tensors
+
+
+def test_prefixes_that_were_kept_are_kept(tmp_path: Path) -> None:
+    """With ``--strip-prefix ''`` the names of the output have the prefix, and go on having it."""
+    states = [{f"module.{name}": value for name, value in state.items()} for state in random_states(3)]
+    paths = write_steps(tmp_path / "run", states, (1, 2, 3))
+    part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
+    ema_cli.average(paths[:2], decay=0.5, output=part, strip_prefix="")
+    ema_cli.average(paths, continue_from=part, output=both, strip_prefix="")
+    assert set(load(both)) == set(states[0])
+    with pytest.raises(UsageError, match="--strip-prefix"):
+        ema_cli.plan(paths, continue_from=part)
+
+
+def test_a_touched_last_checkpoint_warns(paths: list[Path], tmp_path: Path) -> None:
+    """The file that is read again should be the one that was folded: its fingerprint is in the report."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
+    assert "again-touched" not in {notice.code for notice in ema_cli.plan(paths, continue_from=part).notices}
+    save_again = torch.load(paths[2])
+    paths[2].unlink()
+    torch.save(save_again, paths[2])
+    for named in (paths, paths[3:]):
+        assert "again-touched" in {notice.code for notice in ema_cli.plan(named, continue_from=part).notices}
+
+
+def test_the_file_that_was_folded_is_preferred(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path in the report may mean another file from here; the fingerprint tells which is meant."""
+    monkeypatch.chdir(tmp_path)
+    ema_cli.average([Path("run") / path.name for path in paths[:3]], per="step", decay=0.99, output="part.safetensors")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "run").mkdir(parents=True)
+    torch.save(random_states(1, seed=9)[0], elsewhere / "run" / "step_350.pt")
+    monkeypatch.chdir(elsewhere)
+    made = ema_cli.plan([f"../run/{path.name}" for path in paths[3:]], continue_from="../part.safetensors")
+    assert made.series.members[1].checkpoint.path.resolve() == paths[2]
+    assert "again-touched" not in {notice.code for notice in made.notices}
+
+
+@pytest.mark.parametrize("name", ["step_350.PT", "step_350.pth.tar", "step_350"])
+def test_the_last_checkpoint_is_found_whatever_its_suffix(name: str, paths: list[Path], tmp_path: Path) -> None:
+    """Its name is what counts."""
+    part = tmp_path / "part.safetensors"
+    last = paths[2].rename(paths[2].with_name(name))
+    ema_cli.average([*paths[:2], last], per="step", decay=0.99, output=part)
+    assert ema_cli.plan(paths[3:], continue_from=part).series.members[1].checkpoint.path == last
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "bfloat16"}, {"include": "bias"}, {"metadata": {"a": "b"}}, {"sha256": True}]
+)
+def test_in_place_something_else_is_not_up_to_date(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
+    """With nothing new, only what is there can be had."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths, decay=0.7, output=part)
+    with pytest.raises(NothingNew, match="cannot be made again"):
+        ema_cli.average(paths, continue_from=part, output=part, force=True, **options)
+
+
+def test_in_place_late_checkpoints_and_damage_are_told(paths: list[Path], tmp_path: Path) -> None:
+    """A checkpoint that came too late warns, and fails under --strict; a damaged file is not up to date."""
+    part, more = tmp_path / "part.safetensors", tmp_path / "more.json"
+    ema_cli.average([*paths[:2], *paths[3:]], decay=0.7, output=part)
+    with pytest.raises(StrictWarnings, match="late-left-out"):
+        ema_cli.average(paths, continue_from=part, output=part, force=True, strict=True)
+    with pytest.raises(NothingNew, match=r"step_350\.pt"):
+        ema_cli.average(paths, continue_from=part, output=tmp_path / "other.safetensors")
+    ema_cli.average(paths, continue_from=part, output=part, force=True, reports=more)
+    assert more.exists()
+    raw = bytearray(part.read_bytes())
+    raw[-1] ^= 1
+    part.write_bytes(raw)
+    with pytest.raises(NothingNew, match="was changed after it was written"):
+        ema_cli.average(paths, continue_from=part, output=part, force=True)
+
+
+def test_the_average_is_not_folded_into_itself(paths: list[Path], tmp_path: Path) -> None:
+    """In a folder with nothing else, the earlier output is no new checkpoint."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    part = folder / "ema.safetensors"
+    ema_cli.average(paths[:3], decay=0.5, output=part)
+    with pytest.raises(NothingNew):
+        ema_cli.plan(folder, continue_from=part)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": []},
+        {"averages": []},
+        {"inputs": [{"path": 5}]},
+        {"averages": [{"output": {"sha256": None}}]},
+        {"schema_version": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_no_report(change: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
+    """Whatever stands in the file beside an output, it is one clear answer."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths, per="step", decay=0.9, output=part)
+    beside = tmp_path / "part.report.json"
+    document = json.loads(beside.read_text())
+    for key, value in change.items():
+        document[key] = value
+        if value and isinstance(value, list):
+            document[key] = [{**json.loads(beside.read_text())[key][0], **value[0]}]
+    beside.write_text(json.dumps(document))
+    with pytest.raises(EmaAvgError):
+        ema_cli.average(paths, continue_from=part, output=part, force=True)
+    with pytest.raises(EmaAvgError):
+        ema_cli.average(paths, per="step", decay=0.9, output=part)
 
 
 def test_files_are_closed(paths: list[Path], tmp_path: Path) -> None:

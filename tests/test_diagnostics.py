@@ -121,9 +121,12 @@ def test_the_numbers_of_a_reconstruction() -> None:
     found = look_at(per_step(0.999), timeline)
     assert found.window_ratio_u == pytest.approx(0.1)
     assert found.unobserved_mass == pytest.approx(0.999**500)
-    assert found.predicted_error == pytest.approx(0.1 / math.sqrt(12))
+    gap = math.sqrt(sum(0.999 ** (2 * age) * d**3 for age, d in ((400, 100), (300, 100), (0, 300))))
+    gap /= math.sqrt(sum(0.999 ** (2 * age) * d for age, d in ((400, 100), (300, 100), (0, 300))))
+    assert found.predicted_error == pytest.approx(gap * 0.001 / math.sqrt(12))
     held = look_at(per_step(0.999, name="ema-hold"), timeline)
-    assert held.predicted_error == pytest.approx(0.1 / math.sqrt(3))
+    assert held.predicted_error == pytest.approx(gap * 0.001 / math.sqrt(3))
+    assert look_at(per_step(0.999), every(100, 80)).predicted_error == pytest.approx(0.1 / math.sqrt(12))
     assert look_at(per_step(0.5), timeline).predicted_error == 1
     assert look_at(per_step(0.999), every(100, 1)).unobserved_mass == 1
 
@@ -264,7 +267,7 @@ def choices(timeline: Timeline, *names: Any, per: Any = None) -> tuple[str, str]
     return describe_choices(timeline, names or ("ema",), per)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 500, 2000])
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 230, 500, 2302])
 @pytest.mark.parametrize("known", [False, True])
 def test_every_choice_offered_can_be_made(count: int, known: bool) -> None:
     """Each row of the table shown without a decay holds options that are valid, and the shares that they give."""

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import ema_cli
 from ema_cli.api import make_options
 from ema_cli.cli.app import app
 from ema_cli.errors import UsageError
 from ema_cli.methods import DEFAULT_POWER, SPECS, Decay, Method, decay_text
 from ema_cli.weight_options import WeightOptions, split_weights
+from tests.series import random_states, write_series
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -70,7 +72,7 @@ def test_labels_tell_methods_apart() -> None:
     assert decay_text(Decay.of(0.999)) == "0.999"
 
 
-@given(st.floats(1e-15, 1))
+@given(st.floats(1e-100, 1))
 @settings(deadline=None)
 def test_a_decay_keeps_what_one_minus_it_says(complement: float) -> None:
     """1 - d is held as it was given, and lambda = -ln d is exact from either side."""
@@ -107,6 +109,58 @@ def test_weights_may_stand_behind_the_paths() -> None:
     for wrong in ("a.pt", "a.pt:", ":1", "a.pt:x", "1"):
         with pytest.raises(UsageError, match="has no weight"):
             split_weights([wrong])
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"half_life": [1, 2], "output": "n_{decay}.safetensors"}, ["n_0.5", "n_0.707106781187"]),
+        ({"one_minus_decay": 1e-15, "output": "n_{decay}.safetensors"}, ["n_1-1e-15"]),
+        ({"method": ["ema", "uniform"], "decay": [0.5, 0.9], "output": "n_{label}.safetensors"},
+         ["n_ema_0.5", "n_ema_0.9", "n_uniform"]),
+        ({"decay": -0.0, "output": "n_{decay}.safetensors"}, ["n_0"]),
+    ],
+)  # fmt: skip
+def test_output_names_tell_averages_apart(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
+    """Any field will do that does, whichever way the decay was given."""
+    paths = write_series(tmp_path, random_states(3))
+    made = ema_cli.plan(paths, **options)
+    assert [output.path.stem for output in made.outputs] == names
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"decay": 0.9, "output": "n_{half_life}.safetensors"}, r"ema 0.9 has no \{half_life\}", "{label}"),
+        ({"method": ["ema", "uniform"], "decay": 0.9, "output": "n_{decay}.safetensors"}, "uniform has no", "{label}"),
+        ({"method": ["ema", "uniform"], "decay": [0.8, 0.9], "output": "n.safetensors"}, "averages need", "n_{label}"),
+        ({"half_life": [1, 2], "output": "n.safetensors"}, "several averages need", "n_{half_life}"),
+        ({"method": ["ema", "ema-hold"], "decay": 0.9, "output": "n_{decay}.safetensors"}, "averages need", "{method}"),
+    ],
+)
+def test_names_that_do_not_are_refused_before_anything_is_read(
+    options: dict[str, Any], message: str, hint: str
+) -> None:
+    """And the hint names a field that does."""
+    with pytest.raises(UsageError, match=message) as refused:
+        make_options("missing", **options)
+    assert hint in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": (1e308, 1e308)},
+        {"weights": (1e-200, 1)},
+        {"sigma_rel": 1e-200},
+        {"one_minus_decay": 1e-170},
+        {"method": "ema-warmup", "decay": 0.9, "power": 1e300},
+    ],
+)
+def test_numbers_beyond_all_sense_are_refused(options: dict[str, Any]) -> None:
+    """What would overflow on the way is a usage error."""
+    with pytest.raises(UsageError):
+        make_options("run", **options)
 
 
 def test_nothing_said_is_nothing_said() -> None:

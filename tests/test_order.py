@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import ema_cli
 from ema_cli.api import make_options
 from ema_cli.discover import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
@@ -234,3 +235,13 @@ def test_a_loss_in_the_name_is_not_a_step(tmp_path: Path) -> None:
     """Names with a step and a loss are folded by the step, never by the digits of the loss."""
     paths = [write_one(tmp_path / f"ckpt_{n}_{loss}.pt") for n, loss in ((100, "2.31"), (200, "2.11"), (1000, "1.99"))]
     assert names_of(order(*paths[::-1])) == ["ckpt_100_2.31", "ckpt_200_2.11", "ckpt_1000_1.99"]
+
+
+def test_steps_by_hand_that_contradict_those_inside_warn(tmp_path: Path) -> None:
+    """A shell sorts ckpt_1000 before ckpt_200: steps typed in another order than the arguments are noticed."""
+    paths = [write_one(tmp_path / f"ckpt_{step}.pt", step=step) for step in (1000, 200, 300)]
+    wrong = ema_cli.plan(paths, decay=0.5, steps=(200, 300, 1000))
+    (notice,) = [notice for notice in wrong.notices if notice.code == "steps-contradict"]
+    assert '"ckpt_1000.pt", which says 1,000 itself' in notice.message
+    right = ema_cli.plan(paths, decay=0.5, steps=(50, 10, 20))
+    assert all(notice.code != "steps-contradict" for notice in right.notices)

@@ -251,7 +251,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
         ({"method": ["ramp", "uniform"], "output": Path("e.safetensors")}, r"several averages need \{method\}"),
         (
             {"method": ["ema", "ema-hold"], "half_life": [1, 2], "output": Path("e.safetensors")},
-            r"several averages need \{half_life\}_\{method\}",
+            r"several averages need \{label\}",
         ),
     ],
 )

@@ -187,13 +187,16 @@ def test_the_plan_tells_the_reconstruction(run: tuple[list[Path], list[State]], 
     """u, the estimated error and the unobserved mass stand in the terminal and in the document."""
     done = ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99")
     assert "u = median gap x (1-d) = 0.45" in done.stderr
-    assert "about 13.0 % of that of the last checkpoint (an estimate)" in done.stderr
+    looks = [0.99 ** (2 * (410 - step)) for step in STEPS[1:]]
+    sums = [sum(look * (b - a) ** k for look, (a, b) in zip(looks, pairwise(STEPS), strict=True)) for k in (3, 1)]
+    error = 0.01 * math.sqrt(sums[0] / sums[1]) / math.sqrt(12)
+    assert f"about {100 * error:.1f} % of that of the last checkpoint (an estimate)" in done.stderr
     assert f"before the first checkpoint lies {100 * 0.99**370:.1f} % of it" in done.stderr
     document = json.loads(ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99", "--json").stdout)
     found = document["averages"][0]
     assert found["method"]["per"] == "step"
     assert found["diagnostics"]["window_ratio_u"] == pytest.approx(0.45)
-    assert found["diagnostics"]["predicted_error"] == pytest.approx(0.45 / math.sqrt(12))
+    assert found["diagnostics"]["predicted_error"] == pytest.approx(error)
     assert found["diagnostics"]["unobserved_mass"] == pytest.approx(0.99**370)
 
 

@@ -43,4 +43,12 @@ def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of t
         return None if value is None else _build(typing.get_args(kind)[0], value)
     if typing.get_origin(kind) is tuple:
         return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+    return _checked(kind, value)
+
+
+def _checked(kind: Any, value: Any) -> Any:  # noqa: ANN401
+    """Return a plain value if it is of its type; JSON has one kind of number, so an integer is a float too."""
+    allowed: Any = {float: (float, int), int: int, str: str, bool: bool}.get(kind, object)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
+        raise TypeError(kind)
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import stat
 from abc import ABC, abstractmethod
@@ -172,7 +173,8 @@ def _open(path: Path) -> int:
                 raise
             return os.open(path, flags)
     except FileNotFoundError as error:
-        raise NothingMatched(f"there is no {quoted(str(path))}") from error
+        hint = "CKPT:WEIGHT goes with --method manual" if re.search(r":[\d.]+$", str(path)) else ""
+        raise NothingMatched(f"there is no {quoted(str(path))}", hint=hint) from error
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
             hint = "ulimit -n 4096" if error.errno == errno.EMFILE else ""

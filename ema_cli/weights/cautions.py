@@ -9,7 +9,7 @@ from ema_cli.methods import Decay, decay_text
 from ema_cli.records import Notice, Weighting
 from ema_cli.text import percent
 from ema_cli.timeline import Timeline
-from ema_cli.weights.diagnostics import Diagnostics, diagnose
+from ema_cli.weights.diagnostics import Diagnostics, diagnose, effective_gap
 from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, two_digits
 
 _DOMINATING = 0.5
@@ -46,7 +46,8 @@ def _plain_mean(weighting: Weighting) -> Notice:
     return Notice(
         code="plain-mean",
         message=f"{weighting.method.label} gives all checkpoints nearly equal shares, {low} to {high}: a plain mean",
-        hint="--method uniform, if that is meant; else a smaller --decay or a shorter --half-life",
+        hint="--method uniform, if that is meant"
+        + ("; else a smaller --decay or a shorter --half-life" if weighting.method.decay else ""),
     )
 
 
@@ -55,8 +56,10 @@ def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeli
     dominated = decay is not None and found.first > _DOMINATING and method.init != "debias"
     if decay is not None and dominated:
         yield _first_dominates(weighting, decay, timeline)
-    if decay is not None and found.window_ratio_u is not None and found.window_ratio_u > 1:
-        yield _window_too_short(decay, found, timeline)
+    if decay is not None and found.window_ratio_u is not None:
+        gap = max(timeline.median_gap, effective_gap(decay, timeline))
+        if gap * decay.complement > 1:
+            yield _window_too_short(decay, found, gap, timeline)
     mass = found.unobserved_mass
     if mass is not None and mass > UNOBSERVED and method.init != "debias":
         yield _unobserved_mass(weighting, mass, timeline)
@@ -73,13 +76,15 @@ def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> 
         better = decay_for_first_share(timeline.count - 1)
         cause = f"{_named(decay)} applies per checkpoint, and {timeline.count} checkpoints are few for it"
         left = percent(float(better) ** (timeline.count - 1))
-        out = f"--decay {better} (leaves it {left}); --init debias; --method uniform"
-        out = f"--per step, if that is meant per training step; {out}" if timeline.steps else out
+        out = f"--decay {better} (leaves it {left}); --method uniform"
+        if weighting.method.name == "ema":
+            out = f"{out}; --init debias"
+            stepped = timeline.steps and timeline.unit != "epoch"
+            out = f"--per step, if that is meant per training step; {out}" if stepped else out
     return Notice(code="first-dominates", message=f"{kept}: {cause}", hint=out)
 
 
-def _window_too_short(decay: Decay, found: Diagnostics, timeline: Timeline) -> Notice:
-    gap = timeline.median_gap
+def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Timeline) -> Notice:
     enough = two_digits(gap * math.log(2) / _WINDOWS_PER_GAP)
     fits = float(enough) <= float(half_life_for_first_share(timeline.span))
     longer = f"--half-life {enough}" if fits else f"{_half_life_for(timeline)}, the longest that these checkpoints fill"
@@ -90,7 +95,7 @@ def _window_too_short(decay: Decay, found: Diagnostics, timeline: Timeline) -> N
             f"the window of {_units(1 / decay.complement, timeline)} is shorter than the {_units(gap, timeline)} "
             f"between checkpoints: what the EMA did in between is lost; the last one has {percent(found.last)}"
         ),
-        hint=f"{longer}; or save a checkpoint every {_units(often, timeline)}",
+        hint=f"{longer}; save a checkpoint every {_units(often, timeline)}",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ema_cli.methods import SPECS, Decay, Method, MethodName, Per
+from ema_cli.methods import LONGEST_HALF_LIFE, SPECS, Decay, Method, MethodName, Per
 from ema_cli.text import percent, plural
 from ema_cli.timeline import Timeline
 from ema_cli.weights.diagnostics import diagnose
@@ -40,7 +40,7 @@ def describe_choices(timeline: Timeline, names: Sequence[MethodName], per: Per |
     lines = [f"  {option:<{width}}{_shares(method, timeline)}" for option, method in rows]
     title = f"{lacking}. For these {plural(timeline.count, 'checkpoint')}:"
     header = f"  {'':<{width}}{'first':>10}{'last':>10}{'counts as':>12}"
-    return "\n".join([title, header, *lines]), _hint(name, rows)
+    return "\n".join([title, header, *lines]), _hint(name, timeline, per)
 
 
 def _choices(name: MethodName, timeline: Timeline, per: Per | None) -> Iterator[Row]:
@@ -52,24 +52,32 @@ def _choices(name: MethodName, timeline: Timeline, per: Per | None) -> Iterator[
     if name == "ema" and per != "step":
         for decay in sorted({*_USUAL, float(decay_for_first_share(timeline.count - 1))}):
             yield f"--decay {decay}", Method(name=name, decay=Decay.of(decay), per="checkpoint", init="first")
-    if name == "ema-hold" or per == "step" or (timeline.steps is not None and per is None):
+    stepped = timeline.steps is not None and timeline.unit != "epoch"
+    if name == "ema-hold" or per == "step" or (stepped and per is None):
         yield from _per_step(name, timeline)
 
 
 def _per_step(name: MethodName, timeline: Timeline) -> Iterator[Row]:
-    option = "--per step" if name == "ema" else f"--method {name}"
+    option = _step_option(name)
     method = Method(name=name, decay=Decay.of(_USUAL[-1]), per="step", init="first")
     yield f"{option} --decay {_USUAL[-1]}", method
     half_life = half_life_for_first_share(max(timeline.span, 1))
-    yield f"{option} --half-life {half_life}", replace(method, decay=Decay.of_half_life(float(half_life)))
+    if float(half_life) <= LONGEST_HALF_LIFE:
+        yield f"{option} --half-life {half_life}", replace(method, decay=Decay.of_half_life(float(half_life)))
 
 
-def _hint(name: MethodName, rows: Sequence[Row]) -> str:
-    """Name the row that leaves the first checkpoint about a tenth."""
+def _step_option(name: MethodName) -> str:
+    return "--per step" if name == "ema" else f"--method {name}"
+
+
+def _hint(name: MethodName, timeline: Timeline, per: Per | None) -> str:
+    """Name the choice that leaves the first checkpoint about a tenth."""
     if name == "ema-warmup":
-        return rows[0][0]
-    fitting = [option for option, method in rows if method.decay and method.decay.value not in _USUAL]
-    return f"{fitting[0]}, which leaves a tenth to the first checkpoint"
+        return f"--method {name} --decay {_USUAL_WARMUP[0]}"
+    fitting = f"--decay {decay_for_first_share(timeline.count - 1)}"
+    if name == "ema-hold" or per == "step":
+        fitting = f"{_step_option(name)} --half-life {half_life_for_first_share(max(timeline.span, 1))}"
+    return f"{fitting}, which leaves a tenth to the first checkpoint"
 
 
 def _shares(method: Method, timeline: Timeline) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ema_cli.methods import Decay, Method
-from ema_cli.timeline import Timeline
+from ema_cli.timeline import Timeline, gaps
 from ema_cli.weights.reconstruction import part_before_first
 
 _BROWNIAN = {"ema": 1 / math.sqrt(12), "ema-hold": 1 / math.sqrt(3)}
@@ -40,7 +40,8 @@ class Diagnostics:
     """The part of the average asked for that lies before the first checkpoint: d^(T-t_1), (t_1/T)^(gamma+1)."""
     predicted_error: float | None
     """Expected distance to the true per-step EMA over that from the last checkpoint to it, at most 1: u/sqrt(12), or
-    u/sqrt(3) for ``ema-hold``. An estimate, for a path that is Brownian between checkpoints."""
+    u/sqrt(3) for ``ema-hold``, with the effective gap in u. An estimate, for a path that is Brownian between
+    checkpoints; it says nothing of what lies before the first."""
 
 
 def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Diagnostics:
@@ -57,13 +58,37 @@ def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Dia
         implied_lr=_implied_lr(shares, total),
         window_ratio_u=u,
         unobserved_mass=_unobserved_mass(method, timeline),
-        predicted_error=None if u is None else min(1.0, u * _BROWNIAN[method.name]),
+        predicted_error=_predicted_error(method, timeline),
     )
 
 
 def window_ratio(decay: Decay, timeline: Timeline) -> float:
     """Return u, the median gap times 1 - d; a single checkpoint has no gaps, and counts as one step apart."""
     return timeline.median_gap * decay.complement
+
+
+def _predicted_error(method: Method, timeline: Timeline) -> float | None:
+    if not method.uses_steps or method.decay is None:
+        return None
+    return min(1.0, effective_gap(method.decay, timeline) * method.decay.complement * _BROWNIAN[method.name])
+
+
+def effective_gap(decay: Decay, timeline: Timeline) -> float:
+    """Return the gap that the error depends on: that of equal spacing, and more where the EMA looks at a wide one.
+
+    A Brownian path leaves an error of variance k^2 D^3 / 12 in a gap D whose steps have the weight k each, so this is
+    the root of ``sum_i d^(2 (T-t_i)) D_i^3 / sum_i d^(2 (T-t_i)) D_i``.
+    """
+    if timeline.steps is None or timeline.count == 1:
+        return timeline.median_gap
+    looks = [
+        math.exp(-2 * decay.rate * (timeline.steps[-1] - step)) if decay.value else 0.0 for step in timeline.steps[1:]
+    ]
+    looks[-1] = 1.0
+    sums = [
+        math.fsum(look * gap**power for look, gap in zip(looks, gaps(timeline.steps), strict=True)) for power in (3, 1)
+    ]
+    return math.sqrt(sums[0] / sums[1])
 
 
 def _implied_lr(shares: Sequence[float], total: float) -> tuple[float, ...]:
