@@ -20,6 +20,7 @@ BufferPolicy = Literal["average", "last", "first"]
 GeometryMode = Literal["sample", "full", "none"]
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 
+REPORT_SUFFIXES = (".json", ".md", ".html")
 OUR_METADATA = "ema_avg."
 """Prefix of the metadata keys that this program writes."""
 SWEPT = {"decays": "decay", "one_minus_decays": "one_minus_decay", "half_lives": "half_life", "sigma_rels": "sigma_rel"}
@@ -148,10 +149,10 @@ class Options(WeightOptions):
 
     def _check_output(self) -> None:
         for report in self.reports:
-            if report.suffix != ".json":
+            if report.suffix not in REPORT_SUFFIXES:
                 raise UsageError(
-                    f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)} yet",
-                    hint="name it .json",
+                    f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
+                    hint="name it .html, .md or .json",
                 )
         for key, value in self.metadata.items():
             if key == "format" or key.startswith(OUR_METADATA):

@@ -156,15 +156,15 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
 
 def _write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
     """Write the report of each output beside it, and the whole report wherever it was asked for."""
-    from ema_cli.report.serialize import to_json  # noqa: PLC0415
+    from ema_cli.report.render import render_report  # noqa: PLC0415
     from ema_cli.uptodate import report_path  # noqa: PLC0415
     from ema_cli.write.publish import write_atomically  # noqa: PLC0415
 
     if beside is not None:
         for output, average in zip(beside.outputs, report.averages, strict=True):
-            write_atomically(report_path(output.path), to_json(replace(report, averages=(average,))).encode())
+            write_atomically(report_path(output.path), render_report(replace(report, averages=(average,)), ".json"))
     for path in options.reports:
-        write_atomically(path, to_json(report).encode())
+        write_atomically(path, render_report(report, path.suffix))
 
 
 def fail_if_strict(notices: Sequence[Notice], options: Options) -> None:

@@ -10,7 +10,7 @@ from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import Options
 from ema_cli.records import Plan, Role
-from ema_cli.report.serialize import from_json
+from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted
 from ema_cli.uptodate import report_path
@@ -49,7 +49,7 @@ def check_places(plan: Plan, options: Options) -> None:
     for path in paths:
         check_place(path)
     for path in paths[len(plan.outputs) :]:
-        if path.exists() and not options.force and not _is_report(path):
+        if path.exists() and not options.force and not is_report(path):
             message = f"{quoted(str(path))} exists and is not a report of ema-avg"
             raise OutputError(message, hint="choose another name, or overwrite it with --force")
 
@@ -69,14 +69,6 @@ def _is_ours(path: Path) -> bool:
         return False
     checkpoint.index.source.close()
     return checkpoint.made_by_us
-
-
-def _is_report(path: Path) -> bool:
-    try:
-        from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

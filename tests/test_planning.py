@@ -240,7 +240,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
         ({"decay": 0.5, "from_step": 2, "to_step": 1}, "--from 2 is after --to 1"),
         ({"decay": 0.5, "include": ("(",)}, r'--include "\(" is not a regular expression'),
         ({"decay": 0.5, "exclude": ("a{99999999999}",)}, "--exclude .* is not a regular expression"),
-        ({"decay": 0.5, "reports": (Path("r.txt"),)}, 'there is no report format ".txt" yet'),
+        ({"decay": 0.5, "reports": (Path("r.txt"),)}, 'there is no report format ".txt"'),
         ({"decay": 0.5, "metadata": {"format": "pt"}}, '--metadata "format" is written by ema-avg itself'),
         ({"decay": 0.5, "metadata": {"ema_avg.x": "1"}}, "is written by ema-avg itself"),
         ({"decay": 0.5, "metadata": {"k": "\udcff"}}, '--metadata "k" is not text that can be written'),

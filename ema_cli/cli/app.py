@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import cast
 
@@ -10,6 +11,7 @@ import typer
 from ema_cli import __version__
 from ema_cli.cli import options as given
 from ema_cli.cli import weight_options as weight
+from ema_cli.cli.ci import detect
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
 from ema_cli.cli.help import MainCommand
@@ -109,6 +111,7 @@ def _average(
     force: given.ForceOption = False,
     strict: given.StrictOption = False,
     dry_run: given.DryRunOption = False,
+    ci: given.CiOption = "auto",
     json: given.JsonOption = False,
     quiet: given.QuietOption = False,
     verbose: given.VerboseOption = False,
@@ -158,7 +161,8 @@ def _average(
         force=force,
         strict=strict,
     )
-    console = Console(Style(json=json, quiet=quiet, verbose=verbose, color=not no_color))
+    service = detect(ci, os.environ)
+    console = Console(Style(json=json, quiet=quiet, verbose=verbose, color=not no_color, service=service))
     if dry_run or context.info_name == PLAN:
         plan(options, console)
     else:

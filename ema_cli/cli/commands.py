@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
-from ema_cli.cli import plan_view, render
+from ema_cli.cli import ci, plan_view, render
 from ema_cli.cli.console import Console
 from ema_cli.cli.progress import ProgressDisplay
 from ema_cli.discover import AVERAGES_AVERAGED, close_all, discover
@@ -27,7 +28,9 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
         def listen(event: Event) -> None:
             match event:
                 case Planned(plan=plan):
+                    console.section("ema-avg plan", begins=True)
                     plan_view.plan(plan, options, console)
+                    console.section("", begins=False)
                 case Warned(notice=notice):
                     console.notice(notice)
                 case _:
@@ -37,6 +40,8 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
     if console.style.json:
         console.document(dataclasses.asdict(outcome.report))
     render.outcome(outcome, options, console)
+    if console.style.service == "github":
+        ci.publish(outcome.report, os.environ)
 
 
 def plan(options: Options, console: Console) -> None:

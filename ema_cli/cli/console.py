@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from ema_cli.cli import ci
+from ema_cli.cli.ci import Service
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records import Notice
 from ema_cli.report.model import SCHEMA_VERSION
@@ -34,6 +36,8 @@ class Style:
     verbose: bool = False
     """Everything: full tables, what was ignored."""
     color: bool = True
+    service: Service = "none"
+    """The CI service that reads along."""
 
 
 class Console:
@@ -79,6 +83,8 @@ class Console:
         if not self.style.quiet:
             self._labelled("warning", f"{notice.message} ({notice.code})", "yellow")
             self._hint(notice.hint)
+            if self.style.service == "github":
+                self._raw(ci.command(ci.warning_annotation(notice)))
 
     def error(self, error: EmaAvgError, code: int) -> None:
         """Show why the run failed: on stderr, or as the JSON document on stdout."""
@@ -88,6 +94,29 @@ class Console:
             return
         self._labelled("error", error.message, "red")
         self._hint(error.hint)
+        if self.style.service == "github":
+            self._raw(ci.command(ci.error_annotation(error)))
+
+    def begin(self) -> None:
+        """Tell a GitHub runner not to take anything that is printed for a command."""
+        if self.style.service == "github":
+            self._raw(ci.silence())
+
+    def end(self) -> None:
+        """Let the runner obey what others print after us."""
+        if self.style.service == "github":
+            self._raw(ci.resume())
+
+    def section(self, title: str, *, begins: bool) -> None:
+        """Open or close a collapsed section, where the log has such."""
+        if self.style.service == "gitlab" and not self.style.quiet:
+            self._raw(ci.section(title, begins=begins))
+
+    def _raw(self, line: str) -> None:
+        """Print a line for a machine on stderr."""
+        with _ignoring_closed_streams():
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
     def result(self, line: str) -> None:
         """Print a result line on stdout, unless quiet or under ``--json``."""

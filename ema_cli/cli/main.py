@@ -8,12 +8,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from itertools import pairwise
+from typing import NoReturn, get_args
 
 # Typer vendors Click and keeps the base of its own usage errors private; the version is pinned below 0.29.
 from typer._click.exceptions import ClickException
 
 from ema_cli.cli.app import app
+from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode, exit_code
 from ema_cli.cli.signals import Terminated
@@ -30,7 +32,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     # The fold has threads of its own; those of numpy's BLAS would only cost start-up time and memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments))
+    service = detect(_ci_mode(arguments), os.environ)
+    console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
+    console.begin()
     try:
         code = int(app(arguments, prog_name="ema-avg", standalone_mode=False) or ExitCode.OK)
     except ClickException as error:
@@ -47,11 +51,19 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as bug:  # noqa: BLE001 - the last resort of the program
         code = ExitCode.BUG
         console.error(_describe_bug(bug), code)
+    console.end()
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
         sys.stdout.flush()
     if code > ExitCode.SIGNAL:
         _exit_now(code)
     sys.exit(code)
+
+
+def _ci_mode(arguments: Sequence[str]) -> CiMode:
+    """Return the value of ``--ci`` before the command line is parsed: that, too, can fail and be told."""
+    words = " ".join(arguments).replace("--ci=", "--ci ").split()
+    given = dict(pairwise(words)).get("--ci", "auto")
+    return next((mode for mode in get_args(CiMode) if mode == given), "auto")
 
 
 def _describe_bug(bug: Exception) -> EmaAvgError:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ema_cli.cli.ci import CiMode
 from ema_cli.options import BufferPolicy, GeometryMode, Order, OutputDtype
 
 _INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
@@ -149,7 +150,7 @@ ReportOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--report",
-        help="A further report (.json); OUT.report.json is always written. Repeatable.",
+        help="A further report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
         metavar="PATH",
         rich_help_panel=_OUTPUT,
     ),
@@ -178,6 +179,12 @@ JsonOption = Annotated[
     bool,
     typer.Option(
         "--json", help="One JSON document on stdout: the report, the plan or the error.", rich_help_panel=_RUN
+    ),
+]
+CiOption = Annotated[
+    CiMode,
+    typer.Option(
+        "--ci", help="The CI service to speak to: annotations, summary, outputs, sections.", rich_help_panel=_RUN
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)]

@@ -38,7 +38,7 @@ def parameters(method: MethodUsed, unit: str) -> list[str]:
     parts = []
     if method.decay is not None and method.one_minus_decay is not None:
         limit = "up to " if method.warmup else ""
-        half = f" (half-life {method.half_life:g})" if method.half_life is not None else ""
+        half = f" = half-life {method.half_life:g}" if method.half_life is not None else ""
         one = unit if method.per == "step" else "checkpoint"
         parts.append(f"decay {limit}{decay_words(method.decay, method.one_minus_decay)}{half} per {one}")
     if method.warmup is not None:
@@ -62,10 +62,11 @@ def verdict(report: Report, average: Average) -> str:
     found = average.diagnostics
     count = len(found.implied_lr)
     method = average.method
-    what = ", ".join([NAMES.get(method.name, method.name), *parameters(method, found.mean_age_unit)])
+    name, details = NAMES.get(method.name, method.name), ", ".join(parameters(method, found.mean_age_unit))
+    what = f"{name} ({details})" if details else name
     return (
-        f"{what[:1].upper()}{what[1:]}: of {plural(count, 'checkpoint')}{_span(report)}; "
-        f"it counts as {found.effective_checkpoints:.1f} of them, and is {age(found)} old on average."
+        f"{what[:1].upper()}{what[1:]} of {plural(count, 'checkpoint')}{_span(report)}, which counts as "
+        f"{found.effective_checkpoints:.1f} of them and is {age(found)} old on average."
     )
 
 

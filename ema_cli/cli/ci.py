@@ -1,0 +1,123 @@
+"""What a CI service is told besides: annotations, a step summary and outputs on GitHub, sections on GitLab.
+
+It changes how a run is presented, never its result. Untrusted text cannot become a command: what the runner would take
+as one is switched off around our own annotations (``::stop-commands::``), and these are escaped.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from ema_cli.errors import EmaAvgError, OutputError
+from ema_cli.records import Notice
+from ema_cli.report.model import Report
+from ema_cli.uptodate import report_path
+
+CiMode = Literal["auto", "github", "gitlab", "none"]
+Service = Literal["github", "gitlab", "none"]
+_SECTION = "ema_avg_plan"
+
+
+def detect(mode: CiMode, environment: Mapping[str, str]) -> Service:
+    """Return the service, by the variables that it documents to set."""
+    if mode != "auto":
+        return mode
+    if environment.get("GITHUB_ACTIONS") == "true":
+        return "github"
+    return "gitlab" if environment.get("GITLAB_CI") else "none"
+
+
+def annotation(kind: Literal["warning", "error"], title: str, message: str) -> str:
+    """Return a workflow command; its text is escaped as the runner's toolkit does."""
+    return f"::{kind} title={_escaped(title, ':,')}::{_escaped(message)}"
+
+
+def _escaped(text: str, also: str = "") -> str:
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    for character in also:
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
+
+
+@cache
+def _token() -> str:
+    return secrets.token_hex(16)
+
+
+def silence() -> str:
+    """Return the line after which a GitHub runner obeys nothing that is printed."""
+    return f"::stop-commands::{_token()}"
+
+
+def resume() -> str:
+    """Return the line after which a GitHub runner obeys again: what follows in the same step is not ours to silence."""
+    return f"::{_token()}::"
+
+
+def command(line: str) -> str:
+    """Return a workflow command that is obeyed in spite of ``silence``."""
+    return f"{resume()}\n{line}\n{silence()}"
+
+
+def warning_annotation(notice: Notice) -> str:
+    """Return the annotation of a warning; GitHub shows ten of them per step."""
+    return annotation("warning", f"ema-avg: {notice.code}", _with_hint(notice.message, notice.hint))
+
+
+def error_annotation(error: EmaAvgError) -> str:
+    """Return the annotation of the error that ended the run."""
+    return annotation("error", "ema-avg", _with_hint(error.message, error.hint))
+
+
+def _with_hint(message: str, hint: str) -> str:
+    return f"{message}\ntry: {hint}" if hint else message
+
+
+def section(title: str, *, begins: bool) -> str:
+    """Return the line that opens or closes a collapsed section of a GitLab log."""
+    now = int(time.time())
+    if begins:
+        return f"\x1b[0Ksection_start:{now}:{_SECTION}[collapsed=true]\r\x1b[0K{title}"
+    return f"\x1b[0Ksection_end:{now}:{_SECTION}\r\x1b[0K"
+
+
+def publish(report: Report, environment: Mapping[str, str]) -> None:
+    """Append the step summary and the outputs, where GitHub has named files for them.
+
+    Raises:
+        OutputError: one of them cannot be written; the average and its report are there all the same.
+
+    """
+    from ema_cli.report.markdown import to_markdown  # noqa: PLC0415 - only where there is a summary
+
+    for variable, text in (("GITHUB_STEP_SUMMARY", to_markdown(report)), ("GITHUB_OUTPUT", _outputs(report))):
+        if environment.get(variable):
+            _append(Path(environment[variable]), text, variable)
+
+
+def _append(path: Path, text: str, variable: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(
+            f"the average is written, but the file that {variable} names is not: {error.strerror}", hint="--ci none"
+        ) from error
+
+
+def _outputs(report: Report) -> str:
+    """Return the outputs of the step: path, sha256 and report, one line per average, and how many there are."""
+    paths = [average.output.path for average in report.averages]
+    values = {
+        "path": paths,
+        "sha256": [average.output.sha256 for average in report.averages],
+        "report": [str(report_path(Path(path))) for path in paths],
+        "count": [str(len(paths))],
+    }
+    delimiter = f"ema_avg_{secrets.token_hex(16)}"
+    return "".join(f"{name}<<{delimiter}\n{chr(10).join(lines)}\n{delimiter}\n" for name, lines in values.items())

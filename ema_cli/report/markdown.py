@@ -1,0 +1,94 @@
+"""A report in Markdown, for step summaries, merge requests and notes. Unicode bars instead of drawings.
+
+Everything that came from a file is made safe for display and then escaped, so that it is text to GitHub and GitLab:
+no link, no mention, no table cell, no HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+
+from ema_cli.report import tables, words
+from ema_cli.report.model import Average, Report
+from ema_cli.text import percent, safe_text
+
+MARK = "<!-- ema-avg report -->"
+"""The first line: by it a later run knows the file as its own."""
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
+_BAR_WIDTH = 20
+_MOST_INPUTS = 60
+_MOST_TENSORS = 25
+_LONGEST_TEXT = 600
+
+
+def to_markdown(report: Report) -> str:
+    """Return the report, well below the megabyte that step summaries may have."""
+    return "\n".join([MARK, *_lines(report)]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    safe = safe_text(text, limit=_LONGEST_TEXT)
+    return _SPECIAL.sub(r"\\\1", "".join(_ENTITIES.get(character, character) for character in safe))
+
+
+def _in_html(text: str) -> str:
+    """Return text for the inside of an HTML element, where Markdown does not look."""
+    return html.escape(safe_text(text, limit=_LONGEST_TEXT)).replace("@", "&#64;")
+
+
+def _lines(report: Report) -> Iterator[str]:
+    several = len(report.averages) > 1
+    yield f"## ema-avg: {escaped(tables.label(report.averages[0]))}" + (" and others" if several else "")
+    for average in report.averages:
+        yield from ("", f"**{escaped(tables.label(average))}**" if several else "", *_sentences(report, average))
+    for warning in report.warnings:
+        hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
+        yield from ("", f"> **Warning** {escaped(warning.message)} (`{warning.code}`).{hint}")
+    if several:
+        yield from ("", *_table(tables.COMPARISON_TITLES, tables.comparison_rows(report)))
+    for average in report.averages:
+        yield from _average_lines(report, average)
+    if report.geometry is not None:
+        yield from ("", f"{words.movement(report.geometry)} Distances {words.measured_on(report.geometry)}.".strip())
+    yield from ("", *_table(("file", "size", "sha256"), tables.output_rows(report)))
+    yield from ("", "; ".join(f"{name} {value}" for name, value in tables.timing_rows(report)) + ".")
+    command = tables.command_line(report.command.argv)
+    if command:
+        yield from ("", "```sh", command.replace("```", "'''"), "```")
+    yield from ("", f"<sub>{escaped(tables.environment_line(report))}</sub>")
+
+
+def _sentences(report: Report, average: Average) -> Iterator[str]:
+    yield escaped(words.verdict(report, average))
+    rebuilt = words.reconstruction(average.method, average.diagnostics)
+    if rebuilt:
+        yield f"{escaped(rebuilt)}."
+
+
+def _average_lines(report: Report, average: Average) -> Iterator[str]:
+    rows = tables.share_rows(report, average)
+    yield from ("", f"<details><summary>Shares of {_in_html(tables.label(average))}</summary>", "")
+    shown = rows if len(rows) <= _MOST_INPUTS else [*rows[: _MOST_INPUTS // 2], *rows[-_MOST_INPUTS // 2 :]]
+    bars = [[row.name, row.step, row.share, "█" * round(_BAR_WIDTH * row.width / 100), row.implied_lr] for row in shown]
+    yield from _table(("checkpoint", "step", "share", "", "lr x"), bars)
+    if len(rows) > len(shown):
+        yield from ("", f"{len(rows) - len(shown):,} in the middle are left out.")
+    yield from ("", "</details>")
+    drifts = tables.drifting(average)[::-1]
+    if drifts:
+        most = f"{percent(drifts[0].drift or 0)} in {drifts[0].name}"
+        summary = f"Drift from the last checkpoint: most, {_in_html(most)}"
+        yield from ("", f"<details><summary>{summary}</summary>", "")
+        yield from _table(tables.TENSOR_TITLES, [tables.tensor_row(tensor) for tensor in drifts[:_MOST_TENSORS]])
+        yield from ("", f"{tables.counted(report)}.", "", "</details>")
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(titles)} |"
+    yield f"|{'---|' * len(titles)}"
+    for row in rows:
+        yield f"| {' | '.join(map(escaped, row))} |"
