@@ -32,7 +32,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments))
     try:
-        code = int(app(arguments, prog_name="ema-avg", standalone_mode=False) or ExitCode.OK)
+        code = int(app(arguments, prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as error:
         code = ExitCode.USAGE
         if error.format_message():  # without arguments the help was shown, and there is nothing to add
