@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ema_cli.discover import Found
-from ema_cli.errors import OutputError, UsageError
+from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import Options
 from ema_cli.records import Plan, Role
 from ema_cli.report.serialize import from_json
+from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted
 from ema_cli.uptodate import report_path
 from ema_cli.write.publish import check_place
@@ -26,10 +28,10 @@ def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
         return  # a plan without an output writes nothing
     read = [member.checkpoint for member in plan.series.members if member.role is not Role.AVERAGE]
     protected = {checkpoint.index.source.identity for checkpoint in (*found.checkpoints, *read)}
-    protected |= {_identity(left.path) for left in found.left_out if not left.ours}
+    left_out = {_identity(left.path) for left in found.left_out if not left.ours}
     for path in _written(plan, options):
         identity = _identity(path)
-        if identity is not None and identity in protected:
+        if identity is not None and (identity in protected or (identity in left_out and not _is_ours(path))):
             raise UsageError(f"the output {quoted(str(path))} is one of the inputs", hint="choose another name")
 
 
@@ -57,6 +59,16 @@ def _written(plan: Plan, options: Options) -> Iterator[Path]:
     yield from (output.path for output in plan.outputs)
     yield from (report_path(output.path) for output in plan.outputs)
     yield from options.reports
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is an earlier output: what was left out for its name, such as ``ema.safetensors``, may be one."""
+    try:
+        checkpoint = open_checkpoint(path, pool=LayoutPool())
+    except EmaAvgError:
+        return False
+    checkpoint.index.source.close()
+    return checkpoint.made_by_us
 
 
 def _is_report(path: Path) -> bool:
