@@ -153,6 +153,11 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     return template
 
 
+def fill_run(template: str, run: str, name: str) -> str:
+    """Return a template with ``{run}`` and ``{name}`` filled in, once: what they bring along is not filled again."""
+    return re.sub(r"\{(run|name)\}", lambda found: run if found.group(1) == "run" else name, template)
+
+
 def report_name(output: str) -> str:
     """Return the name of the report beside an output: ``ema.safetensors`` -> ``ema.report.json``."""
     return f"{output.removesuffix('.safetensors')}.report.json"

@@ -31,7 +31,7 @@ def plan_outputs(
     outputs = tuple(
         PlannedOutput(
             weighting=weighting,
-            path=_path(weighting.method, options),
+            path=output_path(weighting.method, options),
             header=build_header(layouts, _metadata(weighting.method, series, options))[0],
         )
         for weighting in weightings
@@ -43,7 +43,13 @@ def plan_outputs(
     return outputs
 
 
-def _path(method: Method, options: Options) -> Path:
+def output_path(method: Method, options: Options) -> Path:
+    """Return the path of an average's output.
+
+    Raises:
+        UsageError: its name has a field that the average has not.
+
+    """
     if options.output is None:  # a plan alone: a name that tells the averages apart
         return Path(f"{method.label.replace(' ', '_')}.safetensors")
     values = {**method.plain(), "method": method.name}

@@ -79,13 +79,13 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     try:
         return _average(options, listener, argv)
     except NothingNew:
-        report = _unchanged_in_place(options)
+        report = unchanged_in_place(options)
         if report is None:
             raise
         return Outcome(report=report, up_to_date=True)
 
 
-def _unchanged_in_place(options: Options) -> Report | None:
+def unchanged_in_place(options: Options) -> Report | None:
     """Return the report of an average that would be gone on from into itself, and has all checkpoints already."""
     from ema_cli.uptodate import read_report  # noqa: PLC0415
 

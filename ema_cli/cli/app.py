@@ -8,6 +8,7 @@ import typer
 
 from ema_cli import __version__
 from ema_cli.cli import options as given
+from ema_cli.cli.batch_options import BatchOptions, Runs
 from ema_cli.cli.configured import ConfiguredCommand, speaker
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
@@ -35,6 +36,16 @@ Streams the checkpoints tensor by tensor, in order, into a running EMA: E_1 = th
   ema-avg run/ --decay 0.8 --decay 0.9 -o 'ema_{decay}.safetensors'
 """
 _PLAN_HELP = "Show order, shares, tensors, bytes and every problem of an average; reads no tensor data, writes nothing."
+
+_BATCH_HELP = """\
+Make one average per run folder: go on where a run fails, skip what is up to date, and tell how each came out.
+
+Takes every option of the main job, for all runs.
+
+  ema-avg batch runs/ --half-life 4\n
+  ema-avg batch runs/*/ --decay 0.9 -o 'averages/{name}.safetensors' --jobs 2 --index averages/index.json\n
+  ema-avg batch --manifest jobs.toml
+"""
 
 
 def _version(value: bool) -> None:
@@ -72,6 +83,15 @@ def _average(context: typer.Context, *, checkpoints: given.Checkpoints = None, o
         plan(asked, console)
     else:
         average(asked, console, argv=sys.argv)
+
+
+@app.command("batch", cls=ConfiguredCommand, help=_BATCH_HELP, short_help="One average per run folder; keeps going.")
+@takes(BatchOptions)
+def _batch(context: typer.Context, *, runs: Runs = None, options: BatchOptions) -> None:
+    console = speaker(context, options.style)
+    from ema_cli.cli.batch_commands import batch  # noqa: PLC0415
+
+    raise typer.Exit(batch(runs or [], options, context, console, argv=sys.argv))
 
 
 @app.command("inspect")

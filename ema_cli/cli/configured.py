@@ -32,6 +32,7 @@ from ema_cli.cli.precedence import Dropped, resolve
 from ema_cli.errors import UsageError
 
 _META = "ema_cli.configured"
+"""Where a context keeps what was configured."""
 _KINDS: dict[str, Kind] = {"boolean": "switch", "float": "number", "int": "whole number"}
 _FORMS: dict[str, Kind] = {"S,S,...": "list", "W,W,...": "list", "KEY=VALUE": "pairs"}
 
@@ -86,6 +87,21 @@ def configured(context: typer.Context) -> Configured:
     """Return what was configured for the command of ``context``."""
     found: Configured = context.meta[_META]
     return found
+
+
+def values_of(context: Any, settings: Settings) -> dict[str, Any]:  # noqa: ANN401
+    """Return the values that ``settings`` give to the parameters of a command, as its function would get them."""
+    keys = {key.parameter for key in keys_of(context.command.params)}
+    return {
+        one.name: _value(context, one, settings.get(one.name)) for one in context.command.params if one.name in keys
+    }
+
+
+def _value(context: Any, option: Any, held: Setting | None) -> Any:  # noqa: ANN401
+    value = option.type_cast_value(context, held.value if held else option.default)
+    if option.type.name == "path" and value is not None:  # Click leaves paths to Typer
+        value = [Path(one) for one in value] if option.multiple else Path(value)
+    return list(value) or None if option.multiple else value
 
 
 def speaker(context: typer.Context, style: Style) -> Console:

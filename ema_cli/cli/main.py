@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -15,11 +14,9 @@ from typer._click.exceptions import ClickException
 
 from ema_cli.cli.app import app
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.exit import ExitCode, exit_code
+from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
 from ema_cli.cli.signals import Terminated
 from ema_cli.errors import EmaAvgError, UsageError
-
-DEBUG_VARIABLE = "EMA_AVG_DEBUG"
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -43,24 +40,15 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     except Terminated as signalled:
         code = ExitCode.SIGNAL + signalled.number
         name = signal.Signals(signalled.number).name
-        console.error(EmaAvgError(f"interrupted by {name}; no output was changed"), code)
+        console.error(EmaAvgError(f"interrupted by {name}; {signalled.left}"), code)
     except Exception as bug:  # noqa: BLE001 - the last resort of the program
         code = ExitCode.BUG
-        console.error(_describe_bug(bug), code)
+        console.error(describe_bug(bug), code)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
         sys.stdout.flush()
     if code > ExitCode.SIGNAL:
         _exit_now(code)
     sys.exit(code)
-
-
-def _describe_bug(bug: Exception) -> EmaAvgError:
-    if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(bug)
-    return EmaAvgError(
-        f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
-        hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",
-    )
 
 
 def _exit_now(code: int) -> NoReturn:
