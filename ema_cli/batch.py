@@ -6,26 +6,22 @@ Invariant: a job that fails leaves its output as it was, and takes no other job 
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from ema_cli.errors import EmaAvgError, NothingNew, UsageError
+from ema_cli.errors import EmaAvgError, NothingNew
 from ema_cli.events import Event, Warned
-from ema_cli.naming import fill_run
-from ema_cli.options import Options
-from ema_cli.outputs import output_path
+from ema_cli.jobs import Job
 from ema_cli.pipeline import fail_if_strict, planned, run_average, unchanged_in_place
 from ema_cli.places import check_places
 from ema_cli.planning import default_threads
 from ema_cli.records import Notice
-from ema_cli.text import quoted
 from ema_cli.uptodate import find_up_to_date, report_path
 
 MOST_WORKERS = 64
@@ -39,15 +35,6 @@ class Status(StrEnum):
     PLANNED = "planned"
     """In a dry run: it would be written."""
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One run and what is made of it."""
-
-    run: str
-    """The folder, as it is named to people."""
-    options: Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,66 +92,6 @@ class _Stopped(BaseException):
     """The batch ends, and the job in this thread with it; no ``Exception``, so that no job takes it for its own."""
 
 
-def make_job(options: Options, run: str) -> Job:
-    """Return the job of a run: ``{run}`` and ``{name}`` in its paths are filled in."""
-    name = Path(os.path.abspath(run)).name  # noqa: PTH100 - ".." is taken off, and links are not followed
-
-    def fill(path: Path) -> Path:
-        return Path(fill_run(str(path), run, name))
-
-    return Job(
-        run=run,
-        options=replace(
-            options,
-            output=fill(options.output) if options.output else None,
-            reports=tuple(map(fill, options.reports)),
-            continue_from=fill(options.continue_from) if options.continue_from else None,
-        ),
-    )
-
-
-def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
-    """Raise, before anything is read, if the jobs cannot be carried out side by side.
-
-    Raises:
-        UsageError: a decay is missing, or two jobs would write one file.
-
-    """
-    if not jobs:
-        raise UsageError("no run was named", hint="ema-avg batch runs/ --half-life 4")
-    places: dict[str, str] = {} if index is None else {_place(index): "the index"}
-    for job in jobs:
-        if job.options.lacks_decay and job.options.continue_from is None:
-            hint = f"--half-life 4; ema-avg plan {job.run} shows what some choices would do"
-            raise UsageError("neither --decay nor --half-life was given", hint=hint)
-        mine = {_place(path): path for path in _written(job.options)}
-        for place, path in mine.items():
-            other = places.get(place)
-            if other is not None:
-                message = f"{quoted(job.run)} and {other} would both write {quoted(str(path))}"
-                raise UsageError(message, hint="-o '{run}/ema.safetensors', or '{name}' where names differ")
-        places |= dict.fromkeys(mine, quoted(job.run))
-
-
-def _written(options: Options) -> Iterator[Path]:
-    """Yield what a job writes."""
-    for output in _outputs(options):
-        yield output
-        yield report_path(output)
-    yield from options.reports
-
-
-def _outputs(options: Options) -> list[Path]:
-    if options.output is None or options.continue_from is not None:  # the method is known when that file is read
-        return [options.output] if options.output else []
-    return [output_path(method, options) for method in options.expand()]
-
-
-def _place(path: Path) -> str:
-    """Return what two names of one file have in common, whether it exists or not."""
-    return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118
-
-
 def run_batch(
     jobs: Sequence[Job],
     listener: BatchListener,
@@ -176,7 +103,7 @@ def run_batch(
     """Carry out the jobs; return their results in the same order.
 
     Args:
-        jobs: checked by ``check_jobs``.
+        jobs: checked by ``ema_cli.jobs.check_jobs``.
         listener: told of what happens, never by two threads at once.
         workers: how many jobs run at a time.
         dry_run: plan each job, and write nothing.

@@ -25,7 +25,7 @@ LAYERS = (
     {"planning"},
     {"fold", "write", "report"},
     {"uptodate"},
-    {"continuation", "places"},
+    {"continuation", "places", "jobs"},
     {"pipeline"},
     {"api", "batch"},
     {"cli"},

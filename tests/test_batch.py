@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.batch import BatchEvent, Job, JobEnded, JobStarted, Status, check_jobs, make_job, run_batch
+from ema_cli.batch import BatchEvent, JobEnded, JobStarted, Status, run_batch
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
+from ema_cli.jobs import Job, check_jobs, make_job
 from ema_cli.options import Options
 from ema_cli.pipeline import run_average
 from ema_cli.report.batch_index import WRITERS, is_index

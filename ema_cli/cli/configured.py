@@ -15,17 +15,15 @@ import typer
 
 from ema_cli.cli.config import (
     ONLY_FLAGS,
-    ConfigFile,
     Key,
     Kind,
     Origin,
     Setting,
     Settings,
-    find_file,
     from_environment,
     from_table,
-    read_file,
 )
+from ema_cli.cli.config_files import ConfigFile, find_file, read_file
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.help import MainCommand
 from ema_cli.cli.precedence import Dropped, resolve

@@ -20,7 +20,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ema_cli.cli.config import Key, Settings, from_table, parse_toml
+from ema_cli.cli.config import Key, Settings, from_table
+from ema_cli.cli.config_files import parse_toml
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
 
