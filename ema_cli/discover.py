@@ -21,7 +21,8 @@ from ema_cli.records import Checkpoint, LeftOut, Notice
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 
-_TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
+TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
+"""Names of files that lie beside a model and are none."""
 _ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
 _LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.IGNORECASE)
 _ALIAS_REASON = "by its name a copy, or an average, of checkpoints of the numbered series (name the file to use it)"
@@ -99,10 +100,10 @@ def close_all(checkpoints: Iterable[Checkpoint]) -> None:
 
 def _expand(name: str, search: _Search) -> Iterator[_Candidate]:
     try:
-        matches = _matches(Path(name), name)
-        if not matches:
+        found = matches(Path(name), name)
+        if not found:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
-        for path in matches:
+        for path in found:
             if path.is_dir():
                 yield from _in_folder(path, search)
             else:
@@ -111,7 +112,7 @@ def _expand(name: str, search: _Search) -> Iterator[_Candidate]:
         search.faults.append(InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}"))
 
 
-def _matches(path: Path, name: str) -> list[Path]:
+def matches(path: Path, name: str) -> list[Path]:
     """Return the one file or folder of that name or, if there is none and it is a pattern, all that match."""
     if path.exists() or not glob.has_magic(name):
         return [path]
@@ -135,7 +136,7 @@ def _in_folder(folder: Path, search: _Search) -> Iterator[_Candidate]:
         if not path.is_file():
             continue
         alias = numbered and _is_alias(path)
-        if _TRAINER_STATE.search(path.name):
+        if TRAINER_STATE.search(path.name):
             search.left_out.append(LeftOut(path=path, reason="state of the trainer, not a model"))
         elif alias and not _LAST.search(path.stem):
             search.left_out.append(LeftOut(path=path, reason=_ALIAS_REASON))

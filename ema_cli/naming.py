@@ -135,6 +135,8 @@ def _bare(path: str) -> str:
 
 OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel", "label")
 """What may stand in braces in the name of an output."""
+RUN_FIELDS = ("run", "name")
+"""What a batch fills in besides: the folder of a run, and its name."""
 
 
 def fields_in(template: str) -> list[str]:
@@ -144,7 +146,7 @@ def fields_in(template: str) -> list[str]:
 
 def unknown_fields_in(template: str) -> list[str]:
     """Return what stands in braces in the template of an output's name and is no field."""
-    return [field for field in re.findall(r"\{(\w*)\}", template) if field not in OUTPUT_FIELDS]
+    return [field for field in re.findall(r"\{(\w*)\}", template) if field not in (*OUTPUT_FIELDS, *RUN_FIELDS)]
 
 
 def fill_output_name(template: str, values: Mapping[str, object]) -> str:
@@ -160,6 +162,11 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
         if value is not None:
             template = template.replace(f"{{{field}}}", f"{value:.12g}" if isinstance(value, float) else str(value))
     return template
+
+
+def fill_run(template: str, run: str, name: str) -> str:
+    """Return a template with ``{run}`` and ``{name}`` filled in, once: what they bring along is not filled again."""
+    return re.sub(r"\{(run|name)\}", lambda found: run if found.group(1) == "run" else name, template)
 
 
 def report_name(output: str) -> str:

@@ -11,7 +11,7 @@ from ema_cli import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.methods import Method
-from ema_cli.naming import fill_output_name
+from ema_cli.naming import RUN_FIELDS, fill_output_name
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
 from ema_cli.storage.extents import TensorLayout
@@ -31,7 +31,7 @@ def plan_outputs(
     outputs = tuple(
         PlannedOutput(
             weighting=weighting,
-            path=_path(weighting.method, options),
+            path=output_path(weighting.method, options),
             header=build_header(layouts, _metadata(weighting.method, series, options))[0],
         )
         for weighting in weightings
@@ -43,10 +43,20 @@ def plan_outputs(
     return outputs
 
 
-def _path(method: Method, options: Options) -> Path:
+def output_path(method: Method, options: Options) -> Path:
+    """Return the path of an average's output.
+
+    Raises:
+        UsageError: its name has a field that the average has not.
+
+    """
     if options.output is None:  # a plan alone: a name that tells the averages apart
         return Path(f"{method.label.replace(' ', '_')}.safetensors")
-    return Path(fill_output_name(str(options.output), method.name_fields()))
+    name = fill_output_name(str(options.output), method.name_fields())
+    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in name), None)
+    if stray is not None:
+        raise UsageError(f"the output {quoted(name)}: only ema-avg batch has a {{{stray}}}", hint="name it without")
+    return Path(name)
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:

@@ -86,12 +86,12 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     from ema_cli.places import check_places  # noqa: PLC0415
-    from ema_cli.uptodate import find_unchanged, find_up_to_date  # noqa: PLC0415
+    from ema_cli.uptodate import find_earlier  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
 
     def check(plan: Plan) -> None:
         check_places(plan, options)
-        find_unchanged(plan, options) if plan.series.nothing_new else find_up_to_date(plan, options)
+        find_earlier(plan, options)
         lane_maker(resolve_device(options.device), plan)
 
     started = time.monotonic()
@@ -99,7 +99,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         fail_if_strict(plan.notices, options)
         for output in plan.outputs:
             locks.enter_context(output_lock(output.path))
-        earlier = find_unchanged(plan, options) if plan.series.nothing_new else find_up_to_date(plan, options)
+        earlier = find_earlier(plan, options)
         if earlier is not None:
             _write_reports(earlier, options)
             return Outcome(report=earlier, up_to_date=True)

@@ -62,7 +62,7 @@ def _written(plan: Plan, options: Options) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file that was left out unread, because of its name, is an earlier output."""
+    """Whether a file is an earlier output: what was left out for its name, such as ``ema.safetensors``, may be one."""
     try:
         checkpoint = open_checkpoint(path, pool=LayoutPool())
     except EmaAvgError:

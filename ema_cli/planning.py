@@ -159,14 +159,19 @@ def _read_bytes(
     return total
 
 
+def default_threads() -> int:
+    """Return how many threads a fold has unless it is told: the cores, at most 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)
+
+
 def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, options: Options) -> Buffers:
     """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
 
     The full geometry holds the block of every checkpoint besides.
     """
     per_element = 8 * (5 + 4 + averages + (checkpoints if options.geometry == "full" else 0))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = options.threads or min(cores, _MOST_THREADS)
+    threads = options.threads or default_threads()
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if options.device == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory
     largest = max(tensor.elements for tensor in tensors)

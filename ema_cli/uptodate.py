@@ -15,6 +15,11 @@ from ema_cli.report.serialize import from_json
 from ema_cli.text import quoted, shortlist
 
 
+def find_earlier(plan: Plan, options: Options) -> Report | None:
+    """Return the report of an earlier run that left what the plan would make; see the two cases below."""
+    return _find_unchanged(plan, options) if plan.series.nothing_new else find_up_to_date(plan, options)
+
+
 def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     """Return the report of an earlier run that wrote exactly these outputs from these inputs, if there was one.
 
@@ -42,7 +47,7 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     return None
 
 
-def find_unchanged(plan: Plan, options: Options) -> Report:
+def _find_unchanged(plan: Plan, options: Options) -> Report:
     """Return the report of an average that would be gone on from into itself, and has all checkpoints already.
 
     Raises:

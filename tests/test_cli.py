@@ -160,6 +160,16 @@ def test_rerun_is_up_to_date_and_a_different_one_is_refused(run_folder: Path, em
     assert ema_avg(run_folder, "--decay", "0.6", "-o", "ema.safetensors", "--force").returncode == 0
 
 
+def test_an_output_in_the_run_folder_is_known_again(run_folder: Path, ema_avg: Run) -> None:
+    """An output called ``ema.safetensors`` among the checkpoints may be overwritten; a foreign one may not."""
+    arguments = [run_folder, "--decay", "0.5", "-o", run_folder / "ema.safetensors"]
+    assert ema_avg(*arguments).returncode == 0
+    assert ema_avg(*arguments).stdout.startswith("up to date")
+    assert ema_avg(run_folder, "--decay", "0.6", *arguments[3:], "--force").returncode == 0
+    save_file({"w": torch.zeros(2)}, run_folder / "ema.safetensors")
+    assert ema_avg(*arguments, "--force").returncode == 2
+
+
 def test_strict_turns_a_warning_into_exit_8(run_folder: Path, ema_avg: Run) -> None:
     """``--strict`` publishes nothing when there is a warning."""
     done = ema_avg(run_folder, "--decay", "0.999", "-o", "ema.safetensors", "--strict")

@@ -247,7 +247,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
         ({"decay": 0.5, "metadata": {"k": 3}}, '--metadata "k" is not text that can be written'),
         ({"decay": 0.5, "output": Path("ema.pt")}, '"ema.pt" is written as safetensors'),
         ({"decay": [0.5, 0.6], "output": Path("ema.safetensors")}, r"several averages need \{decay\}"),
-        ({"decay": 0.5, "output": Path("e_{run}.safetensors")}, r"there is no \{run\}"),
+        ({"decay": 0.5, "output": Path("e_{foo}.safetensors")}, r"there is no \{foo\}"),
         ({"method": ["ramp", "uniform"], "output": Path("e.safetensors")}, r"several averages need \{method\}"),
         (
             {"method": ["ema", "ema-hold"], "half_life": [1, 2], "output": Path("e.safetensors")},
@@ -266,6 +266,7 @@ def test_contradicting_options_are_refused_before_anything_is_read(options: dict
     [
         ({"decay": 0.5, "output": "h{half_life}.safetensors"}, r"ema 0.5 has no \{half_life\}"),
         ({"method": "uniform", "output": "ema_{decay}.safetensors"}, r"uniform has no \{decay\}"),
+        ({"decay": 0.5, "output": "{run}.safetensors"}, r"only ema-avg batch has a \{run\}"),
         ({"decay": [0.5, 0.5 + 1e-15], "output": "ema_{decay}.safetensors"}, "several averages would be written to"),
     ],
 )

@@ -18,7 +18,7 @@ from ema_cli.pipeline import fail_if_strict, planned, run_average
 from ema_cli.places import check_places
 from ema_cli.records import Notice, Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
-from ema_cli.uptodate import find_up_to_date
+from ema_cli.uptodate import find_earlier
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ def _obstacles(made: Plan, options: Options) -> Iterator[Notice]:
         return
     try:
         check_places(made, options)
-        if find_up_to_date(made, options):
+        if find_earlier(made, options):
             yield Notice(code="up-to-date", message="the outputs are up to date: nothing would be done")
     except OutputError as error:
         yield Notice(code="output-in-the-way", message=error.message, hint=error.hint)

@@ -118,6 +118,11 @@ class Console:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
+    def failure(self, message: str, hint: str = "") -> None:
+        """Say on stderr what failed while the run goes on; standard output is left to the result."""
+        self._labelled("failed", message, "red")
+        self._hint(hint)
+
     def result(self, line: str) -> None:
         """Print a result line on stdout, unless quiet or under ``--json``."""
         if not self.style.quiet and not self.style.json:
@@ -125,7 +130,11 @@ class Console:
 
     def document(self, document: object) -> None:
         """Print the one JSON document of the run."""
-        _write(sys.stdout, json.dumps(document, indent=1, allow_nan=False))
+        self.raw_document(json.dumps(document, indent=1, allow_nan=False))
+
+    def raw_document(self, text: str) -> None:
+        """Print the one JSON document of the run, which is text already."""
+        _write(sys.stdout, text.rstrip("\n"))
 
     def _labelled(self, label: str, message: str, color: str) -> None:
         from rich.text import Text  # noqa: PLC0415

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from enum import IntEnum
 
 from ema_cli import errors
+
+DEBUG_VARIABLE = "EMA_AVG_DEBUG"
 
 
 class ExitCode(IntEnum):
@@ -26,6 +30,8 @@ class ExitCode(IntEnum):
     """No checkpoint matched, or a named one is missing."""
     STRICT = 8
     """Warnings under ``--strict``."""
+    BATCH_FAILED = 9
+    """A batch went through, and some of its jobs failed."""
     BUG = 70
     """A bug in ema-avg."""
     SIGNAL = 128
@@ -47,3 +53,13 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
 def exit_code(error: errors.EmaAvgError) -> ExitCode:
     """Return the exit code of an error."""
     return _BY_ERROR[type(error)]
+
+
+def describe_bug(bug: Exception) -> errors.EmaAvgError:
+    """Return what to tell of an exception that nobody expected; under the debugging variable show where it was."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(bug)
+    return errors.EmaAvgError(
+        f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
+        hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",
+    )

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NoReturn, get_args
@@ -17,11 +16,9 @@ from typer._click.exceptions import ClickException
 from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.exit import ExitCode, exit_code
+from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
 from ema_cli.cli.signals import Terminated
 from ema_cli.errors import EmaAvgError, UsageError
-
-DEBUG_VARIABLE = "EMA_AVG_DEBUG"
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -36,7 +33,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
     console.begin()
     try:
-        code = int(app(arguments, prog_name="ema-avg", standalone_mode=False) or ExitCode.OK)
+        code = int(app(arguments, prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as error:
         code = ExitCode.USAGE
         if error.format_message():  # without arguments the help was shown, and there is nothing to add
@@ -47,10 +44,10 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     except Terminated as signalled:
         code = ExitCode.SIGNAL + signalled.number
         name = signal.Signals(signalled.number).name
-        console.error(EmaAvgError(f"interrupted by {name}; no output was changed"), code)
+        console.error(EmaAvgError(f"interrupted by {name}; {signalled.left}"), code)
     except Exception as bug:  # noqa: BLE001 - the last resort of the program
         code = ExitCode.BUG
-        console.error(_describe_bug(bug), code)
+        console.error(describe_bug(bug), code)
     console.end()
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
         sys.stdout.flush()
@@ -64,15 +61,6 @@ def _ci_mode(arguments: Sequence[str]) -> CiMode:
     words = " ".join(arguments).replace("--ci=", "--ci ").split()
     given = dict(pairwise(words)).get("--ci", "auto")
     return next((mode for mode in get_args(CiMode) if mode == given), "auto")
-
-
-def _describe_bug(bug: Exception) -> EmaAvgError:
-    if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(bug)
-    return EmaAvgError(
-        f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
-        hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",
-    )
 
 
 def _exit_now(code: int) -> NoReturn:

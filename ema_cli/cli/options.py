@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from ema_cli.cli.ci import CiMode
+from ema_cli.cli.configured import load
 from ema_cli.options import BufferPolicy, GeometryMode, Order, OutputDtype
 
 _INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
 
 Checkpoints = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         help="Checkpoint files, folders that hold them, or quoted patterns.",
         metavar="CKPT...",
@@ -193,4 +194,21 @@ VerboseOption = Annotated[
 ]
 NoColorOption = Annotated[
     bool, typer.Option("--no-color", help="No colours; NO_COLOR works too.", rich_help_panel=_RUN)
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="File with options \\[default: the nearest ema-avg.toml, or pyproject.toml with a \\[tool.ema-avg]].",
+        metavar="FILE",
+        callback=load,
+        is_eager=True,
+        rich_help_panel=_RUN,
+    ),
+]
+ShowConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--show-config", help="Show each option's value and where it comes from, and stop.", rich_help_panel=_RUN
+    ),
 ]

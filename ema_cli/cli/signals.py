@@ -15,6 +15,8 @@ class Terminated(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.left = "no output was changed"
+        """What the run leaves behind, in words."""
 
 
 def install() -> None:

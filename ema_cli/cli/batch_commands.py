@@ -1,0 +1,145 @@
+"""What ``ema-avg batch`` does between its options and the console."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ema_cli import __version__
+from ema_cli.batch import MOST_WORKERS, JobResult, Status, run_batch
+from ema_cli.cli.batch_options import BatchOptions
+from ema_cli.cli.batch_view import BatchDisplay, results
+from ema_cli.cli.configured import configured, values_of
+from ema_cli.cli.console import Console
+from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
+from ema_cli.cli.manifest import read_manifest
+from ema_cli.cli.precedence import resolve
+from ema_cli.cli.signals import Terminated
+from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.jobs import Job, check_jobs, make_job
+from ema_cli.report.batch_index import WRITERS, BatchIndex, BatchSummary, JobEntry, JobError, is_index
+from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
+from ema_cli.runs import find_runs
+from ema_cli.text import plural, quoted, safe_text
+from ema_cli.write.publish import check_place, write_atomically
+
+
+def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Console, argv: Sequence[str]) -> ExitCode:  # noqa: ANN401 - Click's
+    """Average every run; show how each came out, and return the exit status."""
+    if not 1 <= options.jobs <= MOST_WORKERS:
+        raise UsageError(f"--jobs {options.jobs} must be from 1 to {MOST_WORKERS}")
+    jobs = [*_manifest_jobs(options, context), *_named_jobs(names, options, console)]
+    check_jobs(jobs, options.index)
+    _check_index(options)
+    started = time.monotonic()
+    done: list[JobResult] = []
+    try:
+        with BatchDisplay(console, len(jobs), done, describe) as display:
+            found = run_batch(jobs, display.show, workers=options.jobs, dry_run=options.dry_run, argv=argv)
+    except Terminated as signalled:
+        signalled.left = _left(done, len(jobs))
+        raise
+    _tell(_index(found, options, argv, time.monotonic() - started), found, options, console)
+    return ExitCode.BATCH_FAILED if any(one.status is Status.FAILED for one in found) else ExitCode.OK
+
+
+def describe(error: Exception) -> JobError:
+    """Return why a job failed, with the exit code that the main job would have had."""
+    known = error if isinstance(error, EmaAvgError) else describe_bug(error)
+    code = exit_code(known) if known is error else ExitCode.BUG
+    return JobError(exit_code=int(code), message=known.message, hint=known.hint)
+
+
+def _named_jobs(names: Sequence[str], options: BatchOptions, console: Console) -> Iterator[Job]:
+    """Yield the jobs of the runs on the command line."""
+    if not names:
+        return
+    found = find_runs(names)
+    for notice in found.notices:
+        console.notice(notice)
+    for folder in found.folders:
+        yield make_job(options.to_options([str(folder)]), str(folder))
+
+
+def _manifest_jobs(options: BatchOptions, context: Any) -> Iterator[Job]:  # noqa: ANN401
+    """Yield the jobs of the manifest. What is nearer to a job wins: flags, its table, ``[defaults]``, configuration."""
+    if options.manifest is None:
+        return
+    said = configured(context)
+    manifest = read_manifest(options.manifest, said.keys)
+    flags, *rest = said.layers
+    for job in manifest.jobs:
+        settings, _ = resolve((flags, job.settings, manifest.defaults, *rest))
+        try:
+            asked = replace(options, **values_of(context, settings)).to_options(job.paths)
+        except UsageError as error:
+            raise UsageError(f"{job.place}: {error.message}", hint=error.hint) from error
+        yield make_job(asked, job.run)
+
+
+def _check_index(options: BatchOptions) -> None:
+    """Raise, before the work, what would keep the index from being written after it."""
+    path = options.index
+    if path is None:
+        return
+    if path.suffix not in WRITERS:
+        message = f"--index {quoted(str(path))}: there is no index format {quoted(path.suffix)} yet"
+        raise UsageError(message, hint=f"name it {' or '.join(WRITERS)}")
+    check_place(path)
+    if path.exists() and not options.force and not is_index(path):
+        message = f"{quoted(str(path))} exists and is not an index of ema-avg"
+        raise OutputError(message, hint="choose another name, or overwrite it with --force")
+
+
+def _tell(index: BatchIndex, found: Sequence[JobResult], options: BatchOptions, console: Console) -> None:
+    """Write the index, and show how the jobs came out."""
+    if options.index is not None and not options.dry_run:
+        write_atomically(options.index, WRITERS[options.index.suffix](index).encode())
+    if console.style.json:
+        console.raw_document(WRITERS[".json"](index))
+    results(index, found, console)
+    if options.index is not None:
+        what = "no index in a dry run:" if options.dry_run else "index"
+        console.talk(f"{what} {safe_text(str(options.index))}")
+
+
+def _index(found: Sequence[JobResult], options: BatchOptions, argv: Sequence[str], seconds: float) -> BatchIndex:
+    folder = Path() if options.index is None else options.index.parent
+    counts = {status: sum(one.status is status for one in found) for status in Status}
+    return BatchIndex(
+        schema_version=SCHEMA_VERSION,
+        tool=Tool(name="ema-avg", version=__version__),
+        command=Command(argv=tuple(argv), options={"jobs": options.jobs, "dry_run": options.dry_run}),
+        jobs=tuple(_entry(one, folder) for one in found),
+        summary=BatchSummary(
+            jobs=len(found),
+            written=counts[Status.WRITTEN],
+            up_to_date=counts[Status.UP_TO_DATE],
+            planned=counts[Status.PLANNED],
+            failed=counts[Status.FAILED],
+            seconds=seconds,
+        ),
+    )
+
+
+def _entry(result: JobResult, folder: Path) -> JobEntry:
+    return JobEntry(
+        run=result.job.run,
+        status=str(result.status),
+        outputs=tuple(os.path.relpath(path, folder) for path in result.outputs),
+        reports=tuple(os.path.relpath(path, folder) for path in result.reports),
+        checkpoints=result.checkpoints,
+        seconds=result.seconds,
+        warnings=tuple(notice.code for notice in result.notices),
+        error=None if result.error is None else describe(result.error),
+    )
+
+
+def _left(done: Sequence[JobResult], total: int) -> str:
+    """Say what an interrupted batch leaves behind."""
+    finished = sum(one.status in (Status.WRITTEN, Status.UP_TO_DATE) for one in done)
+    return f"{finished:,} of {plural(total, 'run')} are done, and their outputs stay; the same command goes on"

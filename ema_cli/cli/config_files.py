@@ -1,0 +1,105 @@
+"""Where settings are read from: the nearest file above the working directory, or the one that was named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ema_cli.errors import UsageError
+from ema_cli.text import quoted
+
+FILE, PYPROJECT, TABLE = "ema-avg.toml", "pyproject.toml", "ema-avg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigFile:
+    """A file that holds settings."""
+
+    path: Path
+    table: Mapping[str, Any]
+
+
+def find_file(folder: Path) -> ConfigFile | None:
+    """Return the nearest file with settings, in ``folder`` or above it.
+
+    In one folder ``ema-avg.toml`` comes before ``pyproject.toml``, which counts only if it has ``[tool.ema-avg]``.
+
+    Raises:
+        UsageError: a file on the way cannot be read, or is not TOML.
+
+    """
+    for place in (folder, *folder.parents):
+        for name in (FILE, PYPROJECT):
+            found = _look_at(place / name)
+            if found is not None:
+                return found
+    return None
+
+
+def _look_at(path: Path) -> ConfigFile | None:
+    """Return the settings in a file that may not be there; a ``pyproject.toml`` that is not about us is not parsed."""
+    if not _is_file(path) or (path.name == PYPROJECT and TABLE not in _text(path)):
+        return None
+    table = parse_toml(path)
+    if path.name == PYPROJECT:
+        tool = table.get("tool", {})
+        if not isinstance(tool, dict) or TABLE not in tool:
+            return None
+        table = _as_table(tool[TABLE], path, f"tool.{TABLE}")
+    return ConfigFile(path=path, table=table)
+
+
+def read_file(path: Path) -> ConfigFile:
+    """Read the file that ``--config`` names: ``[tool.ema-avg]`` of a ``pyproject.toml``, or the whole of another.
+
+    Raises:
+        UsageError: it cannot be read, is not TOML, or has no such table.
+
+    """
+    if path.name != PYPROJECT:
+        return ConfigFile(path=path, table=parse_toml(path))
+    _text(path)
+    found = _look_at(path)
+    if found is None:
+        raise UsageError(f"{quoted(str(path))} has no table [tool.{TABLE}]", hint="--config ema-avg.toml")
+    return found
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says.
+
+    Raises:
+        UsageError: it cannot be read, or is not TOML.
+
+    """
+    import tomllib  # noqa: PLC0415 - only where there is a file
+
+    text = _text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{quoted(str(path))} is not TOML: {error}", hint="half-life = 500") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that may not be searched
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{quoted(str(path))} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{quoted(str(path))} is not TOML: it is not UTF-8 text") from error
+
+
+def _as_table(value: object, path: Path, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{quoted(str(path))}: {name} is not a table", hint=f"[{name}]")
+    return value
