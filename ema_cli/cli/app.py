@@ -8,6 +8,7 @@ from typing import cast
 import typer
 
 from ema_cli import __version__
+from ema_cli.cli import checking
 from ema_cli.cli import options as given
 from ema_cli.cli import weight_options as weight
 from ema_cli.cli.console import Console, Style
@@ -180,6 +181,10 @@ def _inspect(
 
     console = Console(Style(json=json, verbose=verbose, color=not no_color))
     inspect(Options(paths=tuple(checkpoints), key=key, strip_prefix=strip_prefix), console)
+
+
+app.command("diff", help=checking.DIFF_HELP)(checking.diff)
+app.command("verify", help=checking.VERIFY_HELP)(checking.verify)
 
 
 def _parse_steps(text: str | None) -> tuple[int, ...] | None:

@@ -11,7 +11,9 @@ class ExitCode(IntEnum):
     """What the exit status of a run means."""
 
     OK = 0
-    """Written, or already up to date."""
+    """Written, or already up to date; equal; verified."""
+    DIFFERENT = 1
+    """``diff``: the checkpoints differ."""
     USAGE = 2
     """The command line or the configuration is wrong."""
     INPUT_REFUSED = 3
@@ -26,6 +28,8 @@ class ExitCode(IntEnum):
     """No checkpoint matched, or a named one is missing."""
     STRICT = 8
     """Warnings under ``--strict``."""
+    VERIFICATION = 10
+    """``verify``: the output, its report and its inputs do not belong together any more."""
     BUG = 70
     """A bug in ema-avg."""
     SIGNAL = 128
@@ -41,6 +45,7 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
     errors.NothingMatched: ExitCode.NOTHING_MATCHED,
     errors.NothingNew: ExitCode.NOTHING_MATCHED,
     errors.StrictWarnings: ExitCode.STRICT,
+    errors.VerificationFailed: ExitCode.VERIFICATION,
 }
 
 
