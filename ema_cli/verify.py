@@ -35,6 +35,8 @@ from ema_cli.uptodate import report_path
 _MOST_SAMPLES = 1_000_000
 _LARGEST_REPORT_BYTES = 1 << 28
 _MOST_DIFFERENCES = 3
+_MOST_LINES = 24
+"""Of one error."""
 _ABOUT_INPUTS = ("input", "samples")
 
 
@@ -62,7 +64,9 @@ class Verification:
         """Raise ``VerificationFailed`` with all that is wrong, if anything is."""
         if self.ok:
             return
-        lines = [f"  {check.name}: {check.message}" for check in self.failures]
+        lines = [f"  {check.name}: {check.message}" for check in self.failures[:_MOST_LINES]]
+        if len(self.failures) > _MOST_LINES:
+            lines.append(f"  and {len(self.failures) - _MOST_LINES:,} more (--json tells all)")
         only_inputs = all(check.name.startswith(_ABOUT_INPUTS) for check in self.failures)
         raise VerificationFailed(
             "\n".join([f"{quoted(str(self.output))} could not be verified:", *lines]),

@@ -274,6 +274,18 @@ def test_inputs_are_found_from_here_and_from_the_report(
     assert check(output).ok
 
 
+def test_a_long_list_of_failures_is_cut(tmp_path: Path) -> None:
+    """The error has room for 24 lines; the records have them all."""
+    paths = write_series(tmp_path / "run", [{"w": torch.ones(1)} for _ in range(40)])
+    ema_cli.average(paths, decay=0.9, output=tmp_path / "ema.safetensors")
+    shutil.rmtree(tmp_path / "run")
+    found = check(tmp_path / "ema.safetensors")
+    assert len(found.failures) == 41
+    with pytest.raises(VerificationFailed, match="and 17 more") as refused:
+        found.raise_if_failed()
+    assert refused.value.message.count("\n") == 25
+
+
 def test_an_average_that_was_gone_on_from_is_checked(tmp_path: Path) -> None:
     """The earlier output is an input like the others, as long as it is there."""
     paths = write_series(tmp_path / "run", states(4))
