@@ -8,7 +8,8 @@
     |-- InputChanged      an input changed or vanished while it was read
     |-- OutputError       the output cannot be written
     |-- OutputLocked      another run is writing the same output
-    `-- StrictWarnings    a warning under ``--strict``
+    |-- StrictWarnings    a warning under ``--strict``
+    `-- VerificationFailed  an output is not what its report says, or cannot be recomputed any more
 
 Each message states the fact with the offending value and place, then the cause; the hint is what to do next.
 Exit codes belong to the command line and are assigned there.
@@ -56,3 +57,7 @@ class OutputLocked(EmaAvgError):  # noqa: N818
 
 class StrictWarnings(EmaAvgError):  # noqa: N818
     """The run warned, and ``--strict`` makes that a failure."""
+
+
+class VerificationFailed(EmaAvgError):  # noqa: N818
+    """An output is not what its report says, or its inputs are not there any more as they were."""

@@ -28,7 +28,7 @@ class Progress:
     """Bytes of input done, out of those that the plan announced."""
 
     activity: str
-    """``hashing``, ``folding`` or ``writing``."""
+    """``hashing``, ``folding``, ``comparing`` or ``recomputing``."""
     done_bytes: int
     total_bytes: int
 
@@ -46,3 +46,18 @@ Listener = Callable[[Event], None]
 
 def ignore(_: Event) -> None:
     """Listen to nothing."""
+
+
+class Counted:
+    """Adds up bytes and tells the listener of the sum."""
+
+    def __init__(self, activity: str, total_bytes: int, listener: Listener) -> None:
+        self._activity = activity
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._listener = listener
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that are done."""
+        self._done_bytes += nbytes
+        self._listener(Progress(activity=self._activity, done_bytes=self._done_bytes, total_bytes=self._total_bytes))

@@ -23,6 +23,8 @@ OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 REPORT_SUFFIXES = (".json", ".md", ".html")
 OUR_METADATA = "ema_avg."
 """Prefix of the metadata keys that this program writes."""
+DEFAULT_SAMPLES = 100
+"""Pieces that a verification recomputes unless it is told otherwise."""
 SWEPT = {"decays": "decay", "one_minus_decays": "one_minus_decay", "half_lives": "half_life", "sigma_rels": "sigma_rel"}
 """Options that can be given several times, and what they are called in the name of an output."""
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from ema_cli.discover import Found, close_all, discover
 from ema_cli.errors import StrictWarnings, UsageError
-from ema_cli.events import Listener, Planned, Progress, Warned, ignore
+from ema_cli.events import Counted, Listener, Planned, Progress, Warned, ignore
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
 from ema_cli.planning import make_plan
 from ema_cli.records import Action, Notice, Plan, Series, TensorStatistics
 from ema_cli.report.model import Report
-from ema_cli.storage.source import ByteSource
+from ema_cli.storage.digest import sha256_of
 from ema_cli.text import plural, quoted, shortlist
-
-_HASH_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,19 +205,5 @@ def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], 
 def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:
     """Return the SHA-256 of every input file."""
     sources = [checkpoint.index.source for checkpoint in plan.checkpoints]
-    report = _progress(listener, "hashing", sum(source.size() for source in sources))
-    digests: list[str | None] = []
-    done = 0
-    for source in sources:
-        digest = hashlib.sha256()
-        for chunk in _chunks(source):
-            digest.update(chunk)
-            done += len(chunk)
-            report(done)
-        digests.append(digest.hexdigest())
-    return digests
-
-
-def _chunks(source: ByteSource) -> Iterable[bytes]:
-    for offset in range(0, source.size(), _HASH_BYTES):
-        yield source.read(offset, min(_HASH_BYTES, source.size() - offset))
+    count = Counted("hashing", sum(source.size() for source in sources), listener)
+    return [sha256_of(source, count.add) for source in sources]

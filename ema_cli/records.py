@@ -307,3 +307,14 @@ class FoldOutcome:
     statistics: tuple[tuple[TensorStatistics, ...], ...]
     """Per average and tensor."""
     geometry: RunGeometry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was verified, and what was found."""
+
+    name: str
+    """``report``, ``size``, ``sha256``, ``tensors``, ``input 1`` and so on, or ``samples``."""
+    ok: bool
+    message: str
+    """What is there; what was expected besides, if that is something else."""

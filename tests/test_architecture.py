@@ -24,10 +24,10 @@ LAYERS = (
     {"outputs", "weighing"},
     {"planning"},
     {"fold", "write", "report"},
-    {"uptodate"},
-    {"earlier", "jobs", "places"},
-    {"continuation"},
-    {"pipeline"},
+    {"uptodate", "compare"},
+    {"earlier", "evidence", "jobs", "places"},
+    {"continuation", "sampling"},
+    {"pipeline", "verify"},
     {"api", "batch"},
     {"cli"},
     {"__main__"},
@@ -128,7 +128,7 @@ def test_planning_needs_no_numpy(run_folder: Path) -> None:
 
 
 def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
-    """Help, plan, inspect and the average itself on the CPU run without torch."""
+    """Help, plan, inspect, the average itself on the CPU, and what checks it run without torch."""
     paths = [str(path) for path in run_folder.iterdir()]
     output = str(run_folder.parent / "ema.safetensors")
     for arguments in (
@@ -137,6 +137,8 @@ def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
         ["plan", *paths, "--decay", "0.9"],
         ["inspect", *paths],
         [*paths, "--decay", "0.9", "-o", output],
+        ["verify", output],
+        ["diff", output, output],
     ):
         code = (
             "import sys, atexit\n"

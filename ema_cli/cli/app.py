@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ema_cli import __version__
+from ema_cli.cli import checking
 from ema_cli.cli import options as given
 from ema_cli.cli.batch_options import BatchOptions, Runs
 from ema_cli.cli.configured import ConfiguredCommand, speaker
@@ -109,3 +110,7 @@ def _inspect(
 
     console = Console(Style(json=json, verbose=verbose, color=not no_color))
     inspect(Options(paths=tuple(checkpoints or ()), key=key, strip_prefix=strip_prefix), console)
+
+
+app.command("diff", help=checking.DIFF_HELP)(checking.diff)
+app.command("verify", help=checking.VERIFY_HELP)(checking.verify)

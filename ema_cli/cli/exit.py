@@ -15,7 +15,9 @@ class ExitCode(IntEnum):
     """What the exit status of a run means."""
 
     OK = 0
-    """Written, or already up to date."""
+    """Written, or already up to date; equal; verified."""
+    DIFFERENT = 1
+    """``diff``: the checkpoints differ."""
     USAGE = 2
     """The command line or the configuration is wrong."""
     INPUT_REFUSED = 3
@@ -32,6 +34,8 @@ class ExitCode(IntEnum):
     """Warnings under ``--strict``."""
     BATCH_FAILED = 9
     """A batch went through, and some of its jobs failed."""
+    VERIFICATION = 10
+    """``verify``: the output, its report and its inputs do not belong together any more."""
     BUG = 70
     """A bug in ema-avg."""
     SIGNAL = 128
@@ -47,6 +51,7 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
     errors.NothingMatched: ExitCode.NOTHING_MATCHED,
     errors.NothingNew: ExitCode.NOTHING_MATCHED,
     errors.StrictWarnings: ExitCode.STRICT,
+    errors.VerificationFailed: ExitCode.VERIFICATION,
 }
 
 

@@ -74,6 +74,18 @@ def open_checkpoint(
     )
 
 
+def is_flat(path: Path) -> bool:
+    """Whether a file is of a format whose tensors are not nested.
+
+    Raises:
+        NothingMatched: there is no such file.
+        InputRefused: it cannot be opened.
+
+    """
+    with FileSource(path) as source:
+        return looks_like_safetensors(source.read(0, min(_HEAD_BYTES, source.size())))
+
+
 def _read_structure(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
     head = source.read(0, min(_HEAD_BYTES, source.size()))
     if not head:

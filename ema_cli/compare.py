@@ -1,0 +1,225 @@
+"""Compare two checkpoints of any formats, tensor by tensor, in bounded memory.
+
+Input -> output: two files -> ``Comparison``. Tensors are matched by name. They are equal if their shapes, their types
+and the bits of all elements are: -0.0 is not 0.0, and NaN equals NaN of the same bits.
+
+    >>> from ema_cli.compare import compare
+    >>> found = compare(Options(paths=("a.pt", "b.safetensors")))
+    >>> found.equal, found.total.relative_l2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.discover import close_all
+from ema_cli.errors import UsageError
+from ema_cli.events import Counted, Listener, Opening, ignore
+from ema_cli.fold.distance import Meter, Sums, comparable
+from ema_cli.formats.open import is_flat, open_checkpoint
+from ema_cli.matching import Chosen, choose_tensors
+from ema_cli.options import Options
+from ema_cli.records import Checkpoint
+from ema_cli.report.model import SCHEMA_VERSION
+from ema_cli.storage.extents import LayoutPool, TensorLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """How far a is from b. ``None`` is what is undefined, or was not compared."""
+
+    differing: int | None
+    """Elements that are not equal."""
+    max_abs: float | None
+    """``max |a - b|``; an exact integer for integers. Complex numbers are pairs of real ones."""
+    relative_l2: float | None
+    """``||a - b|| / ||b||``, of floats and complex numbers."""
+    cosine: float | None
+    """``<a, b> / ||a|| ||b||``, of floats and complex numbers."""
+
+
+_NOT_COMPARED = Distance(differing=None, max_abs=None, relative_l2=None, cosine=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorComparison:
+    """A tensor that both checkpoints have."""
+
+    name: str
+    a: TensorLayout
+    b: TensorLayout
+    distance: Distance
+
+    @property
+    def equal(self) -> bool:
+        """Whether shape, type and all elements are the same."""
+        return self.a.dtype is self.b.dtype and self.a.shape == self.b.shape and self.distance.differing == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What two checkpoints have in common, and what not."""
+
+    a: Checkpoint
+    b: Checkpoint
+    tensors: tuple[TensorComparison, ...]
+    """Of both, in the order of b."""
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    total: Distance
+    """Of all tensors that could be compared; the norms and the largest difference are those of floats alone."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same tensors, with the same elements."""
+        return not self.only_in_a and not self.only_in_b and all(tensor.equal for tensor in self.tensors)
+
+    @property
+    def different(self) -> tuple[TensorComparison, ...]:
+        """The tensors of both that are not equal."""
+        return tuple(tensor for tensor in self.tensors if not tensor.equal)
+
+
+def compare(options: Options, listener: Listener = ignore) -> Comparison:
+    """Compare the two checkpoints that ``options.paths`` name.
+
+    Of the options ``key``, ``include``, ``exclude`` and ``strip_prefix`` count. The key is for nested checkpoints, and
+    the prefix for those whose names have it; that neither fits either file is an error.
+
+    Raises:
+        UsageError: there are not two files, or the options leave nothing to compare.
+        NothingMatched: a file is missing.
+        InputRefused: a file is not a checkpoint that can be read.
+        InputChanged: a file was changed while it was being read.
+
+    """
+    with ExitStack() as opened:
+        a, b = _open_both(options, listener, opened)
+        chosen_a, chosen_b = _choose(a, b, options)
+        names = [name for name in chosen_b if name in chosen_a]
+        pairs = [(chosen_a[name], chosen_b[name]) for name in names]
+        nbytes = sum(x.nbytes + y.nbytes for (_, x), (_, y) in pairs if _can_be_compared(x, y))
+        meter = Meter(Counted("comparing", nbytes, listener).add)
+        tensors, floats, differing = [], Sums(), 0
+        for name, ((i, x), (j, y)) in zip(names, pairs, strict=True):
+            sums = meter.measure(a.index.extent(i), b.index.extent(j)) if _can_be_compared(x, y) else None
+            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums, x)))
+            differing += sums.differing if sums else 0
+            floats += sums if sums and x.dtype.averaged else Sums()
+        for checkpoint in (a, b):
+            checkpoint.index.source.raise_if_changed()
+    return Comparison(
+        a=a,
+        b=b,
+        tensors=tuple(tensors),
+        only_in_a=tuple(name for name in chosen_a if name not in chosen_b),
+        only_in_b=tuple(name for name in chosen_b if name not in chosen_a),
+        total=_total(floats, differing),
+    )
+
+
+def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[Checkpoint]:
+    """Open both files; they stay open inside the context."""
+    paths = [Path(path) for path in options.paths]
+    if len(paths) != 2:  # noqa: PLR2004 - the name of the function
+        raise UsageError("two checkpoints are compared", hint="ema-avg diff a.pt b.safetensors")
+    flat = [options.key is not None and is_flat(path) for path in paths]
+    pool = LayoutPool()
+    checkpoints, misfits = [], []
+    for done, path in enumerate(paths):
+        listener(Opening(done=done, total=len(paths)))
+        key = None if flat[done] and not all(flat) else options.key
+        checkpoint, misfit = _open(path, key, options.strip_prefix, pool)
+        opened.callback(close_all, [checkpoint])
+        checkpoints.append(checkpoint)
+        misfits.append(misfit)
+    if misfits[0] is not None and misfits[1] is not None:
+        raise misfits[0]
+    return checkpoints
+
+
+def _open(
+    path: Path, key: str | None, strip_prefix: str | None, pool: LayoutPool
+) -> tuple[Checkpoint, UsageError | None]:
+    """Open a file; one whose names do not have the prefix is opened without, and the error is returned."""
+    try:
+        return open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix), None
+    except UsageError as misfit:
+        if not strip_prefix:
+            raise
+        return open_checkpoint(path, pool=pool, key=key, strip_prefix=""), misfit
+
+
+def _choose(a: Checkpoint, b: Checkpoint, options: Options) -> tuple[Chosen, Chosen]:
+    """Return the tensors to compare; a side may have none of them, as long as the other has some."""
+    found: list[Chosen] = []
+    failures: list[UsageError] = []
+    for checkpoint in (a, b):
+        try:
+            found.append(choose_tensors(checkpoint.index.layouts, options))
+        except UsageError as failure:
+            found.append({})
+            failures.append(failure)
+    if len(failures) == len(found):
+        raise failures[0]
+    return found[0], found[1]
+
+
+def _can_be_compared(a: TensorLayout, b: TensorLayout) -> bool:
+    return a.shape == b.shape and comparable(a.dtype, b.dtype)
+
+
+def _distance(sums: Sums | None, layout: TensorLayout) -> Distance:
+    if sums is None:
+        return _NOT_COMPARED
+    floats = layout.dtype.averaged
+    return Distance(
+        differing=sums.differing,
+        max_abs=sums.max_abs,
+        relative_l2=sums.relative_l2 if floats else None,
+        cosine=sums.cosine if floats else None,
+    )
+
+
+def _total(floats: Sums, differing: int) -> Distance:
+    return Distance(
+        differing=differing,
+        max_abs=floats.max_abs,
+        relative_l2=floats.relative_l2,
+        cosine=floats.cosine,
+    )
+
+
+def comparison_document(found: Comparison) -> dict[str, object]:
+    """Return what ``ema-avg diff --json`` prints; undefined numbers are null."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "equal": found.equal,
+        "a": _checkpoint(found.a),
+        "b": _checkpoint(found.b),
+        "total": {"tensors": len(found.tensors), "different": len(found.different), **dataclasses.asdict(found.total)},
+        "only_in_a": found.only_in_a,
+        "only_in_b": found.only_in_b,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "equal": tensor.equal,
+                "dtype": [tensor.a.dtype.name, tensor.b.dtype.name],
+                "shape": [tensor.a.shape, tensor.b.shape],
+                **dataclasses.asdict(tensor.distance),
+            }
+            for tensor in found.tensors
+        ],
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "key": checkpoint.key,
+        "stripped_prefixes": checkpoint.stripped,
+    }

@@ -1,0 +1,99 @@
+"""Is a report what this program writes? A report is a file like any other, and may hold anything.
+
+Input -> output: a ``Report`` as ``from_json`` builds it, whose numbers may be of any size -> the first fault, in words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+from ema_cli.dtypes import BY_NAME
+from ema_cli.records import Action, Role
+from ema_cli.report.model import Average, Report
+from ema_cli.text import quoted, safe_text
+
+_LARGEST_SIZE = 1 << 62
+_SHOWN = 60
+_TEXT_OPTIONS = ("key", "strip_prefix")
+
+
+def find_fault(report: Report) -> str | None:
+    """Return what is wrong with the report of one output, ``None`` if all of it can be relied on to be well formed."""
+    return next(_misfits(Report, report, "the report"), None) or next(_contradictions(report), None)
+
+
+def _misfits(kind: Any, value: Any, place: str) -> Iterator[str]:  # noqa: ANN401 - walks the types of the records
+    """Yield every number that is not finite or beyond sense, and every options that are none."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        for name, hint in _fields(kind).items():
+            yield from _misfits(hint, getattr(value, name), name if isinstance(value, Report) else f"{place}.{name}")
+    elif isinstance(kind, types.UnionType):
+        if value is not None:
+            yield from _misfits(typing.get_args(kind)[0], value, place)
+    elif typing.get_origin(kind) is tuple:
+        for number, item in enumerate(value):
+            yield from _misfits(typing.get_args(kind)[0], item, f"{place}[{number}]")
+    elif (fits := _CHECKS.get(typing.get_origin(kind) or kind)) is not None and not fits(value):
+        yield f"{place} is {safe_text(repr(value), limit=_SHOWN)}"
+
+
+@cache
+def _fields(kind: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_SIZE
+
+
+def _is_number(value: object) -> bool:
+    return _is_size(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+_CHECKS: dict[Any, Callable[[Any], bool]] = {
+    int: _is_size,
+    float: _is_number,
+    dict: lambda value: isinstance(value, dict),
+}
+
+
+def _contradictions(report: Report) -> Iterator[str]:
+    """Yield what is of the right type and cannot be."""
+    if len(report.averages) != 1:
+        yield f"it tells of {len(report.averages):,} averages"
+    for name in _TEXT_OPTIONS:
+        if not isinstance(report.command.options.get(name), str | None):
+            yield f"the option {name} is no text"
+    for number, known in enumerate(report.inputs):
+        if known.bytes < 0:
+            yield f"inputs[{number}].bytes is {known.bytes:,}"
+        if known.role not in set(Role):
+            yield f"inputs[{number}].role is {quoted(known.role)}"
+    for average in report.averages:
+        yield from _of_average(average, len(report.inputs))
+
+
+def _of_average(average: Average, inputs: int) -> Iterator[str]:
+    if len(average.weights) != inputs:
+        yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
+    if not any(average.weights):
+        yield "no weight is other than zero"
+    if average.output.bytes < 0:
+        yield f"output.bytes is {average.output.bytes:,}"
+    for tensor in average.tensors:
+        place = f"tensor {quoted(tensor.name)}"
+        if tensor.dtype not in BY_NAME:
+            yield f"{place} is of the unknown type {quoted(tensor.dtype)}"
+        elif tensor.action not in set(Action) or (
+            tensor.action == Action.AVERAGED and not BY_NAME[tensor.dtype].averaged
+        ):
+            yield f"{place}, {BY_NAME[tensor.dtype].torch_name}, is said to be {quoted(tensor.action)}"
+        elif min(tensor.shape, default=0) < 0:
+            yield f"{place} has the shape {quoted(str(tensor.shape))}"

@@ -1,0 +1,232 @@
+"""Check a written average against its report and its inputs.
+
+Input -> output: the path of an output -> ``Verification``: one ``Check`` for the report, the size, the digest, the
+tensors, every input, and a random sample of the elements, recomputed. All checks are made, whatever the others found.
+A report is trusted in nothing: it is checked for its form first, and the files that it names are opened as any input.
+
+    >>> from ema_cli.verify import verify
+    >>> found = verify(Path("ema.safetensors"), samples=1000)
+    >>> found.ok, [check.message for check in found.failures]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
+from ema_cli.events import Counted, Listener, ignore
+from ema_cli.evidence import check_input, open_inputs
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.options import DEFAULT_SAMPLES
+from ema_cli.records import Check, Checkpoint
+from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
+from ema_cli.report.serialize import from_json
+from ema_cli.report.soundness import find_fault
+from ema_cli.sampling import Sampled, check_samples
+from ema_cli.storage.digest import sha256_of
+from ema_cli.storage.extents import LayoutPool, TensorLayout
+from ema_cli.storage.source import FileSource
+from ema_cli.text import plural, quoted, safe_text, shortlist
+from ema_cli.uptodate import report_path
+
+_MOST_SAMPLES = 1_000_000
+_LARGEST_REPORT_BYTES = 1 << 28
+_MOST_DIFFERENCES = 3
+_MOST_LINES = 24
+"""Of one error."""
+_ABOUT_INPUTS = ("input", "samples")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found."""
+
+    output: Path
+    checks: tuple[Check, ...]
+    samples: int
+    """Pieces that were recomputed."""
+    seed: int
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as it should be."""
+        return not self.failures
+
+    def raise_if_failed(self) -> None:
+        """Raise ``VerificationFailed`` with all that is wrong, if anything is."""
+        if self.ok:
+            return
+        lines = [f"  {check.name}: {check.message}" for check in self.failures[:_MOST_LINES]]
+        if len(self.failures) > _MOST_LINES:
+            lines.append(f"  and {len(self.failures) - _MOST_LINES:,} more (--json tells all)")
+        only_inputs = all(check.name.startswith(_ABOUT_INPUTS) for check in self.failures)
+        raise VerificationFailed(
+            "\n".join([f"{quoted(str(self.output))} could not be verified:", *lines]),
+            hint="--output-only checks the file and its report alone" if only_inputs else "",
+        )
+
+
+def verify(
+    output: Path,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int = 0,
+    output_only: bool = False,
+    listener: Listener = ignore,
+) -> Verification:
+    """Check an output, its report and its inputs.
+
+    Args:
+        output: a file that this program wrote, with its report beside it.
+        samples: how many pieces of tensors are recomputed.
+        seed: which ones.
+        output_only: leave the inputs alone, and recompute nothing.
+        listener: told of the progress.
+
+    Raises:
+        UsageError: ``samples`` is not a number of samples.
+        NothingMatched: there is no such output.
+        InputRefused: it is not a file that can be opened.
+        InputChanged: a file was changed while it was being read.
+
+    """
+    if not 0 <= samples <= _MOST_SAMPLES:
+        raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
+    with ExitStack() as opened:
+        file = opened.enter_context(FileSource(output))
+        try:
+            report = _load_report(report_path(output))
+        except (InputRefused, NothingMatched) as fault:
+            checks, recomputed = [_failed("report", fault.message)], 0
+        else:
+            checks, recomputed = _check(file, report, opened, listener, None if output_only else (samples, seed))
+        file.raise_if_changed()
+    return Verification(output=output, checks=tuple(checks), samples=recomputed, seed=seed)
+
+
+def _check(
+    file: FileSource, report: Report, opened: ExitStack, listener: Listener, sampled: tuple[int, int] | None
+) -> tuple[list[Check], int]:
+    """Make every check; return them, and how many pieces were recomputed."""
+    (average,) = report.averages
+    found, refused = _open_output(file.path, opened)
+    inputs = open_inputs(report, file, opened, listener) if sampled is not None else []
+    count = Counted("hashing", file.size() + sum(one.hashed_bytes for one in inputs), listener)
+    checks = [
+        _check_report(file, report, average),
+        _check_size(file, average),
+        _check_digest(file, average, count),
+        _check_tensors(found, average.tensors) if found else _failed("tensors", refused),
+        *(check_input(number, one, count) for number, one in enumerate(inputs, start=1)),
+    ]
+    if sampled is None:
+        return checks, 0
+    if found is None:
+        return [*checks, _failed("samples", "nothing was recomputed: the output cannot be read")], 0
+    result: Sampled = check_samples(found, report, inputs, *sampled, listener=listener)
+    for one in inputs:
+        if one.checkpoint is not None:
+            one.checkpoint.index.source.raise_if_changed()
+    return [*checks, result.check], result.recomputed
+
+
+def _failed(name: str, message: str) -> Check:
+    return Check(name=name, ok=False, message=message)
+
+
+def _load_report(path: Path) -> Report:
+    """Return the report of one output, well formed.
+
+    Raises:
+        NothingMatched: there is none.
+        InputRefused: it cannot be read, or is not such a report.
+
+    """
+    with FileSource(path) as source:
+        if source.size() > _LARGEST_REPORT_BYTES:
+            raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
+        raw = source.read(0, source.size())
+    try:
+        report = from_json(raw.decode("utf-8"))
+        fault = find_fault(report)
+    except (ValueError, RecursionError) as error:
+        raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
+    if fault is not None:
+        raise InputRefused(f"{quoted(str(path))} is not a report that can be relied on: {fault}")
+    return report
+
+
+def _open_output(path: Path, opened: ExitStack) -> tuple[Checkpoint | None, str]:
+    """Return the output as a checkpoint, under the names that it has; else why it cannot be read."""
+    try:
+        found = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")
+    except InputRefused as refused:
+        return None, refused.message
+    opened.callback(found.index.source.close)
+    return found, ""
+
+
+def _check_report(file: FileSource, report: Report, average: Average) -> Check:
+    """Pass a report that could be read; a file that was renamed together with it is still the same file."""
+    name = Path(average.output.path).name
+    renamed = "" if name == file.path.name else f", written as {quoted(name)}"
+    message = f"{quoted(report_path(file.path).name)} tells of {plural(len(report.inputs), 'input')}{renamed}"
+    return Check(name="report", ok=True, message=message)
+
+
+def _check_size(file: FileSource, average: Average) -> Check:
+    if file.size() == average.output.bytes:
+        return Check(name="size", ok=True, message=plural(file.size(), "byte"))
+    return _failed("size", f"{plural(file.size(), 'byte')}, but {average.output.bytes:,} were written")
+
+
+def _check_digest(file: FileSource, average: Average, count: Counted) -> Check:
+    digest = sha256_of(file, count.add)
+    if digest == average.output.sha256:
+        return Check(name="sha256", ok=True, message=digest)
+    return _failed("sha256", f"{digest}, but {quoted(average.output.sha256)} was written")
+
+
+def _check_tensors(found: Checkpoint, told: tuple[Tensor, ...]) -> Check:
+    """Compare names, types and shapes with those of the report."""
+    here = {layout.name: _layout(layout) for layout in found.index.layouts}
+    there = {tensor.name: (tensor.dtype, tensor.shape) for tensor in told}
+    differences = [f"{quoted(name)} is missing" for name in there if name not in here]
+    differences += [f"{quoted(name)} is not in the report" for name in here if name not in there]
+    differences += [
+        f"{quoted(name)} is {_words(here[name])}, not {_words(expected)}"
+        for name, expected in there.items()
+        if name in here and here[name] != expected
+    ]
+    if differences:
+        return _failed("tensors", shortlist(differences, most=_MOST_DIFFERENCES))
+    return Check(name="tensors", ok=True, message=plural(len(here), "tensor"))
+
+
+def _layout(layout: TensorLayout) -> tuple[str, tuple[int, ...]]:
+    return layout.dtype.name, layout.shape
+
+
+def _words(what: tuple[str, tuple[int, ...]]) -> str:
+    dtype, shape = what
+    return safe_text(f"{dtype} {shape}")
+
+
+def verification_document(found: Verification) -> dict[str, object]:
+    """Return what ``ema-avg verify --json`` prints."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "output": str(found.output),
+        "ok": found.ok,
+        "checks": [dataclasses.asdict(check) for check in found.checks],
+        "samples": found.samples,
+        "seed": found.seed,
+    }
