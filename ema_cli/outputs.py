@@ -11,7 +11,7 @@ from ema_cli import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.methods import Method
-from ema_cli.naming import RUN_FIELDS, fill_output_name
+from ema_cli.naming import RUN_FIELDS, fill_output_name, fill_run
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
 from ema_cli.storage.extents import TensorLayout
@@ -52,11 +52,19 @@ def output_path(method: Method, options: Options) -> Path:
     """
     if options.output is None:  # a plan alone: a name that tells the averages apart
         return Path(f"{method.label.replace(' ', '_')}.safetensors")
-    name = fill_output_name(str(options.output), method.name_fields())
-    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in name), None)
-    if stray is not None:
-        raise UsageError(f"the output {quoted(name)}: only ema-avg batch has a {{{stray}}}", hint="name it without")
-    return Path(name)
+    return Path(fill_output_name(_with_run(str(options.output), options), method.name_fields()))
+
+
+def _with_run(template: str, options: Options) -> str:
+    """Fill in the run, where one folder was named: what a batch has for each of its jobs."""
+    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in template), None)
+    if stray is None:
+        return template
+    run = options.paths[0]
+    if len(options.paths) > 1 or not Path(run).is_dir():
+        message = f"the output {quoted(template)}: {{{stray}}} is that of one run folder, and other things were named"
+        raise UsageError(message, hint="name the folder of a run; or the output without")
+    return fill_run(template, run, Path(run).absolute().name)
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:

@@ -208,7 +208,7 @@ def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
         (["run/ckpt_100.pt", "other.pt", "--decay", "0.9"], 3, "not checkpoints of one model"),
         (["run", "--decay", "1"], 2, "not in [0, 1)"),
         (["run", "--decay", "0.9", "--half-life", "3"], 2, "same thing"),
-        (["run", "--decay", "0.9", "--report", "page.html"], 2, "no report format"),
+        (["run", "--decay", "0.9", "--report", "page.pdf"], 2, "no report format"),
         (["run", "--decay", "0.9", "--device", "tpu"], 2, "--device"),
         (["run", "--decay", "0.9", "--key", "nothing"], 2, "--key"),
         (["run", "--decay", "0.9", "--steps", "1,2"], 2, "--steps"),

@@ -269,7 +269,7 @@ def test_the_command_line(tmp_path: Path, ema_avg: Run) -> None:
     write(tmp_path / "b.safetensors", {**states[1], "new": torch.zeros(1)})
     same = ema_avg("diff", "a.pt", "a.pt")
     assert (same.returncode, same.stdout) == (0, "equal  a.pt  a.pt  4 tensors\n")
-    done = ema_avg("diff", "a.pt", "b.safetensors")
+    done = ema_avg("diff", "a.pt", "b.safetensors", COLUMNS="120")
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("different: 3 of 4 common tensors, 1 only in b; max |a-b| ")
     assert done.stdout.count("\n") == 1

@@ -266,7 +266,7 @@ def test_contradicting_options_are_refused_before_anything_is_read(options: dict
     [
         ({"decay": 0.5, "output": "h{half_life}.safetensors"}, r"ema 0.5 has no \{half_life\}"),
         ({"method": "uniform", "output": "ema_{decay}.safetensors"}, r"uniform has no \{decay\}"),
-        ({"decay": 0.5, "output": "{run}.safetensors"}, r"only ema-avg batch has a \{run\}"),
+        ({"decay": 0.5, "output": "{run}.safetensors"}, r"\{run\} is that of one run folder"),
         ({"decay": [0.5, 0.5 + 1e-15], "output": "ema_{decay}.safetensors"}, "several averages would be written to"),
     ],
 )
