@@ -1,4 +1,4 @@
-"""Measure ema-avg: speed, many small tensors, peak memory, start-up. Both sides of every ratio come from one run.
+"""Measure ema-avg: speed, small tensors, memory, geometry, start-up. Both sides of every ratio come from one run.
 
     python scripts/bench.py --folder /scratch        # 8 x 0.5 GB; needs 10 GB of disk
     python scripts/bench.py --quick --only speed
@@ -285,6 +285,28 @@ def _memory(settings: _Settings) -> _Rows:
         yield label, *peaks, *([] if compare else [""])
 
 
+def _geometry(settings: _Settings) -> _Rows:
+    """Measure what the geometry of the report costs the fold."""
+    yield "checkpoints, warm", "fold: none", "fold: sample", "cost", "fold: full", "cost"
+    elements = settings.model_bytes // 4 // 40
+    some = _Series(settings.checkpoints, 40, elements)
+    for series in (
+        some,
+        some._replace(dtype=torch.bfloat16, elements=elements * 2),
+        some._replace(tensors=settings.many, elements=settings.model_bytes // 4 // settings.many),
+    ):
+        with _on_disk(series, settings) as paths:
+            jobs = {
+                mode: _Job([*_ours(paths, settings), "--geometry", mode], paths) for mode in ("none", "sample", "full")
+            }
+            none, sample, full = (found.fold_seconds for found in _in_turn(jobs, settings).values())
+        yield (
+            f"{series.checkpoints} x {_size(series.data_bytes())} {_name(series.dtype)}, {series.tensors:,} tensors",
+            *(f"{none:.3f} s", f"{sample:.3f} s", f"{sample / none - 1:+.1%}"),
+            *(f"{full:.3f} s", f"{full / none - 1:+.0%}"),
+        )
+
+
 def _startup(settings: _Settings) -> _Rows:
     """Measure what a run costs that has next to nothing to do."""
     ten, fifty = _Series(10, 20, 12_500), _Series(50, 20, 100)
@@ -329,7 +351,13 @@ def _machine(folder: Path) -> str:
 
 
 def _main() -> None:
-    parts = {"speed": _speed, "tensors": _tensors, "memory": _memory, "startup": _startup}
+    parts = {
+        "speed": _speed,
+        "tensors": _tensors,
+        "memory": _memory,
+        "geometry": _geometry,
+        "startup": _startup,
+    }
     parser = argparse.ArgumentParser(description="Measure ema-avg.")
     parser.add_argument("--folder", type=Path, help="for the checkpoints, on the disk to measure [a temporary folder]")
     parser.add_argument("--rounds", type=int, help="runs of each command [5]")

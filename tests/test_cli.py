@@ -286,8 +286,9 @@ def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     for step in range(6):
         save_file({"w": torch.full((40_000_000,), float(step))}, tmp_path / "run" / f"s_{step}.safetensors")
     (tmp_path / "ema.safetensors").write_bytes(b"the old one")
+    slowly = ["--threads", "1", "--sha256"]  # long enough to be interrupted
     process = subprocess.Popen(
-        [sys.executable, "-m", "ema_cli", "run", "--decay", "0.5", "-o", "ema.safetensors", "--force"],
+        [sys.executable, "-m", "ema_cli", "run", "--decay", "0.5", "-o", "ema.safetensors", "--force", *slowly],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
