@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -371,7 +374,7 @@ def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
         (["runs", "--decay", "0.5", "-o", "{name}.pt"], 2, "as safetensors"),
         (["runs", "--decay", "0.5", "--decay", "0.6"], 2, "{decay}"),
         (["runs", "--decay", "0.5", "-o", "{name}_{sigma_rel}.safetensors"], 2, "has no {sigma_rel}"),
-        (["runs", "--decay", "0.5", "--index", "index.html"], 2, "no index format"),
+        (["runs", "--decay", "0.5", "--index", "index.pdf"], 2, "no index format"),
         (["runs", "--decay", "0.5", "--index", "no/index.json"], 5, "mkdir -p no"),
         (["runs", "--decay", "0.5", "--index", "foreign.json"], 5, "not an index"),
         (["runs", "--decay", "0.5", "--report", "all.json"], 2, "would both write"),
@@ -520,3 +523,24 @@ def test_a_batch_imports_no_torch(runs: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(runs)], check=False).returncode == 0
+
+
+def test_the_index_may_be_a_page(runs: Path, ema_avg: Run) -> None:
+    """A row for each run, with links to its reports that lead there, whatever the run is called."""
+    (runs / "r1" / "ckpt_200.pt").write_bytes(b"broken")
+    evil = runs / 'a"><script>&?#'
+    shutil.copytree(runs / "r0", evil)
+    (runs.parent / "pages").mkdir()
+    done = ema_avg("batch", "runs", "--decay", "0.5", "--report", "{run}/run.html", "--index", "pages/runs.html")
+    assert done.returncode in (0, 9), done.stderr
+    page = (runs.parent / "pages" / "runs.html").read_text()
+    assert "<script" not in page
+    links = re.findall(r'href="([^"]+)"', page)
+    assert len(links) >= 4
+    for link in links:
+        assert link.startswith("./")
+        assert (runs.parent / "pages" / unquote(link)).is_file()
+    assert ema_avg("batch", "runs", "--decay", "0.5", "--report", "{run}/run.html", "--index", "pages/runs.html")
+    (runs.parent / "pages" / "mine.html").write_text("mine")
+    refused = ema_avg("batch", "runs", "--decay", "0.5", "--index", "pages/mine.html")
+    assert refused.returncode == 5

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.report.model import Command, Tool
+from ema_cli.report.render import is_page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +67,21 @@ def to_json(index: BatchIndex) -> str:
     return json.dumps(dataclasses.asdict(index), indent=1, allow_nan=False) + "\n"
 
 
-WRITERS: dict[str, Callable[[BatchIndex], str]] = {".json": to_json}
+def to_html(index: BatchIndex) -> str:
+    """Return the index as one HTML page."""
+    from ema_cli.report import batch_html  # noqa: PLC0415 - jinja2 takes a moment
+
+    return batch_html.to_html(index)
+
+
+WRITERS: dict[str, Callable[[BatchIndex], str]] = {".json": to_json, ".html": to_html}
 """How an index is written, by the suffix of its file; a new format is one more function here."""
 
 
 def is_index(path: Path) -> bool:
     """Whether a file is an index that may be overwritten by a newer one."""
+    if path.suffix == ".html":
+        return is_page(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return isinstance(document["jobs"], list) and document["tool"]["name"] == "ema-avg"

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ema_cli.report import svg, tables, words
 from ema_cli.report.model import Average, Geometry, Report, Tensor
+from ema_cli.report.templates import fill
 from ema_cli.text import percent, plural, safe_text
 
 _TEMPLATE = "page.html.j2"
@@ -27,11 +26,8 @@ _TENSOR_COLUMNS = (0, 3, 4)
 
 def to_html(report: Report) -> str:
     """Return the page, below 300 kB for 50 checkpoints of 1,000 tensors."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
-    )
-    template = environment.get_template(_TEMPLATE)
-    return template.render(
+    return fill(
+        _TEMPLATE,
         title=_title(report),
         report=report,
         averages=[_average_view(report, average) for average in report.averages],

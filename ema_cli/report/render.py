@@ -31,8 +31,16 @@ def is_report(path: Path) -> bool:
         if path.suffix == ".json":
             from_json(path.read_text(encoding="utf-8"))
             return True
+    except (OSError, ValueError):
+        return False
+    return is_page(path)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is HTML or Markdown of this program, by the mark at its beginning."""
+    try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-    except (OSError, ValueError):
+    except OSError:
         return False
     return head.startswith(b"<!-- ema-avg report -->") or b'<meta name="generator" content="ema-avg ' in head
