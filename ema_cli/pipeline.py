@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from ema_cli.discover import Found, close_all, discover
 from ema_cli.errors import StrictWarnings, UsageError
 from ema_cli.events import Counted, Listener, Planned, Progress, Warned, ignore
+from ema_cli.findings import TensorStatistics
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
 from ema_cli.planning import make_plan
-from ema_cli.records import Action, Notice, Plan, Series, TensorStatistics
+from ema_cli.records import Action, Notice, Plan, Series
 from ema_cli.report.model import Report
 from ema_cli.storage.digest import sha256_of
 from ema_cli.text import plural, quoted, shortlist

@@ -1,8 +1,8 @@
 """The records that travel through the program: the legend of the data flow. Frozen, and free of I/O.
 
-    Checkpoint -> (ordered) -> Weighting -> Plan -> (folded) -> TensorStatistics -> Report
+    Checkpoint -> (ordered) -> Weighting -> Plan -> (folded) -> findings -> Report
 
-The report's own records are in ``ema_cli.report.model``.
+What a fold finds is in ``ema_cli.findings``; the report's own records are in ``ema_cli.report.model``.
 """
 
 from __future__ import annotations
@@ -258,55 +258,6 @@ class Plan:
     def write_bytes(self) -> int:
         """Bytes of all outputs together."""
         return sum(len(output.header) + self.data_bytes for output in self.outputs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorStatistics:
-    """How an average differs from the last checkpoint, from the float64 values before rounding.
-
-    ``None`` where undefined: a copied tensor, a tensor that is not finite, the drift from a zero tensor, the cosine of
-    a zero tensor or of two whose norms are further apart than float64 can tell.
-    """
-
-    norm: float | None
-    """Euclidean norm of the average."""
-    drift: float | None
-    """``||average - last|| / ||last||``."""
-    cosine: float | None
-    """``cos(average, last)``."""
-    spread: float | None = None
-    """``sum_i w_i ||theta_i - average||^2``, of the elements that the geometry is measured on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunGeometry:
-    """Where the checkpoints of a run, and its averages, lie to each other; see ``ema_cli.fold.path``."""
-
-    inputs: tuple[int, ...]
-    """The positions of the inputs that this is about: those that were read."""
-    pairwise_distance: tuple[tuple[float, ...], ...]
-    """``||theta_i - theta_j||``."""
-    average_distance: tuple[tuple[float, ...] | None, ...]
-    """Per average, its distance from each of the inputs; ``None`` where weights do not sum to one."""
-    path_2d: tuple[tuple[float, ...], ...]
-    """The inputs in the plane of most variance (principal components)."""
-    averages_2d: tuple[tuple[float, float] | None, ...]
-    """The averages in that plane."""
-    explained: tuple[float, float]
-    """The part of the variance that each axis of the plane explains."""
-    step_cosines: tuple[float | None, ...]
-    """Cosine between each step from one input to the next and the step after it."""
-    sampled_fraction: float
-    """The part of all elements that this was measured on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldOutcome:
-    """What a fold leaves behind, beside the tensors."""
-
-    statistics: tuple[tuple[TensorStatistics, ...], ...]
-    """Per average and tensor."""
-    geometry: RunGeometry | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

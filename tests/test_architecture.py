@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "ema_cli"
 
 # Each layer may import itself and the layers above its line, never those below.
 LAYERS = (
-    {"", "errors", "dtypes", "text", "naming", "timeline"},
+    {"", "errors", "dtypes", "text", "naming", "timeline", "findings"},
     {"methods", "storage"},
     {"records", "weight_options"},
     {"events", "options"},

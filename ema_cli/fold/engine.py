@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ema_cli.findings import FoldOutcome
 from ema_cli.fold.checks import LARGEST, refuse_nonfinite, refuse_overflow
 from ema_cli.fold.decode import Bytes, Float64, components, decode
 from ema_cli.fold.geometry import Geometry, make_geometry
@@ -22,7 +23,7 @@ from ema_cli.fold.rounding import round_to
 from ema_cli.fold.schedule import Block, Schedule
 from ema_cli.fold.statistics import Statistics, add_spreads, dot
 from ema_cli.options import GeometryMode
-from ema_cli.records import Action, FoldOutcome, Plan
+from ema_cli.records import Action, Plan
 from ema_cli.storage.extents import Extent
 from ema_cli.storage.gather import read_elements
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ema_cli.findings import RunGeometry
 from ema_cli.fold.decode import Float64
 from ema_cli.fold.geometry import Geometry
-from ema_cli.records import RunGeometry
 
 _DIMENSIONS = 2
 _ROUNDING = 1e-9

@@ -14,9 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from ema_cli.findings import TensorStatistics
 from ema_cli.fold.decode import Float64
 from ema_cli.fold.schedule import Block, block_count
-from ema_cli.records import Plan, TensorStatistics
+from ema_cli.records import Plan
 
 UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
 _ROW = 8192

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli import __version__
+from ema_cli.findings import FoldOutcome, RunGeometry, TensorStatistics
 from ema_cli.options import Options
-from ema_cli.records import Action, FoldOutcome, Notice, Plan, PlannedOutput, RunGeometry, Series, TensorStatistics
+from ema_cli.records import Action, Notice, Plan, PlannedOutput, Series
 from ema_cli.report import model
 from ema_cli.weights.diagnostics import diagnose
 
