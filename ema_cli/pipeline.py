@@ -87,17 +87,19 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     from ema_cli.uptodate import find_earlier  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415 - planning alone needs none of this
 
-    def check(plan: Plan) -> None:
-        check_places(plan, options)
-        find_earlier(plan, options)
-        lane_maker(resolve_device(options.device), plan)
+    earlier: Report | None = None
 
-    started = time.monotonic()
-    with planned(options, listener, check=check) as plan, ExitStack() as locks:
-        fail_if_strict(plan.notices, options)
-        for output in plan.outputs:
+    def check(plan: Plan) -> None:
+        nonlocal earlier
+        check_places(plan, options)
+        lane_maker(resolve_device(options.device), plan)
+        for output in plan.outputs:  # what lies there is judged under its lock: another run may be half way through
             locks.enter_context(output_lock(output.path))
         earlier = find_earlier(plan, options)
+
+    started = time.monotonic()
+    with ExitStack() as locks, planned(options, listener, check=check) as plan:
+        fail_if_strict(plan.notices, options)
         if earlier is not None:
             _write_reports(earlier, options)
             return Outcome(report=earlier, up_to_date=True)
