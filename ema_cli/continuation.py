@@ -16,6 +16,7 @@ from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import name_depth, name_of, natural_key
 from ema_cli.options import Options
+from ema_cli.outputs import output_path
 from ema_cli.records import (
     Checkpoint,
     Continuation,
@@ -92,8 +93,10 @@ def nothing_new(earlier: Earlier, late: Sequence[str] = ()) -> NothingNew:
 
 def _in_place(earlier: Earlier, options: Options) -> bool:
     """Whether the earlier output is the one to write: then it may turn out to be up to date."""
-    output = options.output
-    return output is not None and output.exists() and output.samefile(earlier.checkpoint.path)
+    if options.output is None:
+        return False
+    output = output_path(earlier.method, options)
+    return output.exists() and output.samefile(earlier.checkpoint.path)
 
 
 def _factors(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:

@@ -13,6 +13,8 @@ class TensorStatistics:
     a zero tensor or of two whose norms are further apart than float64 can tell.
     """
 
+    finite: bool = True
+    """Whether all of its numbers are; a norm can be too large where they are not."""
     norm: float | None
     """Euclidean norm of the average."""
     drift: float | None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import fill_run
+from ema_cli.naming import fill_run, run_name
 from ema_cli.options import Options
 from ema_cli.outputs import output_path
 from ema_cli.text import quoted
@@ -26,16 +26,15 @@ class Job:
 
 def make_job(options: Options, run: str) -> Job:
     """Return the job of a run: ``{run}`` and ``{name}`` in its paths are filled in."""
-    name = Path(os.path.abspath(run)).name  # noqa: PTH100 - ".." is taken off, and links are not followed
 
     def fill(path: Path) -> Path:
-        return Path(fill_run(str(path), run, name))
+        return Path(fill_run(str(path), run, run_name(run)))
 
     return Job(
         run=run,
         options=replace(
             options,
-            output=fill(options.output) if options.output else None,
+            run=run,
             reports=tuple(map(fill, options.reports)),
             continue_from=fill(options.continue_from) if options.continue_from else None,
         ),
@@ -75,7 +74,8 @@ def _written(options: Options) -> Iterator[Path]:
 
 def _outputs(options: Options) -> list[Path]:
     if options.output is None or options.continue_from is not None:  # the method is known when that file is read
-        return [options.output] if options.output else []
+        run = options.run or ""
+        return [Path(fill_run(str(options.output), run, run_name(run)))] if options.output else []
     return [output_path(method, options) for method in options.expand()]
 
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _DIGITS = re.compile(r"(\d+)")
 _STEP_WORD = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
@@ -153,15 +154,23 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
 
     Args:
-        template: the name; a field without a value is left as it is.
+        template: the name; a field without a value is left as it is. What is filled in is not filled again.
         values: by field; ``None`` where an average has no such parameter.
 
     """
-    for field in fields_in(template):
-        value = values.get(field)
-        if value is not None:
-            template = template.replace(f"{{{field}}}", f"{value:.12g}" if isinstance(value, float) else str(value))
-    return template
+
+    def fill(found: re.Match[str]) -> str:
+        value = values.get(found.group(1))
+        if value is None:
+            return found.group()
+        return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+    return re.sub(r"\{(\w+)\}", fill, template)
+
+
+def run_name(run: str) -> str:
+    """Return the name of a run folder: ``..`` is taken off, and links are not followed."""
+    return Path(os.path.abspath(run)).name  # noqa: PTH100 - resolve() would follow links
 
 
 def fill_run(template: str, run: str, name: str) -> str:

@@ -77,6 +77,8 @@ class Options(WeightOptions):
     allow_nonfinite: bool = False
     """Fold NaN and infinity instead of refusing them."""
 
+    run: str | None = None
+    """The folder that ``{run}`` and ``{name}`` in the output mean; ``None`` for the one folder in ``paths``."""
     output: Path | None = None
     """Where the average goes; ``{decay}``, ``{method}`` and the like in it tell several averages apart."""
     reports: tuple[Path, ...] = ()

@@ -11,7 +11,7 @@ from ema_cli import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.methods import Method
-from ema_cli.naming import RUN_FIELDS, fill_output_name, fill_run
+from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
 from ema_cli.storage.extents import TensorLayout
@@ -52,19 +52,19 @@ def output_path(method: Method, options: Options) -> Path:
     """
     if options.output is None:  # a plan alone: a name that tells the averages apart
         return Path(f"{method.label.replace(' ', '_')}.safetensors")
-    return Path(fill_output_name(_with_run(str(options.output), options), method.name_fields()))
+    return Path(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
 
 
-def _with_run(template: str, options: Options) -> str:
-    """Fill in the run, where one folder was named: what a batch has for each of its jobs."""
-    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in template), None)
+def _run_fields(options: Options) -> dict[str, object]:
+    """Return what the run is called, where the output's name has a field for it: a batch says, else the one folder."""
+    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in str(options.output)), None)
     if stray is None:
-        return template
-    run = options.paths[0]
-    if len(options.paths) > 1 or not Path(run).is_dir():
-        message = f"the output {quoted(template)}: {{{stray}}} is that of one run folder, and other things were named"
-        raise UsageError(message, hint="name the folder of a run; or the output without")
-    return fill_run(template, run, Path(run).absolute().name)
+        return {}
+    run = options.paths[0] if options.run is None else options.run
+    if options.run is None and (len(options.paths) > 1 or not Path(run).is_dir()):
+        message = f"the output {quoted(str(options.output))}: {{{stray}}} is that of one run folder, and "
+        raise UsageError(message + "other things were named", hint="name the folder of a run; or the output without")
+    return {"run": run, "name": run_name(run)}
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:

@@ -139,7 +139,7 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
         fail_if_strict(notices, options)
         measured = Measured(
             folded=folded,
-            output_sha256=[file.sha256 for file in files],
+            written=[(file.sha256, file.modified_ns) for file in files],
             input_sha256=digests,
             bytes_read=plan.read_bytes,
             seconds=time.monotonic() - started,
@@ -157,12 +157,13 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
 def _write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
     """Write the report of each output beside it, and the whole report wherever it was asked for."""
     from ema_cli.report.render import render_report  # noqa: PLC0415
+    from ema_cli.report.several import of_one  # noqa: PLC0415
     from ema_cli.uptodate import report_path  # noqa: PLC0415
     from ema_cli.write.publish import write_atomically  # noqa: PLC0415
 
     if beside is not None:
-        for output, average in zip(beside.outputs, report.averages, strict=True):
-            write_atomically(report_path(output.path), render_report(replace(report, averages=(average,)), ".json"))
+        for k, output in enumerate(beside.outputs):
+            write_atomically(report_path(output.path), render_report(of_one(report, k), ".json"))
     for path in options.reports:
         write_atomically(path, render_report(report, path.suffix))
 
@@ -192,7 +193,7 @@ def _check_average(plan: Plan, statistics: Sequence[Sequence[TensorStatistics]],
     names = [
         quoted(tensor.name)
         for position, tensor in enumerate(plan.tensors)
-        if tensor.action is Action.AVERAGED and any(found[position].norm is None for found in statistics)
+        if tensor.action is Action.AVERAGED and not all(found[position].finite for found in statistics)
     ]
     if not names:
         return []

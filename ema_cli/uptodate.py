@@ -10,8 +10,10 @@ from ema_cli.errors import NothingNew, OutputError
 from ema_cli.naming import report_name
 from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput
-from ema_cli.report.model import Report
+from ema_cli.report.model import Output, Report
 from ema_cli.report.serialize import from_json
+from ema_cli.report.several import together
+from ema_cli.report.soundness import find_fault
 from ema_cli.text import quoted, shortlist
 
 
@@ -32,9 +34,7 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     if options.force:
         return None
     if len(reports) == len(found):
-        return dataclasses.replace(
-            reports[0], averages=tuple(average for report in reports for average in report.averages)
-        )
+        return together(reports)
     in_the_way = [
         f"{quoted(str(output.path))} exists: {reason}"
         for output, reason in zip(plan.outputs, found, strict=True)
@@ -75,9 +75,10 @@ def report_path(output: Path) -> Path:
 def read_report(output: Path) -> Report | None:
     """Return the report beside an output, ``None`` if there is none that can be read."""
     try:
-        return from_json(report_path(output).read_text(encoding="utf-8"))
+        report = from_json(report_path(output).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return report if find_fault(report) is None else None
 
 
 def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
@@ -104,7 +105,7 @@ def _changed(output: PlannedOutput, plan: Plan, report: Report, options: Options
         return "its report has no exact distances, which --geometry full asks for"
     if not _has_header(output, plan):
         return "it was made with other options, or by another version"
-    if not _is_as_written(output.path, report.averages[0].output.sha256):
+    if not _is_as_written(output.path, report.averages[0].output):
         return "it was changed after it was written"
     return ""
 
@@ -125,12 +126,12 @@ def _has_header(output: PlannedOutput, plan: Plan) -> bool:
         return False
 
 
-def _is_as_written(path: Path, sha256: str) -> bool:
-    """Whether an output has the digest of its report. One that is older than the report was not touched since."""
+def _is_as_written(path: Path, written: Output) -> bool:
+    """Whether an output was not touched since it was written or, if it was, still has the digest of its report."""
     try:
-        if path.stat().st_mtime_ns <= report_path(path).stat().st_mtime_ns:
+        if path.stat().st_mtime_ns == written.modified_ns:
             return True
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            return hashlib.file_digest(file, "sha256").hexdigest() == written.sha256
     except OSError:
         return False

@@ -20,7 +20,7 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError, Verificatio
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.evidence import check_input, open_inputs
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.options import DEFAULT_SAMPLES
+from ema_cli.options import DEFAULT_SAMPLES, OUR_METADATA
 from ema_cli.records import Check, Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
 from ema_cli.report.serialize import from_json
@@ -125,6 +125,7 @@ def _check(
         _check_size(file, average),
         _check_digest(file, average, count),
         _check_tensors(found, average.tensors) if found else _failed("tensors", refused),
+        *([_check_method(found, report, average)] if found else []),
         *(check_input(number, one, count) for number, one in enumerate(inputs, start=1)),
     ]
     if sampled is None:
@@ -193,6 +194,23 @@ def _check_digest(file: FileSource, average: Average, count: Counted) -> Check:
     if digest == average.output.sha256:
         return Check(name="sha256", ok=True, message=digest)
     return _failed("sha256", f"{digest}, but {quoted(average.output.sha256)} was written")
+
+
+def _check_method(found: Checkpoint, report: Report, average: Average) -> Check:
+    """Compare what the report says of the average with what the file itself says."""
+    told: dict[str, object] = dict(dataclasses.asdict(average.method))
+    told["method"] = told.pop("name")
+    told["last_step"] = report.inputs[-1].step if report.inputs else None
+    told["checkpoints"] = len(average.diagnostics.implied_lr)
+    own = {key: found.metadata.get(f"{OUR_METADATA}{key}") for key in told}
+    wrong = [
+        f"{key} {quoted(str(value))}, but the file says {quoted(own[key] or 'nothing')}"
+        for key, value in told.items()
+        if (None if value is None else str(value)) != own[key] and not (key == "last_step" and own[key] is None)
+    ]
+    if wrong:
+        return _failed("method", shortlist(wrong, most=_MOST_DIFFERENCES))
+    return Check(name="method", ok=True, message=f"{average.method.name}, as the file says itself")
 
 
 def _check_tensors(found: Checkpoint, told: tuple[Tensor, ...]) -> Check:

@@ -23,6 +23,7 @@ from ema_cli.batch import BatchEvent, JobEnded, JobStarted, Status, run_batch
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.jobs import Job, check_jobs, make_job
 from ema_cli.options import Options
+from ema_cli.outputs import output_path
 from ema_cli.pipeline import run_average
 from ema_cli.report.batch_index import WRITERS, is_index
 from ema_cli.runs import find_runs
@@ -202,10 +203,25 @@ def test_run_and_name_are_filled_in_once(tmp_path: Path) -> None:
     made = job(
         Path("a/{name}"), "{run}/{name}.safetensors", reports=(Path("{name}.json"),), continue_from=Path("{run}/e.st")
     )
-    assert made.options.output == Path("a/{name}/{name}.safetensors")
     assert made.options.reports == (Path("{name}.json"),)
     assert made.options.continue_from == Path("a/{name}/e.st")
-    assert job(tmp_path / "x" / "..", "{name}.safetensors").options.output == Path(f"{tmp_path.name}.safetensors")
+    for run, template, path in (
+        (Path("a/{name}"), "{run}/{name}.safetensors", "a/{name}/{name}.safetensors"),
+        (Path("x{decay}"), "{run}/e_{decay}.safetensors", "x{decay}/e_0.5.safetensors"),
+        (Path("{run}"), "{run}/e.safetensors", "{run}/e.safetensors"),
+        (tmp_path / "x" / "..", "{name}.safetensors", f"{tmp_path.name}.safetensors"),
+    ):
+        options = job(run, template).options
+        assert [output_path(method, options) for method in options.expand()] == [Path(path)]
+
+
+def test_a_folder_that_is_called_like_a_field_keeps_its_average(tmp_path: Path, ema_avg: Run) -> None:
+    """``x{decay}`` is a name like any other: nothing is written into ``x0.5``."""
+    write_series(tmp_path / "runs" / "x{decay}", random_states(2))
+    (tmp_path / "runs" / "x0.5").mkdir()
+    assert ema_avg("batch", "runs", "--decay", "0.5", "-q").returncode == 0
+    assert (tmp_path / "runs" / "x{decay}" / "ema.safetensors").exists()
+    assert list((tmp_path / "runs" / "x0.5").iterdir()) == []
 
 
 def test_jobs_that_would_write_one_file_are_refused(tmp_path: Path) -> None:

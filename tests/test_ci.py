@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def obeyed(log: str) -> list[str]:
 def test_github_gets_annotations_summary_and_outputs(run_folder: Path, tmp_path: Path, ema_avg: Run) -> None:
     """One annotation per warning; Markdown in the summary; path, sha256, report and count as outputs."""
     summary, outputs = tmp_path / "summary.md", tmp_path / "outputs.txt"
-    summary.write_text("before\n")
+    summary.write_text("before")
+    outputs.write_text("a=b")
     variables = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs)}
     done = ema_avg(run_folder, "--decay", "0.999", "-o", "ema.safetensors", **variables)
     assert done.returncode == 0
@@ -64,6 +66,7 @@ def test_github_gets_annotations_summary_and_outputs(run_folder: Path, tmp_path:
     ]
     assert all(command.startswith("::warning ") for command in commands)
     assert summary.read_text().startswith("before\n<!-- ema-avg report -->")
+    assert outputs.read_text().startswith("a=b\npath<<")
     assert "counts as 1.0 of them" in summary.read_text()
     values = dict(re.findall(r"^(\w+)<<(?:\w+)\n(.*?)\nema_avg_", outputs.read_text(), re.MULTILINE | re.DOTALL))
     assert values["path"] == "ema.safetensors"
@@ -79,6 +82,7 @@ def test_github_is_told_of_errors(ema_avg: Run) -> None:
         assert command.startswith("::error title=ema-avg::")
     done = ema_avg("missing.pt", "--decay", "0.5", "-o", "e.safetensors", "--json", GITHUB_ACTIONS="true")
     assert done.stdout.startswith("{")
+    assert len(obeyed(done.stderr)) == 1
 
 
 def test_names_are_not_obeyed(tmp_path: Path, ema_avg: Run) -> None:
@@ -120,3 +124,19 @@ def test_a_summary_that_cannot_be_written_is_told(run_folder: Path, tmp_path: Pa
     )  # fmt: skip
     assert (done.returncode, "GITHUB_STEP_SUMMARY" in done.stderr) == (5, True)
     assert (tmp_path / "e.safetensors").exists()
+    done = ema_avg(
+        run_folder, "--decay", "0.5", "-o", "e.safetensors", "--json",
+        GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(tmp_path / "no" / "summary"),
+    )  # fmt: skip
+    assert json.loads(done.stdout)["error"]["exit_code"] == 5
+
+
+def test_failed_runs_of_a_batch_are_annotated(run_folder: Path, tmp_path: Path, ema_avg: Run) -> None:
+    """One annotation for each run that failed."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "ckpt_1.pt").write_bytes(b"broken")
+    done = ema_avg("batch", run_folder, "bad", "--decay", "0.5", GITHUB_ACTIONS="true")
+    assert done.returncode == 9
+    (command,) = obeyed(done.stderr)
+    assert command.startswith("::error title=ema-avg::")
+    assert "bad" in command

@@ -331,3 +331,15 @@ def test_the_table_is_cut_and_cannot_be_forged(tmp_path: Path, ema_avg: Run) -> 
     assert "t09" not in short
     assert "\x1b" not in short
     assert "t09" in ema_avg("diff", "a.safetensors", "b.safetensors", "-v").stderr
+
+
+@pytest.mark.parametrize("exponent", [-300, -165, -162, -161, 160, 300])
+def test_numbers_whose_squares_leave_float64_are_undefined(exponent: int, tmp_path: Path, ema_avg: Run) -> None:
+    """No distance of zero and no cosine of one where something differs: null, and the verdict stands."""
+    for name, values in (("a", (2.0, 3.0)), ("b", (1.5, 3.0))):
+        write(tmp_path / f"{name}.pt", {"w": torch.tensor(values, dtype=torch.float64) * 10.0**exponent})
+    done = ema_avg("diff", "a.pt", "b.pt", "--json")
+    (tensor,) = json.loads(done.stdout)["tensors"]
+    assert done.returncode == 1
+    assert (tensor["relative_l2"], tensor["cosine"]) == (None, None)
+    assert tensor["max_abs"] == pytest.approx(0.5 * 10.0**exponent)

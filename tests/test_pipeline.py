@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from ema_cli.api import make_options
 from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarnings, UsageError
 from ema_cli.events import Event, Opening, Planned, Progress, Warned
 from ema_cli.pipeline import Outcome, run_average
+from ema_cli.report.serialize import from_json
+from ema_cli.report.soundness import find_fault
 from tests.series import State, load, open_files, random_states, same_bits, write_series
 
 Paths = list[Path]
@@ -286,3 +290,74 @@ def test_the_package_offers_its_functions_lazily() -> None:
     assert {"EmaAvgError", "average", "plan", "inspect", "__version__"} == set(ema_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'fold_it'"):
         ema_cli.fold_it  # noqa: B018
+
+
+def test_a_large_norm_is_no_overflow(tmp_path: Path) -> None:
+    """Squares can leave float64 where the numbers do not: nothing is warned of, and the statistics are undefined."""
+    states = [{"w": torch.full((4,), 1e200 * i, dtype=torch.float64)} for i in range(1, 5)]
+    outcome = run(write_series(tmp_path / "run", states), tmp_path / "e.safetensors", strict=True)
+    assert outcome.report.warnings == ()
+    assert outcome.report.averages[0].tensors[0].norm is None
+    assert load(tmp_path / "e.safetensors")["w"][0] == 3.125e200
+
+
+def test_a_touched_output_is_read_before_it_is_believed(paths: Paths, output: Path) -> None:
+    """A changed byte is noticed, whatever the times of the files say; a copy with the same bytes is up to date."""
+    run(paths, output)
+    raw = output.read_bytes()
+    output.write_bytes(raw)
+    assert run(paths, output).up_to_date
+    output.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    (output.parent / "ema.report.json").touch()
+    with pytest.raises(OutputError, match="was changed after it was written"):
+        run(paths, output)
+
+
+def test_each_report_has_the_geometry_of_its_average(paths: Paths, tmp_path: Path) -> None:
+    """The report beside an output is whole; together they are that of the run."""
+    template = tmp_path / "ema_{decay}.safetensors"
+    whole = run(paths, template, decay=[0.5, 0.9]).report
+    again = run(paths, template, decay=[0.5, 0.9]).report
+    assert again == whole
+    one = from_json((tmp_path / "ema_0.9.report.json").read_text())
+    assert one.geometry is not None
+    assert whole.geometry is not None
+    assert one.geometry.averages_2d == whole.geometry.averages_2d[1:]
+    assert find_fault(one) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("averages", 0, "diagnostics", "implied_lr"), [1.0]),
+        (("averages", 0, "diagnostics", "mean_age"), math.nan),
+        (("averages", 0, "tensors", 0, "drift"), math.inf),
+        (("averages", 0, "output", "sha256"), None),
+        (("geometry", "path_2d"), [[0, 0]]),
+        (("geometry", "path_2d"), [[0]] * 3),
+        (("geometry", "inputs"), [0, 1, 77]),
+        (("geometry", "explained"), [1, 2, 3]),
+        (("geometry", "averages_2d"), []),
+        (("geometry", "pairwise_distance"), []),
+        (("summary", "throughput_bytes_per_second"), math.nan),
+        (("schema_version",), "9.0"),
+        (("inputs",), []),
+        (("averages",), []),
+    ],
+    ids=str,
+)
+def test_a_report_that_is_not_sound_is_none(
+    place: tuple[Any, ...], value: object, paths: Paths, output: Path, tmp_path: Path
+) -> None:
+    """Whatever stands beside an output, the answer is one sentence, and no page is made of it."""
+    run(paths, output)
+    beside = tmp_path / "ema.report.json"
+    document = json.loads(beside.read_text())
+    inner = document
+    for step in place[:-1]:
+        inner = inner[step]
+    inner[place[-1]] = value
+    beside.write_text(json.dumps(document))
+    with pytest.raises(OutputError, match="there is no report beside it|exists and is not a report of ema-avg"):
+        run(paths, output, reports=[tmp_path / "x.html", tmp_path / "x.md"])
+    assert not (tmp_path / "x.html").exists()

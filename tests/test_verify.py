@@ -29,7 +29,7 @@ from tests.conftest import Run
 from tests.makers import fifo
 from tests.series import FORMATS, data_section, load, open_files, random_states, write_series
 
-CHECKS = ["report", "size", "sha256", "tensors", "input 1", "input 2", "input 3", "samples"]
+CHECKS = ["report", "size", "sha256", "tensors", "method", "input 1", "input 2", "input 3", "samples"]
 
 
 def states(count: int = 3, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
@@ -556,3 +556,18 @@ def test_a_hostile_report_is_no_bug(run_folder: Path, ema_avg: Run) -> None:
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr
     assert "\n::error::" not in done.stderr
+
+
+@pytest.mark.parametrize("change", [{"decay": 0.9}, {"name": "uniform"}, {"per": "step"}, {"init": "debias"}])
+def test_a_report_of_another_method_fails(change: dict[str, object], tmp_path: Path) -> None:
+    """The file says itself how it was made."""
+    paths = write_series(tmp_path / "run", states())
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(paths, decay=0.5, output=output)
+    beside = tmp_path / "ema.report.json"
+    document = json.loads(beside.read_text())
+    document["averages"][0]["method"] |= change
+    beside.write_text(json.dumps(document))
+    failed = verify(output).failures
+    assert [check.name for check in failed] == ["method"]
+    assert "but the file says" in failed[0].message

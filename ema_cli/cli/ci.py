@@ -6,6 +6,7 @@ as one is switched off around our own annotations (``::stop-commands::``), and t
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -102,8 +103,9 @@ def publish(report: Report, environment: Mapping[str, str]) -> None:
 
 def _append(path: Path, text: str, variable: str) -> None:
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with path.open("ab+") as file:
+            unfinished = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write(b"\n" * unfinished + text.encode(errors="backslashreplace"))
     except OSError as error:
         raise OutputError(
             f"the average is written, but the file that {variable} names is not: {error.strerror}", hint="--ci none"

@@ -37,11 +37,11 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
                     progress.show(event)
 
         outcome = run_average(options, listen, argv)
+    if console.style.service == "github":
+        ci.publish(outcome.report, os.environ)
     if console.style.json:
         console.document(dataclasses.asdict(outcome.report))
     render.outcome(outcome, options, console)
-    if console.style.service == "github":
-        ci.publish(outcome.report, os.environ)
 
 
 def plan(options: Options, console: Console) -> None:

@@ -88,12 +88,15 @@ class Console:
 
     def error(self, error: EmaAvgError, code: int) -> None:
         """Show why the run failed: on stderr, or as the JSON document on stdout."""
+        self._annotate(error)
         if self.style.json:
             failure = {"exit_code": int(code), "message": error.message, "hint": error.hint}
             self.document({"schema_version": SCHEMA_VERSION, "error": failure})
             return
         self._labelled("error", error.message, "red")
         self._hint(error.hint)
+
+    def _annotate(self, error: EmaAvgError) -> None:
         if self.style.service == "github":
             self._raw(ci.command(ci.error_annotation(error)))
 
@@ -120,6 +123,7 @@ class Console:
 
     def failure(self, message: str, hint: str = "") -> None:
         """Say on stderr what failed while the run goes on; standard output is left to the result."""
+        self._annotate(EmaAvgError(message, hint=hint))
         self._labelled("failed", message, "red")
         self._hint(hint)
 

@@ -23,6 +23,8 @@ from ema_cli.storage.gather import read_elements
 
 _BLOCK_ELEMENTS = 1 << 16
 _LARGEST_ITEM_BYTES = 8
+_LEAST_SQUARE = 1e-280
+"""A sum of squares below it is not relied on."""
 _WHOLE = (Kind.INTEGER, Kind.BOOL)
 
 
@@ -58,16 +60,22 @@ class Sums:
 
     @property
     def relative_l2(self) -> float | None:
-        """``||a - b|| / ||b||``, ``None`` where b is zero or one of them is not finite."""
-        if not self.squared_b > 0:
+        """``||a - b|| / ||b||``, ``None`` where b is zero, or where squares leave the range of float64."""
+        if not self.squared_b > 0 or self._vanishes(self.squared_b, self.squared_difference):
             return None
         ratio = math.sqrt(self.squared_difference) / math.sqrt(self.squared_b)
         return ratio if math.isfinite(ratio) and math.isfinite(self.squared_b) else None
 
+    def _vanishes(self, *squares: float) -> bool:
+        """Whether numbers are so small that their squares have lost digits, or all of them."""
+        return self.largest > 0 and any(square < _LEAST_SQUARE for square in squares)
+
     @property
     def cosine(self) -> float | None:
-        """``<a, b> / ||a|| ||b||``, ``None`` where a or b is zero or not finite."""
+        """``<a, b> / ||a|| ||b||``, ``None`` where a or b is zero, or where squares leave the range of float64."""
         norms = math.sqrt(self.squared_a) * math.sqrt(self.squared_b)
+        if self._vanishes(self.squared_a, self.squared_b, self.squared_difference):
+            return None
         if not (norms > 0 and math.isfinite(norms) and math.isfinite(self.product)):
             return None
         if self.squared_difference == 0:

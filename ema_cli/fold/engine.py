@@ -185,8 +185,8 @@ class _Worker:
         """Check, round and write one average; return |average|^2 and |average - last|^2."""
         tensor = self._run.plan.tensors[block.number]
         squared = dot(total, total)
-        if not np.isfinite(squared) and not self._run.allow_nonfinite:
-            self._refuse_nonfinite(block, total)
+        if not np.isfinite(squared) and not np.isfinite(total).all():  # a square can overflow where the number does not
+            self._meet_nonfinite(k, block)
         rounded = round_to(total, tensor.dtype)
         if self._may_overflow(k, tensor.dtype.name):
             refuse_overflow(tensor, total, rounded)
@@ -194,10 +194,10 @@ class _Worker:
         difference = np.subtract(total, last, out=self._scratch[: len(total)])
         return squared, dot(difference, difference)
 
-    def _refuse_nonfinite(self, block: Block, total: Float64) -> None:
-        """A square can overflow where the number does not, so look before refusing."""
-        if not np.isfinite(total).all():
+    def _meet_nonfinite(self, k: int, block: Block) -> None:
+        if not self._run.allow_nonfinite:
             refuse_nonfinite(self._run.plan, block, self._extents, self._lane)
+        self._run.statistics.note_nonfinite(k, block)
 
     def _may_overflow(self, k: int, output: str) -> bool:
         """An average lies between its inputs, so only a type narrower than one of theirs can be too small.

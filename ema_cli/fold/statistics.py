@@ -41,6 +41,7 @@ class Statistics:
         self._plan = plan
         self._averages = len(plan.outputs)
         self._open: dict[int, tuple[list[array[float]], int]] = {}
+        self._nonfinite: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         self.by_average: list[list[TensorStatistics]] = [[UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
 
@@ -55,7 +56,13 @@ class Statistics:
             if missing == 1:
                 del self._open[block.number]
                 for k, values_of_blocks in enumerate(parts):
-                    self.by_average[k][block.number] = _describe(values_of_blocks)
+                    finite = (k, block.number) not in self._nonfinite
+                    self.by_average[k][block.number] = replace(_describe(values_of_blocks), finite=finite)
+
+    def note_nonfinite(self, k: int, block: Block) -> None:
+        """Note that average k of a tensor holds NaN or infinity. Call it before ``add`` for the block."""
+        with self._lock:
+            self._nonfinite.add((k, block.number))
 
     def _empty(self, blocks: int) -> list[array[float]]:
         return [array("d", bytes(8 * _SUMS * blocks)) for _ in range(self._averages)]

@@ -23,7 +23,8 @@ class Measured:
     """What only the run itself knows."""
 
     folded: FoldOutcome
-    output_sha256: Sequence[str]
+    written: Sequence[tuple[str, int]]
+    """Digest of each output, and the time of its last modification in nanoseconds."""
     input_sha256: Sequence[str | None]
     bytes_read: int
     seconds: float
@@ -41,9 +42,9 @@ def build_report(
         command=model.Command(argv=tuple(argv), options=_plain_options(options)),
         inputs=_inputs(plan, measured),
         averages=tuple(
-            _average(plan, output, options, statistics, digest)
-            for output, statistics, digest in zip(
-                plan.outputs, measured.folded.statistics, measured.output_sha256, strict=True
+            _average(plan, output, options, statistics, written)
+            for output, statistics, written in zip(
+                plan.outputs, measured.folded.statistics, measured.written, strict=True
             )
         ),
         geometry=_geometry(measured.folded.geometry),
@@ -112,7 +113,11 @@ def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
 
 
 def _average(
-    plan: Plan, output: PlannedOutput, options: Options, statistics: Sequence[TensorStatistics], digest: str
+    plan: Plan,
+    output: PlannedOutput,
+    options: Options,
+    statistics: Sequence[TensorStatistics],
+    written: tuple[str, int],
 ) -> model.Average:
     return model.Average(
         method=model.MethodUsed(**output.weighting.method.plain()),
@@ -135,7 +140,8 @@ def _average(
         output=model.Output(
             path=str(output.path),
             bytes=len(output.header) + plan.data_bytes,
-            sha256=digest,
+            sha256=written[0],
+            modified_ns=written[1],
             dtype=options.dtype,
         ),
         continued=describe_continuation(plan.series, output),

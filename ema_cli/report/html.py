@@ -19,6 +19,8 @@ from ema_cli.text import percent, plural, safe_text
 _TEMPLATE = "page.html.j2"
 _MOST_TENSORS = 1500
 """Rows of the large table; the rest is in the JSON report."""
+_MOST_AVERAGES = 12
+"""In full; the others stand in the comparison alone."""
 _EXTREMES = 6
 _TENSOR_COLUMNS = (0, 3, 4)
 """Name, drift and cosine: what the short tables show."""
@@ -30,7 +32,7 @@ def to_html(report: Report) -> str:
         _TEMPLATE,
         title=_title(report),
         report=report,
-        averages=[_average_view(report, average) for average in report.averages],
+        averages=[_average_view(report, average) for average in report.averages[:_MOST_AVERAGES]],
         warnings=[
             {"code": w.code, "message": safe_text(w.message, limit=600), "hint": safe_text(w.hint, limit=600)}
             for w in report.warnings

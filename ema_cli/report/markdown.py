@@ -16,12 +16,16 @@ from ema_cli.text import percent, safe_text
 
 MARK = "<!-- ema-avg report -->"
 """The first line: by it a later run knows the file as its own."""
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$:-]|(?<=www)\.)")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@&#8203;"}
+"""The invisible space keeps an @ from being a mention after all else was read."""
 _BAR_WIDTH = 20
 _MOST_INPUTS = 60
 _MOST_TENSORS = 25
-_LONGEST_TEXT = 600
+_MOST_AVERAGES = 8
+"""In full; the others stand in the comparison alone."""
+_MOST_COMPARED = 200
+_LONGEST_TEXT = 300
 
 
 def to_markdown(report: Report) -> str:
@@ -32,29 +36,29 @@ def to_markdown(report: Report) -> str:
 def escaped(text: str) -> str:
     """Return text that Markdown shows as it is."""
     safe = safe_text(text, limit=_LONGEST_TEXT)
-    return _SPECIAL.sub(r"\\\1", "".join(_ENTITIES.get(character, character) for character in safe))
+    return "".join(_ENTITIES.get(character, character) for character in _SPECIAL.sub(r"\\\1", safe))
 
 
 def _in_html(text: str) -> str:
     """Return text for the inside of an HTML element, where Markdown does not look."""
-    return html.escape(safe_text(text, limit=_LONGEST_TEXT)).replace("@", "&#64;")
+    return html.escape(safe_text(text, limit=_LONGEST_TEXT)).replace("@", "@&#8203;").replace(":", "&#58;")
 
 
 def _lines(report: Report) -> Iterator[str]:
     several = len(report.averages) > 1
     yield f"## ema-avg: {escaped(tables.label(report.averages[0]))}" + (" and others" if several else "")
-    for average in report.averages:
+    for average in report.averages[:_MOST_AVERAGES]:
         yield from ("", f"**{escaped(tables.label(average))}**" if several else "", *_sentences(report, average))
     for warning in report.warnings:
         hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
         yield from ("", f"> **Warning** {escaped(warning.message)} (`{warning.code}`).{hint}")
     if several:
-        yield from ("", *_table(tables.COMPARISON_TITLES, tables.comparison_rows(report)))
-    for average in report.averages:
+        yield from ("", *_table(tables.COMPARISON_TITLES, tables.comparison_rows(report)[:_MOST_COMPARED]))
+    for average in report.averages[:_MOST_AVERAGES]:
         yield from _average_lines(report, average)
     if report.geometry is not None:
         yield from ("", f"{words.movement(report.geometry)} Distances {words.measured_on(report.geometry)}.".strip())
-    yield from ("", *_table(("file", "size", "sha256"), tables.output_rows(report)))
+    yield from ("", *_table(("file", "size", "sha256"), tables.output_rows(report)[:_MOST_COMPARED]))
     yield from ("", "; ".join(f"{name} {value}" for name, value in tables.timing_rows(report)) + ".")
     command = tables.command_line(report.command.argv)
     if command:

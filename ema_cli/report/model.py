@@ -131,6 +131,8 @@ class Output:
     sha256: str
     dtype: str
     """The element type asked for: ``same`` or a torch name."""
+    modified_ns: int | None = None
+    """Time of the last modification when it was written: by it an untouched file is known without reading it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

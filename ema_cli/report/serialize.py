@@ -26,11 +26,16 @@ def from_json(text: str) -> Report:
 
     """
     try:
-        made = _build(Report, json.loads(text))
+        made = _build(Report, json.loads(text, parse_constant=_refuse_constant))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a report") from error
     assert isinstance(made, Report)  # noqa: S101 - for the type checker
     return made
+
+
+def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - json asks for it
+    """NaN and infinity are not JSON, and stand in no report."""
+    raise ValueError(name)
 
 
 def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of the records

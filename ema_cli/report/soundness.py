@@ -15,7 +15,7 @@ from typing import Any
 
 from ema_cli.dtypes import BY_NAME
 from ema_cli.records import Action, Role
-from ema_cli.report.model import Average, Report
+from ema_cli.report.model import SCHEMA_VERSION, Average, Geometry, Report
 from ema_cli.text import quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
@@ -76,13 +76,38 @@ def _contradictions(report: Report) -> Iterator[str]:
             yield f"inputs[{number}].bytes is {known.bytes:,}"
         if known.role not in set(Role):
             yield f"inputs[{number}].role is {quoted(known.role)}"
+    if report.schema_version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        yield f"its schema is {quoted(report.schema_version)}"
     for average in report.averages:
         yield from _of_average(average, len(report.inputs))
+    if report.geometry is not None:
+        yield from _of_geometry(report.geometry, len(report.inputs), len(report.averages))
+
+
+def _of_geometry(found: Geometry, inputs: int, averages: int) -> Iterator[str]:
+    """Yield lists of a length that they cannot have."""
+    count = len(found.inputs)
+    lengths = [
+        (len(found.pairwise_distance), count),
+        *((len(row), count) for row in found.pairwise_distance),
+        (len(found.path_2d), count),
+        *((len(place), 2) for place in (*found.path_2d, found.explained)),
+        (len(found.averages_2d), averages),
+        *((len(place), 2) for place in found.averages_2d if place is not None),
+        (len(found.average_distance), averages),
+    ]
+    if count < 2 or any(length != right for length, right in lengths):  # noqa: PLR2004 - one has no distances
+        yield "the geometry is not that of its inputs"
+    if not all(0 <= number < inputs for number in found.inputs):
+        yield "the geometry is about inputs that there are not"
 
 
 def _of_average(average: Average, inputs: int) -> Iterator[str]:
     if len(average.weights) != inputs:
         yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
+    rates = len(average.diagnostics.implied_lr)
+    if rates != (inputs if average.continued is None else len(average.continued.shares)):
+        yield f"it has {rates:,} factors of the learning rate for {inputs:,} inputs"
     if not any(average.weights):
         yield "no weight is other than zero"
     if average.output.bytes < 0:

@@ -27,6 +27,7 @@ class OutputFile:
         self.path = path
         self.size = len(header) + data_bytes
         self.sha256 = ""
+        self.modified_ns = 0
         """Digest of what was read back; known after ``finish``."""
         self._header = header
         self._temp = temporary_name(path)
@@ -75,6 +76,7 @@ class OutputFile:
         try:
             self.sha256 = self._settler.finish(self.size)
             os.fsync(self._fd)
+            self.modified_ns = os.fstat(self._fd).st_mtime_ns
             _check_with_library(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
