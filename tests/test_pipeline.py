@@ -358,6 +358,6 @@ def test_a_report_that_is_not_sound_is_none(
         inner = inner[step]
     inner[place[-1]] = value
     beside.write_text(json.dumps(document))
-    with pytest.raises(OutputError, match="there is no report beside it|exists and is not a report of ema-avg"):
+    with pytest.raises(OutputError, match=r"there is no report beside it|exists and is not a report of ema-avg"):
         run(paths, output, reports=[tmp_path / "x.html", tmp_path / "x.md"])
     assert not (tmp_path / "x.html").exists()
