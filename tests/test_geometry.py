@@ -15,6 +15,7 @@ import ema_cli
 from ema_cli.api import make_options
 from ema_cli.fold.geometry import SampledGeometry
 from ema_cli.pipeline import planned
+from ema_cli.report.html import to_html
 from ema_cli.report.model import Geometry, Report
 from tests.series import State, random_states, to_numpy, write_series
 
@@ -185,6 +186,27 @@ def test_weights_that_do_not_sum_to_one_have_no_place(tmp_path: Path) -> None:
     found = geometry_of(average(tmp_path, walk(2), weights=(1, 1), normalize=False))
     assert (found.average_distance, found.averages_2d) == ((None,), (None,))
     assert found.pairwise_distance[0][1] > 0
+
+
+def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
+    """More than 128 would fill the report with distances: some at even distances are told, the averages are of all."""
+    states = [{"w": torch.tensor([float(i), float(i % 3)])} for i in range(300)]
+    for mode in ("sample", "full"):
+        report = average(tmp_path, states, method="uniform", geometry=mode)
+        found = geometry_of(report)
+        assert len(found.inputs) == 128
+        assert (found.inputs[0], found.inputs[-1]) == (0, 299)
+        rows = matrix(states)
+        placed = rows[list(found.inputs)]
+        np.testing.assert_allclose(
+            found.average_distance[0],  # type: ignore[arg-type]
+            np.linalg.norm(placed - rows.mean(axis=0), axis=1),
+            rtol=1e-6,
+        )
+        np.testing.assert_allclose(
+            found.pairwise_distance, np.linalg.norm(placed[:, None] - placed[None], axis=2), rtol=1e-6, atol=1e-9
+        )
+        assert len(to_html(report)) < 300_000
 
 
 def test_equal_checkpoints_lie_in_one_point(tmp_path: Path) -> None:

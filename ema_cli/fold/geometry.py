@@ -26,6 +26,8 @@ _SAMPLE_BYTES = 8_000_000
 """Of all numbers in the sample together, unless there are more tensors than that."""
 _MOST_TAKEN = 1 << 14
 """Elements of the sample, per checkpoint."""
+_MOST_PLACED = 128
+"""Checkpoints whose distances are told: of more, these many at even distances, the first and the last among them."""
 _SEED = 0
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -53,6 +55,9 @@ class Geometry(ABC):
         """Per tensor, whether it takes part: averaged, not empty, and not the same as an earlier one."""
         shares = np.array([output.weighting.weights for output in plan.outputs])
         self.weights: Float64 = shares[:, plan.used]  # (averages, checkpoints read)
+        count = len(plan.used)
+        self.placed: Indices = np.unique(np.linspace(0, count - 1, min(count, _MOST_PLACED)).round().astype(np.int64))
+        """The checkpoints, counted among those read, whose places are told."""
         self.spreads = np.zeros((len(plan.outputs), len(plan.tensors)))
         """``sum_i w_i ||theta_i - average||^2`` per average and tensor."""
 
@@ -67,7 +72,11 @@ class Geometry(ABC):
 
     @abstractmethod
     def gram(self) -> Float64:
-        """Return ``<theta_i - last, theta_j - last>`` of the checkpoints read, in fold order."""
+        """Return the inner products of the placed checkpoints, then of the averages, measured from the last."""
+
+    def points(self, from_last: Float64) -> Float64:
+        """Return the rows of the placed checkpoints and of the averages, given those of all checkpoints read."""
+        return np.concatenate((from_last[self.placed], self.weights @ from_last))
 
 
 def make_geometry(mode: GeometryMode, plan: Plan) -> Geometry | None:
@@ -131,14 +140,15 @@ class SampledGeometry(Geometry):
         sample -= sample[-1].copy()
         there = [number for number, taken in enumerate(self._taken) if taken]
         if not there:
-            return np.zeros((len(sample), len(sample)))
+            return np.zeros((len(self.placed) + len(self.weights),) * 2)
         scales = [(self._sizes[number] / self._taken[number]) ** 0.5 for number in there]
         sample *= np.repeat(scales, [self._taken[number] * self._widths[number] for number in there])
         starts = [self._starts[number] for number in there]
         squares = np.add.reduceat(sample * sample, starts, axis=1)  # per checkpoint and tensor
         of_average = np.add.reduceat((self.weights @ sample) ** 2, starts, axis=1)
         self.spreads[:, there] = np.maximum(self.weights @ squares - of_average, 0)
-        return np.asarray(sample @ sample.T)
+        points = self.points(sample)
+        return np.asarray(points @ points.T)
 
 
 def _share_out(plan: Plan, looked_at: list[bool]) -> list[int]:
@@ -189,7 +199,8 @@ class FullGeometry(Geometry):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self._gram = np.zeros((len(plan.used), len(plan.used)))
+        self._gram = np.zeros((len(self.placed) + len(self.weights),) * 2)
+        self._rows = len(plan.used)
         self._lock = threading.Lock()
 
     @property
@@ -201,11 +212,12 @@ class FullGeometry(Geometry):
         """Return what holds the block of every checkpoint."""
         if not self.looked_at[block.number] or not count:
             return None
-        return _Whole(self, block.number, np.empty((len(self._gram), count)))
+        return _Whole(self, block.number, np.empty((self._rows, count)))
 
     def add(self, number: int, from_last: Float64) -> None:
         """Add one block of a tensor."""
-        products, spreads = from_last @ from_last.T, spread(from_last, self.weights)
+        points, spreads = self.points(from_last), spread(from_last, self.weights)
+        products = points @ points.T
         with self._lock:
             self._gram += products
             self.spreads[:, number] += spreads

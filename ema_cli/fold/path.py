@@ -1,7 +1,7 @@
 """From inner products to what they say of a run: distances, the path in a plane, how it turned.
 
-Input -> output: the Gram matrix of N checkpoints measured from the last, and the weights of K averages -> a record of
-plain numbers. An average is a combination of the checkpoints, so its place follows from the same matrix.
+Input -> output: the Gram matrix of N checkpoints and K averages, measured from the last checkpoint -> a record of plain
+numbers.
 """
 
 from __future__ import annotations
@@ -31,15 +31,24 @@ def describe_run(geometry: Geometry, used: tuple[int, ...]) -> RunGeometry | Non
         gram = geometry.gram()
     if not np.isfinite(gram).all():
         return None
-    weights = [w if abs(w.sum() - 1) < _ROUNDING else None for w in geometry.weights]
-    path, averages, explained = _plane(gram, weights)
-    steps = gram[1:, 1:] - gram[1:, :-1] - gram[:-1, 1:] + gram[:-1, :-1]  # <d_i, d_j> of d_i = theta_(i+1) - theta_i
+    count = len(geometry.placed)
+    own = gram[:count, :count]
+    averaged = [abs(w.sum() - 1) < _ROUNDING for w in geometry.weights]
+    distances = _distances(gram)
+    path, averages, explained = _plane(gram, count)
+    steps = own[1:, 1:] - own[1:, :-1] - own[:-1, 1:] + own[:-1, :-1]  # <d_i, d_j> of d_i = theta_(i+1) - theta_i
     return RunGeometry(
-        inputs=used,
-        pairwise_distance=_rows(_distances(gram)),
-        average_distance=tuple(None if w is None else _to_checkpoints(gram, w) for w in weights),
+        inputs=tuple(used[i] for i in geometry.placed.tolist()),
+        pairwise_distance=_rows(distances[:count, :count]),
+        average_distance=tuple(
+            tuple(row.tolist()) if is_average else None
+            for row, is_average in zip(distances[count:, :count], averaged, strict=True)
+        ),
         path_2d=_rows(path),
-        averages_2d=tuple(None if place is None else (place[0], place[1]) for place in averages),
+        averages_2d=tuple(
+            (place[0], place[1]) if is_average else None
+            for place, is_average in zip(averages.tolist(), averaged, strict=True)
+        ),
         explained=explained,
         step_cosines=_cosines(steps),
         sampled_fraction=geometry.sampled_fraction,
@@ -58,32 +67,26 @@ def _distances(gram: Float64) -> Float64:
     return between
 
 
-def _to_checkpoints(gram: Float64, weights: Float64) -> tuple[float, ...]:
-    """Return the distance of an average from each checkpoint."""
-    squares = np.diag(gram) - 2 * gram @ weights + weights @ gram @ weights
-    return tuple(np.sqrt(np.maximum(squares, 0)).tolist())
-
-
-def _plane(
-    gram: Float64, weights: list[Float64 | None]
-) -> tuple[Float64, list[list[float] | None], tuple[float, float]]:
+def _plane(gram: Float64, count: int) -> tuple[Float64, Float64, tuple[float, float]]:
     """Return checkpoints and averages in the plane of most variance, and the part of it that each axis explains.
 
-    Principal components by way of the centred Gram matrix J G J; the first axis points from the first checkpoint to
-    the last, the second to the checkpoint furthest along it.
+    Principal components of the first ``count`` points, by way of their Gram matrix with its centre in their mean; the
+    averages are projected. The first axis points from the first checkpoint to the last, the second to the one
+    furthest along it.
     """
-    centre = np.eye(len(gram)) - 1 / len(gram)
-    centred = centre @ gram @ centre
-    values, vectors = np.linalg.eigh((centred + centred.T) / 2)
+    means = gram[:, :count].mean(axis=1)
+    centred = gram[:, :count] - means[:, None] - means[None, :count] + means[:count].mean()
+    own = centred[:count]
+    values, vectors = np.linalg.eigh((own + own.T) / 2)
     values, vectors = values[::-1][:_DIMENSIONS], vectors[:, ::-1][:, :_DIMENSIONS]
-    values = np.where(values > _NOTHING * max(values[0], 0), values, 0)
-    path = vectors * np.sqrt(values)
-    whole = max(float(np.trace(centred)), 0.0)
+    there = values > _NOTHING * max(values[0], 0)
+    lengths = np.sqrt(np.where(there, values, 0))
+    places = np.where(there, centred @ vectors / np.where(there, lengths, 1), 0)
+    path = places[:count]
     signs = np.array([_sign(path[-1, 0] - path[0, 0]), _sign(path[np.abs(path[:, 1]).argmax(), 1])])
-    path *= signs
-    averages = [None if w is None else (w @ path).tolist() for w in weights]
-    parts = values / whole if whole > 0 else values
-    return path, averages, (float(parts[0]), float(parts[1]))
+    whole = max(float(np.trace(own)), 0.0)
+    parts = lengths**2 / whole if whole > 0 else lengths
+    return path * signs, places[count:] * signs, (float(parts[0]), float(parts[1]))
 
 
 def _sign(value: float) -> float:

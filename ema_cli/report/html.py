@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -16,11 +17,13 @@ from ema_cli.report.model import Average, Geometry, Report, Tensor
 from ema_cli.report.templates import fill
 from ema_cli.text import percent, plural, safe_text
 
+Row = TypeVar("Row")
 _TEMPLATE = "page.html.j2"
 _MOST_TENSORS = 1500
 """Rows of the large table; the rest is in the JSON report."""
 _MOST_AVERAGES = 12
 """In full; the others stand in the comparison alone."""
+_MOST_INPUTS = 400
 _EXTREMES = 6
 _TENSOR_COLUMNS = (0, 3, 4)
 """Name, drift and cosine: what the short tables show."""
@@ -42,7 +45,7 @@ def to_html(report: Report) -> str:
         tensor_titles=[tables.TENSOR_TITLES[column] for column in _TENSOR_COLUMNS],
         all_tensor_titles=tables.TENSOR_TITLES,
         input_titles=tables.INPUT_TITLES,
-        inputs=tables.input_rows(report),
+        inputs=_cut(tables.input_rows(report), ["…", *[""] * 5]),
         outputs=tables.output_rows(report),
         timing=tables.timing_rows(report),
         geometry=_geometry_view(report, report.geometry) if report.geometry is not None else None,
@@ -87,7 +90,7 @@ def _average_view(report: Report, average: Average) -> _AverageView:
         rebuilt=words.reconstruction(average.method, average.diagnostics),
         continued=_continued(average),
         facts=tables.facts(report, average),
-        shares=tables.share_rows(report, average),
+        shares=_cut(tables.share_rows(report, average), tables.GAP),
         rate_chart=_rate_chart(report, average),
         strip=_strip(average) if drifts else None,
         least=percent(drifts[0].drift or 0) if drifts else "",
@@ -98,6 +101,12 @@ def _average_view(report: Report, average: Average) -> _AverageView:
         tensors=[tables.tensor_row(tensor) for tensor in average.tensors[:_MOST_TENSORS]],
         more=f"{left:,} more are in the JSON report." if left > 0 else "",
     )
+
+
+def _cut(rows: list[Row], gap: Row) -> list[Row]:
+    """Leave out the middle of a long list; the JSON report has all of it."""
+    half = _MOST_INPUTS // 2
+    return rows if len(rows) <= _MOST_INPUTS else [*rows[:half], gap, *rows[-half:]]
 
 
 def _short_rows(drifts: Sequence[Tensor]) -> list[list[str]]:

@@ -153,7 +153,7 @@ class Geometry:
     """Where the checkpoints and the averages lie to each other."""
 
     inputs: tuple[int, ...]
-    """The positions of the inputs that this is about: those that were read."""
+    """The positions of the inputs that this is about: those that were read, of more than 128 some at even distances."""
     pairwise_distance: tuple[tuple[float, ...], ...]
     """``||theta_i - theta_j||`` of those inputs."""
     average_distance: tuple[tuple[float, ...] | None, ...]

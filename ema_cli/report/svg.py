@@ -13,6 +13,10 @@ WIDTH, HEIGHT = 440, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 30
 _LEVELS = 8
 _STRIP_HEIGHT = 34
+_MOST_DOTS = 200
+"""On a staircase; of more the line alone is drawn."""
+_MOST_SQUARES = 64
+"""Along a side of a heat map; of more, these many at even distances."""
 
 Point = tuple[float, float]
 
@@ -32,7 +36,8 @@ def steps_chart(xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_lab
     corners = [f"M{across(xs[0]):.1f} {up(ys[0]):.1f}"]
     for x, y in zip(xs[1:], ys[1:], strict=True):
         corners.append(f"V{up(y):.1f}H{across(x):.1f}")
-    dots = "".join(_dot(across(x), up(y), f"{x:,g}: {y:.3g}") for x, y in zip(xs, ys, strict=True))
+    shown = zip(xs, ys, strict=True) if len(xs) <= _MOST_DOTS else ()
+    dots = "".join(_dot(across(x), up(y), f"{x:,g}: {y:.3g}") for x, y in shown)
     axes = _axes((min(xs), max(xs)), (0, max(1.0, *ys)), x_label, y_label)
     return _svg(f'{axes}<path class="line" d="{"".join(corners)}"/>{dots}', f"{y_label} over {x_label}")
 
@@ -55,6 +60,9 @@ def path_chart(
 
 def heat_map(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     """Draw a symmetric matrix as squares, darker for larger numbers; of one level all squares are one path."""
+    picked = [round(k * (len(matrix) - 1) / (_MOST_SQUARES - 1)) for k in range(_MOST_SQUARES)]
+    if len(matrix) > _MOST_SQUARES:
+        matrix, names = [[matrix[i][j] for j in picked] for i in picked], [names[i] for i in picked]
     count = len(matrix)
     side = min(HEIGHT - _TOP - _BOTTOM, WIDTH - _LEFT - _RIGHT) / count
     left = (WIDTH - side * count) / 2

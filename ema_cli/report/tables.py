@@ -29,6 +29,10 @@ class ShareRow:
     implied_lr: str
 
 
+GAP = ShareRow(name="…", step="", share="", width=0, implied_lr="")
+"""Stands for rows that are left out."""
+
+
 def label(average: Average) -> str:
     """Name an average among others: by its file."""
     return safe_text(PurePath(average.output.path).name)
