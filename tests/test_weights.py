@@ -29,7 +29,7 @@ def assert_close(weights: tuple[float, ...], exact: list[Fraction]) -> None:
     """Each weight is within a few roundings of the exact one, and they sum to one."""
     for weight, share in zip(weights, exact, strict=True):
         assert weight >= 0
-        assert abs(Fraction(weight) - share) <= share * Fraction(2) ** -46 + Fraction(2) ** -1070
+        assert abs(Fraction(weight) - share) <= share * Fraction(2) ** -48 + Fraction(2) ** -1070
     assert math.fsum(weights) == pytest.approx(1, abs=1e-15)
 
 
@@ -160,6 +160,19 @@ METHODS = [
         for init in ("first", "debias")
     ),
 ]
+
+
+def test_a_share_halves_after_the_half_life() -> None:
+    """With a half-life of 3 the weight three checkpoints earlier is half as large."""
+    weights = ema(12, Decay.of_half_life(3))
+    for earlier, later in zip(weights[1:], weights[4:], strict=False):
+        assert earlier / later == pytest.approx(0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
+def test_one_checkpoint_has_the_whole_share(method: Method) -> None:
+    """The average of one checkpoint is that checkpoint."""
+    assert solve(method, Timeline.of([7], "step")) == (1.0,)
 
 
 @given(
