@@ -489,7 +489,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: str, runs: Path) -> None:
-    """The first run is done, the large one is interrupted: 128 + n, its output stays, no partial file does."""
+    """The small runs are done, the large one is interrupted: 128 + n, their outputs stay, no partial file does."""
     for step in range(6):
         save_file({"w": torch.full((40_000_000,), float(step))}, write_one(runs / "s" / f"s_{step}.safetensors"))
     process = subprocess.Popen(
@@ -499,10 +499,13 @@ def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: s
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    wait_for(lambda: (runs / "r2" / "ema.report.json").exists() and list((runs / "s").glob(".*.partial")))
+    assert process.stderr is not None
+    told = [process.stderr.readline() for _ in range(3)]
+    wait_for(lambda: list((runs / "s").glob(".*.partial")))
     process.send_signal(number)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 128 + number, talk
+    assert all(" wrote " in line for line in told)
     assert "3 of 4 runs are done" in talk
     assert (runs / "r0" / "ema.safetensors").exists()
     assert not (runs / "s" / "ema.safetensors").exists()
