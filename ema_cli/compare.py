@@ -13,18 +13,19 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from ema_cli.discover import close_all
 from ema_cli.errors import UsageError
 from ema_cli.events import Counted, Listener, Opening, ignore
 from ema_cli.fold.distance import Meter, Sums, comparable
-from ema_cli.formats.open import is_flat, open_checkpoint
+from ema_cli.formats.file import is_flat
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.matching import Chosen, choose_tensors
 from ema_cli.options import Options
 from ema_cli.records import Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.storage.extents import LayoutPool, TensorLayout
+from ema_cli.storage.locations import Location, is_folder, locate, open_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
             differing += sums.differing if sums else 0
             floats += sums if sums and x.dtype.averaged else Sums()
         for checkpoint in (a, b):
-            checkpoint.index.source.raise_if_changed()
+            checkpoint.index.raise_if_changed()
     return Comparison(
         a=a,
         b=b,
@@ -123,10 +124,10 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
 
 def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[Checkpoint]:
     """Open both files; they stay open inside the context."""
-    paths = [Path(path) for path in options.paths]
+    paths = [locate(path) for path in options.paths]
     if len(paths) != 2:  # noqa: PLR2004 - the name of the function
         raise UsageError("two checkpoints are compared", hint="ema-avg diff a.pt b.safetensors")
-    flat = [options.key is not None and is_flat(path) for path in paths]
+    flat = [options.key is not None and _is_flat(path) for path in paths]
     pool = LayoutPool()
     checkpoints, misfits = [], []
     for done, path in enumerate(paths):
@@ -141,8 +142,15 @@ def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[
     return checkpoints
 
 
+def _is_flat(path: Location) -> bool:
+    if is_folder(path):
+        return False
+    with open_source(path) as source:
+        return is_flat(source)
+
+
 def _open(
-    path: Path, key: str | None, strip_prefix: str | None, pool: LayoutPool
+    path: Location, key: str | None, strip_prefix: str | None, pool: LayoutPool
 ) -> tuple[Checkpoint, UsageError | None]:
     """Open a file; one whose names do not have the prefix is opened without, and the error is returned."""
     try:

@@ -30,6 +30,7 @@ from ema_cli.records import (
 )
 from ema_cli.report.model import Input
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import absolute
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.timeline import Timeline
 from ema_cli.uptodate import read_report
@@ -121,7 +122,7 @@ def _sort_out(earlier: Earlier, series: Series, options: Options) -> _Sorted:
     for member in series.members:
         path = member.checkpoint.path
         known = inside.find(member)
-        if member.checkpoint.index.source.identity == earlier.checkpoint.index.source.identity:
+        if member.checkpoint.index.identity == earlier.checkpoint.index.identity:
             found.left_out.append(LeftOut(path=path, reason="the average itself", ours=True))
         elif known is not None:
             found.left_out.append(LeftOut(path=path, reason=f"already in {earlier.where}"))
@@ -151,7 +152,7 @@ class _Inside:
             InputRefused: by its name it is inside, but with another step: the steps are not counted as they were.
 
         """
-        path = str(member.checkpoint.path.absolute())
+        path = absolute(member.checkpoint.path)
         named = next((one for d in self._depths if (one := self._by_name.get(name_of(path, d))) is not None), None)
         if not self._by_step or member.step is None:
             return named
@@ -169,7 +170,7 @@ class _Inside:
 def _is_after(member: OrderedCheckpoint, one: Folded) -> bool:
     if one.step is not None and member.step is not None:
         return member.step.value > one.step
-    path = str(member.checkpoint.path.absolute())
+    path = absolute(member.checkpoint.path)
     return natural_key(name_of(path, name_depth([one.name]))) > natural_key(one.name)
 
 
@@ -251,7 +252,7 @@ def _find_again(earlier: Earlier, neighbours: Sequence[Path], known: Input | Non
         worse = usable if better else found
         usable = found if better else usable
         if worse is not None:
-            worse.index.source.close()
+            worse.index.close()
     if usable is not None:
         return usable
     raise NothingMatched(

@@ -95,7 +95,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
 def close_all(checkpoints: Iterable[Checkpoint]) -> None:
     """Close the files of ``checkpoints``."""
     for checkpoint in checkpoints:
-        checkpoint.index.source.close()
+        checkpoint.index.close()
 
 
 def _expand(name: str, search: _Search) -> Iterator[_Candidate]:
@@ -182,7 +182,7 @@ def _leave_out_copies(search: _Search) -> None:
             search.checkpoints.append(copy)
         else:
             search.left_out.append(LeftOut(path=copy.path, reason=_ALIAS_REASON))
-            copy.index.source.close()
+            copy.index.close()
 
 
 def _raise_faults(faults: list[EmaAvgError]) -> None:
@@ -217,11 +217,11 @@ def _leave_out_repeats(search: _Search) -> None:
     """A file that is named twice is folded once."""
     first: dict[object, Checkpoint] = {}
     for checkpoint in search.checkpoints:
-        known = first.setdefault(checkpoint.index.source.identity, checkpoint)
+        known = first.setdefault(checkpoint.index.identity, checkpoint)
         if known is not checkpoint:
             reason = f"the same file as {quoted(str(known.path))}"
             search.left_out.append(LeftOut(path=checkpoint.path, reason=reason))
-            checkpoint.index.source.close()
+            checkpoint.index.close()
     search.checkpoints = list(first.values())
 
 

@@ -69,7 +69,7 @@ def open_earlier(path: Path, options: Options) -> Earlier:
         _refuse_another_method(earlier, options)
         _refuse_other_options(earlier, options)
     except BaseException:
-        checkpoint.index.source.close()
+        checkpoint.index.close()
         raise
     return earlier
 

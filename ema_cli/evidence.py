@@ -16,7 +16,7 @@ from ema_cli.events import Counted, Listener, Opening
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.records import Check, Checkpoint, Role
 from ema_cli.report.model import Input, Report
-from ema_cli.storage.digest import sha256_of
+from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import FileSource
 from ema_cli.text import plural, quoted
@@ -37,7 +37,7 @@ class FoundInput:
         """How many bytes are read for its digest, where the report has one."""
         if self.checkpoint is None or self.known.sha256 is None:
             return 0
-        return self.checkpoint.index.source.size()
+        return self.checkpoint.index.size()
 
 
 def open_inputs(report: Report, output: FileSource, opened: ExitStack, listener: Listener) -> list[FoundInput]:
@@ -61,7 +61,7 @@ def _find(known: Input, report: Report, output: FileSource, opened: ExitStack, p
     except (InputRefused, NothingMatched, UsageError) as refused:
         return FoundInput(known=known, checkpoint=None, failure=refused.message)
     failure = ""
-    if checkpoint.index.source.identity == output.identity:
+    if output.identity in checkpoint.index.identity:
         failure = f"{quoted(known.path)} is overwritten by this output, so that nothing can be recomputed from it"
     elif known.role == Role.AVERAGE and checkpoint.fingerprint != known.fingerprint:
         failure = f"{quoted(known.path)} is not the earlier average any more, so nothing can be recomputed from it"
@@ -81,7 +81,7 @@ def _open(known: Input, report: Report, folder: Path, opened: ExitStack, pool: L
         except (InputRefused, NothingMatched, UsageError) as failure:
             failures.append(failure)
             continue
-        opened.callback(checkpoint.index.source.close)
+        opened.callback(checkpoint.index.close)
         usable.append(checkpoint)
         if checkpoint.fingerprint == known.fingerprint:
             return checkpoint
@@ -115,15 +115,15 @@ def check_input(number: int, found: FoundInput, count: Counted) -> Check:
 
 
 def _differences(known: Input, checkpoint: Checkpoint, count: Counted) -> Iterator[str]:
-    source = checkpoint.index.source
-    if source.size() != known.bytes:
-        yield f"has {plural(source.size(), 'byte')}, but {known.bytes:,} were averaged"
-    digest = sha256_of(source, count.add) if known.sha256 is not None else None
+    nbytes = checkpoint.index.size()
+    if nbytes != known.bytes:
+        yield f"has {plural(nbytes, 'byte')}, but {known.bytes:,} were averaged"
+    digest = sha256_of_all(checkpoint.index.sources, count.add) if known.sha256 is not None else None
     if digest != known.sha256:
         yield f"has the SHA-256 {digest}, but {quoted(known.sha256 or '')} was averaged"
     then, now = (text.rpartition("-") for text in (known.fingerprint, checkpoint.fingerprint))
     if then[2] != now[2]:
         yield f"has a structure of the digest {now[2]}, but {quoted(then[2])} was averaged"
-    elif then[0] != now[0] and source.size() == known.bytes and known.sha256 is None:
+    elif then[0] != now[0] and nbytes == known.bytes and known.sha256 is None:
         was = quoted(known.fingerprint)
         yield f"was changed or touched since: its fingerprint is {checkpoint.fingerprint}, but {was} was averaged"

@@ -18,6 +18,7 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.naming import NamedStep, name_depth, name_of, natural_key, steps_from_names
 from ema_cli.options import Options
 from ema_cli.records import Checkpoint, Folded, FoundStep, Notice, OrderedCheckpoint, Series
+from ema_cli.storage.locations import absolute
 from ema_cli.text import plural, quoted, shortlist
 
 _BY_HAND = "give the order with --order name or --order given, or the steps with --steps"
@@ -132,7 +133,7 @@ def _named_steps(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) ->
     """Read steps from the paths below the common folder (``checkpoint-500/model.pt``), else from the file names."""
     if inside:
         return _steps_like_those_inside(checkpoints, inside)
-    paths = [os.path.abspath(checkpoint.path) for checkpoint in checkpoints]  # noqa: PTH100 - links stay
+    paths = [absolute(checkpoint.path) for checkpoint in checkpoints]
     common = os.path.commonpath([str(Path(path).parent) for path in paths])
     below = steps_from_names([os.path.relpath(path, common) for path in paths])
     steps = below if all(below) else steps_from_names([Path(path).name for path in paths])
@@ -142,7 +143,7 @@ def _named_steps(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) ->
 def _steps_like_those_inside(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
     """Read the names as going on with those inside an earlier average, if those read as the steps that they had."""
     known = [one.name for one in inside]
-    names = [name_of(str(checkpoint.path.absolute()), name_depth(known)) for checkpoint in checkpoints]
+    names = [name_of(absolute(checkpoint.path), name_depth(known)) for checkpoint in checkpoints]
     series = list(dict.fromkeys([*known, *names]))
     steps = dict(zip(series, steps_from_names(series), strict=True))
     if any(found is None or found.value != one.step for one in inside for found in [steps[one.name]]):
@@ -180,7 +181,7 @@ def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[Or
     if order == "given":
         return members, "as given"
     if order == "mtime":
-        return sorted(members, key=lambda m: m.checkpoint.index.source.version), "by modification time"
+        return sorted(members, key=lambda m: m.checkpoint.index.version), "by modification time"
     if order == "name" or not stepped:
         return sorted(members, key=lambda m: natural_key(str(m.checkpoint.path))), "by name, in natural order"
     _refuse_equal_steps(members)

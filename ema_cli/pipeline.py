@@ -17,7 +17,7 @@ from ema_cli.order import order_series
 from ema_cli.planning import make_plan
 from ema_cli.records import Action, Notice, Plan, Series
 from ema_cli.report.model import Report
-from ema_cli.storage.digest import sha256_of
+from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import plural, quoted, shortlist
 
 
@@ -179,7 +179,7 @@ def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
     """Raise if an input changed while it was read; warn if only its name now means another file."""
     notices = []
     for checkpoint in plan.checkpoints:
-        if checkpoint.index.source.raise_if_changed():
+        if checkpoint.index.raise_if_changed():
             message = (
                 f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was averaged"
             )
@@ -207,7 +207,7 @@ def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], 
 
 
 def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:
-    """Return the SHA-256 of every input file."""
-    sources = [checkpoint.index.source for checkpoint in plan.checkpoints]
-    count = Counted("hashing", sum(source.size() for source in sources), listener)
-    return [sha256_of(source, count.add) for source in sources]
+    """Return the SHA-256 of every input."""
+    indexes = [checkpoint.index for checkpoint in plan.checkpoints]
+    count = Counted("hashing", sum(index.size() for index in indexes), listener)
+    return [sha256_of_all(index.sources, count.add) for index in indexes]

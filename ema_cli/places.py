@@ -27,7 +27,7 @@ def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
     if options.output is None:
         return  # a plan without an output writes nothing
     read = [member.checkpoint for member in plan.series.members if member.role is not Role.AVERAGE]
-    protected = {checkpoint.index.source.identity for checkpoint in (*found.checkpoints, *read)}
+    protected = {identity for checkpoint in (*found.checkpoints, *read) for identity in checkpoint.index.identity}
     left_out = {_identity(left.path) for left in found.left_out if not left.ours}
     for path in _written(plan, options):
         identity = _identity(path)
@@ -67,7 +67,7 @@ def _is_ours(path: Path) -> bool:
         checkpoint = open_checkpoint(path, pool=LayoutPool())
     except EmaAvgError:
         return False
-    checkpoint.index.source.close()
+    checkpoint.index.close()
     return checkpoint.made_by_us
 
 

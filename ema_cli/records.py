@@ -15,6 +15,7 @@ from ema_cli.dtypes import DType
 from ema_cli.methods import Method
 from ema_cli.naming import distinct_names
 from ema_cli.storage.extents import TensorIndex
+from ema_cli.storage.locations import Location, absolute
 from ema_cli.timeline import Timeline
 
 
@@ -42,7 +43,7 @@ class Notice:
 class LeftOut:
     """An input that was found and not used."""
 
-    path: Path
+    path: Location
     reason: str
     ours: bool = False
     """It is an earlier output of this program."""
@@ -52,9 +53,9 @@ class LeftOut:
 class Checkpoint:
     """One checkpoint whose structure was read. Its tensor data was not."""
 
-    path: Path
+    path: Location
     format: str
-    """``safetensors``, ``torch zip`` or ``torch legacy``."""
+    """In words, such as ``safetensors`` or ``torch zip``."""
     index: TensorIndex
     key: str
     """Where the weights lie in a nested checkpoint; empty for the top level."""
@@ -70,6 +71,10 @@ class Checkpoint:
     """What else the file holds."""
     notes: tuple[str, ...]
     """What the user should know about the choice of weights."""
+    companions: tuple[str, ...] = ()
+    """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
+    stem: str = "model"
+    """What a folder calls its weights, without suffix."""
 
     @property
     def ties(self) -> dict[str, str]:
@@ -146,7 +151,7 @@ class Series:
         fresh = [member for member in self.members if member.role is Role.CHECKPOINT]
         inside = self.continuation.folded if self.continuation else ()
         names = distinct_names(
-            [str(member.checkpoint.path.absolute()) for member in fresh], taken=[one.name for one in inside]
+            [absolute(member.checkpoint.path) for member in fresh], taken=[one.name for one in inside]
         )
         new = [Folded(name=name, step=m.step.value if m.step else None) for name, m in zip(names, fresh, strict=True)]
         return (*inside, *new)

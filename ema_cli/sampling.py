@@ -21,7 +21,7 @@ from ema_cli.fold.recompute import find_mismatch, read_piece, recompute
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.records import Action, Check, Checkpoint
 from ema_cli.report.model import Report, Tensor
-from ema_cli.storage.extents import Extent, TensorLayout
+from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 
 PIECE_ELEMENTS = 1 << 14
@@ -93,13 +93,13 @@ def check_samples(
     return _judge(len(pieces), wrong, missing, seed)
 
 
-def _as_told(output: Checkpoint, report: Report) -> list[tuple[Tensor, Extent]]:
+def _as_told(output: Checkpoint, report: Report) -> list[tuple[Tensor, Located]]:
     told = {tensor.name: tensor for tensor in report.averages[0].tensors}
     pairs = [(told[extent.layout.name], extent) for extent in output.index if extent.layout.name in told]
     return [(t, extent) for t, extent in pairs if (t.dtype, t.shape) == (extent.layout.dtype.name, extent.layout.shape)]
 
 
-def _compare(tensor: Tensor, extent: Extent, piece: Piece, expected: Bytes) -> Iterator[str]:
+def _compare(tensor: Tensor, extent: Located, piece: Piece, expected: Bytes) -> Iterator[str]:
     found = read_piece(extent, piece.start, piece.count)
     mismatch = find_mismatch(expected, found, extent.layout.dtype)
     if mismatch is not None:
@@ -148,14 +148,16 @@ class Recipe:
         """
         if tensor.action == Action.COPIED:
             first = self._buffers == "first" and is_batch_norm_statistic(tensor.name)
-            extent = self._extent(0 if first else len(self._inputs) - 1, layout)
+            number = 0 if first else len(self._inputs) - 1
+            extent = self._extent(number, layout)
             if extent.layout.dtype is not layout.dtype:
-                raise InputRefused(f"{quoted(layout.name)} is of another type in {quoted(extent.source.name)}")
+                path = self._inputs[number].known.path
+                raise InputRefused(f"{quoted(layout.name)} is of another type in {quoted(path)}")
             return read_piece(extent, piece.start, piece.count)
         terms = [(weight, self._extent(i, layout)) for i, weight in enumerate(self._weights) if weight != 0]
         return recompute(terms, piece.start, piece.count, layout.dtype)
 
-    def _extent(self, number: int, layout: TensorLayout) -> Extent:
+    def _extent(self, number: int, layout: TensorLayout) -> Located:
         """Return a tensor of an input, with as many numbers as the output has."""
         checkpoint = self._inputs[number].checkpoint
         if checkpoint is None:

@@ -135,7 +135,7 @@ def _check(
     result: Sampled = check_samples(found, report, inputs, *sampled, listener=listener)
     for one in inputs:
         if one.checkpoint is not None:
-            one.checkpoint.index.source.raise_if_changed()
+            one.checkpoint.index.raise_if_changed()
     return [*checks, result.check], result.recomputed
 
 
@@ -171,7 +171,7 @@ def _open_output(path: Path, opened: ExitStack) -> tuple[Checkpoint | None, str]
         found = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")
     except InputRefused as refused:
         return None, refused.message
-    opened.callback(found.index.source.close)
+    opened.callback(found.index.close)
     return found, ""
 
 

@@ -6,6 +6,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.records import Checkpoint
-from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.extents import Extent, LayoutPool, Located
 from ema_cli.storage.gather import read_elements
 
 DTYPES = (
@@ -48,10 +49,16 @@ def open_file(path: Path, *, key: str | None = None, strip_prefix: str | None = 
     return open_checkpoint(path, pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
 
 
+def whole(located: Located) -> Extent:
+    """Return a tensor that lies in one place."""
+    assert isinstance(located, Extent)
+    return located
+
+
 def read_all(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Read every tensor through its extent: ``{name: (torch dtype, shape, bytes)}``; the file is closed after it."""
     found = {}
-    with checkpoint.index.source:
+    with closing(checkpoint.index):
         for extent in checkpoint.index:
             out = np.zeros(extent.layout.nbytes, dtype=np.uint8)
             read_elements(extent, 0, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_metadata_and_steps_are_read(every: Path) -> None:
     checkpoint = open_file(every)
     assert checkpoint.metadata == {"format": "pt", "step": "12"}
     assert [(step.value, step.unit, step.source) for step in checkpoint.steps] == [(12, "step", "inside: step")]
-    checkpoint.index.source.close()
+    checkpoint.index.close()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_metadata_and_steps_are_read(every: Path) -> None:
 def test_only_plain_numbers_are_steps(tmp_path: Path, metadata: dict[str, str], steps: list[tuple[str, int]]) -> None:
     """Negative, fractional and endless numbers are no steps."""
     save_file({"w": torch.ones(1)}, tmp_path / "steps.safetensors", metadata=metadata)
-    with open_file(tmp_path / "steps.safetensors").index.source:
+    with closing(open_file(tmp_path / "steps.safetensors").index):
         found = open_file(tmp_path / "steps.safetensors")
     assert [(step.unit, step.value) for step in found.steps] == steps
 
@@ -229,7 +230,7 @@ def test_written_headers_are_read_again(
     with tempfile.TemporaryDirectory() as folder:
         path = overwrite(Path(folder) / "written.safetensors", header + bytes(sum(layout.nbytes for layout in ordered)))
         checkpoint = open_file(path)
-        checkpoint.index.source.close()
+        checkpoint.index.close()
     assert list(checkpoint.index.layouts) == ordered
     assert checkpoint.metadata == metadata
     assert list(checkpoint.metadata) == sorted(metadata)

@@ -73,7 +73,7 @@ def keys_of(root: object, key: str | None = None) -> tuple[str, list[str]]:
 def steps_of(path: Path) -> list[tuple[str, int]]:
     """Return the units and values of the steps inside a checkpoint."""
     checkpoint = open_file(path)
-    checkpoint.index.source.close()
+    checkpoint.index.close()
     return [(step.unit, step.value) for step in checkpoint.steps]
 
 
@@ -110,7 +110,7 @@ def test_a_training_checkpoint_gives_its_model(tmp_path: Path, protocol: int, *,
     assert set(found.ignored) == set(checkpoint) - {"model"}
     assert found.steps[0] == FoundStep(value=1200, unit="step", source="inside: step")
     assert found.ties == {"tied.weight": "layers.0.weight", "tied.bias": "layers.0.bias"}
-    found.index.source.close()
+    found.index.close()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -122,7 +122,7 @@ def test_a_pickled_module_equals_its_state_dict(tmp_path: Path, protocol: int, *
     path = save(tmp_path / "m.pt", {"net": module} if wrapped else module, protocol=protocol, legacy=legacy)
     checkpoint = open_file(path)
     assert [layout.name for layout in checkpoint.index.layouts] == list(module.state_dict())
-    checkpoint.index.source.close()
+    checkpoint.index.close()
     assert read_file(path) == expected(module.state_dict())
 
 

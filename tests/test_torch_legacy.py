@@ -63,7 +63,7 @@ def test_every_kind_equals_torch(tmp_path: Path, protocol: int) -> None:
     checkpoint = open_file(path)
     assert checkpoint.format == "torch legacy"
     assert checkpoint.ties == {"tied": "base", "parameter.tied": "parameter"}
-    checkpoint.index.source.close()
+    checkpoint.index.close()
     assert read_file(path) == expected(saved)
     common = {name: value for name, value in saved.items() if value.dtype not in torch.storage._new_dtypes()}
     path = save(tmp_path / "common.pth", common, protocol=protocol, legacy=True)

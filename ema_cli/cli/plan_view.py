@@ -17,6 +17,7 @@ from ema_cli.records import Action, Checkpoint, LeftOut, OrderedCheckpoint, Plan
 from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed
+from ema_cli.storage.locations import Location, absolute
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 
 _MOST_ROWS = 24
@@ -51,7 +52,7 @@ def plan(made: Plan, options: Options, console: Console) -> None:
 
 def left_out(entries: Sequence[LeftOut], console: Console) -> None:
     """Name the inputs that were found and not used; many of one reason are counted."""
-    by_reason: dict[str, list[Path]] = {}
+    by_reason: dict[str, list[Location]] = {}
     for entry in entries:
         by_reason.setdefault(entry.reason, []).append(entry.path)
     for reason, paths in by_reason.items():
@@ -63,7 +64,7 @@ def left_out(entries: Sequence[LeftOut], console: Console) -> None:
             console.talk(f"left out {plural(len(paths), 'file')} ({names}): {reason}")
 
 
-def _headline(made: Plan, folder: Path) -> str:
+def _headline(made: Plan, folder: str) -> str:
     formats = shortlist(
         sorted(
             {c.format for c, m in zip(made.checkpoints, made.series.members, strict=True) if m.role is not Role.AVERAGE}
@@ -90,16 +91,18 @@ def _work(made: Plan, options: Options) -> Iterator[str]:
     )
 
 
-def _common_folder(paths: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([path.parent.absolute() for path in paths])) if paths else Path()
+def _common_folder(paths: Sequence[Location]) -> str:
+    """Return the folder that all paths share; empty where some are remote, which are shown whole."""
+    local = [str(path.parent.absolute()) for path in paths if isinstance(path, Path)]
+    return os.path.commonpath(local) if local and len(local) == len(paths) else ""
 
 
-def _shortest(folder: Path) -> str:
+def _shortest(folder: str) -> str:
     """Return the folder as seen from here, where that is shorter."""
     try:
-        return min(str(folder), os.path.relpath(folder), key=len)
+        return min(folder, os.path.relpath(folder), key=len)
     except OSError:  # the working directory was deleted
-        return str(folder)
+        return folder
 
 
 def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -113,7 +116,7 @@ def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:
     return lines
 
 
-def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
+def _shares_table(made: Plan, folder: str, *, all_rows: bool) -> Table:
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("#", justify="right")
     table.add_column("checkpoint", overflow="fold")
@@ -135,10 +138,10 @@ def _shares_table(made: Plan, folder: Path, *, all_rows: bool) -> Table:
     return table
 
 
-def _share_row(made: Plan, folder: Path, row: int, implied_lr: Sequence[float]) -> list[str | Text]:
+def _share_row(made: Plan, folder: str, row: int, implied_lr: Sequence[float]) -> list[str | Text]:
     member = made.series.members[row]
     path = member.checkpoint.path
-    name = path.absolute().relative_to(folder) if path.absolute().is_relative_to(folder) else path
+    name = absolute(path).removeprefix(folder).lstrip("/") if folder else str(path)
     shares = [output.weighting.weights[row] for output in made.outputs]
     cells: list[str | Text] = [
         str(row + 1),

@@ -46,7 +46,7 @@ def outcome(done: Outcome, options: Options, console: Console) -> None:
 def checkpoint(found: Checkpoint, console: Console) -> None:
     """Show what is in a checkpoint."""
     layouts = found.index.layouts
-    size = human_bytes(found.index.source.size())
+    size = human_bytes(found.index.size())
     console.talk(Text.assemble((safe_text(str(found.path)), "bold"), f"  {found.format}, {size}"))
     rows = {
         "weights": f"under {quoted(found.key)}" if found.key else "at the top level",

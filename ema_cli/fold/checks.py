@@ -14,7 +14,7 @@ from ema_cli.fold.decode import NUMPY, Bytes, Float64, components, decode
 from ema_cli.fold.lane import Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.records import Plan, PlannedTensor
-from ema_cli.storage.extents import Extent
+from ema_cli.storage.extents import Located
 from ema_cli.storage.gather import read_elements
 from ema_cli.text import quoted
 
@@ -24,7 +24,7 @@ _WIDE = ("F32", "BF16", "F64")
 """Types for what is too large for a narrow one, the usual choice first."""
 
 
-def refuse_nonfinite(plan: Plan, block: Block, extents: Sequence[tuple[int, Extent]], lane: Lane) -> NoReturn:
+def refuse_nonfinite(plan: Plan, block: Block, extents: Sequence[tuple[int, Located]], lane: Lane) -> NoReturn:
     """Read the block again, checkpoint by checkpoint, and name the first element that is not finite."""
     tensor = plan.tensors[block.number]
     for i, extent in extents:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ema_cli.dtypes import DType, Kind
 from ema_cli.fold.decode import Bytes, components, decode
 from ema_cli.fold.statistics import dot
-from ema_cli.storage.extents import Extent
+from ema_cli.storage.extents import Located
 from ema_cli.storage.gather import read_elements
 
 _BLOCK_ELEMENTS = 1 << 16
@@ -97,7 +97,7 @@ class Meter:
         self._raw = np.empty((2, _BLOCK_ELEMENTS * _LARGEST_ITEM_BYTES), dtype=np.uint8)
         self._values = np.empty((3, _BLOCK_ELEMENTS * 2))
 
-    def measure(self, a: Extent, b: Extent) -> Sums:
+    def measure(self, a: Located, b: Located) -> Sums:
         """Compare two tensors of one shape whose types are ``comparable``.
 
         Raises:
@@ -114,7 +114,7 @@ class Meter:
                 self._on_bytes(len(raw_a) + len(raw_b))
         return total
 
-    def _read(self, row: int, extent: Extent, start: int, count: int) -> Bytes:
+    def _read(self, row: int, extent: Located, start: int, count: int) -> Bytes:
         raw = self._raw[row, : count * extent.layout.dtype.itemsize]
         read_elements(extent, start, raw)
         return raw

@@ -24,7 +24,7 @@ from ema_cli.fold.schedule import Block, Schedule
 from ema_cli.fold.statistics import Statistics, add_spreads, dot
 from ema_cli.options import GeometryMode
 from ema_cli.records import Action, Plan
-from ema_cli.storage.extents import Extent
+from ema_cli.storage.extents import Located
 from ema_cli.storage.gather import read_elements
 
 _REPORT_SECONDS = 0.1
@@ -140,7 +140,7 @@ class _Worker:
         self._last = np.empty(run.plan.buffers.block_elements)
         self._scratch = np.empty(run.plan.buffers.block_elements)
         self._tensor = -1
-        self._extents: list[tuple[int, Extent]] = []
+        self._extents: list[tuple[int, Located]] = []
 
     def process(self, block: Block) -> int:
         """Fold or copy one block; return how many bytes were read for it."""

@@ -14,7 +14,7 @@ import numpy as np
 from ema_cli.dtypes import DType, Kind
 from ema_cli.fold.decode import Bytes, Float64, components, decode
 from ema_cli.fold.rounding import round_to
-from ema_cli.storage.extents import Extent
+from ema_cli.storage.extents import Located
 from ema_cli.storage.gather import read_elements
 
 
@@ -30,7 +30,7 @@ class Mismatch:
     """Elements of the piece that are wrong."""
 
 
-def read_piece(extent: Extent, start: int, count: int) -> Bytes:
+def read_piece(extent: Located, start: int, count: int) -> Bytes:
     """Return ``count`` elements as they lie in the file.
 
     Raises:
@@ -42,7 +42,7 @@ def read_piece(extent: Extent, start: int, count: int) -> Bytes:
     return raw
 
 
-def recompute(terms: Sequence[tuple[float, Extent]], start: int, count: int, dtype: DType) -> Bytes:
+def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dtype: DType) -> Bytes:
     """Return ``count`` elements of ``sum_i w_i theta_i`` as the bytes of ``dtype``.
 
     Args:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ema_cli.fold.decode import components
 from ema_cli.records import Action, Plan, PlannedTensor
-from ema_cli.storage.extents import Extent
+from ema_cli.storage.extents import Located
+from ema_cli.storage.gather import announce
 
 _AHEAD_BYTES = 1 << 26
 """How far ahead of the fold the inputs are announced, all files together."""
@@ -64,7 +65,7 @@ class Schedule:
                 self._announce()
             return block
 
-    def extents(self, number: int) -> list[tuple[int, Extent]]:
+    def extents(self, number: int) -> list[tuple[int, Located]]:
         """Return what is read for a tensor: pairs of checkpoint and extent, in fold order."""
         tensor = self._plan.tensors[number]
         readers = self._plan.used if tensor.action is Action.AVERAGED else [tensor.copied_from]
@@ -79,9 +80,7 @@ class Schedule:
                 return
             self._announced_bytes += self._bytes(window)
             for _, extent in self.extents(window.number):
-                if extent.layout.strides is None and window.count:
-                    size = extent.layout.dtype.itemsize
-                    extent.source.will_need(extent.offset + window.start * size, window.count * size)
+                announce(extent, window.start, window.count)
 
     def _bytes(self, block: Block) -> int:
         """Return about how much is read for a block."""

@@ -1,4 +1,4 @@
-"""What a reader returns: the structure of one file, before names are cleaned and layouts shared."""
+"""What a reader returns: the structure of a checkpoint, before names are cleaned and layouts shared."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ LONGEST_NAME_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """Everything that stands in a file except tensor data."""
+    """Everything that stands in a checkpoint except tensor data."""
 
     format: str
     layouts: tuple[TensorLayout, ...]
     offsets: tuple[int, ...]
-    """Byte offset in the file of the first element of each tensor."""
+    """Byte offset of the first element of each tensor, or of each part of it, in its file."""
+    files: tuple[int, ...] = ()
+    """The number of the file of each of those places; empty when there is one file."""
     digest: bytes
     """A hash of the bytes that were parsed."""
     key: str = ""
@@ -26,6 +28,10 @@ class Structure:
     metadata: dict[str, str] | None = None
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
+    """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
+    stem: str = "model"
+    """What a folder calls its weights, without suffix."""
 
 
 def writable_name(name: str) -> bool:

@@ -103,7 +103,7 @@ def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
             format=member.checkpoint.format,
             step=member.step.value if member.step else None,
             step_source=member.step.source if member.step else None,
-            bytes=member.checkpoint.index.source.size(),
+            bytes=member.checkpoint.index.size(),
             fingerprint=member.checkpoint.fingerprint,
             sha256=digest,
             role=str(member.role),

@@ -21,7 +21,7 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
                 "format": member.checkpoint.format,
                 "step": member.step.value if member.step else None,
                 "step_source": member.step.source if member.step else None,
-                "bytes": member.checkpoint.index.source.size(),
+                "bytes": member.checkpoint.index.size(),
                 "fingerprint": member.checkpoint.fingerprint,
                 "key": member.checkpoint.key,
                 "role": str(member.role),
@@ -68,7 +68,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
-        "bytes": checkpoint.index.source.size(),
+        "bytes": checkpoint.index.size(),
         "fingerprint": checkpoint.fingerprint,
         "key": checkpoint.key,
         "stripped_prefixes": checkpoint.stripped,

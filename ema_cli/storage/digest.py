@@ -1,9 +1,10 @@
-"""The SHA-256 of a source, read in pieces."""
+"""The SHA-256 of a source, read in pieces, and that of several files together."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 from ema_cli.storage.source import ByteSource
 
@@ -23,3 +24,17 @@ def sha256_of(source: ByteSource, on_bytes: Callable[[int], None] = lambda _: No
         digest.update(piece)
         on_bytes(len(piece))
     return digest.hexdigest()
+
+
+def sha256_of_all(sources: Sequence[ByteSource], on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Return the digest of a file; of several, that of the lines that ``sha256sum`` prints for them in name order.
+
+    Raises:
+        InputChanged: the bytes cannot be read to the end.
+
+    """
+    if len(sources) == 1:
+        return sha256_of(sources[0], on_bytes)
+    names = {PurePath(source.name).name: source for source in sources}
+    lines = [f"{sha256_of(source, on_bytes)}  {name}\n" for name, source in sorted(names.items())]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -1,7 +1,9 @@
 """The index of a checkpoint: for each tensor its name, type, shape and the bytes where its elements lie.
 
-Checkpoints of one run share a layout, so a layout is held once (``LayoutPool``) and each checkpoint adds one offset
-per tensor: 64 checkpoints of 3,000 tensors are 64 arrays of 24 kB and one list of names.
+A checkpoint is one file or several. A tensor lies in one place of one file, or is put together from rectangles
+(``Part``) that lie in several, as trainers on many machines write them. Checkpoints of one run share a layout, so a
+layout is held once (``LayoutPool``) and each checkpoint adds one offset per place: 64 checkpoints of 3,000 tensors
+are 64 arrays of 24 kB and one list of names.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import math
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar, cast
 
 from ema_cli.dtypes import DType
@@ -17,6 +20,17 @@ from ema_cli.storage.source import ByteSource
 
 Made = TypeVar("Made")
 _MOST_REMEMBERED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A rectangle of a tensor that is stored by itself."""
+
+    origin: tuple[int, ...]
+    """Index in the tensor of the rectangle's first element."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    """As those of a ``TensorLayout``, of the rectangle's own storage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +42,13 @@ class TensorLayout:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None
     """Elements from one index to the next, per dimension; ``None`` when contiguous in C order."""
+    parts: tuple[Part, ...] = ()
+    """Rectangles that together are the tensor, each with a place of its own; empty when it lies in one place."""
+
+    @property
+    def places(self) -> int:
+        """In how many places the tensor lies."""
+        return len(self.parts) or 1
 
     @property
     def elements(self) -> int:
@@ -47,6 +68,19 @@ class Extent:
     source: ByteSource
     offset: int
     layout: TensorLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mosaic:
+    """A tensor that is put together from rectangles."""
+
+    layout: TensorLayout
+    tiles: tuple[tuple[tuple[int, ...], Extent], ...]
+    """Of each rectangle the index of its first element, and where it lies."""
+
+
+Located = Extent | Mosaic
+"""A tensor with its place or its places."""
 
 
 class LayoutPool:
@@ -77,37 +111,93 @@ class LayoutPool:
 
 
 class TensorIndex:
-    """The tensors of one checkpoint, by position and by name."""
+    """The tensors of one checkpoint, by position and by name, and the files that they lie in.
 
-    __slots__ = ("_offsets", "layouts", "source")
+    Args:
+        sources: the files of the checkpoint, open.
+        layouts: of the tensors.
+        offsets: byte offset of each place: one per tensor, or one per part of it, in their order.
+        files: the number of the source of each place; empty when all lie in the first.
 
-    def __init__(self, source: ByteSource, layouts: tuple[TensorLayout, ...], offsets: Sequence[int]) -> None:
-        self.source = source
+    """
+
+    __slots__ = ("_files", "_first", "_offsets", "layouts", "sources")
+
+    def __init__(
+        self,
+        sources: Sequence[ByteSource],
+        layouts: tuple[TensorLayout, ...],
+        offsets: Sequence[int],
+        files: Sequence[int] = (),
+    ) -> None:
+        self.sources = tuple(sources)
         self.layouts = layouts
         self._offsets = array("q", offsets)
+        self._files = array("l", files)
+        counts = [layout.places for layout in layouts]
+        self._first = array("q", accumulate(counts, initial=0)) if any(count > 1 for count in counts) else None
+        """The first place of each tensor, where some have several."""
 
     def __len__(self) -> int:
         return len(self.layouts)
 
-    def __iter__(self) -> Iterator[Extent]:
+    def __iter__(self) -> Iterator[Located]:
         return (self.extent(position) for position in range(len(self)))
 
-    def extent(self, position: int) -> Extent:
+    def extent(self, position: int) -> Located:
         """Return the tensor at ``position``."""
-        return Extent(source=self.source, offset=self._offsets[position], layout=self.layouts[position])
+        layout = self.layouts[position]
+        place = position if self._first is None else self._first[position]
+        if not layout.parts:
+            return Extent(source=self._source(place), offset=self._offsets[place], layout=layout)
+        tiles = []
+        for number, part in enumerate(layout.parts, place):
+            inner = TensorLayout(name=layout.name, dtype=layout.dtype, shape=part.shape, strides=part.strides)
+            tiles.append((part.origin, Extent(source=self._source(number), offset=self._offsets[number], layout=inner)))
+        return Mosaic(layout=layout, tiles=tuple(tiles))
+
+    def _source(self, place: int) -> ByteSource:
+        return self.sources[self._files[place] if self._files else 0]
 
     def ties(self) -> dict[str, str]:
         """Return ``{name: first name}`` of tensors that share all their bytes with an earlier one."""
-        first: dict[tuple[object, ...], str] = {}
+        first: dict[object, str] = {}
         tied: dict[str, str] = {}
-        for layout, offset in zip(self.layouts, self._offsets, strict=True):
-            if layout.elements == 0:
-                continue
-            place = (offset, layout.dtype, layout.shape, layout.strides)
-            earlier = first.setdefault(place, layout.name)
-            if earlier != layout.name:
-                tied[layout.name] = earlier
+        place = 0
+        for layout in self.layouts:
+            until = place + layout.places
+            if layout.elements:
+                places = (tuple(self._offsets[place:until]), tuple(self._files[place:until]))
+                key = (places, layout.dtype, layout.shape, layout.strides, layout.parts)
+                earlier = first.setdefault(key, layout.name)
+                if earlier != layout.name:
+                    tied[layout.name] = earlier
+            place = until
         return tied
+
+    @property
+    def identity(self) -> frozenset[object]:
+        """Equal for two checkpoints that are the same files."""
+        return frozenset(source.identity for source in self.sources)
+
+    @property
+    def version(self) -> int:
+        """The time of the last change of any of the files, in nanoseconds."""
+        return max(source.version for source in self.sources)
+
+    def size(self) -> int:
+        """Return the bytes of all files."""
+        return sum(source.size() for source in self.sources)
+
+    def raise_if_changed(self) -> bool:
+        """Raise ``InputChanged`` if a file changed since opening; return whether one only lost its name."""
+        renamed = [source.raise_if_changed() for source in self.sources]  # all of them are asked
+        return any(renamed)
+
+    def close(self) -> None:
+        """Close all files."""
+        for source in self.sources:
+            source.close()
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

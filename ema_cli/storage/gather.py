@@ -2,7 +2,8 @@
 
 Input -> output: an extent and the range ``[start, start + count)`` of its flattened elements -> raw bytes.
 A contiguous tensor is one read. For any other the range is cut into boxes (rectangles of the index space), and a
-box is read whole when its bytes lie close together, else halved along the dimension that reaches furthest.
+box is read whole when its bytes lie close together, else halved along the dimension that reaches furthest. Of a
+tensor in several places, each gives what it has of a box.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ema_cli.storage.extents import Extent, span
+from ema_cli.storage.extents import Extent, Located, Mosaic, contiguous_strides, span
 
 Bytes = NDArray[np.uint8]
 
@@ -27,19 +28,37 @@ Box = tuple[tuple[int, int], ...]
 """``(start, stop)`` per dimension."""
 
 
-def read_elements(extent: Extent, start: int, out: Bytes) -> None:
+def read_elements(extent: Located, start: int, out: Bytes) -> None:
     """Fill ``out`` with the elements from flat index ``start`` on (``len(out)`` is a multiple of the item size)."""
     layout = extent.layout
-    if layout.strides is None:
+    if isinstance(extent, Extent) and layout.strides is None:
         extent.source.read_into(extent.offset + start * layout.dtype.itemsize, out.data)
         return
     items = out.view(f"V{layout.dtype.itemsize}")
     done = 0
     for box in flat_boxes(layout.shape, start, start + len(items)):
-        count = math.prod(stop - first for first, stop in box)
-        target = items[done : done + count].reshape([stop - first for first, stop in box])
-        _read_box(extent, box, layout.strides, target)
+        sizes = [stop - first for first, stop in box]
+        count = math.prod(sizes)
+        target = items[done : done + count].reshape(sizes)
+        if isinstance(extent, Mosaic):
+            _read_tiles(extent, box, target)
+        else:
+            _read_box(extent, box, _strides(extent), target)
         done += count
+
+
+def announce(extent: Located, start: int, count: int) -> None:
+    """Tell the sources that the elements ``[start, start + count)`` will be read soon, where that is a plain range."""
+    if count == 0:
+        return
+    size = extent.layout.dtype.itemsize
+    if isinstance(extent, Mosaic):
+        for box in flat_boxes(extent.layout.shape, start, start + count):
+            for part, inside, _ in _overlaps(extent, box):
+                first, last = _reach(inside, _strides(part))
+                part.source.will_need(part.offset + first * size, (last + 1 - first) * size)
+    elif extent.layout.strides is None:
+        extent.source.will_need(extent.offset + start * size, count * size)
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
@@ -66,12 +85,42 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
         yield from (((full, full + 1), *box) for box in flat_boxes(shape[1:], 0, stop % row))
 
 
+def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void]) -> None:
+    for part, inside, where in _overlaps(mosaic, box):
+        _read_box(part, inside, _strides(part), target[where])
+
+
+def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice, ...]]]:
+    """Yield each tile that has some of a box: the tile, which box of it, and where in the box that belongs."""
+    for origin, part in mosaic.tiles:
+        inside, where = [], []
+        for begin, size, (start, stop) in zip(origin, part.layout.shape, box, strict=True):
+            first, last = max(start, begin), min(stop, begin + size)
+            if first >= last:
+                break
+            inside.append((first - begin, last - begin))
+            where.append(slice(first - start, last - start))
+        else:
+            yield part, tuple(inside), tuple(where)
+
+
+def _strides(extent: Extent) -> tuple[int, ...]:
+    return contiguous_strides(extent.layout.shape) if extent.layout.strides is None else extent.layout.strides
+
+
+def _reach(box: Box, strides: Sequence[int]) -> tuple[int, int]:
+    """Return the places in storage of the first and the last element of a box."""
+    first = sum(start * stride for (start, _), stride in zip(box, strides, strict=True))
+    last = sum((stop - 1) * stride for (_, stop), stride in zip(box, strides, strict=True))
+    return first, last
+
+
 def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArray[np.void]) -> None:
     shape = target.shape
     reach = span(shape, strides)
     itemsize = extent.layout.dtype.itemsize
     if reach <= max(_SLACK * target.size, _ALWAYS):
-        first = sum(start * stride for (start, _), stride in zip(box, strides, strict=True))
+        first, _ = _reach(box, strides)
         raw = np.empty(reach, dtype=target.dtype)
         extent.source.read_into(extent.offset + first * itemsize, raw.view(np.uint8).data)
         target[...] = as_strided(raw, shape, [stride * itemsize for stride in strides])

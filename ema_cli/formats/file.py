@@ -1,0 +1,52 @@
+"""The structure of one file: its format is recognised by its first bytes, whatever its name."""
+
+from __future__ import annotations
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
+from ema_cli.formats.structure import Structure
+from ema_cli.formats.torch_legacy import looks_like_pickle, read_torch_legacy
+from ema_cli.formats.torch_zip import read_torch_zip
+from ema_cli.formats.zip_archive import looks_like_zip
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.source import ByteSource
+
+_HEAD_BYTES = 512
+_TAR_MAGIC = slice(257, 262)
+
+
+def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
+    """Read the structure of a checkpoint file.
+
+    Args:
+        source: the file.
+        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        pool: where layouts are shared between the checkpoints of a run.
+
+    Raises:
+        InputRefused: it cannot be used; the message goes on after the name of the file.
+
+    """
+    head = _head(source)
+    if not head:
+        raise InputRefused("is empty")
+    if looks_like_safetensors(head):
+        if key is not None:
+            raise InputRefused("is a safetensors file, whose tensors are not nested: --key does not apply")
+        return read_safetensors(source, pool)
+    if looks_like_zip(head):
+        return read_torch_zip(source, key, pool)
+    if looks_like_pickle(head):
+        return read_torch_legacy(source, key, pool)
+    if head[_TAR_MAGIC] == b"ustar":
+        raise InputRefused("is a tar archive, as torch wrote before 0.2", hint="load and save it with a newer torch")
+    raise InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")
+
+
+def is_flat(source: ByteSource) -> bool:
+    """Whether a file is of a format whose tensors are not nested."""
+    return looks_like_safetensors(_head(source))
+
+
+def _head(source: ByteSource) -> bytes:
+    return source.read(0, min(_HEAD_BYTES, source.size()))

@@ -1,0 +1,81 @@
+"""Where files and folders are: local paths and URLs under one set of questions.
+
+A local path is a ``pathlib.Path``. Anything with a scheme (``s3://bucket/run``) is a ``Url``, which has the same
+pure operations (``name``, ``parent``, ``/``); what needs the store is asked through the functions of this module.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from ema_cli.storage.source import ByteSource, FileSource
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class Url(PurePosixPath):
+    """A place in a remote store, such as ``s3://bucket/run/model.safetensors``."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        scheme, *rest = self.parts
+        return f"{scheme}//{'/'.join(rest)}"
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+
+Location = Path | Url
+
+
+def locate(name: str) -> Location:
+    """Return what a name on the command line means: a URL if it has a scheme, else a local path."""
+    if name.startswith("file://"):
+        return Path(name.removeprefix("file://"))
+    return Url(name) if _SCHEME.match(name) else Path(name)
+
+
+def absolute(location: Location) -> str:
+    """Return the name of a place that does not depend on the working directory. Links are not followed."""
+    return str(location) if isinstance(location, Url) else os.path.abspath(location)  # noqa: PTH100
+
+
+def open_source(location: Location) -> ByteSource:
+    """Open a file.
+
+    Raises:
+        NothingMatched: there is no such file.
+        InputRefused: it is not a regular file, or may not be read.
+
+    """
+    if isinstance(location, Url):
+        from ema_cli.storage.remote import RemoteSource  # noqa: PLC0415 - fsspec
+
+        return RemoteSource(location)
+    return FileSource(location)
+
+
+def is_folder(location: Location) -> bool:
+    """Whether there is a folder of that name."""
+    if isinstance(location, Url):
+        from ema_cli.storage.remote import is_remote_folder  # noqa: PLC0415
+
+        return is_remote_folder(location)
+    return location.is_dir()
+
+
+def names_in(folder: Location) -> dict[str, bool]:
+    """Return the names in a folder, and whether each is a folder itself.
+
+    Raises:
+        OSError: it cannot be listed.
+
+    """
+    if isinstance(folder, Url):
+        from ema_cli.storage.remote import remote_names_in  # noqa: PLC0415
+
+        return remote_names_in(folder)
+    return {path.name: path.is_dir() for path in folder.iterdir()}
