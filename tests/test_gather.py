@@ -14,6 +14,8 @@ from ema_cli.dtypes import BY_NAME
 from ema_cli.storage import gather
 from ema_cli.storage.extents import (
     Extent,
+    Mosaic,
+    Part,
     TensorIndex,
     TensorLayout,
     contiguous_strides,
@@ -35,6 +37,7 @@ class Memory(ByteSource):
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.reads: list[tuple[int, int]] = []
+        self.announced: list[tuple[int, int]] = []
 
     def size(self) -> int:
         """Return the number of bytes."""
@@ -46,6 +49,11 @@ class Memory(ByteSource):
         assert 0 <= offset <= offset + len(view) <= len(self.data)
         self.reads.append((offset, len(view)))
         view[:] = self.data[offset : offset + len(view)]
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Remember what was announced, which must lie inside the bytes."""
+        assert 0 <= offset < offset + length <= len(self.data)
+        self.announced.append((offset, length))
 
 
 def extent_of(source: ByteSource, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], item: int) -> Extent:
@@ -174,3 +182,85 @@ def test_ties_are_equal_places() -> None:
     assert index.ties() == {"b": "a"}
     assert [extent.offset for extent in index if isinstance(extent, Extent)] == [0, 0, 0, 0, 16, 0, 0]
     assert len(index) == len(rows)
+
+
+Rectangle = tuple[tuple[int, int], ...]
+
+
+def cut(rectangle: Rectangle, draw: st.DrawFn, depth: int = 3) -> list[Rectangle]:
+    """Cut a rectangle of an index space into some, at random places."""
+    sides = [axis for axis, (start, stop) in enumerate(rectangle) if stop - start > 1]
+    if depth == 0 or not sides or not draw(st.booleans()):
+        return [rectangle]
+    axis = draw(st.sampled_from(sides))
+    start, stop = rectangle[axis]
+    middle = draw(st.integers(start + 1, stop - 1))
+    halves = [(*rectangle[:axis], side, *rectangle[axis + 1 :]) for side in ((start, middle), (middle, stop))]
+    return [piece for half in halves for piece in cut(half, draw, depth - 1)]
+
+
+@st.composite
+def mosaics(draw: st.DrawFn) -> tuple[TensorIndex, np.typing.NDArray[np.uint16], list[Memory]]:
+    """Draw a tensor in rectangles over two files, some of them transposed, and its numbers."""
+    shape = draw(shapes)
+    numbers = np.random.default_rng(draw(st.integers(0, 9))).integers(0, 1 << 16, shape, dtype=np.uint16)
+    data, parts, offsets, files = [b"..", b"...."], [], [], []
+    for rectangle in cut(tuple((0, size) for size in shape), draw):
+        order = draw(st.permutations(range(len(shape))))
+        piece = numbers[tuple(slice(*side) for side in rectangle)]
+        dense = contiguous_strides([piece.shape[axis] for axis in order])
+        strides = tuple(dense[order.index(axis)] for axis in range(len(shape)))
+        origin = tuple(start for start, _ in rectangle)
+        parts.append(Part(origin=origin, shape=piece.shape, strides=normal_strides(piece.shape, strides)))
+        files.append(draw(st.integers(0, 1)))
+        offsets.append(len(data[files[-1]]))
+        data[files[-1]] += piece.transpose(order).tobytes()
+    plain = TensorLayout(name="plain", dtype=BY_NAME["U16"], shape=(1,), strides=None)
+    layout = TensorLayout(name="t", dtype=BY_NAME["U16"], shape=shape, strides=None, parts=tuple(parts))
+    sources = [Memory(each) for each in data]
+    return TensorIndex(sources, (plain, layout, plain), [0, *offsets, 2], [0, *files, 1]), numbers, sources
+
+
+@settings(deadline=None, max_examples=300)
+@given(mosaics(), st.data())
+def test_a_tensor_in_rectangles_is_put_together(
+    drawn: tuple[TensorIndex, np.typing.NDArray[np.uint16], list[Memory]], data: st.DataObject
+) -> None:
+    """Any range of a tensor in rectangles equals numpy's, and everything that is read was announced."""
+    index, numbers, sources = drawn
+    start = data.draw(st.integers(0, numbers.size))
+    stop = data.draw(st.integers(start, numbers.size))
+    located = index.extent(1)
+    assert isinstance(located, Mosaic)
+    gather.announce(located, start, stop - start)
+    out = np.zeros(2 * (stop - start), dtype=np.uint8)
+    gather.read_elements(located, start, out)
+    assert out.tobytes() == numbers.ravel()[start:stop].tobytes()
+    for source in sources:
+        announced = {byte for offset, length in source.announced for byte in range(offset, offset + length)}
+        assert announced >= {byte for offset, length in source.reads for byte in range(offset, offset + length)}
+
+
+@settings(deadline=None)
+@given(mosaics())
+def test_places_go_on_behind_a_tensor_in_rectangles(
+    drawn: tuple[TensorIndex, np.typing.NDArray[np.uint16], list[Memory]],
+) -> None:
+    """The tensors in front of and behind one in several places lie where they lie."""
+    index, _, sources = drawn
+    before, after = index.extent(0), index.extent(2)
+    assert isinstance(before, Extent)
+    assert isinstance(after, Extent)
+    assert (before.source, before.offset, after.source, after.offset) == (sources[0], 0, sources[1], 2)
+    assert index.ties() == {}
+    assert index.size() == sum(source.size() for source in sources)
+
+
+def test_ties_need_the_same_file() -> None:
+    """Equal offsets in two files are two tensors; equal places in one are tied, in rectangles too."""
+    parts = tuple(Part(origin=(row,), shape=(1,), strides=None) for row in range(2))
+    whole = [TensorLayout(name=name, dtype=BY_NAME["U8"], shape=(2,), strides=None) for name in "ab"]
+    cut_up = [TensorLayout(name=name, dtype=BY_NAME["U8"], shape=(2,), strides=None, parts=parts) for name in "cde"]
+    offsets, files = [0, 0, 4, 4, 4, 4, 4, 4], [0, 1, 0, 1, 0, 1, 1, 0]
+    index = TensorIndex([Memory(bytes(8)), Memory(bytes(8))], (*whole, *cut_up), offsets, files)
+    assert index.ties() == {"d": "c"}

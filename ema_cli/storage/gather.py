@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from types import EllipsisType
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -90,7 +91,7 @@ def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void]) -> None:
         _read_box(part, inside, _strides(part), target[where])
 
 
-def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice, ...]]]:
+def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice | EllipsisType, ...]]]:
     """Yield each tile that has some of a box: the tile, which box of it, and where in the box that belongs."""
     for origin, part in mosaic.tiles:
         inside, where = [], []
@@ -101,7 +102,7 @@ def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[sli
             inside.append((first - begin, last - begin))
             where.append(slice(first - start, last - start))
         else:
-            yield part, tuple(inside), tuple(where)
+            yield part, tuple(inside), (*where, ...)  # so that a single number is still an array
 
 
 def _strides(extent: Extent) -> tuple[int, ...]:
