@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-from ema_cli.cli import ci, plan_view, render
+from ema_cli.cli import ci, inspect_view, plan_view, render
 from ema_cli.cli.console import Console
 from ema_cli.cli.progress import ProgressDisplay
 from ema_cli.discover import AVERAGES_AVERAGED, close_all, discover
@@ -81,7 +81,7 @@ def inspect(options: Options, console: Console) -> None:
         console.document({"checkpoints": [checkpoint_document(c) for c in found.checkpoints]})
         return
     for checkpoint in found.checkpoints:
-        render.checkpoint(checkpoint, console)
+        inspect_view.checkpoint(checkpoint, console)
     plan_view.left_out(found.left_out, console)
     for notice in found.notices:
         if notice.code != AVERAGES_AVERAGED:  # nothing is averaged here

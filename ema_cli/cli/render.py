@@ -1,19 +1,14 @@
-"""What people see of an outcome and of the contents of a checkpoint, as rich renderables on the console."""
+"""What people see of an outcome: the drift, the speed, and one line for each file."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-
-from rich.table import Table
-from rich.text import Text
 
 from ema_cli.cli.console import Console
 from ema_cli.options import Options
 from ema_cli.pipeline import Outcome
-from ema_cli.records import Checkpoint
 from ema_cli.report.model import Average, Report
-from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
+from ema_cli.text import human_bytes, percent, plural, quoted, safe_text
 from ema_cli.uptodate import report_path
 
 _MOST_ROWS = 24
@@ -41,48 +36,6 @@ def outcome(done: Outcome, options: Options, console: Console) -> None:
         console.result(_result_line(report, average, up_to_date=done.up_to_date))
     for path in options.reports:
         console.talk(f"report {safe_text(str(path))}")
-
-
-def checkpoint(found: Checkpoint, console: Console) -> None:
-    """Show what is in a checkpoint."""
-    layouts = found.index.layouts
-    size = human_bytes(found.index.size())
-    console.talk(Text.assemble((safe_text(str(found.path)), "bold"), f"  {found.format}, {size}"))
-    rows = {
-        "weights": f"under {quoted(found.key)}" if found.key else "at the top level",
-        "prefix": f"taken off: {', '.join(found.stripped)}" if found.stripped else "",
-        "step": shortlist(f"{step.unit} {step.value:,} ({step.source})" for step in found.steps) or "none inside",
-        "tensors": f"{len(layouts):,}, {sum(layout.elements for layout in layouts):,} elements",
-        "types": _types(found),
-        "tied": shortlist(f"{quoted(name)} to {quoted(first)}" for name, first in found.ties.items()),
-        "strided": shortlist(quoted(layout.name) for layout in layouts if layout.strides is not None),
-        "beside": shortlist((quoted(name) for name in found.ignored), most=1000 if console.style.verbose else 8),
-        "metadata": shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(found.metadata.items())),
-        "note": "; ".join(found.notes),
-    }
-    table = Table.grid(padding=(0, 2))
-    for label, value in rows.items():
-        if value:
-            table.add_row(f"  {label}", Text(value))
-    console.talk(table)
-    if console.style.verbose:
-        console.talk(_tensor_table(found))
-
-
-def _types(found: Checkpoint) -> str:
-    counts = Counter[str]()
-    for layout in found.index.layouts:
-        counts[layout.dtype.torch_name] += layout.nbytes
-    return ", ".join(f"{name} {human_bytes(nbytes)}" for name, nbytes in counts.most_common())
-
-
-def _tensor_table(found: Checkpoint) -> Table:
-    table = Table(box=None, pad_edge=True, header_style="dim")
-    for title in ("tensor", "type", "shape"):
-        table.add_column(title, overflow="fold")
-    for layout in found.index.layouts:
-        table.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
-    return table
 
 
 def _drift_line(average: Average) -> str:

@@ -69,12 +69,14 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "bytes": checkpoint.index.size(),
+        "files": [source.name for source in checkpoint.index.sources],
         "fingerprint": checkpoint.fingerprint,
         "key": checkpoint.key,
         "stripped_prefixes": checkpoint.stripped,
         "steps": [dataclasses.asdict(step) for step in checkpoint.steps],
         "metadata": checkpoint.metadata,
         "ignored": checkpoint.ignored,
+        "companions": checkpoint.companions,
         "notes": checkpoint.notes,
         "tensors": [
             {
@@ -82,6 +84,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
                 "dtype": layout.dtype.name,
                 "shape": layout.shape,
                 "contiguous": layout.strides is None,
+                "pieces": layout.places,
                 "tied_to": ties.get(layout.name),
             }
             for layout in checkpoint.index.layouts
