@@ -1,8 +1,13 @@
 # Sourced by scripts/demo and scripts/test: makes or reuses .venv with the pinned tools; needs the network only then.
+# "extras" says which of those in pyproject.toml are needed; each has its stamp, so that the demo installs little.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-stamp=.venv/installed-from
+extras=${extras:-demo,dev,interop}
 wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+missing=''
+for extra in ${extras//,/ }; do
+    [ "$(cat ".venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=yes
+done
+if [ "$missing" ]; then
     python=$(command -v python3.11 || command -v python3)
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "Python 3.11 or newer is needed; $python is $("$python" --version)" >&2
@@ -12,7 +17,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     # As an environment variable the constraints also hold for the tools that build the package.
     PIP_CONSTRAINT=$PWD/scripts/constraints.txt .venv/bin/python -m pip install \
-        --quiet --disable-pip-version-check --editable '.[dev]'
-    echo "$wanted" >"$stamp"
+        --quiet --disable-pip-version-check --editable ".[$extras]"
+    for extra in ${extras//,/ }; do echo "$wanted" >".venv/installed-$extra"; done
 fi
 export PATH="$PWD/.venv/bin:$PATH"
