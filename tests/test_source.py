@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def test_a_file_that_shrank_is_told_by_its_end(file: Path) -> None:
     with FileSource(file) as source:
         os.truncate(file, 100)
         assert source.read(0, 100) == DATA[:100]
-        with pytest.raises(InputChanged, match="ends at byte 100, but had 1,280 bytes when opened"):
+        with pytest.raises(InputChanged, match="ends at byte 100, but had 1,280 when opened"):
             source.read(50, 100)
 
 
@@ -146,6 +148,39 @@ def test_the_descriptor_limit_is_raised_when_it_is_reached(file: Path) -> None:
         for source in sources:
             source.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_than_descriptors(tmp_path: Path) -> None:
+    """Under a hard limit files take turns: each gives its bytes whenever it is asked, also from several threads."""
+    script = f"""
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from ema_cli.storage.source import FileSource
+
+paths = [Path({str(tmp_path)!r}) / str(number) for number in range(200)]
+for number, path in enumerate(paths):
+    path.write_bytes(bytes([number]) * 1000)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+sources = [FileSource(path) for path in paths]
+
+def check(turn):
+    source = sources[turn % 200]
+    return source.read(turn, 9) == bytes([turn % 200]) * 9 and not source.raise_if_changed()
+
+with ThreadPoolExecutor(4) as pool:
+    assert all(pool.map(check, range(900)))
+Path(paths[0]).unlink()
+try:
+    for source in sources[1:] + sources[:1]:
+        source.read(0, 1)
+except Exception as error:
+    print(type(error).__name__, "was removed while it was being read" in str(error))
+for source in sources:
+    source.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "InputChanged True\n", done.stderr
 
 
 def test_closing_twice_is_harmless(file: Path) -> None:

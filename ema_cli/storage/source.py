@@ -10,17 +10,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 import stat
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
+from ema_cli.storage.descriptors import Descriptors
 from ema_cli.text import quoted
 
-_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+_OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO)
 """Errors that say nothing about the file: a folder's file is never left out because of them."""
+_DESCRIPTORS = Descriptors()
 
 
 class ByteSource(ABC):
@@ -87,8 +89,9 @@ class FileSource(ByteSource):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
-        self._fd = _open(path)
-        self._opened = os.fstat(self._fd)
+        self._closed = False
+        with _DESCRIPTORS.borrow(self, lambda: _open(path)) as descriptor:
+            self._opened = os.fstat(descriptor)
         if not stat.S_ISREG(self._opened.st_mode):
             self.close()
             raise InputRefused(f"{quoted(self.name)} is not a regular file", hint="name a checkpoint file")
@@ -111,34 +114,30 @@ class FileSource(ByteSource):
         """Fill ``buffer``; a single ``preadv`` may return less than asked, and at most 2 GiB."""
         view = memoryview(buffer).cast("B")
         done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                place = f"{quoted(self.name)} cannot be read at byte {offset + done:,}"
-                raise InputChanged(f"{place}: {error.strerror}") from error
-            if count == 0:
-                raise InputChanged(
-                    f"{quoted(self.name)} ends at byte {offset + done:,}, but had {self.size():,} bytes when opened",
-                    hint="something is writing to it: run again when it is complete",
-                )
-            done += count
+        with self._descriptor() as descriptor:
+            while done < len(view):
+                try:
+                    count = os.preadv(descriptor, [view[done:]], offset + done)
+                except OSError as error:
+                    place = f"{quoted(self.name)} cannot be read at byte {offset + done:,}"
+                    raise InputChanged(f"{place}: {error.strerror}") from error
+                if count == 0:
+                    raise InputChanged(
+                        f"{quoted(self.name)} ends at byte {offset + done:,}, but had {self.size():,} when opened",
+                        hint="something is writing to it: run again when it is complete",
+                    )
+                done += count
 
     def will_need(self, offset: int, length: int) -> None:
         """Ask the kernel to read ahead, where it can be asked, unless the end of the range is in its cache already."""
-        if hasattr(os, "posix_fadvise") and not self._is_cached(offset + length - 1):
-            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
-
-    def _is_cached(self, offset: int) -> bool:
-        """Whether a byte can be read without waiting: far cheaper to ask than to announce a range that is there."""
-        try:
-            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except (OSError, AttributeError):  # it would have to wait; or this system cannot tell
-            return False
+        with self._descriptor() as descriptor:
+            if hasattr(os, "posix_fadvise") and not _is_cached(descriptor, offset + length - 1):
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
-        now, then = os.fstat(self._fd), self._opened
+        with self._descriptor() as descriptor:
+            now, then = os.fstat(descriptor), self._opened
         renamed = not self._is_named()
         # A write leaves its mark in ctime even if the modification time is put back; so does losing the name.
         touched = now.st_ctime_ns != then.st_ctime_ns and not renamed
@@ -158,35 +157,51 @@ class FileSource(ByteSource):
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._closed = True
+        _DESCRIPTORS.close(self)
+
+    def _descriptor(self) -> AbstractContextManager[int]:
+        return _DESCRIPTORS.borrow(self, self._open_again)
+
+    def _open_again(self) -> int:
+        """Open the file once more; it must be the one that it was.
+
+        Raises:
+            InputChanged: the name means another file now, or none.
+
+        """
+        if self._closed:
+            raise InputChanged(f"{quoted(self.name)} was closed")
+        try:
+            descriptor = _open(self.path)
+        except (NothingMatched, InputRefused) as error:
+            raise InputChanged(f"{quoted(self.name)} was removed while it was being read") from error
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) != self.identity:
+            os.close(descriptor)
+            raise InputChanged(f"{quoted(self.name)} was replaced while it was being read")
+        return descriptor
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether a byte can be read without waiting: far cheaper to ask than to announce a range that is there."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except (OSError, AttributeError):  # it would have to wait; or this system cannot tell
+        return False
 
 
 def _open(path: Path) -> int:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        try:
-            return os.open(path, flags)
-        except OSError as error:
-            if error.errno != errno.EMFILE or not _raise_descriptor_limit():
-                raise
-            return os.open(path, flags)
+        return os.open(path, flags)
     except FileNotFoundError as error:
         hint = "CKPT:WEIGHT goes with --method manual" if re.search(r":[\d.]+$", str(path)) else ""
         raise NothingMatched(f"there is no {quoted(str(path))}", hint=hint) from error
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
-            hint = "ulimit -n 4096" if error.errno == errno.EMFILE else ""
-            raise InputChanged(f"{quoted(str(path))} cannot be opened: {error.strerror}", hint=hint) from error
+            raise InputChanged(f"{quoted(str(path))} cannot be opened: {error.strerror}") from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputRefused(f"{quoted(str(path))} cannot be opened: {reason}") from error
-
-
-def _raise_descriptor_limit() -> bool:
-    """Use the descriptors that the system allows: every checkpoint of a series stays open during the fold."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True

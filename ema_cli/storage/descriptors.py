@@ -1,0 +1,104 @@
+"""The descriptors of the files that are read: as many stay open as the system allows, the others are opened again.
+
+A series may have more files than a process may have open: 50 checkpoints of 100 shards each. The file that was not
+read for longest gives its descriptor up, and must be the same file when it is opened the next time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ema_cli.errors import InputChanged
+
+_RESERVE = 64
+"""Descriptors that are left to the rest of the process, where there are many."""
+
+
+@dataclass(slots=True)
+class _Open:
+    descriptor: int
+    readers: int = 0
+    """Threads that are using it now."""
+
+
+class Descriptors:
+    """Open files by owner, the one used last at the end. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Hashable, _Open] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def borrow(self, owner: Hashable, reopen: Callable[[], int]) -> Iterator[int]:
+        """Give the descriptor of ``owner``, which stays open inside the context.
+
+        Args:
+            owner: whose file it is.
+            reopen: opens the file, if it is not open; ``OSError`` with ``EMFILE`` when there are too many.
+
+        Raises:
+            InputChanged: the system has no descriptor left.
+
+        """
+        with self._lock:
+            found = self._open.get(owner)
+            if found is None:
+                found = self._add(owner, reopen)
+            self._open.move_to_end(owner)
+            found.readers += 1
+        try:
+            yield found.descriptor
+        finally:
+            with self._lock:
+                found.readers -= 1
+
+    def close(self, owner: Hashable) -> None:
+        """Close the file of ``owner``, if it is open."""
+        with self._lock:
+            found = self._open.pop(owner, None)
+        if found is not None:
+            os.close(found.descriptor)
+
+    def _add(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
+        while len(self._open) >= _most() and (_raise_limit() or self._close_one()):
+            pass
+        while True:
+            try:
+                added = self._open[owner] = _Open(reopen())
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                if not (_raise_limit() or self._close_one()):
+                    raise InputChanged(f"an input cannot be opened: {error.strerror}", hint="ulimit -n 4096") from error
+            else:
+                return added
+
+    def _close_one(self) -> bool:
+        """Close the file that was not used for longest; return whether there was one that nobody uses now."""
+        idle = next((owner for owner, found in self._open.items() if found.readers == 0), None)
+        if idle is None:
+            return False
+        os.close(self._open.pop(idle).descriptor)
+        return True
+
+
+def _most() -> int:
+    """Return how many files may be open for reading."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft - min(_RESERVE, soft // 2))
+
+
+def _raise_limit() -> bool:
+    """Use the descriptors that the system allows; return whether that are more than before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
