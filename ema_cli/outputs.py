@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ema_cli import __version__
 from ema_cli.errors import UsageError
+from ema_cli.files import PlannedFile
 from ema_cli.formats.safetensors import build_header
 from ema_cli.methods import Method
 from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
@@ -28,19 +29,21 @@ def plan_outputs(
 
     """
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
-    outputs = tuple(
-        PlannedOutput(
-            weighting=weighting,
-            path=output_path(weighting.method, options),
-            header=build_header(layouts, _metadata(weighting.method, series, options))[0],
-        )
-        for weighting in weightings
-    )
+    outputs = tuple(_plan_output(weighting, layouts, series, options) for weighting in weightings)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
     return outputs
+
+
+def _plan_output(
+    weighting: Weighting, layouts: Sequence[TensorLayout], series: Series, options: Options
+) -> PlannedOutput:
+    path = output_path(weighting.method, options)
+    header, ordered = build_header(layouts, _metadata(weighting.method, series, options))
+    whole = PlannedFile(name=path.name, header=header, begin=0, data_bytes=sum(layout.nbytes for layout in ordered))
+    return PlannedOutput(weighting=weighting, path=path, files=(whole,))
 
 
 def output_path(method: Method, options: Options) -> Path:

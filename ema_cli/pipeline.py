@@ -110,36 +110,33 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
     from ema_cli.fold.engine import fold  # noqa: PLC0415 - numpy
     from ema_cli.report.build import Measured, build_report  # noqa: PLC0415
-    from ema_cli.write.output import OutputFile  # noqa: PLC0415
+    from ema_cli.write.target import make_target  # noqa: PLC0415
     from ema_cli.write.uninterrupted import uninterrupted  # noqa: PLC0415
 
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
-        files = []
-        for output in plan.outputs:
-            file = OutputFile(output.path, output.header, plan.data_bytes)
-            unpublished.callback(file.discard)
-            file.open()
-            files.append(file)
+        targets = [make_target(output) for output in plan.outputs]
+        for target in targets:
+            unpublished.callback(target.discard)
+            target.open()
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
         folded = fold(
             plan,
-            files,
+            targets,
             make_lane,
             allow_nonfinite=options.allow_nonfinite,
             geometry=options.geometry,
             on_bytes=_progress(listener, "folding", plan.read_bytes),
         )
         fold_seconds = time.monotonic() - fold_started
-        for file in files:
-            file.finish()
+        written = [target.finish() for target in targets]
         notices = [*plan.notices, *_check_inputs(plan, listener), *_check_average(plan, folded.statistics, listener)]
         fail_if_strict(notices, options)
         measured = Measured(
             folded=folded,
-            written=[(file.sha256, file.modified_ns) for file in files],
+            written=written,
             input_sha256=digests,
             bytes_read=plan.read_bytes,
             seconds=time.monotonic() - started,
@@ -148,8 +145,8 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
         )
         report = build_report(plan, options, measured, notices, argv)
         with uninterrupted():
-            for file in files:
-                file.publish()
+            for target in targets:
+                target.publish()
             _write_reports(report, options, beside=plan)
     return report
 

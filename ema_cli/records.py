@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ema_cli.dtypes import DType
+from ema_cli.files import FileRole, PlannedFile, SideFile
 from ema_cli.methods import Method
 from ema_cli.naming import distinct_names
 from ema_cli.storage.extents import TensorIndex
@@ -213,12 +214,21 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedOutput:
-    """One average and the file that it is written to."""
+    """One average and the file, or the folder, that it is written to."""
 
     weighting: Weighting
     path: Path
-    header: bytes
-    """The first bytes of the file: all but the data section."""
+    files: tuple[PlannedFile, ...]
+    """The safetensors files, in the order of the data section; one, unless it is a folder."""
+    folder: bool = False
+    beside: tuple[SideFile, ...] = ()
+    """What else goes into the folder: the index of the shards, and what is carried over from the last checkpoint."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights and their index."""
+        sides = sum(one.nbytes for one in self.beside if one.role is FileRole.INDEX)
+        return sum(one.nbytes for one in self.files) + sides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +272,7 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         """Bytes of all outputs together."""
-        return sum(len(output.header) + self.data_bytes for output in self.outputs)
+        return sum(output.nbytes for output in self.outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,7 @@ def _find_unchanged(plan: Plan, options: Options) -> Report:
     report = read_report(output.path)
     reason = "there is no report beside it that says what it is"
     if report is not None and report.inputs and len(report.averages) == 1:
-        reason = _changed(output, plan, report, options)
+        reason = _changed(output, report, options)
         if not reason:
             return _at(output, report)
     raise NothingNew(
@@ -94,16 +94,16 @@ def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
         return "its report tells of other checkpoints"
     if touched:
         return f"since then {quoted(str(touched[0]))} was changed or touched"
-    return _changed(output, plan, report, options) or _at(output, report)
+    return _changed(output, report, options) or _at(output, report)
 
 
-def _changed(output: PlannedOutput, plan: Plan, report: Report, options: Options) -> str:
+def _changed(output: PlannedOutput, report: Report, options: Options) -> str:
     """Return why an output is not what its report and the plan say; empty if it is."""
     if options.sha256 and not all(known.sha256 for known in report.inputs):
         return "its report has no digests of the inputs, which --sha256 asks for"
     if options.geometry == "full" and (report.geometry is None or report.geometry.sampled_fraction < 1):
         return "its report has no exact distances, which --geometry full asks for"
-    if not _has_header(output, plan):
+    if not _has_header(output):
         return "it was made with other options, or by another version"
     if not _is_as_written(output.path, report.averages[0].output):
         return "it was changed after it was written"
@@ -117,11 +117,12 @@ def _at(output: PlannedOutput, report: Report) -> Report:
     return dataclasses.replace(report, averages=(here,))
 
 
-def _has_header(output: PlannedOutput, plan: Plan) -> bool:
+def _has_header(output: PlannedOutput) -> bool:
+    (planned,) = output.files
     try:
         with output.path.open("rb") as file:
-            same = file.read(len(output.header)) == output.header
-        return same and output.path.stat().st_size == len(output.header) + plan.data_bytes
+            same = file.read(len(planned.header)) == planned.header
+        return same and output.path.stat().st_size == planned.nbytes
     except OSError:
         return False
 

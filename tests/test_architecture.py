@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "ema_cli"
 LAYERS = (
     {"", "errors", "dtypes", "text", "naming", "timeline", "findings"},
     {"methods", "storage"},
-    {"records", "weight_options"},
+    {"files", "records", "weight_options"},
     {"events", "options"},
     {"formats", "weights"},
     {"discover", "matching"},

@@ -49,7 +49,7 @@ def test_what_is_averaged_and_what_is_copied(tmp_path: Path) -> None:
     assert all(tensor.copied_from == 2 for tensor in made.tensors)
     assert made.data_bytes == sum(t.nbytes for t in made.tensors) == 12 + 8 + 12 + 16 + 1
     assert made.read_bytes == 3 * (12 + 12 + 16) + 8 + 1
-    assert made.write_bytes == len(made.outputs[0].header) + made.data_bytes
+    assert made.write_bytes == len(made.outputs[0].files[0].header) + made.data_bytes
 
 
 def test_tensors_lie_one_behind_the_other(tmp_path: Path) -> None:
@@ -354,9 +354,9 @@ def test_the_fingerprint_of_the_options_tells_averages_apart(tmp_path: Path) -> 
     """Every option that decides bytes changes the header; those that only cut up the work do not."""
     paths = write_series(tmp_path, [MODEL] * 3)
     base: dict[str, Any] = {"decay": 0.5}
-    header = ema_cli.plan(paths, **base).outputs[0].header
+    header = ema_cli.plan(paths, **base).outputs[0].files[0].header
     for same in ({"threads": 1}, {"max_memory": 1 << 20}, {"force": True}, {"sha256": True}, {"strict": False}):
-        assert ema_cli.plan(paths, **base, **same).outputs[0].header == header
+        assert ema_cli.plan(paths, **base, **same).outputs[0].files[0].header == header
     changes: list[dict[str, Any]] = [
         {"init": "debias"},
         {"buffers": "last"},
@@ -365,8 +365,8 @@ def test_the_fingerprint_of_the_options_tells_averages_apart(tmp_path: Path) -> 
         {"allow_nonfinite": True},
         {"metadata": {"run": "7"}},
     ]
-    headers = {header, ema_cli.plan(paths, decay=0.6).outputs[0].header}
-    headers |= {ema_cli.plan(paths, **base, **change).outputs[0].header for change in changes}
+    headers = {header, ema_cli.plan(paths, decay=0.6).outputs[0].files[0].header}
+    headers |= {ema_cli.plan(paths, **base, **change).outputs[0].files[0].header for change in changes}
     assert len(headers) == len(changes) + 2
 
 
@@ -391,8 +391,8 @@ def test_options_from_python_may_be_strings_and_lists(tmp_path: Path) -> None:
 def test_numbers_of_numpy_are_plain_numbers(tmp_path: Path) -> None:
     """A decay from numpy, or a whole number, gives the same file as a plain float."""
     paths = write_series(tmp_path, random_states(2))
-    expected = ema_cli.plan(paths, decay=0.5).outputs[0].header
+    expected = ema_cli.plan(paths, decay=0.5).outputs[0].files[0].header
     decays: list[Any] = [np.float64(0.5), np.float32(0.5), np.array([0.5])]
     for decay in decays:
-        assert ema_cli.plan(paths, decay=decay).outputs[0].header == expected
-    assert ema_cli.plan(paths, decay=0).outputs[0].header == ema_cli.plan(paths, decay=0.0).outputs[0].header
+        assert ema_cli.plan(paths, decay=decay).outputs[0].files[0].header == expected
+    assert ema_cli.plan(paths, decay=0).outputs[0].files[0].header == ema_cli.plan(paths, decay=0.0).outputs[0].files[0].header

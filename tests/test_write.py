@@ -377,13 +377,13 @@ def test_pieces_may_come_in_any_order(
         shuffle.shuffle(order)
         for start, piece in order:
             file.write(start, np.frombuffer(piece, np.uint8))
-        file.finish()
+        found = file.finish()
         assert not (folder / "x.safetensors").exists()
         file.publish()
         file.discard()
     written = (folder / "x.safetensors").read_bytes()
     assert written == layout_header + data
-    assert file.sha256 == hashlib.sha256(written).hexdigest()
+    assert found.sha256 == hashlib.sha256(written).hexdigest()
     assert listing(folder) == {"x.safetensors"}
 
 

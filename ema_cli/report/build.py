@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli import __version__
+from ema_cli.files import Written
 from ema_cli.findings import FoldOutcome, RunGeometry, TensorStatistics
 from ema_cli.options import Options
 from ema_cli.records import Action, Notice, Plan, PlannedOutput, Series
@@ -23,8 +24,8 @@ class Measured:
     """What only the run itself knows."""
 
     folded: FoldOutcome
-    written: Sequence[tuple[str, int]]
-    """Digest of each output, and the time of its last modification in nanoseconds."""
+    written: Sequence[Written]
+    """What was written of each output."""
     input_sha256: Sequence[str | None]
     bytes_read: int
     seconds: float
@@ -117,7 +118,7 @@ def _average(
     output: PlannedOutput,
     options: Options,
     statistics: Sequence[TensorStatistics],
-    written: tuple[str, int],
+    written: Written,
 ) -> model.Average:
     return model.Average(
         method=model.MethodUsed(**output.weighting.method.plain()),
@@ -139,9 +140,9 @@ def _average(
         ),
         output=model.Output(
             path=str(output.path),
-            bytes=len(output.header) + plan.data_bytes,
-            sha256=written[0],
-            modified_ns=written[1],
+            bytes=output.nbytes,
+            sha256=written.sha256,
+            modified_ns=written.modified_ns,
             dtype=options.dtype,
         ),
         continued=describe_continuation(plan.series, output),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
 from ema_cli.storage.source import ByteSource
@@ -33,8 +33,17 @@ def sha256_of_all(sources: Sequence[ByteSource], on_bytes: Callable[[int], None]
         InputChanged: the bytes cannot be read to the end.
 
     """
-    if len(sources) == 1:
-        return sha256_of(sources[0], on_bytes)
-    names = {PurePath(source.name).name: source for source in sources}
-    lines = [f"{sha256_of(source, on_bytes)}  {name}\n" for name, source in sorted(names.items())]
+    return digest_of_all({PurePath(source.name).name: sha256_of(source, on_bytes) for source in sources})
+
+
+def digest_of_all(digests: Mapping[str, str]) -> str:
+    """Return the digest of a file; of several, that of the lines that ``sha256sum`` prints for them in name order.
+
+    Args:
+        digests: of each file its SHA-256, by name.
+
+    """
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

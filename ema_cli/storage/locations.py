@@ -64,7 +64,7 @@ def is_folder(location: Location) -> bool:
         from ema_cli.storage.remote import is_remote_folder  # noqa: PLC0415
 
         return is_remote_folder(location)
-    return location.is_dir()
+    return os.path.isdir(location)  # noqa: PTH112 - of an impossible name it says no, where pathlib raises
 
 
 def names_in(folder: Location) -> dict[str, bool]:

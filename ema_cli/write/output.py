@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from ema_cli.errors import OutputError
+from ema_cli.files import FileRole, Written, WrittenFile
 from ema_cli.text import human_bytes, quoted
 from ema_cli.write.publish import NEW_FILE, publish, raise_output_error, temporary_name
 from ema_cli.write.settle import Settler
@@ -21,16 +22,21 @@ _SPARE = 1.01
 
 
 class OutputFile:
-    """A file of known size that is filled in any order and appears under its name when it is whole."""
+    """A file of known size that is filled in any order and appears under its name when it is whole.
 
-    def __init__(self, path: Path, header: bytes, data_bytes: int) -> None:
+    Args:
+        path: of the file when it is whole.
+        header: what stands in front of the data section.
+        data_bytes: size of the data section.
+        temp: what it is called until then; a name beside ``path`` unless it is said.
+
+    """
+
+    def __init__(self, path: Path, header: bytes, data_bytes: int, *, temp: Path | None = None) -> None:
         self.path = path
         self.size = len(header) + data_bytes
-        self.sha256 = ""
-        self.modified_ns = 0
-        """Digest of what was read back; known after ``finish``."""
         self._header = header
-        self._temp = temporary_name(path)
+        self._temp = temporary_name(path) if temp is None else temp
         self._fd = -1
         self._settler: Settler | None = None
         self._published = False
@@ -44,11 +50,15 @@ class OutputFile:
         """
         try:
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
-            _reserve(self._fd, self.size)
-            self._settler = Settler(self._fd)
-            self._place(0, self._header)
+            check_space(self._fd, self.size)
+            reserve(self._fd, self.size)
+            self._begin()
         except OSError as error:
             raise_output_error(self.path, error)
+
+    def _begin(self) -> None:
+        self._settler = Settler(self._fd)
+        self._place(0, self._header)
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         """Place ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
@@ -65,7 +75,7 @@ class OutputFile:
         if len(view) and self._settler is not None:
             self._settler.written(offset, len(view), zlib_ng.crc32(view))
 
-    def finish(self) -> None:
+    def finish(self) -> Written:
         """Make the file durable and check what is on the disk, still under its temporary name.
 
         Raises:
@@ -74,12 +84,16 @@ class OutputFile:
         """
         assert self._settler is not None, "open comes first"  # noqa: S101
         try:
-            self.sha256 = self._settler.finish(self.size)
+            sha256 = self._settler.finish(self.size)
             os.fsync(self._fd)
-            self.modified_ns = os.fstat(self._fd).st_mtime_ns
+            modified_ns = os.fstat(self._fd).st_mtime_ns
             _check_with_library(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
+        whole = WrittenFile(
+            name=self.path.name, role=FileRole.WEIGHTS, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
+        )
+        return Written(files=(whole,))
 
     def publish(self) -> None:
         """Give the file its name and the permissions of a new file."""
@@ -106,13 +120,17 @@ class OutputFile:
             self._fd = -1
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the space before the work: a full disk should fail in the first second, not in the last."""
+def check_space(descriptor: int, size: int) -> None:
+    """Raise ``OSError`` if there is no room for ``size`` bytes where the file or folder ``descriptor`` lies."""
     free = os.fstatvfs(descriptor)
     available = free.f_bavail * free.f_frsize
     if size * _SPARE > available:
         detail = f"{human_bytes(size)} are needed, {human_bytes(available)} are free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}")
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the space before the work: a full disk should fail in the first second, not in the last."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:

@@ -1,0 +1,35 @@
+"""What an average is written to: a file, or a folder of them. Which one is decided here."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ema_cli.files import Written
+from ema_cli.fold.engine import Sink
+from ema_cli.records import PlannedOutput
+from ema_cli.write.output import OutputFile
+
+
+class Target(Sink, Protocol):
+    """Takes the data section of one output in any order, and appears under its name when it is whole.
+
+    Every method but ``discard`` raises ``OutputError`` for what the system says on the way.
+    """
+
+    def open(self) -> None:
+        """Reserve the space. Arrange for ``discard`` before: a signal may come at any time."""
+
+    def finish(self) -> Written:
+        """Make all durable and check what was stored, still under another name; return what it is."""
+
+    def publish(self) -> None:
+        """Give it its name."""
+
+    def discard(self) -> None:
+        """Remove what was written, whatever state it is in; nothing happens after ``publish``."""
+
+
+def make_target(output: PlannedOutput) -> Target:
+    """Return what an output is written to."""
+    (file,) = output.files
+    return OutputFile(output.path, file.header, file.data_bytes)
