@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -50,6 +51,9 @@ class RunGeometry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldOutcome:
     """What a fold leaves behind, beside the tensors."""
+
+    contents: Mapping[int, str]
+    """Of each checkpoint that was read, a digest of its averaged tensors; see ``ema_cli.fold.contents``."""
 
     statistics: tuple[tuple[TensorStatistics, ...], ...]
     """Per average and tensor."""

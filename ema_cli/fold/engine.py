@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from ema_cli.findings import FoldOutcome
 from ema_cli.fold.checks import LARGEST, refuse_nonfinite, refuse_overflow
+from ema_cli.fold.contents import Contents
 from ema_cli.fold.decode import Bytes, Float64, components, decode
 from ema_cli.fold.geometry import Geometry, make_geometry
+from ema_cli.fold.integrity import Integrity
 from ema_cli.fold.lane import Lane
 from ema_cli.fold.path import describe_run
 from ema_cli.fold.rounding import round_to
@@ -24,7 +27,7 @@ from ema_cli.fold.schedule import Block, Schedule
 from ema_cli.fold.statistics import Statistics, add_spreads, dot
 from ema_cli.options import GeometryMode
 from ema_cli.records import Action, Plan
-from ema_cli.storage.extents import Located
+from ema_cli.storage.extents import Extent, Located
 from ema_cli.storage.gather import read_elements
 
 _REPORT_SECONDS = 0.1
@@ -59,7 +62,7 @@ def fold(
         on_bytes: told now and then, from the calling thread, how many input bytes are done.
 
     Raises:
-        InputRefused: an input is not finite, or an average is too large for its type.
+        InputRefused: an input is not finite or damaged, or an average is too large for its type.
         InputChanged: an input could not be read to its end.
         OutputError: a sink could not write.
 
@@ -82,6 +85,7 @@ def fold(
     if run.failure is not None:
         raise run.failure
     on_bytes(run.done_bytes)
+    run.integrity.finish()
     return run.outcome()
 
 
@@ -95,6 +99,8 @@ class _Run:
         self.allow_nonfinite = allow_nonfinite
         self.schedule = Schedule(plan)
         self.statistics = Statistics(plan)
+        self.contents = Contents(plan)
+        self.integrity = Integrity()
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
         self.expands = [math.fsum(output.weighting.weights) > _MOST_SUM for output in plan.outputs]
         self.done_bytes = 0
@@ -110,7 +116,7 @@ class _Run:
         by_average = self.statistics.by_average
         if self.geometry is not None and found is not None:
             by_average = add_spreads(by_average, self.geometry.spreads, self.geometry.looked_at)
-        return FoldOutcome(statistics=tuple(map(tuple, by_average)), geometry=found)
+        return FoldOutcome(statistics=tuple(map(tuple, by_average)), geometry=found, contents=self.contents.digests())
 
     def work(self, make_lane: Callable[[], Lane]) -> None:
         """Take blocks until there are none left, or another worker failed."""
@@ -154,7 +160,7 @@ class _Worker:
     def _copy(self, block: Block) -> int:
         tensor = self._run.plan.tensors[block.number]
         raw = self._lane.buffer(block.count * tensor.dtype.itemsize)
-        read_elements(self._extents[0][1], block.start, raw)
+        read_elements(self._extents[0][1], block.start, raw, self._run.integrity.see)
         for sink in self._run.sinks:
             sink.write(tensor.offset + block.start * tensor.dtype.itemsize, raw)
         return len(raw)
@@ -164,15 +170,18 @@ class _Worker:
         count = block.count * components(tensor.dtype)
         last, done = self._last[:count], 0
         view = self._run.geometry.view(block, count) if self._run.geometry is not None else None
+        crcs, lengths = [], []
         self._lane.start(count)
         for row, (i, extent) in enumerate(self._extents):
             dtype = extent.layout.dtype
             raw = self._lane.buffer(block.count * dtype.itemsize)
-            read_elements(extent, block.start, raw)
+            crcs.append(self._read(extent, block, raw))
+            lengths.append(len(raw))
             self._lane.add(raw, dtype, self._run.weights[i])
             if view is not None:
                 view.see(row, raw, dtype)
             done += len(raw)
+        self._run.contents.add(block, crcs, lengths)
         if view is not None:
             view.close()
         decode(raw, dtype, last)
@@ -180,6 +189,17 @@ class _Worker:
         last_squared = dot(last, last)
         self._run.statistics.add(block, [(*found, last_squared) for found in sums])
         return done
+
+    def _read(self, extent: Located, block: Block, raw: Bytes) -> int:
+        """Read a block of a checkpoint and return its CRC-32."""
+        integrity = self._run.integrity
+        if isinstance(extent, Extent) and extent.layout.strides is None:
+            read_elements(extent, block.start, raw)
+            crc = zlib_ng.crc32(raw)
+            integrity.see_crc(extent, extent.offset + block.start * extent.layout.dtype.itemsize, len(raw), crc)
+            return crc
+        read_elements(extent, block.start, raw, integrity.see)
+        return zlib_ng.crc32(raw)
 
     def _finish(self, k: int, block: Block, total: Float64, last: Float64) -> tuple[float, float]:
         """Check, round and write one average; return |average|^2 and |average - last|^2."""

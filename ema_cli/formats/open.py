@@ -42,7 +42,8 @@ def open_checkpoint(
     with ExitStack() as opened:
         try:
             structure, sources = _read(path, key, pool, opened)
-            names, stripped = strip_prefixes([layout.name for layout in structure.layouts], strip_prefix)
+            unreadable = [name for name, _ in structure.unreadable]
+            clean = strip_prefixes([*(layout.name for layout in structure.layouts), *unreadable], strip_prefix)
         except InputRefused as refused:
             if refused.message.startswith(quoted(str(path))):
                 raise
@@ -51,20 +52,24 @@ def open_checkpoint(
             raise InputRefused(message, hint=refused.hint) from refused
         opened.pop_all()
     layouts = structure.layouts
-    if stripped:
+    names = clean.names[: len(layouts)]
+    if clean.prefixes:
         layouts = tuple(replace(layout, name=name) for layout, name in zip(layouts, names, strict=True))
-    index = TensorIndex(sources, pool.intern(layouts), structure.offsets, structure.files)
+    reasons = (reason for _, reason in structure.unreadable)
+    index = TensorIndex(sources, pool.intern(layouts), structure.offsets, structure.files, structure.records)
     return Checkpoint(
         path=path,
         format=structure.format,
         index=index,
         key=structure.key,
-        stripped=stripped,
+        stripped=clean.prefixes,
         steps=structure.steps,
         fingerprint=f"{index.size()}-{index.version}-{structure.digest.hex()[:32]}",
         metadata=structure.metadata or {},
         ignored=structure.ignored,
-        notes=structure.notes,
+        unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
+        quantized=structure.quantized,
+        notes=(*structure.notes, *clean.notes),
         companions=structure.companions,
         stem=structure.stem,
     )

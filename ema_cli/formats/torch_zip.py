@@ -37,15 +37,17 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
     pickle = archive.read("data.pkl", most=LARGEST_PICKLE)
     digest = hashlib.sha256(pickle).digest()
     root, chosen = pool.remember(("pickle", digest, key), lambda: _parse(pickle, key))
-    layouts, offsets = place_all(chosen.tensors, archive.storage, pool, (digest, key))
+    placed = place_all(chosen.tensors, archive.storage, pool, (digest, key))
     return Structure(
         format="torch zip",
-        layouts=layouts,
-        offsets=offsets,
+        layouts=placed.layouts,
+        offsets=placed.offsets,
         digest=digest,
+        records={0: archive.checksums()},
         key=chosen.key,
         steps=tuple(read_steps(root, source, archive.storage)),
         ignored=chosen.ignored,
+        unreadable=placed.unreadable,
         notes=chosen.notes,
     )
 

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 
 from ema_cli.errors import InputRefused
+from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
@@ -54,6 +55,7 @@ class Archive:
             raise InputRefused("holds two records of one name")
         _refuse_overlaps(entries)
         self._root = self._find_root()
+        self._storages: list[Record] = []
 
     def __contains__(self, name: str) -> bool:
         return self._root + name in self._entries
@@ -81,7 +83,16 @@ class Archive:
 
     def storage(self, key: str) -> tuple[int, int]:
         """Return the byte offset and the size of the storage called ``key``."""
-        return self.record(f"data/{key}")
+        name = f"data/{key}"
+        offset, size = self.record(name)
+        crc32 = self._entries[self._root + name].CRC
+        if crc32 and size:  # torch writes 0 when told to have none
+            self._storages.append(Record(offset=offset, size=size, crc32=crc32))
+        return offset, size
+
+    def checksums(self) -> RecordTable:
+        """Return the checksums of the storages that were asked for."""
+        return RecordTable(self._storages)
 
     def record(self, name: str) -> tuple[int, int]:
         """Return the byte offset and the size of the record called ``name``.

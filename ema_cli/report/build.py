@@ -107,9 +107,10 @@ def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
             bytes=member.checkpoint.index.size(),
             fingerprint=member.checkpoint.fingerprint,
             sha256=digest,
+            content=measured.folded.contents.get(position),
             role=str(member.role),
         )
-        for member, digest in zip(plan.series.members, measured.input_sha256, strict=True)
+        for position, (member, digest) in enumerate(zip(plan.series.members, measured.input_sha256, strict=True))
     )
 
 

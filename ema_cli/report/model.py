@@ -42,6 +42,8 @@ class Input:
     """Size, modification time in nanoseconds, and a hash of the structure bytes."""
     sha256: str | None
     """Digest of the whole file, if it was asked for."""
+    content: str | None = None
+    """Digest of the averaged tensors, whatever the format; ``None`` for an input that no average needed."""
     role: str = "checkpoint"
     """``checkpoint``; ``average``: the earlier output that is gone on from; ``again``: the last checkpoint in that."""
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TypeVar, cast
 
 from ema_cli.dtypes import DType
+from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.source import ByteSource
 
 Made = TypeVar("Made")
@@ -68,6 +70,8 @@ class Extent:
     source: ByteSource
     offset: int
     layout: TensorLayout
+    record: Record | None = None
+    """The run of bytes with a checksum that it lies in, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +122,11 @@ class TensorIndex:
         layouts: of the tensors.
         offsets: byte offset of each place: one per tensor, or one per part of it, in their order.
         files: the number of the source of each place; empty when all lie in the first.
+        records: what the sources have checksums of, by their number.
 
     """
 
-    __slots__ = ("_files", "_first", "_offsets", "layouts", "sources")
+    __slots__ = ("_files", "_first", "_offsets", "_records", "layouts", "sources")
 
     def __init__(
         self,
@@ -129,11 +134,13 @@ class TensorIndex:
         layouts: tuple[TensorLayout, ...],
         offsets: Sequence[int],
         files: Sequence[int] = (),
+        records: Mapping[int, RecordTable] = MappingProxyType({}),
     ) -> None:
         self.sources = tuple(sources)
         self.layouts = layouts
         self._offsets = array("q", offsets)
         self._files = array("l", files)
+        self._records = records
         counts = [layout.places for layout in layouts]
         self._first = array("q", accumulate(counts, initial=0)) if any(count > 1 for count in counts) else None
         """The first place of each tensor, where some have several."""
@@ -149,15 +156,18 @@ class TensorIndex:
         layout = self.layouts[position]
         place = position if self._first is None else self._first[position]
         if not layout.parts:
-            return Extent(source=self._source(place), offset=self._offsets[place], layout=layout)
+            return self._extent(place, layout)
         tiles = []
         for number, part in enumerate(layout.parts, place):
             inner = TensorLayout(name=layout.name, dtype=layout.dtype, shape=part.shape, strides=part.strides)
-            tiles.append((part.origin, Extent(source=self._source(number), offset=self._offsets[number], layout=inner)))
+            tiles.append((part.origin, self._extent(number, inner)))
         return Mosaic(layout=layout, tiles=tuple(tiles))
 
-    def _source(self, place: int) -> ByteSource:
-        return self.sources[self._files[place] if self._files else 0]
+    def _extent(self, place: int, layout: TensorLayout) -> Extent:
+        file, offset = self._files[place] if self._files else 0, self._offsets[place]
+        table = self._records.get(file)
+        record = None if table is None else table.find(offset)
+        return Extent(source=self.sources[file], offset=offset, layout=layout, record=record)
 
     def ties(self) -> dict[str, str]:
         """Return ``{name: first name}`` of tensors that share all their bytes with an earlier one."""

@@ -9,7 +9,7 @@ tensor in several places, each gives what it has of a box.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
 
 import numpy as np
@@ -27,13 +27,29 @@ _ALWAYS = 1 << 14
 
 Box = tuple[tuple[int, int], ...]
 """``(start, stop)`` per dimension."""
+Seen = Callable[[Extent, int, Bytes], None]
+"""Is told of every run of bytes that is read: which extent it is for, where in the source it begins, the bytes."""
 
 
-def read_elements(extent: Located, start: int, out: Bytes) -> None:
-    """Fill ``out`` with the elements from flat index ``start`` on (``len(out)`` is a multiple of the item size)."""
+def ignore(*_: object) -> None:
+    """Have no interest in what is read."""
+
+
+def read_elements(extent: Located, start: int, out: Bytes, seen: Seen = ignore) -> None:
+    """Fill ``out`` with the elements from flat index ``start`` on (``len(out)`` is a multiple of the item size).
+
+    Args:
+        extent: where the tensor lies.
+        start: the first element.
+        out: filled.
+        seen: told of the bytes as they lie in the source; some are read twice where strides are far apart.
+
+    """
     layout = extent.layout
     if isinstance(extent, Extent) and layout.strides is None:
-        extent.source.read_into(extent.offset + start * layout.dtype.itemsize, out.data)
+        offset = extent.offset + start * layout.dtype.itemsize
+        extent.source.read_into(offset, out.data)
+        seen(extent, offset, out)
         return
     items = out.view(f"V{layout.dtype.itemsize}")
     done = 0
@@ -42,9 +58,9 @@ def read_elements(extent: Located, start: int, out: Bytes) -> None:
         count = math.prod(sizes)
         target = items[done : done + count].reshape(sizes)
         if isinstance(extent, Mosaic):
-            _read_tiles(extent, box, target)
+            _read_tiles(extent, box, target, seen)
         else:
-            _read_box(extent, box, _strides(extent), target)
+            _read_box(extent, box, _strides(extent), target, seen)
         done += count
 
 
@@ -86,9 +102,9 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
         yield from (((full, full + 1), *box) for box in flat_boxes(shape[1:], 0, stop % row))
 
 
-def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void]) -> None:
+def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void], seen: Seen) -> None:
     for part, inside, where in _overlaps(mosaic, box):
-        _read_box(part, inside, _strides(part), target[where])
+        _read_box(part, inside, _strides(part), target[where], seen)
 
 
 def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice | EllipsisType, ...]]]:
@@ -116,14 +132,16 @@ def _reach(box: Box, strides: Sequence[int]) -> tuple[int, int]:
     return first, last
 
 
-def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArray[np.void]) -> None:
+def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArray[np.void], seen: Seen) -> None:
     shape = target.shape
     reach = span(shape, strides)
     itemsize = extent.layout.dtype.itemsize
     if reach <= max(_SLACK * target.size, _ALWAYS):
         first, _ = _reach(box, strides)
         raw = np.empty(reach, dtype=target.dtype)
-        extent.source.read_into(extent.offset + first * itemsize, raw.view(np.uint8).data)
+        offset, stored = extent.offset + first * itemsize, raw.view(np.uint8)
+        extent.source.read_into(offset, stored.data)
+        seen(extent, offset, stored)
         target[...] = as_strided(raw, shape, [stride * itemsize for stride in strides])
         return
     axis = max(range(len(shape)), key=lambda d: (shape[d] - 1) * strides[d])
@@ -132,5 +150,5 @@ def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArra
     low = [slice(None)] * len(shape)
     high = list(low)
     low[axis], high[axis] = slice(0, middle - begin), slice(middle - begin, None)
-    _read_box(extent, (*box[:axis], (begin, middle), *box[axis + 1 :]), strides, target[tuple(low)])
-    _read_box(extent, (*box[:axis], (middle, end), *box[axis + 1 :]), strides, target[tuple(high)])
+    _read_box(extent, (*box[:axis], (begin, middle), *box[axis + 1 :]), strides, target[tuple(low)], seen)
+    _read_box(extent, (*box[:axis], (middle, end), *box[axis + 1 :]), strides, target[tuple(high)], seen)
