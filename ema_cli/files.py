@@ -76,3 +76,8 @@ class Written:
     def modified_ns(self) -> int:
         """Time of the last modification of the weights, in nanoseconds."""
         return max(one.modified_ns for one in self.files if one.role is FileRole.WEIGHTS)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of an output folder is part of the weights, by its name: tensors, or the index of them."""
+    return name.endswith((".safetensors", ".safetensors.index.json"))

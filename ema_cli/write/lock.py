@@ -11,7 +11,8 @@ from pathlib import Path
 from ema_cli.errors import OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
-from ema_cli.write.publish import leftovers, raise_output_error
+from ema_cli.write.leftovers import sweep
+from ema_cli.write.publish import raise_output_error
 
 
 @contextlib.contextmanager
@@ -31,14 +32,20 @@ def output_lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise_output_error(path, error)
     try:
-        for name in (path.name, report_name(path.name)):
-            for leftover in path.parent.glob(leftovers(name)):
-                leftover.unlink(missing_ok=True)
+        _sweep(path)
         yield
     finally:
         with contextlib.suppress(OSError):
             lock.unlink()
         os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    try:
+        for place in (path, path.with_name(report_name(path.name))):
+            sweep(place)
+    except OSError as error:
+        raise_output_error(path, error)
 
 
 def _lock(lock: Path) -> int:

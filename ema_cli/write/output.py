@@ -14,7 +14,8 @@ from zlib_ng import zlib_ng
 from ema_cli.errors import OutputError
 from ema_cli.files import FileRole, Written, WrittenFile
 from ema_cli.text import human_bytes, quoted
-from ema_cli.write.publish import NEW_FILE, publish, raise_output_error, temporary_name
+from ema_cli.write.leftovers import temporary_name
+from ema_cli.write.publish import NEW_FILE, publish, raise_output_error
 from ema_cli.write.settle import Settler
 
 _SPARE = 1.01
@@ -48,17 +49,37 @@ class OutputFile:
             OutputError: there is no space, no permission, or an I/O error.
 
         """
+        self.create()
+        self.begin()
+
+    def create(self) -> None:
+        """Make the file and reserve its space.
+
+        Raises:
+            OutputError: there is no space, no permission, or an I/O error.
+
+        """
         try:
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
-            check_space(self._fd, self.size)
-            reserve(self._fd, self.size)
-            self._begin()
+            check_space(os.fstatvfs(self._fd), self.size)
+            _reserve(self._fd, self.size)
         except OSError as error:
             raise_output_error(self.path, error)
 
-    def _begin(self) -> None:
-        self._settler = Settler(self._fd)
-        self._place(0, self._header)
+    def begin(self) -> None:
+        """Write the header; open the file again, if it was closed after ``create``.
+
+        Raises:
+            OutputError: it cannot be opened or written.
+
+        """
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._settler = Settler(self._fd)
+            self._place(0, self._header)
+        except OSError as error:
+            raise_output_error(self.path, error)
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         """Place ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
@@ -102,7 +123,7 @@ class OutputFile:
         except OSError as error:
             raise_output_error(self.path, error)
         self._published = True
-        self._close()
+        self.close()
 
     def discard(self) -> None:
         """Remove the temporary file, whatever state it is in; nothing happens after ``publish``."""
@@ -112,24 +133,24 @@ class OutputFile:
             self._settler.abandon()
         with contextlib.suppress(OSError):
             self._temp.unlink(missing_ok=True)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file, if it is open."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-def check_space(descriptor: int, size: int) -> None:
-    """Raise ``OSError`` if there is no room for ``size`` bytes where the file or folder ``descriptor`` lies."""
-    free = os.fstatvfs(descriptor)
+def check_space(free: os.statvfs_result, size: int) -> None:
+    """Raise ``OSError`` if there is no room for ``size`` bytes on the file system of which ``free`` tells."""
     available = free.f_bavail * free.f_frsize
     if size * _SPARE > available:
         detail = f"{human_bytes(size)} are needed, {human_bytes(available)} are free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}")
 
 
-def reserve(descriptor: int, size: int) -> None:
+def _reserve(descriptor: int, size: int) -> None:
     """Take the space before the work: a full disk should fail in the first second, not in the last."""
     try:
         os.posix_fallocate(descriptor, 0, size)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import NoReturn
 
 from ema_cli.errors import OutputError
 from ema_cli.text import quoted
+from ema_cli.write.leftovers import temporary_name
 
-_RANDOM_BYTES = 6
-
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a link"), (stat.S_ISREG, "a file"))
 NEW_FILE = 0o666
 """Permissions of every file that is made here; the system takes the umask off."""
 
@@ -47,28 +45,28 @@ def write_atomically(path: Path, data: bytes) -> None:
 def publish(temp: Path, path: Path) -> None:
     """Rename, and make the name durable."""
     temp.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
-def temporary_name(path: Path) -> Path:
-    """Return a name beside ``path`` that nobody else uses; leftovers of killed runs are known by it."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}.partial")
-
-
-def leftovers(name: str) -> str:
-    """Return the pattern of the temporary names of a file, and of no other file."""
-    return f".{glob.escape(name)}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.partial"
-
-
-def check_place(path: Path) -> None:
-    """Raise, before the work, what would keep a file from being put at ``path`` after it.
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable.
 
     Raises:
-        OutputError: there is no such folder, it is not writable, or something other than a file is in the way.
+        OSError: the system cannot.
+
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_place(path: Path, *, folder: bool = False) -> None:
+    """Raise, before the work, what would keep a file, or a folder, from being put at ``path`` after it.
+
+    Raises:
+        OutputError: there is no such place, it is not writable, or something of another kind is in the way.
 
     """
     try:
@@ -80,8 +78,8 @@ def check_place(path: Path) -> None:
         if error.errno == errno.ENOENT and path.parent.is_dir():
             return
         raise_output_error(path, error)
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "not a regular file"
+    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
+        kind = next((kind for is_one, kind in _KINDS if is_one(mode)), "not a regular file")
         raise OutputError(f"{quoted(str(path))} cannot be written: it is {kind}", hint="choose another name")
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from ema_cli.files import Written
 from ema_cli.fold.engine import Sink
 from ema_cli.records import PlannedOutput
+from ema_cli.write.folder import OutputFolder
 from ema_cli.write.output import OutputFile
 
 
@@ -31,5 +32,7 @@ class Target(Sink, Protocol):
 
 def make_target(output: PlannedOutput) -> Target:
     """Return what an output is written to."""
+    if output.folder:
+        return OutputFolder(output)
     (file,) = output.files
     return OutputFile(output.path, file.header, file.data_bytes)

@@ -1,0 +1,105 @@
+"""An output that is a folder: built beside its place, and put there by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from bisect import bisect_right
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.files import Written
+from ema_cli.records import PlannedOutput
+from ema_cli.write.leftovers import holds_something, name_aside, remove, remove_aside, temporary_name
+from ema_cli.write.output import check_space
+from ema_cli.write.publish import raise_output_error, sync_folder
+from ema_cli.write.shard import Shard
+from ema_cli.write.side import write_side
+
+
+class OutputFolder:
+    """A folder of safetensors files, whose data sections, one after the other, are that of the output."""
+
+    def __init__(self, output: PlannedOutput) -> None:
+        self.path = output.path
+        self._output = output
+        self._temp = temporary_name(output.path)
+        self._begins = [planned.begin for planned in output.files]
+        self._shards = [Shard(one, self.path / one.name, self._temp / one.name) for one in output.files]
+        self._replaces = False
+        self._published = False
+
+    def open(self) -> None:
+        """Make the folder and take the space of its files. Arrange for ``discard`` before.
+
+        Raises:
+            OutputError: there is no space, no permission, or an I/O error.
+
+        """
+        try:
+            self._replaces = holds_something(self.path)
+            self._temp.mkdir()
+            sizes = [*(one.nbytes for one in self._output.files), *(one.nbytes for one in self._output.beside)]
+            check_space(os.statvfs(self._temp), sum(sizes))
+        except OSError as error:
+            raise_output_error(self.path, error)
+        for shard in self._shards:
+            shard.open()
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Place ``data`` at byte ``offset`` of the data section of all files; safe to call from several threads."""
+        if len(data):
+            number = bisect_right(self._begins, offset) - 1
+            self._shards[number].write(offset - self._begins[number], data)
+
+    def finish(self) -> Written:
+        """Make the folder durable and check what is on the disk, still under its temporary name.
+
+        Raises:
+            OutputError: it could not be written, or reads back differently.
+            InputChanged: a file that is carried over is not there any more as it was.
+
+        """
+        weights = [shard.finish() for shard in self._shards]
+        sides = [write_side(side, self.path / side.name, self._temp / side.name) for side in self._output.beside]
+        try:
+            sync_folder(self._temp)
+        except OSError as error:
+            raise_output_error(self.path, error)
+        return Written(files=tuple(sorted([*weights, *sides], key=lambda one: one.name)), folder=True)
+
+    def publish(self) -> None:
+        """Give the folder its name; one that has it now steps aside, and comes back if that fails."""
+        aside = name_aside(self.path) if self._replaces else None
+        try:
+            if aside is not None:
+                self.path.rename(aside)
+            self._take_place(aside)
+        except OSError as error:
+            raise_output_error(self.path, error)
+        self._published = True
+        if aside is not None:
+            with contextlib.suppress(OSError):  # a later run sweeps what cannot be removed now
+                remove_aside(aside, self.path)
+
+    def _take_place(self, aside: Path | None) -> None:
+        try:
+            self._temp.rename(self.path)
+            sync_folder(self.path.parent)
+        except BaseException:
+            if not self._temp.exists():
+                self.path.rename(self._temp)
+            if aside is not None:
+                aside.rename(self.path)
+            raise
+
+    def discard(self) -> None:
+        """Remove what was built; nothing happens after ``publish``."""
+        if self._published:
+            return
+        for shard in self._shards:
+            shard.discard()
+        with contextlib.suppress(OSError):
+            remove(self._temp)
