@@ -1,0 +1,26 @@
+"""What the tests with real makers share: a place without network, telemetry or a home of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep frameworks, which are imported inside the tests, from the network and from the caches of the user."""
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {**QUIET, "HOME": str(home), "HF_HOME": str(home / "huggingface")}.items():
+            environment.setenv(name, value)
+        yield

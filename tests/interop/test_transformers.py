@@ -1,0 +1,215 @@
+"""Models of transformers: runs of its Trainer, shards as it and the hub write them, ties, tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import Run
+from tests.interop.judge import DECAY, assert_fold, average, disturb, fold, names_in
+from tests.series import State, data_section, load
+
+STEPS = (2, 4, 6)
+MODEL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def gpt2() -> Any:
+    """Return a tiny GPT-2, whose output layer is its embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+def llama() -> Any:
+    """Return a tiny Llama in bfloat16, with an output layer of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=32, **sizes, num_key_value_heads=1, max_position_embeddings=16)
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def bert() -> Any:
+    """Return a tiny BERT for masked words, with two ties."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertForMaskedLM(BertConfig(vocab_size=32, **sizes, max_position_embeddings=16))
+
+
+def tokenizer() -> Any:
+    """Return a tokenizer that knows seven words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(["a b c d e f g"], trainers.WordLevelTrainer(special_tokens=["[UNK]", "[PAD]"]))
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the Trainer: six steps on random words, saved every two, with optimizer, scheduler and random state."""
+    from transformers import Trainer, TrainingArguments
+
+    folder = tmp_path_factory.mktemp("trainer") / "out"
+    generator = torch.Generator().manual_seed(1)
+    words = [torch.randint(0, 9, (8,), generator=generator) for _ in range(24)]
+    settings: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 0.05}
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=6, save_steps=2, **settings)
+    data: Any = [{"input_ids": line, "labels": line} for line in words]
+    Trainer(model=gpt2(), args=arguments, train_dataset=data, processing_class=tokenizer()).train()
+    return folder
+
+
+def loaded(folder: Path) -> Any:
+    """Load a folder as transformers does."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM if AutoConfig.from_pretrained(folder).model_type == "bert" else AutoModelForCausalLM
+    return model.from_pretrained(folder, local_files_only=True)
+
+
+def states_of(folders: list[Path]) -> list[State]:
+    """Return what transformers loads of each folder."""
+    return [loaded(folder).state_dict() for folder in folders]
+
+
+def output_of(model: Any) -> torch.Tensor:
+    """Return what a model makes of a few words."""
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(input_ids=torch.arange(8).reshape(1, 8)).logits
+    return logits
+
+
+def assert_model(folder: Path, states: list[State], like: Any) -> None:
+    """Assert that a folder loads as the average of the states, and that it computes what that average does."""
+    model = loaded(folder)
+    assert_fold(model.state_dict(), states)
+    like.load_state_dict(fold(states))
+    assert output_of(model).equal(output_of(like))
+
+
+def test_a_run_of_the_trainer_becomes_a_model(run: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """The folder of a run is a series of checkpoint folders; the average is a folder that transformers loads."""
+    average(ema_avg, run, "-o", "averaged/")
+    assert_model(tmp_path / "averaged", states_of([run / f"checkpoint-{step}" for step in STEPS]), gpt2())
+
+
+def test_the_steps_are_those_of_the_trainer(run: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Each checkpoint has the step that its trainer_state.json tells, in whatever order the folders are given."""
+    folders = [run / f"checkpoint-{step}" for step in (6, 2, 4)]
+    told = json.loads(average(ema_avg, *folders, "-o", "ema.safetensors", "--json").stdout)
+    inputs = [(entry["step"], Path(entry["path"]).name) for entry in told["inputs"]]
+    assert inputs == [(step, f"checkpoint-{step}") for step in STEPS]
+    assert load(tmp_path / "ema.safetensors").keys() == load(run / "checkpoint-2" / "model.safetensors").keys()
+
+
+def test_what_belongs_to_the_model_goes_along(run: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Configuration and tokenizer of the last checkpoint are in the output; the state of the trainer is not."""
+    from transformers import AutoTokenizer
+
+    average(ema_avg, run, "-o", "averaged/")
+    averaged = tmp_path / "averaged"
+    assert {name for name in names_in(averaged) if "report" not in name} == {*MODEL_FILES, "model.safetensors"}
+    for name in MODEL_FILES:
+        assert (averaged / name).read_bytes() == (run / "checkpoint-6" / name).read_bytes()
+    words = "g a [PAD] unknown b"
+    assert AutoTokenizer.from_pretrained(averaged)(words).input_ids == tokenizer()(words).input_ids
+
+
+def test_file_and_folder_hold_the_same_tensors(run: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """The weights in an output folder are the bytes of an output file; so are those of the checkpoints' own files."""
+    average(ema_avg, run, "-o", "averaged/")
+    average(ema_avg, run, "-o", "one.safetensors")
+    average(ema_avg, *(run / f"checkpoint-{step}" / "model.safetensors" for step in STEPS), "-o", "files.safetensors")
+    one = data_section(tmp_path / "one.safetensors")
+    assert data_section(tmp_path / "averaged" / "model.safetensors") == one
+    assert data_section(tmp_path / "files.safetensors") == one
+
+
+def write_bin(model: Any, folder: Path, size: str) -> None:
+    """Write ``pytorch_model.bin``, in shards where it is larger than ``size``."""
+    from huggingface_hub import save_torch_state_dict
+
+    pattern = "pytorch_model{suffix}.bin"
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    save_torch_state_dict(
+        model.state_dict(), folder, max_shard_size=size, filename_pattern=pattern, safe_serialization=False
+    )
+
+
+def write_safetensors(model: Any, folder: Path, size: str) -> None:
+    """Write ``model.safetensors``, in shards where it is larger than ``size``."""
+    model.save_pretrained(folder, max_shard_size=size)
+
+
+SAVED: dict[str, tuple[Callable[[Any, Path, str], None], str]] = {
+    "model.safetensors.index.json": (write_safetensors, "4KB"),
+    "model.safetensors": (write_safetensors, "1GB"),
+    "pytorch_model.bin.index.json": (write_bin, "4KB"),
+    "pytorch_model.bin": (write_bin, "1GB"),
+}
+"""How a folder comes to hold such a file, with the size of its shards."""
+
+
+@pytest.mark.parametrize("named", SAVED)
+@pytest.mark.parametrize("make", [gpt2, llama, bert])
+def test_models_as_they_are_saved(make: Any, named: str, ema_avg: Run, tmp_path: Path) -> None:
+    """One file or shards, safetensors or pickles, ties or none, float32 or bfloat16: the average loads, to the bit."""
+    model = make()
+    write, size = SAVED[named]
+    folders = [tmp_path / "saved" / f"step-{number}" for number in (9, 10, 11)]
+    for number, folder in enumerate(folders):
+        disturb(model, number)
+        write(model, folder, size)
+        assert named in names_in(folder)
+    average(ema_avg, *reversed(folders), "-o", "averaged/")
+    assert_model(tmp_path / "averaged", states_of(folders), make())
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_shards_of_a_given_size_load(make: Any, ema_avg: Run, tmp_path: Path) -> None:
+    """With --max-shard-size the output is in shards that transformers loads, none larger unless it is one tensor."""
+    model = make()
+    folders = [tmp_path / "saved" / f"checkpoint-{number}" for number in range(3)]
+    for number, folder in enumerate(folders):
+        disturb(model, number)
+        model.save_pretrained(folder)
+    average(ema_avg, tmp_path / "saved", "-o", "averaged/", "--max-shard-size", "6KB")
+    index = json.loads((tmp_path / "averaged" / "model.safetensors.index.json").read_text())
+    shards = {name: load(tmp_path / "averaged" / name) for name in set(index["weight_map"].values())}
+    assert len(shards) > 1
+    assert {name: shard for shard, held in shards.items() for name in held} == index["weight_map"]
+    sizes = {shard: sum(tensor.nbytes for tensor in held.values()) for shard, held in shards.items()}
+    assert all(sizes[shard] <= 6000 or len(held) == 1 for shard, held in shards.items())
+    assert index["metadata"]["total_size"] == sum(sizes.values())
+    assert_model(tmp_path / "averaged", states_of(folders), make())
+
+
+def test_an_average_of_a_model_is_a_checkpoint_again(run: Path, ema_avg: Run) -> None:
+    """The output folder can be compared with the file, and is the same."""
+    average(ema_avg, run, "-o", "averaged/")
+    average(ema_avg, run, "-o", "one.safetensors")
+    assert ema_avg("diff", "averaged", "one.safetensors").returncode == 0
+    assert ema_avg("diff", "averaged", run / "checkpoint-6").returncode == 1
+
+
+def test_a_folder_with_one_checkpoint_folder_named(run: Path, ema_avg: Run) -> None:
+    """A checkpoint folder by itself is one checkpoint: its average is itself, and inspect tells its format."""
+    done = ema_avg("inspect", run / "checkpoint-4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "safetensors" in done.stdout
+    refused = ema_avg(run / "checkpoint-4", run / "nothing-there", "--decay", DECAY, "-o", "x.safetensors")
+    assert refused.returncode == 7
