@@ -13,11 +13,12 @@ from ema_cli.discover import close_all
 from ema_cli.errors import UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import Options
+from ema_cli.output_name import parse_output
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records import Checkpoint, Plan
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.text import quoted
+from ema_cli.text import parse_bytes, quoted
 from ema_cli.weight_options import split_weights
 
 StrPath = str | os.PathLike[str]
@@ -42,7 +43,8 @@ def average(
 
     Args:
         paths: files, folders or glob patterns.
-        output: the file to write; with several averages it must hold ``{decay}``, ``{method}`` or the like.
+        output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given (``"5GB"``, or
+            bytes); with several averages it must hold ``{decay}``, ``{method}`` or the like.
         method: a key of ``ema_cli.methods.SPECS``, one or several; ``ema`` if nothing else is said.
         decay: in [0, 1), one or several.
         half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
@@ -56,7 +58,7 @@ def average(
         ema_cli.errors.EmaAvgError: one of its kinds; then no output was changed.
 
     """
-    made = make_options(paths, output=Path(output), method=method, decay=decay, half_life=half_life, **options)
+    made = make_options(paths, output=output, method=method, decay=decay, half_life=half_life, **options)
     return run_average(made).report
 
 
@@ -126,7 +128,8 @@ def make_options(
     for name in _LISTS & options.keys():
         options[name] = _listed(options[name])
     if options.get("output") is not None:
-        options["output"] = Path(options["output"])
+        shard_bytes = _size(options.get("max_shard_size"))
+        options["output"], options["max_shard_size"] = parse_output(os.fspath(options["output"]), shard_bytes)
     if "reports" in options:
         options["reports"] = tuple(Path(report) for report in options["reports"])
     if options.get("continue_from") is not None:
@@ -144,6 +147,14 @@ def make_options(
         sigma_rels=_numbers(sigma_rel),
         **options,
     )
+
+
+def _size(value: Any) -> Any:  # noqa: ANN401
+    """Return a size in bytes, which may be given as text such as ``5GB``."""
+    try:
+        return parse_bytes(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"{quoted(value)} is not a size", hint="5GB") from error
 
 
 def _listed(value: Any) -> Any:  # noqa: ANN401

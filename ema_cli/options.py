@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from ema_cli.errors import UsageError
 from ema_cli.methods import Clock, Method
 from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
+from ema_cli.output_name import check_output_name
 from ema_cli.text import is_writable_text, quoted
 from ema_cli.weight_options import WeightOptions, refuse_other_words
 
@@ -81,6 +82,8 @@ class Options(WeightOptions):
     """The folder that ``{run}`` and ``{name}`` in the output mean; ``None`` for the one folder in ``paths``."""
     output: Path | None = None
     """Where the average goes; ``{decay}``, ``{method}`` and the like in it tell several averages apart."""
+    max_shard_size: int | None = None
+    """Bytes of tensors in one file: then the output is a folder of such files. ``None`` for one file."""
     reports: tuple[Path, ...] = ()
     """Further reports, besides the one beside each output."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -165,13 +168,7 @@ class Options(WeightOptions):
                 raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
         if self.output is None:
             return
-        if not self.output.name:
-            raise UsageError(
-                f"the output {quoted(str(self.output))} is a folder", hint=f"-o {self.output / 'ema.safetensors'}"
-            )
-        if self.output.suffix != ".safetensors":
-            hint = f"-o {self.output.with_suffix('.safetensors')}"
-            raise UsageError(f"the output {quoted(str(self.output))} is written as safetensors", hint=hint)
+        check_output_name(self.output, self.max_shard_size)
         self._check_fields(self.output)
 
     def _check_fields(self, output: Path) -> None:
@@ -192,7 +189,8 @@ class Options(WeightOptions):
         names = {fill_output_name(str(output), method.name_fields()) for method in methods}
         field = self._telling_field(methods)
         if len(names) < len(methods) and field is not None:
-            hint = f"-o '{output.with_suffix('')}_{{{field}}}.safetensors'"
+            end = output.suffix if self.max_shard_size is None else "/"
+            hint = f"-o '{output.with_suffix('') if end != '/' else output}_{{{field}}}{end}'"
             raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
 
     def _telling_field(self, methods: Sequence[Method]) -> str | None:

@@ -9,27 +9,32 @@ from pathlib import Path
 
 from ema_cli import __version__
 from ema_cli.errors import UsageError
-from ema_cli.files import PlannedFile
+from ema_cli.files import PlannedFile, SideFile
 from ema_cli.formats.safetensors import build_header
 from ema_cli.methods import Method
 from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
+from ema_cli.sharding import plan_files
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import quoted
 
 
 def plan_outputs(
-    weightings: Sequence[Weighting], series: Series, tensors: Sequence[PlannedTensor], options: Options
+    weightings: Sequence[Weighting],
+    series: Series,
+    tensors: Sequence[PlannedTensor],
+    options: Options,
+    carried: Sequence[SideFile] = (),
 ) -> tuple[PlannedOutput, ...]:
-    """Return the output of each average.
+    """Return the output of each average; ``carried`` is what a folder takes over.
 
     Raises:
         UsageError: two of them would have one name, or a name has a field that the average has not.
 
     """
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
-    outputs = tuple(_plan_output(weighting, layouts, series, options) for weighting in weightings)
+    outputs = tuple(_plan_output(weighting, layouts, series, options, carried) for weighting in weightings)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -38,12 +43,22 @@ def plan_outputs(
 
 
 def _plan_output(
-    weighting: Weighting, layouts: Sequence[TensorLayout], series: Series, options: Options
+    weighting: Weighting,
+    layouts: Sequence[TensorLayout],
+    series: Series,
+    options: Options,
+    carried: Sequence[SideFile],
 ) -> PlannedOutput:
+    """Plan the one file of an average, or the files of its folder."""
     path = output_path(weighting.method, options)
-    header, ordered = build_header(layouts, _metadata(weighting.method, series, options))
-    whole = PlannedFile(name=path.name, header=header, begin=0, data_bytes=sum(layout.nbytes for layout in ordered))
-    return PlannedOutput(weighting=weighting, path=path, files=(whole,))
+    metadata = _metadata(weighting.method, series, options)
+    if options.max_shard_size is None:
+        data_bytes = sum(layout.nbytes for layout in layouts)
+        whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
+        return PlannedOutput(weighting=weighting, path=path, files=(whole,))
+    stem = series.members[-1].checkpoint.stem
+    files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
+    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=(*index, *carried))
 
 
 def output_path(method: Method, options: Options) -> Path:
@@ -54,7 +69,8 @@ def output_path(method: Method, options: Options) -> Path:
 
     """
     if options.output is None:  # a plan alone: a name that tells the averages apart
-        return Path(f"{method.label.replace(' ', '_')}.safetensors")
+        suffix = ".safetensors" if options.max_shard_size is None else ""
+        return Path(f"{method.label.replace(' ', '_')}{suffix}")
     return Path(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
 
 

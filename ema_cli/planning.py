@@ -10,8 +10,10 @@ import os
 from collections.abc import Sequence
 
 from ema_cli.caveats import find_caveats
+from ema_cli.companions import find_companions
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.errors import InputRefused, UsageError
+from ema_cli.files import SideFile
 from ema_cli.formats.safetensors import build_header
 from ema_cli.matching import Chosen, choose_tensors, refuse_differences
 from ema_cli.naming import is_batch_norm_statistic
@@ -21,6 +23,7 @@ from ema_cli.records import (
     Action,
     Buffers,
     Checkpoint,
+    Notice,
     Plan,
     PlannedTensor,
     Role,
@@ -59,17 +62,29 @@ def make_plan(series: Series, options: Options) -> Plan:
     fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
     tensors = _plan_tensors(checkpoints, layout_numbers, chosen, options)
     used = _used(weightings)
+    carried, remarks = _companions(checkpoints[-1], layout_numbers[-1], tensors, options)
     return Plan(
         series=series,
-        outputs=plan_outputs(weightings, series, tensors, options),
+        outputs=plan_outputs(weightings, series, tensors, options, carried),
         tensors=tensors,
         layout_numbers=layout_numbers,
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         read_bytes=_read_bytes(tensors, checkpoints, layout_numbers, used),
         buffers=_buffers(tensors, len(weightings), len(used), options),
-        notices=(*series.notices, *find_caveats(weightings, series.timeline, tensors, fresh)),
+        notices=(*series.notices, *find_caveats(weightings, series.timeline, tensors, fresh), *remarks),
     )
+
+
+def _companions(
+    last: Checkpoint, layout_number: int, tensors: Sequence[PlannedTensor], options: Options
+) -> tuple[tuple[SideFile, ...], tuple[Notice, ...]]:
+    """Return what an output folder takes over from the folder of the last checkpoint."""
+    if options.max_shard_size is None:
+        return (), ()
+    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
+    rounded = any(last.index.layouts[t.positions[layout_number]].dtype is not t.dtype for t in averaged)
+    return find_companions(last, options.dtype if rounded and options.dtype != "same" else None)
 
 
 def _numbers_of_checkpoints(series: Series, layout_numbers: Sequence[int]) -> set[int]:

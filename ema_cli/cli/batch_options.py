@@ -21,11 +21,12 @@ Runs = Annotated[
     ),
 ]
 BatchOutputOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
-        help="The file of each run; {run} is its folder, {name} the name of that, besides {decay} and the like.",
+        help="The file of each run, or NAME/ for a folder; {run} is the run's folder, {name} the name of that, besides "
+        "{decay} and the like.",
         metavar="PATH",
         rich_help_panel=_BATCH,
     ),
@@ -54,7 +55,7 @@ ManifestOption = Annotated[
 class BatchOptions(MainOptions):
     """What the command line says of a batch."""
 
-    output: BatchOutputOption = Path("{run}/ema.safetensors")
+    output: BatchOutputOption = "{run}/ema.safetensors"
     jobs: JobsOption = 1
     index: IndexOption = None
     manifest: ManifestOption = None

@@ -15,6 +15,7 @@ from ema_cli.cli.console import Style
 from ema_cli.errors import UsageError
 from ema_cli.methods import MethodName
 from ema_cli.options import Options
+from ema_cli.output_name import parse_output
 from ema_cli.text import parse_bytes, quoted
 from ema_cli.weight_options import split_weights
 
@@ -58,6 +59,7 @@ class MainOptions:
     geometry: given.GeometryOption = "sample"
     allow_nonfinite: given.AllowNonfiniteOption = False
     output: given.OutputOption = None
+    max_shard_size: given.MaxShardSizeOption = None
     report: given.ReportOption = None
     metadata: given.MetadataOption = None
     sha256: given.Sha256Option = False
@@ -91,6 +93,8 @@ class MainOptions:
 
         """
         paths, by_hand = _parse_weights(arguments, self.method or [], self.weights)
+        shard_bytes = _parse_size("--max-shard-size", self.max_shard_size, "5GB")
+        output, shard_bytes = (None, shard_bytes) if self.output is None else parse_output(self.output, shard_bytes)
         return Options(
             paths=paths,
             order=self.order,
@@ -122,10 +126,11 @@ class MainOptions:
             device=self.device,
             dtype=self.dtype,
             threads=self.threads,
-            max_memory=_parse_size(self.max_memory),
+            max_memory=_parse_size("--max-memory", self.max_memory, "64MB"),
             geometry=self.geometry,
             allow_nonfinite=self.allow_nonfinite,
-            output=self.output,
+            output=output,
+            max_shard_size=shard_bytes,
             reports=tuple(self.report or ()),
             metadata=_parse_metadata(self.metadata or []),
             sha256=self.sha256,
@@ -180,11 +185,11 @@ def _parse_weights(
         raise UsageError(f"--weights {quoted(weights)} is not a list of numbers", hint="--weights 1,2,3") from error
 
 
-def _parse_size(text: str | None) -> int | None:
+def _parse_size(flag: str, text: str | None, example: str) -> int | None:
     try:
         return None if text is None else parse_bytes(text)
     except ValueError as error:
-        raise UsageError(f"--max-memory {quoted(text or '')} is not a size", hint="--max-memory 64MB") from error
+        raise UsageError(f"{flag} {quoted(text or '')} is not a size", hint=f"{flag} {example}") from error
 
 
 def _parse_metadata(pairs: list[str]) -> dict[str, str]:

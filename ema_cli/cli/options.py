@@ -137,13 +137,23 @@ AllowNonfiniteOption = Annotated[
     typer.Option("--allow-nonfinite", help="Fold NaN and infinity instead of refusing them.", rich_help_panel=_COMPUTE),
 ]
 OutputOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
-        help="The .safetensors file to write; several averages need {decay}, {method} or the like in it.",
+        help="The .safetensors file to write, or NAME/ for a folder as Hugging Face libraries read it; several "
+        "averages need {decay}, {method} or the like in it.",
         metavar="PATH",
         show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+MaxShardSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        help="Write a folder, with files of at most this size \\[default for NAME/: 5GB].",
+        metavar="SIZE",
         rich_help_panel=_OUTPUT,
     ),
 ]
