@@ -76,6 +76,10 @@ class Checkpoint:
     """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
     stem: str = "model"
     """What a folder calls its weights, without suffix."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """Tensors of the model that have no plain numbers, by name, each with the reason; refused only if wanted."""
+    quantized: str = ""
+    """How a configuration beside the weights says that they are quantized; empty if it does not."""
 
     @property
     def ties(self) -> dict[str, str]:

@@ -10,28 +10,34 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.prefixes import strip_prefixes
 
 
+def stripped(names: list[str], prefix: str | None = None) -> tuple[list[str], tuple[str, ...]]:
+    """Return the names without prefixes, and the prefixes."""
+    found = strip_prefixes(names, prefix)
+    return found.names, found.prefixes
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 def test_a_wrapper_of_the_whole_model_is_taken_off(prefix: str) -> None:
     """A wrapper's prefix that all names carry is removed, and told."""
-    assert strip_prefixes([f"{prefix}a.w", f"{prefix}b"], None) == (["a.w", "b"], (prefix,))
+    assert stripped([f"{prefix}a.w", f"{prefix}b"]) == (["a.w", "b"], (prefix,))
 
 
 def test_nested_wrappers_are_taken_off() -> None:
     """Wrappers around wrappers are removed from the outside in."""
     names = ["module._orig_mod.a", "module._orig_mod.b"]
-    assert strip_prefixes(names, None) == (["a", "b"], ("module.", "_orig_mod."))
+    assert stripped(names) == (["a", "b"], ("module.", "_orig_mod."))
 
 
 def test_a_prefix_that_some_names_lack_stays() -> None:
     """A model may have a part called ``module`` beside others."""
     names = ["module.a", "head.b"]
-    assert strip_prefixes(names, None) == (names, ())
+    assert stripped(names) == (names, ())
 
 
 @pytest.mark.parametrize("names", [["model.a", "model.b"], ["module.", "module.a"], ["modules.a"], [""], []])
 def test_what_is_no_wrapper_stays(names: list[str]) -> None:
     """``model.`` is the name of a part in many libraries; a name that would be empty is kept."""
-    assert strip_prefixes(names, None) == (names, ())
+    assert stripped(names) == (names, ())
 
 
 def test_wrappers_of_inner_modules_are_taken_off() -> None:
@@ -43,21 +49,34 @@ def test_wrappers_of_inner_modules_are_taken_off() -> None:
         "d._orig_mod._orig_mod.w",
         "plain.w",
     ]
-    cleaned, stripped = strip_prefixes(names, None)
+    cleaned, prefixes = stripped(names)
     assert cleaned == ["a.w", "b.w", "c.w", "d.w", "plain.w"]
-    assert len(stripped) == 3
+    assert len(prefixes) == 3
 
 
 def test_names_that_would_collide_are_kept() -> None:
-    """When two names would become one, nothing is removed."""
+    """When two names would become one, nothing is removed, and that is told."""
     names = ["a.w", "a._orig_mod.w"]
-    assert strip_prefixes(names, None) == (names, ())
+    assert stripped(names) == (names, ())
+    (note,) = strip_prefixes(names, None).notes
+    assert note == 'the prefixes …._orig_mod. stay, as two tensors would be called "a.w" without them'
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
+def test_a_prefix_of_some_names_is_told(prefix: str) -> None:
+    """One name without the wrapper keeps it on all, and is named; a prefix by hand silences that."""
+    names = [f"{prefix}a", f"{prefix}b", "head"]
+    assert stripped(names) == (names, ())
+    (note,) = strip_prefixes(names, None).notes
+    assert note == f'2 of 3 names begin with "{prefix}", which stays, as others such as "head" do not'
+    assert strip_prefixes(names, "").notes == ()
+    assert strip_prefixes([f"{prefix}a", f"{prefix}b"], None).notes == ()
 
 
 def test_a_given_prefix_must_be_in_front_of_all_names() -> None:
     """A prefix by hand is removed from every name, or refused with the first name that lacks it."""
-    assert strip_prefixes(["net.a", "net.b"], "net.") == (["a", "b"], ("net.",))
-    assert strip_prefixes(["net.a", "b"], "") == (["net.a", "b"], ())
+    assert stripped(["net.a", "net.b"], "net.") == (["a", "b"], ("net.",))
+    assert stripped(["net.a", "b"], "") == (["net.a", "b"], ())
     with pytest.raises((InputRefused, UsageError), match=r'tensor "b" does not begin with --strip-prefix "net\."'):
         strip_prefixes(["net.a", "b"], "net.")
 
@@ -74,8 +93,8 @@ parts = st.sampled_from(["module", "_orig_mod", "_fsdp_wrapped_module", "_checkp
 @given(st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), unique=True, max_size=6))
 def test_stripping_keeps_names_apart_and_in_order(names: list[str]) -> None:
     """Distinct names stay distinct, keep their last part, and stripping twice changes nothing more."""
-    cleaned, stripped = strip_prefixes(names, None)
+    cleaned, prefixes = stripped(names)
     assert len(set(cleaned)) == len(names)
     assert [name.split(".")[-1] for name in cleaned] == [name.split(".")[-1] for name in names]
-    if stripped:
+    if prefixes:
         assert cleaned != names

@@ -18,7 +18,7 @@ from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.safetensors import LARGEST_HEADER, build_header, looks_like_safetensors
 from ema_cli.storage.extents import TensorLayout
-from tests.makers import DTYPES, expected, open_file, overwrite, random_tensor, read_file, safetensors_file
+from tests.makers import DTYPES, expected, open_file, overwrite, random_tensor, read_all, read_file, safetensors_file
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -145,7 +145,6 @@ FORBIDDEN = {
     "giant shape": (entry(shape=[1 << 62, 0]), "has a damaged shape"),
     "float shape": (entry(shape=[2.0]), "has a damaged shape"),
     "many dimensions": (entry(shape=[2] + [1] * 64), "has a damaged shape"),
-    "type": (entry(dtype="F7\x1b[2J"), "which is not supported"),
     "no type": (json.dumps({"w": {"shape": [2], "data_offsets": [0, 8]}}).encode(), "has a damaged entry"),
     "no entry": (b'{"w":[]}', "has a damaged entry"),
     "number metadata": (b'{"__metadata__":{"a":1}}', "its metadata is not text"),
@@ -242,17 +241,35 @@ SEED = save({"w": torch.arange(3.0), "v": torch.zeros(2, 2, dtype=torch.bfloat16
 @settings(deadline=None, max_examples=800)
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutated_files_are_judged_as_the_library_does(changes: list[tuple[int, int]]) -> None:
-    """Random bytes give a result or ``InputRefused``; what is read is what the library reads."""
+    """Random bytes give a result or ``InputRefused``; what is read is what the library reads, if it knows the types."""
     raw = bytearray(SEED)
     for place, value in changes:
         raw[place] = value
     with tempfile.TemporaryDirectory() as folder:
         path = overwrite(Path(folder) / "mutated.safetensors", raw)
         try:
-            found = read_file(path)
+            checkpoint = open_file(path)
         except InputRefused:
             return
-        assert found == expected(load_file(path))
+        found = read_all(checkpoint)
+        assert checkpoint.unreadable or found == expected(load_file(path))
+
+
+def test_types_that_are_not_known_are_told(tmp_path: Path) -> None:
+    """A tensor of a type from the future, or of half a byte, is told by name; its bytes are counted all the same."""
+    entries = {
+        "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        "four": {"dtype": "F4", "shape": [8], "data_offsets": [4, 8]},
+        "new": {"dtype": "F7\x1b[2J", "shape": [2], "data_offsets": [8, 10]},
+    }
+    path = safetensors_file(tmp_path / "new.safetensors", json.dumps(entries).encode(), bytes(10))
+    checkpoint = open_file(path)
+    assert read_all(checkpoint) == expected({"w": torch.zeros(1)})
+    assert dict(checkpoint.unreadable).keys() == {"four", "new"}
+    assert all(reason.isprintable() for _, reason in checkpoint.unreadable)
+    safetensors_file(path, json.dumps(entries).encode(), bytes(9))
+    with pytest.raises(InputRefused, match="is incomplete: its tensors need 10 bytes"):
+        open_file(path)
 
 
 def test_the_library_refuses_too(tmp_path: Path) -> None:

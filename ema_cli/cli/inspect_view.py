@@ -46,6 +46,8 @@ def _facts(found: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "pieces", f"{plural(len(parted), 'tensor')} in {plural(pieces, 'piece')}" if parted else ""
     yield "tied", shortlist(f"{quoted(name)} to {quoted(first)}" for name, first in found.ties.items())
     yield "strided", shortlist(quoted(layout.name) for layout in layouts if layout.strides is not None)
+    yield "unreadable", shortlist((f"{quoted(name)} {why}" for name, why in found.unreadable), most=most)
+    yield "quantized", found.quantized
     yield "ignored", shortlist(map(quoted, found.ignored), most=most)
     yield "goes along", shortlist(map(quoted, found.companions), most=most)
     yield "metadata", shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(found.metadata.items()))

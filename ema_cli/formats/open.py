@@ -11,16 +11,11 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.folders import read_folder
 from ema_cli.formats.prefixes import strip_prefixes
 from ema_cli.formats.structure import Structure
+from ema_cli.formats.wording import refusal_of
 from ema_cli.records import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
 from ema_cli.storage.locations import Location, is_folder, open_source
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
-"""What checkpoint files are called, where a folder is searched for them."""
-_VERBS = ("cannot", "contradicts", "declares", "has", "holds", "is", "names", "refers")
-"""A reason that begins with one of these goes on after the name of the file; any other after a colon."""
 
 
 def open_checkpoint(
@@ -45,11 +40,7 @@ def open_checkpoint(
             unreadable = [name for name, _ in structure.unreadable]
             clean = strip_prefixes([*(layout.name for layout in structure.layouts), *unreadable], strip_prefix)
         except InputRefused as refused:
-            if refused.message.startswith(quoted(str(path))):
-                raise
-            verb = refused.message.partition(" ")[0] in _VERBS
-            message = f"{quoted(str(path))}{'' if verb else ':'} {refused.message}"
-            raise InputRefused(message, hint=refused.hint) from refused
+            raise refusal_of(str(path), refused) from refused
         opened.pop_all()
     layouts = structure.layouts
     names = clean.names[: len(layouts)]

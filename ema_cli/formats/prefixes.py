@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
@@ -14,8 +16,20 @@ _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.
 """Wrappers of inner modules, which no model calls its own parts."""
 
 
-def strip_prefixes(names: Sequence[str], prefix: str | None) -> tuple[list[str], tuple[str, ...]]:
-    """Return the names without wrappers' prefixes, and which were taken off.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stripped:
+    """Names without wrappers' prefixes."""
+
+    names: list[str]
+    """In the order of the names with them."""
+    prefixes: tuple[str, ...] = ()
+    """What was taken off."""
+    notes: tuple[str, ...] = ()
+    """Why a prefix of a wrapper is still there."""
+
+
+def strip_prefixes(names: Sequence[str], prefix: str | None) -> Stripped:
+    """Take wrappers' prefixes off the names, by one rule for all of them.
 
     Args:
         names: of all tensors of a checkpoint.
@@ -37,18 +51,34 @@ def strip_prefixes(names: Sequence[str], prefix: str | None) -> tuple[list[str],
             cleaned = [re.sub(rf"(?<=\.)(?:{re.escape(part)})+", "", name) for name in cleaned]
             stripped.append(f"….{part}")
     if len(set(cleaned)) != len(set(names)):
-        return list(names), ()
-    return cleaned, tuple(stripped)
+        twice = Counter(cleaned).most_common(1)[0][0]
+        note = f"the prefixes {', '.join(stripped)} stay, as two tensors would be called {quoted(twice)} without them"
+        return Stripped(names=list(names), notes=(note,))
+    return Stripped(names=cleaned, prefixes=tuple(stripped), notes=_notes_on_some(cleaned))
+
+
+def _notes_on_some(names: Sequence[str]) -> tuple[str, ...]:
+    """Tell of prefixes that some names carry and others do not, which is no uniform rule."""
+    notes = []
+    for prefix in _LEADING:
+        without = [name for name in names if not name.startswith(prefix)]
+        if 0 < len(without) < len(names):
+            carrying = len(names) - len(without)
+            notes.append(
+                f"{carrying:,} of {len(names):,} names begin with {quoted(prefix)}, which stays, as others such as "
+                f"{quoted(without[0])} do not"
+            )
+    return tuple(notes)
 
 
 def _common(names: Sequence[str]) -> str | None:
     return next((p for p in _LEADING if names and all(n.startswith(p) and n != p for n in names)), None)
 
 
-def _strip_given(names: Sequence[str], prefix: str) -> tuple[list[str], tuple[str, ...]]:
+def _strip_given(names: Sequence[str], prefix: str) -> Stripped:
     bare = next((name for name in names if not name.startswith(prefix)), None)
     if bare is not None:
         raise UsageError(f"tensor {quoted(bare)} does not begin with --strip-prefix {quoted(prefix)}")
     if prefix and prefix in names:
         raise UsageError(f"tensor {quoted(prefix)} would have no name left after --strip-prefix {quoted(prefix)}")
-    return [name.removeprefix(prefix) for name in names], (prefix,) if prefix else ()
+    return Stripped(names=[name.removeprefix(prefix) for name in names], prefixes=(prefix,) if prefix else ())

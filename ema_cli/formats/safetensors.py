@@ -65,12 +65,13 @@ def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
 def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
     entries, metadata = _parse(raw)
     data_start = 8 + len(raw)
-    ranges = [_entry(name, entry) for name, entry in entries.items()]
-    _check_ranges([(begin, end) for _, begin, end in ranges], data_bytes)
+    places = {name: _entry(name, entry) for name, entry in entries.items()}
+    _check_ranges([(begin, end) for _, begin, end in places.values()], data_bytes)
     return Structure(
         format="safetensors",
-        layouts=tuple(layout for layout, _, _ in ranges),
-        offsets=tuple(data_start + begin for _, begin, _ in ranges),
+        layouts=tuple(layout for layout, _, _ in places.values() if isinstance(layout, TensorLayout)),
+        offsets=tuple(data_start + begin for layout, begin, _ in places.values() if isinstance(layout, TensorLayout)),
+        unreadable=tuple((name, reason) for name, (reason, _, _) in places.items() if isinstance(reason, str)),
         digest=digest,
         metadata=metadata,
         steps=_steps(metadata),
@@ -136,22 +137,22 @@ def _no_constant(name: str) -> NoReturn:
     raise _HeaderError(f"contains {name}")
 
 
-def _entry(name: str, entry: object) -> tuple[TensorLayout, int, int]:
-    """Return the layout and the byte range of one header entry."""
+def _entry(name: str, entry: object) -> tuple[TensorLayout | str, int, int]:
+    """Return the layout and the byte range of one header entry; why it cannot be read, in place of the layout."""
     match entry:
         case {"dtype": str(dtype_name), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
             raise InputRefused(f"has a damaged entry for tensor {quoted(name)}")
-    dtype = BY_NAME.get(dtype_name)
-    if dtype is None:
-        raise InputRefused(f"tensor {quoted(name)} has the element type {quoted(dtype_name)}, which is not supported")
     if len(shape) > 64 or not all(type(size) is int and 0 <= size < _LIMIT for size in shape):  # noqa: PLR2004
         raise InputRefused(f"tensor {quoted(name)} has a damaged shape")
     if not writable_name(name):
         raise InputRefused(f"tensor {quoted(name)} has a name that cannot be written")
     if not all(type(place) is int and 0 <= place < _LIMIT for place in (begin, end)):
         raise InputRefused(f"tensor {quoted(name)} has damaged data offsets")
+    dtype = BY_NAME.get(dtype_name)
+    if dtype is None:
+        return f"has the element type {quoted(dtype_name)}, which cannot be averaged", begin, end
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise InputRefused(f"tensor {quoted(name)} declares {end - begin:,} bytes, which do not fit its shape")
     return TensorLayout(name=name, dtype=dtype, shape=tuple(shape), strides=None), begin, end

@@ -16,7 +16,17 @@ from dataclasses import dataclass, replace
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.inert_values import Inert
 from ema_cli.formats.torch_objects import TensorRef
+from ema_cli.formats.trainer_averages import (
+    COUNTER,
+    OF_AVERAGED_MODEL,
+    RAW_BESIDE_AVERAGE,
+    RAW_USUALLY,
+    is_average,
+    is_averaged_model,
+    note_on_choice,
+)
 from ema_cli.formats.tree import Tensor, follow, is_module, join, leaves, named, parts
+from ema_cli.formats.zero import refuse_placeholders
 from ema_cli.text import quoted, shortlist
 
 _USUAL = (
@@ -30,7 +40,6 @@ _USUAL = (
     "weights",
     "model_state",
 )
-_AVERAGES = re.compile(r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)", re.IGNORECASE)
 _NOT_WEIGHTS = re.compile(
     r"optim|scheduler|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
     re.IGNORECASE,
@@ -73,9 +82,17 @@ def find_state_dict(root: object, key: str | None = None) -> StateDict:
         return _at_key(root, "" if key == "." else key)
     found = _Search().run(root)
     if found is None:
-        there = shortlist(quoted(name) for name in named(root)) or "nothing by name"
-        raise InputRefused(f"holds no tensors under string keys; at the top level there is {there}")
+        raise InputRefused(f"holds no tensors under string keys; {_what_else(root)}")
+    refuse_placeholders(root, found.tensors)
     return found
+
+
+def _what_else(root: object) -> str:
+    """Say what a checkpoint without weights holds; averages in a list have lost the names of their tensors."""
+    nameless = [quoted(name) for name, value in named(root).items() if _hides_weights(value)]
+    if nameless:
+        return f"those in {shortlist(nameless)} are a list, where they have no names"
+    return f"at the top level there is {shortlist(quoted(name) for name in named(root)) or 'nothing by name'}"
 
 
 class _Search:
@@ -108,13 +125,17 @@ class _Search:
             return _chosen(path, node)
         children = self._children(node)
         holding = [name for name, child in children.items() if self._holds_tensors(child, _OTHER_DEPTH)]
-        averages = [name for name in holding if _AVERAGES.search(name)]
+        averages = [name for name in holding if is_average(name)]
+        if RAW_BESIDE_AVERAGE in holding and RAW_USUALLY in holding:
+            raw = _chosen(join(path, RAW_BESIDE_AVERAGE), children[RAW_BESIDE_AVERAGE])
+            return _child(raw, node, RAW_BESIDE_AVERAGE, note=note_on_choice(RAW_BESIDE_AVERAGE, [RAW_USUALLY]))
         usual = next((name for name in _USUAL if self._holds_tensors(children.get(name), _USUAL_DEPTH)), None)
         if usual is not None and self._is_checkpoint_itself(children[usual]):
             found = self._best_of(join(path, usual), children[usual], depth - 1)
-            return found and _child(found, node, usual, note=_note(usual, averages))
+            return found and _child(found, node, usual, note=note_on_choice(usual, averages))
         if usual is not None:
-            return _child(_chosen(join(path, usual), children[usual]), node, usual, note=_note(usual, averages))
+            chosen = _chosen(join(path, usual), children[usual])
+            return _child(chosen, node, usual, note=note_on_choice(usual, averages))
         own = [name for name, value in children.items() if isinstance(value, Tensor)]
         candidates = [name for name in holding if name not in averages] or averages
         weights = [name for name in own if _is_weight(name, children[name])]
@@ -127,13 +148,13 @@ class _Search:
                 hint="choose one with --key NAME, or take all of them together with --key .",
             )
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
-        return found and _child(found, node, candidates[0], note=_note(candidates[0], averages))
+        return found and _child(found, node, candidates[0], note=note_on_choice(candidates[0], averages))
 
     def _is_checkpoint_itself(self, node: object) -> bool:
         """Whether weights lie in ``node`` beside an optimizer or an average, and not directly in it."""
         if is_module(node) or any(isinstance(child, Tensor) for child in self._children(node).values()):
             return False
-        return len(self._children(node)) < len(named(node)) or any(map(_AVERAGES.search, self._children(node)))
+        return len(self._children(node)) < len(named(node)) or any(map(is_average, self._children(node)))
 
     def _children(self, node: object) -> dict[str, object]:
         """Return the parts of ``node`` that may be weights."""
@@ -155,15 +176,6 @@ class _Search:
             known = any(isinstance(child, Tensor) or self._holds_tensors(child, depth - 1) for child in children)
             self._holds[id(node), depth] = known
         return known
-
-
-def _note(chosen: str, averages: list[str]) -> str:
-    if not averages:
-        return ""
-    if chosen in averages:
-        return f"the only weights are the trainer's own average {quoted(chosen)}: this averages averages"
-    names = shortlist(quoted(name) for name in averages)
-    return f"the raw weights are used, not the trainer's own average {names} (--key chooses that)"
 
 
 def _is_weight(name: str, value: object) -> bool:
@@ -207,7 +219,15 @@ def _chosen(path: str, node: object) -> StateDict:
             raise InputRefused(f"two tensors are called {quoted(name)}")
         else:
             tensors[name] = leaf
-    return StateDict(key=path, tensors=tensors, ignored=tuple(beside), notes=())
+    return _without_counter(StateDict(key=path, tensors=tensors, ignored=tuple(beside), notes=()))
+
+
+def _without_counter(found: StateDict) -> StateDict:
+    """Take the counter of an ``AveragedModel`` out of its weights, so that they lose their prefix, and tell of it."""
+    if not is_averaged_model(found.tensors):
+        return found
+    others = {name: tensor for name, tensor in found.tensors.items() if name != COUNTER}
+    return replace(found, tensors=others, ignored=(*found.ignored, COUNTER), notes=(*found.notes, OF_AVERAGED_MODEL))
 
 
 def _hides_weights(leaf: object) -> bool:
@@ -224,6 +244,7 @@ def _hides_weights(leaf: object) -> bool:
 
 def _at_key(root: object, key: str) -> StateDict:
     found = _chosen(key, follow(root, key) if key else root)
+    refuse_placeholders(root, found.tensors)
     if not found.tensors:
         there = shortlist(quoted(name) for name in named(root)) or "nothing by name"
         raise UsageError(f"there are no tensors under --key {quoted(key or '.')}", hint=f"the top level holds {there}")

@@ -52,15 +52,16 @@ def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> 
     records = _records(source, stream)
     chosen = find_state_dict(root, key)
     digest = hashlib.sha256(stream.consumed).digest()
-    layouts, offsets = place_all(chosen.tensors, records, pool, (digest, key))
+    placed = place_all(chosen.tensors, records, pool, (digest, key))
     return Structure(
         format="torch legacy",
-        layouts=layouts,
-        offsets=offsets,
+        layouts=placed.layouts,
+        offsets=placed.offsets,
         digest=digest,
         key=chosen.key,
         steps=tuple(read_steps(root, source, records)),
         ignored=chosen.ignored,
+        unreadable=placed.unreadable,
         notes=chosen.notes,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_values import Global, Inert, PickleError
+from ema_cli.formats.structure import UnreadableTensor
 from ema_cli.storage.extents import TensorLayout, normal_strides, span
 from ema_cli.text import quoted, safe_text
 
@@ -38,6 +39,8 @@ _STORAGE_DTYPES = {
 }
 _UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
 """Sizes of the elements that cannot be written but may lie beside the weights."""
+_ONE_SHARD = "of which this is one rank's shard; save it with torch.distributed.checkpoint or full_state_dict=True"
+_QUANTIZED = "whose codes cannot be averaged; average the training checkpoints, then quantize"
 _EXPANDED_BYTES = 1 << 26
 """An expanded tensor (stride 0) may be larger than its storage up to this many bytes."""
 
@@ -73,6 +76,8 @@ class UnsupportedTensor:
     """A tensor that has no plain strided data: sparse, quantized, meta, a shard."""
 
     kind: str
+    why: str = "which has no plain data"
+    """What keeps it from being averaged, and what to do about it."""
 
 
 def storage_dtype_name(kind: str) -> str:
@@ -154,20 +159,37 @@ def _from_type(function: object, _type: object, args: object, state: object = No
         return UnsupportedTensor(kind="subclass")
     if function.name == "_rebuild_wrapper_subclass":
         return _whole_local(args, state)
-    return reduce(function, args)
+    made = reduce(function, args)
+    return made if isinstance(made, TensorRef | UnsupportedTensor) else UnsupportedTensor(kind="wrapped")
 
 
 def _whole_local(args: tuple[object, ...], state: object) -> object:
-    """A distributed tensor is its local part if that is all of it: ``args`` are ``(class, dtype, shape, ...)``."""
+    """A distributed tensor is its local part if that is all of it: ``args`` are ``(class, dtype, shape, ...)``.
+
+    A part of the same shape is not all of it where it is one summand of several (``Partial``).
+    """
     attributes = state[-1] if isinstance(state, tuple) and state else state
-    local = attributes.get("_local_tensor") if isinstance(attributes, dict) else None
-    if isinstance(local, TensorRef) and len(args) > 2 and local.shape == args[2]:  # noqa: PLR2004
+    if not isinstance(attributes, dict) or "_local_tensor" not in attributes:
+        return UnsupportedTensor(kind="wrapped")
+    local = attributes["_local_tensor"]
+    if not isinstance(local, TensorRef):
+        return UnsupportedTensor(kind="distributed")
+    if len(args) > 2 and local.shape == args[2] and not _is_summand(attributes.get("_spec")):  # noqa: PLR2004
         return local
-    return UnsupportedTensor(kind="distributed or wrapped")
+    return UnsupportedTensor(kind="distributed", why=_ONE_SHARD)
 
 
-def _unsupported(kind: str) -> Callable[..., object]:
-    return lambda *_: UnsupportedTensor(kind=kind)
+def _is_summand(spec: object) -> bool:
+    """Whether one of the placements of a ``DTensorSpec`` is ``Partial``."""
+    state = spec.state if isinstance(spec, Inert) else None
+    attributes = state[-1] if isinstance(state, tuple) and state else state
+    placements = attributes.get("placements") if isinstance(attributes, dict) else None
+    kinds = [made.kind for made in placements if isinstance(made, Inert)] if isinstance(placements, tuple) else []
+    return any(isinstance(kind, Global) and kind.name in ("Partial", "_Partial") for kind in kinds)
+
+
+def _unsupported(kind: str, why: str = "which has no plain data") -> Callable[..., object]:
+    return lambda *_: UnsupportedTensor(kind=kind, why=why)
 
 
 def _mapping(*args: object) -> object:
@@ -197,12 +219,12 @@ _REBUILD: dict[str, Callable[..., object]] = {
     "_rebuild_sparse_tensor": _unsupported("sparse"),
     "_rebuild_sparse_csr_tensor": _unsupported("sparse"),
     "_rebuild_nested_tensor": _unsupported("nested"),
-    "_rebuild_qtensor": _unsupported("quantized"),
+    "_rebuild_qtensor": _unsupported("quantized", _QUANTIZED),
     "_rebuild_meta_tensor_no_storage": _unsupported("meta"),
     "_rebuild_xla_tensor": _unsupported("device"),
     "_rebuild_device_tensor_from_numpy": _unsupported("device"),
     "_rebuild_device_tensor_from_cpu_tensor": _unsupported("device"),
-    "_rebuild_wrapper_subclass": _unsupported("distributed or wrapped"),
+    "_rebuild_wrapper_subclass": _unsupported("wrapped"),
     "UninitializedParameter": _unsupported("lazy, uninitialized"),
     "UninitializedBuffer": _unsupported("lazy, uninitialized"),
 }
@@ -214,14 +236,15 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
     Every number is checked in Python integers against the bytes that are there.
 
     Raises:
-        InputRefused: the declaration does not fit the record, or the element type is not one we read.
+        UnreadableTensor: it has no plain numbers of a type that we read.
+        InputRefused: the declaration does not fit the record.
 
     """
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     if dtype is None:
-        raise InputRefused(f"has the element type {quoted(tensor.dtype_name)}, which safetensors cannot hold")
+        raise UnreadableTensor(f"has the element type {quoted(tensor.dtype_name)}, which safetensors cannot hold")
     if tensor.flags:
-        raise InputRefused(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
+        raise UnreadableTensor(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
     _check_numbers(tensor)
     offset = 0 if 0 in tensor.shape else tensor.offset  # an empty view may begin anywhere
     reach = offset + span(tensor.shape, tensor.strides)
@@ -231,7 +254,7 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
         name=name, dtype=dtype, shape=tensor.shape, strides=normal_strides(tensor.shape, tensor.strides)
     )
     if layout.nbytes > max(record_bytes, _EXPANDED_BYTES):
-        raise InputRefused(f"is expanded to {layout.nbytes:,} bytes from {record_bytes:,}")
+        raise UnreadableTensor(f"is expanded to {layout.nbytes:,} bytes from {record_bytes:,}")
     return layout, offset * dtype.itemsize
 
 

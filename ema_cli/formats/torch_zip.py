@@ -33,7 +33,7 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
 
     """
     archive = Archive(source)
-    _refuse_other_kinds(archive)
+    refuse_other_kinds(archive)
     pickle = archive.read("data.pkl", most=LARGEST_PICKLE)
     digest = hashlib.sha256(pickle).digest()
     root, chosen = pool.remember(("pickle", digest, key), lambda: _parse(pickle, key))
@@ -60,8 +60,13 @@ def _parse(pickle: bytes, key: str | None) -> tuple[object, StateDict]:
     return root, find_state_dict(root, key)
 
 
-def _refuse_other_kinds(archive: Archive) -> None:
-    """Refuse archives that torch writes and that are no checkpoints of this machine's byte order."""
+def refuse_other_kinds(archive: Archive) -> None:
+    """Refuse archives that torch writes and that are no checkpoints of this machine's byte order.
+
+    Raises:
+        InputRefused: it is one of those.
+
+    """
     if "constants.pkl" in archive:
         raise InputRefused(
             "is a TorchScript archive, not a checkpoint",

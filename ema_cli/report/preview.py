@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from ema_cli.files import FileRole
 from ema_cli.records import Checkpoint, Notice, Plan, PlannedOutput
 from ema_cli.report.build import describe_continuation, diagnose_output
 from ema_cli.report.model import SCHEMA_VERSION
@@ -36,6 +37,7 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
                 "diagnostics": dataclasses.asdict(diagnose_output(plan.series, output)),
                 "continued": _continued(plan, output),
                 "output": str(output.path),
+                "files": _files(output),
             }
             for output in plan.outputs
         ],
@@ -57,6 +59,14 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
     }
 
 
+def _files(output: PlannedOutput) -> list[dict[str, object]]:
+    """Return the files of a folder; empty where the output is one file."""
+    if not output.folder:
+        return []
+    weights = [{"name": file.name, "role": str(FileRole.WEIGHTS), "bytes": file.nbytes} for file in output.files]
+    return [*weights, *({"name": side.name, "role": str(side.role), "bytes": side.nbytes} for side in output.beside)]
+
+
 def _continued(plan: Plan, output: PlannedOutput) -> dict[str, object] | None:
     found = describe_continuation(plan.series, output)
     return dataclasses.asdict(found) if found else None
@@ -75,6 +85,8 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "stripped_prefixes": checkpoint.stripped,
         "steps": [dataclasses.asdict(step) for step in checkpoint.steps],
         "metadata": checkpoint.metadata,
+        "unreadable": dict(checkpoint.unreadable),
+        "quantized": checkpoint.quantized,
         "ignored": checkpoint.ignored,
         "companions": checkpoint.companions,
         "notes": checkpoint.notes,
