@@ -14,15 +14,14 @@ from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched
 from ema_cli.events import Listener, Opening, ignore
-from ema_cli.formats.open import SUFFIXES, open_checkpoint
+from ema_cli.formats.names import SUFFIXES, TRAINER_STATE
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import natural_key
 from ema_cli.options import Options
 from ema_cli.records import Checkpoint, LeftOut, Notice
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 
-TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
-"""Names of files that lie beside a model and are none."""
 _ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
 _LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.IGNORECASE)
 _ALIAS_REASON = "by its name a copy, or an average, of checkpoints of the numbered series (name the file to use it)"

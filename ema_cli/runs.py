@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ema_cli.discover import TRAINER_STATE, matches
+from ema_cli.discover import matches
 from ema_cli.errors import NothingMatched, UsageError
-from ema_cli.formats.open import SUFFIXES
+from ema_cli.formats.names import SUFFIXES, TRAINER_STATE
 from ema_cli.formats.torch_legacy import looks_like_pickle
 from ema_cli.formats.zip_archive import looks_like_zip
 from ema_cli.naming import natural_key, report_name

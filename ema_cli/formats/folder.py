@@ -20,6 +20,8 @@ class Folder:
         self.location = location
         self.sources: list[ByteSource] = [] if sources is None else sources
         """Every file that was opened, also in the folders inside."""
+        self.opened: set[str] = set()
+        """The names of those in this folder."""
         try:
             listed = names_in(location)
         except OSError as error:
@@ -42,6 +44,7 @@ class Folder:
             self.sources.append(open_source(self.location / name))
         except NothingMatched as missing:
             raise InputRefused(f"has lost its file {quoted(name)}") from missing
+        self.opened.add(name)
         return len(self.sources) - 1
 
     def read(self, name: str, *, most: int) -> bytes:

@@ -6,8 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
 from ema_cli.formats.folder import Folder
+from ema_cli.formats.hf_folder import is_model_folder, read_model_folder
+from ema_cli.formats.inside import folders_of_weights
+from ema_cli.formats.megatron import is_megatron_folder, read_megatron
+from ema_cli.formats.pipelines import is_pipeline, refuse_pipeline
 from ema_cli.formats.structure import Structure
+from ema_cli.formats.trainer import with_what_lies_beside
+from ema_cli.formats.wording import refusal_of
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist
 
@@ -25,7 +32,25 @@ class FolderFormat:
     read: Reader
 
 
-FORMATS: tuple[FolderFormat, ...] = ()
+def _read_inside(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+    """Read a checkpoint whose weights lie in a folder inside it."""
+    names = folders_of_weights(folder)
+    if len(names) > 1:
+        raise InputRefused(f"holds several models: {shortlist(map(quoted, names))}", hint="name the folder of one")
+    try:
+        structure = read_folder(folder.inside(names[0]), key, pool)
+    except InputRefused as refused:
+        raise refusal_of(names[0], refused) from refused
+    return with_what_lies_beside(folder, structure, *names)
+
+
+FORMATS: tuple[FolderFormat, ...] = (
+    FolderFormat(recognise=is_model_folder, read=read_model_folder),
+    FolderFormat(recognise=is_deepspeed_folder, read=read_deepspeed),
+    FolderFormat(recognise=is_megatron_folder, read=read_megatron),
+    FolderFormat(recognise=lambda folder: bool(folders_of_weights(folder)), read=_read_inside),
+    FolderFormat(recognise=is_pipeline, read=refuse_pipeline),
+)
 """In the order in which they are asked; the first that recognises a folder reads it."""
 
 

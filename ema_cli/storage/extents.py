@@ -22,6 +22,7 @@ from ema_cli.storage.source import ByteSource
 
 Made = TypeVar("Made")
 _MOST_REMEMBERED = 2
+_MOST_BRANCHES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,13 @@ class LayoutPool:
     def __init__(self) -> None:
         self._layouts: dict[tuple[TensorLayout, ...], tuple[TensorLayout, ...]] = {}
         self._remembered: dict[Hashable, object] = {}
+        self._branches: dict[str, LayoutPool] = {}
+
+    def branch(self, name: str) -> LayoutPool:
+        """Return the pool of one file of a checkpoint folder, such as the second shard, in all checkpoints of a run."""
+        if len(self._branches) >= _MOST_BRANCHES:
+            self._branches.clear()
+        return self._branches.setdefault(name, LayoutPool())
 
     def intern(self, layouts: tuple[TensorLayout, ...]) -> tuple[TensorLayout, ...]:
         """Return the one stored copy that is equal to ``layouts``."""

@@ -1,0 +1,126 @@
+"""Which files of a folder are the weights, by the names that Hugging Face libraries give them.
+
+A model is one file (``model.safetensors``, ``pytorch_model.bin``), or shards with an index that says which tensor
+lies in which of them (``model.safetensors.index.json``). An adapter, and a part of a diffusion pipeline, likewise.
+References: ``transformers.utils`` (``WEIGHTS_NAME`` and the like), ``diffusers.utils.constants``, ``peft.utils``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.names import TRAINER_STATE, is_numbered, is_weights, shard
+from ema_cli.text import quoted, shortlist
+
+_MODEL = {
+    "model": "model",
+    "pytorch_model": "model",
+    "pytorch_model_fsdp": "model",
+    "adapter_model": "adapter_model",
+    "pytorch_lora_weights": "pytorch_lora_weights",
+    "diffusion_pytorch_model": "diffusion_pytorch_model",
+}
+"""Of each name of weights which model it means; two names of one model are two copies of it."""
+_SINGLE = re.compile(r"(.+?)(?:\.([A-Za-z]\w*))?\.(safetensors|bin)")
+_INDEX = re.compile(r"(.+)\.(safetensors|bin)\.index(?:\.([A-Za-z]\w*))?\.json")
+_FURTHER = re.compile(r"(?:pytorch_)?model(?:_fsdp)?_[0-9]+\.(?:safetensors|bin)")
+"""What accelerate calls the second and further models of one training."""
+_CONFIGURATION = ("config.json", "adapter_config.json", "trainer_state.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One copy of a model in a folder."""
+
+    model: str
+    """What the output of an average is called."""
+    variant: str
+    """``fp16`` in ``model.fp16.safetensors``; empty for none."""
+    suffix: str
+    index: str = ""
+    """The file that says where the tensors lie; empty if there is none."""
+    files: tuple[str, ...] = ()
+    """The one file, or the shards where no index names them."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the tensors lie in files that are called shards."""
+        return bool(self.index) or shard(self.files[0]) is not None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.index or self.files[0]
+
+
+def holds_weights(files: Iterable[str]) -> bool:
+    """Whether a folder with these files is one model: not a series of numbered files, nor one of unknown names."""
+    names = frozenset(files)
+    found = _all_weights(names)
+    known = {name for weights in found for name in weights.files}
+    others = [name for name in names - known if is_weights(name) and shard(name) is None]
+    if not found or any(is_numbered(name) for name in others):
+        return False
+    sharded = any(weights.sharded for weights in found)
+    return sharded or not others or any(name in _CONFIGURATION or TRAINER_STATE.search(name) for name in names)
+
+
+def find_weights(files: Iterable[str]) -> Weights:
+    """Return the weights in a folder that has some: safetensors before pickles, as the libraries choose.
+
+    Raises:
+        InputRefused: there are several models.
+
+    """
+    names = frozenset(files)
+    found = _all_weights(names)
+    usual = [one for one in found if not one.variant] or found
+    best = [one for one in usual if one.suffix == "safetensors"] or usual
+    more = [name for name in names if _FURTHER.fullmatch(name)]
+    if len({one.model for one in usual}) > 1 or len(best) > 1 or more:
+        some = shortlist(map(quoted, sorted([*(one.name for one in usual), *more])))
+        raise InputRefused(
+            f"holds several models, or one of them twice: {some}",
+            hint="name the file that is meant, or move the others out of the folder",
+        )
+    return best[0]
+
+
+def _all_weights(names: frozenset[str]) -> list[Weights]:
+    found = [*_indexed(names), *_single_files(names)]
+    return found or _sets_of_shards(names)
+
+
+def _indexed(names: frozenset[str]) -> list[Weights]:
+    """Return what has an index; one of an unknown name counts where there is no other."""
+    found = [
+        Weights(model=_MODEL.get(one[1], one[1]), variant=one[3] or "", suffix=one[2], index=one[0])
+        for one in map(_INDEX.fullmatch, names)
+        if one is not None
+    ]
+    return [one for one in found if one.model in _MODEL.values()] or found
+
+
+def _single_files(names: frozenset[str]) -> list[Weights]:
+    return [
+        Weights(model=_MODEL[one[1]], variant=one[2] or "", suffix=one[3], files=(one[0],))
+        for one in map(_SINGLE.fullmatch, names)
+        if one is not None and one[1] in _MODEL and shard(one[0]) is None
+    ]
+
+
+def _sets_of_shards(names: frozenset[str]) -> list[Weights]:
+    """Return the sets of shards that lie there without an index."""
+    sets: dict[tuple[str, int, str], list[tuple[int, str]]] = defaultdict(list)
+    for name in names:
+        one = shard(name)
+        if one is not None and TRAINER_STATE.search(name) is None:
+            sets[one.of].append((one.number, name))
+    return [
+        Weights(model=_MODEL.get(stem, stem), variant="", suffix=suffix, files=tuple(name for _, name in sorted(parts)))
+        for (stem, _, suffix), parts in sets.items()
+    ]

@@ -1,0 +1,52 @@
+"""JSON from files of others: no key twice, no NaN unless it is expected, and no more values than memory allows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import NoReturn
+
+from ema_cli.text import quoted
+
+
+class JsonError(ValueError):
+    """Why a text is refused, to go on after "it": ``is not JSON``."""
+
+
+def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> dict[str, object]:
+    """Parse a JSON object.
+
+    Args:
+        raw: the text in UTF-8.
+        most: refuse a text with more entries, of all its objects and lists together, before any is made.
+        nan: let NaN and infinity pass, which Python writes and JSON has not.
+
+    Raises:
+        JsonError: it is not one.
+
+    """
+    if most is not None and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > most:  # one of these per entry
+        raise JsonError(f"has more than {most:,} entries")
+    try:
+        constant = None if nan else _no_constant
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=constant)
+    except JsonError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise JsonError("is not JSON") from error
+    if not isinstance(value, dict):
+        raise JsonError("is not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object, refusing a key that stands twice: readers disagree which one counts."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise JsonError(f"names {quoted(counts.most_common(1)[0][0])} twice")
+    return made
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise JsonError(f"contains {name}")
