@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+from ema_cli.copies import warn_of_copies
 from ema_cli.discover import Found, close_all, discover
 from ema_cli.errors import StrictWarnings, UsageError
 from ema_cli.events import Counted, Listener, Planned, Progress, Warned, ignore
-from ema_cli.findings import TensorStatistics
+from ema_cli.findings import FoldOutcome
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
@@ -132,7 +133,7 @@ def _fold_and_publish(plan: Plan, options: Options, listener: Listener, argv: Se
         )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
-        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_average(plan, folded.statistics, listener)]
+        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_fold(plan, folded, listener)]
         fail_if_strict(notices, options)
         measured = Measured(
             folded=folded,
@@ -185,18 +186,20 @@ def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
     return notices
 
 
-def _check_average(plan: Plan, statistics: Sequence[Sequence[TensorStatistics]], listener: Listener) -> list[Notice]:
-    """Warn of averages that are not finite, which ``--allow-nonfinite`` lets pass."""
+def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Notice]:
+    """Warn of averages that are not finite, which ``--allow-nonfinite`` lets pass, and of copies among the inputs."""
     names = [
         quoted(tensor.name)
         for position, tensor in enumerate(plan.tensors)
-        if tensor.action is Action.AVERAGED and not all(found[position].finite for found in statistics)
+        if tensor.action is Action.AVERAGED and not all(found[position].finite for found in folded.statistics)
     ]
-    if not names:
-        return []
-    notice = Notice(code="nonfinite-written", message=f"NaN, infinity or overflow in {shortlist(names)}")
-    listener(Warned(notice=notice))
-    return [notice]
+    notices = warn_of_copies(plan, folded.contents)
+    if names:
+        message = f"NaN, infinity or overflow in {shortlist(names)}"
+        notices.append(Notice(code="nonfinite-written", message=message))
+    for notice in notices:
+        listener(Warned(notice=notice))
+    return notices
 
 
 def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:

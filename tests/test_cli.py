@@ -551,14 +551,16 @@ def test_an_empty_view_may_begin_anywhere(tmp_path: Path, ema_avg: Run) -> None:
     assert load_file(tmp_path / "ema.safetensors")["e"].shape == (0, 3)
 
 
-def test_too_few_descriptors_leave_no_checkpoint_out(tmp_path: Path) -> None:
-    """A folder's checkpoint that the system could not open is an error, never left out of the average."""
+def test_few_descriptors_leave_no_checkpoint_out(tmp_path: Path) -> None:
+    """Files that cannot all be open at once take turns: none is left out of the average."""
     for step in range(40):
-        save_file({"w": torch.zeros(2)}, tmp_path / f"s_{step}.safetensors")
-    command = f"ulimit -n 20; exec {sys.executable} -m ema_cli plan {tmp_path} --decay 0.5"
+        save_file({"w": torch.full((2,), float(step))}, tmp_path / f"s_{step}.safetensors")
+    command = (
+        f"ulimit -n 20; exec {sys.executable} -m ema_cli {tmp_path} --method uniform -o {tmp_path / 'm.safetensors'}"
+    )
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert done.returncode == 4, done.stderr
-    assert "ulimit -n" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert load_file(tmp_path / "m.safetensors")["w"].tolist() == [19.5, 19.5]
 
 
 def test_an_ignored_hangup_stays_ignored(run_folder: Path) -> None:

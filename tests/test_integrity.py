@@ -151,3 +151,13 @@ def test_a_table_finds_the_record_of_a_byte() -> None:
         records[0],
         None,
     ]
+
+
+def test_copies_are_told(run: Path) -> None:
+    """Two checkpoints of the same weights are named in a warning, in any format; others are not."""
+    save(run / "c_1.pt", {"w": BIG, "n": torch.tensor(1)})
+    save_file({"w": BIG, "n": torch.tensor(2)}, run / "c_2.safetensors")
+    save(run / "c_3.pt", {"w": BIG + 1, "n": torch.tensor(2)})
+    warnings = [warning for warning in average(run).warnings if warning.code == "same-weights"]
+    message = '"c_1.pt" = "c_2.safetensors": the same weights, so 1 checkpoint counted again'
+    assert [warning.message for warning in warnings] == [message]
