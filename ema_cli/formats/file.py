@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.dcp_pieces import refuse_lone_piece
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch_legacy import looks_like_pickle, read_torch_legacy
@@ -33,7 +34,9 @@ def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structur
     if looks_like_safetensors(head):
         if key is not None:
             raise InputRefused("is a safetensors file, whose tensors are not nested: --key does not apply")
-        return read_safetensors(source, pool)
+        structure = read_safetensors(source, pool)
+        refuse_lone_piece(structure, source.name)
+        return structure
     if looks_like_zip(head):
         return read_torch_zip(source, key, pool)
     if looks_like_pickle(head):

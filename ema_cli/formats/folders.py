@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.dcp import is_dcp, read_dcp
+from ema_cli.formats.dcp_safetensors import is_sharded_safetensors, read_sharded_safetensors
 from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.hf_folder import is_model_folder, read_model_folder
@@ -45,6 +47,8 @@ def _read_inside(folder: Folder, key: str | None, pool: LayoutPool) -> Structure
 
 
 FORMATS: tuple[FolderFormat, ...] = (
+    FolderFormat(recognise=is_dcp, read=read_dcp),
+    FolderFormat(recognise=is_sharded_safetensors, read=read_sharded_safetensors),
     FolderFormat(recognise=is_model_folder, read=read_model_folder),
     FolderFormat(recognise=is_deepspeed_folder, read=read_deepspeed),
     FolderFormat(recognise=is_megatron_folder, read=read_megatron),

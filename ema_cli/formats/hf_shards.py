@@ -18,9 +18,6 @@ from ema_cli.formats.structure import Structure
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 
-_PARTIAL = "DCP_SHARDING_INFO"
-"""Key of the metadata of a shard whose tensors are pieces, as ``HuggingFaceStorageWriter`` saves them."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
@@ -113,11 +110,6 @@ def _refuse_incomplete(names: Sequence[str]) -> None:
 def _read_shard(folder: Folder, name: str, key: str | None, pool: LayoutPool) -> _Shard:
     pickled = not name.endswith(".safetensors")
     number, structure = read_member(folder, name, "." if pickled and key is None else key, pool.branch(name))
-    if _PARTIAL in (structure.metadata or {}):
-        raise InputRefused(
-            f"{quoted(name)} holds pieces of tensors, as torch.distributed.checkpoint saves them",
-            hint="save with HuggingFaceStorageWriter(..., enable_consolidation=True), or consolidate the folder first",
-        )
     return _Shard(number=number, name=name, structure=structure)
 
 

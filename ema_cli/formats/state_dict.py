@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.inert_values import Inert
 from ema_cli.formats.torch_objects import TensorRef
@@ -185,7 +186,24 @@ def _is_weight(name: str, value: object) -> bool:
 
 
 def _may_be_weights(name: str, value: object) -> bool:
-    return isinstance(value, Tensor) or not _NOT_WEIGHTS.search(name)
+    return isinstance(value, Tensor) or not (holds_no_weights(name) or _only_counts(value))
+
+
+def holds_no_weights(name: str) -> bool:
+    """Whether what is called ``name`` is of the training and not of the model, such as an optimizer's state."""
+    return _NOT_WEIGHTS.search(name) is not None
+
+
+def _only_counts(value: object) -> bool:
+    """Whether all tensors of a mapping are single integers, such as the ``train_state`` of a trainer."""
+    members = named(value).values()
+    tensors = [member for member in members if isinstance(member, Tensor)]
+    return bool(tensors) and all(_is_count(tensor) for tensor in tensors) and not any(map(parts, members))
+
+
+def _is_count(tensor: Tensor) -> bool:
+    dtype = BY_TORCH_NAME.get(tensor.dtype_name) if isinstance(tensor, TensorRef) and tensor.shape == () else None
+    return dtype is not None and dtype.kind is Kind.INTEGER
 
 
 def _child(found: StateDict, node: object, name: str, *, note: str) -> StateDict:

@@ -29,6 +29,8 @@ _STEP_KEYS = (
     "optimizer_history.num_updates",
 )
 _EPOCH_KEYS = ("epoch", "extra_state.train_iterator.epoch")
+KEYS = (*_STEP_KEYS, *_EPOCH_KEYS)
+"""Where a position in training may stand, best first."""
 _LARGEST_STEP = 1 << 62
 
 
