@@ -14,11 +14,11 @@ from pathlib import Path
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Counted, Listener, Opening
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.produced import Produced
 from ema_cli.records import Check, Checkpoint, Role
 from ema_cli.report.model import Input, Report
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.source import FileSource
 from ema_cli.text import plural, quoted
 
 
@@ -40,7 +40,7 @@ class FoundInput:
         return self.checkpoint.index.size()
 
 
-def open_inputs(report: Report, output: FileSource, opened: ExitStack, listener: Listener) -> list[FoundInput]:
+def open_inputs(report: Report, output: Produced, opened: ExitStack, listener: Listener) -> list[FoundInput]:
     """Open every input of a report; those that can be used stay open inside the context.
 
     Raises:
@@ -55,13 +55,13 @@ def open_inputs(report: Report, output: FileSource, opened: ExitStack, listener:
     return found
 
 
-def _find(known: Input, report: Report, output: FileSource, opened: ExitStack, pool: LayoutPool) -> FoundInput:
+def _find(known: Input, report: Report, output: Produced, opened: ExitStack, pool: LayoutPool) -> FoundInput:
     try:
         checkpoint = _open(known, report, output.path.parent, opened, pool)
     except (InputRefused, NothingMatched, UsageError) as refused:
         return FoundInput(known=known, checkpoint=None, failure=refused.message)
     failure = ""
-    if output.identity in checkpoint.index.identity:
+    if not output.identity.isdisjoint(checkpoint.index.identity):
         failure = f"{quoted(known.path)} is overwritten by this output, so that nothing can be recomputed from it"
     elif known.role == Role.AVERAGE and checkpoint.fingerprint != known.fingerprint:
         failure = f"{quoted(known.path)} is not the earlier average any more, so nothing can be recomputed from it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from ema_cli.options import Options
 from ema_cli.records import Plan, Role
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import Location
 from ema_cli.text import quoted
 from ema_cli.uptodate import report_path
-from ema_cli.write.publish import check_place
+from ema_cli.write.publish import check_place, raise_output_error
 
 
 def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
@@ -26,6 +28,7 @@ def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
     """
     if options.output is None:
         return  # a plan without an output writes nothing
+    _refuse_folders_of_inputs(found, plan)
     read = [member.checkpoint for member in plan.series.members if member.role is not Role.AVERAGE]
     protected = {identity for checkpoint in (*found.checkpoints, *read) for identity in checkpoint.index.identity}
     left_out = {_identity(left.path) for left in found.left_out if not left.ours}
@@ -44,14 +47,56 @@ def check_places(plan: Plan, options: Options) -> None:
 
     """
     paths = list(_written(plan, options))
+    folders = {output.path for output in plan.outputs if output.folder}
     if len({path.absolute() for path in paths}) != len(paths):
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
     for path in paths:
-        check_place(path)
+        check_place(path, folder=path in folders)
+    for folder in folders:
+        _check_folder(folder)
     for path in paths[len(plan.outputs) :]:
         if path.exists() and not options.force and not is_report(path):
             message = f"{quoted(str(path))} exists and is not a report of ema-avg"
             raise OutputError(message, hint="choose another name, or overwrite it with --force")
+
+
+def _refuse_folders_of_inputs(found: Found, plan: Plan) -> None:
+    """Raise if a folder to write holds an input, or lies in one: it would be replaced with all that is in it."""
+    average = {member.checkpoint.path for member in plan.series.members if member.role is Role.AVERAGE}
+    left_out = {left.path: left.ours for left in found.left_out}
+    inputs = {checkpoint.path: checkpoint.path in average for checkpoint in (*found.checkpoints, *plan.checkpoints)}
+    for output in plan.outputs:
+        for path, ours in {**left_out, **inputs}.items():
+            if output.folder and isinstance(path, Path):
+                _refuse_overlap(output.path, path, ours=ours, left_out=path in left_out)
+
+
+def _refuse_overlap(output: Path, path: Path, *, ours: bool, left_out: bool) -> None:
+    place, real = Path(os.path.realpath(output)), Path(os.path.realpath(path))
+    if real == place and not ours and not (left_out and _is_ours(path)):
+        raise UsageError(f"the output {quoted(str(output))} is one of the inputs", hint="choose another name")
+    if real != place and real.is_relative_to(place):
+        message = f"the output {quoted(str(output))} is a folder that holds the input {quoted(str(path))}"
+        raise UsageError(message, hint=f"-o {output / 'averaged'}/")
+    if real != place and place.is_relative_to(real):
+        message = f"the output {quoted(str(output))} lies in the input {quoted(str(path))}"
+        raise UsageError(message, hint=f"-o {path.parent / output.name}/")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise if a folder that would be replaced has folders in it: outputs have none, so those are somebody's.
+
+    Raises:
+        OutputError: naming one.
+
+    """
+    try:
+        inner = next((path for path in folder.iterdir() if path.is_dir()), None) if folder.is_dir() else None
+    except OSError as error:
+        raise_output_error(folder, error)
+    if inner is not None:
+        message = f"{quoted(str(folder))} cannot be replaced: it holds the folder {quoted(inner.name)}"
+        raise OutputError(message, hint="choose another name")
 
 
 def _written(plan: Plan, options: Options) -> Iterator[Path]:
@@ -71,8 +116,10 @@ def _is_ours(path: Path) -> bool:
     return checkpoint.made_by_us
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode, ``None`` if there is no such file."""
+def _identity(path: Location) -> tuple[int, int] | None:
+    """Return device and inode, ``None`` if there is no such file here."""
+    if not isinstance(path, Path):
+        return None
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Is an output already there? The file must begin with the planned header, its report name the same inputs."""
+"""Is an output already there? Its files must begin with the planned headers, its report name the same inputs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import hashlib
 from pathlib import Path
 
 from ema_cli.errors import NothingNew, OutputError
+from ema_cli.files import PlannedFile, is_weights
 from ema_cli.naming import report_name
 from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput
-from ema_cli.report.model import Output, Report
+from ema_cli.report.model import File, Output, Report
 from ema_cli.report.serialize import from_json
 from ema_cli.report.several import together
 from ema_cli.report.soundness import find_fault
 from ema_cli.text import quoted, shortlist
+from ema_cli.write.leftovers import holds_something
 
 
 def find_earlier(plan: Plan, options: Options) -> Report | None:
@@ -38,7 +40,7 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     in_the_way = [
         f"{quoted(str(output.path))} exists: {reason}"
         for output, reason in zip(plan.outputs, found, strict=True)
-        if isinstance(reason, str) and output.path.exists()
+        if isinstance(reason, str) and _is_in_the_way(output)
     ]
     if in_the_way:
         raise OutputError(
@@ -103,11 +105,25 @@ def _changed(output: PlannedOutput, report: Report, options: Options) -> str:
         return "its report has no digests of the inputs, which --sha256 asks for"
     if options.geometry == "full" and (report.geometry is None or report.geometry.sampled_fraction < 1):
         return "its report has no exact distances, which --geometry full asks for"
-    if not _has_header(output):
+    if not all(_has_header(_place(output, file), file) for file in output.files):
         return "it was made with other options, or by another version"
-    if not _is_as_written(output.path, report.averages[0].output):
+    if not _is_as_written(output, report.averages[0].output):
         return "it was changed after it was written"
     return ""
+
+
+def _place(output: PlannedOutput, file: PlannedFile) -> Path:
+    return output.path / file.name if output.folder else output.path
+
+
+def _is_in_the_way(output: PlannedOutput) -> bool:
+    """Whether something stands where an output is to be; an empty folder makes way for one."""
+    if not output.folder:
+        return output.path.exists()
+    try:
+        return holds_something(output.path)
+    except OSError:
+        return True
 
 
 def _at(output: PlannedOutput, report: Report) -> Report:
@@ -117,18 +133,34 @@ def _at(output: PlannedOutput, report: Report) -> Report:
     return dataclasses.replace(report, averages=(here,))
 
 
-def _has_header(output: PlannedOutput) -> bool:
-    (planned,) = output.files
+def _has_header(path: Path, planned: PlannedFile) -> bool:
     try:
-        with output.path.open("rb") as file:
+        with path.open("rb") as file:
             same = file.read(len(planned.header)) == planned.header
-        return same and output.path.stat().st_size == planned.nbytes
+        return same and path.stat().st_size == planned.nbytes
     except OSError:
         return False
 
 
-def _is_as_written(path: Path, written: Output) -> bool:
-    """Whether an output was not touched since it was written or, if it was, still has the digest of its report."""
+def _is_as_written(output: PlannedOutput, written: Output) -> bool:
+    """Whether the files of an output are those of its report, and of the plan, and are as they were written."""
+    if not output.folder:
+        return _is_untouched(output.path, written)
+    known = {file.name: file for file in written.files}
+    planned = {file.name: file.nbytes for file in output.files} | {side.name: side.nbytes for side in output.beside}
+    try:
+        weights = {path.name for path in output.path.iterdir() if is_weights(path.name)}
+    except OSError:
+        return False
+    return (
+        {name: file.bytes for name, file in known.items()} == planned
+        and weights == {name for name in planned if is_weights(name)}
+        and all(_is_untouched(output.path / name, file) for name, file in known.items())
+    )
+
+
+def _is_untouched(path: Path, written: Output | File) -> bool:
+    """Whether a file was not touched since it was written or, if it was, still has the digest of its report."""
     try:
         if path.stat().st_mtime_ns == written.modified_ns:
             return True

@@ -21,12 +21,12 @@ from ema_cli.events import Counted, Listener, ignore
 from ema_cli.evidence import check_input, open_inputs
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import DEFAULT_SAMPLES, OUR_METADATA
+from ema_cli.produced import Produced, check_companions, check_digest, check_size
 from ema_cli.records import Check, Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
 from ema_cli.report.serialize import from_json
 from ema_cli.report.soundness import find_fault
 from ema_cli.sampling import Sampled, check_samples
-from ema_cli.storage.digest import sha256_of
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import FileSource
 from ema_cli.text import plural, quoted, safe_text, shortlist
@@ -85,7 +85,7 @@ def verify(
     """Check an output, its report and its inputs.
 
     Args:
-        output: a file that this program wrote, with its report beside it.
+        output: a file or a folder that this program wrote, with its report beside it.
         samples: how many pieces of tensors are recomputed.
         seed: which ones.
         output_only: leave the inputs alone, and recompute nothing.
@@ -94,14 +94,14 @@ def verify(
     Raises:
         UsageError: ``samples`` is not a number of samples.
         NothingMatched: there is no such output.
-        InputRefused: it is not a file that can be opened.
+        InputRefused: it is not a file that can be opened, or a folder without weights.
         InputChanged: a file was changed while it was being read.
 
     """
     if not 0 <= samples <= _MOST_SAMPLES:
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
     with ExitStack() as opened:
-        file = opened.enter_context(FileSource(output))
+        file = opened.enter_context(Produced(output))
         try:
             report = _load_report(report_path(output))
         except (InputRefused, NothingMatched) as fault:
@@ -113,7 +113,7 @@ def verify(
 
 
 def _check(
-    file: FileSource, report: Report, opened: ExitStack, listener: Listener, sampled: tuple[int, int] | None
+    file: Produced, report: Report, opened: ExitStack, listener: Listener, sampled: tuple[int, int] | None
 ) -> tuple[list[Check], int]:
     """Make every check; return them, and how many pieces were recomputed."""
     (average,) = report.averages
@@ -122,8 +122,9 @@ def _check(
     count = Counted("hashing", file.size() + sum(one.hashed_bytes for one in inputs), listener)
     checks = [
         _check_report(file, report, average),
-        _check_size(file, average),
-        _check_digest(file, average, count),
+        check_size(file, average.output),
+        check_digest(file, average.output, count),
+        *check_companions(file.path, average.output.files),
         _check_tensors(found, average.tensors) if found else _failed("tensors", refused),
         *([_check_method(found, report, average)] if found else []),
         *(check_input(number, one, count) for number, one in enumerate(inputs, start=1)),
@@ -175,25 +176,12 @@ def _open_output(path: Path, opened: ExitStack) -> tuple[Checkpoint | None, str]
     return found, ""
 
 
-def _check_report(file: FileSource, report: Report, average: Average) -> Check:
+def _check_report(file: Produced, report: Report, average: Average) -> Check:
     """Pass a report that could be read; a file that was renamed together with it is still the same file."""
     name = Path(average.output.path).name
     renamed = "" if name == file.path.name else f", written as {quoted(name)}"
     message = f"{quoted(report_path(file.path).name)} tells of {plural(len(report.inputs), 'input')}{renamed}"
     return Check(name="report", ok=True, message=message)
-
-
-def _check_size(file: FileSource, average: Average) -> Check:
-    if file.size() == average.output.bytes:
-        return Check(name="size", ok=True, message=plural(file.size(), "byte"))
-    return _failed("size", f"{plural(file.size(), 'byte')}, but {average.output.bytes:,} were written")
-
-
-def _check_digest(file: FileSource, average: Average, count: Counted) -> Check:
-    digest = sha256_of(file, count.add)
-    if digest == average.output.sha256:
-        return Check(name="sha256", ok=True, message=digest)
-    return _failed("sha256", f"{digest}, but {quoted(average.output.sha256)} was written")
 
 
 def _check_method(found: Checkpoint, report: Report, average: Average) -> Check:

@@ -35,7 +35,9 @@ SecondCheckpoint = Annotated[
 ]
 VerifiedOutput = Annotated[
     Path,
-    typer.Argument(help="A file that ema-avg wrote, with its report beside it.", metavar="OUT", show_default=False),
+    typer.Argument(
+        help="A file or folder that ema-avg wrote, with its report beside it.", metavar="OUT", show_default=False
+    ),
 ]
 SamplesOption = Annotated[
     int, typer.Option("--samples", help="Pieces of tensors to recompute from the inputs.", metavar="N")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ema_cli.cli.console import Console
+from ema_cli.files import FileRole
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options import Options
 from ema_cli.records import Action, Checkpoint, LeftOut, OrderedCheckpoint, Plan, PlannedOutput, Role
@@ -85,10 +86,20 @@ def _work(made: Plan, options: Options) -> Iterator[str]:
     counts = plural(averaged, "tensor") + " averaged" + (f", {copied:,} copied" if copied else "")
     yield f"{counts}; {plural(parameters(made), 'parameter')}"
     yield (
-        f"reads {human_bytes(made.read_bytes)}, writes {human_bytes(made.write_bytes)}; "
+        f"reads {human_bytes(made.read_bytes)}, writes {human_bytes(made.write_bytes)}{_in_shards(made)}; "
         f"{resolve_device(options.device)}, {plural(made.buffers.threads, 'thread')}, "
         f"{human_bytes(made.buffers.total_bytes)} of buffers"
     )
+
+
+def _in_shards(made: Plan) -> str:
+    """Say how many files of weights a folder gets, and what is carried over into it."""
+    output = made.outputs[0]
+    if not output.folder:
+        return ""
+    carried = [quoted(side.name) for side in output.beside if side.role is FileRole.COMPANION]
+    beside = f" with {shortlist(carried)}" if carried else ""
+    return f" in {plural(len(output.files), 'shard')}{beside}"
 
 
 def _common_folder(paths: Sequence[Location]) -> str:

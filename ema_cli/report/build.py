@@ -144,9 +144,18 @@ def _average(
             bytes=output.nbytes,
             sha256=written.sha256,
             modified_ns=written.modified_ns,
+            files=_files(written),
             dtype=options.dtype,
         ),
         continued=describe_continuation(plan.series, output),
+    )
+
+
+def _files(written: Written) -> tuple[model.File, ...]:
+    """Return the files of a folder; one file alone is the output itself."""
+    return tuple(
+        model.File(name=f.name, role=str(f.role), bytes=f.nbytes, sha256=f.sha256, modified_ns=f.modified_ns)
+        for f in (written.files if written.folder else ())
     )
 
 

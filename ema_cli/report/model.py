@@ -125,16 +125,32 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of an output that is a folder."""
+
+    name: str
+    role: str
+    """``weights``; ``index``: tells which file holds which tensor; ``companion``: carried over, not counted."""
+    bytes: int
+    sha256: str
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A written file."""
+    """A written file, or a folder of them."""
 
     path: str
     bytes: int
+    """Of the weights and their index."""
     sha256: str
+    """Of the file; of several, the digest of the lines that ``sha256sum`` prints for weights and index by name."""
     dtype: str
     """The element type asked for: ``same`` or a torch name."""
     modified_ns: int | None = None
     """Time of the last modification when it was written: by it an untouched file is known without reading it."""
+    files: tuple[File, ...] = ()
+    """Of a folder, in the order of their names; empty where the output is one file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

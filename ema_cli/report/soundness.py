@@ -9,13 +9,15 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from ema_cli.dtypes import BY_NAME
+from ema_cli.files import FileRole
 from ema_cli.records import Action, Role
-from ema_cli.report.model import SCHEMA_VERSION, Average, Geometry, Report
+from ema_cli.report.model import SCHEMA_VERSION, Average, File, Geometry, Report
 from ema_cli.text import quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
@@ -102,6 +104,13 @@ def _of_geometry(found: Geometry, inputs: int, averages: int) -> Iterator[str]:
         yield "the geometry is about inputs that there are not"
 
 
+def _of_files(files: Sequence[File]) -> Iterator[str]:
+    """Yield files whose names would lead out of the folder, and those that are nothing that a folder holds."""
+    for file in files:
+        if PurePath(file.name).name != file.name or not file.name.isprintable() or file.role not in set(FileRole):
+            yield f"output.files has {quoted(file.name)}, {quoted(file.role)}"
+
+
 def _of_average(average: Average, inputs: int) -> Iterator[str]:
     if len(average.weights) != inputs:
         yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
@@ -112,6 +121,7 @@ def _of_average(average: Average, inputs: int) -> Iterator[str]:
         yield "no weight is other than zero"
     if average.output.bytes < 0:
         yield f"output.bytes is {average.output.bytes:,}"
+    yield from _of_files(average.output.files)
     for tensor in average.tensors:
         place = f"tensor {quoted(tensor.name)}"
         if tensor.dtype not in BY_NAME:
