@@ -49,6 +49,22 @@ class RunGeometry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorOutcome:
+    """All that a fold leaves behind of one tensor, so that a later run need not fold it again."""
+
+    number: int
+    """Position of the tensor in the plan."""
+    written_crc32: tuple[int, ...]
+    """Per average, of its bytes in the output."""
+    read_crc32: tuple[int, ...]
+    """Per checkpoint in use, of its bytes there; empty for a copied tensor."""
+    statistics: tuple[TensorStatistics, ...]
+    """Per average, without the spread."""
+    sample: bytes
+    """What the geometry took of it; see ``ema_cli.fold.geometry``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoldOutcome:
     """What a fold leaves behind, beside the tensors."""
 

@@ -36,10 +36,11 @@ class Block:
 
 
 class Schedule:
-    """Hands out blocks, each once, to any number of threads."""
+    """Hands out blocks, each once, to any number of threads; those of the tensors in ``done`` are left out."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, done: frozenset[int] = frozenset()) -> None:
         self._plan = plan
+        self._done = done
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
         self._windows = self._cut(lambda tensor: max(1, _WINDOW_BYTES // tensor.dtype.itemsize))
         self._taken_bytes = 0
@@ -48,6 +49,8 @@ class Schedule:
 
     def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block]:
         for number, tensor in enumerate(self._plan.tensors):
+            if number in self._done:
+                continue
             step = size(tensor)
             for part, start in enumerate(range(0, max(tensor.elements, 1), step)):
                 yield Block(number, part, start, min(step, tensor.elements - start))
@@ -83,10 +86,13 @@ class Schedule:
                 announce(extent, window.start, window.count)
 
     def _bytes(self, block: Block) -> int:
-        """Return about how much is read for a block."""
-        tensor = self._plan.tensors[block.number]
-        readers = len(self._plan.used) if tensor.action is Action.AVERAGED else 1
-        return block.count * tensor.dtype.itemsize * readers
+        return block.count * bytes_per_element(self._plan, block.number)
+
+
+def bytes_per_element(plan: Plan, number: int) -> int:
+    """Return about how many bytes are read for one element of a tensor."""
+    tensor = plan.tensors[number]
+    return tensor.dtype.itemsize * (len(plan.used) if tensor.action is Action.AVERAGED else 1)
 
 
 def block_elements(plan: Plan, tensor: PlannedTensor) -> int:

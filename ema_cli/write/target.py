@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ema_cli.files import Written
-from ema_cli.fold.engine import Sink
+from ema_cli.fold.state import Sink
 from ema_cli.records import PlannedOutput
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.output import OutputFile

@@ -1,0 +1,113 @@
+"""One thread of the fold: it reads, sums, rounds and writes one block after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+from zlib_ng import zlib_ng
+
+from ema_cli.fold.checks import LARGEST, refuse_nonfinite, refuse_overflow
+from ema_cli.fold.decode import Bytes, Float64, components, decode
+from ema_cli.fold.lane import Lane
+from ema_cli.fold.rounding import round_to
+from ema_cli.fold.schedule import Block
+from ema_cli.fold.state import FoldState
+from ema_cli.fold.statistics import dot
+from ema_cli.records import Action
+from ema_cli.storage.extents import Extent, Located
+from ema_cli.storage.gather import read_elements
+
+
+class Worker:
+    """One thread's lane and its scratch memory."""
+
+    def __init__(self, state: FoldState, lane: Lane) -> None:
+        self._state = state
+        self._lane = lane
+        self._last = np.empty(state.plan.buffers.block_elements)
+        self._scratch = np.empty(state.plan.buffers.block_elements)
+        self._tensor = -1
+        self._extents: list[tuple[int, Located]] = []
+
+    def process(self, block: Block) -> int:
+        """Fold or copy one block; return how many bytes were read for it."""
+        if block.number != self._tensor:
+            self._extents = self._state.schedule.extents(block.number)
+            self._tensor = block.number
+        if self._state.plan.tensors[block.number].action is Action.COPIED:
+            return self._copy(block)
+        return self._average(block)
+
+    def _copy(self, block: Block) -> int:
+        tensor = self._state.plan.tensors[block.number]
+        raw = self._lane.buffer(block.count * tensor.dtype.itemsize)
+        read_elements(self._extents[0][1], block.start, raw, self._state.integrity.see)
+        for sink in self._state.sinks:
+            sink.write(tensor.offset + block.start * tensor.dtype.itemsize, raw)
+        written = [zlib_ng.crc32(raw)] * len(self._state.sinks)
+        self._state.close(block, [], [], written)
+        return len(raw)
+
+    def _average(self, block: Block) -> int:
+        tensor = self._state.plan.tensors[block.number]
+        count = block.count * components(tensor.dtype)
+        last = self._last[:count]
+        view = self._state.geometry.view(block, count) if self._state.geometry is not None else None
+        crcs, lengths = [], []
+        self._lane.start(count)
+        for row, (i, extent) in enumerate(self._extents):
+            dtype = extent.layout.dtype
+            raw = self._lane.buffer(block.count * dtype.itemsize)
+            crcs.append(self._read(extent, block, raw))
+            lengths.append(len(raw))
+            self._lane.add(raw, dtype, self._state.weights[i])
+            if view is not None:
+                view.see(row, raw, dtype)
+        if view is not None:
+            view.close()
+        decode(raw, dtype, last)
+        sums, written = [], []
+        for k, total in enumerate(self._lane.sums()):
+            squares, crc = self._finish(k, block, total, last)
+            sums.append(squares)
+            written.append(crc)
+        last_squared = dot(last, last)
+        self._state.statistics.add(block, [(*squares, last_squared) for squares in sums])
+        self._state.close(block, crcs, lengths, written)
+        return sum(lengths)
+
+    def _read(self, extent: Located, block: Block, raw: Bytes) -> int:
+        """Read a block of a checkpoint and return its CRC-32."""
+        integrity = self._state.integrity
+        if isinstance(extent, Extent) and extent.layout.strides is None:
+            read_elements(extent, block.start, raw)
+            crc = zlib_ng.crc32(raw)
+            integrity.see_crc(extent, extent.offset + block.start * extent.layout.dtype.itemsize, len(raw), crc)
+            return crc
+        read_elements(extent, block.start, raw, integrity.see)
+        return zlib_ng.crc32(raw)
+
+    def _finish(self, k: int, block: Block, total: Float64, last: Float64) -> tuple[tuple[float, float], int]:
+        """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written."""
+        tensor = self._state.plan.tensors[block.number]
+        squared = dot(total, total)
+        if not np.isfinite(squared) and not np.isfinite(total).all():  # a square can overflow where the number does not
+            self._meet_nonfinite(k, block)
+        rounded = round_to(total, tensor.dtype)
+        if self._may_overflow(k, tensor.dtype.name):
+            refuse_overflow(tensor, total, rounded)
+        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded)
+        difference = np.subtract(total, last, out=self._scratch[: len(total)])
+        return (squared, dot(difference, difference)), zlib_ng.crc32(rounded)
+
+    def _meet_nonfinite(self, k: int, block: Block) -> None:
+        if not self._state.allow_nonfinite:
+            refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
+        self._state.statistics.note_nonfinite(k, block)
+
+    def _may_overflow(self, k: int, output: str) -> bool:
+        """An average lies between its inputs, so only a type narrower than one of theirs can be too small.
+
+        Weights by hand that were not normalised can add up to more than an average.
+        """
+        largest = LARGEST[output]
+        return self._state.expands[k] or any(LARGEST[extent.layout.dtype.name] > largest for _, extent in self._extents)
