@@ -118,7 +118,9 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
     train(folder)
-    dist.destroy_process_group()
+    dist.barrier()
+    # Everything is saved and the other process is here: leave without the end of torch's threads, which may abort.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Checkpoints of DeepSpeed: one file holds the model up to ZeRO stage 2; stage 3 is joined by its own script first."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Run
+from tests.interop.judge import DECAY, assert_fold, average
+from tests.interop.ranks_of_deepspeed import STAGES, STEPS, network
+from tests.series import State, load
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes saved of trainings with each stage of ZeRO."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    command = [sys.executable, "-m", "tests.interop.ranks_of_deepspeed", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def kept(folder: Path) -> list[State]:
+    """Return the whole tensors that the processes kept, oldest first."""
+    return [torch.load(folder / f"whole_{step}.pt", weights_only=True) for step in STEPS]
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """The model is read, in bfloat16 as it was trained; the parts of the optimizer beside it are not."""
+    folder = saved / f"stage_{stage}"
+    average(ema_avg, folder / "run", "-o", "ema.safetensors")
+    found = load(tmp_path / "ema.safetensors")
+    assert_fold(found, kept(folder))
+    network().load_state_dict(found)
+
+
+def test_stage_3_is_joined_by_the_command_that_is_told(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Parameters in pieces are refused; the commands of the hints join them, and what they make is averaged."""
+    folder = saved / "stage_3"
+    for step in STEPS:
+        refused = ema_avg(folder / "run" / f"global_step{step}", "--decay", DECAY, "-o", "ema.safetensors")
+        assert refused.returncode == 3
+        assert not (tmp_path / "ema.safetensors").exists()
+        told = re.search(r"python (\S*zero_to_fp32\.py .*)", refused.stderr)
+        assert told, refused.stderr
+        done = subprocess.run([sys.executable, *shlex.split(told[1])], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    average(ema_avg, *(folder / "run" / f"global_step{step}_joined" for step in STEPS), "-o", "ema.safetensors")
+    assert_fold(load(tmp_path / "ema.safetensors"), kept(folder))
