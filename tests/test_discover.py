@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", forbidden)
-    with pytest.raises(InputRefused, match="cannot be searched: Permission denied"):
+    with pytest.raises(InputRefused, match="cannot be listed: Permission denied"):
         find(tmp_path)
 
 
@@ -224,18 +225,19 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("marker", ["model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata"])
-def test_a_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path: Path) -> None:
-    """The shards of one model are not checkpoints of a series."""
+def test_a_damaged_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path: Path) -> None:
+    """The shards of one model are not checkpoints of a series, also if what joins them is damaged."""
     write_one(tmp_path / "model-00001-of-00002.safetensors")
     (tmp_path / marker).write_text("{}")
-    with pytest.raises(InputRefused, match="is one sharded checkpoint"):
+    with pytest.raises(InputRefused, match=re.escape(marker)):
         find(tmp_path)
 
 
 def test_a_shard_is_refused_in_words(tmp_path: Path) -> None:
-    """A shard that is named is not a whole model."""
-    with pytest.raises(InputRefused, match="is one shard of a model"):
+    """A shard that is named is not a whole model; its folder may be one."""
+    with pytest.raises(InputRefused, match="is one shard of a model, number 1 of 2") as refused:
         find(write_one(tmp_path / "model-00001-of-00002.pt"))
+    assert refused.value.hint == f"name the folder that holds all of them: {tmp_path}"
 
 
 @pytest.mark.parametrize(

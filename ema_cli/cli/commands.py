@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ema_cli.cli import ci, inspect_view, plan_view, render
 from ema_cli.cli.console import Console
 from ema_cli.cli.progress import ProgressDisplay
-from ema_cli.discover import AVERAGES_AVERAGED, close_all, discover
+from ema_cli.discover import close_all, discover
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.events import Event, Planned, Warned
 from ema_cli.fold.devices import lane_maker, resolve_device
@@ -18,6 +18,7 @@ from ema_cli.pipeline import fail_if_strict, planned, run_average
 from ema_cli.places import check_places
 from ema_cli.records import Notice, Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
+from ema_cli.search import AVERAGES_AVERAGED
 from ema_cli.uptodate import find_earlier
 
 

@@ -69,6 +69,11 @@ def holds_weights(files: Iterable[str]) -> bool:
     return sharded or not others or any(name in _CONFIGURATION or TRAINER_STATE.search(name) for name in names)
 
 
+def names_of_weights(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the files, or the indexes of the files, that are the weights of a whole model by their names."""
+    return tuple(sorted(one.name for one in _all_weights(frozenset(files))))
+
+
 def find_weights(files: Iterable[str]) -> Weights:
     """Return the weights in a folder that has some: safetensors before pickles, as the libraries choose.
 

@@ -67,6 +67,11 @@ def is_folder(location: Location) -> bool:
     return os.path.isdir(location)  # noqa: PTH112 - of an impossible name it says no, where pathlib raises
 
 
+def is_file(location: Location) -> bool:
+    """Whether what was listed under that name is a regular file, or leads to one; in a store all that lies there is."""
+    return isinstance(location, Url) or location.is_file()
+
+
 def names_in(folder: Location) -> dict[str, bool]:
     """Return the names in a folder, and whether each is a folder itself.
 

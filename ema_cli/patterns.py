@@ -1,0 +1,54 @@
+"""From a name on the command line to the files and folders that it means: one of that name, or all that match it."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from ema_cli.naming import natural_key
+from ema_cli.storage.locations import Location, Url, is_folder, locate, names_in
+
+_MAGIC = re.compile(r"[*\[]")
+"""What makes a pattern of a URL; a question mark begins the query of one."""
+_ROOT_PARTS = 2
+"""Parts of a URL that are no names in a folder: the scheme, and the bucket or host."""
+
+
+def matches(name: str) -> list[Location]:
+    """Return the one file or folder of that name or, if there is none and it is a pattern, all that match.
+
+    Raises:
+        OSError: the system cannot look it up.
+
+    """
+    location = locate(name)
+    if isinstance(location, Url):
+        return _matching_urls(location) if _MAGIC.search(name) else [location]
+    if location.exists() or not glob.has_magic(name):
+        return [location]
+    found = glob.glob(str(location), recursive=True)  # noqa: PTH207 - a pattern
+    return [locate(match) for match in sorted(found, key=natural_key)]
+
+
+def _matching_urls(url: Url) -> list[Location]:
+    """Return what matches a pattern in a store, which lists one folder at a time."""
+    found: list[Location] = [Url(*url.parts[:_ROOT_PARTS])]
+    for part in url.parts[_ROOT_PARTS:]:
+        found = [match for folder in found for match in _matching_names(folder, part)]
+    return sorted(found, key=lambda match: natural_key(str(match)))
+
+
+def _matching_names(folder: Location, part: str) -> Iterator[Location]:
+    """Yield what one part of a pattern means in one folder; ``**`` means the folder and all below it."""
+    if not is_folder(folder):
+        return
+    names = names_in(folder)
+    if part == "**":
+        yield folder
+        for name in names:
+            yield from _matching_names(folder / name, part)
+    for name in names:
+        if part != "**" and (name == part or (fnmatchcase(name, part) and not name.startswith("."))):
+            yield folder / name
