@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
-from ema_cli.matching import Chosen
+from ema_cli.dtypes import DType
+from ema_cli.matching import Chosen, Matched
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.records import Action, Notice, PlannedTensor, Weighting
 from ema_cli.text import plural, quoted, shortlist
+from ema_cli.ties import Dropped
 from ema_cli.timeline import Timeline
 from ema_cli.weights.cautions import warn_about
 
@@ -29,10 +31,36 @@ def find_caveats(
     yield from _notices_about_shares(weightings if several else weightings[:1], timeline)
     if several:
         yield from _notices_about_tensors(tensors)
-    yield from _notices_about_dtypes(chosen)
+    yield from _notices_about_dtypes(chosen, {tensor.name for tensor in tensors})
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     if not averaged:
         yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+
+
+def tell_unmatched(matched: Matched, dropped: Dropped) -> Iterator[Notice]:
+    """Yield what is written although, or left out because, not every checkpoint has it in the same way."""
+    if matched.lacking:
+        names = sorted(map(quoted, matched.lacking))
+        yield Notice(
+            code="missing-copied",
+            message=f"{plural(len(names), 'tensor')} copied from the last checkpoint, as others have "
+            f"{'it' if len(names) == 1 else 'them'} not: {shortlist(names)}",
+        )
+    if matched.left_out:
+        names = sorted(map(quoted, matched.left_out))
+        yield Notice(
+            code="missing-left-out",
+            message=f"{plural(len(names), 'tensor')} left out, as the last checkpoint has "
+            f"{'it' if len(names) == 1 else 'them'} not: {shortlist(names)}",
+        )
+    if dropped.apart:
+        names = sorted(map(quoted, dropped.apart))
+        yield Notice(
+            code="tied-kept",
+            message=f"{plural(len(names), 'tensor')} written in spite of --tied drop, as the last checkpoint's tie is "
+            f"not in all others: {shortlist(names)}",
+            hint="average from the checkpoint on where the tie begins, with --from",
+        )
 
 
 def _notices_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[Notice]:
@@ -72,12 +100,12 @@ def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor]
     return [quoted(tensor.name) for tensor in tensors if condition(tensor)]
 
 
-def _notices_about_dtypes(chosen: Sequence[Chosen]) -> Iterator[Notice]:
-    names = [
-        quoted(name)
-        for name, (_, layout) in (chosen[0].items() if chosen else ())
-        if any(other[name][1].dtype is not layout.dtype for other in chosen[1:])
-    ]
+def _notices_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -> Iterator[Notice]:
+    found: dict[str, set[DType]] = {}
+    for tensors in chosen:
+        for name, (_, layout) in tensors.items():
+            found.setdefault(name, set()).add(layout.dtype)
+    names = [quoted(name) for name, dtypes in found.items() if len(dtypes) > 1 and name in planned]
     if names:
         yield Notice(
             code="dtypes-differ",

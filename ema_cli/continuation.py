@@ -80,6 +80,7 @@ def continue_series(earlier: Earlier, series: Series, options: Options) -> Serie
             folded=earlier.folded,
             scale=scale,
             again=needs_again,
+            lacking=earlier.lacking,
         ),
     )
 

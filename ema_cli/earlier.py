@@ -24,8 +24,10 @@ from ema_cli.weight_options import WeightOptions
 
 _ROUNDING = 1e-12
 _LARGEST_STEP = 1 << 62
-_KEPT_OPTIONS = ("buffers", "key", "strip_prefix", "order")
+_KEPT_OPTIONS = ("buffers", "key", "strip_prefix", "order", "on_missing", "tied")
 """Options whose values stand in the metadata: another value would mix two averages."""
+_UNSAID = {"order": ("auto", "step", "name"), "on_missing": ("error",), "tied": ("keep",)}
+"""Values that the metadata leave out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class Earlier:
     """The checkpoints inside, in fold order."""
     unit: str
     """Of the steps."""
+    lacking: frozenset[str] = frozenset()
+    """Tensors that were copied into it, as not every checkpoint inside has them."""
 
     @property
     def where(self) -> str:
@@ -90,7 +94,9 @@ def _read_metadata(checkpoint: Checkpoint) -> Earlier:
         )
     try:
         unit = ours.get("step_unit", "checkpoint")
-        return Earlier(checkpoint=checkpoint, method=_method(ours), folded=_folded(ours), unit=unit)
+        return Earlier(
+            checkpoint=checkpoint, method=_method(ours), folded=_folded(ours), unit=unit, lacking=_lacking(ours)
+        )
     except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
         raise InputRefused(
             f"{path} does not say, in a way that can be relied on, what is averaged in it",
@@ -137,6 +143,13 @@ def _folded(ours: Mapping[str, str]) -> tuple[Folded, ...]:
     return tuple(Folded(name=name, step=step) for name, step in zip(names, steps, strict=True))
 
 
+def _lacking(ours: Mapping[str, str]) -> frozenset[str]:
+    names = json.loads(ours.get("lacking", "[]"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("lacking")
+    return frozenset(names)
+
+
 def _is_name(name: object) -> bool:
     """Whether a name can be the end of a path, and leads nowhere else."""
     if not isinstance(name, str) or not name.isprintable():
@@ -177,7 +190,7 @@ def _refuse_other_options(earlier: Earlier, options: Options) -> None:
     for key in _KEPT_OPTIONS:
         then = earlier.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
         now = getattr(options, key)
-        if key == "order" and now not in ("given", "mtime"):
+        if now in _UNSAID.get(key, ()):
             now = None
         if then != now:
             flag = f"--{key.replace('_', '-')}"

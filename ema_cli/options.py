@@ -20,6 +20,8 @@ Order = Literal["auto", "step", "name", "mtime", "given"]
 BufferPolicy = Literal["average", "last", "first"]
 GeometryMode = Literal["sample", "full", "none"]
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
+OnMissing = Literal["error", "last"]
+TiedPolicy = Literal["keep", "drop"]
 
 REPORT_SUFFIXES = (".json", ".md", ".html")
 OUR_METADATA = "ema_avg."
@@ -57,6 +59,8 @@ class Options(WeightOptions):
     """Regular expressions: no tensors whose name one of them finds."""
     strip_prefix: str | None = None
     """Prefix of the names to take off; ``None`` for those of known wrappers."""
+    on_missing: OnMissing = "error"
+    """What happens where not all checkpoints have the same tensors; ``last``: those of the last one are written."""
 
     clock: Clock | None = None
     """What the steps count: the unit that is printed; ``epochs`` says that a decay per step is one per epoch."""
@@ -69,6 +73,8 @@ class Options(WeightOptions):
     """``cpu``, ``cuda``, ``cuda:1`` or ``auto``."""
     dtype: OutputDtype = "same"
     """Element type of averaged tensors in the output; ``same`` as in the last checkpoint."""
+    tied: TiedPolicy = "keep"
+    """Whether tied tensors are written under every name, or under one."""
     threads: int | None = None
     """Worker threads; ``None`` for the cores, at most 4."""
     max_memory: int | None = None
@@ -104,7 +110,9 @@ class Options(WeightOptions):
         """
         refuse_other_words(
             ("--order", self.order, get_args(Order)),
+            ("--on-missing", self.on_missing, get_args(OnMissing)),
             ("--buffers", self.buffers, get_args(BufferPolicy)),
+            ("--tied", self.tied, get_args(TiedPolicy)),
             ("--geometry", self.geometry, get_args(GeometryMode)),
             ("--dtype", self.dtype, get_args(OutputDtype)),
             ("--clock", self.clock, get_args(Clock)),

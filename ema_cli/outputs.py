@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli import __version__
@@ -25,16 +26,32 @@ def plan_outputs(
     series: Series,
     tensors: Sequence[PlannedTensor],
     options: Options,
+    *,
     carried: Sequence[SideFile] = (),
+    lacking: Collection[str] = (),
 ) -> tuple[PlannedOutput, ...]:
-    """Return the output of each average; ``carried`` is what a folder takes over.
+    """Return the output of each average.
+
+    Args:
+        weightings: one per average.
+        series: what is averaged.
+        tensors: in the order of the data section.
+        options: name the outputs.
+        carried: what a folder takes over.
+        lacking: tensors that are copied, as not every checkpoint has them.
 
     Raises:
         UsageError: two of them would have one name, or a name has a field that the average has not.
 
     """
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
-    outputs = tuple(_plan_output(weighting, layouts, series, options, carried) for weighting in weightings)
+    told = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
+    told |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
+    outputs = tuple(
+        _plan_output(layouts, {**told, **_metadata(weighting.method, series, options)}, weighting, series, options)
+        for weighting in weightings
+    )
+    outputs = tuple(replace(output, beside=(*output.beside, *carried)) for output in outputs)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -43,22 +60,21 @@ def plan_outputs(
 
 
 def _plan_output(
-    weighting: Weighting,
     layouts: Sequence[TensorLayout],
+    metadata: Mapping[str, str],
+    weighting: Weighting,
     series: Series,
     options: Options,
-    carried: Sequence[SideFile],
 ) -> PlannedOutput:
     """Plan the one file of an average, or the files of its folder."""
     path = output_path(weighting.method, options)
-    metadata = _metadata(weighting.method, series, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
         whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
         return PlannedOutput(weighting=weighting, path=path, files=(whole,))
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
-    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=(*index, *carried))
+    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=index)
 
 
 def output_path(method: Method, options: Options) -> Path:
@@ -100,6 +116,8 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "key": options.key,
         "strip_prefix": options.strip_prefix,
         "order": options.order if options.order in ("given", "mtime") else None,
+        "on_missing": options.on_missing if options.on_missing != "error" else None,
+        "tied": options.tied if options.tied != "keep" else None,
         "checkpoints": len(folded),
         "folded": json.dumps([one.name for one in folded]),
         "steps": ",".join(map(str, steps)) if known else None,
@@ -121,6 +139,8 @@ def _options_fingerprint(method: Method, options: Options) -> str:
         "include": options.include,
         "exclude": options.exclude,
         "strip_prefix": options.strip_prefix,
+        "on_missing": options.on_missing,
+        "tied": options.tied,
         "buffers": options.buffers,
         "dtype": options.dtype,
         "allow_nonfinite": options.allow_nonfinite,

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ema_cli.caveats import find_caveats
+from ema_cli.caveats import find_caveats, tell_unmatched
 from ema_cli.companions import find_companions
-from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
-from ema_cli.errors import InputRefused, UsageError
+from ema_cli.errors import UsageError
 from ema_cli.files import SideFile
-from ema_cli.formats.safetensors import build_header
-from ema_cli.matching import Chosen, choose_tensors, refuse_differences
-from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.matching import Chosen, choose_tensors, match_tensors
 from ema_cli.options import Options
 from ema_cli.outputs import plan_outputs
+from ema_cli.planned_tensors import count_read_bytes, plan_tensors
 from ema_cli.records import (
     Action,
     Buffers,
@@ -30,8 +28,9 @@ from ema_cli.records import (
     Series,
     Weighting,
 )
-from ema_cli.storage.extents import TensorLayout
-from ema_cli.text import human_bytes, quoted, shortlist
+from ema_cli.refusals import refuse_quantized, refuse_unreadable
+from ema_cli.text import human_bytes
+from ema_cli.ties import Dropped, drop_ties
 from ema_cli.weighing import weigh
 
 _BLOCK_ELEMENTS = 3 << 16
@@ -54,26 +53,49 @@ def make_plan(series: Series, options: Options) -> Plan:
     """
     checkpoints = [member.checkpoint for member in series.members]
     weightings = weigh(series, options)
+    refuse_unreadable(checkpoints, options)
+    refuse_quantized(checkpoints, options)
     layouts = list({id(c.index.layouts): c.index.layouts for c in checkpoints}.values())
     numbers = {id(layout): number for number, layout in enumerate(layouts)}
     chosen = [choose_tensors(layout, options) for layout in layouts]
     layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
-    refuse_differences(checkpoints, layout_numbers, chosen)
-    fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
-    tensors = _plan_tensors(checkpoints, layout_numbers, chosen, options)
     used = _used(weightings)
+    dropped = _drop_ties(checkpoints, layout_numbers, chosen, used, options)
+    chosen = [{name: one for name, one in c.items() if name not in dropped.kept_for} for c in chosen]
+    lacked = series.continuation.lacking if series.continuation else ()
+    matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked)
+    fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
+    tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.kept_for, options)
     carried, remarks = _companions(checkpoints[-1], layout_numbers[-1], tensors, options)
     return Plan(
         series=series,
-        outputs=plan_outputs(weightings, series, tensors, options, carried),
+        outputs=plan_outputs(weightings, series, tensors, options, carried=carried, lacking=matched.lacking),
         tensors=tensors,
         layout_numbers=layout_numbers,
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
-        read_bytes=_read_bytes(tensors, checkpoints, layout_numbers, used),
+        read_bytes=count_read_bytes(tensors, checkpoints, layout_numbers, used),
         buffers=_buffers(tensors, len(weightings), len(used), options),
-        notices=(*series.notices, *find_caveats(weightings, series.timeline, tensors, fresh), *remarks),
+        notices=(
+            *series.notices,
+            *tell_unmatched(matched, dropped),
+            *find_caveats(weightings, series.timeline, tensors, fresh),
+            *remarks,
+        ),
     )
+
+
+def _drop_ties(
+    checkpoints: Sequence[Checkpoint],
+    layout_numbers: Sequence[int],
+    chosen: Sequence[Chosen],
+    used: Sequence[int],
+    options: Options,
+) -> Dropped:
+    """Return the names of tied tensors that are not written: none unless ``--tied drop`` was given."""
+    if options.tied == "keep":
+        return Dropped(kept_for={})
+    return drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
 
 
 def _companions(
@@ -97,81 +119,6 @@ def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
     """Return the checkpoints with a share in any average, and the last; one without takes no part and is not read."""
     shares = list(zip(*(weighting.weights for weighting in weightings), strict=True))
     return tuple(i for i, of_one in enumerate(shares) if any(of_one) or i == len(shares) - 1)
-
-
-def _plan_tensors(
-    checkpoints: Sequence[Checkpoint],
-    layout_numbers: Sequence[int],
-    chosen: Sequence[Chosen],
-    options: Options,
-) -> tuple[PlannedTensor, ...]:
-    last = len(checkpoints) - 1
-    reference = chosen[layout_numbers[last]]
-    codes = [quoted(name) for name, (_, layout) in reference.items() if layout.dtype.kind is Kind.CODE]
-    if codes:
-        raise InputRefused(
-            f"scales of a quantized model cannot be averaged: {shortlist(codes)}",
-            hint="average the training checkpoints, then quantize; or leave these out with --exclude",
-        )
-    actions = {name: _action(name, layout, options) for name, (_, layout) in reference.items()}
-    sources = {name: 0 if options.buffers == "first" and is_batch_norm_statistic(name) else last for name in reference}
-    layouts = [
-        TensorLayout(
-            name=name,
-            dtype=_output_dtype(chosen[layout_numbers[sources[name]]][name][1].dtype, actions[name], options),
-            shape=layout.shape,
-            strides=None,
-        )
-        for name, (_, layout) in reference.items()
-    ]
-    ties = checkpoints[last].ties
-    planned = []
-    offset = 0
-    for layout in build_header(layouts, {})[1]:
-        name = layout.name
-        tied_to = ties.get(name)
-        planned.append(
-            PlannedTensor(
-                name=name,
-                shape=layout.shape,
-                elements=layout.elements,
-                dtype=layout.dtype,
-                action=actions[name],
-                positions=tuple(tensors[name][0] for tensors in chosen),
-                copied_from=sources[name],
-                offset=offset,
-                tied_to=tied_to if tied_to in reference else None,
-            )
-        )
-        offset += layout.nbytes
-    return tuple(planned)
-
-
-def _action(name: str, layout: TensorLayout, options: Options) -> Action:
-    kept = options.buffers != "average" and is_batch_norm_statistic(name)
-    return Action.AVERAGED if layout.dtype.averaged and not kept else Action.COPIED
-
-
-def _output_dtype(dtype: DType, action: Action, options: Options) -> DType:
-    """The type asked for, where there is something to round: copied and complex tensors keep their own."""
-    if options.dtype == "same" or action is Action.COPIED or dtype.kind is Kind.COMPLEX:
-        return dtype
-    return BY_TORCH_NAME[options.dtype]
-
-
-def _read_bytes(
-    tensors: Sequence[PlannedTensor],
-    checkpoints: Sequence[Checkpoint],
-    layout_numbers: Sequence[int],
-    used: Sequence[int],
-) -> int:
-    total = 0
-    for tensor in tensors:
-        readers = used if tensor.action is Action.AVERAGED else [tensor.copied_from]
-        for i in readers:
-            layout = checkpoints[i].index.layouts[tensor.positions[layout_numbers[i]]]
-            total += layout.nbytes
-    return total
 
 
 def default_threads() -> int:

@@ -135,6 +135,8 @@ class Continuation:
     """The factor of A."""
     again: float
     """What its last checkpoint gets besides; 0 where a method does not look back."""
+    lacking: frozenset[str] = frozenset()
+    """Tensors that were copied into the earlier output, as not every checkpoint inside has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,13 +204,17 @@ class PlannedTensor:
     """Of the output."""
     action: Action
     positions: tuple[int, ...]
-    """Where the tensor stands in each distinct layout; see ``Plan.layout_numbers``."""
+    """Where the tensor stands in each distinct layout; see ``Plan.layout_numbers``. -1 where one has it not."""
     copied_from: int
     """The checkpoint that a copied tensor is taken from."""
     offset: int
     """Byte offset in the data section of the output."""
     tied_to: str | None
     """An earlier tensor with the same bytes in the last checkpoint."""
+    why_copied: str = ""
+    """In words; empty for an averaged tensor."""
+    stands_for: tuple[str, ...] = ()
+    """Names that are tied to it and not written."""
 
     @property
     def nbytes(self) -> int:

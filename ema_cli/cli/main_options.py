@@ -36,6 +36,7 @@ class MainOptions:
     include: given.IncludeOption = None
     exclude: given.ExcludeOption = None
     strip_prefix: given.StripPrefixOption = None
+    on_missing: given.OnMissingOption = "error"
     method: weight.MethodOption = None
     decay: weight.DecayOption = None
     one_minus_decay: weight.OneMinusDecayOption = None
@@ -61,6 +62,7 @@ class MainOptions:
     output: given.OutputOption = None
     max_shard_size: given.MaxShardSizeOption = None
     report: given.ReportOption = None
+    tied: given.TiedOption = "keep"
     metadata: given.MetadataOption = None
     sha256: given.Sha256Option = False
     force: given.ForceOption = False
@@ -107,6 +109,7 @@ class MainOptions:
             include=tuple(self.include or ()),
             exclude=tuple(self.exclude or ()),
             strip_prefix=self.strip_prefix,
+            on_missing=self.on_missing,
             methods=cast("tuple[MethodName, ...]", tuple(self.method or ())),  # checked there
             decays=tuple(self.decay or ()),
             one_minus_decays=tuple(self.one_minus_decay or ()),
@@ -125,6 +128,7 @@ class MainOptions:
             buffers=self.buffers,
             device=self.device,
             dtype=self.dtype,
+            tied=self.tied,
             threads=self.threads,
             max_memory=_parse_size("--max-memory", self.max_memory, "64MB"),
             geometry=self.geometry,

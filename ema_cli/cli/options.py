@@ -9,7 +9,7 @@ import typer
 
 from ema_cli.cli.ci import CiMode
 from ema_cli.cli.configured import load
-from ema_cli.options import BufferPolicy, GeometryMode, Order, OutputDtype
+from ema_cli.options import BufferPolicy, GeometryMode, OnMissing, Order, OutputDtype, TiedPolicy
 
 _INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
 
@@ -91,6 +91,15 @@ StripPrefixOption = Annotated[
         rich_help_panel=_INPUTS,
     ),
 ]
+OnMissingOption = Annotated[
+    OnMissing,
+    typer.Option(
+        "--on-missing",
+        help="Where not all have the same tensors; last: copy those that others lack from the last checkpoint, and "
+        "leave out those that it lacks.",
+        rich_help_panel=_INPUTS,
+    ),
+]
 BuffersOption = Annotated[
     BufferPolicy,
     typer.Option(
@@ -107,6 +116,14 @@ DtypeOption = Annotated[
     OutputDtype,
     typer.Option(
         "--dtype", help="Type of averaged tensors; same: as in the last checkpoint.", rich_help_panel=_COMPUTE
+    ),
+]
+TiedOption = Annotated[
+    TiedPolicy,
+    typer.Option(
+        "--tied",
+        help="Tied tensors: written under every name, or under one, as safetensors' save_model does.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 ThreadsOption = Annotated[

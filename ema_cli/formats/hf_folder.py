@@ -8,6 +8,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.hf_shards import read_shards
 from ema_cli.formats.hf_weights import find_weights, holds_weights
 from ema_cli.formats.members import read_only_member
+from ema_cli.formats.quantized_config import quantization_in
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.trainer import with_what_lies_beside
 from ema_cli.storage.extents import LayoutPool
@@ -30,4 +31,4 @@ def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Stru
         structure = read_shards(folder, weights, key, pool)
     else:
         structure = read_only_member(folder, weights.files[0], key, pool)
-    return replace(with_what_lies_beside(folder, structure), stem=weights.model)
+    return replace(with_what_lies_beside(folder, structure), stem=weights.model, quantized=quantization_in(folder))
