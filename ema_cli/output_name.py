@@ -28,7 +28,7 @@ def check_output_name(output: Path, max_shard_size: int | None) -> None:
     """
     said = f"the output {quoted(str(output))}"
     if output.name in ("", ".."):
-        other = output / ("averaged/" if max_shard_size else "ema.safetensors")
+        other = f"{output / 'averaged'}{os.sep}" if max_shard_size is not None else output / "ema.safetensors"
         raise UsageError(f"{said} is a folder", hint=f"-o {other}")
     if max_shard_size is not None:
         _check_folder(output, said, max_shard_size)

@@ -1,0 +1,524 @@
+"""Outputs that are folders of shards: what stands in them, and that all commands take them for what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import ema_cli
+from ema_cli.dtypes import BY_NAME
+from ema_cli.errors import OutputError, UsageError
+from ema_cli.output_name import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.sharding import plan_files
+from ema_cli.storage.extents import TensorLayout
+from ema_cli.verify import verify
+from tests.conftest import Run
+from tests.series import State, data_section, load, random_states, same_bits, write_series
+from tests.test_schema import check as check_schema
+from tests.test_write import header_of, listing, sorted_metadata
+
+CONFIG = {"model_type": "mine", "torch_dtype": "float32", "text_config": {"torch_dtype": "float32"}, "eps": 1e-05}
+
+
+def states(count: int = 3) -> list[State]:
+    """Return states of tensors of several types and sizes, some of them empty."""
+    made = random_states(count)
+    for number, state in enumerate(made):
+        torch.manual_seed(number)
+        state |= {f"block.{k}.weight": torch.randn(50, 20) for k in range(12)}
+        state |= {"half": torch.randn(9).half(), "large": torch.randn(200, 100), "steps": torch.tensor([number])}
+    return made
+
+
+def model_folders(run: Path, made: Sequence[State], **files: bytes) -> list[Path]:
+    """Write checkpoint folders as Hugging Face's trainer does, with files beside the weights."""
+    folders = [run / f"checkpoint-{100 * number}" for number in range(1, len(made) + 1)]
+    for folder, state in zip(folders, made, strict=True):
+        folder.mkdir(parents=True)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+        (folder / "tokenizer.json").write_bytes(b"{ }\n\n")
+        for name, content in files.items():
+            (folder / name.replace("__", ".")).write_bytes(content)
+    return folders
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """Return the files of weights of a folder, in order."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def load_folder(folder: Path) -> State:
+    """Read all shards of a folder with the official library."""
+    return {name: value for shard in shards_of(folder) for name, value in load_file(shard).items()}
+
+
+def index_of(folder: Path, stem: str = "model") -> Any:
+    """Return the index of a folder."""
+    return json.loads((folder / f"{stem}.safetensors.index.json").read_text())
+
+
+def change_byte(path: Path, position: int = -1) -> None:
+    """Change one byte of a file."""
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("size", [1, 100, 4_000, 10_000, 80_000, 100_000])
+def test_the_shards_are_the_one_file_cut_up(size: int, tmp_path: Path) -> None:
+    """One after the other, their data sections are that of the one file; the index knows where everything is."""
+    paths = write_series(tmp_path / "run", states())
+    ema_cli.average(paths, decay=0.7, output=tmp_path / "one.safetensors")
+    ema_cli.average(paths, decay=0.7, output=tmp_path / "many", max_shard_size=size)
+    shards = shards_of(tmp_path / "many")
+    count = len(shards)
+    assert [path.name for path in shards] == [
+        f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)
+    ]
+    assert b"".join(map(data_section, shards)) == data_section(tmp_path / "one.safetensors")
+    whole = load(tmp_path / "one.safetensors")
+    index = index_of(tmp_path / "many")
+    assert index["metadata"] == {"total_size": len(data_section(tmp_path / "one.safetensors"))}
+    assert list(index["weight_map"]) == sorted(whole)
+    for name, value in whole.items():
+        with safe_open(tmp_path / "many" / index["weight_map"][name], framework="pt") as opened:
+            assert same_bits(opened.get_tensor(name), value)
+    for path in shards:
+        tensors = load_file(path)
+        assert len(data_section(path)) <= size or len([t for t in tensors.values() if t.numel()]) == 1
+
+
+@pytest.mark.parametrize("size", [1, 5_000, 1_000_000])
+def test_each_header_is_that_of_the_library(size: int, tmp_path: Path) -> None:
+    """For the tensors and metadata of a shard, ``save_file`` writes the same bytes; ``format: pt`` is among them."""
+    paths = write_series(tmp_path / "run", states(2))
+    ema_cli.average(paths, decay=0.7, output=tmp_path / "out", max_shard_size=size, metadata={"run": "ü"})
+    for path in shards_of(tmp_path / "out"):
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+        assert metadata["format"] == "pt"
+        assert metadata["run"] == "ü"
+        assert metadata["ema_avg.decay"] == "0.7"
+        theirs = tmp_path / "theirs.safetensors"
+        save_file(load_file(path), theirs, metadata)
+        assert header_of(path) == sorted_metadata(header_of(theirs))
+        assert data_section(path) == data_section(theirs)
+
+
+def test_what_fits_into_one_file_needs_no_index(tmp_path: Path) -> None:
+    """Then it is called ``model.safetensors``, and has the bytes of an output that is a file."""
+    paths = write_series(tmp_path / "run", states())
+    ema_cli.average(paths, decay=0.7, output=tmp_path / "one.safetensors")
+    found = ema_cli.average(paths, decay=0.7, output=f"{tmp_path}/out/").averages[0].output
+    assert listing(tmp_path / "out") == {"model.safetensors"}
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+    assert found.sha256 == hashlib.sha256((tmp_path / "one.safetensors").read_bytes()).hexdigest()
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    most=st.integers(1, 100),
+)
+def test_files_are_filled_greedily(sizes: list[int], most: int) -> None:
+    """Every tensor is in one file, in order; a file is closed only when the next tensor does not fit."""
+    layouts = [
+        TensorLayout(name=f"{n:03d}", dtype=BY_NAME["U8"], shape=(size,), strides=None) for n, size in enumerate(sizes)
+    ]
+    files, beside = plan_files(layouts, {}, "m", most)
+    held = [list(json.loads(file.header[8:])) for file in files]
+    assert [name for names in held for name in names] == [layout.name for layout in layouts]
+    assert [file.begin for file in files] == [sum(f.data_bytes for f in files[:k]) for k in range(len(files))]
+    for names, following in pairwise(held):
+        used = sum(sizes[int(name)] for name in names)
+        assert used + sizes[int(following[0])] > most
+        assert used <= most or len(names) == 1
+    assert bool(beside) == (len(files) > 1)
+
+
+def test_more_files_than_names_are_refused() -> None:
+    """The names have five digits."""
+    layout = TensorLayout(name="t", dtype=BY_NAME["U8"], shape=(1,), strides=None)
+    with pytest.raises(UsageError, match="would make 100,000 files; at most 99,999"):
+        plan_files([layout] * 100_000, {}, "model", 1)
+
+
+def test_the_default_size_is_that_of_the_libraries() -> None:
+    """A slash at the end means a folder; what is said is not overruled by it."""
+    assert parse_output("out/", None) == (Path("out"), DEFAULT_SHARD_BYTES)
+    assert parse_output("out/", 7) == (Path("out"), 7)
+    assert parse_output("out.safetensors", None) == (Path("out.safetensors"), None)
+    assert DEFAULT_SHARD_BYTES == 5 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["-o", "x"], '"x" is written as safetensors', "-o x.safetensors; or -o x/ for a folder"),
+        (["-o", "there"], '"there" is a folder', "-o there/"),
+        (["-o", "./"], '"." is a folder', "-o averaged/"),
+        (["-o", "there/../"], "is a folder", "-o there/../averaged/"),
+        (["-o", "x.safetensors/"], "has the name of a file", "-o x/"),
+        (["-o", "x.safetensors", "--max-shard-size", "5GB"], "has the name of a file", "leave out --max-shard-size"),
+        (["-o", "x", "--max-shard-size", "many"], '--max-shard-size "many" is not a size', "--max-shard-size 5GB"),
+        (["-o", "x", "--max-shard-size", "0"], "--max-shard-size 0 must be at least one byte", "5GB"),
+        (["-o", "run/"], 'holds the input "run/ckpt_100.pt"', "-o run/averaged/"),
+        (["--decay", "0.9", "-o", "x/"], "several averages need {decay}", "-o 'x_{decay}/'"),
+    ],
+    ids=str,
+)
+def test_names_that_cannot_be_are_refused(
+    arguments: list[str], message: str, hint: str, run_folder: Path, ema_avg: Run
+) -> None:
+    """The error says what was meant, probably, and nothing is written."""
+    (run_folder.parent / "there").mkdir()
+    before = listing(run_folder.parent)
+    done = ema_avg(run_folder.name, "--decay", "0.5", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert hint in done.stderr
+    assert listing(run_folder.parent) == before
+
+
+@pytest.mark.parametrize(("text", "size"), [("4kB", 4_000), ("4KiB", 4_096), ("4000", 4_000), ("0.004MB", 4_000)])
+def test_sizes_are_decimal_as_in_the_libraries(text: str, size: int, tmp_path: Path) -> None:
+    """``5GB`` is 5,000,000,000 bytes; from Python the size may be text or a number."""
+    paths = write_series(tmp_path / "run", states(2))
+    for name, said in (("a", text), ("b", size)):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / name, max_shard_size=said)
+    assert index_of(tmp_path / "a") == index_of(tmp_path / "b")
+    with pytest.raises(UsageError, match='"much" is not a size'):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "c", max_shard_size="much")
+
+
+def test_several_averages_fill_several_folders(run_folder: Path, ema_avg: Run) -> None:
+    """Fields in the name of a folder tell them apart; each has its report."""
+    done = ema_avg(run_folder, "--decay", "0.5", "--decay", "0.9", "-o", "e_{decay}/", "--max-shard-size", "100")
+    assert done.returncode == 0, done.stderr
+    for decay in (0.5, 0.9):
+        one = run_folder.parent / f"one_{decay}.safetensors"
+        ema_cli.average(run_folder, decay=decay, output=one)
+        shards = shards_of(run_folder.parent / f"e_{decay}")
+        assert b"".join(map(data_section, shards)) == data_section(one)
+        assert (run_folder.parent / f"e_{decay}.report.json").exists()
+
+
+def test_the_result_says_what_was_written(run_folder: Path, ema_avg: Run) -> None:
+    """The folder, its size, its shards; a second run finds it up to date and touches nothing."""
+    arguments = [run_folder, "--decay", "0.5", "-o", "out/", "--max-shard-size", "150"]
+    done = ema_avg(*arguments)
+    folder = run_folder.parent / "out"
+    count = len(shards_of(folder))
+    assert done.stdout.startswith("wrote out/  ")
+    assert f" in {count} shards  5 checkpoints" in done.stdout
+    assert f"in {count} shards; cpu" in done.stderr
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = ema_avg(*arguments)
+    assert again.stdout.startswith("up to date out/  ")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert listing(run_folder.parent) == {"run", "out", "out.report.json"}
+
+
+def test_the_report_tells_of_every_file(run_folder: Path, ema_avg: Run) -> None:
+    """Sizes and digests are those of ``sha256sum``, and the one digest is that of the lines that it prints."""
+    done = ema_avg(run_folder, "--decay", "0.5", "-o", "out/", "--max-shard-size", "150", "--json")
+    document = json.loads(done.stdout)
+    check_schema(document)
+    output = document["averages"][0]["output"]
+    folder = run_folder.parent / "out"
+    assert output["path"] == "out"
+    assert {file["name"] for file in output["files"]} == listing(folder)
+    for file in output["files"]:
+        raw = (folder / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
+    printed = subprocess.run(
+        ["sha256sum", *sorted(listing(folder))], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+    assert output["sha256"] == hashlib.sha256(printed.encode()).hexdigest()
+    assert output["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert document["summary"]["bytes_written"] == output["bytes"]
+
+
+def touch_everything(folder: Path) -> None:
+    """Give every file another time of modification."""
+    for path in folder.iterdir():
+        os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (touch_everything, ""),
+        (lambda folder: (folder / "README.md").write_text("mine"), ""),
+        (lambda folder: change_byte(shards_of(folder)[1]), "was changed after it was written"),
+        (lambda folder: change_byte(folder / "model.safetensors.index.json"), "was changed after"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "was changed after"),
+        (lambda folder: shutil.copy(shards_of(folder)[0], folder / "model.safetensors"), "was changed after"),
+        (lambda folder: shards_of(folder)[2].unlink(), "it was made with other options"),
+        (lambda folder: folder.with_name("out.report.json").unlink(), "there is no report beside it"),
+    ],
+    ids=range(8),
+)
+def test_what_is_up_to_date_and_what_is_not(change: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
+    """A folder is as it was if all its files are; what somebody put beside them is no matter."""
+    folders = model_folders(tmp_path / "run", states())
+    out = tmp_path / "out"
+    options: Any = {"decay": 0.5, "output": out, "max_shard_size": 20_000}
+    ema_cli.average(folders, **options)
+    change(out)
+    before = {path: path.stat().st_ino for path in out.iterdir()}
+    if not reason:
+        ema_cli.average(folders, **options)
+        assert {path: path.stat().st_ino for path in out.iterdir()} == before
+        return
+    with pytest.raises(OutputError, match=reason):
+        ema_cli.average(folders, **options)
+    ema_cli.average(folders, force=True, **options)
+    assert verify(out).ok
+    assert listing(tmp_path) == {"run", "out", "out.report.json"}
+
+
+def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
+    """And so are a folder and a file of one name; a foreign folder is never touched without --force."""
+    paths = write_series(tmp_path / "run", states())
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "out", max_shard_size=20_000)
+    with pytest.raises(OutputError, match="made with other options"):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "out", max_shard_size=30_000)
+    (tmp_path / "mine").mkdir()
+    ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/mine/")  # an empty one is as good as none
+    (tmp_path / "yours").mkdir()
+    (tmp_path / "yours" / "notes.txt").write_text("keep")
+    with pytest.raises(OutputError, match="exists: there is no report beside it"):
+        ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/")
+    assert listing(tmp_path / "yours") == {"notes.txt"}
+    ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/", force=True)
+    assert listing(tmp_path / "yours") == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "inner"])
+def test_what_is_no_plain_folder_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    """Not even with --force: a file, a link, a folder that has folders in it."""
+    paths = write_series(tmp_path / "run", states(2))
+    (tmp_path / "other" / "inner").mkdir(parents=True)
+    place = tmp_path / ("other" if kind == "inner" else "out")
+    if kind == "file":
+        place.write_text("mine")
+    elif kind == "link":
+        place.symlink_to(tmp_path / "other")
+    reason = {"file": "it is a file", "link": "it is a link", "inner": 'it holds the folder "inner"'}[kind]
+    with pytest.raises(OutputError, match=reason):
+        ema_cli.average(paths, decay=0.5, output=f"{place}/", force=True)
+    assert (tmp_path / "other" / "inner").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_inputs_are_never_written_over(force: bool, tmp_path: Path) -> None:
+    """A folder that is an input, holds one, or lies in one, is no output; links do not hide it."""
+    folders = model_folders(tmp_path / "run", states())
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for output, message in (
+        (folders[1], "is one of the inputs"),
+        (tmp_path / "link" / folders[1].name, "is one of the inputs"),
+        (tmp_path / "run", "is a folder that holds the input"),
+        (folders[1] / "averaged", "lies in the input"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ema_cli.average(folders, decay=0.5, output=f"{output}/", force=force)
+    assert all(len(listing(folder)) == 3 for folder in folders)
+
+
+def test_companions_are_carried_over(tmp_path: Path) -> None:
+    """What belongs to the model is copied byte for byte from the last checkpoint, and told in the report."""
+    folders = model_folders(tmp_path / "run", states())
+    (folders[-1] / "tokenizer.json").write_bytes(b"the last one \xff")
+    found = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
+    assert listing(tmp_path / "out") == {"model.safetensors", "config.json", "tokenizer.json"}
+    for name in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folders[-1] / name).read_bytes()
+    roles = {file.name: file.role for file in found.averages[0].output.files}
+    assert roles == {"config.json": "companion", "model.safetensors": "weights", "tokenizer.json": "companion"}
+    assert found.averages[0].output.bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+def test_the_configuration_tells_the_new_type(tmp_path: Path) -> None:
+    """``--dtype`` changes that value and nothing else; where the type stays, nothing is changed at all."""
+    folders = model_folders(tmp_path / "run", states())
+    for dtype in ("float32", "bfloat16"):
+        ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/{dtype}/", dtype=dtype)
+    before = (folders[-1] / "config.json").read_text()
+    (folders[-1] / "config.json").write_text(before)
+    after = (tmp_path / "bfloat16" / "config.json").read_text()
+    assert after == before.replace('"torch_dtype": "float32"', '"torch_dtype": "bfloat16"', 1)
+    assert json.loads(after)["text_config"] == CONFIG["text_config"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ('{"x": {"dtype": "float32"}, "dtype" :\n"float32"}', '{"x": {"dtype": "float32"}, "dtype" :\n"bfloat16"}'),
+        ('{"torch_dtype": "a\\u0062"}', '{\n  "torch_dtype": "bfloat16"\n}\n'),
+        ('{"model_type": "old"}', '{"model_type": "old"}'),
+        ('{"dtype": null}', '{"dtype": null}'),
+        ('{"dtype": ', None),
+        ("[1]", None),
+        ("[" * 100_000, None),
+        ("\xff", None),
+    ],
+    ids=range(8),
+)
+def test_configurations_of_any_kind(config: str, expected: str | None, tmp_path: Path) -> None:
+    """One that names no type stays as it is; so does one that cannot be read, with a word."""
+    folders = model_folders(tmp_path / "run", states(1), config__json=config.encode("latin-1"))
+    report = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/", dtype="bfloat16")
+    written = (tmp_path / "out" / "config.json").read_bytes()
+    assert written == (config if expected is None else expected).encode("latin-1")
+    assert ["config-not-updated" in [one.code for one in report.warnings]] == [expected is None]
+
+
+def test_companions_that_are_no_files_stay_behind(tmp_path: Path) -> None:
+    """A FIFO does not hang the run, and a file of more than 1 GB is not copied: the warning names them."""
+    folders = model_folders(tmp_path / "run", states(2))
+    os.mkfifo(folders[-1] / "vocab.txt")
+    with (folders[-1] / "merges.txt").open("wb") as sparse:
+        sparse.truncate(10**9 + 1)
+    report = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
+    assert listing(tmp_path / "out") == {"model.safetensors", "config.json", "tokenizer.json"}
+    told = " ".join(one.message for one in report.warnings if one.code == "companion-left-out")
+    assert "merges.txt" in told
+
+
+@pytest.mark.parametrize("stem", ["adapter_model", "diffusion_pytorch_model"])
+def test_the_weights_are_called_as_in_the_checkpoint(stem: str, tmp_path: Path) -> None:
+    """An averaged adapter is an adapter again."""
+    folders = model_folders(tmp_path / "run", states(2))
+    for folder in folders:
+        (folder / "model.safetensors").rename(folder / f"{stem}.safetensors")
+    ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
+    ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/cut/", max_shard_size=9_000)
+    assert f"{stem}.safetensors" in listing(tmp_path / "out")
+    assert f"{stem}-00001-of-{len(shards_of(tmp_path / 'cut')):05d}.safetensors" in listing(tmp_path / "cut")
+    assert set(index_of(tmp_path / "cut", stem)["weight_map"]) == set(load_folder(tmp_path / "out"))
+
+
+def test_a_plan_tells_the_files(tmp_path: Path, ema_avg: Run) -> None:
+    """Without writing them: shards and companions, as JSON and in words."""
+    model_folders(tmp_path / "run", states())
+    arguments = ["plan", "run", "--decay", "0.5", "-o", "out/", "--max-shard-size", "20kB"]
+    files = json.loads(ema_avg(*arguments, "--json").stdout)["averages"][0]["files"]
+    assert [file["role"] for file in files[-3:]] == ["index", "companion", "companion"]
+    assert '" with "config.json", "tokenizer.json"' in ema_avg(*arguments).stderr.replace("shards", '"')
+    ema_avg(*arguments[1:])
+    written = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert {file["name"]: file["bytes"] for file in files} == written
+    assert "up to date" in ema_avg(*arguments).stderr
+
+
+def test_a_folder_is_left_out_of_the_next_run(tmp_path: Path, ema_avg: Run) -> None:
+    """In the folder of the run, an earlier output is no checkpoint; by itself it can be averaged, with a warning."""
+    model_folders(tmp_path / "run", states())
+    for number in range(2):
+        done = ema_avg("run", "--decay", "0.5", "-o", "run/out_5/", "--max-shard-size", "20kB")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("wrote" if number == 0 else "up to date")
+    assert json.loads((tmp_path / "run" / "out_5.report.json").read_text())["summary"]["tensors"] == len(states()[0])
+    assert "averages-averaged" in ema_avg("plan", "run/out_5", "--decay", "0.5", "--json").stdout
+
+
+def test_diff_compares_folders_with_files(tmp_path: Path, ema_avg: Run) -> None:
+    """A folder and a file of one average are equal; another average is not."""
+    write_series(tmp_path / "run", states())
+    for output in ("one.safetensors", "cut/"):
+        ema_avg("run", "--decay", "0.5", "-o", output, *(["--max-shard-size", "9kB"] if output == "cut/" else []))
+    ema_avg("run", "--decay", "0.6", "-o", "other/")
+    assert ema_avg("diff", "cut/", "one.safetensors").returncode == 0
+    assert ema_avg("diff", "cut/", "other").returncode == 1
+
+
+def test_a_folder_can_be_gone_on_from(tmp_path: Path, ema_avg: Run) -> None:
+    """Folding two checkpoints, then one more, gives what folding all three at once gives; in place, too."""
+    folders = model_folders(tmp_path / "run", states())
+    ema_avg(*folders[:2], "--decay", "0.5", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64")
+    ema_avg(*folders, "--decay", "0.5", "-o", "all/", "--dtype", "float64")
+    done = ema_avg("run", "--continue-from", "a/", "-o", "b/", "--dtype", "float64")
+    assert done.returncode == 0, done.stderr
+    for name, value in load_folder(tmp_path / "all").items():
+        torch.testing.assert_close(load_folder(tmp_path / "b")[name], value, rtol=1e-12, atol=1e-12)
+    again = ["run", "--continue-from", "a/", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64"]
+    assert ema_avg(*again, "--force").stdout.startswith("wrote a/")
+    assert ema_avg(*again).stdout.startswith("up to date a/")
+    assert b"".join(map(data_section, shards_of(tmp_path / "a"))) == data_section(tmp_path / "b" / "model.safetensors")
+
+
+def test_a_batch_of_folders(tmp_path: Path, ema_avg: Run) -> None:
+    """Every run has its folder; a second batch finds all of them up to date."""
+    for name in "ab":
+        write_series(tmp_path / "runs" / name, states())
+    arguments = ["batch", "runs", "--decay", "0.5", "-o", "{run}/averaged/", "--index", "index.json", "--json"]
+    first, second = (json.loads(ema_avg(*arguments).stdout) for _ in range(2))
+    assert [job["status"] for job in first["jobs"]] == ["written", "written"]
+    assert [job["status"] for job in second["jobs"]] == ["up_to_date", "up_to_date"]
+    assert first["jobs"][0]["outputs"] == ["runs/a/averaged"]
+    assert listing(tmp_path / "runs" / "a" / "averaged") == {"model.safetensors"}
+
+
+def failures(out: Path) -> dict[str, str]:
+    """Return the checks of a verification that fail."""
+    return {one.name: one.message for one in verify(out).failures}
+
+
+def test_a_folder_is_verified(tmp_path: Path, ema_avg: Run) -> None:
+    """All checks are made of a fresh folder, and whatever is planted is found and named."""
+    folders = model_folders(tmp_path / "run", states())
+    out = tmp_path / "out"
+    ema_cli.average(folders, decay=0.5, output=out, max_shard_size=20_000, sha256=True)
+    assert ema_avg("verify", "out/").returncode == 0
+    assert [one.name for one in verify(out).checks][:5] == ["report", "size", "sha256", "companions", "tensors"]
+    shutil.copytree(out, tmp_path / "kept")
+
+    def planted(change: Callable[[], object]) -> dict[str, str]:
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "kept", out)
+        change()
+        return failures(out)
+
+    shard = shards_of(out)[0]
+    found = planted(lambda: change_byte(shard))
+    assert f'what differs is "{shard.name}"' in found["sha256"]
+    assert set(found) == {"sha256", "samples"}
+    assert set(planted(lambda: change_byte(out / "tokenizer.json"))) == {"companions"}
+    assert set(planted((out / "config.json").unlink)) == {"companions"}
+    assert set(planted(shard.unlink)) >= {"size", "sha256", "tensors"}
+    assert set(planted(lambda: shutil.copy(shard, out / "model.safetensors"))) >= {"size", "sha256"}
+    assert set(planted(lambda: (out / "notes.txt").write_text("mine"))) == set()
+    assert ema_avg("verify", "run").returncode in (3, 10)
+
+
+def test_few_descriptors_are_enough_for_many_shards(tmp_path: Path) -> None:
+    """500 shards are written, read again and verified with 64 descriptors."""
+    generator = torch.Generator().manual_seed(0)
+    made = [{f"t.{k:03d}": torch.randn(300, generator=generator) for k in range(500)} for _ in range(2)]
+    paths = write_series(tmp_path / "run", made)
+    average = "run --decay 0.5 -o out/ --max-shard-size 1kB --threads 4"
+    command = " && ".join(
+        ["ulimit -n 64", *(f"{sys.executable} -m ema_cli {one}" for one in (average, "verify out/", "diff out/ out/"))]
+    )
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(shards_of(tmp_path / "out")) == 500
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "one.safetensors")
+    assert b"".join(map(data_section, shards_of(tmp_path / "out"))) == data_section(tmp_path / "one.safetensors")
