@@ -51,6 +51,7 @@ def train(folder: Path) -> None:
         keep_whole(model.state_dict(), folder / "fsdp2" / f"whole_{step}.pt")
         save_by_torch(model, optimizer, step, folder / "fsdp2")
         save_by_accelerate(model, optimizer, folder / "accelerate" / f"checkpoint-{step}")
+        save_wrapped(step, folder / "wrapped")
     for step in STEPS:
         state = by_hand(step, mesh)
         keep_whole(state, folder / "mixed" / f"whole_{step}.pt")
@@ -76,6 +77,19 @@ def save_by_accelerate(model: torch.nn.Module, optimizer: torch.optim.Optimizer,
     accelerator = Accelerator(cpu=True)
     save_fsdp_model(plugin, accelerator, model, str(folder))
     save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(folder))
+
+
+def save_wrapped(step: int, folder: Path) -> None:
+    """Save a model as it is wrapped by torch.compile and DistributedDataParallel, in one file of the first process."""
+    model = Net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.full_like(parameter, step / 7))
+    wrapped = torch.nn.parallel.DistributedDataParallel(torch.compile(model))
+    keep_whole(model.state_dict(), folder / f"whole_{step}.pt")
+    if dist.get_rank() == 0:
+        (folder / "run").mkdir(exist_ok=True)
+        torch.save({"model": wrapped.state_dict(), "epoch": step}, folder / "run" / f"epoch_{step}.pth")
 
 
 def by_hand(step: int, mesh: Any) -> dict[str, Any]:

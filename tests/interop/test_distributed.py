@@ -90,6 +90,14 @@ def test_parts_in_safetensors_are_put_together(saved: Path, ema_avg: Run, tmp_pa
     assert_fold(load(tmp_path / "ema.safetensors"), kept(saved / "mixed"))
 
 
+def test_wrapped_models_are_named_as_the_model_inside(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """``torch.compile`` and DistributedDataParallel put prefixes on every name; the average loads without them."""
+    average(ema_avg, saved / "wrapped" / "run", "-o", "ema.safetensors")
+    found = load(tmp_path / "ema.safetensors")
+    assert_fold(found, kept(saved / "wrapped"))
+    Net().load_state_dict(found)
+
+
 def test_folders_and_files_of_the_same_weights_are_equal(saved: Path, ema_avg: Run) -> None:
     """A sharded checkpoint and one file with the same tensors are compared tensor by tensor, and are the same."""
     whole = saved / "fsdp2" / "whole_9.pt"

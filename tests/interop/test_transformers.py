@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the Trainer: six steps on random words, saved every two, with optimizer, scheduler and random state."""
+    """A run of the Trainer: six steps, saved every two with all that it keeps, and the model at the end beside them."""
     from transformers import Trainer, TrainingArguments
 
     folder = tmp_path_factory.mktemp("trainer") / "out"
@@ -68,7 +69,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 0.05}
     arguments = TrainingArguments(output_dir=str(folder), max_steps=6, save_steps=2, **settings)
     data: Any = [{"input_ids": line, "labels": line} for line in words]
-    Trainer(model=gpt2(), args=arguments, train_dataset=data, processing_class=tokenizer()).train()
+    trainer = Trainer(model=gpt2(), args=arguments, train_dataset=data, processing_class=tokenizer())
+    trainer.train()
+    trainer.save_model()
     return folder
 
 
@@ -97,7 +100,11 @@ def assert_model(folder: Path, checkpoints: list[Path]) -> None:
 
 
 def test_a_run_of_the_trainer_becomes_a_model(run: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The folder of a run is a series of checkpoint folders; the average is a folder that transformers loads."""
+    """The folder of a run is a series of checkpoint folders; the average is a folder that transformers loads.
+
+    The final model beside them is the last one again, which is not counted twice.
+    """
+    assert "model.safetensors" in names_in(run)
     average(ema_avg, run, "-o", "averaged/")
     assert_model(tmp_path / "averaged", [run / f"checkpoint-{step}" for step in STEPS])
 
@@ -195,11 +202,23 @@ def test_shards_of_a_given_size_load(make: Any, ema_avg: Run, tmp_path: Path) ->
 
 
 def test_an_average_of_a_model_is_a_checkpoint_again(run: Path, ema_avg: Run) -> None:
-    """The output folder can be compared with the file, and is the same."""
+    """The output folder is verified, is up to date, equals the output file, and differs from the last checkpoint."""
     average(ema_avg, run, "-o", "averaged/")
     average(ema_avg, run, "-o", "one.safetensors")
+    assert ema_avg("verify", "averaged/").returncode == 0
+    assert "up to date" in average(ema_avg, run, "-o", "averaged/").stderr
     assert ema_avg("diff", "averaged", "one.safetensors").returncode == 0
     assert ema_avg("diff", "averaged", run / "checkpoint-6").returncode == 1
+
+
+def test_runs_of_the_trainer_are_a_batch(run: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Each run in a folder of runs gets its average, a folder that loads."""
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    done = ema_avg("batch", "runs", "--decay", DECAY, "-o", "{run}/averaged/")
+    assert done.returncode == 0, done.stderr
+    for name in ("a", "b"):
+        assert_model(tmp_path / "runs" / name / "averaged", [run / f"checkpoint-{step}" for step in STEPS])
 
 
 def test_a_folder_with_one_checkpoint_folder_named(run: Path, ema_avg: Run) -> None:
