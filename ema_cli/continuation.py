@@ -270,13 +270,11 @@ def _may_be(found: Checkpoint, earlier: Earlier) -> bool:
 
 
 def _candidates(name: str, neighbours: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files called ``name``, whatever their suffix, that lie where ``neighbours`` do."""
+    """Yield the files and folders called ``name``, whatever their suffix, that lie where ``neighbours`` do."""
     depth = name_depth([name])
     for root in dict.fromkeys(
         path.absolute().parents[min(depth, len(path.absolute().parts) - 1) - 1] for path in neighbours
     ):
         folder = (root / name).parent
         if folder.is_dir():
-            yield from (
-                path for path in sorted(folder.iterdir()) if name_of(str(path), depth) == name and path.is_file()
-            )
+            yield from (path for path in sorted(folder.iterdir()) if name_of(str(path), depth) == name)

@@ -6,12 +6,10 @@ every file, every name, or not at all; sources are never mixed.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
+from itertools import pairwise, takewhile
 
 from ema_cli.discover import Found
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
@@ -133,10 +131,11 @@ def _named_steps(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) ->
     """Read steps from the paths below the common folder (``checkpoint-500/model.pt``), else from the file names."""
     if inside:
         return _steps_like_those_inside(checkpoints, inside)
-    paths = [absolute(checkpoint.path) for checkpoint in checkpoints]
-    common = os.path.commonpath([str(Path(path).parent) for path in paths])
-    below = steps_from_names([os.path.relpath(path, common) for path in paths])
-    steps = below if all(below) else steps_from_names([Path(path).name for path in paths])
+    paths = [absolute(checkpoint.path).split("/") for checkpoint in checkpoints]
+    folders = zip(*(path[:-1] for path in paths), strict=False)
+    common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
+    below = steps_from_names(["/".join(path[common:]) for path in paths])
+    steps = below if all(below) else steps_from_names([path[-1] for path in paths])
     return [_found_in_name(step) for step in steps]
 
 
@@ -238,11 +237,7 @@ def _value(member: OrderedCheckpoint) -> int:
 
 def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:
     """Warn when the order contradicts the steps."""
-    notices = [
-        Notice(code="weights-chosen", message=f"{quoted(member.checkpoint.path.name)}: {note}")
-        for member in members[-1:]
-        for note in member.checkpoint.notes
-    ]
+    notices = []
     steps = [member.step.value for member in members if member.step]
     if steps != sorted(steps):
         notices.append(
