@@ -8,7 +8,7 @@ from dataclasses import replace
 from ema_cli.dtypes import DType
 from ema_cli.matching import Chosen, Matched
 from ema_cli.naming import is_batch_norm_statistic
-from ema_cli.records import Action, Notice, PlannedTensor, Weighting
+from ema_cli.records import Action, Checkpoint, Notice, PlannedTensor, Weighting
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.ties import Dropped
 from ema_cli.timeline import Timeline
@@ -35,6 +35,17 @@ def find_caveats(
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     if not averaged:
         yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+
+
+def tell_choices(checkpoints: Sequence[Checkpoint]) -> Iterator[Notice]:
+    """Yield what the readers say of the choice of weights; what they say of several checkpoints once."""
+    found: dict[str, list[str]] = {}
+    for checkpoint in checkpoints:
+        for note in checkpoint.notes:
+            found.setdefault(note, []).append(quoted(checkpoint.path.name))
+    for note, names in found.items():
+        others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        yield Notice(code="weights-chosen", message=f"{names[-1]}{others}: {note}")
 
 
 def tell_unmatched(matched: Matched, dropped: Dropped) -> Iterator[Notice]:

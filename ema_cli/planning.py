@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ema_cli.caveats import find_caveats, tell_unmatched
+from ema_cli.caveats import find_caveats, tell_choices, tell_unmatched
 from ema_cli.companions import find_companions
 from ema_cli.errors import UsageError
 from ema_cli.files import SideFile
@@ -78,6 +78,7 @@ def make_plan(series: Series, options: Options) -> Plan:
         buffers=_buffers(tensors, len(weightings), len(used), options),
         notices=(
             *series.notices,
+            *tell_choices(checkpoints),
             *tell_unmatched(matched, dropped),
             *find_caveats(weightings, series.timeline, tensors, fresh),
             *remarks,

@@ -147,7 +147,7 @@ class Recipe:
 
         """
         if tensor.action == Action.COPIED:
-            first = self._buffers == "first" and is_batch_norm_statistic(tensor.name)
+            first = self._buffers == "first" and is_batch_norm_statistic(tensor.name) and self._has(0, layout.name)
             number = 0 if first else len(self._inputs) - 1
             extent = self._extent(number, layout)
             if extent.layout.dtype is not layout.dtype:
@@ -156,6 +156,11 @@ class Recipe:
             return read_piece(extent, piece.start, piece.count)
         terms = [(weight, self._extent(i, layout)) for i, weight in enumerate(self._weights) if weight != 0]
         return recompute(terms, piece.start, piece.count, layout.dtype)
+
+    def _has(self, number: int, name: str) -> bool:
+        """Whether an input has a tensor: with ``--on-missing last`` one may be missing."""
+        checkpoint = self._inputs[number].checkpoint
+        return checkpoint is None or any(layout.name == name for layout in checkpoint.index.layouts)
 
     def _extent(self, number: int, layout: TensorLayout) -> Located:
         """Return a tensor of an input, with as many numbers as the output has."""

@@ -26,6 +26,7 @@ _MOST_SHARES = 6
 """Averages whose shares stand side by side; of more, the comparison alone is shown."""
 _BAR_WIDTH = 16
 _UNKNOWN = "-"
+_MOST_IGNORED = 100
 _FEW = 3
 """Files left out for one reason that are named one by one."""
 
@@ -37,6 +38,9 @@ def plan(made: Plan, options: Options, console: Console) -> None:
     console.talk(_headline(made, folder))
     for line in _where_the_weights_are(checkpoints):
         console.talk(line)
+    if console.style.verbose:
+        for line in _what_was_ignored(checkpoints):
+            console.talk(line)
     if len(made.outputs) <= _MOST_SHARES or console.style.verbose:
         console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
     else:
@@ -82,9 +86,15 @@ def _headline(made: Plan, folder: str) -> str:
 
 def _work(made: Plan, options: Options) -> Iterator[str]:
     averaged = sum(tensor.action is Action.AVERAGED for tensor in made.tensors)
-    copied = len(made.tensors) - averaged
-    counts = plural(averaged, "tensor") + " averaged" + (f", {copied:,} copied" if copied else "")
+    copied = Counter(tensor.why_copied for tensor in made.tensors if tensor.action is Action.COPIED)
+    counts = plural(averaged, "tensor") + " averaged"
+    if copied:
+        reasons = "; ".join(f"{count:,} {why}" if len(copied) > 1 else why for why, count in copied.items())
+        counts += f", {copied.total():,} copied ({reasons})"
     yield f"{counts}; {plural(parameters(made), 'parameter')}"
+    dropped = [f"{quoted(name)} ({quoted(tensor.name)})" for tensor in made.tensors for name in tensor.stands_for]
+    if dropped:
+        yield f"not written, as tied to another: {shortlist(dropped)}"
     yield (
         f"reads {human_bytes(made.read_bytes)}, writes {human_bytes(made.write_bytes)}{_in_shards(made)}; "
         f"{resolve_device(options.device)}, {plural(made.buffers.threads, 'thread')}, "
@@ -125,6 +135,17 @@ def _where_the_weights_are(checkpoints: Sequence[Checkpoint]) -> list[str]:
     if prefixes:
         lines.append(f"prefixes taken off the names: {', '.join(prefixes)}")
     return lines
+
+
+def _what_was_ignored(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    """Say what else the checkpoints hold, once for all that hold the same."""
+    of: dict[tuple[str, ...], list[str]] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.ignored:
+            of.setdefault(checkpoint.ignored, []).append(quoted(checkpoint.path.name))
+    for ignored, names in of.items():
+        some = shortlist(map(quoted, ignored), most=_MOST_IGNORED)
+        yield f"ignored in {shortlist(names, most=2)}, as no tensors of the model: {some}"
 
 
 def _shares_table(made: Plan, folder: str, *, all_rows: bool) -> Table:

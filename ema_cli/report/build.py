@@ -28,6 +28,8 @@ class Measured:
     """What was written of each output."""
     input_sha256: Sequence[str | None]
     bytes_read: int
+    resumed_tensors: int
+    """Taken over from an interrupted run."""
     seconds: float
     fold_seconds: float
     device: str
@@ -136,6 +138,8 @@ def _average(
                 cosine=found.cosine,
                 spread=found.spread,
                 tied_to=tensor.tied_to,
+                why_copied=tensor.why_copied,
+                stands_for=tensor.stands_for,
             )
             for tensor, found in zip(plan.tensors, statistics, strict=True)
         ),
@@ -168,6 +172,7 @@ def _summary(plan: Plan, measured: Measured) -> model.Summary:
         tensors=len(plan.tensors),
         parameters=parameters(plan),
         bytes_read=measured.bytes_read,
+        resumed_tensors=measured.resumed_tensors,
         bytes_written=plan.write_bytes,
         seconds=measured.seconds,
         fold_seconds=measured.fold_seconds,

@@ -120,6 +120,10 @@ class Tensor:
     """``cos(average, last)``."""
     tied_to: str | None
     """An earlier tensor that shares its bytes in the last checkpoint."""
+    why_copied: str = ""
+    """In words; empty for an averaged tensor."""
+    stands_for: tuple[str, ...] = ()
+    """Names that are tied to it, and not written (``--tied drop``)."""
     spread: float | None = None
     """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 
@@ -203,6 +207,8 @@ class Summary:
     """Resident memory at its highest, where the system tells it."""
     throughput_bytes_per_second: float
     """Bytes read by the fold per second of it."""
+    resumed_tensors: int = 0
+    """Taken over from an interrupted run, so that nothing was read for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
                 "fingerprint": member.checkpoint.fingerprint,
                 "key": member.checkpoint.key,
                 "role": str(member.role),
+                "ignored": member.checkpoint.ignored,
+                "notes": member.checkpoint.notes,
             }
             for member in plan.series.members
         ],
@@ -48,6 +50,8 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
                 "shape": t.shape,
                 "action": str(t.action),
                 "tied_to": t.tied_to,
+                "why_copied": t.why_copied,
+                "stands_for": t.stands_for,
             }
             for t in plan.tensors
         ],
