@@ -1,0 +1,544 @@
+"""Folders of Hugging Face's layout, made with ``save_file`` and ``torch.save``, and the files that those read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.companions import find_companions
+from ema_cli.formats.hf_weights import find_weights, holds_weights
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.storage.extents import LayoutPool
+from tests.conftest import Run
+from tests.makers import every_kind, expected, fifo, open_file, read_all, read_file
+from tests.series import State, averaged_by_hand, load, open_files, random_states
+
+STEMS = {"safetensors": "model", "bin": "pytorch_model"}
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state.pth", "training_args.bin", "scaler.pt")
+
+
+def write_shards(
+    folder: Path, state: State, *, count: int = 3, suffix: str = "safetensors", index: bool = True
+) -> Path:
+    """Write a model in shards as ``save_pretrained`` does; return the path of the index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, names, weight_map = STEMS[suffix], list(state), dict[str, str]()
+    for number in range(count):
+        file = f"{stem}-{number + 1:05d}-of-{count:05d}.{suffix}"
+        part = {name: state[name] for name in names[number::count]}
+        weight_map |= dict.fromkeys(part, file)
+        if suffix == "bin":
+            torch.save(part, folder / file)
+        else:
+            save_file(part, folder / file, {"format": "pt"})
+    if index:
+        write_index(folder / f"{stem}.{suffix}.index.json", weight_map)
+    return folder / f"{stem}.{suffix}.index.json"
+
+
+def write_index(path: Path, weight_map: Mapping[str, object]) -> Path:
+    """Write the index of shards."""
+    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=2))
+    return path
+
+
+def write_trainer(folder: Path, step: int) -> None:
+    """Write what a trainer leaves beside the weights."""
+    for name in TRAINER_FILES:
+        torch.save({"state": {0: {"exp_avg": torch.randn(3)}}}, folder / name)
+    log = [{"step": k, "loss": float("nan"), "epoch": k / 7} for k in range(step)]
+    (folder / "trainer_state.json").write_text(json.dumps({"epoch": 1.5, "global_step": step, "log_history": log}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "tiny"}))
+
+
+def refusal(folder: Path, **options: Any) -> InputRefused:
+    """Return how a folder is refused; no file stays open."""
+    before = open_files()
+    with pytest.raises(InputRefused) as refused:
+        open_file(folder, **options)
+    assert open_files() == before
+    assert refused.value.message.startswith(f'"{folder}')
+    return refused.value
+
+
+# What is read
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_read_bit_for_bit(suffix: str, index: bool, tmp_path: Path) -> None:
+    """Every tensor of every shard is found, with an index and without, as the official libraries read the shards."""
+    write_shards(tmp_path, random_states(1)[0], suffix=suffix, index=index)
+    wanted: State = {}
+    for path in sorted(tmp_path.glob(f"*.{suffix}")):
+        wanted |= torch.load(path) if suffix == "bin" else load_file(path)
+    assert read_file(tmp_path) == expected(wanted)
+    assert len(wanted) == 4
+
+
+def test_pickled_shards_hold_tensors_of_every_kind(tmp_path: Path) -> None:
+    """Views, ties and every element type are read from the shards as from a single file."""
+    state = every_kind()
+    write_shards(tmp_path, state, suffix="bin")
+    assert read_file(tmp_path) == expected(state)
+
+
+def test_a_single_file_and_its_companions(tmp_path: Path) -> None:
+    """A folder with one model is that model; what is needed to load it goes along, state of the training does not."""
+    (state,) = random_states(1)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    write_trainer(tmp_path, 500)
+    for name in ("tokenizer.json", "merges.txt", "generation_config.json", "modeling_tiny.py", "README.md", "LICENSE"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "runs").mkdir()
+    found = open_file(tmp_path)
+    assert found.companions == (
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "modeling_tiny.py",
+        "tokenizer.json",
+    )
+    assert set(found.ignored) == {*TRAINER_FILES, "README.md", "LICENSE", "runs/"}
+    assert [(step.value, step.unit, step.source) for step in found.steps] == [
+        (500, "step", "inside: trainer_state.json")
+    ]
+    assert (found.stem, found.format) == ("model", "safetensors")
+    assert read_all(found) == expected(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("model.safetensors", "model"),
+        ("pytorch_model.bin", "model"),
+        ("pytorch_model_fsdp.bin", "model"),
+        ("adapter_model.safetensors", "adapter_model"),
+        ("adapter_model.bin", "adapter_model"),
+        ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model"),
+        ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model"),
+        ("pytorch_lora_weights.safetensors", "pytorch_lora_weights"),
+    ],
+)
+def test_models_adapters_and_parts_of_pipelines(name: str, stem: str, tmp_path: Path) -> None:
+    """Whatever the weights are called, the folder is the checkpoint, and the output is called after them."""
+    (state,) = random_states(1)
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    found = open_file(tmp_path)
+    assert found.stem == stem
+    assert found.companions == ("adapter_config.json",)
+    assert read_all(found) == expected(state)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "my_net.safetensors.index.json"])
+def test_indexes_of_other_names(index: str, tmp_path: Path) -> None:
+    """An index with a variant, or of a model that is called otherwise, is as good as any."""
+    (state,) = random_states(1)
+    write_shards(tmp_path, state).rename(tmp_path / index)
+    assert read_file(tmp_path) == expected(state)
+
+
+def test_safetensors_come_before_pickles(tmp_path: Path) -> None:
+    """Of two copies of one model the libraries load the safetensors; the other one is named as ignored."""
+    old, new = random_states(2)
+    write_shards(tmp_path, old, suffix="bin", count=2)
+    save_file(new, tmp_path / "model.safetensors")
+    found = open_file(tmp_path)
+    assert "pytorch_model.bin.index.json" in found.ignored
+    assert read_all(found) == expected(new)
+
+
+def test_stale_shards_are_ignored(tmp_path: Path) -> None:
+    """What the index does not name does not count: shards of an earlier save, and tensors that were taken away."""
+    (state,) = random_states(1)
+    save_file({"old": torch.zeros(2)}, tmp_path / "model-00004-of-00004.safetensors")
+    index = write_shards(tmp_path, state)
+    document = json.loads(index.read_text())
+    del document["weight_map"]["empty"]
+    index.write_text(json.dumps(document))
+    found = open_file(tmp_path)
+    assert "model-00004-of-00004.safetensors" in found.ignored
+    assert "empty" in found.ignored
+    (note,) = found.notes
+    assert '1 tensor that "model.safetensors.index.json" does not name, left out: "empty"' in note
+    assert read_all(found) == expected({name: value for name, value in state.items() if name != "empty"})
+
+
+def test_links_into_a_cache_are_followed(tmp_path: Path) -> None:
+    """The cache of the Hugging Face hub keeps files under their hashes, and folders of links to them."""
+    (state,) = random_states(1)
+    snapshot, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
+    blobs.mkdir()
+    write_shards(snapshot, state)
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(blobs / f"{number}")
+        path.symlink_to(f"../../blobs/{number}")
+    assert read_file(snapshot) == expected(state)
+
+
+def test_checkpoints_of_a_run_share_their_layouts(tmp_path: Path) -> None:
+    """What is equal in the checkpoints of a run is held once, in either format."""
+    for suffix in ("safetensors", "bin"):
+        pool = LayoutPool()
+        states = random_states(4)
+        folders = [tmp_path / suffix / f"checkpoint-{k}" for k in range(4)]
+        for folder, state in zip(folders, states, strict=True):
+            write_shards(folder, state, suffix=suffix)
+        found = [open_checkpoint(folder, pool=pool) for folder in folders]
+        assert len({id(checkpoint.index.layouts) for checkpoint in found}) == 1
+        for checkpoint, state in zip(found, states, strict=True):
+            assert read_all(checkpoint) == expected(state)
+
+
+def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
+    """Other structure in any shard, in the index or in the trainer's state is another fingerprint."""
+    (state,) = random_states(1)
+    seen = set()
+    for change in ("", "shard", "step"):
+        folder = tmp_path / change
+        write_shards(folder, state | ({"scale": torch.ones(2)} if change == "shard" else {}))
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {200 if change == "step" else 100}}}')
+        found = open_file(folder)
+        seen.add(found.fingerprint.rpartition("-")[2])
+        found.index.close()
+    assert len(seen) == 3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (b"not json", "it is not JSON"),
+        (b"[1]", "it is not a JSON object"),
+        (b"\xff\xfe{}", "it is not JSON"),
+        (b"{}", "it has no weight_map"),
+        (b'{"weight_map": {}}', "it has no weight_map"),
+        (b'{"weight_map": ["a"]}', "it has no weight_map"),
+        (b'{"weight_map": {"w": 1}}', "it has no weight_map"),
+        (b'{"weight_map": {"w": {"a": "b"}}}', "it has no weight_map"),
+        (b'{"weight_map": {"w": "a", "w": "b"}}', 'it names "w" twice'),
+        (b'{"weight_map": {"w": "a"}, "weight_map": {"w": "b"}}', 'it names "weight_map" twice'),
+        (b'{"metadata": {"total_size": NaN}, "weight_map": {"w": "a"}}', "it contains NaN"),
+        (b'{"metadata": ' + b"[" * 100_000, "it is not JSON"),
+        (b'{"a": ' + b"1" * 10_000 + b"}", "it is not JSON"),
+        (b"{" + b'"a": 1,' * 1_000_001 + b"}", "it has more than 1,000,000 entries"),
+        (b'{"weight_map": {"w": "../model.safetensors"}}', "a shard lies in the folder of its index"),
+        (b'{"weight_map": {"w": "/etc/passwd"}}', "a shard lies in the folder of its index"),
+        (b'{"weight_map": {"w": ".."}}', "a shard lies in the folder of its index"),
+        (b'{"weight_map": {"w": ""}}', "a shard lies in the folder of its index"),
+        (b'{"weight_map": {"w": "a\\\\b"}}', "a shard lies in the folder of its index"),
+        (b'{"weight_map": {"w": "deep/er"}}', "a shard lies in the folder of its index"),
+        (b'{"weight_map": {"w": "inner"}}', 'are not there: "inner"'),
+        (b'{"weight_map": {"w": "a\\ud800"}}', "are not there"),
+        (b'{"weight_map": {"w": "a\\u0000b"}}', "are not there"),
+    ],
+)
+def test_a_damaged_index_is_refused_in_words(index: bytes, words: str, tmp_path: Path) -> None:
+    """Whatever the index says, nothing outside the folder is opened, and the reason is told."""
+    (tmp_path / "inner").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path.parent / "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    message = refusal(tmp_path).message
+    assert '"model.safetensors.index.json"' in message
+    assert words.replace("are not", "is not") in message or words in message
+
+
+def test_a_large_index_is_refused_by_its_size(tmp_path: Path) -> None:
+    """An index larger than any model has is not read."""
+    with (tmp_path / "model.safetensors.index.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "more than 67,108,864 are refused" in refusal(tmp_path).message
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ",".join(f'"layer.{k}.weight":"model-{k % 90000:05d}-of-99999.safetensors"' for k in range(990_000)),
+        ",".join(f'"{k}":[]' for k in range(330_000)),
+    ],
+    ids=["names", "lists"],
+)
+def test_the_memory_of_an_index_is_bounded(entries: str, tmp_path: Path) -> None:
+    """A hostile index takes less than 512 MB to refuse."""
+    (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map":{{{entries}}}}}')
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from ema_cli.errors import InputRefused; from ema_cli.formats.open import open_checkpoint\n"
+        "from ema_cli.storage.extents import LayoutPool\n"
+        "try: open_checkpoint(Path(sys.argv[1]), pool=LayoutPool())\n"
+        "except InputRefused: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 512_000_000
+
+
+@given(index=st.binary(max_size=60) | st.from_regex(rb'\{"weight_map":\{("[ab]":"[ab/.]{1,3}",?){0,3}\}\}'))
+@settings(max_examples=150, deadline=None)
+def test_no_index_breaks_the_reader(index: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any bytes as an index are a refusal or a checkpoint of the tensors that it names."""
+    folder = tmp_path_factory.mktemp("any")
+    save_file({"a": torch.ones(2), "b": torch.zeros(1)}, folder / "a")
+    (folder / "model.safetensors.index.json").write_bytes(index)
+    try:
+        found = open_file(folder)
+    except InputRefused:
+        return
+    assert {layout.name for layout in found.index.layouts} == set(json.loads(index)["weight_map"])
+    found.index.close()
+
+
+def test_missing_shards_are_named_together(tmp_path: Path) -> None:
+    """All missing shards are told at once: a copy that was broken off lacks many."""
+    write_shards(tmp_path, random_states(1)[0])
+    for number in (1, 3):
+        (tmp_path / f"model-0000{number}-of-00003.safetensors").unlink()
+    message = refusal(tmp_path).message
+    assert 'of the 3 files that "model.safetensors.index.json" names, 2 are not there' in message
+    assert '"model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"' in message
+
+
+def test_a_tensor_that_is_not_in_its_shard_is_named(tmp_path: Path) -> None:
+    """An index and shards of two saves do not fit together."""
+    index = write_shards(tmp_path, random_states(1)[0])
+    document = json.loads(index.read_text())
+    document["weight_map"] |= {"gone": "model-00001-of-00003.safetensors", "scale": "model-00001-of-00003.safetensors"}
+    index.write_text(json.dumps(document))
+    refused = refusal(tmp_path)
+    assert "names 2 tensors that are not there" in refused.message
+    assert '"gone" in "model-00001-of-00003.safetensors"' in refused.message
+    assert "files of several saves" in refused.hint
+
+
+@pytest.mark.parametrize(("kept", "words"), [((1, 2), "there are 2 of 3 shards"), ((3,), "there is 1 of 3 shards")])
+def test_an_incomplete_set_without_an_index_is_refused(kept: tuple[int, ...], words: str, tmp_path: Path) -> None:
+    """Nothing but the count in the names says that shards are missing."""
+    write_shards(tmp_path, random_states(1)[0], index=False)
+    for number in {1, 2, 3} - set(kept):
+        (tmp_path / f"model-0000{number}-of-00003.safetensors").unlink()
+    message = refusal(tmp_path).message
+    assert "is incomplete" in message
+    assert words in message
+
+
+def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> None:
+    """Nothing says which of them counts."""
+    for number in (1, 2):
+        save_file({"w": torch.ones(number)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    assert '"w" in "model-00001-of-00002.safetensors"' in refusal(tmp_path).message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model.safetensors", "adapter_model.safetensors"),
+        ("model.safetensors", "diffusion_pytorch_model.safetensors"),
+        ("model.safetensors", "model_1.safetensors", "random_states_0.pkl"),
+        ("model-00001-of-00001.safetensors", "other-00001-of-00001.safetensors"),
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("one.safetensors.index.json", "two.safetensors.index.json"),
+        ("model.fp16.safetensors", "model.ema.safetensors"),
+    ],
+)
+def test_several_models_are_refused_in_words(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Where two could be meant, none is chosen, and all are named."""
+    for name in names:
+        save_file({"w": torch.ones(2)}, tmp_path / name)
+    refused = refusal(tmp_path)
+    assert "holds several models, or one of them twice" in refused.message
+    assert all(f'"{name}"' in refused.message for name in names[:2])
+    assert "name the file that is meant" in refused.hint
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    """A shard that was cut off is refused with its name and that of the folder."""
+    write_shards(tmp_path, random_states(1)[0])
+    path = tmp_path / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert '"model-00002-of-00003.safetensors" is incomplete' in refusal(tmp_path).message
+
+
+def test_a_fifo_as_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    """Only regular files are opened."""
+    write_shards(tmp_path, random_states(1)[0])
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    fifo(tmp_path / "model-00002-of-00003.safetensors")
+    assert "is not a regular file" in refusal(tmp_path).message
+
+
+def test_a_shard_behind_a_dangling_link_is_missing(tmp_path: Path) -> None:
+    """A link to nothing is told as what it is, and is no traceback."""
+    write_shards(tmp_path, random_states(1)[0])
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    (tmp_path / "model-00002-of-00003.safetensors").symlink_to("gone")
+    assert 'has lost its file "model-00002-of-00003.safetensors"' in refusal(tmp_path).message
+
+
+@pytest.mark.parametrize("state", [b"", b'{"global_step": 5', b"[]", b'{"global_step": 1, "global_step": 2}'])
+def test_a_damaged_state_of_the_trainer_is_refused(state: bytes, tmp_path: Path) -> None:
+    """A trainer that was stopped while saving leaves files that are cut off."""
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "trainer_state.json").write_bytes(state)
+    assert '"trainer_state.json" is damaged' in refusal(tmp_path).message
+
+
+@pytest.mark.parametrize("step", ['"5"', "-1", "1.5", "true", "null", str(1 << 63), "[5]"])
+def test_a_step_that_is_none_is_no_step(step: str, tmp_path: Path) -> None:
+    """Only a natural number is a step."""
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    found = open_file(tmp_path)
+    assert found.steps == ()
+    found.index.close()
+
+
+# Names alone
+
+
+@pytest.mark.parametrize(
+    ("names", "answer"),
+    [
+        (["model.safetensors"], True),
+        (["model.safetensors", "config.json", "extra.safetensors"], True),
+        (["model.safetensors", "best.safetensors"], False),
+        (["model.safetensors", "config.json", "ckpt_100.pt", "ckpt_200.pt"], False),
+        (["model_1.safetensors", "model_2.safetensors"], False),
+        (["pytorch_model.bin.index.json"], True),
+        (["w-00001-of-00002.pt"], True),
+        (["optimizer-00001-of-00002.pt"], False),
+        (["model.pt"], False),
+        (["config.json"], False),
+        ([], False),
+    ],
+)
+def test_what_is_a_model_folder(names: list[str], answer: bool) -> None:
+    """A folder is one model if its names say so, and a series of files is none."""
+    assert holds_weights(names) is answer
+
+
+@given(
+    names=st.sets(
+        st.from_regex(
+            r"(model|a)(-00001-of-0000[12])?(_1)?(\.fp16)?\.(safetensors|bin)(\.index\.json)?", fullmatch=True
+        )
+    )
+)
+def test_the_choice_of_weights_does_not_depend_on_the_listing(names: set[str]) -> None:
+    """Whatever lies there, the same is chosen, or nothing."""
+
+    def choice(listed: list[str]) -> object:
+        if not holds_weights(listed):
+            return None
+        try:
+            return find_weights(listed)
+        except InputRefused as refused:
+            return refused.message
+
+    assert choice(sorted(names)) == choice(sorted(names, reverse=True))
+
+
+def test_scripts_that_convert_are_no_companions() -> None:
+    """The model's own code goes along; the training's does not, nor what was told of the original."""
+    names = ["zero_to_fp32.py", "modeling_x.py", "README.md", "config.json", "..py", "x.json", "tokenizer.model"]
+    assert find_companions(names) == ("config.json", "modeling_x.py", "tokenizer.model")
+
+
+# The command line
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_run_of_the_trainer_is_averaged(suffix: str, tmp_path: Path, ema_avg: Run) -> None:
+    """Checkpoints are ordered by the step inside; the final model in the run, a copy of the last, is left out."""
+    states = random_states(3)
+    for state, step in zip(states, (500, 1000, 1500), strict=True):
+        write_shards(tmp_path / "run" / f"checkpoint-{step}", state, suffix=suffix)
+        write_trainer(tmp_path / "run" / f"checkpoint-{step}", step)
+    save_file(states[-1], tmp_path / "run" / "model.safetensors")
+    write_trainer(tmp_path / "run", 1500)
+    done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "trainer_state.json" in done.stderr
+    assert "left out" in done.stderr
+    output = load(tmp_path / "ema.safetensors")
+    for name, value in output.items():
+        by_hand = averaged_by_hand([state[name] for state in states], [0.25, 0.25, 0.5])
+        assert torch.equal(value, torch.from_numpy(by_hand).float().reshape(value.shape)), name
+    assert set(output) == set(states[0])
+    assert ema_avg("verify", "ema.safetensors").returncode == 0
+    again = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
+    assert "up to date" in again.stdout + again.stderr
+
+
+def test_adapters_are_averaged_from_a_pattern(tmp_path: Path, ema_avg: Run) -> None:
+    """``run/checkpoint-*/``, expanded by the shell or by the program, is the same average as that of the files."""
+    states = random_states(2)
+    for state, step in zip(states, (5, 10), strict=True):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+        (folder / "adapter_config.json").write_text("{}")
+        write_trainer(folder, step)
+    outputs = []
+    shell = [f"run/checkpoint-{step}/" for step in (10, 5)]
+    files = [f"run/checkpoint-{step}/adapter_model.safetensors" for step in (5, 10)]
+    for number, names in enumerate(([*shell], ["run/checkpoint-*/"], ["run/checkpoint-*"], ["run"], files)):
+        done = ema_avg(*names, "--decay", "0.5", "-o", f"{number}.safetensors")
+        assert done.returncode == 0, done.stderr
+        outputs.append(load(tmp_path / f"{number}.safetensors"))
+    assert all(torch.equal(output[name], outputs[0][name]) for output in outputs for name in states[0])
+    by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.5, 0.5])
+    assert torch.equal(outputs[0]["layer.weight"], torch.from_numpy(by_hand).float())
+
+
+def test_formats_may_be_mixed(tmp_path: Path, ema_avg: Run) -> None:
+    """A sharded folder, a folder with one file and a file are one series, by their names."""
+    states = random_states(3)
+    write_shards(tmp_path / "run" / "step-1", states[0])
+    (tmp_path / "run" / "step-2").mkdir()
+    torch.save(states[1], tmp_path / "run" / "step-2" / "pytorch_model.bin")
+    torch.save({"model": states[2], "step": 3}, tmp_path / "run" / "step-3.pt")
+    done = ema_avg("run", "--method", "uniform", "-o", "mean.safetensors")
+    assert done.returncode == 0, done.stderr
+    output = load(tmp_path / "mean.safetensors")
+    by_hand = averaged_by_hand([state["layer.bias"] for state in states], [1 / 3] * 3)
+    assert torch.equal(output["layer.bias"], torch.from_numpy(by_hand).float())
+    assert json.loads((tmp_path / "mean.report.json").read_text())["inputs"][0]["path"].endswith("step-1")
+
+
+def test_a_folder_can_be_inspected_and_compared(tmp_path: Path, ema_avg: Run) -> None:
+    """The other commands take checkpoint folders, too."""
+    (state,) = random_states(1)
+    write_shards(tmp_path / "a", state)
+    save_file(state, tmp_path / "b.safetensors")
+    assert ema_avg("diff", "a", "b.safetensors").returncode == 0
+    done = ema_avg("inspect", "a")
+    assert done.returncode == 0, done.stderr
+    assert "3 shards" in done.stdout + done.stderr
+
+
+def test_one_file_in_several_folders_is_opened_once_each(tmp_path: Path) -> None:
+    """Two links to one shard are two names of one file, and no repeat of the checkpoint."""
+    first, second = random_states(2)
+    write_shards(tmp_path / "checkpoint-1", first)
+    write_shards(tmp_path / "checkpoint-2", second)
+    shared = "model-00001-of-00003.safetensors"
+    (tmp_path / "checkpoint-2" / shared).unlink()
+    os.link(tmp_path / "checkpoint-1" / shared, tmp_path / "checkpoint-2" / shared)
+    found = [open_file(tmp_path / f"checkpoint-{k}") for k in (1, 2)]
+    assert found[0].index.identity != found[1].index.identity
+    for checkpoint in found:
+        checkpoint.index.close()
