@@ -1,0 +1,198 @@
+"""Checkpoint folders on the command line: what is one checkpoint, what is a run of them, what is left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli.api import make_options
+from ema_cli.discover import close_all, discover
+from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.events import Event, Opening
+from tests.series import open_files, write_one
+from tests.test_discover import find, left_out, names_of
+
+
+def write_folder(folder: Path, step: int | None = None, *, value: float = 1.0, file: str = "model.safetensors") -> Path:
+    """Write a checkpoint folder as a trainer does, with the step inside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"w": torch.full((2,), value)}, folder / file)
+    if step is not None:
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "form", ["checkpoint-{}", "step-{}", "iter_{:07}", "global_step{}", "epoch_{}", "epoch=1-step={}.ckpt", "{}"]
+)
+def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> None:
+    """A folder of them is searched, in natural order; they are taken one by one and by a pattern, too."""
+    names = [form.format(number) for number in (5, 10, 200)]
+    for name in names:
+        write_folder(tmp_path / "run" / name)
+    for other in (
+        "runs",
+        "optimizer_0",
+        ".hidden-checkpoint-7",
+        "checkpoint-300.partial",
+        "tmp-checkpoint-400",
+        "logs",
+    ):
+        write_folder(tmp_path / "run" / other)
+    (tmp_path / "run" / form.format(4000)).mkdir()  # empty
+    assert names_of(find(tmp_path / "run")) == names
+    assert names_of(find(*(f"{tmp_path}/run/{name}/" for name in names))) == names
+    assert names_of(find(f"{tmp_path}/run/{form.format(5)}")) == names[:1]
+    assert not find(tmp_path / "run").left_out
+    assert not find(tmp_path / "run").notices
+
+
+def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
+    """``Trainer.save_model`` puts a copy of the last checkpoint into the run, whole or in shards."""
+    for step in (500, 1000):
+        write_folder(tmp_path / f"checkpoint-{step}", step)
+    write_folder(tmp_path, 1000)
+    save_file({"w": torch.zeros(2)}, tmp_path / "training_args.bin")
+    write_folder(tmp_path / "final")
+    found = find(tmp_path)
+    assert names_of(found) == ["checkpoint-500", "checkpoint-1000"]
+    assert set(left_out(found)) == {"model.safetensors", "training_args.bin", "final"}
+    assert "by its name a copy" in left_out(found)["model.safetensors"]
+    (tmp_path / "model.safetensors").unlink()
+    for number in (1, 2):
+        write_folder(tmp_path, file=f"model-0000{number}-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert set(left_out(find(tmp_path))) == {"model.safetensors.index.json", "training_args.bin", "final"}
+
+
+def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
+    """Both are taken; files without a number are left out beside numbered folders."""
+    write_folder(tmp_path / "step-1")
+    write_one(tmp_path / "step-2.pt")
+    write_one(tmp_path / "weights.pt")
+    write_one(tmp_path / "last.ckpt", step=1)
+    found = find(tmp_path)
+    assert names_of(found) == ["step-1", "step-2.pt"]
+    assert set(left_out(found)) == {"weights.pt", "last.ckpt"}
+
+
+def test_incomplete_folders_are_left_out_of_a_run_and_refused_by_name(tmp_path: Path) -> None:
+    """What a trainer that was stopped leaves: no metadata, missing shards, no weights at all."""
+    for step in (500, 1000):
+        write_folder(tmp_path / f"checkpoint-{step}", step)
+    index = {"weight_map": {"w": "model-00001-of-00002.safetensors"}}
+    incomplete = {
+        "checkpoint-1500": ("model.safetensors.index.json", json.dumps(index)),
+        "checkpoint-2000": ("__0_0.distcp", ""),
+        "checkpoint-2500": ("optimizer.pt", ""),
+        "checkpoint-3000": ("model.safetensors", ""),
+    }
+    for name, (file, text) in incomplete.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(text)
+    found = find(tmp_path)
+    assert names_of(found) == ["checkpoint-500", "checkpoint-1000"]
+    assert [notice.code for notice in found.notices] == ["unusable-left-out"] * 4
+    for notice, name in zip(found.notices, incomplete, strict=True):
+        assert name in notice.message
+        with pytest.raises((InputRefused, NothingMatched), match=name):
+            find(tmp_path / name)
+    with pytest.raises(InputRefused) as refused:
+        find(tmp_path / "checkpoint-500", tmp_path / "checkpoint-1500", tmp_path / "checkpoint-2000")
+    assert refused.value.message.startswith("2 inputs cannot be used:")
+
+
+def test_a_run_of_incomplete_folders_says_why(tmp_path: Path) -> None:
+    """When none is usable, all reasons are told as an error."""
+    for step in (1, 2):
+        write_folder(tmp_path / f"step-{step}", file="model-00001-of-00002.safetensors")
+    with pytest.raises(InputRefused, match="2 inputs cannot be used") as refused:
+        find(tmp_path)
+    assert "there is 1 of 2 shards" in refused.value.message
+
+
+def test_what_lies_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
+    """DeepSpeed's folder in a checkpoint of the trainer does not make the checkpoint a run."""
+    write_folder(tmp_path / "checkpoint-500", 500)
+    inner = tmp_path / "checkpoint-500" / "global_step500"
+    inner.mkdir()
+    states = "mp_rank_00_model_states.pt"
+    torch.save({"module": {"w": torch.zeros(2)}}, inner / states)
+    assert names_of(find(tmp_path / "checkpoint-500")) == ["checkpoint-500"]
+    assert names_of(find(tmp_path)) == ["checkpoint-500"]
+    write_folder(tmp_path / "ds")  # joined by zero_to_fp32.py, beside the checkpoints of DeepSpeed itself
+    for step in (1, 2):
+        (tmp_path / "ds" / f"global_step{step}").mkdir()
+        torch.save({"module": {"w": torch.zeros(2)}}, tmp_path / "ds" / f"global_step{step}" / states)
+    assert names_of(find(tmp_path / "ds")) == ["global_step1", "global_step2"]
+
+
+def test_parts_of_pipelines_are_found_by_a_pattern(tmp_path: Path) -> None:
+    """A run of pipelines is refused with the command that averages one part, and that one works."""
+    for step in (5, 10):
+        write_folder(tmp_path / f"checkpoint-{step}" / "unet", file="diffusion_pytorch_model.safetensors")
+        (tmp_path / f"checkpoint-{step}" / "model_index.json").write_text("{}")
+    with pytest.raises(InputRefused, match="is a pipeline of several models") as refused:
+        find(tmp_path)
+    pattern = refused.value.hint.split("'")[1]
+    assert pattern == f"{tmp_path}/*/unet"
+    found = find(pattern)
+    assert [checkpoint.path.parent.name for checkpoint in found.checkpoints] == ["checkpoint-5", "checkpoint-10"]
+
+
+def test_unnumbered_checkpoint_folders_are_pointed_at(tmp_path: Path) -> None:
+    """Folders without numbers may be anything: parts, other models. They are not taken, and the hint takes them."""
+    for name in ("a", "b"):
+        write_folder(tmp_path / name)
+    with pytest.raises(NothingMatched) as refused:
+        find(tmp_path)
+    pattern = refused.value.hint.split("'")[1]
+    assert names_of(find(pattern)) == ["a", "b"]
+
+
+def test_a_folder_and_the_file_in_it_are_one_checkpoint(tmp_path: Path) -> None:
+    """Named in both ways, through a link, or twice, a checkpoint is folded once."""
+    folder = write_folder(tmp_path / "checkpoint-500", 500)
+    (tmp_path / "link").symlink_to(folder)
+    for names in (
+        [folder, folder / "model.safetensors"],
+        [folder / "model.safetensors", folder],
+        [folder, tmp_path / "link"],
+    ):
+        found = find(*names)
+        assert [checkpoint.path for checkpoint in found.checkpoints] == names[:1]
+        assert all("the same" in left.reason for left in found.left_out)
+
+
+def test_a_checkpoint_that_was_rotated_away_is_left_out_of_a_run(tmp_path: Path) -> None:
+    """A trainer that keeps the last few checkpoints deletes the oldest while the run is read."""
+    for step in (1, 2, 3):
+        write_folder(tmp_path / f"step-{step}")
+
+    def rotate(event: Event) -> None:
+        if isinstance(event, Opening) and event.done == 0:
+            shutil.rmtree(tmp_path / "step-1")
+
+    found = discover(make_options([tmp_path]), rotate)
+    close_all(found.checkpoints)
+    assert names_of(found) == ["step-2", "step-3"]
+    assert [notice.code for notice in found.notices] == ["unusable-left-out"]
+
+
+def test_many_sharded_checkpoints_share_what_they_have_in_common(tmp_path: Path) -> None:
+    """One layout for all checkpoints of a run, and no file of an incomplete one stays open."""
+    for step in range(8):
+        for number in (1, 2):
+            file = f"model-0000{number}-of-00002.safetensors"
+            write_folder(tmp_path / f"step-{step}", file=file)
+            save_file({f"w{number}": torch.ones(2)}, tmp_path / f"step-{step}" / file)
+    before = open_files()
+    found = discover(make_options([tmp_path]))
+    assert len({id(checkpoint.index.layouts) for checkpoint in found.checkpoints}) == 1
+    close_all(found.checkpoints)
+    assert open_files() == before

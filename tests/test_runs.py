@@ -1,0 +1,91 @@
+"""What is a run for ``ema-avg batch`` where checkpoints are folders: names decide, and nothing is opened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ema_cli.errors import NothingMatched
+from ema_cli.runs import find_runs
+from tests.conftest import Run
+from tests.series import averaged_by_hand, load, random_states, write_one
+from tests.test_discover_folders import write_folder
+
+
+def found(*names: object) -> list[str]:
+    """Return the runs that are found, as text."""
+    return [str(folder) for folder in find_runs([str(name) for name in names]).folders]
+
+
+def test_a_folder_of_checkpoint_folders_is_a_run(tmp_path: Path) -> None:
+    """At any depth, beside runs of files; the final model in a run does not hide that it is one."""
+    for name in ("a/checkpoint-1", "a/checkpoint-2", "b/deep/step-5", "b/deep/step-6"):
+        write_folder(tmp_path / "root" / name)
+    write_folder(tmp_path / "root" / "a")
+    write_one(tmp_path / "root" / "c" / "ckpt_1.pt")
+    write_folder(tmp_path / "root" / "pretrained")
+    runs = [str(tmp_path / "root" / name) for name in ("a", "b/deep", "c")]
+    assert found(tmp_path / "root") == runs
+    assert found(*runs) == runs
+    assert found(f"{tmp_path}/root/*/") == runs
+    assert not find_runs([str(tmp_path / "root")]).notices
+
+
+def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
+    """Named beside runs it is left out with a word, named alone it is an error that names the folder above."""
+    folder = write_folder(tmp_path / "run" / "checkpoint-1", 1)
+    write_one(tmp_path / "other" / "ckpt_1.pt")
+    search = find_runs([str(folder), str(tmp_path / "other")])
+    assert search.folders == (tmp_path / "other",)
+    (notice,) = search.notices
+    assert notice.code == "not-a-run"
+    assert notice.hint.endswith(str(tmp_path / "run"))
+    with pytest.raises(NothingMatched, match="each is one checkpoint") as refused:
+        found(folder)
+    assert f"ema-avg {folder}" in refused.value.hint
+
+
+def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
+    """Only folders that are runs themselves are told of: not the checkpoints, the final model, or empty ones."""
+    for name in ("checkpoint-1", "checkpoint-2", "final", "optimizer_0"):
+        write_folder(tmp_path / name)
+    (tmp_path / "runs").mkdir()
+    assert not find_runs([str(tmp_path)]).notices
+    write_folder(tmp_path / "second" / "step-1")
+    assert [notice.code for notice in find_runs([str(tmp_path)]).notices] == ["runs-in-runs"]
+
+
+def test_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree of large checkpoints is searched by names alone."""
+    for step in (1, 2):
+        write_folder(tmp_path / f"checkpoint-{step}", step)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError
+
+    for module in ("runs", "formats.folder", "formats.open"):
+        monkeypatch.setattr(f"ema_cli.{module}.open_source", forbidden)
+    assert found(tmp_path) == [str(tmp_path)]
+
+
+def test_a_batch_over_runs_of_the_trainer(tmp_path: Path, ema_avg: Run) -> None:
+    """Every run gets its average; the second time all are up to date, though the averages lie in the runs."""
+    runs = {name: random_states(3, seed=seed) for seed, name in enumerate(("a", "b"))}
+    for name, states in runs.items():
+        for step, state in enumerate(states, 1):
+            folder = tmp_path / "runs" / name / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            save_file(state, folder / "model.safetensors", {"format": "pt"})
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    arguments = ["batch", "runs", "--decay", "0.5", "-o", "{run}/ema.safetensors"]
+    done = ema_avg(*arguments)
+    assert done.returncode == 0, done.stderr
+    for name, states in runs.items():
+        output = load(tmp_path / "runs" / name / "ema.safetensors")
+        by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.25, 0.25, 0.5])
+        assert torch.equal(output["layer.weight"], torch.from_numpy(by_hand).float())
+    assert "2 up to date" in ema_avg(*arguments).stdout
