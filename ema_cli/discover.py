@@ -114,8 +114,8 @@ def _open(candidate: Candidate, options: Options, pool: LayoutPool, search: Sear
 
 def _refuse_shard(location: Location) -> None:
     """Refuse one shard of a model, which by itself is no model."""
-    found = None if is_folder(location) else shard(location.name)
-    if found is not None and found.count > 1:
+    found = shard(location.name)
+    if found is not None and found.count > 1 and not is_folder(location):
         message = f"{quoted(str(location))} is one shard of a model, number {found.number:,} of {found.count:,}"
         raise InputRefused(message, hint=f"name the folder that holds all of them: {location.parent}")
 

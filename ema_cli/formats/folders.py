@@ -43,7 +43,7 @@ def _read_inside(folder: Folder, key: str | None, pool: LayoutPool) -> Structure
         structure = read_folder(folder.inside(names[0]), key, pool)
     except InputRefused as refused:
         raise refusal_of(names[0], refused) from refused
-    return with_what_lies_beside(folder, structure, *names)
+    return with_what_lies_beside(folder, structure, pool, *names)
 
 
 FORMATS: tuple[FolderFormat, ...] = (

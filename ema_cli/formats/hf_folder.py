@@ -31,4 +31,6 @@ def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Stru
         structure = read_shards(folder, weights, key, pool)
     else:
         structure = read_only_member(folder, weights.files[0], key, pool)
-    return replace(with_what_lies_beside(folder, structure), stem=weights.model, quantized=quantization_in(folder))
+    return replace(
+        with_what_lies_beside(folder, structure, pool), stem=weights.model, quantized=quantization_in(folder)
+    )

@@ -45,7 +45,7 @@ def read_shards(folder: Folder, weights: Weights, key: str | None, pool: LayoutP
         InputRefused: a shard is missing or cannot be used, or the shards are not what the index says.
 
     """
-    index, digest = _read_index(folder, weights.index) if weights.index else ({}, b"")
+    index, digest = _read_index(folder, weights.index, pool) if weights.index else ({}, b"")
     if not weights.index:
         _refuse_incomplete(weights.files)
     names = tuple(dict.fromkeys(index.values())) or weights.files
@@ -74,9 +74,9 @@ def _notes(unmapped: Sequence[str], index: str) -> tuple[str, ...]:
     return (f"the shards hold {plural(len(unmapped), 'tensor')} that {quoted(index)} does not name, left out: {some}",)
 
 
-def _read_index(folder: Folder, name: str) -> tuple[Mapping[str, str], bytes]:
+def _read_index(folder: Folder, name: str, pool: LayoutPool) -> tuple[Mapping[str, str], bytes]:
     """Return the file of each tensor, and a hash of the index."""
-    document, digest = read_json(folder, name)
+    document, digest = read_json(folder, name, pool)
     index = document.get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
         raise InputRefused(f"{quoted(name)} is damaged: it has no weight_map of tensors to files")

@@ -46,18 +46,20 @@ def read_only_member(folder: Folder, name: str, key: str | None, pool: LayoutPoo
     return replace(structure, files=(number,) * len(structure.offsets), records=records)
 
 
-def read_json(folder: Folder, name: str, *, nan: bool = False) -> tuple[dict[str, object], bytes]:
-    """Read a small JSON object of a folder; return it, and a hash of its bytes.
+def read_json(folder: Folder, name: str, pool: LayoutPool, *, nan: bool = False) -> tuple[dict[str, object], bytes]:
+    """Read a small JSON object of a folder, parsed once for all checkpoints that have it; return it and its hash.
 
     Raises:
         InputRefused: it is none, or has more in it than such a file has.
 
     """
     raw = folder.read(name, most=_MOST_JSON_BYTES)
+    digest = hashlib.sha256(raw).digest()
     try:
-        return parse_object(raw, most=_MOST_JSON_ENTRIES, nan=nan), hashlib.sha256(raw).digest()
+        made = pool.branch(name).remember(digest, lambda: parse_object(raw, most=_MOST_JSON_ENTRIES, nan=nan))
     except JsonError as error:
         raise InputRefused(f"{quoted(name)} is damaged: it {error}") from error
+    return made, digest
 
 
 def joint_digest(digests: Iterable[bytes]) -> bytes:
