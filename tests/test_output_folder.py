@@ -24,6 +24,7 @@ import ema_cli
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.output_name import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.report.tables import output_rows
 from ema_cli.sharding import plan_files
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.verify import verify
@@ -353,6 +354,9 @@ def test_companions_are_carried_over(tmp_path: Path) -> None:
     roles = {file.name: file.role for file in found.averages[0].output.files}
     assert roles == {"config.json": "companion", "model.safetensors": "weights", "tokenizer.json": "companion"}
     assert found.averages[0].output.bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
+    row = output_rows(found)[0]
+    assert row[0] == f"{tmp_path}/out/"
+    assert row[1].endswith(" in 1 shard, with config.json, tokenizer.json")
 
 
 def test_the_configuration_tells_the_new_type(tmp_path: Path) -> None:

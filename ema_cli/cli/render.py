@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ema_cli.cli.console import Console
-from ema_cli.files import FileRole
 from ema_cli.options import Options
 from ema_cli.pipeline import Outcome
-from ema_cli.report.model import Average, Output, Report
+from ema_cli.report import words
+from ema_cli.report.model import Average, Report
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text
 from ema_cli.uptodate import report_path
 
@@ -53,14 +53,6 @@ def _result_line(report: Report, average: Average, *, up_to_date: bool) -> str:
     took = "" if up_to_date else f"  {report.summary.seconds:.2f} s"
     count = len(average.diagnostics.implied_lr)  # those inside an earlier average included
     return (
-        f"{verb} {output.path}{_size(output)}  {plural(count, 'checkpoint')}{took}"
+        f"{verb} {words.place(output)}  {words.size(output)}  {plural(count, 'checkpoint')}{took}"
         f"  sha256 {output.sha256[:_DIGEST_SHOWN]}…"
     )
-
-
-def _size(output: Output) -> str:
-    """Return the size of an output and, of a folder, how many files of weights it has."""
-    weights = sum(file.role == FileRole.WEIGHTS for file in output.files)
-    if not weights:
-        return f"  {human_bytes(output.bytes)}"
-    return f"/  {human_bytes(output.bytes)} in {plural(weights, 'shard')}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from ema_cli.report import words
 from ema_cli.report.model import Average, Input, Report, Tensor
 from ema_cli.text import human_bytes, percent, plural, safe_text
 
@@ -70,7 +71,7 @@ def facts(report: Report, average: Average) -> list[tuple[str, str]]:
         ("first / last share", f"{percent(found.first)} / {percent(found.last)}"),
         ("drift, median", percent(drifts[len(drifts) // 2].drift or 0) if drifts else _UNDEFINED),
         ("parameters", f"{report.summary.parameters:,}"),
-        ("size", human_bytes(average.output.bytes)),
+        ("size", words.size(average.output)),
     ]
     if found.window_ratio_u is not None:
         pairs.insert(2, ("u = gap x (1-d)", f"{found.window_ratio_u:.3g}"))
@@ -119,11 +120,13 @@ def input_rows(report: Report) -> list[list[str]]:
 
 
 def output_rows(report: Report) -> list[list[str]]:
-    """Return path, size and digest of every output."""
-    return [
-        [safe_text(average.output.path), human_bytes(average.output.bytes), average.output.sha256]
-        for average in report.averages
-    ]
+    """Return path, size and digest of every output; of a folder also what was carried over into it."""
+    rows = []
+    for output in (average.output for average in report.averages):
+        carried = words.carried(output)
+        size = words.size(output) + (f", with {carried}" if carried else "")
+        rows.append([safe_text(words.place(output)), size, output.sha256])
+    return rows
 
 
 def timing_rows(report: Report) -> list[tuple[str, str]]:

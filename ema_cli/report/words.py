@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from ema_cli.files import FileRole
 from ema_cli.methods import decay_words
-from ema_cli.report.model import Average, DiagnosticsOfWeights, Geometry, MethodUsed, Report
-from ema_cli.text import percent, plural
+from ema_cli.report.model import Average, DiagnosticsOfWeights, Geometry, MethodUsed, Output, Report
+from ema_cli.text import human_bytes, percent, plural, safe_text, shortlist
 from ema_cli.weights.cautions import UNOBSERVED
 
 _TURNED = 0.2
@@ -122,3 +123,19 @@ def measured_on(geometry: Geometry) -> str:
     if geometry.sampled_fraction >= 1:
         return "measured on all elements"
     return f"estimated from {percent(geometry.sampled_fraction)} of the elements, a fixed sample of every tensor"
+
+
+def place(output: Output) -> str:
+    """Return the path of an output, with a slash at the end of that of a folder."""
+    return f"{output.path}/" if output.files else output.path
+
+
+def size(output: Output) -> str:
+    """Return the size of an output and, of a folder, how many files of weights it has."""
+    weights = sum(file.role == FileRole.WEIGHTS for file in output.files)
+    return human_bytes(output.bytes) + (f" in {plural(weights, 'shard')}" if weights else "")
+
+
+def carried(output: Output) -> str:
+    """Return what was carried over into a folder; empty if nothing was."""
+    return shortlist(safe_text(file.name) for file in output.files if file.role == FileRole.COMPANION)
