@@ -203,6 +203,20 @@ def test_checkpoints_of_a_run_share_their_layouts(tmp_path: Path) -> None:
             assert read_all(checkpoint) == expected(state)
 
 
+def test_equal_shards_under_another_index_are_another_checkpoint(tmp_path: Path) -> None:
+    """What is remembered of a run does not hide that one index names fewer tensors than the others."""
+    (state,) = random_states(1)
+    pool = LayoutPool()
+    for number in range(3):
+        index = write_shards(tmp_path / f"{number}", state)
+        if number == 1:
+            document = json.loads(index.read_text())
+            del document["weight_map"]["empty"]
+            index.write_text(json.dumps(document))
+        found = read_all(open_checkpoint(tmp_path / f"{number}", pool=pool))
+        assert found.keys() == {name for name in state if number != 1 or name != "empty"}
+
+
 def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
     """Other structure in any shard, in the index or in the trainer's state is another fingerprint."""
     (state,) = random_states(1)

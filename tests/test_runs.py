@@ -54,6 +54,7 @@ def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
     for name in ("checkpoint-1", "checkpoint-2", "final", "optimizer_0"):
         write_folder(tmp_path / name)
     (tmp_path / "runs").mkdir()
+    write_one(tmp_path / "checkpoint-3" / "weights.pt")
     assert not find_runs([str(tmp_path)]).notices
     write_folder(tmp_path / "second" / "step-1")
     assert [notice.code for notice in find_runs([str(tmp_path)]).notices] == ["runs-in-runs"]

@@ -108,8 +108,7 @@ def _refuse_incomplete(names: Sequence[str]) -> None:
 
 
 def _read_shard(folder: Folder, name: str, key: str | None, pool: LayoutPool) -> _Shard:
-    pickled = not name.endswith(".safetensors")
-    number, structure = read_member(folder, name, "." if pickled and key is None else key, pool.branch(name))
+    number, structure = read_member(folder, name, key, pool.branch(name))
     return _Shard(number=number, name=name, structure=structure)
 
 
