@@ -10,12 +10,12 @@ from ema_cli.discover import Found
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import Options
-from ema_cli.records import Plan, Role
+from ema_cli.records import Plan, PlannedOutput, Role
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import quoted
-from ema_cli.uptodate import report_path
+from ema_cli.uptodate import read_report, report_path
 from ema_cli.write.publish import check_place, raise_output_error
 
 
@@ -54,6 +54,9 @@ def check_places(plan: Plan, options: Options) -> None:
         check_place(path, folder=path in folders)
     for folder in folders:
         _check_folder(folder)
+    if not options.force:
+        for output in plan.outputs:
+            _refuse_report_of_another(output)
     for path in paths[len(plan.outputs) :]:
         if path.exists() and not options.force and not is_report(path):
             message = f"{quoted(str(path))} exists and is not a report of ema-avg"
@@ -97,6 +100,15 @@ def _check_folder(folder: Path) -> None:
     if inner is not None:
         message = f"{quoted(str(folder))} cannot be replaced: it holds the folder {quoted(inner.name)}"
         raise OutputError(message, hint="choose another name")
+
+
+def _refuse_report_of_another(output: PlannedOutput) -> None:
+    """Raise if ``ema/`` would take the report of ``ema.safetensors``, or the other way round."""
+    other = output.path.with_name(f"{output.path.name}.safetensors") if output.folder else output.path.with_suffix("")
+    report = read_report(output.path) if other.exists() else None
+    if report is not None and report.averages and bool(report.averages[0].output.files) != output.folder:
+        name = quoted(report_path(output.path).name)
+        raise OutputError(f"{name} is the report of {quoted(str(other))}", hint="choose another name with -o")
 
 
 def _written(plan: Plan, options: Options) -> Iterator[Path]:

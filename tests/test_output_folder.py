@@ -235,6 +235,14 @@ def test_the_result_says_what_was_written(run_folder: Path, ema_avg: Run) -> Non
     assert listing(run_folder.parent) == {"run", "out", "out.report.json"}
 
 
+def test_a_folder_can_be_configured(run_folder: Path, ema_avg: Run) -> None:
+    """A slash at the end of the name means the same in a file and in the environment."""
+    (run_folder.parent / "ema-avg.toml").write_text('output = "a/"\nmax-shard-size = "150B"\ndecay = 0.5\n')
+    assert ema_avg(run_folder).stdout.startswith("wrote a/  ")
+    assert ema_avg(run_folder, EMA_AVG_OUTPUT="b/", EMA_AVG_MAX_SHARD_SIZE="1GB").stdout.startswith("wrote b/  ")
+    assert len(shards_of(run_folder.parent / "a")) > len(shards_of(run_folder.parent / "b")) == 1
+
+
 def test_the_report_tells_of_every_file(run_folder: Path, ema_avg: Run) -> None:
     """Sizes and digests are those of ``sha256sum``, and the one digest is that of the lines that it prints."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "out/", "--max-shard-size", "150", "--json")
@@ -309,6 +317,18 @@ def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
     assert listing(tmp_path / "yours") == {"notes.txt"}
     ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/", force=True)
     assert listing(tmp_path / "yours") == {"model.safetensors"}
+
+
+def test_a_folder_and_a_file_do_not_share_a_report(tmp_path: Path) -> None:
+    """``ema/`` and ``ema.safetensors`` would both have ``ema.report.json``: the second is refused."""
+    paths = write_series(tmp_path / "run", states(2))
+    names = [f"{tmp_path}/a.safetensors", f"{tmp_path}/a/", f"{tmp_path}/b/", f"{tmp_path}/b.safetensors"]
+    for first, second in (names[:2], names[2:]):
+        ema_cli.average(paths, decay=0.5, output=first)
+        with pytest.raises(OutputError, match=r"\.report\.json\" is the report of"):
+            ema_cli.average(paths, decay=0.5, output=second)
+        ema_cli.average(paths, decay=0.5, output=first)
+        assert verify(Path(first)).ok
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "inner"])

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.errors import EmaAvgError, OutputError
+from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.files import FileRole, PlannedFile, SideFile
 from ema_cli.methods import Decay, Method
 from ema_cli.records import PlannedOutput, Weighting
@@ -240,6 +240,29 @@ def test_runs_that_are_killed_at_any_time_leave_a_whole_folder(two: tuple[Any, .
         with output_lock(tmp_path / "out"):
             assert contents(tmp_path / "out") in (old, new)
             assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json", ".out.lock"}
+
+
+def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path: Path) -> None:
+    """Threads that replace one folder together: each writes, or is locked out."""
+    _, new, write_new = two
+    outcomes: list[str] = []
+
+    def run() -> None:
+        try:
+            write_new()
+            outcomes.append("written")
+        except OutputLocked:
+            outcomes.append("locked")
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 6
+    assert "written" in outcomes
+    assert contents(tmp_path / "out") == new
+    assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
