@@ -25,30 +25,32 @@ def matches(name: str) -> list[Location]:
     """
     location = locate(name)
     if isinstance(location, Url):
-        return _matching_urls(location) if _MAGIC.search(name) else [location]
+        return _matching_urls(name) if _MAGIC.search(name) else [location]
     if location.exists() or not glob.has_magic(name):
         return [location]
-    found = glob.glob(str(location), recursive=True)  # noqa: PTH207 - a pattern
+    pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - a pattern
     return [locate(match) for match in sorted(found, key=natural_key)]
 
 
-def _matching_urls(url: Url) -> list[Location]:
+def _matching_urls(pattern: str) -> list[Location]:
     """Return what matches a pattern in a store, which lists one folder at a time."""
-    found: list[Location] = [Url(*url.parts[:_ROOT_PARTS])]
-    for part in url.parts[_ROOT_PARTS:]:
-        found = [match for folder in found for match in _matching_names(folder, part)]
-    return sorted(found, key=lambda match: natural_key(str(match)))
+    parts = Url(pattern).parts
+    found: list[Location] = [Url(*parts[:_ROOT_PARTS])]
+    for part in parts[_ROOT_PARTS:]:
+        found = [match for folder in found if is_folder(folder) for match in _matching_names(folder, part)]
+    if pattern.endswith("/"):
+        found = [match for match in found if is_folder(match)]
+    return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
 
 
 def _matching_names(folder: Location, part: str) -> Iterator[Location]:
     """Yield what one part of a pattern means in one folder; ``**`` means the folder and all below it."""
-    if not is_folder(folder):
-        return
     names = names_in(folder)
-    if part == "**":
-        yield folder
-        for name in names:
+    if part != "**":
+        yield from (folder / name for name in names if name == part or (fnmatchcase(name, part) and name[0] != "."))
+        return
+    yield folder
+    for name, inner in names.items():
+        if inner and name[0] != ".":
             yield from _matching_names(folder / name, part)
-    for name in names:
-        if part != "**" and (name == part or (fnmatchcase(name, part) and not name.startswith("."))):
-            yield folder / name
