@@ -142,13 +142,17 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A written file, or a folder of them."""
+    """A written file, or a folder of files.
+
+    The ``sha256`` of a folder is that of its one file of weights; where there are several, that of the lines that
+    ``sha256sum`` prints for the weights and their index in the order of their names.
+    """
 
     path: str
     bytes: int
     """Of the weights and their index."""
     sha256: str
-    """Of the file; of several, the digest of the lines that ``sha256sum`` prints for weights and index by name."""
+    """As it was read back from the disk."""
     dtype: str
     """The element type asked for: ``same`` or a torch name."""
     modified_ns: int | None = None
