@@ -57,19 +57,27 @@ def find_runs(names: Sequence[str]) -> Runs:
 
     Raises:
         UsageError: a name is empty.
+        InputRefused: a name is none that the system can look up.
         NothingMatched: there is no run at all.
 
     """
     if "" in names:
         raise UsageError("a run is named by an empty text", hint="is a variable of the shell not set?")
     search = _Search()
-    found = {name: matches(name) for name in names}
+    found = {name: _matches(name) for name in names}
     folders = [run for locations in found.values() for location in locations for run in _runs_in(location, search)]
     if not folders:
         _raise_nothing(found, search)
     named = {location for locations in found.values() for location in locations}
     missing = [locate(name) for name, locations in found.items() if not locations]
     return Runs(folders=(*folders, *search.empty, *missing), notices=tuple(_notices(search, named)))
+
+
+def _matches(name: str) -> list[Location]:
+    try:
+        return matches(name)
+    except OSError as error:
+        raise InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}") from error
 
 
 def _runs_in(location: Location, search: _Search) -> list[Location]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.errors import NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.runs import find_runs
 from tests.conftest import Run
 from tests.series import averaged_by_hand, load, random_states, write_one
@@ -58,6 +58,12 @@ def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
     assert not find_runs([str(tmp_path)]).notices
     write_folder(tmp_path / "second" / "step-1")
     assert [notice.code for notice in find_runs([str(tmp_path)]).notices] == ["runs-in-runs"]
+
+
+def test_an_impossible_name_is_refused_in_words() -> None:
+    """A name that the system cannot even look up is no bug."""
+    with pytest.raises(InputRefused, match="cannot be searched: File name too long"):
+        found("x" * 5000)
 
 
 def test_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
