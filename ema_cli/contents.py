@@ -111,10 +111,12 @@ def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | LeftOut]:
     yield from (LeftOut(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
     for name in names:
         path = folder.location / name
-        if name in copies or shard(name) or not is_file(path):
+        if name in copies or (copies and shard(name)) or not is_file(path):
             continue
         alias = numbered and _is_alias(name, is_run=is_run)
-        if TRAINER_STATE.search(name):
+        if shard(name):
+            yield LeftOut(path=path, reason="one shard of a model, beside checkpoints that are whole")
+        elif TRAINER_STATE.search(name):
             yield LeftOut(path=path, reason="state of the trainer, not a model")
         elif alias and not _LAST.search(PurePosixPath(name).stem):
             yield LeftOut(path=path, reason=ALIAS_REASON)

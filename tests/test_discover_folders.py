@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import ema_cli
 from ema_cli.api import make_options
 from ema_cli.discover import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Event, Opening
+from ema_cli.records import FoundStep
 from tests.series import open_files, write_one
 from tests.test_discover import find, left_out, names_of
 
@@ -114,6 +116,38 @@ def test_a_run_of_incomplete_folders_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match="2 inputs cannot be used") as refused:
         find(tmp_path)
     assert "there is 1 of 2 shards" in refused.value.message
+
+
+def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:
+    """A final model in shards does not make a folder of numbered files one checkpoint."""
+    for name in ("ckpt_1.pt", "ckpt_2.pt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        write_one(tmp_path / name)
+    found = find(tmp_path)
+    assert names_of(found) == ["ckpt_1.pt", "ckpt_2.pt"]
+    assert set(left_out(found).values()) == {"one shard of a model, beside checkpoints that are whole"}
+
+
+@pytest.mark.parametrize(
+    ("form", "unit"),
+    [("checkpoint-{}", "step"), ("iter_{:07}", "step"), ("global_step{}", "step"), ("epoch_{}", "epoch")],
+)
+@pytest.mark.parametrize("part", ["", "unet"])
+def test_steps_are_read_from_the_names_of_folders(form: str, unit: str, part: str, tmp_path: Path) -> None:
+    """Where no step stands inside, the folder's name gives it, also if the checkpoint lies in a folder below."""
+    for number in (10, 5, 1000):
+        write_folder(tmp_path / form.format(number) / part)
+    plan = ema_cli.plan([f"{tmp_path}/*/{part}"], decay=0.5)
+    steps = [member.step for member in plan.series.members]
+    assert steps == [FoundStep(value=number, unit=unit, source="name") for number in (5, 10, 1000)]
+
+
+def test_steps_inside_come_before_names(tmp_path: Path) -> None:
+    """A folder may have been renamed; what the trainer wrote counts."""
+    for number, step in ((1, 300), (2, 200), (3, 100)):
+        write_folder(tmp_path / f"checkpoint-{number}", step)
+    members = ema_cli.plan([tmp_path], decay=0.5).series.members
+    assert [member.checkpoint.path.name for member in members] == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
+    assert members[0].step == FoundStep(value=100, unit="step", source="inside: trainer_state.json")
 
 
 def test_what_lies_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
