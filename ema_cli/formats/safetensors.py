@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
 
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
+from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.structure import MOST_TENSORS, Structure, writable_name
 from ema_cli.records import FoundStep
 from ema_cli.storage.extents import LayoutPool, TensorLayout
@@ -99,13 +98,12 @@ def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -
     return len(body).to_bytes(8, "little") + body, ordered
 
 
-def _parse(raw: bytes) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
+def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _HeaderError) else "is not JSON"
-        raise InputRefused(f"has a damaged header: it {reason}") from error
-    if not isinstance(header, dict) or raw[:1] != b"{":
+        header = parse_object(raw)
+    except JsonError as error:
+        raise InputRefused(f"has a damaged header: it {error}") from error
+    if raw[:1] != b"{":
         raise InputRefused("has a damaged header: it is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
@@ -118,23 +116,6 @@ def _parse(raw: bytes) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
 def _is_text(value: object) -> bool:
     """Whether ``value`` is text that can be written as UTF-8: JSON can spell half a character."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-class _HeaderError(ValueError):
-    """JSON that is well formed but not allowed here."""
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build an object, refusing a key that stands twice: readers disagree which one counts."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise _HeaderError(f"names {quoted(counts.most_common(1)[0][0])} twice")
-    return made
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise _HeaderError(f"contains {name}")
 
 
 def _entry(name: str, entry: object) -> tuple[TensorLayout | str, int, int]:
