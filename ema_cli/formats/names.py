@@ -11,7 +11,7 @@ TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training
 """Names of files that lie beside a model and are none."""
 _SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")
 _NUMBERED = re.compile(
-    r"(?<![a-z])(?:checkpoints?|ckpt|chkpt|(?:global_?)?steps?|iter(?:ation)?s?|it|updates?|epochs?|ep|ba|snapshot)"
+    r"(?<![a-z])(?:checkpoints?|ckpt|chkpt|(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep|ba|snapshot)"
     r"[=_.-]?[0-9]|^[0-9]+$",
     re.IGNORECASE,
 )
