@@ -29,7 +29,7 @@ def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[Si
 
     Args:
         checkpoint: the last one.
-        dtype: the torch name of the type that the weights get, if it is another one.
+        dtype: the torch name of the type that the weights get, if one was asked for.
 
     """
     found: list[SideFile] = []

@@ -18,7 +18,6 @@ from ema_cli.options import Options
 from ema_cli.outputs import plan_outputs
 from ema_cli.planned_tensors import count_read_bytes, plan_tensors
 from ema_cli.records import (
-    Action,
     Buffers,
     Checkpoint,
     Notice,
@@ -66,7 +65,7 @@ def make_plan(series: Series, options: Options) -> Plan:
     matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked)
     fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
     tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.kept_for, options)
-    carried, remarks = _companions(checkpoints[-1], layout_numbers[-1], tensors, options)
+    carried, remarks = _companions(checkpoints[-1], options)
     return Plan(
         series=series,
         outputs=plan_outputs(weightings, series, tensors, options, carried=carried, lacking=matched.lacking),
@@ -99,15 +98,11 @@ def _drop_ties(
     return drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
 
 
-def _companions(
-    last: Checkpoint, layout_number: int, tensors: Sequence[PlannedTensor], options: Options
-) -> tuple[tuple[SideFile, ...], tuple[Notice, ...]]:
+def _companions(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[Notice, ...]]:
     """Return what an output folder takes over from the folder of the last checkpoint."""
     if options.max_shard_size is None:
         return (), ()
-    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
-    rounded = any(last.index.layouts[t.positions[layout_number]].dtype is not t.dtype for t in averaged)
-    return find_companions(last, options.dtype if rounded and options.dtype != "same" else None)
+    return find_companions(last, None if options.dtype == "same" else options.dtype)
 
 
 def _numbers_of_checkpoints(series: Series, layout_numbers: Sequence[int]) -> set[int]:

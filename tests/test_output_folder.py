@@ -81,6 +81,11 @@ def change_byte(path: Path, position: int = -1) -> None:
     path.write_bytes(raw)
 
 
+def failures(out: Path) -> dict[str, str]:
+    """Return the checks of a verification that fail."""
+    return {one.name: one.message for one in verify(out).failures}
+
+
 @pytest.mark.parametrize("size", [1, 100, 4_000, 10_000, 80_000, 100_000])
 def test_the_shards_are_the_one_file_cut_up(size: int, tmp_path: Path) -> None:
     """One after the other, their data sections are that of the one file; the index knows where everything is."""
@@ -385,7 +390,7 @@ def test_the_configuration_tells_the_new_type(tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/{dtype}/", dtype=dtype)
     before = (folders[-1] / "config.json").read_text()
-    (folders[-1] / "config.json").write_text(before)
+    assert (tmp_path / "float32" / "config.json").read_text() == before
     after = (tmp_path / "bfloat16" / "config.json").read_text()
     assert after == before.replace('"torch_dtype": "float32"', '"torch_dtype": "bfloat16"', 1)
     assert json.loads(after)["text_config"] == CONFIG["text_config"]
@@ -485,6 +490,7 @@ def test_a_folder_can_be_gone_on_from(tmp_path: Path, ema_avg: Run) -> None:
     again = ["run", "--continue-from", "a/", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64"]
     assert ema_avg(*again, "--force").stdout.startswith("wrote a/")
     assert ema_avg(*again).stdout.startswith("up to date a/")
+    assert "is overwritten by this output" in failures(tmp_path / "a")["input 1"]
     assert b"".join(map(data_section, shards_of(tmp_path / "a"))) == data_section(tmp_path / "b" / "model.safetensors")
 
 
@@ -498,11 +504,6 @@ def test_a_batch_of_folders(tmp_path: Path, ema_avg: Run) -> None:
     assert [job["status"] for job in second["jobs"]] == ["up_to_date", "up_to_date"]
     assert first["jobs"][0]["outputs"] == ["runs/a/averaged"]
     assert listing(tmp_path / "runs" / "a" / "averaged") == {"model.safetensors"}
-
-
-def failures(out: Path) -> dict[str, str]:
-    """Return the checks of a verification that fail."""
-    return {one.name: one.message for one in verify(out).failures}
 
 
 def test_a_folder_is_verified(tmp_path: Path, ema_avg: Run) -> None:
