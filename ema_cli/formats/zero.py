@@ -15,6 +15,8 @@ from ema_cli.formats.torch_objects import TensorRef
 from ema_cli.formats.tree import Tensor, follow, named
 from ema_cli.text import plural, quoted
 
+_WHOLE = "module."
+"""In front of the names where ``--key .`` takes the weights together with what lies beside them."""
 _RECOVER = "python zero_to_fp32.py . pytorch_model.bin, in the folder above, where DeepSpeed left that script"
 
 
@@ -32,7 +34,11 @@ def refuse_placeholders(root: object, tensors: Mapping[str, Tensor]) -> None:
     shapes = follow(root, "param_shapes")
     groups = shapes if isinstance(shapes, list) else [shapes]
     declared = {name: shape for group in groups for name, shape in named(group).items()}
-    empty = [name for name, tensor in tensors.items() if _is_empty(tensor) and _holds_something(declared.get(name))]
+    empty = [
+        name
+        for name, tensor in tensors.items()
+        if _is_empty(tensor) and _holds_something(declared.get(name, declared.get(name.removeprefix(_WHOLE))))
+    ]
     if empty:
         raise InputRefused(
             f"holds {plural(len(empty), 'empty placeholder')} instead of weights, such as {quoted(empty[0])}: ZeRO "

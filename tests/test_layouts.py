@@ -1,0 +1,359 @@
+"""Single files as trainers write them, from the command line: the weights, the step, and what is told besides."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import Run
+from tests.series import State, averaged_by_hand, load, same_bits
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+SHARES = (0.25, 0.25, 0.5)
+"""Of three checkpoints with a decay of one half."""
+
+
+class Detector(nn.Module):
+    """A model with attributes that are no parts of it, as ultralytics pickles whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.names = {0: "person"}
+        self.yaml = {"nc": 80}
+
+
+def weights(number: int, prefix: str = "") -> State:
+    """Return the weights of a small model after a while."""
+    torch.manual_seed(number)
+    return {f"{prefix}layers.0.weight": torch.randn(4, 3), f"{prefix}layers.0.bias": torch.randn(4)}
+
+
+def detector(number: int) -> Detector:
+    """Return a pickled model in half precision."""
+    torch.manual_seed(number)
+    return Detector().half()
+
+
+def fairseq(number: int) -> dict[str, Any]:
+    """Return what fairseq saves: the updates stand in the last entry of the optimizer's history."""
+    return {
+        "cfg": {"task": "translation"},
+        "model": weights(number),
+        "criterion": collections.OrderedDict(),
+        "optimizer_history": [{"num_updates": 1}, {"num_updates": 5000 * number, "optimizer_name": "Adam"}],
+        "extra_state": {"train_iterator": {"epoch": number}},
+        "last_optimizer_state": OPTIMIZER,
+    }
+
+
+def megatron(number: int) -> dict[str, Any]:
+    """Return what one rank of Megatron saves: nested mappings of layers."""
+    found = weights(number)
+    encoder = {"layers.0.weight": found["layers.0.weight"], "layers.0._extra_state": None}
+    return {
+        "args": argparse.Namespace(lr=0.1),
+        "iteration": 100 * number,
+        "model": {"language_model": {"encoder": encoder, "pooler": {"bias": found["layers.0.bias"]}}},
+        "optimizer": OPTIMIZER,
+        "rng_state": [{"cuda_rng_state": torch.ones(3)}],
+    }
+
+
+def lightning(number: int, **others: Any) -> dict[str, Any]:
+    """Return what Lightning saves: the prefix is the attribute of the module, and stays."""
+    return {
+        "epoch": number,
+        "global_step": 400 * number,
+        "pytorch-lightning_version": "2.6.0",
+        "state_dict": weights(number, "model."),
+        "loops": {"fit_loop": {"state_dict": {}, "total": torch.ones(1)}},
+        "callbacks": {"ModelCheckpoint{}": {"best_model_score": torch.tensor(0.5)}},
+        "optimizer_states": [OPTIMIZER],
+        "lr_schedulers": [{"last_epoch": 1}],
+        **others,
+    }
+
+
+def deepspeed(number: int, module: State | None = None) -> dict[str, Any]:
+    """Return the model file of DeepSpeed; at ZeRO stage 3 its module holds placeholders."""
+    found = weights(number)
+    shapes = collections.OrderedDict((name, tensor.shape) for name, tensor in found.items())
+    return {
+        "module": found if module is None else module,
+        "buffer_names": [],
+        "optimizer": None,
+        "param_shapes": [shapes],
+        "frozen_param_fragments": None,
+        "global_steps": 10 * number,
+        "ds_config": {"zero_optimization": {"stage": 2}},
+        "ds_version": "0.17.0",
+    }
+
+
+Maker = Callable[[int], Any]
+LAYOUTS: dict[str, tuple[str, Maker, Callable[[int], State], tuple[int, int, int]]] = {
+    "lightning": (
+        "epoch={n}-step={n}00.ckpt",
+        lightning,
+        lambda n: weights(n, "model."),
+        (400, 800, 1200),
+    ),
+    "lightning with an average": (
+        "epoch={n}-step={n}00.ckpt",
+        lambda n: lightning(
+            n,
+            state_dict=weights(n + 10, "model."),
+            current_model_state=weights(n, "model."),
+            averaging_state={"n_averaged": torch.tensor(3)},
+        ),
+        lambda n: weights(n, "model."),
+        (400, 800, 1200),
+    ),
+    "timm": (
+        "checkpoint-{n}.pth.tar",
+        lambda n: {
+            "epoch": n,
+            "arch": "resnet50",
+            "state_dict": weights(n, "module."),
+            "optimizer": OPTIMIZER,
+            "amp_scaler": {"scale": 65536.0, "growth": torch.ones(1)},
+            "state_dict_ema": weights(n + 10),
+            "metric": 70.1,
+        },
+        weights,
+        (1, 2, 3),
+    ),
+    "older timm": (
+        "checkpoint-{n}.pth.tar",
+        lambda n: {"epoch": n, "state_dict": weights(n), "model_ema": weights(n + 10)},
+        weights,
+        (1, 2, 3),
+    ),
+    "fairseq": ("checkpoint_{n}_{n}000.pt", fairseq, weights, (5000, 10000, 15000)),
+    "ultralytics": (
+        "epoch{n}.pt",
+        lambda n: {"epoch": n, "model": None, "ema": detector(n), "updates": 100 * n, "optimizer": OPTIMIZER},
+        lambda n: dict(detector(n).state_dict()),
+        (100, 200, 300),
+    ),
+    "older ultralytics": (
+        "epoch{n}.pt",
+        lambda n: {"epoch": n, "model": detector(n), "ema": detector(9), "updates": 100 * n},
+        lambda n: dict(detector(n).state_dict()),
+        (100, 200, 300),
+    ),
+    "megatron": (
+        "iter_{n}.pt",
+        megatron,
+        lambda n: {
+            "language_model.encoder.layers.0.weight": weights(n)["layers.0.weight"],
+            "language_model.pooler.bias": weights(n)["layers.0.bias"],
+        },
+        (100, 200, 300),
+    ),
+    "deepspeed": ("{n}_mp_rank_00_model_states.pt", deepspeed, weights, (10, 20, 30)),
+    "stable diffusion": (
+        "v1-{n}.ckpt",
+        lambda n: {"state_dict": weights(n, "model.diffusion_model."), "global_step": n, "epoch": 0},
+        lambda n: weights(n, "model.diffusion_model."),
+        (1, 2, 3),
+    ),
+    "torch.compile under DDP": (
+        "ckpt_{n}.pt",
+        lambda n: {"model": weights(n, "module._orig_mod."), "step": n},
+        weights,
+        (1, 2, 3),
+    ),
+    "FSDP with inner wrappers": (
+        "ckpt_{n}.pt",
+        lambda n: {
+            "model": {
+                f"_fsdp_wrapped_module.{name.replace('layers.', 'layers._fsdp_wrapped_module.')}": tensor
+                for name, tensor in weights(n).items()
+            },
+            "step": n,
+        },
+        weights,
+        (1, 2, 3),
+    ),
+    "a pickled module": (
+        "model_{n}.pt",
+        detector,
+        lambda n: dict(detector(n).state_dict()),
+        (1, 2, 3),
+    ),
+    "torch's AveragedModel": (
+        "swa_{n}.pt",
+        lambda n: {
+            "n_averaged": torch.tensor(n),
+            **{f"module.{name}": tensor for name, tensor in weights(n).items()},
+        },
+        weights,
+        (1, 2, 3),
+    ),
+}
+
+
+def write(folder: Path, name: str, value: Any) -> Path:
+    """Save as ``torch.save`` does."""
+    folder.mkdir(exist_ok=True)
+    torch.save(value, folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layout: str) -> None:
+    """The folder of a run gives the average of the raw weights, by hand from what went in, and its steps."""
+    name, make, raw, steps = LAYOUTS[layout]
+    for number in (1, 2, 3):
+        write(tmp_path / "run", name.format(n=number), make(number))
+    done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--json")
+    assert done.returncode == 0, done.stderr
+    assert tuple(one["step"] for one in json.loads(done.stdout)["inputs"]) == steps
+    found, states = load(tmp_path / "ema.safetensors"), [raw(number) for number in (1, 2, 3)]
+    assert found.keys() == states[0].keys()
+    for key, tensor in found.items():
+        series = [state[key] for state in states]
+        if tensor.dtype.is_floating_point:
+            by_hand = torch.from_numpy(averaged_by_hand(series, SHARES)).to(tensor.dtype)
+            assert same_bits(tensor, by_hand.reshape(tensor.shape)), key
+        else:
+            assert same_bits(tensor, series[-1]), key
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ("lightning with an average", 'the raw weights are used, not the trainer\'s own average "state_dict"'),
+        ("timm", 'the raw weights are used, not the trainer\'s own average "state_dict_ema"'),
+        ("older timm", 'the raw weights are used, not the trainer\'s own average "model_ema"'),
+        ("ultralytics", 'the only weights are the trainer\'s own average "ema": this averages averages'),
+        ("older ultralytics", 'the raw weights are used, not the trainer\'s own average "ema"'),
+        ("torch's AveragedModel", "the weights are those of torch's AveragedModel: this averages averages"),
+    ],
+)
+def test_averages_of_the_trainer_are_told(tmp_path: Path, ema_avg: Run, layout: str, told: str) -> None:
+    """Where a checkpoint holds an average, it is said once for all files which weights were used."""
+    name, make, _, _ = LAYOUTS[layout]
+    for number in (1, 2, 3):
+        write(tmp_path / "run", name.format(n=number), make(number))
+    warnings = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)["warnings"]
+    (message,) = [one["message"] for one in warnings if one["code"] == "weights-chosen"]
+    assert told in message
+    assert "and 2 more" in message
+
+
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [("timm", "state_dict_ema"), ("older timm", "model_ema"), ("lightning with an average", "state_dict")],
+)
+def test_a_key_chooses_the_trainers_average(tmp_path: Path, ema_avg: Run, layout: str, key: str) -> None:
+    """``--key`` takes the average in place of the raw weights, and then nothing has to be told."""
+    name, make, _, _ = LAYOUTS[layout]
+    for number in (1, 2, 3):
+        write(tmp_path / "run", name.format(n=number), make(number))
+    done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--key", key, "--strict")
+    assert done.returncode == 0, done.stderr
+    series = [make(number)[key] for number in (1, 2, 3)]
+    for name, tensor in load(tmp_path / "ema.safetensors").items():
+        by_hand = averaged_by_hand([state[name] for state in series], SHARES)
+        assert same_bits(tensor, torch.from_numpy(by_hand).to(torch.float32))
+
+
+def test_copies_of_the_last_checkpoint_are_left_out(tmp_path: Path, ema_avg: Run) -> None:
+    """``last.ckpt`` and ``last-v1.ckpt`` beside numbered files are named and left out, unless they are newer."""
+    for number in (1, 2):
+        write(tmp_path / "run", f"epoch={number}-step={400 * number}.ckpt", lightning(number))
+    for name in ("last.ckpt", "last-v1.ckpt"):
+        write(tmp_path / "run", name, lightning(2))
+    document = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
+    assert [one["step"] for one in document["inputs"]] == [400, 800]
+    assert {Path(one["path"]).name for one in document["left_out"]} == {"last.ckpt", "last-v1.ckpt"}
+    write(tmp_path / "run", "last.ckpt", lightning(3))
+    document = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
+    assert [one["step"] for one in document["inputs"]] == [400, 800, 1200]
+
+
+def test_a_stripped_checkpoint_has_no_epoch(tmp_path: Path, ema_avg: Run) -> None:
+    """The epoch -1 of a finished ultralytics model is no position in training."""
+    path = write(tmp_path / "run", "best.pt", {"epoch": -1, "model": detector(1), "ema": None, "updates": None})
+    document = json.loads(ema_avg("inspect", path, "--json").stdout)["checkpoints"][0]
+    assert (document["key"], document["steps"]) == ("model", [])
+
+
+def test_several_models_are_listed(tmp_path: Path, ema_avg: Run) -> None:
+    """A file with two models, or the stages of a virtual pipeline, is refused with their names; a key chooses."""
+    pair = {"generator": weights(1), "discriminator": weights(2), "step": 1}
+    stages = {"model0": weights(1), "model1": weights(2), "iteration": 1, "optimizer": OPTIMIZER}
+    for value, names in ((pair, '"generator", "discriminator"'), (stages, '"model0", "model1"')):
+        path = write(tmp_path / "run", "gan.pt", value)
+        done = ema_avg("inspect", path)
+        assert done.returncode == 3
+        assert f"holds several models, or parts of one: {names}" in done.stderr
+        assert "--key NAME" in done.stderr
+        name = names.split('"')[1]
+        document = json.loads(ema_avg("inspect", path, "--key", name, "--json").stdout)["checkpoints"][0]
+        assert [one["name"] for one in document["tensors"]] == list(weights(1))
+
+
+def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: Run) -> None:
+    """The state of diffusers' ``EMAModel`` is a list of tensors: what they belong to is not in the file."""
+    value = {"decay": 0.99, "optimization_step": 100, "shadow_params": [torch.ones(2)], "collected_params": None}
+    done = ema_avg("inspect", write(tmp_path / "run", "ema.pt", value))
+    assert done.returncode == 3
+    assert 'those in "shadow_params" are a list, where they have no names' in done.stderr
+
+
+@pytest.mark.parametrize("key", [(), ("--key", "module"), ("--key", ".")])
+def test_placeholders_of_zero_are_refused(tmp_path: Path, ema_avg: Run, key: tuple[str, ...]) -> None:
+    """The model file of ZeRO stage 3 holds empty tensors; the error names the script that finds the weights."""
+    module = {name: torch.empty(0, dtype=torch.bfloat16) for name in weights(1)}
+    path = write(tmp_path / "run", "zero_pp_rank_0_mp_rank_00_model_states.pt", deepspeed(1, module))
+    done = ema_avg(path, "--decay", "0.5", "-o", "ema.safetensors", *key)
+    assert done.returncode == 3
+    assert "holds 2 empty placeholders instead of weights" in done.stderr
+    assert "python zero_to_fp32.py" in done.stderr
+
+
+def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: Run) -> None:
+    """A parameter whose declared shape is empty is no placeholder."""
+    value = deepspeed(1)
+    value["module"]["none"] = torch.empty(0, 3)
+    value["param_shapes"][0]["none"] = torch.Size([0, 3])
+    assert ema_avg("inspect", write(tmp_path / "run", "mp_rank_00_model_states.pt", value)).returncode == 0
+
+
+def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> None:
+    """A wrapper's prefix on a part of the names stays on all of them, and is told; by hand it is silent."""
+    for number in (1, 2, 3):
+        model = {**weights(number, "module."), "head.weight": torch.ones(1)}
+        write(tmp_path / "run", f"ckpt_{number}.pt", {"model": model})
+    done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
+    assert '2 of 3 names begin with "module.", which stays, as others such as "head.weight" do not' in done.stderr
+    assert set(load(tmp_path / "ema.safetensors")) == {"module.layers.0.weight", "module.layers.0.bias", "head.weight"}
+    assert ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strip-prefix", "", "--strict").returncode == 0
+
+
+def test_what_was_ignored_is_told(tmp_path: Path, ema_avg: Run) -> None:
+    """With ``-v``, and as JSON, the plan says of every checkpoint what else it holds."""
+    for number in (1, 2, 3):
+        write(tmp_path / "run", f"checkpoint_{number}_{number}000.pt", fairseq(number))
+    beside = ["cfg", "criterion", "optimizer_history", "extra_state", "last_optimizer_state"]
+    plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
+    assert [one["ignored"] for one in plan["inputs"]] == [beside] * 3
+    done = ema_avg("plan", "run", "--decay", "0.5", "-v")
+    text = " ".join(done.stderr.split())
+    assert (
+        'ignored in "checkpoint_1_1000.pt", "checkpoint_2_2000.pt" and 1 more, as no tensors of the model: "cfg"'
+        in text
+    )
+    assert '"last_optimizer_state"' in text
