@@ -15,9 +15,9 @@ from ema_cli.formats.wording import refusal_of
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted
 
-_MOST_JSON_BYTES = 1 << 26
-_MOST_JSON_ENTRIES = 1_000_000
-"""With the text itself this bounds the memory of a parse to some 400 MB."""
+_MOST_JSON_BYTES = 1 << 25
+_MOST_JSON_ENTRIES = 500_000
+"""Both are several times what the largest models have, and bound the memory of a parse to 500 MB."""
 
 
 def read_member(folder: Folder, name: str, key: str | None, pool: LayoutPool) -> tuple[int, Structure]:
@@ -46,14 +46,23 @@ def read_only_member(folder: Folder, name: str, key: str | None, pool: LayoutPoo
     return replace(structure, files=(number,) * len(structure.offsets), records=records)
 
 
-def read_json(folder: Folder, name: str, pool: LayoutPool, *, nan: bool = False) -> tuple[dict[str, object], bytes]:
-    """Read a small JSON object of a folder, parsed once for all checkpoints that have it; return it and its hash.
+def read_json(folder: Folder, name: str, pool: LayoutPool) -> tuple[dict[str, object], bytes]:
+    """Read a JSON object of a folder; return it, and a hash of its bytes.
 
     Raises:
         InputRefused: it is none, or has more in it than such a file has.
 
     """
-    raw = folder.read(name, most=_MOST_JSON_BYTES)
+    return parse_json(folder.read(name, most=_MOST_JSON_BYTES), name, pool)
+
+
+def parse_json(raw: bytes, name: str, pool: LayoutPool, *, nan: bool = False) -> tuple[dict[str, object], bytes]:
+    """Parse a JSON object of a folder, once for all checkpoints that have it; return it, and a hash of its bytes.
+
+    Raises:
+        InputRefused: it is none, or has more in it than such a file has.
+
+    """
     digest = hashlib.sha256(raw).digest()
     try:
         made = pool.branch(name).remember(digest, lambda: parse_object(raw, most=_MOST_JSON_ENTRIES, nan=nan))

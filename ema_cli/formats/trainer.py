@@ -5,17 +5,26 @@ Reference: ``TrainerState`` and ``Trainer._save_checkpoint`` in transformers.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import replace
 
+from ema_cli.errors import InputRefused
 from ema_cli.formats.companions import find_companions
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.members import beside, joint_digest, read_json
+from ema_cli.formats.members import beside, joint_digest, parse_json
 from ema_cli.formats.structure import Structure
 from ema_cli.records import FoundStep
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.source import ByteSource
+from ema_cli.text import quoted
 
 _STATE = "trainer_state.json"
 _LARGEST_STEP = 1 << 62
+_LARGE_BYTES = 1 << 20
+"""A longer state of the trainer is not parsed: nearly all of it is the log."""
+_HEAD_BYTES = 1 << 16
+_TAIL_BYTES = 16
 
 
 def with_what_lies_beside(folder: Folder, structure: Structure, pool: LayoutPool, *inside: str) -> Structure:
@@ -46,8 +55,25 @@ def _steps(folder: Folder, pool: LayoutPool) -> tuple[tuple[FoundStep, ...], byt
     """Read where training stood, from a file that may hold NaN: it keeps the log of the losses."""
     if _STATE not in folder.files:
         return (), b""
-    state, digest = read_json(folder, _STATE, pool, nan=True)
-    step = state.get("global_step")
+    source = folder.sources[folder.open(_STATE)]
+    step: object
+    if source.size() > _LARGE_BYTES:
+        step, digest = _step_of_long_log(source)
+    else:
+        state, digest = parse_json(source.read(0, source.size()), _STATE, pool, nan=True)
+        step = state.get("global_step")
     if type(step) is not int or not 0 <= step < _LARGEST_STEP:
         return (), digest
     return (FoundStep(value=step, unit="step", source=f"inside: {_STATE}"),), digest
+
+
+def _step_of_long_log(source: ByteSource) -> tuple[int | None, bytes]:
+    """Find the step in front of the log of a long training, which may be larger than the weights.
+
+    The trainer writes its keys in order, each on a line of its own, and ``global_step`` comes before ``log_history``.
+    """
+    head, tail = source.read(0, _HEAD_BYTES), source.read(source.size() - _TAIL_BYTES, _TAIL_BYTES)
+    if not tail.rstrip().endswith(b"}"):
+        raise InputRefused(f"{quoted(_STATE)} is damaged: it ends in the middle")
+    found = re.search(rb'^  "global_step": ([0-9]{1,18}),?$', head, re.MULTILINE)
+    return int(found[1]) if found else None, hashlib.sha256(head).digest()
