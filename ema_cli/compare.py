@@ -23,6 +23,7 @@ from ema_cli.formats.open import open_checkpoint
 from ema_cli.matching import Chosen, choose_tensors
 from ema_cli.options import Options
 from ema_cli.records import Checkpoint
+from ema_cli.refusals import refuse_unreadable
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.locations import Location, is_folder, locate, open_source
@@ -93,12 +94,13 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
     Raises:
         UsageError: there are not two files, or the options leave nothing to compare.
         NothingMatched: a file is missing.
-        InputRefused: a file is not a checkpoint that can be read.
+        InputRefused: a file is not a checkpoint that can be read, or has tensors that cannot be compared.
         InputChanged: a file was changed while it was being read.
 
     """
     with ExitStack() as opened:
         a, b = _open_both(options, listener, opened)
+        refuse_unreadable([a, b], options)
         chosen_a, chosen_b = _choose(a, b, options)
         names = [name for name in chosen_b if name in chosen_a]
         pairs = [(chosen_a[name], chosen_b[name]) for name in names]

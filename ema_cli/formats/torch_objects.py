@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
@@ -41,6 +42,9 @@ _UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "qu
 """Sizes of the elements that cannot be written but may lie beside the weights."""
 _ONE_SHARD = "of which this is one rank's shard; save it with torch.distributed.checkpoint or full_state_dict=True"
 _QUANTIZED = "whose codes cannot be averaged; average the training checkpoints, then quantize"
+_MOST_DIMENSIONS = 64
+"""numpy's limit."""
+_MOST_FLAGS = 16
 _EXPANDED_BYTES = 1 << 26
 """An expanded tensor (stride 0) may be larger than its storage up to this many bytes."""
 
@@ -133,19 +137,28 @@ def _tensor_v3(storage: object, *view: object) -> object:
 
 def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metadata: object) -> TensorRef:
     offset, shape, strides = view
-    if not (isinstance(offset, int) and isinstance(shape, tuple) and isinstance(strides, tuple)):
+    if not (isinstance(offset, int) and _are_sizes(shape) and _are_sizes(strides)):
         raise PickleError("a tensor with a damaged shape")
-    flags = (
-        [flag for flag, on in metadata.items() if on and isinstance(flag, str)] if isinstance(metadata, dict) else []
-    )
+    flags = _flags(metadata) if isinstance(metadata, dict) and metadata else []
     return TensorRef(
         storage=storage,
         dtype_name=dtype_name,
         offset=offset,
         shape=shape,
         strides=strides,
-        flags=safe_text(", ".join(flags)),
+        flags=", ".join(flags),
     )
+
+
+def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
+    """Whether ``value`` is a flat tuple of few integers: it may be shared by all tensors, and is compared."""
+    return isinstance(value, tuple) and len(value) <= _MOST_DIMENSIONS and all(type(size) is int for size in value)
+
+
+def _flags(metadata: dict[object, object]) -> list[str]:
+    if len(metadata) > _MOST_FLAGS:
+        raise PickleError("a tensor with damaged metadata")
+    return [safe_text(flag) for flag, on in metadata.items() if on and isinstance(flag, str)]
 
 
 def _first_argument(first: object, *_: object) -> object:
@@ -155,10 +168,12 @@ def _first_argument(first: object, *_: object) -> object:
 
 def _from_type(function: object, _type: object, args: object, state: object = None, *_: object) -> object:
     """``_rebuild_from_type_v2(function, type, args, state)``: a subclass, or a tensor with attributes."""
-    if not isinstance(function, Global) or not isinstance(args, tuple):
+    if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > _MOST_DIMENSIONS:
         return UnsupportedTensor(kind="subclass")
     if function.name == "_rebuild_wrapper_subclass":
         return _whole_local(args, state)
+    if function.name == "_rebuild_from_type_v2":  # in itself, without an end
+        return UnsupportedTensor(kind="subclass")
     made = reduce(function, args)
     return made if isinstance(made, TensorRef | UnsupportedTensor) else UnsupportedTensor(kind="wrapped")
 
@@ -184,7 +199,7 @@ def _is_summand(spec: object) -> bool:
     state = spec.state if isinstance(spec, Inert) else None
     attributes = state[-1] if isinstance(state, tuple) and state else state
     placements = attributes.get("placements") if isinstance(attributes, dict) else None
-    kinds = [made.kind for made in placements if isinstance(made, Inert)] if isinstance(placements, tuple) else []
+    kinds = [made.kind for made in placements[:_MOST_DIMENSIONS] if isinstance(made, Inert)] if isinstance(placements, tuple) else []
     return any(isinstance(kind, Global) and kind.name in ("Partial", "_Partial") for kind in kinds)
 
 
@@ -204,7 +219,10 @@ def _mapping(*args: object) -> object:
 
 def _size(*args: object) -> object:
     """``torch.Size`` is a tuple."""
-    return tuple(args[0]) if args and isinstance(args[0], list | tuple) else ()
+    sizes = args[0] if args and isinstance(args[0], list | tuple) else ()
+    if len(sizes) > _MOST_DIMENSIONS:
+        raise PickleError("a tensor with a damaged shape")
+    return tuple(sizes)
 
 
 _REBUILD: dict[str, Callable[..., object]] = {
@@ -242,7 +260,7 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
     """
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     if dtype is None:
-        raise UnreadableTensor(f"has the element type {quoted(tensor.dtype_name)}, which safetensors cannot hold")
+        raise UnreadableTensor(f"has the element type {quoted(tensor.dtype_name)}, which cannot be averaged and written")
     if tensor.flags:
         raise UnreadableTensor(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
     _check_numbers(tensor)
@@ -260,7 +278,7 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
 
 def _check_numbers(tensor: TensorRef) -> None:
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > 64:  # noqa: PLR2004 - numpy's limit
+    if len(tensor.shape) != len(tensor.strides):
         raise InputRefused("has a damaged shape")
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
         raise InputRefused("has a damaged shape")
