@@ -6,6 +6,7 @@ Each is refused only where it is wanted; all of it is told at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused
@@ -32,17 +33,20 @@ def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> No
         *(layout.name for layout in checkpoints[-1].index.layouts),
         *(name for name, _ in checkpoints[-1].unreadable),
     }
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Checkpoint]] = {}
     for checkpoint in checkpoints:
         for name, reason in checkpoint.unreadable:
             if is_wanted(name) and (options.on_missing == "error" or name in last):
-                found.setdefault((name, reason), []).append(quoted(checkpoint.path.name))
+                found.setdefault((name, reason), []).append(checkpoint)
     if not found:
         return
-    lines = [f"  {quoted(name)} {reason} (in {shortlist(names, most=2)})" for (name, reason), names in found.items()]
-    more = [f"  and {len(lines) - _MOST_LINES:,} more"] if len(lines) > _MOST_LINES else []
+    lines = [
+        f"  {quoted(name)} {reason} (in {shortlist((quoted(one.path.name) for one in holders), most=2)})"
+        for (name, reason), holders in islice(found.items(), _MOST_LINES)
+    ]
+    more = [f"  and {len(found) - _MOST_LINES:,} more"] if len(found) > _MOST_LINES else []
     raise InputRefused(
-        "\n".join(["the weights hold what cannot be averaged:", *lines[:_MOST_LINES], *more]),
+        "\n".join(["the weights hold what cannot be averaged:", *lines, *more]),
         hint="leave such tensors out with --exclude, or save the checkpoints with dense ones",
     )
 

@@ -150,6 +150,14 @@ def test_odd_tensors_are_refused_only_where_they_are_wanted(tmp_path: Path, ema_
     assert load(tmp_path / "beside.safetensors").keys() == {"w"}
 
 
+def test_many_odd_tensors_are_capped(tmp_path: Path) -> None:
+    """A hundred sparse tensors are not a hundred lines."""
+    sparse = {f"t{number}": torch.eye(2).to_sparse() for number in range(100)}
+    with pytest.raises(InputRefused, match="and 92 more") as refused:
+        ema_cli.plan(write_series(tmp_path, [{"w": torch.ones(1), **sparse}] * 2), decay=0.5)
+    assert refused.value.message.count("\n") == 9
+
+
 def test_odd_tensors_are_told_by_inspect_and_diff(tmp_path: Path, ema_avg: Run) -> None:
     """``inspect`` names them with the reason; ``diff`` does not call two files equal that it has not compared."""
     paths = write_series(tmp_path / "run", [{"w": torch.ones(2), "odd": torch.eye(2).to_sparse()}] * 2)
