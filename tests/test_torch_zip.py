@@ -341,7 +341,7 @@ LIES = {
 def test_declarations_that_lie_are_refused(tmp_path: Path, lie: str) -> None:
     """A tensor that does not lie inside its record is refused by name, in printable words."""
     path = archive(tmp_path / "lie.pt", stop(mapping(w=LIES[lie])), {"0": bytes(16)})
-    with pytest.raises(InputRefused, match=r"tensor .w. |has no record") as raised:
+    with pytest.raises(InputRefused, match=r"tensor .w. |has no record|a tensor with a damaged shape") as raised:
         open_file(path)
     assert raised.value.message.isprintable()
 

@@ -199,7 +199,8 @@ def _is_summand(spec: object) -> bool:
     state = spec.state if isinstance(spec, Inert) else None
     attributes = state[-1] if isinstance(state, tuple) and state else state
     placements = attributes.get("placements") if isinstance(attributes, dict) else None
-    kinds = [made.kind for made in placements[:_MOST_DIMENSIONS] if isinstance(made, Inert)] if isinstance(placements, tuple) else []
+    made = placements[:_MOST_DIMENSIONS] if isinstance(placements, tuple) else ()
+    kinds = [one.kind for one in made if isinstance(one, Inert)]
     return any(isinstance(kind, Global) and kind.name in ("Partial", "_Partial") for kind in kinds)
 
 
