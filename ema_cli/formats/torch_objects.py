@@ -261,7 +261,9 @@ def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout
     """
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     if dtype is None:
-        raise UnreadableTensor(f"has the element type {quoted(tensor.dtype_name)}, which cannot be averaged and written")
+        raise UnreadableTensor(
+            f"has the element type {quoted(tensor.dtype_name)}, which cannot be averaged and written"
+        )
     if tensor.flags:
         raise UnreadableTensor(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
     _check_numbers(tensor)
