@@ -108,7 +108,7 @@ def test_from_store_to_store_and_again(store: Store, ema_avg: Run, tmp_path: Pat
     job = (f"s3://{BUCKET}/run", "-o", f"s3://{BUCKET}/out/ema.safetensors")
     average(ema_avg, *job, **store.environment)
     first = store.client.head_object(Bucket=BUCKET, Key="out/ema.safetensors")["LastModified"]
-    assert "up to date" in average(ema_avg, *job, **store.environment).stderr
+    assert "up to date" in average(ema_avg, *job, **store.environment).stdout
     assert store.client.head_object(Bucket=BUCKET, Key="out/ema.safetensors")["LastModified"] == first
     assert ema_avg(*job, "--decay", "0.5", **store.environment).returncode == 5
     (tmp_path / "got.safetensors").write_bytes(store.get("out/ema.safetensors"))
