@@ -39,7 +39,6 @@ class Store:
 
         self.gate = Gate(DomainDispatcherApplication(create_backend_app))
         self._server = make_server("127.0.0.1", 0, self.gate, threaded=True)
-        self._server.log = lambda *_: None
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
         self.environment = {
