@@ -28,7 +28,7 @@ class Measured:
     """What was written of each output."""
     input_sha256: Sequence[str | None]
     bytes_read: int
-    resumed_tensors: int
+    resumed_tensors: int = 0
     """Taken over from an interrupted run."""
     seconds: float
     fold_seconds: float
