@@ -61,13 +61,13 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     raw = folder.read(METADATA, most=_LARGEST_METADATA)
     digest = hashlib.sha256(_OF_THIS_SAVE.sub(b"", raw, count=1)).digest()
     known = pool.remember(("dcp", digest, key), lambda: _Known(chosen=choose(parse_metadata(raw), key)))
-    placing = Placing(folder, known.chunks)
+    placing = Placing(folder, known.chosen.ends, known.chunks)
     for name, tensor in known.chosen.tensors.items():
         placing.add(name, tensor)
     placing.raise_faults()
     companions = find_companions(folder.files)
     return Structure(
-        format="torch distributed",
+        format="DCP",
         layouts=tuple(placing.layouts),
         offsets=tuple(placing.offsets),
         files=tuple(placing.files),

@@ -8,7 +8,7 @@ Source of the records: ``torch/distributed/checkpoint/metadata.py`` and ``filesy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,6 +68,8 @@ class Saved:
     """Tensors; and of every other object its place."""
     paths: dict[str, tuple[str, ...]]
     """Where each lay in the nested state dict, as far as that was written down."""
+    ends: dict[str, int]
+    """How far each file must reach, by its name."""
     reshaped: frozenset[str]
     """Tensors that Megatron stored in another shape than they have."""
 
@@ -94,6 +96,7 @@ def parse_metadata(raw: bytes) -> Saved:
     return Saved(
         items={_text(name): items.read(_text(name), item) for name, item in declared.items()},
         paths=_paths(fields.get("planner_data")),
+        ends=_ends(places.values()),
         reshaped=_reshaped(fields.get("mcore_data")),
     )
 
@@ -173,7 +176,17 @@ def _refuse_overlaps(places: Mapping[tuple[str, Sizes | None], Stored]) -> None:
     ordered = sorted((stored.file, stored.offset, stored.length, name) for (name, _), stored in places.items())
     for (file, offset, length, name), (next_file, next_offset, _, other) in pairwise(ordered):
         if file == next_file and offset + length > next_offset:
-            raise InputRefused(f"declares {quoted(name)} and {quoted(other)} in the same bytes of {quoted(file)}")
+            raise InputRefused(
+                f"declares {quoted(name)} and {quoted(other)} in the same bytes of {quoted(file)}",
+                hint="only what is saved with SerializationFormat.TORCH_SAVE, the default, can be read",
+            )
+
+
+def _ends(places: Iterable[Stored]) -> dict[str, int]:
+    ends: dict[str, int] = {}
+    for stored in places:
+        ends[stored.file] = max(ends.get(stored.file, 0), stored.offset + stored.length)
+    return ends
 
 
 def _paths(planner_data: object) -> dict[str, tuple[str, ...]]:

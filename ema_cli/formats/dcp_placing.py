@@ -22,16 +22,18 @@ class Placing:
 
     Args:
         folder: where the files lie.
+        ends: how far each file must reach.
         chunks: locates the elements of a chunk.
 
     """
 
-    def __init__(self, folder: Folder, chunks: Chunks) -> None:
+    def __init__(self, folder: Folder, ends: Mapping[str, int], chunks: Chunks) -> None:
         self.layouts: list[TensorLayout] = []
         self.offsets: list[int] = []
         self.files: list[int] = []
         self.unreadable: list[tuple[str, str]] = []
         self._folder = folder
+        self._ends = ends
         self._chunks = chunks
         self._opened: dict[str, int] = {}
         self._records: defaultdict[int, list[Record]] = defaultdict(list)
@@ -96,4 +98,10 @@ class Placing:
         number = self._opened.get(name)
         if number is None:
             number = self._opened[name] = self._folder.open(name)
+            size = self._folder.sources[number].size()
+            if size < self._ends[name]:
+                raise InputRefused(
+                    f"is incomplete: {quoted(name)} has {size:,} bytes and should have {self._ends[name]:,}",
+                    hint="was it saved or copied to the end? leave it out, or fetch it again",
+                )
         return number

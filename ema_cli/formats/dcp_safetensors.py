@@ -76,7 +76,7 @@ def read_sharded_safetensors(folder: Folder, key: str | None, pool: LayoutPool) 
     merged = pool.remember(("pieces", digest), lambda: _merge(shards))
     companions = find_companions(folder.files)
     return Structure(
-        format=f"safetensors, pieces of {plural(len(shards), 'rank')}",
+        format=f"safetensors, pieces in {plural(len(shards), 'file')}",
         layouts=merged.layouts,
         offsets=tuple(shards[piece.shard].structure.offsets[piece.position] for piece in merged.pieces),
         files=tuple(shards[piece.shard].number for piece in merged.pieces),

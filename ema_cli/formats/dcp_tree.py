@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp_metadata import Saved, SavedTensor, Stored
-from ema_cli.formats.state_dict import find_state_dict, holds_no_weights
+from ema_cli.formats.state_dict import find_state_dict
 from ema_cli.formats.steps import KEYS
 from ema_cli.formats.structure import MOST_TENSORS
 from ema_cli.formats.torch_objects import StorageRef, TensorRef
 from ema_cli.formats.tree import follow
 from ema_cli.text import quoted, shortlist
 
+_OF_TRAINING = frozenset({"optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers"})
+"""What flat names begin with that are no parameters."""
+_MOST_NODES = 8 * MOST_TENSORS
 _LARGEST_COUNTER_BYTES = 1 << 20
 """A step is no larger object than this."""
 
@@ -32,6 +35,8 @@ class Chosen:
     """The weights, by their names in the model."""
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
+    ends: dict[str, int]
+    """How far each file must reach, by its name."""
     counters: dict[str, Stored]
     """Objects, and tensors of one number, that may hold a step, by the key of the step."""
 
@@ -69,6 +74,7 @@ def choose(saved: Saved, key: str | None) -> Chosen:
         tensors={name: item for name, flat in names.items() if isinstance(item := saved.items[flat], SavedTensor)},
         ignored=found.ignored,
         notes=found.notes,
+        ends=saved.ends,
         counters=dict(_counters(root, saved)),
     )
 
@@ -77,7 +83,7 @@ def _tree(saved: Saved) -> dict[str, object]:
     root: dict[str, object] = {}
     nodes = 0
     for name, item in saved.items.items():
-        *above, last = saved.paths.get(name) or _path_by_name(name)
+        *above, last = _path(saved.paths.get(name, (name,)))
         node = root
         nodes += len(above)
         for part in above:
@@ -93,9 +99,6 @@ def _tree(saved: Saved) -> dict[str, object]:
     return root
 
 
-_MOST_NODES = 8 * MOST_TENSORS
-
-
 def _leaf(name: str, item: SavedTensor | Stored) -> object:
     """Return what stands for an item: a tensor whose storage is called by its flat name, or an object."""
     if isinstance(item, Stored):
@@ -104,10 +107,10 @@ def _leaf(name: str, item: SavedTensor | Stored) -> object:
     return TensorRef(storage=storage, dtype_name=item.dtype_name, offset=0, shape=item.shape, strides=())
 
 
-def _path_by_name(name: str) -> tuple[str, ...]:
-    """Return the path of an item of which none was written down: all is flat but what belongs to the optimizer."""
-    first, _, rest = name.partition(".")
-    return (first, rest) if rest and holds_no_weights(first) else (name,)
+def _path(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path; one of a single flat name is parted where the name is of an optimizer and not of the model."""
+    first, _, rest = path[0].partition(".")
+    return (first, rest) if len(path) == 1 and rest and first in _OF_TRAINING else path
 
 
 def _counters(root: Mapping[str, object], saved: Saved) -> Iterator[tuple[str, Stored]]:

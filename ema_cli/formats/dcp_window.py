@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from ema_cli.errors import InputRefused
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
 
 
 class Window(ByteSource):
-    """The bytes ``[offset, offset + length)`` of a source, which stays its owner's to close.
-
-    Raises:
-        InputRefused: the source ends before the range does.
-
-    """
+    """The bytes ``[offset, offset + length)`` of a source that reaches so far, and stays its owner's to close."""
 
     def __init__(self, source: ByteSource, offset: int, length: int) -> None:
         self.name = source.name
         self._source = source
         self._offset = offset
         self._length = length
-        if offset + length > source.size():
-            raise InputRefused(
-                f"is incomplete: it should reach to byte {offset + length:,} of {quoted(source.name)}, "
-                f"which has {source.size():,}",
-                hint="was it saved or copied to the end? leave it out, or fetch it again",
-            )
 
     @property
     def identity(self) -> object:
