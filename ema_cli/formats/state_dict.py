@@ -186,12 +186,7 @@ def _is_weight(name: str, value: object) -> bool:
 
 
 def _may_be_weights(name: str, value: object) -> bool:
-    return isinstance(value, Tensor) or not (holds_no_weights(name) or _only_counts(value))
-
-
-def holds_no_weights(name: str) -> bool:
-    """Whether what is called ``name`` is of the training and not of the model, such as an optimizer's state."""
-    return _NOT_WEIGHTS.search(name) is not None
+    return isinstance(value, Tensor) or not (_NOT_WEIGHTS.search(name) or _only_counts(value))
 
 
 def _only_counts(value: object) -> bool:
