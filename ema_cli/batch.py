@@ -18,10 +18,11 @@ from pathlib import Path
 from ema_cli.errors import EmaAvgError
 from ema_cli.events import Event, Warned
 from ema_cli.jobs import Job
-from ema_cli.pipeline import fail_if_strict, planned, run_average
+from ema_cli.pipeline import planned, run_average
 from ema_cli.places import check_places
 from ema_cli.planning import default_threads
 from ema_cli.records import Notice
+from ema_cli.strict import fail_if_strict
 from ema_cli.uptodate import find_earlier, report_path
 
 MOST_WORKERS = 64

@@ -28,7 +28,7 @@ class Progress:
     """Bytes of input done, out of those that the plan announced."""
 
     activity: str
-    """``hashing``, ``folding``, ``comparing`` or ``recomputing``."""
+    """``hashing``, ``folding``, ``comparing`` and the like."""
     done_bytes: int
     total_bytes: int
 
@@ -40,7 +40,14 @@ class Warned:
     notice: Notice
 
 
-Event = Opening | Planned | Progress | Warned
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """Something worth a line, and no reason to worry."""
+
+    message: str
+
+
+Event = Opening | Planned | Progress | Warned | Said
 Listener = Callable[[Event], None]
 
 

@@ -98,6 +98,8 @@ class Options(WeightOptions):
     """Add a digest of every input file to the report."""
     force: bool = False
     """Overwrite an output that is not up to date."""
+    resume: bool = False
+    """Keep what is complete when the run is interrupted, and go on with an interrupted run."""
     strict: bool = False
     """Fail on a warning, publishing nothing."""
 
@@ -177,7 +179,16 @@ class Options(WeightOptions):
         if self.output is None:
             return
         check_output_name(self.output, self.max_shard_size)
+        self._check_resume()
         self._check_fields(self.output)
+
+    def _check_resume(self) -> None:
+        if not self.resume:
+            return
+        if self.max_shard_size is not None:
+            raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
+        if self.geometry == "full":
+            raise UsageError("--resume cannot keep the sums of --geometry full", hint="--geometry sample")
 
     def _check_fields(self, output: Path) -> None:
         """Refuse a name with unknown fields, and one that would not tell several averages apart."""

@@ -9,16 +9,18 @@ from collections.abc import Iterator, Sequence
 from ema_cli.cli import ci, inspect_view, plan_view, render
 from ema_cli.cli.console import Console
 from ema_cli.cli.progress import ProgressDisplay
+from ema_cli.cli.signals import Terminated
 from ema_cli.discover import close_all, discover
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.events import Event, Planned, Warned
+from ema_cli.events import Event, Planned, Said, Warned
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
-from ema_cli.pipeline import fail_if_strict, planned, run_average
+from ema_cli.pipeline import planned, run_average
 from ema_cli.places import check_places
 from ema_cli.records import Notice, Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.search import AVERAGES_AVERAGED
+from ema_cli.strict import fail_if_strict
 from ema_cli.uptodate import find_earlier
 
 
@@ -34,10 +36,17 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
                     console.section("", begins=False)
                 case Warned(notice=notice):
                     console.notice(notice)
+                case Said(message=message):
+                    console.talk(message)
                 case _:
                     progress.show(event)
 
-        outcome = run_average(options, listen, argv)
+        try:
+            outcome = run_average(options, listen, argv)
+        except Terminated as signalled:
+            if options.resume:
+                signalled.left = "what is complete is kept, and the same command goes on"
+            raise
     if console.style.service == "github":
         ci.publish(outcome.report, os.environ)
     if console.style.json:

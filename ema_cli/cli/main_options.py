@@ -66,6 +66,7 @@ class MainOptions:
     metadata: given.MetadataOption = None
     sha256: given.Sha256Option = False
     force: given.ForceOption = False
+    resume: given.ResumeOption = False
     strict: given.StrictOption = False
     dry_run: given.DryRunOption = False
     ci: given.CiOption = "auto"
@@ -139,6 +140,7 @@ class MainOptions:
             metadata=_parse_metadata(self.metadata or []),
             sha256=self.sha256,
             force=self.force,
+            resume=self.resume,
             strict=self.strict,
         )
 

@@ -198,6 +198,14 @@ Sha256Option = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Overwrite an output that is not up to date.", rich_help_panel=_OUTPUT)
 ]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="When interrupted, keep what is complete; go on with a run that was interrupted.",
+        rich_help_panel=_RUN,
+    ),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="A warning fails the run (exit 8).", rich_help_panel=_RUN)]
 DryRunOption = Annotated[
     bool,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 _RANDOM_BYTES = 6
 _BUILT, _ASIDE = "partial", "old"
+_RESUMABLE, _JOURNAL = "resume.partial", "journal"
 
 
 def temporary_name(path: Path) -> Path:
@@ -22,14 +23,24 @@ def name_aside(path: Path) -> Path:
     return _hidden(path, _ASIDE)
 
 
+def resumable_name(path: Path) -> Path:
+    """Return the name of a half-built output that an interrupted run leaves for the next one."""
+    return path.with_name(f".{path.name}.{_RESUMABLE}")
+
+
+def journal_name(path: Path) -> Path:
+    """Return the name of the journal that tells how far that one is."""
+    return path.with_name(f".{path.name}.{_JOURNAL}")
+
+
 def _hidden(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}.{kind}")
 
 
-def sweep(path: Path) -> None:
+def sweep(path: Path, *, keep_resumable: bool = False) -> None:
     """Put back the folder that had stepped aside for a new one that never came, and remove all other leftovers.
 
-    Only for a run that holds the lock of ``path``.
+    Only for a run that holds the lock of ``path``. What can be resumed stays for a run that resumes.
 
     Raises:
         OSError: something cannot be put back or removed.
@@ -42,6 +53,9 @@ def sweep(path: Path) -> None:
             remove_aside(aside, path)
     for built in path.parent.glob(_pattern(path, _BUILT)):
         remove(built)
+    if not keep_resumable:
+        resumable_name(path).unlink(missing_ok=True)
+        journal_name(path).unlink(missing_ok=True)
 
 
 def remove_aside(aside: Path, path: Path) -> None:

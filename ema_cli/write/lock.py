@@ -16,8 +16,12 @@ from ema_cli.write.publish import raise_output_error
 
 
 @contextlib.contextmanager
-def output_lock(path: Path) -> Iterator[None]:
+def output_lock(path: Path, *, keep_resumable: bool = False) -> Iterator[None]:
     """Hold the lock of the output ``path``, and sweep what killed runs left beside it.
+
+    Args:
+        path: of the output.
+        keep_resumable: leave what this run will resume.
 
     Raises:
         OutputLocked: another run holds it.
@@ -32,7 +36,7 @@ def output_lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise_output_error(path, error)
     try:
-        _sweep(path)
+        _sweep(path, keep_resumable=keep_resumable)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -40,10 +44,10 @@ def output_lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sweep(path: Path) -> None:
+def _sweep(path: Path, *, keep_resumable: bool) -> None:
     try:
         for place in (path, path.with_name(report_name(path.name))):
-            sweep(place)
+            sweep(place, keep_resumable=keep_resumable)
     except OSError as error:
         raise_output_error(path, error)
 

@@ -62,7 +62,7 @@ class OutputFile:
         try:
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
             check_space(os.fstatvfs(self._fd), self.size)
-            _reserve(self._fd, self.size)
+            reserve(self._fd, self.size)
         except OSError as error:
             raise_output_error(self.path, error)
 
@@ -150,8 +150,13 @@ def check_space(free: os.statvfs_result, size: int) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}")
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the space before the work: a full disk should fail in the first second, not in the last."""
+def reserve(descriptor: int, size: int) -> None:
+    """Take the space before the work: a full disk should fail in the first second, not in the last.
+
+    Raises:
+        OSError: there is none.
+
+    """
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:

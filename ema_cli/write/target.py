@@ -9,6 +9,7 @@ from ema_cli.fold.state import Sink
 from ema_cli.records import PlannedOutput
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.output import OutputFile
+from ema_cli.write.resumable import ResumableFile
 
 
 class Target(Sink, Protocol):
@@ -36,3 +37,9 @@ def make_target(output: PlannedOutput) -> Target:
         return OutputFolder(output)
     (file,) = output.files
     return OutputFile(output.path, file.header, file.data_bytes)
+
+
+def make_resumable(output: PlannedOutput) -> ResumableFile:
+    """Return a file that an output is written to, and that stays when the run is interrupted."""
+    (file,) = output.files
+    return ResumableFile(output.path, file.header, file.data_bytes)

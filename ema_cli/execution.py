@@ -1,0 +1,152 @@
+"""Carry a plan out: fold, check, and give the outputs and their reports their names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from ema_cli.copies import warn_of_copies
+from ema_cli.events import Counted, Listener, Progress, Warned
+from ema_cli.findings import FoldOutcome
+from ema_cli.fold.devices import lane_maker, resolve_device
+from ema_cli.fold.engine import fold
+from ema_cli.fold.state import bytes_of
+from ema_cli.options import Options
+from ema_cli.records import Action, Notice, Plan
+from ema_cli.report.build import Measured, build_report
+from ema_cli.report.model import Report
+from ema_cli.report.render import render_report
+from ema_cli.report.several import of_one
+from ema_cli.resume import Resumption
+from ema_cli.storage.digest import sha256_of_all
+from ema_cli.strict import fail_if_strict
+from ema_cli.text import quoted, shortlist
+from ema_cli.uptodate import report_path
+from ema_cli.write.publish import write_atomically
+from ema_cli.write.target import Target, make_resumable, make_target
+from ema_cli.write.uninterrupted import uninterrupted
+
+
+def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
+    """Fold what is planned, write the outputs and their reports, and return the report of all.
+
+    Args:
+        plan: what to do.
+        options: how.
+        listener: told of warnings and progress.
+        argv: the command, for the report.
+        started: monotonic time at which the run began, in seconds.
+
+    Raises:
+        EmaAvgError: see ``ema_cli.errors``; then no output was changed.
+
+    """
+    device = resolve_device(options.device)
+    make_lane = lane_maker(device, plan)
+    with ExitStack() as unpublished:
+        targets, resumption = _open_targets(plan, options, listener, unpublished)
+        done = resumption.done if resumption else []
+        digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
+        fold_started = time.monotonic()
+        folded = fold(
+            plan,
+            targets,
+            make_lane,
+            allow_nonfinite=options.allow_nonfinite,
+            geometry=options.geometry,
+            done=done,
+            on_tensor=resumption.journal.add if resumption else None,
+            on_bytes=_progress(listener, "folding", plan.read_bytes),
+        )
+        fold_seconds = time.monotonic() - fold_started
+        written = [target.finish() for target in targets]
+        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_fold(plan, folded, listener)]
+        fail_if_strict(notices, options)
+        measured = Measured(
+            folded=folded,
+            written=written,
+            input_sha256=digests,
+            bytes_read=plan.read_bytes - bytes_of(plan, done),
+            resumed_tensors=len(done),
+            seconds=time.monotonic() - started,
+            fold_seconds=fold_seconds,
+            device=device,
+        )
+        report = build_report(plan, options, measured, notices, argv)
+        with uninterrupted():
+            for target in targets:
+                target.publish()
+            write_reports(report, options, beside=plan)
+            if resumption:
+                resumption.finish()
+    return report
+
+
+def _open_targets(
+    plan: Plan, options: Options, listener: Listener, unpublished: ExitStack
+) -> tuple[Sequence[Target], Resumption | None]:
+    """Open what is written to; ``unpublished`` discards it. Under ``--resume`` an interrupted run is gone on with."""
+    if not options.resume:
+        targets = [make_target(output) for output in plan.outputs]
+        for target in targets:
+            unpublished.callback(target.discard)
+            target.open()
+        return targets, None
+    files = [make_resumable(output) for output in plan.outputs]
+    for file in files:
+        unpublished.callback(file.discard)
+        file.open()
+    resumption = Resumption(plan, options, files)
+    unpublished.push(resumption.leave)
+    resumption.begin(listener)
+    return files, resumption
+
+
+def write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
+    """Write the report of each output beside it, and the whole report wherever it was asked for."""
+    if beside is not None:
+        for k, output in enumerate(beside.outputs):
+            write_atomically(report_path(output.path), render_report(of_one(report, k), ".json"))
+    for path in options.reports:
+        write_atomically(path, render_report(report, path.suffix))
+
+
+def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
+    """Raise if an input changed while it was read; warn if only its name now means another file."""
+    notices = []
+    for checkpoint in plan.checkpoints:
+        if checkpoint.index.raise_if_changed():
+            message = (
+                f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was averaged"
+            )
+            notices.append(Notice(code="input-replaced", message=message))
+            listener(Warned(notice=notices[-1]))
+    return notices
+
+
+def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Notice]:
+    """Warn of averages that are not finite, which ``--allow-nonfinite`` lets pass, and of copies among the inputs."""
+    names = [
+        quoted(tensor.name)
+        for position, tensor in enumerate(plan.tensors)
+        if tensor.action is Action.AVERAGED and not all(found[position].finite for found in folded.statistics)
+    ]
+    notices = warn_of_copies(plan, folded.contents)
+    if names:
+        message = f"NaN, infinity or overflow in {shortlist(names)}"
+        notices.append(Notice(code="nonfinite-written", message=message))
+    for notice in notices:
+        listener(Warned(notice=notice))
+    return notices
+
+
+def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:
+    return lambda done: listener(Progress(activity=activity, done_bytes=done, total_bytes=total))
+
+
+def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:
+    """Return the SHA-256 of every input."""
+    indexes = [checkpoint.index for checkpoint in plan.checkpoints]
+    count = Counted("hashing", sum(index.size() for index in indexes), listener)
+    return [sha256_of_all(index.sources, count.add) for index in indexes]

@@ -1,0 +1,123 @@
+"""What of an interrupted run is complete: a line per tensor, appended as the fold goes on.
+
+Each line is the CRC-32 of a JSON document and the document; the first names the run. A line that was cut off, and all
+behind it, counts for nothing. Nothing is trusted for the data itself: that is read back before it is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ema_cli.findings import TensorOutcome, TensorStatistics
+from ema_cli.write.leftovers import journal_name
+from ema_cli.write.publish import NEW_FILE, raise_output_error
+
+
+class Journal:
+    """The journal of one run, beside its output.
+
+    Args:
+        output: the path of the output.
+        run: a digest of everything that decides the bytes of the output.
+
+    """
+
+    def __init__(self, output: Path, run: str) -> None:
+        self.path = journal_name(output)
+        self._run = run
+        self._fd = -1
+        self._lock = threading.Lock()
+
+    def read(self) -> list[TensorOutcome] | None:
+        """Return the tensors that an earlier run completed; ``None`` if there is no journal, or it is of another run.
+
+        Raises:
+            OutputError: it cannot be read.
+
+        """
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise_output_error(self.path, error)
+        documents = _documents(lines)
+        if next(documents, None) != {"run": self._run}:
+            return None
+        return [_outcome(document) for document in documents]
+
+    def begin(self, done: Iterable[TensorOutcome]) -> None:
+        """Write the journal anew, with the tensors that are complete, and keep it open.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
+        try:
+            self._fd = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE
+            )
+        except OSError as error:
+            raise_output_error(self.path, error)
+        self._append({"run": self._run})
+        for one in done:
+            self.add(one)
+
+    def add(self, one: TensorOutcome) -> None:
+        """Add a tensor that is complete; safe to call from several threads.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
+        self._append({**dataclasses.asdict(one), "sample": base64.b64encode(one.sample).decode()})
+
+    def close(self) -> None:
+        """Close the journal and leave it there."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Remove the journal: its run is over."""
+        self.close()
+        with contextlib.suppress(OSError):  # the next run without it sweeps it
+            self.path.unlink(missing_ok=True)
+
+    def _append(self, document: dict[str, Any]) -> None:
+        text = json.dumps(document, allow_nan=False).encode()
+        view = memoryview(b"%08x %s\n" % (zlib.crc32(text), text))
+        try:
+            with self._lock:
+                while view:
+                    view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise_output_error(self.path, error)
+
+
+def _documents(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the documents of the lines up to the first that is not whole."""
+    for line in lines:
+        checksum, _, text = line.rstrip(b"\n").partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(text) or not line.endswith(b"\n"):
+            return
+        yield json.loads(text)
+
+
+def _outcome(document: dict[str, Any]) -> TensorOutcome:
+    return TensorOutcome(
+        number=document["number"],
+        written_crc32=tuple(document["written_crc32"]),
+        read_crc32=tuple(document["read_crc32"]),
+        statistics=tuple(TensorStatistics(**found) for found in document["statistics"]),
+        sample=base64.b64decode(document["sample"]),
+    )
