@@ -41,7 +41,8 @@ def output_lock(path: Path, *, keep_resumable: bool = False) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             lock.unlink()
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # the descriptor is gone all the same, and the lock with it
+            os.close(descriptor)
 
 
 def _sweep(path: Path, *, keep_resumable: bool) -> None:

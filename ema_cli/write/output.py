@@ -136,10 +136,11 @@ class OutputFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file, if it is open."""
+        """Close the file, if it is open. What was to be kept is durable by then, so a failure loses nothing."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            descriptor, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def check_space(free: os.statvfs_result, size: int) -> None:

@@ -1,0 +1,158 @@
+/* Lets the N-th call of one system function on files under one folder fail, or kills the process there.
+ *
+ * Preloaded. FAULT_CALL names the function, FAULT_NUMBER says which call, FAULT_ERRNO what it fails with (0: SIGKILL
+ * before the call; -1: only half of what was asked for is transferred), FAULT_FOLDER where, FAULT_LOG the file that
+ * is told the path if the call was reached.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static const char *call, *folder, *log_path;
+static long wanted, code, seen;
+
+__attribute__((constructor)) static void arm(void) {
+    folder = getenv("FAULT_FOLDER");
+    log_path = getenv("FAULT_LOG");
+    if (!folder || !log_path || !getenv("FAULT_CALL")) return;
+    wanted = atol(getenv("FAULT_NUMBER"));
+    code = atol(getenv("FAULT_ERRNO"));
+    call = getenv("FAULT_CALL");
+}
+
+static void note(const char *path) {
+    int fd = syscall(SYS_openat, AT_FDCWD, log_path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    syscall(SYS_write, fd, path, strlen(path));
+    syscall(SYS_close, fd);
+}
+
+/* Whether the call on `fd` (`path` beside it, if there is one) is the one that was chosen. */
+static int chosen(const char *name, int fd, const char *path) {
+    char full[2 * PATH_MAX], link[64];
+    ssize_t length = 0;
+    if (!call || strcmp(call, name)) return 0;
+    if (!path || path[0] != '/') {
+        if (fd == AT_FDCWD) snprintf(link, sizeof link, "/proc/self/cwd");
+        else snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        length = readlink(link, full, PATH_MAX);
+        if (length < 0) return 0;
+        full[length] = 0;
+    }
+    if (path) snprintf(full + length, PATH_MAX, "%s%s", length ? "/" : "", path);
+    if (strncmp(full, folder, strlen(folder))) return 0;
+    if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != wanted) return 0;
+    note(full);
+    if (code == 0) syscall(SYS_kill, getpid(), SIGKILL);
+    return 1;
+}
+
+#define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+#define FAIL do { errno = (int)code; return -1; } while (0)
+
+#define OPEN(name)                                                       \
+    int name(const char *path, int flags, ...) {                         \
+        va_list more; va_start(more, flags);                             \
+        mode_t mode = (flags & O_CREAT) ? va_arg(more, mode_t) : 0;      \
+        va_end(more);                                                    \
+        REAL(name);                                                      \
+        if (chosen("open", AT_FDCWD, path) && code > 0) FAIL;            \
+        return real(path, flags, mode);                                  \
+    }
+#define OPENAT(name)                                                     \
+    int name(int fd, const char *path, int flags, ...) {                 \
+        va_list more; va_start(more, flags);                             \
+        mode_t mode = (flags & O_CREAT) ? va_arg(more, mode_t) : 0;      \
+        va_end(more);                                                    \
+        REAL(name);                                                      \
+        if (chosen("open", fd, path) && code > 0) FAIL;                  \
+        return real(fd, path, flags, mode);                              \
+    }
+OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
+
+#define ON_FD(name, kind, parameters, arguments)                         \
+    int name parameters {                                                \
+        REAL(name);                                                      \
+        if (chosen(kind, fd, NULL) && code > 0) FAIL;                    \
+        return real arguments;                                           \
+    }
+ON_FD(fsync, "fsync", (int fd), (fd))
+ON_FD(fdatasync, "fdatasync", (int fd), (fd))
+ON_FD(ftruncate, "ftruncate", (int fd, off_t size), (fd, size))
+ON_FD(ftruncate64, "ftruncate", (int fd, off64_t size), (fd, size))
+
+#define RESERVE(name, type)                                              \
+    int name(int fd, type offset, type size) {                           \
+        REAL(name);                                                      \
+        if (chosen("fallocate", fd, NULL) && code > 0) return (int)code; \
+        return real(fd, offset, size);                                   \
+    }
+RESERVE(posix_fallocate, off_t) RESERVE(posix_fallocate64, off64_t)
+
+int close(int fd) { /* the descriptor is gone even if the call fails, as on Linux */
+    REAL(close);
+    int fails = chosen("close", fd, NULL) && code > 0, result = real(fd);
+    if (fails) FAIL;
+    return result;
+}
+
+#define TRANSFER(name, kind, buffer)                                     \
+    ssize_t name(int fd, buffer data, size_t size) {                     \
+        REAL(name);                                                      \
+        if (chosen(kind, fd, NULL)) {                                    \
+            if (code > 0) FAIL;                                          \
+            if (size > 1) size /= 2;                                     \
+        }                                                                \
+        return real(fd, data, size);                                     \
+    }
+TRANSFER(write, "write", const void *) TRANSFER(read, "read", void *)
+
+#define PLACED(name, kind, buffer, type)                                 \
+    ssize_t name(int fd, buffer data, size_t size, type offset) {        \
+        REAL(name);                                                      \
+        if (chosen(kind, fd, NULL)) {                                    \
+            if (code > 0) FAIL;                                          \
+            if (size > 1) size /= 2;                                     \
+        }                                                                \
+        return real(fd, data, size, offset);                             \
+    }
+PLACED(pwrite, "pwrite", const void *, off_t) PLACED(pwrite64, "pwrite", const void *, off64_t)
+
+/* Python passes one buffer; a flagged call only asks what is in the page cache. */
+#define VECTOR(name, type, parameter, argument, probe)                               \
+    ssize_t name(int fd, const struct iovec *parts, int count, type offset parameter) { \
+        REAL(name);                                                                  \
+        if (!(probe) && chosen("pread", fd, NULL)) {                                 \
+            if (code > 0) FAIL;                                                      \
+            struct iovec half = {parts[0].iov_base, parts[0].iov_len / 2 + (parts[0].iov_len == 1)}; \
+            return real(fd, &half, 1, offset argument);                              \
+        }                                                                            \
+        return real(fd, parts, count, offset argument);                              \
+    }
+#define COMMA ,
+VECTOR(preadv, off_t, , , 0) VECTOR(preadv64, off64_t, , , 0)
+VECTOR(preadv2, off_t, COMMA int flags, COMMA flags, flags)
+VECTOR(preadv64v2, off64_t, COMMA int flags, COMMA flags, flags)
+
+#define ON_PATH(name, kind, parameters, arguments, fd)                   \
+    int name parameters {                                                \
+        REAL(name);                                                      \
+        if (chosen(kind, fd, path) && code > 0) FAIL;                    \
+        return real arguments;                                           \
+    }
+ON_PATH(rename, "rename", (const char *path, const char *to), (path, to), AT_FDCWD)
+ON_PATH(renameat, "rename", (int fd, const char *path, int other, const char *to), (fd, path, other, to), fd)
+ON_PATH(unlink, "unlink", (const char *path), (path), AT_FDCWD)
+ON_PATH(unlinkat, "unlink", (int fd, const char *path, int flags), (fd, path, flags), fd)
+ON_PATH(mkdir, "mkdir", (const char *path, mode_t mode), (path, mode), AT_FDCWD)
+ON_PATH(rmdir, "rmdir", (const char *path), (path), AT_FDCWD)

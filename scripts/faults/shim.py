@@ -1,0 +1,67 @@
+"""A fault in one system call of a process, made by a library that is loaded before all others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+KILL = 0
+SHORT = -1
+"""Only half of what was asked for is transferred."""
+_SOURCE = Path(__file__).with_name("shim.c")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """The call that is hit, and how."""
+
+    call: str
+    number: int
+    """Which of the calls on files under the folder, from 1 on."""
+    code: int
+    """What it fails with, or ``KILL``, or ``SHORT``."""
+    folder: Path
+
+    def __str__(self) -> str:
+        how = {KILL: "SIGKILL", SHORT: "half"}.get(self.code) or os.strerror(self.code)
+        return f"{self.call} {self.number}: {how}"
+
+
+def compiler() -> str | None:
+    """Return the C compiler, if there is one: without it no system call can be made to fail."""
+    return shutil.which("gcc") or shutil.which("cc")
+
+
+class Shim:
+    """The compiled library.
+
+    Args:
+        folder: for the library, and for its note of the call that it hit.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._library = folder / "shim.so"
+        self._note = folder / "hit"
+        files = ["-o", str(self._library), str(_SOURCE)]
+        command = [compiler() or "cc", "-O1", "-shared", "-fPIC", *files, "-ldl"]
+        subprocess.run(command, check=True)
+
+    def environment(self, fault: Fault) -> dict[str, str]:
+        """Return the environment in which a process meets the fault."""
+        self._note.unlink(missing_ok=True)
+        return {
+            "LD_PRELOAD": str(self._library),
+            "FAULT_CALL": fault.call,
+            "FAULT_NUMBER": str(fault.number),
+            "FAULT_ERRNO": str(fault.code),
+            "FAULT_FOLDER": f"{fault.folder}/",
+            "FAULT_LOG": str(self._note),
+        }
+
+    def hit(self) -> str:
+        """Return the path on which the call was hit; nothing if the process did not come that far."""
+        return self._note.read_text() if self._note.exists() else ""

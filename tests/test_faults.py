@@ -1,0 +1,66 @@
+"""A slice of the campaign of faults: system calls that fail, and reads that bring less than was asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ema_cli.write.lock import output_lock
+from ema_cli.write.output import OutputFile
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def campaign(part: str, cases: int, *, seed: int = 1) -> None:
+    """Run some cases of a part, all of which must hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "faults", "--only", part, "--cases", str(cases), "--seed", str(seed)],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "skipped" in done.stdout:
+        pytest.skip(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried, held = map(int, re.findall(r"\| (\d+) \| (\d+) \| 0 \|", done.stdout)[0])
+    assert tried == held > 0
+
+
+def test_failing_calls_on_the_output_are_told_and_leave_it_whole() -> None:
+    """Exit 5 with the path and the error, the old output or the new one, nothing left, and the next run succeeds."""
+    campaign("errors", 12)
+
+
+def test_failing_calls_on_an_input_are_never_silent() -> None:
+    """Half of what was asked for changes no byte of the average; an error ends the run and names the file."""
+    campaign("reads", 8)
+
+
+def test_a_close_that_fails_when_all_is_durable_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output has its name and is durable by then: neither its descriptor nor that of the lock matters any more."""
+    original = os.close
+
+    def failing(descriptor: int) -> None:
+        original(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    output = tmp_path / "ema.safetensors"
+    header = b"{}      "
+    with output_lock(output):
+        file = OutputFile(output, len(header).to_bytes(8, "little") + header, 0)
+        file.open()
+        file.finish()
+        file.publish()
+        file = OutputFile(output, len(header).to_bytes(8, "little") + header, 0)
+        file.open()
+        monkeypatch.setattr(os, "close", failing)
+        file.discard()
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["ema.safetensors"]
