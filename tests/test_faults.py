@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ema_cli.storage.source import FileSource
 from ema_cli.write.lock import output_lock
 from ema_cli.write.output import OutputFile
 
@@ -43,14 +45,22 @@ def test_failing_calls_on_an_input_are_never_silent() -> None:
     campaign("reads", 8)
 
 
+def close_and_fail(descriptor: int, original: Callable[[int], None] = os.close) -> None:
+    """Close as Linux does when it reports an error: the descriptor is gone all the same."""
+    original(descriptor)
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was wanted of it has been read."""
+    (tmp_path / "x").write_bytes(b"abc")
+    source = FileSource(tmp_path / "x")
+    monkeypatch.setattr(os, "close", close_and_fail)
+    source.close()
+
+
 def test_a_close_that_fails_when_all_is_durable_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output has its name and is durable by then: neither its descriptor nor that of the lock matters any more."""
-    original = os.close
-
-    def failing(descriptor: int) -> None:
-        original(descriptor)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     output = tmp_path / "ema.safetensors"
     header = b"{}      "
     with output_lock(output):
@@ -60,7 +70,7 @@ def test_a_close_that_fails_when_all_is_durable_is_no_failure(tmp_path: Path, mo
         file.publish()
         file = OutputFile(output, len(header).to_bytes(8, "little") + header, 0)
         file.open()
-        monkeypatch.setattr(os, "close", failing)
+        monkeypatch.setattr(os, "close", close_and_fail)
         file.discard()
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["ema.safetensors"]

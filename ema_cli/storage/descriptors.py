@@ -6,6 +6,7 @@ read for longest gives its descriptor up, and must be the same file when it is o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -64,7 +65,7 @@ class Descriptors:
         with self._lock:
             found = self._open.pop(owner, None)
         if found is not None:
-            os.close(found.descriptor)
+            _close(found.descriptor)
 
     def _add(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
         while len(self._open) >= _most() and (_raise_limit() or self._close_one()):
@@ -85,8 +86,14 @@ class Descriptors:
         idle = next((owner for owner, found in self._open.items() if found.readers == 0), None)
         if idle is None:
             return False
-        os.close(self._open.pop(idle).descriptor)
+        _close(self._open.pop(idle).descriptor)
         return True
+
+
+def _close(descriptor: int) -> None:
+    """Close a file that was only read: the descriptor is gone even if the system complains, and nothing is lost."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _most() -> int:
