@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from ema_cli.earlier import Earlier
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew
@@ -30,7 +29,7 @@ from ema_cli.records import (
 )
 from ema_cli.report.model import Input
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import absolute
+from ema_cli.storage.locations import Location, absolute, is_folder, locate, names_in
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.timeline import Timeline
 from ema_cli.uptodate import read_report
@@ -229,7 +228,7 @@ def _read_again(earlier: Earlier, found: _Sorted, options: Options) -> tuple[Ord
         again = replace(found.again, role=Role.AGAIN)
     else:
         neighbours = [found.fresh[0].checkpoint.path, earlier.checkpoint.path]
-        neighbours += [Path(known.path), earlier.checkpoint.path.parent / known.path] if known is not None else []
+        neighbours += [locate(known.path), earlier.checkpoint.path.parent / known.path] if known is not None else []
         again = OrderedCheckpoint(
             checkpoint=_find_again(earlier, neighbours, known, options), step=_last_step(earlier), role=Role.AGAIN
         )
@@ -241,7 +240,7 @@ def _read_again(earlier: Earlier, found: _Sorted, options: Options) -> tuple[Ord
     return again, [Notice(code="again-touched", message=message, hint=hint)]
 
 
-def _find_again(earlier: Earlier, neighbours: Sequence[Path], known: Input | None, options: Options) -> Checkpoint:
+def _find_again(earlier: Earlier, neighbours: Sequence[Location], known: Input | None, options: Options) -> Checkpoint:
     """Open the last checkpoint inside by its name; of several, the one with the fingerprint in the report."""
     usable: Checkpoint | None = None
     for path in _candidates(earlier.last.name, neighbours):
@@ -269,12 +268,11 @@ def _may_be(found: Checkpoint, earlier: Earlier) -> bool:
     return earlier.last.step is None or not steps or earlier.last.step in steps
 
 
-def _candidates(name: str, neighbours: Sequence[Path]) -> Iterator[Path]:
+def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]:
     """Yield the files and folders called ``name``, whatever their suffix, that lie where ``neighbours`` do."""
     depth = name_depth([name])
-    for root in dict.fromkeys(
-        path.absolute().parents[min(depth, len(path.absolute().parts) - 1) - 1] for path in neighbours
-    ):
+    places = [locate(absolute(path)) for path in neighbours]
+    for root in dict.fromkeys(path.parents[min(depth, len(path.parts) - 1) - 1] for path in places):
         folder = (root / name).parent
-        if folder.is_dir():
-            yield from (path for path in sorted(folder.iterdir()) if name_of(str(path), depth) == name)
+        if is_folder(folder):
+            yield from (folder / one for one in sorted(names_in(folder)) if name_of(str(folder / one), depth) == name)

@@ -127,7 +127,7 @@ class Folded:
 class Continuation:
     """How an average goes on from an earlier output A: ``scale A + again theta_M + ...``, M checkpoints in A."""
 
-    path: Path
+    path: Location
     method: Method
     folded: tuple[Folded, ...]
     """The M checkpoints inside the earlier output, in fold order."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
-from ema_cli.errors import NothingNew, OutputError
+from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.files import PlannedFile, is_weights
 from ema_cli.naming import report_name
 from ema_cli.options import Options
@@ -15,8 +16,11 @@ from ema_cli.report.model import File, Output, Report
 from ema_cli.report.serialize import from_json
 from ema_cli.report.several import together
 from ema_cli.report.soundness import find_fault
+from ema_cli.storage.locations import Location, Url, open_source
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.leftovers import holds_something
+
+Where = TypeVar("Where", Path, Url, Location)
 
 
 def find_earlier(plan: Plan, options: Options) -> Report | None:
@@ -69,16 +73,17 @@ def _find_unchanged(plan: Plan, options: Options) -> Report:
     )
 
 
-def report_path(output: Path) -> Path:
+def report_path(output: Where) -> Where:
     """Return the path of the report beside an output."""
     return output.with_name(report_name(output.name))
 
 
-def read_report(output: Path) -> Report | None:
+def read_report(output: Location) -> Report | None:
     """Return the report beside an output, ``None`` if there is none that can be read."""
     try:
-        report = from_json(report_path(output).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open_source(report_path(output)) as source:
+            report = from_json(source.read(0, source.size()).decode())
+    except (EmaAvgError, ValueError):
         return None
     return report if find_fault(report) is None else None
 

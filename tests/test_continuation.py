@@ -473,7 +473,7 @@ def test_the_file_that_was_folded_is_preferred(
     torch.save(random_states(1, seed=9)[0], elsewhere / "run" / "step_350.pt")
     monkeypatch.chdir(elsewhere)
     made = ema_cli.plan([f"../run/{path.name}" for path in paths[3:]], continue_from="../part.safetensors")
-    assert made.series.members[1].checkpoint.path.resolve() == paths[2]
+    assert Path(made.series.members[1].checkpoint.path).resolve() == paths[2]
     assert "again-touched" not in {notice.code for notice in made.notices}
 
 

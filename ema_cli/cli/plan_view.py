@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import takewhile
 
 from rich.table import Table
 from rich.text import Text
@@ -113,13 +113,17 @@ def _in_shards(made: Plan) -> str:
 
 
 def _common_folder(paths: Sequence[Location]) -> str:
-    """Return the folder that all paths share; empty where some are remote, which are shown whole."""
-    local = [str(path.parent.absolute()) for path in paths if isinstance(path, Path)]
-    return os.path.commonpath(local) if local and len(local) == len(paths) else ""
+    """Return the folder, here or in a store, that all paths share; empty where they share none."""
+    parents = zip(*(absolute(path).split("/")[:-1] for path in paths), strict=False)
+    return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))
 
 
 def _shortest(folder: str) -> str:
-    """Return the folder as seen from here, where that is shorter."""
+    """Return a folder as seen from here, where that is shorter."""
+    if not folder:
+        return "several places"
+    if "://" in folder:
+        return folder
     try:
         return min(folder, os.path.relpath(folder), key=len)
     except OSError:  # the working directory was deleted

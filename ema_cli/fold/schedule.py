@@ -15,10 +15,7 @@ from ema_cli.records import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.gather import announce
 
-_AHEAD_BYTES = 1 << 26
-"""How far ahead of the fold the inputs are announced, all files together."""
-_WINDOW_BYTES = 1 << 22
-"""Size of one announcement per file, at most."""
+_SMALLEST_WINDOW = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,11 @@ class Schedule:
         self._plan = plan
         self._done = done
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
-        self._windows = self._cut(lambda tensor: max(1, _WINDOW_BYTES // tensor.dtype.itemsize))
+        sources = [source for i in plan.used for source in plan.checkpoints[i].index.sources]
+        self._ahead_bytes = max(source.ahead_bytes for source in sources)
+        window = max(source.window_bytes for source in sources)
+        window = max(_SMALLEST_WINDOW, min(window, self._ahead_bytes // (2 * len(plan.used))))
+        self._windows = self._cut(lambda tensor: max(1, window // tensor.dtype.itemsize))
         self._taken_bytes = 0
         self._announced_bytes = 0
         self._lock = threading.Lock()
@@ -77,7 +78,7 @@ class Schedule:
         return [(i, checkpoints[i].index.extent(tensor.positions[numbers[i]])) for i in readers]
 
     def _announce(self) -> None:
-        while self._announced_bytes < self._taken_bytes + _AHEAD_BYTES:
+        while self._announced_bytes < self._taken_bytes + self._ahead_bytes:
             window = next(self._windows, None)
             if window is None:
                 return

@@ -20,9 +20,20 @@ class Url(PurePosixPath):
 
     __slots__ = ()
 
-    def __str__(self) -> str:
+    @property
+    def scheme(self) -> str:
+        """What the store is reached by, such as ``s3``."""
+        return self.parts[0].removesuffix(":")
+
+    @property
+    def address(self) -> str:
+        """The URL as it was given; it may hold a password or a signature, which are never shown."""
         scheme, *rest = self.parts
         return f"{scheme}//{'/'.join(rest)}"
+
+    def __str__(self) -> str:
+        shown = re.sub(r"(?<=://)[^/@]*@", "", self.address)
+        return shown.partition("?")[0] if self.scheme.startswith("http") else shown
 
     def __fspath__(self) -> str:
         return str(self)

@@ -30,6 +30,10 @@ class ByteSource(ABC):
 
     name: str
     """What messages call it."""
+    window_bytes: int = 1 << 22
+    """Size of one announcement, at most."""
+    ahead_bytes: int = 1 << 26
+    """How far ahead it pays to announce what will be read, all sources together."""
 
     @property
     @abstractmethod

@@ -1,0 +1,139 @@
+"""Fetch what will be needed: announced ranges become large requests, of which several are on their way at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from concurrent.futures import Future
+
+Fetch = Callable[[int, int], bytes]
+"""Returns the bytes from the first to before the second number."""
+
+_REQUEST_BYTES = 1 << 24
+_GAP_BYTES = 1 << 12
+"""Ranges that lie closer together are fetched with what is between them: padding, the headers of records."""
+_THREADS = 12
+
+
+class _Chunk:
+    """A range that is fetched in one request."""
+
+    __slots__ = ("begin", "end", "future", "left")
+
+    def __init__(self, begin: int, end: int) -> None:
+        self.begin = begin
+        self.end = end
+        self.left = end - begin
+        """Announced bytes that were not taken yet."""
+        self.future: Future[bytes] | None = None
+
+
+class Ahead:
+    """The ranges of one source that were announced and not taken yet. Safe to use from several threads."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._chunks: list[_Chunk] = []
+        """By begin; they do not overlap."""
+        self._growing: _Chunk | None = None
+        """The chunk at the end of the last announcement, which the next one may go on with."""
+        self._lock = threading.Lock()
+        self.closed = threading.Event()
+
+    def announce(self, begin: int, end: int) -> None:
+        """Have a range fetched, unless it is on its way already."""
+        with self._lock:
+            while begin < end:
+                known = self._find(begin)
+                if known is not None:
+                    known.left += min(end, known.end) - begin
+                    begin = known.end
+                else:
+                    begin = self._add(begin, end)
+
+    def take(self, offset: int, view: memoryview) -> int:
+        """Copy what is announced at ``offset`` into the front of ``view``; return how many bytes, 0 if none."""
+        with self._lock:
+            chunk = self._find(offset)
+            if chunk is None:
+                return 0
+            self._request(chunk)
+        assert chunk.future is not None  # noqa: S101 - requested above
+        data = memoryview(chunk.future.result())
+        piece = data[offset - chunk.begin : offset - chunk.begin + len(view)]
+        view[: len(piece)] = piece
+        with self._lock:
+            chunk.left -= len(piece)
+            number = self._number(offset)
+            if chunk.left <= 0 and number >= 0 and self._chunks[number] is chunk:
+                del self._chunks[number]
+        return len(piece)
+
+    def close(self) -> None:
+        """Forget everything; requests that wait are not made any more."""
+        self.closed.set()
+        with self._lock:
+            for chunk in self._chunks:
+                if chunk.future is not None:
+                    chunk.future.cancel()
+            self._chunks.clear()
+            self._growing = None
+
+    def _number(self, offset: int) -> int:
+        """Return the number of the last chunk that begins at ``offset`` or before, -1 if there is none."""
+        return bisect_right(self._chunks, offset, key=lambda chunk: chunk.begin) - 1
+
+    def _find(self, offset: int) -> _Chunk | None:
+        number = self._number(offset)
+        found = self._chunks[number] if number >= 0 else None
+        return found if found is not None and offset < found.end else None
+
+    def _add(self, begin: int, end: int) -> int:
+        """Announce some of a range of which the first byte is new; return where the rest begins."""
+        number = self._number(begin) + 1
+        following = self._chunks[number].begin if number < len(self._chunks) else end
+        growing = self._growing
+        if growing is not None and growing.future is None and 0 <= begin - growing.end <= _GAP_BYTES:
+            stop = min(end, following, growing.begin + _REQUEST_BYTES)
+            if stop > begin:
+                growing.left += stop - begin
+                growing.end = stop
+                return stop
+        if growing is not None:
+            self._request(growing)
+        stop = min(end, following, begin + _REQUEST_BYTES)
+        self._growing = _Chunk(begin, stop)
+        self._chunks.insert(number, self._growing)
+        return stop
+
+    def _request(self, chunk: _Chunk) -> None:
+        if chunk.future is None:
+            chunk.future = Future()
+            _fetchers().put((chunk.future, self._fetch, chunk.begin, chunk.end))
+
+
+_Work = tuple["Future[bytes]", Fetch, int, int]
+_QUEUE: queue.SimpleQueue[_Work] = queue.SimpleQueue()
+_STARTED = threading.Event()
+
+
+def _fetchers() -> queue.SimpleQueue[_Work]:
+    """Return the queue of the fetching threads, which all sources share. They do not outlive an interrupted run."""
+    if not _STARTED.is_set():
+        _STARTED.set()
+        for number in range(_THREADS):
+            threading.Thread(target=_work, name=f"fetch-{number}", daemon=True).start()
+    return _QUEUE
+
+
+def _work() -> None:
+    while True:
+        future, fetch, begin, end = _QUEUE.get()
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(fetch(begin, end))
+        except BaseException as error:  # noqa: BLE001 - raised again by who takes the range
+            future.set_exception(error)
