@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import metadata as torch_metadata
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
+from ema_cli.formats.dcp_signature import signature
+from ema_cli.formats.dcp_tiling import check_tiling
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Mosaic
 from tests import dcp_makers, makers
@@ -315,6 +317,71 @@ def test_memory_does_not_grow_with_the_shards(tmp_path: Path, ema_avg: Run, axis
     assert json.loads(done.stdout)["summary"]["peak_memory_bytes"] < 80_000_000
     with safe_open(tmp_path / "ema.safetensors", "pt") as written:
         assert torch.equal(written.get_tensor("w"), fold([{"w": one} for one in series])["w"])
+
+
+def test_saves_of_one_run_have_one_signature(tmp_path: Path) -> None:
+    """Metadata that declare the same are parsed once, whatever the folders and the saves are called."""
+    names = ("ckpt-9", "ckpt-100", "a/b/c")
+    folders = [dcp_makers.save(tmp_path / name, {"model": MODEL, "step": number}) for number, name in enumerate(names)]
+    raw = [(folder / ".metadata").read_bytes() for folder in folders]
+    assert len(set(raw)) == 3
+    assert len(set(map(signature, raw))) == 1
+    other = dcp_makers.save(tmp_path / "other", {"model": {**MODEL, "c": torch.ones(1)}})
+    assert signature((other / ".metadata").read_bytes()) != signature(raw[0])
+    changed = dcp_makers.edit_metadata(other, set_all(planner_data=None))
+    assert signature((changed / ".metadata").read_bytes()) != signature(raw[0])
+
+
+Rectangles = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+@st.composite
+def cut_up(draw: st.DrawFn) -> tuple[tuple[int, ...], Rectangles]:
+    """Cut a tensor by straight cuts, again and again."""
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)))
+    pieces: Rectangles = [((0,) * len(shape), shape)]
+    for _ in range(draw(st.integers(0, 8))):
+        origin, sizes = pieces.pop(draw(st.integers(0, len(pieces) - 1)))
+        axis = draw(st.integers(0, len(shape) - 1))
+        cut = draw(st.integers(0, sizes[axis]))
+        low = (*sizes[:axis], cut, *sizes[axis + 1 :])
+        high = (*sizes[:axis], sizes[axis] - cut, *sizes[axis + 1 :])
+        pieces += [(origin, low), ((*origin[:axis], origin[axis] + cut, *origin[axis + 1 :]), high)]
+    return shape, draw(st.permutations(pieces))
+
+
+@given(cut_up())
+def test_what_is_cut_up_tiles(made: tuple[tuple[int, ...], Rectangles]) -> None:
+    """Whatever straight cuts make of a tensor is accepted, pieces without elements too."""
+    check_tiling(*made)
+
+
+@given(cut_up(), st.data())
+def test_what_does_not_tile_is_refused(made: tuple[tuple[int, ...], Rectangles], data: st.DataObject) -> None:
+    """A piece that is moved, resized, dropped or doubled is found, as counting the pieces of each element finds it."""
+    shape, pieces = made
+    number = data.draw(st.integers(0, len(pieces) - 1))
+    sizes = st.tuples(*[st.integers(0, size) for size in shape])
+    pieces[number : number + data.draw(st.integers(0, 1))] = data.draw(st.lists(st.tuples(sizes, sizes), max_size=2))
+    count = np.zeros(shape, dtype=int)
+    inside = True
+    for origin, extent in pieces:
+        inside &= 0 in extent or all(a + b <= whole for a, b, whole in zip(origin, extent, shape, strict=True))
+        count[tuple(slice(a, a + b) for a, b in zip(origin, extent, strict=True))] += 1
+    if inside and (count == 1).all():
+        check_tiling(shape, pieces)
+    else:
+        with pytest.raises(InputRefused):
+            check_tiling(shape, pieces)
+
+
+def test_tiling_is_bounded_work() -> None:
+    """Half a million columns are checked, and as many that overlap are refused, in no time that grows faster."""
+    columns: Rectangles = [((0, number), (3, 1)) for number in range(500_000)]
+    check_tiling((3, 500_000), columns)
+    steps: Rectangles = [((number, number), (1, 100)) for number in range(5_000)]
+    with pytest.raises(InputRefused):
+        check_tiling((5_000, 5_100), [*steps, ((0, 0), (5_000, 5_000))])
 
 
 # What is refused, each with its reason.

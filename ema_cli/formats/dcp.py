@@ -16,6 +16,7 @@ from ema_cli.formats.companions import find_companions
 from ema_cli.formats.dcp_chunks import Chunks
 from ema_cli.formats.dcp_metadata import parse_metadata
 from ema_cli.formats.dcp_placing import Placing
+from ema_cli.formats.dcp_signature import signature
 from ema_cli.formats.dcp_steps import read_dcp_steps
 from ema_cli.formats.dcp_tree import Chosen, choose
 from ema_cli.formats.folder import Folder
@@ -27,8 +28,6 @@ METADATA = ".metadata"
 _DATA_SUFFIX = ".distcp"
 _OF_ONE_RANK = re.compile(r"__\d+\.metadata")
 _LARGEST_METADATA = 1 << 27
-_OF_THIS_SAVE = re.compile(rb"checkpoint_id.{1,4096}?save_id.{1,8}?[0-9a-f-]{36}", re.DOTALL)
-"""Where the pickle names the folder and the save, in its last object: all that differs between like checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +58,7 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     """
     _refuse_unfinished(folder)
     raw = folder.read(METADATA, most=_LARGEST_METADATA)
-    digest = hashlib.sha256(_OF_THIS_SAVE.sub(b"", raw, count=1)).digest()
-    known = pool.remember(("dcp", digest, key), lambda: _Known(chosen=choose(parse_metadata(raw), key)))
+    known = pool.remember(("dcp", signature(raw), key), lambda: _Known(chosen=choose(parse_metadata(raw), key)))
     placing = Placing(folder, known.chosen.ends, known.chunks)
     for name, tensor in known.chosen.tensors.items():
         placing.add(name, tensor)

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp_metadata import Chunk, SavedTensor
+from ema_cli.formats.dcp_records import Chunk, SavedTensor
 from ema_cli.formats.dcp_window import Window
 from ema_cli.formats.inert_pickle import loads
 from ema_cli.formats.inert_values import PickleError

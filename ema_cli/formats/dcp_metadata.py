@@ -9,10 +9,10 @@ Source of the records: ``torch/distributed/checkpoint/metadata.py`` and ``filesy
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.dcp_records import Chunk, Saved, SavedTensor, Sizes, Stored
 from ema_cli.formats.dcp_tiling import check_tiling
 from ema_cli.formats.inert_pickle import loads
 from ema_cli.formats.inert_values import Global, Inert, PickleError
@@ -27,51 +27,6 @@ _DEEPEST = 64
 """Names of a path in the nested state dict."""
 _LIMIT = 1 << 62
 _CONVERT = "if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"
-
-Sizes = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """Where an item lies: a range of bytes of a file of the folder."""
-
-    file: str
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """A rectangle of a tensor that was saved by itself."""
-
-    origin: Sizes
-    shape: Sizes
-    stored: Stored
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedTensor:
-    """A tensor, whole; its chunks tile it."""
-
-    dtype_name: str
-    """The torch name."""
-    shape: Sizes
-    chunks: tuple[Chunk, ...]
-    """Those that have elements, in the order of their origins."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """Everything that a folder declares to hold, by flat name, in the order of the state dict."""
-
-    items: dict[str, SavedTensor | Stored]
-    """Tensors; and of every other object its place."""
-    paths: dict[str, tuple[str, ...]]
-    """Where each lay in the nested state dict, as far as that was written down."""
-    ends: dict[str, int]
-    """How far each file must reach, by its name."""
-    reshaped: frozenset[str]
-    """Tensors that Megatron stored in another shape than they have."""
 
 
 def parse_metadata(raw: bytes) -> Saved:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp_chunks import Chunks, Located
-from ema_cli.formats.dcp_metadata import Chunk, SavedTensor, Stored
+from ema_cli.formats.dcp_records import Chunk, SavedTensor, Stored
 from ema_cli.formats.dcp_window import Window
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.structure import UnreadableTensor, writable_name

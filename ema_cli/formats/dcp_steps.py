@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ema_cli.formats.dcp_chunks import open_archive
-from ema_cli.formats.dcp_metadata import Stored
 from ema_cli.formats.dcp_placing import Placing
+from ema_cli.formats.dcp_records import Stored
 from ema_cli.formats.inert_values import Inert
 from ema_cli.formats.steps import KEYS, read_steps
 from ema_cli.records import FoundStep

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp_metadata import Saved, SavedTensor, Stored
+from ema_cli.formats.dcp_records import Saved, SavedTensor, Stored
 from ema_cli.formats.state_dict import find_state_dict
 from ema_cli.formats.steps import KEYS
 from ema_cli.formats.structure import MOST_TENSORS
