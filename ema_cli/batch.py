@@ -13,7 +13,6 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 
 from ema_cli.errors import EmaAvgError
 from ema_cli.events import Event, Warned
@@ -22,6 +21,7 @@ from ema_cli.pipeline import planned, run_average
 from ema_cli.places import check_places
 from ema_cli.planning import default_threads
 from ema_cli.records import Notice
+from ema_cli.storage.locations import Location, locate
 from ema_cli.strict import fail_if_strict
 from ema_cli.uptodate import find_earlier, report_path
 
@@ -44,7 +44,7 @@ class JobResult:
 
     job: Job
     status: Status
-    outputs: tuple[Path, ...]
+    outputs: tuple[Location, ...]
     """Those that are there, or would be; none of a job that failed."""
     checkpoints: int
     seconds: float
@@ -53,7 +53,7 @@ class JobResult:
     """Of a job that failed: an ``EmaAvgError``, or anything else for a bug."""
 
     @property
-    def reports(self) -> tuple[Path, ...]:
+    def reports(self) -> tuple[Location, ...]:
         """The report beside each output, and those asked for besides."""
         if self.status in (Status.FAILED, Status.PLANNED):
             return ()
@@ -155,7 +155,7 @@ def _in_threads(jobs: Sequence[Job], work: _Work, listener: BatchListener, worke
         pool.shutdown(cancel_futures=True)
 
 
-_Outcome = tuple[Status, tuple[Path, ...], int]
+_Outcome = tuple[Status, tuple[Location, ...], int]
 """Status, outputs, and number of checkpoints."""
 
 
@@ -198,7 +198,7 @@ def _light(failure: Exception) -> Exception:
 
 def _average(job: Job, listen: Callable[[Event], None], argv: Sequence[str]) -> _Outcome:
     done = run_average(job.options, listen, argv)
-    paths = tuple(Path(average.output.path) for average in done.report.averages)
+    paths = tuple(locate(average.output.path) for average in done.report.averages)
     count = len(done.report.averages[0].diagnostics.implied_lr)  # those inside an earlier average included
     return (Status.UP_TO_DATE if done.up_to_date else Status.WRITTEN), paths, count
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ema_cli.earlier import Earlier
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew
@@ -97,7 +98,10 @@ def _in_place(earlier: Earlier, options: Options) -> bool:
     if options.output is None:
         return False
     output = output_path(earlier.method, options)
-    return output.exists() and output.samefile(earlier.checkpoint.path)
+    there = earlier.checkpoint.path
+    if not (isinstance(output, Path) and isinstance(there, Path)):
+        return output == there
+    return output.exists() and output.samefile(there)
 
 
 def _factors(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:

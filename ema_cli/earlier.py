@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
@@ -18,6 +18,7 @@ from ema_cli.methods import SPECS, Decay, Method
 from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import Location
 from ema_cli.text import quoted
 from ema_cli.timeline import Timeline
 from ema_cli.weight_options import WeightOptions
@@ -58,7 +59,7 @@ class Earlier:
         return quoted(one.name) if one.step is None else f"{self.unit} {one.step:,}"
 
 
-def open_earlier(path: Path, options: Options) -> Earlier:
+def open_earlier(path: Location, options: Options) -> Earlier:
     """Open an earlier output; its file stays open for the fold.
 
     Raises:

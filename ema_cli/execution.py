@@ -20,6 +20,7 @@ from ema_cli.report.render import render_report
 from ema_cli.report.several import of_one
 from ema_cli.resume import Resumption
 from ema_cli.storage.digest import sha256_of_all
+from ema_cli.storage.locations import Location, Url
 from ema_cli.strict import fail_if_strict
 from ema_cli.text import quoted, shortlist
 from ema_cli.uptodate import report_path
@@ -107,9 +108,18 @@ def write_reports(report: Report, options: Options, beside: Plan | None = None) 
     """Write the report of each output beside it, and the whole report wherever it was asked for."""
     if beside is not None:
         for k, output in enumerate(beside.outputs):
-            write_atomically(report_path(output.path), render_report(of_one(report, k), ".json"))
+            _write(report_path(output.path), render_report(of_one(report, k), ".json"))
     for path in options.reports:
         write_atomically(path, render_report(report, path.suffix))
+
+
+def _write(place: Location, data: bytes) -> None:
+    if isinstance(place, Url):
+        from ema_cli.write.remote import write_object  # noqa: PLC0415 - fsspec
+
+        write_object(place, data)
+    else:
+        write_atomically(place, data)
 
 
 def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:

@@ -11,6 +11,7 @@ from ema_cli.errors import UsageError
 from ema_cli.naming import fill_run, run_name
 from ema_cli.options import Options
 from ema_cli.outputs import output_path
+from ema_cli.storage.locations import Location, Url, locate
 from ema_cli.text import quoted
 from ema_cli.uptodate import report_path
 
@@ -27,15 +28,15 @@ class Job:
 def make_job(options: Options, run: str) -> Job:
     """Return the job of a run: ``{run}`` and ``{name}`` in its paths are filled in."""
 
-    def fill(path: Path) -> Path:
-        return Path(fill_run(str(path), run, run_name(run)))
+    def fill(path: Location) -> Location:
+        return locate(fill_run(str(path), run, run_name(run)))
 
     return Job(
         run=run,
         options=replace(
             options,
             run=run,
-            reports=tuple(map(fill, options.reports)),
+            reports=tuple(Path(fill(report)) for report in options.reports),
             continue_from=fill(options.continue_from) if options.continue_from else None,
         ),
     )
@@ -64,7 +65,7 @@ def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
         places |= dict.fromkeys(mine, quoted(job.run))
 
 
-def _written(options: Options) -> Iterator[Path]:
+def _written(options: Options) -> Iterator[Location]:
     """Yield what a job writes."""
     for output in _outputs(options):
         yield output
@@ -72,13 +73,15 @@ def _written(options: Options) -> Iterator[Path]:
     yield from options.reports
 
 
-def _outputs(options: Options) -> list[Path]:
+def _outputs(options: Options) -> list[Location]:
     if options.output is None or options.continue_from is not None:  # the method is known when that file is read
         run = options.run or ""
-        return [Path(fill_run(str(options.output), run, run_name(run)))] if options.output else []
+        return [locate(fill_run(str(options.output), run, run_name(run)))] if options.output else []
     return [output_path(method, options) for method in options.expand()]
 
 
-def _place(path: Path) -> str:
+def _place(path: Location) -> str:
     """Return what two names of one file have in common, whether it exists or not."""
+    if isinstance(path, Url):
+        return path.address
     return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118

@@ -13,6 +13,7 @@ from ema_cli.errors import UsageError
 from ema_cli.methods import Clock, Method
 from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
 from ema_cli.output_name import check_output_name
+from ema_cli.storage.locations import Location, Url
 from ema_cli.text import is_writable_text, quoted
 from ema_cli.weight_options import WeightOptions, refuse_other_words
 
@@ -64,7 +65,7 @@ class Options(WeightOptions):
 
     clock: Clock | None = None
     """What the steps count: the unit that is printed; ``epochs`` says that a decay per step is one per epoch."""
-    continue_from: Path | None = None
+    continue_from: Location | None = None
     """An earlier output that the checkpoints are folded into."""
 
     buffers: BufferPolicy = "average"
@@ -86,7 +87,7 @@ class Options(WeightOptions):
 
     run: str | None = None
     """The folder that ``{run}`` and ``{name}`` in the output mean; ``None`` for the one folder in ``paths``."""
-    output: Path | None = None
+    output: Location | None = None
     """Where the average goes; ``{decay}``, ``{method}`` and the like in it tell several averages apart."""
     max_shard_size: int | None = None
     """Bytes of tensors in one file: then the output is a folder of such files. ``None`` for one file."""
@@ -185,12 +186,14 @@ class Options(WeightOptions):
     def _check_resume(self) -> None:
         if not self.resume:
             return
+        if isinstance(self.output, Url):
+            raise UsageError("--resume keeps a partial file, which a store does not have", hint="-o ema.safetensors")
         if self.max_shard_size is not None:
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
         if self.geometry == "full":
             raise UsageError("--resume cannot keep the sums of --geometry full", hint="--geometry sample")
 
-    def _check_fields(self, output: Path) -> None:
+    def _check_fields(self, output: Location) -> None:
         """Refuse a name with unknown fields, and one that would not tell several averages apart."""
         unknown = unknown_fields_in(str(output))
         if unknown:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from ema_cli.errors import UsageError
+from ema_cli.storage.locations import Location, Url, locate
 from ema_cli.text import quoted
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """What the libraries of Hugging Face put into one file at most."""
 
 
-def parse_output(text: str, max_shard_size: int | None) -> tuple[Path, int | None]:
+def parse_output(text: str, max_shard_size: int | None) -> tuple[Location, int | None]:
     """Return the path of an output, and the bytes of one of its files: a name that ends with a slash is a folder's."""
     if max_shard_size is None and text.endswith(os.sep):
         max_shard_size = DEFAULT_SHARD_BYTES
-    return Path(text), max_shard_size
+    return locate(text), max_shard_size
 
 
-def check_output_name(output: Path, max_shard_size: int | None) -> None:
+def check_output_name(output: Location, max_shard_size: int | None) -> None:
     """Refuse a name that no file, or no folder, of weights can have.
 
     Raises:
@@ -40,7 +40,9 @@ def check_output_name(output: Path, max_shard_size: int | None) -> None:
         raise UsageError(f"{said} is written as safetensors", hint=hint)
 
 
-def _check_folder(output: Path, said: str, max_shard_size: int) -> None:
+def _check_folder(output: Location, said: str, max_shard_size: int) -> None:
+    if isinstance(output, Url):
+        raise UsageError(f"{said} is in a store, where one file is written", hint=f"-o {output}.safetensors")
     if max_shard_size < 1:
         raise UsageError(f"--max-shard-size {max_shard_size:,} must be at least one byte", hint="--max-shard-size 5GB")
     if output.suffix == ".safetensors":

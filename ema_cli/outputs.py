@@ -18,6 +18,7 @@ from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import PlannedOutput, PlannedTensor, Series, Weighting
 from ema_cli.sharding import plan_files
 from ema_cli.storage.extents import TensorLayout
+from ema_cli.storage.locations import Location, locate
 from ema_cli.text import quoted
 
 
@@ -77,7 +78,7 @@ def _plan_output(
     return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=index)
 
 
-def output_path(method: Method, options: Options) -> Path:
+def output_path(method: Method, options: Options) -> Location:
     """Return the path of an average's output.
 
     Raises:
@@ -87,7 +88,7 @@ def output_path(method: Method, options: Options) -> Path:
     if options.output is None:  # a plan alone: a name that tells the averages apart
         suffix = ".safetensors" if options.max_shard_size is None else ""
         return Path(f"{method.label.replace(' ', '_')}{suffix}")
-    return Path(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
+    return locate(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
 
 
 def _run_fields(options: Options) -> dict[str, object]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ema_cli.discover import Found, close_all, discover
 from ema_cli.errors import UsageError
@@ -93,7 +94,8 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         check_places(plan, options)
         lane_maker(resolve_device(options.device), plan)
         for output in plan.outputs:  # what lies there is judged under its lock: another run may be half way through
-            locks.enter_context(output_lock(output.path, keep_resumable=options.resume))
+            if isinstance(output.path, Path):  # a store has no locks
+                locks.enter_context(output_lock(output.path, keep_resumable=options.resume))
         earlier = find_earlier(plan, options)
 
     started = time.monotonic()

@@ -13,7 +13,7 @@ from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput, Role
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, Url, absolute
 from ema_cli.text import quoted
 from ema_cli.uptodate import read_report, report_path
 from ema_cli.write.publish import check_place, raise_output_error
@@ -46,10 +46,11 @@ def check_places(plan: Plan, options: Options) -> None:
         OutputError: a folder is missing or not writable, or something is in the way that is not ours.
 
     """
-    paths = list(_written(plan, options))
-    folders = {output.path for output in plan.outputs if output.folder}
-    if len({path.absolute() for path in paths}) != len(paths):
+    places = list(_written(plan, options))
+    folders = {output.path for output in plan.outputs if output.folder and isinstance(output.path, Path)}
+    if len({absolute(place) for place in places}) != len(places):
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
+    paths = [place for place in places if isinstance(place, Path)]  # a store says no when it is written to
     for path in paths:
         check_place(path, folder=path in folders)
     for folder in folders:
@@ -57,9 +58,9 @@ def check_places(plan: Plan, options: Options) -> None:
     if not options.force:
         for output in plan.outputs:
             _refuse_report_of_another(output)
-    for path in paths[len(plan.outputs) :]:
-        if path.exists() and not options.force and not is_report(path):
-            message = f"{quoted(str(path))} exists and is not a report of ema-avg"
+    for report in places[len(plan.outputs) :]:
+        if isinstance(report, Path) and report.exists() and not options.force and not is_report(report):
+            message = f"{quoted(str(report))} exists and is not a report of ema-avg"
             raise OutputError(message, hint="choose another name, or overwrite it with --force")
 
 
@@ -70,7 +71,7 @@ def _refuse_folders_of_inputs(found: Found, plan: Plan) -> None:
     inputs = {checkpoint.path: checkpoint.path in average for checkpoint in (*found.checkpoints, *plan.checkpoints)}
     for output in plan.outputs:
         for path, ours in {**left_out, **inputs}.items():
-            if output.folder and isinstance(path, Path):
+            if output.folder and isinstance(path, Path) and isinstance(output.path, Path):
                 _refuse_overlap(output.path, path, ours=ours, left_out=path in left_out)
 
 
@@ -104,6 +105,8 @@ def _check_folder(folder: Path) -> None:
 
 def _refuse_report_of_another(output: PlannedOutput) -> None:
     """Raise if ``ema/`` would take the report of ``ema.safetensors``, or the other way round."""
+    if isinstance(output.path, Url):
+        return
     other = output.path.with_name(f"{output.path.name}.safetensors") if output.folder else output.path.with_suffix("")
     report = read_report(output.path) if other.exists() else None
     if report is not None and report.averages and bool(report.averages[0].output.files) != output.folder:
@@ -111,14 +114,14 @@ def _refuse_report_of_another(output: PlannedOutput) -> None:
         raise OutputError(f"{name} is the report of {quoted(str(other))}", hint="choose another name with -o")
 
 
-def _written(plan: Plan, options: Options) -> Iterator[Path]:
+def _written(plan: Plan, options: Options) -> Iterator[Location]:
     """Yield what a run writes: outputs first, then reports."""
     yield from (output.path for output in plan.outputs)
     yield from (report_path(output.path) for output in plan.outputs)
     yield from options.reports
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Location) -> bool:
     """Whether a file is an earlier output: what was left out for its name, such as ``ema.safetensors``, may be one."""
     try:
         checkpoint = open_checkpoint(path, pool=LayoutPool())
@@ -128,10 +131,10 @@ def _is_ours(path: Path) -> bool:
     return checkpoint.made_by_us
 
 
-def _identity(path: Location) -> tuple[int, int] | None:
-    """Return device and inode, ``None`` if there is no such file here."""
+def _identity(path: Location) -> object | None:
+    """Return what the source of a file there would be known by, ``None`` if there is no such file here."""
     if not isinstance(path, Path):
-        return None
+        return path.address
     try:
         status = path.stat()
     except OSError:

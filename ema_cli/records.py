@@ -227,12 +227,24 @@ class PlannedOutput:
     """One average and the file, or the folder, that it is written to."""
 
     weighting: Weighting
-    path: Path
+    path: Location
     files: tuple[PlannedFile, ...]
     """The safetensors files, in the order of the data section; one, unless it is a folder."""
     folder: bool = False
     beside: tuple[SideFile, ...] = ()
     """What else goes into the folder: the index of the shards, and what is carried over from the last checkpoint."""
+
+    @property
+    def local(self) -> Path:
+        """The path of an output on a disk, for what only a disk has.
+
+        Raises:
+            TypeError: it is in a store.
+
+        """
+        if not isinstance(self.path, Path):
+            raise TypeError(f"{self.path} is not on a disk")
+        return self.path
 
     @property
     def nbytes(self) -> int:

@@ -35,7 +35,7 @@ class Resumption:
     def __init__(self, plan: Plan, options: Options, files: Sequence[ResumableFile]) -> None:
         self._plan = plan
         self._files = files
-        self.journal = Journal(plan.outputs[0].path, _digest_of_run(plan, options))
+        self.journal = Journal(plan.outputs[0].local, _digest_of_run(plan, options))
         self.done: list[TensorOutcome] = []
         """The tensors that need not be folded again."""
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from ema_cli.errors import EmaAvgError, NothingNew, OutputError
+from ema_cli.errors import EmaAvgError, NothingMatched, NothingNew, OutputError
 from ema_cli.files import PlannedFile, is_weights
 from ema_cli.naming import report_name
 from ema_cli.options import Options
@@ -112,17 +112,19 @@ def _changed(output: PlannedOutput, report: Report, options: Options) -> str:
         return "its report has no exact distances, which --geometry full asks for"
     if not all(_has_header(_place(output, file), file) for file in output.files):
         return "it was made with other options, or by another version"
-    if not _is_as_written(output, report.averages[0].output):
+    if isinstance(output.path, Path) and not _is_as_written(output, report.averages[0].output):
         return "it was changed after it was written"
     return ""
 
 
-def _place(output: PlannedOutput, file: PlannedFile) -> Path:
+def _place(output: PlannedOutput, file: PlannedFile) -> Location:
     return output.path / file.name if output.folder else output.path
 
 
 def _is_in_the_way(output: PlannedOutput) -> bool:
     """Whether something stands where an output is to be; an empty folder makes way for one."""
+    if isinstance(output.path, Url):
+        return _exists(output.path)
     if not output.folder:
         return output.path.exists()
     try:
@@ -138,29 +140,37 @@ def _at(output: PlannedOutput, report: Report) -> Report:
     return dataclasses.replace(report, averages=(here,))
 
 
-def _has_header(path: Path, planned: PlannedFile) -> bool:
+def _exists(url: Url) -> bool:
     try:
-        with path.open("rb") as file:
-            same = file.read(len(planned.header)) == planned.header
-        return same and path.stat().st_size == planned.nbytes
-    except OSError:
+        open_source(url).close()
+    except NothingMatched:
+        return False
+    return True
+
+
+def _has_header(path: Location, planned: PlannedFile) -> bool:
+    """Whether a file begins as planned and has the size; an object in a store is changed as a whole, or not at all."""
+    try:
+        with open_source(path) as source:
+            return source.size() == planned.nbytes and source.read(0, len(planned.header)) == planned.header
+    except EmaAvgError:
         return False
 
 
 def _is_as_written(output: PlannedOutput, written: Output) -> bool:
     """Whether the files of an output are those of its report, and of the plan, and are as they were written."""
     if not output.folder:
-        return _is_untouched(output.path, written)
+        return _is_untouched(output.local, written)
     known = {file.name: file for file in written.files}
     planned = {file.name: file.nbytes for file in output.files} | {side.name: side.nbytes for side in output.beside}
     try:
-        weights = {path.name for path in output.path.iterdir() if is_weights(path.name)}
+        weights = {path.name for path in output.local.iterdir() if is_weights(path.name)}
     except OSError:
         return False
     return (
         {name: file.bytes for name, file in known.items()} == planned
         and weights == {name for name in planned if is_weights(name)}
-        and all(_is_untouched(output.path / name, file) for name, file in known.items())
+        and all(_is_untouched(output.local / name, file) for name, file in known.items())
     )
 
 

@@ -146,11 +146,11 @@ def test_every_run_gets_its_average(workers: int, runs: Path) -> None:
     assert [result.job.run for result in results] == [str(runs / f"r{number}") for number in range(3)]
     for number, result in enumerate(results):
         states = random_states(4, seed=number)
-        for name, value in load(result.outputs[0]).items():
+        for name, value in load(Path(result.outputs[0])).items():
             expected = averaged_by_hand([state[name] for state in states], [1 / 8, 1 / 8, 1 / 4, 1 / 2])
             assert torch.equal(value, torch.from_numpy(expected).float().reshape(value.shape)), name
             assert to_numpy(value).shape == expected.shape
-        assert all(path.exists() for path in result.reports)
+        assert all(Path(path).exists() for path in result.reports)
     assert open_files() == before
     assert sum(isinstance(event, JobStarted) for event in events) == 3
     assert sum(isinstance(event, JobEnded) for event in events) == 3

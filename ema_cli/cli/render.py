@@ -9,6 +9,7 @@ from ema_cli.options import Options
 from ema_cli.pipeline import Outcome
 from ema_cli.report import words
 from ema_cli.report.model import Average, Report
+from ema_cli.storage.locations import locate
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text
 from ema_cli.uptodate import report_path
 
@@ -32,7 +33,7 @@ def outcome(done: Outcome, options: Options, console: Console) -> None:
         memory = f", peak memory {human_bytes(summary.peak_memory_bytes)}" if summary.peak_memory_bytes else ""
         console.talk(f"folded {human_bytes(summary.bytes_read)} in {summary.fold_seconds:.2f} s{speed}{memory}")
     for average in report.averages:
-        path = Path(average.output.path)
+        path = locate(average.output.path)
         console.talk(f"report {safe_text(str(report_path(path)))}")
         console.result(_result_line(report, average, up_to_date=done.up_to_date))
     for path in options.reports:

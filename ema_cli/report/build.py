@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ema_cli import __version__
 from ema_cli.files import Written
@@ -92,7 +92,7 @@ def _plain_options(options: Options) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Path):
+    if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]

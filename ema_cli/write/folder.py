@@ -23,9 +23,9 @@ class OutputFolder:
     """A folder of safetensors files, whose data sections, one after the other, are that of the output."""
 
     def __init__(self, output: PlannedOutput) -> None:
-        self.path = output.path
+        self.path = output.local
         self._output = output
-        self._temp = temporary_name(output.path)
+        self._temp = temporary_name(output.local)
         self._begins = [planned.begin for planned in output.files]
         self._shards = [Shard(one, self.path / one.name, self._temp / one.name) for one in output.files]
         self._replaces = False

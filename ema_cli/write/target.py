@@ -7,6 +7,7 @@ from typing import Protocol
 from ema_cli.files import Written
 from ema_cli.fold.state import Sink
 from ema_cli.records import PlannedOutput
+from ema_cli.storage.locations import Url
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.output import OutputFile
 from ema_cli.write.resumable import ResumableFile
@@ -36,10 +37,14 @@ def make_target(output: PlannedOutput) -> Target:
     if output.folder:
         return OutputFolder(output)
     (file,) = output.files
+    if isinstance(output.path, Url):
+        from ema_cli.write.remote import RemoteObject  # noqa: PLC0415 - fsspec
+
+        return RemoteObject(output.path, file)
     return OutputFile(output.path, file.header, file.data_bytes)
 
 
 def make_resumable(output: PlannedOutput) -> ResumableFile:
     """Return a file that an output is written to, and that stays when the run is interrupted."""
     (file,) = output.files
-    return ResumableFile(output.path, file.header, file.data_bytes)
+    return ResumableFile(output.local, file.header, file.data_bytes)
