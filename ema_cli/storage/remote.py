@@ -52,9 +52,9 @@ class RemoteSource(ByteSource):
             raise NothingMatched(f"there is no {quoted(self.name)}")
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
             raise InputRefused(f"{quoted(self.name)} is not a file of known size")
-        if url.scheme.startswith("http") and not info.get("partial"):
-            raise InputRefused(f"{quoted(self.name)} is on a server that does not give parts of files (ranges)")
         self._size = int(info["size"])
+        if url.scheme.startswith("http") and not _gives_parts(self._store, self._path, self._size):
+            raise InputRefused(f"{quoted(self.name)} is on a server that does not give parts of files (ranges)")
         self._pinned = _pin(info)
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead = Ahead(self._fetch)
@@ -200,6 +200,20 @@ def _info(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: AN
         if attempt + 1 < _TRIES:
             time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
     raise InputRefused(f"{quoted(str(url))} cannot be reached: {reason}")
+
+
+def _gives_parts(store: Any, path: str, size: int) -> bool:  # noqa: ANN401
+    """Whether a web server answers with the range that is asked for: not all say so, and some send the whole file."""
+    if size < 2:  # noqa: PLR2004 - there is no byte behind the first
+        return True
+    try:
+        with store.open(path, "rb", cache_type="none", size=size) as file:
+            file.seek(1)
+            return len(file.read(1)) == 1
+    except ValueError:
+        return False
+    except Exception:  # noqa: BLE001 - reading will say what is wrong
+        return True
 
 
 def _pin(info: dict[str, Any]) -> tuple[Any, ...]:

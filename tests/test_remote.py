@@ -1,0 +1,217 @@
+"""A web server with ranges: what is read from it, how often, and what happens when it misbehaves."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ema_cli
+from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched, UsageError
+from ema_cli.storage.ahead import Ahead
+from ema_cli.storage.locations import Url, locate
+
+pytest.importorskip("aiohttp")
+
+
+@dataclass
+class Site:
+    """A folder on the web, and what was asked of it."""
+
+    folder: Path
+    address: str = ""
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)
+    """Name, first byte and length of every part that was sent."""
+    etag: str = "one"
+    accepts: bool = True
+    fail: Callable[[int], bool] = lambda _: False
+    """Whether the n-th part is refused with 503."""
+    cut: Callable[[int], bool] = lambda _: False
+    """Whether the n-th part ends too early."""
+    asked: int = 0
+
+
+def handler(site: Site) -> type[BaseHTTPRequestHandler]:
+    """Return what answers for a site."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = site.folder / self.path.partition("?")[0].lstrip("/")
+            if not path.is_file():
+                self.reply(404, b"")
+                return
+            data = path.read_bytes()
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if found is None or not site.accepts:
+                self.reply(200, data if body else b"", length=len(data))
+                return
+            site.asked += 1
+            if site.fail(site.asked):
+                self.reply(503, b"busy")
+                return
+            first, last = int(found[1]), min(int(found[2]), len(data) - 1)
+            part = data[first : last + 1]
+            site.ranges.append((path.name, first, len(part)))
+            self.reply(206, part[: len(part) // 2] if site.cut(site.asked) else part)
+
+        def reply(self, status: int, data: bytes, length: int | None = None) -> None:
+            self.send_response(status)
+            self.send_header("ETag", site.etag)
+            if site.accepts:
+                self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(data) if length is None else length))
+            self.end_headers()
+            self.wfile.write(data)
+
+    return Handler
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """Four checkpoints on the web."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        tensors = {f"w{n}": torch.randn(200, 1000, generator=generator) for n in range(3)}
+        save_file({**tensors, "n": torch.tensor(step)}, folder / f"c_{step}.safetensors")
+        torch.save({"model": tensors, "optimizer": {"m": torch.zeros(500_000)}}, folder / f"c_{step}.pt")
+    found = Site(folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(found))
+    found.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+def names(site: Site, suffix: str) -> list[str]:
+    """Return the addresses of the checkpoints."""
+    return [f"{site.address}/c_{step}.{suffix}" for step in range(4)]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) -> None:
+    """The average is that of the files, and little more than the weights goes over the wire, in few requests."""
+    ema_cli.average(
+        [site.folder / Path(n).name for n in names(site, suffix)], decay=0.5, output=tmp_path / "a.safetensors"
+    )
+    ema_cli.plan(names(site, suffix), decay=0.5)
+    planned = sum(length for *_, length in site.ranges)
+    assert planned < 4 * 6 * (1 << 16)
+    site.ranges.clear()
+    ema_cli.average(names(site, suffix), decay=0.5, output=tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    needed = 4 * 3 * 200 * 1000 * 4
+    sent = sum(length for *_, length in site.ranges)
+    assert needed <= sent + 4 * (1 << 16)
+    assert sent <= needed + planned + 1000  # the copied tensor besides
+    assert len(site.ranges) <= 4 * 8
+
+
+def test_what_passes_is_tried_again(site: Site, tmp_path: Path) -> None:
+    """A busy server and answers that end too early cost time, not the result."""
+    site.fail = lambda n: n % 4 == 0
+    site.cut = lambda n: n % 7 == 0
+    ema_cli.average(names(site, "safetensors"), method="uniform", output=tmp_path / "b.safetensors")
+    expected = np.mean([load_file(site.folder / f"c_{n}.safetensors")["w1"].double().numpy() for n in range(4)], axis=0)
+    assert np.array_equal(load_file(tmp_path / "b.safetensors")["w1"].numpy(), expected.astype(np.float32))
+
+
+def test_a_server_that_stays_busy_is_told(site: Site, tmp_path: Path) -> None:
+    """After some tries the run ends with the reason, and leaves nothing."""
+    site.fail = lambda n: n > 9
+    with pytest.raises(EmaAvgError, match=r"cannot be (read at byte|reached).*503"):
+        ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
+    assert not list(tmp_path.glob("*b.safetensors*"))
+
+
+def test_an_object_that_changes_is_an_error(site: Site, tmp_path: Path) -> None:
+    """Another entity tag at the end means another object, of whatever size."""
+
+    def change(_: int) -> bool:
+        site.etag = "two"
+        return False
+
+    site.fail = change
+    with pytest.raises(InputChanged, match="was changed while it was being read"):
+        ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
+    assert not list(tmp_path.glob("*b.safetensors*"))
+
+
+def test_what_cannot_be_read_in_parts_is_refused(site: Site) -> None:
+    """A server without ranges would send whole files for each part; a missing file is missing."""
+    with pytest.raises(NothingMatched, match=r"there is no .*none\.pt"):
+        ema_cli.plan([f"{site.address}/none.pt"], decay=0.5)
+    site.accepts = False
+    with pytest.raises(InputRefused, match="does not give parts of files"):
+        ema_cli.plan(names(site, "pt"), decay=0.5)
+    with pytest.raises(UsageError, match="no store that fsspec knows"):
+        ema_cli.plan(["nonsense://a/b.pt"], decay=0.5)
+
+
+def test_secrets_in_an_address_are_not_shown(site: Site) -> None:
+    """A password or a signature is used, and appears nowhere."""
+    address = names(site, "pt")[0].replace("http://", "http://me:secret@") + "?signature=hidden"
+    location = locate(address)
+    assert isinstance(location, Url)
+    assert location.address == address
+    assert "secret" not in str(location) + repr(location)
+    assert "hidden" not in str(location)
+    with pytest.raises(EmaAvgError) as raised:
+        ema_cli.plan([address.replace("c_0", "c_9")], decay=0.5)
+    assert "secret" not in raised.value.message
+    assert "hidden" not in raised.value.message
+
+
+def test_local_runs_import_nothing_remote(tmp_path: Path) -> None:
+    """Files on a disk need no fsspec."""
+    for step in (1, 2):
+        save_file({"w": torch.zeros(2)}, tmp_path / f"c_{step}.safetensors")
+    code = (
+        "import sys, ema_cli; ema_cli.average('.', decay=0.5, output='e.safetensors'); print('fsspec' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_announced_ranges_are_fetched_once() -> None:
+    """Ranges that touch or overlap become one request; each byte comes once, and is forgotten when it was taken."""
+    data = bytes(range(256)) * 200
+    fetched: list[tuple[int, int]] = []
+
+    def fetch(begin: int, end: int) -> bytes:
+        fetched.append((begin, end))
+        return data[begin:end]
+
+    ahead = Ahead(fetch)
+    for begin in range(0, 40_000, 1000):
+        ahead.announce(begin, begin + 1000)
+    ahead.announce(500, 2500)
+    for begin, length in ((0, 1500), (500, 2000), (1500, 38_500)):
+        out = bytearray(length)
+        assert ahead.take(begin, memoryview(out)) == length
+        assert out == data[begin : begin + length]
+    assert fetched == [(0, 40_000)]
+    assert ahead.take(0, memoryview(bytearray(1))) == 0
