@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ema_cli.errors import InputRefused
 from ema_cli.formats.companions import find_companions
 from ema_cli.formats.dcp_chunks import Chunks
+from ema_cli.formats.dcp_files import Files
 from ema_cli.formats.dcp_metadata import parse_metadata
 from ema_cli.formats.dcp_placing import Placing
 from ema_cli.formats.dcp_signature import signature
@@ -59,7 +60,9 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     _refuse_unfinished(folder)
     raw = folder.read(METADATA, most=_LARGEST_METADATA)
     known = pool.remember(("dcp", signature(raw), key), lambda: _Known(chosen=choose(parse_metadata(raw), key)))
-    placing = Placing(folder, known.chosen.ends, known.chunks)
+    files = Files(folder, known.chosen.files, known.chosen.ends)
+    placing = Placing(files, known.chunks)
+    placing.announce(known.chosen.tensors.values())
     for name, tensor in known.chosen.tensors.items():
         placing.add(name, tensor)
     placing.raise_faults()
@@ -73,7 +76,7 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
         unreadable=tuple(placing.unreadable),
         digest=hashlib.sha256(raw).digest(),
         key=known.chosen.key,
-        steps=read_dcp_steps(known.chosen.counters, placing),
+        steps=read_dcp_steps(known.chosen.counters, files),
         ignored=(*known.chosen.ignored, *beside(folder, [*companions, *filter(_is_data, folder.files)])),
         notes=known.chosen.notes,
         companions=companions,

@@ -64,6 +64,13 @@ class Chunks:
     def __init__(self) -> None:
         self._forms: dict[object, _Form] = {}
 
+    def announce(self, source: ByteSource, tensor: SavedTensor, chunk: Chunk) -> None:
+        """Tell ``source`` what ``locate`` will read, if chunks like this one are known."""
+        form = self._forms.get(kind(tensor, chunk))
+        if form is not None:
+            for begin, length in _read_of_same(form):
+                source.will_need(chunk.stored.offset + begin, length)
+
     def locate(self, source: ByteSource, tensor: SavedTensor, chunk: Chunk) -> Located:
         """Return where the elements of ``chunk`` lie in ``source``.
 
@@ -73,16 +80,20 @@ class Chunks:
 
         """
         window = Window(source, chunk.stored.offset, chunk.stored.length)
-        key = window.size(), tensor.dtype_name, chunk.shape
-        form = self._forms.get(key)
+        form = self._forms.get(kind(tensor, chunk))
         if form is not None:
             crc32 = _crc32_of_same(window, form)
             if crc32 is not None:
                 return _located(form, crc32, chunk.stored.offset)
         form, crc32 = _take_apart(window, tensor, chunk)
         if form.head:
-            self._forms[key] = form
+            self._forms[kind(tensor, chunk)] = form
         return _located(form, crc32, chunk.stored.offset)
+
+
+def kind(tensor: SavedTensor, chunk: Chunk) -> object:
+    """Return what is equal for chunks whose archives may have one form."""
+    return chunk.stored.length, tensor.dtype_name, chunk.shape
 
 
 def open_archive(window: Window) -> tuple[Archive, object]:
@@ -127,24 +138,29 @@ def _take_apart(window: Window, tensor: SavedTensor, chunk: Chunk) -> tuple[_For
     return form, crc32
 
 
+def _read_of_same(form: _Form) -> list[tuple[int, int]]:
+    """Return which ranges tell whether a chunk is of ``form``: the last ends with what stands behind the data."""
+    end = form.data + form.data_bytes
+    together = end + _DESCRIPTOR.size
+    return [(0, together)] if together <= _ONE_READ else [(0, form.data), (end, _DESCRIPTOR.size)]
+
+
 def _crc32_of_same(window: Window, form: _Form) -> int | None:
     """Return the CRC-32 of a chunk that is of ``form``; ``None`` if it is of another."""
-    end = form.data + form.data_bytes
-    if end + _DESCRIPTOR.size <= _ONE_READ:
-        raw = window.read(0, end + _DESCRIPTOR.size)
-        return _unpack(raw, end) if raw.startswith(form.head) else None
-    return _described_crc32(window, end) if window.read(0, form.data) == form.head else None
+    read = [window.read(begin, length) for begin, length in _read_of_same(form)]
+    return _unpack(read[-1]) if read[0].startswith(form.head) else None
 
 
 def _described_crc32(window: Window, end: int) -> int | None:
     """Return the CRC-32 that stands behind the data; ``None`` if it does not."""
     if end + _DESCRIPTOR.size > window.size():
         return None
-    return _unpack(window.read(end, _DESCRIPTOR.size), 0)
+    return _unpack(window.read(end, _DESCRIPTOR.size))
 
 
-def _unpack(raw: bytes, offset: int) -> int | None:
-    signature, crc32 = _DESCRIPTOR.unpack_from(raw, offset)
+def _unpack(raw: bytes) -> int | None:
+    """Return the CRC-32 at the end of ``raw``."""
+    signature, crc32 = _DESCRIPTOR.unpack_from(raw, len(raw) - _DESCRIPTOR.size)
     return int(crc32) if signature == _DESCRIPTOR_SIGNATURE else None
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp_chunks import Chunks, Located
-from ema_cli.formats.dcp_records import Chunk, SavedTensor, Stored
-from ema_cli.formats.dcp_window import Window
-from ema_cli.formats.folder import Folder
+from ema_cli.formats.dcp_chunks import Chunks, Located, kind
+from ema_cli.formats.dcp_files import Files
+from ema_cli.formats.dcp_records import Chunk, SavedTensor
 from ema_cli.formats.structure import UnreadableTensor, writable_name
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.extents import Part, TensorLayout
@@ -18,26 +18,32 @@ from ema_cli.text import quoted, shortlist
 
 
 class Placing:
-    """What was placed so far. Files are opened when the first chunk in them is.
+    """What was placed so far.
 
     Args:
-        folder: where the files lie.
-        ends: how far each file must reach.
+        files: all that the tensors lie in.
         chunks: locates the elements of a chunk.
 
     """
 
-    def __init__(self, folder: Folder, ends: Mapping[str, int], chunks: Chunks) -> None:
+    def __init__(self, files: Files, chunks: Chunks) -> None:
         self.layouts: list[TensorLayout] = []
         self.offsets: list[int] = []
         self.files: list[int] = []
         self.unreadable: list[tuple[str, str]] = []
-        self._folder = folder
-        self._ends = ends
+        self._files = files
         self._chunks = chunks
-        self._opened: dict[str, int] = {}
         self._records: defaultdict[int, list[Record]] = defaultdict(list)
         self._faults: list[InputRefused] = []
+
+    def announce(self, tensors: Iterable[SavedTensor]) -> None:
+        """Take one chunk of each form apart, and tell the files what will be read of the others: many at a time."""
+        pairs = [(tensor, chunk) for tensor in tensors for chunk in tensor.chunks]
+        for tensor, chunk in {kind(*pair): pair for pair in pairs}.values():
+            with suppress(InputRefused):  # told where it is placed
+                self._chunks.locate(self._files.source(chunk.stored.file), tensor, chunk)
+        for tensor, chunk in pairs:
+            self._chunks.announce(self._files.source(chunk.stored.file), tensor, chunk)
 
     def add(self, name: str, tensor: SavedTensor) -> None:
         """Place a tensor, or note why that cannot be done."""
@@ -63,10 +69,6 @@ class Placing:
         """Return what is known of the bytes of the chunks, by file."""
         return {number: RecordTable(records) for number, records in self._records.items()}
 
-    def window(self, stored: Stored) -> Window:
-        """Return an item as a source of its own."""
-        return Window(self._folder.sources[self._open(stored.file)], stored.offset, stored.length)
-
     def _place(self, name: str, tensor: SavedTensor, dtype: DType) -> None:
         located = [self._locate(tensor, chunk) for chunk in tensor.chunks]
         strides = located[0].strides if len(located) == 1 else None
@@ -77,15 +79,14 @@ class Placing:
         )
         self.layouts.append(whole)
         self.offsets.extend([at.offset for at in located] or [0])  # of nothing, nothing is read
-        self.files.extend([self._open(chunk.stored.file) for chunk in tensor.chunks] or [0])
+        self.files.extend([self._files.number(chunk.stored.file) for chunk in tensor.chunks] or [0])
         for chunk, at in zip(tensor.chunks, located, strict=True):
             if at.record is not None:
-                self._records[self._open(chunk.stored.file)].append(at.record)
+                self._records[self._files.number(chunk.stored.file)].append(at.record)
 
     def _locate(self, tensor: SavedTensor, chunk: Chunk) -> Located:
         try:
-            source = self._folder.sources[self._open(chunk.stored.file)]
-            return self._chunks.locate(source, tensor, chunk)
+            return self._chunks.locate(self._files.source(chunk.stored.file), tensor, chunk)
         except UnreadableTensor:
             raise
         except InputRefused as refused:
@@ -93,15 +94,3 @@ class Placing:
             where = "" if whole else f"in its piece at {list(chunk.origin)} "
             message = f"{where}{refused.message}, in {quoted(chunk.stored.file)}"
             raise InputRefused(message, hint=refused.hint) from refused
-
-    def _open(self, name: str) -> int:
-        number = self._opened.get(name)
-        if number is None:
-            number = self._opened[name] = self._folder.open(name)
-            size = self._folder.sources[number].size()
-            if size < self._ends[name]:
-                raise InputRefused(
-                    f"is incomplete: {quoted(name)} has {size:,} bytes and should have {self._ends[name]:,}",
-                    hint="was it saved or copied to the end? leave it out, or fetch it again",
-                )
-        return number

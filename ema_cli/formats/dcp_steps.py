@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ema_cli.formats.dcp_chunks import open_archive
-from ema_cli.formats.dcp_placing import Placing
+from ema_cli.formats.dcp_files import Files
 from ema_cli.formats.dcp_records import Stored
 from ema_cli.formats.inert_values import Inert
 from ema_cli.formats.steps import KEYS, read_steps
 from ema_cli.records import FoundStep
 
 
-def read_dcp_steps(counters: Mapping[str, Stored], placing: Placing) -> tuple[FoundStep, ...]:
+def read_dcp_steps(counters: Mapping[str, Stored], files: Files) -> tuple[FoundStep, ...]:
     """Return the steps in the items that may hold one, best first.
 
     Args:
         counters: the items, by the key that they lie under.
-        placing: opens them.
+        files: that they lie in.
 
     Raises:
         InputRefused: one of them is damaged.
@@ -25,7 +25,7 @@ def read_dcp_steps(counters: Mapping[str, Stored], placing: Placing) -> tuple[Fo
     """
     found: list[FoundStep] = []
     for path, stored in counters.items():
-        window = placing.window(stored)
+        window = files.window(stored)
         archive, value = open_archive(window)
         if isinstance(value, Inert) and isinstance(value.state, dict):
             value = value.state  # the attributes of an object such as a dataclass of the trainer

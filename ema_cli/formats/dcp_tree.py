@@ -35,6 +35,8 @@ class Chosen:
     """The weights, by their names in the model."""
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
+    files: tuple[str, ...]
+    """The names of those that are read."""
     ends: dict[str, int]
     """How far each file must reach, by its name."""
     counters: dict[str, Stored]
@@ -69,13 +71,17 @@ def choose(saved: Saved, key: str | None) -> Chosen:
             f"holds tensors that Megatron stored in another shape than they have: {shortlist(reshaped)}",
             hint="convert it with Megatron's own tools, or save it with --ckpt-format torch",
         )
+    tensors = {name: item for name, flat in names.items() if isinstance(item := saved.items[flat], SavedTensor)}
+    counters = dict(_counters(root, saved))
+    chunks = (chunk.stored for tensor in tensors.values() for chunk in tensor.chunks)
     return Chosen(
         key=found.key,
-        tensors={name: item for name, flat in names.items() if isinstance(item := saved.items[flat], SavedTensor)},
+        tensors=tensors,
         ignored=found.ignored,
         notes=found.notes,
         ends=saved.ends,
-        counters=dict(_counters(root, saved)),
+        files=tuple(dict.fromkeys(stored.file for stored in (*chunks, *counters.values()))),
+        counters=counters,
     )
 
 
