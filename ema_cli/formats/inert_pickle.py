@@ -4,18 +4,42 @@ Input -> output: the bytes of one pickle, protocols 0 to 5 -> plain Python value
 class and function. The machine has no ``getattr``, no import and no call: a name becomes a ``Global``, calling one
 becomes what the caller's ``reduce`` returns for that name, by default an ``Inert`` record of the attempt.
 
-Work and memory are bounded by the length of the pickle: nothing is allocated by a declared length, the memo is a
-dictionary, and only small scalars, stand-ins and small tuples are ever hashed (hashing nested shared tuples takes
-exponential time). Reference: the opcode documentation in CPython's ``pickletools``.
+Work and memory are bounded: nothing is allocated by a declared length, what each opcode allocates is counted and
+may not exceed ``most_bytes``, and only scalars and stand-ins are ever hashed (hashing nested shared tuples takes
+exponential time, and whoever writes the file can make tuples of equal hashes).
+Reference: the opcode documentation in CPython's ``pickletools``.
 """
 
 from __future__ import annotations
 
 import codecs
+import gc
 import struct
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from ema_cli.formats.inert_costs import (
+    CONTAINERS,
+    COSTS,
+    GLOBAL_BYTES,
+    ITEM_BYTES,
+    LONG_ARGUMENT,
+    LONGEST,
+    LONGEST_GLOBAL,
+    LONGEST_NUMBER,
+    MOST_BYTES,
+    OBJECT_BYTES,
+    POINTER_BYTES,
+    PUT_BYTES,
+    RECORD_BYTES,
+    ROUNDING_BYTES,
+    SLOT_BYTES,
+    SPARSE_BYTES,
+    TUPLE_BYTES,
+    UNDECODABLE_BYTES,
+)
 from ema_cli.formats.inert_values import (
     Global,
     Inert,
@@ -23,10 +47,13 @@ from ema_cli.formats.inert_values import (
     PickleError,
     PickleTruncated,
     Reduce,
-    check_key,
+    TooLong,
+    as_key,
     no_persistent_load,
     no_reduce,
 )
+
+_FORGOTTEN = object()
 
 
 def loads(
@@ -35,17 +62,26 @@ def loads(
     *,
     reduce: Reduce = no_reduce,
     persistent_load: PersistentLoad = no_persistent_load,
+    most_bytes: int = MOST_BYTES,
 ) -> tuple[object, int]:
     """Return the value of the pickle at ``start`` of ``data``, and the position behind it.
+
+    Args:
+        data: the bytes.
+        start: where the pickle begins.
+        reduce: answers the calls in it.
+        persistent_load: answers its persistent ids.
+        most_bytes: memory that it may take, as it is counted here.
 
     Raises:
         PickleTruncated: ``data`` ends inside the pickle.
         PickleError: anything else is wrong with it.
 
     """
-    machine = _Machine(data, start, reduce, persistent_load)
+    machine = _Machine(data, start, reduce, persistent_load, most_bytes)
     try:
-        return machine.run(), machine.position
+        with _without_collections():
+            return machine.run(), machine.position
     except PickleError:
         raise
     except struct.error as error:
@@ -54,23 +90,56 @@ def loads(
         raise PickleError(f"damaged at byte {machine.position:,}") from error
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Millions of new values, none of them garbage, would make Python look for garbage again and again."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 class _Machine:
     """The stack machine: one method per opcode, dispatched by ``_OPCODES``."""
 
-    __slots__ = ("data", "globals", "marks", "memo", "persistent_load", "position", "reduce", "stack")
+    __slots__ = (
+        "data",
+        "globals",
+        "marks",
+        "memo",
+        "most_bytes",
+        "persistent_load",
+        "position",
+        "reduce",
+        "sparse_memo",
+        "spent",
+        "stack",
+        "tuple_end",
+    )
 
-    def __init__(self, data: bytes, start: int, reduce: Reduce, persistent_load: PersistentLoad) -> None:
+    def __init__(
+        self, data: bytes, start: int, reduce: Reduce, persistent_load: PersistentLoad, most_bytes: int
+    ) -> None:
         self.data = data
+        self.most_bytes = most_bytes
         self.position = start
         self.reduce = reduce
         self.persistent_load = persistent_load
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
-        self.memo: dict[int, object] = {}
+        self.memo: list[object] = []
+        self.sparse_memo: dict[int, object] = {}
+        self.spent = len(data)
+        self.tuple_end = -1
+        """The position behind the last opcode that made a tuple of what follows a mark."""
         self.globals: dict[tuple[str, str], Global] = {}
 
     def run(self) -> object:
-        data, size, table = self.data, len(self.data), _OPCODES
+        data, size, table, costs = self.data, len(self.data), _OPCODES, COSTS
         while self.position < size:
             code = data[self.position]
             self.position += 1
@@ -79,8 +148,17 @@ class _Machine:
             operation = table[code]
             if operation is None:
                 raise PickleError(f"unknown opcode 0x{code:02x} at byte {self.position - 1:,}")
+            self.spent += costs[code]
+            if self.spent > self.most_bytes:
+                raise PickleError(_TOO_MUCH.format(self.most_bytes))
             operation(self)
         raise PickleTruncated("it ends in the middle")
+
+    def charge(self, size: int) -> None:
+        """Count memory, before it is allocated where that may be much."""
+        self.spent += size
+        if self.spent > self.most_bytes:
+            raise PickleError(_TOO_MUCH.format(self.most_bytes))
 
     # Reading operands.
 
@@ -113,12 +191,35 @@ class _Machine:
         self.position += 4
         return value  # type: ignore[no-any-return]
 
-    def text(self, length: int) -> str:
-        return self.take(length).decode("utf-8", "backslashreplace")
+    def skip(self, length: int) -> TooLong:
+        """Pass over an operand without a copy of it."""
+        if self.position + length > len(self.data):
+            raise PickleTruncated("it ends in the middle")
+        self.position += length
+        return TooLong(length)
+
+    def push_text(self, length: int) -> None:
+        self.stack.append(self.decode(self.take(length)) if length <= LONGEST else self.skip(length))
+
+    def push_bytes(self, length: int) -> None:
+        self.charge(min(length, LONGEST))
+        self.stack.append(self.take(length) if length <= LONGEST else self.skip(length))
+
+    def decode(self, raw: bytes) -> str:
+        """Return text; what is not UTF-8 in it is escaped."""
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            self.charge(UNDECODABLE_BYTES * len(raw))
+            return raw.decode("utf-8", "backslashreplace")
+        self.spent += sys.getsizeof(text) + ROUNDING_BYTES
+        return text
 
     def pop_mark(self) -> list[object]:
+        """Take what was pushed since the last mark; its places on the stack are free again."""
         items = self.stack
         self.stack = self.marks.pop()
+        self.spent -= SLOT_BYTES * len(items)
         return items
 
     # Constants and scalars.
@@ -135,9 +236,12 @@ class _Machine:
     def int_line(self) -> None:
         text = self.line()
         self.stack.append({b"00": False, b"01": True}.get(text) if text in (b"00", b"01") else int(text))
+        self.charge(len(text))
 
     def long_line(self) -> None:
-        self.stack.append(int(self.line().removesuffix(b"L")))
+        text = self.line()
+        self.charge(len(text))
+        self.stack.append(int(text.removesuffix(b"L")))
 
     def int1(self) -> None:
         self.stack.append(self.byte())
@@ -149,10 +253,16 @@ class _Machine:
         self.stack.append(int.from_bytes(self.take(4), "little", signed=True))
 
     def long1(self) -> None:
-        self.stack.append(int.from_bytes(self.take(self.unsigned(1)), "little", signed=True))
+        length = self.byte()
+        self.spent += ROUNDING_BYTES + length
+        self.stack.append(int.from_bytes(self.take(length), "little", signed=True))
 
     def long4(self) -> None:
-        self.stack.append(int.from_bytes(self.take(self.unsigned4()), "little", signed=True))
+        length = self.unsigned4()
+        if length > LONGEST_NUMBER:
+            raise PickleError(f"it holds a number of {length:,} bytes")
+        self.charge(2 * length)
+        self.stack.append(int.from_bytes(self.take(length), "little", signed=True))
 
     def float_line(self) -> None:
         self.stack.append(float(self.line()))
@@ -169,28 +279,34 @@ class _Machine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # an escape that Python 2 left as it was
             raw = codecs.escape_decode(quoted[1:-1])[0]
-        self.stack.append(raw.decode("utf-8", "backslashreplace"))
+        self.stack.append(self.decode(raw) if len(raw) <= LONGEST else TooLong(len(raw)))
 
     def string1(self) -> None:
-        self.stack.append(self.text(self.unsigned(1)))
+        self.stack.append(self.decode(self.take(self.byte())))
 
     def string4(self) -> None:
-        self.stack.append(self.text(self.unsigned4()))
+        self.push_text(self.unsigned4())
 
     def unicode_line(self) -> None:
-        self.stack.append(self.line().decode("raw-unicode-escape"))
+        raw = self.line()
+        if len(raw) > LONGEST:
+            self.stack.append(TooLong(len(raw)))
+            return
+        text = raw.decode("raw-unicode-escape")
+        self.charge(sys.getsizeof(text))
+        self.stack.append(text)
 
     def unicode8(self) -> None:
-        self.stack.append(self.text(self.unsigned(8)))
+        self.push_text(self.unsigned(8))
 
     def bytes1(self) -> None:
-        self.stack.append(self.take(self.unsigned(1)))
+        self.push_bytes(self.unsigned(1))
 
     def bytes4(self) -> None:
-        self.stack.append(self.take(self.unsigned4()))
+        self.push_bytes(self.unsigned4())
 
     def bytes8(self) -> None:
-        self.stack.append(self.take(self.unsigned(8)))
+        self.push_bytes(self.unsigned(8))
 
     # Containers.
 
@@ -219,10 +335,12 @@ class _Machine:
         self.stack.append({})
 
     def empty_set(self) -> None:
-        self.stack.append(Inert(Global("builtins", "set")))
+        self.stack.append(Inert(_SET))
 
     def tuple_mark(self) -> None:
         items = self.pop_mark()
+        self.charge(POINTER_BYTES * len(items))
+        self.tuple_end = self.position
         self.stack.append(tuple(items))
 
     def tuple1(self) -> None:
@@ -236,6 +354,7 @@ class _Machine:
 
     def list_mark(self) -> None:
         items = self.pop_mark()
+        self.charge(SLOT_BYTES * len(items))
         self.stack.append(items)
 
     def dict_mark(self) -> None:
@@ -245,7 +364,8 @@ class _Machine:
 
     def frozenset_mark(self) -> None:
         items = self.pop_mark()
-        self.stack.append(Inert(Global("builtins", "frozenset"), entries=items))
+        self.charge(SLOT_BYTES * len(items))
+        self.stack.append(Inert(_FROZEN_SET, entries=items))
 
     def append_one(self) -> None:
         item = self.stack.pop()
@@ -257,6 +377,7 @@ class _Machine:
 
     def extend(self, items: list[object]) -> None:
         target = self.stack[-1]
+        self.charge(SLOT_BYTES * len(items))
         if isinstance(target, Inert):
             target.entries.extend(items)
         elif isinstance(target, list):
@@ -278,34 +399,68 @@ class _Machine:
             target = target.items
         elif not isinstance(target, dict):
             raise PickleError(f"it sets keys of something that is not a dictionary, at byte {self.position:,}")
+        self.charge(ITEM_BYTES * len(items) // 2)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            check_key(key)
-            target[key] = value
+            if type(key) is str:
+                target[key] = value
+            else:
+                self.spent += OBJECT_BYTES if type(key) is tuple else 0
+                target[as_key(key)] = value
 
-    # The memo.
+    # The memo: a list, as picklers number what they remember from 0 on; what is numbered otherwise is kept apart.
+
+    def put(self, index: int) -> None:
+        if index == len(self.memo):
+            self.memo.append(self.stack[-1])
+        elif 0 <= index < len(self.memo):
+            self.memo[index] = self.stack[-1]
+        else:
+            self.charge(SPARSE_BYTES)
+            self.sparse_memo[index] = self.stack[-1]
 
     def put_line(self) -> None:
         index = int(self.line())
-        check_key(index)
-        self.memo[index] = self.stack[-1]
+        as_key(index)
+        self.put(index)
 
     def put1(self) -> None:
-        self.memo[self.byte()] = self.stack[-1]
+        self.put(self.byte())
 
     def put4(self) -> None:
-        self.memo[self.unsigned4()] = self.stack[-1]
+        index = self.unsigned4()
+        if index == len(self.memo):  # the most frequent opcode of all
+            self.memo.append(self.stack[-1])
+        else:
+            self.put(index)
 
     def memoize(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
+        self.put(len(self.memo) + len(self.sparse_memo))
+
+    def get(self, index: int) -> None:
+        value = self.memo[index] if 0 <= index < len(self.memo) else self.sparse_memo[index]
+        if value is _FORGOTTEN:
+            raise PickleError(f"it refers to the arguments of a call, at byte {self.position:,}")
+        self.stack.append(value)
 
     def get_line(self) -> None:
-        self.stack.append(self.memo[int(self.line())])
+        self.get(int(self.line()))
 
     def get1(self) -> None:
-        self.stack.append(self.memo[self.byte()])
+        self.get(self.byte())
 
     def get4(self) -> None:
-        self.stack.append(self.memo[self.unsigned4()])
+        self.get(self.unsigned4())
+
+    def forget(self, value: object) -> None:
+        """Drop arguments that only the making of a tensor needed: the memo would keep those of every tensor.
+
+        Their memory counts as free if nothing else can refer to them: they were made, put, and used at once.
+        """
+        if self.memo and self.memo[-1] is value and isinstance(value, tuple):
+            self.memo[-1] = _FORGOTTEN
+            between = self.position - 1 - self.tuple_end
+            if between == PUT_BYTES.get(self.data[self.tuple_end : self.tuple_end + 1]):
+                self.spent -= TUPLE_BYTES + POINTER_BYTES * len(value)
 
     # Names and objects: recorded, never imported, never called.
 
@@ -322,6 +477,9 @@ class _Machine:
     def push_global(self, module: str, name: str) -> None:
         known = self.globals.get((module, name))
         if known is None:
+            if len(module) + len(name) > LONGEST_GLOBAL:
+                raise PickleError(f"a name of {len(module) + len(name):,} characters, at byte {self.position:,}")
+            self.charge(GLOBAL_BYTES)
             known = self.globals[module, name] = Global(module, name)
         self.stack.append(known)
 
@@ -348,16 +506,33 @@ class _Machine:
     def instance_line(self) -> None:
         items = self.pop_mark()
         self.global_line()
+        self.charge(POINTER_BYTES * len(items))
         self.push_call(self.stack.pop(), tuple(items))
 
     def instance_mark(self) -> None:
         kind, *items = self.pop_mark()
+        self.charge(POINTER_BYTES * len(items))
         self.push_call(kind, tuple(items))
 
     def push_call(self, kind: object, args: object) -> None:
         if not isinstance(args, tuple):
             raise PickleError(f"a call without arguments, at byte {self.position:,}")
-        self.stack.append(self.reduce(kind, args) if isinstance(kind, Global) else Inert(kind, args))
+        self._charge_arguments(args)
+        value = self.reduce(kind, args) if isinstance(kind, Global) else Inert(kind, args)
+        self.stack.append(value)
+        if type(value) is Inert:
+            self.spent += OBJECT_BYTES
+        else:
+            self.spent += RECORD_BYTES
+            self.forget(args)
+
+    def _charge_arguments(self, args: tuple[object, ...]) -> None:
+        """Arguments may be shared by many calls, and each call may look at all of them, and copy what is in them."""
+        if len(args) > LONG_ARGUMENT:
+            self.charge(SLOT_BYTES * len(args))
+        for argument in args:
+            if isinstance(argument, CONTAINERS) and len(argument) > LONG_ARGUMENT:
+                self.charge(ITEM_BYTES * len(argument))
 
     def build(self) -> None:
         state = self.stack.pop()
@@ -369,7 +544,9 @@ class _Machine:
         self.stack.append(self.persistent_load(self.line().decode("ascii")))
 
     def persistent(self) -> None:
-        self.stack.append(self.persistent_load(self.stack.pop()))
+        pid = self.stack.pop()
+        self.stack.append(self.persistent_load(pid))
+        self.forget(pid)
 
     # Framing, which a reader of a whole buffer can ignore.
 
@@ -386,6 +563,9 @@ class _Machine:
 
 
 _DEEPEST = 10_000
+_SET = Global("builtins", "set")
+_FROZEN_SET = Global("builtins", "frozenset")
+_TOO_MUCH = "its values would take more than {:,} bytes of memory"
 _UINT32 = struct.Struct("<L")
 _STOP = ord(".")
 _TABLE: dict[bytes, Callable[[_Machine], None]] = {

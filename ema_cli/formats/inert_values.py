@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 _LARGEST_KEY = 64
-"""Parts of a tuple, or bits of a number, that is hashed as a key."""
+"""Bits of a number that is hashed as a key."""
 
 
 class PickleError(ValueError):
@@ -42,10 +42,21 @@ class Inert:
     """What was appended or added."""
 
 
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """A text or a byte string that is too long to be the name of anything."""
+
+    size: int
+    """Bytes."""
+
+
 Reduce = Callable[[Global, tuple[object, ...]], object]
 """Gives the value of a call of a global, usually an ``Inert``."""
 PersistentLoad = Callable[[object], object]
 """Gives the value of a persistent id."""
+
+
+_TUPLE = Global("builtins", "tuple")
 
 
 def no_reduce(kind: Global, args: tuple[object, ...]) -> object:
@@ -58,18 +69,20 @@ def no_persistent_load(_: object) -> NoReturn:
     raise PickleError("it refers to objects outside the pickle")
 
 
-def check_key(key: object) -> None:
-    """Refuse keys whose hash could cost more than the bytes that wrote them."""
-    if type(key) is str:
-        return
-    parts = [key]
-    seen = 0
-    while parts:
-        part = parts.pop()
-        seen += 1
-        if isinstance(part, tuple) and seen + len(parts) + len(part) <= _LARGEST_KEY:
-            parts.extend(part)
-        elif isinstance(part, int) and part.bit_length() > _LARGEST_KEY:
-            raise PickleError("a dictionary key is a giant number")
-        elif not (part is None or isinstance(part, str | int | float | bytes | Inert | Global)):
-            raise PickleError(f"a dictionary key is a {type(part).__name__} that cannot be one")
+def as_key(key: object) -> object:
+    """Return what stands for a key of a dictionary.
+
+    A tuple is replaced by a stand-in, which is equal to nothing else: its hash could cost more than the bytes that
+    wrote it, and many tuples can be made to have the same one.
+
+    Raises:
+        PickleError: it cannot be a key.
+
+    """
+    if isinstance(key, tuple):
+        return Inert(_TUPLE, key)
+    if isinstance(key, int) and key.bit_length() > _LARGEST_KEY:
+        raise PickleError("a dictionary key is a giant number")
+    if not (key is None or isinstance(key, str | int | float | bytes | Inert | Global)):
+        raise PickleError(f"a dictionary key is a {type(key).__name__} that cannot be one")
+    return key

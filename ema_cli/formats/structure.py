@@ -10,7 +10,8 @@ from ema_cli.records import FoundStep
 from ema_cli.storage.checksums import RecordTable
 from ema_cli.storage.extents import TensorLayout
 
-MOST_TENSORS = 2_000_000
+MOST_TENSORS = 300_000
+"""Of one checkpoint: more would not fit into the 512 MB that reading its structure may take."""
 LONGEST_NAME_BYTES = 65_536
 
 

@@ -6,6 +6,7 @@ storage is an int64 count of elements and its bytes. Reference: ``_legacy_save``
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable
 
@@ -87,20 +88,22 @@ class _PickleStream:
                 value, self.position = loads(
                     self._data, self.position, reduce=reduce, persistent_load=self._persistent_load
                 )
-            except PickleTruncated as error:
-                self._read_more(error)
+            except PickleTruncated:
+                pass  # and what was parsed is let go, before there is more of it
             except PickleError as error:
                 raise InputRefused(f"has a damaged pickle: {error}") from error
             else:
                 return value
+            self._read_more()
 
-    def _read_more(self, truncated: PickleTruncated) -> None:
+    def _read_more(self) -> None:
         have, size = len(self._data), self._source.size()
         if have == size:
-            raise InputRefused("is incomplete: its pickle ends in the middle") from truncated
+            raise InputRefused("is incomplete: its pickle ends in the middle")
         if have >= LARGEST_PICKLE:
-            raise InputRefused(f"has a pickle of more than {LARGEST_PICKLE:,} bytes") from truncated
-        self._data += self._source.read(have, min(4 * have, size) - have)
+            raise InputRefused(f"has a pickle of more than {LARGEST_PICKLE:,} bytes")
+        gc.collect()  # values that contain themselves
+        self._data += self._source.read(have, min(4 * have, LARGEST_PICKLE, size) - have)
 
     def _persistent_load(self, pid: object) -> object:
         found = storage_from_persistent_id(pid)

@@ -21,7 +21,8 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
-LARGEST_PICKLE = 1 << 28
+LARGEST_PICKLE = 100_000_000
+"""Bytes. 100,000 tensors with the state of Adam take a third of it."""
 _LONGEST_ORDER = 16
 
 

@@ -6,6 +6,7 @@ shares its values cannot make it long.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 
 from ema_cli.errors import InputRefused
@@ -16,8 +17,8 @@ from ema_cli.formats.torch_objects import TensorRef, UnsupportedTensor
 Tensor = TensorRef | UnsupportedTensor
 
 _DEEPEST = 64
-_MOST_TEXT = 1 << 28
-"""Characters of all names of one walk together."""
+_MOST_TEXT = 1 << 26
+"""Bytes that all names of one walk take together."""
 
 
 def is_module(node: object) -> bool:
@@ -69,7 +70,7 @@ def leaves(root: object) -> Iterator[tuple[str, object]]:
     while todo:
         above_path, name, node, above = todo.pop()
         path = join(above_path, name)
-        text += len(path)
+        text += sys.getsizeof(path)
         members = None if id(node) in above or len(above) > _DEEPEST else _members(node)
         if members is None:
             yield path, node

@@ -1,0 +1,197 @@
+"""The directory at the end of a zip archive, as columns: a checkpoint with its optimizer has half a million records.
+
+Only what decides where bytes lie is kept, about 150 bytes for a record; the objects of ``zipfile`` take a thousand.
+Reference: APPNOTE 4.3.12 to 4.3.16 of the zip format, and 4.5.3 for sizes of more than 32 bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+
+from ema_cli.errors import InputRefused
+from ema_cli.storage.source import ByteSource
+from ema_cli.text import quoted
+
+FETCH_AGAIN = "was it saved or copied to the end? leave it out, or fetch it again"
+MOST_RECORDS = 600_000
+"""100,000 tensors with the state of Adam are 400,000 records."""
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+UTF8_NAME = 0x800
+_LARGEST_DIRECTORY = 1 << 26
+_END = struct.Struct("<4s4H2LH")
+_END_SIGNATURE = b"PK\x05\x06"
+_LONGEST_COMMENT = 65_535
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_END64_SIGNATURE = b"PK\x06\x06"
+_LOCATOR = struct.Struct("<4sLQL")
+_LOCATOR_SIGNATURE = b"PK\x06\x07"
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_ENTRY_SIGNATURE = b"PK\x01\x02"
+_EXTRA = struct.Struct("<2H")
+_LONG_SIZES = 1
+"""The extra field that has the sizes of more than 32 bits."""
+_FULL = 0xFFFFFFFF
+"""A size that stands in the extra field."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the directory says of one record."""
+
+    name: str
+    name_bytes: bytes
+    """As it stands in the archive, in front of the data again."""
+    flags: int
+    method: int
+    crc32: int
+    packed_size: int
+    size: int
+    header: int
+    """Byte of the archive where the local header begins."""
+
+
+class Directory:
+    """All entries of an archive, by name.
+
+    Raises:
+        InputRefused: it is damaged, larger than any checkpoint's, or names two records alike or in the same bytes.
+
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self.names: dict[str, int] = {}
+        """Each name, with the number of its entry."""
+        self._small = array("L")
+        """Of each entry: flags, method, CRC-32."""
+        self._large = array("Q")
+        """Of each entry: packed size, size, begin of the local header."""
+        begin, size, count = _find(source)
+        self._read(source.read(begin, size), count)
+        self._refuse_overlaps(begin)
+
+    def __getitem__(self, name: str) -> Entry:
+        number = self.names[name]
+        flags, method, crc32 = self._small[3 * number : 3 * number + 3]
+        packed, size, header = self._large[3 * number : 3 * number + 3]
+        return Entry(
+            name=name,
+            name_bytes=name.encode("utf-8" if flags & UTF8_NAME else "cp437"),
+            flags=flags,
+            method=method,
+            crc32=crc32,
+            packed_size=packed,
+            size=size,
+            header=header,
+        )
+
+    def _read(self, raw: bytes, count: int) -> None:
+        position = 0
+        for _ in range(count):
+            if position + _ENTRY.size > len(raw):
+                raise _damaged()
+            signature, _, _, flags, method, _, _, crc32, packed, size, *lengths, disk, _, _, header = (
+                _ENTRY.unpack_from(raw, position)
+            )
+            position += _ENTRY.size
+            begin_extra = position + lengths[0]
+            end = begin_extra + lengths[1] + lengths[2]
+            if signature != _ENTRY_SIGNATURE or disk or end > len(raw):
+                raise _damaged()
+            if _FULL in (packed, size, header):
+                extra = raw[begin_extra : begin_extra + lengths[1]]
+                size, packed, header = _long_sizes(extra, size, packed, header)
+            self._add(raw[position:begin_extra], flags, len(self.names))
+            self._small.extend((flags, method, crc32))
+            self._large.extend((packed, size, header))
+            position = end
+        if position != len(raw):
+            raise _damaged()
+
+    def _add(self, raw_name: bytes, flags: int, number: int) -> None:
+        try:
+            name = raw_name.decode("utf-8" if flags & UTF8_NAME else "cp437")
+        except UnicodeDecodeError as error:
+            raise _damaged() from error
+        if self.names.setdefault(name, number) != number:
+            raise InputRefused(f"holds two records of one name, {quoted(name)}")
+
+    def _refuse_overlaps(self, directory: int) -> None:
+        """Two records in the same bytes, or in those of the directory, are no archive that anything writes."""
+        names = list(self.names)
+        position = 0
+        for number in sorted(range(len(names)), key=self._large[2::3].__getitem__):
+            packed, _, header = self._large[3 * number : 3 * number + 3]
+            if header < position:
+                raise InputRefused(f"has a damaged record {quoted(names[number])}: it overlaps another")
+            position = header + LOCAL_HEADER.size + len(names[number]) + packed
+            if position > directory:
+                raise InputRefused(f"has a damaged record {quoted(names[number])}: it reaches into the directory")
+
+
+def _find(source: ByteSource) -> tuple[int, int, int]:
+    """Return where the directory begins, its size, and the number of its entries."""
+    begin = max(0, source.size() - _END.size - _LONGEST_COMMENT)
+    tail = source.read(begin, source.size() - begin)
+    at = _end_record(tail)
+    _, disk, first_disk, here, count, size, offset, _ = _END.unpack_from(tail, at)
+    end = begin + at
+    locator_at = end - _LOCATOR.size
+    locator = source.read(locator_at, _LOCATOR.size) if locator_at >= 0 else b""
+    if locator.startswith(_LOCATOR_SIGNATURE):
+        end, disk, first_disk, here, count, size, offset = _find_long(source, locator, locator_at)
+    if disk or first_disk or here != count:
+        raise InputRefused("is one part of a zip archive in several parts")
+    if offset + size != end:  # bytes in front of the archive, or between the directory and its end
+        raise _damaged()
+    if count > MOST_RECORDS or size > _LARGEST_DIRECTORY:
+        raise InputRefused(f"declares {count:,} records; more than {MOST_RECORDS:,} are refused")
+    return offset, size, count
+
+
+def _end_record(tail: bytes) -> int:
+    """Return where the end record begins: the last one whose comment ends where the file does."""
+    at = len(tail)
+    for _ in range(_LONGEST_COMMENT):
+        at = tail.rfind(_END_SIGNATURE, 0, at + len(_END_SIGNATURE) - 1)
+        if at < 0:
+            break
+        if at + _END.size <= len(tail) and at + _END.size + _END.unpack_from(tail, at)[-1] == len(tail):
+            return at
+    raise _damaged()
+
+
+def _find_long(source: ByteSource, locator: bytes, locator_at: int) -> tuple[int, int, int, int, int, int, int]:
+    """Read the end record of an archive of more than 4 GiB or 65,535 records."""
+    _, disk, at, disks = _LOCATOR.unpack(locator)
+    if disk or disks > 1 or at + _END64.size != locator_at:
+        raise _damaged()
+    signature, _, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(source.read(at, _END64.size))
+    if signature != _END64_SIGNATURE:
+        raise _damaged()
+    return at, disk, first_disk, here, count, size, offset
+
+
+def _long_sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
+    """Return the sizes, those that did not fit from the extra field, where they stand one behind the other."""
+    position = 0
+    while position + _EXTRA.size <= len(extra):
+        kind, length = _EXTRA.unpack_from(extra, position)
+        position += _EXTRA.size
+        if kind == _LONG_SIZES:
+            values = extra[position : position + length]
+            wanted = [size, packed, header].count(_FULL)
+            if len(values) < 8 * wanted:
+                break
+            found = iter(struct.unpack_from(f"<{wanted}Q", values))
+            size, packed, header = (next(found) if value == _FULL else value for value in (size, packed, header))
+            return size, packed, header
+        position += length
+    raise _damaged()
+
+
+def _damaged() -> InputRefused:
+    return InputRefused(
+        "is incomplete or damaged: the directory at the end of the zip archive cannot be read", hint=FETCH_AGAIN
+    )
