@@ -40,6 +40,7 @@ ALLOWED_HEAVY = {
     "storage/gather.py": {"numpy"},
     "write/folder.py": {"numpy"},
     "write/output.py": {"numpy"},
+    "write/remote.py": {"numpy"},
     "write/shard.py": {"numpy"},
 }
 

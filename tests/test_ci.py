@@ -89,7 +89,7 @@ def test_names_are_not_obeyed(tmp_path: Path, ema_avg: Run) -> None:
     """A file that is called like a command is a file, in whatever column its name is broken."""
     name = "::error::forged " * 8
     for step in (1, 2):
-        save_file({f"::warning::{name}": torch.ones(2)}, tmp_path / f"{name}{step}.safetensors")
+        save_file({f"::warning::{name}": torch.full((2,), float(step))}, tmp_path / f"{name}{step}.safetensors")
     for width in ("40", "80", "200"):
         done = ema_avg(
             ".", "--decay", "0.5", "-o", "e.safetensors", "--force", "-v", GITHUB_ACTIONS="true", COLUMNS=width
