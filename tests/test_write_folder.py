@@ -92,7 +92,7 @@ def test_every_failure_leaves_the_old_folder_or_the_new(
 ) -> None:
     """The n-th call fails, for growing n until a run succeeds: nothing else is in the place, nothing half beside it."""
     old, new, write_new = two
-    out, files = tmp_path / "out", open_files()
+    out, files, threads = tmp_path / "out", open_files(), set(threading.enumerate())
     for number in range(1, 200):
         calls = fail_at(monkeypatch, call, number, code)
         with contextlib.suppress(EmaAvgError):
@@ -102,7 +102,7 @@ def test_every_failure_leaves_the_old_folder_or_the_new(
         left = [name for name in listing(tmp_path) if name.startswith(".")]
         assert not left or (call == "open" and contents(out) == new)  # the old one could not be removed
         assert open_files() == files
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith(("settle", "fold"))]
+        assert set(threading.enumerate()) <= threads
         if len(calls) < number:
             assert contents(out) == new
             return
