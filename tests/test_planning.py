@@ -75,7 +75,7 @@ def test_planning_reads_no_tensor_data(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(FileSource, "read_into", counted)
     made = plan(tmp_path, [{"w": torch.zeros(1_000_000)}] * 2)
     assert made.read_bytes == 8_000_000
-    assert 0 < sum(read) < 100_000
+    assert 0 < sum(read) < 2 * 70_000  # the end of an archive, with the longest comment that it may have
 
 
 def test_include_and_exclude_choose_tensors(tmp_path: Path) -> None:
