@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import NoReturn
 
 from ema_cli.text import quoted
+
+_MOST_BYTES = 330_000_000
+"""Memory that a text and its values may take. 300,000 tensors of a safetensors header take two thirds of it."""
+_OBJECT_BYTES = 240
+_LIST_BYTES = 72
+_VALUE_BYTES = 44
+_WIDE = re.compile(rb"[\xf0-\xff]|\\u")
+"""A character that makes all others of its text take four bytes, or an escape that may be one."""
 
 
 class JsonError(ValueError):
@@ -27,6 +36,8 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
     """
     if most is not None and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > most:  # one of these per entry
         raise JsonError(f"has more than {most:,} entries")
+    if _memory(raw) > _MOST_BYTES:
+        raise JsonError(f"would take more than {_MOST_BYTES:,} bytes of memory")
     try:
         constant = None if nan else _no_constant
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=constant)
@@ -37,6 +48,13 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
     if not isinstance(value, dict):
         raise JsonError("is not a JSON object")
     return value
+
+
+def _memory(raw: bytes) -> int:
+    """Return the bytes of memory that a text and its values take at most."""
+    width = 4 if _WIDE.search(raw) else 1 if raw.isascii() else 2
+    values = _OBJECT_BYTES * raw.count(b"{") + _LIST_BYTES * raw.count(b"[") + _VALUE_BYTES * raw.count(b",")
+    return len(raw) * (1 + 2 * width) + values
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 from ema_cli.dtypes import BY_NAME, RANK
@@ -32,6 +33,7 @@ _STEP_KEYS = {
     "epoch": "epoch",
 }
 _ALIGNMENT = 8
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _LIMIT = 1 << 62
 """Sizes and offsets are below this; larger numbers are no sizes of anything."""
 
@@ -115,7 +117,7 @@ def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:
 
 def _is_text(value: object) -> bool:
     """Whether ``value`` is text that can be written as UTF-8: JSON can spell half a character."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and _HALF_CHARACTER.search(value) is None
 
 
 def _entry(name: str, entry: object) -> tuple[TensorLayout | str, int, int]:
