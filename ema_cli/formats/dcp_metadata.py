@@ -14,7 +14,7 @@ from itertools import pairwise
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp_records import Chunk, Saved, SavedTensor, Sizes, Stored
 from ema_cli.formats.dcp_tiling import check_tiling
-from ema_cli.formats.inert_pickle import loads
+from ema_cli.formats.inert_pickle import MOST_BYTES, loads
 from ema_cli.formats.inert_values import Global, Inert, PickleError
 from ema_cli.formats.structure import MOST_TENSORS
 from ema_cli.formats.torch_objects import reduce
@@ -22,11 +22,18 @@ from ema_cli.text import quoted
 
 _VERSIONS = (None, "1.0.0")
 _MOST_CHUNKS = 2_000_000
+_MOST_PER_BYTE = 30
+"""Memory for each byte of the pickle, as the machine counts it: twenty of thousands of ranks are real."""
 _MOST_DIMENSIONS = 64
+_MOST_FIELDS = 64
 _DEEPEST = 64
 """Names of a path in the nested state dict."""
 _LIMIT = 1 << 62
 _CONVERT = "if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"
+
+
+_Places = dict[tuple[str, str], Stored]
+"""Where everything lies, by name and origin. Origins are text, as numbers can be chosen to have the same hash."""
 
 
 def parse_metadata(raw: bytes) -> Saved:
@@ -37,13 +44,13 @@ def parse_metadata(raw: bytes) -> Saved:
 
     """
     try:
-        root, _ = loads(raw, reduce=reduce)
+        root, _ = loads(raw, reduce=reduce, most_bytes=max(MOST_BYTES, _MOST_PER_BYTE * len(raw)))
     except PickleError as error:
         raise InputRefused(f"has a damaged .metadata: {error}") from error
     fields = _fields(root, "Metadata")
     version = fields.get("version")
     if version not in _VERSIONS:
-        raise _unknown(f"its version is {quoted(str(version)[:100])}")
+        raise _unknown(f"its version is {quoted(version) if isinstance(version, str) else 'no text'}")
     declared, places = _mapping(fields, "state_dict_metadata"), _places(_mapping(fields, "storage_data"))
     if len(declared) > MOST_TENSORS:
         raise InputRefused(f"declares {len(declared):,} items; more than {MOST_TENSORS:,} are refused")
@@ -59,7 +66,7 @@ def parse_metadata(raw: bytes) -> Saved:
 class _Items:
     """Puts together what is declared of an item and where it lies. Counts the chunks, whatever is shared."""
 
-    def __init__(self, places: dict[tuple[str, Sizes | None], Stored]) -> None:
+    def __init__(self, places: _Places) -> None:
         self._places = places
         self._chunks = 0
 
@@ -89,21 +96,21 @@ class _Items:
         return SavedTensor(dtype_name=_dtype_name(fields.get("properties")), shape=shape, chunks=tuple(chunks))
 
     def _place(self, name: str, origin: Sizes | None) -> Stored:
-        stored = self._places.get((name, origin))
+        stored = self._places.get((name, str(origin)))
         if stored is None:
             where = "" if origin is None else f" at {list(origin)}"
             raise InputRefused(f"has no place for its piece {quoted(name)}{where}: the save is incomplete")
         return stored
 
 
-def _places(declared: Mapping[object, object]) -> dict[tuple[str, Sizes | None], Stored]:
+def _places(declared: Mapping[object, object]) -> _Places:
     """Return where everything lies, by name and origin: the index that torch keys it by compares by these two."""
-    places: dict[tuple[str, Sizes | None], Stored] = {}
+    places: _Places = {}
     for index, info in declared.items():
         key = _fields(index, "MetadataIndex")
         offset = key.get("offset")
         name = _text(key.get("fqn"))
-        origin = None if offset is None else _sizes(offset)
+        origin = str(None if offset is None else _sizes(offset))
         if (name, origin) in places:
             raise InputRefused(f"declares two places for one piece of {quoted(name)}")
         places[name, origin] = _stored(name, _fields(info, "_StorageInfo"))
@@ -126,7 +133,7 @@ def _stored(name: str, info: Mapping[str, object]) -> Stored:
     raise InputRefused(f"declares a damaged place for {quoted(name)}")
 
 
-def _refuse_overlaps(places: Mapping[tuple[str, Sizes | None], Stored]) -> None:
+def _refuse_overlaps(places: _Places) -> None:
     """Each item has bytes of its own, so reading all of them costs no more than the files have."""
     ordered = sorted((stored.file, stored.offset, stored.length, name) for (name, _), stored in places.items())
     for (file, offset, length, name), (next_file, next_offset, _, other) in pairwise(ordered):
@@ -151,7 +158,7 @@ def _paths(planner_data: object) -> dict[str, tuple[str, ...]]:
     paths = {}
     for name, path in planner_data.items():
         if isinstance(name, str) and isinstance(path, tuple) and 0 < len(path) <= _DEEPEST:
-            if not all(isinstance(part, str) or type(part) is int for part in path):
+            if not all(isinstance(part, str) or (type(part) is int and abs(part) < _LIMIT) for part in path):
                 raise _unknown(f"the path of {quoted(name)} is not of names")
             paths[name] = tuple(str(part) for part in path)
     return paths
@@ -209,6 +216,8 @@ def _is(value: object, name: str) -> bool:
 def _fields(value: object, name: str) -> Mapping[str, object]:
     """Return the fields of an object of the class ``name``."""
     if not isinstance(value, Inert) or not _is(value, name) or not isinstance(value.state, dict):
+        raise _unknown(f"there is no {name} where one belongs")
+    if len(value.state) > _MOST_FIELDS:  # many objects can share it
         raise _unknown(f"there is no {name} where one belongs")
     return {field: content for field, content in value.state.items() if isinstance(field, str)}
 
