@@ -14,7 +14,8 @@ from itertools import pairwise
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp_records import Chunk, Saved, SavedTensor, Sizes, Stored
 from ema_cli.formats.dcp_tiling import check_tiling
-from ema_cli.formats.inert_pickle import MOST_BYTES, loads
+from ema_cli.formats.inert_costs import MOST_BYTES
+from ema_cli.formats.inert_pickle import loads
 from ema_cli.formats.inert_values import Global, Inert, PickleError
 from ema_cli.formats.structure import MOST_TENSORS
 from ema_cli.formats.torch_objects import reduce
