@@ -11,6 +11,8 @@ from collections.abc import Iterable
 LONGEST_NAME = 120
 """Characters of a name that are shown; the middle of a longer one is cut out."""
 
+_COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
+"""Commands of GitHub and Azure, and of TeamCity."""
 _LONGEST_SIZE = 24
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
 
@@ -19,11 +21,13 @@ def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
     """Return ``text`` with every unprintable character escaped and the middle cut beyond ``limit`` characters.
 
     Control characters, line and paragraph separators, bidirectional marks and surrogates all count as
-    unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives.
+    unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives. What CI
+    services take as a command where a line begins with it, or anywhere, is escaped too.
     """
     if len(text) > limit:
         half = (limit - 1) // 2
         text = f"{text[:half]}…{text[len(text) - half :]}"
+    text = _COMMAND.sub(lambda found: f"\\x{ord(found[0][0]):02x}{found[0][1:]}", text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
