@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile.opcodes import SHELL, call, glob, mapping, num, stop, tensor, text, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,21 +31,7 @@ from ema_cli.errors import EmaAvgError
 from ema_cli.formats.inert_pickle import _OPCODES, loads
 from ema_cli.formats.inert_values import Global, Inert, PickleError, PickleTruncated
 from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
-from tests.makers import (
-    SHELL,
-    archive,
-    call,
-    expected,
-    glob,
-    mapping,
-    num,
-    open_file,
-    read_file,
-    stop,
-    tensor,
-    text,
-    touch,
-)
+from tests.makers import archive, expected, open_file, read_file
 
 PROTOCOLS = range(6)
 

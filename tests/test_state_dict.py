@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile.opcodes import mapping, stop, tensor
 from torch import nn
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
@@ -21,7 +22,7 @@ from ema_cli.formats.inert_values import Global, Inert
 from ema_cli.formats.state_dict import find_state_dict
 from ema_cli.formats.torch_objects import StorageRef, TensorRef
 from ema_cli.records import FoundStep
-from tests.makers import archive, expected, mapping, open_file, read_file, save, stop, tensor
+from tests.makers import archive, expected, open_file, read_file, save
 
 STORAGE = StorageRef(key="0", kind="FloatStorage", elements=4)
 T = TensorRef(storage=STORAGE, dtype_name="float32", offset=0, shape=(4,), strides=(1,))
