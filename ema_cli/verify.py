@@ -19,6 +19,7 @@ from pathlib import Path
 from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.evidence import check_input, open_inputs
+from ema_cli.formats.json_text import refuse_large
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import DEFAULT_SAMPLES, OUR_METADATA
 from ema_cli.produced import Produced, check_companions, check_digest, check_size
@@ -157,6 +158,7 @@ def _load_report(path: Path) -> Report:
             raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
         raw = source.read(0, source.size())
     try:
+        refuse_large(raw)
         report = from_json(raw.decode("utf-8"))
         fault = find_fault(report)
     except (ValueError, RecursionError) as error:

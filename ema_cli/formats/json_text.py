@@ -14,8 +14,9 @@ _MOST_BYTES = 330_000_000
 _OBJECT_BYTES = 240
 _LIST_BYTES = 72
 _VALUE_BYTES = 44
-_WIDE = re.compile(rb"[\xf0-\xff]|\\u")
-"""A character that makes all others of its text take four bytes, or an escape that may be one."""
+_ASTRAL = re.compile(rb"[\xf0-\xff]")
+"""A character that makes all others of its text take four bytes."""
+_ASTRAL_ESCAPE = re.compile(rb"\\u[dD][89abAB]")
 
 
 class JsonError(ValueError):
@@ -36,8 +37,7 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
     """
     if most is not None and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > most:  # one of these per entry
         raise JsonError(f"has more than {most:,} entries")
-    if _memory(raw) > _MOST_BYTES:
-        raise JsonError(f"would take more than {_MOST_BYTES:,} bytes of memory")
+    refuse_large(raw)
     try:
         constant = None if nan else _no_constant
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=constant)
@@ -50,11 +50,18 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
     return value
 
 
-def _memory(raw: bytes) -> int:
-    """Return the bytes of memory that a text and its values take at most."""
-    width = 4 if _WIDE.search(raw) else 1 if raw.isascii() else 2
+def refuse_large(raw: bytes) -> None:
+    """Raise if a text and its values could take more memory than any that is read.
+
+    Raises:
+        JsonError: they could.
+
+    """
+    width = 4 if _ASTRAL.search(raw) else 1 if raw.isascii() else 2
+    escaped = 4 if _ASTRAL_ESCAPE.search(raw) else 2 if b"\\u" in raw else 1
     values = _OBJECT_BYTES * raw.count(b"{") + _LIST_BYTES * raw.count(b"[") + _VALUE_BYTES * raw.count(b",")
-    return len(raw) * (1 + 2 * width) + values
+    if len(raw) * (1 + width + max(width, escaped)) + values > _MOST_BYTES:
+        raise JsonError(f"would take more than {_MOST_BYTES:,} bytes of memory")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

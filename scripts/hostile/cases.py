@@ -28,7 +28,11 @@ class Case:
     """Text that the message must hold."""
 
 
-def of_bytes(group: str, suffix: str, table: Mapping[str, tuple[bytes, str]], *, code: int = REFUSED) -> list[Case]:
+Bytes = bytes | Callable[[], bytes]
+"""The bytes of a file; large ones are made when they are wanted."""
+
+
+def of_bytes(group: str, suffix: str, table: Mapping[str, tuple[Bytes, str]], *, code: int = REFUSED) -> list[Case]:
     """Return cases of files with given bytes, each with a word of its message."""
     return [
         Case(name=file_name(group, name, suffix), make=_writer(data), code=code, word=word)
@@ -41,5 +45,5 @@ def file_name(group: str, name: str, suffix: str) -> str:
     return f"{group}_{name.replace(' ', '_')}{suffix}"
 
 
-def _writer(data: bytes) -> Maker:
-    return lambda path: path.write_bytes(data)
+def _writer(data: Bytes) -> Maker:
+    return lambda path: path.write_bytes(data() if callable(data) else data)

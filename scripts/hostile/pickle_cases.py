@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from hostile.cases import OK, REFUSED, Case, Maker, file_name, of_bytes
@@ -121,12 +122,17 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         + b"h\x00h\x01R.",
         "",
     ),
-    "20 MB of lists": (b"]" * 20_000_000 + b".", "more than"),
-    "20 MB of dictionaries": (b"}" * 20_000_000 + b".", "more than"),
-    "20 MB of sets": (b"\x8f" * 20_000_000 + b".", "more than"),
-    "20 MB of calls": (glob("x", "y") + b"q\x00" + b"h\x00)R" * 5_000_000 + b".", "more than"),
-    "30 MB of undecodable text": ((b"X" + struct.pack("<I", 1 << 19) + b"\xff" * (1 << 19)) * 60 + b".", "more than"),
     "a name of a megabyte": (glob("m" * (1 << 20), "n") + b".", "a name of"),
+}
+LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "20 MB of lists": (lambda: b"]" * 20_000_000 + b".", "more than"),
+    "20 MB of dictionaries": (lambda: b"}" * 20_000_000 + b".", "more than"),
+    "20 MB of sets": (lambda: b"\x8f" * 20_000_000 + b".", "more than"),
+    "20 MB of calls": (lambda: glob("x", "y") + b"q\x00" + b"h\x00)R" * 5_000_000 + b".", "more than"),
+    "30 MB of undecodable text": (
+        lambda: (b"X" + struct.pack("<I", 1 << 19) + b"\xff" * (1 << 19)) * 60 + b".",
+        "more than",
+    ),
 }
 NONSENSE: dict[str, tuple[bytes, str]] = {
     "no stop": (b"N", "ends in the middle"),
@@ -207,6 +213,7 @@ LIES: dict[str, tuple[bytes, str]] = {
 def pickle_cases() -> list[Case]:
     """Return the pickles, each in an archive of its own."""
     whole = {name: (checkpoint(pickle=b"\x80\x05" + data), word) for name, (data, word) in (BOMBS | NONSENSE).items()}
+    large = {name: (_packed(made), word) for name, (made, word) in LARGE.items()}
     lies = {name: (checkpoint(pickle=_named(name, lie)), word) for name, (lie, word) in LIES.items()}
     return [
         *(Case(name=file_name("attack", name, ".pt"), make=_attack(data), code=OK) for name, data in ATTACKS.items()),
@@ -215,8 +222,13 @@ def pickle_cases() -> list[Case]:
             for name, data in ATTACKS.items()
         ),
         *of_bytes("pickle", ".pt", whole),
+        *of_bytes("pickle", ".pt", large),
         *of_bytes("lie", ".pt", lies),
     ]
+
+
+def _packed(made: Callable[[], bytes]) -> Callable[[], bytes]:
+    return lambda: checkpoint(pickle=b"\x80\x05" + made())
 
 
 def _named(name: str, lie: bytes) -> bytes:

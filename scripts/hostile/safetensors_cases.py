@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hostile.cases import OK, Case, of_bytes
+from hostile.cases import OK, Bytes, Case, of_bytes
 
 _ENTRY = b'{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
 FOUR = bytes(16)
@@ -26,7 +26,7 @@ def entry(dtype: object = "F32", shape: object = (4,), offsets: object = (0, 16)
 
 
 _WHOLE = one()
-_BAD: dict[str, tuple[bytes, str]] = {
+_BAD: dict[str, tuple[Bytes, str]] = {
     "key twice": (one(more=b',"w":' + _ENTRY), "twice"),
     "key twice by an escape": (one(name=b"a", more=b',"\\u0061":' + _ENTRY), "twice"),
     "key twice in an entry": (
@@ -96,11 +96,11 @@ _BAD: dict[str, tuple[bytes, str]] = {
     "half a character in the metadata": (one(more=b',"__metadata__":{"a":"\\udfff"}'), "not text"),
     "depth": (one(b"[" * 100_000 + b"]" * 100_000), "JSON"),
     "depth of objects": (one(b'{"a":' * 50_000 + b"1" + b"}" * 50_000), "JSON"),
-    "40 MB of lists": (file(b'{"a":[' + b"[]," * 13_000_000 + b"[]]}"), "of memory"),
-    "40 MB of numbers": (file(b'{"a":[' + b"1000," * 8_000_000 + b"1]}"), "of memory"),
-    "40 MB of wide text": (file(b'{"a":"' + b"a" * 40_000_000 + "\U0001f600".encode() + b'"}'), "of memory"),
+    "40 MB of lists": (lambda: file(b'{"a":[' + b"[]," * 13_000_000 + b"[]]}"), "of memory"),
+    "40 MB of numbers": (lambda: file(b'{"a":[' + b"1000," * 8_000_000 + b"1]}"), "of memory"),
+    "40 MB of wide text": (lambda: file(b'{"a":"' + b"a" * 40_000_000 + "\U0001f600".encode() + b'"}'), "of memory"),
     "too many tensors": (
-        file(b"{" + b",".join(b'"%d":0' % number for number in range(300_001)) + b"}"),
+        lambda: file(b"{" + b",".join(b'"%d":0' % number for number in range(300_001)) + b"}"),
         "tensors; more than",
     ),
     "empty header": (file(b"{}"), ""),

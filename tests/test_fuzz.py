@@ -1,0 +1,77 @@
+"""A slice of the fuzzing of every parser, and the fuzzer itself: what it must find, it finds."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import fuzz
+import pytest
+from hostile.mutate import JSON_WORDS, mutated
+from hostile.parsers import Held, Parser, parsers
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+NAMES = ("pickle", "zip", "legacy", "safetensors", "index", "dcp", "pieces", "report", "config")
+
+
+def test_a_slice_finds_nothing(tmp_path: Path) -> None:
+    """Hundreds of mutations for each parser: our errors only, no second, no memory, no file."""
+    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--count", "400", "--seed", "7", "--findings", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = dict(re.findall(r"^\| (\w+) \| (\d+) \|.* \| 0 \|$", done.stdout, re.MULTILINE))
+    assert rows == dict.fromkeys(NAMES, "400")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_seed_makes_the_same_inputs(tmp_path: Path) -> None:
+    """A finding can be made again from its seed."""
+    parser = parsers(tmp_path)["zip"]
+
+    def made() -> list[bytes]:
+        random = Random(5)
+        return [parser.mutate(random.choice(parser.seeds), random) for _ in range(50)]
+
+    assert made() == made()
+    assert len(set(made())) > 40
+
+
+def test_mutations_change_most_seeds() -> None:
+    """A mutation is of the seed, and seldom the seed itself."""
+    random = Random(1)
+    seed = b'{"weight_map": {"a": "b"}}'
+    assert sum(mutated(seed, [seed], JSON_WORDS, random) != seed for _ in range(200)) > 150
+
+
+def _crash(data: bytes) -> None:
+    raise IndexError(data)
+
+
+def _loop(_: bytes) -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(("run", "found"), [(_crash, "IndexError"), (_loop, "no end")])
+def test_the_fuzzer_finds_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[bytes], object], found: str
+) -> None:
+    """A parser that raises another error, or that does not end, is a finding."""
+    monkeypatch.setattr(fuzz, "_HANG_SECONDS", 0.2)
+    before = signal.signal(signal.SIGALRM, fuzz._hang)
+    try:
+        parser = Parser(seeds=[b""], mutate=lambda seed, _: seed, run=run)
+        assert found in fuzz._execute(parser, b"x", fuzz.Tally())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_read_outside_the_file_is_a_finding() -> None:
+    """The source of the fuzzer does not forgive a parser that asks for what is not there."""
+    with pytest.raises(AssertionError, match="read of 2 bytes at 3 of 4"):
+        Held(b"abcd").read(3, 2)
