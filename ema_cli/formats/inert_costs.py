@@ -29,6 +29,8 @@ RECORD_BYTES = 100
 """Of a tensor."""
 ITEM_BYTES = 110
 """Of an item of a dictionary, with its share in the tables that searching makes."""
+FILLED_BYTES = 200
+"""Of a dictionary with its first item: its table, and what the search for the weights notes of it."""
 LONG_ARGUMENT = 64
 
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from ema_cli.formats.inert_costs import (
     CONTAINERS,
     COSTS,
+    FILLED_BYTES,
     GLOBAL_BYTES,
     ITEM_BYTES,
     LONG_ARGUMENT,
@@ -399,7 +400,7 @@ class _Machine:
             target = target.items
         elif not isinstance(target, dict):
             raise PickleError(f"it sets keys of something that is not a dictionary, at byte {self.position:,}")
-        self.charge(ITEM_BYTES * len(items) // 2)
+        self.charge(ITEM_BYTES * len(items) // 2 + (0 if target else FILLED_BYTES))
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is str:
                 target[key] = value
