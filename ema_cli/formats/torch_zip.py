@@ -14,7 +14,7 @@ from ema_cli.formats.inert_values import PickleError
 from ema_cli.formats.state_dict import StateDict, find_state_dict
 from ema_cli.formats.steps import read_steps
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
+from ema_cli.formats.torch_objects import TensorRef, reduce, storage_from_persistent_id
 from ema_cli.formats.torch_tensors import place_all
 from ema_cli.formats.zip_archive import RESAVE, Archive
 from ema_cli.storage.extents import LayoutPool
@@ -38,6 +38,7 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
     pickle = archive.read("data.pkl", most=LARGEST_PICKLE)
     digest = hashlib.sha256(pickle).digest()
     root, chosen = pool.remember(("pickle", digest, key), lambda: _parse(pickle, key))
+    archive.announce({t.storage.key: None for t in chosen.tensors.values() if isinstance(t, TensorRef)})
     placed = place_all(chosen.tensors, archive.storage, pool, (digest, key))
     return Structure(
         format="torch zip",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterable
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.zip_directory import FETCH_AGAIN, LOCAL_HEADER, Directory, Entry
@@ -57,6 +58,15 @@ class Archive:
         if self._entries[self._root + name].crc32 not in (0, zlib.crc32(data)):  # torch writes 0 when told to have none
             raise InputRefused(f"has a damaged record {quoted(name)}: its checksum is wrong", hint=FETCH_AGAIN)
         return data
+
+    def announce(self, keys: Iterable[str]) -> None:
+        """Have the local headers of storages fetched together, where each would be a journey of its own."""
+        if not self._source.far:
+            return
+        for name in (f"{self._root}data/{key}" for key in keys):
+            if name in self._entries.names:
+                entry = self._entries[name]
+                self._source.will_need(entry.header, LOCAL_HEADER.size + len(entry.name_bytes))
 
     def storage(self, key: str) -> tuple[int, int]:
         """Return the byte offset and the size of the storage called ``key``."""

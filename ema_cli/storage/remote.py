@@ -40,6 +40,7 @@ class RemoteSource(ByteSource):
 
     """
 
+    far = True
     window_bytes = 1 << 23
     ahead_bytes = 1 << 28
 
@@ -133,8 +134,9 @@ class RemoteSource(ByteSource):
                 raise InputChanged(f"{quoted(self.name)} was removed while it was being read") from error
             except Exception as error:  # noqa: BLE001 - every store has errors of its own
                 reason = str(error) or type(error).__name__
-            if attempt + 1 < _TRIES and not self._ahead.closed.is_set():
-                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads retries
+            if self._ahead.closed.is_set():
+                break
+            _pause(attempt)
         raise InputChanged(f"{quoted(self.name)} cannot be read at byte {begin:,}: {reason}")
 
 
@@ -197,9 +199,14 @@ def _info(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: AN
             raise InputRefused(f"{quoted(str(url))} may not be read: {error}") from error
         except Exception as error:  # noqa: BLE001 - every store has errors of its own
             reason = str(error) or type(error).__name__
-        if attempt + 1 < _TRIES:
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        _pause(attempt)
     raise InputRefused(f"{quoted(str(url))} cannot be reached: {reason}")
+
+
+def _pause(attempt: int) -> None:
+    """Wait before the next try, twice as long each time, and not all at once; there is no wait after the last."""
+    if attempt + 1 < _TRIES:
+        time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the tries
 
 
 def _gives_parts(store: Any, path: str, size: int) -> bool:  # noqa: ANN401

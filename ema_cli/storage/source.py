@@ -30,6 +30,8 @@ class ByteSource(ABC):
 
     name: str
     """What messages call it."""
+    far: bool = False
+    """Whether every read is a journey: then small ones are worth announcing too."""
     window_bytes: int = 1 << 22
     """Size of one announcement, at most."""
     ahead_bytes: int = 1 << 26
