@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from ema_cli.discover import close_all
@@ -18,6 +17,7 @@ from ema_cli.pipeline import planned, run_average
 from ema_cli.records import Checkpoint, Plan
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import locate
 from ema_cli.text import parse_bytes, quoted
 from ema_cli.weight_options import split_weights
 
@@ -100,7 +100,7 @@ def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None =
         ema_cli.errors.NothingMatched: there is no such file.
 
     """
-    checkpoint = open_checkpoint(Path(path), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+    checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
     close_all([checkpoint])
     return checkpoint
 
@@ -131,9 +131,9 @@ def make_options(
         shard_bytes = _size(options.get("max_shard_size"))
         options["output"], options["max_shard_size"] = parse_output(os.fspath(options["output"]), shard_bytes)
     if "reports" in options:
-        options["reports"] = tuple(Path(report) for report in options["reports"])
+        options["reports"] = tuple(locate(os.fspath(report)) for report in options["reports"])
     if options.get("continue_from") is not None:
-        options["continue_from"] = Path(options["continue_from"])
+        options["continue_from"] = locate(os.fspath(options["continue_from"]))
     methods = _listed(method) or ()
     named = tuple(os.fspath(path) for path in _listed(paths))
     if "manual" in methods and options.get("weights") is None:

@@ -110,7 +110,7 @@ def write_reports(report: Report, options: Options, beside: Plan | None = None) 
         for k, output in enumerate(beside.outputs):
             _write(report_path(output.path), render_report(of_one(report, k), ".json"))
     for path in options.reports:
-        write_atomically(path, render_report(report, path.suffix))
+        _write(path, render_report(report, path.suffix))
 
 
 def _write(place: Location, data: bytes) -> None:

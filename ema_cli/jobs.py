@@ -36,7 +36,7 @@ def make_job(options: Options, run: str) -> Job:
         options=replace(
             options,
             run=run,
-            reports=tuple(Path(fill(report)) for report in options.reports),
+            reports=tuple(map(fill, options.reports)),
             continue_from=fill(options.continue_from) if options.continue_from else None,
         ),
     )

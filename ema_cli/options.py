@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
 from ema_cli.errors import UsageError
@@ -91,7 +90,7 @@ class Options(WeightOptions):
     """Where the average goes; ``{decay}``, ``{method}`` and the like in it tell several averages apart."""
     max_shard_size: int | None = None
     """Bytes of tensors in one file: then the output is a folder of such files. ``None`` for one file."""
-    reports: tuple[Path, ...] = ()
+    reports: tuple[Location, ...] = ()
     """Further reports, besides the one beside each output."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Extra metadata of the output."""

@@ -13,7 +13,7 @@ from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput, Role
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, Url, absolute
+from ema_cli.storage.locations import Location, Url, absolute, exists
 from ema_cli.text import quoted
 from ema_cli.uptodate import read_report, report_path
 from ema_cli.write.publish import check_place, raise_output_error
@@ -59,7 +59,7 @@ def check_places(plan: Plan, options: Options) -> None:
         for output in plan.outputs:
             _refuse_report_of_another(output)
     for report in places[len(plan.outputs) :]:
-        if isinstance(report, Path) and report.exists() and not options.force and not is_report(report):
+        if not options.force and exists(report) and not is_report(report):
             message = f"{quoted(str(report))} exists and is not a report of ema-avg"
             raise OutputError(message, hint="choose another name, or overwrite it with --force")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Self
 
 from ema_cli.errors import InputRefused, NothingMatched
@@ -14,7 +12,8 @@ from ema_cli.files import FileRole, is_weights
 from ema_cli.records import Check
 from ema_cli.report.model import File, Output
 from ema_cli.storage.digest import digest_of_all, sha256_of
-from ema_cli.storage.source import FileSource
+from ema_cli.storage.locations import Location, is_folder, names_in, open_source
+from ema_cli.storage.source import ByteSource
 from ema_cli.text import plural, quoted, shortlist
 
 _MOST_FAULTS = 3
@@ -29,12 +28,12 @@ class Produced:
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
-        self._sources: dict[str, FileSource] = {}
+        self._sources: dict[str, ByteSource] = {}
         with ExitStack() as opened:
             for name, place in _places(path).items():
-                self._sources[name] = opened.enter_context(FileSource(place))
+                self._sources[name] = opened.enter_context(open_source(place))
             self._opened = opened.pop_all()
 
     @property
@@ -62,12 +61,12 @@ class Produced:
         self._opened.close()
 
 
-def _places(path: Path) -> dict[str, Path]:
+def _places(path: Location) -> dict[str, Location]:
     """Return the files by name; a file alone is opened whatever it is called."""
-    if not os.path.isdir(path):  # noqa: PTH112 - of an impossible name it says no, where pathlib raises
+    if not is_folder(path):
         return {path.name: path}
     try:
-        places = {inner.name: inner for inner in sorted(path.iterdir()) if is_weights(inner.name)}
+        places: dict[str, Location] = {name: path / name for name in sorted(names_in(path)) if is_weights(name)}
     except OSError as error:
         raise InputRefused(f"{quoted(str(path))} cannot be listed: {error.strerror}") from error
     if not places:
@@ -100,7 +99,7 @@ def check_digest(found: Produced, told: Output, count: Counted) -> Check:
     return Check(name="sha256", ok=False, message=f"{digest}, but {quoted(told.sha256)} was written{where}")
 
 
-def check_companions(folder: Path, files: Sequence[File]) -> Iterator[Check]:
+def check_companions(folder: Location, files: Sequence[File]) -> Iterator[Check]:
     """Compare what was carried over into a folder with its report; there is no check where there is nothing of it."""
     companions = [file for file in files if file.role == FileRole.COMPANION]
     wrong = [fault for fault in (_fault_of(folder / file.name, file) for file in companions) if fault]
@@ -109,10 +108,10 @@ def check_companions(folder: Path, files: Sequence[File]) -> Iterator[Check]:
         yield Check(name="companions", ok=not wrong, message=message)
 
 
-def _fault_of(path: Path, known: File) -> str:
+def _fault_of(path: Location, known: File) -> str:
     """Return what is wrong with a file, empty if nothing is."""
     try:
-        with FileSource(path) as source:
+        with open_source(path) as source:
             same = source.size() == known.bytes and sha256_of(source) == known.sha256
     except (InputRefused, NothingMatched) as error:
         return error.message

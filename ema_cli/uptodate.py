@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from ema_cli.errors import EmaAvgError, NothingMatched, NothingNew, OutputError
+from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.files import PlannedFile, is_weights
 from ema_cli.naming import report_name
 from ema_cli.options import Options
@@ -16,7 +16,7 @@ from ema_cli.report.model import File, Output, Report
 from ema_cli.report.serialize import from_json
 from ema_cli.report.several import together
 from ema_cli.report.soundness import find_fault
-from ema_cli.storage.locations import Location, Url, open_source
+from ema_cli.storage.locations import Location, Url, exists, open_source
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.leftovers import holds_something
 
@@ -123,12 +123,10 @@ def _place(output: PlannedOutput, file: PlannedFile) -> Location:
 
 def _is_in_the_way(output: PlannedOutput) -> bool:
     """Whether something stands where an output is to be; an empty folder makes way for one."""
-    if isinstance(output.path, Url):
-        return _exists(output.path)
     if not output.folder:
-        return output.path.exists()
+        return exists(output.path)
     try:
-        return holds_something(output.path)
+        return holds_something(output.local)
     except OSError:
         return True
 
@@ -138,14 +136,6 @@ def _at(output: PlannedOutput, report: Report) -> Report:
     (average,) = report.averages
     here = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
     return dataclasses.replace(report, averages=(here,))
-
-
-def _exists(url: Url) -> bool:
-    try:
-        open_source(url).close()
-    except NothingMatched:
-        return False
-    return True
 
 
 def _has_header(path: Location, planned: PlannedFile) -> bool:

@@ -29,7 +29,7 @@ from ema_cli.report.serialize import from_json
 from ema_cli.report.soundness import find_fault
 from ema_cli.sampling import Sampled, check_samples
 from ema_cli.storage.extents import LayoutPool, TensorLayout
-from ema_cli.storage.source import FileSource
+from ema_cli.storage.locations import Location, open_source
 from ema_cli.text import plural, quoted, safe_text, shortlist
 from ema_cli.uptodate import report_path
 
@@ -45,7 +45,7 @@ _ABOUT_INPUTS = ("input", "samples")
 class Verification:
     """What was found."""
 
-    output: Path
+    output: Location
     checks: tuple[Check, ...]
     samples: int
     """Pieces that were recomputed."""
@@ -76,10 +76,11 @@ class Verification:
 
 
 def verify(
-    output: Path,
+    output: Location,
     *,
     samples: int = DEFAULT_SAMPLES,
     seed: int = 0,
+    quick: bool = False,
     output_only: bool = False,
     listener: Listener = ignore,
 ) -> Verification:
@@ -89,6 +90,7 @@ def verify(
         output: a file or a folder that this program wrote, with its report beside it.
         samples: how many pieces of tensors are recomputed.
         seed: which ones.
+        quick: do not read the inputs whole to compare the digests of their weights.
         output_only: leave the inputs alone, and recompute nothing.
         listener: told of the progress.
 
@@ -108,19 +110,26 @@ def verify(
         except (InputRefused, NothingMatched) as fault:
             checks, recomputed = [_failed("report", fault.message)], 0
         else:
-            checks, recomputed = _check(file, report, opened, listener, None if output_only else (samples, seed))
+            sampled = None if output_only else (samples, seed)
+            checks, recomputed = _check(file, report, opened, listener, sampled, contents=not quick)
         file.raise_if_changed()
     return Verification(output=output, checks=tuple(checks), samples=recomputed, seed=seed)
 
 
 def _check(
-    file: Produced, report: Report, opened: ExitStack, listener: Listener, sampled: tuple[int, int] | None
+    file: Produced,
+    report: Report,
+    opened: ExitStack,
+    listener: Listener,
+    sampled: tuple[int, int] | None,
+    *,
+    contents: bool,
 ) -> tuple[list[Check], int]:
     """Make every check; return them, and how many pieces were recomputed."""
     (average,) = report.averages
     found, refused = _open_output(file.path, opened)
     inputs = open_inputs(report, file, opened, listener) if sampled is not None else []
-    count = Counted("hashing", file.size() + sum(one.hashed_bytes for one in inputs), listener)
+    count = Counted("hashing", file.size() + sum(one.hashed_bytes(contents=contents) for one in inputs), listener)
     checks = [
         _check_report(file, report, average),
         check_size(file, average.output),
@@ -128,7 +137,7 @@ def _check(
         *check_companions(file.path, average.output.files),
         _check_tensors(found, average.tensors) if found else _failed("tensors", refused),
         *([_check_method(found, report, average)] if found else []),
-        *(check_input(number, one, count) for number, one in enumerate(inputs, start=1)),
+        *(check_input(number, one, count, contents=contents) for number, one in enumerate(inputs, start=1)),
     ]
     if sampled is None:
         return checks, 0
@@ -145,7 +154,7 @@ def _failed(name: str, message: str) -> Check:
     return Check(name=name, ok=False, message=message)
 
 
-def _load_report(path: Path) -> Report:
+def _load_report(path: Location) -> Report:
     """Return the report of one output, well formed.
 
     Raises:
@@ -153,7 +162,7 @@ def _load_report(path: Path) -> Report:
         InputRefused: it cannot be read, or is not such a report.
 
     """
-    with FileSource(path) as source:
+    with open_source(path) as source:
         if source.size() > _LARGEST_REPORT_BYTES:
             raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
         raw = source.read(0, source.size())
@@ -168,7 +177,7 @@ def _load_report(path: Path) -> Report:
     return report
 
 
-def _open_output(path: Path, opened: ExitStack) -> tuple[Checkpoint | None, str]:
+def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, str]:
     """Return the output as a checkpoint, under the names that it has; else why it cannot be read."""
     try:
         found = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")

@@ -128,7 +128,8 @@ def test_nested_weights_are_found_where_the_run_found_them(tmp_path: Path) -> No
     ema_cli.average(paths, output=tmp_path / "ema.safetensors", decay=0.5, key="b", strip_prefix="net.")
     assert check(tmp_path / "ema.safetensors").ok
     change_report(tmp_path / "ema.safetensors", lambda document: document["command"]["options"].update(key="a"))
-    assert list(failed(tmp_path / "ema.safetensors")) == ["samples"]
+    assert list(failed(tmp_path / "ema.safetensors")) == ["input 1", "input 2", "samples"]
+    assert list(failed(tmp_path / "ema.safetensors", quick=True)) == ["samples"]
 
 
 def test_names_with_a_wrapper_in_the_output(tmp_path: Path) -> None:
@@ -224,15 +225,16 @@ def test_a_missing_input_is_told(output: Path) -> None:
 
 
 def test_a_changed_input_is_told(output: Path) -> None:
-    """Other numbers in a file of the same size show in its time and in the sample; another file in its structure."""
+    """Other numbers in a file of the same size show in its weights and in the sample; another file in its structure."""
     path = output.parent / "run" / "ckpt_200.pt"
     made = states()
     made[1]["scale"] += 1
     FORMATS["zip"][1](made[1], path)
     wrong = failed(output)
     assert set(wrong) == {"input 2", "samples"}
-    assert "was changed or touched since" in wrong["input 2"]
+    assert "holds other weights" in wrong["input 2"]
     assert '"scale" at ()' in wrong["samples"]
+    assert "was changed or touched since" in failed(output, quick=True)["input 2"]
     torch.save({"scale": made[1]["scale"]}, path)
     wrong = failed(output)
     assert f"has {path.stat().st_size:,} bytes, but " in wrong["input 2"]
@@ -241,10 +243,12 @@ def test_a_changed_input_is_told(output: Path) -> None:
 
 
 def test_a_digest_decides_over_the_time(output: Path) -> None:
-    """A touched input is another one, unless its recorded digest says that it is the same."""
+    """A touched input is another one, unless a digest says that it is the same, of its weights or of its file."""
     path = output.parent / "run" / "ckpt_200.pt"
     os.utime(path, (1, 1))
-    assert list(failed(output)) == ["input 2"]
+    assert list(failed(output, quick=True)) == ["input 2"]
+    found = {one.name: one.message for one in check(output).checks}
+    assert "was touched, but has the same weights" in found["input 2"]
     paths = sorted((output.parent / "run").iterdir())
     ema_cli.average(paths, decay=0.7, output=output, sha256=True, force=True)
     os.utime(path, (2, 2))
@@ -254,6 +258,22 @@ def test_a_digest_decides_over_the_time(output: Path) -> None:
     raw[where] ^= 1
     path.write_bytes(raw)
     assert "SHA-256" in failed(output)["input 2"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_single_bit_is_found_behind_an_untouched_face(form: str, tmp_path: Path) -> None:
+    """A flipped bit of a weight, with size, time and structure as before, is found without drawing its piece."""
+    paths = write_series(tmp_path / "run", states(), form=form)
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(paths, decay=0.7, output=output)
+    raw, before = bytearray(paths[1].read_bytes()), paths[1].stat()
+    number = states()[1]["large"].numpy()[2, 77].tobytes()
+    assert raw.count(number) == 1
+    raw[raw.index(number)] ^= 1
+    paths[1].write_bytes(raw)
+    os.utime(paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert list(failed(output, samples=0)) == ["input 2"]
+    assert failed(output, samples=0, quick=True) == {}
 
 
 def test_inputs_are_found_from_here_and_from_the_report(
@@ -356,6 +376,7 @@ HOSTILE: dict[str, Callable[[Document], object]] = {
     "a huge input": lambda d: d["inputs"][0].update(bytes=10**400),
     "a fingerprint that is no text": lambda d: d["inputs"][0].update(fingerprint=None),
     "a digest that is no text": lambda d: d["inputs"][0].update(sha256=12),
+    "a digest of contents that is no text": lambda d: d["inputs"][0].update(content=12),
     "a negative output": lambda d: d["averages"][0]["output"].update(bytes=-5),
     "an output in floats": lambda d: d["averages"][0]["output"].update(bytes=1.5),
     "too few weights": lambda d: d["averages"][0].update(weights=[0.5, 0.5]),
@@ -500,7 +521,8 @@ def test_progress_comes_to_the_announced_end(output: Path) -> None:
     last = {event.activity: event for event in events if isinstance(event, Progress)}
     assert list(last) == ["hashing", "recomputing"]
     assert all(event.done_bytes == event.total_bytes for event in last.values())
-    assert last["hashing"].total_bytes == output.stat().st_size
+    averaged = sum(t.nbytes for t in load(output).values() if t.is_floating_point())
+    assert last["hashing"].total_bytes == output.stat().st_size + 3 * averaged
     assert last["recomputing"].total_bytes == 3 * len(data_section(output))
 
 

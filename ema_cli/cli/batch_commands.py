@@ -24,6 +24,7 @@ from ema_cli.jobs import Job, check_jobs, make_job
 from ema_cli.report.batch_index import WRITERS, BatchIndex, BatchSummary, JobEntry, JobError, is_index
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
 from ema_cli.runs import find_runs
+from ema_cli.storage.locations import Location, Url
 from ema_cli.text import plural, quoted, safe_text
 from ema_cli.write.publish import check_place, write_atomically
 
@@ -130,13 +131,17 @@ def _entry(result: JobResult, folder: Path) -> JobEntry:
     return JobEntry(
         run=result.job.run,
         status=str(result.status),
-        outputs=tuple(os.path.relpath(path, folder) for path in result.outputs),
-        reports=tuple(os.path.relpath(path, folder) for path in result.reports),
+        outputs=tuple(_seen_from(folder, path) for path in result.outputs),
+        reports=tuple(_seen_from(folder, path) for path in result.reports),
         checkpoints=result.checkpoints,
         seconds=result.seconds,
         warnings=tuple(notice.code for notice in result.notices),
         error=None if result.error is None else describe(result.error),
     )
+
+
+def _seen_from(folder: Path, path: Location) -> str:
+    return str(path) if isinstance(path, Url) else os.path.relpath(path, folder)
 
 
 def _left(done: Sequence[JobResult], total: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from ema_cli.cli import options as given
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode
 from ema_cli.options import DEFAULT_SAMPLES, Options
+from ema_cli.storage.locations import locate
 
 DIFF_HELP = (
     "Compare two checkpoints, tensor by tensor; exit 0 if they are equal, 1 if not.\n\n"
@@ -22,9 +22,9 @@ DIFF_HELP = (
 )
 VERIFY_HELP = (
     "Check an output against its report and its inputs; exit 10 if anything is not as it was.\n\n"
-    "Checked are the report, the size and the SHA-256 of the output, its tensors, the fingerprint of every input (and "
-    "its SHA-256, if the report has one), and random pieces of tensors, recomputed from the inputs and compared bit "
-    "for bit."
+    "Checked are the report, the size and the SHA-256 of the output, its tensors, the fingerprint of every input and "
+    "the digest of its weights (or its SHA-256, if the report has one), and random pieces of tensors, recomputed from "
+    "the inputs and compared bit for bit."
 )
 
 FirstCheckpoint = Annotated[
@@ -34,7 +34,7 @@ SecondCheckpoint = Annotated[
     str, typer.Argument(help="Another one, which distances are relative to.", metavar="B", show_default=False)
 ]
 VerifiedOutput = Annotated[
-    Path,
+    str,
     typer.Argument(
         help="A file or folder that ema-avg wrote, with its report beside it.", metavar="OUT", show_default=False
     ),
@@ -43,6 +43,9 @@ SamplesOption = Annotated[
     int, typer.Option("--samples", help="Pieces of tensors to recompute from the inputs.", metavar="N")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Which pieces are drawn.", metavar="N")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Do not read the inputs whole to compare the digests of their weights.")
+]
 OutputOnlyOption = Annotated[
     bool, typer.Option("--output-only", help="Check the file and its report; leave the inputs alone.")
 ]
@@ -89,6 +92,7 @@ def verify(
     output: VerifiedOutput,
     samples: SamplesOption = DEFAULT_SAMPLES,
     seed: SeedOption = 0,
+    quick: QuickOption = False,
     output_only: OutputOnlyOption = False,
     json: given.JsonOption = False,
     quiet: given.QuietOption = False,
@@ -103,7 +107,8 @@ def verify(
 
     console = Console(Style(json=json, quiet=quiet, verbose=verbose, color=not no_color))
     with ProgressDisplay(console) as progress:
-        found = check(output, samples=samples, seed=seed, output_only=output_only, listener=progress.show)
+        place = locate(output)
+        found = check(place, samples=samples, seed=seed, quick=quick, output_only=output_only, listener=progress.show)
     if json:
         console.document(verification_document(found))
         raise typer.Exit(ExitCode.OK if found.ok else ExitCode.VERIFICATION)

@@ -17,6 +17,7 @@ from typing import Literal
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records import Notice
 from ema_cli.report.model import Report
+from ema_cli.storage.locations import locate
 from ema_cli.uptodate import report_path
 
 CiMode = Literal["auto", "github", "gitlab", "none"]
@@ -118,7 +119,7 @@ def _outputs(report: Report) -> str:
     values = {
         "path": paths,
         "sha256": [average.output.sha256 for average in report.averages],
-        "report": [str(report_path(Path(path))) for path in paths],
+        "report": [str(report_path(locate(path))) for path in paths],
         "count": [str(len(paths))],
     }
     delimiter = f"ema_avg_{secrets.token_hex(16)}"

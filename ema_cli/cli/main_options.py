@@ -16,6 +16,7 @@ from ema_cli.errors import UsageError
 from ema_cli.methods import MethodName
 from ema_cli.options import Options
 from ema_cli.output_name import parse_output
+from ema_cli.storage.locations import locate
 from ema_cli.text import parse_bytes, quoted
 from ema_cli.weight_options import split_weights
 
@@ -125,7 +126,7 @@ class MainOptions:
             shape=self.shape,
             weights=by_hand,
             normalize=not self.no_normalize,
-            continue_from=self.continue_from,
+            continue_from=None if self.continue_from is None else locate(self.continue_from),
             buffers=self.buffers,
             device=self.device,
             dtype=self.dtype,
@@ -136,7 +137,7 @@ class MainOptions:
             allow_nonfinite=self.allow_nonfinite,
             output=output,
             max_shard_size=shard_bytes,
-            reports=tuple(self.report or ()),
+            reports=tuple(map(locate, self.report or ())),
             metadata=_parse_metadata(self.metadata or []),
             sha256=self.sha256,
             force=self.force,

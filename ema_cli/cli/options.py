@@ -175,7 +175,7 @@ MaxShardSizeOption = Annotated[
     ),
 ]
 ReportOption = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--report",
         help="A further report: .html, .md or .json; OUT.report.json is always written. Repeatable.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -117,11 +116,11 @@ NoNormalizeOption = Annotated[
     typer.Option("--no-normalize", help="Do not divide weights by hand by their sum.", rich_help_panel=_WEIGHTS),
 ]
 ContinueFromOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--continue-from",
         help="Fold new checkpoints into this earlier output, as if all had been averaged at once.",
-        metavar="FILE",
+        metavar="PATH",
         rich_help_panel=_WEIGHTS,
     ),
 ]

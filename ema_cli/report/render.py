@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from ema_cli.errors import EmaAvgError
 from ema_cli.report.model import Report
 from ema_cli.report.serialize import from_json, to_json
+from ema_cli.storage.locations import Location, open_source
 
 _HEAD_BYTES = 4096
 
@@ -25,22 +25,23 @@ def render_report(report: Report, suffix: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def is_report(path: Path) -> bool:
+def is_report(place: Location) -> bool:
     """Whether a file that is there was written by ``render_report``."""
+    if place.suffix != ".json":
+        return is_page(place)
     try:
-        if path.suffix == ".json":
-            from_json(path.read_text(encoding="utf-8"))
-            return True
-    except (OSError, ValueError):
+        with open_source(place) as source:
+            from_json(source.read(0, source.size()).decode())
+    except (EmaAvgError, OSError, ValueError):
         return False
-    return is_page(path)
+    return True
 
 
-def is_page(path: Path) -> bool:
+def is_page(place: Location) -> bool:
     """Whether a file is HTML or Markdown of this program, by the mark at its beginning."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:
+        with open_source(place) as source:
+            head = source.read(0, min(_HEAD_BYTES, source.size()))
+    except (EmaAvgError, OSError):
         return False
     return head.startswith(b"<!-- ema-avg report -->") or b'<meta name="generator" content="ema-avg ' in head

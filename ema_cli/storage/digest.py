@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
+from ema_cli.storage.lookahead import with_lookahead
 from ema_cli.storage.source import ByteSource
 
 _PIECE_BYTES = 1 << 22
@@ -19,8 +20,12 @@ def sha256_of(source: ByteSource, on_bytes: Callable[[int], None] = lambda _: No
 
     """
     digest = hashlib.sha256()
-    for offset in range(0, source.size(), _PIECE_BYTES):
-        piece = source.read(offset, min(_PIECE_BYTES, source.size() - offset))
+    size = source.size()
+    ranges = ((begin, min(_PIECE_BYTES, size - begin)) for begin in range(0, size, _PIECE_BYTES))
+    for begin, length in with_lookahead(
+        ranges, lambda one: source.will_need(*one), lambda one: one[1], source.ahead_bytes
+    ):
+        piece = source.read(begin, length)
         digest.update(piece)
         on_bytes(len(piece))
     return digest.hexdigest()

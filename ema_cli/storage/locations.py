@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+from ema_cli.errors import NothingMatched
 from ema_cli.storage.source import ByteSource, FileSource
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -76,6 +77,17 @@ def is_folder(location: Location) -> bool:
 
         return is_remote_folder(location)
     return os.path.isdir(location)  # noqa: PTH112 - of an impossible name it says no, where pathlib raises
+
+
+def exists(location: Location) -> bool:
+    """Whether something is there that can be opened, or cannot for another reason than that it is missing."""
+    if isinstance(location, Path):
+        return location.exists()
+    try:
+        open_source(location).close()
+    except NothingMatched:
+        return False
+    return True
 
 
 def is_file(location: Location) -> bool:
