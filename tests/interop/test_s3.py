@@ -115,6 +115,46 @@ def test_from_store_to_store_and_again(store: Store, ema_avg: Run, tmp_path: Pat
     assert_fold(load(tmp_path / "got.safetensors"), states)
 
 
+def test_an_output_in_the_store_is_gone_on_from_and_verified(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """``--continue-from``, ``--report``, ``verify``, ``diff`` and ``inspect`` take what lies in the store."""
+    states = states_of(4, 20_000)
+    paths = write_series(tmp_path / "run", states)
+    upload(store, tmp_path / "run")
+    far = [f"s3://{BUCKET}/run/{path.name}" for path in paths]
+    part, whole, page = (f"s3://{BUCKET}/out/{name}" for name in ("part.safetensors", "ema.safetensors", "run.html"))
+    average(ema_avg, *far[:2], "-o", part, "--dtype", "float64", **store.environment)
+    go_on = (*far[2:], "--continue-from", part, "-o", whole, "--report", page, "--dtype", "float64")
+    done = ema_avg(*go_on, **store.environment)
+    assert done.returncode == 0, done.stderr
+    assert store.get("out/run.html").startswith(b"<!doctype html>")
+    average(ema_avg, "run", "-o", "once.safetensors", "--dtype", "float64")
+    (tmp_path / "got.safetensors").write_bytes(store.get("out/ema.safetensors"))
+    for name, tensor in load(tmp_path / "once.safetensors").items():
+        assert torch.allclose(load(tmp_path / "got.safetensors")[name], tensor, rtol=1e-14, atol=0)
+    for place in (part, whole):
+        found = ema_avg("verify", place, **store.environment)
+        assert found.returncode == 0, found.stderr
+        assert f"verified {place}" in found.stdout
+    assert ema_avg("diff", whole, "got.safetensors", **store.environment).returncode == 0
+    assert "ema_avg.folded" in ema_avg("inspect", whole, **store.environment).stderr
+    store.put("run/ckpt_100.pt", store.get("run/ckpt_200.pt"))
+    spoilt = ema_avg("verify", part, **store.environment)
+    assert spoilt.returncode == 10
+    assert "holds other weights" in spoilt.stderr
+
+
+def test_only_a_report_is_overwritten_by_a_report(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """What somebody else put there stays unless ``--force`` is given; a report is replaced."""
+    write_series(tmp_path / "run", states_of(2, 1000))
+    job = ("run", "-o", "ema.safetensors", "--report", f"s3://{BUCKET}/page.html")
+    store.put("page.html", b"somebody's page")
+    assert ema_avg(*job, "--decay", "0.5", **store.environment).returncode == 5
+    assert store.get("page.html") == b"somebody's page"
+    assert ema_avg(*job, "--decay", "0.5", "--force", **store.environment).returncode == 0
+    assert ema_avg(*job, "--decay", "0.6", "--force", **store.environment).returncode == 0
+    assert "ema-avg" in store.get("page.html").decode()
+
+
 def test_what_is_missing_is_told(store: Store, ema_avg: Run) -> None:
     """An object, a folder and a bucket that are not there are named, without a traceback."""
     for name in (f"s3://{BUCKET}/run/none.pt", f"s3://{BUCKET}/empty", "s3://no-such-bucket/run"):
