@@ -69,6 +69,17 @@ def pickles() -> list[bytes]:
         b"}",
     )
     averaged = mapping(model=mapping(**{"module.w": first}), ema=mapping(w=second), global_step=num(7))
+    count = tensor(storage(kind="LongStorage", elements=2), shape=(), strides=())
+    spec = (
+        call(glob("torch.distributed.tensor._dtensor_spec", "DTensorSpec")) + b"N" + mapping(placements=b")") + b"\x86b"
+    )
+    sharded = call(
+        glob("torch._tensor", "_rebuild_from_type_v2"),
+        *(glob("torch._utils", "_rebuild_wrapper_subclass"), glob("torch.distributed.tensor", "DTensor")),
+        tup(glob("torch.distributed.tensor", "DTensor"), glob("torch", "float32"), tup(num(4))),
+        mapping(_local_tensor=first, _spec=spec),
+    )
+    fairseq = mapping(model=ordered, optimizer_history=b"](" + mapping(num_updates=num(3)) + b"e", step=count)
     scalar = call(
         glob("numpy.core.multiarray", "scalar"),
         call(glob("numpy", "dtype"), text("i8"), b"\x89", b"\x88") + tup(num(3), text("<")) + b"b",
@@ -76,7 +87,9 @@ def pickles() -> list[bytes]:
     )
     return [
         *map(stop, (tensors, ordered, mapping(model=module), state, b"](" + first + b"e", b"N", averaged)),
-        *map(stop, (mapping(w=third, v=wrapped), mapping(state_dict=tensors, step=scalar))),
+        *map(
+            stop, (mapping(w=third, v=wrapped), mapping(state_dict=tensors, step=scalar), mapping(w=sharded), fairseq)
+        ),
     ]
 
 
