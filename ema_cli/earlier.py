@@ -198,5 +198,5 @@ def _refuse_other_options(earlier: Earlier, options: Options) -> None:
             made = f"with {flag} {quoted(then)}" if then is not None else f"without {flag}"
             raise UsageError(
                 f"{earlier.where} was made {made}, and can only be gone on from in the same way",
-                hint=f"{flag} {then!r}" if then is not None else f"leave out {flag}",
+                hint=f"{flag} {quoted(then)}" if then is not None else f"leave out {flag}",
             )

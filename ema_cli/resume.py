@@ -16,7 +16,7 @@ from ema_cli.errors import EmaAvgError
 from ema_cli.events import Counted, Listener, Said
 from ema_cli.findings import TensorOutcome
 from ema_cli.options import Options
-from ema_cli.records import Plan
+from ema_cli.records import Action, Plan
 from ema_cli.text import human_bytes, plural, quoted
 from ema_cli.write.journal import Journal
 from ema_cli.write.resumable import ResumableFile
@@ -73,6 +73,7 @@ class Resumption:
 
     def _confirm(self, told: Sequence[TensorOutcome], listener: Listener) -> list[TensorOutcome]:
         """Return the tensors whose bytes are in all outputs, and have the outputs take them."""
+        told = list({one.number: one for one in told if self._fits(one)}.values())
         nbytes = sum(self._plan.tensors[one.number].nbytes for one in told) * len(self._files)
         count = Counted("checking what is there", nbytes, listener)
         confirmed = []
@@ -85,6 +86,15 @@ class Resumption:
                 confirmed.append(one)
             count.add(tensor.nbytes * len(self._files))
         return confirmed
+
+    def _fits(self, one: TensorOutcome) -> bool:
+        """Whether a line of the journal is about a tensor of the plan, and tells of as much as is folded."""
+        if not 0 <= one.number < len(self._plan.tensors):
+            return False
+        averaged = self._plan.tensors[one.number].action is Action.AVERAGED
+        counts = (len(one.written_crc32), len(one.statistics), len(one.read_crc32))
+        outputs = len(self._files)
+        return counts == (outputs, outputs, len(self._plan.used) if averaged else 0)
 
 
 def _digest_of_run(plan: Plan, options: Options) -> str:

@@ -7,8 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from ema_cli.errors import EmaAvgError, NothingNew, OutputError
+from ema_cli.errors import EmaAvgError, InputRefused, NothingNew, OutputError
 from ema_cli.files import PlannedFile, is_weights
+from ema_cli.formats.json_text import refuse_large
 from ema_cli.naming import report_name
 from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput
@@ -20,6 +21,7 @@ from ema_cli.storage.locations import Location, Url, exists, open_source
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.leftovers import holds_something
 
+_LARGEST_REPORT_BYTES = 1 << 28
 Where = TypeVar("Where", Path, Url, Location)
 
 
@@ -81,11 +83,32 @@ def report_path(output: Where) -> Where:
 def read_report(output: Location) -> Report | None:
     """Return the report beside an output, ``None`` if there is none that can be read."""
     try:
-        with open_source(report_path(output)) as source:
-            report = from_json(source.read(0, source.size()).decode())
-    except (EmaAvgError, ValueError):
+        return load_report(report_path(output))
+    except EmaAvgError:
         return None
-    return report if find_fault(report) is None else None
+
+
+def load_report(path: Location) -> Report:
+    """Return the report of one output, well formed.
+
+    Raises:
+        NothingMatched: there is none.
+        InputRefused: it cannot be read, or is not such a report.
+
+    """
+    with open_source(path) as source:
+        if source.size() > _LARGEST_REPORT_BYTES:
+            raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
+        raw = source.read(0, source.size())
+    try:
+        refuse_large(raw)
+        report = from_json(raw.decode("utf-8"))
+        fault = find_fault(report)
+    except (ValueError, RecursionError) as error:
+        raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
+    if fault is not None:
+        raise InputRefused(f"{quoted(str(path))} is not a report that can be relied on: {fault}")
+    return report
 
 
 def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:

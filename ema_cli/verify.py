@@ -19,22 +19,18 @@ from pathlib import Path
 from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.evidence import check_input, open_inputs
-from ema_cli.formats.json_text import refuse_large
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options import DEFAULT_SAMPLES, OUR_METADATA
 from ema_cli.produced import Produced, check_companions, check_digest, check_size
 from ema_cli.records import Check, Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
-from ema_cli.report.serialize import from_json
-from ema_cli.report.soundness import find_fault
 from ema_cli.sampling import Sampled, check_samples
 from ema_cli.storage.extents import LayoutPool, TensorLayout
-from ema_cli.storage.locations import Location, open_source
+from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, safe_text, shortlist
-from ema_cli.uptodate import report_path
+from ema_cli.uptodate import load_report, report_path
 
 _MOST_SAMPLES = 1_000_000
-_LARGEST_REPORT_BYTES = 1 << 28
 _MOST_DIFFERENCES = 3
 _MOST_LINES = 24
 """Of one error."""
@@ -106,7 +102,7 @@ def verify(
     with ExitStack() as opened:
         file = opened.enter_context(Produced(output))
         try:
-            report = _load_report(report_path(output))
+            report = load_report(report_path(output))
         except (InputRefused, NothingMatched) as fault:
             checks, recomputed = [_failed("report", fault.message)], 0
         else:
@@ -152,29 +148,6 @@ def _check(
 
 def _failed(name: str, message: str) -> Check:
     return Check(name=name, ok=False, message=message)
-
-
-def _load_report(path: Location) -> Report:
-    """Return the report of one output, well formed.
-
-    Raises:
-        NothingMatched: there is none.
-        InputRefused: it cannot be read, or is not such a report.
-
-    """
-    with open_source(path) as source:
-        if source.size() > _LARGEST_REPORT_BYTES:
-            raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
-        raw = source.read(0, source.size())
-    try:
-        refuse_large(raw)
-        report = from_json(raw.decode("utf-8"))
-        fault = find_fault(report)
-    except (ValueError, RecursionError) as error:
-        raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
-    if fault is not None:
-        raise InputRefused(f"{quoted(str(path))} is not a report that can be relied on: {fault}")
-    return report
 
 
 def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, str]:

@@ -12,11 +12,19 @@ from random import Random
 
 import fuzz
 import pytest
+from hostile.held import Held
 from hostile.mutate import JSON_WORDS, mutated
-from hostile.parsers import Held, Parser, parsers
+from hostile.parser import Parser
+from hostile.parsers import parsers
+
+from ema_cli.errors import InputRefused
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-NAMES = ("pickle", "zip", "legacy", "safetensors", "index", "dcp", "pieces", "report", "config")
+NAMES = (
+    *("pickle", "zip", "legacy", "safetensors"),
+    *("index", "beside", "dcp", "pieces", "ranks", "trainers", "layouts"),
+    *("report", "earlier", "journal", "config", "manifest"),
+)
 
 
 def test_a_slice_finds_nothing(tmp_path: Path) -> None:
@@ -57,17 +65,39 @@ def _loop(_: bytes) -> None:
         pass
 
 
-@pytest.mark.parametrize(("run", "found"), [(_crash, "IndexError"), (_loop, "no end")])
+def _talk(message: str, hint: str = "") -> Callable[[bytes], None]:
+    def run(_: bytes) -> None:
+        raise InputRefused(message, hint=hint)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [
+        (_crash, "IndexError"),
+        (_loop, "no end"),
+        (_talk("\x1b[31mred"), "not printable"),
+        (_talk("fine", hint="a \u202eb"), "not printable"),
+        (_talk("carriage\rreturn"), "not printable"),
+        (_talk("a\n ::error::b"), "a command"),
+        (_talk("n" * 5000), "5,001 characters"),
+        (_talk("two\nlines"), ""),
+    ],
+)
 def test_the_fuzzer_finds_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[bytes], object], found: str
 ) -> None:
-    """A parser that raises another error, or that does not end, is a finding."""
+    """A parser that raises another error, that does not end, or whose message a terminal would act on, is a finding."""
     monkeypatch.setattr(fuzz, "_HANG_SECONDS", 0.2)
-    before = signal.signal(signal.SIGALRM, fuzz._hang)
+    before = signal.getsignal(signal.SIGALRM)
     try:
         parser = Parser(seeds=[b""], mutate=lambda seed, _: seed, run=run)
-        assert found in fuzz._execute(parser, b"x", fuzz.Tally())
+        problem = fuzz.execute(parser, b"x", fuzz.Tally(), fuzz.Watch())
+        assert found in problem
+        assert bool(found) == bool(problem)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,42 @@ def test_a_damaged_partial_output_is_folded_again_where_it_is_damaged(
     report = average(run, resume=True)
     assert report.summary.resumed_tensors == COUNT - 1
     assert results(run) == whole[0]
+
+
+def forged(document: dict[str, Any]) -> bytes:
+    """Return a line of the journal with a checksum that is right."""
+    raw = json.dumps(document).encode()
+    return b"%08x %s\n" % (zlib.crc32(raw), raw)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 1000},
+        {"number": -1},
+        {"number": True},
+        {"number": "0"},
+        {"written_crc32": [1]},
+        {"written_crc32": "ab"},
+        {"read_crc32": [1]},
+        {"statistics": []},
+        {"statistics": [{"norm": math.inf, "drift": None, "cosine": None}] * 2},
+        {"sample": "\u00e9"},
+        {"sample": None},
+    ],
+)
+def test_a_line_that_no_run_wrote_counts_for_nothing(
+    run: Path, change: dict[str, Any], whole: tuple[list[bytes], Report]
+) -> None:
+    """A line with a right checksum that does not fit the plan is as one that was cut off."""
+    interrupt(run)
+    lines = journal(run).read_bytes().splitlines(keepends=True)
+    document = json.loads(lines[1].partition(b" ")[2])
+    journal(run).write_bytes(lines[0] + forged({**document, **change}) + b"".join(lines[2:]))
+    report = average(run, resume=True)
+    assert report.summary.resumed_tensors < COUNT
+    assert results(run) == whole[0]
+    assert facts(report) == facts(whole[1])
 
 
 @pytest.mark.parametrize("change", ["inputs", "options", "size"])

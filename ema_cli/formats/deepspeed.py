@@ -71,7 +71,7 @@ def _stage_3(location: Location) -> InputRefused:
         there = []
     message = "is a checkpoint of ZeRO stage 3, whose parameters are cut into one piece per rank"
     joined = parent / f"{location.name}_joined"
-    tag = f"{shlex.quote(str(parent))} {shlex.quote(str(joined))} -t {location.name} --safe_serialization"
+    tag = f"{shlex.quote(str(parent))} {shlex.quote(str(joined))} -t {shlex.quote(location.name)} --safe_serialization"
     if there:
         script = shlex.quote(str(there[0] / _SCRIPT))
         return InputRefused(message, hint=f"join them with the script that lies there: python {script} {tag}")

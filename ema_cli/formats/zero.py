@@ -7,7 +7,6 @@ Source: ``deepspeed/runtime/engine.py`` and ``deepspeed/utils/zero_to_fp32.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from ema_cli.errors import InputRefused
@@ -17,6 +16,7 @@ from ema_cli.text import plural, quoted
 
 _WHOLE = "module."
 """In front of the names where ``--key .`` takes the weights together with what lies beside them."""
+_MOST_DIMENSIONS = 64
 _RECOVER = "python zero_to_fp32.py . pytorch_model.bin, in the folder above, where DeepSpeed left that script"
 
 
@@ -52,5 +52,7 @@ def _is_empty(tensor: Tensor) -> bool:
 
 
 def _holds_something(shape: object) -> bool:
-    """Whether a shape is that of a tensor with elements."""
-    return isinstance(shape, tuple) and all(type(size) is int for size in shape) and math.prod(shape) != 0
+    """Whether a shape is that of a tensor with elements; a long one may be shared by all names, and is none."""
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+        return False
+    return all(type(size) is int and size for size in shape)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from functools import cache
 from typing import Any
 
 from ema_cli.report.model import Report
@@ -26,7 +27,7 @@ def from_json(text: str) -> Report:
 
     """
     try:
-        made = _build(Report, json.loads(text, parse_constant=_refuse_constant))
+        made = build(Report, json.loads(text, parse_constant=_refuse_constant))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a report") from error
     assert isinstance(made, Report)  # noqa: S101 - for the type checker
@@ -38,17 +39,37 @@ def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - json asks for it
     raise ValueError(name)
 
 
-def _build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of the records
-    """Build a value of the annotated type ``kind`` from plain JSON values."""
+def build(kind: Any, value: Any) -> Any:  # noqa: ANN401 - walks the types of the records
+    """Build a value of the annotated type ``kind`` from plain JSON values.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a value is of another type.
+
+    """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind) if f.name in value or f.default is dataclasses.MISSING}
-        return kind(**{name: _build(hints[name], value[name]) for name in known})
+        hints, optional = _fields(kind)
+        if not isinstance(value, dict):
+            raise TypeError(kind)
+        known = [name for name in hints if name in value or name not in optional]
+        return kind(**{name: build(hints[name], value[name]) for name in known})
     if isinstance(kind, types.UnionType):
-        return None if value is None else _build(typing.get_args(kind)[0], value)
+        return None if value is None else build(typing.get_args(kind)[0], value)
     if typing.get_origin(kind) is tuple:
-        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+        if not isinstance(value, list):
+            raise TypeError(kind)
+        return tuple(build(typing.get_args(kind)[0], item) for item in value)
     return _checked(kind, value)
+
+
+@cache
+def _fields(kind: type[Any]) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the types of the fields of a record, and which of them have a default."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    return (
+        {field.name: hints[field.name] for field in fields},
+        frozenset(field.name for field in fields if field.default is not dataclasses.MISSING),
+    )
 
 
 def _checked(kind: Any, value: Any) -> Any:  # noqa: ANN401

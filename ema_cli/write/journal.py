@@ -1,7 +1,8 @@
 """What of an interrupted run is complete: a line per tensor, appended as the fold goes on.
 
-Each line is the CRC-32 of a JSON document and the document; the first names the run. A line that was cut off, and all
-behind it, counts for nothing. Nothing is trusted for the data itself: that is read back before it is used.
+Each line is the CRC-32 of a JSON document and the document; the first names the run. A line that was cut off, or that
+tells of no tensor, and all behind it, count for nothing. Nothing is trusted for the data itself: that is read back
+before it is used.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import base64
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ema_cli.findings import TensorOutcome, TensorStatistics
+from ema_cli.findings import TensorOutcome
+from ema_cli.report.serialize import build
 from ema_cli.write.leftovers import journal_name
 from ema_cli.write.publish import NEW_FILE, raise_output_error
 
@@ -53,7 +56,7 @@ class Journal:
         documents = _documents(lines)
         if next(documents, None) != {"run": self._run}:
             return None
-        return [_outcome(document) for document in documents]
+        return list(_outcomes(documents))
 
     def begin(self, done: Iterable[TensorOutcome]) -> None:
         """Write the journal anew, with the tensors that are complete, and keep it open.
@@ -104,20 +107,33 @@ class Journal:
             raise_output_error(self.path, error)
 
 
-def _documents(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the documents of the lines up to the first that is not whole."""
+def _documents(lines: list[bytes]) -> Iterator[Any]:
+    """Yield the documents of the lines up to the first that is not whole, or no JSON."""
     for line in lines:
         checksum, _, text = line.rstrip(b"\n").partition(b" ")
         if checksum != b"%08x" % zlib.crc32(text) or not line.endswith(b"\n"):
             return
-        yield json.loads(text)
+        try:
+            yield json.loads(text, parse_constant=_refused, parse_float=_finite)
+        except (ValueError, RecursionError):
+            return
 
 
-def _outcome(document: dict[str, Any]) -> TensorOutcome:
-    return TensorOutcome(
-        number=document["number"],
-        written_crc32=tuple(document["written_crc32"]),
-        read_crc32=tuple(document["read_crc32"]),
-        statistics=tuple(TensorStatistics(**found) for found in document["statistics"]),
-        sample=base64.b64decode(document["sample"]),
-    )
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refused(text)
+
+
+def _outcomes(documents: Iterable[Any]) -> Iterator[TensorOutcome]:
+    """Yield what the documents tell, up to the first that tells of no tensor."""
+    for document in documents:
+        try:
+            sample = base64.b64decode(document["sample"], validate=True)
+            one: TensorOutcome = build(TensorOutcome, {**document, "sample": sample})
+        except (KeyError, TypeError, ValueError):
+            return
+        yield one

@@ -113,116 +113,128 @@ def _made(name: str, module: str = _METADATA, **fields: bytes) -> bytes:
     return glob(module, name) + b")\x81" + mapping(**fields) + b"b"
 
 
-def _chunk(offsets: bytes = numbers((0,)), sizes: bytes = numbers((4,))) -> bytes:
+def dcp_chunk(offsets: bytes = numbers((0,)), sizes: bytes = numbers((4,))) -> bytes:
+    """Push the place of a piece in its tensor."""
     return _made("ChunkStorageMetadata", offsets=offsets, sizes=sizes)
 
 
 _PROPERTIES = glob(_METADATA, "TensorProperties") + b")\x81" + tup(glob("torch", "float32"), b"\x89") + b"b"
-_PIECE = checkpoint(pickle=stop(tensor()))
+PIECE = checkpoint(pickle=stop(tensor()))
+"""The archive of one tensor."""
 _SQUARE = checkpoint(pickle=stop(tensor(shape=(2, 2), strides=(2, 1))))
-_DATA = "__0_0.distcp"
+DATA = "__0_0.distcp"
+"""The file that it lies in."""
 
 
-def _tensor(chunks: bytes | None = None, *, size: bytes = numbers((4,)), properties: bytes = _PROPERTIES) -> bytes:
-    listed = b"](" + (_chunk() if chunks is None else chunks) + b"e"
+def dcp_tensor(chunks: bytes | None = None, *, size: bytes = numbers((4,)), properties: bytes = _PROPERTIES) -> bytes:
+    """Push what is declared of a tensor."""
+    listed = b"](" + (dcp_chunk() if chunks is None else chunks) + b"e"
     return _made("TensorStorageMetadata", properties=properties, size=size, chunks=listed)
 
 
-def _place(file: bytes | None = None, offset: int = 0, length: int | None = None, **more: bytes) -> bytes:
+def dcp_place(file: bytes | None = None, offset: int = 0, length: int | None = None, **more: bytes) -> bytes:
+    """Push where a piece lies."""
     fields = {
-        "relative_path": text(_DATA) if file is None else file,
+        "relative_path": text(DATA) if file is None else file,
         "offset": num(offset),
-        "length": num(len(_PIECE) if length is None else length),
+        "length": num(len(PIECE) if length is None else length),
     }
     return _made("_StorageInfo", "torch.distributed.checkpoint.filesystem", **fields, **more)
 
 
-def _at(name: bytes | None = None, offset: bytes = numbers((0,))) -> bytes:
+def dcp_at(name: bytes | None = None, offset: bytes = numbers((0,))) -> bytes:
+    """Push the key of a piece."""
     return _made("MetadataIndex", fqn=text("w") if name is None else name, offset=offset, index=b"N")
 
 
-def _metadata(
+def dcp_metadata(
     items: bytes | None = None, places: bytes | None = None, *, version: bytes = b"N", planner: bytes = b"N"
 ) -> bytes:
-    items = mapping(w=_tensor()) if items is None else items
-    places = b"}(" + (_at() + _place() if places is None else places) + b"u"
+    """Return the bytes of ``.metadata``."""
+    items = mapping(w=dcp_tensor()) if items is None else items
+    places = b"}(" + (dcp_at() + dcp_place() if places is None else places) + b"u"
     return stop(
         _made("Metadata", state_dict_metadata=items, storage_data=places, version=version, planner_data=planner)
     )
 
 
-def _dcp(metadata: bytes | None = None, piece: bytes = _PIECE, **more: bytes | str) -> Contents:
-    return {".metadata": _metadata() if metadata is None else metadata, _DATA: piece, **more}
+def _dcp(metadata: bytes | None = None, piece: bytes = PIECE, **more: bytes | str) -> Contents:
+    return {".metadata": dcp_metadata() if metadata is None else metadata, DATA: piece, **more}
 
 
 _DCP_BAD: dict[str, tuple[Contents, str]] = {
-    "no metadata": ({_DATA: _PIECE}, "has no .metadata"),
+    "no metadata": ({DATA: PIECE}, "has no .metadata"),
     "empty metadata": (_dcp(b""), "damaged .metadata"),
     "metadata is text": (_dcp(b"404 Not Found"), "damaged .metadata"),
     "metadata is a number": (_dcp(stop(num(1))), "not known"),
-    "metadata is cut": (_dcp(_metadata()[:-20]), "damaged .metadata"),
+    "metadata is cut": (_dcp(dcp_metadata()[:-20]), "damaged .metadata"),
     "metadata calls": (_dcp(stop(call(SHELL, text("touch canary")))), "not known"),
     "metadata refers": (_dcp(stop(b"NQ")), "damaged .metadata"),
     "other class": (_dcp(stop(glob("os", "Metadata") + b")\x81}b")), "not known"),
-    "other version": (_dcp(_metadata(version=text("\x1b[31m9"))), "not known"),
-    "laughing version": (_dcp(_metadata(version=laughs(200))), "not known"),
-    "giant version": (_dcp(_metadata(version=b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)), "not known"),
-    "object as version": (_dcp(_metadata(version=glob("x", "y") + b")Rq\x00h\x00b")), "not known"),
-    "no chunks": (_dcp(_metadata(mapping(w=_tensor(b"")))), "incomplete"),
-    "hole": (_dcp(_metadata(mapping(w=_tensor(size=numbers((5,)))))), "in no piece"),
+    "other version": (_dcp(dcp_metadata(version=text("\x1b[31m9"))), "not known"),
+    "laughing version": (_dcp(dcp_metadata(version=laughs(200))), "not known"),
+    "giant version": (_dcp(dcp_metadata(version=b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)), "not known"),
+    "object as version": (_dcp(dcp_metadata(version=glob("x", "y") + b")Rq\x00h\x00b")), "not known"),
+    "no chunks": (_dcp(dcp_metadata(mapping(w=dcp_tensor(b"")))), "incomplete"),
+    "hole": (_dcp(dcp_metadata(mapping(w=dcp_tensor(size=numbers((5,)))))), "in no piece"),
     "overlap": (
         _dcp(
-            _metadata(
-                mapping(w=_tensor(_chunk() + _chunk(numbers((2,))), size=numbers((8,)))),
-                _at() + _place() + _at(offset=numbers((2,))) + _place(offset=len(_PIECE)),
+            dcp_metadata(
+                mapping(w=dcp_tensor(dcp_chunk() + dcp_chunk(numbers((2,))), size=numbers((8,)))),
+                dcp_at() + dcp_place() + dcp_at(offset=numbers((2,))) + dcp_place(offset=len(PIECE)),
             )
         ),
         "overlap",
     ),
-    "outside": (_dcp(_metadata(mapping(w=_tensor(_chunk(numbers((4,))))))), "outside its shape"),
-    "negative size": (_dcp(_metadata(mapping(w=_tensor(size=numbers((-4,)))))), "damaged shape"),
-    "text as size": (_dcp(_metadata(mapping(w=_tensor(size=text("4"))))), "damaged shape"),
-    "laughing size": (_dcp(_metadata(mapping(w=_tensor(size=laughs(60))))), "damaged shape"),
-    "rank": (_dcp(_metadata(mapping(w=_tensor(size=numbers([1] * 65))))), "damaged shape"),
-    "no element type": (_dcp(_metadata(mapping(w=_tensor(properties=b"N")))), "no element type"),
+    "outside": (_dcp(dcp_metadata(mapping(w=dcp_tensor(dcp_chunk(numbers((4,))))))), "outside its shape"),
+    "negative size": (_dcp(dcp_metadata(mapping(w=dcp_tensor(size=numbers((-4,)))))), "damaged shape"),
+    "text as size": (_dcp(dcp_metadata(mapping(w=dcp_tensor(size=text("4"))))), "damaged shape"),
+    "laughing size": (_dcp(dcp_metadata(mapping(w=dcp_tensor(size=laughs(60))))), "damaged shape"),
+    "rank": (_dcp(dcp_metadata(mapping(w=dcp_tensor(size=numbers([1] * 65))))), "damaged shape"),
+    "no element type": (_dcp(dcp_metadata(mapping(w=dcp_tensor(properties=b"N")))), "no element type"),
     "element type of the shell": (
         _dcp(
-            _metadata(mapping(w=_tensor(properties=glob(_METADATA, "TensorProperties") + b")\x81" + tup(SHELL) + b"b")))
+            dcp_metadata(
+                mapping(w=dcp_tensor(properties=glob(_METADATA, "TensorProperties") + b")\x81" + tup(SHELL) + b"b"))
+            )
         ),
         "no element type",
     ),
-    "no place": (_dcp(_metadata(places=b"")), "no place"),
-    "two places": (_dcp(_metadata(places=_at() + _place() + _at() + _place(offset=9999))), "two places"),
+    "no place": (_dcp(dcp_metadata(places=b"")), "no place"),
+    "two places": (_dcp(dcp_metadata(places=dcp_at() + dcp_place() + dcp_at() + dcp_place(offset=9999))), "two places"),
     "same bytes": (
-        _dcp(_metadata(places=_at() + _place() + _at(text("v")) + _place())),
+        _dcp(dcp_metadata(places=dcp_at() + dcp_place() + dcp_at(text("v")) + dcp_place())),
         "in the same bytes",
     ),
-    "file of traversal": (_dcp(_metadata(places=_at() + _place(text("../" + _DATA)))), ""),
-    "absolute file": (_dcp(_metadata(places=_at() + _place(text("/etc/passwd")))), ""),
-    "file of nobody": (_dcp(_metadata(places=_at() + _place(text("\x1b[31m")))), ""),
-    "file is a number": (_dcp(_metadata(places=_at() + _place(num(1)))), "damaged place"),
-    "negative offset": (_dcp(_metadata(places=_at() + _place(offset=-1))), "damaged place"),
-    "length of nothing": (_dcp(_metadata(places=_at() + _place(length=0))), "damaged place"),
-    "length of 2**64": (_dcp(_metadata(places=_at() + _place(length=1 << 64))), "damaged place"),
-    "length too large": (_dcp(_metadata(places=_at() + _place(length=1 << 40))), "incomplete"),
-    "length too small": (_dcp(_metadata(places=_at() + _place(length=100))), "directory"),
-    "offset": (_dcp(_metadata(places=_at() + _place(offset=1, length=len(_PIECE) - 1))), "torch.save archive"),
+    "file of traversal": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(text("../" + DATA)))), ""),
+    "absolute file": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(text("/etc/passwd")))), ""),
+    "file of nobody": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(text("\x1b[31m")))), ""),
+    "file is a number": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(num(1)))), "damaged place"),
+    "negative offset": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(offset=-1))), "damaged place"),
+    "length of nothing": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(length=0))), "damaged place"),
+    "length of 2**64": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(length=1 << 64))), "damaged place"),
+    "length too large": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(length=1 << 40))), "incomplete"),
+    "length too small": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(length=100))), "directory"),
+    "offset": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(offset=1, length=len(PIECE) - 1))), "torch.save archive"),
     "extension": (
-        _dcp(_metadata(places=_at() + _place(transform_descriptors=b"](" + text("\x1b[31mzstd") + b"e"))),
+        _dcp(dcp_metadata(places=dcp_at() + dcp_place(transform_descriptors=b"](" + text("\x1b[31mzstd") + b"e"))),
         "stream extension",
     ),
-    "piece is another": (_dcp(_metadata(places=_at() + _place(length=len(_SQUARE))), _SQUARE), "was declared"),
+    "piece is another": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(length=len(_SQUARE))), _SQUARE), "was declared"),
     "piece is a dictionary": (_dcp(piece=checkpoint()), ""),
     "piece calls": (_dcp(piece=checkpoint(pickle=stop(call(SHELL, text("touch canary"))))), ""),
-    "piece is cut": (_dcp(piece=_PIECE[:-1]), "incomplete"),
-    "piece is missing": ({".metadata": _metadata()}, ""),
-    "path of lists": (_dcp(_metadata(planner=mapping(w=tup(b"]")))), "not of names"),
-    "path of giants": (_dcp(_metadata(planner=mapping(w=tup(b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)))), "not of names"),
-    "item is a number": (_dcp(_metadata(mapping(w=num(1)))), "not known"),
-    "name is a number": (_dcp(_metadata(b"}K\x01" + _tensor() + b"s")), "not known"),
+    "piece is cut": (_dcp(piece=PIECE[:-1]), "incomplete"),
+    "piece is missing": ({".metadata": dcp_metadata()}, ""),
+    "path of lists": (_dcp(dcp_metadata(planner=mapping(w=tup(b"]")))), "not of names"),
+    "path of giants": (
+        _dcp(dcp_metadata(planner=mapping(w=tup(b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)))),
+        "not of names",
+    ),
+    "item is a number": (_dcp(dcp_metadata(mapping(w=num(1)))), "not known"),
+    "name is a number": (_dcp(dcp_metadata(b"}K\x01" + dcp_tensor() + b"s")), "not known"),
     "fields of thousands": (
         _dcp(
-            _metadata(
+            dcp_metadata(
                 b"}"
                 + b"".join(text(f"f{number}") + b"Ns" for number in range(1000))
                 + b"q\x050"
@@ -234,8 +246,8 @@ _DCP_BAD: dict[str, tuple[Contents, str]] = {
 }
 _DCP_GOOD: dict[str, tuple[Contents, str]] = {
     "plain": (_dcp(), ""),
-    "version": (_dcp(_metadata(version=text("1.0.0"))), ""),
-    "path": (_dcp(_metadata(planner=mapping(w=tup(text("model"), text("w"))))), ""),
+    "version": (_dcp(dcp_metadata(version=text("1.0.0"))), ""),
+    "path": (_dcp(dcp_metadata(planner=mapping(w=tup(text("model"), text("w"))))), ""),
     "other files": (_dcp(notes=b"x"), ""),
 }
 
@@ -257,7 +269,7 @@ def folder_cases() -> list[Case]:
         Case(name="hf_fifo_as_shard", make=_with_fifo, word="not a regular file"),
         Case(name="hf_folder_as_shard", make=_with_folder, word="incomplete"),
         Case(name="hf_device_as_model", make=_folder({"model.safetensors": "/dev/zero"}), word="not a regular file"),
-        Case(name="dcp_link_out", make=_folder({**_dcp(), _DATA: "/proc/self/exe"}), word="torch.save archive"),
+        Case(name="dcp_link_out", make=_folder({**_dcp(), DATA: "/proc/self/exe"}), word="torch.save archive"),
         Case(name="dcp_canary", make=_dcp_canary, word="not known"),
     ]
 

@@ -25,6 +25,19 @@ JSON_WORDS = (
     *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"null", b"true", b"NaN", b"-Infinity", b"-0", b"1e999", b"0.1"),
     *(b'"\\u0000"', b'"\\ud800"', b'"__metadata__":{}', b'"a":1,', b"[[", b'{"a":', b"9" * 30, b"18446744073709551616"),
     *(b'"dtype"', b'"shape"', b'"data_offsets"', b'"F32"', b'"I64"', b'"weight_map"', b'"../x"', b"\x00", b"\xff"),
+    *(
+        b'"\\u001b[2J"',
+        b'"\\u202e"',
+        b'"::error::"',
+        b'""',
+        b"[]",
+        b"{}",
+        b"0",
+        b"1",
+        b"-1",
+        b"16",
+        b"4611686018427387904",
+    ),
 )
 ZIP_WORDS = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x07\x08", b"\x01\0\x10\0")
 TOML_WORDS = (b"[", b"]", b"[[", b"=", b'"', b"'", b'"""', b"\n", b".", b"inf", b"nan", b"true", b"9" * 30, b"{a=1}")
@@ -35,6 +48,13 @@ def mutated(seed: bytes, others: Sequence[bytes], words: Sequence[bytes], random
     raw = bytearray(seed)
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 6))):
         random.choice(_MUTATIONS)(raw, random, others, words)
+    return bytes(raw)
+
+
+def changed(word: bytes, words: Sequence[bytes], random: Random) -> bytes:
+    """Return a word with one mutation that leaves most of it as it is."""
+    raw = bytearray(word)
+    random.choice((_flip, _replace, _extreme, _delete, _repeat))(raw, random, (), words)
     return bytes(raw)
 
 

@@ -210,9 +210,35 @@ LIES: dict[str, tuple[bytes, str]] = {
 }
 
 
+_GIANT = b"\x8a\xff" + b"\x7f" * 255
+"""Push a number of 255 bytes."""
+_EMPTY = tensor(storage(elements=0), shape=(0,)) + b"q\x020"
+_NAMES = [text(f"w{number}") for number in range(5000)]
+STRANGE: dict[str, tuple[bytes, str]] = {
+    "shapes of giants": (
+        _EMPTY + mapping(module=mapping(w=b"h\x02"), param_shapes=mapping(w=tup(*[_GIANT] * 8000))) + b".",
+        "",
+    ),
+    "long shape of all names": (
+        _EMPTY
+        + b"("
+        + b"K\x01" * 60_000
+        + b"tq\x010"
+        + mapping(
+            module=b"}(" + b"".join(name + b"h\x02" for name in _NAMES) + b"u",
+            param_shapes=b"}(" + b"".join(name + b"h\x01" for name in _NAMES) + b"u",
+        )
+        + b".",
+        "",
+    ),
+}
+"""What is odd beside sound weights, and would take long if it were believed."""
+
+
 def pickle_cases() -> list[Case]:
     """Return the pickles, each in an archive of its own."""
     whole = {name: (checkpoint(pickle=b"\x80\x05" + data), word) for name, (data, word) in (BOMBS | NONSENSE).items()}
+    strange = {name: (checkpoint(pickle=b"\x80\x05" + data), word) for name, (data, word) in STRANGE.items()}
     large = {name: (_packed(made), word) for name, (made, word) in LARGE.items()}
     lies = {name: (checkpoint(pickle=_named(name, lie)), word) for name, (lie, word) in LIES.items()}
     return [
@@ -223,6 +249,7 @@ def pickle_cases() -> list[Case]:
         ),
         *of_bytes("pickle", ".pt", whole),
         *of_bytes("pickle", ".pt", large),
+        *of_bytes("good_pickle", ".pt", strange, code=OK),
         *of_bytes("lie", ".pt", lies),
     ]
 
