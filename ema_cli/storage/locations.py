@@ -26,6 +26,11 @@ class Url(PurePosixPath):
         return self.parts[0].removesuffix(":")
 
     @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server, which holds files, and does not say which."""
+        return self.scheme in ("http", "https")
+
+    @property
     def address(self) -> str:
         """The URL as it was given; it may hold a password or a signature, which are never shown."""
         scheme, *rest = self.parts
@@ -33,7 +38,7 @@ class Url(PurePosixPath):
 
     def __str__(self) -> str:
         shown = re.sub(r"(?<=://)[^/@]*@", "", self.address)
-        return shown.partition("?")[0] if self.scheme.startswith("http") else shown
+        return shown.partition("?")[0] if self.is_web else shown
 
     def __fspath__(self) -> str:
         return str(self)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.files import FileRole, PlannedFile, Written, WrittenFile
 from ema_cli.storage.locations import Url
-from ema_cli.storage.remote import store_of
+from ema_cli.storage.stores import store_of
 from ema_cli.text import quoted
 
 _PART_BYTES = 1 << 23
