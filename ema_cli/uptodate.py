@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TypeVar
 
-from ema_cli.errors import EmaAvgError, NothingMatched, NothingNew, OutputError
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, OutputError
 from ema_cli.files import PlannedFile, is_weights
 from ema_cli.naming import report_name
 from ema_cli.options import Options
@@ -145,6 +145,8 @@ def _exists(url: Url) -> bool:
         open_source(url).close()
     except NothingMatched:
         return False
+    except InputRefused:  # a folder
+        return True
     return True
 
 

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from ema_cli.storage.source import ByteSource, FileSource
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+STREAMED = ("s3", "s3a", "gs", "gcs")
+"""Schemes of stores that take an upload in parts, and complete it when they are told to."""
 
 
 class Url(PurePosixPath):

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,11 @@ def upload(store: Gcs, paths: list[Path]) -> None:
         store.put(f"run/{path.name}", path.read_bytes())
 
 
+def always(status: int) -> Callable[[Request], int | None]:
+    """Return what refuses every request."""
+    return lambda _: status
+
+
 @pytest.mark.parametrize("form", ["zip", "safetensors"])
 def test_from_store_to_store_and_again(form: str, store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
     """A folder is read, the output written in chunks, and found up to date; its bytes are those of a local run."""
@@ -69,7 +74,7 @@ def test_what_is_refused_is_told_in_one_line(store: Gcs, ema_avg: Run, tmp_path:
         assert (done.returncode, len(done.stderr.splitlines())) == (7, 1), done.stderr
         assert name in done.stderr
     for status in (401, 403):
-        store.answers.refuse = lambda _, status=status: status
+        store.answers.refuse = always(status)
         done = ema_avg("plan", f"gs://{BUCKET}/run/ckpt_100.pt", "--decay", DECAY, **store.environment)
         assert (done.returncode, len(done.stderr.splitlines())) == (3, 2), done.stderr
         assert "may not be read" in done.stderr
