@@ -15,7 +15,7 @@ from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.ahead import Ahead
 from ema_cli.storage.locations import Url
 from ema_cli.storage.source import ByteSource
-from ema_cli.storage.stores import info_of, insist, is_missing, is_replaced, reason_of, store_of
+from ema_cli.storage.stores import info_of, insist, is_forbidden, is_missing, is_replaced, login, reason_of, store_of
 from ema_cli.storage.web import fetch_part, gives_parts
 from ema_cli.text import quoted
 
@@ -132,12 +132,18 @@ class RemoteSource(ByteSource):
             if is_replaced(error):
                 raise InputChanged(f"{quoted(self.name)} was changed while it was being read") from error
             reason = reason_of(error, self._url)
+            if is_forbidden(error):
+                raise InputRefused(f"{quoted(self.name)} may not be read: {reason}", hint=login(self._url)) from error
             raise InputChanged(f"{quoted(self.name)} cannot be read at byte {begin:,}: {reason}") from error
 
     def _ask(self, begin: int, end: int) -> bytes:
         """Ask for a range of the object that was opened, and no other, where the store can be asked for that."""
         if self._url.is_web:
             data = fetch_part(self._store, self._path, begin, end, self._tag)
+        elif self._url.scheme == "hf":  # its cat_file reads ahead, and forgets what it read
+            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
+                file.seek(begin)
+                data = bytes(file.read(end - begin))
         else:
             pinned = {} if self._generation is None else {"generation": self._generation}
             data = bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))

@@ -49,7 +49,6 @@ class RemoteFolder:
         self._begins = [planned.begin for planned in output.files]
         self._shards = [_Shard(make_upload(url / one.name, one), one) for one in output.files]
         self._beside: list[tuple[FileRole, Upload]] = []
-        self._published = False
 
     def open(self) -> None:
         """Begin the first file: a store that takes none says so. Arrange for ``discard`` before.
@@ -105,7 +104,6 @@ class RemoteFolder:
                 self._remove(name for name in old if name not in new and not name.endswith(_INDEX))
         except OSError as error:
             raise_upload_error(self._url, error)
-        self._published = True
 
     def _names(self) -> list[str]:
         try:
@@ -119,10 +117,9 @@ class RemoteFolder:
             store.rm_file(path)
 
     def discard(self) -> None:
-        """Break all uploads off; nothing happens after ``publish``."""
-        if not self._published:
-            for upload in (*(shard.upload for shard in self._shards), *(upload for _, upload in self._beside)):
-                upload.discard()
+        """Break off all uploads that were not published, and forget temporary files."""
+        for upload in (*(shard.upload for shard in self._shards), *(upload for _, upload in self._beside)):
+            upload.discard()
 
 
 class _Shard:
