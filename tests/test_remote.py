@@ -156,6 +156,26 @@ def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) 
     assert len(site.ranges) <= 4 * 8
 
 
+@pytest.mark.parametrize("layout", ["transposed", "channels-last", "sliced"])
+def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) -> None:
+    """A tensor that lies in another order is read in many pieces, which come from one copy of it."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(2):
+        values = torch.randn(24, 32, 40, 40, generator=generator)
+        views = {
+            "transposed": values.view(768, 1600).t(),
+            "channels-last": values.contiguous(memory_format=torch.channels_last),
+            "sliced": values.view(768, 1600)[:, 100:1500],
+        }
+        torch.save({"a": views[layout], "b": torch.randn(5)}, site.folder / f"s_{step}.pt")
+    near, far = ([f"{where}/s_{n}.pt" for n in (0, 1)] for where in (site.folder, site.address))
+    for paths, output in ((near, "a.safetensors"), (far, "b.safetensors")):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / output, max_memory=1_000_000, threads=3)
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    assert sum(length for *_, length in site.ranges) <= 2 * (24 * 32 * 1600 * 4 + 4 * (1 << 16))
+    assert len(site.ranges) <= 2 * 8
+
+
 def sometimes(every: int) -> Callable[[int], bool]:
     """Return what is true of every so many parts, once the structures were read."""
     return lambda n: n > 8 and n % every == 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.ahead import Ahead
+from ema_cli.storage.kept import Kept
 from ema_cli.storage.locations import Url
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.stores import info_of, insist, is_forbidden, is_missing, is_replaced, login, reason_of, store_of
@@ -59,6 +60,7 @@ class RemoteSource(ByteSource):
         self._tag, self._generation = info.get("ETag"), info.get("generation")
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead = Ahead(self._fetch)
+        self._kept = Kept(self._fetch)
 
     @property
     def identity(self) -> str:
@@ -82,12 +84,21 @@ class RemoteSource(ByteSource):
         view = memoryview(buffer).cast("B")
         if offset + len(view) > self._size:
             raise InputChanged(f"{quoted(self.name)} ends at byte {self._size:,}")
+        if self._read_kept(offset, view):
+            return
         done = 0
         while done < len(view):
             taken = self._ahead.take(offset + done, view[done:])
             if taken == 0:
                 taken = self._read_block(offset + done, view[done:])
             done += taken
+
+    def _read_kept(self, offset: int, view: memoryview) -> bool:
+        try:
+            return self._kept.read(offset, view)
+        except OSError as error:
+            hint = "set TMPDIR to a folder with more space"
+            raise InputRefused(f"a part of {quoted(self.name)} cannot be kept: {error}", hint=hint) from error
 
     def _read_block(self, offset: int, view: memoryview) -> int:
         """Fill some of ``view`` and return how much: a long read is one request, a short one a block that is kept."""
@@ -108,6 +119,14 @@ class RemoteSource(ByteSource):
         """Fetch a range ahead."""
         self._ahead.announce(offset, min(offset + length, self._size))
 
+    def keep(self, begin: int, end: int, wanted: int) -> None:
+        """Fetch a range once, when the first piece of it is read."""
+        self._kept.keep(begin, end, wanted)
+
+    def deliver(self, begin: int, end: int, count: int) -> None:
+        """Forget a range when all of it was read."""
+        self._kept.deliver(begin, end, count)
+
     def raise_if_changed(self) -> bool:
         """Ask the store whether the object is the one that was opened."""
         info = info_of(self._store, self._path, self._url)
@@ -120,6 +139,7 @@ class RemoteSource(ByteSource):
     def close(self) -> None:
         """Forget what was fetched."""
         self._ahead.close()
+        self._kept.close()
         self._blocks.clear()
 
     def _fetch(self, begin: int, end: int) -> bytes:

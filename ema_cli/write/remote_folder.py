@@ -22,7 +22,7 @@ from ema_cli.storage.locations import STREAMED, Url, names_in
 from ema_cli.storage.stores import store_of
 from ema_cli.write.remote import RemoteObject
 from ema_cli.write.side import pieces_of
-from ema_cli.write.spooled import SpooledObject, send_whole
+from ema_cli.write.spooled import SpooledObject, send_together
 from ema_cli.write.uploads import raise_upload_error
 
 Upload = RemoteObject | SpooledObject
@@ -93,16 +93,16 @@ class RemoteFolder:
         uploads = [*weights, *companions, *index] if index else [*companions, *weights]
         old = [name for name in self._names() if is_weights(name)]
         new = {upload.url.name for upload in uploads}
-        spooled = [upload for upload in uploads if isinstance(upload, SpooledObject)]
         try:
-            if spooled:
-                send_whole(spooled, [self._url / name for name in old if name not in new])
+            if self._url.scheme == "hf":
+                spooled = [upload for upload in uploads if isinstance(upload, SpooledObject)]
+                send_together(spooled, [self._url / name for name in old if name not in new])
             else:
                 self._remove(name for name in old if name.endswith(_INDEX))
                 for upload in uploads:
                     upload.publish()
                 self._remove(name for name in old if name not in new and not name.endswith(_INDEX))
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - every store has errors of its own
             raise_upload_error(self._url, error)
 
     def _names(self) -> list[str]:

@@ -101,7 +101,14 @@ class SpooledObject:
             OutputError: the store did not take it.
 
         """
-        send_whole([self], [])
+        if self.url.scheme == "hf":
+            send_together([self], [])
+            return
+        try:
+            _send(self)
+        except Exception as error:  # noqa: BLE001 - every store has errors of its own
+            raise_upload_error(self.url, error)
+        check_sent(self.url, self.planned.nbytes)
 
     def discard(self) -> None:
         """Forget the file."""
@@ -109,25 +116,18 @@ class SpooledObject:
             self._file.close()
 
 
-def send_whole(objects: Sequence[SpooledObject], removed: Sequence[Url]) -> None:
-    """Send objects of one store in their order, and remove others after it: all at once where a store can do that.
+def send_together(objects: Sequence[SpooledObject], removed: Sequence[Url]) -> None:
+    """Send objects to a repository of the Hugging Face Hub and remove others, all in one commit.
 
     Raises:
-        OutputError: the store did not take them.
+        OutputError: it did not take them.
 
     """
-    try:
-        if objects[0].url.scheme == "hf":
-            from ema_cli.write.hub import commit  # noqa: PLC0415 - huggingface_hub
+    from ema_cli.write.hub import commit  # noqa: PLC0415 - huggingface_hub
 
-            commit({one.url: one.file for one in objects}, removed)
-        else:
-            for one in objects:
-                _send(one)
-            for url in removed:
-                store, path = store_of(url)
-                store.rm_file(path)
-    except Exception as error:  # noqa: BLE001 - every store has errors of its own
+    try:
+        commit({one.url: one.file for one in objects}, removed)
+    except Exception as error:  # noqa: BLE001
         raise_upload_error(objects[0].url, error)
     for one in objects:
         check_sent(one.url, one.planned.nbytes)
