@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from ema_cli.copies import warn_of_copies
-from ema_cli.events import Counted, Listener, Progress, Warned
+from ema_cli.events import Counted, Listener, Progress, Said, Warned
 from ema_cli.findings import FoldOutcome
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
@@ -22,10 +23,10 @@ from ema_cli.resume import Resumption
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.locations import Location, Url
 from ema_cli.strict import fail_if_strict
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import human_bytes, quoted, shortlist
 from ema_cli.uptodate import report_path
 from ema_cli.write.publish import write_atomically
-from ema_cli.write.target import Target, make_resumable, make_target
+from ema_cli.write.target import Target, is_spooled, make_resumable, make_target
 from ema_cli.write.uninterrupted import uninterrupted
 
 
@@ -90,6 +91,7 @@ def _open_targets(
     """Open what is written to; ``unpublished`` discards it. Under ``--resume`` an interrupted run is gone on with."""
     if not options.resume:
         targets = [make_target(output) for output in plan.outputs]
+        _say_what_is_spooled(plan, listener)
         for target in targets:
             unpublished.callback(target.discard)
             target.open()
@@ -104,6 +106,15 @@ def _open_targets(
     return files, resumption
 
 
+def _say_what_is_spooled(plan: Plan, listener: Listener) -> None:
+    for output in plan.outputs:
+        if is_spooled(output):
+            size = human_bytes(sum(file.nbytes for file in output.files))
+            where = quoted(tempfile.gettempdir())
+            message = f"{quoted(str(output.path))} is put together in {where} first ({size}), and sent when it is whole"
+            listener(Said(message=message))
+
+
 def write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
     """Write the report of each output beside it, and the whole report wherever it was asked for."""
     if beside is not None:
@@ -115,7 +126,7 @@ def write_reports(report: Report, options: Options, beside: Plan | None = None) 
 
 def _write(place: Location, data: bytes) -> None:
     if isinstance(place, Url):
-        from ema_cli.write.remote import write_object  # noqa: PLC0415 - fsspec
+        from ema_cli.write.uploads import write_object  # noqa: PLC0415 - fsspec
 
         write_object(place, data)
     else:

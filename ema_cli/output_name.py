@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 
 from ema_cli.errors import UsageError
-from ema_cli.storage.locations import Location, Url, locate
+from ema_cli.storage.locations import STREAMED, Location, Url, locate
 from ema_cli.text import quoted
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """What the libraries of Hugging Face put into one file at most."""
+_LEAST_PARTS = {**dict.fromkeys(STREAMED, 3), "hf": 4}
+"""Parts of the URL of a file or a folder: the scheme, the bucket or the repository, what is in it."""
 
 
 def parse_output(text: str, max_shard_size: int | None) -> tuple[Location, int | None]:
@@ -27,6 +29,10 @@ def check_output_name(output: Location, max_shard_size: int | None) -> None:
 
     """
     said = f"the output {quoted(str(output))}"
+    if isinstance(output, Url) and output.is_web:
+        raise UsageError(f"{said} is on a web server, which takes no files", hint=f"-o {output.name}")
+    if isinstance(output, Url) and len(output.parts) < _LEAST_PARTS.get(output.scheme, 0):
+        raise UsageError(f"{said} is a whole bucket or repository", hint=f"-o {output / 'averaged'}{os.sep}")
     if output.name in ("", ".."):
         other = f"{output / 'averaged'}{os.sep}" if max_shard_size is not None else output / "ema.safetensors"
         raise UsageError(f"{said} is a folder", hint=f"-o {other}")
@@ -41,8 +47,6 @@ def check_output_name(output: Location, max_shard_size: int | None) -> None:
 
 
 def _check_folder(output: Location, said: str, max_shard_size: int) -> None:
-    if isinstance(output, Url):
-        raise UsageError(f"{said} is in a store, where one file is written", hint=f"-o {output}.safetensors")
     if max_shard_size < 1:
         raise UsageError(f"--max-shard-size {max_shard_size:,} must be at least one byte", hint="--max-shard-size 5GB")
     if output.suffix == ".safetensors":

@@ -41,7 +41,9 @@ ALLOWED_HEAVY = {
     "write/folder.py": {"numpy"},
     "write/output.py": {"numpy"},
     "write/remote.py": {"numpy"},
+    "write/remote_folder.py": {"numpy"},
     "write/shard.py": {"numpy"},
+    "write/spooled.py": {"numpy"},
 }
 
 

@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -32,16 +33,24 @@ class Site:
     address: str = ""
     ranges: list[tuple[str, int, int]] = field(default_factory=list)
     """Name, first byte and length of every part that was sent."""
-    etag: str = "one"
+    etag: str = '"one"'
     accepts: bool = True
+    heeds: bool = True
+    """Whether it answers with 412 where another entity tag is wanted."""
     fail: Callable[[int], bool] = lambda _: False
     """Whether the n-th part is refused with 503."""
     cut: Callable[[int], bool] = lambda _: False
     """Whether the n-th part ends too early."""
+    drop: Callable[[int], bool] = lambda _: False
+    """Whether the connection is lost in the middle of the n-th part."""
+    shift: Callable[[int], bool] = lambda _: False
+    """Whether another part is sent in place of the n-th, which the server says."""
+    whole: Callable[[int], bool] = lambda _: False
+    """Whether the whole file is sent in place of the n-th part."""
     asked: int = 0
 
 
-def handler(site: Site) -> type[BaseHTTPRequestHandler]:
+def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
     """Return what answers for a site."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -69,15 +78,32 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
             site.asked += 1
             if site.fail(site.asked):
                 self.reply(503, b"busy")
-                return
-            first, last = int(found[1]), min(int(found[2]), len(data) - 1)
-            part = data[first : last + 1]
-            site.ranges.append((path.name, first, len(part)))
-            self.reply(206, part[: len(part) // 2] if site.cut(site.asked) else part)
+            elif site.heeds and self.headers.get("If-Match", site.etag) != site.etag:
+                self.reply(412, b"")
+            elif site.whole(site.asked):
+                self.reply(200, data)
+            else:
+                self.reply_part(path.name, data, int(found[1]), min(int(found[2]), len(data) - 1))
 
-        def reply(self, status: int, data: bytes, length: int | None = None) -> None:
+        def reply_part(self, name: str, data: bytes, first: int, last: int) -> None:
+            if site.shift(site.asked):
+                first, last = first - 1, last - 1
+            part = data[first : last + 1]
+            site.ranges.append((name, first, len(part)))
+            said = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+            if site.drop(site.asked):
+                self.reply(206, part[: len(part) // 2], len(part), said)
+                self.close_connection = True
+            else:
+                self.reply(206, part[: len(part) // 2] if site.cut(site.asked) else part, None, said)
+
+        def reply(
+            self, status: int, data: bytes, length: int | None = None, said: Mapping[str, str] = MappingProxyType({})
+        ) -> None:
             self.send_response(status)
             self.send_header("ETag", site.etag)
+            for name, value in said.items():
+                self.send_header(name, value)
             if site.accepts:
                 self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(data) if length is None else length))
@@ -130,13 +156,56 @@ def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) 
     assert len(site.ranges) <= 4 * 8
 
 
-def test_what_passes_is_tried_again(site: Site, tmp_path: Path) -> None:
-    """A busy server and answers that end too early cost time, not the result."""
-    site.fail = lambda n: n % 4 == 0
-    site.cut = lambda n: n % 7 == 0
+@pytest.mark.parametrize("layout", ["transposed", "channels-last", "sliced"])
+def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) -> None:
+    """A tensor that lies in another order is read in many pieces, which come from one copy of it."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(2):
+        values = torch.randn(24, 32, 40, 40, generator=generator)
+        views = {
+            "transposed": values.view(768, 1600).t(),
+            "channels-last": values.contiguous(memory_format=torch.channels_last),
+            "sliced": values.view(768, 1600)[:, 100:1500],
+        }
+        torch.save({"a": views[layout], "b": torch.randn(5)}, site.folder / f"s_{step}.pt")
+    near, far = ([f"{where}/s_{n}.pt" for n in (0, 1)] for where in (site.folder, site.address))
+    for paths, output in ((near, "a.safetensors"), (far, "b.safetensors")):
+        ema_cli.average(paths, decay=0.5, output=tmp_path / output, max_memory=1_000_000, threads=3)
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
+    assert sum(length for *_, length in site.ranges) <= 2 * (24 * 32 * 1600 * 4 + 4 * (1 << 16))
+    assert len(site.ranges) <= 2 * 8
+
+
+def sometimes(every: int) -> Callable[[int], bool]:
+    """Return what is true of every so many parts, once the structures were read."""
+    return lambda n: n > 8 and n % every == 0
+
+
+@pytest.mark.parametrize("fault", ["fail", "cut", "drop", "shift", "whole"])
+def test_what_passes_is_tried_again(fault: str, site: Site, tmp_path: Path) -> None:
+    """A busy server, and answers that are not what was asked for, cost time, not the result."""
+    setattr(site, fault, sometimes(4))
     ema_cli.average(names(site, "safetensors"), method="uniform", output=tmp_path / "b.safetensors")
     expected = np.mean([load_file(site.folder / f"c_{n}.safetensors")["w1"].double().numpy() for n in range(4)], axis=0)
     assert np.array_equal(load_file(tmp_path / "b.safetensors")["w1"].numpy(), expected.astype(np.float32))
+    assert site.asked > 12  # as many as without faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("cut", r"[\d,]+ bytes came of"),
+        ("drop", "cannot be read at byte"),
+        ("shift", r"the server sent 206, Content-Range 'bytes .*, where bytes .* were asked for"),
+        ("whole", "the server sends whole files where parts are asked for"),
+    ],
+)
+def test_a_server_that_stays_wrong_is_refused(fault: str, said: str, site: Site, tmp_path: Path) -> None:
+    """Bytes that were not asked for are never taken for those that were."""
+    setattr(site, fault, lambda n: n > 9)
+    with pytest.raises(InputChanged, match=said):
+        ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
+    assert not list(tmp_path.glob("*b.safetensors*"))
 
 
 def test_a_server_that_stays_busy_is_told(site: Site, tmp_path: Path) -> None:
@@ -147,13 +216,15 @@ def test_a_server_that_stays_busy_is_told(site: Site, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*b.safetensors*"))
 
 
-def test_an_object_that_changes_is_an_error(site: Site, tmp_path: Path) -> None:
-    """Another entity tag at the end means another object, of whatever size."""
+@pytest.mark.parametrize("heeds", [True, False])
+def test_an_object_that_changes_is_an_error(heeds: bool, site: Site, tmp_path: Path) -> None:
+    """Another entity tag means another object, of whatever size, whether the server compares it or the run does."""
 
-    def change(_: int) -> bool:
-        site.etag = "two"
+    def change(number: int) -> bool:
+        site.etag = '"two"' if number > 9 else '"one"'
         return False
 
+    site.heeds = heeds
     site.fail = change
     with pytest.raises(InputChanged, match="was changed while it was being read"):
         ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
@@ -181,8 +252,13 @@ def test_secrets_in_an_address_are_not_shown(site: Site) -> None:
     assert "hidden" not in str(location)
     with pytest.raises(EmaAvgError) as raised:
         ema_cli.plan([address.replace("c_0", "c_9")], decay=0.5)
-    assert "secret" not in raised.value.message
-    assert "hidden" not in raised.value.message
+    site.fail = lambda _: True
+    with pytest.raises(EmaAvgError) as busy:
+        ema_cli.plan([address], decay=0.5)
+    assert "503" in busy.value.message
+    for message in (raised.value.message, busy.value.message):
+        assert "secret" not in message
+        assert "hidden" not in message
 
 
 def test_local_runs_import_nothing_remote(tmp_path: Path) -> None:

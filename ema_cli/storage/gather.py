@@ -62,10 +62,12 @@ def read_elements(extent: Located, start: int, out: Bytes, seen: Seen = ignore) 
         else:
             _read_box(extent, box, _strides(extent), target, seen)
         done += count
+    if isinstance(extent, Extent):
+        extent.source.deliver(*_place(extent), len(out))
 
 
 def announce(extent: Located, start: int, count: int) -> None:
-    """Tell the sources that the elements ``[start, start + count)`` will be read soon, where that is a plain range."""
+    """Tell the sources that the elements ``[start, start + count)`` will be read soon."""
     if count == 0:
         return
     size = extent.layout.dtype.itemsize
@@ -76,6 +78,14 @@ def announce(extent: Located, start: int, count: int) -> None:
                 part.source.will_need(part.offset + first * size, (last + 1 - first) * size)
     elif extent.layout.strides is None:
         extent.source.will_need(extent.offset + start * size, count * size)
+    else:
+        extent.source.keep(*_place(extent), count * size)
+
+
+def _place(extent: Extent) -> tuple[int, int]:
+    """Return where the storage of a tensor begins and ends."""
+    reach = span(extent.layout.shape, _strides(extent)) * extent.layout.dtype.itemsize
+    return extent.offset, extent.offset + reach
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:

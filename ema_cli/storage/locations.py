@@ -10,10 +10,12 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from ema_cli.errors import NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.storage.source import ByteSource, FileSource
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+STREAMED = ("s3", "s3a", "gs", "gcs")
+"""Schemes of stores that take an upload in parts, and complete it when they are told to."""
 
 
 class Url(PurePosixPath):
@@ -27,6 +29,11 @@ class Url(PurePosixPath):
         return self.parts[0].removesuffix(":")
 
     @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server, which holds files, and does not say which."""
+        return self.scheme in ("http", "https")
+
+    @property
     def address(self) -> str:
         """The URL as it was given; it may hold a password or a signature, which are never shown."""
         scheme, *rest = self.parts
@@ -34,7 +41,7 @@ class Url(PurePosixPath):
 
     def __str__(self) -> str:
         shown = re.sub(r"(?<=://)[^/@]*@", "", self.address)
-        return shown.partition("?")[0] if self.scheme.startswith("http") else shown
+        return shown.partition("?")[0] if self.is_web else shown
 
     def __fspath__(self) -> str:
         return str(self)
@@ -87,6 +94,8 @@ def exists(location: Location) -> bool:
         open_source(location).close()
     except NothingMatched:
         return False
+    except InputRefused:  # a folder, or what may not be read
+        return True
     return True
 
 

@@ -7,26 +7,26 @@ blocks. An object is pinned when it is opened: one that changes while it is read
 from __future__ import annotations
 
 import hashlib
-import random
-import time
 from collections import OrderedDict
 from datetime import datetime
 from typing import Any
 
-from ema_cli.errors import InputChanged, InputRefused, NothingMatched, UsageError
+from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.ahead import Ahead
+from ema_cli.storage.kept import Kept
 from ema_cli.storage.locations import Url
 from ema_cli.storage.source import ByteSource
+from ema_cli.storage.stores import info_of, insist, is_forbidden, is_missing, is_replaced, login, reason_of, store_of
+from ema_cli.storage.web import fetch_part, gives_parts
 from ema_cli.text import quoted
 
-_TRIES = 5
-_FIRST_PAUSE_SECONDS = 0.2
 _BLOCK_BYTES = 1 << 16
 """Of a read that was not announced, at least this much is fetched: structure is read in small pieces."""
 _BLOCKS = 8
-_LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
-"""The extra of this package that brings what a scheme needs."""
-_PINNED = ("size", "ETag", "etag", "VersionId", "generation", "LastModified", "mtime", "updated", "created", "lfs")
+_PINNED = (
+    *("size", "ETag", "etag", "VersionId", "generation", "LastModified", "mtime", "updated", "created"),
+    *("lfs", "blob_id", "xet_hash"),
+)
 """What stores tell of an object that changes with it."""
 
 
@@ -48,17 +48,19 @@ class RemoteSource(ByteSource):
         self.name = str(url)
         self._url = url
         self._store, self._path = store_of(url)
-        info = _info(self._store, self._path, url)
+        info = info_of(self._store, self._path, url)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
             raise InputRefused(f"{quoted(self.name)} is not a file of known size")
         self._size = int(info["size"])
-        if url.scheme.startswith("http") and not _gives_parts(self._store, self._path, self._size):
+        if url.is_web and not gives_parts(self._store, self._path, self._size):
             raise InputRefused(f"{quoted(self.name)} is on a server that does not give parts of files (ranges)")
         self._pinned = _pin(info)
+        self._tag, self._generation = info.get("ETag"), info.get("generation")
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead = Ahead(self._fetch)
+        self._kept = Kept(self._fetch)
 
     @property
     def identity(self) -> str:
@@ -82,12 +84,21 @@ class RemoteSource(ByteSource):
         view = memoryview(buffer).cast("B")
         if offset + len(view) > self._size:
             raise InputChanged(f"{quoted(self.name)} ends at byte {self._size:,}")
+        if self._read_kept(offset, view):
+            return
         done = 0
         while done < len(view):
             taken = self._ahead.take(offset + done, view[done:])
             if taken == 0:
                 taken = self._read_block(offset + done, view[done:])
             done += taken
+
+    def _read_kept(self, offset: int, view: memoryview) -> bool:
+        try:
+            return self._kept.read(offset, view)
+        except OSError as error:
+            hint = "set TMPDIR to a folder with more space"
+            raise InputRefused(f"a part of {quoted(self.name)} cannot be kept: {error}", hint=hint) from error
 
     def _read_block(self, offset: int, view: memoryview) -> int:
         """Fill some of ``view`` and return how much: a long read is one request, a short one a block that is kept."""
@@ -108,9 +119,17 @@ class RemoteSource(ByteSource):
         """Fetch a range ahead."""
         self._ahead.announce(offset, min(offset + length, self._size))
 
+    def keep(self, begin: int, end: int, wanted: int) -> None:
+        """Fetch a range once, when the first piece of it is read."""
+        self._kept.keep(begin, end, wanted)
+
+    def deliver(self, begin: int, end: int, count: int) -> None:
+        """Forget a range when all of it was read."""
+        self._kept.deliver(begin, end, count)
+
     def raise_if_changed(self) -> bool:
         """Ask the store whether the object is the one that was opened."""
-        info = _info(self._store, self._path, self._url)
+        info = info_of(self._store, self._path, self._url)
         if info is None or _pin(info) != self._pinned:
             what = "was removed" if info is None else "was changed"
             hint = "run again when nothing writes to the checkpoints"
@@ -120,32 +139,45 @@ class RemoteSource(ByteSource):
     def close(self) -> None:
         """Forget what was fetched."""
         self._ahead.close()
+        self._kept.close()
         self._blocks.clear()
 
     def _fetch(self, begin: int, end: int) -> bytes:
-        """Return a range of the object; what may pass, such as a busy server or a lost connection, is tried again."""
-        for attempt in range(_TRIES):
-            try:
-                data = bytes(self._store.cat_file(self._path, start=begin, end=end))
-                if len(data) == end - begin:
-                    return data
-                reason = f"{len(data):,} bytes came of {end - begin:,}"
-            except FileNotFoundError as error:
+        """Return a range of the object."""
+        try:
+            return insist(lambda: self._ask(begin, end), self._url, until=self._ahead.closed.is_set)
+        except Exception as error:
+            if is_missing(error):
                 raise InputChanged(f"{quoted(self.name)} was removed while it was being read") from error
-            except Exception as error:  # noqa: BLE001 - every store has errors of its own
-                reason = str(error) or type(error).__name__
-            if self._ahead.closed.is_set():
-                break
-            _pause(attempt)
-        raise InputChanged(f"{quoted(self.name)} cannot be read at byte {begin:,}: {reason}")
+            if is_replaced(error):
+                raise InputChanged(f"{quoted(self.name)} was changed while it was being read") from error
+            reason = reason_of(error, self._url)
+            if is_forbidden(error):
+                raise InputRefused(f"{quoted(self.name)} may not be read: {reason}", hint=login(self._url)) from error
+            raise InputChanged(f"{quoted(self.name)} cannot be read at byte {begin:,}: {reason}") from error
+
+    def _ask(self, begin: int, end: int) -> bytes:
+        """Ask for a range of the object that was opened, and no other, where the store can be asked for that."""
+        if self._url.is_web:
+            data = fetch_part(self._store, self._path, begin, end, self._tag)
+        elif self._url.scheme == "hf":  # its cat_file reads ahead, and forgets what it read
+            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
+                file.seek(begin)
+                data = bytes(file.read(end - begin))
+        else:
+            pinned = {} if self._generation is None else {"generation": self._generation}
+            data = bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
+        if len(data) != end - begin:
+            raise OSError(f"{len(data):,} bytes came of {end - begin:,}")
+        return data
 
 
 def is_remote_folder(url: Url) -> bool:
     """Whether there is a folder of that name. A web server has none: it does not say what it holds."""
-    if url.scheme.startswith("http"):
+    if url.is_web:
         return False
     store, path = store_of(url)
-    info = _info(store, path, url)
+    info = info_of(store, path, url)
     return info is not None and info.get("type") == "directory"
 
 
@@ -158,69 +190,13 @@ def remote_names_in(url: Url) -> dict[str, bool]:
     """
     store, path = store_of(url)
     try:
-        listed = store.ls(path, detail=True)
+        listed = insist(lambda: store.ls(path, detail=True), url)
     except OSError:
         raise
     except Exception as error:
-        raise OSError(None, str(error)) from error
+        raise OSError(None, reason_of(error, url)) from error
     entries = {str(entry["name"]).rstrip("/"): entry["type"] == "directory" for entry in listed}
     return {name.rpartition("/")[2]: folder for name, folder in entries.items() if name != path.rstrip("/")}
-
-
-def store_of(url: Url) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL, and the path there.
-
-    Raises:
-        UsageError: there is no such store, or its library is not installed.
-
-    """
-    from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
-
-    try:
-        store, path = url_to_fs(url.address, use_listings_cache=False)
-    except ImportError as error:
-        extra = _LIBRARIES.get(url.scheme)
-        hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
-        raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
-    except ValueError as error:
-        raise UsageError(f"{quoted(str(url))} is of no store that fsspec knows: {error}") from error
-    return store, str(path)
-
-
-def _info(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
-    """Return what the store says of an object; ``None`` if there is none."""
-    for attempt in range(_TRIES):
-        try:
-            store.invalidate_cache()
-            return dict(store.info(path))
-        except FileNotFoundError:
-            return None
-        except PermissionError as error:
-            raise InputRefused(f"{quoted(str(url))} may not be read: {error}") from error
-        except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            reason = str(error) or type(error).__name__
-        _pause(attempt)
-    raise InputRefused(f"{quoted(str(url))} cannot be reached: {reason}")
-
-
-def _pause(attempt: int) -> None:
-    """Wait before the next try, twice as long each time, and not all at once; there is no wait after the last."""
-    if attempt + 1 < _TRIES:
-        time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the tries
-
-
-def _gives_parts(store: Any, path: str, size: int) -> bool:  # noqa: ANN401
-    """Whether a web server answers with the range that is asked for: not all say so, and some send the whole file."""
-    if size < 2:  # noqa: PLR2004 - there is no byte behind the first
-        return True
-    try:
-        with store.open(path, "rb", cache_type="none", size=size) as file:
-            file.seek(1)
-            return len(file.read(1)) == 1
-    except ValueError:
-        return False
-    except Exception:  # noqa: BLE001 - reading will say what is wrong
-        return True
 
 
 def _pin(info: dict[str, Any]) -> tuple[Any, ...]:

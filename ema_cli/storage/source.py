@@ -63,6 +63,12 @@ class ByteSource(ABC):
     def will_need(self, offset: int, length: int) -> None:
         """Announce that a range will be read soon."""
 
+    def keep(self, begin: int, end: int, wanted: int) -> None:
+        """Announce that ``wanted`` bytes out of a range will be read, in small pieces, some of them several times."""
+
+    def deliver(self, begin: int, end: int, count: int) -> None:
+        """Announce that so many of them will not be read again."""
+
     def raise_if_changed(self) -> bool:
         """Raise ``InputChanged`` if the bytes changed since opening; return whether only the name was taken away."""
         return False

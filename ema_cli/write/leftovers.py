@@ -33,8 +33,13 @@ def journal_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_JOURNAL}")
 
 
+def random_name(name: str, kind: str = _BUILT) -> str:
+    """Return a name for what is to be called ``name``, that nobody else uses."""
+    return f".{name}.{secrets.token_hex(_RANDOM_BYTES)}.{kind}"
+
+
 def _hidden(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}.{kind}")
+    return path.with_name(random_name(path.name, kind))
 
 
 def sweep(path: Path, *, keep_resumable: bool = False) -> None:

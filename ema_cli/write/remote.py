@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.errors import EmaAvgError, OutputError
+from ema_cli.errors import OutputError
 from ema_cli.files import FileRole, PlannedFile, Written, WrittenFile
 from ema_cli.storage.locations import Url
-from ema_cli.storage.remote import store_of
-from ema_cli.text import quoted
+from ema_cli.storage.stores import store_of
+from ema_cli.write.uploads import check_sent, raise_upload_error
 
 _PART_BYTES = 1 << 23
 _MOST_PARTS = 9_000
@@ -35,7 +35,7 @@ class RemoteObject:
     """
 
     def __init__(self, url: Url, planned: PlannedFile) -> None:
-        self._url = url
+        self.url = url
         self._planned = planned
         self._upload: Any = None
         self._digest = hashlib.sha256()
@@ -55,13 +55,11 @@ class RemoteObject:
         """
         part_bytes = max(_PART_BYTES, self._planned.nbytes // _MOST_PARTS)
         try:
-            store, path = store_of(self._url)
+            store, path = store_of(self.url)
             self._upload = store.open(path, "wb", block_size=part_bytes, autocommit=False)
             self._send(self._planned.header)
-        except EmaAvgError:
-            raise
         except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            raise_upload_error(self._url, error)
+            raise_upload_error(self.url, error)
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         """Send ``data``, or keep it until what comes before it was sent; safe to call from several threads."""
@@ -73,7 +71,7 @@ class RemoteObject:
                         self._send(piece)
                         self._sent += len(piece)
             except Exception as error:  # noqa: BLE001
-                raise_upload_error(self._url, error)
+                raise_upload_error(self.url, error)
 
     def _send(self, piece: bytes) -> None:
         self._upload.write(piece)
@@ -91,10 +89,10 @@ class RemoteObject:
         try:
             self._upload.close()
         except Exception as error:  # noqa: BLE001
-            raise_upload_error(self._url, error)
+            raise_upload_error(self.url, error)
         sha256 = self._digest.hexdigest()
         whole = WrittenFile(
-            name=self._url.name, role=FileRole.WEIGHTS, nbytes=self._planned.nbytes, sha256=sha256, modified_ns=0
+            name=self.url.name, role=FileRole.WEIGHTS, nbytes=self._planned.nbytes, sha256=sha256, modified_ns=0
         )
         return Written(files=(whole,))
 
@@ -107,14 +105,10 @@ class RemoteObject:
         """
         try:
             self._upload.commit()
-            self._published = True
-            store, path = store_of(self._url)
-            store.invalidate_cache()
-            size = store.info(path)["size"]
         except Exception as error:  # noqa: BLE001
-            raise_upload_error(self._url, error)
-        if size != self._planned.nbytes:
-            raise OutputError(f"{quoted(str(self._url))} has {size:,} bytes, {self._planned.nbytes:,} were sent")
+            raise_upload_error(self.url, error)
+        self._published = True
+        check_sent(self.url, self._planned.nbytes)
 
     def discard(self) -> None:
         """Break the upload off; nothing happens after ``publish``."""
@@ -123,22 +117,3 @@ class RemoteObject:
         with contextlib.suppress(Exception):  # the run has failed already
             self._upload.discard()
         self._upload.closed = True  # it is not to be completed when it is collected
-
-
-def write_object(url: Url, data: bytes) -> None:
-    """Write a small object whole.
-
-    Raises:
-        OutputError: the store does not take it.
-
-    """
-    try:
-        store, path = store_of(url)
-        store.pipe_file(path, data)
-    except Exception as error:  # noqa: BLE001
-        raise_upload_error(url, error)
-
-
-def raise_upload_error(url: Url, error: Exception) -> NoReturn:
-    """Raise ``OutputError`` for what a store says."""
-    raise OutputError(f"{quoted(str(url))} cannot be written: {str(error) or type(error).__name__}") from error

@@ -32,7 +32,7 @@ def write_side(side: SideFile, path: Path, temp: Path) -> WrittenFile:
     try:
         descriptor = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
         try:
-            for piece in _pieces(side):
+            for piece in pieces_of(side):
                 digest.update(piece)
                 _write_all(descriptor, piece)
             os.fsync(descriptor)
@@ -51,7 +51,13 @@ def write_side(side: SideFile, path: Path, temp: Path) -> WrittenFile:
     )
 
 
-def _pieces(side: SideFile) -> Iterator[bytes]:
+def pieces_of(side: SideFile) -> Iterator[bytes]:
+    """Yield what stands in a file.
+
+    Raises:
+        InputChanged: what is copied is not there any more as it was.
+
+    """
     if side.source is None:
         yield side.content or b""
         return

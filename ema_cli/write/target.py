@@ -7,7 +7,7 @@ from typing import Protocol
 from ema_cli.files import Written
 from ema_cli.fold.state import Sink
 from ema_cli.records import PlannedOutput
-from ema_cli.storage.locations import Url
+from ema_cli.storage.locations import STREAMED, Url
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.output import OutputFile
 from ema_cli.write.resumable import ResumableFile
@@ -34,14 +34,19 @@ class Target(Sink, Protocol):
 
 def make_target(output: PlannedOutput) -> Target:
     """Return what an output is written to."""
+    if isinstance(output.path, Url):
+        from ema_cli.write.remote_folder import RemoteFolder, make_upload  # noqa: PLC0415 - fsspec
+
+        return RemoteFolder(output, output.path) if output.folder else make_upload(output.path, output.files[0])
     if output.folder:
         return OutputFolder(output)
     (file,) = output.files
-    if isinstance(output.path, Url):
-        from ema_cli.write.remote import RemoteObject  # noqa: PLC0415 - fsspec
-
-        return RemoteObject(output.path, file)
     return OutputFile(output.path, file.header, file.data_bytes)
+
+
+def is_spooled(output: PlannedOutput) -> bool:
+    """Whether an output is put together on the disk before it is sent to its store."""
+    return isinstance(output.path, Url) and output.path.scheme not in STREAMED
 
 
 def make_resumable(output: PlannedOutput) -> ResumableFile:

@@ -19,6 +19,10 @@ class Gate:
         self.arrived = threading.Event()
         """Set once such an upload waits."""
         self.opened = threading.Event()
+        self.refused: str | None = None
+        """Part of the paths of uploads that may not be completed."""
+        self.written: list[tuple[str, str]] = []
+        """Method and path of what shows or removes an object."""
 
     def __call__(self, environment: dict[str, Any], start: Any) -> Iterable[bytes]:
         """Pass a request on, now or when the gate is opened."""
@@ -26,6 +30,13 @@ class Gate:
         if held and environment["REQUEST_METHOD"] == "PUT":
             self.arrived.set()
             self.opened.wait(60)
+        method, query = environment["REQUEST_METHOD"], environment.get("QUERY_STRING", "")
+        completes = method == "POST" and "uploadId" in query
+        if completes and self.refused is not None and self.refused in environment["PATH_INFO"]:
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>you may not</Message></Error>"]
+        if completes or (method in ("PUT", "DELETE") and "uploadId" not in query):
+            self.written.append((method, environment["PATH_INFO"]))
         return self.application(environment, start)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conftest import Run
 from tests.interop.judge import DECAY, assert_fold, average
@@ -33,6 +34,7 @@ def server() -> Iterator[Store]:
 @pytest.fixture
 def store(server: Store) -> Iterator[Store]:
     """The store, whose bucket is emptied after the test."""
+    server.gate.written.clear()
     yield server
     for name in server.names():
         server.client.delete_object(Bucket=BUCKET, Key=name)
@@ -155,6 +157,101 @@ def test_only_a_report_is_overwritten_by_a_report(store: Store, ema_avg: Run, tm
     assert "ema-avg" in store.get("page.html").decode()
 
 
+FOLDER = f"s3://{BUCKET}/out/averaged/"
+
+
+def fetch(store: Store, folder: Path) -> State:
+    """Fetch the output folder, and return the tensors of the files that its index names."""
+    folder.mkdir()
+    for name in store.names("out/averaged/"):
+        (folder / Path(name).name).write_bytes(store.get(name))
+    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+    found = {name: tensor for file in set(index["weight_map"].values()) for name, tensor in load(folder / file).items()}
+    assert set(found) == set(index["weight_map"])
+    return found
+
+
+def write_models(folder: Path, states: list[State]) -> None:
+    """Write a run of folders as the libraries of Hugging Face do, with a configuration and a tokenizer."""
+    for number, state in enumerate(states, 1):
+        one = folder / f"checkpoint-{number}"
+        one.mkdir(parents=True)
+        save_file(state, one / "model.safetensors", {"format": "pt"})
+        (one / "config.json").write_text('{"model_type": "none"}')
+        (one / "tokenizer.json").write_text("{}")
+
+
+def test_a_folder_may_be_written_to_the_store(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """Shards, what goes along, and the index last: the bytes of a local run, up to date the second time."""
+    states = [{f"w{n}": state["w"] * (n + 1) for n in range(3)} for state in states_of(2, LARGE)]
+    write_models(tmp_path / "run", states)
+    size = ("--max-shard-size", "14MB")
+    average(ema_avg, "run", "-o", "averaged", *size)
+    average(ema_avg, "run", "-o", FOLDER, *size, **store.environment)
+    local = {path.name: path.read_bytes() for path in (tmp_path / "averaged").iterdir()}
+    assert {"config.json", "tokenizer.json", "model-00003-of-00003.safetensors"} < set(local)
+    assert {Path(name).name: store.get(name) for name in store.names("out/averaged/")} == local
+    assert store.parts("out/averaged/model-00001-of-00003.safetensors") > 1
+    assert store.unfinished() == []
+    shown = [Path(path).name for method, path in store.gate.written if "averaged" in path and method != "DELETE"]
+    assert shown[-2:] == ["model.safetensors.index.json", "averaged.report.json"]
+    assert_fold(fetch(store, tmp_path / "got"), states)
+    far, near = (json.loads(raw) for raw in (store.get("out/averaged.report.json"), report(tmp_path)))
+    assert far["averages"][0]["output"]["sha256"] == near["averages"][0]["output"]["sha256"]
+    assert "up to date" in average(ema_avg, "run", "-o", FOLDER, *size, **store.environment).stdout
+
+
+def report(folder: Path) -> bytes:
+    """Return the report of the local folder."""
+    return (folder / "averaged.report.json").read_bytes()
+
+
+def test_a_folder_in_the_store_is_replaced_as_a_whole(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """Without --force it stays; with it, weights that are no part of the new one are gone, and other files stay."""
+    states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, 5_000)]
+    write_models(tmp_path / "run", states)
+    index = "model.safetensors.index.json"
+    for name in ("model.safetensors", "model-00004-of-00004.safetensors", "notes.txt", index):
+        store.put(f"out/averaged/{name}", b"old")
+    job = ("run", "-o", FOLDER, "--max-shard-size", 20_000)
+    refused = ema_avg(*job, "--decay", DECAY, **store.environment)
+    assert refused.returncode == 5, refused.stderr
+    assert store.get("out/averaged/model.safetensors") == b"old"
+    store.gate.written.clear()
+    average(ema_avg, *job, "--force", **store.environment)
+    assert store.gate.written[0] == ("DELETE", f"/{BUCKET}/out/averaged/{index}")  # no mix of old and new is named
+    assert {Path(name).name for name in store.names("out/averaged/")} == {
+        *(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)),
+        *(index, "config.json", "tokenizer.json", "notes.txt"),
+    }
+    assert_fold(fetch(store, tmp_path / "got"), states)
+
+
+def test_a_folder_that_cannot_be_completed_has_no_index(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """Where the store takes one shard and not the next, there is no index that names them, and no upload is left."""
+    states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, 5_000)]
+    write_models(tmp_path / "run", states)
+    store.gate.refused = "model-00002"
+    job = ("run", "--decay", DECAY, "-o", FOLDER, "--max-shard-size", 20_000)
+    done = ema_avg(*job, **store.environment)
+    store.gate.refused = None
+    assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
+    assert "cannot be written" in done.stderr
+    assert store.names() == {"out/averaged/model-00001-of-00003.safetensors"}
+    assert store.unfinished() == []
+
+
+def test_a_killed_run_leaves_no_folder(store: Store, tmp_path: Path) -> None:
+    """A run that is told to end while its second shard is on the way leaves no object, and no parts of any."""
+    states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, LARGE)]
+    write_models(tmp_path / "run", states)
+    command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", FOLDER, "--max-shard-size", "14MB"]
+    store.gate.held = "model-00002"
+    assert kill(store, command, tmp_path) == 128 + signal.SIGTERM
+    assert store.names() == set()
+    assert store.unfinished() == []
+
+
 def test_what_is_missing_is_told(store: Store, ema_avg: Run) -> None:
     """An object, a folder and a bucket that are not there are named, without a traceback."""
     for name in (f"s3://{BUCKET}/run/none.pt", f"s3://{BUCKET}/empty", "s3://no-such-bucket/run"):
@@ -169,8 +266,17 @@ def test_a_killed_run_leaves_nothing_under_the_name(store: Store, tmp_path: Path
     write_series(tmp_path / "run", states_of(2, LARGE), form="safetensors")
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"s3://{BUCKET}/killed.safetensors"]
     store.gate.held = "killed"
+    assert kill(store, command, tmp_path) == 128 + signal.SIGTERM
+    assert store.names() == set()
+    assert store.unfinished() == []
+
+
+def kill(store: Store, command: list[str], folder: Path) -> int:
+    """Run a command, tell it to end once an upload waits at the gate, and return its status."""
     environment = {**os.environ, **store.environment}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    store.gate.arrived.clear()
+    store.gate.opened.clear()
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None and not store.gate.arrived.wait(0.1):
                 pass
@@ -179,7 +285,14 @@ def test_a_killed_run_leaves_nothing_under_the_name(store: Store, tmp_path: Path
             store.gate.opened.set()
         _, told = process.communicate(timeout=60)
     store.gate.held = None
-    assert process.returncode == 128 + signal.SIGTERM, told
     assert "Traceback" not in told
-    assert store.names() == set()
-    assert store.unfinished() == []
+    return process.returncode
+
+
+def test_who_may_not_read_is_told(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """Without credentials, or with wrong ones, the message says what to set, on a line of its own."""
+    quiet = {**store.environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": str(tmp_path)}
+    done = ema_avg("plan", f"s3://{BUCKET}/run", "--decay", DECAY, **quiet)
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 2), done.stderr
+    assert "may not be read" in done.stderr
+    assert "AWS_ACCESS_KEY_ID" in done.stderr

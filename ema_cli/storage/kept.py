@@ -1,0 +1,102 @@
+"""Ranges of a remote object that are read in small pieces, out of order: fetched once, into a file without a name.
+
+A transposed tensor is such a range: a run of its elements lies all over its storage.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+
+_PIECE_BYTES = 1 << 24
+
+
+class _Range:
+    """A range, and its copy from the first read of it on."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        self.begin = begin
+        self.end = end
+        self.left = 0
+        """Bytes that are still to be delivered out of it; it is forgotten with the last."""
+        self.descriptor = -1
+        self.users = 0
+        self.lock = threading.Lock()
+
+
+class Kept:
+    """The ranges of one source that are to be kept. Safe to use from several threads."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
+        self._fetch = fetch
+        self._ranges: list[_Range] = []
+        self._lock = threading.Lock()
+
+    def keep(self, begin: int, end: int, wanted: int) -> None:
+        """Keep a range until so many bytes were delivered out of it."""
+        with self._lock:
+            known = next((one for one in self._ranges if (one.begin, one.end) == (begin, end)), None)
+            if known is None:
+                known = _Range(begin, end)
+                self._ranges.append(known)
+            known.left += wanted
+
+    def read(self, offset: int, view: memoryview) -> bool:
+        """Fill ``view`` out of a range that is kept; return whether there is one."""
+        with self._lock:
+            one = next((one for one in self._ranges if one.begin <= offset and offset + len(view) <= one.end), None)
+            if one is None:
+                return False
+            one.users += 1
+        try:
+            with one.lock:
+                if one.descriptor < 0:
+                    one.descriptor = self._copy(one.begin, one.end)
+            _fill(one.descriptor, offset - one.begin, view)
+        finally:
+            self._release(one)
+        return True
+
+    def deliver(self, begin: int, end: int, count: int) -> None:
+        """Note that so many bytes were delivered out of a range."""
+        with self._lock:
+            one = next((one for one in self._ranges if (one.begin, one.end) == (begin, end)), None)
+            if one is None:
+                return
+            one.left -= count
+            one.users += 1
+        self._release(one)
+
+    def close(self) -> None:
+        """Forget all ranges."""
+        with self._lock:
+            ranges = list(self._ranges)
+            for one in ranges:
+                one.left = 0
+                one.users += 1
+        for one in ranges:
+            self._release(one)
+
+    def _release(self, one: _Range) -> None:
+        with self._lock:
+            one.users -= 1
+            if one.left > 0 or one.users or one not in self._ranges:
+                return
+            self._ranges.remove(one)
+        if one.descriptor >= 0:
+            os.close(one.descriptor)
+
+    def _copy(self, begin: int, end: int) -> int:
+        with tempfile.TemporaryFile(prefix="ema-avg-") as file:
+            for position in range(begin, end, _PIECE_BYTES):
+                file.write(self._fetch(position, min(position + _PIECE_BYTES, end)))
+            file.flush()
+            return os.dup(file.fileno())
+
+
+def _fill(descriptor: int, offset: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.preadv(descriptor, [view[done:]], offset + done)

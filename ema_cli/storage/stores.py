@@ -1,0 +1,146 @@
+"""Stores that fsspec knows: how they are opened and asked, what a refusal means, and when asking again may help."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ema_cli.errors import InputRefused, UsageError
+from ema_cli.storage.locations import Url
+from ema_cli.text import quoted
+
+Answer = TypeVar("Answer")
+_TRIES = 5
+_FIRST_PAUSE_SECONDS = 0.2
+_PATIENT = {"gs": 2, "gcs": 2, "hf": 2}
+"""Tries at stores whose libraries try again by themselves, for half a minute."""
+_LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
+"""The extra of this package that brings what a scheme needs."""
+_TALKATIVE = ("fsspec", "gcsfs", "s3fs")
+"""Libraries that log what they also raise; without a handler that would stand on the terminal, with a traceback."""
+_LOGINS = {
+    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "gcloud auth application-default login",
+    "hf": "hf auth login, or set HF_TOKEN",
+}
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION = 401, 403, 404, 412
+_LONGEST_REASON = 300
+
+
+def store_of(url: Url) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path there.
+
+    Raises:
+        UsageError: there is no such store, or its library is not installed.
+
+    """
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
+
+    for name in _TALKATIVE:
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
+    try:
+        store, path = url_to_fs(url.address, use_listings_cache=False)
+    except ImportError as error:
+        extra = _LIBRARIES.get(url.scheme)
+        hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
+        raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
+    except ValueError as error:
+        raise UsageError(f"{quoted(str(url))} is of no store that fsspec knows: {error}") from error
+    return store, str(path)
+
+
+def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
+    """Return what a store says of an object or a folder; ``None`` if there is none.
+
+    Raises:
+        InputRefused: it may not be read, or the store cannot be reached.
+
+    """
+
+    def ask() -> dict[str, Any]:
+        store.invalidate_cache()
+        return dict(store.info(path))
+
+    try:
+        return insist(ask, url)
+    except Exception as error:
+        if is_missing(error):
+            return None
+        if is_forbidden(error):
+            raise InputRefused(
+                f"{quoted(str(url))} may not be read: {reason_of(error, url)}", hint=login(url)
+            ) from error
+        raise InputRefused(f"{quoted(str(url))} cannot be reached: {reason_of(error, url)}") from error
+
+
+def insist(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = lambda: False) -> Answer:
+    """Return an answer of a store; what may pass, such as a busy server or a lost connection, is tried again.
+
+    Args:
+        ask: asks.
+        url: of what is asked.
+        until: whether it is not worth trying any more.
+
+    """
+    tries = _PATIENT.get(url.scheme, _TRIES)
+    for attempt in range(tries):
+        try:
+            return ask()
+        except Exception as error:
+            if attempt + 1 == tries or until() or is_missing(error) or is_forbidden(error) or is_replaced(error):
+                raise
+        pause = _FIRST_PAUSE_SECONDS * 2**attempt
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - not all at once
+    raise AssertionError("the last try returns or raises")
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether a store says that there is nothing of that name."""
+    return isinstance(error, FileNotFoundError) or _status(error) == _NOT_FOUND
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Whether a store wants to know who asks, or knows and refuses."""
+    named = {kind.__name__ for kind in type(error).__mro__} & {"NoCredentialsError", "LocalTokenNotFoundError"}
+    said = isinstance(error, OSError) and str(error).startswith("Forbidden")  # gcsfs
+    return bool(named) or said or isinstance(error, PermissionError) or _status(error) in (_UNAUTHORIZED, _FORBIDDEN)
+
+
+def is_replaced(error: Exception) -> bool:
+    """Whether a store says that there is another object now."""
+    return _status(error) == _PRECONDITION
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of an error, where its library tells it, each in its own way."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    if response is not None:  # huggingface_hub
+        return _number(getattr(response, "status_code", None))
+    if hasattr(error, "status"):  # aiohttp
+        return _number(error.status)
+    return _number(getattr(error, "code", None))  # gcsfs
+
+
+def _number(value: object) -> int | None:
+    return int(value) if isinstance(value, int | str) and str(value).isdecimal() else None
+
+
+def reason_of(error: Exception, url: Url) -> str:
+    """Return what an error says on one line, without secrets of the address."""
+    text = str(error)
+    if hasattr(error, "request_info"):  # aiohttp, whose text has the whole address
+        text = f"{_status(error)} {getattr(error, 'message', '')}"
+    text = " ".join(text.replace(url.address, str(url)).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+
+
+def login(url: Url) -> str:
+    """Return how one tells a store who one is, empty where that is not known."""
+    return _LOGINS.get({"s3a": "s3", "gcs": "gs"}.get(url.scheme, url.scheme), "")

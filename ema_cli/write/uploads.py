@@ -1,0 +1,49 @@
+"""What all outputs in stores have in common: small objects, the check of what arrived, and how failures are told."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from ema_cli.errors import EmaAvgError, OutputError
+from ema_cli.storage.locations import Url
+from ema_cli.storage.stores import is_forbidden, login, reason_of, store_of
+from ema_cli.text import quoted
+
+
+def write_object(url: Url, data: bytes) -> None:
+    """Write a small object whole.
+
+    Raises:
+        OutputError: the store does not take it.
+
+    """
+    try:
+        store, path = store_of(url)
+        store.pipe_file(path, data)
+    except Exception as error:  # noqa: BLE001 - every store has errors of its own
+        raise_upload_error(url, error)
+
+
+def check_sent(url: Url, nbytes: int) -> None:
+    """Ask the store for the size of what was sent.
+
+    Raises:
+        OutputError: it is another one, or the store does not say.
+
+    """
+    try:
+        store, path = store_of(url)
+        store.invalidate_cache()
+        size = store.info(path)["size"]
+    except Exception as error:  # noqa: BLE001
+        raise_upload_error(url, error)
+    if size != nbytes:
+        raise OutputError(f"{quoted(str(url))} has {size:,} bytes, {nbytes:,} were sent")
+
+
+def raise_upload_error(url: Url, error: Exception) -> NoReturn:
+    """Raise ``OutputError`` for what a store says."""
+    if isinstance(error, EmaAvgError):
+        raise error
+    hint = login(url) if is_forbidden(error) else ""
+    raise OutputError(f"{quoted(str(url))} cannot be written: {reason_of(error, url)}", hint=hint) from error

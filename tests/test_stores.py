@@ -1,0 +1,126 @@
+"""A store in memory, in this process: both ends of an average, what is said, and what cannot be an output."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+import ema_cli
+from ema_cli.errors import OutputError, UsageError
+from ema_cli.storage.locations import Url
+from ema_cli.storage.stores import is_forbidden, is_missing, reason_of
+from tests.series import random_states, write_series
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    """The store, empty before and after."""
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    yield store
+    store.store.clear()
+
+
+def upload(store: fsspec.AbstractFileSystem, folder: Path) -> None:
+    """Send a folder to the store, under its name."""
+    for path in folder.iterdir():
+        store.pipe_file(f"/{folder.name}/{path.name}", path.read_bytes())
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_both_ends_may_be_in_memory(form: str, memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    """The output is that of the files on the disk, and nothing else is left in the store."""
+    upload(memory, write_series(tmp_path / "run", random_states(3), form=form)[0].parent)
+    ema_cli.average(tmp_path / "run", decay=0.5, output=tmp_path / "ema.safetensors")
+    ema_cli.average("memory://run", decay=0.5, output="memory://out/ema.safetensors")
+    assert memory.cat_file("/out/ema.safetensors") == (tmp_path / "ema.safetensors").read_bytes()
+    assert memory.find("/out") == ["/out/ema.report.json", "/out/ema.safetensors"]
+    changed = memory.info("/out/ema.safetensors")["created"]
+    ema_cli.average("memory://run", decay=0.5, output="memory://out/ema.safetensors")
+    assert memory.info("/out/ema.safetensors")["created"] == changed  # up to date
+
+
+def test_a_folder_may_be_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    """Its files are those of a folder on the disk."""
+    upload(memory, write_series(tmp_path / "run", random_states(3))[0].parent)
+    ema_cli.average(tmp_path / "run", decay=0.5, output=tmp_path / "averaged", max_shard_size=4000)
+    ema_cli.average("memory://run", decay=0.5, output="memory://averaged", max_shard_size=4000)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "averaged").iterdir()}
+    assert len(expected) > 2
+    assert {Path(name).name: memory.cat_file(name) for name in memory.find("/averaged")} == expected
+    with pytest.raises(OutputError, match="exists"):
+        ema_cli.average("memory://run", decay=0.25, output="memory://averaged", max_shard_size=4000)
+
+
+def test_a_store_that_refuses_keeps_nothing(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent under another name goes when it cannot be given its own, and the disk is as it was."""
+    write_series(tmp_path / "run", random_states(3))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("you may not")
+
+    monkeypatch.setattr(type(memory), "mv", refuse)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(OutputError, match="cannot be written: you may not"):
+        ema_cli.average(tmp_path / "run", decay=0.5, output="memory://out/ema.safetensors")
+    assert memory.find("/") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("output", "folder", "said"),
+    [
+        ("https://example.org/ema.safetensors", False, "is on a web server, which takes no files"),
+        ("s3://bucket", True, "is a whole bucket or repository"),
+        ("hf://org/name", True, "is a whole bucket or repository"),
+    ],
+)
+def test_outputs_that_cannot_be(output: str, folder: bool, said: str, tmp_path: Path) -> None:
+    """They are refused before anything is read."""
+    size = 4000 if folder else None
+    with pytest.raises(UsageError, match=said):
+        ema_cli.average(tmp_path / "none", decay=0.5, output=output, max_shard_size=size)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "extra", "module"),
+    [("s3", "s3", "s3fs"), ("gs", "gcs", "gcsfs"), ("hf", "hf", "huggingface_hub"), ("https", "http", "aiohttp")],
+)
+def test_a_missing_library_is_told_with_the_extra(scheme: str, extra: str, module: str) -> None:
+    """What has to be installed stands in the hint."""
+    code = f"import sys; sys.modules[{module!r}] = None\nfrom ema_cli.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "plan", f"{scheme}://a/b/c.pt", "--decay", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2), done.stderr
+    assert f"{scheme}:// needs a library that is not installed" in done.stderr
+    assert f"pip install 'ema-avg[{extra}]'" in done.stderr
+
+
+def test_errors_of_stores_are_told_apart() -> None:
+    """By their status, wherever their libraries put it, on one line, without secrets."""
+    url = Url("https://me:secret@host/a.pt?signature=hidden")
+
+    class CodedError(Exception):
+        code = "404"
+
+    class AnsweredError(Exception):
+        response = type("Answer", (), {"status_code": 401})()
+
+    class BotocoreError(Exception):
+        response: dict[str, dict[str, int]] = {"ResponseMetadata": {"HTTPStatusCode": 403}}  # noqa: RUF012 - as there
+
+    assert is_missing(CodedError())
+    assert is_missing(FileNotFoundError())
+    assert is_forbidden(AnsweredError())
+    assert is_forbidden(BotocoreError())
+    assert is_forbidden(OSError("Forbidden: b/o\nno"))
+    assert not is_forbidden(OSError("slow down"))
+    assert reason_of(OSError(f"no {url.address}\n  at all"), url) == "no https://host/a.pt at all"
+    assert reason_of(ConnectionError(), url) == "ConnectionError"
