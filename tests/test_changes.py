@@ -39,6 +39,11 @@ def test_changes_at_any_call_are_told_or_harmless() -> None:
     campaign("changes", 8)
 
 
+def test_other_programs_at_work_on_the_output_are_told_or_harmless() -> None:
+    """What they put there is kept, what they did to it is not published, and the end of the run tells it."""
+    campaign("strangers", 8)
+
+
 def before_opening(path: Path, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Act once, just before a file is opened; return a list that is empty by then."""
     original, waiting = os.open, [str(path)]

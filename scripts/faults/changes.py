@@ -133,9 +133,9 @@ def changes(root: Path, random: Random) -> Iterator[Case]:
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
         stage, call, options = stages[name], random.choice(("open", "pread")), _options(mode, random)
+        stage.reset()
         victim = _victim(stage, mode, kind, random)
         number = random.randint(1, known.get((name, mode, call, *options), _MOST_CALLS))
-        stage.reset()
         command = shlex.join([sys.executable, "-ES", str(_TAMPER), kind, str(victim), str(_other(stage, victim))])
         fault = Fault(call=call, number=number, code=RUN, folder=stage.inputs, command=command)
         ended = _run(stage, mode, options, shim.environment(fault))

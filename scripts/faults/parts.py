@@ -16,6 +16,7 @@ from faults.case import Case, Part
 from faults.changes import changes, random_changes
 from faults.scene import SHAPES, Ended, Scene
 from faults.shim import KILL, SHORT, Fault, Shim
+from faults.strangers import strangers
 
 CALLS = (
     "open write pwrite ftruncate fallocate fsync fdatasync close rename unlink mkdir rmdir read pread".split()  # noqa: SIM905
@@ -195,5 +196,6 @@ PARTS: dict[str, Part] = {
     "writers": writers,
     "changes": changes,
     "random-changes": random_changes,
+    "strangers": strangers,
 }
-NEED_COMPILER = ("errors", "kills", "reads", "changes")
+NEED_COMPILER = ("errors", "kills", "reads", "changes", "strangers")
