@@ -9,21 +9,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from safetensors.numpy import load_file
+from numpy.typing import NDArray
 
 from faults.case import Case
-from faults.forms import FORMS, Arrays, Form, random_arrays
+from faults.forms import FORMS, Form, load_safetensors, random_state
 from faults.shim import RUN, Fault, Shim
 from faults.tamper import IN_PLACE, KINDS
 
 _TAMPER = Path(__file__).with_name("tamper.py")
+Arrays = dict[str, NDArray[np.float32]]
 _STEPS = (1, 2, 3)
 _MOST_CALLS = 60
 """Of one kind on the inputs, unless a run has shown that there are fewer."""
@@ -80,7 +81,7 @@ class Stage:
         """Write the series and its averages where they will be read, and keep them at ``place``."""
         self.inputs.mkdir(parents=True)
         for step, path in zip(_STEPS, self.checkpoints, strict=True):
-            self._form.save(random_arrays(seed + step, elements), path)
+            self._form.save(random_state(seed + step, elements), path)
         for paths, output in ((self.checkpoints[:-1], self.earlier), (self.checkpoints, self.made)):
             subprocess.run([*_average(paths), "-q", "-o", str(output)], check=True)
         shutil.copytree(self.inputs, place)
@@ -96,7 +97,8 @@ class Stage:
     def load(self, path: Path) -> Arrays | None:
         """Read a checkpoint as it lies there, ``None`` if the official library cannot."""
         try:
-            return load_file(path) if path == self.earlier else self._form.load(path)
+            state = load_safetensors(path) if path == self.earlier else self._form.load(path)
+            return {name: tensor.numpy() for name, tensor in state.items()}
         except Exception:  # noqa: BLE001 - whatever the library says of what was cut up
             return None
 
@@ -244,13 +246,13 @@ def _is_of(mode: str, ended: Ended, stage: Stage, contents: list[Arrays | None])
         told = {one["name"]: one["max_abs"] for one in json.loads(ended.stdout)["tensors"]}
         a, b = known
         return told == {name: float(np.max(np.abs(a[name].astype(float) - b[name].astype(float)))) for name in b}
-    result = load_file(stage.out / "ema.safetensors")
+    result = {name: tensor.numpy() for name, tensor in load_safetensors(stage.out / "ema.safetensors").items()}
     return result.keys() == known[-1].keys() and all(
         np.array_equal(result[name], _folded([arrays[name] for arrays in known])) for name in result
     )
 
 
-def _folded(series: list[np.ndarray]) -> np.ndarray:
+def _folded(series: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Return the average with a decay of one half: its weights are powers of two, and exact."""
     count = len(series)
     weights = [0.5 ** min(count - 1, count - number) for number in range(count)]

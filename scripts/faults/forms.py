@@ -1,4 +1,7 @@
-"""Checkpoints of every form, written and read back by the official libraries."""
+"""Checkpoints of every form, written and read back by the official libraries.
+
+Torch is imported only where a checkpoint is made: most parts of a campaign need none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+if TYPE_CHECKING:
+    import torch
 
-Arrays = dict[str, NDArray[Any]]
+    State = dict[str, torch.Tensor]
 _SHARDS = 2
 
 
@@ -23,86 +25,98 @@ class Form:
 
     name: str
     """Of the checkpoint of a step, with ``{}`` for the step."""
-    save: Callable[[Arrays, Path], None]
-    load: Callable[[Path], Arrays]
+    save: Callable[[State, Path], None]
+    load: Callable[[Path], State]
+    plain: bool = False
+    """Whether tensors are stored in C order, each for itself."""
 
 
-def _save_zip(arrays: Arrays, path: Path) -> None:
-    import torch  # noqa: PLC0415 - slow, and not needed for every form
-
-    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
-
-
-def _save_legacy(arrays: Arrays, path: Path) -> None:
+def _save_zip(state: State, path: Path) -> None:
     import torch  # noqa: PLC0415
 
-    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch.save(state, path)
+
+
+def _save_legacy(state: State, path: Path) -> None:
+    import torch  # noqa: PLC0415
+
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-def _load_torch(path: Path) -> Arrays:
+def _load_torch(path: Path) -> State:
     import torch  # noqa: PLC0415
 
-    return {name: tensor.numpy() for name, tensor in torch.load(path, weights_only=True).items()}
+    return dict(torch.load(path, weights_only=True))
 
 
-def _save_shards(arrays: Arrays, path: Path) -> None:
+def save_safetensors(state: State, path: Path) -> None:
+    """Write a safetensors file."""
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    save_file(state, path, {"format": "pt"})
+
+
+def load_safetensors(path: Path) -> State:
+    """Read a safetensors file."""
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    return dict(load_file(path))
+
+
+def _save_shards(state: State, path: Path) -> None:
     path.mkdir()
     index: dict[str, str] = {}
     for number in range(_SHARDS):
         file = f"model-{number + 1:05}-of-{_SHARDS:05}.safetensors"
-        part = {name: array for position, (name, array) in enumerate(arrays.items()) if position % _SHARDS == number}
-        save_file(part, path / file, {"format": "pt"})
+        part = {name: tensor for position, (name, tensor) in enumerate(state.items()) if position % _SHARDS == number}
+        save_safetensors(part, path / file)
         index |= dict.fromkeys(part, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def _load_shards(path: Path) -> Arrays:
+def _load_shards(path: Path) -> State:
     index: Mapping[str, str] = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
-    return {name: load_file(path / file)[name] for name, file in index.items()}
+    return {name: load_safetensors(path / file)[name] for name, file in index.items()}
 
 
-def _save_dcp(arrays: Arrays, path: Path) -> None:
-    import torch  # noqa: PLC0415
+def _save_dcp(state: State, path: Path) -> None:
     import torch.distributed.checkpoint as dcp  # noqa: PLC0415
 
     writer = dcp.FileSystemWriter(path, thread_count=_SHARDS, sync_files=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({name: torch.from_numpy(array) for name, array in arrays.items()}, storage_writer=writer, no_dist=True)
+        dcp.save({**state}, storage_writer=writer, no_dist=True)
 
 
-def _load_dcp(path: Path) -> Arrays:
+def _load_dcp(path: Path) -> State:
     import torch  # noqa: PLC0415
     import torch.distributed.checkpoint as dcp  # noqa: PLC0415
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
 
     metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     state = {
-        name: torch.empty(tuple(known.size))
+        name: torch.empty(tuple(known.size), dtype=known.properties.dtype)
         for name, known in metadata.items()
         if isinstance(known, TensorStorageMetadata)
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(state, checkpoint_id=path, no_dist=True)
-    return {name: tensor.numpy() for name, tensor in state.items()}
-
-
-def _save_safetensors(arrays: Arrays, path: Path) -> None:
-    save_file(arrays, path, {"format": "pt"})
+        dcp.load({**state}, checkpoint_id=path, no_dist=True)
+    return state
 
 
 FORMS: dict[str, Form] = {
-    "safetensors": Form(name="ckpt_{}.safetensors", save=_save_safetensors, load=load_file),
+    "safetensors": Form(name="ckpt_{}.safetensors", save=save_safetensors, load=load_safetensors, plain=True),
     "zip": Form(name="ckpt_{}.pt", save=_save_zip, load=_load_torch),
     "legacy": Form(name="ckpt_{}.pth", save=_save_legacy, load=_load_torch),
-    "shards": Form(name="checkpoint-{}", save=_save_shards, load=_load_shards),
+    "shards": Form(name="checkpoint-{}", save=_save_shards, load=_load_shards, plain=True),
     "dcp": Form(name="step-{}", save=_save_dcp, load=_load_dcp),
 }
 
 
-def random_arrays(seed: int, elements: int) -> Arrays:
+def random_state(seed: int, elements: int) -> State:
     """Return four tensors of float32."""
-    random = np.random.default_rng(seed)
-    return {f"layer{number}.weight": random.standard_normal(elements, dtype=np.float32) for number in range(4)}
+    import torch  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(seed)
+    return {f"layer{number}.weight": torch.randn(elements, generator=generator) for number in range(4)}

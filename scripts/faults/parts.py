@@ -14,6 +14,7 @@ from random import Random
 
 from faults.case import Case, Part
 from faults.changes import changes, random_changes
+from faults.determinism import determinism
 from faults.scene import SHAPES, Ended, Scene
 from faults.shim import KILL, SHORT, Fault, Shim
 from faults.strangers import strangers
@@ -197,5 +198,6 @@ PARTS: dict[str, Part] = {
     "changes": changes,
     "random-changes": random_changes,
     "strangers": strangers,
+    "determinism": determinism,
 }
 NEED_COMPILER = ("errors", "kills", "reads", "changes", "strangers")
