@@ -68,9 +68,9 @@ class Shim:
         }
 
     def tracing(self, folder: Path, trace: Path) -> dict[str, str]:
-        """Return the environment in which every call that changes something under a folder is told to a file."""
+        """Return the environment in which every call that changes a folder or something in it is told to a file."""
         nothing = Fault(call="none", number=1, code=RUN, folder=folder)
-        return {**self.environment(nothing), "FAULT_TRACE": str(trace)}
+        return {**self.environment(nothing), "FAULT_TRACE": str(trace), "FAULT_FOLDER": str(folder)}
 
     def hit(self) -> str:
         """Return the path on which the call was hit; nothing if the process did not come that far."""
