@@ -45,11 +45,14 @@ def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[Si
                     raise InputRefused(f"{quoted(str(place))} has {size}")
                 content = _with_dtype(source, dtype, notices) if dtype is not None and name == _CONFIG else None
                 nbytes = source.size() if content is None else len(content)
+                state = source.state
         except (InputRefused, NothingMatched) as refused:
             notices.append(_not_carried(refused.message))
             continue
         origin = place if content is None else None
-        found.append(SideFile(name=name, role=FileRole.COMPANION, nbytes=nbytes, content=content, source=origin))
+        found.append(
+            SideFile(name=name, role=FileRole.COMPANION, nbytes=nbytes, content=content, source=origin, state=state)
+        )
     return tuple(found), tuple(notices)
 
 

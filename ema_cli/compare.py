@@ -27,6 +27,7 @@ from ema_cli.refusals import refuse_unreadable
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.locations import Location, is_folder, locate, open_source
+from ema_cli.unchanged import check_unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +113,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
             tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums, x)))
             differing += sums.differing if sums else 0
             floats += sums if sums and x.dtype.averaged else Sums()
-        for checkpoint in (a, b):
-            checkpoint.index.raise_if_changed()
+        check_unchanged((a, b), listener)
     return Comparison(
         a=a,
         b=b,

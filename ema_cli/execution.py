@@ -24,6 +24,7 @@ from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.locations import Location, Url
 from ema_cli.strict import fail_if_strict
 from ema_cli.text import human_bytes, quoted, shortlist
+from ema_cli.unchanged import check_unchanged, damage_means_change
 from ema_cli.uptodate import report_path
 from ema_cli.write.publish import write_atomically
 from ema_cli.write.target import Target, is_spooled, make_resumable, make_target
@@ -51,19 +52,20 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         done = resumption.done if resumption else []
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
-        folded = fold(
-            plan,
-            targets,
-            make_lane,
-            allow_nonfinite=options.allow_nonfinite,
-            geometry=options.geometry,
-            done=done,
-            on_tensor=resumption.journal.add if resumption else None,
-            on_bytes=_progress(listener, "folding", plan.read_bytes),
-        )
+        with damage_means_change(plan.checkpoints):
+            folded = fold(
+                plan,
+                targets,
+                make_lane,
+                allow_nonfinite=options.allow_nonfinite,
+                geometry=options.geometry,
+                done=done,
+                on_tensor=resumption.journal.add if resumption else None,
+                on_bytes=_progress(listener, "folding", plan.read_bytes),
+            )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
-        notices = [*plan.notices, *_check_inputs(plan, listener), *_check_fold(plan, folded, listener)]
+        notices = [*plan.notices, *check_unchanged(plan.checkpoints, listener), *_check_fold(plan, folded, listener)]
         fail_if_strict(notices, options)
         measured = Measured(
             folded=folded,
@@ -131,19 +133,6 @@ def _write(place: Location, data: bytes) -> None:
         write_object(place, data)
     else:
         write_atomically(place, data)
-
-
-def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:
-    """Raise if an input changed while it was read; warn if only its name now means another file."""
-    notices = []
-    for checkpoint in plan.checkpoints:
-        if checkpoint.index.raise_if_changed():
-            message = (
-                f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was averaged"
-            )
-            notices.append(Notice(code="input-replaced", message=message))
-            listener(Warned(notice=notices[-1]))
-    return notices
 
 
 def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Notice]:

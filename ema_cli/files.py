@@ -46,6 +46,8 @@ class SideFile:
     """What stands in it; ``None`` where it is copied."""
     source: Location | None = None
     """What it is a copy of."""
+    state: object = None
+    """Of that, when it was planned: a copy is made of the same bytes only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,17 +125,17 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
         "first_step": steps[0] if known else None,
         "last_step": steps[-1] if known else None,
-        "options_fingerprint": _options_fingerprint(method, options),
+        "options_fingerprint": _options_fingerprint(method, series, options),
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
     return {**options.metadata, **written, "format": "pt"}
 
 
-def _options_fingerprint(method: Method, options: Options) -> str:
-    """Hash every option that decides the bytes of an output, beside the inputs."""
+def _options_fingerprint(method: Method, series: Series, options: Options) -> str:
+    """Hash every option that decides the bytes of an output, beside the inputs; weights by hand in the fold's order."""
     deciding = {
         **method.plain(),
-        "weights": options.weights,
+        "weights": series.timeline.by_hand or options.weights,
         "key": options.key,
         "include": options.include,
         "exclude": options.exclude,

@@ -18,6 +18,7 @@ from ema_cli.options import Options
 from ema_cli.outputs import plan_outputs
 from ema_cli.planned_tensors import count_read_bytes, plan_tensors
 from ema_cli.records import (
+    ROW_ELEMENTS,
     Buffers,
     Checkpoint,
     Notice,
@@ -38,7 +39,6 @@ _BUFFER_BYTES = 32_000_000
 """Of all threads together, unless ``--max-memory`` says otherwise."""
 _CUDA_BLOCK = 1 << 22
 _CUDA_BUFFER_BYTES = 1_000_000_000
-_SMALLEST_BLOCK = 1 << 10
 _MOST_THREADS = 4
 
 
@@ -134,10 +134,12 @@ def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, 
     memory = memory if options.max_memory is None else options.max_memory
     largest = max(tensor.elements for tensor in tensors)
     block = max(2, min(block, largest))  # a complex number takes two places
-    smallest = min(_SMALLEST_BLOCK, block)
+    smallest = min(ROW_ELEMENTS, block)
+    block += -block % smallest
     while threads > 1 and threads * smallest * per_element > memory:
         threads -= 1
     block = min(block, memory // (threads * per_element))
+    block -= block % smallest
     if block < smallest:
         least = human_bytes(smallest * per_element)
         raise UsageError(f"--max-memory is too little: the buffers need at least {least}")

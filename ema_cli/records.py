@@ -19,6 +19,9 @@ from ema_cli.storage.extents import TensorIndex
 from ema_cli.storage.locations import Location, absolute
 from ema_cli.timeline import Timeline
 
+ROW_ELEMENTS = 1024
+"""Numbers that are summed in one go for the statistics of a tensor; every block begins with such a row."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundStep:

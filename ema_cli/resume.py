@@ -1,7 +1,7 @@
 """Go on with an interrupted run: what is in its partial outputs is checked, and not folded again.
 
-The journal of a run says which tensors are complete. It counts only for a run of the same inputs, by their
-fingerprints, and the same options; and a tensor counts only if its bytes in every partial output are what they were.
+The journal of a run says which tensors are complete. It counts only for a run of the same inputs, untouched since
+in any way, and the same options; and a tensor counts only if its bytes in every partial output are what they were.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _digest_of_run(plan: Plan, options: Options) -> str:
     """Hash everything that decides what is written, and what is found on the way."""
     deciding = {
         "version": __version__,
-        "inputs": [checkpoint.fingerprint for checkpoint in plan.checkpoints],
+        "inputs": [(checkpoint.fingerprint, checkpoint.index.state) for checkpoint in plan.checkpoints],
         "weights": [output.weighting.weights for output in plan.outputs],
         "files": [[file.header.hex() for file in output.files] for output in plan.outputs],
         "tensors": [(tensor.name, str(tensor.action), tensor.copied_from) for tensor in plan.tensors],

@@ -28,6 +28,7 @@ from ema_cli.sampling import Sampled, check_samples
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, safe_text, shortlist
+from ema_cli.unchanged import check_unchanged
 from ema_cli.uptodate import load_report, report_path
 
 _MOST_SAMPLES = 1_000_000
@@ -140,9 +141,7 @@ def _check(
     if found is None:
         return [*checks, _failed("samples", "nothing was recomputed: the output cannot be read")], 0
     result: Sampled = check_samples(found, report, inputs, *sampled, listener=listener)
-    for one in inputs:
-        if one.checkpoint is not None:
-            one.checkpoint.index.raise_if_changed()
+    check_unchanged([one.checkpoint for one in inputs if one.checkpoint is not None], listener)
     return [*checks, result.check], result.recomputed
 
 

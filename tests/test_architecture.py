@@ -20,7 +20,7 @@ LAYERS = (
     {"events", "options", "output_name"},
     {"formats", "weights"},
     {"contents", "discover", "matching", "patterns", "quantization", "search"},
-    {"order", "caveats", "copies", "refusals", "runs", "strict", "ties"},
+    {"order", "caveats", "copies", "refusals", "runs", "strict", "ties", "unchanged"},
     {"companions", "outputs", "planned_tensors", "sharding", "weighing"},
     {"planning"},
     {"fold", "write", "report"},

@@ -25,8 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ema_cli
+from ema_cli.api import make_options
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
+from ema_cli.events import Event, Progress
+from ema_cli.pipeline import run_average
 from ema_cli.write import settle
 from ema_cli.write.leftovers import temporary_name
 from ema_cli.write.lock import output_lock
@@ -444,6 +447,46 @@ def test_durability_comes_before_the_name(tmp_path: Path, monkeypatch: pytest.Mo
     ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
     once = ["fsync file", "rename", "fsync folder"]
     assert calls == [*once, *once]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_another_program_puts_there_meanwhile_is_kept(earlier: bool, tmp_path: Path) -> None:
+    """Nobody agreed to the loss of a file that appeared, or was replaced, after the run had looked."""
+    paths = write_series(tmp_path / "run", random_states(2))
+    output = tmp_path / "ema.safetensors"
+    if earlier:
+        ema_cli.average(paths, decay=0.9, output=output)
+
+    def put(event: Event) -> None:
+        if isinstance(event, Progress):
+            output.unlink(missing_ok=True)
+            output.write_text("of another program")
+
+    options = make_options(paths, decay=0.5, output=output, force=True)
+    with pytest.raises(OutputError, match=f"was {'changed' if earlier else 'put there'} by another program during"):
+        run_average(options, put)
+    assert output.read_text() == "of another program"
+    assert listing(tmp_path) == {"run", "ema.safetensors", *({"ema.report.json"} if earlier else ())}
+
+
+@pytest.mark.parametrize("change", ["touch", "remove"])
+def test_a_finished_file_that_was_changed_is_not_published(change: str, tmp_path: Path) -> None:
+    """Between the last check and the rename nothing may happen to the bytes that were checked."""
+    file = OutputFile(tmp_path / "ema.safetensors", _bytes_header(2), 2)
+    file.open()
+    file.write(0, np.zeros(2, np.uint8))
+    file.finish()
+    (temp,) = tmp_path.iterdir()
+    if change == "touch":
+        with temp.open("r+b") as opened:
+            opened.seek(-1, os.SEEK_END)
+            opened.write(b"x")
+    else:
+        temp.unlink()
+    with pytest.raises(OutputError, match="was changed by another program" if change == "touch" else "cannot be"):
+        file.publish()
+    file.discard()
+    assert listing(tmp_path) == set()
 
 
 def test_signals_wait_while_files_get_their_names() -> None:

@@ -21,10 +21,11 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
+from ema_cli.errors import EmaAvgError, InputChanged, OutputError, OutputLocked
 from ema_cli.files import FileRole, PlannedFile, SideFile
 from ema_cli.methods import Decay, Method
 from ema_cli.records import PlannedOutput, Weighting
+from ema_cli.storage.source import FileSource
 from ema_cli.verify import verify
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.leftovers import name_aside, temporary_name
@@ -322,13 +323,20 @@ def test_links_among_the_leftovers_lead_nowhere(tmp_path: Path) -> None:
     assert listing(tmp_path / "mine") == {"file"}
 
 
+def copied(path: Path) -> SideFile:
+    """Plan that a file is carried over as it is now."""
+    with FileSource(path) as source:
+        size, state = source.size(), source.state
+    return SideFile(name=path.name, role=FileRole.COMPANION, nbytes=size, source=path, state=state)
+
+
 def test_pieces_may_come_in_any_order(tmp_path: Path) -> None:
     """A file is complete when its last piece is there, whichever that is; the folder has its name only at the end."""
     source = tmp_path / "tokenizer.json"
     source.write_bytes(b"t" * 3_000_000)
     sides = (
         SideFile(name="index.json", role=FileRole.INDEX, nbytes=2, content=b"{}"),
-        SideFile(name="tokenizer.json", role=FileRole.COMPANION, nbytes=3_000_000, source=source),
+        copied(source),
     )
     folder = OutputFolder(planned(tmp_path / "out", beside=sides))
     folder.open()
@@ -418,6 +426,25 @@ def test_a_companion_that_vanishes_ends_the_run(tmp_path: Path) -> None:
         folder.finish()
     folder.discard()
     assert listing(tmp_path) == set()
+
+
+@pytest.mark.parametrize("change", ["overwrite", "replace"])
+def test_a_companion_that_is_another_by_now_ends_the_run(change: str, tmp_path: Path) -> None:
+    """A configuration of the next save does not go with the weights of this one, however alike the files look."""
+    path = tmp_path / "config.json"
+    path.write_text('{"a": 1}')
+    times = path.stat()
+    folder = OutputFolder(planned(tmp_path / "out", beside=(copied(path),)))
+    if change == "replace":
+        path.rename(tmp_path / "old.json")
+    path.write_text('{"a": 2}')
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    folder.open()
+    fill(folder)
+    with pytest.raises(InputChanged, match=r'config\.json" was changed or replaced during the run'):
+        folder.finish()
+    folder.discard()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

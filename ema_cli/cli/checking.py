@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ema_cli.cli import options as given
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode
+from ema_cli.events import Event, Listener, Warned
 from ema_cli.options import DEFAULT_SAMPLES, Options
 from ema_cli.storage.locations import locate
+
+if TYPE_CHECKING:
+    from ema_cli.cli.progress import ProgressDisplay
 
 DIFF_HELP = (
     "Compare two checkpoints, tensor by tensor; exit 0 if they are equal, 1 if not.\n\n"
@@ -78,13 +82,25 @@ def diff(
         strip_prefix=strip_prefix,
     )
     with ProgressDisplay(console) as progress:
-        found = compare(options, progress.show)
+        found = compare(options, _listener(console, progress))
     if json:
         console.document(comparison_document(found))
     else:
         diff_view.comparison(found, console)
     if not found.equal:
         raise typer.Exit(ExitCode.DIFFERENT)
+
+
+def _listener(console: Console, progress: ProgressDisplay) -> Listener:
+    """Return what shows the warnings and the progress of a comparison."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Warned):
+            console.notice(event.notice)
+        else:
+            progress.show(event)
+
+    return listen
 
 
 def verify(
@@ -107,8 +123,14 @@ def verify(
 
     console = Console(Style(json=json, quiet=quiet, verbose=verbose, color=not no_color))
     with ProgressDisplay(console) as progress:
-        place = locate(output)
-        found = check(place, samples=samples, seed=seed, quick=quick, output_only=output_only, listener=progress.show)
+        found = check(
+            locate(output),
+            samples=samples,
+            seed=seed,
+            quick=quick,
+            output_only=output_only,
+            listener=_listener(console, progress),
+        )
     if json:
         console.document(verification_document(found))
         raise typer.Exit(ExitCode.OK if found.ok else ExitCode.VERIFICATION)

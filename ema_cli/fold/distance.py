@@ -132,7 +132,7 @@ class Meter:
         count = len(raw_a) // a.itemsize * components(a)
         x, y, difference = self._values[:, :count]
         decode(raw_b, b, y)
-        squared_b = dot(y, y)
+        squared_b, _ = dot(y, y)
         if a is b and np.array_equal(raw_a, raw_b):
             return Sums(squared_a=squared_b, squared_b=squared_b, product=squared_b)
         decode(raw_a, a, x)
@@ -142,10 +142,10 @@ class Meter:
         return Sums(
             differing=_count_unequal(raw_a, raw_b, a) if a is b else int(np.count_nonzero(unequal)),
             largest=float(np.max(np.abs(difference))),
-            squared_a=dot(x, x),
+            squared_a=dot(x, x)[0],
             squared_b=squared_b,
-            product=dot(x, y),
-            squared_difference=dot(difference, difference),
+            product=dot(x, y)[0],
+            squared_difference=dot(difference, difference)[0],
         )
 
 

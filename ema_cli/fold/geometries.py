@@ -1,6 +1,7 @@
 """The two ways to measure the geometry of a run, and the choice between them.
 
-All elements: sums are kept, not elements; their last digits may depend on the order of the threads.
+All elements: sums are kept, not elements, with twice the digits of what is told: so the order of the threads does not
+show, but the last digits may depend on the size of the blocks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class FullGeometry(Geometry):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self._gram = np.zeros((len(self.placed) + len(self.weights),) * 2)
+        self._gram = np.zeros((2, *(len(self.placed) + len(self.weights),) * 2))
+        self._spreads = np.zeros((2, *self.spreads.shape))
         self._rows = len(plan.used)
         self._lock = threading.Lock()
 
@@ -50,12 +52,21 @@ class FullGeometry(Geometry):
         points, spreads = self.points(from_last), spread(from_last, self.weights)
         products = points @ points.T
         with self._lock:
-            self._gram += products
-            self.spreads[:, number] += spreads
+            _add(self._gram, products)
+            _add(self._spreads[:, :, number], spreads)
 
     def gram(self) -> Float64:
-        """Return what was added up."""
-        return self._gram
+        """Return what was added up; the spreads of the tensors fall off on the way."""
+        self.spreads[:] = self._spreads.sum(axis=0)
+        return np.asarray(self._gram.sum(axis=0))
+
+
+def _add(pair: Float64, values: Float64) -> None:
+    """Add to sums that are kept as the nearest float64 and what that lacks (Knuth, TAOCP 2, 4.2.2, theorem B)."""
+    total = pair[0] + values
+    taken = total - pair[0]
+    pair[1] += (pair[0] - (total - taken)) + (values - taken)
+    pair[0] = total
 
 
 class _Whole(View):

@@ -71,7 +71,7 @@ class Geometry(ABC):
 
     def points(self, from_last: Float64) -> Float64:
         """Return the rows of the placed checkpoints and of the averages, given those of all checkpoints read."""
-        return np.concatenate((from_last[self.placed], self.weights @ from_last))
+        return np.concatenate((from_last[self.placed], combine(self.weights, from_last)))
 
 
 def _counts(tensor: PlannedTensor) -> bool:
@@ -81,5 +81,10 @@ def _counts(tensor: PlannedTensor) -> bool:
 def spread(from_last: Float64, weights: Float64) -> Float64:
     """Return ``sum_i w_i |x_i - average|^2`` for rows x_i that were measured from the last, per average."""
     squares = np.vecdot(from_last, from_last)
-    average = weights @ from_last
-    return np.asarray(np.maximum(weights @ squares - np.vecdot(average, average), 0))
+    average = combine(weights, from_last)
+    return np.asarray(np.maximum(combine(weights, squares) - np.vecdot(average, average), 0))
+
+
+def combine(weights: Float64, rows: Float64) -> Float64:
+    """Return the weighted sums of the rows, each on its own: together, each would be rounded as the others say."""
+    return np.stack([one @ rows for one in weights])

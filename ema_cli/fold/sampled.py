@@ -12,7 +12,7 @@ import numpy as np
 
 from ema_cli.dtypes import DType
 from ema_cli.fold.decode import NUMPY, Bytes, Float64, components, decode
-from ema_cli.fold.geometry import Geometry, Indices, View
+from ema_cli.fold.geometry import Geometry, Indices, View, combine
 from ema_cli.fold.schedule import Block
 from ema_cli.records import Plan
 
@@ -84,8 +84,8 @@ class SampledGeometry(Geometry):
         sample *= np.repeat(scales, [self._taken[number] * self._widths[number] for number in there])
         starts = [self._starts[number] for number in there]
         squares = np.add.reduceat(sample * sample, starts, axis=1)  # per checkpoint and tensor
-        of_average = np.add.reduceat((self.weights @ sample) ** 2, starts, axis=1)
-        self.spreads[:, there] = np.maximum(self.weights @ squares - of_average, 0)
+        of_average = np.add.reduceat(combine(self.weights, sample) ** 2, starts, axis=1)
+        self.spreads[:, there] = np.maximum(combine(self.weights, squares) - of_average, 0)
         points = self.points(sample)
         return np.asarray(points @ points.T)
 

@@ -1,7 +1,8 @@
 """Norm, drift and cosine of each averaged tensor, from sums that the blocks leave behind.
 
-The sums of a tensor are kept per block and added in block order, correctly rounded (``math.fsum``), so that the
-numbers do not depend on which thread was first. They are freed as soon as the tensor is complete.
+The products are summed in rows of a fixed length, and the sums of the rows exactly, but for the last few of 106 bits:
+so the numbers depend neither on which thread was first nor on how a tensor was cut into blocks, as long as blocks
+begin with a row. What is kept of a tensor is freed as soon as it is complete.
 """
 
 from __future__ import annotations
@@ -11,27 +12,38 @@ import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
 from ema_cli.findings import TensorStatistics
 from ema_cli.fold.decode import Float64
 from ema_cli.fold.schedule import Block, block_count
-from ema_cli.records import Plan
+from ema_cli.records import ROW_ELEMENTS, Plan
 
 UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
-_ROW = 8192
+Sum = tuple[float, float]
+"""A sum as the nearest float64, and what that lacks of it."""
 _SUMS = 3
 """Per average: |average|^2, |average - last|^2, |last|^2."""
+_PLACES = 2 * _SUMS
 _FURTHEST = 1e9
 """Ratio of two norms from which on their cosine is not told."""
 
 
-def dot(a: Float64, b: Float64) -> float:
+def dot(a: Float64, b: Float64) -> Sum:
     """Return the inner product, in rows that are too short for BLAS to start threads of its own."""
-    whole = len(a) - len(a) % _ROW
-    rows = np.vecdot(a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
-    return float(rows.sum() + np.vecdot(a[whole:], b[whole:]))
+    whole = len(a) - len(a) % ROW_ELEMENTS
+    rows = np.vecdot(a[:whole].reshape(-1, ROW_ELEMENTS), b[:whole].reshape(-1, ROW_ELEMENTS)).tolist()
+    rows.append(float(np.vecdot(a[whole:], b[whole:])))
+    total = _add_up(rows)
+    return (total, math.fsum([*rows, -total])) if math.isfinite(total) else (total, 0.0)
+
+
+def _add_up(values: Sequence[float]) -> float:
+    """Return the correctly rounded sum; infinity or NaN where it is none, at which ``fsum`` would raise."""
+    rough = sum(values)
+    return math.fsum(values) if math.isfinite(rough) else rough
 
 
 class Statistics:
@@ -45,13 +57,13 @@ class Statistics:
         self._lock = threading.Lock()
         self.by_average: list[list[TensorStatistics]] = [[UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
 
-    def add(self, block: Block, sums: list[tuple[float, float, float]]) -> None:
+    def add(self, block: Block, sums: list[tuple[Sum, Sum, Sum]]) -> None:
         """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
         with self._lock:
             blocks = block_count(self._plan, self._plan.tensors[block.number])
             parts, missing = self._open.get(block.number) or (self._empty(blocks), blocks)
             for k, values in enumerate(sums):
-                parts[k][block.part * _SUMS : (block.part + 1) * _SUMS] = array("d", values)
+                parts[k][block.part * _PLACES : (block.part + 1) * _PLACES] = array("d", chain.from_iterable(values))
             self._open[block.number] = parts, missing - 1
             if missing == 1:
                 del self._open[block.number]
@@ -65,7 +77,7 @@ class Statistics:
             self._nonfinite.add((k, block.number))
 
     def _empty(self, blocks: int) -> list[array[float]]:
-        return [array("d", bytes(8 * _SUMS * blocks)) for _ in range(self._averages)]
+        return [array("d", bytes(8 * _PLACES * blocks)) for _ in range(self._averages)]
 
 
 def add_spreads(
@@ -91,7 +103,10 @@ def add_spreads(
 def _describe(sums: array[float]) -> TensorStatistics:
     if not all(map(math.isfinite, sums)):
         return UNDEFINED
-    average, difference, last = (math.sqrt(math.fsum(sums[i::_SUMS])) for i in range(_SUMS))
+    squares = [_add_up([*sums[i::_PLACES], *sums[i + 1 :: _PLACES]]) for i in range(0, _PLACES, 2)]
+    if not all(map(math.isfinite, squares)):
+        return UNDEFINED
+    average, difference, last = map(math.sqrt, squares)
     drift = difference / last if last > 0 else math.inf
     return TensorStatistics(
         norm=average,

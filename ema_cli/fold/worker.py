@@ -11,7 +11,7 @@ from ema_cli.fold.lane import Lane
 from ema_cli.fold.rounding import round_to
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
-from ema_cli.fold.statistics import dot
+from ema_cli.fold.statistics import Sum, dot
 from ema_cli.records import Action
 from ema_cli.storage.extents import Extent, Located
 from ema_cli.storage.gather import read_elements
@@ -86,11 +86,13 @@ class Worker:
         read_elements(extent, block.start, raw, integrity.see)
         return zlib_ng.crc32(raw)
 
-    def _finish(self, k: int, block: Block, total: Float64, last: Float64) -> tuple[tuple[float, float], int]:
+    def _finish(self, k: int, block: Block, total: Float64, last: Float64) -> tuple[tuple[Sum, Sum], int]:
         """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written."""
         tensor = self._state.plan.tensors[block.number]
         squared = dot(total, total)
-        if not np.isfinite(squared) and not np.isfinite(total).all():  # a square can overflow where the number does not
+        if (
+            not np.isfinite(squared[0]) and not np.isfinite(total).all()
+        ):  # a square can overflow where the number does not
             self._meet_nonfinite(k, block)
         rounded = round_to(total, tensor.dtype)
         if self._may_overflow(k, tensor.dtype.name):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.locations import Location, names_in, open_source
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, shortlist
 
 
 class Folder:
@@ -62,6 +62,20 @@ class Folder:
     def inside(self, name: str) -> Folder:
         """Return a folder in this one; what is opened there counts as opened here."""
         return Folder(self.location / name, self.sources)
+
+    def raise_if_replaced(self) -> None:
+        """Raise if a file that was opened is not there any more: those opened after it may be of another save.
+
+        What happens later is harmless: all files are open, and all lay there together at this moment.
+
+        Raises:
+            InputChanged: naming the files.
+
+        """
+        gone = [quoted(source.name) for source in self.sources if not source.is_in_place()]
+        if gone:
+            message = f"{shortlist(gone)} {'was' if len(gone) == 1 else 'were'} replaced or removed while the folder "
+            raise InputChanged(f"{message}was being opened", hint="run again when nothing writes to the checkpoints")
 
     def close(self) -> None:
         """Close every file that was opened."""

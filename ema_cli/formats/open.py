@@ -32,6 +32,7 @@ def open_checkpoint(
     Raises:
         NothingMatched: there is no such file.
         InputRefused: it cannot be used; the message names the file and the reason.
+        InputChanged: it was replaced while it was being opened.
 
     """
     with ExitStack() as opened:
@@ -73,4 +74,6 @@ def _read(path: Location, key: str | None, pool: LayoutPool, opened: ExitStack) 
         return read_file(source, key, pool), [source]
     folder = Folder(path)
     opened.callback(folder.close)
-    return read_folder(folder, key, pool), folder.sources
+    structure = read_folder(folder, key, pool)
+    folder.raise_if_replaced()
+    return structure, folder.sources

@@ -203,6 +203,11 @@ class TensorIndex:
         """The time of the last change of any of the files, in nanoseconds."""
         return max(source.version for source in self.sources)
 
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What would not be so if anything had touched one of the files before it was opened."""
+        return tuple(source.state for source in self.sources)
+
     def size(self) -> int:
         """Return the bytes of all files."""
         return sum(source.size() for source in self.sources)

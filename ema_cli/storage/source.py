@@ -47,6 +47,11 @@ class ByteSource(ABC):
     def version(self) -> int:
         """A number that changes when the bytes do."""
 
+    @property
+    def state(self) -> object:
+        """What was so when the source was opened, and would not be if anything had touched the bytes before."""
+        return self.identity, self.version, self.size()
+
     @abstractmethod
     def size(self) -> int:
         """Return the number of bytes, fixed when the source was opened."""
@@ -72,6 +77,10 @@ class ByteSource(ABC):
     def raise_if_changed(self) -> bool:
         """Raise ``InputChanged`` if the bytes changed since opening; return whether only the name was taken away."""
         return False
+
+    def is_in_place(self) -> bool:
+        """Whether the name still means these bytes; where it cannot mean others unnoticed, that is not asked."""
+        return True
 
     def close(self) -> None:
         """Release what the source holds."""
@@ -118,6 +127,11 @@ class FileSource(ByteSource):
         """Time of the last modification, in nanoseconds, when the file was opened."""
         return self._opened.st_mtime_ns
 
+    @property
+    def state(self) -> tuple[int, ...]:
+        """All that a write would change, the time of the last change of any kind among it, which cannot be put back."""
+        return *self.identity, self._opened.st_size, self._opened.st_mtime_ns, self._opened.st_ctime_ns
+
     def size(self) -> int:
         """Return the size when the file was opened."""
         return self._opened.st_size
@@ -150,7 +164,7 @@ class FileSource(ByteSource):
         """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
         with self._descriptor() as descriptor:
             now, then = os.fstat(descriptor), self._opened
-        renamed = not self._is_named()
+        renamed = not self.is_in_place()
         # A write leaves its mark in ctime even if the modification time is put back; so does losing the name.
         touched = now.st_ctime_ns != then.st_ctime_ns and not renamed
         if touched or (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
@@ -160,7 +174,8 @@ class FileSource(ByteSource):
             )
         return renamed
 
-    def _is_named(self) -> bool:
+    def is_in_place(self) -> bool:
+        """Whether the name still means this file."""
         try:
             named = self.path.stat()
         except OSError:

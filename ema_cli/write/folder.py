@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ema_cli.files import Written
 from ema_cli.records import PlannedOutput
 from ema_cli.write.leftovers import holds_something, name_aside, remove, remove_aside, temporary_name
+from ema_cli.write.meanwhile import refuse_touched
 from ema_cli.write.output import check_space
 from ema_cli.write.publish import raise_output_error, sync_folder
 from ema_cli.write.shard import Shard
@@ -29,6 +30,7 @@ class OutputFolder:
         self._begins = [planned.begin for planned in output.files]
         self._shards = [Shard(one, self.path / one.name, self._temp / one.name) for one in output.files]
         self._replaces = False
+        self._written: Written | None = None
         self._published = False
 
     def open(self) -> None:
@@ -68,12 +70,21 @@ class OutputFolder:
             sync_folder(self._temp)
         except OSError as error:
             raise_output_error(self.path, error)
-        return Written(files=tuple(sorted([*weights, *sides], key=lambda one: one.name)), folder=True)
+        self._written = Written(files=tuple(sorted([*weights, *sides], key=lambda one: one.name)), folder=True)
+        return self._written
 
     def publish(self) -> None:
-        """Give the folder its name; one that has it now steps aside, and comes back if that fails."""
+        """Give the folder its name; one that has it now steps aside, and comes back if that fails.
+
+        Raises:
+            OutputError: the system refuses, or another program was at work here meanwhile.
+
+        """
+        assert self._written is not None, "finish comes first"  # noqa: S101
         aside = name_aside(self.path) if self._replaces else None
         try:
+            for file in self._written.files:
+                refuse_touched(self._temp / file.name, file)
             if aside is not None:
                 self.path.rename(aside)
             self._take_place(aside)

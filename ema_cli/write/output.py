@@ -15,6 +15,7 @@ from ema_cli.errors import OutputError
 from ema_cli.files import FileRole, Written, WrittenFile
 from ema_cli.text import human_bytes, quoted
 from ema_cli.write.leftovers import temporary_name
+from ema_cli.write.meanwhile import State, refuse_stranger, refuse_touched, state_of
 from ema_cli.write.publish import NEW_FILE, publish, raise_output_error
 from ema_cli.write.settle import Settler
 
@@ -40,6 +41,8 @@ class OutputFile:
         self._temp = temporary_name(path) if temp is None else temp
         self._fd = -1
         self._settler: Settler | None = None
+        self._replaces: State | None = None
+        self._written: WrittenFile | None = None
         self._published = False
 
     def open(self) -> None:
@@ -49,6 +52,7 @@ class OutputFile:
             OutputError: there is no space, no permission, or an I/O error.
 
         """
+        self._replaces = state_of(self.path)
         self.create()
         self.begin()
 
@@ -111,14 +115,22 @@ class OutputFile:
             _check_with_library(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
-        whole = WrittenFile(
+        self._written = WrittenFile(
             name=self.path.name, role=FileRole.WEIGHTS, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
-        return Written(files=(whole,))
+        return Written(files=(self._written,))
 
     def publish(self) -> None:
-        """Give the file its name and the permissions of a new file."""
+        """Give the file its name and the permissions of a new file.
+
+        Raises:
+            OutputError: the system refuses, or another program was at work here meanwhile.
+
+        """
+        assert self._written is not None, "finish comes first"  # noqa: S101
         try:
+            refuse_touched(self._temp, self._written)
+            refuse_stranger(self.path, self._replaces)
             publish(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)

@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ema_cli.errors import InputChanged
 from ema_cli.files import SideFile, WrittenFile
 from ema_cli.storage.locations import open_source
+from ema_cli.text import quoted
 from ema_cli.write.publish import NEW_FILE, raise_output_error
 
 _PIECE_BYTES = 1 << 20
@@ -62,6 +64,11 @@ def pieces_of(side: SideFile) -> Iterator[bytes]:
         yield side.content or b""
         return
     with open_source(side.source) as source:
+        if source.state != side.state:
+            raise InputChanged(
+                f"{quoted(source.name)} was changed or replaced during the run",
+                hint="run again when nothing writes to the checkpoints",
+            )
         for offset in range(0, source.size(), _PIECE_BYTES):
             yield source.read(offset, min(_PIECE_BYTES, source.size() - offset))
         source.raise_if_changed()

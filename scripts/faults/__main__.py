@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from faults.parts import NEED_COMPILER, PARTS, Case
+from faults.case import Case
+from faults.parts import NEED_COMPILER, PARTS
 from faults.shim import compiler
 
 

@@ -7,14 +7,17 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from random import Random
 
+from faults.case import Case, Part
+from faults.changes import changes, random_changes
+from faults.determinism import determinism
 from faults.scene import SHAPES, Ended, Scene
 from faults.shim import KILL, SHORT, Fault, Shim
+from faults.strangers import strangers
 
 CALLS = (
     "open write pwrite ftruncate fallocate fsync fdatasync close rename unlink mkdir rmdir read pread".split()  # noqa: SIM905
@@ -25,17 +28,6 @@ BEFORE_PUBLISHING = ("pwrite", "ftruncate", "fallocate", "fdatasync", "pread")
 STORM = 20
 END_SECONDS = 10
 """A run that was told to end has this long; two seconds are promised, on a machine that is not busy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One run under a fault."""
-
-    tried: str
-    problems: list[str]
-
-
-Part = Callable[[Path, Random], Iterator[Case]]
 
 
 def errors(root: Path, random: Random) -> Iterator[Case]:
@@ -203,5 +195,9 @@ PARTS: dict[str, Part] = {
     "random-kills": random_kills,
     "signals": signals,
     "writers": writers,
+    "changes": changes,
+    "random-changes": random_changes,
+    "strangers": strangers,
+    "determinism": determinism,
 }
-NEED_COMPILER = ("errors", "kills", "reads")
+NEED_COMPILER = ("errors", "kills", "reads", "changes", "strangers")

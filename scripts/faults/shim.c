@@ -1,8 +1,9 @@
 /* Lets the N-th call of one system function on files under one folder fail, or kills the process there.
  *
  * Preloaded. FAULT_CALL names the function, FAULT_NUMBER says which call, FAULT_ERRNO what it fails with (0: SIGKILL
- * before the call; -1: only half of what was asked for is transferred), FAULT_FOLDER where, FAULT_LOG the file that
- * is told the path if the call was reached.
+ * before the call; -1: only half of what was asked for is transferred; -2: FAULT_RUN is run by the shell, and then the
+ * call is made), FAULT_FOLDER where, FAULT_LOG the file that is told the path if the call was reached. If FAULT_TRACE
+ * names a file, every call that changes something under the folder is appended to it: its name, a tab and the path.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -10,6 +11,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,9 +19,10 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-static const char *call, *folder, *log_path;
+static const char *call, *folder, *log_path, *trace_path;
 static long wanted, code, seen;
 
 __attribute__((constructor)) static void arm(void) {
@@ -29,6 +32,7 @@ __attribute__((constructor)) static void arm(void) {
     wanted = atol(getenv("FAULT_NUMBER"));
     code = atol(getenv("FAULT_ERRNO"));
     call = getenv("FAULT_CALL");
+    trace_path = getenv("FAULT_TRACE");
 }
 
 static void note(const char *path) {
@@ -37,11 +41,28 @@ static void note(const char *path) {
     syscall(SYS_close, fd);
 }
 
+static void trace(const char *name, const char *path) {
+    char line[2 * PATH_MAX + 64];
+    if (!strcmp(name, "open") || !strcmp(name, "read") || !strcmp(name, "pread") || !strcmp(name, "close")) return;
+    int length = snprintf(line, sizeof line, "%s\t%s\n", name, path);
+    int fd = syscall(SYS_openat, AT_FDCWD, trace_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    syscall(SYS_write, fd, line, length);
+    syscall(SYS_close, fd);
+}
+
+/* Has the shell do what FAULT_RUN says, without this library in the way, and waits for it. */
+static void run(void) {
+    pid_t child;
+    char *arguments[] = {"sh", "-c", getenv("FAULT_RUN"), NULL}, *environment[] = {"PATH=/usr/bin:/bin", NULL};
+    if (!posix_spawn(&child, "/bin/sh", NULL, NULL, arguments, environment))
+        while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
+}
+
 /* Whether the call on `fd` (`path` beside it, if there is one) is the one that was chosen. */
 static int chosen(const char *name, int fd, const char *path) {
     char full[2 * PATH_MAX], link[64];
     ssize_t length = 0;
-    if (!call || strcmp(call, name)) return 0;
+    if (!call || (!trace_path && strcmp(call, name))) return 0;
     if (!path || path[0] != '/') {
         if (fd == AT_FDCWD) snprintf(link, sizeof link, "/proc/self/cwd");
         else snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -51,10 +72,13 @@ static int chosen(const char *name, int fd, const char *path) {
     }
     if (path) snprintf(full + length, PATH_MAX, "%s%s", length ? "/" : "", path);
     if (strncmp(full, folder, strlen(folder))) return 0;
+    if (trace_path) trace(name, full);
+    if (strcmp(call, name)) return 0;
     if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != wanted) return 0;
     note(full);
     if (code == 0) syscall(SYS_kill, getpid(), SIGKILL);
-    return 1;
+    if (code == -2) run();
+    return code != -2;
 }
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)

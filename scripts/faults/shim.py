@@ -11,6 +11,8 @@ from pathlib import Path
 KILL = 0
 SHORT = -1
 """Only half of what was asked for is transferred."""
+RUN = -2
+"""A command is run first, and the call is made then."""
 _SOURCE = Path(__file__).with_name("shim.c")
 
 
@@ -22,11 +24,13 @@ class Fault:
     number: int
     """Which of the calls on files under the folder, from 1 on."""
     code: int
-    """What it fails with, or ``KILL``, or ``SHORT``."""
+    """What it fails with, or ``KILL``, ``SHORT`` or ``RUN``."""
     folder: Path
+    command: str = ""
+    """What the shell is given to run."""
 
     def __str__(self) -> str:
-        how = {KILL: "SIGKILL", SHORT: "half"}.get(self.code) or os.strerror(self.code)
+        how = {KILL: "SIGKILL", SHORT: "half", RUN: self.command}.get(self.code) or os.strerror(self.code)
         return f"{self.call} {self.number}: {how}"
 
 
@@ -60,7 +64,13 @@ class Shim:
             "FAULT_ERRNO": str(fault.code),
             "FAULT_FOLDER": f"{fault.folder}/",
             "FAULT_LOG": str(self._note),
+            "FAULT_RUN": fault.command,
         }
+
+    def tracing(self, folder: Path, trace: Path) -> dict[str, str]:
+        """Return the environment in which every call that changes a folder or something in it is told to a file."""
+        nothing = Fault(call="none", number=1, code=RUN, folder=folder)
+        return {**self.environment(nothing), "FAULT_TRACE": str(trace), "FAULT_FOLDER": str(folder)}
 
     def hit(self) -> str:
         """Return the path on which the call was hit; nothing if the process did not come that far."""

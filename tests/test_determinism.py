@@ -1,0 +1,117 @@
+"""One average has one result: its bytes and its findings do not depend on how, where and in what pieces it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from faults.determinism import findings
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import ema_cli
+from ema_cli.fold.statistics import dot
+from ema_cli.records import ROW_ELEMENTS
+from tests.series import data_section
+from tests.test_faults import campaign
+
+TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.complex64)
+
+
+def test_random_series_under_random_settings() -> None:
+    """A slice of the campaign: threads, memory, order of arguments, locale, time zone, instructions, formats."""
+    campaign("determinism", 4)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Checkpoints whose tensors are larger than the smallest blocks."""
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "run").mkdir()
+    made = [tmp_path / "run" / f"c_{step}.safetensors" for step in (1, 2, 3, 4)]
+    for path in made:
+        whole = {dtype: torch.randn(77, 419, generator=generator, dtype=torch.float64) for dtype in TYPES}
+        save_file({str(dtype): tensor.to(dtype) for dtype, tensor in whole.items()}, path)
+    return made
+
+
+def average(paths: Sequence[Path], **options: Any) -> tuple[bytes, dict[str, Any]]:
+    """Average; return the bytes, and what was found."""
+    output = paths[0].parent.parent / "ema.safetensors"
+    report = ema_cli.average(paths, output=output, force=True, **{"decay": 0.9, **options})
+    return output.read_bytes(), findings(dataclasses.asdict(report))
+
+
+CUTS = [
+    {"threads": 1},
+    {"threads": 2, "max_memory": 400_000},
+    {"threads": 3, "max_memory": 1_000_000},
+    {"threads": 7, "max_memory": 3_000_000},
+    {"threads": 4, "max_memory": 300_000_000},
+]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[Path]) -> None:
+    """Neither the bytes nor the last digit of a number in the report tells of threads or blocks."""
+    assert average(paths, **cut) == average(paths)
+
+
+def test_the_order_of_the_threads_does_not_show_in_the_full_geometry(paths: list[Path]) -> None:
+    """The sums over all elements have digits enough that the order in which blocks come is lost in them."""
+    options = {"geometry": "full", "max_memory": 3_000_000}
+    expected = average(paths, threads=3, **options)
+    assert all(average(paths, threads=3, **options) == expected for _ in range(5))
+
+
+def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
+    """With steps inside the names, given by hand, or with weights of their own: they are folded as the steps say."""
+    steps, weights = [10, 20, 30, 40], [0.125, 0.5, 0.25, 0.125]
+    by_hand = {"method": "manual", "decay": ()}
+    for name, values, method in (("", [], {}), ("steps", steps, {}), ("weights", weights, by_hand)):
+        expected = average(paths, order="step", **({name: values} if name else {}), **method)
+        for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
+            turned = {name: [values[i] for i in order]} if name else {}
+            assert average([paths[i] for i in order], order="step", **turned, **method) == expected
+
+
+def test_several_averages_of_one_read_are_found_as_each_alone(paths: list[Path]) -> None:
+    """Bytes and findings of an average are the same whatever else is made of the same read."""
+    output = paths[0].parent.parent / "several_{decay}.safetensors"
+    together = ema_cli.average(paths, decay=[0.5, 0.9, 0.99], output=output)
+    for k, decay in enumerate((0.5, 0.9, 0.99)):
+        data, alone = average(paths, decay=decay)
+        here = findings(dataclasses.asdict(together))["averages"][k]
+        assert Path(str(output).format(decay=decay)).read_bytes() == data
+        assert here == alone["averages"][0]
+
+
+@given(
+    rows=st.integers(1, 12),
+    tail=st.integers(0, ROW_ELEMENTS - 1),
+    cuts=st.sets(st.integers(1, 11)),
+    scale=st.sampled_from([1.0, 1e-150, 1e100]),
+)
+def test_sums_of_blocks_are_the_sum_of_the_whole(rows: int, tail: int, cuts: set[int], scale: float) -> None:
+    """Blocks that begin with a row add up to the same correctly rounded number, wherever they are cut."""
+    values = np.random.default_rng(rows).standard_normal(rows * ROW_ELEMENTS + tail) * scale
+    ends = [*sorted(cut * ROW_ELEMENTS for cut in cuts if cut < rows), len(values)]
+    parts = [dot(values[a:b], values[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    assert math.fsum([number for part in parts for number in part]) == math.fsum(dot(values, values))
+
+
+def test_squares_that_are_too_large_to_add_up_are_no_failure(tmp_path: Path) -> None:
+    """The norm of numbers near the end of float64 is not known, and the average is written all the same."""
+    for step in (1, 2):
+        save_file({"w": torch.full((20_000,), 1e152, dtype=torch.float64)}, tmp_path / f"c_{step}.safetensors")
+    output = tmp_path / "ema.safetensors"
+    report = ema_cli.average(tmp_path, decay=0.5, output=output, max_memory=200_000, threads=1)
+    assert report.averages[0].tensors[0].norm is None
+    assert np.frombuffer(data_section(output)).tolist() == [1e152] * 20_000
