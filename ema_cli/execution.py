@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from ema_cli.copies import warn_of_copies
 from ema_cli.events import Counted, Listener, Progress, Warned
 from ema_cli.findings import FoldOutcome
+from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
@@ -24,9 +26,12 @@ from ema_cli.storage.locations import Location, Url
 from ema_cli.strict import fail_if_strict
 from ema_cli.text import quoted, shortlist
 from ema_cli.uptodate import report_path
-from ema_cli.write.publish import write_atomically
+from ema_cli.write.publish import SmallFile, write_atomically
 from ema_cli.write.target import Target, make_resumable, make_target
 from ema_cli.write.uninterrupted import uninterrupted
+
+if TYPE_CHECKING:
+    from ema_cli.write.remote import SmallObject
 
 
 def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
@@ -43,6 +48,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
 
     """
+    check_address_space(plan.buffers.threads)
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
@@ -75,10 +81,10 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             device=device,
         )
         report = build_report(plan, options, measured, notices, argv)
+        reports = _write_reports(plan, report, options, unpublished)
         with uninterrupted():
-            for target in targets:
-                target.publish()
-            write_reports(report, options, beside=plan)
+            for one in (*targets, *reports):
+                one.publish()
             if resumption:
                 resumption.finish()
     return report
@@ -104,22 +110,38 @@ def _open_targets(
     return files, resumption
 
 
-def write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
-    """Write the report of each output beside it, and the whole report wherever it was asked for."""
-    if beside is not None:
-        for k, output in enumerate(beside.outputs):
-            _write(report_path(output.path), render_report(of_one(report, k), ".json"))
+def _write_reports(
+    plan: Plan, report: Report, options: Options, unpublished: ExitStack
+) -> list[SmallFile | SmallObject]:
+    """Write the report of each output, and the whole one wherever it was asked for; none has its name yet.
+
+    No output has its name before all reports are on the disk: what there is no room for must not be half of a pair.
+    """
+    contents: dict[Location, bytes] = {
+        report_path(output.path): render_report(of_one(report, k), ".json") for k, output in enumerate(plan.outputs)
+    }
+    contents |= {path: render_report(report, path.suffix) for path in options.reports}
+    files = []
+    for place, data in contents.items():
+        file = _small(place)
+        unpublished.callback(file.discard)
+        file.write(data)
+        files.append(file)
+    return files
+
+
+def _small(place: Location) -> SmallFile | SmallObject:
+    if isinstance(place, Url):
+        from ema_cli.write.remote import SmallObject  # noqa: PLC0415 - fsspec
+
+        return SmallObject(place)
+    return SmallFile(place)
+
+
+def write_asked_reports(report: Report, options: Options) -> None:
+    """Write the whole report wherever it was asked for."""
     for path in options.reports:
         write_atomically(path, render_report(report, path.suffix))
-
-
-def _write(place: Location, data: bytes) -> None:
-    if isinstance(place, Url):
-        from ema_cli.write.remote import write_object  # noqa: PLC0415 - fsspec
-
-        write_object(place, data)
-    else:
-        write_atomically(place, data)
 
 
 def _check_inputs(plan: Plan, listener: Listener) -> list[Notice]:

@@ -125,18 +125,32 @@ class RemoteObject:
         self._upload.closed = True  # it is not to be completed when it is collected
 
 
-def write_object(url: Url, data: bytes) -> None:
-    """Write a small object whole.
+class SmallObject:
+    """A small object that is sent whole, when it is published."""
 
-    Raises:
-        OutputError: the store does not take it.
+    def __init__(self, url: Url) -> None:
+        self._url = url
+        self._data = b""
 
-    """
-    try:
-        store, path = store_of(url)
-        store.pipe_file(path, data)
-    except Exception as error:  # noqa: BLE001
-        raise_upload_error(url, error)
+    def write(self, data: bytes) -> None:
+        """Keep what is to be sent."""
+        self._data = data
+
+    def publish(self) -> None:
+        """Send it.
+
+        Raises:
+            OutputError: the store does not take it.
+
+        """
+        try:
+            store, path = store_of(self._url)
+            store.pipe_file(path, self._data)
+        except Exception as error:  # noqa: BLE001
+            raise_upload_error(self._url, error)
+
+    def discard(self) -> None:
+        """Nothing was sent."""
 
 
 def raise_upload_error(url: Url, error: Exception) -> NoReturn:

@@ -8,9 +8,15 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from faults.case import CannotBeTried
+
 KILL = 0
 SHORT = -1
 """Only half of what was asked for is transferred."""
+EOF = -2
+"""A read says that the file ends there."""
+STOP = -3
+"""The process stops before the call, until it is told to go on."""
 _SOURCE = Path(__file__).with_name("shim.c")
 
 
@@ -22,17 +28,14 @@ class Fault:
     number: int
     """Which of the calls on files under the folder, from 1 on."""
     code: int
-    """What it fails with, or ``KILL``, or ``SHORT``."""
+    """What it fails with, or ``KILL``, ``SHORT``, ``EOF`` or ``STOP``."""
     folder: Path
+    no_reserve: bool = False
+    """Whether space cannot be taken beforehand, as on some file systems."""
 
     def __str__(self) -> str:
-        how = {KILL: "SIGKILL", SHORT: "half"}.get(self.code) or os.strerror(self.code)
+        how = {KILL: "SIGKILL", SHORT: "half", EOF: "nothing", STOP: "stopped"}.get(self.code) or os.strerror(self.code)
         return f"{self.call} {self.number}: {how}"
-
-
-def compiler() -> str | None:
-    """Return the C compiler, if there is one: without it no system call can be made to fail."""
-    return shutil.which("gcc") or shutil.which("cc")
 
 
 class Shim:
@@ -41,19 +44,25 @@ class Shim:
     Args:
         folder: for the library, and for its note of the call that it hit.
 
+    Raises:
+        CannotBeTried: there is no C compiler.
+
     """
 
     def __init__(self, folder: Path) -> None:
         self._library = folder / "shim.so"
         self._note = folder / "hit"
         files = ["-o", str(self._library), str(_SOURCE)]
-        command = [compiler() or "cc", "-O1", "-shared", "-fPIC", *files, "-ldl"]
+        if (compiler := shutil.which("gcc") or shutil.which("cc")) is None:
+            raise CannotBeTried("no C compiler")
+        command = [compiler, "-O1", "-shared", "-fPIC", *files, "-ldl"]
         subprocess.run(command, check=True)
 
     def environment(self, fault: Fault) -> dict[str, str]:
         """Return the environment in which a process meets the fault."""
         self._note.unlink(missing_ok=True)
         return {
+            **({"FAULT_NO_RESERVE": "1"} if fault.no_reserve else {}),
             "LD_PRELOAD": str(self._library),
             "FAULT_CALL": fault.call,
             "FAULT_NUMBER": str(fault.number),
