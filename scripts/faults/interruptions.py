@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case, wrong
-from faults.scene import Ended, Scene
+from faults.scene import Ended, Scene, scenes_on_demand
 
 STORM = 20
 END_SECONDS = 10
@@ -23,11 +23,10 @@ _LARGE = 2_000_000
 
 def random_kills(root: Path, random: Random) -> Iterator[Case]:
     """The process is killed at any time."""
-    scenes = [Scene(root / shape, shape, elements=_LARGE) for shape in ("file", "folder")]
-    seconds = {scene.shape: _measured(scene) for scene in scenes}
+    scenes = scenes_on_demand(root, elements=_LARGE)
     while True:
-        scene = random.choice(scenes)
-        after, earlier = random.uniform(0, 1.05 * seconds[scene.shape]), random.random() < 0.5
+        scene = scenes(random.choice(("file", "folder")))
+        after, earlier = random.uniform(0, 1.05 * scene.seconds), random.random() < 0.5
         scene.reset(earlier=earlier)
         _kill(scene, after)
         yield Case(f"{scene.shape}, after {after:.3f} s", [*scene.whole(earlier=earlier), *scene.aftermath()])
@@ -35,14 +34,13 @@ def random_kills(root: Path, random: Random) -> Iterator[Case]:
 
 def resume(root: Path, random: Random) -> Iterator[Case]:
     """Runs under --resume are killed one after the other, until one ends; what they keep may be damaged in between."""
-    scenes = [Scene(root / shape, shape, elements=_LARGE) for shape in ("resumed file", "two resumed averages")]
-    seconds = {scene.shape: _measured(scene) for scene in scenes}
+    scenes = scenes_on_demand(root, elements=_LARGE)
     while True:
-        scene = random.choice(scenes)
+        scene = scenes(random.choice(("resumed file", "two resumed averages")))
         earlier, damages = random.random() < 0.5, random.random() < 0.3
         scene.reset(earlier=earlier)
         killed, problems = 0, []
-        while killed < MOST_KILLS and _kill(scene, random.uniform(0.3, 1.05) * seconds[scene.shape]):
+        while killed < MOST_KILLS and _kill(scene, random.uniform(0.3, 1.05) * scene.seconds):
             killed += 1
             problems += scene.whole(earlier=earlier)
             if damages:
@@ -104,12 +102,11 @@ def _damage(scene: Scene, random: Random) -> None:
 
 def signals(root: Path, random: Random) -> Iterator[Case]:
     """One signal, two, or many in a row arrive at any time."""
-    scenes = [Scene(root / shape, shape, elements=_LARGE) for shape in ("file", "folder", "resumed file")]
-    seconds = {scene.shape: _measured(scene) for scene in scenes}
+    scenes = scenes_on_demand(root, elements=_LARGE)
     while True:
-        scene = random.choice(scenes)
+        scene = scenes(random.choice(("file", "folder", "resumed file")))
         number = random.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        times, after = random.choice((1, 2, STORM)), random.uniform(0.1, 1) * seconds[scene.shape]
+        times, after = random.choice((1, 2, STORM)), random.uniform(0.1, 1) * scene.seconds
         scene.reset()
         process = scene.start()
         time.sleep(after)
@@ -155,13 +152,6 @@ def writers(root: Path, _: Random) -> Iterator[Case]:
             f"left {scene.leftovers()}": bool(scene.leftovers()),
         }
         yield Case("8 runs", [*wrong(checks), *scene.aftermath()])
-
-
-def _measured(scene: Scene) -> float:
-    """Return how long a run takes."""
-    started = time.monotonic()
-    scene.run()
-    return time.monotonic() - started
 
 
 def _kill(scene: Scene, after: float) -> bool:

@@ -18,33 +18,40 @@ from safetensors.numpy import save_file
 
 from faults.case import Case, wrong
 from faults.outcome import OUTPUT, RESOURCES, after_refusal, is_told
-from faults.scene import SHAPES, Scene, run
+from faults.scene import SHAPES, Scene, run, scenes_on_demand
 
 _EXHAUSTED = (os.strerror(errno.ENOMEM), "memory", "thread", "failed to map", os.strerror(errno.EMFILE))
 _INPUT_CHANGED = 4
 _SHARDS, _CHECKPOINTS = 500, 1000
+_MOST_SIZES = 25
 _ENOUGH = 16
 """Descriptors with which every run must succeed."""
 
 
 def file_limits(root: Path, random: Random) -> Iterator[Case]:
     """No file may become larger than a limit: nothing, a block, a part of the output, all but a byte, all, more."""
-    scenes = [Scene(root / shape, shape) for shape in SHAPES]
-    points = [(scene, limit, earlier) for scene in scenes for limit in _sizes(scene) for earlier in (True, False)]
+    scenes = scenes_on_demand(root)
+    points = [
+        (shape, number, earlier) for shape in SHAPES for number in range(_MOST_SIZES) for earlier in (True, False)
+    ]
     random.shuffle(points)
-    largest = {scene.shape: _largest(scene) for scene in scenes}
-    for scene, limit, earlier in points:
+    for shape, number, earlier in points:
+        scene = scenes(shape)
+        scene.reset()
+        sizes, largest = _sizes(scene), _largest(scene)
+        if number >= len(sizes):
+            continue
+        limit = sizes[number]
         scene.reset(earlier=earlier)
         ended = scene.run(preexec_fn=_limited(resource.RLIMIT_FSIZE, limit))
         problems = after_refusal(scene, ended, [os.strerror(errno.EFBIG)], earlier=earlier)
-        if limit < largest[scene.shape]:
+        if limit < largest:
             problems += wrong({"an output larger than the limit was written": ended.status == 0})
         yield Case(f"{scene.shape}, {limit:,} bytes: exit {ended.status}", [*problems, *scene.aftermath()])
 
 
 def _sizes(scene: Scene) -> list[int]:
     """Return limits around the sizes of what is written."""
-    scene.reset()
     sizes = {path.stat().st_size for path in scene.out.rglob("*") if path.is_file()}
     around = {limit for size in sizes for limit in (size // 2, size - 1, size, size + 1, 2 * size)}
     return sorted({0, 1, 512, 4096, *around})
@@ -56,9 +63,9 @@ def _largest(scene: Scene) -> int:
 
 def memory_limits(root: Path, random: Random) -> Iterator[Case]:
     """The address space is limited, from what Python itself needs upwards."""
-    scenes = [Scene(root / shape, shape) for shape in ("file", "folder", "resumed file")]
+    scenes = scenes_on_demand(root)
     while True:
-        scene, earlier = random.choice(scenes), random.random() < 0.5
+        scene, earlier = scenes(random.choice(list(SHAPES))), random.random() < 0.5
         limit = int(2 ** random.uniform(24.5, 30.5))
         if not _python_starts(limit):
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case, wrong
-from faults.scene import SHAPES, Ended, Scene
+from faults.scene import SHAPES, Ended, Scene, scenes_on_demand
 
 _LIBC = ctypes.CDLL(None)
 _PR_CAPBSET_DROP, _CAPABILITIES = 24, 64
@@ -36,9 +36,9 @@ def permissions(root: Path, random: Random) -> Iterator[Case]:
     """Inputs, folders and reports may not be read, listed or replaced."""
     points = [(shape, hurdle) for shape in SHAPES for hurdle in HURDLES]
     random.shuffle(points)
-    scenes: dict[str, Scene] = {}
+    scenes = scenes_on_demand(root)
     for shape, hurdle in points:
-        scene = scenes[shape] = scenes.get(shape) or Scene(root / shape, shape)
+        scene = scenes(shape)
         scene.reset()
         with hurdle.put_up(scene):
             ended = scene.run(more=hurdle.more(scene), cwd=root, preexec_fn=_give_up_privileges)

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,10 @@ class Scene:
         self.old = self._reference("--init", "debias")
         shutil.copytree(self.out, self._earlier)
         self.reset(earlier=False)
+        started = time.monotonic()
         self.new = self._reference()
+        self.seconds = time.monotonic() - started
+        """How long a run takes."""
 
     def _reference(self, *more: str) -> Contents:
         ended = self.run(more=more)
@@ -145,6 +150,11 @@ class Scene:
             f"the next run left {self.leftovers()}": bool(self.leftovers()),
         }
         return [words for words, wrong in checks.items() if wrong]
+
+
+def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:  # noqa: ANN401
+    """Return what makes the scene of a shape when it is asked for first; ``options`` are those of ``Scene``."""
+    return cache(lambda shape: Scene(root / shape, shape, **options))
 
 
 def run(command: list[str], environment: Mapping[str, str] | None = None, **how: Any) -> Ended:  # noqa: ANN401

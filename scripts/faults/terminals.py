@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from faults.case import Case, wrong
-from faults.scene import SHAPES, Ended, Scene, run
+from faults.scene import SHAPES, Ended, Scene, run, scenes_on_demand
 
 _OUTPUT = 5
 _ENVIRONMENTS: tuple[dict[str, str | None], ...] = (
@@ -61,7 +61,7 @@ class Surrounding:
 
 def terminals(root: Path, random: Random) -> Iterator[Case]:
     """Streams that are closed, full or broken, odd environments, a working directory that is gone; for all commands."""
-    scenes = cache(lambda shape: Scene(root / shape, shape))
+    scenes = scenes_on_demand(root)
     averages: list[tuple[str, tuple[str, ...]]] = [
         (shape, more) for shape in SHAPES for more in ((), ("--json",), ("--verbose",))
     ]
