@@ -43,7 +43,7 @@ def file_limits(root: Path, random: Random) -> Iterator[Case]:
             continue
         limit = sizes[number]
         scene.reset(earlier=earlier)
-        ended = scene.run(preexec_fn=_limited(resource.RLIMIT_FSIZE, limit))
+        ended = scene.run(preexec_fn=limited(resource.RLIMIT_FSIZE, limit))
         problems = after_refusal(scene, ended, [os.strerror(errno.EFBIG)], earlier=earlier)
         if limit < largest:
             problems += wrong({"an output larger than the limit was written": ended.status == 0})
@@ -70,14 +70,14 @@ def memory_limits(root: Path, random: Random) -> Iterator[Case]:
         if not _python_starts(limit):
             continue
         scene.reset(earlier=earlier)
-        ended = scene.run(preexec_fn=_limited(resource.RLIMIT_AS, limit))
+        ended = scene.run(preexec_fn=limited(resource.RLIMIT_AS, limit))
         problems = after_refusal(scene, ended, _EXHAUSTED, statuses=(OUTPUT, RESOURCES), earlier=earlier)
         yield Case(f"{scene.shape}, {limit >> 20} MiB: exit {ended.status}", [*problems, *scene.aftermath()])
 
 
 def _python_starts(limit: int) -> bool:
     command = [sys.executable, "-c", "pass"]
-    started = subprocess.run(command, preexec_fn=_limited(resource.RLIMIT_AS, limit), capture_output=True, check=False)
+    started = subprocess.run(command, preexec_fn=limited(resource.RLIMIT_AS, limit), capture_output=True, check=False)
     return started.returncode == 0
 
 
@@ -147,7 +147,7 @@ def _many_torch(root: Path) -> Crowd:
 def _crowded(name: str, crowd: Crowd, limit: int) -> Case:
     shutil.rmtree(crowd.out)
     crowd.out.mkdir()
-    ended = run(crowd.command, preexec_fn=_limited(resource.RLIMIT_NOFILE, limit))
+    ended = run(crowd.command, preexec_fn=limited(resource.RLIMIT_NOFILE, limit))
     checks = {
         f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, _INPUT_CHANGED, OUTPUT, RESOURCES)
         or (limit >= _ENOUGH and ended.status),
@@ -158,6 +158,6 @@ def _crowded(name: str, crowd: Crowd, limit: int) -> Case:
     return Case(f"{name}, {limit} descriptors: exit {ended.status}", wrong(checks))
 
 
-def _limited(kind: int, limit: int) -> Callable[[], None]:
+def limited(kind: int, limit: int) -> Callable[[], None]:
     """Return what a process does to itself before it runs the program."""
     return lambda: resource.setrlimit(kind, (limit, limit))

@@ -41,12 +41,12 @@ def permissions(root: Path, random: Random) -> Iterator[Case]:
         scene = scenes(shape)
         scene.reset()
         with hurdle.put_up(scene):
-            ended = scene.run(more=hurdle.more(scene), cwd=root, preexec_fn=_give_up_privileges)
+            ended = scene.run(more=hurdle.more(scene), cwd=root, preexec_fn=give_up_privileges)
         problems = _after(scene, hurdle, ended)
         yield Case(f"{shape}, {hurdle.tried}: exit {ended.status}", [*problems, *scene.aftermath()])
 
 
-def _give_up_privileges() -> None:
+def give_up_privileges() -> None:
     """Make permissions count also for root: the program that this process runs gets no capability."""
     for capability in range(_CAPABILITIES):
         _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
