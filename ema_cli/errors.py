@@ -9,7 +9,8 @@
     |-- OutputError       the output cannot be written
     |-- OutputLocked      another run is writing the same output
     |-- StrictWarnings    a warning under ``--strict``
-    `-- VerificationFailed  an output is not what its report says, or cannot be recomputed any more
+    |-- VerificationFailed  an output is not what its report says, or cannot be recomputed any more
+    `-- SystemExhausted   the system gives no more memory, threads or descriptors
 
 Each message states the fact with the offending value and place, then the cause; the hint is what to do next.
 Exit codes belong to the command line and are assigned there.
@@ -61,3 +62,7 @@ class StrictWarnings(EmaAvgError):  # noqa: N818
 
 class VerificationFailed(EmaAvgError):  # noqa: N818
     """An output is not what its report says, or its inputs are not there any more as they were."""
+
+
+class SystemExhausted(EmaAvgError):  # noqa: N818
+    """The system gives no more memory, threads or descriptors, or a library cannot be loaded."""

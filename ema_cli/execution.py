@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from ema_cli.copies import warn_of_copies
 from ema_cli.events import Counted, Listener, Progress, Said, Warned
 from ema_cli.findings import FoldOutcome
+from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
@@ -17,16 +18,12 @@ from ema_cli.options import Options
 from ema_cli.records import Action, Notice, Plan
 from ema_cli.report.build import Measured, build_report
 from ema_cli.report.model import Report
-from ema_cli.report.render import render_report
-from ema_cli.report.several import of_one
+from ema_cli.report_files import stage_reports
 from ema_cli.resume import Resumption
 from ema_cli.storage.digest import sha256_of_all
-from ema_cli.storage.locations import Location, Url
 from ema_cli.strict import fail_if_strict
 from ema_cli.text import human_bytes, quoted, shortlist
 from ema_cli.unchanged import check_unchanged, damage_means_change
-from ema_cli.uptodate import report_path
-from ema_cli.write.publish import write_atomically
 from ema_cli.write.target import Target, is_spooled, make_resumable, make_target
 from ema_cli.write.uninterrupted import uninterrupted
 
@@ -45,6 +42,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
 
     """
+    check_address_space(plan.buffers.threads)
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
@@ -78,10 +76,12 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             device=device,
         )
         report = build_report(plan, options, measured, notices, argv)
+        reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
             for target in targets:
                 target.publish()
-            write_reports(report, options, beside=plan)
+            for file in reports:
+                file.publish()
             if resumption:
                 resumption.finish()
     return report
@@ -115,24 +115,6 @@ def _say_what_is_spooled(plan: Plan, listener: Listener) -> None:
             where = quoted(tempfile.gettempdir())
             message = f"{quoted(str(output.path))} is put together in {where} first ({size}), and sent when it is whole"
             listener(Said(message=message))
-
-
-def write_reports(report: Report, options: Options, beside: Plan | None = None) -> None:
-    """Write the report of each output beside it, and the whole report wherever it was asked for."""
-    if beside is not None:
-        for k, output in enumerate(beside.outputs):
-            _write(report_path(output.path), render_report(of_one(report, k), ".json"))
-    for path in options.reports:
-        _write(path, render_report(report, path.suffix))
-
-
-def _write(place: Location, data: bytes) -> None:
-    if isinstance(place, Url):
-        from ema_cli.write.uploads import write_object  # noqa: PLC0415 - fsspec
-
-        write_object(place, data)
-    else:
-        write_atomically(place, data)
 
 
 def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Notice]:

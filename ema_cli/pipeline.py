@@ -82,8 +82,9 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     """
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
-    from ema_cli.execution import carry_out, write_reports  # noqa: PLC0415 - planning alone needs none of this
+    from ema_cli.execution import carry_out  # noqa: PLC0415 - planning alone needs none of this
     from ema_cli.places import check_places  # noqa: PLC0415
+    from ema_cli.report_files import write_asked_reports  # noqa: PLC0415
     from ema_cli.uptodate import find_earlier  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415
 
@@ -102,7 +103,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     with ExitStack() as locks, planned(options, listener, check=check) as plan:
         fail_if_strict(plan.notices, options)
         if earlier is not None:
-            write_reports(earlier, options)
+            write_asked_reports(earlier, options)
             return Outcome(report=earlier, up_to_date=True)
         report = carry_out(plan, options, listener, argv, started)
     return Outcome(report=report, up_to_date=False)

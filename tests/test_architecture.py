@@ -26,6 +26,7 @@ LAYERS = (
     {"fold", "write", "report"},
     {"produced", "uptodate", "compare"},
     {"earlier", "evidence", "jobs", "places", "resume"},
+    {"report_files"},
     {"execution"},
     {"continuation", "sampling"},
     {"pipeline", "verify"},

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 
 from ema_cli.cli.signals import Terminated, install
+from ema_cli.cli.streams import reserve_descriptors
+
+_CANNOT_START = 71
+"""As ``ExitCode.EXHAUSTED``, which takes a moment to load."""
 
 
 def main() -> None:
     """Run the command line of this process."""
     install()
+    reserve_descriptors()
     try:
         from ema_cli.cli.main import run  # noqa: PLC0415 - takes a moment, in which a signal may come
 
         run()
     except Terminated as signalled:
         os._exit(128 + signalled.number)
+    except (ImportError, MemoryError, OSError) as failure:  # what comes later is told by run itself
+        reason = str(failure).partition("\n")[0] or "there is not enough memory"
+        os.write(2, f"error: ema-avg cannot be loaded: {reason}\n".encode(errors="backslashreplace"))
+        os._exit(_CANNOT_START)

@@ -115,7 +115,7 @@ def results(index: BatchIndex, found: Sequence[JobResult], console: Console) -> 
         console.talk(f"warnings, in the reports and with -v: {told}")
     counts = ((getattr(index.summary, status), word) for status, word in _COUNTED.items())
     told = ", ".join(f"{count:,} {word}" for count, word in counts if count)
-    console.result(f"{plural(index.summary.jobs, 'run')}: {told}  {index.summary.seconds:.2f} s")
+    console.result(f"{plural(index.summary.jobs, 'run')}: {told}  {index.summary.seconds:.2f} s", essential=False)
 
 
 _COUNTED = {"written": "written", "up_to_date": "up to date", "planned": "to be written", "failed": "failed"}

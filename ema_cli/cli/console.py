@@ -127,10 +127,20 @@ class Console:
         self._labelled("failed", message, "red")
         self._hint(hint)
 
-    def result(self, line: str) -> None:
-        """Print a result line on stdout, unless quiet or under ``--json``."""
+    def result(self, line: str, *, essential: bool = True) -> None:
+        """Print a result line on stdout, unless quiet or under ``--json``.
+
+        Args:
+            line: what to print.
+            essential: it is what was asked for; if not, a file is, and the line may be lost.
+
+        Raises:
+            OutputError: it is essential, and standard output is a file or device that cannot be written.
+
+        """
         if not self.style.quiet and not self.style.json:
-            _write(sys.stdout, clean(line))
+            with contextlib.nullcontext() if essential else contextlib.suppress(OutputError):
+                _write(sys.stdout, clean(line))
 
     def document(self, document: object) -> None:
         """Print the one JSON document of the run."""
@@ -184,21 +194,14 @@ def _write(stream: TextIO | None, text: str) -> None:
         OutputError: standard output is a file or device that cannot be written.
 
     """
-    try:
+    with contextlib.suppress(ValueError):  # closed
         if stream is not None:
             stream.write(f"{text}\n")
             stream.flush()
-    except (BrokenPipeError, ValueError):
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of the run
-    except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def _ignoring_closed_streams() -> Iterator[None]:
-    """A reader that went away does not undo what was written to disk."""
-    try:
+    """A stream that is not there does not undo what was written to disk."""
+    with contextlib.suppress(ValueError):
         yield
-    except (OSError, ValueError):
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for the rest of the run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from enum import IntEnum
@@ -9,6 +10,7 @@ from enum import IntEnum
 from ema_cli import errors
 
 DEBUG_VARIABLE = "EMA_AVG_DEBUG"
+_OUT_OF = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
 class ExitCode(IntEnum):
@@ -38,6 +40,8 @@ class ExitCode(IntEnum):
     """``verify``: the output, its report and its inputs do not belong together any more."""
     BUG = 70
     """A bug in ema-avg."""
+    EXHAUSTED = 71
+    """The system gives no more memory, threads or descriptors, or a library cannot be loaded."""
     SIGNAL = 128
     """Plus the number of the signal that ended the run."""
 
@@ -52,12 +56,36 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
     errors.NothingNew: ExitCode.NOTHING_MATCHED,
     errors.StrictWarnings: ExitCode.STRICT,
     errors.VerificationFailed: ExitCode.VERIFICATION,
+    errors.SystemExhausted: ExitCode.EXHAUSTED,
+    errors.EmaAvgError: ExitCode.BUG,
 }
 
 
 def exit_code(error: errors.EmaAvgError) -> ExitCode:
     """Return the exit code of an error."""
     return _BY_ERROR[type(error)]
+
+
+def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None:
+    """Return what to tell of a failure that is the system's: it gives no more; ``None`` if it is none of those."""
+    if isinstance(failure, MemoryError):
+        fact = f"there is not enough memory{f': {failure}' if str(failure) else ''}"
+    elif isinstance(failure, ImportError):
+        fact = f"a library cannot be loaded: {_root(failure)}"
+    elif isinstance(failure, OSError) and failure.errno in _OUT_OF:
+        fact = f"the system gives no more: {failure.strerror}"
+    elif isinstance(failure, RuntimeError) and "start new thread" in str(failure):
+        fact = "the system gives no more threads"
+    else:
+        return None
+    return errors.SystemExhausted(fact.splitlines()[0], hint="ulimit -a; try --threads 1 --max-memory 16MB")
+
+
+def _root(failure: BaseException) -> BaseException:
+    """Return the first of the failures that led to this one: libraries wrap them in advice."""
+    while failure.__cause__ is not None:
+        failure = failure.__cause__
+    return failure
 
 
 def describe_bug(bug: Exception) -> errors.EmaAvgError:

@@ -16,9 +16,11 @@ from typer._click.exceptions import ClickException
 from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
+from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_code
 from ema_cli.cli.signals import Terminated
-from ema_cli.errors import EmaAvgError, UsageError
+from ema_cli.cli.streams import guarded
+from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.fold.address_space import check_address_space
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -27,33 +29,50 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    sys.stdout = guarded(sys.stdout, essential=True)
+    sys.stderr = guarded(sys.stderr, essential=False)
     # The fold has threads of its own; those of numpy's BLAS would only cost start-up time and memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     service = detect(_ci_mode(arguments), os.environ)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
     console.begin()
-    try:
-        code = int(app(arguments, prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
-    except ClickException as error:
-        code = ExitCode.USAGE
-        if error.format_message():  # without arguments the help was shown, and there is nothing to add
-            console.error(UsageError(error.format_message(), hint="ema-avg --help"), code)
-    except EmaAvgError as error:
-        code = exit_code(error)
-        console.error(error, code)
-    except Terminated as signalled:
-        code = ExitCode.SIGNAL + signalled.number
-        name = signal.Signals(signalled.number).name
-        console.error(EmaAvgError(f"interrupted by {name}; {signalled.left}"), code)
-    except Exception as bug:  # noqa: BLE001 - the last resort of the program
-        code = ExitCode.BUG
-        console.error(describe_bug(bug), code)
+    code = _attempt(arguments, console)
     console.end()
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never open
+    with contextlib.suppress(OutputError, ValueError, AttributeError):  # full, closed, or never open
         sys.stdout.flush()
     if code > ExitCode.SIGNAL:
         _exit_now(code)
     sys.exit(code)
+
+
+def _attempt(arguments: Sequence[str], console: Console) -> int:
+    """Run the command line, tell what went wrong, and return the exit code."""
+    try:
+        check_address_space()
+        return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
+    except ClickException as wrong:
+        # Without arguments the help was shown, and there is nothing to add.
+        if not wrong.format_message():
+            return ExitCode.USAGE
+        error: EmaAvgError = UsageError(wrong.format_message(), hint="ema-avg --help")
+    except EmaAvgError as expected:
+        error = expected
+    except Terminated as signalled:
+        name = signal.Signals(signalled.number).name
+        error = EmaAvgError(f"interrupted by {name}; {signalled.left}")
+        _tell(console, error, ExitCode.SIGNAL + signalled.number)
+        return ExitCode.SIGNAL + signalled.number
+    except Exception as failure:  # noqa: BLE001 - the last resort of the program
+        error = describe_exhaustion(failure) or describe_bug(failure)
+    code = exit_code(error)
+    _tell(console, error, code)
+    return code
+
+
+def _tell(console: Console, error: EmaAvgError, code: int) -> None:
+    """Show why the run failed; if that cannot be shown either, the exit code says it."""
+    with contextlib.suppress(OutputError):
+        console.error(error, code)
 
 
 def _ci_mode(arguments: Sequence[str]) -> CiMode:
@@ -65,6 +84,6 @@ def _ci_mode(arguments: Sequence[str]) -> CiMode:
 
 def _exit_now(code: int) -> NoReturn:
     """Leave without waiting for threads of libraries."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(ValueError, AttributeError):
         sys.stderr.flush()
     os._exit(code)

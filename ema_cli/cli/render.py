@@ -35,7 +35,7 @@ def outcome(done: Outcome, options: Options, console: Console) -> None:
     for average in report.averages:
         path = locate(average.output.path)
         console.talk(f"report {safe_text(str(report_path(path)))}")
-        console.result(_result_line(report, average, up_to_date=done.up_to_date))
+        console.result(_result_line(report, average, up_to_date=done.up_to_date), essential=False)
     for path in options.reports:
         console.talk(f"report {safe_text(str(path))}")
 

@@ -64,7 +64,7 @@ def fold(
         while not crew.finished.wait(_REPORT_SECONDS):
             on_bytes(crew.done_bytes)
     finally:
-        crew.stop = True
+        state.stopping = True
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
@@ -80,7 +80,6 @@ class _Crew:
 
     def __init__(self, state: FoldState, done_bytes: int) -> None:
         self.done_bytes = done_bytes
-        self.stop = False
         self.failure: BaseException | None = None
         self.finished = threading.Event()
         self._state = state
@@ -92,14 +91,14 @@ class _Crew:
         try:
             with np.errstate(all="ignore"):
                 worker = Worker(self._state, make_lane())
-                while not self.stop and (block := self._state.schedule.take()) is not None:
+                while not self._state.stopping and (block := self._state.schedule.take()) is not None:
                     done = worker.process(block)
                     with self._lock:
                         self.done_bytes += done
         except BaseException as failure:  # noqa: BLE001 - raised again by the thread that waits
             with self._lock:
                 self.failure = self.failure or failure
-            self.stop = True
+            self._state.stopping = True
         with self._lock:
             self._working -= 1
             if self._working == 0:

@@ -58,6 +58,8 @@ class FoldState:
         self.sinks = sinks
         self.geometry = geometry
         self.allow_nonfinite = allow_nonfinite
+        self.stopping = False
+        """Whether the threads are to leave their blocks as they are."""
         self.schedule = Schedule(plan, frozenset(one.number for one in done))
         self.statistics = Statistics(plan)
         self.integrity = Integrity()

@@ -17,6 +17,10 @@ from ema_cli.storage.extents import Extent, Located
 from ema_cli.storage.gather import read_elements
 
 
+class Stopped(Exception):  # noqa: N818 - nothing is wrong with this thread
+    """The fold is over, for what happened in another thread."""
+
+
 class Worker:
     """One thread's lane and its scratch memory."""
 
@@ -55,6 +59,8 @@ class Worker:
         crcs, lengths = [], []
         self._lane.start(count)
         for row, (i, extent) in enumerate(self._extents):
+            if self._state.stopping:  # a block of a thousand checkpoints on a slow disk takes longer than anybody waits
+                raise Stopped
             dtype = extent.layout.dtype
             raw = self._lane.buffer(block.count * dtype.itemsize)
             crcs.append(self._read(extent, block, raw))

@@ -87,8 +87,9 @@ class Journal:
     def close(self) -> None:
         """Close the journal and leave it there."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            descriptor, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):  # what it says is checked against the bytes before it counts
+                os.close(descriptor)
 
     def remove(self) -> None:
         """Remove the journal: its run is over."""

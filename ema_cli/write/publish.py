@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -24,22 +25,63 @@ def write_atomically(path: Path, data: bytes) -> None:
         OutputError: it cannot be written.
 
     """
-    temp = temporary_name(path)
+    file = SmallFile(path)
     try:
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
+        file.write(data)
+        file.publish()
+    finally:
+        file.discard()
+
+
+class SmallFile:
+    """A file that is written whole, and gets its name later.
+
+    Args:
+        path: of the file when it is published.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temp = temporary_name(path)
+
+    def write(self, data: bytes) -> None:
+        """Make it durable, still under another name. Arrange for ``discard`` before.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-            publish(temp, path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise_output_error(path, error)
+            descriptor = os.open(
+                self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE
+            )
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise_output_error(self._path, error)
+
+    def publish(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            OutputError: it cannot get it.
+
+        """
+        try:
+            publish(self._temp, self._path)
+        except OSError as error:
+            raise_output_error(self._path, error)
+
+    def discard(self) -> None:
+        """Remove the file; nothing happens after ``publish``."""
+        with contextlib.suppress(OSError):  # the next run sweeps it
+            self._temp.unlink(missing_ok=True)
 
 
 def publish(temp: Path, path: Path) -> None:
@@ -70,10 +112,12 @@ def check_place(path: Path, *, folder: bool = False) -> None:
 
     """
     try:
-        if not os.access(path.parent, os.W_OK | os.X_OK):
+        # A folder is opened for reading to make its names durable.
+        if not os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
             code = errno.EACCES if path.parent.is_dir() else errno.ENOENT
             raise OSError(code, os.strerror(code))
         mode = path.lstat().st_mode
+        _check_owner(path)
     except OSError as error:
         if error.errno == errno.ENOENT and path.parent.is_dir():
             return
@@ -81,6 +125,13 @@ def check_place(path: Path, *, folder: bool = False) -> None:
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
         kind = next((kind for is_one, kind in _KINDS if is_one(mode)), "not a regular file")
         raise OutputError(f"{quoted(str(path))} cannot be written: it is {kind}", hint="choose another name")
+
+
+def _check_owner(path: Path) -> None:
+    """Raise ``OSError`` if ``path`` belongs to somebody else, in a folder such as ``/tmp`` where only owners rename."""
+    folder, user = path.parent.stat(), os.geteuid()
+    if folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid, path.lstat().st_uid):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def raise_output_error(path: Path, error: OSError) -> NoReturn:

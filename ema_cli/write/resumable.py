@@ -47,11 +47,19 @@ class ResumableFile(OutputFile):
             raise_output_error(self.path, error)
 
     def holds(self, offset: int, length: int, crc: int) -> bool:
-        """Whether the bytes at ``offset`` of the data section are there and have this CRC-32."""
+        """Whether the bytes at ``offset`` of the data section are there and have this CRC-32.
+
+        Raises:
+            OutputError: they cannot be read.
+
+        """
         begin, found = len(self._header) + offset, 0
-        for position in range(begin, begin + length, _PIECE_BYTES):
-            piece = os.pread(self._fd, min(_PIECE_BYTES, begin + length - position), position)
-            found = zlib_ng.crc32(piece, found)
+        try:
+            for position in range(begin, begin + length, _PIECE_BYTES):
+                piece = os.pread(self._fd, min(_PIECE_BYTES, begin + length - position), position)
+                found = zlib_ng.crc32(piece, found)
+        except OSError as error:
+            raise_output_error(self.path, error)
         return found == crc
 
     def accept(self, offset: int, length: int, crc: int) -> None:

@@ -35,7 +35,7 @@ class Settler:
         """Everything before this byte is durable and verified."""
         self._closing = False
         self._abandoned = False
-        self._failure: OSError | None = None
+        self._failure: BaseException | None = None
         self._digest = hashlib.sha256()
         self._buffer = bytearray(_READ_BYTES)
         self._condition = threading.Condition()
@@ -79,7 +79,7 @@ class Settler:
         try:
             while (run := self._wait()) is not None:
                 self._settle(*run)
-        except OSError as failure:
+        except BaseException as failure:  # noqa: BLE001 - raised again by the thread that writes or waits
             with self._condition:
                 self._failure = failure
 

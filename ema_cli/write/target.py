@@ -7,9 +7,10 @@ from typing import Protocol
 from ema_cli.files import Written
 from ema_cli.fold.state import Sink
 from ema_cli.records import PlannedOutput
-from ema_cli.storage.locations import STREAMED, Url
+from ema_cli.storage.locations import STREAMED, Location, Url
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.output import OutputFile
+from ema_cli.write.publish import SmallFile
 from ema_cli.write.resumable import ResumableFile
 
 
@@ -30,6 +31,31 @@ class Target(Sink, Protocol):
 
     def discard(self) -> None:
         """Remove what was written, whatever state it is in; nothing happens after ``publish``."""
+
+
+class Small(Protocol):
+    """A small file that is written whole, and gets its name later.
+
+    Every method but ``discard`` raises ``OutputError`` for what the system says on the way.
+    """
+
+    def write(self, data: bytes) -> None:
+        """Take what stands in it. Arrange for ``discard`` before."""
+
+    def publish(self) -> None:
+        """Give it its name."""
+
+    def discard(self) -> None:
+        """Remove what was written; nothing happens after ``publish``."""
+
+
+def make_small(place: Location) -> Small:
+    """Return what a small file is written to."""
+    if isinstance(place, Url):
+        from ema_cli.write.uploads import SmallObject  # noqa: PLC0415 - fsspec
+
+        return SmallObject(place)
+    return SmallFile(place)
 
 
 def make_target(output: PlannedOutput) -> Target:

@@ -10,18 +10,32 @@ from ema_cli.storage.stores import is_forbidden, login, reason_of, store_of
 from ema_cli.text import quoted
 
 
-def write_object(url: Url, data: bytes) -> None:
-    """Write a small object whole.
+class SmallObject:
+    """A small object that is sent whole, when it is published."""
 
-    Raises:
-        OutputError: the store does not take it.
+    def __init__(self, url: Url) -> None:
+        self._url = url
+        self._data = b""
 
-    """
-    try:
-        store, path = store_of(url)
-        store.pipe_file(path, data)
-    except Exception as error:  # noqa: BLE001 - every store has errors of its own
-        raise_upload_error(url, error)
+    def write(self, data: bytes) -> None:
+        """Keep what is to be sent."""
+        self._data = data
+
+    def publish(self) -> None:
+        """Send it.
+
+        Raises:
+            OutputError: the store does not take it.
+
+        """
+        try:
+            store, path = store_of(self._url)
+            store.pipe_file(path, self._data)
+        except Exception as error:  # noqa: BLE001 - every store has errors of its own
+            raise_upload_error(self._url, error)
+
+    def discard(self) -> None:
+        """Nothing was sent."""
 
 
 def check_sent(url: Url, nbytes: int) -> None:

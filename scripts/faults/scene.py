@@ -7,19 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
+from faults.series import write_series
 
 SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "file": {"ema.safetensors": ()},
     "folder": {"ema": ("--max-shard-size", "30KB")},
     "two averages": {"ema_{decay}.safetensors": ("--decay", "0.7")},
+    "resumed file": {"ema.safetensors": ("--resume",)},
+    "two resumed averages": {"ema_{decay}.safetensors": ("--decay", "0.7", "--resume")},
 }
 """Kinds of output: the name, and the options that make it."""
+PATIENCE_SECONDS = 120
+"""A run that takes longer hangs."""
+HUNG = 124
 Contents = dict[str, str]
 
 
@@ -29,6 +36,7 @@ class Ended:
 
     status: int
     stderr: str
+    stdout: str = ""
 
 
 class Scene:
@@ -38,22 +46,35 @@ class Scene:
         root: folder of it all.
         shape: a key of ``SHAPES``.
         elements: in the largest tensor.
+        kind: of the inputs, a key of ``faults.series.KINDS``.
+        out: where the outputs go, if not under ``root``.
 
     """
 
-    def __init__(self, root: Path, shape: str = "file", *, elements: int = 20_000) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shape: str = "file",
+        *,
+        elements: int = 20_000,
+        kind: str = "safetensors",
+        out: Path | None = None,
+    ) -> None:
         ((name, self._options),) = SHAPES[shape].items()
-        self.shape = shape
-        self.inputs, self.out, self._earlier = root / "inputs", root / "out", root / "earlier"
-        self._output = self.out / name
+        self.shape, self.kind = shape, kind
+        self.inputs, self.out, self._earlier = root / "inputs", out or root / "out", root / "earlier"
+        self.output = self.out / name
         for folder in (self.inputs, self.out):
             folder.mkdir(parents=True)
-        write_series(self.inputs, elements)
+        write_series(self.inputs, elements, kind)
         self.digests = self.read(self.inputs)
         self.old = self._reference("--init", "debias")
-        self.out.rename(self._earlier)
-        self.out.mkdir()
+        shutil.copytree(self.out, self._earlier)
+        self.reset(earlier=False)
+        started = time.monotonic()
         self.new = self._reference()
+        self.seconds = time.monotonic() - started
+        """How long a run takes."""
 
     def _reference(self, *more: str) -> Contents:
         ended = self.run(more=more)
@@ -61,33 +82,29 @@ class Scene:
             raise SystemExit(f"the program does not even run without faults: {ended.stderr}")
         return self.outputs()
 
-    def command(self, more: tuple[str, ...] = ()) -> list[str]:
+    def command(self, *more: str) -> list[str]:
         """Return the command line of a run that replaces what is there."""
         paths = sorted(map(str, self.inputs.iterdir()))
-        options = [*self._options, "--decay", "0.9", "--force", "-q", "-o", str(self._output)]
+        options = [*self._options, "--decay", "0.9", "--force", "-o", str(self.output)]
         return [sys.executable, "-m", "ema_cli", *paths, *options, *more]
 
-    def start(self) -> subprocess.Popen[str]:
-        """Start a run that replaces what is there."""
+    def start(self, environment: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:  # noqa: ANN401
+        """Start a run that replaces what is there; ``how`` is passed on to ``Popen``."""
+        standard = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(
-            self.command(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            self.command("-q"), env={**os.environ, **(environment or {})}, text=True, **{**standard, **how}
         )
 
-    def run(self, environment: Mapping[str, str] | None = None, more: tuple[str, ...] = ()) -> Ended:
-        """Run to the end."""
-        done = subprocess.run(
-            self.command(more),
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return Ended(done.returncode, done.stderr)
+    def run(
+        self,
+        environment: Mapping[str, str] | None = None,
+        more: tuple[str, ...] = (),
+        *,
+        loud: bool = False,
+        **how: Any,  # noqa: ANN401
+    ) -> Ended:
+        """Run to the end, quietly unless ``loud``; ``how`` is passed on to ``Popen``."""
+        return run(self.command(*more, *(() if loud else ("-q",))), environment, **how)
 
     def reset(self, *, earlier: bool = True) -> None:
         """Put the outputs of the earlier run there, or nothing."""
@@ -106,6 +123,10 @@ class Scene:
     def outputs(self) -> Contents:
         """Return the digests of the files that hold weights, of which every byte is known beforehand."""
         return {name: digest for name, digest in self.read(self.out).items() if _is_output(name)}
+
+    def untouched(self, *, earlier: bool = True) -> bool:
+        """Whether the outputs and their reports are those of the earlier run, or nothing if there was none."""
+        return self.read(self.out) == (self.read(self._earlier) if earlier else {})
 
     def leftovers(self) -> list[str]:
         """Return the hidden names beside the outputs."""
@@ -131,16 +152,23 @@ class Scene:
         return [words for words, wrong in checks.items() if wrong]
 
 
-def write_series(folder: Path, elements: int) -> None:
-    """Write three checkpoints with random weights."""
-    for number in (1, 2, 3):
-        random = np.random.default_rng(number)
-        tensors = {
-            "weight": random.standard_normal(elements, dtype=np.float32),
-            "bias": random.standard_normal(1000, dtype=np.float32),
-            "count": np.array(number),
-        }
-        save_file(tensors, folder / f"ckpt_{number}.safetensors")
+def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:  # noqa: ANN401
+    """Return what makes the scene of a shape when it is asked for first; ``options`` are those of ``Scene``."""
+    return cache(lambda shape: Scene(root / shape, shape, **options))
+
+
+def run(command: list[str], environment: Mapping[str, str] | None = None, **how: Any) -> Ended:  # noqa: ANN401
+    """Run a command to its end; ``how`` is passed on to ``Popen``."""
+    standard = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    everything = {"env": {**os.environ, **(environment or {})}, "text": True, "errors": "replace", **standard, **how}
+    process = subprocess.Popen(command, **everything)
+    try:
+        stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return Ended(HUNG, f"did not end within {PATIENCE_SECONDS} s")
+    return Ended(process.returncode, stderr or "", stdout or "")
 
 
 def _is_output(name: str) -> bool:

@@ -1,9 +1,11 @@
 /* Lets the N-th call of one system function on files under one folder fail, or kills the process there.
  *
  * Preloaded. FAULT_CALL names the function, FAULT_NUMBER says which call, FAULT_ERRNO what it fails with (0: SIGKILL
- * before the call; -1: only half of what was asked for is transferred; -2: FAULT_RUN is run by the shell, and then the
- * call is made), FAULT_FOLDER where, FAULT_LOG the file that is told the path if the call was reached. If FAULT_TRACE
- * names a file, every call that changes something under the folder is appended to it: its name, a tab and the path.
+ * before the call; -1: only half of what was asked for is transferred; -2: a read brings nothing, as at the end of a
+ * file; -3: SIGSTOP before the call; -4: FAULT_RUN is run by the shell, and then the call is made), FAULT_FOLDER where,
+ * FAULT_LOG the file that is told the path if the call was reached. With FAULT_NO_RESERVE no space can be taken
+ * beforehand. If FAULT_TRACE names a file, every call that changes something under the folder is appended to it: its
+ * name, a tab and the path.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -22,6 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+enum { SHORT = -1, END = -2, STOP = -3, RUN = -4 };
 static const char *call, *folder, *log_path, *trace_path;
 static long wanted, code, seen;
 
@@ -76,9 +79,9 @@ static int chosen(const char *name, int fd, const char *path) {
     if (strcmp(call, name)) return 0;
     if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != wanted) return 0;
     note(full);
-    if (code == 0) syscall(SYS_kill, getpid(), SIGKILL);
-    if (code == -2) run();
-    return code != -2;
+    if (code == 0 || code == STOP) syscall(SYS_kill, getpid(), code ? SIGSTOP : SIGKILL);
+    if (code == RUN) run();
+    return code != RUN;
 }
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -119,6 +122,7 @@ ON_FD(ftruncate64, "ftruncate", (int fd, off64_t size), (fd, size))
     int name(int fd, type offset, type size) {                           \
         REAL(name);                                                      \
         if (chosen("fallocate", fd, NULL) && code > 0) return (int)code; \
+        if (getenv("FAULT_NO_RESERVE")) return EOPNOTSUPP;               \
         return real(fd, offset, size);                                   \
     }
 RESERVE(posix_fallocate, off_t) RESERVE(posix_fallocate64, off64_t)
@@ -133,9 +137,13 @@ int close(int fd) { /* the descriptor is gone even if the call fails, as on Linu
 #define TRANSFER(name, kind, buffer)                                     \
     ssize_t name(int fd, buffer data, size_t size) {                     \
         REAL(name);                                                      \
+        if (code == END && !strcmp(kind, "read")) {                      \
+            ssize_t count = real(fd, data, size);                        \
+            return count > 0 && chosen(kind, fd, NULL) ? 0 : count;      \
+        }                                                                \
         if (chosen(kind, fd, NULL)) {                                    \
             if (code > 0) FAIL;                                          \
-            if (size > 1) size /= 2;                                     \
+            if (size > 1 && code == SHORT) size /= 2;                    \
         }                                                                \
         return real(fd, data, size);                                     \
     }
@@ -146,11 +154,13 @@ TRANSFER(write, "write", const void *) TRANSFER(read, "read", void *)
         REAL(name);                                                      \
         if (chosen(kind, fd, NULL)) {                                    \
             if (code > 0) FAIL;                                          \
-            if (size > 1) size /= 2;                                     \
+            if (code == END) return 0;                                   \
+            if (size > 1 && code == SHORT) size /= 2;                    \
         }                                                                \
         return real(fd, data, size, offset);                             \
     }
 PLACED(pwrite, "pwrite", const void *, off_t) PLACED(pwrite64, "pwrite", const void *, off64_t)
+PLACED(pread, "pread", void *, off_t) PLACED(pread64, "pread", void *, off64_t)
 
 /* Python passes one buffer; a flagged call only asks what is in the page cache. */
 #define VECTOR(name, type, parameter, argument, probe)                               \
@@ -158,6 +168,8 @@ PLACED(pwrite, "pwrite", const void *, off_t) PLACED(pwrite64, "pwrite", const v
         REAL(name);                                                                  \
         if (!(probe) && chosen("pread", fd, NULL)) {                                 \
             if (code > 0) FAIL;                                                      \
+            if (code == END) return 0;                                               \
+            if (code != SHORT) return real(fd, parts, count, offset argument);       \
             struct iovec half = {parts[0].iov_base, parts[0].iov_len / 2 + (parts[0].iov_len == 1)}; \
             return real(fd, &half, 1, offset argument);                              \
         }                                                                            \

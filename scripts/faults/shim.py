@@ -8,10 +8,16 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from faults.case import CannotBeTried
+
 KILL = 0
 SHORT = -1
 """Only half of what was asked for is transferred."""
-RUN = -2
+EOF = -2
+"""A read says that the file ends there."""
+STOP = -3
+"""The process stops before the call, until it is told to go on."""
+RUN = -4
 """A command is run first, and the call is made then."""
 _SOURCE = Path(__file__).with_name("shim.c")
 
@@ -24,13 +30,16 @@ class Fault:
     number: int
     """Which of the calls on files under the folder, from 1 on."""
     code: int
-    """What it fails with, or ``KILL``, ``SHORT`` or ``RUN``."""
+    """What it fails with, or ``KILL``, ``SHORT``, ``EOF``, ``STOP`` or ``RUN``."""
     folder: Path
+    no_reserve: bool = False
+    """Whether space cannot be taken beforehand, as on some file systems."""
     command: str = ""
     """What the shell is given to run."""
 
     def __str__(self) -> str:
-        how = {KILL: "SIGKILL", SHORT: "half", RUN: self.command}.get(self.code) or os.strerror(self.code)
+        names = {KILL: "SIGKILL", SHORT: "half", EOF: "nothing", STOP: "stopped", RUN: self.command}
+        how = names.get(self.code) or os.strerror(self.code)
         return f"{self.call} {self.number}: {how}"
 
 
@@ -45,19 +54,25 @@ class Shim:
     Args:
         folder: for the library, and for its note of the call that it hit.
 
+    Raises:
+        CannotBeTried: there is no C compiler.
+
     """
 
     def __init__(self, folder: Path) -> None:
         self._library = folder / "shim.so"
         self._note = folder / "hit"
         files = ["-o", str(self._library), str(_SOURCE)]
-        command = [compiler() or "cc", "-O1", "-shared", "-fPIC", *files, "-ldl"]
+        if (found := compiler()) is None:
+            raise CannotBeTried("no C compiler")
+        command = [found, "-O1", "-shared", "-fPIC", *files, "-ldl"]
         subprocess.run(command, check=True)
 
     def environment(self, fault: Fault) -> dict[str, str]:
         """Return the environment in which a process meets the fault."""
         self._note.unlink(missing_ok=True)
         return {
+            **({"FAULT_NO_RESERVE": "1"} if fault.no_reserve else {}),
             "LD_PRELOAD": str(self._library),
             "FAULT_CALL": fault.call,
             "FAULT_NUMBER": str(fault.number),

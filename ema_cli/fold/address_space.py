@@ -1,0 +1,45 @@
+"""Where the address space is limited (``ulimit -v``), see that there is enough before the work begins.
+
+numpy's BLAS ends the whole process by itself where it gets no memory, and leaves behind what was half written.
+"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from ema_cli.errors import SystemExhausted
+from ema_cli.text import human_bytes
+
+_LIBRARIES_BYTES = 128 << 20
+"""For numpy, if it is not loaded yet, and what else the program takes while it plans."""
+_THREAD_BYTES = 112 << 20
+"""Stack, heap and the buffer of the BLAS, of one thread of the fold."""
+
+
+def check_address_space(threads: int = 0) -> None:
+    """Raise if so many threads of the fold would not find the memory that they take.
+
+    Raises:
+        SystemExhausted: telling what is allowed, and what is needed.
+
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    needed = _taken_bytes() + (threads * _THREAD_BYTES or _LIBRARIES_BYTES)
+    if needed > limit:
+        fact = f"there is not enough memory: the address space is limited to {human_bytes(limit)}"
+        raise SystemExhausted(
+            f"{fact}, {human_bytes(needed)} are needed",
+            hint=f"ulimit -v {needed >> 10}" + (", or --threads 1" if threads > 1 else ""),
+        )
+
+
+def _taken_bytes() -> int:
+    """Return the address space that is taken now; nothing where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()

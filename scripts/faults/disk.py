@@ -1,0 +1,173 @@
+"""The part with a disk that is full, or fills up.
+
+``python -m faults.disk FOLDER SEED``, inside a mount namespace, makes a disk of its own and prints a JSON document per
+case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+
+from faults.case import CannotBeTried, Case
+from faults.outcome import after_refusal
+from faults.scene import PATIENCE_SECONDS, SHAPES, Ended, Scene
+from faults.shim import STOP, Fault, Shim
+
+_PAGE = 4096
+_SIZE = 8 << 20
+_NAMESPACES = (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"])
+_FULL = (os.strerror(errno.ENOSPC),)
+_PAUSES = (("write", 1), ("pwrite", 2), ("pwrite", 3), ("fsync", 1), ("fdatasync", 1), ("rename", 1))
+"""Calls on the outputs before which the disk fills up."""
+
+
+def full_disk(root: Path, random: Random) -> Iterator[Case]:
+    """The disk has room for nothing, for a part, for all but the report, or fills up during the run."""
+    command = [*_namespace(), sys.executable, "-m", "faults.disk", str(root), str(random.random())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            yield Case(**json.loads(line))
+    finally:
+        process.terminate()
+        process.wait()
+    if process.returncode not in (0, -signal.SIGTERM):
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+
+
+def _namespace() -> list[str]:
+    """Return what runs a command where it may mount."""
+    for command in _NAMESPACES:
+        mounts = [*command, "sh", "-c", "mount -t tmpfs none /mnt"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(mounts, capture_output=True, check=False).returncode == 0:
+                return command
+    raise CannotBeTried("no mounting here, neither as root nor in a user namespace")
+
+
+class Disk:
+    """A small file system in memory.
+
+    Args:
+        folder: where it is mounted.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._filler = folder / "filler"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(folder)], check=True)
+
+    def fill(self, free_bytes: int) -> None:
+        """Leave so many bytes, rounded down to pages."""
+        left = os.statvfs(self.folder)
+        taken = left.f_bavail * left.f_frsize - free_bytes
+        with self._filler.open("ab") as file:
+            if taken > 0:
+                os.posix_fallocate(file.fileno(), self._filler.stat().st_size, taken)
+
+    def clear(self) -> None:
+        """Take the filler away."""
+        self._filler.unlink(missing_ok=True)
+
+
+def _cases(root: Path, random: Random) -> Iterator[Case]:
+    disk = Disk(root / "disk")
+    scenes = []
+    for shape in SHAPES:
+        scenes.append(Scene(root / shape, shape, out=disk.folder / "out"))
+        shutil.rmtree(scenes[-1].out)
+    shim = Shim(root) if shutil.which("gcc") else None
+    small, late = (
+        [_too_small(disk, scene) for scene in scenes],
+        [_filling(disk, scene, shim) for scene in scenes if shim],
+    )
+    sources = [*small, *late]
+    while sources:  # one of each in turn
+        source = random.choice(sources)
+        case = next(source, None)
+        if case is None:
+            sources.remove(source)
+        else:
+            yield case
+
+
+def _too_small(disk: Disk, scene: Scene) -> Iterator[Case]:
+    """Leave more and more space, until a run succeeds three times."""
+    for earlier in (True, False):
+        succeeded = 0
+        for pages in itertools.count():
+            _prepare(disk, scene, earlier=earlier)
+            disk.fill(pages * _PAGE)
+            ended = scene.run()
+            succeeded += ended.status == 0
+            yield _judged(disk, scene, f"{pages * _PAGE:,} bytes are free", ended, earlier=earlier)
+            if succeeded == 3:
+                break
+
+
+def _filling(disk: Disk, scene: Scene, shim: Shim) -> Iterator[Case]:
+    """Stop a run before a call, fill the disk, and let it go on."""
+    for (call, number), no_reserve, earlier in itertools.product(_PAUSES, (False, True), (True, False)):
+        _prepare(disk, scene, earlier=earlier)
+        fault = Fault(call=call, number=number, code=STOP, folder=scene.out, no_reserve=no_reserve)
+        process = scene.start(shim.environment(fault))
+        stopped = _wait_for_stop(process)
+        disk.fill(0)
+        process.send_signal(signal.SIGCONT)
+        _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        if stopped:
+            words = f"fills up before {call} {number}{', nothing reserved' if no_reserve else ''}"
+            yield _judged(disk, scene, words, Ended(process.returncode, stderr), earlier=earlier)
+
+
+def _wait_for_stop(process: subprocess.Popen[str]) -> bool:
+    """Wait until a process has stopped; return whether it did before it ended."""
+    while process.poll() is None:
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "T":
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def _prepare(disk: Disk, scene: Scene, *, earlier: bool) -> None:
+    disk.clear()
+    shutil.rmtree(scene.out, ignore_errors=True)
+    scene.out.mkdir()
+    scene.reset(earlier=earlier)
+
+
+def _judged(disk: Disk, scene: Scene, tried: str, ended: Ended, *, earlier: bool) -> Case:
+    problems = after_refusal(scene, ended, _FULL, earlier=earlier)
+    disk.clear()
+    problems += scene.aftermath()
+    shutil.rmtree(scene.out)
+    words = "an earlier output" if earlier else "none"
+    return Case(f"{scene.shape}, {words}, {tried}: exit {ended.status}", problems)
+
+
+def main() -> None:
+    """Print the cases."""
+    folder, seed = sys.argv[1:]
+    for case in _cases(Path(folder), Random(seed)):
+        print(json.dumps(asdict(case)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
