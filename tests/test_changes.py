@@ -36,12 +36,12 @@ def overwrite_quietly(path: Path, other: Path) -> None:
 
 def test_changes_at_any_call_are_told_or_harmless() -> None:
     """A slice of the campaign: every form of checkpoint, every command that reads some, every kind of change."""
-    campaign("changes", 8)
+    campaign("changes", 2)
 
 
 def test_other_programs_at_work_on_the_output_are_told_or_harmless() -> None:
     """What they put there is kept, what they did to it is not published, and the end of the run tells it."""
-    campaign("strangers", 8)
+    campaign("strangers", 3)
 
 
 def before_opening(path: Path, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -130,11 +130,12 @@ def _average(paths: list[Path]) -> list[str]:
 def changes(root: Path, random: Random) -> Iterator[Case]:
     """Before every open and every read of an input, a file of the series, or its folder, is changed."""
     shim = Shim(root)
-    stages = {name: Stage(root / name, form, elements=9_000) for name, form in FORMS.items()}
+    stages: dict[str, Stage] = {}
     known: dict[tuple[object, ...], int] = {}
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
-        stage, call, options = stages[name], random.choice(("open", "pread")), _options(mode, random)
+        stage = _stage(stages, root, name, 9_000)
+        call, options = random.choice(("open", "pread")), _options(mode, random)
         stage.reset()
         victim = _victim(stage, mode, kind, random)
         number = random.randint(1, known.get((name, mode, call, *options), _MOST_CALLS))
@@ -151,10 +152,10 @@ def changes(root: Path, random: Random) -> Iterator[Case]:
 
 def random_changes(root: Path, random: Random) -> Iterator[Case]:
     """At any time a file of a series, or its folder, is changed."""
-    stages = {name: Stage(root / name, form, elements=400_000) for name, form in FORMS.items()}
+    stages: dict[str, Stage] = {}
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
-        stage, options = stages[name], _options(mode, random)
+        stage, options = _stage(stages, root, name, 400_000), _options(mode, random)
         stage.reset()
         victim = _victim(stage, mode, kind, random)
         started = time.monotonic()
@@ -168,6 +169,13 @@ def random_changes(root: Path, random: Random) -> Iterator[Case]:
         ended = Ended(status=process.returncode, stdout=stdout, stderr=stderr)
         tried = f"{name}, {mode} {' '.join(options)}: {kind} {victim.name} after {after:.3f} s"
         yield Case(tried, judge(stage, mode, kind, ended, surely=False))
+
+
+def _stage(stages: dict[str, Stage], root: Path, name: str, elements: int) -> Stage:
+    """Return the stage of a form, set up when it is needed first."""
+    if name not in stages:
+        stages[name] = Stage(root / name, FORMS[name], elements)
+    return stages[name]
 
 
 def _victim(stage: Stage, mode: str, kind: str, random: Random) -> Path:

@@ -242,8 +242,7 @@ def nearest_codes(values: NDArray[np.float64], dtype: torch.dtype) -> NDArray[An
     above = np.clip(np.searchsorted(table, sizes), 1, len(table) - 1)
     middle = (table[above - 1] + table[above]) / 2  # exact: both have few bits
     up = (sizes > middle) | ((sizes == middle) & (above % 2 == 0))
-    nearest: NDArray[Any] = (np.where(up, above, above - 1) + half * np.signbit(values)).astype(words)
-    return nearest
+    return np.asarray(np.where(up, above, above - 1) + half * np.signbit(values)).astype(words)
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
