@@ -81,7 +81,7 @@ def full_device() -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("part", "cases"),
-    [("full-disk", 4), ("file-limits", 3), ("memory-limits", 3), ("permissions", 3), ("terminals", 5), ("resume", 1)],
+    [("full-disk", 3), ("file-limits", 2), ("memory-limits", 2), ("permissions", 2), ("terminals", 4), ("resume", 1)],
 )
 def test_a_slice_of_the_campaign(part: str, cases: int) -> None:
     """The output is the right one, or the run tells why not and leaves everything as it was."""

@@ -16,14 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
 from faults.case import CannotBeTried, Case
 from faults.outcome import after_refusal
-from faults.scene import PATIENCE_SECONDS, SHAPES, Ended, Scene
+from faults.scene import PATIENCE_SECONDS, SHAPES, Ended, Scene, scenes_on_demand
 from faults.shim import STOP, Fault, Shim
 
 _PAGE = 4096
@@ -88,15 +88,16 @@ class Disk:
 
 def _cases(root: Path, random: Random) -> Iterator[Case]:
     disk = Disk(root / "disk")
-    scenes = []
-    for shape in SHAPES:
-        scenes.append(Scene(root / shape, shape, out=disk.folder / "out"))
-        shutil.rmtree(scenes[-1].out)
+    scenes = scenes_on_demand(root, out=disk.folder / "out")
     shim = Shim(root) if shutil.which("gcc") else None
-    small, late = (
-        [_too_small(disk, scene) for scene in scenes],
-        [_filling(disk, scene, shim) for scene in scenes if shim],
-    )
+
+    def scene(shape: str) -> Scene:
+        disk.clear()
+        shutil.rmtree(disk.folder / "out", ignore_errors=True)
+        return scenes(shape)
+
+    small = [_too_small(disk, shape, scene) for shape in SHAPES]
+    late = [_filling(disk, shape, scene, shim) for shape in SHAPES if shim]
     sources = [*small, *late]
     while sources:  # one of each in turn
         source = random.choice(sources)
@@ -107,12 +108,13 @@ def _cases(root: Path, random: Random) -> Iterator[Case]:
             yield case
 
 
-def _too_small(disk: Disk, scene: Scene) -> Iterator[Case]:
+def _too_small(disk: Disk, shape: str, scene_of: Callable[[str], Scene]) -> Iterator[Case]:
     """Leave more and more space, until a run succeeds three times."""
     for earlier in (True, False):
         succeeded = 0
         for pages in itertools.count():
-            _prepare(disk, scene, earlier=earlier)
+            scene = scene_of(shape)
+            _prepare(scene, earlier=earlier)
             disk.fill(pages * _PAGE)
             ended = scene.run()
             succeeded += ended.status == 0
@@ -121,10 +123,11 @@ def _too_small(disk: Disk, scene: Scene) -> Iterator[Case]:
                 break
 
 
-def _filling(disk: Disk, scene: Scene, shim: Shim) -> Iterator[Case]:
+def _filling(disk: Disk, shape: str, scene_of: Callable[[str], Scene], shim: Shim) -> Iterator[Case]:
     """Stop a run before a call, fill the disk, and let it go on."""
     for (call, number), no_reserve, earlier in itertools.product(_PAUSES, (False, True), (True, False)):
-        _prepare(disk, scene, earlier=earlier)
+        scene = scene_of(shape)
+        _prepare(scene, earlier=earlier)
         fault = Fault(call=call, number=number, code=STOP, folder=scene.out, no_reserve=no_reserve)
         process = scene.start(shim.environment(fault))
         stopped = _wait_for_stop(process)
@@ -146,10 +149,8 @@ def _wait_for_stop(process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def _prepare(disk: Disk, scene: Scene, *, earlier: bool) -> None:
-    disk.clear()
-    shutil.rmtree(scene.out, ignore_errors=True)
-    scene.out.mkdir()
+def _prepare(scene: Scene, *, earlier: bool) -> None:
+    scene.out.mkdir(exist_ok=True)
     scene.reset(earlier=earlier)
 
 
