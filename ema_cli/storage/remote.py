@@ -127,6 +127,10 @@ class RemoteSource(ByteSource):
         """Forget a range when all of it was read."""
         self._kept.deliver(begin, end, count)
 
+    def crc32(self, begin: int, end: int) -> int | None:
+        """Return the CRC-32 of a range that was kept."""
+        return self._kept.crc32(begin, end)
+
     def raise_if_changed(self) -> bool:
         """Ask the store whether the object is the one that was opened."""
         info = info_of(self._store, self._path, self._url)
