@@ -1,4 +1,4 @@
-"""Measure ema-avg: speed, small tensors, memory, geometry, start-up. Both sides of every ratio come from one run.
+"""Measure ema-avg: speed, small tensors, memory, geometry, start-up, remote files, both sides of a ratio in one run.
 
     python scripts/bench.py --folder /scratch        # 8 x 0.5 GB; needs 10 GB of disk
     python scripts/bench.py --quick --only speed
@@ -53,6 +53,16 @@ save_file(avg, out)
 with open(out, "rb") as file:
     os.fsync(file.fileno())
 """
+_DOWNLOAD = """
+import http.client, sys
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+buffer = bytearray(1 << 20)
+for name in sys.argv[2:]:
+    connection.request("GET", "/" + name)
+    answer = connection.getresponse()
+    while answer.readinto(buffer):
+        pass
+"""
 _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
 
@@ -65,6 +75,7 @@ class _Settings(NamedTuple):
     large_bytes: int
     checkpoints: int
     many: int
+    remote_bytes: int
     keep: bool
 
 
@@ -208,7 +219,7 @@ def _cached_share(path: Path) -> float:
     return float("nan") if failed else bytes(flags).count(1) / len(flags)
 
 
-# The four parts: each yields the rows of its table, the header first.
+# The parts: each yields the rows of its table, the header first.
 
 
 def _speed(settings: _Settings) -> _Rows:
@@ -325,6 +336,68 @@ def _startup(settings: _Settings) -> _Rows:
             yield name, f"{sample.cpu_seconds:.3f} s", f"{sample.seconds:.3f} s"
 
 
+class _Server(NamedTuple):
+    """A web server on the loopback, in a process of its own."""
+
+    port: int
+    log: Path
+
+    def sent(self) -> tuple[int, int]:
+        """Return how many requests were made since the last time, plain downloads left out, and the bytes of parts."""
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        os.truncate(self.log, 0)
+        asked = [int(size) for method, size, kind in lines if method == "HEAD" or kind == "part"]
+        return len(asked), sum(asked)
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[_Server]:
+    log = folder / "requests"
+    command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder), str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield _Server(int(process.stdout.readline()), log)
+        finally:
+            process.stdin.close()
+            process.wait()
+            log.unlink()
+
+
+def _remote(settings: _Settings) -> _Rows:
+    """Read from a web server on the loopback: requests, bytes, time against plain downloads, memory against files."""
+    yield (
+        *("checkpoints on a web server, warm", "plan: requests", "sent", "run: requests", "sent / needed"),
+        *("plain downloads", "ema-avg, remote", "ratio", "ema-avg, local", "peak memory: remote", "local"),
+    )
+    large = _Series(20, 40, settings.remote_bytes // 160)
+    for series in (large, large._replace(suffix=".pt"), _Series(500, 10, 50_000), _Series(500, 10, 50_000, ".pt")):
+        with _on_disk(series, settings) as paths, _served(paths[0].parent) as server:
+            yield _remote_row(series, paths, server, settings)
+
+
+def _remote_row(series: _Series, paths: Sequence[Path], server: _Server, settings: _Settings) -> tuple[str, ...]:
+    urls = [f"http://127.0.0.1:{server.port}/{path.name}" for path in paths]
+    _run(_Job([_EMA_AVG, "plan", *urls, "--decay", 0.9], paths), settings)
+    planned, planned_bytes = server.sent()
+    remote: Sequence[object] = [_EMA_AVG, *urls, "--decay", 0.9, "-o", settings.out / "out.safetensors"]
+    jobs = {
+        "downloads": _Job([sys.executable, "-c", _DOWNLOAD, server.port, *(path.name for path in paths)], paths),
+        "remote": _Job(remote, paths),
+        "local": _Job(_ours(paths, settings), paths),
+    }
+    downloads, far, near = _in_turn(jobs, settings).values()
+    made, sent = (count / settings.rounds for count in server.sent())
+    return (
+        f"{series.checkpoints} x {_size(series.data_bytes())} `{series.suffix}`",
+        *(f"{planned:,}", _size(planned_bytes), f"{made:,.0f}"),
+        f"{sent / (series.checkpoints * series.data_bytes()):.3f}",
+        *(f"{downloads.seconds:.2f} s", f"{far.seconds:.2f} s", f"{far.seconds / downloads.seconds:.2f}"),
+        *(f"{near.seconds:.2f} s", _peak(far), _peak(near)),
+    )
+
+
 def _size(count: float) -> str:
     return f"{count / 1e9:.2g} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
@@ -357,6 +430,7 @@ def _main() -> None:
         "memory": _memory,
         "geometry": _geometry,
         "startup": _startup,
+        "remote": _remote,
     }
     parser = argparse.ArgumentParser(description="Measure ema-avg.")
     parser.add_argument("--folder", type=Path, help="for the checkpoints, on the disk to measure [a temporary folder]")
@@ -367,7 +441,8 @@ def _main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints in --folder for the next run")
     given = parser.parse_args()
-    rounds, size, checkpoints, many, large = (2, 16, 4, 300, 64) if given.quick else (5, 512, 8, 3000, 4000)
+    quick, full = (2, 16, 4, 300, 64, 16), (5, 512, 8, 3000, 4000, 120)
+    rounds, size, checkpoints, many, large, remote = quick if given.quick else full
     if given.folder:
         given.folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="ema-avg-bench-", dir=given.folder))
@@ -379,6 +454,7 @@ def _main() -> None:
         large_bytes=int(large * 1e6),
         checkpoints=given.checkpoints or checkpoints,
         many=many,
+        remote_bytes=int((given.size or remote) * 1e6),
         keep=given.keep,
     )
     try:

@@ -83,7 +83,9 @@ def announce(extent: Located, start: int, count: int) -> None:
 
 
 def _place(extent: Extent) -> tuple[int, int]:
-    """Return where the storage of a tensor begins and ends."""
+    """Return where the storage of a tensor begins and ends: with a checksum, all of what that is of."""
+    if extent.record is not None:
+        return extent.record.offset, extent.record.offset + extent.record.size
     reach = span(extent.layout.shape, _strides(extent)) * extent.layout.dtype.itemsize
     return extent.offset, extent.offset + reach
 

@@ -10,6 +10,8 @@ import tempfile
 import threading
 from collections.abc import Callable
 
+from zlib_ng import zlib_ng
+
 _PIECE_BYTES = 1 << 24
 
 
@@ -32,6 +34,8 @@ class Kept:
     def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
         self._fetch = fetch
         self._ranges: list[_Range] = []
+        self._sums: dict[tuple[int, int], int] = {}
+        """The CRC-32 of every range that was fetched."""
         self._lock = threading.Lock()
 
     def keep(self, begin: int, end: int, wanted: int) -> None:
@@ -69,6 +73,10 @@ class Kept:
             one.users += 1
         self._release(one)
 
+    def crc32(self, begin: int, end: int) -> int | None:
+        """Return the CRC-32 of a range that was fetched, forgotten or not."""
+        return self._sums.get((begin, end))
+
     def close(self) -> None:
         """Forget all ranges."""
         with self._lock:
@@ -90,9 +98,13 @@ class Kept:
 
     def _copy(self, begin: int, end: int) -> int:
         with tempfile.TemporaryFile(prefix="ema-avg-") as file:
+            crc = 0
             for position in range(begin, end, _PIECE_BYTES):
-                file.write(self._fetch(position, min(position + _PIECE_BYTES, end)))
+                piece = self._fetch(position, min(position + _PIECE_BYTES, end))
+                crc = zlib_ng.crc32(piece, crc)
+                file.write(piece)
             file.flush()
+            self._sums[begin, end] = crc
             return os.dup(file.fileno())
 
 

@@ -7,12 +7,12 @@ blocks. An object is pinned when it is opened: one that changes while it is read
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from datetime import datetime
 from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.ahead import Ahead
+from ema_cli.storage.blocks import BLOCK_BYTES, Blocks
 from ema_cli.storage.kept import Kept
 from ema_cli.storage.locations import Url
 from ema_cli.storage.source import ByteSource
@@ -20,9 +20,6 @@ from ema_cli.storage.stores import info_of, insist, is_forbidden, is_missing, is
 from ema_cli.storage.web import fetch_part, gives_parts
 from ema_cli.text import quoted
 
-_BLOCK_BYTES = 1 << 16
-"""Of a read that was not announced, at least this much is fetched: structure is read in small pieces."""
-_BLOCKS = 8
 _PINNED = (
     *("size", "ETag", "etag", "VersionId", "generation", "LastModified", "mtime", "updated", "created"),
     *("lfs", "blob_id", "xet_hash"),
@@ -58,7 +55,7 @@ class RemoteSource(ByteSource):
             raise InputRefused(f"{quoted(self.name)} is on a server that does not give parts of files (ranges)")
         self._pinned = _pin(info)
         self._tag, self._generation = info.get("ETag"), info.get("generation")
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._blocks = Blocks(self._fetch, self._size)
         self._ahead = Ahead(self._fetch)
         self._kept = Kept(self._fetch)
 
@@ -102,18 +99,10 @@ class RemoteSource(ByteSource):
 
     def _read_block(self, offset: int, view: memoryview) -> int:
         """Fill some of ``view`` and return how much: a long read is one request, a short one a block that is kept."""
-        if len(view) >= _BLOCK_BYTES:
+        if len(view) >= BLOCK_BYTES:
             view[:] = self._fetch(offset, offset + len(view))
             return len(view)
-        begin = offset - offset % _BLOCK_BYTES
-        block = self._blocks.get(begin)
-        if block is None:
-            block = self._blocks[begin] = self._fetch(begin, min(begin + _BLOCK_BYTES, self._size))
-            while len(self._blocks) > _BLOCKS:
-                self._blocks.popitem(last=False)
-        piece = block[offset - begin : offset - begin + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
+        return self._blocks.read(offset, view)
 
     def will_need(self, offset: int, length: int) -> None:
         """Fetch a range ahead."""
@@ -126,6 +115,10 @@ class RemoteSource(ByteSource):
     def deliver(self, begin: int, end: int, count: int) -> None:
         """Forget a range when all of it was read."""
         self._kept.deliver(begin, end, count)
+
+    def crc32(self, begin: int, end: int) -> int | None:
+        """Return the CRC-32 of a range that was kept."""
+        return self._kept.crc32(begin, end)
 
     def raise_if_changed(self) -> bool:
         """Ask the store whether the object is the one that was opened."""
@@ -140,7 +133,7 @@ class RemoteSource(ByteSource):
         """Forget what was fetched."""
         self._ahead.close()
         self._kept.close()
-        self._blocks.clear()
+        self._blocks.close()
 
     def _fetch(self, begin: int, end: int) -> bytes:
         """Return a range of the object."""

@@ -74,6 +74,10 @@ class ByteSource(ABC):
     def deliver(self, begin: int, end: int, count: int) -> None:
         """Announce that so many of them will not be read again."""
 
+    def crc32(self, begin: int, end: int) -> int | None:  # noqa: ARG002 - of those that keep ranges
+        """Return the CRC-32 of a range, where the source has found it on the way."""
+        return None
+
     def raise_if_changed(self) -> bool:
         """Raise ``InputChanged`` if the bytes changed since opening; return whether only the name was taken away."""
         return False

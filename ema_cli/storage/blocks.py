@@ -1,0 +1,55 @@
+"""Small blocks of remote objects that were read lately: structure is read in small pieces, some of them again.
+
+All objects share one bound, so that the memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+BLOCK_BYTES = 1 << 16
+_MOST_BLOCKS = 256
+_BLOCKS: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+"""By the number of the object and where the block begins, the one that was read longest ago first."""
+_LOCK = threading.Lock()
+_NUMBERS = itertools.count()
+
+
+class Blocks:
+    """The blocks of one object. Safe to use from several threads."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._number = next(_NUMBERS)
+
+    def read(self, offset: int, view: memoryview) -> int:
+        """Fill the front of ``view`` out of the block that ``offset`` lies in; return how many bytes."""
+        begin = offset - offset % BLOCK_BYTES
+        block = self._block(begin)
+        piece = block[offset - begin : offset - begin + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def _block(self, begin: int) -> bytes:
+        key = self._number, begin
+        with _LOCK:
+            block = _BLOCKS.get(key)
+            if block is not None:
+                _BLOCKS.move_to_end(key)
+                return block
+        block = self._fetch(begin, min(begin + BLOCK_BYTES, self._size))
+        with _LOCK:
+            _BLOCKS[key] = block
+            while len(_BLOCKS) > _MOST_BLOCKS:
+                _BLOCKS.popitem(last=False)
+        return block
+
+    def close(self) -> None:
+        """Forget them."""
+        with _LOCK:
+            for key in [key for key in _BLOCKS if key[0] == self._number]:
+                del _BLOCKS[key]
