@@ -44,6 +44,7 @@ class SmallFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temp = temporary_name(path)
+        self._published = False
 
     def write(self, data: bytes) -> None:
         """Make it durable, still under another name. Arrange for ``discard`` before.
@@ -77,9 +78,12 @@ class SmallFile:
             publish(self._temp, self._path)
         except OSError as error:
             raise_output_error(self._path, error)
+        self._published = True
 
     def discard(self) -> None:
         """Remove the file; nothing happens after ``publish``."""
+        if self._published:
+            return
         with contextlib.suppress(OSError):  # the next run sweeps it
             self._temp.unlink(missing_ok=True)
 
