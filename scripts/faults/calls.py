@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case, wrong
+from faults.forms import FORMS
 from faults.scene import SHAPES, Ended, Scene
-from faults.series import KINDS
 from faults.shim import EOF, KILL, SHORT, Fault, Shim
 
 CALLS = (
@@ -23,7 +23,7 @@ CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 BEFORE_PUBLISHING = ("pwrite", "ftruncate", "fallocate", "fdatasync", "pread")
 """Calls of which none comes after the first rename."""
 READ_CODES = (SHORT, EOF, errno.EINTR, errno.EIO)
-READ_SCENES = (*((kind, "file") for kind in KINDS), ("sharded folder", "folder"))
+READ_SCENES = (*((form, "file") for form in FORMS), ("shards", "folder"))
 
 
 def errors(root: Path, random: Random) -> Iterator[Case]:
@@ -89,10 +89,10 @@ def reads(root: Path, random: Random) -> Iterator[Case]:
     shim = Shim(root)
     scenes = _scenes(root)
     calls = [(call, code) for call in ("open", "read", "pread", "close") for code in READ_CODES]
-    faults = [(kind, shape, call, code) for kind, shape in READ_SCENES for call, code in calls]
+    faults = [(form, shape, call, code) for form, shape in READ_SCENES for call, code in calls]
     random.shuffle(faults)
-    for kind, shape, call, code in faults:
-        scene = scenes(kind, shape)
+    for form, shape, call, code in faults:
+        scene = scenes(form, shape)
         for number in count(1):
             scene.reset()
             fault = Fault(call=call, number=number, code=code, folder=scene.inputs)
@@ -100,7 +100,7 @@ def reads(root: Path, random: Random) -> Iterator[Case]:
             if not shim.hit():
                 break
             problems = [*_after_read(scene, fault, Path(shim.hit()), ended), *scene.aftermath()]
-            yield Case(f"{kind} to {shape}, {fault}, {_steady(shim.hit())}", problems)
+            yield Case(f"{form} to {shape}, {fault}, {_steady(shim.hit())}", problems)
 
 
 def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str]:
@@ -119,8 +119,8 @@ def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str
 
 
 def _scenes(root: Path) -> Callable[[str, str], Scene]:
-    """Return what makes a scene of a kind and a shape when it is asked for first."""
-    return cache(lambda kind, shape: Scene(root / f"{kind} {shape}", shape, kind=kind))
+    """Return what makes a scene of a form and a shape when it is asked for first."""
+    return cache(lambda form, shape: Scene(root / f"{form} {shape}", shape, form=form))
 
 
 def _steady(path: str) -> str:

@@ -46,7 +46,7 @@ class Scene:
         root: folder of it all.
         shape: a key of ``SHAPES``.
         elements: in the largest tensor.
-        kind: of the inputs, a key of ``faults.series.KINDS``.
+        form: of the inputs, a key of ``faults.forms.FORMS``.
         out: where the outputs go, if not under ``root``.
 
     """
@@ -57,16 +57,16 @@ class Scene:
         shape: str = "file",
         *,
         elements: int = 20_000,
-        kind: str = "safetensors",
+        form: str = "safetensors",
         out: Path | None = None,
     ) -> None:
         ((name, self._options),) = SHAPES[shape].items()
-        self.shape, self.kind = shape, kind
+        self.shape, self.form = shape, form
         self.inputs, self.out, self._earlier = root / "inputs", out or root / "out", root / "earlier"
         self.output = self.out / name
         for folder in (self.inputs, self.out):
             folder.mkdir(parents=True)
-        write_series(self.inputs, elements, kind)
+        write_series(self.inputs, elements, form)
         self.digests = self.read(self.inputs)
         self.old = self._reference("--init", "debias")
         shutil.copytree(self.out, self._earlier)
