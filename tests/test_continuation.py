@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, StrictWarnings, UsageError
 from ema_cli.report.model import Report
+from ema_cli.uptodate import read_report
 from tests.conftest import Run
 from tests.series import FORMATS, State, load, open_files, random_states, same_bits
 
@@ -522,6 +523,18 @@ def test_the_average_is_not_folded_into_itself(paths: list[Path], tmp_path: Path
     ema_cli.average(paths[:3], decay=0.5, output=part)
     with pytest.raises(NothingNew):
         ema_cli.plan(folder, continue_from=part)
+
+
+def test_a_report_of_unreasonable_size_is_not_read(paths: list[Path], tmp_path: Path) -> None:
+    """The next run looks at the report beside an output, and takes one that would fill the memory for none."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths, per="step", decay=0.9, output=part)
+    beside = tmp_path / "part.report.json"
+    document = beside.read_bytes()
+    beside.write_bytes(document[:1] + b" " * 120_000_000 + document[1:])
+    assert read_report(part) is None
+    beside.write_bytes(document)
+    assert read_report(part) is not None
 
 
 @pytest.mark.parametrize(

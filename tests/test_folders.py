@@ -71,6 +71,14 @@ def test_deepspeed_up_to_stage_2(tmp_path: Path) -> None:
     assert read_all(found) == expected(state)
 
 
+def test_the_command_that_joins_it_runs_nothing_that_a_name_says(tmp_path: Path) -> None:
+    """The name of a folder may hold what a shell would run; pasted, it is one word."""
+    folder = tmp_path / "global_step5; touch canary"
+    write_deepspeed(folder, {"w": torch.zeros(0)}, 500, name="zero_pp_rank_0_mp_rank_00_model_states.pt")
+    command = shlex.split(refusal(folder).hint.partition("python ")[2])
+    assert command[-2:] == [folder.name, "--safe_serialization"]
+
+
 @pytest.mark.parametrize("script", ["beside", "inside", "nowhere"])
 def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp_path: Path) -> None:
     """The script that DeepSpeed leaves beside its checkpoints is named, or that it is not there."""

@@ -122,7 +122,9 @@ def _merge(shards: Sequence[_Shard], index: Mapping[str, str], index_name: str) 
             if index and index.get(layout.name) != one.name:
                 unmapped.append(layout.name)
             elif layout.name in found:
-                twice.append(f"{quoted(layout.name)} in {quoted(shards[found[layout.name][0]].name)} and {one.name}")
+                twice.append(
+                    f"{quoted(layout.name)} in {quoted(shards[found[layout.name][0]].name)} and {quoted(one.name)}"
+                )
             else:
                 found[layout.name] = which, position
     if twice:

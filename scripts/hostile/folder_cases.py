@@ -75,6 +75,10 @@ _HF_BAD: dict[str, tuple[Contents, str]] = {
     "shard is cut": (_sharded(_index(_MAP), **{_FIRST: one(name=b"a")[:-1]}), "incomplete"),
     "shard is empty": (_sharded(_index(_MAP), **{_FIRST: b""}), "is empty"),
     "shard is text": (_sharded(_index(_MAP), **{_FIRST: b"404"}), "not a checkpoint"),
+    "shards alike with marks in their names": (
+        {"\x1b[31m-00001-of-00002.safetensors": one(name=b"a"), "\x1b[31m-00002-of-00002.safetensors": one(name=b"a")},
+        "two shards",
+    ),
     "shards alike": ({_FIRST: one(name=b"a"), _SECOND: one(name=b"a")}, "two shards"),
     "two models": ({"model.safetensors": one(), "adapter_model.safetensors": one()}, "several models"),
     "model is cut": ({"model.safetensors": one()[:-1]}, "incomplete"),
