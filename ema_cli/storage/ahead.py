@@ -69,6 +69,8 @@ class Ahead:
             number = self._number(offset)
             if chunk.left <= 0 and number >= 0 and self._chunks[number] is chunk:
                 del self._chunks[number]
+                if self._growing is chunk:
+                    self._growing = None  # it holds what was fetched
         return len(piece)
 
     def close(self) -> None:
