@@ -39,7 +39,7 @@ class RemoteSource(ByteSource):
 
     far = True
     window_bytes = 1 << 23
-    ahead_bytes = 3 << 26  # twice that is held where every source has a request that is half used
+    ahead_bytes = 1 << 28
 
     def __init__(self, url: Url) -> None:
         self.name = str(url)
