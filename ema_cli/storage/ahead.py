@@ -14,20 +14,45 @@ Fetch = Callable[[int, int], bytes]
 _REQUEST_BYTES = 1 << 24
 _GAP_BYTES = 1 << 12
 """Ranges that lie closer together are fetched with what is between them: padding, the headers of records."""
+_PART_BYTES = 1 << 17
+"""What was taken of a request is forgotten in such parts: with many sources, what is left of each would add up."""
 _THREADS = 12
 
 
 class _Chunk:
-    """A range that is fetched in one request."""
+    """A range that is fetched in one request, and forgotten part by part."""
 
     __slots__ = ("begin", "end", "future", "left")
 
     def __init__(self, begin: int, end: int) -> None:
         self.begin = begin
+        self.end = begin
+        self.left: list[int] = []
+        """Of each part, the announced bytes that were not taken yet."""
+        self.future: Future[list[bytes]] | None = None
+        """The parts; those that were taken whole are empty."""
+        self.grow(begin, end)
+
+    def grow(self, begin: int, end: int) -> None:
+        """Reach until ``end``, from ``begin`` on announced; nothing is requested yet."""
+        self.left += [0] * (-(-(end - self.begin) // _PART_BYTES) - len(self.left))
         self.end = end
-        self.left = end - begin
-        """Announced bytes that were not taken yet."""
-        self.future: Future[bytes] | None = None
+        self.count(begin, end, 1)
+
+    def count(self, begin: int, end: int, sign: int) -> None:
+        """Note that a range was announced once more, or taken."""
+        while begin < end:
+            number = (begin - self.begin) // _PART_BYTES
+            stop = min(end, self.begin + (number + 1) * _PART_BYTES)
+            self.left[number] += sign * (stop - begin)
+            begin = stop
+
+    def take(self, parts: list[bytes], offset: int, view: memoryview) -> int:
+        """Copy out of one part into the front of ``view``; return how many bytes, 0 if it was forgotten."""
+        number, inside = divmod(offset - self.begin, _PART_BYTES)
+        piece = memoryview(parts[number])[inside : inside + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
 
 
 class Ahead:
@@ -48,7 +73,7 @@ class Ahead:
             while begin < end:
                 known = self._find(begin)
                 if known is not None:
-                    known.left += min(end, known.end) - begin
+                    known.count(begin, min(end, known.end), 1)
                     begin = known.end
                 else:
                     begin = self._add(begin, end)
@@ -61,17 +86,23 @@ class Ahead:
                 return 0
             self._request(chunk)
         assert chunk.future is not None  # noqa: S101 - requested above
-        data = memoryview(chunk.future.result())
-        piece = data[offset - chunk.begin : offset - chunk.begin + len(view)]
-        view[: len(piece)] = piece
+        parts = chunk.future.result()
+        taken = chunk.take(parts, offset, view)
         with self._lock:
-            chunk.left -= len(piece)
-            number = self._number(offset)
-            if chunk.left <= 0 and number >= 0 and self._chunks[number] is chunk:
-                del self._chunks[number]
-                if self._growing is chunk:
-                    self._growing = None  # it holds what was fetched
-        return len(piece)
+            chunk.count(offset, offset + taken, -1)
+            self._forget(chunk, parts, (offset - chunk.begin) // _PART_BYTES)
+        return taken
+
+    def _forget(self, chunk: _Chunk, parts: list[bytes], number: int) -> None:
+        """Forget a part if all that was announced of it was taken, and a chunk with its last part."""
+        if chunk.left[number] > 0:
+            return
+        parts[number] = b""
+        position = self._number(chunk.begin)
+        if max(chunk.left) <= 0 and position >= 0 and self._chunks[position] is chunk:
+            del self._chunks[position]
+            if self._growing is chunk:
+                self._growing = None  # it holds what was fetched
 
     def close(self) -> None:
         """Forget everything; requests that wait are not made any more."""
@@ -100,8 +131,7 @@ class Ahead:
         if growing is not None and growing.future is None and 0 <= begin - growing.end <= _GAP_BYTES:
             stop = min(end, following, growing.begin + _REQUEST_BYTES)
             if stop > begin:
-                growing.left += stop - begin
-                growing.end = stop
+                growing.grow(begin, stop)
                 return stop
         if growing is not None:
             self._request(growing)
@@ -116,7 +146,7 @@ class Ahead:
             _fetchers().put((chunk.future, self._fetch, chunk.begin, chunk.end))
 
 
-_Work = tuple["Future[bytes]", Fetch, int, int]
+_Work = tuple["Future[list[bytes]]", Fetch, int, int]
 _QUEUE: queue.SimpleQueue[_Work] = queue.SimpleQueue()
 _STARTED = threading.Event()
 
@@ -136,6 +166,10 @@ def _work() -> None:
         if not future.set_running_or_notify_cancel():
             continue
         try:
-            future.set_result(fetch(begin, end))
+            future.set_result(_cut(fetch(begin, end)))
         except BaseException as error:  # noqa: BLE001 - raised again by who takes the range
             future.set_exception(error)
+
+
+def _cut(data: bytes) -> list[bytes]:
+    return [data[begin : begin + _PART_BYTES] for begin in range(0, len(data), _PART_BYTES)]
