@@ -6,7 +6,8 @@ A checkpoint that is named must be usable; in a run, what is not a checkpoint of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from ema_cli.contents import Candidate, look_into
@@ -14,9 +15,9 @@ from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folders import format_of
-from ema_cli.formats.names import SUFFIXES, shard
-from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.names import SUFFIXES
 from ema_cli.formats.wording import refusal_of
+from ema_cli.opening import open_in_turn
 from ema_cli.options import Options
 from ema_cli.patterns import matches
 from ema_cli.records import Checkpoint, LeftOut, Notice
@@ -47,9 +48,10 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
     candidates = [candidate for name in options.paths for candidate in _expand(name, search)]
     pool = LayoutPool()
     try:
-        for number, candidate in enumerate(candidates):
-            listener(Opening(done=number, total=len(candidates)))
-            _open(candidate, options, pool, search)
+        with closing(open_in_turn([candidate.path for candidate in candidates], options, pool)) as opened:
+            for number, (candidate, open_one) in enumerate(zip(candidates, opened, strict=True)):
+                listener(Opening(done=number, total=len(candidates)))
+                _sort_in(candidate, open_one, search)
         raise_faults(search.faults)
         search.leave_out_copies()
         search.leave_out_own_outputs()
@@ -96,11 +98,10 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
     yield from contents.candidates
 
 
-def _open(candidate: Candidate, options: Options, pool: LayoutPool, search: Search) -> None:
-    """Open a checkpoint; in a run, one that is incomplete or was rotated away meanwhile is left out with a word."""
+def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: Search) -> None:
+    """Add a checkpoint; in a run, one that is incomplete or was rotated away meanwhile is left out with a word."""
     try:
-        _refuse_shard(candidate.path)
-        checkpoint = open_checkpoint(candidate.path, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
+        checkpoint = open_one()
     except (InputRefused, NothingMatched) as refused:
         if not candidate.in_folder:
             search.faults.append(refused)
@@ -110,14 +111,6 @@ def _open(candidate: Candidate, options: Options, pool: LayoutPool, search: Sear
         search.notices.append(Notice(code="unusable-left-out", message=message, hint=refused.hint))
     else:
         (search.copies if candidate.is_copy else search.checkpoints).append(checkpoint)
-
-
-def _refuse_shard(location: Location) -> None:
-    """Refuse one shard of a model, which by itself is no model."""
-    found = shard(location.name)
-    if found is not None and found.count > 1 and not is_folder(location):
-        message = f"{quoted(str(location))} is one shard of a model, number {found.number:,} of {found.count:,}"
-        raise InputRefused(message, hint=f"name the folder that holds all of them: {location.parent}")
 
 
 def _raise_nothing(options: Options, search: Search) -> None:

@@ -19,7 +19,7 @@ LAYERS = (
     {"files", "records", "weight_options"},
     {"events", "options", "output_name"},
     {"formats", "weights"},
-    {"contents", "discover", "matching", "patterns", "quantization", "search"},
+    {"contents", "discover", "matching", "opening", "patterns", "quantization", "search"},
     {"order", "caveats", "copies", "refusals", "runs", "strict", "ties", "unchanged"},
     {"companions", "outputs", "planned_tensors", "sharding", "weighing"},
     {"planning"},

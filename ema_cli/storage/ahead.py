@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future
+
+from ema_cli.storage.background import Background
 
 Fetch = Callable[[int, int], bytes]
 """Returns the bytes from the first to before the second number."""
@@ -16,7 +17,7 @@ _GAP_BYTES = 1 << 12
 """Ranges that lie closer together are fetched with what is between them: padding, the headers of records."""
 _PART_BYTES = 1 << 17
 """What was taken of a request is forgotten in such parts: with many sources, what is left of each would add up."""
-_THREADS = 12
+_FETCHERS = Background("fetch", threads=12)
 
 
 class _Chunk:
@@ -142,33 +143,8 @@ class Ahead:
 
     def _request(self, chunk: _Chunk) -> None:
         if chunk.future is None:
-            chunk.future = Future()
-            _fetchers().put((chunk.future, self._fetch, chunk.begin, chunk.end))
-
-
-_Work = tuple["Future[list[bytes]]", Fetch, int, int]
-_QUEUE: queue.SimpleQueue[_Work] = queue.SimpleQueue()
-_STARTED = threading.Event()
-
-
-def _fetchers() -> queue.SimpleQueue[_Work]:
-    """Return the queue of the fetching threads, which all sources share. They do not outlive an interrupted run."""
-    if not _STARTED.is_set():
-        _STARTED.set()
-        for number in range(_THREADS):
-            threading.Thread(target=_work, name=f"fetch-{number}", daemon=True).start()
-    return _QUEUE
-
-
-def _work() -> None:
-    while True:
-        future, fetch, begin, end = _QUEUE.get()
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(_cut(fetch(begin, end)))
-        except BaseException as error:  # noqa: BLE001 - raised again by who takes the range
-            future.set_exception(error)
+            begin, end = chunk.begin, chunk.end
+            chunk.future = _FETCHERS.submit(lambda: _cut(self._fetch(begin, end)))
 
 
 def _cut(data: bytes) -> list[bytes]:

@@ -9,6 +9,7 @@ are 64 arrays of 24 kB and one list of names.
 from __future__ import annotations
 
 import math
+import threading
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,24 +90,27 @@ Located = Extent | Mosaic
 
 
 class LayoutPool:
-    """What the checkpoints of one run have in common, held and worked out once."""
+    """What the checkpoints of one run have in common, held and worked out once. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._layouts: dict[tuple[TensorLayout, ...], tuple[TensorLayout, ...]] = {}
         self._remembered: dict[Hashable, object] = {}
         self._branches: dict[str, LayoutPool] = {}
+        self._lock = threading.Lock()
 
     def branch(self, name: str) -> LayoutPool:
         """Return the pool of one file of a checkpoint folder, such as the second shard, in all checkpoints of a run."""
-        if len(self._branches) >= _MOST_BRANCHES:
-            self._branches.clear()
-        return self._branches.setdefault(name, LayoutPool())
+        with self._lock:
+            if len(self._branches) >= _MOST_BRANCHES:
+                self._branches.clear()
+            return self._branches.setdefault(name, LayoutPool())
 
     def intern(self, layouts: tuple[TensorLayout, ...]) -> tuple[TensorLayout, ...]:
         """Return the one stored copy that is equal to ``layouts``."""
-        if any(known is layouts for known in self._layouts.values()):
-            return layouts
-        return self._layouts.setdefault(layouts, layouts)
+        with self._lock:
+            if any(known is layouts for known in self._layouts.values()):
+                return layouts
+            return self._layouts.setdefault(layouts, layouts)
 
     def remember(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what ``make`` gave for this ``key`` the last time, or make it now.
@@ -114,12 +118,14 @@ class LayoutPool:
         Checkpoints of one run often have equal structure bytes, which then are parsed once. Few keys are kept, so
         that a run in which all of them differ does not hold everything that was ever parsed.
         """
-        if key not in self._remembered:
-            made = make()
+        with self._lock:
+            if key in self._remembered:
+                return cast("Made", self._remembered[key])
+        made = make()
+        with self._lock:
             if len(self._remembered) >= _MOST_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            self._remembered[key] = made
-        return cast("Made", self._remembered[key])
+            return cast("Made", self._remembered.setdefault(key, made))
 
 
 class TensorIndex:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ _LOGINS = {
 }
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION = 401, 403, 404, 412
 _LONGEST_REASON = 300
+_STORES: dict[str, Any] = {}
+"""By scheme and bucket or host."""
+_LOCK = threading.Lock()
 
 
 def store_of(url: Url) -> tuple[Any, str]:
@@ -43,8 +47,13 @@ def store_of(url: Url) -> tuple[Any, str]:
         logger = logging.getLogger(name)
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())
+    place = "/".join(url.address.split("/")[:3])
     try:
-        store, path = url_to_fs(url.address, use_listings_cache=False)
+        with _LOCK:  # fsspec would make one for every thread, each with connections and credentials of its own
+            if place not in _STORES:
+                _STORES[place] = url_to_fs(url.address, use_listings_cache=False)[0]
+            store = _STORES[place]
+        path = store._strip_protocol(url.address)  # noqa: SLF001 - what url_to_fs does
     except ImportError as error:
         extra = _LIBRARIES.get(url.scheme)
         hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
