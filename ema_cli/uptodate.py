@@ -146,10 +146,10 @@ def _place(output: PlannedOutput, file: PlannedFile) -> Location:
 
 def _is_in_the_way(output: PlannedOutput) -> bool:
     """Whether something stands where an output is to be; an empty folder makes way for one."""
-    if not output.folder:
+    if isinstance(output.path, Url) or not output.folder:
         return exists(output.path)
     try:
-        return holds_something(output.local)
+        return holds_something(output.path)
     except OSError:
         return True
 

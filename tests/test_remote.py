@@ -15,6 +15,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ema_cli
@@ -48,6 +50,8 @@ class Site:
     whole: Callable[[int], bool] = lambda _: False
     """Whether the whole file is sent in place of the n-th part."""
     asked: int = 0
+    meeting: threading.Barrier | None = None
+    """Where questions for what a file is wait for each other."""
 
 
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
@@ -60,6 +64,8 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
             pass
 
         def do_HEAD(self) -> None:
+            if site.meeting is not None:
+                site.meeting.wait()
             self.answer(body=False)
 
         def do_GET(self) -> None:
@@ -154,6 +160,17 @@ def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) 
     assert needed <= sent + 4 * (1 << 16)
     assert sent <= needed + planned + 1000  # the copied tensor besides
     assert len(site.ranges) <= 4 * 8
+
+
+def test_files_are_opened_several_at_a_time(site: Site) -> None:
+    """All four are asked about before any is answered; what cannot be opened is told as it is one by one."""
+    site.meeting = threading.Barrier(4, timeout=60)
+    assert len(ema_cli.plan(names(site, "pt"), decay=0.5).checkpoints) == 4
+    site.meeting = None
+    (site.folder / "c_1.pt").write_bytes(b"no checkpoint")
+    (site.folder / "c_2.pt").unlink()
+    with pytest.raises(EmaAvgError, match=r"(?s)c_1\.pt.*c_2\.pt"):
+        ema_cli.plan(names(site, "pt"), decay=0.5)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "channels-last", "sliced"])
@@ -285,9 +302,46 @@ def test_announced_ranges_are_fetched_once() -> None:
     for begin in range(0, 40_000, 1000):
         ahead.announce(begin, begin + 1000)
     ahead.announce(500, 2500)
-    for begin, length in ((0, 1500), (500, 2000), (1500, 38_500)):
+    for begin, length in ((0, 1500), (500, 2000), (1500, 38_500)):  # all within one part
         out = bytearray(length)
         assert ahead.take(begin, memoryview(out)) == length
         assert out == data[begin : begin + length]
     assert fetched == [(0, 40_000)]
     assert ahead.take(0, memoryview(bytearray(1))) == 0
+
+
+@given(st.data())
+def test_every_byte_comes_out_as_it_is(data: st.DataObject) -> None:
+    """Whatever is announced and taken in whatever order, bytes are right or not there, and none is held in the end."""
+    size = 700_000
+    content = np.random.default_rng(0).bytes(size)
+    ahead = Ahead(lambda begin, end: content[begin:end])
+    spans = st.tuples(st.integers(0, size - 1), st.integers(1, 300_000)).map(lambda s: (s[0], min(size, sum(s))))
+    announced = data.draw(st.lists(spans, max_size=6))
+    for begin, end in announced:
+        ahead.announce(begin, end)
+    for begin, end in data.draw(st.permutations(announced)):
+        done = begin
+        while done < end:
+            out = bytearray(end - done)
+            taken = ahead.take(done, memoryview(out))
+            assert out[:taken] == content[done : done + taken]
+            assert taken > 0
+            done += taken
+    assert held(ahead) == 0
+
+
+def test_what_was_taken_of_a_request_is_not_held() -> None:
+    """A request is forgotten part by part, not when all of it was taken."""
+    ahead = Ahead(lambda begin, end: bytes(end - begin))
+    ahead.announce(0, 1 << 20)
+    done = 0
+    while done < 1 << 19:
+        done += ahead.take(done, memoryview(bytearray((1 << 19) - done)))
+    assert held(ahead) == 1 << 19
+
+
+def held(ahead: Ahead) -> int:
+    """Return the bytes that were fetched and not forgotten."""
+    futures = [chunk.future for chunk in ahead._chunks if chunk.future is not None]
+    return sum(len(part) for future in futures for part in future.result())

@@ -129,7 +129,8 @@ class Ahead:
         number = self._number(begin) + 1
         following = self._chunks[number].begin if number < len(self._chunks) else end
         growing = self._growing
-        if growing is not None and growing.future is None and 0 <= begin - growing.end <= _GAP_BYTES:
+        near = number > 0 and self._chunks[number - 1] is growing  # nothing lies between
+        if near and growing is not None and growing.future is None and 0 <= begin - growing.end <= _GAP_BYTES:
             stop = min(end, following, growing.begin + _REQUEST_BYTES)
             if stop > begin:
                 growing.grow(begin, stop)
