@@ -96,9 +96,8 @@ class Worker:
         """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written."""
         tensor = self._state.plan.tensors[block.number]
         squared = dot(total, total)
-        if (
-            not np.isfinite(squared[0]) and not np.isfinite(total).all()
-        ):  # a square can overflow where the number does not
+        # A square can overflow where the number does not.
+        if not np.isfinite(squared[0]) and not np.isfinite(total).all():
             self._meet_nonfinite(k, block)
         rounded = round_to(total, tensor.dtype)
         if self._may_overflow(k, tensor.dtype.name):
