@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -19,7 +20,7 @@ from ema_cli.options import OUR_METADATA, Options
 from ema_cli.records import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
-from ema_cli.text import quoted
+from ema_cli.text import quoted, safe_text
 from ema_cli.timeline import Timeline
 from ema_cli.weight_options import WeightOptions
 
@@ -198,5 +199,5 @@ def _refuse_other_options(earlier: Earlier, options: Options) -> None:
             made = f"with {flag} {quoted(then)}" if then is not None else f"without {flag}"
             raise UsageError(
                 f"{earlier.where} was made {made}, and can only be gone on from in the same way",
-                hint=f"{flag} {quoted(then)}" if then is not None else f"leave out {flag}",
+                hint=f"{flag} {shlex.quote(safe_text(then))}" if then is not None else f"leave out {flag}",
             )

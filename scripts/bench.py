@@ -76,6 +76,7 @@ class _Settings(NamedTuple):
     checkpoints: int
     many: int
     remote_bytes: int
+    objects: int
     keep: bool
 
 
@@ -371,8 +372,9 @@ def _remote(settings: _Settings) -> _Rows:
         *("checkpoints on a web server, warm", "plan: requests", "sent", "run: requests", "sent / needed"),
         *("plain downloads", "ema-avg, remote", "ratio", "ema-avg, local", "peak memory: remote", "local"),
     )
-    large = _Series(20, 40, settings.remote_bytes // 160)
-    for series in (large, large._replace(suffix=".pt"), _Series(500, 10, 50_000), _Series(500, 10, 50_000, ".pt")):
+    large = _Series(max(2, settings.objects // 25), 40, settings.remote_bytes // 160)
+    small = _Series(settings.objects, 10, 50_000)
+    for series in (large, large._replace(suffix=".pt"), small, small._replace(suffix=".pt")):
         with _on_disk(series, settings) as paths, _served(paths[0].parent) as server:
             yield _remote_row(series, paths, server, settings)
 
@@ -441,8 +443,8 @@ def _main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints in --folder for the next run")
     given = parser.parse_args()
-    quick, full = (2, 16, 4, 300, 64, 16), (5, 512, 8, 3000, 4000, 120)
-    rounds, size, checkpoints, many, large, remote = quick if given.quick else full
+    quick, full = (2, 16, 4, 300, 64, 16, 12), (5, 512, 8, 3000, 4000, 120, 500)
+    rounds, size, checkpoints, many, large, remote, objects = quick if given.quick else full
     if given.folder:
         given.folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="ema-avg-bench-", dir=given.folder))
@@ -455,6 +457,7 @@ def _main() -> None:
         checkpoints=given.checkpoints or checkpoints,
         many=many,
         remote_bytes=int((given.size or remote) * 1e6),
+        objects=objects,
         keep=given.keep,
     )
     try:

@@ -52,7 +52,10 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_unet(folder: Path, run: Path) -> None:
-    """Assert that diffusers loads the average of a run, and that it denoises as the fold by hand does."""
+    """Assert that diffusers loads the average of a run, and that it denoises as the fold by hand does.
+
+    The weights are equal to the last bit; what is computed from them depends on where they lie in memory.
+    """
     from diffusers import UNet2DModel
 
     states = [UNet2DModel.from_pretrained(run / f"checkpoint-{step}" / "unet").state_dict() for step in STEPS]
@@ -61,7 +64,7 @@ def assert_unet(folder: Path, run: Path) -> None:
     expected.load_state_dict(fold(states))
     noise = torch.randn(1, 1, 8, 8)
     with torch.no_grad():
-        assert averaged.eval()(noise, 3).sample.equal(expected.eval()(noise, 3).sample)
+        assert torch.allclose(averaged.eval()(noise, 3).sample, expected.eval()(noise, 3).sample, rtol=1e-4, atol=1e-6)
 
 
 def test_a_unet_is_averaged(run: Path, ema_avg: Run, tmp_path: Path) -> None:
