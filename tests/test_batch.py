@@ -479,6 +479,14 @@ def test_a_wrong_manifest_starts_nothing(text: str, words: str, tmp_path: Path, 
     assert "jobs.toml" in done.stderr
 
 
+def test_a_path_in_a_manifest_may_be_impossible(tmp_path: Path, ema_avg: Run) -> None:
+    """The job fails that has it, with the system's reason."""
+    manifest(tmp_path, f"[[job]]\npaths = ['{'x' * 5000}']\ndecay = 0.5")
+    done = ema_avg("batch", "--manifest", "jobs.toml", "-o", "ema.safetensors")
+    assert done.returncode == 9, done.stderr
+    assert "File name too long" in done.stderr
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     """Wait until something holds, half a minute at most."""
     deadline = time.monotonic() + 30
