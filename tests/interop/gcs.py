@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
+
+from tests.interop.loopback import Loopback
 
 BUCKET = "runs"
 _UNIT = 1 << 18
@@ -42,7 +42,7 @@ class Answers:
     """Seconds before each answer with data."""
 
 
-class Gcs:
+class Gcs(Loopback):
     """The server."""
 
     def __init__(self) -> None:
@@ -52,29 +52,18 @@ class Gcs:
         self.answers = Answers()
         self.held: str | None = None
         """Part of the names whose chunks wait."""
-        self.arrived, self.opened = threading.Event(), threading.Event()
         self.asked: list[tuple[str, str]] = []
         """Method and path of every request."""
         self.chunks: dict[str, int] = {}
         """How many chunks an object was uploaded in."""
         self._numbers = itertools.count(1)
-        self._server = make_server("127.0.0.1", 0, self._application, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(self._application)
         self.environment = {
             "STORAGE_EMULATOR_HOST": self.address,
             "NO_GCE_CHECK": "true",
             "GOOGLE_CLOUD_PROJECT": "nothing",
             "NO_PROXY": "127.0.0.1",
         }
-
-    def close(self) -> None:
-        """Stop."""
-        self.opened.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
     def clear(self) -> None:
         """Forget all objects and faults."""

@@ -10,20 +10,20 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
+
+from tests.interop.loopback import Loopback
 
 REPO = "org/model"
 _LFS_BYTES = 10_000
 """From this size on a file is sent before its commit."""
 
 
-class Hub:
+class Hub(Loopback):
     """The server."""
 
     def __init__(self) -> None:
@@ -37,13 +37,9 @@ class Hub:
         """Return the status of a refusal."""
         self.held = False
         """Whether large files wait on their way in."""
-        self.arrived, self.opened = threading.Event(), threading.Event()
         self.sent: list[tuple[str, int, int]] = []
         """Name, first byte and length of every part that was sent."""
-        self._server = make_server("127.0.0.1", 0, self._application, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(self._application)
         self.environment = {
             "HF_ENDPOINT": self.address,
             "HF_HUB_OFFLINE": "0",
@@ -51,13 +47,6 @@ class Hub:
             "HF_TOKEN": "hf_nothing",
             "NO_PROXY": "127.0.0.1",
         }
-
-    def close(self) -> None:
-        """Stop."""
-        self.opened.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
     def clear(self) -> None:
         """Begin with one commit without files."""
