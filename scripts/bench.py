@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,10 @@ for name in sys.argv[2:]:
 """
 _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
+
+
+_QUICK_ROWS = 3
+"""Of each table, its head included."""
 
 
 class _Settings(NamedTuple):
@@ -333,7 +338,7 @@ def _startup(settings: _Settings) -> _Rows:
             "naive loop, 10 x 1 MB `.pt`": _Job(_naive(pt, settings)),
         }
         yield "command", "CPU time", "wall time"
-        for name, sample in _in_turn(jobs, settings, rounds=max(10, settings.rounds)).items():
+        for name, sample in _in_turn(jobs, settings, rounds=2 * settings.rounds).items():
             yield name, f"{sample.cpu_seconds:.3f} s", f"{sample.seconds:.3f} s"
 
 
@@ -463,7 +468,7 @@ def _main() -> None:
     try:
         print(f"{_machine(scratch)}\n`python {shlex.join(sys.argv)}`, medians of {settings.rounds} rounds", flush=True)
         for name in given.only or parts:
-            for number, row in enumerate(parts[name](settings)):
+            for number, row in enumerate(islice(parts[name](settings), _QUICK_ROWS if given.quick else None)):
                 print("\n" * (number == 0) + f"| {' | '.join(row)} |", flush=True)
                 if number == 0:
                     print(f"| --- |{' ---: |' * (len(row) - 1)}", flush=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
+from ema_cli.formats.folder import Folder
 from ema_cli.storage.source import FileSource
 from tests.makers import fifo
 
@@ -147,6 +148,19 @@ def test_the_descriptor_limit_is_raised_when_it_is_reached(file: Path) -> None:
     finally:
         for source in sources:
             source.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_folder_is_not_blamed_for_too_few_descriptors(tmp_path: Path) -> None:
+    """A folder that cannot be listed for the want of a descriptor is not left out of a run as unusable."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(InputChanged, match="cannot be listed: Too many open files"):
+            Folder(tmp_path)
+    finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -21,7 +21,9 @@ def main() -> None:
         run()
     except Terminated as signalled:
         os._exit(128 + signalled.number)
-    except (ImportError, MemoryError, OSError) as failure:  # what comes later is told by run itself
-        reason = str(failure).partition("\n")[0] or "there is not enough memory"
+    # The interpreter itself raises SystemError where it gets no memory. What comes later is told by run.
+    except (ImportError, MemoryError, OSError, SystemError) as failure:
+        told = "" if isinstance(failure, SystemError) else str(failure).partition("\n")[0]
+        reason = told or "there is not enough memory"
         os.write(2, f"error: ema-avg cannot be loaded: {reason}\n".encode(errors="backslashreplace"))
         os._exit(_CANNOT_START)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.locations import Location, names_in, open_source
-from ema_cli.storage.source import ByteSource
+from ema_cli.storage.source import OF_THE_SYSTEM, ByteSource
 from ema_cli.text import quoted, shortlist
 
 
@@ -13,6 +15,7 @@ class Folder:
 
     Raises:
         InputRefused: it cannot be listed.
+        InputChanged: the system cannot list it, for a reason that says nothing about the folder.
 
     """
 
@@ -25,6 +28,9 @@ class Folder:
         try:
             listed = names_in(location)
         except OSError as error:
+            if error.errno in (*OF_THE_SYSTEM, errno.EMFILE):
+                message = f"{quoted(str(location))} cannot be listed: {error.strerror}"
+                raise InputChanged(message, hint="ulimit -n 4096" if error.errno == errno.EMFILE else "") from error
             raise InputRefused(f"cannot be listed: {error.strerror}") from error
         self.files = frozenset(name for name, is_folder in listed.items() if not is_folder)
         self.folders = frozenset(name for name, is_folder in listed.items() if is_folder)

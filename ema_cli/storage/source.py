@@ -20,7 +20,7 @@ from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.descriptors import Descriptors
 from ema_cli.text import quoted
 
-_OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO)
+OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO)
 """Errors that say nothing about the file: a folder's file is never left out because of them."""
 _DESCRIPTORS = Descriptors()
 
@@ -232,7 +232,7 @@ def _open(path: Path) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise
-        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
             raise InputChanged(f"{quoted(str(path))} cannot be opened: {error.strerror}") from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputRefused(f"{quoted(str(path))} cannot be opened: {reason}") from error
