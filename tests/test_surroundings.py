@@ -294,3 +294,21 @@ def test_a_block_of_many_checkpoints_is_left_when_the_run_is_over(
     with pytest.raises(Interrupted):
         run_average(options, listen)
     assert 0 < len(reads) < count
+
+
+@pytest.mark.parametrize(("relative", "status"), [(False, 0), (True, 5)])
+def test_a_working_directory_that_is_gone_matters_to_relative_names(relative: bool, status: int, run: Path) -> None:
+    """Absolute paths are averaged; a relative output is an error of one line."""
+    gone = run.parent / "gone"
+    gone.mkdir()
+    output = "ema.safetensors" if relative else run.parent / "ema.safetensors"
+    command = [*PROGRAM, str(run), "--decay", "0.5", "-o", str(output)]
+    done = subprocess.run(
+        ["sh", "-c", f'cd {gone} && rmdir {gone} && exec "$@"', "_", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert (run.parent / "ema.safetensors").exists() is not relative
+    assert "this is a bug" not in done.stderr

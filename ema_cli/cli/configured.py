@@ -27,7 +27,6 @@ from ema_cli.cli.config_files import ConfigFile, find_file, read_file
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.help import MainCommand
 from ema_cli.cli.precedence import Dropped, resolve
-from ema_cli.errors import UsageError
 
 _META = "ema_cli.configured"
 """Where a context keeps what was configured."""
@@ -73,7 +72,7 @@ def load(context: typer.Context, file: Path | None) -> Path | None:
     group: Any = context.parent.command if context.parent else None
     commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)] if group else [command]
     known = {key.name: key for one in commands for key in keys_of(one.params)}
-    found = read_file(file) if file else find_file(_working_folder())
+    found = read_file(file) if file else _nearest_file()
     in_file = from_table(found.table, list(known.values()), found.path) if found else {}
     environment = from_environment(os.environ, list(known.values()))
     context.meta[_META] = (found, environment, in_file)
@@ -122,13 +121,13 @@ def _key(option: Any, name: str) -> Key:  # noqa: ANN401
     return Key(name=name, parameter=option.name, kind=kind, words=words, many=option.multiple)
 
 
-def _working_folder() -> Path:
+def _nearest_file() -> ConfigFile | None:
+    """Return the file of the working directory, if there is one; a directory that was removed has none."""
     try:
-        return Path.cwd()
-    except OSError as error:
-        raise UsageError(
-            f"the working directory cannot be found: {error.strerror}", hint="cd somewhere else"
-        ) from error
+        folder = Path.cwd()
+    except OSError:
+        return None
+    return find_file(folder)
 
 
 def _settle(context: Any) -> None:  # noqa: ANN401

@@ -59,7 +59,12 @@ def locate(name: str) -> Location:
 
 def absolute(location: Location) -> str:
     """Return the name of a place that does not depend on the working directory. Links are not followed."""
-    return str(location) if isinstance(location, Url) else os.path.abspath(location)  # noqa: PTH100
+    if isinstance(location, Url):
+        return str(location)
+    try:
+        return os.path.abspath(location)  # noqa: PTH100
+    except OSError:  # the working directory was removed, and nothing can be reached by such a name
+        return str(location)
 
 
 def open_source(location: Location) -> ByteSource:
