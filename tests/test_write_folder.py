@@ -323,6 +323,29 @@ def test_links_among_the_leftovers_lead_nowhere(tmp_path: Path) -> None:
     assert listing(tmp_path / "mine") == {"file"}
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_takes_the_place_of_the_old_folder_is_kept(kind: str, tmp_path: Path) -> None:
+    """What another program put there during the run is not what was to be replaced."""
+    place = tmp_path / "averaged"
+    place.mkdir()
+    (place / "model.safetensors").write_bytes(b"old")
+    folder = OutputFolder(planned(place))
+    folder.open()
+    fill(folder)
+    folder.finish()
+    place.rename(tmp_path / "moved")
+    foreign = place
+    if kind == "folder":
+        place.mkdir()
+        foreign = place / "notes.txt"
+    foreign.write_bytes(b"foreign")
+    with pytest.raises(OutputError, match="was changed by another program during the run"):
+        folder.publish()
+    folder.discard()
+    assert foreign.read_bytes() == b"foreign"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["averaged", "moved"]
+
+
 def copied(path: Path) -> SideFile:
     """Plan that a file is carried over as it is now."""
     with FileSource(path) as source:
@@ -387,7 +410,7 @@ def test_what_appears_in_the_place_meanwhile_is_kept(tmp_path: Path) -> None:
     fill(folder)
     folder.finish()
     (tmp_path / "out" / "mine").write_text("keep")
-    with pytest.raises(OutputError, match="Directory not empty"):
+    with pytest.raises(OutputError, match="was changed by another program during the run"):
         folder.publish()
     folder.discard()
     assert listing(tmp_path) == {"out"}

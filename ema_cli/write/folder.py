@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ema_cli.files import Written
 from ema_cli.records import PlannedOutput
 from ema_cli.write.leftovers import holds_something, name_aside, remove, remove_aside, temporary_name
-from ema_cli.write.meanwhile import refuse_touched
+from ema_cli.write.meanwhile import State, refuse_stranger, refuse_touched, state_of
 from ema_cli.write.output import check_space
 from ema_cli.write.publish import raise_output_error, sync_folder
 from ema_cli.write.shard import Shard
@@ -30,6 +30,8 @@ class OutputFolder:
         self._begins = [planned.begin for planned in output.files]
         self._shards = [Shard(one, self.path / one.name, self._temp / one.name) for one in output.files]
         self._replaces = False
+        self._before: State | None = None
+        """What stood in its place when the run began."""
         self._written: Written | None = None
         self._published = False
 
@@ -41,6 +43,7 @@ class OutputFolder:
 
         """
         try:
+            self._before = state_of(self.path)
             self._replaces = holds_something(self.path)
             self._temp.mkdir()
             sizes = [*(one.nbytes for one in self._output.files), *(one.nbytes for one in self._output.beside)]
@@ -85,6 +88,7 @@ class OutputFolder:
         try:
             for file in self._written.files:
                 refuse_touched(self._temp / file.name, file)
+            refuse_stranger(self.path, self._before)
             if aside is not None:
                 self.path.rename(aside)
             self._take_place(aside)
