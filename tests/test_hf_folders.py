@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import InputChanged, InputRefused
 from ema_cli.formats.companions import find_companions
 from ema_cli.formats.hf_weights import find_weights, holds_weights
 from ema_cli.formats.names import is_numbered
@@ -587,3 +587,18 @@ def test_one_file_in_several_folders_is_opened_once_each(tmp_path: Path) -> None
     assert found[0].index.identity != found[1].index.identity
     for checkpoint in found:
         checkpoint.index.close()
+
+
+def test_a_configuration_that_is_cut_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of quantization is not taken for nothing."""
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    original = os.preadv
+
+    def cut(descriptor: int, *arguments: Any) -> int:
+        ends = os.readlink(f"/proc/self/fd/{descriptor}").endswith("config.json")
+        return 0 if ends else original(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "preadv", cut)
+    with pytest.raises(InputChanged, match=r"config\.json.* ends at byte 0"):
+        open_file(tmp_path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ema_cli.errors import EmaAvgError
+from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.storage.locations import open_source
@@ -23,7 +23,11 @@ _MOST_BYTES = 1 << 24
 def quantization_in(folder: Folder) -> str:
     """Return how a folder says that its weights are quantized, in words that go on after its name; empty if not.
 
-    A configuration that cannot be read says nothing: the weights are what they are without it.
+    A configuration that cannot be used says nothing: the weights are what they are without it.
+
+    Raises:
+        InputChanged: it is cut while it is read, or the system cannot read it.
+
     """
     own = next((name for name in _OF_QUANTIZERS if name in folder.files), None)
     if own is not None:
@@ -48,5 +52,5 @@ def _read(folder: Folder) -> dict[str, object]:
         with open_source(folder.location / _CONFIG) as source:
             raw = source.read(0, source.size()) if source.size() <= _MOST_BYTES else b"{}"
         return parse_object(raw, nan=True)
-    except (EmaAvgError, JsonError):
+    except (InputRefused, NothingMatched, JsonError):
         return {}
