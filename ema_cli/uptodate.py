@@ -14,14 +14,13 @@ from ema_cli.naming import report_name
 from ema_cli.options import Options
 from ema_cli.records import Plan, PlannedOutput
 from ema_cli.report.model import File, Output, Report
-from ema_cli.report.serialize import from_json
+from ema_cli.report.serialize import LARGEST_REPORT_BYTES, from_json
 from ema_cli.report.several import together
 from ema_cli.report.soundness import find_fault
 from ema_cli.storage.locations import Location, Url, exists, open_source
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.leftovers import holds_something
 
-_LARGEST_REPORT_BYTES = 1 << 28
 Where = TypeVar("Where", Path, Url, Location)
 
 
@@ -97,7 +96,7 @@ def load_report(path: Location) -> Report:
 
     """
     with open_source(path) as source:
-        if source.size() > _LARGEST_REPORT_BYTES:
+        if source.size() > LARGEST_REPORT_BYTES:
             raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
         raw = source.read(0, source.size())
     try:

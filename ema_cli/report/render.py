@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ema_cli.errors import EmaAvgError
+from ema_cli.formats.json_text import refuse_large
 from ema_cli.report.model import Report
-from ema_cli.report.serialize import from_json, to_json
+from ema_cli.report.serialize import LARGEST_REPORT_BYTES, from_json, to_json
 from ema_cli.storage.locations import Location, open_source
 
 _HEAD_BYTES = 4096
@@ -31,7 +32,9 @@ def is_report(place: Location) -> bool:
         return is_page(place)
     try:
         with open_source(place) as source:
-            from_json(source.read(0, source.size()).decode())
+            raw = source.read(0, source.size()) if source.size() <= LARGEST_REPORT_BYTES else b""
+        refuse_large(raw)
+        from_json(raw.decode())
     except (EmaAvgError, OSError, ValueError):
         return False
     return True

@@ -11,6 +11,9 @@ from typing import Any
 
 from ema_cli.report.model import Report
 
+LARGEST_REPORT_BYTES = 1 << 28
+"""Of what is read as a report."""
+
 
 def to_json(report: Report) -> str:
     """Return the report as JSON, ASCII only, without NaN."""
