@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
+import ema_cli.write.folder
 from ema_cli.errors import EmaAvgError, InputChanged, OutputError, OutputLocked
 from ema_cli.files import FileRole, PlannedFile, SideFile
 from ema_cli.methods import Decay, Method
@@ -81,6 +83,15 @@ def two(tmp_path: Path) -> tuple[dict[str, bytes], dict[str, bytes], Any]:
     return contents(tmp_path / "out"), new, write_new
 
 
+@pytest.fixture(params=["exchange", "rename"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Replace folders by one call, or by two as where the system has no such call."""
+    way: str = request.param
+    if way == "rename":
+        monkeypatch.setattr("ema_cli.write.folder.exchange", lambda *_: False)
+    return way
+
+
 @pytest.mark.parametrize(
     ("call", "code"),
     [
@@ -110,7 +121,37 @@ def test_every_failure_leaves_the_old_folder_or_the_new(
     pytest.fail("the run never succeeded")
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_an_exchange_that_is_refused_leaves_the_old_folder(
+    code: int, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is told, and nothing else is tried."""
+    old, _, write_new = two
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: Namespace(renameat2=lambda *_: -1))
+    monkeypatch.setattr("ctypes.get_errno", lambda: code)
+    with pytest.raises(OutputError, match=rf'out" cannot be written: {os.strerror(code)}'):
+        write_new()
+    assert contents(tmp_path / "out") == old
+    assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
+
+
+@pytest.mark.parametrize("lacking", ["the function", errno.ENOSYS, errno.EINVAL])
+def test_where_names_cannot_be_exchanged_the_old_folder_steps_aside(
+    lacking: object, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A C library, a kernel or a file system may not have it."""
+    _, new, write_new = two
+    library = Namespace() if lacking == "the function" else Namespace(renameat2=lambda *_: -1)
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: library)
+    monkeypatch.setattr("ctypes.get_errno", lambda: lacking)
+    write_new()
+    assert contents(tmp_path / "out") == new
+    assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
+
+
 @pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("way", ["rename"], indirect=True)
+@pytest.mark.usefixtures("way")
 def test_a_failing_rename_puts_the_old_folder_back(
     number: int, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +167,7 @@ def test_a_failing_rename_puts_the_old_folder_back(
     assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
+@pytest.mark.usefixtures("way")
 def test_a_folder_that_cannot_be_made_durable_is_taken_back(
     two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,26 +189,29 @@ def test_a_folder_that_cannot_be_made_durable_is_taken_back(
 
 
 def test_durability_comes_before_the_names(
-    two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every file is made durable, then their names, and only then do the folders change places."""
     _, new, write_new = two
     calls: list[str] = []
-    for name in ("fsync", "rename"):
-        original = getattr(os, name)
+    places = {"fsync": os, "rename": os, "exchange": ema_cli.write.folder}
+    for name in ("fsync", way):
+        original = getattr(places[name], name)
 
         def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
-            if name == "rename":
+            if name == way:
                 calls.append(f"{Path(arguments[0]).suffix} -> {Path(arguments[1]).suffix}")
             else:
                 place = Path(f"/proc/self/fd/{arguments[0]}").readlink()
                 calls.append(f"fsync {place.suffix or place.parent.suffix}")
             return original(*arguments)
 
-        monkeypatch.setattr(os, name, noted)
+        monkeypatch.setattr(places[name], name, noted)
     write_new()
     monkeypatch.undo()
-    renames = [" -> .old", ".partial -> ", f"fsync {tmp_path.suffix}", ".old -> .partial"]
+    place = f"fsync {tmp_path.suffix}"
+    stepwise = [" -> .old", ".partial -> ", place, ".old -> .partial"]
+    renames = stepwise if way == "rename" else [".partial -> ", place]
     files = calls[: calls.index(renames[0])]
     assert len([call for call in files if call in ("fsync .safetensors", "fsync .json")]) == len(new)
     assert files[-1] == "fsync .partial"
@@ -174,7 +219,7 @@ def test_durability_comes_before_the_names(
 
 
 def crash(tmp_path: Path, call: int) -> None:
-    """Write the new folder in a process that dies in the ``call``-th rename of a folder, as if killed."""
+    """Write the new folder, without an exchange, and die in the ``call``-th rename of a folder, as if killed."""
     code = (
         "import os, sys, ema_cli\n"
         "original, calls = os.rename, []\n"
@@ -183,6 +228,8 @@ def crash(tmp_path: Path, call: int) -> None:
         f"    if len(calls) == {call}: os._exit(77)\n"
         "    original(*paths)\n"
         "os.rename = dying\n"
+        "import ema_cli.write.folder\n"
+        "ema_cli.write.folder.exchange = lambda *_: False\n"
         f"ema_cli.average('run', decay=0.9, output='out', max_shard_size={SIZE}, force=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
@@ -219,6 +266,25 @@ def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tm
     write_new()
     assert contents(tmp_path / "out") == new
     assert not [name for name in listing(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
+    number: int, two: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Before it the old one stands, after it the new one: the place is never empty."""
+    old, new, write_new = two
+    calls = {1: "folder.exchange = lambda *_: os._exit(77)", 2: "folder.remove = lambda *_: os._exit(77)"}
+    code = (
+        f"import os, ema_cli.write.folder as folder; {calls[number]}\n"
+        f"ema_cli.average('run', decay=0.9, output='out', max_shard_size={SIZE}, force=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", f"import ema_cli\n{code}"], cwd=tmp_path, check=False)
+    assert done.returncode == 77
+    assert contents(tmp_path / "out") == (old if number == 1 else new)
+    write_new()
+    assert contents(tmp_path / "out") == new
+    assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
 def test_runs_that_are_killed_at_any_time_leave_a_whole_folder(two: tuple[Any, ...], tmp_path: Path) -> None:

@@ -1,17 +1,17 @@
-"""An output that is a folder: built beside its place, and put there by one rename."""
+"""An output that is a folder: built beside its place, and put there whole."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from bisect import bisect_right
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.files import Written
 from ema_cli.records import PlannedOutput
+from ema_cli.write.exchange import exchange
 from ema_cli.write.leftovers import holds_something, name_aside, remove, remove_aside, temporary_name
 from ema_cli.write.meanwhile import State, refuse_stranger, refuse_touched, state_of
 from ema_cli.write.output import check_space
@@ -77,29 +77,42 @@ class OutputFolder:
         return self._written
 
     def publish(self) -> None:
-        """Give the folder its name; one that has it now steps aside, and comes back if that fails.
+        """Give the folder its name; one that has it now makes way, and comes back if that fails.
 
         Raises:
             OutputError: the system refuses, or another program was at work here meanwhile.
 
         """
         assert self._written is not None, "finish comes first"  # noqa: S101
-        aside = name_aside(self.path) if self._replaces else None
         try:
             for file in self._written.files:
                 refuse_touched(self._temp / file.name, file)
             refuse_stranger(self.path, self._before)
-            if aside is not None:
-                self.path.rename(aside)
-            self._take_place(aside)
+            if not (self._replaces and self._change_places()):
+                self._take_place()
         except OSError as error:
             raise_output_error(self.path, error)
-        self._published = True
-        if aside is not None:
-            with contextlib.suppress(OSError):  # a later run sweeps what cannot be removed now
-                remove_aside(aside, self.path)
 
-    def _take_place(self, aside: Path | None) -> None:
+    def _change_places(self) -> bool:
+        """Take the place of the old folder and remove it, if the system can let the two change places."""
+        if not exchange(self._temp, self.path):
+            return False
+        self._published = True
+        try:
+            sync_folder(self.path.parent)
+        except BaseException:
+            exchange(self._temp, self.path)
+            self._published = False
+            raise
+        with contextlib.suppress(OSError):  # a later run sweeps what cannot be removed now
+            remove(self._temp)
+        return True
+
+    def _take_place(self) -> None:
+        """Take a place that is free, or that is left for this."""
+        aside = name_aside(self.path) if self._replaces else None
+        if aside is not None:
+            self.path.rename(aside)
         try:
             self._temp.rename(self.path)
             sync_folder(self.path.parent)
@@ -109,6 +122,10 @@ class OutputFolder:
             if aside is not None:
                 aside.rename(self.path)
             raise
+        self._published = True
+        if aside is not None:
+            with contextlib.suppress(OSError):
+                remove_aside(aside, self.path)
 
     def discard(self) -> None:
         """Remove what was built; nothing happens after ``publish``."""
