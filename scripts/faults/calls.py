@@ -13,7 +13,9 @@ from random import Random
 
 from faults.case import Case, wrong
 from faults.forms import FORMS
-from faults.scene import SHAPES, Ended, Scene
+from faults.nursery import Nursery
+from faults.runs import Ended
+from faults.scene import SHAPES, Scene
 from faults.shim import EOF, KILL, SHORT, Fault, Shim
 
 CALLS = (
@@ -29,7 +31,7 @@ READ_SCENES = (*((form, "file") for form in FORMS), ("shards", "folder"))
 def errors(root: Path, random: Random) -> Iterator[Case]:
     """Every call on the output, its lock, its report and their folder fails once, with every error."""
     shim = Shim(root)
-    scenes = _scenes(root)
+    scenes = _scenes(root, Nursery(shim))
     faults = [(shape, call, code) for shape in SHAPES for call in CALLS for code in CODES]
     random.shuffle(faults)
     for shape, call, code in faults:
@@ -68,7 +70,7 @@ def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> 
 def kills(root: Path, random: Random) -> Iterator[Case]:
     """The process is killed at every call on the output, its lock, its report and their folder."""
     shim = Shim(root)
-    scenes = _scenes(root)
+    scenes = _scenes(root, Nursery(shim))
     points = [(shape, call, earlier) for shape in SHAPES for call in CALLS for earlier in (True, False)]
     random.shuffle(points)
     for shape, call, earlier in points:
@@ -87,7 +89,7 @@ def kills(root: Path, random: Random) -> Iterator[Case]:
 def reads(root: Path, random: Random) -> Iterator[Case]:
     """Every call on an input, of every format, fails, is interrupted, brings half of what was asked for, or nothing."""
     shim = Shim(root)
-    scenes = _scenes(root)
+    scenes = _scenes(root, Nursery(shim))
     calls = [(call, code) for call in ("read", "pread") for code in READ_CODES]
     calls += [(call, code) for call in ("open", "close") for code in READ_CODES if code > 0]  # these bring no bytes
     faults = [(form, shape, call, code) for form, shape in READ_SCENES for call, code in calls]
@@ -119,9 +121,9 @@ def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str
     )
 
 
-def _scenes(root: Path) -> Callable[[str, str], Scene]:
+def _scenes(root: Path, nursery: Nursery) -> Callable[[str, str], Scene]:
     """Return what makes a scene of a form and a shape when it is asked for first."""
-    return cache(lambda form, shape: Scene(root / f"{form} {shape}", shape, form=form))
+    return cache(lambda form, shape: Scene(root / f"{form} {shape}", shape, form=form, nursery=nursery))
 
 
 def _steady(path: str) -> str:

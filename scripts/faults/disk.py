@@ -23,7 +23,8 @@ from random import Random
 
 from faults.case import CannotBeTried, Case
 from faults.outcome import after_refusal
-from faults.scene import PATIENCE_SECONDS, SHAPES, Ended, Scene, scenes_on_demand
+from faults.runs import PATIENCE_SECONDS, Ended
+from faults.scene import SHAPES, Scene, scenes_on_demand
 from faults.shim import STOP, Fault, Shim
 
 _PAGE = 4096

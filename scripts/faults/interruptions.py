@@ -12,7 +12,9 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case, wrong
-from faults.scene import Ended, Scene, scenes_on_demand
+from faults.nursery import Nursery
+from faults.runs import Ended
+from faults.scene import Scene, scenes_on_demand
 
 STORM = 20
 END_SECONDS = 10
@@ -23,24 +25,26 @@ _LARGE = 2_000_000
 
 def random_kills(root: Path, random: Random) -> Iterator[Case]:
     """The process is killed at any time."""
-    scenes = scenes_on_demand(root, elements=_LARGE)
+    nursery = Nursery()
+    scenes = scenes_on_demand(root, elements=_LARGE, nursery=nursery)
     while True:
         scene = scenes(random.choice(("file", "folder")))
         after, earlier = random.uniform(0, 1.05 * scene.seconds), random.random() < 0.5
         scene.reset(earlier=earlier)
-        _kill(scene, after)
+        nursery.kill(scene.command("-q"), after)
         yield Case(f"{scene.shape}, after {after:.3f} s", [*scene.whole(earlier=earlier), *scene.aftermath()])
 
 
 def resume(root: Path, random: Random) -> Iterator[Case]:
     """Runs under --resume are killed one after the other, until one ends; what they keep may be damaged in between."""
-    scenes = scenes_on_demand(root, elements=_LARGE)
+    nursery = Nursery()
+    scenes = scenes_on_demand(root, elements=_LARGE, nursery=nursery)
     while True:
         scene = scenes(random.choice(("resumed file", "two resumed averages")))
         earlier, damages = random.random() < 0.5, random.random() < 0.3
         scene.reset(earlier=earlier)
         killed, problems = 0, []
-        while killed < MOST_KILLS and _kill(scene, random.uniform(0.3, 1.05) * scene.seconds):
+        while killed < MOST_KILLS and nursery.kill(scene.command("-q"), random.uniform(0, 1.05) * scene.seconds):
             killed += 1
             problems += scene.whole(earlier=earlier)
             if damages:
@@ -152,12 +156,3 @@ def writers(root: Path, _: Random) -> Iterator[Case]:
             f"left {scene.leftovers()}": bool(scene.leftovers()),
         }
         yield Case("8 runs", [*wrong(checks), *scene.aftermath()])
-
-
-def _kill(scene: Scene, after: float) -> bool:
-    """Start a run and kill it after some seconds; return whether it came to that."""
-    process = scene.start()
-    time.sleep(after)
-    process.kill()
-    process.communicate()
-    return process.returncode == -signal.SIGKILL

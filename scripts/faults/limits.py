@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 from faults.case import Case, wrong
 from faults.outcome import OUTPUT, RESOURCES, after_refusal, is_told
-from faults.scene import SHAPES, Scene, run, scenes_on_demand
+from faults.runs import run
+from faults.scene import SHAPES, Scene, scenes_on_demand
 
 _EXHAUSTED = (os.strerror(errno.ENOMEM), "memory", "thread", "failed to map", os.strerror(errno.EMFILE))
 _INPUT_CHANGED = 4

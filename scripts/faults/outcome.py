@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from faults.case import wrong
-from faults.scene import Ended, Scene
+from faults.runs import Ended
+from faults.scene import Scene
 
 OUTPUT = 5
 RESOURCES = 71

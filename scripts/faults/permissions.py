@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case, wrong
-from faults.scene import SHAPES, Ended, Scene, scenes_on_demand
+from faults.runs import Ended
+from faults.scene import SHAPES, Scene, scenes_on_demand
 
 _LIBC = ctypes.CDLL(None)
 _PR_CAPBSET_DROP, _CAPABILITIES = 24, 64

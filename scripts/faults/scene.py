@@ -6,14 +6,14 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from faults.nursery import Nursery
+from faults.runs import PROGRAM, Ended, run
 from faults.series import write_series
 
 SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -24,19 +24,7 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "two resumed averages": {"ema_{decay}.safetensors": ("--decay", "0.7", "--resume")},
 }
 """Kinds of output: the name, and the options that make it."""
-PATIENCE_SECONDS = 120
-"""A run that takes longer hangs."""
-HUNG = 124
 Contents = dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended."""
-
-    status: int
-    stderr: str
-    stdout: str = ""
 
 
 class Scene:
@@ -48,6 +36,7 @@ class Scene:
         elements: in the largest tensor.
         form: of the inputs, a key of ``faults.forms.FORMS``.
         out: where the outputs go, if not under ``root``.
+        nursery: where the processes come from, if they need not be started by hand.
 
     """
 
@@ -59,9 +48,10 @@ class Scene:
         elements: int = 20_000,
         form: str = "safetensors",
         out: Path | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         ((name, self._options),) = SHAPES[shape].items()
-        self.shape, self.form = shape, form
+        self.shape, self.form, self._nursery = shape, form, nursery
         self.inputs, self.out, self._earlier = root / "inputs", out or root / "out", root / "earlier"
         self.output = self.out / name
         for folder in (self.inputs, self.out):
@@ -86,7 +76,7 @@ class Scene:
         """Return the command line of a run that replaces what is there."""
         paths = sorted(map(str, self.inputs.iterdir()))
         options = [*self._options, "--decay", "0.9", "--force", "-o", str(self.output)]
-        return [sys.executable, "-m", "ema_cli", *paths, *options, *more]
+        return [*PROGRAM, *paths, *options, *more]
 
     def start(self, environment: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:  # noqa: ANN401
         """Start a run that replaces what is there; ``how`` is passed on to ``Popen``."""
@@ -104,7 +94,10 @@ class Scene:
         **how: Any,  # noqa: ANN401
     ) -> Ended:
         """Run to the end, quietly unless ``loud``; ``how`` is passed on to ``Popen``."""
-        return run(self.command(*more, *(() if loud else ("-q",))), environment, **how)
+        command = self.command(*more, *(() if loud else ("-q",)))
+        if self._nursery and not how:
+            return self._nursery.run(command, environment)
+        return run(command, environment, **how)
 
     def reset(self, *, earlier: bool = True) -> None:
         """Put the outputs of the earlier run there, or nothing."""
@@ -155,20 +148,6 @@ class Scene:
 def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:  # noqa: ANN401
     """Return what makes the scene of a shape when it is asked for first; ``options`` are those of ``Scene``."""
     return cache(lambda shape: Scene(root / shape, shape, **options))
-
-
-def run(command: list[str], environment: Mapping[str, str] | None = None, **how: Any) -> Ended:  # noqa: ANN401
-    """Run a command to its end; ``how`` is passed on to ``Popen``."""
-    standard = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    everything = {"env": {**os.environ, **(environment or {})}, "text": True, "errors": "replace", **standard, **how}
-    process = subprocess.Popen(command, **everything)
-    try:
-        stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return Ended(HUNG, f"did not end within {PATIENCE_SECONDS} s")
-    return Ended(process.returncode, stderr or "", stdout or "")
 
 
 def _is_output(name: str) -> bool:

@@ -28,7 +28,8 @@ enum { SHORT = -1, END = -2, STOP = -3, RUN = -4 };
 static const char *call, *folder, *log_path, *trace_path;
 static long wanted, code, seen;
 
-__attribute__((constructor)) static void arm(void) {
+/* Reads what to do from the environment; called again where that has changed since the process began. */
+__attribute__((constructor)) void fault_arm(void) {
     folder = getenv("FAULT_FOLDER");
     log_path = getenv("FAULT_LOG");
     if (!folder || !log_path || !getenv("FAULT_CALL")) return;
@@ -188,6 +189,8 @@ VECTOR(preadv64v2, off64_t, COMMA int flags, COMMA flags, flags)
     }
 ON_PATH(rename, "rename", (const char *path, const char *to), (path, to), AT_FDCWD)
 ON_PATH(renameat, "rename", (int fd, const char *path, int other, const char *to), (fd, path, other, to), fd)
+ON_PATH(renameat2, "rename", (int fd, const char *path, int other, const char *to, unsigned flags),
+        (fd, path, other, to, flags), fd)
 ON_PATH(unlink, "unlink", (const char *path), (path), AT_FDCWD)
 ON_PATH(unlinkat, "unlink", (int fd, const char *path, int flags), (fd, path, flags), fd)
 ON_PATH(mkdir, "mkdir", (const char *path, mode_t mode), (path, mode), AT_FDCWD)

@@ -68,12 +68,16 @@ class Shim:
         command = [found, "-O1", "-shared", "-fPIC", *files, "-ldl"]
         subprocess.run(command, check=True)
 
+    def preloaded(self) -> dict[str, str]:
+        """Return the environment in which a process has the library, and meets no fault."""
+        return {"LD_PRELOAD": str(self._library)}
+
     def environment(self, fault: Fault) -> dict[str, str]:
         """Return the environment in which a process meets the fault."""
         self._note.unlink(missing_ok=True)
         return {
+            **self.preloaded(),
             **({"FAULT_NO_RESERVE": "1"} if fault.no_reserve else {}),
-            "LD_PRELOAD": str(self._library),
             "FAULT_CALL": fault.call,
             "FAULT_NUMBER": str(fault.number),
             "FAULT_ERRNO": str(fault.code),

@@ -10,7 +10,9 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case
-from faults.scene import SHAPES, Ended, Scene
+from faults.nursery import Nursery
+from faults.runs import Ended
+from faults.scene import SHAPES, Scene
 from faults.shim import RUN, Fault, Shim
 
 _EARLY = ("pwrite", "ftruncate", "fallocate", "fdatasync")
@@ -31,7 +33,8 @@ _COMMANDS: dict[str, str] = {
 def strangers(root: Path, random: Random) -> Iterator[Case]:
     """At a call on the output, what is half written, the output or its folder is removed, replaced or cut."""
     shim = Shim(root)
-    scenes = [Scene(root / shape, shape) for shape in SHAPES]
+    nursery = Nursery(shim)
+    scenes = [Scene(root / shape, shape, nursery=nursery) for shape in SHAPES]
     calls = {scene.shape: _calls(scene, shim, root / "trace") for scene in scenes}
     while True:
         scene, what, earlier = random.choice(scenes), random.choice([*_COMMANDS]), random.random() < 0.5

@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 from faults.case import Case, wrong
-from faults.scene import SHAPES, Ended, Scene, run, scenes_on_demand
+from faults.runs import Ended, run
+from faults.scene import SHAPES, Scene, scenes_on_demand
 
 _OUTPUT = 5
 _ENVIRONMENTS: tuple[dict[str, str | None], ...] = (
