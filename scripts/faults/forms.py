@@ -91,6 +91,7 @@ def _save_dcp(state: State, path: Path) -> None:
 def _load_dcp(path: Path) -> State:
     import torch  # noqa: PLC0415
     import torch.distributed.checkpoint as dcp  # noqa: PLC0415
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415
 
     metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
@@ -101,7 +102,10 @@ def _load_dcp(path: Path) -> State:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load({**state}, checkpoint_id=path, no_dist=True)
+        try:
+            dcp.load({**state}, checkpoint_id=path, no_dist=True)
+        except CheckpointException as failure:  # a BaseException
+            raise OSError(str(failure)) from failure
     return state
 
 

@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ema_cli.cli import main as program
 from faults.runs import PATIENCE_SECONDS, PROGRAM, Ended, hung
@@ -66,26 +66,31 @@ class Nursery:
         theirs.close()
 
     def run(
-        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, descriptors: int | None = None
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        descriptors: int | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Ended:
-        """Run a command of the program to its end."""
+        """Run a command of the program to its end, with few descriptors if need be; do something ``meanwhile``."""
         folder = Path(self._folder.name)
-        status = self._carry_out(command, environment=environment or {}, descriptors=descriptors)
-        if status is None:
+        self._order(command, environment=environment or {}, descriptors=descriptors)
+        meanwhile()
+        if (status := self._line.recv()) is None:
             return hung()
         stdout, stderr = ((folder / name).read_text(errors="replace") for name in _STREAMS)
         return Ended(status, stderr, stdout)
 
     def kill(self, command: Sequence[str], after: float) -> bool:
         """Run a command of the program, and kill it after some seconds; return whether it came to that."""
-        return self._carry_out(command, seconds=after) is None
+        self._order(command, seconds=after)
+        return self._line.recv() is None
 
-    def _carry_out(self, command: Sequence[str], **how: object) -> int | None:
+    def _order(self, command: Sequence[str], **how: Any) -> None:  # noqa: ANN401
         if tuple(command[: len(PROGRAM)]) != PROGRAM:
             raise ValueError(command)
-        self._line.send(_Order(arguments=command[len(PROGRAM) :], folder=Path(self._folder.name), **how))  # type: ignore[arg-type]
-        status: int | None = self._line.recv()
-        return status
+        self._line.send(_Order(arguments=command[len(PROGRAM) :], folder=Path(self._folder.name), **how))
 
 
 def _serve(line: Connection) -> None:
