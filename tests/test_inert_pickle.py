@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import EmaAvgError
-from ema_cli.formats.inert_pickle import _OPCODES, loads
+from ema_cli.formats.inert_pickle import _OPCODES, _unknown, loads
 from ema_cli.formats.inert_values import Global, Inert, PickleError, PickleTruncated
 from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
 from tests.makers import archive, expected, open_file, read_file
@@ -424,7 +424,7 @@ def test_mutated_pickles_are_read_or_refused(data: bytes, changes: list[tuple[in
 
 def test_every_opcode_of_the_standard_library_is_known() -> None:
     """No opcode that ``pickletools`` documents is unknown to the reader."""
-    unknown = [opcode.name for opcode in pickletools.opcodes if _OPCODES[ord(opcode.code)] is None]
+    unknown = [opcode.name for opcode in pickletools.opcodes if _OPCODES[ord(opcode.code)] is _unknown]
     assert unknown == ["STOP"]
 
 

@@ -9,7 +9,8 @@ from ema_cli.formats.inert_costs import POINTER_BYTES, PUT_BYTES, SPARSE_BYTES, 
 from ema_cli.formats.inert_state import Operation, State
 from ema_cli.formats.inert_values import PickleError, as_key
 
-_FORGOTTEN = object()
+FORGOTTEN = object()
+"""Stands for what was dropped."""
 
 
 def _put(state: State, index: int) -> None:
@@ -33,11 +34,7 @@ def _put1(state: State) -> None:
 
 
 def _put4(state: State) -> None:
-    index = state.unsigned4()
-    if index == len(state.memo):  # the most frequent opcode of all
-        state.memo.append(state.stack[-1])
-    else:
-        _put(state, index)
+    _put(state, state.unsigned4())
 
 
 def _memoize(state: State) -> None:
@@ -46,7 +43,7 @@ def _memoize(state: State) -> None:
 
 def _get(state: State, index: int) -> None:
     value = state.memo[index] if 0 <= index < len(state.memo) else state.sparse_memo[index]
-    if value is _FORGOTTEN:
+    if value is FORGOTTEN:
         raise PickleError(f"it refers to the arguments of a call, at byte {state.position:,}")
     state.stack.append(value)
 
@@ -69,7 +66,7 @@ def forget(state: State, value: object) -> None:
     Their memory counts as free if nothing else can refer to them: they were made, put, and used at once.
     """
     if state.memo and state.memo[-1] is value and isinstance(value, tuple):
-        state.memo[-1] = _FORGOTTEN
+        state.memo[-1] = FORGOTTEN
         between = state.position - 1 - state.tuple_end
         if between == PUT_BYTES.get(state.data[state.tuple_end : state.tuple_end + 1]):
             state.spent -= TUPLE_BYTES + POINTER_BYTES * len(value)

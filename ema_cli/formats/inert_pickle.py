@@ -20,7 +20,8 @@ from contextlib import contextmanager
 
 from ema_cli.formats import inert_calls, inert_containers, inert_memo, inert_scalars, inert_texts
 from ema_cli.formats.inert_costs import COSTS, MOST_BYTES
-from ema_cli.formats.inert_state import Operation, State
+from ema_cli.formats.inert_memo import FORGOTTEN
+from ema_cli.formats.inert_state import Operation, State, unsigned4
 from ema_cli.formats.inert_values import (
     PersistentLoad,
     PickleError,
@@ -30,7 +31,7 @@ from ema_cli.formats.inert_values import (
     no_reduce,
 )
 
-_STOP = ord(".")
+_STOP, _PUT4, _GET1, _INT1 = map(ord, ".rhK")
 _NEWEST_PROTOCOL = 5
 
 
@@ -87,21 +88,44 @@ class _Machine(State):
     __slots__ = ()
 
     def run(self) -> object:
-        """Carry out the opcodes up to the one that stops, and return what is on top of the stack then."""
-        data, size, operations, costs = self.data, len(self.data), _OPCODES, COSTS
-        while self.position < size:
-            code = data[self.position]
-            self.position += 1
+        """Carry out the opcodes up to the one that stops, and return what is on top of the stack then.
+
+        Three opcodes are more than half of what torch writes. They are carried out here, without a call and with the
+        position in a local variable: all takes three quarters of the time then.
+        """
+        data, size, memo, most_bytes = self.data, len(self.data), self.memo, self.most_bytes
+        position = self.position
+        while position < size:
+            code = data[position]
+            position += 1
+            self.spent += COSTS[code]
+            if self.spent > most_bytes:
+                self.charge(0)  # which raises
+            if code == _PUT4 and self.stack and unsigned4(data, position)[0] == len(memo):
+                memo.append(self.stack[-1])
+                position += 4
+                continue
+            if code == _GET1 and position < size and data[position] < len(memo):
+                value = memo[data[position]]
+                if value is not FORGOTTEN:
+                    self.stack.append(value)
+                    position += 1
+                    continue
+            if code == _INT1 and position < size:
+                self.stack.append(data[position])
+                position += 1
+                continue
+            self.position = position
             if code == _STOP:
                 return self.stack.pop()
-            operation = operations[code]
-            if operation is None:
-                raise PickleError(f"unknown opcode 0x{code:02x} at byte {self.position - 1:,}")
-            self.spent += costs[code]
-            if self.spent > self.most_bytes:
-                self.charge(0)  # which raises
-            operation(self)
+            _OPCODES[code](self)
+            position = self.position
         raise PickleTruncated("it ends in the middle")
+
+
+def _unknown(state: State) -> None:
+    place = state.position - 1
+    raise PickleError(f"unknown opcode 0x{state.data[place]:02x} at byte {place:,}")
 
 
 def _protocol(state: State) -> None:
@@ -129,4 +153,4 @@ _TABLE: dict[bytes, Operation] = {
     **inert_memo.OPERATIONS,
     **inert_calls.OPERATIONS,
 }
-_OPCODES: list[Operation | None] = [_TABLE.get(bytes([code])) for code in range(256)]
+_OPCODES: list[Operation] = [_TABLE.get(bytes([code]), _unknown) for code in range(256)]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from ema_cli.formats.inert_costs import SLOT_BYTES
 from ema_cli.formats.inert_values import Global, PersistentLoad, PickleError, PickleTruncated, Reduce
 
-_UINT32 = struct.Struct("<L")
+unsigned4 = struct.Struct("<L").unpack_from
+"""Returns the number of four bytes at a position, in a tuple."""
 
 
 class State:
@@ -99,7 +100,7 @@ class State:
 
     def unsigned4(self) -> int:
         """Return a number of four bytes, the most frequent kind."""
-        (value,) = _UINT32.unpack_from(self.data, self.position)
+        (value,) = unsigned4(self.data, self.position)
         self.position += 4
         return value  # type: ignore[no-any-return]
 

@@ -25,7 +25,8 @@ from ema_cli.storage.source import ByteSource
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_FIRST_READ = 1 << 20
+_FIRST_READ, _SECOND_READ = 1 << 20, 16 << 20
+"""Nearly all pickles fit into the first. What does not is parsed anew, so not too often."""
 _COUNT_BYTES = 8
 
 
@@ -103,7 +104,7 @@ class _PickleStream:
         if have >= LARGEST_PICKLE:
             raise InputRefused(f"has a pickle of more than {LARGEST_PICKLE:,} bytes")
         gc.collect()  # values that contain themselves
-        self._data += self._source.read(have, min(4 * have, LARGEST_PICKLE, size) - have)
+        self._data += self._source.read(have, min(max(4 * have, _SECOND_READ), LARGEST_PICKLE, size) - have)
 
     def _persistent_load(self, pid: object) -> object:
         found = storage_from_persistent_id(pid)
