@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 
 from faults.case import CannotBeTried, Case
+from faults.nursery import Nursery
 from faults.outcome import after_refusal
 from faults.runs import PATIENCE_SECONDS, Ended
 from faults.scene import SHAPES, Scene, scenes_on_demand
@@ -29,6 +30,7 @@ from faults.shim import STOP, Fault, Shim
 
 _PAGE = 4096
 _SIZE = 8 << 20
+_NAMES = 1000
 _NAMESPACES = (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"])
 _FULL = (os.strerror(errno.ENOSPC),)
 _PAUSES = (("write", 1), ("pwrite", 2), ("pwrite", 3), ("fsync", 1), ("fdatasync", 1), ("rename", 1))
@@ -36,7 +38,7 @@ _PAUSES = (("write", 1), ("pwrite", 2), ("pwrite", 3), ("fsync", 1), ("fdatasync
 
 
 def full_disk(root: Path, random: Random) -> Iterator[Case]:
-    """The disk has room for nothing, for a part, for all but the report, or fills up during the run."""
+    """The disk has room for nothing, for a part, for all but the report, for few files, or fills up during the run."""
     command = [*_namespace(), sys.executable, "-m", "faults.disk", str(root), str(random.random())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -72,7 +74,9 @@ class Disk:
         folder.mkdir()
         self.folder = folder
         self._filler = folder / "filler"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "none", str(folder)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={_SIZE},nr_inodes={_NAMES}", "none", str(folder)], check=True
+        )
 
     def fill(self, free_bytes: int) -> None:
         """Leave so many bytes, rounded down to pages."""
@@ -82,14 +86,23 @@ class Disk:
             if taken > 0:
                 os.posix_fallocate(file.fileno(), self._filler.stat().st_size, taken)
 
+    def leave_names(self, count: int) -> None:
+        """Leave room for so many files and folders, however small they are."""
+        now = os.statvfs(self.folder)
+        self._remount(now.f_files - now.f_ffree + count)
+
     def clear(self) -> None:
-        """Take the filler away."""
+        """Take the filler away, and leave room for any number of files."""
         self._filler.unlink(missing_ok=True)
+        self._remount(_NAMES)
+
+    def _remount(self, names: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={names}", str(self.folder)], check=True)
 
 
 def _cases(root: Path, random: Random) -> Iterator[Case]:
     disk = Disk(root / "disk")
-    scenes = scenes_on_demand(root, out=disk.folder / "out")
+    scenes = scenes_on_demand(root, out=disk.folder / "out", nursery=Nursery())
     shim = Shim(root) if shutil.which("gcc") else None
 
     def scene(shape: str) -> Scene:
@@ -97,9 +110,10 @@ def _cases(root: Path, random: Random) -> Iterator[Case]:
         shutil.rmtree(disk.folder / "out", ignore_errors=True)
         return scenes(shape)
 
-    small = [_too_small(disk, shape, scene) for shape in SHAPES]
+    pages = [_too_small(disk, shape, scene, lambda n: disk.fill(n * _PAGE), "pages") for shape in SHAPES]
+    names = [_too_small(disk, shape, scene, disk.leave_names, "files") for shape in SHAPES]
     late = [_filling(disk, shape, scene, shim) for shape in SHAPES if shim]
-    sources = [*small, *late]
+    sources = [*pages, *names, *late]
     while sources:  # one of each in turn
         source = random.choice(sources)
         case = next(source, None)
@@ -109,17 +123,19 @@ def _cases(root: Path, random: Random) -> Iterator[Case]:
             yield case
 
 
-def _too_small(disk: Disk, shape: str, scene_of: Callable[[str], Scene]) -> Iterator[Case]:
-    """Leave more and more space, until a run succeeds three times."""
+def _too_small(
+    disk: Disk, shape: str, scene_of: Callable[[str], Scene], leave: Callable[[int], None], what: str
+) -> Iterator[Case]:
+    """Leave room for more and more of something, until a run succeeds three times."""
     for earlier in (True, False):
         succeeded = 0
-        for pages in itertools.count():
+        for count in itertools.count():
             scene = scene_of(shape)
             _prepare(scene, earlier=earlier)
-            disk.fill(pages * _PAGE)
+            leave(count)
             ended = scene.run()
             succeeded += ended.status == 0
-            yield _judged(disk, scene, f"{pages * _PAGE:,} bytes are free", ended, earlier=earlier)
+            yield _judged(disk, scene, f"room for {count} {what}", ended, earlier=earlier)
             if succeeded == 3:
                 break
 

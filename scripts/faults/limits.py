@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from faults.case import Case, wrong
+from faults.nursery import Nursery
 from faults.outcome import OUTPUT, RESOURCES, after_refusal, is_told
 from faults.runs import run
 from faults.scene import SHAPES, Scene, scenes_on_demand
@@ -33,7 +34,7 @@ _TO_CLEAR_AWAY = 12
 
 def file_limits(root: Path, random: Random) -> Iterator[Case]:
     """No file may become larger than a limit: nothing, a block, a part of the output, all but a byte, all, more."""
-    scenes = scenes_on_demand(root)
+    scenes = scenes_on_demand(root, nursery=Nursery())
     points = [
         (shape, number, earlier) for shape in SHAPES for number in range(_MOST_SIZES) for earlier in (True, False)
     ]
@@ -66,7 +67,7 @@ def _largest(scene: Scene) -> int:
 
 def memory_limits(root: Path, random: Random) -> Iterator[Case]:
     """The address space is limited, from what Python itself needs upwards."""
-    scenes = scenes_on_demand(root)
+    scenes = scenes_on_demand(root, nursery=Nursery())
     while True:
         scene, earlier = scenes(random.choice(list(SHAPES))), random.random() < 0.5
         limit = int(2 ** random.uniform(24.5, 30.5))

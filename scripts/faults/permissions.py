@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 from faults.case import Case, wrong
+from faults.nursery import Nursery
 from faults.runs import Ended
 from faults.scene import SHAPES, Scene, scenes_on_demand
 
@@ -37,7 +38,7 @@ def permissions(root: Path, random: Random) -> Iterator[Case]:
     """Inputs, folders and reports may not be read, listed or replaced."""
     points = [(shape, hurdle) for shape in SHAPES for hurdle in HURDLES]
     random.shuffle(points)
-    scenes = scenes_on_demand(root)
+    scenes = scenes_on_demand(root, nursery=Nursery())
     for shape, hurdle in points:
         scene = scenes(shape)
         scene.reset()
