@@ -1,4 +1,4 @@
-"""Measure ema-avg: speed, small tensors, memory, geometry, start-up, remote files, both sides of a ratio in one run.
+"""Measure ema-avg: speed, small tensors, structure, memory, geometry, start-up, remote files: both sides in one run.
 
     python scripts/bench.py --folder /scratch        # 8 x 0.5 GB; needs 10 GB of disk
     python scripts/bench.py --quick --only speed
@@ -54,6 +54,17 @@ save_file(avg, out)
 with open(out, "rb") as file:
     os.fsync(file.fileno())
 """
+_STRUCTURE = """
+import sys, torch
+from safetensors import safe_open
+path = sys.argv[1]
+if path.endswith(".safetensors"):
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+else:
+    loaded = torch.load(path, mmap=path.endswith(".pt"), weights_only=True)
+    shapes = {name: tensor.shape for name, tensor in loaded.items()}
+"""
 _DOWNLOAD = """
 import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
@@ -80,6 +91,7 @@ class _Settings(NamedTuple):
     large_bytes: int
     checkpoints: int
     many: int
+    entries: int
     remote_bytes: int
     objects: int
     keep: bool
@@ -147,8 +159,8 @@ def _make(series: _Series, paths: Sequence[Path], missing: Sequence[int]) -> Non
             _write_sparse(paths[i], names, series.elements * 4)
             continue
         state = {name: (row * (1 + 0.001 * i)).to(series.dtype) for name, row in zip(names, base, strict=True)}
-        if series.suffix == ".pt":
-            torch.save(state, paths[i])
+        if series.suffix in (".pt", ".pth"):
+            torch.save(state, paths[i], _use_new_zipfile_serialization=series.suffix == ".pt")
         else:
             save_file(state, paths[i])
 
@@ -274,6 +286,22 @@ def _tensors(settings: _Settings) -> _Rows:
             f"{one.checkpoints} x {_size(one.data_bytes())} float32 `{suffix}`",
             *(f"{a.seconds:.2f} s", f"{b.seconds:.2f} s", f"{b.seconds / a.seconds:.2f}"),
             *(f"{a.fold_seconds:.2f} s", f"{b.fold_seconds:.2f} s", f"{b.fold_seconds / a.fold_seconds:.2f}"),
+        )
+
+
+def _structure(settings: _Settings) -> _Rows:
+    """Compare with how the libraries read what a file with very many tensors holds: names and shapes, no numbers."""
+    yield f"CPU time for {settings.entries:,} tensors", "`ema-avg inspect`", "the library", "ratio", "peak", "library"
+    libraries = {".safetensors": "safe_open", ".pt": "torch.load, mapped", ".pth": "torch.load, before torch 1.6"}
+    for suffix, library in libraries.items():
+        with _on_disk(_Series(1, settings.entries, 4, suffix), settings) as paths:
+            read = [sys.executable, "-c", _STRUCTURE, *paths]
+            jobs = {"ours": _Job([_EMA_AVG, "inspect", *paths], paths), library: _Job(read, paths)}
+            ours, theirs = _in_turn(jobs, settings).values()
+        yield (
+            f"`{suffix}` ({library})",
+            *(f"{ours.cpu_seconds:.1f} s", f"{theirs.cpu_seconds:.1f} s"),
+            *(f"{ours.cpu_seconds / theirs.cpu_seconds:.2f}", _peak(ours), _peak(theirs)),
         )
 
 
@@ -434,6 +462,7 @@ def _main() -> None:
     parts = {
         "speed": _speed,
         "tensors": _tensors,
+        "structure": _structure,
         "memory": _memory,
         "geometry": _geometry,
         "startup": _startup,
@@ -448,8 +477,8 @@ def _main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints in --folder for the next run")
     given = parser.parse_args()
-    quick, full = (2, 16, 4, 300, 64, 16, 12), (5, 512, 8, 3000, 4000, 120, 500)
-    rounds, size, checkpoints, many, large, remote, objects = quick if given.quick else full
+    quick, full = (2, 16, 4, 300, 2000, 64, 16, 12), (5, 512, 8, 3000, 100_000, 4000, 120, 500)
+    rounds, size, checkpoints, many, entries, large, remote, objects = quick if given.quick else full
     if given.folder:
         given.folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="ema-avg-bench-", dir=given.folder))
@@ -461,6 +490,7 @@ def _main() -> None:
         large_bytes=int(large * 1e6),
         checkpoints=given.checkpoints or checkpoints,
         many=many,
+        entries=entries,
         remote_bytes=int((given.size or remote) * 1e6),
         objects=objects,
         keep=given.keep,
