@@ -186,10 +186,10 @@ def _cat_and_copy(inputs: Sequence[Path], settings: _Settings) -> Sequence[objec
     return ["sh", "-c", _COPY, settings.out / "copy", *inputs]
 
 
-def _in_turn(jobs: Mapping[str, _Job], settings: _Settings, rounds: int = 0) -> dict[str, _Sample]:
+def _in_turn(jobs: Mapping[str, _Job], settings: _Settings) -> dict[str, _Sample]:
     """Run all jobs once per round; return the medians."""
     samples: dict[str, list[_Sample]] = {name: [] for name in jobs}
-    for number in range(rounds or settings.rounds):
+    for number in range(settings.rounds):
         for name, job in jobs.items():
             samples[name].append(_run(job, settings))
             _note(f"round {number + 1}: {name}: {samples[name][-1]}")
@@ -366,7 +366,7 @@ def _startup(settings: _Settings) -> _Rows:
             "naive loop, 10 x 1 MB `.pt`": _Job(_naive(pt, settings)),
         }
         yield "command", "CPU time", "wall time"
-        for name, sample in _in_turn(jobs, settings, rounds=2 * settings.rounds).items():
+        for name, sample in _in_turn(jobs, settings).items():
             yield name, f"{sample.cpu_seconds:.3f} s", f"{sample.seconds:.3f} s"
 
 
