@@ -135,7 +135,7 @@ def test_an_exchange_that_is_refused_leaves_the_old_folder(
     assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
-@pytest.mark.parametrize("lacking", ["the function", errno.ENOSYS, errno.EINVAL])
+@pytest.mark.parametrize("lacking", ["the function", errno.ENOSYS, errno.EINVAL, errno.EPERM])
 def test_where_names_cannot_be_exchanged_the_old_folder_steps_aside(
     lacking: object, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Of ``renameat2``, see rename(2) of Linux."""
-_IMPOSSIBLE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What kernels and file systems say that know no such call: NFS for one."""
+_IMPOSSIBLE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""What kernels and file systems say that know no such call, as NFS does, and containers that forbid it."""
 
 
 def exchange(one: Path, other: Path) -> bool:
