@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options import Options
 from ema_cli.order import order_series
 from ema_cli.planning import make_plan
-from ema_cli.records import Plan, Series
+from ema_cli.records import Notice, Plan, Series
 from ema_cli.report.model import Report
 from ema_cli.strict import fail_if_strict
+from ema_cli.text import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +32,15 @@ class Outcome:
 
 @contextmanager
 def planned(
-    options: Options, listener: Listener = ignore, *, check: Callable[[Plan], object] = lambda _: None
+    options: Options, listener: Listener = ignore, *, check: Callable[[Plan], Iterable[Notice]] = lambda _: ()
 ) -> Iterator[Plan]:
     """Make the plan; the checkpoints stay open inside the context.
 
     Args:
         options: what to average, how, and where to.
         listener: told of the plan and its warnings.
-        check: called before that; raises what makes the plan useless, so that it is not shown in front of an error.
+        check: called before that; raises what makes the plan useless, so that it is not shown in front of an error, and
+            returns further warnings.
 
     Raises:
         EmaAvgError: the inputs cannot be averaged as ``options`` say; see ``ema_cli.errors``.
@@ -52,7 +54,7 @@ def planned(
         series = _series(found, options, opened)
         plan = make_plan(series, replace(options, device=resolve_device(options.device)))
         refuse_inputs(found, plan, options)
-        check(plan)
+        plan = replace(plan, notices=(*plan.notices, *check(plan)))
         listener(Planned(plan=plan))
         for notice in plan.notices:
             listener(Warned(notice=notice))
@@ -90,14 +92,15 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
     earlier: Report | None = None
 
-    def check(plan: Plan) -> None:
+    def check(plan: Plan) -> list[Notice]:
         nonlocal earlier
         check_places(plan, options)
         lane_maker(resolve_device(options.device), plan)
-        for output in plan.outputs:  # what lies there is judged under its lock: another run may be half way through
-            if isinstance(output.path, Path):  # a store has no locks
-                locks.enter_context(output_lock(output.path, keep_resumable=options.resume))
+        # What lies there is judged under its lock, as another run may be half way through; a store has none.
+        places = [output.path for output in plan.outputs if isinstance(output.path, Path)]
+        unlocked = [path for path in places if not locks.enter_context(output_lock(path, resume=options.resume))]
         earlier = find_earlier(plan, options)
+        return [_no_lock(path) for path in unlocked]
 
     started = time.monotonic()
     with ExitStack() as locks, planned(options, listener, check=check) as plan:
@@ -107,3 +110,8 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
             return Outcome(report=earlier, up_to_date=True)
         report = carry_out(plan, options, listener, argv, started)
     return Outcome(report=report, up_to_date=False)
+
+
+def _no_lock(path: Path) -> Notice:
+    message = f"{quoted(str(path))} is on a file system without locks: other runs that write it are not noticed"
+    return Notice(code="no-locks", message=message)

@@ -46,9 +46,8 @@ class Resumption:
             OutputError: the journal or a partial output cannot be read or written.
 
         """
-        left = self.journal.path.exists()
         told = self.journal.read()
-        if told is None and left:
+        if told is None and self.journal.is_there():
             listener(Said(message=f"{quoted(self.journal.path.name)} is of other inputs or options: all is done anew"))
         self.done = self._confirm(told or [], listener)
         if self.done:

@@ -16,6 +16,7 @@ from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.formats.folder import Folder
 from ema_cli.storage.source import FileSource
 from tests.makers import fifo
+from tests.series import open_files
 
 DATA = bytes(range(256)) * 5
 
@@ -116,6 +117,22 @@ def test_a_forbidden_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "open", forbidden)
     with pytest.raises(InputRefused, match="cannot be opened: Permission denied"):
         FileSource(file)
+
+
+def test_a_file_that_cannot_be_looked_at_ends_the_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is opened, and when it is looked at for the last time; no descriptor stays."""
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    files = open_files()
+    with FileSource(file) as source:
+        monkeypatch.setattr(os, "fstat", failing)
+        with pytest.raises(InputChanged, match="cannot be looked at: Input/output error"):
+            source.raise_if_changed()
+        with pytest.raises(InputChanged, match="cannot be looked at: Input/output error"):
+            FileSource(file)
+    assert open_files() == files
 
 
 def test_changes_are_noticed(file: Path) -> None:

@@ -351,6 +351,18 @@ def test_many_runs_at_once_leave_one_whole_output(tmp_path: Path) -> None:
     assert same_bits(load(output)["empty"], torch.zeros(0, 3))
 
 
+def test_a_place_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for an empty place, and what stood there for the work of another program."""
+    output = tmp_path / "ema.safetensors"
+    output.write_bytes(b"old")
+    file = OutputFile(output, b"", 0)
+    fail_at(monkeypatch, "lstat", 1, errno.EIO)
+    with pytest.raises(OutputError, match="cannot be written: Input/output error"):
+        file.open()
+    file.discard()
+    assert listing(tmp_path) == {"ema.safetensors"}
+
+
 def test_the_lock_is_no_link_to_elsewhere(tmp_path: Path) -> None:
     """A link in the place of the lock is not followed."""
     (tmp_path / ".ema.safetensors.lock").symlink_to(tmp_path / "victim")

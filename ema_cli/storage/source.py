@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
-from ema_cli.errors import InputChanged, InputRefused, NothingMatched
+from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.descriptors import Descriptors
 from ema_cli.text import quoted
 
@@ -115,11 +115,14 @@ class FileSource(ByteSource):
         self.path = path
         self.name = str(path)
         self._closed = False
-        with _DESCRIPTORS.borrow(self, lambda: _open(path)) as descriptor:
-            self._opened = os.fstat(descriptor)
-        if not stat.S_ISREG(self._opened.st_mode):
+        try:
+            with _DESCRIPTORS.borrow(self, lambda: _open(path)) as descriptor:
+                self._opened = _status(descriptor, path)
+            if not stat.S_ISREG(self._opened.st_mode):
+                raise InputRefused(f"{quoted(self.name)} is not a regular file", hint="name a checkpoint file")
+        except EmaAvgError:
             self.close()
-            raise InputRefused(f"{quoted(self.name)} is not a regular file", hint="name a checkpoint file")
+            raise
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -167,7 +170,7 @@ class FileSource(ByteSource):
     def raise_if_changed(self) -> bool:
         """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
         with self._descriptor() as descriptor:
-            now, then = os.fstat(descriptor), self._opened
+            now, then = _status(descriptor, self.path), self._opened
         renamed = not self.is_in_place()
         # A write leaves its mark in ctime even if the modification time is put back; so does losing the name.
         touched = now.st_ctime_ns != then.st_ctime_ns and not renamed
@@ -207,11 +210,21 @@ class FileSource(ByteSource):
             descriptor = _open(self.path)
         except (NothingMatched, InputRefused) as error:
             raise InputChanged(f"{quoted(self.name)} was removed while it was being read") from error
-        status = os.fstat(descriptor)
-        if (status.st_dev, status.st_ino) != self.identity:
+        try:
+            status = _status(descriptor, self.path)
+            if (status.st_dev, status.st_ino) != self.identity:
+                raise InputChanged(f"{quoted(self.name)} was replaced while it was being read")
+        except InputChanged:
             os.close(descriptor)
-            raise InputChanged(f"{quoted(self.name)} was replaced while it was being read")
+            raise
         return descriptor
+
+
+def _status(descriptor: int, path: Path) -> os.stat_result:
+    try:
+        return os.fstat(descriptor)
+    except OSError as error:
+        raise InputChanged(f"{quoted(str(path))} cannot be looked at: {error.strerror}") from error
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:

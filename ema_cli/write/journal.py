@@ -40,6 +40,10 @@ class Journal:
         self._fd = -1
         self._lock = threading.Lock()
 
+    def is_there(self) -> bool:
+        """Whether an earlier run left a journal."""
+        return os.path.exists(self.path)  # noqa: PTH110 - it says no of what cannot be looked at, pathlib raises
+
     def read(self) -> list[TensorOutcome] | None:
         """Return the tensors that an earlier run completed; ``None`` if there is no journal, or it is of another run.
 

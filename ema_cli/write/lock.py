@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ema_cli.errors import OutputLocked
+from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
 from ema_cli.write.leftovers import sweep
 from ema_cli.write.publish import raise_output_error
 
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What file systems say that have none: Lustre mounted without ``flock``, NFS without its lock service."""
+
 
 @contextlib.contextmanager
-def output_lock(path: Path, *, keep_resumable: bool = False) -> Iterator[None]:
+def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
     """Hold the lock of the output ``path``, and sweep what killed runs left beside it.
+
+    Inside the context it is ``True``. On a file system without locks it is ``False``, and nothing is swept: that may
+    belong to a run that is under way. Runs that write one output together do not disturb each other even then, as each
+    has a name of its own for what is half written; but runs that resume would share it.
 
     Args:
         path: of the output.
-        keep_resumable: leave what this run will resume.
+        resume: leave what an interrupted run kept, as this one goes on with it.
 
     Raises:
         OutputLocked: another run holds it.
-        OutputError: the folder does not exist or is not writable.
+        OutputError: the folder does not exist or is not writable, or there are no locks to resume under.
 
     """
     lock = path.with_name(f".{path.name}.lock")
@@ -34,15 +42,30 @@ def output_lock(path: Path, *, keep_resumable: bool = False) -> Iterator[None]:
     except BlockingIOError as error:
         raise OutputLocked(f"another run is writing {quoted(str(path))}", hint="wait for it to end") from error
     except OSError as error:
-        raise_output_error(path, error)
+        if error.errno not in _NO_LOCKS:
+            raise_output_error(path, error)
+        _remove(lock)
+        if resume:
+            message = f"{quoted(str(path))} is on a file system without locks: {error.strerror}"
+            raise OutputError(message, hint="leave out --resume") from error
+        yield False
+        return
     try:
-        _sweep(path, keep_resumable=keep_resumable)
-        yield
+        _sweep(path, keep_resumable=resume)
+        yield True
     finally:
-        with contextlib.suppress(OSError):
-            lock.unlink()
-        with contextlib.suppress(OSError):  # the descriptor is gone all the same, and the lock with it
-            os.close(descriptor)
+        _unlock(descriptor, lock)
+
+
+def _unlock(descriptor: int, lock: Path) -> None:
+    _remove(lock)
+    with contextlib.suppress(OSError):  # the descriptor is gone all the same, and the lock with it
+        os.close(descriptor)
+
+
+def _remove(lock: Path) -> None:
+    with contextlib.suppress(OSError):  # a later run uses the one that is there
+        lock.unlink()
 
 
 def _sweep(path: Path, *, keep_resumable: bool) -> None:
@@ -59,10 +82,14 @@ def _lock(lock: Path) -> int:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        try:
             if _is_named(descriptor, lock):
                 return descriptor
         except BaseException:
-            os.close(descriptor)
+            _unlock(descriptor, lock)
             raise
         os.close(descriptor)
 

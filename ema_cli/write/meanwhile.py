@@ -14,10 +14,15 @@ State = tuple[int, int, int, int]
 
 
 def state_of(path: Path) -> State | None:
-    """Return what stands at ``path``; ``None`` if nothing does, or nothing can be seen of it."""
+    """Return what stands at ``path``; ``None`` if nothing does.
+
+    Raises:
+        OSError: that cannot be told.
+
+    """
     try:
         status = os.lstat(path)
-    except OSError:
+    except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -27,6 +32,7 @@ def refuse_stranger(path: Path, before: State | None) -> None:
 
     Raises:
         OutputError: there is.
+        OSError: that cannot be told.
 
     """
     now = state_of(path)

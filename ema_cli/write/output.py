@@ -52,7 +52,10 @@ class OutputFile:
             OutputError: there is no space, no permission, or an I/O error.
 
         """
-        self._replaces = state_of(self.path)
+        try:
+            self._replaces = state_of(self.path)
+        except OSError as error:
+            raise_output_error(self.path, error)
         self.create()
         self.begin()
 

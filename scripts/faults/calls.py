@@ -18,10 +18,16 @@ from faults.runs import Ended
 from faults.scene import SHAPES, Scene
 from faults.shim import EOF, KILL, SHORT, Fault, Shim
 
-CALLS = (
-    "open write pwrite ftruncate fallocate fsync fdatasync close rename unlink mkdir rmdir read pread".split()  # noqa: SIM905
-)
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+CALLS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        ("open", "write", "pwrite", "ftruncate", "fallocate", "fsync", "fdatasync", "close", "rename", "unlink"), CODES
+    ),
+    **dict.fromkeys(("mkdir", "rmdir", "read", "pread"), CODES),
+    **dict.fromkeys(("stat", "statvfs", "opendir"), (errno.EIO, errno.EACCES)),
+    "flock": (errno.EIO, errno.ENOLCK),
+}
+"""Each with what it may fail with."""
 BEFORE_PUBLISHING = ("pwrite", "ftruncate", "fallocate", "fdatasync", "pread")
 """Calls of which none comes after the first rename."""
 READ_CODES = (SHORT, EOF, errno.EINTR, errno.EIO)
@@ -32,7 +38,7 @@ def errors(root: Path, random: Random) -> Iterator[Case]:
     """Every call on the output, its lock, its report and their folder fails once, with every error."""
     shim = Shim(root)
     scenes = _scenes(root, Nursery(shim))
-    faults = [(shape, call, code) for shape in SHAPES for call in CALLS for code in CODES]
+    faults = [(shape, call, code) for shape in SHAPES for call, codes in CALLS.items() for code in codes]
     random.shuffle(faults)
     for shape, call, code in faults:
         scene = scenes("safetensors", shape)
@@ -53,8 +59,9 @@ def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> 
     # The library that has the last word on a file knows one reason only why a file cannot be opened.
     reasons = [os.strerror(code), *(["No such file or directory"] if call == "open" and ".safetensors" in hit else [])]
     told = len(facts) == 1 and str(scene.out) in facts[0] and any(reason in facts[0] for reason in reasons)
-    # What cannot be cleared away after the output got its name is swept by the next run.
-    may_leave = ended.status == 0 or call in ("unlink", "rmdir")
+    # What cannot be cleared away after the output got its name is swept by the next run; and a lock that was not got
+    # may be held by another.
+    may_leave = ended.status == 0 or call in ("unlink", "rmdir", "flock")
     checks = {
         f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, 5),
         f"does not tell the path and the error in one line: {ended.stderr}": ended.status == 5 and not told,
@@ -92,6 +99,7 @@ def reads(root: Path, random: Random) -> Iterator[Case]:
     scenes = _scenes(root, Nursery(shim))
     calls = [(call, code) for call in ("read", "pread") for code in READ_CODES]
     calls += [(call, code) for call in ("open", "close") for code in READ_CODES if code > 0]  # these bring no bytes
+    calls += [("stat", errno.EIO), ("opendir", errno.EIO)]
     faults = [(form, shape, call, code) for form, shape in READ_SCENES for call, code in calls]
     random.shuffle(faults)
     for form, shape, call, code in faults:
@@ -109,10 +117,13 @@ def reads(root: Path, random: Random) -> Iterator[Case]:
 def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str]:
     """Say what is wrong after a read failed or brought little: it is harmless, or the run ends and names the file."""
     harmless = fault.code in (SHORT, errno.EINTR) or fault.call == "close"
-    named = any(str(hit.relative_to(scene.inputs)) in line for line in ended.stderr.splitlines())
+    looked = fault.call == "stat"  # where that fails, a file is opened all the same, or its folder cannot be listed
+    allowed = {0} if harmless else {0, 3, 4} if looked else {3, 4}
+    path = hit.parent if looked and hit.parent != scene.inputs else hit
+    named = any(str(path.relative_to(scene.inputs)) in line for line in ended.stderr.splitlines())
     return wrong(
         {
-            f"ended with {ended.status}: {ended.stderr}": ended.status not in ((0,) if harmless else (3, 4)),
+            f"ended with {ended.status}: {ended.stderr}": ended.status not in allowed,
             f"does not tell the file: {ended.stderr}": ended.status != 0 and not named,
             "wrote a wrong output": ended.status == 0 and scene.outputs() != scene.new,
             "changed the old output": ended.status != 0 and not scene.untouched(),

@@ -8,6 +8,7 @@
  * name, a tab and the path.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +19,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -45,9 +49,13 @@ static void note(const char *path) {
     syscall(SYS_close, fd);
 }
 
+/* Calls that change nothing, and are not traced. */
+static const char *harmless[] = {"open", "read", "pread", "close", "flock", "stat", "statvfs", "opendir", NULL};
+
 static void trace(const char *name, const char *path) {
     char line[2 * PATH_MAX + 64];
-    if (!strcmp(name, "open") || !strcmp(name, "read") || !strcmp(name, "pread") || !strcmp(name, "close")) return;
+    for (const char **other = harmless; *other; other++)
+        if (!strcmp(name, *other)) return;
     int length = snprintf(line, sizeof line, "%s\t%s\n", name, path);
     int fd = syscall(SYS_openat, AT_FDCWD, trace_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
     syscall(SYS_write, fd, line, length);
@@ -117,6 +125,10 @@ OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
 ON_FD(fsync, "fsync", (int fd), (fd))
 ON_FD(fdatasync, "fdatasync", (int fd), (fd))
 ON_FD(ftruncate, "ftruncate", (int fd, off_t size), (fd, size))
+ON_FD(flock, "flock", (int fd, int operation), (fd, operation))
+ON_FD(fstat, "stat", (int fd, struct stat *found), (fd, found))
+ON_FD(fstat64, "stat", (int fd, struct stat64 *found), (fd, found))
+ON_FD(fstatvfs64, "statvfs", (int fd, struct statvfs64 *found), (fd, found))
 ON_FD(ftruncate64, "ftruncate", (int fd, off64_t size), (fd, size))
 
 #define RESERVE(name, type)                                              \
@@ -195,3 +207,21 @@ ON_PATH(unlink, "unlink", (const char *path), (path), AT_FDCWD)
 ON_PATH(unlinkat, "unlink", (int fd, const char *path, int flags), (fd, path, flags), fd)
 ON_PATH(mkdir, "mkdir", (const char *path, mode_t mode), (path, mode), AT_FDCWD)
 ON_PATH(rmdir, "rmdir", (const char *path), (path), AT_FDCWD)
+ON_PATH(stat, "stat", (const char *path, struct stat *found), (path, found), AT_FDCWD)
+ON_PATH(stat64, "stat", (const char *path, struct stat64 *found), (path, found), AT_FDCWD)
+ON_PATH(lstat, "stat", (const char *path, struct stat *found), (path, found), AT_FDCWD)
+ON_PATH(lstat64, "stat", (const char *path, struct stat64 *found), (path, found), AT_FDCWD)
+ON_PATH(fstatat, "stat", (int fd, const char *path, struct stat *found, int flags), (fd, path, found, flags), fd)
+ON_PATH(fstatat64, "stat", (int fd, const char *path, struct stat64 *found, int flags), (fd, path, found, flags), fd)
+ON_PATH(statvfs64, "statvfs", (const char *path, struct statvfs64 *found), (path, found), AT_FDCWD)
+
+DIR *opendir(const char *path) {
+    REAL(opendir);
+    if (chosen("opendir", AT_FDCWD, path) && code > 0) { errno = (int)code; return NULL; }
+    return real(path);
+}
+DIR *fdopendir(int fd) {
+    REAL(fdopendir);
+    if (chosen("opendir", fd, NULL) && code > 0) { errno = (int)code; return NULL; }
+    return real(fd);
+}
