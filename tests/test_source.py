@@ -132,6 +132,7 @@ def test_a_file_that_cannot_be_looked_at_ends_the_run(file: Path, monkeypatch: p
             source.raise_if_changed()
         with pytest.raises(InputChanged, match="cannot be looked at: Input/output error"):
             FileSource(file)
+        monkeypatch.undo()
     assert open_files() == files
 
 

@@ -31,8 +31,9 @@ def random_kills(root: Path, random: Random) -> Iterator[Case]:
         scene = scenes(random.choice(("file", "folder")))
         after, earlier = random.uniform(0, 1.05 * scene.seconds), random.random() < 0.5
         scene.reset(earlier=earlier)
-        nursery.kill(scene.command("-q"), after)
-        yield Case(f"{scene.shape}, after {after:.3f} s", [*scene.whole(earlier=earlier), *scene.aftermath()])
+        killed = nursery.kill(scene.command("-q"), after)
+        tried = f"{scene.shape}, {'killed' if killed else 'at its end'} after {after:.3f} s"
+        yield Case(tried, [*scene.whole(earlier=earlier), *scene.aftermath()])
 
 
 def resume(root: Path, random: Random) -> Iterator[Case]:

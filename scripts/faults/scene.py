@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from faults.nursery import Nursery
 from faults.runs import PROGRAM, Ended, run
@@ -25,6 +25,7 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Kinds of output: the name, and the options that make it."""
 Contents = dict[str, str]
+T = TypeVar("T")
 
 
 class Scene:
@@ -61,16 +62,21 @@ class Scene:
         self.old = self._reference("--init", "debias")
         shutil.copytree(self.out, self._earlier)
         self.reset(earlier=False)
-        started = time.monotonic()
-        self.new = self._reference()
-        self.seconds = time.monotonic() - started
-        """How long a run takes."""
+        self.seconds = 0.0
+        """How long the last run without faults took."""
+        self.new = self._timed(self._reference)
 
     def _reference(self, *more: str) -> Contents:
         ended = self.run(more=more)
         if ended.status:
             raise SystemExit(f"the program does not even run without faults: {ended.stderr}")
         return self.outputs()
+
+    def _timed(self, run: Callable[[], T]) -> T:
+        started = time.monotonic()
+        result = run()
+        self.seconds = time.monotonic() - started
+        return result
 
     def command(self, *more: str) -> list[str]:
         """Return the command line of a run that replaces what is there."""
@@ -135,7 +141,7 @@ class Scene:
 
     def aftermath(self) -> list[str]:
         """Return what is wrong with the inputs, and with a run without faults that comes now."""
-        ended = self.run()
+        ended = self._timed(self.run)
         checks = {
             "an input was changed": self.read(self.inputs) != self.digests,
             f"the next run ended with {ended.status}: {ended.stderr}": ended.status != 0,
