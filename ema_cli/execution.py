@@ -42,7 +42,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
 
     """
-    check_address_space(plan.buffers.threads)
+    check_address_space(plan.buffers, len(plan.outputs))
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:

@@ -26,6 +26,7 @@ from ema_cli.errors import OutputError, SystemExhausted
 from ema_cli.events import Event, Progress
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.pipeline import run_average
+from ema_cli.records import Buffers
 from ema_cli.storage.source import FileSource
 from ema_cli.write.journal import Journal
 from ema_cli.write.publish import SmallFile, check_place
@@ -168,10 +169,19 @@ def test_too_little_address_space_is_told_before_anything_is_written(mebibytes: 
     assert list(run.parent.iterdir()) == [run]
 
 
+@pytest.mark.parametrize("mebibytes", range(340, 400, 12))
+def test_the_threads_that_write_are_counted(mebibytes: int, run: Path) -> None:
+    """Where their heaps took the last of the address space, the BLAS ended the process with 1."""
+    options = ("--decay", "0.5", "--decay", "0.9", "--threads", "2", "-o", run.parent / "ema_{decay}.safetensors")
+    done = call(run, *options, preexec_fn=limited(resource.RLIMIT_AS, mebibytes << 20))
+    assert done.returncode in (0, 71), done.stderr
+    assert done.returncode == 0 or list(run.parent.iterdir()) == [run]
+
+
 def test_address_space_without_a_limit_is_enough() -> None:
     """No limit, nothing to check."""
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
-    check_address_space(10**6)
+    check_address_space(Buffers(threads=10**6, block_elements=1, bytes_per_element=1), 10**6)
     assert SystemExhausted.__mro__[1] is ema_cli.EmaAvgError
 
 

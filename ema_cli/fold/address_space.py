@@ -9,16 +9,23 @@ import resource
 from pathlib import Path
 
 from ema_cli.errors import SystemExhausted
+from ema_cli.records import Buffers
 from ema_cli.text import human_bytes
 
 _LIBRARIES_BYTES = 128 << 20
 """For numpy, if it is not loaded yet, and what else the program takes while it plans."""
-_THREAD_BYTES = 112 << 20
-"""Stack, heap and the buffer of the BLAS, of one thread of the fold."""
+_THREAD_BYTES = 72 << 20
+"""The stack of a thread, and the heap that the C library reserves for it."""
+_BLAS_BYTES = 40 << 20
+"""The buffer that the BLAS has for each thread of the fold."""
 
 
-def check_address_space(threads: int = 0) -> None:
-    """Raise if so many threads of the fold would not find the memory that they take.
+def check_address_space(buffers: Buffers | None = None, outputs: int = 0) -> None:
+    """Raise if there is not the memory that the work takes.
+
+    Args:
+        buffers: of the fold; without them, what planning takes is asked for.
+        outputs: that are written at a time, each by a thread of its own.
 
     Raises:
         SystemExhausted: telling what is allowed, and what is needed.
@@ -27,13 +34,18 @@ def check_address_space(threads: int = 0) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return
-    needed = _taken_bytes() + (threads * _THREAD_BYTES or _LIBRARIES_BYTES)
+    needed = _taken_bytes() + (_work_bytes(buffers, outputs) if buffers else _LIBRARIES_BYTES)
     if needed > limit:
         fact = f"there is not enough memory: the address space is limited to {human_bytes(limit)}"
         raise SystemExhausted(
             f"{fact}, {human_bytes(needed)} are needed",
-            hint=f"ulimit -v {needed >> 10}" + (", or --threads 1" if threads > 1 else ""),
+            hint=f"ulimit -v {needed >> 10}" + (", or --threads 1" if buffers and buffers.threads > 1 else ""),
         )
+
+
+def _work_bytes(buffers: Buffers, outputs: int) -> int:
+    threads = buffers.threads + outputs
+    return buffers.total_bytes + threads * _THREAD_BYTES + buffers.threads * _BLAS_BYTES
 
 
 def _taken_bytes() -> int:

@@ -25,15 +25,17 @@ def after_refusal(
         earlier: whether there was an output before.
 
     """
+    # What a run under --resume has completed is kept for one that gets more.
+    kept = "resumed" in scene.shape and ended.status == RESOURCES
+    untouched = scene.outputs() == (scene.old if earlier else {}) if kept else scene.untouched(earlier=earlier)
     return [
         *wrong(
             {
                 f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, *statuses),
                 "says that all is well, and the output is not the new one": ended.status == 0
                 and scene.outputs() != scene.new,
-                "failed, and what was there is not there any more": ended.status != 0
-                and not scene.untouched(earlier=earlier),
-                f"left {scene.leftovers()}": bool(scene.leftovers()),
+                "failed, and what was there is not there any more": ended.status != 0 and not untouched,
+                f"left {scene.leftovers()}": bool(scene.leftovers()) and not kept,
                 "a traceback": "Traceback" in ended.stderr,
             }
         ),
