@@ -81,7 +81,12 @@ def _up_to_date(ended: Ended) -> bool:
 
 
 def _complete_tensors(scene: Scene) -> int:
-    """Count the whole lines of the journal behind the first, which names the run."""
+    """Count the whole lines of the journal behind the first, which names the run, if all that it tells of is there.
+
+    A run that is killed after an output got its name, and before the journal is removed, leaves nothing to go on with.
+    """
+    if len(list(scene.out.glob(".*.resume.partial"))) < len(scene.new):
+        return 0
     journals = list(scene.out.glob(".*.journal"))
     lines = journals[0].read_bytes().splitlines(keepends=True) if journals else []
     whole = 0
