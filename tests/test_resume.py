@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.events import Event, Progress, Said
 from ema_cli.pipeline import run_average
 from ema_cli.report.model import Report
+from ema_cli.write.journal import Journal
 
 COUNT = 12
 
@@ -279,3 +282,19 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
     assert "what is complete is kept, and the same command goes on" in talk
     assert not (tmp_path / "e.safetensors").exists()
     assert (tmp_path / ".e.safetensors.resume.partial").exists()
+
+
+def test_a_journal_that_cannot_be_looked_at_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is worth a word decides nothing; what stands in it is read all the same."""
+    left = Journal(run.parent / "e.safetensors", "a run")
+    left.path.touch()
+    assert left.is_there()
+    original = os.stat
+
+    def failing(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if path == left.path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", failing)
+    assert not left.is_there()
