@@ -20,10 +20,8 @@ from faults.shim import EOF, KILL, SHORT, Fault, Shim
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 CALLS: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        ("open", "write", "pwrite", "ftruncate", "fallocate", "fsync", "fdatasync", "close", "rename", "unlink"), CODES
-    ),
-    **dict.fromkeys(("mkdir", "rmdir", "read", "pread"), CODES),
+    **dict.fromkeys(("open", "write", "pwrite", "ftruncate", "fallocate", "fsync", "fdatasync"), CODES),
+    **dict.fromkeys(("close", "rename", "unlink", "mkdir", "rmdir", "read", "pread"), CODES),
     **dict.fromkeys(("stat", "statvfs", "opendir"), (errno.EIO, errno.EACCES)),
     "flock": (errno.EIO, errno.ENOLCK),
 }

@@ -85,7 +85,9 @@ def _complete_tensors(scene: Scene) -> int:
 
     A run that is killed after an output got its name, and before the journal is removed, leaves nothing to go on with.
     """
-    if len(list(scene.out.glob(".*.resume.partial"))) < len(scene.new):
+    outputs = scene.outputs()
+    gone = [name for name in scene.new if not (scene.out / f".{name}.resume.partial").exists()]
+    if gone and all(outputs.get(name) == scene.new[name] for name in gone):
         return 0
     journals = list(scene.out.glob(".*.journal"))
     lines = journals[0].read_bytes().splitlines(keepends=True) if journals else []
