@@ -8,18 +8,18 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from ema_cli.discover import close_all
+from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import UsageError
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.options import Options
-from ema_cli.output_name import parse_output
+from ema_cli.options.average import Options
+from ema_cli.options.output_name import parse_output
+from ema_cli.options.weighting import split_weights
 from ema_cli.pipeline import planned, run_average
-from ema_cli.records import Checkpoint, Plan
+from ema_cli.records.series import Checkpoint, Plan
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import locate
 from ema_cli.text import parse_bytes, quoted
-from ema_cli.weight_options import split_weights
 
 StrPath = str | os.PathLike[str]
 Numbers = float | Iterable[float]
@@ -45,10 +45,10 @@ def average(
         paths: files, folders or glob patterns.
         output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given (``"5GB"``, or
             bytes); with several averages it must hold ``{decay}``, ``{method}`` or the like.
-        method: a key of ``ema_cli.methods.SPECS``, one or several; ``ema`` if nothing else is said.
+        method: a key of ``ema_cli.weights.methods.SPECS``, one or several; ``ema`` if nothing else is said.
         decay: in [0, 1), one or several.
         half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
-        **options: ``one_minus_decay``, ``sigma_rel``, and the other fields of ``ema_cli.options.Options``, such as
+        **options: ``one_minus_decay``, ``sigma_rel``, and the other fields of ``ema_cli.options.average.Options``, such as
             ``per="step"`` or ``force=True``.
 
     Returns:
@@ -74,7 +74,7 @@ def plan(
 
     Args:
         paths: files, folders or glob patterns.
-        method: a key of ``ema_cli.methods.SPECS``, one or several; ``ema`` if nothing else is said.
+        method: a key of ``ema_cli.weights.methods.SPECS``, one or several; ``ema`` if nothing else is said.
         decay: in [0, 1), one or several.
         half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
         **options: as those of ``average``.

@@ -14,20 +14,20 @@ import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ema_cli.discover import close_all
+from ema_cli.discovery.changes import check_unchanged
+from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import UsageError
 from ema_cli.events import Counted, Listener, Opening, ignore
-from ema_cli.fold.distance import Meter, Sums, comparable
+from ema_cli.fold.tensor_distance import Meter, Sums, comparable
 from ema_cli.formats.file import is_flat
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.matching import Chosen, choose_tensors
-from ema_cli.options import Options
-from ema_cli.records import Checkpoint
-from ema_cli.refusals import refuse_unreadable
+from ema_cli.options.average import Options
+from ema_cli.planning.matching import Chosen, choose_tensors
+from ema_cli.planning.refusals import refuse_unreadable
+from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.locations import Location, is_folder, locate, open_source
-from ema_cli.unchanged import check_unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ema_cli.records import Notice, Plan
+from ema_cli.records.series import Notice, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from ema_cli.copies import warn_of_copies
+from ema_cli.discovery.changes import check_unchanged, damage_means_change
 from ema_cli.events import Counted, Listener, Progress, Said, Warned
-from ema_cli.findings import FoldOutcome
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
-from ema_cli.options import Options
-from ema_cli.records import Action, Notice, Plan
+from ema_cli.options.average import Options
+from ema_cli.planning.copies import warn_of_copies
+from ema_cli.preflight.strict import fail_if_strict
+from ema_cli.records.fold_results import FoldOutcome
+from ema_cli.records.series import Action, Notice, Plan
 from ema_cli.report.build import Measured, build_report
 from ema_cli.report.model import Report
-from ema_cli.report_files import stage_reports
-from ema_cli.resume import Resumption
+from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
-from ema_cli.strict import fail_if_strict
 from ema_cli.text import human_bytes, quoted, shortlist
-from ema_cli.unchanged import check_unchanged, damage_means_change
+from ema_cli.write.resumption import Resumption
 from ema_cli.write.target import Target, is_spooled, make_resumable, make_target
 from ema_cli.write.uninterrupted import uninterrupted
 

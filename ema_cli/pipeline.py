@@ -8,16 +8,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ema_cli.discover import Found, close_all, discover
+from ema_cli.discovery.checkpoints import Found, close_all, discover
+from ema_cli.discovery.order import order_series
 from ema_cli.errors import UsageError
 from ema_cli.events import Listener, Planned, Warned, ignore
 from ema_cli.fold.devices import lane_maker, resolve_device
-from ema_cli.options import Options
-from ema_cli.order import order_series
-from ema_cli.planning import make_plan
-from ema_cli.records import Notice, Plan, Series
+from ema_cli.options.average import Options
+from ema_cli.planning.make_plan import make_plan
+from ema_cli.preflight.strict import fail_if_strict
+from ema_cli.records.series import Notice, Plan, Series
 from ema_cli.report.model import Report
-from ema_cli.strict import fail_if_strict
 from ema_cli.text import quoted
 
 
@@ -46,7 +46,7 @@ def planned(
         EmaAvgError: the inputs cannot be averaged as ``options`` say; see ``ema_cli.errors``.
 
     """
-    from ema_cli.places import refuse_inputs  # noqa: PLC0415
+    from ema_cli.preflight.destinations import refuse_inputs  # noqa: PLC0415
 
     with ExitStack() as opened:
         found = discover(options, listener)
@@ -65,8 +65,8 @@ def _series(found: Found, options: Options, opened: ExitStack) -> Series:
     """Order what was found, and go on from an earlier average if one is named."""
     if options.continue_from is None:
         return order_series(found, options)
-    from ema_cli.continuation import continue_series  # noqa: PLC0415 - rarely needed
-    from ema_cli.earlier import open_earlier  # noqa: PLC0415
+    from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
+    from ema_cli.continuation.previous import open_earlier  # noqa: PLC0415
 
     earlier = open_earlier(options.continue_from, options)
     opened.callback(close_all, [earlier.checkpoint])
@@ -85,9 +85,9 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     from ema_cli.execution import carry_out  # noqa: PLC0415 - planning alone needs none of this
-    from ema_cli.places import check_places  # noqa: PLC0415
-    from ema_cli.report_files import write_asked_reports  # noqa: PLC0415
-    from ema_cli.uptodate import find_earlier  # noqa: PLC0415
+    from ema_cli.preflight.destinations import check_places  # noqa: PLC0415
+    from ema_cli.preflight.up_to_date import find_earlier  # noqa: PLC0415
+    from ema_cli.report.report_files import write_asked_reports  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415
 
     earlier: Report | None = None

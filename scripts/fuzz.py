@@ -24,7 +24,7 @@ from hostile.parser import Parser
 from hostile.parsers import parsers
 
 from ema_cli.errors import EmaAvgError
-from ema_cli.formats.inert_values import PickleError
+from ema_cli.formats.inert_pickle.values import PickleError
 
 _MOST_SECONDS = 1.0
 _MOST_MEGABYTES = 512

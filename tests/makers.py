@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.records import Checkpoint
+from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Located
-from ema_cli.storage.gather import read_elements
+from ema_cli.storage.strided_read import read_elements
 
 DTYPES = (
     torch.float64,

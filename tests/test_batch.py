@@ -19,14 +19,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ema_cli.batch import BatchEvent, JobEnded, JobStarted, Status, run_batch
+from ema_cli.batch.find_runs import find_runs
+from ema_cli.batch.jobs import Job, check_jobs, make_job
+from ema_cli.batch.run_batch import BatchEvent, JobEnded, JobStarted, Status, run_batch
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
-from ema_cli.jobs import Job, check_jobs, make_job
-from ema_cli.options import Options
-from ema_cli.outputs import output_path
+from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
+from ema_cli.planning.outputs import output_path
 from ema_cli.report.batch_index import WRITERS, is_index
-from ema_cli.runs import find_runs
 from tests.conftest import Run
 from tests.series import averaged_by_hand, load, open_files, random_states, to_numpy, write_one, write_series
 
@@ -167,7 +167,7 @@ def test_a_bug_in_one_job_ends_no_other(workers: int, runs: Path, monkeypatch: p
             raise RuntimeError("no")
         return original(options, *arguments)
 
-    monkeypatch.setattr("ema_cli.batch.run_average", broken)
+    monkeypatch.setattr("ema_cli.batch.run_batch.run_average", broken)
     results = run_batch([job(runs / f"r{number}") for number in range(3)], ignore, workers=workers)
     assert [result.status for result in results] == [Status.WRITTEN, Status.FAILED, Status.WRITTEN]
     assert isinstance(results[1].error, RuntimeError)

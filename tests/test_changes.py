@@ -15,7 +15,7 @@ from ema_cli.api import make_options
 from ema_cli.compare import compare
 from ema_cli.errors import InputChanged, InputRefused
 from ema_cli.events import Event, Progress, Warned
-from ema_cli.options import Options
+from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
 from tests.series import State, averaged_by_hand, load, random_states, same_bits, write_series
 from tests.test_faults import campaign

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ema_cli.cli.config import Key, Origin, Setting, from_environment, from_table
-from ema_cli.cli.config_files import find_file
-from ema_cli.cli.precedence import resolve
+from ema_cli.cli.config.precedence import resolve
+from ema_cli.cli.config.settings import Key, Origin, Setting, from_environment, from_table
+from ema_cli.cli.config.sources import find_file
 from ema_cli.errors import UsageError
 from tests.conftest import Run
 

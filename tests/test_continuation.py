@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, StrictWarnings, UsageError
+from ema_cli.preflight.up_to_date import read_report
 from ema_cli.report.model import Report
-from ema_cli.uptodate import read_report
 from tests.conftest import Run
 from tests.series import FORMATS, State, load, open_files, random_states, same_bits
 

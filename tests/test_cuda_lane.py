@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from ema_cli.api import make_options
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.findings import FoldOutcome
 from ema_cli.fold import devices
 from ema_cli.fold.cpu import CpuLane
 from ema_cli.fold.cuda import TorchLane, find_device
@@ -27,7 +26,8 @@ from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.lane import Lane
 from ema_cli.pipeline import planned
-from ema_cli.records import Plan
+from ema_cli.records.fold_results import FoldOutcome
+from ema_cli.records.series import Plan
 from tests.series import random_states, write_series
 from tests.test_fold import DTYPES, Memory
 

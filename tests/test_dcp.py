@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import metadata as torch_metadata
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
-from ema_cli.formats.dcp_signature import signature
-from ema_cli.formats.dcp_tiling import check_tiling
+from ema_cli.formats.dcp.signature import signature
+from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Mosaic
 from tests import dcp_makers, makers

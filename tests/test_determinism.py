@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.fold.statistics import dot
-from ema_cli.records import ROW_ELEMENTS
+from ema_cli.records.series import ROW_ELEMENTS
 from tests.series import data_section
 from tests.test_faults import campaign
 

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import UsageError
-from ema_cli.methods import Decay, Method
-from ema_cli.records import Notice, Weighting
+from ema_cli.options.weighting import WeightOptions
+from ema_cli.records.series import Notice, Weighting
 from ema_cli.text import percent
-from ema_cli.timeline import Timeline
-from ema_cli.weight_options import WeightOptions
-from ema_cli.weights.cautions import warn_about
 from ema_cli.weights.choices import describe_choices
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, short_decay, two_digits
+from ema_cli.weights.methods import Decay, Method
 from ema_cli.weights.reconstruction import ema_linear, gamma_from_sigma_rel
 from ema_cli.weights.schedules import ema, uniform
+from ema_cli.weights.share_warnings import warn_about
 from ema_cli.weights.solve import solve
+from ema_cli.weights.timeline import Timeline
 from tests.exact import ema_shares
 
 EMA = Method(name="ema", decay=Decay.of(0.9), per="checkpoint", init="first")

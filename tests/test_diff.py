@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ema_cli.compare import Comparison, Distance, compare
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Progress
-from ema_cli.options import Options
+from ema_cli.options.average import Options
 from tests.conftest import Run
 from tests.makers import DTYPES, every_kind, fifo, random_tensor
 from tests.series import FORMATS, State, open_files, random_states, to_numpy

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.discover import Found, close_all, discover
+from ema_cli.discovery.checkpoints import Found, close_all, discover
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Opening
 from tests.series import open_files, random_states, write_one, write_series

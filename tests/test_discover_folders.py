@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.discover import close_all, discover
+from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Event, Opening
-from ema_cli.records import FoundStep
+from ema_cli.records.series import FoundStep
 from tests.series import open_files, write_one
 from tests.test_discover import find, left_out, names_of
 

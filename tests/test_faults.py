@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ema_cli.storage.source import FileSource
+from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
-from ema_cli.write.output import OutputFile
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

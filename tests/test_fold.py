@@ -21,9 +21,9 @@ from ema_cli.api import make_options
 from ema_cli.errors import InputRefused
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
-from ema_cli.methods import Decay
 from ema_cli.pipeline import planned
-from ema_cli.records import Action, Plan
+from ema_cli.records.series import Action, Plan
+from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
 from tests.exact import FORMATS, Format, ema_shares, rounded
 from tests.series import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
 from ema_cli.dtypes import BY_NAME
-from ema_cli.storage import gather
+from ema_cli.storage import strided_read as gather
 from ema_cli.storage.extents import (
     Extent,
     Mosaic,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.fold.sampled import SampledGeometry
+from ema_cli.fold.geometry.sampled import SampledGeometry
 from ema_cli.pipeline import planned
 from ema_cli.report.html import to_html
 from ema_cli.report.model import Geometry, Report

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hostile.opcodes import call, glob, num, stop, storage, tensor, text
 
-from ema_cli.formats.inert_costs import MOST_BYTES
-from ema_cli.formats.inert_pickle import _Machine, loads
-from ema_cli.formats.inert_values import PickleError, TooLong
-from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
+from ema_cli.formats.inert_pickle.costs import MOST_BYTES
+from ema_cli.formats.inert_pickle.reader import _Machine, loads
+from ema_cli.formats.inert_pickle.values import PickleError, TooLong
+from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from tests.makers import save
 
 _OBJECT = glob("x", "y") + b"q\x000"

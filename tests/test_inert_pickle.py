@@ -28,9 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import EmaAvgError
-from ema_cli.formats.inert_pickle import _OPCODES, _unknown, loads
-from ema_cli.formats.inert_values import Global, Inert, PickleError, PickleTruncated
-from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
+from ema_cli.formats.inert_pickle.reader import _OPCODES, _unknown, loads
+from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError, PickleTruncated
+from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from tests.makers import archive, expected, open_file, read_file
 
 PROTOCOLS = range(6)

@@ -16,8 +16,8 @@ import ema_cli
 from ema_cli.api import make_options
 from ema_cli.cli.app import app
 from ema_cli.errors import UsageError
-from ema_cli.methods import DEFAULT_POWER, SPECS, Decay, Method, decay_text
-from ema_cli.weight_options import WeightOptions, split_weights
+from ema_cli.options.weighting import WeightOptions, split_weights
+from ema_cli.weights.methods import DEFAULT_POWER, SPECS, Decay, Method, decay_text
 from tests.series import random_states, write_series
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

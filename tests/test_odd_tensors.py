@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import ema_cli
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
-from ema_cli.quantization import find_codes
+from ema_cli.planning.quantization import find_codes
 from tests.conftest import Run
 from tests.exact import FORMATS, rounded
 from tests.makers import random_tensor, safetensors_file

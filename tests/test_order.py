@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.discover import close_all, discover
+from ema_cli.discovery.checkpoints import close_all, discover
+from ema_cli.discovery.order import order_series
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
-from ema_cli.order import order_series
-from ema_cli.records import Series
+from ema_cli.records.series import Series
 from tests.series import write_one
 
 

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.output_name import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.options.output_name import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
-from ema_cli.sharding import plan_files
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.verify import verify
+from ema_cli.verify.checks import verify
 from tests.conftest import Run
 from tests.series import State, data_section, load, random_states, same_bits, write_series
 from tests.test_schema import check as check_schema

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.patterns import matches
+from ema_cli.discovery.patterns import matches
 from ema_cli.storage.locations import Location, Url
 
 FILES = (
@@ -38,8 +38,8 @@ def store(tree: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     def names_in(location: Location) -> dict[str, bool]:
         return {path.name: path.is_dir() for path in local(location).iterdir()}
 
-    monkeypatch.setattr("ema_cli.patterns.is_folder", lambda location: local(location).is_dir())
-    monkeypatch.setattr("ema_cli.patterns.names_in", names_in)
+    monkeypatch.setattr("ema_cli.discovery.patterns.is_folder", lambda location: local(location).is_dir())
+    monkeypatch.setattr("ema_cli.discovery.patterns.names_in", names_in)
     return "s3://bucket"
 
 

@@ -20,7 +20,7 @@ from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarn
 from ema_cli.events import Event, Opening, Planned, Progress, Warned
 from ema_cli.pipeline import Outcome, run_average
 from ema_cli.report.serialize import from_json
-from ema_cli.report.soundness import find_fault
+from ema_cli.report.validation import find_fault
 from tests.series import State, load, open_files, random_states, same_bits, write_series
 
 Paths = list[Path]

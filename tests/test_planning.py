@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import ema_cli
 from ema_cli.api import make_options
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
-from ema_cli.records import Action, Plan
+from ema_cli.records.series import Action, Plan
 from ema_cli.storage.source import FileSource
 from tests.series import State, open_files, random_states, write_series
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.formats.prefixes import strip_prefixes
+from ema_cli.formats.state_dict.prefixes import strip_prefixes
 
 
 def stripped(names: list[str], prefix: str | None = None) -> tuple[list[str], tuple[str, ...]]:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched, UsageError
-from ema_cli.storage.ahead import Ahead
 from ema_cli.storage.locations import Url, locate
+from ema_cli.storage.remote.prefetch import Ahead
 
 pytest.importorskip("aiohttp")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import BY_NAME, DTYPES
-from ema_cli.fold.checks import LARGEST
+from ema_cli.fold.bad_blocks import LARGEST
 from ema_cli.fold.decode import NUMPY, components, decode
 from ema_cli.fold.rounding import round_to
 from tests.exact import FORMATS, Format, rounded, value_of

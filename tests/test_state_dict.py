@@ -18,10 +18,10 @@ from hostile.opcodes import mapping, stop, tensor
 from torch import nn
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
-from ema_cli.formats.inert_values import Global, Inert
-from ema_cli.formats.state_dict import find_state_dict
-from ema_cli.formats.torch_objects import StorageRef, TensorRef
-from ema_cli.records import FoundStep
+from ema_cli.formats.inert_pickle.values import Global, Inert
+from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.torch.objects import StorageRef, TensorRef
+from ema_cli.records.series import FoundStep
 from tests.makers import archive, expected, open_file, read_file, save
 
 STORAGE = StorageRef(key="0", kind="FloatStorage", elements=4)
@@ -306,8 +306,8 @@ def test_shared_values_cost_no_more_than_their_bytes(
     case: str, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small pickle that shares its values many times over is read or refused at once."""
-    monkeypatch.setattr("ema_cli.formats.tree.MOST_TENSORS", 100_000)
-    monkeypatch.setattr("ema_cli.formats.tree._MOST_TEXT", 1 << 24)
+    monkeypatch.setattr("ema_cli.formats.state_dict.tree.MOST_TENSORS", 100_000)
+    monkeypatch.setattr("ema_cli.formats.state_dict.tree._MOST_TEXT", 1 << 24)
     began = time.monotonic()
     try:
         found = find_state_dict(LAUGHS[case], key)
@@ -320,7 +320,7 @@ def test_shared_values_cost_no_more_than_their_bytes(
 
 def test_long_names_are_not_repeated_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long name that stands in front of many others is not written out for each of them."""
-    monkeypatch.setattr("ema_cli.formats.tree._MOST_TEXT", 1 << 20)
+    monkeypatch.setattr("ema_cli.formats.state_dict.tree._MOST_TEXT", 1 << 20)
     with pytest.raises(InputRefused, match="names of unreasonable length"):
         find_state_dict({"model": {"n" * 60_000: shared(6, 2, {"w": T})}})
 

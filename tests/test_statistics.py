@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ema_cli
-from ema_cli.methods import Decay
 from ema_cli.report.model import Tensor
+from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
 from tests.series import State, averaged_by_hand, random_states, to_numpy, write_series
 

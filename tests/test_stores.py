@@ -13,7 +13,7 @@ import pytest
 import ema_cli
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.storage.locations import Url
-from ema_cli.storage.stores import is_forbidden, is_missing, reason_of
+from ema_cli.storage.remote.stores import is_forbidden, is_missing, reason_of
 from tests.series import random_states, write_series
 
 

@@ -6,16 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.text import (
-    LONGEST_NAME,
-    human_bytes,
-    is_writable_text,
-    parse_bytes,
-    plural,
-    quoted,
-    safe_text,
-    shortlist,
-)
+from ema_cli.text import LONGEST_NAME, human_bytes, is_writable_text, parse_bytes, plural, quoted, safe_text, shortlist
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=400)
 

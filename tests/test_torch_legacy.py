@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats import torch_legacy
-from ema_cli.formats.torch_legacy import MAGIC
+from ema_cli.formats.torch import legacy_format as torch_legacy
+from ema_cli.formats.torch.legacy_format import MAGIC
 from tests.makers import every_kind, expected, open_file, overwrite, read_file, save
 
 SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.zip_archive import RESAVE
+from ema_cli.formats.torch.zip_archive import RESAVE
 from tests.makers import archive, every_kind, expected, open_file, overwrite, read_file, rezip, save, whole
 
 SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
@@ -369,7 +369,7 @@ def test_pickles_in_archives_are_refused_when_damaged(tmp_path: Path) -> None:
 
 def test_a_giant_pickle_is_not_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pickle larger than the limit is refused by its declared size."""
-    monkeypatch.setattr("ema_cli.formats.torch_zip.LARGEST_PICKLE", 100)
+    monkeypatch.setattr("ema_cli.formats.torch.zip_format.LARGEST_PICKLE", 100)
     with pytest.raises(InputRefused, match="more than 100 are refused"):
         open_file(rezip(small, small.with_name("again.pt"), replaced={"byteorder": None}))
 

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import UsageError
-from ema_cli.methods import Decay, Method, Shape
-from ema_cli.timeline import Timeline
 from ema_cli.weights.continuing import split
+from ema_cli.weights.methods import Decay, Method, Shape
 from ema_cli.weights.schedules import ema, ema_warmup, manual, ramp, uniform
 from ema_cli.weights.solve import solve
+from ema_cli.weights.timeline import Timeline
 from tests.exact import debiased_shares, ema_shares, warmup_shares
 
 DECAYS = st.one_of(

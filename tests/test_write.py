@@ -30,13 +30,13 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.events import Event, Progress
 from ema_cli.pipeline import run_average
-from ema_cli.write import settle
-from ema_cli.write.leftovers import temporary_name
+from ema_cli.write import writeback as settle
+from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
-from ema_cli.write.output import OutputFile
 from ema_cli.write.publish import check_place, write_atomically
-from ema_cli.write.settle import Settler
+from ema_cli.write.temp_names import temporary_name
 from ema_cli.write.uninterrupted import uninterrupted
+from ema_cli.write.writeback import Settler
 from tests.series import State, load, open_files, random_states, same_bits, write_series
 
 

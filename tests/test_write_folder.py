@@ -24,15 +24,15 @@ from safetensors.torch import save_file
 import ema_cli
 import ema_cli.write.folder
 from ema_cli.errors import EmaAvgError, InputChanged, OutputError, OutputLocked
-from ema_cli.files import FileRole, PlannedFile, SideFile
-from ema_cli.methods import Decay, Method
-from ema_cli.records import PlannedOutput, Weighting
+from ema_cli.records.files import FileRole, PlannedFile, SideFile
+from ema_cli.records.series import PlannedOutput, Weighting
 from ema_cli.storage.source import FileSource
-from ema_cli.verify import verify
+from ema_cli.verify.checks import verify
+from ema_cli.weights.methods import Decay, Method
 from ema_cli.write.folder import OutputFolder
-from ema_cli.write.leftovers import name_aside, temporary_name
 from ema_cli.write.lock import output_lock
-from ema_cli.write.settle import Settler
+from ema_cli.write.temp_names import name_aside, temporary_name
+from ema_cli.write.writeback import Settler
 from tests.conftest import Run
 from tests.series import open_files, random_states, write_series
 from tests.test_output_folder import model_folders

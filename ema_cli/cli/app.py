@@ -10,11 +10,11 @@ from ema_cli import __version__
 from ema_cli.cli import checking
 from ema_cli.cli import options as given
 from ema_cli.cli.batch_options import BatchOptions, Runs
-from ema_cli.cli.configured import ConfiguredCommand, speaker
+from ema_cli.cli.config.command import ConfiguredCommand, speaker
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
 from ema_cli.cli.main_options import MainOptions, takes
-from ema_cli.options import Options
+from ema_cli.options.average import Options
 
 app = typer.Typer(
     cls=DefaultGroup,

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli import __version__
-from ema_cli.batch import MOST_WORKERS, JobResult, Status, run_batch
+from ema_cli.batch.find_runs import find_runs
+from ema_cli.batch.jobs import Job, check_jobs, make_job
+from ema_cli.batch.run_batch import MOST_WORKERS, JobResult, Status, run_batch
 from ema_cli.cli.batch_options import BatchOptions
-from ema_cli.cli.batch_view import BatchDisplay, results
-from ema_cli.cli.configured import configured, values_of
+from ema_cli.cli.config.command import configured, values_of
+from ema_cli.cli.config.manifest import read_manifest
+from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
-from ema_cli.cli.manifest import read_manifest
-from ema_cli.cli.precedence import resolve
 from ema_cli.cli.signals import Terminated
+from ema_cli.cli.views.batch_view import BatchDisplay, results
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
-from ema_cli.jobs import Job, check_jobs, make_job
 from ema_cli.report.batch_index import WRITERS, BatchIndex, BatchSummary, JobEntry, JobError, is_index
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
-from ema_cli.runs import find_runs
 from ema_cli.storage.locations import Location, Url
 from ema_cli.text import plural, quoted, safe_text
 from ema_cli.write.publish import check_place, write_atomically

@@ -10,11 +10,11 @@ from ema_cli.cli import options as given
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode
 from ema_cli.events import Event, Listener, Warned
-from ema_cli.options import DEFAULT_SAMPLES, Options
+from ema_cli.options.average import DEFAULT_SAMPLES, Options
 from ema_cli.storage.locations import locate
 
 if TYPE_CHECKING:
-    from ema_cli.cli.progress import ProgressDisplay
+    from ema_cli.cli.views.progress import ProgressDisplay
 
 DIFF_HELP = (
     "Compare two checkpoints, tensor by tensor; exit 0 if they are equal, 1 if not.\n\n"
@@ -69,8 +69,8 @@ def diff(
     no_color: given.NoColorOption = False,
 ) -> None:
     """Compare two checkpoints."""
-    from ema_cli.cli import diff_view  # noqa: PLC0415 - numpy, which help and usage errors need not
-    from ema_cli.cli.progress import ProgressDisplay  # noqa: PLC0415
+    from ema_cli.cli.views import diff_view  # noqa: PLC0415 - numpy, which help and usage errors need not
+    from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415
     from ema_cli.compare import compare, comparison_document  # noqa: PLC0415
 
     console = Console(Style(json=json, quiet=quiet, verbose=verbose, color=not no_color))
@@ -116,10 +116,10 @@ def verify(
     no_color: given.NoColorOption = False,
 ) -> None:
     """Verify an output."""
-    from ema_cli.cli import verify_view  # noqa: PLC0415
-    from ema_cli.cli.progress import ProgressDisplay  # noqa: PLC0415
-    from ema_cli.verify import verification_document  # noqa: PLC0415
-    from ema_cli.verify import verify as check  # noqa: PLC0415
+    from ema_cli.cli.views import verify_view  # noqa: PLC0415
+    from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415
+    from ema_cli.verify.checks import verification_document  # noqa: PLC0415
+    from ema_cli.verify.checks import verify as check  # noqa: PLC0415
 
     console = Console(Style(json=json, quiet=quiet, verbose=verbose, color=not no_color))
     with ProgressDisplay(console) as progress:

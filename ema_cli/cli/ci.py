@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.records import Notice
+from ema_cli.preflight.up_to_date import report_path
+from ema_cli.records.series import Notice
 from ema_cli.report.model import Report
 from ema_cli.storage.locations import locate
-from ema_cli.uptodate import report_path
 
 CiMode = Literal["auto", "github", "gitlab", "none"]
 Service = Literal["github", "gitlab", "none"]

@@ -6,22 +6,24 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-from ema_cli.cli import ci, inspect_view, plan_view, render
+from ema_cli.cli import ci
 from ema_cli.cli.console import Console
-from ema_cli.cli.progress import ProgressDisplay
 from ema_cli.cli.signals import Terminated
-from ema_cli.discover import close_all, discover
+from ema_cli.cli.views import inspect_view, plan_view
+from ema_cli.cli.views import outcome_view as render
+from ema_cli.cli.views.progress import ProgressDisplay
+from ema_cli.discovery.candidates import AVERAGES_AVERAGED
+from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.events import Event, Planned, Said, Warned
 from ema_cli.fold.devices import lane_maker, resolve_device
-from ema_cli.options import Options
+from ema_cli.options.average import Options
 from ema_cli.pipeline import planned, run_average
-from ema_cli.places import check_places
-from ema_cli.records import Notice, Plan
+from ema_cli.preflight.destinations import check_places
+from ema_cli.preflight.strict import fail_if_strict
+from ema_cli.preflight.up_to_date import find_earlier
+from ema_cli.records.series import Notice, Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
-from ema_cli.search import AVERAGES_AVERAGED
-from ema_cli.strict import fail_if_strict
-from ema_cli.uptodate import find_earlier
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
 from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.records import Notice
+from ema_cli.records.series import Notice
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import safe_text
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from ema_cli.methods import SPECS
+from ema_cli.weights.methods import SPECS
 
 
 class MainCommand(TyperCommand):

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ema_cli.cli.ci import CiMode
-from ema_cli.cli.configured import load
-from ema_cli.options import BufferPolicy, GeometryMode, OnMissing, Order, OutputDtype, TiedPolicy
+from ema_cli.cli.config.command import load
+from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Order, OutputDtype, TiedPolicy
 
 _INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
 

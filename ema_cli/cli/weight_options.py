@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ema_cli.methods import DEFAULT_POWER, SPECS, Clock, Init, Per, Shape, Warmup
+from ema_cli.weights.methods import DEFAULT_POWER, SPECS, Clock, Init, Per, Shape, Warmup
 
 _WEIGHTS = "Weights"
 

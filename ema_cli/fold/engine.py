@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ema_cli.findings import FoldOutcome, TensorOutcome
-from ema_cli.fold.geometries import make_geometry
+from ema_cli.fold.geometry.modes import make_geometry
 from ema_cli.fold.lane import Lane
 from ema_cli.fold.state import FoldState, OnTensor, Sink, bytes_of
 from ema_cli.fold.worker import Worker
-from ema_cli.options import GeometryMode
-from ema_cli.records import Plan
+from ema_cli.options.average import GeometryMode
+from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
+from ema_cli.records.series import Plan
 
 _REPORT_SECONDS = 0.1
 

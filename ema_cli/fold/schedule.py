@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ema_cli.fold.decode import components
-from ema_cli.records import Action, Plan, PlannedTensor
+from ema_cli.records.series import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
-from ema_cli.storage.gather import announce
+from ema_cli.storage.strided_read import announce
 
 _SMALLEST_WINDOW = 1 << 16
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ema_cli.findings import FoldOutcome, TensorOutcome
-from ema_cli.fold.combine import BlockChecksums
-from ema_cli.fold.contents import Contents
+from ema_cli.fold.block_checksums import BlockChecksums
+from ema_cli.fold.content_digests import Contents
 from ema_cli.fold.decode import Bytes
-from ema_cli.fold.geometry import Geometry
+from ema_cli.fold.geometry.observer import Geometry
+from ema_cli.fold.geometry.trajectory import describe_run
 from ema_cli.fold.integrity import Integrity
-from ema_cli.fold.path import describe_run
 from ema_cli.fold.schedule import Block, Schedule, bytes_per_element
 from ema_cli.fold.statistics import Statistics, add_spreads
-from ema_cli.records import Action, Plan
+from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
+from ema_cli.records.series import Action, Plan
 
 _MOST_SUM = 1 + 1e-9
 """Of the weights of an average: one, and roundings."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ema_cli.fold.checks import LARGEST, refuse_nonfinite, refuse_overflow
+from ema_cli.fold.bad_blocks import LARGEST, refuse_nonfinite, refuse_overflow
 from ema_cli.fold.decode import Bytes, Float64, components, decode
 from ema_cli.fold.lane import Lane
 from ema_cli.fold.rounding import round_to
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
-from ema_cli.records import Action
+from ema_cli.records.series import Action
 from ema_cli.storage.extents import Extent, Located
-from ema_cli.storage.gather import read_elements
+from ema_cli.storage.strided_read import read_elements
 
 
 class Stopped(Exception):  # noqa: N818 - nothing is wrong with this thread

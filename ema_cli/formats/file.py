@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp_pieces import refuse_lone_piece
+from ema_cli.formats.dcp.piece_header import refuse_lone_piece
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.torch_legacy import looks_like_pickle, read_torch_legacy
-from ema_cli.formats.torch_zip import read_torch_zip
-from ema_cli.formats.zip_archive import looks_like_zip
+from ema_cli.formats.torch.legacy_format import looks_like_pickle, read_torch_legacy
+from ema_cli.formats.torch.zip_archive import looks_like_zip
+from ema_cli.formats.torch.zip_format import read_torch_zip
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp import is_dcp, read_dcp
-from ema_cli.formats.dcp_safetensors import is_sharded_safetensors, read_sharded_safetensors
+from ema_cli.formats.dcp.folder import is_dcp, read_dcp
+from ema_cli.formats.dcp.rank_files import is_sharded_safetensors, read_sharded_safetensors
 from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.hf_folder import is_model_folder, read_model_folder
+from ema_cli.formats.huggingface.model_folder import is_model_folder, read_model_folder
+from ema_cli.formats.huggingface.pipelines import is_pipeline, refuse_pipeline
+from ema_cli.formats.huggingface.trainer import with_what_lies_beside
 from ema_cli.formats.inside import folders_of_weights
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
-from ema_cli.formats.pipelines import is_pipeline, refuse_pipeline
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.trainer import with_what_lies_beside
 from ema_cli.formats.wording import refusal_of
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist

@@ -9,10 +9,10 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folders import read_folder
-from ema_cli.formats.prefixes import strip_prefixes
+from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.wording import refusal_of
-from ema_cli.records import Checkpoint
+from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
 from ema_cli.storage.locations import Location, is_folder, open_source
 from ema_cli.storage.source import ByteSource

@@ -18,7 +18,7 @@ from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.structure import MOST_TENSORS, Structure, writable_name
-from ema_cli.records import FoundStep
+from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted

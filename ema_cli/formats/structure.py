@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
-from ema_cli.records import FoundStep
+from ema_cli.records.series import FoundStep
 from ema_cli.storage.checksums import RecordTable
 from ema_cli.storage.extents import TensorLayout
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ema_cli import __version__
-from ema_cli.files import Written
-from ema_cli.findings import FoldOutcome, RunGeometry, TensorStatistics
-from ema_cli.options import Options
-from ema_cli.records import Action, Notice, Plan, PlannedOutput, Series
+from ema_cli.options.average import Options
+from ema_cli.records.files import Written
+from ema_cli.records.fold_results import FoldOutcome, RunGeometry, TensorStatistics
+from ema_cli.records.series import Action, Notice, Plan, PlannedOutput, Series
 from ema_cli.report import model
 from ema_cli.weights.diagnostics import diagnose
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ema_cli.files import FileRole
-from ema_cli.records import Checkpoint, Notice, Plan, PlannedOutput
+from ema_cli.records.files import FileRole
+from ema_cli.records.series import Checkpoint, Notice, Plan, PlannedOutput
 from ema_cli.report.build import describe_continuation, diagnose_output
 from ema_cli.report.model import SCHEMA_VERSION
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from ema_cli.files import FileRole
-from ema_cli.methods import decay_words
+from ema_cli.records.files import FileRole
 from ema_cli.report.model import Average, DiagnosticsOfWeights, Geometry, MethodUsed, Output, Report
 from ema_cli.text import human_bytes, percent, plural, safe_text, shortlist
-from ema_cli.weights.cautions import UNOBSERVED
+from ema_cli.weights.methods import decay_words
+from ema_cli.weights.share_warnings import UNOBSERVED
 
 _TURNED = 0.2
 """A mean cosine beyond it, to either side, is a direction."""

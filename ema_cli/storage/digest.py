@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
-from ema_cli.storage.lookahead import with_lookahead
+from ema_cli.storage.readahead import with_lookahead
 from ema_cli.storage.source import ByteSource
 
 _PIECE_BYTES = 1 << 22

@@ -76,7 +76,7 @@ def open_source(location: Location) -> ByteSource:
 
     """
     if isinstance(location, Url):
-        from ema_cli.storage.remote import RemoteSource  # noqa: PLC0415 - fsspec
+        from ema_cli.storage.remote.remote_source import RemoteSource  # noqa: PLC0415 - fsspec
 
         return RemoteSource(location)
     return FileSource(location)
@@ -85,7 +85,7 @@ def open_source(location: Location) -> ByteSource:
 def is_folder(location: Location) -> bool:
     """Whether there is a folder of that name."""
     if isinstance(location, Url):
-        from ema_cli.storage.remote import is_remote_folder  # noqa: PLC0415
+        from ema_cli.storage.remote.remote_source import is_remote_folder  # noqa: PLC0415
 
         return is_remote_folder(location)
     return os.path.isdir(location)  # noqa: PTH112 - of an impossible name it says no, where pathlib raises
@@ -117,7 +117,7 @@ def names_in(folder: Location) -> dict[str, bool]:
 
     """
     if isinstance(folder, Url):
-        from ema_cli.storage.remote import remote_names_in  # noqa: PLC0415
+        from ema_cli.storage.remote.remote_source import remote_names_in  # noqa: PLC0415
 
         return remote_names_in(folder)
     return {path.name: path.is_dir() for path in folder.iterdir()}

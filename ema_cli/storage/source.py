@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched
-from ema_cli.storage.descriptors import Descriptors
+from ema_cli.storage.descriptor_pool import Descriptors
 from ema_cli.text import quoted
 
 OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ema_cli.methods import LONGEST_HALF_LIFE, SPECS, Decay, Method, MethodName, Per
 from ema_cli.text import percent, plural
-from ema_cli.timeline import Timeline
 from ema_cli.weights.diagnostics import diagnose
 from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share
+from ema_cli.weights.methods import LONGEST_HALF_LIFE, SPECS, Decay, Method, MethodName, Per
 from ema_cli.weights.solve import solve
+from ema_cli.weights.timeline import Timeline
 
 _USUAL = (0.5, 0.9, 0.99, 0.999)
 _USUAL_WARMUP = (0.9, 0.99, 0.999, 0.9999)

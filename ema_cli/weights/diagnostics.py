@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ema_cli.methods import Decay, Method
-from ema_cli.timeline import Timeline, gaps
+from ema_cli.weights.methods import Decay, Method
 from ema_cli.weights.reconstruction import part_before_first
+from ema_cli.weights.timeline import Timeline, gaps
 
 _BROWNIAN = {"ema": 1 / math.sqrt(12), "ema-hold": 1 / math.sqrt(3)}
 """Expected error over u of a path that is taken as linear, or as constant, and is Brownian."""

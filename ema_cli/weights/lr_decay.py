@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ema_cli.methods import Shape
-from ema_cli.timeline import gaps
+from ema_cli.weights.methods import Shape
 from ema_cli.weights.numbers import normalized
+from ema_cli.weights.timeline import gaps
 
 
 def lr_decay(steps: Sequence[int], shape: Shape) -> tuple[float, ...]:

@@ -23,9 +23,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ema_cli.methods import Decay, Init
-from ema_cli.timeline import gaps
+from ema_cli.weights.methods import Decay, Init
 from ema_cli.weights.numbers import decayed_remainder, normalized, remainder
+from ema_cli.weights.timeline import gaps
 
 _NEWTON_STEPS = 200
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 from ema_cli.errors import UsageError
-from ema_cli.methods import Decay, Init, Method
+from ema_cli.weights.methods import Decay, Init, Method
 from ema_cli.weights.numbers import normalized
 
 

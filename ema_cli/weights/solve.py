@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ema_cli.errors import UsageError
-from ema_cli.methods import Decay, Method
-from ema_cli.timeline import Timeline
 from ema_cli.weights.lr_decay import lr_decay
+from ema_cli.weights.methods import Decay, Method
 from ema_cli.weights.reconstruction import ema_hold, ema_linear, power, uniform_time
 from ema_cli.weights.schedules import ema, ema_warmup, manual, ramp, uniform
+from ema_cli.weights.timeline import Timeline
 
 
 def solve(method: Method, timeline: Timeline) -> tuple[float, ...]:

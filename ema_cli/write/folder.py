@@ -9,15 +9,15 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.files import Written
-from ema_cli.records import PlannedOutput
+from ema_cli.records.files import Written
+from ema_cli.records.series import PlannedOutput
 from ema_cli.write.exchange import exchange
-from ema_cli.write.leftovers import holds_something, name_aside, remove, remove_aside, temporary_name
-from ema_cli.write.meanwhile import State, refuse_stranger, refuse_touched, state_of
-from ema_cli.write.output import check_space
+from ema_cli.write.file import check_space
+from ema_cli.write.foreign_changes import State, refuse_stranger, refuse_touched, state_of
 from ema_cli.write.publish import raise_output_error, sync_folder
-from ema_cli.write.shard import Shard
-from ema_cli.write.side import write_side
+from ema_cli.write.shard_file import Shard
+from ema_cli.write.small_files import write_side
+from ema_cli.write.temp_names import holds_something, name_aside, remove, remove_aside, temporary_name
 
 
 class OutputFolder:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from ema_cli.storage.locations import Url
-from ema_cli.storage.stores import store_of
+from ema_cli.storage.remote.stores import store_of
 
 
 def commit(files: Mapping[Url, BinaryIO], removed: Sequence[Url]) -> None:

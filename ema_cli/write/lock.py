@@ -12,8 +12,8 @@ from pathlib import Path
 from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
-from ema_cli.write.leftovers import sweep
 from ema_cli.write.publish import raise_output_error
+from ema_cli.write.temp_names import sweep
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems say that have none: Lustre mounted without ``flock``, NFS without its lock service."""

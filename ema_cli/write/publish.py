@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ema_cli.errors import OutputError
 from ema_cli.text import quoted
-from ema_cli.write.leftovers import temporary_name
+from ema_cli.write.temp_names import temporary_name
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a link"), (stat.S_ISREG, "a file"))
 NEW_FILE = 0o666

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ema_cli.files import Written
 from ema_cli.fold.state import Sink
-from ema_cli.records import PlannedOutput
+from ema_cli.records.files import Written
+from ema_cli.records.series import PlannedOutput
 from ema_cli.storage.locations import STREAMED, Location, Url
+from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
-from ema_cli.write.output import OutputFile
 from ema_cli.write.publish import SmallFile
-from ema_cli.write.resumable import ResumableFile
+from ema_cli.write.resumable_file import ResumableFile
 
 
 class Target(Sink, Protocol):

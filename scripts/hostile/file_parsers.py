@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 from ema_cli.formats.file import read_file
-from ema_cli.formats.inert_pickle import loads
-from ema_cli.formats.prefixes import strip_prefixes
-from ema_cli.formats.state_dict import find_state_dict
-from ema_cli.formats.torch_objects import reduce, storage_from_persistent_id
+from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.state_dict.prefixes import strip_prefixes
+from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from hostile.cases import Case
 from hostile.held import Held

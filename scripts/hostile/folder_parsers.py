@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from ema_cli.formats.dcp_metadata import parse_metadata
-from ema_cli.formats.dcp_tree import choose
+from ema_cli.formats.dcp.metadata import parse_metadata
+from ema_cli.formats.dcp.saved_tree import choose
 from ema_cli.formats.folders import read_folder
 from ema_cli.storage.extents import LayoutPool
 from hostile.cases import Case

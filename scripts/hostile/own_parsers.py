@@ -13,16 +13,16 @@ from safetensors.numpy import save_file
 
 import ema_cli
 from ema_cli.cli.app import app
-from ema_cli.cli.config import Key, from_table
-from ema_cli.cli.config_files import read_file as read_config
-from ema_cli.cli.configured import keys_of
-from ema_cli.cli.manifest import read_manifest
-from ema_cli.earlier import open_earlier
+from ema_cli.cli.config.command import keys_of
+from ema_cli.cli.config.manifest import read_manifest
+from ema_cli.cli.config.settings import Key, from_table
+from ema_cli.cli.config.sources import read_file as read_config
+from ema_cli.continuation.previous import open_earlier
 from ema_cli.errors import VerificationFailed
-from ema_cli.findings import TensorOutcome, TensorStatistics
-from ema_cli.options import Options
-from ema_cli.uptodate import read_report
-from ema_cli.verify import verify
+from ema_cli.options.average import Options
+from ema_cli.preflight.up_to_date import read_report
+from ema_cli.records.fold_results import TensorOutcome, TensorStatistics
+from ema_cli.verify.checks import verify
 from ema_cli.write.journal import Journal
 from hostile.parser import Parser, simple
 from hostile.safetensors_cases import file

@@ -1,0 +1,201 @@
+"""From what was named to the folders of training runs.
+
+Input -> output: folders and patterns -> run folders, in natural order. A folder that directly holds checkpoints, files
+or folders, is a run, and is not searched further; one that is a checkpoint itself is none; any other is searched for
+runs. Every folder is visited once, so links that lead back cannot hold up the search. Only names are read, and the
+first bytes of files whose suffix says little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from ema_cli.discovery.folder_listing import look_into
+from ema_cli.discovery.patterns import matches
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
+from ema_cli.formats.folder import Folder
+from ema_cli.formats.names import is_weights
+from ema_cli.formats.torch.legacy_format import looks_like_pickle
+from ema_cli.formats.torch.zip_archive import looks_like_zip
+from ema_cli.naming import natural_key, report_name
+from ema_cli.records.series import Notice
+from ema_cli.storage.locations import Location, Url, is_file, is_folder, locate, open_source
+from ema_cli.text import quoted, shortlist
+
+_VAGUE = (".bin", ".tar")
+"""Suffixes of checkpoints, and of much else."""
+_HEAD_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """The runs that were found."""
+
+    folders: tuple[Location, ...]
+    """Those named that hold nothing are among them: their jobs say what is wrong."""
+    notices: tuple[Notice, ...]
+
+
+@dataclass(slots=True)
+class _Search:
+    seen: set[object] = field(default_factory=set)
+    """What tells the folders apart that were visited."""
+    empty: list[Location] = field(default_factory=list)
+    """What was named and holds no run."""
+    files: list[Location] = field(default_factory=list)
+    checkpoints: list[Location] = field(default_factory=list)
+    """Folders that are one checkpoint each, and lie in no run."""
+    unreadable: list[str] = field(default_factory=list)
+    nested: list[Location] = field(default_factory=list)
+    """Runs that have folders with checkpoints inside."""
+
+
+def find_runs(names: Sequence[str]) -> Runs:
+    """Return the run folders that ``names`` mean: runs, folders to search for them, and patterns.
+
+    Raises:
+        UsageError: a name is empty.
+        InputRefused: a name is none that the system can look up.
+        NothingMatched: there is no run at all.
+
+    """
+    if "" in names:
+        raise UsageError("a run is named by an empty text", hint="is a variable of the shell not set?")
+    search = _Search()
+    found = {name: _matches(name) for name in names}
+    folders = [run for locations in found.values() for location in locations for run in _runs_in(location, search)]
+    if not folders:
+        _raise_nothing(found, search)
+    named = {location for locations in found.values() for location in locations}
+    missing = [locate(name) for name, locations in found.items() if not locations]
+    return Runs(folders=(*folders, *search.empty, *missing), notices=tuple(_notices(search, named)))
+
+
+def _matches(name: str) -> list[Location]:
+    try:
+        return matches(name)
+    except OSError as error:
+        raise InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}") from error
+
+
+def _runs_in(location: Location, search: _Search) -> list[Location]:
+    """Return the runs at or below what was named."""
+    if not is_folder(location) and is_file(location):
+        search.files.append(location)
+        return []
+    found = list(_walk(location, search))
+    if found or location in search.checkpoints:
+        return found
+    if not any(_walk(location, _Search())):  # not even runs that were found before, by another name
+        search.empty.append(location)
+    return []
+
+
+def _walk(root: Location, search: _Search) -> Iterator[Location]:
+    """Yield the runs below ``root``, depth first."""
+    waiting = [root]
+    while waiting:
+        location = waiting.pop()
+        identity = _identity(location)
+        if identity is None or identity in search.seen:
+            continue
+        search.seen.add(identity)
+        folder = _list(location, search)
+        if folder is None:
+            continue
+        contents = look_into(folder)
+        inner = [name for name in folder.folders if not name.startswith(".") and name not in contents.members]
+        if contents.whole:
+            search.checkpoints.append(location)
+        elif contents.members or _holds_files(folder):
+            if any(_is_run(location / name, search) for name in inner):
+                search.nested.append(location)
+            yield location
+        else:
+            waiting.extend(location / name for name in sorted(inner, key=natural_key, reverse=True))
+
+
+def _list(location: Location, search: _Search) -> Folder | None:
+    """List a folder; one that cannot be listed is remembered."""
+    try:
+        return Folder(location)
+    except InputRefused as refused:
+        search.unreadable.append(f"{quoted(str(location))} ({refused.message})")
+        return None
+
+
+def _is_run(location: Location, search: _Search) -> bool:
+    folder = _list(location, search)
+    if folder is None:
+        return False
+    contents = look_into(folder)
+    return not contents.whole and (bool(contents.members) or _holds_files(folder))
+
+
+def _holds_files(folder: Folder) -> bool:
+    """Whether one of the files of a folder may be a checkpoint: not state of the trainer, not an output of ours."""
+    return any(
+        is_weights(name)
+        and report_name(name) not in folder.files
+        and is_file(folder.location / name)
+        and (not name.lower().endswith(_VAGUE) or _begins_like_one(folder.location / name))
+        for name in folder.files
+    )
+
+
+def _begins_like_one(location: Location) -> bool:
+    """Whether a file begins as those that torch writes: ``train.bin`` may be anything."""
+    try:
+        with open_source(location) as source:
+            head = source.read(0, min(_HEAD_BYTES, source.size()))
+    except EmaAvgError:
+        return True  # the job will say what is wrong
+    return looks_like_zip(head) or looks_like_pickle(head)
+
+
+def _identity(location: Location) -> object:
+    """Return what tells a folder from others, links followed; ``None`` if there is none."""
+    if isinstance(location, Url):
+        return location
+    try:
+        status = location.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _notices(search: _Search, named: Collection[Location]) -> Iterator[Notice]:
+    if search.files:
+        some = shortlist(quoted(str(path)) for path in search.files)
+        yield Notice(code="not-a-folder", message=f"left out {some}: a run is a folder")
+    checkpoints = [location for location in search.checkpoints if location in named]
+    if checkpoints:
+        some = shortlist(quoted(str(path)) for path in checkpoints)
+        hint = f"a run is the folder that holds its checkpoints: {checkpoints[0].parent}"
+        yield Notice(code="not-a-run", message=f"left out {some}: one checkpoint, not a run", hint=hint)
+    if search.unreadable:
+        yield Notice(code="folder-unreadable", message=f"not searched: {shortlist(search.unreadable)}")
+    if search.nested:
+        some = shortlist(quoted(str(path)) for path in search.nested)
+        message = f"{some}: a run, as checkpoints lie in it, so the checkpoints in folders inside are not averaged"
+        yield Notice(code="runs-in-runs", message=message, hint=f"name them: ema-avg batch '{search.nested[0]}/*/'")
+
+
+def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> NoReturn:
+    named = shortlist(quoted(name) for name in found)
+    if search.files:
+        hint = f"ema-avg {search.files[0]} averages files"
+        raise UsageError(f"no run in {named}: a run is a folder, not a file", hint=hint)
+    if not any(is_folder(location) for locations in found.values() for location in locations):
+        raise NothingMatched(f"there is no {named}")
+    why = f"; not searched: {shortlist(search.unreadable)}" if search.unreadable else ""
+    if search.checkpoints:
+        some = shortlist(quoted(str(path)) for path in search.checkpoints)
+        hint = f"a run is the folder that holds its checkpoints; ema-avg {search.checkpoints[0]} averages checkpoints"
+        raise NothingMatched(f"no run in {named}: there is {some}, and each is one checkpoint{why}", hint=hint)
+    raise NothingMatched(
+        f"no run in {named}: no folder there directly holds checkpoints{why}",
+        hint="checkpoints end in .pt, .pth, .ckpt, .bin or .safetensors",
+    )

@@ -1,0 +1,203 @@
+"""An earlier output that is gone on from: what its metadata say is in it, and whether the options mean the same.
+
+The metadata are as untrusted as any file: what contradicts itself is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from ema_cli.errors import EmaAvgError, InputRefused, UsageError
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.options.average import OUR_METADATA, Options
+from ema_cli.options.weighting import WeightOptions
+from ema_cli.records.series import Checkpoint, Folded
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import Location
+from ema_cli.text import quoted, safe_text
+from ema_cli.weights.methods import SPECS, Decay, Method
+from ema_cli.weights.timeline import Timeline
+
+_ROUNDING = 1e-12
+_LARGEST_STEP = 1 << 62
+_KEPT_OPTIONS = ("buffers", "key", "strip_prefix", "order", "on_missing", "tied")
+"""Options whose values stand in the metadata: another value would mix two averages."""
+_UNSAID = {"order": ("auto", "step", "name"), "on_missing": ("error",), "tied": ("keep",)}
+"""Values that the metadata leave out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """An earlier output and what its metadata say."""
+
+    checkpoint: Checkpoint
+    method: Method
+    folded: tuple[Folded, ...]
+    """The checkpoints inside, in fold order."""
+    unit: str
+    """Of the steps."""
+    lacking: frozenset[str] = frozenset()
+    """Tensors that were copied into it, as not every checkpoint inside has them."""
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return quoted(str(self.checkpoint.path))
+
+    @property
+    def last(self) -> Folded:
+        """The checkpoint that it ends with."""
+        return self.folded[-1]
+
+    def place(self, one: Folded) -> str:
+        """Return the step of a checkpoint inside, or its name where it has none."""
+        return quoted(one.name) if one.step is None else f"{self.unit} {one.step:,}"
+
+
+def open_earlier(path: Location, options: Options) -> Earlier:
+    """Open an earlier output; its file stays open for the fold.
+
+    Raises:
+        UsageError: it was made with another method or with other options.
+        InputRefused: it is not an output of this program that can be gone on from.
+        NothingMatched: there is no such file.
+
+    """
+    checkpoint = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")  # our names are as they should be
+    try:
+        earlier = _read_metadata(checkpoint)
+        _refuse_another_method(earlier, options)
+        _refuse_other_options(earlier, options)
+    except BaseException:
+        checkpoint.index.close()
+        raise
+    return earlier
+
+
+def _read_metadata(checkpoint: Checkpoint) -> Earlier:
+    path = quoted(str(checkpoint.path))
+    if not checkpoint.made_by_us:
+        raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an earlier output")
+    ours = {
+        key.removeprefix(OUR_METADATA): value
+        for key, value in checkpoint.metadata.items()
+        if key.startswith(OUR_METADATA)
+    }
+    if ours.get("method") == "manual":
+        raise InputRefused(
+            f"{path} was weighted by hand: those weights belong to its checkpoints, and new ones have none",
+            hint="give the weights of all checkpoints at once",
+        )
+    try:
+        unit = ours.get("step_unit", "checkpoint")
+        return Earlier(
+            checkpoint=checkpoint, method=_method(ours), folded=_folded(ours), unit=unit, lacking=_lacking(ours)
+        )
+    except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
+        raise InputRefused(
+            f"{path} does not say, in a way that can be relied on, what is averaged in it",
+            hint="it was changed, or made by an older version: average all checkpoints at once",
+        ) from error
+
+
+def _method(ours: Mapping[str, str]) -> Method:
+    """Return the method that the metadata name, with its parameters checked as those of the command line are."""
+    name = ours["method"]
+    if name not in SPECS:
+        raise ValueError(name)
+    words = ("per", "init", "warmup", "shape") if name == "ema" else ("init", "warmup", "shape")
+    given: dict[str, Any] = {key: ours[key] for key in words if key in ours}
+    given |= {key: float(ours[key]) for key in ("inv_gamma", "power") if key in ours}
+    said = WeightOptions(
+        methods=(name,),
+        one_minus_decays=tuple(float(ours[key]) for key in ("one_minus_decay",) if key in ours),
+        sigma_rels=tuple(float(ours[key]) for key in ("sigma_rel",) if key in ours),
+        **given,
+    )
+    said.check_weights()
+    (method,) = said.expand()
+    return method if method.decay is None else replace(method, decay=_decay(ours, method.decay.complement))
+
+
+def _decay(ours: Mapping[str, str], complement: float) -> Decay:
+    value = float(ours["decay"])
+    if not math.isclose(1 - value, complement, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+        raise ValueError("decay")
+    half_life = Decay.of_half_life(float(ours["half_life"])).half_life if "half_life" in ours else None
+    return Decay(value=value, complement=complement, half_life=half_life)
+
+
+def _folded(ours: Mapping[str, str]) -> tuple[Folded, ...]:
+    names = json.loads(ours["folded"])
+    if not names or not all(_is_name(name) for name in names):
+        raise ValueError("names")
+    steps: list[int | None] = [None] * len(names)
+    if "steps" in ours:
+        steps = [int(step) for step in ours["steps"].split(",")]
+        if Timeline.of(steps, "step").steps is None or not 0 <= (steps[0] or 0) <= (steps[-1] or 0) < _LARGEST_STEP:
+            raise ValueError("steps")
+    return tuple(Folded(name=name, step=step) for name, step in zip(names, steps, strict=True))
+
+
+def _lacking(ours: Mapping[str, str]) -> frozenset[str]:
+    names = json.loads(ours.get("lacking", "[]"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("lacking")
+    return frozenset(names)
+
+
+def _is_name(name: object) -> bool:
+    """Whether a name can be the end of a path, and leads nowhere else."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _refuse_another_method(earlier: Earlier, options: Options) -> None:
+    if not options.says_weights:
+        return
+    decay = earlier.method.decay
+    said: Options = options
+    if options.lacks_decay and decay is not None:  # then the decay is that of the file
+        said = replace(options, continue_from=None, output=None, one_minus_decays=(decay.complement,))
+    asked = None if said.lacks_decay else said.expand()[0]
+    if asked is None or not asked.same_as(earlier.method):
+        raise UsageError(
+            f"{earlier.where} was made with {_in_words(earlier.method, asked)}, and can only be gone on from in the "
+            "same way",
+            hint="leave out the options of the weights, or average all checkpoints at once",
+        )
+
+
+def _in_words(method: Method, asked: Method | None) -> str:
+    """Name the method, and those of its parameters that differ from what was asked for."""
+    other = asked.plain() if asked is not None else {}
+    differing = {
+        key: value
+        for key, value in method.plain().items()
+        if value is not None and value != other.get(key) and key not in ("name", "one_minus_decay")
+    }
+    words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in differing.items())
+    return f"--method {method.name} {words}".rstrip()
+
+
+def _refuse_other_options(earlier: Earlier, options: Options) -> None:
+    for key in _KEPT_OPTIONS:
+        then = earlier.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
+        now = getattr(options, key)
+        if now in _UNSAID.get(key, ()):
+            now = None
+        if then != now:
+            flag = f"--{key.replace('_', '-')}"
+            made = f"with {flag} {quoted(then)}" if then is not None else f"without {flag}"
+            raise UsageError(
+                f"{earlier.where} was made {made}, and can only be gone on from in the same way",
+                hint=f"{flag} {shlex.quote(safe_text(then))}" if then is not None else f"leave out {flag}",
+            )

@@ -1,0 +1,95 @@
+"""What a search for checkpoints has found so far, and what of that is no checkpoint of the series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ema_cli.discovery.folder_listing import ALIAS_REASON
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched
+from ema_cli.records.series import Checkpoint, LeftOut, Notice
+from ema_cli.text import plural, quoted
+
+AVERAGES_AVERAGED = "averages-averaged"
+"""Code of the warning that all inputs are outputs of this program."""
+_MOST_FAULTS = 10
+
+
+@dataclass(slots=True)
+class Search:
+    """What has been found so far."""
+
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    copies: list[Checkpoint] = field(default_factory=list)
+    """What by its name is a copy of the last checkpoint."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    faults: list[EmaAvgError] = field(default_factory=list)
+    refused: list[EmaAvgError] = field(default_factory=list)
+    """Why files of a folder were left out."""
+
+    def leave_out_copies(self) -> None:
+        """``last.ckpt`` is a copy of a numbered file, unless the step inside says that it is newer than all of them."""
+        steps = {checkpoint.steps[0] for checkpoint in self.checkpoints if checkpoint.steps}
+        units = {step.unit for step in steps}
+        for copy in self.copies:
+            newest = copy.steps[0] if copy.steps else None
+            if newest and units == {newest.unit} and newest.value > max(step.value for step in steps):
+                self.checkpoints.append(copy)
+            else:
+                self._leave_out(copy, ALIAS_REASON)
+
+    def leave_out_own_outputs(self) -> None:
+        """An earlier output that a pattern or folder caught is not a checkpoint of the run."""
+        ours = [checkpoint for checkpoint in self.checkpoints if checkpoint.made_by_us]
+        if not ours:
+            return
+        if len(ours) == len(self.checkpoints):
+            message = "the inputs are outputs of ema-avg: this averages averages"
+            self.notices.append(Notice(code=AVERAGES_AVERAGED, message=message))
+            return
+        self.checkpoints = [checkpoint for checkpoint in self.checkpoints if not checkpoint.made_by_us]
+        for checkpoint in ours:
+            self._leave_out(checkpoint, "an earlier output of ema-avg", ours=True)
+
+    def leave_out_repeats(self) -> None:
+        """A checkpoint that is named twice is folded once, also if the second name is that of a file in its folder."""
+        owners: dict[object, Checkpoint] = {}
+        kept: list[Checkpoint] = []
+        for checkpoint in self.checkpoints:
+            files = checkpoint.index.identity
+            sharing = [owners[file] for file in files if file in owners]
+            same = next(
+                (known for known in sharing if files <= known.index.identity or files >= known.index.identity), None
+            )
+            if same is not None:
+                kind = "file" if files == same.index.identity else "checkpoint"
+                self._leave_out(checkpoint, f"the same {kind} as {quoted(str(same.path))}")
+                continue
+            kept.append(checkpoint)
+            for file in files:
+                owners.setdefault(file, checkpoint)
+        self.checkpoints = kept
+
+    def _leave_out(self, checkpoint: Checkpoint, reason: str, *, ours: bool = False) -> None:
+        self.left_out.append(LeftOut(path=checkpoint.path, reason=reason, ours=ours))
+        checkpoint.index.close()
+
+
+def raise_faults(faults: list[EmaAvgError]) -> None:
+    """Raise all faults as one error of the gravest kind: what is missing first.
+
+    Raises:
+        NothingMatched: something is missing.
+        InputRefused: something cannot be used.
+
+    """
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise faults[0]
+    kind = NothingMatched if any(isinstance(fault, NothingMatched) for fault in faults) else InputRefused
+    lines = [f"  {fault.message}" for fault in faults[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"  and {len(faults) - _MOST_FAULTS:,} more")
+    hint = next((fault.hint for fault in faults if fault.hint), "")
+    raise kind("\n".join([f"{plural(len(faults), 'input')} cannot be used:", *lines]), hint=hint)

@@ -1,0 +1,1 @@
+"""inert_pickle."""

@@ -1,0 +1,103 @@
+"""The nested values of a pickle as a tree of named parts: mappings and pickled modules, with tensors as leaves.
+
+Values may be shared and may contain themselves. A walk counts every name that it meets, so a small file that
+shares its values cannot make it long.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.inert_pickle.values import Inert
+from ema_cli.formats.structure import MOST_TENSORS
+from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
+
+Tensor = TensorRef | UnsupportedTensor
+
+_DEEPEST = 64
+_MOST_TEXT = 1 << 26
+"""Bytes that all names of one walk take together."""
+
+
+def is_module(node: object) -> bool:
+    """Whether ``node`` is a pickled ``nn.Module``."""
+    return isinstance(node, Inert) and isinstance(node.state, dict) and "_parameters" in node.state
+
+
+def parts(node: object) -> Mapping[object, object]:
+    """Return what ``node`` holds by key; nothing if it is neither a mapping nor a module."""
+    if isinstance(node, Inert):
+        if isinstance(node.state, dict) and is_module(node):
+            return dict(_module_members(node.state))
+        return node.items
+    return node if isinstance(node, dict) else {}
+
+
+def named(node: object) -> dict[str, object]:
+    """Return what ``node`` holds under keys that are text."""
+    return {name: value for name, value in parts(node).items() if isinstance(name, str)}
+
+
+def follow(root: object, path: str) -> object:
+    """Return what lies at a dotted path, taking the longest name that matches at each level; ``None`` if nothing."""
+    here = parts(root)
+    if path in here:
+        return here[path]
+    pieces = path.split(".")
+    for length in range(len(pieces) - 1, 0, -1):
+        child = here.get(".".join(pieces[:length]))
+        if child is not None:
+            return follow(child, ".".join(pieces[length:]))
+    return None
+
+
+def join(path: str, name: str) -> str:
+    """Return the dotted path of the part ``name`` of what lies at ``path``."""
+    return f"{path}.{name}" if path else name
+
+
+def leaves(root: object) -> Iterator[tuple[str, object]]:
+    """Walk depth first, in order, and yield all that has no parts. What contains itself, or lies too deep, is a leaf.
+
+    Raises:
+        InputRefused: there are more names than a checkpoint has.
+
+    """
+    todo: list[tuple[str, str, object, tuple[int, ...]]] = [("", "", root, ())]
+    met = text = 0
+    while todo:
+        above_path, name, node, above = todo.pop()
+        path = join(above_path, name)
+        text += sys.getsizeof(path)
+        members = None if id(node) in above or len(above) > _DEEPEST else _members(node)
+        if members is None:
+            yield path, node
+            continue
+        met += len(members)
+        if met > MOST_TENSORS or text > _MOST_TEXT:
+            raise InputRefused(f"holds more than {MOST_TENSORS:,} values, or names of unreasonable length")
+        within = (*above, id(node))
+        todo.extend((path, name, child, within) for name, child in reversed(members))
+
+
+def _members(node: object) -> list[tuple[str, object]] | None:
+    """Return the named parts of a mapping or a module; ``None`` for anything else."""
+    if isinstance(node, dict) or is_module(node) or (isinstance(node, Inert) and node.items):
+        return list(named(node).items())
+    return None
+
+
+def _module_members(state: dict[object, object]) -> Iterator[tuple[object, object]]:
+    """Yield what ``nn.Module.state_dict`` would: parameters, persistent buffers, then the submodules."""
+    transient = state.get("_non_persistent_buffers_set")
+    skipped = set[str]()
+    if isinstance(transient, Inert):
+        written = transient.args[0] if transient.args else []
+        members = [*transient.entries, *(written if isinstance(written, list) else [])]
+        skipped = {name for name in members if isinstance(name, str)}
+    for group in ("_parameters", "_buffers", "_modules"):
+        for name, value in parts(state.get(group)).items():
+            if value is not None and not (group == "_buffers" and name in skipped):
+                yield name, value

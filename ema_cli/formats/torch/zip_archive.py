@@ -1,0 +1,114 @@
+"""The zip archive that ``torch.save`` writes: its directory, and where the bytes of its records begin.
+
+A record's data offset is read from its local header: archives that were unpacked and zipped again are not aligned,
+so computed offsets are wrong there. Reference: APPNOTE 4.3.7 of the zip format.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.torch.zip_directory import FETCH_AGAIN, LOCAL_HEADER, Directory, Entry
+from ema_cli.storage.checksums import Record, RecordTable
+from ema_cli.storage.source import ByteSource
+from ema_cli.text import quoted
+
+_LOCAL_SIGNATURE = b"PK\x03\x04"
+_ENCRYPTED = 0x1
+RESAVE = "torch.save(torch.load(path, weights_only=True), path)"
+
+
+def looks_like_zip(head: bytes) -> bool:
+    """Whether a file begins as a zip archive."""
+    return head.startswith(_LOCAL_SIGNATURE)
+
+
+class Archive:
+    """The directory of a zip file, and where its records' bytes lie."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._entries = Directory(source)
+        self._root = self._find_root()
+        self._storages: list[Record] = []
+
+    def __contains__(self, name: str) -> bool:
+        return self._root + name in self._entries.names
+
+    def _find_root(self) -> str:
+        roots = [name.removesuffix("data.pkl") for name in self._entries.names if name.endswith("/data.pkl")]
+        if len(roots) != 1 or roots[0].count("/") != 1:
+            raise InputRefused("is a zip archive, but not one that torch.save wrote")
+        return roots[0]
+
+    def read(self, name: str, *, most: int) -> bytes:
+        """Return the bytes of the record called ``name``, checked against its checksum.
+
+        Raises:
+            InputRefused: it is missing, damaged, compressed, or larger than ``most`` bytes.
+
+        """
+        offset, size = self.record(name)
+        if size > most:
+            raise InputRefused(f"has a record {quoted(name)} of {size:,} bytes; more than {most:,} are refused")
+        data = self._source.read(offset, size)
+        if self._entries[self._root + name].crc32 not in (0, zlib.crc32(data)):  # torch writes 0 when told to have none
+            raise InputRefused(f"has a damaged record {quoted(name)}: its checksum is wrong", hint=FETCH_AGAIN)
+        return data
+
+    def announce(self, keys: Iterable[str]) -> None:
+        """Have the local headers of storages fetched together, where each would be a journey of its own."""
+        if not self._source.far:
+            return
+        for name in (f"{self._root}data/{key}" for key in keys):
+            if name in self._entries.names:
+                entry = self._entries[name]
+                self._source.will_need(entry.header, LOCAL_HEADER.size + len(entry.name_bytes))
+
+    def storage(self, key: str) -> tuple[int, int]:
+        """Return the byte offset and the size of the storage called ``key``."""
+        name = f"data/{key}"
+        offset, size = self.record(name)
+        crc32 = self._entries[self._root + name].crc32
+        if crc32 and size:  # torch writes 0 when told to have none
+            self._storages.append(Record(offset=offset, size=size, crc32=crc32))
+        return offset, size
+
+    def checksums(self) -> RecordTable:
+        """Return the checksums of the storages that were asked for."""
+        return RecordTable(self._storages)
+
+    def record(self, name: str) -> tuple[int, int]:
+        """Return the byte offset and the size of the record called ``name``.
+
+        Raises:
+            InputRefused: it is missing, damaged or compressed.
+
+        """
+        name = self._root + name
+        if name not in self._entries.names:
+            raise InputRefused(f"has no record {quoted(name)}: it is incomplete")
+        entry = self._entries[name]
+        if entry.method != zipfile.ZIP_STORED or entry.flags & _ENCRYPTED:
+            raise InputRefused(
+                f"is a compressed archive (record {quoted(name)}), so its tensors cannot be read piece by piece",
+                hint=f"save it again, uncompressed: {RESAVE}",
+            )
+        if entry.packed_size != entry.size:
+            raise InputRefused(f"contradicts itself about the size of record {quoted(name)}")
+        return self._data_offset(entry), entry.size
+
+    def _data_offset(self, entry: Entry) -> int:
+        """Read the local header, which must say what the directory says; the data follows it."""
+        size = LOCAL_HEADER.size + len(entry.name_bytes)
+        if entry.header <= self._source.size() - size:
+            raw = self._source.read(entry.header, size)
+            signature, _, _, method, *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(raw)
+            start = entry.header + size + extra_bytes
+            same = (signature, method, name_bytes) == (_LOCAL_SIGNATURE, entry.method, len(entry.name_bytes))
+            if same and raw[LOCAL_HEADER.size :] == entry.name_bytes and start + entry.size <= self._source.size():
+                return int(start)
+        raise InputRefused(f"has a damaged record {quoted(entry.name)}")

@@ -1,0 +1,150 @@
+"""Match the tensors of all checkpoints by name, and tell every difference that makes them different models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from ema_cli.dtypes import Kind
+from ema_cli.errors import InputRefused, UsageError
+from ema_cli.options.average import Options
+from ema_cli.records.series import Checkpoint
+from ema_cli.storage.extents import TensorLayout
+from ema_cli.text import plural, quoted, shortlist
+
+_MOST_DIFFERENCES = 12
+
+Chosen = dict[str, tuple[int, TensorLayout]]
+"""Tensors by name, with their position in the layout of a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matched:
+    """The tensors of all checkpoints, by name."""
+
+    tensors: tuple[Chosen, ...]
+    """Of each distinct layout."""
+    lacking: frozenset[str] = frozenset()
+    """Tensors of the last checkpoint that another one has not: they are copied from the last."""
+    left_out: tuple[str, ...] = ()
+    """Tensors that the last checkpoint has not: they are left out."""
+
+
+def wanted(options: Options) -> Callable[[str], bool]:
+    """Return whether ``--include`` and ``--exclude`` leave a tensor of some name."""
+    include = [re.compile(pattern) for pattern in options.include]
+    exclude = [re.compile(pattern) for pattern in options.exclude]
+
+    def is_wanted(name: str) -> bool:
+        if include and not any(pattern.search(name) for pattern in include):
+            return False
+        return not any(pattern.search(name) for pattern in exclude)
+
+    return is_wanted
+
+
+def choose_tensors(layouts: Sequence[TensorLayout], options: Options) -> Chosen:
+    """Return the tensors that ``--include`` and ``--exclude`` leave.
+
+    Raises:
+        UsageError: they leave none.
+        InputRefused: there are none to begin with.
+
+    """
+    is_wanted = wanted(options)
+    chosen = {layout.name: (position, layout) for position, layout in enumerate(layouts) if is_wanted(layout.name)}
+    if not chosen:
+        why = "--include and --exclude leave no tensor" if layouts else "the checkpoints hold no tensors"
+        raise UsageError(why) if layouts else InputRefused(why)
+    return chosen
+
+
+def match_tensors(
+    checkpoints: Sequence[Checkpoint],
+    layout_numbers: Sequence[int],
+    chosen: Sequence[Chosen],
+    options: Options,
+    lacked_before: Collection[str] = (),
+) -> Matched:
+    """Compare every layout with that of the last checkpoint.
+
+    Args:
+        checkpoints: in fold order.
+        layout_numbers: of each of them.
+        chosen: the tensors of each layout.
+        options: ``--on-missing`` says whether tensors may be missing.
+        lacked_before: tensors that checkpoints inside an earlier average have not.
+
+    Raises:
+        InputRefused: they are not checkpoints of one model; all differences are told at once.
+
+    """
+    last_name = quoted(checkpoints[-1].path.name)
+    reference = chosen[layout_numbers[-1]]
+    absent: list[str] = []
+    unlike: list[str] = []
+    for number, tensors in enumerate(chosen):
+        if tensors is not reference:
+            name = quoted(checkpoints[layout_numbers.index(number)].path.name)
+            absent.extend(_absent(tensors, reference, name, last_name, may_be=options.on_missing == "last"))
+            unlike.extend(_unlike(tensors, reference, name, last_name))
+    if absent or unlike:
+        raise _different_models([*absent, *unlike], only_absent=not unlike and _share_some(chosen))
+    others = [tensors for tensors in chosen if tensors is not reference]
+    lacking = {name for tensors in others for name in reference if name not in tensors}
+    return Matched(
+        tensors=tuple(chosen),
+        lacking=frozenset(lacking | {name for name in lacked_before if name in reference}),
+        left_out=tuple(dict.fromkeys(name for tensors in others for name in tensors if name not in reference)),
+    )
+
+
+def _share_some(chosen: Sequence[Chosen]) -> bool:
+    """Whether there are tensors that all layouts have."""
+    first, *others = chosen
+    return any(all(name in other for other in others) for name in first)
+
+
+def _different_models(differences: Sequence[str], *, only_absent: bool) -> InputRefused:
+    lines = [f"  {line}" for line in differences[:_MOST_DIFFERENCES]]
+    if len(differences) > _MOST_DIFFERENCES:
+        lines.append(f"  and {len(differences) - _MOST_DIFFERENCES:,} more")
+    hint = "leave the odd checkpoints out, or the odd tensors with --exclude"
+    if only_absent:
+        hint += "; or --on-missing last: what only the last has is copied from it, what it has not is left out"
+    return InputRefused("\n".join(["these are not checkpoints of one model:", *lines]), hint=hint)
+
+
+def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, may_be: bool) -> Iterator[str]:
+    """Tell the tensors that one of the two lacks or, where some may be lacking, that they have none in common."""
+    if may_be:
+        if not tensors.keys() & reference.keys():
+            yield f"no tensor of {last_name} is in {name}"
+        return
+    for one, other, here, there in (
+        (reference, tensors, last_name, name),
+        (tensors, reference, name, last_name),
+    ):
+        missing = [quoted(tensor) for tensor in one if tensor not in other]
+        if missing:
+            yield f"{plural(len(missing), 'tensor')} of {here} not in {there}: {shortlist(missing, most=3)}"
+
+
+def _unlike(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:
+    """Tell the tensors of both that have different shapes, or types that cannot be averaged together."""
+    for tensor, (_, layout) in tensors.items():
+        if tensor not in reference:
+            continue
+        expected = reference[tensor][1]
+        if layout.shape != expected.shape:
+            yield f"{quoted(tensor)}: shape {layout.shape} in {name}, {expected.shape} in {last_name}"
+        elif (
+            layout.dtype is not expected.dtype
+            and Kind.FLOAT
+            not in (
+                layout.dtype.kind,
+                expected.dtype.kind,
+            )
+        ) or layout.dtype.kind is not expected.dtype.kind:
+            yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"

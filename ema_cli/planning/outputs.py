@@ -1,0 +1,149 @@
+"""The files that will be written: their names, and what their headers tell of the average."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ema_cli import __version__
+from ema_cli.errors import UsageError
+from ema_cli.formats.safetensors import build_header
+from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
+from ema_cli.options.average import OUR_METADATA, Options
+from ema_cli.planning.shards import plan_files
+from ema_cli.records.files import PlannedFile, SideFile
+from ema_cli.records.series import PlannedOutput, PlannedTensor, Series, Weighting
+from ema_cli.storage.extents import TensorLayout
+from ema_cli.storage.locations import Location, locate
+from ema_cli.text import quoted
+from ema_cli.weights.methods import Method
+
+
+def plan_outputs(
+    weightings: Sequence[Weighting],
+    series: Series,
+    tensors: Sequence[PlannedTensor],
+    options: Options,
+    *,
+    carried: Sequence[SideFile] = (),
+    lacking: Collection[str] = (),
+) -> tuple[PlannedOutput, ...]:
+    """Return the output of each average.
+
+    Args:
+        weightings: one per average.
+        series: what is averaged.
+        tensors: in the order of the data section.
+        options: name the outputs.
+        carried: what a folder takes over.
+        lacking: tensors that are copied, as not every checkpoint has them.
+
+    Raises:
+        UsageError: two of them would have one name, or a name has a field that the average has not.
+
+    """
+    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
+    told = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
+    told |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
+    outputs = tuple(
+        _plan_output(layouts, {**told, **_metadata(weighting.method, series, options)}, weighting, series, options)
+        for weighting in weightings
+    )
+    outputs = tuple(replace(output, beside=(*output.beside, *carried)) for output in outputs)
+    paths = [output.path for output in outputs]
+    if len(set(paths)) != len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
+    return outputs
+
+
+def _plan_output(
+    layouts: Sequence[TensorLayout],
+    metadata: Mapping[str, str],
+    weighting: Weighting,
+    series: Series,
+    options: Options,
+) -> PlannedOutput:
+    """Plan the one file of an average, or the files of its folder."""
+    path = output_path(weighting.method, options)
+    if options.max_shard_size is None:
+        data_bytes = sum(layout.nbytes for layout in layouts)
+        whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
+        return PlannedOutput(weighting=weighting, path=path, files=(whole,))
+    stem = series.members[-1].checkpoint.stem
+    files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
+    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=index)
+
+
+def output_path(method: Method, options: Options) -> Location:
+    """Return the path of an average's output.
+
+    Raises:
+        UsageError: its name has a field that the average has not.
+
+    """
+    if options.output is None:  # a plan alone: a name that tells the averages apart
+        suffix = ".safetensors" if options.max_shard_size is None else ""
+        return Path(f"{method.label.replace(' ', '_')}{suffix}")
+    return locate(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
+
+
+def _run_fields(options: Options) -> dict[str, object]:
+    """Return what the run is called, where the output's name has a field for it: a batch says, else the one folder."""
+    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in str(options.output)), None)
+    if stray is None:
+        return {}
+    run = options.paths[0] if options.run is None else options.run
+    if options.run is None and (len(options.paths) > 1 or not Path(run).is_dir()):
+        message = f"the output {quoted(str(options.output))}: {{{stray}}} is that of one run folder, and "
+        raise UsageError(message + "other things were named", hint="name the folder of a run; or the output without")
+    return {"run": run, "name": run_name(run)}
+
+
+def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
+    """Return what the file itself tells; floats as Python writes them, so that they can be read back exactly."""
+    folded = series.folded
+    steps = [one.step for one in folded if one.step is not None]
+    known = len(steps) == len(folded)
+    parameters = {key: value for key, value in method.plain().items() if key != "name"}
+    ours: dict[str, object | None] = {
+        "version": __version__,
+        "method": method.name,
+        **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
+        "buffers": options.buffers,
+        "key": options.key,
+        "strip_prefix": options.strip_prefix,
+        "order": options.order if options.order in ("given", "mtime") else None,
+        "on_missing": options.on_missing if options.on_missing != "error" else None,
+        "tied": options.tied if options.tied != "keep" else None,
+        "checkpoints": len(folded),
+        "folded": json.dumps([one.name for one in folded]),
+        "steps": ",".join(map(str, steps)) if known else None,
+        "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
+        "first_step": steps[0] if known else None,
+        "last_step": steps[-1] if known else None,
+        "options_fingerprint": _options_fingerprint(method, series, options),
+    }
+    written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
+    return {**options.metadata, **written, "format": "pt"}
+
+
+def _options_fingerprint(method: Method, series: Series, options: Options) -> str:
+    """Hash every option that decides the bytes of an output, beside the inputs; weights by hand in the fold's order."""
+    deciding = {
+        **method.plain(),
+        "weights": series.timeline.by_hand or options.weights,
+        "key": options.key,
+        "include": options.include,
+        "exclude": options.exclude,
+        "strip_prefix": options.strip_prefix,
+        "on_missing": options.on_missing,
+        "tied": options.tied,
+        "buffers": options.buffers,
+        "dtype": options.dtype,
+        "allow_nonfinite": options.allow_nonfinite,
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

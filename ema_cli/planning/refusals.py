@@ -1,0 +1,115 @@
+"""What weights may hold that cannot be averaged: tensors without plain numbers, and codes of a quantized model.
+
+Each is refused only where it is wanted; all of it is told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from ema_cli.dtypes import DType, Kind
+from ema_cli.errors import InputRefused
+from ema_cli.options.average import Options
+from ema_cli.planning.matching import wanted
+from ema_cli.planning.quantization import find_codes
+from ema_cli.records.series import Checkpoint
+from ema_cli.text import plural, quoted, shortlist
+
+_MOST_LINES = 8
+_QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
+_PLAIN_KINDS = (Kind.FLOAT, Kind.COMPLEX, Kind.BOOL)
+
+
+def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> None:
+    """Raise if tensors are wanted that have no plain numbers.
+
+    Raises:
+        InputRefused: naming each, with the reason and the checkpoints.
+
+    """
+    is_wanted = wanted(options)
+    last = {
+        *(layout.name for layout in checkpoints[-1].index.layouts),
+        *(name for name, _ in checkpoints[-1].unreadable),
+    }
+    found: dict[tuple[str, str], list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        for name, reason in checkpoint.unreadable:
+            if is_wanted(name) and (options.on_missing == "error" or name in last):
+                found.setdefault((name, reason), []).append(checkpoint)
+    if not found:
+        return
+    lines = [
+        f"  {quoted(name)} {reason} (in {shortlist((quoted(one.path.name) for one in holders), most=2)})"
+        for (name, reason), holders in islice(found.items(), _MOST_LINES)
+    ]
+    more = [f"  and {len(found) - _MOST_LINES:,} more"] if len(found) > _MOST_LINES else []
+    raise InputRefused(
+        "\n".join(["the weights hold what cannot be averaged:", *lines, *more]),
+        hint="leave such tensors out with --exclude, or save the checkpoints with dense ones",
+    )
+
+
+def refuse_quantized(checkpoints: Sequence[Checkpoint], options: Options) -> None:
+    """Raise if the wanted tensors are those of a quantized model, by their names and types or by its configuration.
+
+    Raises:
+        InputRefused: naming codes and the scale that gives them a meaning.
+
+    """
+    is_wanted = wanted(options)
+    by_layouts = {id(checkpoint.index.layouts): checkpoint for checkpoint in checkpoints}
+    for checkpoint in by_layouts.values():
+        types = _types(checkpoint)
+        pairs = [(codes, by) for codes, by in find_codes(types) if is_wanted(codes) or is_wanted(by)]
+        if pairs:
+            codes, scale = pairs[0]
+            count = plural(len({codes for codes, _ in pairs}), "tensor")
+            raise InputRefused(
+                f"{quoted(str(checkpoint.path))} is quantized: {count} in codes that cannot be averaged, such as "
+                f"{quoted(codes)}{_named(types[codes])}, which {quoted(scale)} belongs to",
+                hint=_QUANTIZE_LATER,
+            )
+    for checkpoint in checkpoints:
+        if checkpoint.quantized and not _are_plain_by_choice(checkpoint, options, is_wanted):
+            raise InputRefused(
+                f"{quoted(str(checkpoint.path))} {checkpoint.quantized}, and codes cannot be averaged",
+                hint=f"{_QUANTIZE_LATER}; if its weights are plain numbers all the same, choose them with --include .",
+            )
+
+
+def refuse_scales(types: Iterator[tuple[str, DType]]) -> None:
+    """Raise if tensors are of a type that is nothing but a scale.
+
+    Raises:
+        InputRefused: naming them.
+
+    """
+    scales = [quoted(name) for name, dtype in types if dtype.kind is Kind.CODE]
+    if scales:
+        raise InputRefused(
+            f"scales of a quantized model cannot be averaged: {shortlist(scales)}",
+            hint="average the training checkpoints, then quantize; or leave these out with --exclude",
+        )
+
+
+def _types(checkpoint: Checkpoint) -> dict[str, DType | None]:
+    known = {layout.name: layout.dtype for layout in checkpoint.index.layouts}
+    return {**dict.fromkeys(name for name, _ in checkpoint.unreadable), **known}
+
+
+def _named(dtype: DType | None) -> str:
+    return f" ({dtype.torch_name})" if dtype is not None else ""
+
+
+def _are_plain_by_choice(checkpoint: Checkpoint, options: Options, is_wanted: Callable[[str], bool]) -> bool:
+    """Whether the user chose among the tensors, and what was chosen cannot be codes."""
+    if not (options.include or options.exclude):
+        return False
+    types = [layout.dtype for layout in checkpoint.index.layouts if is_wanted(layout.name)]
+    return all(dtype.name == "I64" or (dtype.kind in _PLAIN_KINDS and _is_no_code(dtype)) for dtype in types)
+
+
+def _is_no_code(dtype: DType) -> bool:
+    return dtype.itemsize > 1 or dtype.kind is Kind.BOOL

@@ -1,0 +1,78 @@
+"""The weights of an output folder, cut into files as Hugging Face libraries name and index them.
+
+``model.safetensors`` if one file holds all; else ``model-00001-of-00003.safetensors`` and so on, with
+``model.safetensors.index.json``, which tells for every tensor its file. Tensors stay in the order of the data section
+and are never cut, so the data sections of the files, one after the other, are that of the one file.
+Reference: ``split_torch_state_dict_into_shards`` of huggingface_hub, for the names, the index and the greedy filling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from ema_cli.errors import UsageError
+from ema_cli.formats.safetensors import build_header
+from ema_cli.records.files import FileRole, PlannedFile, SideFile
+from ema_cli.storage.extents import TensorLayout
+
+_MOST_FILES = 99_999
+"""What the names have digits for."""
+
+
+def plan_files(
+    layouts: Sequence[TensorLayout], metadata: Mapping[str, str], stem: str, max_shard_size: int
+) -> tuple[tuple[PlannedFile, ...], tuple[SideFile, ...]]:
+    """Return the files of a folder, and their index if there are several.
+
+    Args:
+        layouts: in the order of the data section.
+        metadata: of each file.
+        stem: what the files are called.
+        max_shard_size: bytes of tensors in one file; a larger tensor has a file to itself.
+
+    Raises:
+        UsageError: there would be more files than names for them.
+
+    """
+    shards = _fill(layouts, max_shard_size)
+    if len(shards) > _MOST_FILES:
+        message = (
+            f"--max-shard-size {max_shard_size:,} would make {len(shards):,} files; at most {_MOST_FILES:,} can be"
+        )
+        raise UsageError(message, hint="--max-shard-size 5GB")
+    names = _names(stem, len(shards))
+    files: list[PlannedFile] = []
+    begin = 0
+    for name, shard in zip(names, shards, strict=True):
+        data_bytes = sum(layout.nbytes for layout in shard)
+        header, _ = build_header(shard, metadata)
+        files.append(PlannedFile(name=name, header=header, begin=begin, data_bytes=data_bytes))
+        begin += data_bytes
+    return tuple(files), (_index(stem, names, shards, begin),) if len(files) > 1 else ()
+
+
+def _fill(layouts: Sequence[TensorLayout], max_shard_size: int) -> list[list[TensorLayout]]:
+    """Cut the tensors into runs of at most so many bytes, or of one tensor."""
+    shards: list[list[TensorLayout]] = [[]]
+    filled = 0
+    for layout in layouts:
+        if shards[-1] and filled + layout.nbytes > max_shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(layout)
+        filled += layout.nbytes
+    return shards
+
+
+def _names(stem: str, count: int) -> list[str]:
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _index(stem: str, names: Sequence[str], shards: Sequence[Sequence[TensorLayout]], total_bytes: int) -> SideFile:
+    weight_map = {layout.name: name for name, shard in zip(names, shards, strict=True) for layout in shard}
+    document = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    content = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+    return SideFile(name=f"{stem}.safetensors.index.json", role=FileRole.INDEX, nbytes=len(content), content=content)

@@ -1,0 +1,121 @@
+"""What becomes of each tensor: averaged or copied, from where, in which type, and at which place of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
+from ema_cli.formats.safetensors import build_header
+from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.options.average import Options
+from ema_cli.planning.matching import Chosen, Matched
+from ema_cli.planning.refusals import refuse_scales
+from ema_cli.records.series import Action, Checkpoint, PlannedTensor
+from ema_cli.storage.extents import TensorLayout
+
+_NO_FLOATS = "no floating-point numbers"
+_NOT_EVERYWHERE = "not in every checkpoint"
+_ABSENT = -1
+
+
+def plan_tensors(
+    checkpoints: Sequence[Checkpoint],
+    layout_numbers: Sequence[int],
+    matched: Matched,
+    kept_for: Mapping[str, str],
+    options: Options,
+) -> tuple[PlannedTensor, ...]:
+    """Return the tensors of the output, in the order of its data section.
+
+    Args:
+        checkpoints: in fold order.
+        layout_numbers: of each of them.
+        matched: the tensors of each layout.
+        kept_for: the name that is written, for each tied one that is not.
+        options: ``buffers`` and ``dtype`` decide.
+
+    Raises:
+        InputRefused: a tensor is of a type that is nothing but a scale.
+
+    """
+    last = len(checkpoints) - 1
+    reference = matched.tensors[layout_numbers[last]]
+    refuse_scales((name, layout.dtype) for name, (_, layout) in reference.items())
+    reasons = {name: _why_copied(name, layout, matched, options) for name, (_, layout) in reference.items()}
+    first = matched.tensors[layout_numbers[0]]
+    sources = {name: 0 if _is_from_first(name, first, options) else last for name in reference}
+    layouts = [
+        TensorLayout(
+            name=name,
+            dtype=_output_dtype(matched.tensors[layout_numbers[sources[name]]][name][1].dtype, reasons[name], options),
+            shape=layout.shape,
+            strides=None,
+        )
+        for name, (_, layout) in reference.items()
+    ]
+    ties = checkpoints[last].ties
+    stands_for: dict[str, list[str]] = {}
+    for name, kept in sorted(kept_for.items()):
+        stands_for.setdefault(kept, []).append(name)
+    planned = []
+    offset = 0
+    for layout in build_header(layouts, {})[1]:
+        name = layout.name
+        tied_to = ties.get(name)
+        planned.append(
+            PlannedTensor(
+                name=name,
+                shape=layout.shape,
+                elements=layout.elements,
+                dtype=layout.dtype,
+                action=Action.COPIED if reasons[name] else Action.AVERAGED,
+                why_copied=reasons[name],
+                positions=tuple(_position(tensors, name) for tensors in matched.tensors),
+                copied_from=sources[name],
+                offset=offset,
+                tied_to=tied_to if tied_to in reference else None,
+                stands_for=tuple(stands_for.get(name, ())),
+            )
+        )
+        offset += layout.nbytes
+    return tuple(planned)
+
+
+def _position(tensors: Chosen, name: str) -> int:
+    return tensors[name][0] if name in tensors else _ABSENT
+
+
+def _is_from_first(name: str, first: Chosen, options: Options) -> bool:
+    return options.buffers == "first" and is_batch_norm_statistic(name) and name in first
+
+
+def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Options) -> str:
+    """Return why a tensor is copied, in words; empty if it is averaged."""
+    if not layout.dtype.averaged:
+        return _NO_FLOATS
+    if options.buffers != "average" and is_batch_norm_statistic(name):
+        return f"--buffers {options.buffers}"
+    return _NOT_EVERYWHERE if name in matched.lacking else ""
+
+
+def _output_dtype(dtype: DType, why_copied: str, options: Options) -> DType:
+    """The type asked for, where there is something to round: copied and complex tensors keep their own."""
+    if options.dtype == "same" or why_copied or dtype.kind is Kind.COMPLEX:
+        return dtype
+    return BY_TORCH_NAME[options.dtype]
+
+
+def count_read_bytes(
+    tensors: Iterable[PlannedTensor],
+    checkpoints: Sequence[Checkpoint],
+    layout_numbers: Sequence[int],
+    used: Sequence[int],
+) -> int:
+    """Return how many bytes of tensors are read for the averages."""
+    total = 0
+    for tensor in tensors:
+        readers = used if tensor.action is Action.AVERAGED else [tensor.copied_from]
+        for i in readers:
+            layout = checkpoints[i].index.layouts[tensor.positions[layout_numbers[i]]]
+            total += layout.nbytes
+    return total

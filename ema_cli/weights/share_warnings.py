@@ -1,0 +1,142 @@
+"""What the user should know about the shares of an average before trusting it: a code, a sentence, a way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ema_cli.records.series import Notice, Weighting
+from ema_cli.text import percent
+from ema_cli.weights.diagnostics import Diagnostics, diagnose, effective_gap
+from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, two_digits
+from ema_cli.weights.methods import Decay, decay_text
+from ema_cli.weights.timeline import Timeline
+
+_DOMINATING = 0.5
+UNOBSERVED = 0.1
+"""The part of an average before the first checkpoint that is too much to pass over."""
+_NEARLY_EQUAL = 1.1
+"""Largest over smallest share of what is a plain mean under another name."""
+_FEW = 3
+"""Of fewer checkpoints than these, equal shares prove nothing."""
+_WINDOWS_PER_GAP = 0.1
+"""u at which the reconstruction is within some percent of the last checkpoint's error."""
+_MEANT_TO_BE_EQUAL = ("uniform", "uniform-time", "manual")
+
+
+def warn_about(weighting: Weighting, timeline: Timeline) -> list[Notice]:
+    """Return the warnings about the shares of one average."""
+    if timeline.count == 1:
+        message = "there is one checkpoint, so the average is a copy of it"
+        return [Notice(code="one-checkpoint", message=message, hint="name more checkpoints, or their folder")]
+    found = diagnose(weighting.method, weighting.shares, timeline)
+    if _is_plain_mean(weighting):
+        return [_plain_mean(weighting)]
+    return list(_about_the_window(weighting, found, timeline))
+
+
+def _is_plain_mean(weighting: Weighting) -> bool:
+    shares = weighting.shares
+    asked = weighting.method.name in _MEANT_TO_BE_EQUAL
+    return not asked and len(shares) >= _FEW and max(shares) <= _NEARLY_EQUAL * min(shares)
+
+
+def _plain_mean(weighting: Weighting) -> Notice:
+    low, high = percent(min(weighting.shares)), percent(max(weighting.shares))
+    return Notice(
+        code="plain-mean",
+        message=f"{weighting.method.label} gives all checkpoints nearly equal shares, {low} to {high}: a plain mean",
+        hint="--method uniform, if that is meant"
+        + ("; else a smaller --decay or a shorter --half-life" if weighting.method.decay else ""),
+    )
+
+
+def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeline) -> Iterator[Notice]:
+    method, decay = weighting.method, weighting.method.decay
+    dominated = decay is not None and found.first > _DOMINATING and method.init != "debias"
+    if decay is not None and dominated:
+        yield _first_dominates(weighting, decay, timeline)
+    if decay is not None and found.window_ratio_u is not None:
+        gap = max(timeline.median_gap, effective_gap(decay, timeline))
+        if gap * decay.complement > 1:
+            yield _window_too_short(decay, found, gap, timeline)
+    mass = found.unobserved_mass
+    if mass is not None and mass > UNOBSERVED and method.init != "debias":
+        yield _unobserved_mass(weighting, mass, timeline)
+    elif decay is not None and method.warmup is None and not dominated:
+        yield from _window_not_filled(decay, timeline, per_step=method.uses_steps)
+
+
+def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> Notice:
+    kept = f"the first checkpoint keeps {percent(weighting.shares[0])} of this average"
+    if weighting.method.uses_steps:
+        cause = f"{_named(decay)} forgets it slowly, and the checkpoints span {_units(timeline.span, timeline)}"
+        out = f"{_half_life_for(timeline)}; --init debias"
+    else:
+        better = decay_for_first_share(timeline.count - 1)
+        cause = f"{_named(decay)} applies per checkpoint, and {timeline.count} checkpoints are few for it"
+        left = percent(float(better) ** (timeline.count - 1))
+        out = f"--decay {better} (leaves it {left}); --method uniform"
+        if weighting.method.name == "ema":
+            out = f"{out}; --init debias"
+            stepped = timeline.steps and timeline.unit != "epoch"
+            out = f"--per step, if that is meant per training step; {out}" if stepped else out
+    return Notice(code="first-dominates", message=f"{kept}: {cause}", hint=out)
+
+
+def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Timeline) -> Notice:
+    enough = two_digits(gap * math.log(2) / _WINDOWS_PER_GAP)
+    fits = float(enough) <= float(half_life_for_first_share(timeline.span))
+    longer = f"--half-life {enough}" if fits else f"{_half_life_for(timeline)}, the longest that these checkpoints fill"
+    often = max(1, math.floor(_WINDOWS_PER_GAP / decay.complement))
+    return Notice(
+        code="window-too-short",
+        message=(
+            f"the window of {_units(1 / decay.complement, timeline)} is shorter than the {_units(gap, timeline)} "
+            f"between checkpoints: what the EMA did in between is lost; the last one has {percent(found.last)}"
+        ),
+        hint=f"{longer}; save a checkpoint every {_units(often, timeline)}",
+    )
+
+
+def _unobserved_mass(weighting: Weighting, mass: float, timeline: Timeline) -> Notice:
+    if weighting.method.decay is None:
+        other = "a smaller --sigma-rel"
+    else:
+        other = f"--init debias; or {_half_life_for(timeline)}"
+    return Notice(
+        code="unobserved-mass",
+        message=f"{percent(mass)} of this average lies before the first checkpoint, which stands in for all of that",
+        hint=f"name earlier checkpoints too, or that of step 0; {other}",
+    )
+
+
+def _window_not_filled(decay: Decay, timeline: Timeline, *, per_step: bool) -> Iterator[Notice]:
+    window, have = 1 / decay.complement, timeline.span if per_step else timeline.count
+    if window * (1 - 1e-9) <= have:
+        return
+    if per_step:
+        held = f"the {_units(have, timeline)} that the checkpoints span"
+        message, hint = f"the window of {_units(window, timeline)} is longer than {held}", _half_life_for(timeline)
+    else:
+        message = f"the window of {_named(decay)} holds {_count(window)} checkpoints, and there are {have:,}"
+        hint = f"--decay {decay_for_first_share(timeline.count - 1)}"
+    yield Notice(code="window-not-filled", message=message, hint=f"{hint}; or more checkpoints")
+
+
+def _named(decay: Decay) -> str:
+    return f"decay {decay_text(decay)}" if decay.half_life is None else f"half-life {decay.half_life:g}"
+
+
+def _half_life_for(timeline: Timeline) -> str:
+    half_life = half_life_for_first_share(timeline.span)
+    return f"--half-life {half_life} (then {percent(2 ** (-timeline.span / float(half_life)))} lies before the first)"
+
+
+def _units(value: float, timeline: Timeline) -> str:
+    return f"{_count(value)} {timeline.unit}{'' if value == 1 else 's'}"
+
+
+def _count(value: float) -> str:
+    """A number for people: whole from ten on."""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"  # noqa: PLR2004
