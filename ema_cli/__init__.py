@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.4.0"
+from ema_cli._version import __version__
 
 if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan

@@ -15,7 +15,8 @@ from ema_cli.options.average import Options
 from ema_cli.options.output_name import parse_output
 from ema_cli.options.weighting import split_weights
 from ema_cli.pipeline import planned, run_average
-from ema_cli.records.series import Checkpoint, Plan
+from ema_cli.records.plan import Plan
+from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import locate
@@ -48,8 +49,8 @@ def average(
         method: a key of ``ema_cli.weights.methods.SPECS``, one or several; ``ema`` if nothing else is said.
         decay: in [0, 1), one or several.
         half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
-        **options: ``one_minus_decay``, ``sigma_rel``, and the other fields of ``ema_cli.options.average.Options``, such as
-            ``per="step"`` or ``force=True``.
+        **options: ``one_minus_decay``, ``sigma_rel``, and the other fields of ``ema_cli.options.average.Options``,
+            such as ``per="step"`` or ``force=True``.
 
     Returns:
         The report; ``report.averages[k].output.path`` is where the k-th average lies.

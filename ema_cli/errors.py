@@ -18,6 +18,8 @@ Exit codes belong to the command line and are assigned there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class EmaAvgError(Exception):
     """An expected failure, told in one sentence and, where one exists, with the next step."""
@@ -66,3 +68,12 @@ class VerificationFailed(EmaAvgError):  # noqa: N818
 
 class SystemExhausted(EmaAvgError):  # noqa: N818
     """The system gives no more memory, threads or descriptors, or a library cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWarning:
+    """A warning: a stable code, a sentence, and the way out."""
+
+    code: str
+    message: str
+    hint: str = ""

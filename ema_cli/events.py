@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ema_cli.records.series import Notice, Plan
+from ema_cli.errors import RunWarning
+from ema_cli.records.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +35,10 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warned:
+class WarningIssued:
     """Something that the user should know."""
 
-    notice: Notice
+    warning: RunWarning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Said:
     message: str
 
 
-Event = Opening | Planned | Progress | Warned | Said
+Event = Opening | Planned | Progress | WarningIssued | Said
 Listener = Callable[[Event], None]
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from ema_cli.discovery.changes import check_unchanged, damage_means_change
-from ema_cli.events import Counted, Listener, Progress, Said, Warned
+from ema_cli.errors import RunWarning
+from ema_cli.events import Counted, Listener, Progress, Said, WarningIssued
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
@@ -17,7 +18,7 @@ from ema_cli.options.average import Options
 from ema_cli.planning.copies import warn_of_copies
 from ema_cli.preflight.strict import fail_if_strict
 from ema_cli.records.fold_results import FoldOutcome
-from ema_cli.records.series import Action, Notice, Plan
+from ema_cli.records.plan import Action, Plan
 from ema_cli.report.build import Measured, build_report
 from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
@@ -63,8 +64,8 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
-        notices = [*plan.notices, *check_unchanged(plan.checkpoints, listener), *_check_fold(plan, folded, listener)]
-        fail_if_strict(notices, options)
+        warnings = [*plan.warnings, *check_unchanged(plan.checkpoints, listener), *_check_fold(plan, folded, listener)]
+        fail_if_strict(warnings, options)
         measured = Measured(
             folded=folded,
             written=written,
@@ -75,7 +76,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             fold_seconds=fold_seconds,
             device=device,
         )
-        report = build_report(plan, options, measured, notices, argv)
+        report = build_report(plan, options, measured, warnings, argv)
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
             for target in targets:
@@ -117,20 +118,20 @@ def _say_what_is_spooled(plan: Plan, listener: Listener) -> None:
             listener(Said(message=message))
 
 
-def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Notice]:
+def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[RunWarning]:
     """Warn of averages that are not finite, which ``--allow-nonfinite`` lets pass, and of copies among the inputs."""
     names = [
         quoted(tensor.name)
         for position, tensor in enumerate(plan.tensors)
         if tensor.action is Action.AVERAGED and not all(found[position].finite for found in folded.statistics)
     ]
-    notices = warn_of_copies(plan, folded.contents)
+    warnings = warn_of_copies(plan, folded.contents)
     if names:
         message = f"NaN, infinity or overflow in {shortlist(names)}"
-        notices.append(Notice(code="nonfinite-written", message=message))
-    for notice in notices:
-        listener(Warned(notice=notice))
-    return notices
+        warnings.append(RunWarning(code="nonfinite-written", message=message))
+    for warning in warnings:
+        listener(WarningIssued(warning=warning))
+    return warnings
 
 
 def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from ema_cli.discovery.checkpoints import Found, close_all, discover
 from ema_cli.discovery.order import order_series
-from ema_cli.errors import UsageError
-from ema_cli.events import Listener, Planned, Warned, ignore
+from ema_cli.errors import RunWarning, UsageError
+from ema_cli.events import Listener, Planned, WarningIssued, ignore
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options.average import Options
 from ema_cli.planning.make_plan import make_plan
 from ema_cli.preflight.strict import fail_if_strict
-from ema_cli.records.series import Notice, Plan, Series
+from ema_cli.records.plan import Plan
+from ema_cli.records.series import Series
 from ema_cli.report.model import Report
 from ema_cli.text import quoted
 
@@ -32,7 +33,7 @@ class Outcome:
 
 @contextmanager
 def planned(
-    options: Options, listener: Listener = ignore, *, check: Callable[[Plan], Iterable[Notice]] = lambda _: ()
+    options: Options, listener: Listener = ignore, *, check: Callable[[Plan], Iterable[RunWarning]] = lambda _: ()
 ) -> Iterator[Plan]:
     """Make the plan; the checkpoints stay open inside the context.
 
@@ -54,10 +55,10 @@ def planned(
         series = _series(found, options, opened)
         plan = make_plan(series, replace(options, device=resolve_device(options.device)))
         refuse_inputs(found, plan, options)
-        plan = replace(plan, notices=(*plan.notices, *check(plan)))
+        plan = replace(plan, warnings=(*plan.warnings, *check(plan)))
         listener(Planned(plan=plan))
-        for notice in plan.notices:
-            listener(Warned(notice=notice))
+        for warning in plan.warnings:
+            listener(WarningIssued(warning=warning))
         yield plan
 
 
@@ -92,7 +93,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
     earlier: Report | None = None
 
-    def check(plan: Plan) -> list[Notice]:
+    def check(plan: Plan) -> list[RunWarning]:
         nonlocal earlier
         check_places(plan, options)
         lane_maker(resolve_device(options.device), plan)
@@ -104,7 +105,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
     started = time.monotonic()
     with ExitStack() as locks, planned(options, listener, check=check) as plan:
-        fail_if_strict(plan.notices, options)
+        fail_if_strict(plan.warnings, options)
         if earlier is not None:
             write_asked_reports(earlier, options)
             return Outcome(report=earlier, up_to_date=True)
@@ -112,6 +113,6 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     return Outcome(report=report, up_to_date=False)
 
 
-def _no_lock(path: Path) -> Notice:
+def _no_lock(path: Path) -> RunWarning:
     message = f"{quoted(str(path))} is on a file system without locks: other runs that write it are not noticed"
-    return Notice(code="no-locks", message=message)
+    return RunWarning(code="no-locks", message=message)

@@ -387,8 +387,9 @@ class _Server(NamedTuple):
 @contextmanager
 def _served(folder: Path) -> Iterator[_Server]:
     log = folder / "requests"
-    command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder), str(log)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.helpers.range_server", str(folder.resolve()), str(log.resolve())]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -11,19 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile.cases import OK, Case
-from hostile.catalogue import catalogue
-from hostile.file_cases import NAMES
-from hostile.pickle_cases import CANARY
-from hostile.safetensors_cases import file
 
 import ema_cli
 from ema_cli.cli.exit import exit_code
 from ema_cli.errors import EmaAvgError
 from tests.conftest import Run
+from tests.hostile.cases import OK, Case
+from tests.hostile.catalogue import catalogue
+from tests.hostile.file_cases import NAMES
+from tests.hostile.pickle_cases import CANARY
+from tests.hostile.safetensors_cases import file
 
 CASES = {case.name: case for case in catalogue()}
-SCRIPT = Path(__file__).parent.parent / "scripts" / "bad_inputs.py"
+ROOT = Path(__file__).parent.parent
 MOST_MEGABYTES = 480
 """More than before a plan; a process of the program has 30 MB before it."""
 MOST_SECONDS = 10
@@ -157,7 +157,13 @@ def test_names_do_nothing_in_any_output(tmp_path: Path, ema_avg: Run) -> None:
 
 def test_the_script_makes_all_of_them(tmp_path: Path) -> None:
     """The files and the folders lie there, with a list of their verdicts."""
-    done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hostile.bad_inputs", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     listed = json.loads((tmp_path / "catalogue.json").read_text(encoding="utf-8"))
     assert {entry["name"] for entry in listed} == set(CASES)
     assert all((tmp_path / entry["name"]).is_symlink() or (tmp_path / entry["name"]).exists() for entry in listed)

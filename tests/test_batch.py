@@ -28,7 +28,7 @@ from ema_cli.pipeline import run_average
 from ema_cli.planning.outputs import output_path
 from ema_cli.report.batch_index import WRITERS, is_index
 from tests.conftest import Run
-from tests.series import averaged_by_hand, load, open_files, random_states, to_numpy, write_one, write_series
+from tests.helpers.series import averaged_by_hand, load, open_files, random_states, to_numpy, write_one, write_series
 
 
 @pytest.fixture
@@ -88,12 +88,12 @@ def test_a_run_is_found_once(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_searched_further_and_says_so(tmp_path: Path) -> None:
-    """Checkpoints in a folder inside a run are not averaged; a notice tells of them."""
+    """Checkpoints in a folder inside a run are not averaged; a warning tells of them."""
     write_one(tmp_path / "root" / "best.pt")
     write_one(tmp_path / "root" / "r" / "ckpt_1.pt")
     search = find_runs([str(tmp_path / "root")])
     assert search.folders == (tmp_path / "root",)
-    assert [notice.code for notice in search.notices] == ["runs-in-runs"]
+    assert [warning.code for warning in search.warnings] == ["runs-in-runs"]
 
 
 def test_outputs_of_ours_make_no_run(runs: Path, ema_avg: Run) -> None:
@@ -107,14 +107,14 @@ def test_outputs_of_ours_make_no_run(runs: Path, ema_avg: Run) -> None:
 
 
 def test_what_holds_nothing_is_a_job_that_says_so(tmp_path: Path) -> None:
-    """Beside good runs, a missing or empty folder is a job that fails; a file is left out with a notice."""
+    """Beside good runs, a missing or empty folder is a job that fails; a file is left out with a warning."""
     write_one(tmp_path / "r" / "ckpt_1.pt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("")
     names = [tmp_path / "empty", tmp_path / "r", tmp_path / "missing", tmp_path / "notes.txt"]
     search = find_runs([str(name) for name in names])
     assert set(search.folders) == {tmp_path / "r", tmp_path / "empty", tmp_path / "missing"}
-    assert [notice.code for notice in search.notices] == ["not-a-folder"]
+    assert [warning.code for warning in search.warnings] == ["not-a-folder"]
 
 
 def test_no_run_at_all_is_an_error(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import ema_cli
 from ema_cli.api import make_options
 from ema_cli.compare import compare
 from ema_cli.errors import InputChanged, InputRefused
-from ema_cli.events import Event, Progress, Warned
+from ema_cli.events import Event, Progress, WarningIssued
 from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
-from tests.series import State, averaged_by_hand, load, random_states, same_bits, write_series
+from tests.helpers.series import State, averaged_by_hand, load, random_states, same_bits, write_series
 from tests.test_faults import campaign
 from tests.test_hf_folders import write_shards
 from tests.test_pipeline import during
@@ -136,8 +136,8 @@ def test_a_comparison_of_files_that_lost_their_names_says_so(tmp_path: Path) -> 
     def listen(event: Event) -> None:
         if isinstance(event, Progress):
             paths[0].unlink(missing_ok=True)
-        if isinstance(event, Warned):
-            heard.append(event.notice.code)
+        if isinstance(event, WarningIssued):
+            heard.append(event.warning.code)
 
     assert compare(Options(paths=tuple(map(str, paths))), listen).equal
     assert heard == ["input-replaced"]

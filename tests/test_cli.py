@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ema_cli import __version__
+from ema_cli._version import __version__
 from tests.conftest import Run
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, StrictWarnings, UsageError
-from ema_cli.preflight.up_to_date import read_report
+from ema_cli.report.beside import read_report
 from ema_cli.report.model import Report
 from tests.conftest import Run
-from tests.series import FORMATS, State, load, open_files, random_states, same_bits
+from tests.helpers.series import FORMATS, State, load, open_files, random_states, same_bits
 
 STEPS = (100, 200, 350, 360, 1000, 1100)
 ONE_SHOT: dict[str, dict[str, Any]] = {
@@ -122,7 +122,7 @@ def test_the_stored_type_bounds_the_error(form: str, tmp_path: Path) -> None:
     ema_cli.average(paths, decay=0.7, output=whole)
     ema_cli.average(paths[:3], decay=0.7, output=part)
     report = ema_cli.average(paths, continue_from=part, output=both)
-    assert [notice.code for notice in report.warnings] == []
+    assert [warning.code for warning in report.warnings] == []
     assert load(both)["n"] == 5
     for name, value in load(both).items():
         if value.is_floating_point() and value.numel():
@@ -221,7 +221,7 @@ def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: 
     ema_cli.average([paths[1], paths[3]], decay=0.7, output=part)
     report = ema_cli.average(paths, continue_from=part, output=both)
     assert [found.step for found in report.inputs] == [360, 1000, 1100]
-    (late,) = [notice for notice in report.warnings if notice.code == "late-left-out"]
+    (late,) = [warning for warning in report.warnings if warning.code == "late-left-out"]
     assert '"step_350.pt" would belong between' in late.message
 
 
@@ -296,10 +296,10 @@ def test_a_rounded_average_warns(dtype: str, paths: list[Path], tmp_path: Path) 
     """What is stored in two bytes stays rounded; the way out is a wider file."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part, dtype=dtype)
-    (notice,) = ema_cli.plan(paths, continue_from=part).notices
-    assert notice.code == "continued-from-rounded"
-    assert dtype in notice.message
-    assert "--dtype float32" in notice.hint
+    (warning,) = ema_cli.plan(paths, continue_from=part).warnings
+    assert warning.code == "continued-from-rounded"
+    assert dtype in warning.message
+    assert "--dtype float32" in warning.hint
 
 
 def test_other_units_are_refused(paths: list[Path], tmp_path: Path) -> None:
@@ -455,12 +455,12 @@ def test_a_touched_last_checkpoint_warns(paths: list[Path], tmp_path: Path) -> N
     """The file that is read again should be the one that was folded: its fingerprint is in the report."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
-    assert "again-touched" not in {notice.code for notice in ema_cli.plan(paths, continue_from=part).notices}
+    assert "again-touched" not in {warning.code for warning in ema_cli.plan(paths, continue_from=part).warnings}
     save_again = torch.load(paths[2])
     paths[2].unlink()
     torch.save(save_again, paths[2])
     for named in (paths, paths[3:]):
-        assert "again-touched" in {notice.code for notice in ema_cli.plan(named, continue_from=part).notices}
+        assert "again-touched" in {warning.code for warning in ema_cli.plan(named, continue_from=part).warnings}
 
 
 def test_the_file_that_was_folded_is_preferred(
@@ -475,7 +475,7 @@ def test_the_file_that_was_folded_is_preferred(
     monkeypatch.chdir(elsewhere)
     made = ema_cli.plan([f"../run/{path.name}" for path in paths[3:]], continue_from="../part.safetensors")
     assert Path(made.series.members[1].checkpoint.path).resolve() == paths[2]
-    assert "again-touched" not in {notice.code for notice in made.notices}
+    assert "again-touched" not in {warning.code for warning in made.warnings}
 
 
 @pytest.mark.parametrize("name", ["step_350.PT", "step_350.pth.tar", "step_350"])

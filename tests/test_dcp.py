@@ -26,9 +26,9 @@ from ema_cli.formats.dcp.signature import signature
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Mosaic
-from tests import dcp_makers, makers
 from tests.conftest import Run
-from tests.dcp_makers import STEPS, full_tensors
+from tests.helpers import dcp_makers, makers
+from tests.helpers.dcp_makers import STEPS, full_tensors
 
 DECAY = 0.75
 HINT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"

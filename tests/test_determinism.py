@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faults.determinism import findings
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.fold.statistics import dot
-from ema_cli.records.series import ROW_ELEMENTS
-from tests.series import data_section
+from ema_cli.records.plan import ROW_ELEMENTS
+from tests.faults.determinism import findings
+from tests.helpers.series import data_section
 from tests.test_faults import campaign
 
 TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.complex64)

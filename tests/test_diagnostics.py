@@ -11,20 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.errors import UsageError
+from ema_cli.errors import RunWarning, UsageError
 from ema_cli.options.weighting import WeightOptions
-from ema_cli.records.series import Notice, Weighting
 from ema_cli.text import percent
 from ema_cli.weights.choices import describe_choices
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, short_decay, two_digits
-from ema_cli.weights.methods import Decay, Method
+from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.weights.reconstruction import ema_linear, gamma_from_sigma_rel
 from ema_cli.weights.schedules import ema, uniform
 from ema_cli.weights.share_warnings import warn_about
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
-from tests.exact import ema_shares
+from tests.helpers.exact import ema_shares
 
 EMA = Method(name="ema", decay=Decay.of(0.9), per="checkpoint", init="first")
 
@@ -44,12 +43,12 @@ def look_at(method: Method, timeline: Timeline) -> Diagnostics:
     return diagnose(method, solve(method, timeline), timeline)
 
 
-def warnings_of(method: Method, timeline: Timeline) -> dict[str, Notice]:
+def warnings_of(method: Method, timeline: Timeline) -> dict[str, RunWarning]:
     """Return the warnings about a method, by code."""
     shares = solve(method, timeline)
     found = warn_about(Weighting(method=method, weights=shares, shares=shares), timeline)
-    assert len({notice.code for notice in found}) == len(found)
-    return {notice.code: notice for notice in found}
+    assert len({warning.code for warning in found}) == len(found)
+    return {warning.code: warning for warning in found}
 
 
 @given(
@@ -178,8 +177,8 @@ def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
     """Per step, the half-life of the hint leaves a tenth before the first checkpoint."""
     found = warnings_of(per_step(1 - 1e-9), every(gap, count, 50))
     assert list(found) == ["first-dominates", "unobserved-mass"]
-    for notice in found.values():
-        better = re.search(r"--half-life ([\d.]+) \(then ([\d.]+) % lies before", notice.hint)
+    for warning in found.values():
+        better = re.search(r"--half-life ([\d.]+) \(then ([\d.]+) % lies before", warning.hint)
         assert better is not None
         half_life = float(better.group(1))
         unseen = look_at(per_step(0, decay=Decay.of_half_life(half_life)), every(gap, count, 50)).unobserved_mass
@@ -191,9 +190,9 @@ def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
 def test_the_unobserved_mass_warns_above_a_tenth() -> None:
     """A reconstruction that leans on what was before the first checkpoint says how much."""
     assert warnings_of(per_step(0.99), every(10, 24)) == {}
-    (notice,) = warnings_of(per_step(0.99), every(10, 20)).values()
-    assert notice.code == "unobserved-mass"
-    assert notice.message.startswith(percent(0.99**190))
+    (warning,) = warnings_of(per_step(0.99), every(10, 20)).values()
+    assert warning.code == "unobserved-mass"
+    assert warning.message.startswith(percent(0.99**190))
     assert warnings_of(Method(name="power", sigma_rel=0.25), every(10, 9, 100)).keys() == {"unobserved-mass"}
     assert "--sigma-rel" in warnings_of(Method(name="power", sigma_rel=0.25), every(10, 9, 100))["unobserved-mass"].hint
 
@@ -201,22 +200,22 @@ def test_the_unobserved_mass_warns_above_a_tenth() -> None:
 def test_a_window_shorter_than_the_spacing_warns() -> None:
     """U > 1: what comes out is nearly the last checkpoint."""
     assert "window-too-short" not in warnings_of(per_step(0.9), every(10, 30))
-    (notice,) = warnings_of(per_step(0.9), every(50, 30)).values()
-    assert notice.code == "window-too-short"
-    assert "the window of 10 steps is shorter than the 50 steps" in notice.message
-    better = re.search(r"--half-life (\d+)", notice.hint)
+    (warning,) = warnings_of(per_step(0.9), every(50, 30)).values()
+    assert warning.code == "window-too-short"
+    assert "the window of 10 steps is shorter than the 50 steps" in warning.message
+    better = re.search(r"--half-life (\d+)", warning.hint)
     assert better is not None
     assert 50 * Decay.of_half_life(float(better.group(1))).complement == pytest.approx(0.1, rel=0.1)
 
 
 def test_fewer_checkpoints_than_the_window_holds_warn() -> None:
     """1/(1-d) > N without a dominating first checkpoint; per step, a window longer than the span."""
-    (notice,) = warnings_of(Method(name="ema", decay=Decay.of(0.9), init="first"), Timeline(count=8)).values()
-    assert notice.code == "window-not-filled"
-    assert "holds 10 checkpoints, and there are 8" in notice.message
-    (notice,) = warnings_of(per_step(0.99, init="debias"), every(10, 8)).values()
-    assert notice.code == "window-not-filled"
-    assert "the window of 100 steps is longer than the 70 steps" in notice.message
+    (warning,) = warnings_of(Method(name="ema", decay=Decay.of(0.9), init="first"), Timeline(count=8)).values()
+    assert warning.code == "window-not-filled"
+    assert "holds 10 checkpoints, and there are 8" in warning.message
+    (warning,) = warnings_of(per_step(0.99, init="debias"), every(10, 8)).values()
+    assert warning.code == "window-not-filled"
+    assert "the window of 100 steps is longer than the 70 steps" in warning.message
 
 
 @pytest.mark.parametrize(
@@ -231,9 +230,9 @@ def test_fewer_checkpoints_than_the_window_holds_warn() -> None:
 def test_a_plain_mean_under_another_name_warns(method: Method) -> None:
     """Shares that are all but equal are told as what they are."""
     timeline = Timeline.of([99, 100, 101, 102], "step") if method.name == "ema-hold" else every(100, 5)
-    (notice,) = warnings_of(method, timeline if method.name != "ema-hold" else every(1, 5)).values()
-    assert notice.code == "plain-mean"
-    assert "--method uniform" in notice.hint
+    (warning,) = warnings_of(method, timeline if method.name != "ema-hold" else every(1, 5)).values()
+    assert warning.code == "plain-mean"
+    assert "--method uniform" in warning.hint
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Progress
 from ema_cli.options.average import Options
 from tests.conftest import Run
-from tests.makers import DTYPES, every_kind, fifo, random_tensor
-from tests.series import FORMATS, State, open_files, random_states, to_numpy
+from tests.helpers.makers import DTYPES, every_kind, fifo, random_tensor
+from tests.helpers.series import FORMATS, State, open_files, random_states, to_numpy
 
 BLOCK = 1 << 16
 """Elements that are compared at once."""

@@ -17,7 +17,7 @@ from ema_cli.api import make_options
 from ema_cli.discovery.checkpoints import Found, close_all, discover
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Opening
-from tests.series import open_files, random_states, write_one, write_series
+from tests.helpers.series import open_files, random_states, write_one, write_series
 
 
 def find(*names: Path | str, **options: Any) -> Found:
@@ -196,7 +196,7 @@ def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
         ema_cli.average(paths, decay=0.5, output=output)
     found = find(*outputs)
     assert len(found.checkpoints) == 2
-    assert [notice.code for notice in found.notices] == ["averages-averaged"]
+    assert [warning.code for warning in found.warnings] == ["averages-averaged"]
 
 
 def test_a_half_written_file_is_left_out_of_a_folder_with_a_warning(tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_half_written_file_is_left_out_of_a_folder_with_a_warning(tmp_path: Pa
     found = find(tmp_path)
     assert names_of(found) == ["ckpt_100.pt", "ckpt_200.pt"]
     assert left_out(found) == {}
-    (notice,) = found.notices
-    assert notice.code == "unusable-left-out"
-    assert "ckpt_300.pt" in notice.message
+    (warning,) = found.warnings
+    assert warning.code == "unusable-left-out"
+    assert "ckpt_300.pt" in warning.message
     with pytest.raises(InputRefused, match=r"ckpt_300\.pt"):
         find(*paths)
 

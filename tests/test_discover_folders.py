@@ -16,7 +16,7 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Event, Opening
 from ema_cli.records.series import FoundStep
-from tests.series import open_files, write_one
+from tests.helpers.series import open_files, write_one
 from tests.test_discover import find, left_out, names_of
 
 
@@ -51,7 +51,7 @@ def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> Non
     assert names_of(find(*(f"{tmp_path}/run/{name}/" for name in names))) == names
     assert names_of(find(f"{tmp_path}/run/{form.format(5)}")) == names[:1]
     assert not find(tmp_path / "run").left_out
-    assert not find(tmp_path / "run").notices
+    assert not find(tmp_path / "run").warnings
 
 
 def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_incomplete_folders_are_left_out_of_a_run_and_refused_by_name(tmp_path: 
         (tmp_path / name / file).write_text(text)
     found = find(tmp_path)
     assert names_of(found) == ["checkpoint-500", "checkpoint-1000"]
-    assert [notice.code for notice in found.notices] == ["unusable-left-out"] * 4
-    for notice, name in zip(found.notices, incomplete, strict=True):
-        assert name in notice.message
+    assert [warning.code for warning in found.warnings] == ["unusable-left-out"] * 4
+    for warning, name in zip(found.warnings, incomplete, strict=True):
+        assert name in warning.message
         with pytest.raises((InputRefused, NothingMatched), match=name):
             find(tmp_path / name)
     with pytest.raises(InputRefused) as refused:
@@ -215,7 +215,7 @@ def test_a_checkpoint_that_was_rotated_away_is_left_out_of_a_run(tmp_path: Path)
     found = discover(make_options([tmp_path]), rotate)
     close_all(found.checkpoints)
     assert names_of(found) == ["step-2", "step-3"]
-    assert [notice.code for notice in found.notices] == ["unusable-left-out"]
+    assert [warning.code for warning in found.warnings] == ["unusable-left-out"]
 
 
 def test_many_sharded_checkpoints_share_what_they_have_in_common(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from faults.shim import Shim, compiler
 
 import ema_cli
-from tests.series import random_states, write_series
+from tests.faults.shim import Shim, compiler
+from tests.helpers.series import random_states, write_series
 from tests.test_output_folder import model_folders
 
 Calls = list[tuple[str, Path]]

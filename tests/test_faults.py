@@ -16,14 +16,14 @@ from ema_cli.storage.source import FileSource
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
 
 
 def campaign(part: str, cases: int, *, seed: int = 1) -> None:
     """Run some cases of a part, all of which must hold."""
     done = subprocess.run(
-        [sys.executable, "-m", "faults", "--only", part, "--cases", str(cases), "--seed", str(seed)],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        [sys.executable, "-m", "tests.faults", "--only", part, "--cases", str(cases), "--seed", str(seed)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -22,14 +22,14 @@ from ema_cli.errors import InputRefused
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
 from ema_cli.pipeline import planned
-from ema_cli.records.series import Action, Plan
+from ema_cli.records.plan import Action, Plan
 from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
-from tests.exact import FORMATS, Format, ema_shares, rounded
-from tests.series import (
+from tests.helpers.exact import FORMATS, Format, ema_shares, rounded
+from tests.helpers.series import (
     FORMATS as FILE_FORMATS,
 )
-from tests.series import (
+from tests.helpers.series import (
     State,
     averaged_by_hand,
     data_section,

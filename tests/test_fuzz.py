@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-import fuzz
 import pytest
-from hostile.held import Held
-from hostile.mutate import JSON_WORDS, mutated
-from hostile.parser import Parser
-from hostile.parsers import parsers
 
 from ema_cli.errors import InputRefused
+from tests.hostile import fuzz
+from tests.hostile.held import Held
+from tests.hostile.mutate import JSON_WORDS, mutated
+from tests.hostile.parser import Parser
+from tests.hostile.parsers import parsers
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
 NAMES = (
     *("pickle", "zip", "legacy", "safetensors"),
     *("index", "beside", "dcp", "pieces", "ranks", "trainers", "layouts"),
@@ -29,8 +29,8 @@ NAMES = (
 
 def test_a_slice_finds_nothing(tmp_path: Path) -> None:
     """Hundreds of mutations for each parser: our errors only, no second, no memory, no file."""
-    command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--count", "400", "--seed", "7", "--findings", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.hostile.fuzz", "--count", "400", "--seed", "7", "--findings", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = dict(re.findall(r"^\| (\w+) \| (\d+) \|.* \| 0 \|$", done.stdout, re.MULTILINE))
     assert rows == dict.fromkeys(NAMES, "400")

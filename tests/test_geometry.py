@@ -17,7 +17,7 @@ from ema_cli.fold.geometry.sampled import SampledGeometry
 from ema_cli.pipeline import planned
 from ema_cli.report.html import to_html
 from ema_cli.report.model import Geometry, Report
-from tests.series import State, random_states, to_numpy, write_series
+from tests.helpers.series import State, random_states, to_numpy, write_series
 
 
 def average(folder: Path, states: list[State], **options: Any) -> Report:

@@ -23,8 +23,8 @@ from ema_cli.formats.names import is_numbered
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import LayoutPool
 from tests.conftest import Run
-from tests.makers import every_kind, expected, fifo, open_file, read_all, read_file
-from tests.series import State, averaged_by_hand, load, open_files, random_states
+from tests.helpers.makers import every_kind, expected, fifo, open_file, read_all, read_file
+from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
 
 STEMS = {"safetensors": "model", "bin": "pytorch_model"}
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state.pth", "training_args.bin", "scaler.pt")

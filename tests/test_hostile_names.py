@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hostile.file_cases import NAMES
-from hostile.safetensors_cases import file
 
 from tests.conftest import Run
+from tests.hostile.file_cases import NAMES
+from tests.hostile.safetensors_cases import file
 from tests.test_bad_inputs import FORBIDDEN, check_text
 from tests.test_ci import obeyed
 

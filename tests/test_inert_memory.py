@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile.opcodes import call, glob, num, stop, storage, tensor, text
 
 from ema_cli.formats.inert_pickle.costs import MOST_BYTES
 from ema_cli.formats.inert_pickle.reader import _Machine, loads
 from ema_cli.formats.inert_pickle.values import PickleError, TooLong
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
-from tests.makers import save
+from tests.helpers.makers import save
+from tests.hostile.opcodes import call, glob, num, stop, storage, tensor, text
 
 _OBJECT = glob("x", "y") + b"q\x000"
 _ORDERED = glob("collections", "OrderedDict") + b"q\x000"

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile.opcodes import SHELL, call, glob, mapping, num, stop, tensor, text, touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +30,8 @@ from ema_cli.errors import EmaAvgError
 from ema_cli.formats.inert_pickle.reader import _OPCODES, _unknown, loads
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError, PickleTruncated
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
-from tests.makers import archive, expected, open_file, read_file
+from tests.helpers.makers import archive, expected, open_file, read_file
+from tests.hostile.opcodes import SHELL, call, glob, mapping, num, stop, tensor, text, touch
 
 PROTOCOLS = range(6)
 
@@ -194,7 +194,7 @@ EVIL = {
     + b"("
     + text("touch CANARY")
     + b"tNtR",
-    "build": glob("tests.makers", "Tagged") + b")R}(" + text("__class__") + SHELL + b"ub",
+    "build": glob("tests.helpers.makers", "Tagged") + b")R}(" + text("__class__") + SHELL + b"ub",
     "build on a name": SHELL + b"}(" + text("__call__") + SHELL + b"ub",
     "build on a dictionary": b"}}(" + text("update") + SHELL + b"ub",
     "build on a list": b"]}(" + text("append") + SHELL + b"ub",

@@ -18,7 +18,7 @@ import ema_cli
 from ema_cli.errors import InputRefused
 from ema_cli.report.model import Report
 from ema_cli.storage.checksums import Assembly, Record, RecordTable
-from tests.makers import save, tensor_bytes
+from tests.helpers.makers import save, tensor_bytes
 
 BIG = torch.arange(3000, dtype=torch.float32)
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.conftest import Run
-from tests.series import State, averaged_by_hand, load, same_bits
+from tests.helpers.series import State, averaged_by_hand, load, same_bits
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
 SHARES = (0.25, 0.25, 0.5)

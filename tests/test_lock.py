@@ -15,7 +15,7 @@ from ema_cli.errors import OutputError
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import temporary_name
 from tests.conftest import Run
-from tests.series import open_files, random_states, write_series
+from tests.helpers.series import open_files, random_states, write_series
 from tests.test_write import fail_at, listing
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)

@@ -18,7 +18,7 @@ from ema_cli.cli.app import app
 from ema_cli.errors import UsageError
 from ema_cli.options.weighting import WeightOptions, split_weights
 from ema_cli.weights.methods import DEFAULT_POWER, SPECS, Decay, Method, decay_text
-from tests.series import random_states, write_series
+from tests.helpers.series import random_states, write_series
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -15,7 +15,7 @@ from torch import nn
 import ema_cli
 from ema_cli.errors import InputRefused, UsageError
 from tests.conftest import Run
-from tests.series import State, averaged_by_hand, load, same_bits, write_series
+from tests.helpers.series import State, averaged_by_hand, load, same_bits, write_series
 
 SHARES = (0.25, 0.25, 0.5)
 """Of three checkpoints with a decay of one half."""
@@ -271,7 +271,7 @@ def test_a_tie_that_only_the_last_has_not_is_none(tmp_path: Path) -> None:
     """The last checkpoint decides: what is not tied there is written under every name, and nothing is told."""
     made = ema_cli.plan(write_language(tmp_path, untied=(2,)), decay=0.5, tied="drop")
     assert {tensor.name for tensor in made.tensors} == set(language(1).state_dict())
-    assert made.notices == ()
+    assert made.warnings == ()
 
 
 def test_a_name_that_was_dropped_before_is_no_difference(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.planning.quantization import find_codes
 from tests.conftest import Run
-from tests.exact import FORMATS, rounded
-from tests.makers import random_tensor, safetensors_file
-from tests.series import State, averaged_by_hand, load, same_bits, to_numpy, write_series
+from tests.helpers.exact import FORMATS, rounded
+from tests.helpers.makers import random_tensor, safetensors_file
+from tests.helpers.series import State, averaged_by_hand, load, same_bits, to_numpy, write_series
 
 SHARES = (0.25, 0.25, 0.5)
 """Of three checkpoints with a decay of one half."""
@@ -325,7 +325,7 @@ def test_ordinary_models_are_not_called_quantized(tmp_path: Path, kind: str) -> 
 def test_float8_without_scales_is_averaged_with_a_warning(tmp_path: Path) -> None:
     """Weights in eight bits that mean themselves are averaged, and it is said what that loses."""
     paths = write_series(tmp_path, [{"l.weight": torch.ones(4).to(F8), "other.scale": torch.ones(1)}] * 3)
-    assert [notice.code for notice in ema_cli.plan(paths, decay=0.5).notices] == ["float8-averaged"]
+    assert [warning.code for warning in ema_cli.plan(paths, decay=0.5).warnings] == ["float8-averaged"]
 
 
 def test_two_checkpoints_of_which_one_is_quantized(tmp_path: Path) -> None:

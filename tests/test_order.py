@@ -19,7 +19,7 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.records.series import Series
-from tests.series import write_one
+from tests.helpers.series import write_one
 
 
 def order(*paths: Path, **options: Any) -> Series:
@@ -44,7 +44,7 @@ def steps_of(series: Series) -> list[int | None]:
 
 def codes_of(series: Series) -> list[str]:
     """Return the codes of the warnings."""
-    return [notice.code for notice in series.notices]
+    return [warning.code for warning in series.warnings]
 
 
 @given(steps=st.lists(st.integers(0, 10**9), unique=True, min_size=2, max_size=6), shuffle=st.randoms())
@@ -121,7 +121,7 @@ def test_incomplete_steps_are_warned_about(tmp_path: Path) -> None:
     paths = [write_one(tmp_path / "a.pt", step=9), write_one(tmp_path / "b.pt")]
     series = order(*paths)
     assert codes_of(series) == ["steps-incomplete"]
-    assert '"b.pt"' in series.notices[0].message
+    assert '"b.pt"' in series.warnings[0].message
 
 
 def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_steps_by_hand_that_contradict_those_inside_warn(tmp_path: Path) -> None
     """A shell sorts ckpt_1000 before ckpt_200: steps typed in another order than the arguments are noticed."""
     paths = [write_one(tmp_path / f"ckpt_{step}.pt", step=step) for step in (1000, 200, 300)]
     wrong = ema_cli.plan(paths, decay=0.5, steps=(200, 300, 1000))
-    (notice,) = [notice for notice in wrong.notices if notice.code == "steps-contradict"]
-    assert '"ckpt_1000.pt", which says 1,000 itself' in notice.message
+    (warning,) = [warning for warning in wrong.warnings if warning.code == "steps-contradict"]
+    assert '"ckpt_1000.pt", which says 1,000 itself' in warning.message
     right = ema_cli.plan(paths, decay=0.5, steps=(50, 10, 20))
-    assert all(notice.code != "steps-contradict" for notice in right.notices)
+    assert all(warning.code != "steps-contradict" for warning in right.warnings)

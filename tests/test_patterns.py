@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ema_cli.discovery.patterns import matches
-from ema_cli.storage.locations import Location, Url
+from ema_cli.storage.locations import Location
+from ema_cli.storage.url import Url
 
 FILES = (
     "run/checkpoint-5/model.safetensors",

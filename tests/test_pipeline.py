@@ -17,11 +17,11 @@ import torch
 import ema_cli
 from ema_cli.api import make_options
 from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarnings, UsageError
-from ema_cli.events import Event, Opening, Planned, Progress, Warned
+from ema_cli.events import Event, Opening, Planned, Progress, WarningIssued
 from ema_cli.pipeline import Outcome, run_average
 from ema_cli.report.serialize import from_json
 from ema_cli.report.validation import find_fault
-from tests.series import State, load, open_files, random_states, same_bits, write_series
+from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series
 
 Paths = list[Path]
 
@@ -170,8 +170,8 @@ def test_an_input_that_loses_its_name_is_averaged_with_a_warning(change: str, pa
 
     def listen(event: Event) -> None:
         during(spoil)(event)
-        if isinstance(event, Warned):
-            heard.append(event.notice.code)
+        if isinstance(event, WarningIssued):
+            heard.append(event.warning.code)
 
     outcome = run_average(make_options(paths, decay=0.5, output=output), listen)
     assert [warning.code for warning in outcome.report.warnings] == heard == ["input-replaced"]
@@ -213,7 +213,7 @@ def test_events_come_in_the_order_of_the_work(paths: Paths, output: Path) -> Non
     events: list[Event] = []
     run_average(make_options(paths, decay=0.99, output=output, sha256=True), events.append)
     kinds = [type(event) for event in events]
-    assert kinds[:5] == [Opening, Opening, Opening, Planned, Warned]
+    assert kinds[:5] == [Opening, Opening, Opening, Planned, WarningIssued]
     for activity in ("hashing", "folding"):
         progress = [e for e in events if isinstance(e, Progress) and e.activity == activity]
         assert progress[-1].done_bytes == progress[-1].total_bytes > 0

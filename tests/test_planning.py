@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import ema_cli
 from ema_cli.api import make_options
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
-from ema_cli.records.series import Action, Plan
+from ema_cli.records.plan import Action, Plan
 from ema_cli.storage.source import FileSource
-from tests.series import State, open_files, random_states, write_series
+from tests.helpers.series import State, open_files, random_states, write_series
 
 
 def plan(folder: Path, states: list[State], **options: Any) -> Plan:
@@ -29,7 +29,7 @@ def plan(folder: Path, states: list[State], **options: Any) -> Plan:
 
 def codes_of(made: Plan) -> list[str]:
     """Return the codes of the warnings."""
-    return [notice.code for notice in made.notices]
+    return [warning.code for warning in made.warnings]
 
 
 MODEL = {
@@ -173,7 +173,7 @@ def test_caveats(states: list[State], options: dict[str, Any], codes: list[str],
     """Each doubtful average is warned about once, each sound one is not."""
     made = plan(tmp_path, states, output=tmp_path / "ema_{decay}.safetensors", **options)
     assert codes_of(made) == codes
-    assert all(notice.message for notice in made.notices)
+    assert all(warning.message for warning in made.warnings)
 
 
 def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ema_cli.weights.reconstruction import ema_hold, ema_linear, gamma_from_sigm
 from ema_cli.weights.schedules import ema
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
-from tests.exact import per_step_shares, per_step_shares_closed, power_shares
+from tests.helpers.exact import per_step_shares, per_step_shares_closed, power_shares
 
 WORST = 1e-12
 """Relative error of a weight that is allowed."""

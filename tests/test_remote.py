@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched, UsageError
-from ema_cli.storage.locations import Url, locate
+from ema_cli.storage.locations import locate
 from ema_cli.storage.remote.prefetch import Ahead
+from ema_cli.storage.url import Url
 
 pytest.importorskip("aiohttp")
 

@@ -22,7 +22,7 @@ from ema_cli.report import model
 from ema_cli.report.build import peak_memory_bytes
 from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.report.serialize import from_json, to_json
-from tests.series import random_states, save_zip, write_one, write_series
+from tests.helpers.series import random_states, save_zip, write_one, write_series
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 UNDEFINED = st.none() | NUMBERS
@@ -226,7 +226,7 @@ def test_a_plan_is_a_document(tmp_path: Path) -> None:
     """``plan --json`` has the names of the report and only plain values."""
     paths = write_series(tmp_path, random_states(2))
     made = ema_cli.plan([*paths, paths[0]], decay=[0.5, 0.9])
-    document = json.loads(json.dumps(plan_document(made, made.notices), allow_nan=False))
+    document = json.loads(json.dumps(plan_document(made, made.warnings), allow_nan=False))
     assert document["schema_version"] == "1.0"
     assert [found["step"] for found in document["inputs"]] == [100, 200]
     assert [average["weights"] for average in document["averages"]] == [[0.5, 0.5], [0.9, pytest.approx(0.1)]]

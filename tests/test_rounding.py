@@ -19,7 +19,7 @@ from ema_cli.dtypes import BY_NAME, DTYPES
 from ema_cli.fold.bad_blocks import LARGEST
 from ema_cli.fold.decode import NUMPY, components, decode
 from ema_cli.fold.rounding import round_to
-from tests.exact import FORMATS, Format, rounded, value_of
+from tests.helpers.exact import FORMATS, Format, rounded, value_of
 
 NAMES = sorted(FORMATS)
 SMALL = [name for name in NAMES if FORMATS[name].bits <= 16]

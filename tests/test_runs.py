@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ema_cli.batch.find_runs import find_runs
 from ema_cli.errors import InputRefused, NothingMatched
 from tests.conftest import Run
-from tests.series import averaged_by_hand, load, random_states, write_one
+from tests.helpers.series import averaged_by_hand, load, random_states, write_one
 from tests.test_discover_folders import write_folder
 
 
@@ -32,7 +32,7 @@ def test_a_folder_of_checkpoint_folders_is_a_run(tmp_path: Path) -> None:
     assert found(tmp_path / "root") == runs
     assert found(*runs) == runs
     assert found(f"{tmp_path}/root/*/") == runs
-    assert not find_runs([str(tmp_path / "root")]).notices
+    assert not find_runs([str(tmp_path / "root")]).warnings
 
 
 def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
     write_one(tmp_path / "other" / "ckpt_1.pt")
     search = find_runs([str(folder), str(tmp_path / "other")])
     assert search.folders == (tmp_path / "other",)
-    (notice,) = search.notices
-    assert notice.code == "not-a-run"
-    assert notice.hint.endswith(str(tmp_path / "run"))
+    (warning,) = search.warnings
+    assert warning.code == "not-a-run"
+    assert warning.hint.endswith(str(tmp_path / "run"))
     with pytest.raises(NothingMatched, match="each is one checkpoint") as refused:
         found(folder)
     assert f"ema-avg {folder}" in refused.value.hint
@@ -55,9 +55,9 @@ def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
         write_folder(tmp_path / name)
     (tmp_path / "runs").mkdir()
     write_one(tmp_path / "checkpoint-3" / "weights.pt")
-    assert not find_runs([str(tmp_path)]).notices
+    assert not find_runs([str(tmp_path)]).warnings
     write_folder(tmp_path / "second" / "step-1")
-    assert [notice.code for notice in find_runs([str(tmp_path)]).notices] == ["runs-in-runs"]
+    assert [warning.code for warning in find_runs([str(tmp_path)]).warnings] == ["runs-in-runs"]
 
 
 def test_an_impossible_name_is_refused_in_words() -> None:

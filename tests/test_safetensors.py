@@ -18,7 +18,16 @@ from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.safetensors import LARGEST_HEADER, build_header, looks_like_safetensors
 from ema_cli.storage.extents import TensorLayout
-from tests.makers import DTYPES, expected, open_file, overwrite, random_tensor, read_all, read_file, safetensors_file
+from tests.helpers.makers import (
+    DTYPES,
+    expected,
+    open_file,
+    overwrite,
+    random_tensor,
+    read_all,
+    read_file,
+    safetensors_file,
+)
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -16,7 +16,7 @@ from ema_cli.report.model import Report
 from ema_cli.report.schema import schema_text
 from ema_cli.report.serialize import to_json
 from tests.conftest import Run
-from tests.series import random_states, write_series
+from tests.helpers.series import random_states, write_series
 from tests.test_report import reports
 
 SCHEMA = json.loads(resources.files("ema_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8"))

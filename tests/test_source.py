@@ -15,8 +15,8 @@ import pytest
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.formats.folder import Folder
 from ema_cli.storage.source import FileSource
-from tests.makers import fifo
-from tests.series import open_files
+from tests.helpers.makers import fifo
+from tests.helpers.series import open_files
 
 DATA = bytes(range(256)) * 5
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile.opcodes import mapping, stop, tensor
 from torch import nn
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
@@ -22,7 +21,8 @@ from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.torch.objects import StorageRef, TensorRef
 from ema_cli.records.series import FoundStep
-from tests.makers import archive, expected, open_file, read_file, save
+from tests.helpers.makers import archive, expected, open_file, read_file, save
+from tests.hostile.opcodes import mapping, stop, tensor
 
 STORAGE = StorageRef(key="0", kind="FloatStorage", elements=4)
 T = TensorRef(storage=STORAGE, dtype_name="float32", offset=0, shape=(4,), strides=(1,))

@@ -16,7 +16,7 @@ import ema_cli
 from ema_cli.report.model import Tensor
 from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
-from tests.series import State, averaged_by_hand, random_states, to_numpy, write_series
+from tests.helpers.series import State, averaged_by_hand, random_states, to_numpy, write_series
 
 
 def tensors_of(folder: Path, states: list[State], *, decay: float = 0.5, **options: Any) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ import pytest
 
 import ema_cli
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.storage.locations import Url
 from ema_cli.storage.remote.stores import is_forbidden, is_missing, reason_of
-from tests.series import random_states, write_series
+from ema_cli.storage.url import Url
+from tests.helpers.series import random_states, write_series
 
 
 @pytest.fixture

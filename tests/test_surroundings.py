@@ -16,8 +16,6 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from faults.limits import limited
-from faults.permissions import give_up_privileges
 from safetensors.torch import save_file
 
 import ema_cli
@@ -26,12 +24,14 @@ from ema_cli.errors import OutputError, SystemExhausted
 from ema_cli.events import Event, Progress
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.pipeline import run_average
-from ema_cli.records.series import Buffers
+from ema_cli.records.plan import Buffers
 from ema_cli.storage.source import FileSource
 from ema_cli.write.journal import Journal
 from ema_cli.write.publish import SmallFile, check_place
 from ema_cli.write.resumable_file import ResumableFile
 from ema_cli.write.writeback import Settler
+from tests.faults.limits import limited
+from tests.faults.permissions import give_up_privileges
 from tests.test_faults import campaign, close_and_fail
 
 PROGRAM = (sys.executable, "-m", "ema_cli")

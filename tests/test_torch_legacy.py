@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile.opcodes import mapping, num, stop, storage, tensor, text, touch, tup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.torch import legacy_format as torch_legacy
 from ema_cli.formats.torch.legacy_format import MAGIC
-from tests.makers import every_kind, expected, open_file, overwrite, read_file, save
+from tests.helpers.makers import every_kind, expected, open_file, overwrite, read_file, save
+from tests.hostile.opcodes import mapping, num, stop, storage, tensor, text, touch, tup
 
 SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
 SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}

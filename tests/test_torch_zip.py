@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile.opcodes import call, glob, mapping, num, numbers, stop, storage, tensor, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.torch.zip_archive import RESAVE
-from tests.makers import archive, every_kind, expected, open_file, overwrite, read_file, rezip, save, whole
+from tests.helpers.makers import archive, every_kind, expected, open_file, overwrite, read_file, rezip, save, whole
+from tests.hostile.opcodes import call, glob, mapping, num, numbers, stop, storage, tensor, text
 
 SMALL = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "n": torch.tensor(3)}
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ema_cli
-from tests.series import State, load
+from tests.helpers.series import State, load
 
 DECAY = 0.8
 EPOCHS = 12

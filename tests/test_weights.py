@@ -16,7 +16,7 @@ from ema_cli.weights.methods import Decay, Method, Shape
 from ema_cli.weights.schedules import ema, ema_warmup, manual, ramp, uniform
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
-from tests.exact import debiased_shares, ema_shares, warmup_shares
+from tests.helpers.exact import debiased_shares, ema_shares, warmup_shares
 
 DECAYS = st.one_of(
     st.floats(1e-9, 1, exclude_max=True),

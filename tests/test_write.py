@@ -37,7 +37,7 @@ from ema_cli.write.publish import check_place, write_atomically
 from ema_cli.write.temp_names import temporary_name
 from ema_cli.write.uninterrupted import uninterrupted
 from ema_cli.write.writeback import Settler
-from tests.series import State, load, open_files, random_states, same_bits, write_series
+from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series
 
 
 def listing(folder: Path) -> set[str]:

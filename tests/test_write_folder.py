@@ -25,16 +25,16 @@ import ema_cli
 import ema_cli.write.folder
 from ema_cli.errors import EmaAvgError, InputChanged, OutputError, OutputLocked
 from ema_cli.records.files import FileRole, PlannedFile, SideFile
-from ema_cli.records.series import PlannedOutput, Weighting
+from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.source import FileSource
 from ema_cli.verify.checks import verify
-from ema_cli.weights.methods import Decay, Method
+from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
 from ema_cli.write.writeback import Settler
 from tests.conftest import Run
-from tests.series import open_files, random_states, write_series
+from tests.helpers.series import open_files, random_states, write_series
 from tests.test_output_folder import model_folders
 from tests.test_write import _bytes_header, fail_at, listing
 

@@ -14,14 +14,14 @@ from typing import NoReturn
 
 from ema_cli.discovery.folder_listing import look_into
 from ema_cli.discovery.patterns import matches
-from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning, UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.names import is_weights
 from ema_cli.formats.torch.legacy_format import looks_like_pickle
 from ema_cli.formats.torch.zip_archive import looks_like_zip
 from ema_cli.naming import natural_key, report_name
-from ema_cli.records.series import Notice
-from ema_cli.storage.locations import Location, Url, is_file, is_folder, locate, open_source
+from ema_cli.storage.locations import Location, is_file, is_folder, locate, open_source
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 
 _VAGUE = (".bin", ".tar")
@@ -35,7 +35,7 @@ class Runs:
 
     folders: tuple[Location, ...]
     """Those named that hold nothing are among them: their jobs say what is wrong."""
-    notices: tuple[Notice, ...]
+    warnings: tuple[RunWarning, ...]
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ def find_runs(names: Sequence[str]) -> Runs:
         _raise_nothing(found, search)
     named = {location for locations in found.values() for location in locations}
     missing = [locate(name) for name, locations in found.items() if not locations]
-    return Runs(folders=(*folders, *search.empty, *missing), notices=tuple(_notices(search, named)))
+    return Runs(folders=(*folders, *search.empty, *missing), warnings=tuple(_warnings(search, named)))
 
 
 def _matches(name: str) -> list[Location]:
@@ -166,21 +166,21 @@ def _identity(location: Location) -> object:
     return status.st_dev, status.st_ino
 
 
-def _notices(search: _Search, named: Collection[Location]) -> Iterator[Notice]:
+def _warnings(search: _Search, named: Collection[Location]) -> Iterator[RunWarning]:
     if search.files:
         some = shortlist(quoted(str(path)) for path in search.files)
-        yield Notice(code="not-a-folder", message=f"left out {some}: a run is a folder")
+        yield RunWarning(code="not-a-folder", message=f"left out {some}: a run is a folder")
     checkpoints = [location for location in search.checkpoints if location in named]
     if checkpoints:
         some = shortlist(quoted(str(path)) for path in checkpoints)
         hint = f"a run is the folder that holds its checkpoints: {checkpoints[0].parent}"
-        yield Notice(code="not-a-run", message=f"left out {some}: one checkpoint, not a run", hint=hint)
+        yield RunWarning(code="not-a-run", message=f"left out {some}: one checkpoint, not a run", hint=hint)
     if search.unreadable:
-        yield Notice(code="folder-unreadable", message=f"not searched: {shortlist(search.unreadable)}")
+        yield RunWarning(code="folder-unreadable", message=f"not searched: {shortlist(search.unreadable)}")
     if search.nested:
         some = shortlist(quoted(str(path)) for path in search.nested)
         message = f"{some}: a run, as checkpoints lie in it, so the checkpoints in folders inside are not averaged"
-        yield Notice(code="runs-in-runs", message=message, hint=f"name them: ema-avg batch '{search.nested[0]}/*/'")
+        yield RunWarning(code="runs-in-runs", message=message, hint=f"name them: ema-avg batch '{search.nested[0]}/*/'")
 
 
 def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> NoReturn:

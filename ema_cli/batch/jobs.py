@@ -11,8 +11,9 @@ from ema_cli.errors import UsageError
 from ema_cli.naming import fill_run, run_name
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
-from ema_cli.preflight.up_to_date import report_path
-from ema_cli.storage.locations import Location, Url, locate
+from ema_cli.report.beside import report_path
+from ema_cli.storage.locations import Location, locate
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 

@@ -15,14 +15,14 @@ from enum import StrEnum
 from functools import partial
 
 from ema_cli.batch.jobs import Job
-from ema_cli.errors import EmaAvgError
-from ema_cli.events import Event, Warned
+from ema_cli.errors import EmaAvgError, RunWarning
+from ema_cli.events import Event, WarningIssued
 from ema_cli.pipeline import planned, run_average
 from ema_cli.planning.make_plan import default_threads
 from ema_cli.preflight.destinations import check_places
 from ema_cli.preflight.strict import fail_if_strict
-from ema_cli.preflight.up_to_date import find_earlier, report_path
-from ema_cli.records.series import Notice
+from ema_cli.preflight.up_to_date import find_earlier
+from ema_cli.report.beside import report_path
 from ema_cli.storage.locations import Location, locate
 
 MOST_WORKERS = 64
@@ -48,7 +48,7 @@ class JobResult:
     """Those that are there, or would be; none of a job that failed."""
     checkpoints: int
     seconds: float
-    notices: tuple[Notice, ...]
+    warnings: tuple[RunWarning, ...]
     error: Exception | None = None
     """Of a job that failed: an ``EmaAvgError``, or anything else for a bug."""
 
@@ -163,11 +163,11 @@ def _carry_out(
     number: int, job: Job, tell: BatchListener, average: Callable[[Job, Callable[[Event], None]], _Outcome]
 ) -> JobResult:
     """Carry out one job; whatever goes wrong with it is its result."""
-    started, notices = time.monotonic(), list[Notice]()
+    started, warnings = time.monotonic(), list[RunWarning]()
 
     def listen(event: Event) -> None:
-        if isinstance(event, Warned):
-            notices.append(event.notice)
+        if isinstance(event, WarningIssued):
+            warnings.append(event.warning)
         tell(JobWorking(number=number, job=job, event=event))
 
     tell(JobStarted(number=number, job=job))
@@ -182,7 +182,7 @@ def _carry_out(
         outputs=outputs,
         checkpoints=checkpoints,
         seconds=time.monotonic() - started,
-        notices=tuple(notices),
+        warnings=tuple(warnings),
         error=error,
     )
     tell(JobEnded(number=number, result=result))
@@ -206,7 +206,7 @@ def _average(job: Job, listen: Callable[[Event], None], argv: Sequence[str]) -> 
 def _plan(job: Job, listen: Callable[[Event], None]) -> _Outcome:
     """Find out what a job would do, or what would keep it from that."""
     with planned(job.options, listen) as plan:
-        fail_if_strict(plan.notices, job.options)
+        fail_if_strict(plan.warnings, job.options)
         check_places(plan, job.options)
         status = Status.UP_TO_DATE if find_earlier(plan, job.options) else Status.PLANNED
         return status, tuple(output.path for output in plan.outputs), len(plan.series.folded)

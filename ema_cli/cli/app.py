@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ema_cli import __version__
+from ema_cli._version import __version__
 from ema_cli.cli import checking
 from ema_cli.cli import options as given
 from ema_cli.cli.batch_options import BatchOptions, Runs

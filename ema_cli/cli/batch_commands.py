@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ema_cli import __version__
+from ema_cli._version import __version__
 from ema_cli.batch.find_runs import find_runs
 from ema_cli.batch.jobs import Job, check_jobs, make_job
 from ema_cli.batch.run_batch import MOST_WORKERS, JobResult, Status, run_batch
@@ -24,7 +24,8 @@ from ema_cli.cli.views.batch_view import BatchDisplay, results
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.report.batch_index import WRITERS, BatchIndex, BatchSummary, JobEntry, JobError, is_index
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
-from ema_cli.storage.locations import Location, Url
+from ema_cli.storage.locations import Location
+from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
 from ema_cli.write.publish import check_place, write_atomically
 
@@ -60,8 +61,8 @@ def _named_jobs(names: Sequence[str], options: BatchOptions, console: Console) -
     if not names:
         return
     found = find_runs(names)
-    for notice in found.notices:
-        console.notice(notice)
+    for warning in found.warnings:
+        console.warning(warning)
     for folder in found.folders:
         yield make_job(options.to_options([str(folder)]), str(folder))
 
@@ -135,7 +136,7 @@ def _entry(result: JobResult, folder: Path) -> JobEntry:
         reports=tuple(_seen_from(folder, path) for path in result.reports),
         checkpoints=result.checkpoints,
         seconds=result.seconds,
-        warnings=tuple(notice.code for notice in result.notices),
+        warnings=tuple(warning.code for warning in result.warnings),
         error=None if result.error is None else describe(result.error),
     )
 

@@ -9,7 +9,7 @@ import typer
 from ema_cli.cli import options as given
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode
-from ema_cli.events import Event, Listener, Warned
+from ema_cli.events import Event, Listener, WarningIssued
 from ema_cli.options.average import DEFAULT_SAMPLES, Options
 from ema_cli.storage.locations import locate
 
@@ -95,8 +95,8 @@ def _listener(console: Console, progress: ProgressDisplay) -> Listener:
     """Return what shows the warnings and the progress of a comparison."""
 
     def listen(event: Event) -> None:
-        if isinstance(event, Warned):
-            console.notice(event.notice)
+        if isinstance(event, WarningIssued):
+            console.warning(event.warning)
         else:
             progress.show(event)
 

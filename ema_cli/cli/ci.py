@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.preflight.up_to_date import report_path
-from ema_cli.records.series import Notice
+from ema_cli.errors import EmaAvgError, OutputError, RunWarning
+from ema_cli.report.beside import report_path
 from ema_cli.report.model import Report
 from ema_cli.storage.locations import locate
 
@@ -66,9 +65,9 @@ def command(line: str) -> str:
     return f"{resume()}\n{line}\n{silence()}"
 
 
-def warning_annotation(notice: Notice) -> str:
+def warning_annotation(warning: RunWarning) -> str:
     """Return the annotation of a warning; GitHub shows ten of them per step."""
-    return annotation("warning", f"ema-avg: {notice.code}", _with_hint(notice.message, notice.hint))
+    return annotation("warning", f"ema-avg: {warning.code}", _with_hint(warning.message, warning.hint))
 
 
 def error_annotation(error: EmaAvgError) -> str:

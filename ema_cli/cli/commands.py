@@ -14,15 +14,15 @@ from ema_cli.cli.views import outcome_view as render
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.candidates import AVERAGES_AVERAGED
 from ema_cli.discovery.checkpoints import close_all, discover
-from ema_cli.errors import OutputError, UsageError
-from ema_cli.events import Event, Planned, Said, Warned
+from ema_cli.errors import OutputError, RunWarning, UsageError
+from ema_cli.events import Event, Planned, Said, WarningIssued
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options.average import Options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.preflight.destinations import check_places
 from ema_cli.preflight.strict import fail_if_strict
 from ema_cli.preflight.up_to_date import find_earlier
-from ema_cli.records.series import Notice, Plan
+from ema_cli.records.plan import Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
 
 
@@ -36,8 +36,8 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
                     console.section("ema-avg plan", begins=True)
                     plan_view.plan(plan, options, console)
                     console.section("", begins=False)
-                case Warned(notice=notice):
-                    console.notice(notice)
+                case WarningIssued(warning=warning):
+                    console.warning(warning)
                 case Said(message=message):
                     console.talk(message)
                 case _:
@@ -59,30 +59,30 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
 def plan(options: Options, console: Console) -> None:
     """Show the plan, and what would keep it from being carried out."""
     with planned(options) as made:
-        notices = [*made.notices, *_obstacles(made, options)]
+        warnings = [*made.warnings, *_obstacles(made, options)]
     if console.style.json:
-        console.document(plan_document(made, notices))
+        console.document(plan_document(made, warnings))
         return
     plan_view.plan(made, options, console)
-    for notice in notices:
-        console.notice(notice)
-    fail_if_strict(notices, options)
+    for warning in warnings:
+        console.warning(warning)
+    fail_if_strict(warnings, options)
 
 
-def _obstacles(made: Plan, options: Options) -> Iterator[Notice]:
+def _obstacles(made: Plan, options: Options) -> Iterator[RunWarning]:
     """Yield what would keep the plan from being carried out."""
     try:
         lane_maker(resolve_device(options.device), made)
     except UsageError as error:
-        yield Notice(code="no-device", message=error.message, hint=error.hint)
+        yield RunWarning(code="no-device", message=error.message, hint=error.hint)
     if options.output is None:
         return
     try:
         check_places(made, options)
         if find_earlier(made, options):
-            yield Notice(code="up-to-date", message="the outputs are up to date: nothing would be done")
+            yield RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
     except OutputError as error:
-        yield Notice(code="output-in-the-way", message=error.message, hint=error.hint)
+        yield RunWarning(code="output-in-the-way", message=error.message, hint=error.hint)
 
 
 def inspect(options: Options, console: Console) -> None:
@@ -95,6 +95,6 @@ def inspect(options: Options, console: Console) -> None:
     for checkpoint in found.checkpoints:
         inspect_view.checkpoint(checkpoint, console)
     plan_view.left_out(found.left_out, console)
-    for notice in found.notices:
-        if notice.code != AVERAGES_AVERAGED:  # nothing is averaged here
-            console.notice(notice)
+    for warning in found.warnings:
+        if warning.code != AVERAGES_AVERAGED:  # nothing is averaged here
+            console.warning(warning)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
-from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.records.series import Notice
+from ema_cli.errors import EmaAvgError, OutputError, RunWarning
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import safe_text
 
@@ -78,13 +77,13 @@ class Console:
             with _ignoring_closed_streams():
                 self._print(*parts)
 
-    def notice(self, notice: Notice) -> None:
+    def warning(self, warning: RunWarning) -> None:
         """Show a warning and its way out."""
         if not self.style.quiet:
-            self._labelled("warning", f"{notice.message} ({notice.code})", "yellow")
-            self._hint(notice.hint)
+            self._labelled("warning", f"{warning.message} ({warning.code})", "yellow")
+            self._hint(warning.hint)
             if self.style.service == "github":
-                self._raw(ci.command(ci.warning_annotation(notice)))
+                self._raw(ci.command(ci.warning_annotation(warning)))
 
     def error(self, error: EmaAvgError, code: int) -> None:
         """Show why the run failed: on stderr, or as the JSON document on stdout."""

@@ -11,24 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ema_cli.continuation.previous import Earlier
-from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew
+from ema_cli.continuation.previous import PreviousAverage
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, RunWarning
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import name_depth, name_of, natural_key
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
-from ema_cli.preflight.up_to_date import read_report
-from ema_cli.records.series import (
-    Checkpoint,
-    Continuation,
-    Folded,
-    FoundStep,
-    LeftOut,
-    Notice,
-    OrderedCheckpoint,
-    Role,
-    Series,
-)
+from ema_cli.records.series import Checkpoint, Continuation, Folded, FoundStep, LeftOut, OrderedCheckpoint, Role, Series
+from ema_cli.report.beside import read_report
 from ema_cli.report.model import Input
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, is_folder, locate, names_in
@@ -53,7 +43,7 @@ class _Sorted:
     """Those that belong between the checkpoints inside, and came too late."""
 
 
-def continue_series(earlier: Earlier, series: Series, options: Options) -> Series:
+def continue_series(earlier: PreviousAverage, series: Series, options: Options) -> Series:
     """Return the series that goes on from ``earlier`` with those checkpoints of ``series`` that are new.
 
     The file of a checkpoint that has to be read again is opened here if it was not named.
@@ -68,12 +58,12 @@ def continue_series(earlier: Earlier, series: Series, options: Options) -> Serie
     if not found.fresh and not _in_place(earlier, options):
         raise nothing_new(earlier, found.late)
     scale, needs_again = _factors(earlier, found.fresh, series.unit)
-    again, notices = _read_again(earlier, found, options) if needs_again else (None, [])
+    again, warnings = _read_again(earlier, found, options) if needs_again else (None, [])
     return replace(
         series,
         members=tuple(member for member in (_as_member(earlier), again, *found.fresh) if member is not None),
         left_out=(*series.left_out, *(left for left in found.left_out if again is None or not _is(left, again))),
-        notices=(*series.notices, *_warn_of_late(found.late, earlier.where), *_warn_of_rounding(earlier), *notices),
+        warnings=(*series.warnings, *_warn_of_late(found.late, earlier.where), *_warn_of_rounding(earlier), *warnings),
         continuation=Continuation(
             path=earlier.checkpoint.path,
             method=earlier.method,
@@ -85,7 +75,7 @@ def continue_series(earlier: Earlier, series: Series, options: Options) -> Serie
     )
 
 
-def nothing_new(earlier: Earlier, late: Sequence[str] = ()) -> NothingNew:
+def nothing_new(earlier: PreviousAverage, late: Sequence[str] = ()) -> NothingNew:
     """Return the error that there is nothing to fold."""
     inside = f"{plural(len(earlier.folded), 'checkpoint')} up to {earlier.place(earlier.last)}"
     missed = f"; {shortlist(late)} came too late to be folded in" if late else ""
@@ -93,7 +83,7 @@ def nothing_new(earlier: Earlier, late: Sequence[str] = ()) -> NothingNew:
     return NothingNew(f"nothing is new: {earlier.where} holds {inside}{missed}", hint=hint)
 
 
-def _in_place(earlier: Earlier, options: Options) -> bool:
+def _in_place(earlier: PreviousAverage, options: Options) -> bool:
     """Whether the earlier output is the one to write: then it may turn out to be up to date."""
     if options.output is None:
         return False
@@ -104,7 +94,7 @@ def _in_place(earlier: Earlier, options: Options) -> bool:
     return output.exists() and output.samefile(there)
 
 
-def _factors(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:
+def _factors(earlier: PreviousAverage, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:
     """Return the factors of the earlier average, and of its last checkpoint besides."""
     steps = [one.step for one in earlier.folded] + [member.step.value if member.step else None for member in fresh]
     timeline = Timeline.of(steps, unit)
@@ -119,7 +109,7 @@ def _factors(earlier: Earlier, fresh: Sequence[OrderedCheckpoint], unit: str) ->
     return factors
 
 
-def _sort_out(earlier: Earlier, series: Series, options: Options) -> _Sorted:
+def _sort_out(earlier: PreviousAverage, series: Series, options: Options) -> _Sorted:
     """Tell new checkpoints from those inside, and from those that came too late to be folded in."""
     inside, found = _Inside(earlier), _Sorted()
     as_listed = options.order in ("given", "mtime")
@@ -143,7 +133,7 @@ def _sort_out(earlier: Earlier, series: Series, options: Options) -> _Sorted:
 class _Inside:
     """Finds the checkpoint inside an average that a file is."""
 
-    def __init__(self, earlier: Earlier) -> None:
+    def __init__(self, earlier: PreviousAverage) -> None:
         self._earlier = earlier
         self._by_step = {one.step: one for one in earlier.folded if one.step is not None}
         self._by_name = {one.name: one for one in earlier.folded}
@@ -178,7 +168,7 @@ def _is_after(member: OrderedCheckpoint, one: Folded) -> bool:
     return natural_key(name_of(path, name_depth([one.name]))) > natural_key(one.name)
 
 
-def _with_same_unit(member: OrderedCheckpoint, earlier: Earlier) -> OrderedCheckpoint:
+def _with_same_unit(member: OrderedCheckpoint, earlier: PreviousAverage) -> OrderedCheckpoint:
     """Return a new checkpoint if it is numbered as those inside are."""
     unit = f"{member.step.unit}s" if member.step else "no step"
     if earlier.last.step is not None and unit != f"{earlier.unit}s":
@@ -190,32 +180,32 @@ def _with_same_unit(member: OrderedCheckpoint, earlier: Earlier) -> OrderedCheck
     return member
 
 
-def _warn_of_late(late: Sequence[str], where: str) -> Iterator[Notice]:
+def _warn_of_late(late: Sequence[str], where: str) -> Iterator[RunWarning]:
     if late:
         message = f"{shortlist(late)} would belong between the checkpoints in {where}, but cannot be folded in later"
         hint = "average all checkpoints at once, without --continue-from"
-        yield Notice(code="late-left-out", message=message, hint=hint)
+        yield RunWarning(code="late-left-out", message=message, hint=hint)
 
 
-def _warn_of_rounding(earlier: Earlier) -> Iterator[Notice]:
+def _warn_of_rounding(earlier: PreviousAverage) -> Iterator[RunWarning]:
     names = {
         layout.dtype.torch_name
         for layout in earlier.checkpoint.index.layouts
         if layout.dtype.averaged and layout.dtype.itemsize < _PRECISE_BYTES
     }
     if names:
-        yield Notice(
+        yield RunWarning(
             code="continued-from-rounded",
             message=f"{earlier.where} is stored as {shortlist(sorted(names))}: what was rounded in it stays rounded",
             hint="write averages that will be gone on from with --dtype float32 or float64",
         )
 
 
-def _as_member(earlier: Earlier) -> OrderedCheckpoint:
+def _as_member(earlier: PreviousAverage) -> OrderedCheckpoint:
     return OrderedCheckpoint(checkpoint=earlier.checkpoint, step=_last_step(earlier), role=Role.AVERAGE)
 
 
-def _last_step(earlier: Earlier) -> FoundStep | None:
+def _last_step(earlier: PreviousAverage) -> FoundStep | None:
     last = earlier.last.step
     return None if last is None else FoundStep(value=last, unit=earlier.unit, source="metadata")
 
@@ -224,7 +214,9 @@ def _is(left: LeftOut, member: OrderedCheckpoint) -> bool:
     return left.path == member.checkpoint.path
 
 
-def _read_again(earlier: Earlier, found: _Sorted, options: Options) -> tuple[OrderedCheckpoint, list[Notice]]:
+def _read_again(
+    earlier: PreviousAverage, found: _Sorted, options: Options
+) -> tuple[OrderedCheckpoint, list[RunWarning]]:
     """Return the last checkpoint inside as a member, and a warning unless it is the very file that was folded."""
     report = read_report(earlier.checkpoint.path)
     known = report.inputs[-1] if report is not None and report.inputs else None
@@ -241,10 +233,12 @@ def _read_again(earlier: Earlier, found: _Sorted, options: Options) -> tuple[Ord
     name = quoted(str(again.checkpoint.path))
     message = f"{name} was changed, moved or copied since it was folded; the average goes on from it as it is now"
     hint = "if its contents changed, average all checkpoints at once"
-    return again, [Notice(code="again-touched", message=message, hint=hint)]
+    return again, [RunWarning(code="again-touched", message=message, hint=hint)]
 
 
-def _find_again(earlier: Earlier, neighbours: Sequence[Location], known: Input | None, options: Options) -> Checkpoint:
+def _find_again(
+    earlier: PreviousAverage, neighbours: Sequence[Location], known: Input | None, options: Options
+) -> Checkpoint:
     """Open the last checkpoint inside by its name; of several, the one with the fingerprint in the report."""
     usable: Checkpoint | None = None
     for path in _candidates(earlier.last.name, neighbours):
@@ -266,7 +260,7 @@ def _find_again(earlier: Earlier, neighbours: Sequence[Location], known: Input |
     )
 
 
-def _may_be(found: Checkpoint, earlier: Earlier) -> bool:
+def _may_be(found: Checkpoint, earlier: PreviousAverage) -> bool:
     """Whether the step inside a file, if there is one, is that of the last checkpoint."""
     steps = [step.value for step in found.steps if step.unit == earlier.unit]
     return earlier.last.step is None or not steps or earlier.last.step in steps

@@ -33,7 +33,7 @@ _UNSAID = {"order": ("auto", "step", "name"), "on_missing": ("error",), "tied": 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Earlier:
+class PreviousAverage:
     """An earlier output and what its metadata say."""
 
     checkpoint: Checkpoint
@@ -60,7 +60,7 @@ class Earlier:
         return quoted(one.name) if one.step is None else f"{self.unit} {one.step:,}"
 
 
-def open_earlier(path: Location, options: Options) -> Earlier:
+def open_earlier(path: Location, options: Options) -> PreviousAverage:
     """Open an earlier output; its file stays open for the fold.
 
     Raises:
@@ -80,7 +80,7 @@ def open_earlier(path: Location, options: Options) -> Earlier:
     return earlier
 
 
-def _read_metadata(checkpoint: Checkpoint) -> Earlier:
+def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
     path = quoted(str(checkpoint.path))
     if not checkpoint.made_by_us:
         raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an earlier output")
@@ -96,7 +96,7 @@ def _read_metadata(checkpoint: Checkpoint) -> Earlier:
         )
     try:
         unit = ours.get("step_unit", "checkpoint")
-        return Earlier(
+        return PreviousAverage(
             checkpoint=checkpoint, method=_method(ours), folded=_folded(ours), unit=unit, lacking=_lacking(ours)
         )
     except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
@@ -160,7 +160,7 @@ def _is_name(name: object) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def _refuse_another_method(earlier: Earlier, options: Options) -> None:
+def _refuse_another_method(earlier: PreviousAverage, options: Options) -> None:
     if not options.says_weights:
         return
     decay = earlier.method.decay
@@ -188,7 +188,7 @@ def _in_words(method: Method, asked: Method | None) -> str:
     return f"--method {method.name} {words}".rstrip()
 
 
-def _refuse_other_options(earlier: Earlier, options: Options) -> None:
+def _refuse_other_options(earlier: PreviousAverage, options: Options) -> None:
     for key in _KEPT_OPTIONS:
         then = earlier.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
         now = getattr(options, key)

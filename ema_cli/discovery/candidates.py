@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ema_cli.discovery.folder_listing import ALIAS_REASON
-from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched
-from ema_cli.records.series import Checkpoint, LeftOut, Notice
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
+from ema_cli.records.series import Checkpoint, LeftOut
 from ema_cli.text import plural, quoted
 
 AVERAGES_AVERAGED = "averages-averaged"
@@ -22,7 +22,7 @@ class Search:
     copies: list[Checkpoint] = field(default_factory=list)
     """What by its name is a copy of the last checkpoint."""
     left_out: list[LeftOut] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
     refused: list[EmaAvgError] = field(default_factory=list)
     """Why files of a folder were left out."""
@@ -45,7 +45,7 @@ class Search:
             return
         if len(ours) == len(self.checkpoints):
             message = "the inputs are outputs of ema-avg: this averages averages"
-            self.notices.append(Notice(code=AVERAGES_AVERAGED, message=message))
+            self.warnings.append(RunWarning(code=AVERAGES_AVERAGED, message=message))
             return
         self.checkpoints = [checkpoint for checkpoint in self.checkpoints if not checkpoint.made_by_us]
         for checkpoint in ours:

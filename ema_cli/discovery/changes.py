@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ema_cli.errors import InputRefused
-from ema_cli.events import Listener, Warned
-from ema_cli.records.series import Checkpoint, Notice
+from ema_cli.errors import InputRefused, RunWarning
+from ema_cli.events import Listener, WarningIssued
+from ema_cli.records.series import Checkpoint
 from ema_cli.text import quoted
 
 
-def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> list[Notice]:
+def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> list[RunWarning]:
     """Warn of checkpoints whose names mean other files by now: what was read is whole, and it is the old one.
 
     Raises:
         InputChanged: one was written to while it was read.
 
     """
-    notices = []
+    warnings = []
     for checkpoint in checkpoints:
         if checkpoint.index.raise_if_changed():
             message = f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was read"
-            notices.append(Notice(code="input-replaced", message=message))
-            listener(Warned(notice=notices[-1]))
-    return notices
+            warnings.append(RunWarning(code="input-replaced", message=message))
+            listener(WarningIssued(warning=warnings[-1]))
+    return warnings
 
 
 @contextmanager

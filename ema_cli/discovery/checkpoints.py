@@ -14,14 +14,14 @@ from ema_cli.discovery.candidates import Search, raise_faults
 from ema_cli.discovery.folder_listing import Candidate, look_into
 from ema_cli.discovery.opening import open_in_turn
 from ema_cli.discovery.patterns import matches
-from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folders import format_of
 from ema_cli.formats.names import SUFFIXES
 from ema_cli.formats.wording import refusal_of
 from ema_cli.options.average import Options
-from ema_cli.records.series import Checkpoint, LeftOut, Notice
+from ema_cli.records.series import Checkpoint, LeftOut
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
 from ema_cli.text import quoted, shortlist
@@ -33,7 +33,7 @@ class Found:
 
     checkpoints: tuple[Checkpoint, ...]
     left_out: tuple[LeftOut, ...]
-    notices: tuple[Notice, ...]
+    warnings: tuple[RunWarning, ...]
 
 
 def discover(options: Options, listener: Listener = ignore) -> Found:
@@ -61,7 +61,9 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
     except BaseException:
         close_all([*search.checkpoints, *search.copies])
         raise
-    return Found(checkpoints=tuple(search.checkpoints), left_out=tuple(search.left_out), notices=tuple(search.notices))
+    return Found(
+        checkpoints=tuple(search.checkpoints), left_out=tuple(search.left_out), warnings=tuple(search.warnings)
+    )
 
 
 def close_all(checkpoints: Iterable[Checkpoint]) -> None:
@@ -108,7 +110,7 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
             return
         search.refused.append(refused)
         message = f"left out {refused.message}"
-        search.notices.append(Notice(code="unusable-left-out", message=message, hint=refused.hint))
+        search.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
     else:
         (search.copies if candidate.is_copy else search.checkpoints).append(checkpoint)
 

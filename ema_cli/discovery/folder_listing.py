@@ -40,7 +40,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
+class FolderListing:
     """What was found in a folder."""
 
     whole: bool = False
@@ -52,15 +52,15 @@ class Contents:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def look_into(folder: Folder) -> Contents:
+def look_into(folder: Folder) -> FolderListing:
     """Return what a folder holds."""
     whole = format_of(folder) is not None
     members = _members(folder)
     if whole and (not members or (len(members) == 1 and _INNER.fullmatch(members[0]))):
-        return Contents(whole=True)
+        return FolderListing(whole=True)
     folders = [Candidate(path=folder.location / name, in_folder=True) for name in members]
     found = [*folders, *(_alias_folders(folder) if members else ()), *_files(folder, is_run=bool(members))]
-    return Contents(
+    return FolderListing(
         members=tuple(members),
         candidates=tuple(one for one in found if isinstance(one, Candidate)),
         left_out=tuple(one for one in found if isinstance(one, LeftOut)),

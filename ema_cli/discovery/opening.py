@@ -13,8 +13,9 @@ from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, Url, is_folder
+from ema_cli.storage.locations import Location, is_folder
 from ema_cli.storage.remote.daemon_pool import Background
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 _OPENERS = Background("open", threads=16)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from itertools import pairwise, takewhile
 
 from ema_cli.discovery.checkpoints import Found
-from ema_cli.errors import InputRefused, NothingMatched, UsageError
+from ema_cli.errors import InputRefused, NothingMatched, RunWarning, UsageError
 from ema_cli.naming import NamedStep, name_depth, name_of, natural_key, steps_from_names
 from ema_cli.options.average import Options
-from ema_cli.records.series import Checkpoint, Folded, FoundStep, Notice, OrderedCheckpoint, Series
+from ema_cli.records.series import Checkpoint, Folded, FoundStep, OrderedCheckpoint, Series
 from ema_cli.storage.locations import absolute
 from ema_cli.text import plural, quoted, shortlist
 
@@ -43,16 +43,16 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
         for checkpoint, step, weight in zip(found.checkpoints, steps, _weights_of(found, options), strict=True)
     ]
     if not any(steps) and options.order in ("auto", "step"):
-        notices = _incomplete(found.checkpoints, named, options)
+        warnings = _incomplete(found.checkpoints, named, options)
     else:
-        notices = []
+        warnings = []
     ordered, reason = _sorted(members, options)
     return Series(
         members=tuple(_select(ordered, options)),
         reason=reason,
         unit=_unit(ordered, options),
         left_out=found.left_out,
-        notices=(*found.notices, *notices, *_notices(ordered), *_contradictions(ordered, options)),
+        warnings=(*found.warnings, *warnings, *_warnings(ordered), *_contradictions(ordered, options)),
     )
 
 
@@ -103,7 +103,9 @@ def _steps_of(
     return [None] * len(checkpoints)
 
 
-def _incomplete(checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options) -> list[Notice]:
+def _incomplete(
+    checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options
+) -> list[RunWarning]:
     """Warn, or under ``--order step`` refuse, when some checkpoints have a step and others have none."""
     inside = [next(iter(checkpoint.steps), None) for checkpoint in checkpoints]
     steps = max(inside, list(named), key=lambda steps: sum(step is not None for step in steps))
@@ -113,14 +115,14 @@ def _incomplete(checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | N
         if options.order == "step" or len(numbers) == 1:
             return []
         message = "the numbers in the names do not read as steps: the order is that of the names, and may be wrong"
-        return [Notice(code="order-doubtful", message=message, hint=_BY_HAND)]
+        return [RunWarning(code="order-doubtful", message=message, hint=_BY_HAND)]
     source = next(step.source for step in steps if step)
     message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
     message += f"but there is none in {shortlist(without)}"
     if options.order == "step":
         raise UsageError(message, hint=f"leave that out; or {_BY_HAND}")
     message += ": the order is that of the names, and may be wrong"
-    return [Notice(code="steps-incomplete", message=message, hint=f"leave that out; or {_BY_HAND}")]
+    return [RunWarning(code="steps-incomplete", message=message, hint=f"leave that out; or {_BY_HAND}")]
 
 
 def _inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
@@ -216,7 +218,7 @@ def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[
     return members
 
 
-def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> list[Notice]:
+def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> list[RunWarning]:
     """Warn of steps by hand that put the checkpoints in another order than the steps inside them."""
     inside = [_inside(member.checkpoint, "step") for member in members]
     found = [step.value for step in inside if step]
@@ -227,7 +229,7 @@ def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> l
     message = f"--steps says {wrong.step.value if wrong.step else 0:,} of {name}, which says {own:,} itself, "
     message += "and the order is another one"
     hint = "the steps belong to the arguments in their order; a shell sorts ckpt_1000 before ckpt_200"
-    return [Notice(code="steps-contradict", message=message, hint=hint)]
+    return [RunWarning(code="steps-contradict", message=message, hint=hint)]
 
 
 def _value(member: OrderedCheckpoint) -> int:
@@ -235,15 +237,15 @@ def _value(member: OrderedCheckpoint) -> int:
     return step.value if step else 0
 
 
-def _notices(members: Sequence[OrderedCheckpoint]) -> list[Notice]:
+def _warnings(members: Sequence[OrderedCheckpoint]) -> list[RunWarning]:
     """Warn when the order contradicts the steps."""
-    notices = []
+    warnings = []
     steps = [member.step.value for member in members if member.step]
     if steps != sorted(steps):
-        notices.append(
-            Notice(
+        warnings.append(
+            RunWarning(
                 code="order-against-steps",
                 message="the checkpoints are not folded in the order of their steps",
             )
         )
-    return notices
+    return warnings

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from ema_cli.naming import natural_key
-from ema_cli.storage.locations import Location, Url, is_folder, locate, names_in
+from ema_cli.storage.locations import Location, is_folder, locate, names_in
+from ema_cli.storage.url import Url
 
 _MAGIC = re.compile(r"[*\[]")
 """What makes a pattern of a URL; a question mark begins the query of one."""

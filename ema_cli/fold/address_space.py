@@ -9,7 +9,7 @@ import resource
 from pathlib import Path
 
 from ema_cli.errors import SystemExhausted
-from ema_cli.records.series import Buffers
+from ema_cli.records.plan import Buffers
 from ema_cli.text import human_bytes
 
 _LIBRARIES_BYTES = 128 << 20

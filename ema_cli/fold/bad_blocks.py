@@ -13,7 +13,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.fold.decode import NUMPY, Bytes, Float64, components, decode
 from ema_cli.fold.lane import Lane
 from ema_cli.fold.schedule import Block
-from ema_cli.records.series import Plan, PlannedTensor
+from ema_cli.records.plan import Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_elements
 from ema_cli.text import quoted

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from zlib_ng import zlib_ng
 
 from ema_cli.fold.schedule import Block, block_count
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
 from ema_cli.storage.extents import Located, TensorIndex, TensorLayout
 from ema_cli.storage.readahead import with_lookahead
 from ema_cli.storage.strided_read import announce, read_elements
@@ -24,7 +24,7 @@ _MODULUS = 1 << 128
 _PIECE_BYTES = 1 << 22
 
 
-class Contents:
+class ContentDigests:
     """Adds up the tensors of each checkpoint; safe to call from several threads."""
 
     def __init__(self, plan: Plan) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
 
 if TYPE_CHECKING:
     from ema_cli.fold.lane import Lane

@@ -17,7 +17,7 @@ from ema_cli.fold.state import FoldState, OnTensor, Sink, bytes_of
 from ema_cli.fold.worker import Worker
 from ema_cli.options.average import GeometryMode
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
 
 _REPORT_SECONDS = 0.1
 

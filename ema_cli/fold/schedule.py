@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ema_cli.fold.decode import components
-from ema_cli.records.series import Action, Plan, PlannedTensor
+from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import announce
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ema_cli.fold.block_checksums import BlockChecksums
-from ema_cli.fold.content_digests import Contents
+from ema_cli.fold.content_digests import ContentDigests
 from ema_cli.fold.decode import Bytes
-from ema_cli.fold.geometry.observer import Geometry
+from ema_cli.fold.geometry.observer import GeometryObserver
 from ema_cli.fold.geometry.trajectory import describe_run
 from ema_cli.fold.integrity import Integrity
 from ema_cli.fold.schedule import Block, Schedule, bytes_per_element
 from ema_cli.fold.statistics import Statistics, add_spreads
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
-from ema_cli.records.series import Action, Plan
+from ema_cli.records.plan import Action, Plan
 
 _MOST_SUM = 1 + 1e-9
 """Of the weights of an average: one, and roundings."""
@@ -48,7 +48,7 @@ class FoldState:
         self,
         plan: Plan,
         sinks: Sequence[Sink],
-        geometry: Geometry | None,
+        geometry: GeometryObserver | None,
         *,
         allow_nonfinite: bool,
         done: Sequence[TensorOutcome],
@@ -65,7 +65,7 @@ class FoldState:
         self.integrity = Integrity()
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
         self.expands = [math.fsum(output.weighting.weights) > _MOST_SUM for output in plan.outputs]
-        self._contents = Contents(plan)
+        self._contents = ContentDigests(plan)
         self._checksums = BlockChecksums(plan)
         self._on_tensor = on_tensor
         for one in done:

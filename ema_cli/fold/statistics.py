@@ -19,7 +19,7 @@ import numpy as np
 from ema_cli.fold.decode import Float64
 from ema_cli.fold.schedule import Block, block_count
 from ema_cli.records.fold_results import TensorStatistics
-from ema_cli.records.series import ROW_ELEMENTS, Plan
+from ema_cli.records.plan import ROW_ELEMENTS, Plan
 
 UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
 Sum = tuple[float, float]

@@ -12,7 +12,7 @@ from ema_cli.fold.rounding import round_to
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
-from ema_cli.records.series import Action
+from ema_cli.records.plan import Action
 from ema_cli.storage.extents import Extent, Located
 from ema_cli.storage.strided_read import read_elements
 

@@ -18,7 +18,7 @@ _NUMBERED = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class ShardName:
     """What the name of a shard says."""
 
     stem: str
@@ -34,13 +34,13 @@ class Shard:
         return self.stem, self.count, self.suffix
 
 
-def shard(name: str) -> Shard | None:
+def shard(name: str) -> ShardName | None:
     """Return what a name like ``model-00001-of-00003.safetensors`` says, ``None`` if it is not that of a shard."""
     found = _SHARD.fullmatch(name)
     if found is None:
         return None
     stem, number, count, suffix = found.groups()
-    return Shard(stem=stem, number=int(number), count=int(count), suffix=suffix)
+    return ShardName(stem=stem, number=int(number), count=int(count), suffix=suffix)
 
 
 def is_numbered(name: str) -> bool:

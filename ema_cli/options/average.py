@@ -12,7 +12,8 @@ from ema_cli.errors import UsageError
 from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
 from ema_cli.options.output_name import check_output_name
 from ema_cli.options.weighting import WeightOptions, refuse_other_words
-from ema_cli.storage.locations import Location, Url
+from ema_cli.storage.locations import Location
+from ema_cli.storage.url import Url
 from ema_cli.text import is_writable_text, quoted
 from ema_cli.weights.methods import Clock, Method
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from ema_cli.errors import UsageError
-from ema_cli.storage.locations import STREAMED, Location, Url, locate
+from ema_cli.storage.locations import STREAMED, Location, locate
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 DEFAULT_SHARD_BYTES = 5_000_000_000

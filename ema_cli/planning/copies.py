@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from ema_cli.records.series import Notice, Plan
+from ema_cli.errors import RunWarning
+from ema_cli.records.plan import Plan
 from ema_cli.text import plural, quoted, shortlist
 
 
-def warn_of_copies(plan: Plan, contents: Mapping[int, str]) -> list[Notice]:
+def warn_of_copies(plan: Plan, contents: Mapping[int, str]) -> list[RunWarning]:
     """Return a warning if the averaged tensors of some checkpoints are the same.
 
     Args:
@@ -27,4 +28,4 @@ def warn_of_copies(plan: Plan, contents: Mapping[int, str]) -> list[Notice]:
     message = f"{shortlist(' = '.join(names) for names in groups)}: the same weights, so "
     message += f"{plural(copies, 'checkpoint')} counted again"
     hint = "leave the copies out; it is fine if the weights did not change between the steps"
-    return [Notice(code="same-weights", message=message, hint=hint)]
+    return [RunWarning(code="same-weights", message=message, hint=hint)]

@@ -9,29 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ema_cli.errors import UsageError
+from ema_cli.errors import RunWarning, UsageError
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, choose_tensors, match_tensors
 from ema_cli.planning.outputs import plan_outputs
 from ema_cli.planning.refusals import refuse_quantized, refuse_unreadable
 from ema_cli.planning.side_files import find_companions
 from ema_cli.planning.tensors import count_read_bytes, plan_tensors
-from ema_cli.planning.ties import Dropped, drop_ties
+from ema_cli.planning.ties import DroppedTies, drop_ties
 from ema_cli.planning.warnings import find_caveats, tell_choices, tell_unmatched
 from ema_cli.planning.weighing import weigh
 from ema_cli.records.files import SideFile
-from ema_cli.records.series import (
-    ROW_ELEMENTS,
-    Buffers,
-    Checkpoint,
-    Notice,
-    Plan,
-    PlannedTensor,
-    Role,
-    Series,
-    Weighting,
-)
+from ema_cli.records.plan import ROW_ELEMENTS, Buffers, Plan, PlannedTensor
+from ema_cli.records.series import Checkpoint, Role, Series
 from ema_cli.text import human_bytes
+from ema_cli.weights.methods import Weighting
 
 _BLOCK_ELEMENTS = 3 << 16
 """Large enough that calls cost little beside the work, small enough for the caches."""
@@ -75,8 +67,8 @@ def make_plan(series: Series, options: Options) -> Plan:
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         read_bytes=count_read_bytes(tensors, checkpoints, layout_numbers, used),
         buffers=_buffers(tensors, len(weightings), len(used), options),
-        notices=(
-            *series.notices,
+        warnings=(
+            *series.warnings,
             *tell_choices(checkpoints),
             *tell_unmatched(matched, dropped),
             *find_caveats(weightings, series.timeline, tensors, fresh),
@@ -91,14 +83,14 @@ def _drop_ties(
     chosen: Sequence[Chosen],
     used: Sequence[int],
     options: Options,
-) -> Dropped:
+) -> DroppedTies:
     """Return the names of tied tensors that are not written: none unless ``--tied drop`` was given."""
     if options.tied == "keep":
-        return Dropped(kept_for={})
+        return DroppedTies(kept_for={})
     return drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
 
 
-def _companions(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[Notice, ...]]:
+def _companions(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
     """Return what an output folder takes over from the folder of the last checkpoint."""
     if options.max_shard_size is None:
         return (), ()

@@ -8,18 +8,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ema_cli import __version__
+from ema_cli._version import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
 from ema_cli.options.average import OUR_METADATA, Options
 from ema_cli.planning.shards import plan_files
 from ema_cli.records.files import PlannedFile, SideFile
-from ema_cli.records.series import PlannedOutput, PlannedTensor, Series, Weighting
+from ema_cli.records.plan import PlannedOutput, PlannedTensor
+from ema_cli.records.series import Series
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.storage.locations import Location, locate
 from ema_cli.text import quoted
-from ema_cli.weights.methods import Method
+from ema_cli.weights.methods import Method, Weighting
 
 
 def plan_outputs(

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.records.files import FileRole, SideFile, is_weights
-from ema_cli.records.series import Checkpoint, Notice
+from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import open_source
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import human_bytes, quoted
@@ -24,7 +24,7 @@ _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 """How transformers writes the type of the weights, under the older and the newer name."""
 
 
-def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[SideFile, ...], tuple[Notice, ...]]:
+def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
     """Return the files that are carried over from the folder of ``checkpoint``, and why others are not.
 
     Args:
@@ -33,7 +33,7 @@ def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[Si
 
     """
     found: list[SideFile] = []
-    notices: list[Notice] = []
+    warnings: list[RunWarning] = []
     for name in checkpoint.companions:
         if PurePath(name).name != name or is_weights(name):
             continue  # a path leads elsewhere; and the weights are our own
@@ -43,24 +43,24 @@ def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[Si
                 if source.size() > _LARGEST_BYTES:
                     size = f"{human_bytes(source.size())}, more than {human_bytes(_LARGEST_BYTES)}"
                     raise InputRefused(f"{quoted(str(place))} has {size}")
-                content = _with_dtype(source, dtype, notices) if dtype is not None and name == _CONFIG else None
+                content = _with_dtype(source, dtype, warnings) if dtype is not None and name == _CONFIG else None
                 nbytes = source.size() if content is None else len(content)
                 state = source.state
         except (InputRefused, NothingMatched) as refused:
-            notices.append(_not_carried(refused.message))
+            warnings.append(_not_carried(refused.message))
             continue
         origin = place if content is None else None
         found.append(
             SideFile(name=name, role=FileRole.COMPANION, nbytes=nbytes, content=content, source=origin, state=state)
         )
-    return tuple(found), tuple(notices)
+    return tuple(found), tuple(warnings)
 
 
-def _not_carried(message: str) -> Notice:
-    return Notice(code="companion-left-out", message=f"not carried over: {message}", hint="copy it by hand")
+def _not_carried(message: str) -> RunWarning:
+    return RunWarning(code="companion-left-out", message=f"not carried over: {message}", hint="copy it by hand")
 
 
-def _with_dtype(source: ByteSource, dtype: str, notices: list[Notice]) -> bytes | None:
+def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> bytes | None:
     """Return a configuration with the new type of the weights, ``None`` where it names none or cannot be read."""
     try:
         if source.size() > _LARGEST_CONFIG_BYTES:
@@ -72,7 +72,7 @@ def _with_dtype(source: ByteSource, dtype: str, notices: list[Notice]) -> bytes 
     except (ValueError, TypeError, RecursionError) as error:
         reason = "it is no JSON" if isinstance(error, RecursionError | json.JSONDecodeError) else str(error)
         message = f"{quoted(source.name)} is carried over as it is, so it does not say that the weights are {dtype}"
-        notices.append(Notice(code="config-not-updated", message=f"{message}: {reason}"))
+        warnings.append(RunWarning(code="config-not-updated", message=f"{message}: {reason}"))
         return None
     keys = [key for key in ("torch_dtype", "dtype") if isinstance(document.get(key), str)]
     for key in keys:

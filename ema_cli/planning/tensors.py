@@ -10,7 +10,8 @@ from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.refusals import refuse_scales
-from ema_cli.records.series import Action, Checkpoint, PlannedTensor
+from ema_cli.records.plan import Action, PlannedTensor
+from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
 
 _NO_FLOATS = "no floating-point numbers"

@@ -17,7 +17,7 @@ from ema_cli.records.series import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
+class DroppedTies:
     """What becomes of the ties of the last checkpoint."""
 
     kept_for: Mapping[str, str]
@@ -26,7 +26,7 @@ class Dropped:
     """Names that are written although they are tied in the last checkpoint."""
 
 
-def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> Dropped:
+def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> DroppedTies:
     """Return which names need not be written.
 
     Args:
@@ -46,7 +46,7 @@ def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> D
                 kept_for[name] = kept
             else:
                 apart.append(name)
-    return Dropped(kept_for=kept_for, apart=tuple(apart))
+    return DroppedTies(kept_for=kept_for, apart=tuple(apart))
 
 
 def _groups(ties: Mapping[str, str], tensors: Chosen) -> list[list[str]]:

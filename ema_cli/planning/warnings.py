@@ -6,18 +6,21 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from ema_cli.dtypes import DType
+from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.planning.matching import Chosen, Matched
-from ema_cli.planning.ties import Dropped
-from ema_cli.records.series import Action, Checkpoint, Notice, PlannedTensor, Weighting
+from ema_cli.planning.ties import DroppedTies
+from ema_cli.records.plan import Action, PlannedTensor
+from ema_cli.records.series import Checkpoint
 from ema_cli.text import plural, quoted, shortlist
+from ema_cli.weights.methods import Weighting
 from ema_cli.weights.share_warnings import warn_about
 from ema_cli.weights.timeline import Timeline
 
 
 def find_caveats(
     weightings: Sequence[Weighting], timeline: Timeline, tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
-) -> Iterator[Notice]:
+) -> Iterator[RunWarning]:
     """Yield the warnings about a plan.
 
     Args:
@@ -28,16 +31,16 @@ def find_caveats(
 
     """
     several = timeline.count > 1
-    yield from _notices_about_shares(weightings if several else weightings[:1], timeline)
+    yield from _warnings_about_shares(weightings if several else weightings[:1], timeline)
     if several:
-        yield from _notices_about_tensors(tensors)
-    yield from _notices_about_dtypes(chosen, {tensor.name for tensor in tensors})
+        yield from _warnings_about_tensors(tensors)
+    yield from _warnings_about_dtypes(chosen, {tensor.name for tensor in tensors})
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     if not averaged:
-        yield Notice(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+        yield RunWarning(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
 
 
-def tell_choices(checkpoints: Sequence[Checkpoint]) -> Iterator[Notice]:
+def tell_choices(checkpoints: Sequence[Checkpoint]) -> Iterator[RunWarning]:
     """Yield what the readers say of the choice of weights; what they say of several checkpoints once."""
     found: dict[str, list[str]] = {}
     for checkpoint in checkpoints:
@@ -45,28 +48,28 @@ def tell_choices(checkpoints: Sequence[Checkpoint]) -> Iterator[Notice]:
             found.setdefault(note, []).append(quoted(checkpoint.path.name))
     for note, names in found.items():
         others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        yield Notice(code="weights-chosen", message=f"{names[-1]}{others}: {note}")
+        yield RunWarning(code="weights-chosen", message=f"{names[-1]}{others}: {note}")
 
 
-def tell_unmatched(matched: Matched, dropped: Dropped) -> Iterator[Notice]:
+def tell_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWarning]:
     """Yield what is written although, or left out because, not every checkpoint has it in the same way."""
     if matched.lacking:
         names = sorted(map(quoted, matched.lacking))
-        yield Notice(
+        yield RunWarning(
             code="missing-copied",
             message=f"{plural(len(names), 'tensor')} copied from the last checkpoint, as others have "
             f"{'it' if len(names) == 1 else 'them'} not: {shortlist(names)}",
         )
     if matched.left_out:
         names = sorted(map(quoted, matched.left_out))
-        yield Notice(
+        yield RunWarning(
             code="missing-left-out",
             message=f"{plural(len(names), 'tensor')} left out, as the last checkpoint has "
             f"{'it' if len(names) == 1 else 'them'} not: {shortlist(names)}",
         )
     if dropped.apart:
         names = sorted(map(quoted, dropped.apart))
-        yield Notice(
+        yield RunWarning(
             code="tied-kept",
             message=f"{plural(len(names), 'tensor')} written in spite of --tied drop, as the last checkpoint's tie is "
             f"not in all others: {shortlist(names)}",
@@ -74,23 +77,23 @@ def tell_unmatched(matched: Matched, dropped: Dropped) -> Iterator[Notice]:
         )
 
 
-def _notices_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[Notice]:
+def _warnings_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[RunWarning]:
     """Yield each kind of warning once: in full for the first average that it holds for, the others by name."""
-    by_code: dict[str, list[tuple[str, Notice]]] = {}
+    by_code: dict[str, list[tuple[str, RunWarning]]] = {}
     for weighting in weightings:
-        for notice in warn_about(weighting, timeline):
-            by_code.setdefault(notice.code, []).append((weighting.method.label, notice))
+        for warning in warn_about(weighting, timeline):
+            by_code.setdefault(warning.code, []).append((weighting.method.label, warning))
     for found in by_code.values():
-        label, notice = found[0]
+        label, warning = found[0]
         whose = f"{label}: " if len(weightings) > 1 else ""
         others = f"; so it is with {shortlist(other for other, _ in found[1:])}" if len(found) > 1 else ""
-        yield replace(notice, message=f"{whose}{notice.message}{others}")
+        yield replace(warning, message=f"{whose}{warning.message}{others}")
 
 
-def _notices_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[Notice]:
+def _warnings_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[RunWarning]:
     statistics = _named(tensors, lambda t: t.action is Action.AVERAGED and is_batch_norm_statistic(t.name))
     if statistics:
-        yield Notice(
+        yield RunWarning(
             code="batchnorm-averaged",
             message=(
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
@@ -100,7 +103,7 @@ def _notices_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[Notice]
         )
     small = _named(tensors, lambda t: t.action is Action.AVERAGED and t.dtype.itemsize == 1)
     if small:
-        yield Notice(
+        yield RunWarning(
             code="float8-averaged",
             message=f"float8 tensors are averaged and rounded to float8 again ({shortlist(small, most=2)})",
             hint="--dtype bfloat16 keeps more; codes of a quantized model must not be averaged at all",
@@ -111,14 +114,14 @@ def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor]
     return [quoted(tensor.name) for tensor in tensors if condition(tensor)]
 
 
-def _notices_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -> Iterator[Notice]:
+def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -> Iterator[RunWarning]:
     found: dict[str, set[DType]] = {}
     for tensors in chosen:
         for name, (_, layout) in tensors.items():
             found.setdefault(name, set()).add(layout.dtype)
     names = [quoted(name) for name, dtypes in found.items() if len(dtypes) > 1 and name in planned]
     if names:
-        yield Notice(
+        yield RunWarning(
             code="dtypes-differ",
             message=f"{plural(len(names), 'tensor')} of several types ({shortlist(names, most=2)})",
             hint="each is folded exactly as it is; the output has the type of the last checkpoint, or --dtype",

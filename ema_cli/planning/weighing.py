@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
-from ema_cli.records.series import Series, Weighting
+from ema_cli.records.series import Series
 from ema_cli.weights.choices import describe_choices
-from ema_cli.weights.methods import Method
+from ema_cli.weights.methods import Method, Weighting
 from ema_cli.weights.solve import solve
 
 

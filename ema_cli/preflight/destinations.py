@@ -10,11 +10,13 @@ from ema_cli.discovery.checkpoints import Found
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
-from ema_cli.preflight.up_to_date import read_report, report_path
-from ema_cli.records.series import Plan, PlannedOutput, Role
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.records.series import Role
+from ema_cli.report.beside import read_report, report_path
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, Url, absolute, exists
+from ema_cli.storage.locations import Location, absolute, exists
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.publish import check_place, raise_output_error
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TypeVar
 
-from ema_cli.errors import EmaAvgError, InputRefused, NothingNew, OutputError
-from ema_cli.formats.json_text import refuse_large
-from ema_cli.naming import report_name
+from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.options.average import Options
 from ema_cli.records.files import PlannedFile, is_weights
-from ema_cli.records.series import Plan, PlannedOutput
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.report.beside import read_report
 from ema_cli.report.model import File, Output, Report
-from ema_cli.report.serialize import LARGEST_REPORT_BYTES, from_json
 from ema_cli.report.split import together
-from ema_cli.report.validation import find_fault
-from ema_cli.storage.locations import Location, Url, exists, open_source
+from ema_cli.storage.locations import Location, exists, open_source
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.temp_names import holds_something
-
-Where = TypeVar("Where", Path, Url, Location)
 
 
 def find_earlier(plan: Plan, options: Options) -> Report | None:
@@ -72,42 +67,6 @@ def _find_unchanged(plan: Plan, options: Options) -> Report:
         f"nothing is new, and {quoted(str(output.path))} cannot be made again: {reason}",
         hint="average all checkpoints at once, without --continue-from",
     )
-
-
-def report_path(output: Where) -> Where:
-    """Return the path of the report beside an output."""
-    return output.with_name(report_name(output.name))
-
-
-def read_report(output: Location) -> Report | None:
-    """Return the report beside an output, ``None`` if there is none that can be read."""
-    try:
-        return load_report(report_path(output))
-    except EmaAvgError:
-        return None
-
-
-def load_report(path: Location) -> Report:
-    """Return the report of one output, well formed.
-
-    Raises:
-        NothingMatched: there is none.
-        InputRefused: it cannot be read, or is not such a report.
-
-    """
-    with open_source(path) as source:
-        if source.size() > LARGEST_REPORT_BYTES:
-            raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
-        raw = source.read(0, source.size())
-    try:
-        refuse_large(raw)
-        report = from_json(raw.decode("utf-8"))
-        fault = find_fault(report)
-    except (ValueError, RecursionError) as error:
-        raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
-    if fault is not None:
-        raise InputRefused(f"{quoted(str(path))} is not a report that can be relied on: {fault}")
-    return report
 
 
 def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ema_cli import __version__
+from ema_cli._version import __version__
+from ema_cli.errors import RunWarning
 from ema_cli.options.average import Options
 from ema_cli.records.files import Written
 from ema_cli.records.fold_results import FoldOutcome, RunGeometry, TensorStatistics
-from ema_cli.records.series import Action, Notice, Plan, PlannedOutput, Series
+from ema_cli.records.plan import Action, Plan, PlannedOutput
+from ema_cli.records.series import Series
 from ema_cli.report import model
 from ema_cli.weights.diagnostics import diagnose
 
@@ -36,7 +38,7 @@ class Measured:
 
 
 def build_report(
-    plan: Plan, options: Options, measured: Measured, notices: Sequence[Notice], argv: Sequence[str]
+    plan: Plan, options: Options, measured: Measured, warnings: Sequence[RunWarning], argv: Sequence[str]
 ) -> model.Report:
     """Return the report of a run with all of its averages."""
     return model.Report(
@@ -52,7 +54,7 @@ def build_report(
         ),
         geometry=_geometry(measured.folded.geometry),
         summary=_summary(plan, measured),
-        warnings=tuple(model.Warned(code=n.code, message=n.message, hint=n.hint) for n in notices),
+        warnings=tuple(model.Warned(code=n.code, message=n.message, hint=n.hint) for n in warnings),
         environment=_environment(measured.device),
     )
 

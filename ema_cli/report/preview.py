@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from ema_cli.errors import RunWarning
 from ema_cli.records.files import FileRole
-from ema_cli.records.series import Checkpoint, Notice, Plan, PlannedOutput
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.records.series import Checkpoint
 from ema_cli.report.build import describe_continuation, diagnose_output
 from ema_cli.report.model import SCHEMA_VERSION
 
 
-def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
+def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, object]:
     """Return what ``ema-avg plan --json`` prints."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -59,7 +61,7 @@ def plan_document(plan: Plan, notices: Sequence[Notice]) -> dict[str, object]:
         "bytes_written": plan.write_bytes,
         "buffer_bytes": plan.buffers.total_bytes,
         "threads": plan.buffers.threads,
-        "warnings": [dataclasses.asdict(notice) for notice in notices],
+        "warnings": [dataclasses.asdict(warning) for warning in warnings],
     }
 
 

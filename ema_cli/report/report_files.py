@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from ema_cli.options.average import Options
-from ema_cli.preflight.up_to_date import report_path
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
+from ema_cli.report.beside import report_path
 from ema_cli.report.model import Report
 from ema_cli.report.render import render_report
 from ema_cli.report.split import of_one

@@ -16,7 +16,8 @@ from typing import Any
 
 from ema_cli.dtypes import BY_NAME
 from ema_cli.records.files import FileRole
-from ema_cli.records.series import Action, Role
+from ema_cli.records.plan import Action
+from ema_cli.records.series import Role
 from ema_cli.report.model import SCHEMA_VERSION, Average, File, Geometry, Report
 from ema_cli.text import quoted, safe_text
 

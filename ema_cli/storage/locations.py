@@ -8,43 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.storage.source import ByteSource, FileSource
+from ema_cli.storage.url import Url
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 STREAMED = ("s3", "s3a", "gs", "gcs")
 """Schemes of stores that take an upload in parts, and complete it when they are told to."""
-
-
-class Url(PurePosixPath):
-    """A place in a remote store, such as ``s3://bucket/run/model.safetensors``."""
-
-    __slots__ = ()
-
-    @property
-    def scheme(self) -> str:
-        """What the store is reached by, such as ``s3``."""
-        return self.parts[0].removesuffix(":")
-
-    @property
-    def is_web(self) -> bool:
-        """Whether it is on a web server, which holds files, and does not say which."""
-        return self.scheme in ("http", "https")
-
-    @property
-    def address(self) -> str:
-        """The URL as it was given; it may hold a password or a signature, which are never shown."""
-        scheme, *rest = self.parts
-        return f"{scheme}//{'/'.join(rest)}"
-
-    def __str__(self) -> str:
-        shown = re.sub(r"(?<=://)[^/@]*@", "", self.address)
-        return shown.partition("?")[0] if self.is_web else shown
-
-    def __fspath__(self) -> str:
-        return str(self)
 
 
 Location = Path | Url

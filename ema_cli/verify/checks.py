@@ -21,14 +21,14 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError, Verificatio
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES, OUR_METADATA
-from ema_cli.preflight.up_to_date import load_report, report_path
-from ema_cli.records.series import Check, Checkpoint
+from ema_cli.records.series import Checkpoint
+from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, safe_text, shortlist
 from ema_cli.verify.inputs import check_input, open_inputs
-from ema_cli.verify.output import Produced, check_companions, check_digest, check_size
+from ema_cli.verify.output import Check, WrittenOutput, check_companions, check_digest, check_size
 from ema_cli.verify.samples import Sampled, check_samples
 
 _MOST_SAMPLES = 1_000_000
@@ -101,7 +101,7 @@ def verify(
     if not 0 <= samples <= _MOST_SAMPLES:
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
     with ExitStack() as opened:
-        file = opened.enter_context(Produced(output))
+        file = opened.enter_context(WrittenOutput(output))
         try:
             report = load_report(report_path(output))
         except (InputRefused, NothingMatched) as fault:
@@ -114,7 +114,7 @@ def verify(
 
 
 def _check(
-    file: Produced,
+    file: WrittenOutput,
     report: Report,
     opened: ExitStack,
     listener: Listener,
@@ -159,7 +159,7 @@ def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, 
     return found, ""
 
 
-def _check_report(file: Produced, report: Report, average: Average) -> Check:
+def _check_report(file: WrittenOutput, report: Report, average: Average) -> Check:
     """Pass a report that could be read; a file that was renamed together with it is still the same file."""
     name = Path(average.output.path).name
     renamed = "" if name == file.path.name else f", written as {quoted(name)}"

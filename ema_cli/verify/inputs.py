@@ -14,13 +14,15 @@ from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Counted, Listener, Opening
 from ema_cli.fold.content_digests import digest_of
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.records.series import Action, Check, Checkpoint, Role
+from ema_cli.records.plan import Action
+from ema_cli.records.series import Checkpoint, Role
 from ema_cli.report.model import Input, Report
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, Url, locate
+from ema_cli.storage.locations import Location, locate
+from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted
-from ema_cli.verify.output import Produced
+from ema_cli.verify.output import Check, WrittenOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class FoundInput:
         return sum(layout.nbytes for layout in layouts if layout.name in self.averaged)
 
 
-def open_inputs(report: Report, output: Produced, opened: ExitStack, listener: Listener) -> list[FoundInput]:
+def open_inputs(report: Report, output: WrittenOutput, opened: ExitStack, listener: Listener) -> list[FoundInput]:
     """Open every input of a report; those that can be used stay open inside the context.
 
     Raises:
@@ -63,7 +65,7 @@ def open_inputs(report: Report, output: Produced, opened: ExitStack, listener: L
 
 
 def _find(
-    known: Input, report: Report, output: Produced, opened: ExitStack, pool: LayoutPool
+    known: Input, report: Report, output: WrittenOutput, opened: ExitStack, pool: LayoutPool
 ) -> tuple[Checkpoint | None, str]:
     """Return the file that is meant; or none, and why it cannot be used."""
     try:

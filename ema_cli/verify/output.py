@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Self
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Counted
 from ema_cli.records.files import FileRole, is_weights
-from ema_cli.records.series import Check
 from ema_cli.report.model import File, Output
 from ema_cli.storage.digest import digest_of_all, sha256_of
 from ema_cli.storage.locations import Location, is_folder, names_in, open_source
@@ -19,7 +19,7 @@ from ema_cli.text import plural, quoted, shortlist
 _MOST_FAULTS = 3
 
 
-class Produced:
+class WrittenOutput:
     """The files of an output that its size and its digest are those of, open inside the context.
 
     Raises:
@@ -74,7 +74,7 @@ def _places(path: Location) -> dict[str, Location]:
     return places
 
 
-def check_size(found: Produced, told: Output) -> Check:
+def check_size(found: WrittenOutput, told: Output) -> Check:
     """Compare the size of an output with that in its report."""
     if found.size() == told.bytes:
         return Check(name="size", ok=True, message=plural(found.size(), "byte"))
@@ -82,7 +82,7 @@ def check_size(found: Produced, told: Output) -> Check:
     return Check(name="size", ok=False, message=message)
 
 
-def check_digest(found: Produced, told: Output, count: Counted) -> Check:
+def check_digest(found: WrittenOutput, told: Output, count: Counted) -> Check:
     """Compare the digest of an output with that in its report, and name the files of a folder that differ.
 
     Raises:
@@ -116,3 +116,14 @@ def _fault_of(path: Location, known: File) -> str:
     except (InputRefused, NothingMatched) as error:
         return error.message
     return "" if same else f"{quoted(known.name)} was changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was verified, and what was found."""
+
+    name: str
+    """``report``, ``size``, ``sha256``, ``tensors``, ``input 1`` and so on, or ``samples``."""
+    ok: bool
+    message: str
+    """What is there; what was expected besides, if that is something else."""

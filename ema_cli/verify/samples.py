@@ -17,11 +17,13 @@ from ema_cli.errors import InputRefused
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.fold.decode import Bytes
 from ema_cli.naming import is_batch_norm_statistic
-from ema_cli.records.series import Action, Check, Checkpoint
+from ema_cli.records.plan import Action
+from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report, Tensor
 from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.verify.inputs import FoundInput
+from ema_cli.verify.output import Check
 from ema_cli.verify.recompute import find_mismatch, read_piece, recompute
 
 PIECE_ELEMENTS = 1 << 14

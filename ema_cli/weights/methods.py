@@ -247,3 +247,14 @@ def decay_words(value: float, complement: float, *, digits: int = 6) -> str:
     """Return d as text that never reads as 1: ``0.999``, or ``1-1e-12`` where d has too many nines."""
     written = f"{value:.{digits}g}"
     return written if float(written) < 1 else f"1-{complement:.6g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighting:
+    """A method applied to a series."""
+
+    method: Method
+    weights: tuple[float, ...]
+    """The factor of each member of the series, in fold order."""
+    shares: tuple[float, ...]
+    """The weight of each checkpoint of the average, float64, all >= 0, sum 1; the same unless it was continued."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ema_cli.records.series import Notice, Weighting
+from ema_cli.errors import RunWarning
 from ema_cli.text import percent
 from ema_cli.weights.diagnostics import Diagnostics, diagnose, effective_gap
 from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, two_digits
-from ema_cli.weights.methods import Decay, decay_text
+from ema_cli.weights.methods import Decay, Weighting, decay_text
 from ema_cli.weights.timeline import Timeline
 
 _DOMINATING = 0.5
@@ -24,11 +24,11 @@ _WINDOWS_PER_GAP = 0.1
 _MEANT_TO_BE_EQUAL = ("uniform", "uniform-time", "manual")
 
 
-def warn_about(weighting: Weighting, timeline: Timeline) -> list[Notice]:
+def warn_about(weighting: Weighting, timeline: Timeline) -> list[RunWarning]:
     """Return the warnings about the shares of one average."""
     if timeline.count == 1:
         message = "there is one checkpoint, so the average is a copy of it"
-        return [Notice(code="one-checkpoint", message=message, hint="name more checkpoints, or their folder")]
+        return [RunWarning(code="one-checkpoint", message=message, hint="name more checkpoints, or their folder")]
     found = diagnose(weighting.method, weighting.shares, timeline)
     if _is_plain_mean(weighting):
         return [_plain_mean(weighting)]
@@ -41,9 +41,9 @@ def _is_plain_mean(weighting: Weighting) -> bool:
     return not asked and len(shares) >= _FEW and max(shares) <= _NEARLY_EQUAL * min(shares)
 
 
-def _plain_mean(weighting: Weighting) -> Notice:
+def _plain_mean(weighting: Weighting) -> RunWarning:
     low, high = percent(min(weighting.shares)), percent(max(weighting.shares))
-    return Notice(
+    return RunWarning(
         code="plain-mean",
         message=f"{weighting.method.label} gives all checkpoints nearly equal shares, {low} to {high}: a plain mean",
         hint="--method uniform, if that is meant"
@@ -51,7 +51,7 @@ def _plain_mean(weighting: Weighting) -> Notice:
     )
 
 
-def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeline) -> Iterator[Notice]:
+def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeline) -> Iterator[RunWarning]:
     method, decay = weighting.method, weighting.method.decay
     dominated = decay is not None and found.first > _DOMINATING and method.init != "debias"
     if decay is not None and dominated:
@@ -67,7 +67,7 @@ def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeli
         yield from _window_not_filled(decay, timeline, per_step=method.uses_steps)
 
 
-def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> Notice:
+def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> RunWarning:
     kept = f"the first checkpoint keeps {percent(weighting.shares[0])} of this average"
     if weighting.method.uses_steps:
         cause = f"{_named(decay)} forgets it slowly, and the checkpoints span {_units(timeline.span, timeline)}"
@@ -81,15 +81,15 @@ def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> 
             out = f"{out}; --init debias"
             stepped = timeline.steps and timeline.unit != "epoch"
             out = f"--per step, if that is meant per training step; {out}" if stepped else out
-    return Notice(code="first-dominates", message=f"{kept}: {cause}", hint=out)
+    return RunWarning(code="first-dominates", message=f"{kept}: {cause}", hint=out)
 
 
-def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Timeline) -> Notice:
+def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Timeline) -> RunWarning:
     enough = two_digits(gap * math.log(2) / _WINDOWS_PER_GAP)
     fits = float(enough) <= float(half_life_for_first_share(timeline.span))
     longer = f"--half-life {enough}" if fits else f"{_half_life_for(timeline)}, the longest that these checkpoints fill"
     often = max(1, math.floor(_WINDOWS_PER_GAP / decay.complement))
-    return Notice(
+    return RunWarning(
         code="window-too-short",
         message=(
             f"the window of {_units(1 / decay.complement, timeline)} is shorter than the {_units(gap, timeline)} "
@@ -99,19 +99,19 @@ def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Ti
     )
 
 
-def _unobserved_mass(weighting: Weighting, mass: float, timeline: Timeline) -> Notice:
+def _unobserved_mass(weighting: Weighting, mass: float, timeline: Timeline) -> RunWarning:
     if weighting.method.decay is None:
         other = "a smaller --sigma-rel"
     else:
         other = f"--init debias; or {_half_life_for(timeline)}"
-    return Notice(
+    return RunWarning(
         code="unobserved-mass",
         message=f"{percent(mass)} of this average lies before the first checkpoint, which stands in for all of that",
         hint=f"name earlier checkpoints too, or that of step 0; {other}",
     )
 
 
-def _window_not_filled(decay: Decay, timeline: Timeline, *, per_step: bool) -> Iterator[Notice]:
+def _window_not_filled(decay: Decay, timeline: Timeline, *, per_step: bool) -> Iterator[RunWarning]:
     window, have = 1 / decay.complement, timeline.span if per_step else timeline.count
     if window * (1 - 1e-9) <= have:
         return
@@ -121,7 +121,7 @@ def _window_not_filled(decay: Decay, timeline: Timeline, *, per_step: bool) -> I
     else:
         message = f"the window of {_named(decay)} holds {_count(window)} checkpoints, and there are {have:,}"
         hint = f"--decay {decay_for_first_share(timeline.count - 1)}"
-    yield Notice(code="window-not-filled", message=message, hint=f"{hint}; or more checkpoints")
+    yield RunWarning(code="window-not-filled", message=message, hint=f"{hint}; or more checkpoints")
 
 
 def _named(decay: Decay) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.records.files import Written
-from ema_cli.records.series import PlannedOutput
+from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.exchange import exchange
 from ema_cli.write.file import check_space
 from ema_cli.write.foreign_changes import State, refuse_stranger, refuse_touched, state_of
 from ema_cli.write.publish import raise_output_error, sync_folder
-from ema_cli.write.shard_file import Shard
+from ema_cli.write.shard_file import ShardFile
 from ema_cli.write.small_files import write_side
 from ema_cli.write.temp_names import holds_something, name_aside, remove, remove_aside, temporary_name
 
@@ -28,7 +28,7 @@ class OutputFolder:
         self._output = output
         self._temp = temporary_name(output.local)
         self._begins = [planned.begin for planned in output.files]
-        self._shards = [Shard(one, self.path / one.name, self._temp / one.name) for one in output.files]
+        self._shards = [ShardFile(one, self.path / one.name, self._temp / one.name) for one in output.files]
         self._replaces = False
         self._before: State | None = None
         """What stood in its place when the run began."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
-from ema_cli.storage.locations import Url
 from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.url import Url
 
 
 def commit(files: Mapping[Url, BinaryIO], removed: Sequence[Url]) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ema_cli.errors import OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
-from ema_cli.storage.locations import Url
 from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.url import Url
 from ema_cli.write.uploads import check_sent, raise_upload_error
 
 _PART_BYTES = 1 << 23

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ema_cli.errors import NothingMatched
 from ema_cli.records.files import FileRole, PlannedFile, SideFile, Written, WrittenFile, is_weights
-from ema_cli.records.series import PlannedOutput
-from ema_cli.storage.locations import STREAMED, Url, names_in
+from ema_cli.records.plan import PlannedOutput
+from ema_cli.storage.locations import STREAMED, names_in
 from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.url import Url
 from ema_cli.write.remote import RemoteObject
 from ema_cli.write.small_files import pieces_of
 from ema_cli.write.spooled import SpooledObject, send_together

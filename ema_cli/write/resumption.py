@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from ema_cli import __version__
+from ema_cli._version import __version__
 from ema_cli.errors import EmaAvgError
 from ema_cli.events import Counted, Listener, Said
 from ema_cli.options.average import Options
 from ema_cli.records.fold_results import TensorOutcome
-from ema_cli.records.series import Action, Plan
+from ema_cli.records.plan import Action, Plan
 from ema_cli.text import human_bytes, plural, quoted
 from ema_cli.write.journal import Journal
 from ema_cli.write.resumable_file import ResumableFile

@@ -12,7 +12,7 @@ from ema_cli.records.files import PlannedFile, WrittenFile
 from ema_cli.write.file import OutputFile
 
 
-class Shard:
+class ShardFile:
     """A file whose space is taken at once, but which is open only while it is filled.
 
     A folder may have more files than a process may have open. Pieces come about in order, so few files are being

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ema_cli.errors import OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
-from ema_cli.storage.locations import Url
 from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.file import check_space
 from ema_cli.write.temp_names import random_name

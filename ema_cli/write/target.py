@@ -6,8 +6,9 @@ from typing import Protocol
 
 from ema_cli.fold.state import Sink
 from ema_cli.records.files import Written
-from ema_cli.records.series import PlannedOutput
-from ema_cli.storage.locations import STREAMED, Location, Url
+from ema_cli.records.plan import PlannedOutput
+from ema_cli.storage.locations import STREAMED, Location
+from ema_cli.storage.url import Url
 from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.publish import SmallFile

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.storage.locations import Url
 from ema_cli.storage.remote.stores import is_forbidden, login, reason_of, store_of
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from tests.conftest import Run
-from tests.exact import FORMATS, ema_shares, rounded
-from tests.series import State, averaged_by_hand, same_bits
+from tests.helpers.exact import FORMATS, ema_shares, rounded
+from tests.helpers.series import State, averaged_by_hand, same_bits
 
 DECAY = 0.75
 """Of every average here: its weights are exact in float64, so that the fold by hand has one result."""

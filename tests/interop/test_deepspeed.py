@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.conftest import Run
+from tests.helpers.series import State, load
 from tests.interop.judge import DECAY, assert_fold, average
 from tests.interop.ranks_of_deepspeed import STAGES, STEPS, network
-from tests.series import State, load
 
 ROOT = Path(__file__).parent.parent.parent
 

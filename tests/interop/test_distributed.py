@@ -13,9 +13,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from tests.conftest import Run
+from tests.helpers.series import State, load
 from tests.interop.judge import assert_fold, average, disturb, names_in
 from tests.interop.ranks import STEPS, Net
-from tests.series import State, load
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [

@@ -14,10 +14,10 @@ import pytest
 from werkzeug.wrappers import Request
 
 from tests.conftest import Run
+from tests.helpers.series import load, write_series
 from tests.interop.gcs import BUCKET, Gcs
 from tests.interop.judge import DECAY, assert_fold, average
 from tests.interop.test_s3 import LARGE, states_of
-from tests.series import load, write_series
 
 pytest.importorskip("gcsfs")
 

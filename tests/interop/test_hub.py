@@ -13,10 +13,10 @@ import pytest
 from werkzeug.wrappers import Request
 
 from tests.conftest import Run
+from tests.helpers.series import load, write_series
 from tests.interop.hub import REPO, Hub
 from tests.interop.judge import DECAY, assert_fold, average
 from tests.interop.test_s3 import states_of
-from tests.series import load, write_series
 
 pytest.importorskip("huggingface_hub")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.conftest import Run
+from tests.helpers.series import load
 from tests.interop.judge import assert_fold, average, fold, names_in
-from tests.series import load
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),

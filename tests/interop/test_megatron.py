@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.conftest import Run
+from tests.helpers.series import load
 from tests.interop.judge import assert_fold, average
 from tests.interop.ranks_of_megatron import STEPS
-from tests.series import load
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import Run
+from tests.helpers.series import FORMATS, State, load, write_series
 from tests.interop.judge import DECAY, assert_fold, average
 from tests.interop.store import BUCKET, Store
-from tests.series import FORMATS, State, load, write_series
 
 LARGE = 3_300_000
 """Numbers in the large model: 13 MB, more than one part of an upload."""

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import Run
+from tests.helpers.series import State, data_section, load
 from tests.interop.judge import DECAY, assert_fold, average, disturb, fold, names_in
-from tests.series import State, data_section, load
 
 STEPS = (2, 4, 6)
 MODEL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}

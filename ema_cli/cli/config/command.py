@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from ema_cli.cli.config.precedence import Dropped, resolve
+from ema_cli.cli.config.precedence import DroppedSetting, resolve
 from ema_cli.cli.config.settings import ONLY_FLAGS, Key, Kind, Origin, Setting, Settings, from_environment, from_table
 from ema_cli.cli.config.sources import ConfigFile, find_file, read_file
 from ema_cli.cli.console import Console, Style
@@ -36,7 +36,7 @@ class Configured:
     """Flags, environment, file: the strongest first."""
     settings: Mapping[str, Setting]
     """Those that hold; what is missing has its default."""
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedSetting, ...]
 
 
 class ConfiguredCommand(MainCommand):

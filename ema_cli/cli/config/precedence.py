@@ -27,7 +27,7 @@ _TAKEN = {*_WAYS, *(flag[2:].replace("-", "_") for spec in SPECS.values() for fl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
+class DroppedSetting:
     """A setting that a stronger one contradicts."""
 
     parameter: str
@@ -36,7 +36,7 @@ class Dropped:
     """The parameter that rules it out."""
 
 
-def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[Dropped]]:
+def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[DroppedSetting]]:
     """Return the settings that hold, and those that were dropped.
 
     Args:
@@ -44,11 +44,11 @@ def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[Droppe
 
     """
     kept: dict[str, Setting] = {}
-    dropped: list[Dropped] = []
+    dropped: list[DroppedSetting] = []
     for layer in layers:
         fresh = {name: setting for name, setting in layer.items() if name not in kept}
         ruled_out = _ruled_out({name: setting.value for name, setting in kept.items()}, fresh)
-        dropped += [Dropped(parameter=name, setting=fresh.pop(name), by=by) for name, by in ruled_out.items()]
+        dropped += [DroppedSetting(parameter=name, setting=fresh.pop(name), by=by) for name, by in ruled_out.items()]
         kept.update(fresh)
     return kept, dropped
 

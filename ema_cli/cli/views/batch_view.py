@@ -92,8 +92,8 @@ class BatchDisplay:
         else:
             self._console.talk(Text(clean(f"{self._place()} {_line(result)}")))
         if self._console.style.verbose:
-            for notice in result.notices:
-                self._console.notice(notice)
+            for warning in result.warnings:
+                self._console.warning(warning)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=len(self._done))
 
@@ -154,7 +154,7 @@ def _line(result: JobResult) -> str:
     """Return one line on a job that did not fail."""
     outputs = shortlist(map(str, result.outputs), most=3)
     took = f"  {result.seconds:.2f} s" if result.status is Status.WRITTEN else ""
-    warned = f"  ({plural(len(result.notices), 'warning')})" if result.notices else ""
+    warned = f"  ({plural(len(result.warnings), 'warning')})" if result.warnings else ""
     return f"{_WORDS[result.status]} {outputs}  {plural(result.checkpoints, 'checkpoint')}{took}{warned}"
 
 

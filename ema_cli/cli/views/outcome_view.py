@@ -7,8 +7,8 @@ from pathlib import Path
 from ema_cli.cli.console import Console
 from ema_cli.options.average import Options
 from ema_cli.pipeline import Outcome
-from ema_cli.preflight.up_to_date import report_path
 from ema_cli.report import words
+from ema_cli.report.beside import report_path
 from ema_cli.report.model import Average, Report
 from ema_cli.storage.locations import locate
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text

@@ -14,7 +14,8 @@ from ema_cli.cli.console import Console
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.records.files import FileRole
-from ema_cli.records.series import Action, Checkpoint, LeftOut, OrderedCheckpoint, Plan, PlannedOutput, Role
+from ema_cli.records.plan import Action, Plan, PlannedOutput
+from ema_cli.records.series import Checkpoint, LeftOut, OrderedCheckpoint, Role
 from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed

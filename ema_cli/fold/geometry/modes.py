@@ -12,21 +12,21 @@ import numpy as np
 
 from ema_cli.dtypes import DType
 from ema_cli.fold.decode import Bytes, Float64, decode
-from ema_cli.fold.geometry.observer import Geometry, View, spread
+from ema_cli.fold.geometry.observer import GeometryObserver, View, spread
 from ema_cli.fold.geometry.sampled import SampledGeometry
 from ema_cli.fold.schedule import Block
 from ema_cli.options.average import GeometryMode
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
 
 
-def make_geometry(mode: GeometryMode, plan: Plan) -> Geometry | None:
+def make_geometry(mode: GeometryMode, plan: Plan) -> GeometryObserver | None:
     """Return what ``--geometry`` asks for; a single checkpoint has none."""
     if mode == "none" or len(plan.used) == 1:
         return None
     return FullGeometry(plan) if mode == "full" else SampledGeometry(plan)
 
 
-class FullGeometry(Geometry):
+class FullGeometry(GeometryObserver):
     """Adds up the inner products of all elements."""
 
     def __init__(self, plan: Plan) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ema_cli.dtypes import DType
 from ema_cli.fold.decode import Bytes, Float64
 from ema_cli.fold.schedule import Block
-from ema_cli.records.series import Action, Plan, PlannedTensor
+from ema_cli.records.plan import Action, Plan, PlannedTensor
 
 _MOST_PLACED = 128
 """Checkpoints whose distances are told: of more, these many at even distances, the first and the last among them."""
@@ -34,7 +34,7 @@ class View(ABC):
         """Say that all checkpoints have passed."""
 
 
-class Geometry(ABC):
+class GeometryObserver(ABC):
     """What is gathered for the geometry of a run; shared by all workers."""
 
     def __init__(self, plan: Plan) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from ema_cli.dtypes import DType
 from ema_cli.fold.decode import NUMPY, Bytes, Float64, components, decode
-from ema_cli.fold.geometry.observer import Geometry, Indices, View, combine
+from ema_cli.fold.geometry.observer import GeometryObserver, Indices, View, combine
 from ema_cli.fold.schedule import Block
-from ema_cli.records.series import Plan
+from ema_cli.records.plan import Plan
 
 _SAMPLE_BYTES = 8_000_000
 """Of all numbers in the sample together, unless there are more tensors than that."""
@@ -24,7 +24,7 @@ _SEED = 0
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-class SampledGeometry(Geometry):
+class SampledGeometry(GeometryObserver):
     """Keeps a sample of elements of every checkpoint."""
 
     def __init__(self, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ema_cli.fold.decode import Float64
-from ema_cli.fold.geometry.observer import Geometry
+from ema_cli.fold.geometry.observer import GeometryObserver
 from ema_cli.records.fold_results import RunGeometry
 
 _DIMENSIONS = 2
@@ -19,7 +19,7 @@ _NOTHING = 1e-12
 """Of the largest eigenvalue: below it a direction is rounding."""
 
 
-def describe_run(geometry: Geometry, used: tuple[int, ...]) -> RunGeometry | None:
+def describe_run(geometry: GeometryObserver, used: tuple[int, ...]) -> RunGeometry | None:
     """Return the geometry of a run, ``None`` if it is not finite.
 
     Args:

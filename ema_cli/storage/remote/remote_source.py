@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
-from ema_cli.storage.locations import Url
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, Blocks
 from ema_cli.storage.remote.http_ranges import fetch_part, gives_parts
 from ema_cli.storage.remote.prefetch import Ahead
@@ -27,6 +26,7 @@ from ema_cli.storage.remote.stores import (
     store_of,
 )
 from ema_cli.storage.source import ByteSource
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 _PINNED = (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.storage.locations import Url
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 Answer = TypeVar("Answer")

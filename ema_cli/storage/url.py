@@ -1,0 +1,35 @@
+"""A place in a remote store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+
+class Url(PurePosixPath):
+    """A place in a remote store, such as ``s3://bucket/run/model.safetensors``."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        """What the store is reached by, such as ``s3``."""
+        return self.parts[0].removesuffix(":")
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server, which holds files, and does not say which."""
+        return self.scheme in ("http", "https")
+
+    @property
+    def address(self) -> str:
+        """The URL as it was given; it may hold a password or a signature, which are never shown."""
+        scheme, *rest = self.parts
+        return f"{scheme}//{'/'.join(rest)}"
+
+    def __str__(self) -> str:
+        shown = re.sub(r"(?<=://)[^/@]*@", "", self.address)
+        return shown.partition("?")[0] if self.is_web else shown
+
+    def __fspath__(self) -> str:
+        return str(self)

@@ -1,0 +1,141 @@
+"""Parts that let one system call fail, or kill the process there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+from random import Random
+
+from tests.faults.case import Case, wrong
+from tests.faults.forms import FORMS
+from tests.faults.nursery import Nursery
+from tests.faults.runs import Ended
+from tests.faults.scene import SHAPES, Scene
+from tests.faults.shim import EOF, KILL, SHORT, Fault, Shim
+
+CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+CALLS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("open", "write", "pwrite", "ftruncate", "fallocate", "fsync", "fdatasync"), CODES),
+    **dict.fromkeys(("close", "rename", "unlink", "mkdir", "rmdir", "read", "pread"), CODES),
+    **dict.fromkeys(("stat", "statvfs", "opendir"), (errno.EIO, errno.EACCES)),
+    "flock": (errno.EIO, errno.ENOLCK),
+}
+"""Each with what it may fail with."""
+BEFORE_PUBLISHING = ("pwrite", "ftruncate", "fallocate", "fdatasync", "pread")
+"""Calls of which none comes after the first rename."""
+READ_CODES = (SHORT, EOF, errno.EINTR, errno.EIO)
+READ_SCENES = (*((form, "file") for form in FORMS), ("shards", "folder"))
+
+
+def errors(root: Path, random: Random) -> Iterator[Case]:
+    """Every call on the output, its lock, its report and their folder fails once, with every error."""
+    shim = Shim(root)
+    scenes = _scenes(root, Nursery(shim))
+    faults = [(shape, call, code) for shape in SHAPES for call, codes in CALLS.items() for code in codes]
+    random.shuffle(faults)
+    for shape, call, code in faults:
+        scene = scenes("safetensors", shape)
+        for number in count(1):
+            scene.reset()
+            fault = Fault(call=call, number=number, code=code, folder=scene.out)
+            ended = scene.run(shim.environment(fault))
+            hit = shim.hit()
+            if not hit:
+                break
+            problems = [*_after_error(scene, call, code, hit, ended), *scene.aftermath()]
+            yield Case(f"{scene.shape}, {fault}, {_steady(hit)}", problems)
+
+
+def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> list[str]:
+    """Say what is wrong after a call failed: what was not needed may fail unnoticed, all else ends in exit 5."""
+    facts = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    # The library that has the last word on a file knows one reason only why a file cannot be opened.
+    reasons = [os.strerror(code), *(["No such file or directory"] if call == "open" and ".safetensors" in hit else [])]
+    told = len(facts) == 1 and str(scene.out) in facts[0] and any(reason in facts[0] for reason in reasons)
+    # What cannot be cleared away after the output got its name is swept by the next run; and a lock that was not got
+    # may be held by another.
+    may_leave = ended.status == 0 or call in ("unlink", "rmdir", "flock")
+    checks = {
+        f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, 5),
+        f"does not tell the path and the error in one line: {ended.stderr}": ended.status == 5 and not told,
+        "says that all is well, and the output is not the new one": ended.status == 0 and scene.outputs() != scene.new,
+        "failed before anything was published, and the old output is gone": ended.status == 5
+        and call in BEFORE_PUBLISHING
+        and scene.outputs() != scene.old,
+        f"left {scene.leftovers()}": bool(scene.leftovers()) and not may_leave,
+    }
+    return [*wrong(checks), *scene.whole(earlier=True)]
+
+
+def kills(root: Path, random: Random) -> Iterator[Case]:
+    """The process is killed at every call on the output, its lock, its report and their folder."""
+    shim = Shim(root)
+    scenes = _scenes(root, Nursery(shim))
+    points = [(shape, call, earlier) for shape in SHAPES for call in CALLS for earlier in (True, False)]
+    random.shuffle(points)
+    for shape, call, earlier in points:
+        scene = scenes("safetensors", shape)
+        for number in count(1):
+            scene.reset(earlier=earlier)
+            fault = Fault(call=call, number=number, code=KILL, folder=scene.out)
+            ended = scene.run(shim.environment(fault))
+            if not shim.hit():
+                break
+            wrong_end = [] if ended.status == -signal.SIGKILL else [f"ended with {ended.status}"]
+            problems = [*wrong_end, *scene.whole(earlier=earlier), *scene.aftermath()]
+            yield Case(f"{scene.shape}, {fault}, {_steady(shim.hit())}", problems)
+
+
+def reads(root: Path, random: Random) -> Iterator[Case]:
+    """Every call on an input, of every format, fails, is interrupted, brings half of what was asked for, or nothing."""
+    shim = Shim(root)
+    scenes = _scenes(root, Nursery(shim))
+    calls = [(call, code) for call in ("read", "pread") for code in READ_CODES]
+    calls += [(call, code) for call in ("open", "close") for code in READ_CODES if code > 0]  # these bring no bytes
+    calls += [("stat", errno.EIO), ("opendir", errno.EIO)]
+    faults = [(form, shape, call, code) for form, shape in READ_SCENES for call, code in calls]
+    random.shuffle(faults)
+    for form, shape, call, code in faults:
+        scene = scenes(form, shape)
+        for number in count(1):
+            scene.reset()
+            fault = Fault(call=call, number=number, code=code, folder=scene.inputs)
+            ended = scene.run(shim.environment(fault))
+            if not shim.hit():
+                break
+            problems = [*_after_read(scene, fault, Path(shim.hit()), ended), *scene.aftermath()]
+            yield Case(f"{form} to {shape}, {fault}, {_steady(shim.hit())}", problems)
+
+
+def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str]:
+    """Say what is wrong after a read failed or brought little: it is harmless, or the run ends and names the file."""
+    harmless = fault.code in (SHORT, errno.EINTR) or fault.call == "close"
+    looked = fault.call == "stat"  # where that fails, a file is opened all the same, or its folder cannot be listed
+    allowed = {0} if harmless else {0, 3, 4} if looked else {3, 4}
+    path = hit.parent if looked and hit.parent != scene.inputs else hit
+    named = any(str(path.relative_to(scene.inputs)) in line for line in ended.stderr.splitlines())
+    return wrong(
+        {
+            f"ended with {ended.status}: {ended.stderr}": ended.status not in allowed,
+            f"does not tell the file: {ended.stderr}": ended.status != 0 and not named,
+            "wrote a wrong output": ended.status == 0 and scene.outputs() != scene.new,
+            "changed the old output": ended.status != 0 and not scene.untouched(),
+            f"left {scene.leftovers()}": bool(scene.leftovers()),
+        }
+    )
+
+
+def _scenes(root: Path, nursery: Nursery) -> Callable[[str, str], Scene]:
+    """Return what makes a scene of a form and a shape when it is asked for first."""
+    return cache(lambda form, shape: Scene(root / f"{form} {shape}", shape, form=form, nursery=nursery))
+
+
+def _steady(path: str) -> str:
+    """Return the name of a file without what is random in it."""
+    parts = Path(path).name.split(".")
+    return ".".join("*" if len(part) == 12 and set(part) <= set("0123456789abcdef") else part for part in parts)

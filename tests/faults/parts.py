@@ -1,0 +1,36 @@
+"""The parts of a campaign. Each yields its cases one by one: what was tried, and what was wrong after it."""
+
+from __future__ import annotations
+
+from tests.faults.calls import errors, kills, reads
+from tests.faults.case import Case, Part
+from tests.faults.changes import changes, random_changes
+from tests.faults.determinism import determinism
+from tests.faults.disk import full_disk
+from tests.faults.interruptions import random_kills, resume, signals, writers
+from tests.faults.limits import descriptors, file_limits, memory_limits
+from tests.faults.permissions import permissions
+from tests.faults.strangers import strangers
+from tests.faults.terminals import terminals
+
+__all__ = ["PARTS", "Case", "Part"]
+
+PARTS: dict[str, Part] = {
+    "errors": errors,
+    "kills": kills,
+    "reads": reads,
+    "random-kills": random_kills,
+    "resume": resume,
+    "signals": signals,
+    "writers": writers,
+    "full-disk": full_disk,
+    "file-limits": file_limits,
+    "memory-limits": memory_limits,
+    "descriptors": descriptors,
+    "permissions": permissions,
+    "terminals": terminals,
+    "changes": changes,
+    "random-changes": random_changes,
+    "strangers": strangers,
+    "determinism": determinism,
+}
