@@ -1,7 +1,7 @@
 """The part with a disk that is full, or fills up.
 
-``python -m tests.faults.disk FOLDER SEED``, inside a mount namespace, makes a disk of its own and prints a JSON document per
-case.
+``python -m tests.faults.disk FOLDER SEED``, inside a mount namespace, makes a disk of its own and prints a JSON
+document per case.
 """
 
 from __future__ import annotations
