@@ -1,9 +1,9 @@
 """Fuzz every parser of the program, and print what was executed and what was found.
 
-``python -m tests.hostile.fuzz --seconds 60 --seed 1 --parser zip`` mutates valid and bad seeds of the format, and holds
-that nothing but our own errors is raised, that no message holds what a terminal or a CI log would act on, that nothing
-takes a second, that the memory stays below 512 MB, and that no file comes to be. What is found lies in ``--findings`` as the
-bytes that did it. The same seed and count make the same inputs.
+``python -m tests.hostile.fuzz --seconds 60 --seed 1 --parser zip`` mutates valid and bad seeds of the format. It checks
+that only errors of our own are raised, that no message contains what a terminal or a CI log would act on, that no parse
+takes a second, that the memory stays below 512 MB, and that no file is created. The bytes that caused a finding are
+stored in ``--findings``. The same seed and count make the same inputs.
 """
 
 from __future__ import annotations
