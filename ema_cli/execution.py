@@ -16,7 +16,7 @@ from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
 from ema_cli.options.average import Options
 from ema_cli.planning.copies import warn_of_copies
-from ema_cli.preflight.strict import fail_if_strict
+from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Action, Plan
 from ema_cli.report.build import Measured, build_report

@@ -15,7 +15,7 @@ from ema_cli.events import Listener, Planned, WarningIssued, ignore
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options.average import Options
 from ema_cli.planning.make_plan import make_plan
-from ema_cli.preflight.strict import fail_if_strict
+from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Series
 from ema_cli.report.model import Report
@@ -67,7 +67,7 @@ def _series(found: Found, options: Options, opened: ExitStack) -> Series:
     if options.continue_from is None:
         return order_series(found, options)
     from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
-    from ema_cli.continuation.previous import open_earlier  # noqa: PLC0415
+    from ema_cli.continuation.previous_average import open_earlier  # noqa: PLC0415
 
     earlier = open_earlier(options.continue_from, options)
     opened.callback(close_all, [earlier.checkpoint])

@@ -19,8 +19,8 @@ from ema_cli.errors import EmaAvgError, RunWarning
 from ema_cli.events import Event, WarningIssued
 from ema_cli.pipeline import planned, run_average
 from ema_cli.planning.make_plan import default_threads
+from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.preflight.destinations import check_places
-from ema_cli.preflight.strict import fail_if_strict
 from ema_cli.preflight.up_to_date import find_earlier
 from ema_cli.report.beside import report_path
 from ema_cli.storage.locations import Location, locate

@@ -12,15 +12,15 @@ from ema_cli.cli.signals import Terminated
 from ema_cli.cli.views import inspect_view, plan_view
 from ema_cli.cli.views import outcome_view as render
 from ema_cli.cli.views.progress import ProgressDisplay
-from ema_cli.discovery.candidates import AVERAGES_AVERAGED
 from ema_cli.discovery.checkpoints import close_all, discover
+from ema_cli.discovery.search import AVERAGES_AVERAGED
 from ema_cli.errors import OutputError, RunWarning, UsageError
 from ema_cli.events import Event, Planned, Said, WarningIssued
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.options.average import Options
 from ema_cli.pipeline import planned, run_average
+from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.preflight.destinations import check_places
-from ema_cli.preflight.strict import fail_if_strict
 from ema_cli.preflight.up_to_date import find_earlier
 from ema_cli.records.plan import Plan
 from ema_cli.report.preview import checkpoint_document, plan_document

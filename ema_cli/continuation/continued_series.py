@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ema_cli.continuation.previous import PreviousAverage
+from ema_cli.continuation.previous_average import PreviousAverage
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, RunWarning
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import name_depth, name_of, natural_key

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from ema_cli.discovery.candidates import Search, raise_faults
 from ema_cli.discovery.folder_listing import Candidate, look_into
 from ema_cli.discovery.opening import open_in_turn
 from ema_cli.discovery.patterns import matches
+from ema_cli.discovery.search import Search, raise_faults
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
