@@ -15,7 +15,7 @@ from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
 from ema_cli.options.average import Options
-from ema_cli.planning.copies import warn_of_copies
+from ema_cli.planning.warnings import warn_of_same_weights
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Action, Plan
@@ -125,7 +125,7 @@ def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Run
         for position, tensor in enumerate(plan.tensors)
         if tensor.action is Action.AVERAGED and not all(found[position].finite for found in folded.statistics)
     ]
-    warnings = warn_of_copies(plan, folded.contents)
+    warnings = warn_of_same_weights(plan, folded.contents)
     if names:
         message = f"NaN, infinity or overflow in {shortlist(names)}"
         warnings.append(RunWarning(code="nonfinite-written", message=message))

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from ema_cli.errors import RunWarning, UsageError
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.text import percent
-from ema_cli.weights.choices import describe_choices
+from ema_cli.weights.choices import (
+    decay_for_first_share,
+    describe_choices,
+    half_life_for_first_share,
+    short_decay,
+    two_digits,
+)
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
-from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, short_decay, two_digits
 from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.weights.reconstruction import ema_linear, gamma_from_sigma_rel
 from ema_cli.weights.schedules import ema, uniform

@@ -13,10 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import UsageError
-from ema_cli.weights.lr_decay import lr_decay
 from ema_cli.weights.methods import WIDEST_SIGMA_REL, Decay, Init, Method, Shape
 from ema_cli.weights.reconstruction import ema_hold, ema_linear, gamma_from_sigma_rel, power, uniform_time
-from ema_cli.weights.schedules import ema
+from ema_cli.weights.schedules import ema, lr_decay
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 from tests.helpers.exact import per_step_shares, per_step_shares_closed, power_shares

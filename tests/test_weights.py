@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import UsageError
-from ema_cli.weights.continuing import split
 from ema_cli.weights.methods import Decay, Method, Shape
 from ema_cli.weights.schedules import ema, ema_warmup, manual, ramp, uniform
-from ema_cli.weights.solve import solve
+from ema_cli.weights.solve import continuation_factors, solve
 from ema_cli.weights.timeline import Timeline
 from tests.helpers.exact import debiased_shares, ema_shares, warmup_shares
 
@@ -187,7 +186,7 @@ def test_an_average_can_be_gone_on_from(method: Method, gaps: list[int], inside:
     inside = min(inside, len(steps) - 1)
     timeline = Timeline.of(steps, "step")
     before, full = solve(method, timeline.until(inside)), solve(method, timeline)
-    factors = split(before, full)
+    factors = continuation_factors(before, full)
     assert factors is not None
     scale, again = factors
     shares = [scale * share for share in before]
@@ -204,7 +203,7 @@ def test_an_average_whose_shares_shift_cannot(inside: int) -> None:
     """The cosine moves the shares of earlier checkpoints against each other, so an average of them is of no use."""
     method = Method(name="lr-decay", shape="cosine")
     timeline = Timeline.of(range(inside + 1), "step")
-    assert split(solve(method, timeline.until(inside)), solve(method, timeline)) is None
+    assert continuation_factors(solve(method, timeline.until(inside)), solve(method, timeline)) is None
 
 
 @pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
@@ -212,9 +211,9 @@ def test_a_checkpoint_is_never_taken_back(shape: Shape) -> None:
     """These curves keep the proportions, but where theta_M would have to lose weight, there is no going on."""
     method = Method(name="lr-decay", shape=shape)
     timeline = Timeline.of([0, 100, 200, 210], "step")
-    assert split(solve(method, timeline.until(3)), solve(method, timeline)) is None
+    assert continuation_factors(solve(method, timeline.until(3)), solve(method, timeline)) is None
     even = Timeline.of([0, 100, 200, 300], "step")
-    assert split(solve(method, even.until(3)), solve(method, even)) == pytest.approx(
+    assert continuation_factors(solve(method, even.until(3)), solve(method, even)) == pytest.approx(
         (0.75 if shape == "linear" else math.sqrt(0.75), 0)
     )
 

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from ema_cli.discovery.folder_listing import look_into
-from ema_cli.discovery.patterns import matches
+from ema_cli.discovery.folder_listing import look_into, matches
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning, UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.names import is_weights

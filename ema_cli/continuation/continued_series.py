@@ -23,8 +23,7 @@ from ema_cli.report.model import Input
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, is_folder, locate, names_in
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.weights.continuing import split
-from ema_cli.weights.solve import solve
+from ema_cli.weights.solve import continuation_factors, solve
 from ema_cli.weights.timeline import Timeline
 
 _PRECISE_BYTES = 4
@@ -99,7 +98,7 @@ def _factors(earlier: PreviousAverage, fresh: Sequence[OrderedCheckpoint], unit:
     steps = [one.step for one in earlier.folded] + [member.step.value if member.step else None for member in fresh]
     timeline = Timeline.of(steps, unit)
     method = earlier.method
-    factors = split(solve(method, timeline.until(len(earlier.folded))), solve(method, timeline))
+    factors = continuation_factors(solve(method, timeline.until(len(earlier.folded))), solve(method, timeline))
     if factors is None:
         raise InputRefused(
             f"an average by {method.label} cannot be gone on from: the new checkpoints change the shares of the "

@@ -6,25 +6,31 @@ A checkpoint that is named must be usable; in a run, what is not a checkpoint of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
-from ema_cli.discovery.folder_listing import Candidate, look_into
-from ema_cli.discovery.opening import open_in_turn
-from ema_cli.discovery.patterns import matches
+from ema_cli.discovery.folder_listing import Candidate, look_into, matches
 from ema_cli.discovery.search import Search, raise_faults
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folders import format_of
-from ema_cli.formats.names import SUFFIXES
+from ema_cli.formats.names import SUFFIXES, shard
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.wording import refusal_of
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, LeftOut
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
+from ema_cli.storage.remote.daemon_pool import Background
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
+
+_OPENERS = Background("open", threads=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
     candidates = [candidate for name in options.paths for candidate in _expand(name, search)]
     pool = LayoutPool()
     try:
-        with closing(open_in_turn([candidate.path for candidate in candidates], options, pool)) as opened:
+        with closing(_open_in_turn([candidate.path for candidate in candidates], options, pool)) as opened:
             for number, (candidate, open_one) in enumerate(zip(candidates, opened, strict=True)):
                 listener(Opening(done=number, total=len(candidates)))
                 _sort_in(candidate, open_one, search)
@@ -98,6 +104,45 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
         yield Candidate(path=location, in_folder=False)
     search.left_out.extend(contents.left_out)
     yield from contents.candidates
+
+
+def _open_in_turn(
+    locations: Sequence[Location], options: Options, pool: LayoutPool
+) -> Generator[Callable[[], Checkpoint]]:
+    """Yield, for each location in turn, what returns its checkpoint or raises why there is none.
+
+    Close the generator: what was opened in a store and not asked for is closed then.
+    """
+    open_one = partial(_open, options=options, pool=pool)
+    if not any(isinstance(location, Url) for location in locations):
+        yield from (partial(open_one, location) for location in locations)
+        return
+    futures = deque(_OPENERS.submit(partial(open_one, location)) for location in locations)
+    try:
+        while futures:
+            yield futures.popleft().result
+    finally:
+        for future in futures:
+            future.cancel()
+            future.add_done_callback(_close)
+
+
+def _open(location: Location, options: Options, pool: LayoutPool) -> Checkpoint:
+    _refuse_shard(location)
+    return open_checkpoint(location, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
+
+
+def _close(future: Future[Checkpoint]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().index.close()
+
+
+def _refuse_shard(location: Location) -> None:
+    """Refuse one shard of a model, which by itself is no model."""
+    found = shard(location.name)
+    if found is not None and found.count > 1 and not is_folder(location):
+        message = f"{quoted(str(location))} is one shard of a model, number {found.number:,} of {found.count:,}"
+        raise InputRefused(message, hint=f"name the folder that holds all of them: {location.parent}")
 
 
 def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: Search) -> None:

@@ -6,9 +6,11 @@ model that lies beside numbered checkpoint folders is a copy of the last, as tra
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from ema_cli.errors import InputRefused
@@ -18,7 +20,8 @@ from ema_cli.formats.huggingface.weight_names import names_of_weights
 from ema_cli.formats.names import SUFFIXES, TRAINER_STATE, is_numbered, shard, skeleton
 from ema_cli.naming import natural_key
 from ema_cli.records.series import LeftOut
-from ema_cli.storage.locations import Location, is_file
+from ema_cli.storage.locations import Location, is_file, is_folder, locate, names_in
+from ema_cli.storage.url import Url
 
 ALIAS_REASON = "by its name a copy, or an average, of checkpoints of the numbered series (name the file to use it)"
 _ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
@@ -26,6 +29,10 @@ _LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
 _INNER = re.compile(r"global_step[0-9]+")
 """What DeepSpeed calls its folder, in a run and in the checkpoint of another trainer."""
+_MAGIC = re.compile(r"[*\[]")
+"""What makes a pattern of a URL; a question mark begins the query of one."""
+_ROOT_PARTS = 2
+"""Parts of a URL that are no names in a folder: the scheme, and the bucket or host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,46 @@ class FolderListing:
     candidates: tuple[Candidate, ...] = ()
     """The checkpoints of a run: those folders, and files."""
     left_out: tuple[LeftOut, ...] = ()
+
+
+def matches(name: str) -> list[Location]:
+    """Return the one file or folder of that name or, if there is none and it is a pattern, all that match.
+
+    Raises:
+        OSError: the system cannot look it up.
+
+    """
+    location = locate(name)
+    if isinstance(location, Url):
+        return _matching_urls(name) if _MAGIC.search(name) else [location]
+    if location.exists() or not glob.has_magic(name):
+        return [location]
+    pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - a pattern
+    return [locate(match) for match in sorted(found, key=natural_key)]
+
+
+def _matching_urls(pattern: str) -> list[Location]:
+    """Return what matches a pattern in a store, which lists one folder at a time."""
+    parts = Url(pattern).parts
+    found: list[Location] = [Url(*parts[:_ROOT_PARTS])]
+    for part in parts[_ROOT_PARTS:]:
+        found = [match for folder in found if is_folder(folder) for match in _matching_names(folder, part)]
+    if pattern.endswith("/"):
+        found = [match for match in found if is_folder(match)]
+    return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
+
+
+def _matching_names(folder: Location, part: str) -> Iterator[Location]:
+    """Yield what one part of a pattern means in one folder; ``**`` means the folder and all below it."""
+    names = names_in(folder)
+    if part != "**":
+        yield from (folder / name for name in names if name == part or (fnmatchcase(name, part) and name[0] != "."))
+        return
+    yield folder
+    for name, inner in names.items():
+        if inner and name[0] != ".":
+            yield from _matching_names(folder / name, part)
 
 
 def look_into(folder: Folder) -> FolderListing:

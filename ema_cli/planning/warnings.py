@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ema_cli.dtypes import DType
@@ -10,7 +11,7 @@ from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.ties import DroppedTies
-from ema_cli.records.plan import Action, PlannedTensor
+from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.weights.methods import Weighting
@@ -126,3 +127,24 @@ def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -
             message=f"{plural(len(names), 'tensor')} of several types ({shortlist(names, most=2)})",
             hint="each is folded exactly as it is; the output has the type of the last checkpoint, or --dtype",
         )
+
+
+def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWarning]:
+    """Return a warning if the averaged tensors of some checkpoints are the same.
+
+    Args:
+        plan: what was folded.
+        contents: the digest of what each checkpoint holds, by its position.
+
+    """
+    same: dict[str, list[str]] = defaultdict(list)
+    for i, digest in contents.items():
+        same[digest].append(quoted(plan.checkpoints[i].path.name))
+    groups = [names for names in same.values() if len(names) > 1]
+    if not groups:
+        return []
+    copies = sum(len(names) - 1 for names in groups)
+    message = f"{shortlist(' = '.join(names) for names in groups)}: the same weights, so "
+    message += f"{plural(copies, 'checkpoint')} counted again"
+    hint = "leave the copies out; it is fine if the weights did not change between the steps"
+    return [RunWarning(code="same-weights", message=message, hint=hint)]

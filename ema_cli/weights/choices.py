@@ -1,19 +1,22 @@
-"""What a few choices would do to these checkpoints: the answer to a run without a decay."""
+"""Decays that fit a series, and a table of what a few of them would do: the answer to a run without a decay."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ema_cli.text import percent, plural
 from ema_cli.weights.diagnostics import diagnose
-from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share
 from ema_cli.weights.methods import LONGEST_HALF_LIFE, SPECS, Decay, Method, MethodName, Per
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 
 _USUAL = (0.5, 0.9, 0.99, 0.999)
 _USUAL_WARMUP = (0.9, 0.99, 0.999, 0.9999)
+
+SMALL_SHARE = 0.1
+"""Of the first checkpoint: small enough that the average hardly depends on where the series begins."""
 
 Row = tuple[str, Method]
 """Options, and the method that they mean."""
@@ -83,3 +86,25 @@ def _hint(name: MethodName, timeline: Timeline, per: Per | None) -> str:
 def _shares(method: Method, timeline: Timeline) -> str:
     found = diagnose(method, solve(method, timeline), timeline)
     return f"{percent(found.first):>10}{percent(found.last):>10}{found.effective_checkpoints:>12.1f}"
+
+
+def decay_for_first_share(gaps: int) -> str:
+    """Return the decay per checkpoint that leaves a tenth after ``gaps`` gaps: d^(N-1) = 1/10."""
+    return short_decay(math.pow(SMALL_SHARE, 1 / gaps))
+
+
+def half_life_for_first_share(span_steps: int) -> str:
+    """Return the half-life that leaves a tenth after ``span_steps`` steps: 2^(-(T-t_1)/H) = 1/10."""
+    return two_digits(span_steps * math.log(2) / -math.log(SMALL_SHARE))
+
+
+def short_decay(decay: float) -> str:
+    """Return a decay as text that keeps two digits of 1 - d, so that it never reads as 1."""
+    digits = 1 - math.floor(math.log10(1 - decay))
+    return f"{decay:.{digits}f}".rstrip("0")
+
+
+def two_digits(value: float) -> str:
+    """Return a positive number rounded to two digits, without an exponent."""
+    digits = 1 - math.floor(math.log10(value))
+    return f"{round(value, digits):.{max(digits, 0)}f}"

@@ -20,14 +20,14 @@ checkpoints: its conditional mean is linear, so no other weights have a smaller 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from ema_cli.weights.methods import Decay, Init
-from ema_cli.weights.numbers import decayed_remainder, normalized, remainder
 from ema_cli.weights.timeline import gaps
 
 _NEWTON_STEPS = 200
+_TINY = 2.0**-60
 
 
 def ema_linear(steps: Sequence[int], decay: Decay, init: Init = "first") -> tuple[float, ...]:
@@ -153,3 +153,28 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
             break
         gamma = below
     return max(gamma, 0.0)
+
+
+def remainder(x: float) -> float:
+    """Return ``h(x) = e^x - 1 - x``, which is never negative, to full relative precision."""
+    if abs(x) >= 1:
+        return math.expm1(x) - x
+    term = total = x * x / 2
+    order = 2
+    while abs(term) > _TINY * total:
+        order += 1
+        term *= x / order
+        total += term
+    return total
+
+
+def decayed_remainder(x: float) -> float:
+    """Return ``e^-x h(x) = 1 - e^-x (1 + x)`` for x >= 0; it lies in [0, 1) however large x is."""
+    return math.exp(-x) * remainder(x) if x < 1 else -math.expm1(-x) - x * math.exp(-x)
+
+
+def normalized(weights: Iterable[float]) -> tuple[float, ...]:
+    """Return weights divided by their correctly rounded sum."""
+    listed = list(weights)
+    total = math.fsum(listed)
+    return tuple(weight / total for weight in listed)

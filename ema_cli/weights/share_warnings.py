@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from ema_cli.errors import RunWarning
 from ema_cli.text import percent
+from ema_cli.weights.choices import decay_for_first_share, half_life_for_first_share, two_digits
 from ema_cli.weights.diagnostics import Diagnostics, diagnose, effective_gap
-from ema_cli.weights.fitting import decay_for_first_share, half_life_for_first_share, two_digits
 from ema_cli.weights.methods import Decay, Weighting, decay_text
 from ema_cli.weights.timeline import Timeline
 

@@ -1,15 +1,30 @@
-"""From a method and the places of the checkpoints in training to their weights: which formula is whose."""
+"""From a method and the steps of the checkpoints to their weights; and the two factors of a continued average.
+
+An average of N checkpoints is made from an average of the first M of them as follows. With A = sum_(i<=M) v_i theta_i
+known and sum_i w_i theta_i wanted, A can be continued exactly when the first weights keep their proportions,
+``w_i = c v_i`` for i < M; then
+
+    sum_i w_i theta_i = c A + e theta_M + sum_(i>M) w_i theta_i,    e = w_M - c v_M
+
+Methods that draw a line from theta_M to theta_(M+1) give theta_M more than it had before, e > 0; for the others e = 0.
+c and e are computed from the weights themselves, so this holds for any method.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ema_cli.errors import UsageError
-from ema_cli.weights.lr_decay import lr_decay
 from ema_cli.weights.methods import Decay, Method
 from ema_cli.weights.reconstruction import ema_hold, ema_linear, power, uniform_time
-from ema_cli.weights.schedules import ema, ema_warmup, manual, ramp, uniform
+from ema_cli.weights.schedules import ema, ema_warmup, lr_decay, manual, ramp, uniform
 from ema_cli.weights.timeline import Timeline
+
+_ROUNDING = 1e-12
+"""Relative difference allowed between two ways to compute one weight."""
+_LAST_DIGITS = 8 * math.ulp(0)
+"""Absolute error of weights near the smallest float64, which have lost digits."""
 
 
 def solve(method: Method, timeline: Timeline) -> tuple[float, ...]:
@@ -71,3 +86,25 @@ def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
         "steps (steps-unknown)",
         hint="give the steps with --steps 100,200,...; or weigh per checkpoint: --per checkpoint",
     )
+
+
+def continuation_factors(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
+    """Return c and e, ``None`` if the average cannot be continued.
+
+    Args:
+        before: v, the weights of the first M checkpoints alone.
+        full: w, the weights of all, at least M.
+
+    """
+    *older, last = zip(before, full[: len(before)], strict=True)
+    largest, its_share = max(older, default=last)
+    if largest == 0:
+        return last[1] / last[0], 0.0
+    scale = its_share / largest
+    doubt = _LAST_DIGITS / largest  # of the scale
+    if any(abs(w - scale * v) > _ROUNDING * its_share + doubt * v + _LAST_DIGITS for v, w in older):
+        return None
+    rest = last[1] - scale * last[0]
+    if abs(rest) <= _ROUNDING * last[1] + doubt * last[0] + _LAST_DIGITS:
+        return scale, 0.0
+    return (scale, rest) if rest > 0 else None
