@@ -3,16 +3,16 @@
     EmaAvgError
     |-- UsageError        the command line or the options contradict themselves
     |-- NothingMatched    no checkpoint matched, or a named one is missing
-    |   `-- NothingNew    all of them are in the average that is gone on from
+    |   `-- NothingNew    the previous average already contains all of them
     |-- InputRefused      malformed, unsafe, mismatched or non-finite input
     |-- InputChanged      an input changed or vanished while it was read
     |-- OutputError       the output cannot be written
     |-- OutputLocked      another run is writing the same output
     |-- StrictWarnings    a warning under ``--strict``
-    |-- VerificationFailed  an output is not what its report says, or cannot be recomputed any more
-    `-- SystemExhausted   the system gives no more memory, threads or descriptors
+    |-- VerificationFailed  an output does not match its report, or can no longer be recomputed
+    `-- SystemExhausted   the system is out of memory, threads or descriptors
 
-Each message states the fact with the offending value and place, then the cause; the hint is what to do next.
+Each message states the problem, with the offending value and path, then the cause; the hint is what to do next.
 Exit codes belong to the command line and are assigned there.
 """
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 
 class EmaAvgError(Exception):
-    """An expected failure, told in one sentence and, where one exists, with the next step."""
+    """An expected failure: one sentence and, where there is one, a hint."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -35,11 +35,11 @@ class UsageError(EmaAvgError):
 
 
 class NothingMatched(EmaAvgError):  # noqa: N818 - the name says what happened, as the others do
-    """No checkpoint matched, or one that was named is missing."""
+    """No checkpoint matched, or a named one is missing."""
 
 
 class NothingNew(NothingMatched):
-    """Every checkpoint is inside the earlier average already."""
+    """The previous average already contains every checkpoint."""
 
 
 class InputRefused(EmaAvgError):  # noqa: N818
@@ -47,7 +47,7 @@ class InputRefused(EmaAvgError):  # noqa: N818
 
 
 class InputChanged(EmaAvgError):  # noqa: N818
-    """An input changed, ended early or could not be read any more while it was being read."""
+    """An input changed, ended early or became unreadable while it was being read."""
 
 
 class OutputError(EmaAvgError):
@@ -59,20 +59,20 @@ class OutputLocked(EmaAvgError):  # noqa: N818
 
 
 class StrictWarnings(EmaAvgError):  # noqa: N818
-    """The run warned, and ``--strict`` makes that a failure."""
+    """There were warnings, and ``--strict`` makes that a failure."""
 
 
 class VerificationFailed(EmaAvgError):  # noqa: N818
-    """An output is not what its report says, or its inputs are not there any more as they were."""
+    """An output does not match its report, or its inputs are gone or changed."""
 
 
 class SystemExhausted(EmaAvgError):  # noqa: N818
-    """The system gives no more memory, threads or descriptors, or a library cannot be loaded."""
+    """The system is out of memory, threads or descriptors, or a library cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunWarning:
-    """A warning: a stable code, a sentence, and the way out."""
+    """A warning: a stable code, a sentence and, where there is one, a hint."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""What the core tells the outside while it works. The command line renders these; nothing below it prints."""
+"""The events of a run. The command line shows them; the core itself never prints."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """The plan is made, and nothing heavy has happened yet."""
+    """The plan is complete; no tensor has been read yet."""
 
     plan: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Bytes of input done, out of those that the plan announced."""
+    """Bytes of input done, out of the bytes planned."""
 
     activity: str
     """``hashing``, ``folding``, ``comparing`` and the like."""
@@ -36,19 +36,19 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarningIssued:
-    """Something that the user should know."""
+    """Something is probably not what the user wants."""
 
     warning: RunWarning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """Something worth a line, and no reason to worry."""
+class Info:
+    """A message to show that is not a warning."""
 
     message: str
 
 
-Event = Opening | Planned | Progress | WarningIssued | Said
+Event = Opening | Planned | Progress | WarningIssued | Info
 Listener = Callable[[Event], None]
 
 
@@ -57,7 +57,7 @@ def ignore(_: Event) -> None:
 
 
 class Counted:
-    """Adds up bytes and tells the listener of the sum."""
+    """Counts bytes and reports the sum to the listener."""
 
     def __init__(self, activity: str, total_bytes: int, listener: Listener) -> None:
         self._activity = activity

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from ema_cli.discovery.changes import check_unchanged, damage_means_change
 from ema_cli.errors import RunWarning
-from ema_cli.events import Counted, Listener, Progress, Said, WarningIssued
+from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
@@ -115,7 +115,7 @@ def _say_what_is_spooled(plan: Plan, listener: Listener) -> None:
             size = human_bytes(sum(file.nbytes for file in output.files))
             where = quoted(tempfile.gettempdir())
             message = f"{quoted(str(output.path))} is put together in {where} first ({size}), and sent when it is whole"
-            listener(Said(message=message))
+            listener(Info(message=message))
 
 
 def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[RunWarning]:

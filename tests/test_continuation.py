@@ -137,8 +137,8 @@ def test_what_is_inside_is_not_folded_twice(paths: list[Path], tmp_path: Path) -
     ema_cli.average(paths[3:], continue_from=part, output=fresh)
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
     made = ema_cli.plan(tmp_path / "moved", continue_from=part)
-    assert [left.path.name for left in made.series.left_out] == ["step_100.pt", "step_200.pt", "step_350.pt"]
-    assert all("already in" in left.reason for left in made.series.left_out)
+    assert [left.path.name for left in made.series.skipped] == ["step_100.pt", "step_200.pt", "step_350.pt"]
+    assert all("already in" in left.reason for left in made.series.skipped)
     ema_cli.average(tmp_path / "moved", continue_from=part, output=both)
     assert both.read_bytes() == fresh.read_bytes()
 

@@ -34,7 +34,7 @@ def names_of(found: Found) -> list[str]:
 
 def left_out(found: Found) -> dict[str, str]:
     """Return what was left out, with the reasons."""
-    return {left.path.name: left.reason for left in found.left_out}
+    return {left.path.name: left.reason for left in found.skipped}
 
 
 def test_files_are_taken_as_they_are_named(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
     found = find(path, path, tmp_path / "link.pt", tmp_path / "hard.pt")
     assert names_of(found) == ["a.pt"]
     assert all("the same file as" in reason for reason in left_out(found).values())
-    assert len(found.left_out) == 3
+    assert len(found.skipped) == 3
 
 
 @pytest.mark.parametrize("marker", ["model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata"])

@@ -50,7 +50,7 @@ def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> Non
     assert names_of(find(tmp_path / "run")) == names
     assert names_of(find(*(f"{tmp_path}/run/{name}/" for name in names))) == names
     assert names_of(find(f"{tmp_path}/run/{form.format(5)}")) == names[:1]
-    assert not find(tmp_path / "run").left_out
+    assert not find(tmp_path / "run").skipped
     assert not find(tmp_path / "run").warnings
 
 
@@ -200,7 +200,7 @@ def test_a_folder_and_the_file_in_it_are_one_checkpoint(tmp_path: Path) -> None:
     ):
         found = find(*names)
         assert [checkpoint.path for checkpoint in found.checkpoints] == names[:1]
-        assert all("the same" in left.reason for left in found.left_out)
+        assert all("the same" in left.reason for left in found.skipped)
 
 
 def test_a_checkpoint_that_was_rotated_away_is_left_out_of_a_run(tmp_path: Path) -> None:

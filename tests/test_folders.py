@@ -203,7 +203,7 @@ def test_deepspeed_in_a_checkpoint_of_the_trainer(tmp_path: Path) -> None:
     found = open_file(folder)
     assert [step.value for step in found.steps] == [500, 499]
     assert found.steps[0].source == "inside: trainer_state.json"
-    assert found.companions == ("config.json",)
+    assert found.side_files == ("config.json",)
     assert "global_step500/" not in found.ignored
     assert read_all(found) == expected(state)
     save_file(other, folder / "model.safetensors")

@@ -105,7 +105,7 @@ def test_a_single_file_and_its_companions(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     (tmp_path / "runs").mkdir()
     found = open_file(tmp_path)
-    assert found.companions == (
+    assert found.side_files == (
         "config.json",
         "generation_config.json",
         "merges.txt",
@@ -140,7 +140,7 @@ def test_models_adapters_and_parts_of_pipelines(name: str, stem: str, tmp_path: 
     (tmp_path / "adapter_config.json").write_text("{}")
     found = open_file(tmp_path)
     assert found.stem == stem
-    assert found.companions == ("adapter_config.json",)
+    assert found.side_files == ("adapter_config.json",)
     assert read_all(found) == expected(state)
 
 
@@ -173,7 +173,7 @@ def test_stale_shards_are_ignored(tmp_path: Path) -> None:
     found = open_file(tmp_path)
     assert "model-00004-of-00004.safetensors" in found.ignored
     assert "empty" in found.ignored
-    (note,) = found.notes
+    (note,) = found.warnings
     assert '1 tensor that "model.safetensors.index.json" does not name, left out: "empty"' in note
     assert read_all(found) == expected({name: value for name, value in state.items() if name != "empty"})
 

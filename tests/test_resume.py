@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 import ema_cli
 from ema_cli.api import make_options
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.events import Event, Progress, Said
+from ema_cli.events import Event, Info, Progress
 from ema_cli.pipeline import run_average
 from ema_cli.report.model import Report
 from ema_cli.write.journal import Journal
@@ -102,7 +102,7 @@ def whole(run: Path) -> Iterator[tuple[list[bytes], Report]]:
 
 def said(events: list[Event]) -> list[str]:
     """Return what was told in words."""
-    return [event.message for event in events if isinstance(event, Said)]
+    return [event.message for event in events if isinstance(event, Info)]
 
 
 @pytest.mark.parametrize("kept", [COUNT, COUNT // 2, 1, 0])

@@ -416,7 +416,7 @@ def copied(path: Path) -> SideFile:
     """Plan that a file is carried over as it is now."""
     with FileSource(path) as source:
         size, state = source.size(), source.state
-    return SideFile(name=path.name, role=FileRole.COMPANION, nbytes=size, source=path, state=state)
+    return SideFile(name=path.name, role=FileRole.SIDE_FILE, nbytes=size, source=path, state=state)
 
 
 def test_pieces_may_come_in_any_order(tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_what_reads_back_differently_is_not_published(
 
 def test_a_companion_that_vanishes_ends_the_run(tmp_path: Path) -> None:
     """What the plan promised to carry over is not left out in silence."""
-    gone = SideFile(name="a.json", role=FileRole.COMPANION, nbytes=2, source=tmp_path / "gone")
+    gone = SideFile(name="a.json", role=FileRole.SIDE_FILE, nbytes=2, source=tmp_path / "gone")
     folder = OutputFolder(planned(tmp_path / "out", beside=(gone,)))
     folder.open()
     fill(folder)

@@ -17,11 +17,8 @@ from functools import partial
 from ema_cli.batch.jobs import Job
 from ema_cli.errors import EmaAvgError, RunWarning
 from ema_cli.events import Event, WarningIssued
-from ema_cli.pipeline import planned, run_average
+from ema_cli.pipeline import announce, planned, run_average
 from ema_cli.planning.make_plan import default_threads
-from ema_cli.preflight.check_plan import fail_if_strict
-from ema_cli.preflight.destinations import check_places
-from ema_cli.preflight.up_to_date import find_earlier
 from ema_cli.report.beside import report_path
 from ema_cli.storage.locations import Location, locate
 
@@ -204,9 +201,8 @@ def _average(job: Job, listen: Callable[[Event], None], argv: Sequence[str]) -> 
 
 
 def _plan(job: Job, listen: Callable[[Event], None]) -> _Outcome:
-    """Find out what a job would do, or what would keep it from that."""
-    with planned(job.options, listen) as plan:
-        fail_if_strict(plan.warnings, job.options)
-        check_places(plan, job.options)
-        status = Status.UP_TO_DATE if find_earlier(plan, job.options) else Status.PLANNED
+    """Plan a job and check it as its run would."""
+    with planned(job.options, listen) as (plan, checked):
+        announce(plan, checked, job.options, listen)
+        status = Status.UP_TO_DATE if checked.up_to_date is not None else Status.PLANNED
         return status, tuple(output.path for output in plan.outputs), len(plan.series.folded)

@@ -1,10 +1,10 @@
-"""What each command does between the options and the console."""
+"""What each command does between its options and the console."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ema_cli.cli import ci
 from ema_cli.cli.console import Console
@@ -14,16 +14,14 @@ from ema_cli.cli.views import outcome_view as render
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
-from ema_cli.errors import OutputError, RunWarning, UsageError
-from ema_cli.events import Event, Planned, Said, WarningIssued
-from ema_cli.fold.devices import lane_maker, resolve_device
+from ema_cli.errors import RunWarning
+from ema_cli.events import Event, Info, Planned, WarningIssued
 from ema_cli.options.average import Options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.preflight.check_plan import fail_if_strict
-from ema_cli.preflight.destinations import check_places
-from ema_cli.preflight.up_to_date import find_earlier
-from ema_cli.records.plan import Plan
 from ema_cli.report.preview import checkpoint_document, plan_document
+
+_UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
@@ -38,7 +36,7 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
                     console.section("", begins=False)
                 case WarningIssued(warning=warning):
                     console.warning(warning)
-                case Said(message=message):
+                case Info(message=message):
                     console.talk(message)
                 case _:
                     progress.show(event)
@@ -47,7 +45,7 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
             outcome = run_average(options, listen, argv)
         except Terminated as signalled:
             if options.resume:
-                signalled.left = "what is complete is kept, and the same command goes on"
+                signalled.left = "finished tensors are kept, and the same command continues"
             raise
     if console.style.service == "github":
         ci.publish(outcome.report, os.environ)
@@ -57,32 +55,18 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
 
 
 def plan(options: Options, console: Console) -> None:
-    """Show the plan, and what would keep it from being carried out."""
-    with planned(options) as made:
-        warnings = [*made.warnings, *_obstacles(made, options)]
+    """Show the plan, and everything that would keep it from being carried out."""
+    with planned(options) as (made, checked):
+        pass
+    warnings = checked.dry_run_warnings()
+    shown = (*warnings, *([_UP_TO_DATE] if checked.up_to_date is not None else []))
     if console.style.json:
-        console.document(plan_document(made, warnings))
+        console.document(plan_document(made, shown))
         return
     plan_view.plan(made, options, console)
-    for warning in warnings:
+    for warning in shown:
         console.warning(warning)
     fail_if_strict(warnings, options)
-
-
-def _obstacles(made: Plan, options: Options) -> Iterator[RunWarning]:
-    """Yield what would keep the plan from being carried out."""
-    try:
-        lane_maker(resolve_device(options.device), made)
-    except UsageError as error:
-        yield RunWarning(code="no-device", message=error.message, hint=error.hint)
-    if options.output is None:
-        return
-    try:
-        check_places(made, options)
-        if find_earlier(made, options):
-            yield RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
-    except OutputError as error:
-        yield RunWarning(code="output-in-the-way", message=error.message, hint=error.hint)
 
 
 def inspect(options: Options, console: Console) -> None:
@@ -94,7 +78,7 @@ def inspect(options: Options, console: Console) -> None:
         return
     for checkpoint in found.checkpoints:
         inspect_view.checkpoint(checkpoint, console)
-    plan_view.left_out(found.left_out, console)
+    plan_view.left_out(found.skipped, console)
     for warning in found.warnings:
         if warning.code != AVERAGES_AVERAGED:  # nothing is averaged here
             console.warning(warning)

@@ -1,6 +1,6 @@
-"""An earlier output that is gone on from: what its metadata say is in it, and whether the options mean the same.
+"""A previous average that is continued: what its metadata say it contains, and whether the options match it.
 
-The metadata are as untrusted as any file: what contradicts itself is refused.
+The metadata are as untrusted as any other file; contradictions are refused.
 """
 
 from __future__ import annotations
@@ -26,64 +26,64 @@ from ema_cli.weights.timeline import Timeline
 
 _ROUNDING = 1e-12
 _LARGEST_STEP = 1 << 62
-_KEPT_OPTIONS = ("buffers", "key", "strip_prefix", "order", "on_missing", "tied")
-"""Options whose values stand in the metadata: another value would mix two averages."""
-_UNSAID = {"order": ("auto", "step", "name"), "on_missing": ("error",), "tied": ("keep",)}
-"""Values that the metadata leave out."""
+_FIXED_OPTIONS = ("buffers", "key", "strip_prefix", "order", "on_missing", "tied")
+"""Options that must not change, as that would mix two averages; their values are in the metadata."""
+_UNRECORDED = {"order": ("auto", "step", "name"), "on_missing": ("error",), "tied": ("keep",)}
+"""Values that the metadata omit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviousAverage:
-    """An earlier output and what its metadata say."""
+    """A previous average and what its metadata say."""
 
     checkpoint: Checkpoint
     method: Method
     folded: tuple[Folded, ...]
     """The checkpoints inside, in fold order."""
     unit: str
-    """Of the steps."""
+    """Unit of the steps."""
     lacking: frozenset[str] = frozenset()
-    """Tensors that were copied into it, as not every checkpoint inside has them."""
+    """Tensors that were copied, because some checkpoint inside lacks them."""
 
     @property
-    def where(self) -> str:
-        """What messages call it."""
+    def name(self) -> str:
+        """Its path, quoted for messages."""
         return quoted(str(self.checkpoint.path))
 
     @property
     def last(self) -> Folded:
-        """The checkpoint that it ends with."""
+        """The last checkpoint inside."""
         return self.folded[-1]
 
-    def place(self, one: Folded) -> str:
-        """Return the step of a checkpoint inside, or its name where it has none."""
-        return quoted(one.name) if one.step is None else f"{self.unit} {one.step:,}"
+    def step_or_name(self, checkpoint: Folded) -> str:
+        """Return the step of a checkpoint inside, or its name if it has none, for messages."""
+        return quoted(checkpoint.name) if checkpoint.step is None else f"{self.unit} {checkpoint.step:,}"
 
 
-def open_earlier(path: Location, options: Options) -> PreviousAverage:
-    """Open an earlier output; its file stays open for the fold.
+def open_previous(path: Location, options: Options) -> PreviousAverage:
+    """Open a previous average; its file stays open for the fold.
 
     Raises:
         UsageError: it was made with another method or with other options.
-        InputRefused: it is not an output of this program that can be gone on from.
+        InputRefused: it is not an output of this program, or cannot be continued.
         NothingMatched: there is no such file.
 
     """
-    checkpoint = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")  # our names are as they should be
+    checkpoint = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")  # outputs have clean names
     try:
-        earlier = _read_metadata(checkpoint)
-        _refuse_another_method(earlier, options)
-        _refuse_other_options(earlier, options)
+        previous = _read_metadata(checkpoint)
+        _refuse_another_method(previous, options)
+        _refuse_other_options(previous, options)
     except BaseException:
         checkpoint.index.close()
         raise
-    return earlier
+    return previous
 
 
 def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
     path = quoted(str(checkpoint.path))
     if not checkpoint.made_by_us:
-        raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an earlier output")
+        raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an output of ema-avg")
     ours = {
         key.removeprefix(OUR_METADATA): value
         for key, value in checkpoint.metadata.items()
@@ -91,7 +91,7 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
     }
     if ours.get("method") == "manual":
         raise InputRefused(
-            f"{path} was weighted by hand: those weights belong to its checkpoints, and new ones have none",
+            f"{path} was made with --weights, which cannot be continued: new checkpoints have no weights",
             hint="give the weights of all checkpoints at once",
         )
     try:
@@ -101,27 +101,27 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
         )
     except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
         raise InputRefused(
-            f"{path} does not say, in a way that can be relied on, what is averaged in it",
+            f"the metadata of {path} do not say correctly which checkpoints are in it",
             hint="it was changed, or made by an older version: average all checkpoints at once",
         ) from error
 
 
 def _method(ours: Mapping[str, str]) -> Method:
-    """Return the method that the metadata name, with its parameters checked as those of the command line are."""
+    """Return the method in the metadata, its parameters checked like those of the command line."""
     name = ours["method"]
     if name not in SPECS:
         raise ValueError(name)
-    words = ("per", "init", "warmup", "shape") if name == "ema" else ("init", "warmup", "shape")
-    given: dict[str, Any] = {key: ours[key] for key in words if key in ours}
+    keys = ("per", "init", "warmup", "shape") if name == "ema" else ("init", "warmup", "shape")
+    given: dict[str, Any] = {key: ours[key] for key in keys if key in ours}
     given |= {key: float(ours[key]) for key in ("inv_gamma", "power") if key in ours}
-    said = WeightOptions(
+    options = WeightOptions(
         methods=(name,),
         one_minus_decays=tuple(float(ours[key]) for key in ("one_minus_decay",) if key in ours),
         sigma_rels=tuple(float(ours[key]) for key in ("sigma_rel",) if key in ours),
         **given,
     )
-    said.check_weights()
-    (method,) = said.expand()
+    options.check_weights()
+    (method,) = options.expand()
     return method if method.decay is None else replace(method, decay=_decay(ours, method.decay.complement))
 
 
@@ -153,31 +153,31 @@ def _lacking(ours: Mapping[str, str]) -> frozenset[str]:
 
 
 def _is_name(name: object) -> bool:
-    """Whether a name can be the end of a path, and leads nowhere else."""
+    """Whether a name can be the end of a path, and does not lead out of its folder."""
     if not isinstance(name, str) or not name.isprintable():
         return False
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def _refuse_another_method(earlier: PreviousAverage, options: Options) -> None:
+def _refuse_another_method(previous: PreviousAverage, options: Options) -> None:
     if not options.says_weights:
         return
-    decay = earlier.method.decay
-    said: Options = options
-    if options.lacks_decay and decay is not None:  # then the decay is that of the file
-        said = replace(options, continue_from=None, output=None, one_minus_decays=(decay.complement,))
-    asked = None if said.lacks_decay else said.expand()[0]
-    if asked is None or not asked.same_as(earlier.method):
+    decay = previous.method.decay
+    completed = options
+    if options.lacks_decay and decay is not None:  # the decay of the file is used
+        completed = replace(options, continue_from=None, output=None, one_minus_decays=(decay.complement,))
+    asked = None if completed.lacks_decay else completed.expand()[0]
+    if asked is None or not asked.same_as(previous.method):
         raise UsageError(
-            f"{earlier.where} was made with {_in_words(earlier.method, asked)}, and can only be gone on from in the "
-            "same way",
-            hint="leave out the options of the weights, or average all checkpoints at once",
+            f"{previous.name} was made with {_flags(previous.method, asked)}, and can only be continued in the same "
+            "way",
+            hint="leave out the weighting options, or average all checkpoints at once",
         )
 
 
-def _in_words(method: Method, asked: Method | None) -> str:
-    """Name the method, and those of its parameters that differ from what was asked for."""
+def _flags(method: Method, asked: Method | None) -> str:
+    """Return the method as flags, with those of its parameters that differ from ``asked``."""
     other = asked.plain() if asked is not None else {}
     differing = {
         key: value
@@ -188,16 +188,16 @@ def _in_words(method: Method, asked: Method | None) -> str:
     return f"--method {method.name} {words}".rstrip()
 
 
-def _refuse_other_options(earlier: PreviousAverage, options: Options) -> None:
-    for key in _KEPT_OPTIONS:
-        then = earlier.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
+def _refuse_other_options(previous: PreviousAverage, options: Options) -> None:
+    for key in _FIXED_OPTIONS:
+        then = previous.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
         now = getattr(options, key)
-        if now in _UNSAID.get(key, ()):
+        if now in _UNRECORDED.get(key, ()):
             now = None
         if then != now:
             flag = f"--{key.replace('_', '-')}"
             made = f"with {flag} {quoted(then)}" if then is not None else f"without {flag}"
             raise UsageError(
-                f"{earlier.where} was made {made}, and can only be gone on from in the same way",
+                f"{previous.name} was made {made}, and can only be continued in the same way",
                 hint=f"{flag} {shlex.quote(safe_text(then))}" if then is not None else f"leave out {flag}",
             )

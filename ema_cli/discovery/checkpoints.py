@@ -23,7 +23,7 @@ from ema_cli.formats.names import SUFFIXES, shard
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.wording import refusal_of
 from ema_cli.options.average import Options
-from ema_cli.records.series import Checkpoint, LeftOut
+from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
 from ema_cli.storage.remote.daemon_pool import Background
@@ -38,7 +38,7 @@ class Found:
     """The checkpoints of a run, in the order of the command line, folders in natural order."""
 
     checkpoints: tuple[Checkpoint, ...]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...]
     warnings: tuple[RunWarning, ...]
 
 
@@ -67,9 +67,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
     except BaseException:
         close_all([*search.checkpoints, *search.copies])
         raise
-    return Found(
-        checkpoints=tuple(search.checkpoints), left_out=tuple(search.left_out), warnings=tuple(search.warnings)
-    )
+    return Found(checkpoints=tuple(search.checkpoints), skipped=tuple(search.skipped), warnings=tuple(search.warnings))
 
 
 def close_all(checkpoints: Iterable[Checkpoint]) -> None:
@@ -102,7 +100,7 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
         return
     if contents.whole:
         yield Candidate(path=location, in_folder=False)
-    search.left_out.extend(contents.left_out)
+    search.skipped.extend(contents.skipped)
     yield from contents.candidates
 
 
@@ -164,7 +162,7 @@ def _raise_nothing(options: Options, search: Search) -> None:
     """Say that nothing was found, and where something may be."""
     raise_faults(search.refused)
     named = shortlist(quoted(name) for name in options.paths)
-    reasons = shortlist(f"{quoted(left.path.name)}: {left.reason}" for left in search.left_out)
+    reasons = shortlist(f"{quoted(left.path.name)}: {left.reason}" for left in search.skipped)
     why = f"; left out were {reasons}" if reasons else ""
     hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that holds them"
     nested = next((found for name in options.paths for found in _nested(name)), "")

@@ -19,7 +19,7 @@ from ema_cli.formats.folders import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
 from ema_cli.formats.names import SUFFIXES, TRAINER_STATE, is_numbered, shard, skeleton
 from ema_cli.naming import natural_key
-from ema_cli.records.series import LeftOut
+from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, is_file, is_folder, locate, names_in
 from ema_cli.storage.url import Url
 
@@ -56,7 +56,7 @@ class FolderListing:
     """Checkpoint folders in it, in natural order."""
     candidates: tuple[Candidate, ...] = ()
     """The checkpoints of a run: those folders, and files."""
-    left_out: tuple[LeftOut, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
 
 def matches(name: str) -> list[Location]:
@@ -110,7 +110,7 @@ def look_into(folder: Folder) -> FolderListing:
     return FolderListing(
         members=tuple(members),
         candidates=tuple(one for one in found if isinstance(one, Candidate)),
-        left_out=tuple(one for one in found if isinstance(one, LeftOut)),
+        skipped=tuple(one for one in found if isinstance(one, Skipped)),
     )
 
 
@@ -137,14 +137,14 @@ def _kind(folder: Folder, name: str) -> str:
     return "other" if inner.files or inner.folders else ""
 
 
-def _alias_folders(folder: Folder) -> Iterator[LeftOut]:
+def _alias_folders(folder: Folder) -> Iterator[Skipped]:
     """Yield the checkpoint folders of a run that are called ``final`` or the like, and have no number."""
     for name in sorted(folder.folders):
         if _ALIAS.search(name) and not is_numbered(name) and _kind(folder, name) == "checkpoint":
-            yield LeftOut(path=folder.location / name, reason=ALIAS_REASON)
+            yield Skipped(path=folder.location / name, reason=ALIAS_REASON)
 
 
-def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | LeftOut]:
+def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
     """Yield the checkpoint files of a run, and what is left out of them.
 
     Args:
@@ -155,18 +155,18 @@ def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | LeftOut]:
     names = sorted(filter(_has_suffix, folder.files), key=natural_key)
     numbered = is_run or any(re.search(r"\d", PurePosixPath(name).stem) and not _ALIAS.search(name) for name in names)
     copies = names_of_weights(folder.files) if is_run else ()
-    yield from (LeftOut(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
+    yield from (Skipped(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
     for name in names:
         path = folder.location / name
         if name in copies or (copies and shard(name)) or not is_file(path):
             continue
         alias = numbered and _is_alias(name, is_run=is_run)
         if shard(name):
-            yield LeftOut(path=path, reason="one shard of a model, beside checkpoints that are whole")
+            yield Skipped(path=path, reason="one shard of a model, beside checkpoints that are whole")
         elif TRAINER_STATE.search(name):
-            yield LeftOut(path=path, reason="state of the trainer, not a model")
+            yield Skipped(path=path, reason="state of the trainer, not a model")
         elif alias and not _LAST.search(PurePosixPath(name).stem):
-            yield LeftOut(path=path, reason=ALIAS_REASON)
+            yield Skipped(path=path, reason=ALIAS_REASON)
         else:
             yield Candidate(path=path, in_folder=True, is_copy=alias)
 

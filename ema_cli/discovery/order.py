@@ -51,7 +51,7 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
         members=tuple(_select(ordered, options)),
         reason=reason,
         unit=_unit(ordered, options),
-        left_out=found.left_out,
+        skipped=found.skipped,
         warnings=(*found.warnings, *warnings, *_warnings(ordered), *_contradictions(ordered, options)),
     )
 
@@ -62,9 +62,7 @@ def _weights_of(found: Found, options: Options) -> Sequence[float | None]:
     if options.weights is None:
         return [None] * count
     if len(options.weights) != count:
-        left = (
-            f"; left out were {shortlist(quoted(left.path.name) for left in found.left_out)}" if found.left_out else ""
-        )
+        left = f"; left out were {shortlist(quoted(left.path.name) for left in found.skipped)}" if found.skipped else ""
         raise UsageError(
             f"there are {plural(len(options.weights), 'weight')} for {plural(count, 'checkpoint')}{left}",
             hint="give one weight per checkpoint, in the order of the arguments",

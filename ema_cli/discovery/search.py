@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ema_cli.discovery.folder_listing import ALIAS_REASON
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
-from ema_cli.records.series import Checkpoint, LeftOut
+from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.text import plural, quoted
 
 AVERAGES_AVERAGED = "averages-averaged"
@@ -21,7 +21,7 @@ class Search:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     copies: list[Checkpoint] = field(default_factory=list)
     """What by its name is a copy of the last checkpoint."""
-    left_out: list[LeftOut] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
     refused: list[EmaAvgError] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Search:
             return
         self.checkpoints = [checkpoint for checkpoint in self.checkpoints if not checkpoint.made_by_us]
         for checkpoint in ours:
-            self._leave_out(checkpoint, "an earlier output of ema-avg", ours=True)
+            self._leave_out(checkpoint, "an earlier output of ema-avg", made_by_us=True)
 
     def leave_out_repeats(self) -> None:
         """A checkpoint that is named twice is folded once, also if the second name is that of a file in its folder."""
@@ -70,8 +70,8 @@ class Search:
                 owners.setdefault(file, checkpoint)
         self.checkpoints = kept
 
-    def _leave_out(self, checkpoint: Checkpoint, reason: str, *, ours: bool = False) -> None:
-        self.left_out.append(LeftOut(path=checkpoint.path, reason=reason, ours=ours))
+    def _leave_out(self, checkpoint: Checkpoint, reason: str, *, made_by_us: bool = False) -> None:
+        self.skipped.append(Skipped(path=checkpoint.path, reason=reason, made_by_us=made_by_us))
         checkpoint.index.close()
 
 

@@ -36,8 +36,7 @@ class ContentDigests:
         """Add an averaged tensor: the CRC-32 of what each checkpoint in use holds of it."""
         with self._lock:
             for row, (i, crc) in enumerate(zip(self._plan.used, crcs, strict=True)):
-                position = self._plan.tensors[number].positions[self._plan.layout_numbers[i]]
-                layout = self._plan.checkpoints[i].index.layouts[position]
+                layout = self._plan.layout(self._plan.tensors[number], i)
                 self._sums[row] = (self._sums[row] + _of_tensor(layout, crc)) % _MODULUS
 
     def digests(self) -> dict[int, str]:

@@ -72,10 +72,7 @@ class Schedule:
     def extents(self, number: int) -> list[tuple[int, Located]]:
         """Return what is read for a tensor: pairs of checkpoint and extent, in fold order."""
         tensor = self._plan.tensors[number]
-        readers = self._plan.used if tensor.action is Action.AVERAGED else [tensor.copied_from]
-        numbers = self._plan.layout_numbers
-        checkpoints = self._plan.checkpoints
-        return [(i, checkpoints[i].index.extent(tensor.positions[numbers[i]])) for i in readers]
+        return [(i, self._plan.extent(tensor, i)) for i in self._plan.readers(tensor)]
 
     def _announce(self) -> None:
         while self._announced_bytes < self._taken_bytes + self._ahead_bytes:

@@ -61,8 +61,8 @@ def open_checkpoint(
         ignored=structure.ignored,
         unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
         quantized=structure.quantized,
-        notes=(*structure.notes, *clean.notes),
-        companions=structure.companions,
+        warnings=(*structure.notes, *clean.notes),
+        side_files=structure.companions,
         stem=structure.stem,
     )
 

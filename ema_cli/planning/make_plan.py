@@ -1,7 +1,7 @@
-"""From an ordered series to the plan: what is read, written and copied, and every reason why it cannot be.
+"""From an ordered series to the plan: the weights of each average, and what is read, averaged, copied and written.
 
 Input -> output: ``Series`` and ``Options`` -> ``Plan``. Tensors are matched by name, never by position. No tensor
-data is read; all incompatibilities of all checkpoints are told at once.
+data is read; all incompatibilities of all checkpoints are reported at once.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, choose_tensors, match_tensors
 from ema_cli.planning.outputs import plan_outputs
 from ema_cli.planning.refusals import refuse_quantized, refuse_unreadable
-from ema_cli.planning.side_files import find_companions
-from ema_cli.planning.tensors import count_read_bytes, plan_tensors
+from ema_cli.planning.side_files import plan_side_files
+from ema_cli.planning.tensors import plan_tensors
 from ema_cli.planning.ties import DroppedTies, drop_ties
-from ema_cli.planning.warnings import find_caveats, tell_choices, tell_unmatched
+from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched
 from ema_cli.records.files import SideFile
 from ema_cli.records.plan import ROW_ELEMENTS, Buffers, Plan, PlannedTensor
-from ema_cli.records.series import Checkpoint, Role, Series
+from ema_cli.records.series import Checkpoint, Continuation, Role, Series
 from ema_cli.text import human_bytes
 from ema_cli.weights.choices import describe_choices
 from ema_cli.weights.methods import Method, Weighting
 from ema_cli.weights.solve import solve
+from ema_cli.weights.timeline import Timeline
 
 _BLOCK_ELEMENTS = 3 << 16
-"""Large enough that calls cost little beside the work, small enough for the caches."""
+"""Large enough that the calls cost little, small enough for the caches."""
 _BUFFER_BYTES = 32_000_000
-"""Of all threads together, unless ``--max-memory`` says otherwise."""
+"""Of all threads together, unless ``--max-memory`` is given."""
 _CUDA_BLOCK = 1 << 22
 _CUDA_BUFFER_BYTES = 1_000_000_000
 _MOST_THREADS = 4
@@ -53,27 +54,26 @@ def make_plan(series: Series, options: Options) -> Plan:
     layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
     used = _used(weightings)
     dropped = _drop_ties(checkpoints, layout_numbers, chosen, used, options)
-    chosen = [{name: one for name, one in c.items() if name not in dropped.kept_for} for c in chosen]
+    chosen = [{name: tensor for name, tensor in c.items() if name not in dropped.kept_for} for c in chosen]
     lacked = series.continuation.lacking if series.continuation else ()
     matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked)
     fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
     tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.kept_for, options)
-    carried, remarks = _companions(checkpoints[-1], options)
+    side_files, side_file_warnings = _side_files(checkpoints[-1], options)
     return Plan(
         series=series,
-        outputs=plan_outputs(weightings, series, tensors, options, carried=carried, lacking=matched.lacking),
+        outputs=plan_outputs(weightings, series, tensors, options, side_files=side_files, lacking=matched.lacking),
         tensors=tensors,
         layout_numbers=layout_numbers,
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
-        read_bytes=count_read_bytes(tensors, checkpoints, layout_numbers, used),
         buffers=_buffers(tensors, len(weightings), len(used), options),
         warnings=(
             *series.warnings,
-            *tell_choices(checkpoints),
-            *tell_unmatched(matched, dropped),
-            *find_caveats(weightings, series.timeline, tensors, fresh),
-            *remarks,
+            *warn_of_chosen_weights(checkpoints),
+            *warn_of_unmatched(matched, dropped),
+            *warn_of_plan(weightings, series.timeline, tensors, fresh),
+            *side_file_warnings,
         ),
     )
 
@@ -87,7 +87,7 @@ def weigh(series: Series, options: Options) -> list[Weighting]:
     """
     timeline = series.timeline
     if series.continuation is not None:
-        return [_go_on(series)]
+        return [_weigh_continuation(series.continuation, series.timeline)]
     if options.lacks_decay:
         message, hint = describe_choices(timeline, options.method_names, options.per)
         raise UsageError(message, hint=hint)
@@ -99,22 +99,20 @@ def weigh(series: Series, options: Options) -> list[Weighting]:
     return weightings
 
 
-def _go_on(series: Series) -> Weighting:
-    """The earlier average and its last checkpoint have factors of their own; the new ones have their shares."""
-    continuation = series.continuation
-    assert continuation is not None  # noqa: S101 - asked by the caller
-    shares = solve(continuation.method, series.timeline)
-    inside = (continuation.scale, continuation.again) if continuation.again else (continuation.scale,)
+def _weigh_continuation(continuation: Continuation, timeline: Timeline) -> Weighting:
+    """Return the factors of the previous average and its last checkpoint, then the shares of the new checkpoints."""
+    shares = solve(continuation.method, timeline)
+    inside = (continuation.scale, continuation.last_factor) if continuation.last_factor else (continuation.scale,)
     return Weighting(method=continuation.method, weights=(*inside, *shares[len(continuation.folded) :]), shares=shares)
 
 
 def _refuse_epochs(method: Method, series: Series, options: Options) -> None:
-    """A decay per step says nothing to checkpoints that are numbered in epochs, unless the user says that it does."""
+    """Refuse a decay per step for checkpoints numbered in epochs, unless the user says that it is per epoch."""
     units = {member.step.unit for member in series.members if member.step}
     if method.uses_steps and method.decay is not None and units == {"epoch"} and options.clock is None:
         raise UsageError(
-            f"{method.label} is meant per step, but the checkpoints are numbered in epochs",
-            hint="--clock epochs, if it is meant per epoch; else give the steps with --steps",
+            f"{method.label} is per step, but the checkpoints are numbered in epochs",
+            hint="--clock epochs if the decay is per epoch; otherwise give the steps with --steps",
         )
 
 
@@ -125,33 +123,33 @@ def _drop_ties(
     used: Sequence[int],
     options: Options,
 ) -> DroppedTies:
-    """Return the names of tied tensors that are not written: none unless ``--tied drop`` was given."""
+    """Return the tied tensors that are not written: none unless ``--tied drop`` was given."""
     if options.tied == "keep":
         return DroppedTies(kept_for={})
     return drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
 
 
-def _companions(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return what an output folder takes over from the folder of the last checkpoint."""
+def _side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
+    """Return the files that an output folder gets from the folder of the last checkpoint."""
     if options.max_shard_size is None:
         return (), ()
-    return find_companions(last, None if options.dtype == "same" else options.dtype)
+    return plan_side_files(last, None if options.dtype == "same" else options.dtype)
 
 
 def _numbers_of_checkpoints(series: Series, layout_numbers: Sequence[int]) -> set[int]:
-    """Return the layouts of checkpoints; an earlier average may well be stored in another type."""
+    """Return the layouts of the checkpoints; a previous average may be stored in another type."""
     numbered = zip(series.members, layout_numbers, strict=True)
     return {number for member, number in numbered if member.role is not Role.AVERAGE}
 
 
 def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
-    """Return the checkpoints with a share in any average, and the last; one without takes no part and is not read."""
+    """Return the checkpoints with a share in any average, and the last; the others are not read."""
     shares = list(zip(*(weighting.weights for weighting in weightings), strict=True))
-    return tuple(i for i, of_one in enumerate(shares) if any(of_one) or i == len(shares) - 1)
+    return tuple(i for i, of_checkpoint in enumerate(shares) if any(of_checkpoint) or i == len(shares) - 1)
 
 
 def default_threads() -> int:
-    """Return how many threads a fold has unless it is told: the cores, at most 4."""
+    """Return the default number of threads of a fold: the cores, at most 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_THREADS)
 
@@ -159,14 +157,14 @@ def default_threads() -> int:
 def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, options: Options) -> Buffers:
     """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
 
-    The full geometry holds the block of every checkpoint besides.
+    The full geometry also holds the block of every checkpoint.
     """
     per_element = 8 * (5 + 4 + averages + (checkpoints if options.geometry == "full" else 0))
     threads = options.threads or default_threads()
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if options.device == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory
     largest = max(tensor.elements for tensor in tensors)
-    block = max(2, min(block, largest))  # a complex number takes two places
+    block = max(2, min(block, largest))  # a complex number takes two elements
     smallest = min(ROW_ELEMENTS, block)
     block += -block % smallest
     while threads > 1 and threads * smallest * per_element > memory:
@@ -175,5 +173,5 @@ def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, 
     block -= block % smallest
     if block < smallest:
         least = human_bytes(smallest * per_element)
-        raise UsageError(f"--max-memory is too little: the buffers need at least {least}")
+        raise UsageError(f"--max-memory is too small: the buffers need at least {least}")
     return Buffers(threads=threads, block_elements=block, bytes_per_element=per_element)

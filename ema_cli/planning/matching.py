@@ -1,4 +1,4 @@
-"""Match the tensors of all checkpoints by name, and tell every difference that makes them different models."""
+"""Match the tensors of all checkpoints by name, and report every difference that makes them different models."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Matched:
     """The tensors of all checkpoints, by name."""
 
     tensors: tuple[Chosen, ...]
-    """Of each distinct layout."""
+    """Per distinct layout."""
     lacking: frozenset[str] = frozenset()
-    """Tensors of the last checkpoint that another one has not: they are copied from the last."""
-    left_out: tuple[str, ...] = ()
-    """Tensors that the last checkpoint has not: they are left out."""
+    """Tensors that some checkpoint lacks: they are copied from the last."""
+    dropped: tuple[str, ...] = ()
+    """Tensors that the last checkpoint lacks: they are not written."""
 
 
 def wanted(options: Options) -> Callable[[str], bool]:
-    """Return whether ``--include`` and ``--exclude`` leave a tensor of some name."""
+    """Return a function that says whether ``--include`` and ``--exclude`` select the tensor of a name."""
     include = [re.compile(pattern) for pattern in options.include]
     exclude = [re.compile(pattern) for pattern in options.exclude]
 
@@ -45,18 +45,19 @@ def wanted(options: Options) -> Callable[[str], bool]:
 
 
 def choose_tensors(layouts: Sequence[TensorLayout], options: Options) -> Chosen:
-    """Return the tensors that ``--include`` and ``--exclude`` leave.
+    """Return the tensors that ``--include`` and ``--exclude`` select.
 
     Raises:
-        UsageError: they leave none.
-        InputRefused: there are none to begin with.
+        UsageError: they select none.
+        InputRefused: the checkpoints have none.
 
     """
     is_wanted = wanted(options)
     chosen = {layout.name: (position, layout) for position, layout in enumerate(layouts) if is_wanted(layout.name)}
     if not chosen:
-        why = "--include and --exclude leave no tensor" if layouts else "the checkpoints hold no tensors"
-        raise UsageError(why) if layouts else InputRefused(why)
+        if not layouts:
+            raise InputRefused("the checkpoints contain no tensors")
+        raise UsageError("--include and --exclude select no tensor", hint="ema-avg inspect lists the names")
     return chosen
 
 
@@ -71,13 +72,13 @@ def match_tensors(
 
     Args:
         checkpoints: in fold order.
-        layout_numbers: of each of them.
-        chosen: the tensors of each layout.
-        options: ``--on-missing`` says whether tensors may be missing.
-        lacked_before: tensors that checkpoints inside an earlier average have not.
+        layout_numbers: which layout each of them has.
+        chosen: the selected tensors of each layout.
+        options: ``on_missing`` says whether tensors may be missing.
+        lacked_before: tensors that some checkpoint inside the previous average lacks.
 
     Raises:
-        InputRefused: they are not checkpoints of one model; all differences are told at once.
+        InputRefused: they are not checkpoints of one model; all differences are reported at once.
 
     """
     last_name = quoted(checkpoints[-1].path.name)
@@ -96,12 +97,12 @@ def match_tensors(
     return Matched(
         tensors=tuple(chosen),
         lacking=frozenset(lacking | {name for name in lacked_before if name in reference}),
-        left_out=tuple(dict.fromkeys(name for tensors in others for name in tensors if name not in reference)),
+        dropped=tuple(dict.fromkeys(name for tensors in others for name in tensors if name not in reference)),
     )
 
 
 def _share_some(chosen: Sequence[Chosen]) -> bool:
-    """Whether there are tensors that all layouts have."""
+    """Whether all layouts have some tensor in common."""
     first, *others = chosen
     return any(all(name in other for other in others) for name in first)
 
@@ -110,17 +111,17 @@ def _different_models(differences: Sequence[str], *, only_absent: bool) -> Input
     lines = [f"  {line}" for line in differences[:_MOST_DIFFERENCES]]
     if len(differences) > _MOST_DIFFERENCES:
         lines.append(f"  and {len(differences) - _MOST_DIFFERENCES:,} more")
-    hint = "leave the odd checkpoints out, or the odd tensors with --exclude"
+    hint = "leave out the checkpoints that differ, or exclude the tensors that differ with --exclude"
     if only_absent:
-        hint += "; or --on-missing last: what only the last has is copied from it, what it has not is left out"
-    return InputRefused("\n".join(["these are not checkpoints of one model:", *lines]), hint=hint)
+        hint += "; or --on-missing last, which copies tensors that only the last has and drops those it lacks"
+    return InputRefused("\n".join(["the checkpoints are not of one model:", *lines]), hint=hint)
 
 
 def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, may_be: bool) -> Iterator[str]:
-    """Tell the tensors that one of the two lacks or, where some may be lacking, that they have none in common."""
+    """Yield the tensors that one of the two lacks or, where that is allowed, that they have none in common."""
     if may_be:
         if not tensors.keys() & reference.keys():
-            yield f"no tensor of {last_name} is in {name}"
+            yield f"{name} has no tensor of {last_name}"
         return
     for one, other, here, there in (
         (reference, tensors, last_name, name),
@@ -128,11 +129,11 @@ def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, ma
     ):
         missing = [quoted(tensor) for tensor in one if tensor not in other]
         if missing:
-            yield f"{plural(len(missing), 'tensor')} of {here} not in {there}: {shortlist(missing, most=3)}"
+            yield f"{there} lacks {plural(len(missing), 'tensor')} of {here}: {shortlist(missing, most=3)}"
 
 
 def _unlike(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:
-    """Tell the tensors of both that have different shapes, or types that cannot be averaged together."""
+    """Yield the tensors that have different shapes, or types that cannot be averaged together."""
     for tensor, (_, layout) in tensors.items():
         if tensor not in reference:
             continue

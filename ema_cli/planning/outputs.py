@@ -1,4 +1,4 @@
-"""The files that will be written: their names, and what their headers tell of the average."""
+"""The files that will be written: their names, and the metadata in their headers."""
 
 from __future__ import annotations
 
@@ -29,35 +29,38 @@ def plan_outputs(
     tensors: Sequence[PlannedTensor],
     options: Options,
     *,
-    carried: Sequence[SideFile] = (),
+    side_files: Sequence[SideFile] = (),
     lacking: Collection[str] = (),
 ) -> tuple[PlannedOutput, ...]:
     """Return the output of each average.
 
     Args:
         weightings: one per average.
-        series: what is averaged.
+        series: the checkpoints.
         tensors: in the order of the data section.
         options: name the outputs.
-        carried: what a folder takes over.
-        lacking: tensors that are copied, as not every checkpoint has them.
+        side_files: other files of an output folder.
+        lacking: tensors that are copied because some checkpoint lacks them.
 
     Raises:
-        UsageError: two of them would have one name, or a name has a field that the average has not.
+        UsageError: two outputs would have one name, or a name has a field that the average does not have.
 
     """
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
-    told = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
-    told |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
+    shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
+    shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
     outputs = tuple(
-        _plan_output(layouts, {**told, **_metadata(weighting.method, series, options)}, weighting, series, options)
+        _plan_output(layouts, {**shared, **_metadata(weighting.method, series, options)}, weighting, series, options)
         for weighting in weightings
     )
-    outputs = tuple(replace(output, beside=(*output.beside, *carried)) for output in outputs)
+    outputs = tuple(replace(output, beside=(*output.beside, *side_files)) for output in outputs)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one by one")
+        raise UsageError(
+            f"several averages would be written to {quoted(str(twice))}",
+            hint="run them one at a time",
+        )
     return outputs
 
 
@@ -68,7 +71,7 @@ def _plan_output(
     series: Series,
     options: Options,
 ) -> PlannedOutput:
-    """Plan the one file of an average, or the files of its folder."""
+    """Plan the file of an average, or the files of its folder."""
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
@@ -83,29 +86,29 @@ def output_path(method: Method, options: Options) -> Location:
     """Return the path of an average's output.
 
     Raises:
-        UsageError: its name has a field that the average has not.
+        UsageError: its name has a field that the average does not have.
 
     """
-    if options.output is None:  # a plan alone: a name that tells the averages apart
+    if options.output is None:  # a plan without an output: a name that is unique
         suffix = ".safetensors" if options.max_shard_size is None else ""
         return Path(f"{method.label.replace(' ', '_')}{suffix}")
     return locate(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
 
 
 def _run_fields(options: Options) -> dict[str, object]:
-    """Return what the run is called, where the output's name has a field for it: a batch says, else the one folder."""
+    """Return the values of ``{run}`` and ``{name}``, if the output has them: from a batch job or the one run folder."""
     stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in str(options.output)), None)
     if stray is None:
         return {}
     run = options.paths[0] if options.run is None else options.run
     if options.run is None and (len(options.paths) > 1 or not Path(run).is_dir()):
-        message = f"the output {quoted(str(options.output))}: {{{stray}}} is that of one run folder, and "
-        raise UsageError(message + "other things were named", hint="name the folder of a run; or the output without")
+        message = f"the output {quoted(str(options.output))}: {{{stray}}} needs one run folder as the only argument"
+        raise UsageError(message, hint=f"name the folder of a run, or remove {{{stray}}} from the output")
     return {"run": run, "name": run_name(run)}
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
-    """Return what the file itself tells; floats as Python writes them, so that they can be read back exactly."""
+    """Return the metadata of an output; floats as Python writes them, so that they can be read back exactly."""
     folded = series.folded
     steps = [one.step for one in folded if one.step is not None]
     known = len(steps) == len(folded)
@@ -133,7 +136,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
 
 
 def _options_fingerprint(method: Method, series: Series, options: Options) -> str:
-    """Hash every option that decides the bytes of an output, beside the inputs; weights by hand in the fold's order."""
+    """Hash every option that decides the bytes of an output; weights given by the user in fold order."""
     deciding = {
         **method.plain(),
         "weights": series.timeline.by_hand or options.weights,

@@ -1,6 +1,6 @@
-"""What weights may hold that cannot be averaged: tensors without plain numbers, and codes of a quantized model.
+"""Tensors that cannot be averaged: without plain numbers, or codes of a quantized model.
 
-Each is refused only where it is wanted; all of it is told at once.
+They are refused only if they are selected; all of them are reported at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLAIN_KINDS = (Kind.FLOAT, Kind.COMPLEX, Kind.BOOL)
 
 
 def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> None:
-    """Raise if tensors are wanted that have no plain numbers.
+    """Raise if selected tensors have no plain numbers.
 
     Raises:
         InputRefused: naming each, with the reason and the checkpoints.
@@ -46,16 +46,16 @@ def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> No
     ]
     more = [f"  and {len(found) - _MOST_LINES:,} more"] if len(found) > _MOST_LINES else []
     raise InputRefused(
-        "\n".join(["the weights hold what cannot be averaged:", *lines, *more]),
-        hint="leave such tensors out with --exclude, or save the checkpoints with dense ones",
+        "\n".join(["some tensors cannot be averaged:", *lines, *more]),
+        hint="exclude them with --exclude, or save the checkpoints with dense tensors",
     )
 
 
 def refuse_quantized(checkpoints: Sequence[Checkpoint], options: Options) -> None:
-    """Raise if the wanted tensors are those of a quantized model, by their names and types or by its configuration.
+    """Raise if the selected tensors are of a quantized model, by their names and types or by its configuration.
 
     Raises:
-        InputRefused: naming codes and the scale that gives them a meaning.
+        InputRefused: naming codes and their scale.
 
     """
     is_wanted = wanted(options)
@@ -67,20 +67,20 @@ def refuse_quantized(checkpoints: Sequence[Checkpoint], options: Options) -> Non
             codes, scale = pairs[0]
             count = plural(len({codes for codes, _ in pairs}), "tensor")
             raise InputRefused(
-                f"{quoted(str(checkpoint.path))} is quantized: {count} in codes that cannot be averaged, such as "
-                f"{quoted(codes)}{_named(types[codes])}, which {quoted(scale)} belongs to",
+                f"{quoted(str(checkpoint.path))} is quantized: {count} of codes, which cannot be averaged, such as "
+                f"{quoted(codes)}{_named(types[codes])} with the scale {quoted(scale)}",
                 hint=_QUANTIZE_LATER,
             )
     for checkpoint in checkpoints:
         if checkpoint.quantized and not _are_plain_by_choice(checkpoint, options, is_wanted):
             raise InputRefused(
-                f"{quoted(str(checkpoint.path))} {checkpoint.quantized}, and codes cannot be averaged",
-                hint=f"{_QUANTIZE_LATER}; if its weights are plain numbers all the same, choose them with --include .",
+                f"{quoted(str(checkpoint.path))} {checkpoint.quantized}, and quantized weights cannot be averaged",
+                hint=f"{_QUANTIZE_LATER}; if the weights are plain numbers after all, select them with --include .",
             )
 
 
 def refuse_scales(types: Iterator[tuple[str, DType]]) -> None:
-    """Raise if tensors are of a type that is nothing but a scale.
+    """Raise if tensors are of a type that is only used for scales.
 
     Raises:
         InputRefused: naming them.
@@ -90,7 +90,7 @@ def refuse_scales(types: Iterator[tuple[str, DType]]) -> None:
     if scales:
         raise InputRefused(
             f"scales of a quantized model cannot be averaged: {shortlist(scales)}",
-            hint="average the training checkpoints, then quantize; or leave these out with --exclude",
+            hint=f"{_QUANTIZE_LATER}; or exclude the scales with --exclude",
         )
 
 
@@ -104,7 +104,7 @@ def _named(dtype: DType | None) -> str:
 
 
 def _are_plain_by_choice(checkpoint: Checkpoint, options: Options, is_wanted: Callable[[str], bool]) -> bool:
-    """Whether the user chose among the tensors, and what was chosen cannot be codes."""
+    """Whether the user selected tensors, and none of them can be codes."""
     if not (options.include or options.exclude):
         return False
     types = [layout.dtype for layout in checkpoint.index.layouts if is_wanted(layout.name)]

@@ -1,8 +1,8 @@
-"""The weights of an output folder, cut into files as Hugging Face libraries name and index them.
+"""The weights of an output folder, split into files as Hugging Face libraries name and index them.
 
-``model.safetensors`` if one file holds all; else ``model-00001-of-00003.safetensors`` and so on, with
-``model.safetensors.index.json``, which tells for every tensor its file. Tensors stay in the order of the data section
-and are never cut, so the data sections of the files, one after the other, are that of the one file.
+``model.safetensors`` if one file is enough; else ``model-00001-of-00003.safetensors`` and so on, with
+``model.safetensors.index.json``, which maps every tensor to its file. Tensors stay in the order of the data section
+and are never split, so the concatenated data sections of the files are that of a single file.
 Reference: ``split_torch_state_dict_into_shards`` of huggingface_hub, for the names, the index and the greedy filling.
 """
 
@@ -17,7 +17,7 @@ from ema_cli.records.files import FileRole, PlannedFile, SideFile
 from ema_cli.storage.extents import TensorLayout
 
 _MOST_FILES = 99_999
-"""What the names have digits for."""
+"""The names have five digits."""
 
 
 def plan_files(
@@ -28,18 +28,16 @@ def plan_files(
     Args:
         layouts: in the order of the data section.
         metadata: of each file.
-        stem: what the files are called.
-        max_shard_size: bytes of tensors in one file; a larger tensor has a file to itself.
+        stem: the beginning of the file names.
+        max_shard_size: bytes of tensors in one file; a larger tensor gets its own file.
 
     Raises:
-        UsageError: there would be more files than names for them.
+        UsageError: there would be too many files.
 
     """
     shards = _fill(layouts, max_shard_size)
     if len(shards) > _MOST_FILES:
-        message = (
-            f"--max-shard-size {max_shard_size:,} would make {len(shards):,} files; at most {_MOST_FILES:,} can be"
-        )
+        message = f"--max-shard-size {max_shard_size:,} would make {len(shards):,} files, more than {_MOST_FILES:,}"
         raise UsageError(message, hint="--max-shard-size 5GB")
     names = _names(stem, len(shards))
     files: list[PlannedFile] = []
@@ -53,7 +51,7 @@ def plan_files(
 
 
 def _fill(layouts: Sequence[TensorLayout], max_shard_size: int) -> list[list[TensorLayout]]:
-    """Cut the tensors into runs of at most so many bytes, or of one tensor."""
+    """Split the tensors into groups of at most so many bytes, or of one tensor."""
     shards: list[list[TensorLayout]] = [[]]
     filled = 0
     for layout in layouts:

@@ -1,6 +1,6 @@
-"""What an output folder takes over from the folder of the last checkpoint: configuration, tokenizer and the like.
+"""The side files that an output folder gets from the folder of the last checkpoint: configuration, tokenizer etc.
 
-The files are copied as they are, with one exception: where the weights change their type, ``config.json`` says so.
+The files are copied unchanged, with one exception: ``config.json`` gets the new type if the weights change theirs.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ _LARGEST_BYTES = 1_000_000_000
 _LARGEST_CONFIG_BYTES = 1 << 24
 _CONFIG = "config.json"
 _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
-"""How transformers writes the type of the weights, under the older and the newer name."""
+"""The type of the weights as transformers writes it, under the older and the newer key."""
 
 
-def find_companions(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that are carried over from the folder of ``checkpoint``, and why others are not.
+def plan_side_files(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
+    """Return the files that are copied from the folder of ``checkpoint``, and warnings about those that are not.
 
     Args:
         checkpoint: the last one.
-        dtype: the torch name of the type that the weights get, if one was asked for.
+        dtype: the torch name of the new type of the weights; ``None`` if it does not change.
 
     """
     found: list[SideFile] = []
     warnings: list[RunWarning] = []
-    for name in checkpoint.companions:
+    for name in checkpoint.side_files:
         if PurePath(name).name != name or is_weights(name):
-            continue  # a path leads elsewhere; and the weights are our own
-        place = checkpoint.path / name
+            continue  # a path leads out of the folder, and the weights are averaged
+        path = checkpoint.path / name
         try:
-            with open_source(place) as source:
+            with open_source(path) as source:
                 if source.size() > _LARGEST_BYTES:
                     size = f"{human_bytes(source.size())}, more than {human_bytes(_LARGEST_BYTES)}"
-                    raise InputRefused(f"{quoted(str(place))} has {size}")
+                    raise InputRefused(f"{quoted(str(path))} has {size}")
                 content = _with_dtype(source, dtype, warnings) if dtype is not None and name == _CONFIG else None
                 nbytes = source.size() if content is None else len(content)
                 state = source.state
         except (InputRefused, NothingMatched) as refused:
-            warnings.append(_not_carried(refused.message))
+            warnings.append(_not_copied(refused.message))
             continue
-        origin = place if content is None else None
+        origin = path if content is None else None
         found.append(
-            SideFile(name=name, role=FileRole.COMPANION, nbytes=nbytes, content=content, source=origin, state=state)
+            SideFile(name=name, role=FileRole.SIDE_FILE, nbytes=nbytes, content=content, source=origin, state=state)
         )
     return tuple(found), tuple(warnings)
 
 
-def _not_carried(message: str) -> RunWarning:
-    return RunWarning(code="companion-left-out", message=f"not carried over: {message}", hint="copy it by hand")
+def _not_copied(message: str) -> RunWarning:
+    return RunWarning(code="companion-left-out", message=f"not copied: {message}", hint="copy it yourself")
 
 
 def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> bytes | None:
-    """Return a configuration with the new type of the weights, ``None`` where it names none or cannot be read."""
+    """Return a configuration with the new type of the weights, ``None`` if it has none or cannot be read."""
     try:
         if source.size() > _LARGEST_CONFIG_BYTES:
-            raise ValueError("it is too large")
+            raise ValueError("the file is too large")
         text = source.read(0, source.size()).decode("utf-8")
         document = json.loads(text)
         if not isinstance(document, dict):
-            raise TypeError("it is no JSON object")
+            raise TypeError("the file is not a JSON object")
     except (ValueError, TypeError, RecursionError) as error:
-        reason = "it is no JSON" if isinstance(error, RecursionError | json.JSONDecodeError) else str(error)
-        message = f"{quoted(source.name)} is carried over as it is, so it does not say that the weights are {dtype}"
+        reason = "the file is not JSON" if isinstance(error, RecursionError | json.JSONDecodeError) else str(error)
+        message = f"{quoted(source.name)} is copied unchanged and does not say that the weights are {dtype}"
         warnings.append(RunWarning(code="config-not-updated", message=f"{message}: {reason}"))
         return None
     keys = [key for key in ("torch_dtype", "dtype") if isinstance(document.get(key), str)]
@@ -81,7 +81,7 @@ def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> b
 
 
 def _replaced(text: str, key: str, dtype: str) -> str:
-    """Return a JSON text with one value of its outermost object changed, and all else as it was."""
+    """Return a JSON text with one value of its outermost object changed, and nothing else."""
     wanted = {**json.loads(text), key: dtype}
     for candidate in _candidates(text, key, dtype):
         if json.loads(candidate) == wanted:
@@ -90,7 +90,7 @@ def _replaced(text: str, key: str, dtype: str) -> str:
 
 
 def _candidates(text: str, key: str, dtype: str) -> Iterator[str]:
-    """Yield the text with each value of that key changed: an object inside may have one, too."""
+    """Yield the text with each value of that key changed: nested objects may have the key, too."""
     for found in _DTYPE.finditer(text):
         if found.group(1) == key:
             begin, end = found.span(2)

@@ -1,8 +1,8 @@
-"""What becomes of each tensor: averaged or copied, from where, in which type, and at which place of the output."""
+"""The tensors of the output: averaged or copied, from which checkpoint, in which type, at which offset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.formats.safetensors import build_header
@@ -30,13 +30,13 @@ def plan_tensors(
 
     Args:
         checkpoints: in fold order.
-        layout_numbers: of each of them.
+        layout_numbers: which layout each of them has.
         matched: the tensors of each layout.
-        kept_for: the name that is written, for each tied one that is not.
+        kept_for: the name that is written, by each tied name that is not.
         options: ``buffers`` and ``dtype`` decide.
 
     Raises:
-        InputRefused: a tensor is of a type that is nothing but a scale.
+        InputRefused: a tensor is of a type that is only used for scales.
 
     """
     last = len(checkpoints) - 1
@@ -91,7 +91,7 @@ def _is_from_first(name: str, first: Chosen, options: Options) -> bool:
 
 
 def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Options) -> str:
-    """Return why a tensor is copied, in words; empty if it is averaged."""
+    """Return why a tensor is copied, for people; empty if it is averaged."""
     if not layout.dtype.averaged:
         return _NO_FLOATS
     if options.buffers != "average" and is_batch_norm_statistic(name):
@@ -100,23 +100,7 @@ def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Opti
 
 
 def _output_dtype(dtype: DType, why_copied: str, options: Options) -> DType:
-    """The type asked for, where there is something to round: copied and complex tensors keep their own."""
+    """Return the requested type; copied and complex tensors keep their own."""
     if options.dtype == "same" or why_copied or dtype.kind is Kind.COMPLEX:
         return dtype
     return BY_TORCH_NAME[options.dtype]
-
-
-def count_read_bytes(
-    tensors: Iterable[PlannedTensor],
-    checkpoints: Sequence[Checkpoint],
-    layout_numbers: Sequence[int],
-    used: Sequence[int],
-) -> int:
-    """Return how many bytes of tensors are read for the averages."""
-    total = 0
-    for tensor in tensors:
-        readers = used if tensor.action is Action.AVERAGED else [tensor.copied_from]
-        for i in readers:
-            layout = checkpoints[i].index.layouts[tensor.positions[layout_numbers[i]]]
-            total += layout.nbytes
-    return total

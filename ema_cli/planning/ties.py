@@ -1,8 +1,8 @@
-"""Tied tensors of which one name is written: which name is kept, and which ties may be dropped.
+"""``--tied drop``: which name of tied tensors is written, and which names may be dropped.
 
-The choice is that of ``save_model`` in ``safetensors.torch``: the first name in alphabetical order, and the metadata
-tell for each dropped name the one that stands for it. The ties of the last checkpoint decide. A tie that another
-checkpoint does not have joins averages that differ, so both names are written.
+The choice is that of ``save_model`` in ``safetensors.torch``: the first name in alphabetical order is written, and the
+metadata map each dropped name to it. The ties of the last checkpoint decide. If another checkpoint does not have a tie,
+the averages of the two names differ, so both are written.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ema_cli.records.series import Checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DroppedTies:
-    """What becomes of the ties of the last checkpoint."""
+    """The ties of the last checkpoint: dropped names, and names that are written in spite of their tie."""
 
     kept_for: Mapping[str, str]
-    """The name that is written, for each that is not."""
+    """The name that is written, by each name that is not."""
     apart: tuple[str, ...] = ()
-    """Names that are written although they are tied in the last checkpoint."""
+    """Names that are tied in the last checkpoint, and written nevertheless."""
 
 
 def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> DroppedTies:
     """Return which names need not be written.
 
     Args:
-        checkpoints: those that take part, the last one at the end.
-        tensors: that are wanted of each of them.
+        checkpoints: those that are read, in fold order.
+        tensors: the selected tensors of each of them.
 
     """
     ties = [checkpoint.ties for checkpoint in checkpoints]
@@ -50,7 +50,7 @@ def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> D
 
 
 def _groups(ties: Mapping[str, str], tensors: Chosen) -> list[list[str]]:
-    """Return the names of each tensor that has several."""
+    """Return the names of each tensor that has several names."""
     groups: dict[str, list[str]] = {}
     for name, first in ties.items():
         groups.setdefault(first, [first]).append(name)
@@ -59,15 +59,15 @@ def _groups(ties: Mapping[str, str], tensors: Chosen) -> list[list[str]]:
 
 
 def _may_be_dropped(name: str, kept: str, ties: Sequence[Mapping[str, str]], tensors: Sequence[Chosen]) -> bool:
-    """Whether the two are one tensor in every checkpoint that has both, and are treated alike."""
+    """Whether the two names are one tensor in every checkpoint that has both, and are averaged alike."""
     if is_batch_norm_statistic(name) != is_batch_norm_statistic(kept):
         return False
-    both = [of_one for of_one, known in zip(ties, tensors, strict=True) if name in known and kept in known]
-    return all(of_one.get(name, name) == of_one.get(kept, kept) for of_one in both)
+    both = [known_ties for known_ties, known in zip(ties, tensors, strict=True) if name in known and kept in known]
+    return all(known_ties.get(name, name) == known_ties.get(kept, kept) for known_ties in both)
 
 
 def _recorded(last: Checkpoint, tensors: Chosen) -> dict[str, str]:
-    """Return the names that were dropped when the last checkpoint was saved, as its metadata tell."""
+    """Return the names that were dropped when the last checkpoint was saved, from its metadata."""
     return {
         name: kept
         for name, kept in last.metadata.items()

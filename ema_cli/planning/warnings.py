@@ -1,4 +1,4 @@
-"""What the user should know about a plan before trusting the average: warnings, each with its way out."""
+"""Warnings about a plan, to read before trusting the average; each with a hint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ema_cli.weights.share_warnings import warn_about
 from ema_cli.weights.timeline import Timeline
 
 
-def find_caveats(
+def warn_of_plan(
     weightings: Sequence[Weighting], timeline: Timeline, tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
 ) -> Iterator[RunWarning]:
-    """Yield the warnings about a plan.
+    """Yield the warnings about the shares and the tensors of a plan.
 
     Args:
         weightings: one per average.
-        timeline: where the checkpoints stand in training.
+        timeline: the steps of the checkpoints.
         tensors: of the output.
         chosen: the tensors of each distinct layout of the checkpoints.
 
@@ -38,57 +38,57 @@ def find_caveats(
     yield from _warnings_about_dtypes(chosen, {tensor.name for tensor in tensors})
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     if not averaged:
-        yield RunWarning(code="nothing-averaged", message="no tensor holds floating-point numbers: all are copied")
+        yield RunWarning(code="nothing-averaged", message="no tensor has floating-point numbers: all are copied")
 
 
-def tell_choices(checkpoints: Sequence[Checkpoint]) -> Iterator[RunWarning]:
-    """Yield what the readers say of the choice of weights; what they say of several checkpoints once."""
+def warn_of_chosen_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[RunWarning]:
+    """Yield the warnings of the readers about the choice of weights, each once for all checkpoints."""
     found: dict[str, list[str]] = {}
     for checkpoint in checkpoints:
-        for note in checkpoint.notes:
-            found.setdefault(note, []).append(quoted(checkpoint.path.name))
-    for note, names in found.items():
+        for text in checkpoint.warnings:
+            found.setdefault(text, []).append(quoted(checkpoint.path.name))
+    for text, names in found.items():
         others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        yield RunWarning(code="weights-chosen", message=f"{names[-1]}{others}: {note}")
+        yield RunWarning(code="weights-chosen", message=f"{names[-1]}{others}: {text}")
 
 
-def tell_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWarning]:
-    """Yield what is written although, or left out because, not every checkpoint has it in the same way."""
+def warn_of_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWarning]:
+    """Yield warnings about tensors, or ties, that not every checkpoint has."""
     if matched.lacking:
         names = sorted(map(quoted, matched.lacking))
         yield RunWarning(
             code="missing-copied",
-            message=f"{plural(len(names), 'tensor')} copied from the last checkpoint, as others have "
-            f"{'it' if len(names) == 1 else 'them'} not: {shortlist(names)}",
+            message=f"{plural(len(names), 'tensor')} copied from the last checkpoint, because other checkpoints lack "
+            f"{'it' if len(names) == 1 else 'them'}: {shortlist(names)}",
         )
-    if matched.left_out:
-        names = sorted(map(quoted, matched.left_out))
+    if matched.dropped:
+        names = sorted(map(quoted, matched.dropped))
         yield RunWarning(
             code="missing-left-out",
-            message=f"{plural(len(names), 'tensor')} left out, as the last checkpoint has "
-            f"{'it' if len(names) == 1 else 'them'} not: {shortlist(names)}",
+            message=f"{plural(len(names), 'tensor')} dropped, because the last checkpoint lacks "
+            f"{'it' if len(names) == 1 else 'them'}: {shortlist(names)}",
         )
     if dropped.apart:
         names = sorted(map(quoted, dropped.apart))
         yield RunWarning(
             code="tied-kept",
-            message=f"{plural(len(names), 'tensor')} written in spite of --tied drop, as the last checkpoint's tie is "
-            f"not in all others: {shortlist(names)}",
-            hint="average from the checkpoint on where the tie begins, with --from",
+            message=f"{plural(len(names), 'tensor')} written in spite of --tied drop, because not all checkpoints have "
+            f"the tie: {shortlist(names)}",
+            hint="use --from to begin with the checkpoint where the tie begins",
         )
 
 
 def _warnings_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[RunWarning]:
-    """Yield each kind of warning once: in full for the first average that it holds for, the others by name."""
+    """Yield each kind of warning once: in full for the first average concerned, the others by name."""
     by_code: dict[str, list[tuple[str, RunWarning]]] = {}
     for weighting in weightings:
         for warning in warn_about(weighting, timeline):
             by_code.setdefault(warning.code, []).append((weighting.method.label, warning))
     for found in by_code.values():
         label, warning = found[0]
-        whose = f"{label}: " if len(weightings) > 1 else ""
-        others = f"; so it is with {shortlist(other for other, _ in found[1:])}" if len(found) > 1 else ""
-        yield replace(warning, message=f"{whose}{warning.message}{others}")
+        average = f"{label}: " if len(weightings) > 1 else ""
+        others = f"; also {shortlist(other for other, _ in found[1:])}" if len(found) > 1 else ""
+        yield replace(warning, message=f"{average}{warning.message}{others}")
 
 
 def _warnings_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[RunWarning]:
@@ -98,16 +98,16 @@ def _warnings_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[RunWar
             code="batchnorm-averaged",
             message=(
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
-                f"({shortlist(statistics, most=2)}): they describe the checkpoints' activations, not the average's"
+                f"({shortlist(statistics, most=2)}): they fit the activations of the checkpoints, not of the average"
             ),
-            hint="recompute them on training data (torch.optim.swa_utils.update_bn), or keep --buffers last",
+            hint="recompute them on training data (torch.optim.swa_utils.update_bn), or use --buffers last",
         )
     small = _named(tensors, lambda t: t.action is Action.AVERAGED and t.dtype.itemsize == 1)
     if small:
         yield RunWarning(
             code="float8-averaged",
             message=f"float8 tensors are averaged and rounded to float8 again ({shortlist(small, most=2)})",
-            hint="--dtype bfloat16 keeps more; codes of a quantized model must not be averaged at all",
+            hint="--dtype bfloat16 is more precise; codes of a quantized model must not be averaged",
         )
 
 
@@ -124,8 +124,8 @@ def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -
     if names:
         yield RunWarning(
             code="dtypes-differ",
-            message=f"{plural(len(names), 'tensor')} of several types ({shortlist(names, most=2)})",
-            hint="each is folded exactly as it is; the output has the type of the last checkpoint, or --dtype",
+            message=f"{plural(len(names), 'tensor')} with types that differ between checkpoints ({shortlist(names, most=2)})",
+            hint="the values are averaged exactly; the output has the type of the last checkpoint, or --dtype",
         )
 
 
@@ -133,8 +133,8 @@ def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWar
     """Return a warning if the averaged tensors of some checkpoints are the same.
 
     Args:
-        plan: what was folded.
-        contents: the digest of what each checkpoint holds, by its position.
+        plan: what was averaged.
+        contents: the digest of the averaged tensors of each checkpoint, by its position.
 
     """
     same: dict[str, list[str]] = defaultdict(list)
@@ -144,7 +144,7 @@ def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWar
     if not groups:
         return []
     copies = sum(len(names) - 1 for names in groups)
-    message = f"{shortlist(' = '.join(names) for names in groups)}: the same weights, so "
-    message += f"{plural(copies, 'checkpoint')} counted again"
-    hint = "leave the copies out; it is fine if the weights did not change between the steps"
+    message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, so "
+    message += f"{plural(copies, 'checkpoint')} counted twice"
+    hint = "leave out the copies, unless the weights really did not change between the steps"
     return [RunWarning(code="same-weights", message=message, hint=hint)]

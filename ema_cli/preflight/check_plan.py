@@ -1,12 +1,82 @@
-"""``--strict``: a warning fails the run."""
+"""May this plan be carried out? One answer for the run, ``plan``, ``--dry-run`` and ``batch --dry-run``.
+
+The checks, in this order: no output is an input; the device exists; every output and report can be put where it
+belongs; whatever already exists there is up to date or may be overwritten. A run raises the first obstacle; a dry run
+shows all of them as warnings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
-from ema_cli.errors import RunWarning, StrictWarnings
+from ema_cli.discovery.checkpoints import Found
+from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
+from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
-from ema_cli.text import plural
+from ema_cli.preflight.destinations import check_destinations, refuse_inputs_as_outputs
+from ema_cli.preflight.up_to_date import find_up_to_date
+from ema_cli.records.plan import Plan
+from ema_cli.report.model import Report
+from ema_cli.text import plural, quoted
+from ema_cli.write.lock import output_lock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """Whether a plan can be carried out."""
+
+    warnings: tuple[RunWarning, ...]
+    """Of the plan, and of the places of its outputs."""
+    obstacles: Mapping[str, EmaAvgError]
+    """What would make a run fail, by the code of the warning that a dry run shows, in the order of the checks."""
+    up_to_date: Report | None
+    """The report of the existing outputs, if they are what the plan would write."""
+
+    def dry_run_warnings(self) -> tuple[RunWarning, ...]:
+        """Return the warnings, with each obstacle as a warning."""
+        obstacles = (
+            RunWarning(code=code, message=error.message, hint=error.hint) for code, error in self.obstacles.items()
+        )
+        return (*self.warnings, *obstacles)
+
+
+def preflight(found: Found, plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
+    """Check whether ``plan`` can be carried out; a plan without an output needs nothing but its device.
+
+    Args:
+        found: the checkpoints, those that are not averaged included.
+        plan: what would be done.
+        options: what was asked for.
+        locks: in a run, receives the locks of the local outputs before what exists there is looked at, as another run
+            may be writing it; ``None`` in a dry run, which locks nothing.
+
+    Raises:
+        UsageError: the options contradict what was found: an output is an input, two files have one name.
+        NothingNew: a previous average would be continued without new checkpoints, and is not what was asked for.
+        OutputLocked: another run is writing an output; only with ``locks``.
+
+    """
+    obstacles: dict[str, EmaAvgError] = {}
+    unlocked: list[RunWarning] = []
+    up_to_date = None
+    if options.output is not None:
+        refuse_inputs_as_outputs(found, plan, options)
+    try:
+        _check_device(resolve_device(options.device))
+    except UsageError as error:
+        obstacles["no-device"] = error
+    if options.output is not None:
+        try:
+            check_destinations(plan, options)
+            if locks is not None and not obstacles:
+                unlocked = _lock_outputs(plan, options, locks)
+            up_to_date = find_up_to_date(plan, options)
+        except OutputError as error:
+            obstacles["output-in-the-way"] = error
+    return Preflight(warnings=(*plan.warnings, *unlocked), obstacles=obstacles, up_to_date=up_to_date)
 
 
 def fail_if_strict(warnings: Sequence[RunWarning], options: Options) -> None:
@@ -19,3 +89,24 @@ def fail_if_strict(warnings: Sequence[RunWarning], options: Options) -> None:
     if options.strict and warnings:
         codes = ", ".join(warning.code for warning in warnings)
         raise StrictWarnings(f"{plural(len(warnings), 'warning')} under --strict, so nothing was written: {codes}")
+
+
+def _check_device(device: str) -> None:
+    if device != "cpu":
+        from ema_cli.fold.cuda import find_device  # noqa: PLC0415 - torch takes seconds to import
+
+        find_device(device)
+
+
+def _lock_outputs(plan: Plan, options: Options, locks: ExitStack) -> list[RunWarning]:
+    """Lock the outputs on disks; warn about those on file systems without locks. Stores have no locks."""
+    paths = [output.path for output in plan.outputs if isinstance(output.path, Path)]
+    return [
+        RunWarning(
+            code="no-locks",
+            message=f"{quoted(str(path))} is on a file system without locks: ema-avg cannot tell whether another run "
+            "is writing it",
+        )
+        for path in paths
+        if not locks.enter_context(output_lock(path, resume=options.resume))
+    ]

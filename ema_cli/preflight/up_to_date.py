@@ -1,4 +1,4 @@
-"""Is an output already there? Its files must begin with the planned headers, its report name the same inputs."""
+"""Does an output already exist? Its files must begin with the planned headers, its report list the same inputs."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.temp_names import holds_something
 
-
-def find_earlier(plan: Plan, options: Options) -> Report | None:
-    """Return the report of an earlier run that left what the plan would make; see the two cases below."""
-    return _find_unchanged(plan, options) if plan.series.nothing_new else find_up_to_date(plan, options)
+_NO_REPORT = "without a readable report beside it"
 
 
 def find_up_to_date(plan: Plan, options: Options) -> Report | None:
-    """Return the report of an earlier run that wrote exactly these outputs from these inputs, if there was one.
+    """Return the report of the existing outputs if they are exactly what the plan would write, else ``None``.
 
     Raises:
         OutputError: an output exists, is not up to date, and ``--force`` was not given.
+        NothingNew: nothing new would be averaged, and the previous average is not what the options ask for.
 
     """
-    found = [_look(output, plan, options) for output in plan.outputs]
-    reports = [report for report in found if isinstance(report, Report)]
+    if plan.series.nothing_new:
+        return _find_previous(plan, options)
     if options.force:
         return None
+    found = [_examine(output, plan, options) for output in plan.outputs]
+    reports = [report for report in found if isinstance(report, Report)]
     if len(reports) == len(found):
         return together(reports)
     in_the_way = [
-        f"{quoted(str(output.path))} exists: {reason}"
+        f"{quoted(str(output.path))} already exists, {reason}"
         for output, reason in zip(plan.outputs, found, strict=True)
         if isinstance(reason, str) and _is_in_the_way(output)
     ]
@@ -49,61 +49,56 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     return None
 
 
-def _find_unchanged(plan: Plan, options: Options) -> Report:
-    """Return the report of an average that would be gone on from into itself, and has all checkpoints already.
+def _find_previous(plan: Plan, options: Options) -> Report:
+    """Return the report of a previous average that would be continued into itself and contains all checkpoints.
 
     Raises:
-        NothingNew: the options ask for something else than what is there, and there is nothing to make it from.
+        NothingNew: the options ask for something else, and there are no checkpoints to make it from.
 
     """
     (output,) = plan.outputs
     report = read_report(output.path)
-    reason = "there is no report beside it that says what it is"
+    reason = _NO_REPORT
     if report is not None and report.inputs and len(report.averages) == 1:
-        reason = _changed(output, report, options)
+        reason = _difference(output, report, options)
         if not reason:
-            return _at(output, report)
+            return _with_current_path(output, report)
     raise NothingNew(
-        f"nothing is new, and {quoted(str(output.path))} cannot be made again: {reason}",
+        f"there are no new checkpoints, and {quoted(str(output.path))} cannot be made again ({reason})",
         hint="average all checkpoints at once, without --continue-from",
     )
 
 
-def _look(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
-    """Return the report of an output that is up to date, or why it is not."""
+def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | str:
+    """Return the report of an output that is up to date, or how it differs from the plan."""
     report = read_report(output.path)
     if report is None:
-        return "there is no report beside it that says what it is"
-    if [average.weights for average in report.averages] != [output.weighting.weights]:
-        return "its report tells of another average"
-    known = [one.fingerprint for one in report.inputs]
-    touched = [c.path for c, then in zip(plan.checkpoints, known, strict=False) if c.fingerprint != then]
-    if len(known) != len(plan.checkpoints):
-        return "its report tells of other checkpoints"
-    if touched:
-        return f"since then {quoted(str(touched[0]))} was changed or touched"
-    return _changed(output, report, options) or _at(output, report)
+        return _NO_REPORT
+    fingerprints = [known.fingerprint for known in report.inputs]
+    weights = [average.weights for average in report.averages]
+    if weights != [output.weighting.weights] or len(fingerprints) != len(plan.checkpoints):
+        return "made with other inputs or settings"
+    for checkpoint, fingerprint in zip(plan.checkpoints, fingerprints, strict=True):
+        if checkpoint.fingerprint != fingerprint:
+            return f"made before {quoted(str(checkpoint.path))} was changed or touched"
+    return _difference(output, report, options) or _with_current_path(output, report)
 
 
-def _changed(output: PlannedOutput, report: Report, options: Options) -> str:
-    """Return why an output is not what its report and the plan say; empty if it is."""
+def _difference(output: PlannedOutput, report: Report, options: Options) -> str:
+    """Return how an output differs from its report and from the plan; empty if it does not."""
     if options.sha256 and not all(known.sha256 for known in report.inputs):
-        return "its report has no digests of the inputs, which --sha256 asks for"
+        return "made without --sha256"
     if options.geometry == "full" and (report.geometry is None or report.geometry.sampled_fraction < 1):
-        return "its report has no exact distances, which --geometry full asks for"
-    if not all(_has_header(_place(output, file), file) for file in output.files):
-        return "it was made with other options, or by another version"
+        return "made without --geometry full"
+    if not all(_has_header(output.path / file.name if output.folder else output.path, file) for file in output.files):
+        return "made with other options or by another version"
     if isinstance(output.path, Path) and not _is_as_written(output, report.averages[0].output):
-        return "it was changed after it was written"
+        return "changed after it was written"
     return ""
 
 
-def _place(output: PlannedOutput, file: PlannedFile) -> Location:
-    return output.path / file.name if output.folder else output.path
-
-
 def _is_in_the_way(output: PlannedOutput) -> bool:
-    """Whether something stands where an output is to be; an empty folder makes way for one."""
+    """Whether something exists at the path of an output; an empty folder may be replaced."""
     if isinstance(output.path, Url) or not output.folder:
         return exists(output.path)
     try:
@@ -112,15 +107,15 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
         return True
 
 
-def _at(output: PlannedOutput, report: Report) -> Report:
-    """Return the report with the path that the output has now."""
+def _with_current_path(output: PlannedOutput, report: Report) -> Report:
+    """Return the report with the current path of the output."""
     (average,) = report.averages
     here = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
     return dataclasses.replace(report, averages=(here,))
 
 
 def _has_header(path: Location, planned: PlannedFile) -> bool:
-    """Whether a file begins as planned and has the size; an object in a store is changed as a whole, or not at all."""
+    """Whether a file has the planned header and size; an object in a store is only ever replaced as a whole."""
     try:
         with open_source(path) as source:
             return source.size() == planned.nbytes and source.read(0, len(planned.header)) == planned.header
@@ -129,7 +124,7 @@ def _has_header(path: Location, planned: PlannedFile) -> bool:
 
 
 def _is_as_written(output: PlannedOutput, written: Output) -> bool:
-    """Whether the files of an output are those of its report, and of the plan, and are as they were written."""
+    """Whether the files of an output are those of its report and of the plan, and unchanged."""
     if not output.folder:
         return _is_untouched(output.local, written)
     known = {file.name: file for file in written.files}
@@ -146,7 +141,7 @@ def _is_as_written(output: PlannedOutput, written: Output) -> bool:
 
 
 def _is_untouched(path: Path, written: Output | File) -> bool:
-    """Whether a file was not touched since it was written or, if it was, still has the digest of its report."""
+    """Whether a file still has the time or, if not, the digest in its report."""
     try:
         if path.stat().st_mtime_ns == written.modified_ns:
             return True

@@ -1,4 +1,4 @@
-"""The files of an output: as they are planned, and as they were written. One, or several in a folder."""
+"""The files of an output, planned and written: one file, or several in a folder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ema_cli.storage.locations import Location
 
 
 class FileRole(StrEnum):
-    """What a file is in an output."""
+    """The role of a file in an output."""
 
     WEIGHTS = "weights"
     INDEX = "index"
-    """Says which file holds which tensor."""
-    COMPANION = "companion"
-    """Configuration, tokenizer and the like, carried over from the last checkpoint."""
+    """Maps each tensor to its file."""
+    SIDE_FILE = "companion"
+    """Configuration, tokenizer and the like, copied from the last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """A safetensors file: a run of the output's data section behind a header of its own."""
+    """A safetensors file: its own header, then a part of the output's data section."""
 
     name: str
     header: bytes
     begin: int
-    """The byte of the output's data section that its own begins with."""
+    """Where its part begins in the output's data section, in bytes."""
     data_bytes: int
 
     @property
@@ -43,16 +43,16 @@ class SideFile:
     role: FileRole
     nbytes: int
     content: bytes | None = None
-    """What stands in it; ``None`` where it is copied."""
+    """Its content; ``None`` if it is copied from ``source``."""
     source: Location | None = None
-    """What it is a copy of."""
+    """The file that it is a copy of."""
     state: object = None
-    """Of that, when it was planned: a copy is made of the same bytes only."""
+    """State of ``source`` when the copy was planned: if it changes, the copy is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenFile:
-    """A file that was written, and read back."""
+    """A file that was written and read back."""
 
     name: str
     role: FileRole
@@ -64,15 +64,15 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What was written of an output."""
+    """The written files of an output."""
 
     files: tuple[WrittenFile, ...]
     folder: bool = False
 
     @property
     def sha256(self) -> str:
-        """Digest of the weights: of one file its own, else that of what ``sha256sum`` prints for them and the index."""
-        return digest_of_all({one.name: one.sha256 for one in self.files if one.role is not FileRole.COMPANION})
+        """Digest of the weights: that of a single file, else that of the ``sha256sum`` lines of weights and index."""
+        return digest_of_all({one.name: one.sha256 for one in self.files if one.role is not FileRole.SIDE_FILE})
 
     @property
     def modified_ns(self) -> int:
@@ -81,5 +81,5 @@ class Written:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of an output folder is part of the weights, by its name: tensors, or the index of them."""
+    """Whether a file of an output folder is part of the weights, by its name: tensors or their index."""
     return name.endswith((".safetensors", ".safetensors.index.json"))

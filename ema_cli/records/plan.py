@@ -1,7 +1,8 @@
-"""What will be read, folded, written and copied: the plan of a run, and the weights in it."""
+"""The plan of a run: what will be read, averaged, copied and written."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +11,12 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.records.files import FileRole, PlannedFile, SideFile
 from ema_cli.records.series import Checkpoint, Series
+from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.storage.locations import Location
 from ema_cli.weights.methods import Weighting
 
 ROW_ELEMENTS = 1024
-"""Numbers that are summed in one go for the statistics of a tensor; every block begins with such a row."""
+"""Elements that are summed at a time for the statistics of a tensor; every block begins at a multiple of it."""
 
 
 class Action(StrEnum):
@@ -32,20 +34,20 @@ class PlannedTensor:
     shape: tuple[int, ...]
     elements: int
     dtype: DType
-    """Of the output."""
+    """Element type in the output."""
     action: Action
     positions: tuple[int, ...]
-    """Where the tensor stands in each distinct layout; see ``Plan.layout_numbers``. -1 where one has it not."""
+    """Position of the tensor in each distinct layout, -1 in layouts without it; see ``Plan.extent``."""
     copied_from: int
-    """The checkpoint that a copied tensor is taken from."""
+    """Position of the checkpoint that a copied tensor is read from."""
     offset: int
     """Byte offset in the data section of the output."""
     tied_to: str | None
     """An earlier tensor with the same bytes in the last checkpoint."""
     why_copied: str = ""
-    """In words; empty for an averaged tensor."""
+    """For people; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
-    """Names that are tied to it and not written."""
+    """Tied names that are not written."""
 
     @property
     def nbytes(self) -> int:
@@ -55,19 +57,19 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedOutput:
-    """One average and the file, or the folder, that it is written to."""
+    """One average and the file or folder that it is written to."""
 
     weighting: Weighting
     path: Location
     files: tuple[PlannedFile, ...]
-    """The safetensors files, in the order of the data section; one, unless it is a folder."""
+    """The safetensors files, in the order of the data section: one, unless the output is a folder."""
     folder: bool = False
     beside: tuple[SideFile, ...] = ()
-    """What else goes into the folder: the index of the shards, and what is carried over from the last checkpoint."""
+    """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
 
     @property
     def local(self) -> Path:
-        """The path of an output on a disk, for what only a disk has.
+        """The path of an output on a disk.
 
         Raises:
             TypeError: it is in a store.
@@ -80,40 +82,39 @@ class PlannedOutput:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights and their index."""
-        sides = sum(one.nbytes for one in self.beside if one.role is FileRole.INDEX)
-        return sum(one.nbytes for one in self.files) + sides
+        index = sum(file.nbytes for file in self.beside if file.role is FileRole.INDEX)
+        return sum(file.nbytes for file in self.files) + index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """How the fold is cut up: memory = ``threads`` x the buffers of one block."""
+    """The buffers of the fold: memory = ``threads`` x the buffers of one block."""
 
     threads: int
     block_elements: int
     bytes_per_element: int
-    """Of all buffers of one thread together."""
+    """Of all buffers of one thread."""
 
     @property
     def total_bytes(self) -> int:
-        """Memory that the fold takes, whatever the model."""
+        """Memory of the fold, independent of the model."""
         return self.threads * self.block_elements * self.bytes_per_element
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that will be read, written and copied. Made without reading tensor data."""
+    """Everything that will be read, averaged, copied and written. Made without reading tensor data."""
 
     series: Series
     outputs: tuple[PlannedOutput, ...]
     tensors: tuple[PlannedTensor, ...]
     """In the order of the output's data section."""
     layout_numbers: tuple[int, ...]
-    """The number of the layout that each checkpoint has, in fold order: usually all 0."""
+    """Which of the distinct layouts each checkpoint has, in fold order: usually all 0; see ``Plan.extent``."""
     used: tuple[int, ...]
-    """The checkpoints that averaged tensors are read from: those with a share, and the last, to compare with."""
+    """Positions of the checkpoints that averaged tensors are read from: those with a share, and the last to compare."""
     data_bytes: int
     """Size of the data section of each output."""
-    read_bytes: int
     buffers: Buffers
     warnings: tuple[RunWarning, ...]
 
@@ -121,6 +122,26 @@ class Plan:
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The checkpoints in fold order."""
         return tuple(member.checkpoint for member in self.series.members)
+
+    def readers(self, tensor: PlannedTensor) -> Sequence[int]:
+        """Return the positions of the checkpoints that ``tensor`` is read from."""
+        return self.used if tensor.action is Action.AVERAGED else (tensor.copied_from,)
+
+    def extent(self, tensor: PlannedTensor, i: int) -> Located:
+        """Return where the elements of ``tensor`` are in checkpoint ``i``, one of its ``readers``."""
+        return self.series.members[i].checkpoint.index.extent(self._position(tensor, i))
+
+    def layout(self, tensor: PlannedTensor, i: int) -> TensorLayout:
+        """Return the layout of ``tensor`` in checkpoint ``i``, one of its ``readers``."""
+        return self.series.members[i].checkpoint.index.layouts[self._position(tensor, i)]
+
+    def _position(self, tensor: PlannedTensor, i: int) -> int:
+        return tensor.positions[self.layout_numbers[i]]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of tensors that are read."""
+        return sum(self.layout(tensor, i).nbytes for tensor in self.tensors for i in self.readers(tensor))
 
     @property
     def write_bytes(self) -> int:

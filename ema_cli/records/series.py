@@ -1,8 +1,8 @@
-"""The records that travel through the program: the legend of the data flow. Frozen, and free of I/O.
+"""The records of a series: checkpoints, their order, and a previous average that is continued. Frozen, no I/O.
 
-    Checkpoint -> (ordered) -> Weighting -> Plan -> (folded) -> findings -> Report
+    Checkpoint -> OrderedCheckpoint -> Series -> Weighting -> Plan -> FoldOutcome -> Report
 
-What a fold finds is in ``ema_cli.records.fold_results``; the report's own records are in ``ema_cli.report.model``.
+The results of a fold are in ``ema_cli.records.fold_results``, the records of the report in ``ema_cli.report.model``.
 """
 
 from __future__ import annotations
@@ -30,102 +30,102 @@ class FoundStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """An input that was found and not used."""
+class Skipped:
+    """An input that was found and is not used."""
 
     path: Location
     reason: str
-    ours: bool = False
-    """It is an earlier output of this program."""
+    made_by_us: bool = False
+    """It is an output of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint whose structure was read. Its tensor data was not."""
+    """A checkpoint whose structure was read, but not its tensor data."""
 
     path: Location
     format: str
-    """In words, such as ``safetensors`` or ``torch zip``."""
+    """For people: ``safetensors``, ``torch zip`` and the like."""
     index: TensorIndex
     key: str
-    """Where the weights lie in a nested checkpoint; empty for the top level."""
+    """Dotted path to the weights in a nested checkpoint; empty for the top level."""
     stripped: tuple[str, ...]
-    """Prefixes that were taken off the names of the tensors."""
+    """Prefixes that were stripped from the names of the tensors."""
     steps: tuple[FoundStep, ...]
-    """Steps that stand inside the file, best first."""
+    """Steps stored inside the file, best first."""
     fingerprint: str
     """Size, modification time and a hash of the structure bytes."""
     metadata: dict[str, str]
     """Metadata of a safetensors file."""
     ignored: tuple[str, ...]
-    """What else the file holds."""
-    notes: tuple[str, ...]
-    """What the user should know about the choice of weights."""
-    companions: tuple[str, ...] = ()
-    """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
+    """Everything else in the file."""
+    warnings: tuple[str, ...]
+    """Messages about the choice of weights that the user should read."""
+    side_files: tuple[str, ...] = ()
+    """Files of a checkpoint folder that belong to the model, not to the training: configuration, tokenizer."""
     stem: str = "model"
-    """What a folder calls its weights, without suffix."""
+    """File name of the weights in a folder, without suffix."""
     unreadable: tuple[tuple[str, str], ...] = ()
-    """Tensors of the model that have no plain numbers, by name, each with the reason; refused only if wanted."""
+    """Tensors that have no plain numbers: name and reason; refused only if they are wanted."""
     quantized: str = ""
-    """How a configuration beside the weights says that they are quantized; empty if it does not."""
+    """Why a configuration beside the weights means that they are quantized; empty if it does not."""
 
     @property
     def ties(self) -> dict[str, str]:
-        """Names whose bytes are those of an earlier name, worked out when asked for."""
+        """``{name: first name}`` of tensors with the same bytes, computed on demand."""
         return self.index.ties()
 
     @property
     def made_by_us(self) -> bool:
-        """Whether the file is an earlier output of this program."""
+        """Whether the file is an output of this program."""
         return "ema_avg.version" in self.metadata
 
 
 class Role(StrEnum):
-    """What a member of a series is to the average."""
+    """The role of a member of a series."""
 
     CHECKPOINT = "checkpoint"
     AVERAGE = "average"
-    """An earlier output that the average goes on from."""
-    AGAIN = "again"
-    """The last checkpoint inside that output, where the line to the next one begins."""
+    """The previous average, which is continued."""
+    PREVIOUS_LAST = "again"
+    """The last checkpoint inside the previous average, read again because the line to the next one begins there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedCheckpoint:
-    """A checkpoint in its place of the series."""
+    """A checkpoint with its step in the series."""
 
     checkpoint: Checkpoint
     step: FoundStep | None
-    """The step that the whole series is described by; ``None`` if it has none."""
+    """From the one source of steps of the whole series; ``None`` if there is none."""
     weight: float | None = None
-    """Given by hand."""
+    """Given by the user."""
     role: Role = Role.CHECKPOINT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
-    """A checkpoint inside an average: what the output's metadata say of it."""
+    """A checkpoint inside an average, as the output's metadata list it."""
 
     name: str
-    """The end of its path, without the suffix, as long as it takes to tell it from the others."""
+    """The end of its path without suffix, long enough to be unique."""
     step: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """How an average goes on from an earlier output A: ``scale A + again theta_M + ...``, M checkpoints in A."""
+    """How a previous average A of M checkpoints is continued: ``scale A + last_factor theta_M + ...``."""
 
     path: Location
     method: Method
     folded: tuple[Folded, ...]
-    """The M checkpoints inside the earlier output, in fold order."""
+    """The M checkpoints inside the previous average, in fold order."""
     scale: float
     """The factor of A."""
-    again: float
-    """What its last checkpoint gets besides; 0 where a method does not look back."""
+    last_factor: float
+    """The additional factor of its last checkpoint; 0 for methods that do not need it."""
     lacking: frozenset[str] = frozenset()
-    """Tensors that were copied into the earlier output, as not every checkpoint inside has them."""
+    """Tensors that were copied into the previous average, because some checkpoint inside lacks them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,16 +134,16 @@ class Series:
 
     members: tuple[OrderedCheckpoint, ...]
     reason: str
-    """Why they are in this order, in words."""
+    """Why they are in this order, for people."""
     unit: str
-    """Of the steps: ``step``, ``epoch``, ``token`` or ``sample``."""
-    left_out: tuple[LeftOut, ...]
+    """Unit of the steps: ``step``, ``epoch``, ``token`` or ``sample``."""
+    skipped: tuple[Skipped, ...]
     warnings: tuple[RunWarning, ...]
     continuation: Continuation | None = None
 
     @property
     def folded(self) -> tuple[Folded, ...]:
-        """All checkpoints of the average, those inside an earlier output included."""
+        """All checkpoints of the average, including those inside a previous one."""
         fresh = [member for member in self.members if member.role is Role.CHECKPOINT]
         inside = self.continuation.folded if self.continuation else ()
         names = distinct_names(
@@ -154,11 +154,11 @@ class Series:
 
     @property
     def nothing_new(self) -> bool:
-        """Whether there is nothing but an earlier average."""
+        """Whether the previous average is the only member."""
         return all(member.role is Role.AVERAGE for member in self.members)
 
     @property
     def timeline(self) -> Timeline:
-        """Where the checkpoints of the average stand in training."""
+        """The steps of the checkpoints of the average."""
         weights = [member.weight for member in self.members if member.weight is not None]
         return Timeline.of([one.step for one in self.folded], self.unit, weights)

@@ -29,11 +29,11 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
                 "key": member.checkpoint.key,
                 "role": str(member.role),
                 "ignored": member.checkpoint.ignored,
-                "notes": member.checkpoint.notes,
+                "notes": member.checkpoint.warnings,
             }
             for member in plan.series.members
         ],
-        "left_out": [{"path": str(left.path), "reason": left.reason} for left in plan.series.left_out],
+        "left_out": [{"path": str(left.path), "reason": left.reason} for left in plan.series.skipped],
         "averages": [
             {
                 "method": output.weighting.method.plain(),
@@ -94,8 +94,8 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "unreadable": dict(checkpoint.unreadable),
         "quantized": checkpoint.quantized,
         "ignored": checkpoint.ignored,
-        "companions": checkpoint.companions,
-        "notes": checkpoint.notes,
+        "companions": checkpoint.side_files,
+        "notes": checkpoint.warnings,
         "tensors": [
             {
                 "name": layout.name,

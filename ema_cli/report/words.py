@@ -138,4 +138,4 @@ def size(output: Output) -> str:
 
 def carried(output: Output) -> str:
     """Return what was carried over into a folder; empty if nothing was."""
-    return shortlist(safe_text(file.name) for file in output.files if file.role == FileRole.COMPANION)
+    return shortlist(safe_text(file.name) for file in output.files if file.role == FileRole.SIDE_FILE)

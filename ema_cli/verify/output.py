@@ -93,7 +93,7 @@ def check_digest(found: WrittenOutput, told: Output, count: Counted) -> Check:
     digest = digest_of_all(digests)
     if digest == told.sha256:
         return Check(name="sha256", ok=True, message=digest)
-    known = {one.name: one.sha256 for one in told.files if one.role != FileRole.COMPANION}
+    known = {one.name: one.sha256 for one in told.files if one.role != FileRole.SIDE_FILE}
     wrong = [quoted(name) for name in sorted({*known, *digests}) if known and known.get(name) != digests.get(name)]
     where = f"; what differs is {shortlist(wrong)}" if wrong else ""
     return Check(name="sha256", ok=False, message=f"{digest}, but {quoted(told.sha256)} was written{where}")
@@ -101,7 +101,7 @@ def check_digest(found: WrittenOutput, told: Output, count: Counted) -> Check:
 
 def check_companions(folder: Location, files: Sequence[File]) -> Iterator[Check]:
     """Compare what was carried over into a folder with its report; there is no check where there is nothing of it."""
-    companions = [file for file in files if file.role == FileRole.COMPANION]
+    companions = [file for file in files if file.role == FileRole.SIDE_FILE]
     wrong = [fault for fault in (_fault_of(folder / file.name, file) for file in companions) if fault]
     message = shortlist(wrong, most=_MOST_FAULTS) if wrong else f"{plural(len(companions), 'file')} as written"
     if companions:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ema_cli._version import __version__
 from ema_cli.errors import EmaAvgError
-from ema_cli.events import Counted, Listener, Said
+from ema_cli.events import Counted, Info, Listener
 from ema_cli.options.average import Options
 from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.plan import Action, Plan
@@ -48,12 +48,12 @@ class Resumption:
         """
         told = self.journal.read()
         if told is None and self.journal.is_there():
-            listener(Said(message=f"{quoted(self.journal.path.name)} is of other inputs or options: all is done anew"))
+            listener(Info(message=f"{quoted(self.journal.path.name)} is of other inputs or options: all is done anew"))
         self.done = self._confirm(told or [], listener)
         if self.done:
             nbytes = sum(self._plan.tensors[one.number].nbytes for one in self.done) * len(self._files)
             share = f"{len(self.done):,} of {plural(len(self._plan.tensors), 'tensor')} ({human_bytes(nbytes)})"
-            listener(Said(message=f"going on with the interrupted run: {share} are complete"))
+            listener(Info(message=f"going on with the interrupted run: {share} are complete"))
         for file in self._files:
             file.keep = True
         self.journal.begin(self.done)

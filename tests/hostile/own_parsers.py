@@ -17,7 +17,7 @@ from ema_cli.cli.config.command import keys_of
 from ema_cli.cli.config.manifest import read_manifest
 from ema_cli.cli.config.settings import Key, from_table
 from ema_cli.cli.config.sources import read_file as read_config
-from ema_cli.continuation.previous_average import open_earlier
+from ema_cli.continuation.previous_average import open_previous
 from ema_cli.errors import VerificationFailed
 from ema_cli.options.average import Options
 from ema_cli.records.fold_results import TensorOutcome, TensorStatistics
@@ -86,7 +86,7 @@ def _earlier(output: Path) -> Parser:
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
-        open_earlier(path, Options(paths=(str(path),), continue_from=path)).checkpoint.index.close()
+        open_previous(path, Options(paths=(str(path),), continue_from=path)).checkpoint.index.close()
 
     return Parser(seeds=[whole], mutate=mutate, run=run)
 

@@ -49,9 +49,9 @@ def _facts(found: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "unreadable", shortlist((f"{quoted(name)} {why}" for name, why in found.unreadable), most=most)
     yield "quantized", found.quantized
     yield "ignored", shortlist(map(quoted, found.ignored), most=most)
-    yield "goes along", shortlist(map(quoted, found.companions), most=most)
+    yield "goes along", shortlist(map(quoted, found.side_files), most=most)
     yield "metadata", shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(found.metadata.items()))
-    yield "note", "; ".join(found.notes)
+    yield "note", "; ".join(found.warnings)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.records.files import FileRole
 from ema_cli.records.plan import Action, Plan, PlannedOutput
-from ema_cli.records.series import Checkpoint, LeftOut, OrderedCheckpoint, Role
+from ema_cli.records.series import Checkpoint, OrderedCheckpoint, Role, Skipped
 from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed
@@ -46,7 +46,7 @@ def plan(made: Plan, options: Options, console: Console) -> None:
         console.talk(_shares_table(made, folder, all_rows=console.style.verbose))
     else:
         console.talk(f"shares of {len(made.outputs)} averages: -v shows them")
-    left_out(made.series.left_out, console)
+    left_out(made.series.skipped, console)
     if len(made.outputs) == 1:
         for line in _sentences(made, made.outputs[0]):
             console.talk(line)
@@ -56,7 +56,7 @@ def plan(made: Plan, options: Options, console: Console) -> None:
         console.talk(line)
 
 
-def left_out(entries: Sequence[LeftOut], console: Console) -> None:
+def left_out(entries: Sequence[Skipped], console: Console) -> None:
     """Name the inputs that were found and not used; many of one reason are counted."""
     by_reason: dict[str, list[Location]] = {}
     for entry in entries:
@@ -108,7 +108,7 @@ def _in_shards(made: Plan) -> str:
     output = made.outputs[0]
     if not output.folder:
         return ""
-    carried = [quoted(side.name) for side in output.beside if side.role is FileRole.COMPANION]
+    carried = [quoted(side.name) for side in output.beside if side.role is FileRole.SIDE_FILE]
     beside = f" with {shortlist(carried)}" if carried else ""
     return f" in {plural(len(output.files), 'shard')}{beside}"
 
@@ -197,7 +197,7 @@ def _source(made: Plan, member: OrderedCheckpoint) -> str:
     """Say where the step was read or, of what is no new checkpoint, what it is."""
     if member.role is Role.AVERAGE and made.series.continuation is not None:
         return plural(len(made.series.continuation.folded), "checkpoint")
-    if member.role is Role.AGAIN:
+    if member.role is Role.PREVIOUS_LAST:
         return "its last, again"
     return member.step.source if member.step else ""
 

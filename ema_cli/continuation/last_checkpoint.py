@@ -1,0 +1,101 @@
+"""The last checkpoint inside a previous average, which methods on lines need: a line begins there.
+
+It is looked for by its name, beside the new checkpoints and where the report says that it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ema_cli.continuation.previous_average import PreviousAverage
+from ema_cli.errors import EmaAvgError, NothingMatched, RunWarning
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.naming import name_depth, name_of
+from ema_cli.options.average import Options
+from ema_cli.records.series import Checkpoint, FoundStep, OrderedCheckpoint, Role
+from ema_cli.report.beside import read_report
+from ema_cli.report.model import Input
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import Location, absolute, is_folder, locate, names_in
+from ema_cli.text import quoted
+
+
+def last_step(previous: PreviousAverage) -> FoundStep | None:
+    """Return the step that a previous average ends with."""
+    last = previous.last.step
+    return None if last is None else FoundStep(value=last, unit=previous.unit, source="metadata")
+
+
+def read_last_checkpoint(
+    previous: PreviousAverage, named: OrderedCheckpoint | None, first_new: Checkpoint, options: Options
+) -> tuple[OrderedCheckpoint, list[RunWarning]]:
+    """Return the last checkpoint inside as a member, and a warning unless it is the file that was averaged.
+
+    Args:
+        previous: the average.
+        named: the checkpoint, if the user named it.
+        first_new: the first new checkpoint, beside which it may be.
+        options: how checkpoints are opened.
+
+    Raises:
+        NothingMatched: it was not found.
+
+    """
+    report = read_report(previous.checkpoint.path)
+    known = report.inputs[-1] if report is not None and report.inputs else None
+    if named is not None:
+        last = replace(named, role=Role.PREVIOUS_LAST)
+    else:
+        neighbours = [first_new.path, previous.checkpoint.path]
+        neighbours += [locate(known.path), previous.checkpoint.path.parent / known.path] if known is not None else []
+        checkpoint = _find(previous, neighbours, known, options)
+        last = OrderedCheckpoint(checkpoint=checkpoint, step=last_step(previous), role=Role.PREVIOUS_LAST)
+    if known is None or last.checkpoint.fingerprint == known.fingerprint:
+        return last, []
+    name = quoted(str(last.checkpoint.path))
+    message = f"{name} was changed, moved or copied since it was averaged; its current contents are used"
+    hint = "if its contents changed, average all checkpoints at once"
+    return last, [RunWarning(code="again-touched", message=message, hint=hint)]
+
+
+def _find(
+    previous: PreviousAverage, neighbours: Sequence[Location], known: Input | None, options: Options
+) -> Checkpoint:
+    """Open the checkpoint by its name; of several, the one with the fingerprint in the report."""
+    usable: Checkpoint | None = None
+    for path in _candidates(previous.last.name, neighbours):
+        try:
+            found = open_checkpoint(path, pool=LayoutPool(), key=options.key, strip_prefix=options.strip_prefix)
+        except EmaAvgError:
+            continue
+        better = _may_be_last(found, previous) and (
+            usable is None or (known and found.fingerprint == known.fingerprint)
+        )
+        worse = usable if better else found
+        usable = found if better else usable
+        if worse is not None:
+            worse.index.close()
+    if usable is not None:
+        return usable
+    raise NothingMatched(
+        f"the last checkpoint in {previous.name}, {quoted(previous.last.name)} "
+        f"({previous.step_or_name(previous.last)}), is needed again: the method interpolates from it to the next one",
+        hint="name it too, together with the new checkpoints",
+    )
+
+
+def _may_be_last(found: Checkpoint, previous: PreviousAverage) -> bool:
+    """Whether the step inside a file, if there is one, is that of the last checkpoint."""
+    steps = [step.value for step in found.steps if step.unit == previous.unit]
+    return previous.last.step is None or not steps or previous.last.step in steps
+
+
+def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]:
+    """Yield the files and folders called ``name``, with any suffix, in the folders of ``neighbours``."""
+    depth = name_depth([name])
+    paths = [locate(absolute(path)) for path in neighbours]
+    for root in dict.fromkeys(path.parents[min(depth, len(path.parts) - 1) - 1] for path in paths):
+        folder = (root / name).parent
+        if is_folder(folder):
+            yield from (folder / one for one in sorted(names_in(folder)) if name_of(str(folder / one), depth) == name)
