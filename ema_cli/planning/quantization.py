@@ -3,7 +3,8 @@
 Input -> output: names and element types -> pairs of codes and scale. A name alone proves nothing:
 ``logit_scale`` and ``layer.scale`` are parameters of ordinary models, so a scale counts only if the codes that it
 scales are there, too. Sources of the names: compressed-tensors, AutoGPTQ and AutoAWQ (``qweight``, ``qzeros``,
-``scales``), bitsandbytes (``absmax``, ``quant_state``, ``SCB``), DeepSeek (``weight_scale_inv``), MXFP4 (``_blocks``, ``_scales``).
+``scales``), bitsandbytes (``absmax``, ``quant_state``, ``SCB``), DeepSeek (``weight_scale_inv``), MXFP4 (``_blocks``,
+``_scales``).
 """
 
 from __future__ import annotations

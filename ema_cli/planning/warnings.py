@@ -124,7 +124,8 @@ def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -
     if names:
         yield RunWarning(
             code="dtypes-differ",
-            message=f"{plural(len(names), 'tensor')} with types that differ between checkpoints ({shortlist(names, most=2)})",
+            message=f"the checkpoints have different types of {plural(len(names), 'tensor')} "
+            f"({shortlist(names, most=2)})",
             hint="the values are averaged exactly; the output has the type of the last checkpoint, or --dtype",
         )
 
