@@ -1,4 +1,4 @@
-"""Carry a plan out: fold, check, and give the outputs and their reports their names."""
+"""Carry out a plan: fold, check for changed inputs, and publish the outputs and their reports."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from ema_cli.write.uninterrupted import uninterrupted
 
 
 def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
-    """Fold what is planned, write the outputs and their reports, and return the report of all.
+    """Fold the checkpoints, write the outputs and their reports, and return the report of all.
 
     Args:
-        plan: what to do.
-        options: how.
-        listener: told of warnings and progress.
-        argv: the command, for the report.
+        plan: what is read, averaged and written.
+        options: of the run.
+        listener: receives warnings and progress.
+        argv: the command line, for the report.
         started: monotonic time at which the run began, in seconds.
 
     Raises:
@@ -91,10 +91,10 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
 def _open_targets(
     plan: Plan, options: Options, listener: Listener, unpublished: ExitStack
 ) -> tuple[Sequence[Target], Resumption | None]:
-    """Open what is written to; ``unpublished`` discards it. Under ``--resume`` an interrupted run is gone on with."""
+    """Open the outputs; ``unpublished`` discards them. With ``--resume``, continue an interrupted run."""
     if not options.resume:
         targets = [make_target(output) for output in plan.outputs]
-        _say_what_is_spooled(plan, listener)
+        _report_spooling(plan, listener)
         for target in targets:
             unpublished.callback(target.discard)
             target.open()
@@ -109,17 +109,19 @@ def _open_targets(
     return files, resumption
 
 
-def _say_what_is_spooled(plan: Plan, listener: Listener) -> None:
+def _report_spooling(plan: Plan, listener: Listener) -> None:
     for output in plan.outputs:
         if is_spooled(output):
             size = human_bytes(sum(file.nbytes for file in output.files))
             where = quoted(tempfile.gettempdir())
-            message = f"{quoted(str(output.path))} is put together in {where} first ({size}), and sent when it is whole"
+            message = (
+                f"{quoted(str(output.path))} is written to {where} first ({size}), and uploaded when it is complete"
+            )
             listener(Info(message=message))
 
 
 def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[RunWarning]:
-    """Warn of averages that are not finite, which ``--allow-nonfinite`` lets pass, and of copies among the inputs."""
+    """Warn of averages that are not finite (``--allow-nonfinite``), and of inputs with the same weights."""
     names = [
         quoted(tensor.name)
         for position, tensor in enumerate(plan.tensors)

@@ -1,1 +1,1 @@
-"""batch."""
+"""Many training runs, one average each (``ema-avg batch``)."""

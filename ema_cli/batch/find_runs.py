@@ -1,9 +1,9 @@
-"""From what was named to the folders of training runs.
+"""From the names on the command line to the folders of training runs.
 
-Input -> output: folders and patterns -> run folders, in natural order. A folder that directly holds checkpoints, files
-or folders, is a run, and is not searched further; one that is a checkpoint itself is none; any other is searched for
-runs. Every folder is visited once, so links that lead back cannot hold up the search. Only names are read, and the
-first bytes of files whose suffix says little.
+Input -> output: folders and patterns -> run folders, in natural order. A folder that directly contains checkpoints,
+files or folders, is a run and is not searched further; a folder that is itself a checkpoint is not a run; any other is
+searched for runs. Every folder is visited once, so circular links do no harm. Only names are read, and the first bytes
+of files with an ambiguous suffix.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 
 _VAGUE = (".bin", ".tar")
-"""Suffixes of checkpoints, and of much else."""
+"""Suffixes of checkpoints, and of many other files."""
 _HEAD_BYTES = 512
 
 
@@ -33,35 +33,35 @@ class Runs:
     """The runs that were found."""
 
     folders: tuple[Location, ...]
-    """Those named that hold nothing are among them: their jobs say what is wrong."""
+    """Includes named folders without checkpoints: their jobs report the problem."""
     warnings: tuple[RunWarning, ...]
 
 
 @dataclass(slots=True)
 class _Search:
     seen: set[object] = field(default_factory=set)
-    """What tells the folders apart that were visited."""
+    """Identities of the visited folders."""
     empty: list[Location] = field(default_factory=list)
-    """What was named and holds no run."""
+    """Named folders without a run."""
     files: list[Location] = field(default_factory=list)
     checkpoints: list[Location] = field(default_factory=list)
-    """Folders that are one checkpoint each, and lie in no run."""
+    """Folders that are one checkpoint each, outside of runs."""
     unreadable: list[str] = field(default_factory=list)
     nested: list[Location] = field(default_factory=list)
     """Runs that have folders with checkpoints inside."""
 
 
 def find_runs(names: Sequence[str]) -> Runs:
-    """Return the run folders that ``names`` mean: runs, folders to search for them, and patterns.
+    """Return the run folders of ``names``: runs, folders to search for runs, and patterns.
 
     Raises:
         UsageError: a name is empty.
-        InputRefused: a name is none that the system can look up.
+        InputRefused: the system cannot look up a name.
         NothingMatched: there is no run at all.
 
     """
     if "" in names:
-        raise UsageError("a run is named by an empty text", hint="is a variable of the shell not set?")
+        raise UsageError("the name of a run is empty", hint="is a shell variable not set?")
     search = _Search()
     found = {name: _matches(name) for name in names}
     folders = [run for locations in found.values() for location in locations for run in _runs_in(location, search)]
@@ -80,14 +80,14 @@ def _matches(name: str) -> list[Location]:
 
 
 def _runs_in(location: Location, search: _Search) -> list[Location]:
-    """Return the runs at or below what was named."""
+    """Return the runs at or below a location."""
     if not is_folder(location) and is_file(location):
         search.files.append(location)
         return []
     found = list(_walk(location, search))
     if found or location in search.checkpoints:
         return found
-    if not any(_walk(location, _Search())):  # not even runs that were found before, by another name
+    if not any(_walk(location, _Search())):  # not even runs that were found by another name
         search.empty.append(location)
     return []
 
@@ -117,7 +117,7 @@ def _walk(root: Location, search: _Search) -> Iterator[Location]:
 
 
 def _list(location: Location, search: _Search) -> Folder | None:
-    """List a folder; one that cannot be listed is remembered."""
+    """List a folder; remember it if it cannot be listed."""
     try:
         return Folder(location)
     except InputRefused as refused:
@@ -134,28 +134,28 @@ def _is_run(location: Location, search: _Search) -> bool:
 
 
 def _holds_files(folder: Folder) -> bool:
-    """Whether one of the files of a folder may be a checkpoint: not state of the trainer, not an output of ours."""
+    """Whether a file of a folder may be a checkpoint: not state of the trainer, not an output of this program."""
     return any(
         is_weights(name)
         and report_name(name) not in folder.files
         and is_file(folder.location / name)
-        and (not name.lower().endswith(_VAGUE) or _begins_like_one(folder.location / name))
+        and (not name.lower().endswith(_VAGUE) or _begins_like_torch(folder.location / name))
         for name in folder.files
     )
 
 
-def _begins_like_one(location: Location) -> bool:
-    """Whether a file begins as those that torch writes: ``train.bin`` may be anything."""
+def _begins_like_torch(location: Location) -> bool:
+    """Whether a file begins like one written by torch: ``train.bin`` may be anything."""
     try:
         with open_source(location) as source:
             head = source.read(0, min(_HEAD_BYTES, source.size()))
     except EmaAvgError:
-        return True  # the job will say what is wrong
+        return True  # the job will report the error
     return looks_like_zip(head) or looks_like_pickle(head)
 
 
 def _identity(location: Location) -> object:
-    """Return what tells a folder from others, links followed; ``None`` if there is none."""
+    """Return the identity of a folder, links followed; ``None`` if it does not exist."""
     if isinstance(location, Url):
         return location
     try:
@@ -168,18 +168,20 @@ def _identity(location: Location) -> object:
 def _warnings(search: _Search, named: Collection[Location]) -> Iterator[RunWarning]:
     if search.files:
         some = shortlist(quoted(str(path)) for path in search.files)
-        yield RunWarning(code="not-a-folder", message=f"left out {some}: a run is a folder")
+        yield RunWarning(code="not-a-folder", message=f"skipped {some}: a run is a folder")
     checkpoints = [location for location in search.checkpoints if location in named]
     if checkpoints:
         some = shortlist(quoted(str(path)) for path in checkpoints)
-        hint = f"a run is the folder that holds its checkpoints: {checkpoints[0].parent}"
-        yield RunWarning(code="not-a-run", message=f"left out {some}: one checkpoint, not a run", hint=hint)
+        hint = f"a run is the folder that contains the checkpoints: {checkpoints[0].parent}"
+        yield RunWarning(code="not-a-run", message=f"skipped {some}: one checkpoint, not a run", hint=hint)
     if search.unreadable:
         yield RunWarning(code="folder-unreadable", message=f"not searched: {shortlist(search.unreadable)}")
     if search.nested:
         some = shortlist(quoted(str(path)) for path in search.nested)
-        message = f"{some}: a run, as checkpoints lie in it, so the checkpoints in folders inside are not averaged"
-        yield RunWarning(code="runs-in-runs", message=message, hint=f"name them: ema-avg batch '{search.nested[0]}/*/'")
+        message = f"{some} contains checkpoints, so it is a run, and the checkpoints in its subfolders are not averaged"
+        yield RunWarning(
+            code="runs-in-runs", message=message, hint=f"name the subfolders: ema-avg batch '{search.nested[0]}/*/'"
+        )
 
 
 def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> NoReturn:
@@ -188,13 +190,13 @@ def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> 
         hint = f"ema-avg {search.files[0]} averages files"
         raise UsageError(f"no run in {named}: a run is a folder, not a file", hint=hint)
     if not any(is_folder(location) for locations in found.values() for location in locations):
-        raise NothingMatched(f"there is no {named}")
+        raise NothingMatched(f"{named} does not exist")
     why = f"; not searched: {shortlist(search.unreadable)}" if search.unreadable else ""
     if search.checkpoints:
         some = shortlist(quoted(str(path)) for path in search.checkpoints)
-        hint = f"a run is the folder that holds its checkpoints; ema-avg {search.checkpoints[0]} averages checkpoints"
-        raise NothingMatched(f"no run in {named}: there is {some}, and each is one checkpoint{why}", hint=hint)
+        hint = f"a run is the folder that contains checkpoints; ema-avg {search.checkpoints[0]} averages checkpoints"
+        raise NothingMatched(f"no run in {named}, only single checkpoints: {some}{why}", hint=hint)
     raise NothingMatched(
-        f"no run in {named}: no folder there directly holds checkpoints{why}",
+        f"no run in {named}: no folder there directly contains checkpoints{why}",
         hint="checkpoints end in .pt, .pth, .ckpt, .bin or .safetensors",
     )

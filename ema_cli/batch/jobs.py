@@ -1,4 +1,4 @@
-"""The jobs of a batch: one run each, with its own paths, checked against each other before anything is read."""
+"""The jobs of a batch: one per run, with its own paths, checked against each other before anything is read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ema_cli.text import quoted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run and what is made of it."""
+    """A run folder and the options of its average."""
 
     run: str
-    """The folder, as it is named to people."""
+    """The folder, as shown to people."""
     options: Options
 
 
 def make_job(options: Options, run: str) -> Job:
-    """Return the job of a run: ``{run}`` and ``{name}`` in its paths are filled in."""
+    """Return the job of a run, with ``{run}`` and ``{name}`` filled in in its paths."""
 
     def fill(path: Location) -> Location:
         return locate(fill_run(str(path), run, run_name(run)))
@@ -44,10 +44,10 @@ def make_job(options: Options, run: str) -> Job:
 
 
 def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
-    """Raise, before anything is read, if the jobs cannot be carried out side by side.
+    """Raise if the jobs cannot be carried out together; nothing is read.
 
     Raises:
-        UsageError: a decay is missing, or two jobs would write one file.
+        UsageError: there are no jobs, a decay is missing, or two jobs would write the same file.
 
     """
     if not jobs:
@@ -55,19 +55,19 @@ def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
     places: dict[str, str] = {} if index is None else {_place(index): "the index"}
     for job in jobs:
         if job.options.lacks_decay and job.options.continue_from is None:
-            hint = f"--half-life 4; ema-avg plan {job.run} shows what some choices would do"
+            hint = f"--half-life 4; ema-avg plan {job.run} compares some choices"
             raise UsageError("neither --decay nor --half-life was given", hint=hint)
         mine = {_place(path): path for path in _written(job.options)}
         for place, path in mine.items():
             other = places.get(place)
             if other is not None:
                 message = f"{quoted(job.run)} and {other} would both write {quoted(str(path))}"
-                raise UsageError(message, hint="-o '{run}/ema.safetensors', or '{name}' where names differ")
+                raise UsageError(message, hint="-o '{run}/ema.safetensors', or use '{name}' if the names differ")
         places |= dict.fromkeys(mine, quoted(job.run))
 
 
 def _written(options: Options) -> Iterator[Location]:
-    """Yield what a job writes."""
+    """Yield everything a job writes."""
     for output in _outputs(options):
         yield output
         yield report_path(output)
@@ -75,14 +75,14 @@ def _written(options: Options) -> Iterator[Location]:
 
 
 def _outputs(options: Options) -> list[Location]:
-    if options.output is None or options.continue_from is not None:  # the method is known when that file is read
+    if options.output is None or options.continue_from is not None:  # the method is in that file
         run = options.run or ""
         return [locate(fill_run(str(options.output), run, run_name(run)))] if options.output else []
     return [output_path(method, options) for method in options.expand()]
 
 
 def _place(path: Location) -> str:
-    """Return what two names of one file have in common, whether it exists or not."""
+    """Return the real path, which two names of one file share, whether it exists or not."""
     if isinstance(path, Url):
         return path.address
     return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118

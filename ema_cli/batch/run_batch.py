@@ -1,7 +1,7 @@
-"""Many runs, one average each: keeps going where a job fails, and tells in the end how each came out.
+"""Many runs, one average each: continues when a job fails, and returns the result of every job.
 
-Input -> output: jobs -> their results, in the order of the jobs. What happens on the way is told to a listener.
-Invariant: a job that fails leaves its output as it was, and takes no other job with it.
+Input -> output: jobs -> their results, in the order of the jobs. A listener receives the events.
+Invariant: a job that fails leaves its output unchanged and does not affect other jobs.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ MOST_WORKERS = 64
 
 
 class Status(StrEnum):
-    """How a job came out."""
+    """The result of a job in one word."""
 
     WRITTEN = "written"
     UP_TO_DATE = "up_to_date"
     PLANNED = "planned"
-    """In a dry run: it would be written."""
+    """In a dry run: the output would be written."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """How a job came out."""
+    """The result of a job."""
 
     job: Job
     status: Status
     outputs: tuple[Location, ...]
-    """Those that are there, or would be; none of a job that failed."""
+    """The outputs, existing or planned; empty for a job that failed."""
     checkpoints: int
     seconds: float
     warnings: tuple[RunWarning, ...]
     error: Exception | None = None
-    """Of a job that failed: an ``EmaAvgError``, or anything else for a bug."""
+    """Why the job failed: an ``EmaAvgError``, or any other exception for a bug."""
 
     @property
     def reports(self) -> tuple[Location, ...]:
-        """The report beside each output, and those asked for besides."""
+        """The report beside each output, and further reports."""
         if self.status in (Status.FAILED, Status.PLANNED):
             return ()
         return (*map(report_path, self.outputs), *self.job.options.reports)
@@ -59,7 +59,7 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStarted:
-    """A job begins."""
+    """A job has started."""
 
     number: int
     job: Job
@@ -67,7 +67,7 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobWorking:
-    """Something happens in a job."""
+    """An event of a running job."""
 
     number: int
     job: Job
@@ -76,7 +76,7 @@ class JobWorking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnded:
-    """A job is done."""
+    """A job has ended."""
 
     number: int
     result: JobResult
@@ -87,7 +87,7 @@ BatchListener = Callable[[BatchEvent], None]
 
 
 class _Stopped(BaseException):
-    """The batch ends, and the job in this thread with it; no ``Exception``, so that no job takes it for its own."""
+    """Ends the job in a thread when the batch is interrupted; not an ``Exception``, so that no job catches it."""
 
 
 def run_batch(
@@ -102,13 +102,13 @@ def run_batch(
 
     Args:
         jobs: checked by ``ema_cli.batch.jobs.check_jobs``.
-        listener: told of what happens, never by two threads at once.
+        listener: receives the events, never from two threads at once.
         workers: how many jobs run at a time.
         dry_run: plan each job, and write nothing.
         argv: the command line, for the reports.
 
     Raises:
-        BaseException: what the calling thread was interrupted by, when all jobs have cleaned up.
+        BaseException: the interruption of the calling thread, after all jobs have cleaned up.
 
     """
     work = partial(_carry_out, average=_plan if dry_run else partial(_average, argv=argv))
@@ -118,7 +118,7 @@ def run_batch(
 
 
 def _sharing(job: Job, workers: int) -> Job:
-    """Return a job that leaves the others their part of the cores; the bytes do not depend on the threads."""
+    """Return a job with its part of the threads; the output does not depend on their number."""
     if job.options.threads is not None:
         return job
     return replace(job, options=replace(job.options, threads=max(1, default_threads() // workers)))
@@ -130,13 +130,13 @@ _Work = Callable[[int, Job, BatchListener], JobResult]
 def _in_threads(jobs: Sequence[Job], work: _Work, listener: BatchListener, workers: int) -> tuple[JobResult, ...]:
     """Carry out jobs in threads.
 
-    Threads, not processes: the fold releases the interpreter's lock, and a small job mostly waits for the disk to
-    make its output durable. Processes would import everything again for each worker, hold one GPU context each, and
-    have to be told of signals; a thread stops at the next event that it tells.
+    Threads, not processes: the fold releases the interpreter's lock, and a small job mostly waits for the disk.
+    Processes would import everything again in each worker, hold one GPU context each, and need signals forwarded; a
+    thread stops at its next event.
     """
     stopped, lock = threading.Event(), threading.Lock()
 
-    def tell(event: BatchEvent) -> None:
+    def forward(event: BatchEvent) -> None:
         if stopped.is_set():
             raise _Stopped
         with lock:
@@ -144,7 +144,7 @@ def _in_threads(jobs: Sequence[Job], work: _Work, listener: BatchListener, worke
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="job")
     try:
-        futures: list[Future[JobResult]] = [pool.submit(work, number, job, tell) for number, job in enumerate(jobs)]
+        futures: list[Future[JobResult]] = [pool.submit(work, number, job, forward) for number, job in enumerate(jobs)]
         wait(futures, return_when=FIRST_EXCEPTION)
         return tuple(future.result() for future in futures)
     finally:
@@ -157,22 +157,22 @@ _Outcome = tuple[Status, tuple[Location, ...], int]
 
 
 def _carry_out(
-    number: int, job: Job, tell: BatchListener, average: Callable[[Job, Callable[[Event], None]], _Outcome]
+    number: int, job: Job, listener: BatchListener, average: Callable[[Job, Callable[[Event], None]], _Outcome]
 ) -> JobResult:
-    """Carry out one job; whatever goes wrong with it is its result."""
+    """Carry out one job; an error becomes part of its result."""
     started, warnings = time.monotonic(), list[RunWarning]()
 
     def listen(event: Event) -> None:
         if isinstance(event, WarningIssued):
             warnings.append(event.warning)
-        tell(JobWorking(number=number, job=job, event=event))
+        listener(JobWorking(number=number, job=job, event=event))
 
-    tell(JobStarted(number=number, job=job))
+    listener(JobStarted(number=number, job=job))
     error: Exception | None = None
     try:
         status, outputs, checkpoints = average(job, listen)
     except Exception as failure:  # noqa: BLE001 - one job's bug must not end the others
-        status, outputs, checkpoints, error = Status.FAILED, (), 0, _light(failure)
+        status, outputs, checkpoints, error = Status.FAILED, (), 0, _without_frames(failure)
     result = JobResult(
         job=job,
         status=status,
@@ -182,12 +182,12 @@ def _carry_out(
         warnings=tuple(warnings),
         error=error,
     )
-    tell(JobEnded(number=number, result=result))
+    listener(JobEnded(number=number, result=result))
     return result
 
 
-def _light(failure: Exception) -> Exception:
-    """Take off what an expected failure holds on to: the frames of its job, with all that they read."""
+def _without_frames(failure: Exception) -> Exception:
+    """Drop the traceback of an expected failure: its frames would keep everything the job read in memory."""
     if isinstance(failure, EmaAvgError):
         failure.__traceback__ = failure.__cause__ = failure.__context__ = None
     return failure
@@ -196,7 +196,7 @@ def _light(failure: Exception) -> Exception:
 def _average(job: Job, listen: Callable[[Event], None], argv: Sequence[str]) -> _Outcome:
     done = run_average(job.options, listen, argv)
     paths = tuple(locate(average.output.path) for average in done.report.averages)
-    count = len(done.report.averages[0].diagnostics.implied_lr)  # those inside an earlier average included
+    count = len(done.report.averages[0].diagnostics.implied_lr)  # including those inside a previous average
     return (Status.UP_TO_DATE if done.up_to_date else Status.WRITTEN), paths, count
 
 

@@ -31,7 +31,7 @@ from ema_cli.write.publish import check_place, write_atomically
 
 
 def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Console, argv: Sequence[str]) -> ExitCode:  # noqa: ANN401 - Click's
-    """Average every run; show how each came out, and return the exit status."""
+    """Average every run, show the results, and return the exit status."""
     if not 1 <= options.jobs <= MOST_WORKERS:
         raise UsageError(f"--jobs {options.jobs} must be from 1 to {MOST_WORKERS}")
     jobs = [*_manifest_jobs(options, context), *_named_jobs(names, options, console)]
@@ -45,7 +45,7 @@ def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Co
     except Terminated as signalled:
         signalled.left = _left(done, len(jobs))
         raise
-    _tell(_index(found, options, argv, time.monotonic() - started), found, options, console)
+    _show(_index(found, options, argv, time.monotonic() - started), found, options, console)
     return ExitCode.BATCH_FAILED if any(one.status is Status.FAILED for one in found) else ExitCode.OK
 
 
@@ -68,12 +68,12 @@ def _named_jobs(names: Sequence[str], options: BatchOptions, console: Console) -
 
 
 def _manifest_jobs(options: BatchOptions, context: Any) -> Iterator[Job]:  # noqa: ANN401
-    """Yield the jobs of the manifest. What is nearer to a job wins: flags, its table, ``[defaults]``, configuration."""
+    """Yield the jobs of the manifest. Precedence: flags, the table of the job, ``[defaults]``, configuration."""
     if options.manifest is None:
         return
-    said = configured(context)
-    manifest = read_manifest(options.manifest, said.keys)
-    flags, *rest = said.layers
+    found = configured(context)
+    manifest = read_manifest(options.manifest, found.keys)
+    flags, *rest = found.layers
     for job in manifest.jobs:
         settings, _ = resolve((flags, job.settings, manifest.defaults, *rest))
         try:
@@ -84,7 +84,7 @@ def _manifest_jobs(options: BatchOptions, context: Any) -> Iterator[Job]:  # noq
 
 
 def _check_index(options: BatchOptions) -> None:
-    """Raise, before the work, what would keep the index from being written after it."""
+    """Raise, before the work, if the index cannot be written after it."""
     path = options.index
     if path is None:
         return
@@ -97,16 +97,16 @@ def _check_index(options: BatchOptions) -> None:
         raise OutputError(message, hint="choose another name, or overwrite it with --force")
 
 
-def _tell(index: BatchIndex, found: Sequence[JobResult], options: BatchOptions, console: Console) -> None:
-    """Write the index, and show how the jobs came out."""
+def _show(index: BatchIndex, found: Sequence[JobResult], options: BatchOptions, console: Console) -> None:
+    """Write the index, and show the results."""
     if options.index is not None and not options.dry_run:
         write_atomically(options.index, WRITERS[options.index.suffix](index).encode())
     if console.style.json:
         console.raw_document(WRITERS[".json"](index))
     results(index, found, console)
     if options.index is not None:
-        what = "no index in a dry run:" if options.dry_run else "index"
-        console.talk(f"{what} {safe_text(str(options.index))}")
+        label = "index not written (dry run):" if options.dry_run else "index"
+        console.talk(f"{label} {safe_text(str(options.index))}")
 
 
 def _index(found: Sequence[JobResult], options: BatchOptions, argv: Sequence[str], seconds: float) -> BatchIndex:
@@ -132,8 +132,8 @@ def _entry(result: JobResult, folder: Path) -> JobEntry:
     return JobEntry(
         run=result.job.run,
         status=str(result.status),
-        outputs=tuple(_seen_from(folder, path) for path in result.outputs),
-        reports=tuple(_seen_from(folder, path) for path in result.reports),
+        outputs=tuple(_relative_to(folder, path) for path in result.outputs),
+        reports=tuple(_relative_to(folder, path) for path in result.reports),
         checkpoints=result.checkpoints,
         seconds=result.seconds,
         warnings=tuple(warning.code for warning in result.warnings),
@@ -141,11 +141,11 @@ def _entry(result: JobResult, folder: Path) -> JobEntry:
     )
 
 
-def _seen_from(folder: Path, path: Location) -> str:
+def _relative_to(folder: Path, path: Location) -> str:
     return str(path) if isinstance(path, Url) else os.path.relpath(path, folder)
 
 
 def _left(done: Sequence[JobResult], total: int) -> str:
-    """Say what an interrupted batch leaves behind."""
+    """Return what an interrupted batch leaves, for people."""
     finished = sum(one.status in (Status.WRITTEN, Status.UP_TO_DATE) for one in done)
-    return f"{finished:,} of {plural(total, 'run')} are done, and their outputs stay; the same command goes on"
+    return f"{finished:,} of {plural(total, 'run')} are done, and their outputs stay; the same command continues"

@@ -1,4 +1,4 @@
-"""The only place that prints. Talk goes to stderr, the result to stdout; with ``--json`` stdout is one document."""
+"""The only module that prints: messages to stderr, the result to stdout; with ``--json`` stdout is one document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST_LINE = 4_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Style:
-    """How the program speaks."""
+    """How much is printed, and how."""
 
     json: bool = False
     """One JSON document on stdout instead of the result lines."""
@@ -36,11 +36,11 @@ class Style:
     """Everything: full tables, what was ignored."""
     color: bool = True
     service: Service = "none"
-    """The CI service that reads along."""
+    """The CI service that reads the log."""
 
 
 class Console:
-    """Standard output and standard error, each with its own idea of being a terminal."""
+    """Standard output and standard error; each may be a terminal or not."""
 
     def __init__(self, style: Style) -> None:
         self.style = style
@@ -48,7 +48,7 @@ class Console:
 
     @property
     def interactive(self) -> bool:
-        """Whether moving pictures can be shown: ``FORCE_COLOR`` alone does not make a log a terminal."""
+        """Whether progress bars can be shown: ``FORCE_COLOR`` alone does not make a log a terminal."""
         return _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
     @property
@@ -72,13 +72,13 @@ class Console:
         return self._rich
 
     def talk(self, *parts: RenderableType) -> None:
-        """Say something on stderr, unless quiet."""
+        """Print on stderr, unless quiet."""
         if not self.style.quiet:
             with _ignoring_closed_streams():
                 self._print(*parts)
 
     def warning(self, warning: RunWarning) -> None:
-        """Show a warning and its way out."""
+        """Show a warning and its hint."""
         if not self.style.quiet:
             self._labelled("warning", f"{warning.message} ({warning.code})", "yellow")
             self._hint(warning.hint)
@@ -100,28 +100,28 @@ class Console:
             self._raw(ci.command(ci.error_annotation(error)))
 
     def begin(self) -> None:
-        """Tell a GitHub runner not to take anything that is printed for a command."""
+        """Stop a GitHub runner from interpreting printed text as commands."""
         if self.style.service == "github":
             self._raw(ci.silence())
 
     def end(self) -> None:
-        """Let the runner obey what others print after us."""
+        """Let the runner interpret commands again."""
         if self.style.service == "github":
             self._raw(ci.resume())
 
     def section(self, title: str, *, begins: bool) -> None:
-        """Open or close a collapsed section, where the log has such."""
+        """Open or close a collapsed section, if the log supports it."""
         if self.style.service == "gitlab" and not self.style.quiet:
             self._raw(ci.section(title, begins=begins))
 
     def _raw(self, line: str) -> None:
-        """Print a line for a machine on stderr."""
+        """Print a line for the CI service on stderr."""
         with _ignoring_closed_streams():
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
     def failure(self, message: str, hint: str = "") -> None:
-        """Say on stderr what failed while the run goes on; standard output is left to the result."""
+        """Show on stderr what failed while the command continues; stdout is only for the result."""
         self._annotate(EmaAvgError(message, hint=hint))
         self._labelled("failed", message, "red")
         self._hint(hint)
@@ -131,10 +131,10 @@ class Console:
 
         Args:
             line: what to print.
-            essential: it is what was asked for; if not, a file is, and the line may be lost.
+            essential: the line is the result itself; if not, the result is a file, and the line may be lost.
 
         Raises:
-            OutputError: it is essential, and standard output is a file or device that cannot be written.
+            OutputError: the line is essential, and standard output is a file or device that cannot be written.
 
         """
         if not self.style.quiet and not self.style.json:
@@ -146,7 +146,7 @@ class Console:
         self.raw_document(json.dumps(document, indent=1, allow_nan=False))
 
     def raw_document(self, text: str) -> None:
-        """Print the one JSON document of the run, which is text already."""
+        """Print the one JSON document of the run, given as text."""
         _write(sys.stdout, text.rstrip("\n"))
 
     def _labelled(self, label: str, message: str, color: str) -> None:
@@ -167,7 +167,7 @@ class Console:
                 self._print(Text.assemble(("  try: ", "bold"), clean(hint)))
 
     def _print(self, *parts: RenderableType) -> None:
-        """Wrap lines between words on a terminal, and not at all in a log; tables fit themselves to the width."""
+        """Print; lines wrap between words on a terminal, and not at all in a log. Tables adapt to the width."""
         from rich.table import Table  # noqa: PLC0415
 
         table = any(isinstance(part, Table) for part in parts)
@@ -175,7 +175,7 @@ class Console:
 
 
 def clean(line: str) -> str:
-    """Return a line without anything that could move a cursor or break out of its line."""
+    """Return a line without control characters that could move the cursor or begin a new line."""
     return safe_text(line, limit=_LONGEST_LINE)
 
 
@@ -187,7 +187,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    """Print a result. A reader that went away does not matter; a place that takes no bytes does.
+    """Print a result. It is no error if the reader is gone, but it is if a file cannot be written.
 
     Raises:
         OutputError: standard output is a file or device that cannot be written.
@@ -201,6 +201,6 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 @contextlib.contextmanager
 def _ignoring_closed_streams() -> Iterator[None]:
-    """A stream that is not there does not undo what was written to disk."""
+    """Ignore closed streams: the files on disk are written nevertheless."""
     with contextlib.suppress(ValueError):
         yield

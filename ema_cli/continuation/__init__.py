@@ -1,1 +1,1 @@
-"""continuation."""
+"""Continue a previous average with new checkpoints (``--continue-from``)."""

@@ -1,1 +1,1 @@
-"""discovery."""
+"""Find the checkpoints that the command line names, open them, and put them in order."""

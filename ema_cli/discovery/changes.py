@@ -1,4 +1,4 @@
-"""Whether the checkpoints are what they were: asked when all of them have been read, and nothing is published yet."""
+"""Did a checkpoint change while it was read? Checked after the last read and before anything is published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ema_cli.text import quoted
 
 
 def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> list[RunWarning]:
-    """Warn of checkpoints whose names mean other files by now: what was read is whole, and it is the old one.
+    """Warn of checkpoints that were replaced or removed: what was read is complete, and of the old file.
 
     Raises:
         InputChanged: one was written to while it was read.
@@ -29,7 +29,7 @@ def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> li
 
 @contextmanager
 def damage_means_change(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
-    """See to it that data which cannot be used is not blamed on a file that was sound until it was written to.
+    """Report a change as the cause of damaged data, if the checkpoint was changed since it was opened.
 
     Raises:
         InputChanged: instead of ``InputRefused``, if a checkpoint was changed since it was opened.

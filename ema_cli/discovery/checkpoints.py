@@ -1,7 +1,9 @@
-"""From what was named on the command line to opened checkpoints.
+"""From the names on the command line to opened checkpoints.
 
-Input -> output: files, folders and patterns -> checkpoints whose structure was read, and what was left out and why.
-A checkpoint that is named must be usable; in a run, what is not a checkpoint of the series is left out and named.
+Input -> output: files, folders and patterns -> checkpoints whose structure was read, and the inputs that were skipped,
+with the reasons. A checkpoint that is named must be usable; in a folder, unusable ones are skipped with a warning.
+
+On a disk the checkpoints are opened one after the other, in a store several at a time.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ class Found:
 
 
 def discover(options: Options, listener: Listener = ignore) -> Found:
-    """Open every checkpoint that ``options.paths`` mean.
+    """Open every checkpoint that ``options.paths`` name.
 
     Raises:
         NothingMatched: nothing matched, or something that was named is missing.
-        InputRefused: something that was named cannot be used; all such files are told at once.
+        InputRefused: something that was named cannot be used; all such files are reported at once.
 
     """
     search = Search()
@@ -59,9 +61,9 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
                 listener(Opening(done=number, total=len(candidates)))
                 _sort_in(candidate, open_one, search)
         raise_faults(search.faults)
-        search.leave_out_copies()
-        search.leave_out_own_outputs()
-        search.leave_out_repeats()
+        search.skip_copies()
+        search.skip_own_outputs()
+        search.skip_repeats()
         if not search.checkpoints:
             _raise_nothing(options, search)
     except BaseException:
@@ -77,7 +79,7 @@ def close_all(checkpoints: Iterable[Checkpoint]) -> None:
 
 
 def _expand(name: str, search: Search) -> Iterator[Candidate]:
-    """Yield what may be a checkpoint of all that one name means."""
+    """Yield the possible checkpoints that one name means."""
     try:
         found = matches(name)
         if not found:
@@ -92,7 +94,7 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
 
 
 def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
-    """Yield the folder itself if it is a checkpoint, else those in it."""
+    """Yield the folder itself if it is a checkpoint, else the checkpoints in it."""
     try:
         contents = look_into(Folder(location))
     except InputRefused as refused:
@@ -107,9 +109,9 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
 def _open_in_turn(
     locations: Sequence[Location], options: Options, pool: LayoutPool
 ) -> Generator[Callable[[], Checkpoint]]:
-    """Yield, for each location in turn, what returns its checkpoint or raises why there is none.
+    """Yield, for each location in turn, a function that returns its checkpoint or raises why there is none.
 
-    Close the generator: what was opened in a store and not asked for is closed then.
+    Close the generator: it closes checkpoints in a store that were opened and not asked for.
     """
     open_one = partial(_open, options=options, pool=pool)
     if not any(isinstance(location, Url) for location in locations):
@@ -136,15 +138,15 @@ def _close(future: Future[Checkpoint]) -> None:
 
 
 def _refuse_shard(location: Location) -> None:
-    """Refuse one shard of a model, which by itself is no model."""
+    """Refuse a single shard of a model."""
     found = shard(location.name)
     if found is not None and found.count > 1 and not is_folder(location):
-        message = f"{quoted(str(location))} is one shard of a model, number {found.number:,} of {found.count:,}"
-        raise InputRefused(message, hint=f"name the folder that holds all of them: {location.parent}")
+        message = f"{quoted(str(location))} is shard {found.number:,} of {found.count:,} of a model"
+        raise InputRefused(message, hint=f"name the folder that contains all shards: {location.parent}")
 
 
 def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: Search) -> None:
-    """Add a checkpoint; in a run, one that is incomplete or was rotated away meanwhile is left out with a word."""
+    """Add a checkpoint; in a folder, skip one that is incomplete or was deleted meanwhile, with a warning."""
     try:
         checkpoint = open_one()
     except (InputRefused, NothingMatched) as refused:
@@ -152,27 +154,27 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
             search.faults.append(refused)
             return
         search.refused.append(refused)
-        message = f"left out {refused.message}"
+        message = f"skipped {refused.message}"
         search.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
     else:
         (search.copies if candidate.is_copy else search.checkpoints).append(checkpoint)
 
 
 def _raise_nothing(options: Options, search: Search) -> None:
-    """Say that nothing was found, and where something may be."""
+    """Raise that nothing was found, and where checkpoints may be."""
     raise_faults(search.refused)
     named = shortlist(quoted(name) for name in options.paths)
-    reasons = shortlist(f"{quoted(left.path.name)}: {left.reason}" for left in search.skipped)
-    why = f"; left out were {reasons}" if reasons else ""
-    hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that holds them"
+    reasons = shortlist(f"{quoted(entry.path.name)} ({entry.reason})" for entry in search.skipped)
+    why = f"; skipped {reasons}" if reasons else ""
+    hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that contains them"
     nested = next((found for name in options.paths for found in _nested(name)), "")
     if nested:
-        hint = f"the folders inside hold some: ema-avg '{nested}'"
+        hint = f"the folders inside contain checkpoints: ema-avg '{nested}'"
     raise NothingMatched(f"no checkpoint in {named}{why}", hint=hint)
 
 
 def _nested(name: str) -> Iterator[str]:
-    """Yield patterns for the checkpoints that lie in the folders of a folder."""
+    """Yield patterns for the checkpoints in the subfolders of a folder."""
     for location in filter(is_folder, matches(name)):
         folder = Folder(location)
         for inner in sorted(folder.folders):

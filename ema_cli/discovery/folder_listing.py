@@ -1,7 +1,8 @@
-"""What a folder holds, by the names in it and in its folders: nothing is opened.
+"""From a name on the command line to possible checkpoints, by the names of files and folders: nothing is opened.
 
-A folder is one checkpoint (``checkpoint-500``), or a run that holds checkpoints: files, folders or both. In a run, a
-model that lies beside numbered checkpoint folders is a copy of the last, as trainers leave it when they end.
+A name is a file, a folder or a pattern. A folder is one checkpoint (``checkpoint-500``), or a run that contains
+checkpoints: files, folders or both. In a run, a model beside numbered checkpoint folders is a copy of the last
+checkpoint, which trainers write when they finish.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, is_file, is_folder, locate, names_in
 from ema_cli.storage.url import Url
 
-ALIAS_REASON = "by its name a copy, or an average, of checkpoints of the numbered series (name the file to use it)"
+ALIAS_REASON = "its name suggests a copy or average of the numbered checkpoints (name the file to use it)"
 _ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
 _LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.IGNORECASE)
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
 _INNER = re.compile(r"global_step[0-9]+")
-"""What DeepSpeed calls its folder, in a run and in the checkpoint of another trainer."""
+"""DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
 _MAGIC = re.compile(r"[*\[]")
-"""What makes a pattern of a URL; a question mark begins the query of one."""
+"""Characters that make a URL a pattern; a question mark begins its query."""
 _ROOT_PARTS = 2
-"""Parts of a URL that are no names in a folder: the scheme, and the bucket or host."""
+"""Parts of a URL before the first folder: the scheme, and the bucket or host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,26 +42,26 @@ class Candidate:
 
     path: Location
     in_folder: bool
-    """Found in a folder rather than named."""
+    """Found in a folder, not named."""
     is_copy: bool = False
-    """By its name the last of a numbered series, and so usually a copy of another file."""
+    """Its name says that it is the last of a numbered series, so it is usually a copy of another file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderListing:
-    """What was found in a folder."""
+    """The possible checkpoints in a folder."""
 
     whole: bool = False
-    """The folder is one checkpoint itself."""
+    """The folder itself is a checkpoint."""
     members: tuple[str, ...] = ()
-    """Checkpoint folders in it, in natural order."""
+    """Names of the checkpoint folders in it, in natural order."""
     candidates: tuple[Candidate, ...] = ()
-    """The checkpoints of a run: those folders, and files."""
+    """The checkpoints of a run: these folders, and files."""
     skipped: tuple[Skipped, ...] = ()
 
 
 def matches(name: str) -> list[Location]:
-    """Return the one file or folder of that name or, if there is none and it is a pattern, all that match.
+    """Return the file or folder of that name or, if there is none and it is a pattern, all that match.
 
     Raises:
         OSError: the system cannot look it up.
@@ -77,7 +78,7 @@ def matches(name: str) -> list[Location]:
 
 
 def _matching_urls(pattern: str) -> list[Location]:
-    """Return what matches a pattern in a store, which lists one folder at a time."""
+    """Return the matches of a pattern in a store, which lists one folder at a time."""
     parts = Url(pattern).parts
     found: list[Location] = [Url(*parts[:_ROOT_PARTS])]
     for part in parts[_ROOT_PARTS:]:
@@ -88,7 +89,7 @@ def _matching_urls(pattern: str) -> list[Location]:
 
 
 def _matching_names(folder: Location, part: str) -> Iterator[Location]:
-    """Yield what one part of a pattern means in one folder; ``**`` means the folder and all below it."""
+    """Yield the matches of one part of a pattern in one folder; ``**`` matches the folder and all below it."""
     names = names_in(folder)
     if part != "**":
         yield from (folder / name for name in names if name == part or (fnmatchcase(name, part) and name[0] != "."))
@@ -100,7 +101,7 @@ def _matching_names(folder: Location, part: str) -> Iterator[Location]:
 
 
 def look_into(folder: Folder) -> FolderListing:
-    """Return what a folder holds."""
+    """Return the possible checkpoints in a folder."""
     whole = format_of(folder) is not None
     members = _members(folder)
     if whole and (not members or (len(members) == 1 and _INNER.fullmatch(members[0]))):
@@ -115,7 +116,7 @@ def look_into(folder: Folder) -> FolderListing:
 
 
 def _members(folder: Folder) -> list[str]:
-    """Return the numbered checkpoint folders, and those that are called as they are and are not: incomplete ones."""
+    """Return the numbered checkpoint folders, and folders with the same kind of name, which are incomplete ones."""
     numbered = [name for name in sorted(folder.folders, key=natural_key) if _may_be_member(name)]
     kinds = {name: _kind(folder, name) for name in numbered}
     alike = {skeleton(name) for name, kind in kinds.items() if kind == "checkpoint"}
@@ -127,7 +128,7 @@ def _may_be_member(name: str) -> bool:
 
 
 def _kind(folder: Folder, name: str) -> str:
-    """Return what a folder inside is: a checkpoint, something else, or nothing if it is empty."""
+    """Return ``checkpoint``, ``unreadable``, ``other``, or an empty string for an empty folder."""
     try:
         inner = folder.inside(name)
         if format_of(inner) is not None:
@@ -138,18 +139,18 @@ def _kind(folder: Folder, name: str) -> str:
 
 
 def _alias_folders(folder: Folder) -> Iterator[Skipped]:
-    """Yield the checkpoint folders of a run that are called ``final`` or the like, and have no number."""
+    """Yield the checkpoint folders of a run that are called ``final`` or similar, without a number."""
     for name in sorted(folder.folders):
         if _ALIAS.search(name) and not is_numbered(name) and _kind(folder, name) == "checkpoint":
             yield Skipped(path=folder.location / name, reason=ALIAS_REASON)
 
 
 def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
-    """Yield the checkpoint files of a run, and what is left out of them.
+    """Yield the checkpoint files of a run, and those that are skipped.
 
     Args:
-        folder: that holds them.
-        is_run: it has numbered checkpoint folders, too.
+        folder: the run.
+        is_run: it also has numbered checkpoint folders.
 
     """
     names = sorted(filter(_has_suffix, folder.files), key=natural_key)
@@ -162,7 +163,7 @@ def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
             continue
         alias = numbered and _is_alias(name, is_run=is_run)
         if shard(name):
-            yield Skipped(path=path, reason="one shard of a model, beside checkpoints that are whole")
+            yield Skipped(path=path, reason="a shard of a model, beside complete checkpoints")
         elif TRAINER_STATE.search(name):
             yield Skipped(path=path, reason="state of the trainer, not a model")
         elif alias and not _LAST.search(PurePosixPath(name).stem):
@@ -176,6 +177,6 @@ def _has_suffix(name: str) -> bool:
 
 
 def _is_alias(name: str, *, is_run: bool) -> bool:
-    """Whether a file is called ``last``, ``best`` or the like, and has no number; beside folders that have one, any."""
+    """Whether a name has no number and is like ``last`` or ``best``; beside numbered folders, any name without one."""
     stem = re.sub(r"-v\d+$", "", PurePosixPath(name).stem)
     return (is_run or _ALIAS.search(stem) is not None) and not re.search(r"\d", stem)

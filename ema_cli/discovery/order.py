@@ -1,7 +1,7 @@
-"""Put the checkpoints of a run in order, oldest first, and say why. An EMA in the wrong order is another model.
+"""Put the checkpoints of a run in order, oldest first, and say why: an EMA in the wrong order is another model.
 
 Input -> output: opened checkpoints -> ``Series``. The steps of a series come from one source: ``--steps``, inside
-every file, every name, or not at all; sources are never mixed.
+every file, every name, or none; sources are never mixed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ema_cli.records.series import Checkpoint, Folded, FoundStep, OrderedCheckpo
 from ema_cli.storage.locations import absolute
 from ema_cli.text import plural, quoted, shortlist
 
-_BY_HAND = "give the order with --order name or --order given, or the steps with --steps"
+_BY_HAND = "set the order with --order name or --order given, or the steps with --steps"
 
 
 def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) -> Series:
-    """Order and select the checkpoints as ``options`` say.
+    """Order and select the checkpoints as ``options`` ask.
 
     Args:
         found: the checkpoints.
         options: how to order them, what to select.
-        inside: checkpoints of an earlier average of the same run, whose names help to read those of the new ones.
+        inside: checkpoints of a previous average of the same run; their names help to read the new names.
 
     Raises:
         UsageError: the options do not fit the checkpoints.
-        InputRefused: two checkpoints have one step, or they are numbered in different units.
-        NothingMatched: the selection left none.
+        InputRefused: two checkpoints have the same step, or they are numbered in different units.
+        NothingMatched: none was selected.
 
     """
     named = _named_steps(found.checkpoints, inside)
@@ -62,16 +62,16 @@ def _weights_of(found: Found, options: Options) -> Sequence[float | None]:
     if options.weights is None:
         return [None] * count
     if len(options.weights) != count:
-        left = f"; left out were {shortlist(quoted(left.path.name) for left in found.skipped)}" if found.skipped else ""
+        skipped = f"; skipped {shortlist(quoted(entry.path.name) for entry in found.skipped)}" if found.skipped else ""
         raise UsageError(
-            f"there are {plural(len(options.weights), 'weight')} for {plural(count, 'checkpoint')}{left}",
+            f"there are {plural(len(options.weights), 'weight')} for {plural(count, 'checkpoint')}{skipped}",
             hint="give one weight per checkpoint, in the order of the arguments",
         )
     return options.weights
 
 
 def _unit(members: Sequence[OrderedCheckpoint], options: Options) -> str:
-    """Return what the steps count: as the user says, or as it was found."""
+    """Return the unit of the steps: from the user, or as found."""
     if options.clock is not None:
         return options.clock.removesuffix("s")
     return next((member.step.unit for member in members if member.step), "checkpoint")
@@ -95,7 +95,7 @@ def _steps_of(
         [step if step and step.unit == "epoch" else None for step in named],
     )
     for source in sources:
-        if all(source) and not _says_nothing(source):
+        if all(source) and not _is_constant(source):
             return source
     _refuse_mixed_units(checkpoints, named, options)
     return [None] * len(checkpoints)
@@ -112,15 +112,19 @@ def _incomplete(
         numbers = {tuple(re.findall(r"\d+", checkpoint.path.stem)) for checkpoint in checkpoints}
         if options.order == "step" or len(numbers) == 1:
             return []
-        message = "the numbers in the names do not read as steps: the order is that of the names, and may be wrong"
+        message = "the numbers in the names are not steps: the order is that of the names, and may be wrong"
         return [RunWarning(code="order-doubtful", message=message, hint=_BY_HAND)]
     source = next(step.source for step in steps if step)
     message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
-    message += f"but there is none in {shortlist(without)}"
+    message += f"but {shortlist(without)} has none"
     if options.order == "step":
-        raise UsageError(message, hint=f"leave that out; or {_BY_HAND}")
+        raise UsageError(message, hint=f"leave out the checkpoints without a step; or {_BY_HAND}")
     message += ": the order is that of the names, and may be wrong"
-    return [RunWarning(code="steps-incomplete", message=message, hint=f"leave that out; or {_BY_HAND}")]
+    return [
+        RunWarning(
+            code="steps-incomplete", message=message, hint=f"leave out the checkpoints without a step; or {_BY_HAND}"
+        )
+    ]
 
 
 def _inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
@@ -140,7 +144,7 @@ def _named_steps(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) ->
 
 
 def _steps_like_those_inside(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
-    """Read the names as going on with those inside an earlier average, if those read as the steps that they had."""
+    """Read steps from the names together with those inside a previous average, if these give the steps they had."""
     known = [one.name for one in inside]
     names = [name_of(absolute(checkpoint.path), name_depth(known)) for checkpoint in checkpoints]
     series = list(dict.fromkeys([*known, *names]))
@@ -154,8 +158,8 @@ def _found_in_name(step: NamedStep | None) -> FoundStep | None:
     return FoundStep(value=step.value, unit=step.unit, source="name") if step else None
 
 
-def _says_nothing(steps: Sequence[FoundStep | None]) -> bool:
-    """Whether all checkpoints claim one and the same step: then it is not a step of the run."""
+def _is_constant(steps: Sequence[FoundStep | None]) -> bool:
+    """Whether all checkpoints have the same step: then it is not a step of the run."""
     return len(steps) > 1 and len({step.value for step in steps if step}) == 1
 
 
@@ -176,7 +180,9 @@ def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[Or
     stepped = [member.step for member in members if member.step]
     order = options.order
     if order == "step" and not stepped:
-        raise UsageError("--order step, but the checkpoints have no steps, inside or in their names", hint=_BY_HAND)
+        raise UsageError(
+            "--order step, but the checkpoints have no steps, neither inside nor in their names", hint=_BY_HAND
+        )
     if order == "given":
         return members, "as given"
     if order == "mtime":
@@ -189,7 +195,7 @@ def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[Or
 
 
 def _refuse_equal_steps(members: Sequence[OrderedCheckpoint]) -> None:
-    """Two files of one step are two copies, or two runs: folding both would count it twice."""
+    """Refuse two files of one step: they are copies, or of two runs."""
     by_step: dict[int, list[str]] = defaultdict(list)
     for member in members:
         if member.step:
@@ -197,36 +203,47 @@ def _refuse_equal_steps(members: Sequence[OrderedCheckpoint]) -> None:
     twice = [f"{step:,}: {', '.join(paths)}" for step, paths in sorted(by_step.items()) if len(paths) > 1]
     if twice:
         raise InputRefused(
-            f"several checkpoints have one {members[0].step.unit if members[0].step else 'step'}: {shortlist(twice)}",
-            hint=f"leave one of each out; or, if they are different, {_BY_HAND}",
+            f"checkpoints have the same {members[0].step.unit if members[0].step else 'step'}: {shortlist(twice)}",
+            hint=f"two runs? use ema-avg batch; two copies? leave one out; otherwise {_BY_HAND}",
         )
 
 
 def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[OrderedCheckpoint]:
     if options.from_step is not None or options.to_step is not None:
         if not all(member.step for member in members):
-            raise UsageError("--from and --to need the step of every checkpoint", hint="give them with --steps")
+            raise UsageError("--from and --to need the step of every checkpoint", hint="give the steps with --steps")
         first = options.from_step if options.from_step is not None else float("-inf")
         last = options.to_step if options.to_step is not None else float("inf")
+        steps = [member.step for member in members if member.step]
         members = [member for member in members if member.step and first <= member.step.value <= last]
+        if not members:
+            raise _nothing_selected(steps, options)
     members = members[::-1][:: options.every][::-1]
-    members = members[-options.last :] if options.last else members
-    if not members:
-        raise NothingMatched("the selection leaves no checkpoint", hint="widen --from and --to")
-    return members
+    return members[-options.last :] if options.last else members
+
+
+def _nothing_selected(steps: Sequence[FoundStep], options: Options) -> NothingMatched:
+    first, last, unit = options.from_step, options.to_step, steps[0].unit
+    if last is None:
+        asked = f"at or after {unit} {first:,}"
+    else:
+        asked = f"at or before {unit} {last:,}" if first is None else f"from {unit} {first:,} to {last:,}"
+    values = [step.value for step in steps]
+    message = f"no checkpoint {asked} (there are {unit}s {min(values):,} to {max(values):,})"
+    return NothingMatched(message, hint="change --from or --to")
 
 
 def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> list[RunWarning]:
-    """Warn of steps by hand that put the checkpoints in another order than the steps inside them."""
+    """Warn if --steps gives the checkpoints another order than the steps inside them."""
     inside = [_inside(member.checkpoint, "step") for member in members]
     found = [step.value for step in inside if step]
     if options.steps is None or len(found) < len(members) or found == sorted(found):
         return []
     wrong = next(a for a, b in pairwise(members) if _value(a) > _value(b))
     name, own = quoted(wrong.checkpoint.path.name), _value(wrong)
-    message = f"--steps says {wrong.step.value if wrong.step else 0:,} of {name}, which says {own:,} itself, "
-    message += "and the order is another one"
-    hint = "the steps belong to the arguments in their order; a shell sorts ckpt_1000 before ckpt_200"
+    message = f"--steps gives {wrong.step.value if wrong.step else 0:,} for {name}, but the step inside is {own:,}, "
+    message += "and the order differs"
+    hint = "--steps follows the order of the arguments; a shell sorts ckpt_1000 before ckpt_200"
     return [RunWarning(code="steps-contradict", message=message, hint=hint)]
 
 
@@ -243,7 +260,7 @@ def _warnings(members: Sequence[OrderedCheckpoint]) -> list[RunWarning]:
         warnings.append(
             RunWarning(
                 code="order-against-steps",
-                message="the checkpoints are not folded in the order of their steps",
+                message="the checkpoints are not averaged in the order of their steps",
             )
         )
     return warnings

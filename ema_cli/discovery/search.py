@@ -1,4 +1,4 @@
-"""What a search for checkpoints has found so far, and what of that is no checkpoint of the series."""
+"""The search for checkpoints: what was found so far, and which of it is skipped."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _MOST_FAULTS = 10
 
 @dataclass(slots=True)
 class Search:
-    """What has been found so far."""
+    """Everything found so far."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     copies: list[Checkpoint] = field(default_factory=list)
-    """What by its name is a copy of the last checkpoint."""
+    """Checkpoints with the name of a copy of the last one."""
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
     refused: list[EmaAvgError] = field(default_factory=list)
-    """Why files of a folder were left out."""
+    """Why files of a folder were skipped."""
 
-    def leave_out_copies(self) -> None:
-        """``last.ckpt`` is a copy of a numbered file, unless the step inside says that it is newer than all of them."""
+    def skip_copies(self) -> None:
+        """Skip ``last.ckpt`` and the like, unless the step inside is newer than those of all numbered checkpoints."""
         steps = {checkpoint.steps[0] for checkpoint in self.checkpoints if checkpoint.steps}
         units = {step.unit for step in steps}
         for copy in self.copies:
@@ -36,23 +36,23 @@ class Search:
             if newest and units == {newest.unit} and newest.value > max(step.value for step in steps):
                 self.checkpoints.append(copy)
             else:
-                self._leave_out(copy, ALIAS_REASON)
+                self._skip(copy, ALIAS_REASON)
 
-    def leave_out_own_outputs(self) -> None:
-        """An earlier output that a pattern or folder caught is not a checkpoint of the run."""
+    def skip_own_outputs(self) -> None:
+        """Skip outputs of this program, which a pattern or folder may include, unless all inputs are outputs."""
         ours = [checkpoint for checkpoint in self.checkpoints if checkpoint.made_by_us]
         if not ours:
             return
         if len(ours) == len(self.checkpoints):
-            message = "the inputs are outputs of ema-avg: this averages averages"
+            message = "all inputs are outputs of ema-avg: this is an average of averages"
             self.warnings.append(RunWarning(code=AVERAGES_AVERAGED, message=message))
             return
         self.checkpoints = [checkpoint for checkpoint in self.checkpoints if not checkpoint.made_by_us]
         for checkpoint in ours:
-            self._leave_out(checkpoint, "an earlier output of ema-avg", made_by_us=True)
+            self._skip(checkpoint, "an output of ema-avg", made_by_us=True)
 
-    def leave_out_repeats(self) -> None:
-        """A checkpoint that is named twice is folded once, also if the second name is that of a file in its folder."""
+    def skip_repeats(self) -> None:
+        """Keep a checkpoint that is named twice once, even if the second name is that of a file in its folder."""
         owners: dict[object, Checkpoint] = {}
         kept: list[Checkpoint] = []
         for checkpoint in self.checkpoints:
@@ -63,20 +63,20 @@ class Search:
             )
             if same is not None:
                 kind = "file" if files == same.index.identity else "checkpoint"
-                self._leave_out(checkpoint, f"the same {kind} as {quoted(str(same.path))}")
+                self._skip(checkpoint, f"the same {kind} as {quoted(str(same.path))}")
                 continue
             kept.append(checkpoint)
             for file in files:
                 owners.setdefault(file, checkpoint)
         self.checkpoints = kept
 
-    def _leave_out(self, checkpoint: Checkpoint, reason: str, *, made_by_us: bool = False) -> None:
+    def _skip(self, checkpoint: Checkpoint, reason: str, *, made_by_us: bool = False) -> None:
         self.skipped.append(Skipped(path=checkpoint.path, reason=reason, made_by_us=made_by_us))
         checkpoint.index.close()
 
 
 def raise_faults(faults: list[EmaAvgError]) -> None:
-    """Raise all faults as one error of the gravest kind: what is missing first.
+    """Raise all faults as one error: ``NothingMatched`` if anything is missing, else ``InputRefused``.
 
     Raises:
         NothingMatched: something is missing.

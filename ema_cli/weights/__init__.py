@@ -1,1 +1,1 @@
-"""The shares of an average: schedules that give them, and numbers that describe them. Pure float64 maths."""
+"""The shares of an average: how they are computed, and numbers that describe them. Pure float64 math."""
