@@ -1,7 +1,7 @@
-"""What names say: natural order, the training step in a series of files, the names of outputs. Pure text.
+"""Names: natural order, the training step in a series of file names, the names of outputs. Pure text.
 
 A number in one name proves little (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either a
-word in front of the number says that it is a step, or it is the one number that differs while all else is equal.
+word before the number says that it is a step, or it is the only part of the names that differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STEP_WORD = re.compile(r"(?<![a-z])(?:steps?|iter(?:ation)?s?|updates?|it)[=_-]
 _EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep)[=_-]?(\d+)(?!\d)", re.IGNORECASE)
 _SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
 _DEEPEST_NUMBER = 3
-"""How far up a path a number is looked for that tells a file from those to come."""
+"""Parts of the path of a single file, counted from its end, that are searched for a number."""
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 
 
@@ -36,16 +36,16 @@ def is_batch_norm_statistic(tensor: str) -> bool:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key under which ``ckpt_2`` comes before ``ckpt_10``; different names never have the same."""
+    """Return a sort key that puts ``ckpt_2`` before ``ckpt_10``; different names have different keys."""
     parts = _DIGITS.split(name)
     return (*((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p), (-1, 0, name))
 
 
 def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
-    """Return the step that each name of a series carries, ``None`` where it carries none.
+    """Return the step in each name of a series, ``None`` for a name without one.
 
     Args:
-        names: the names as they tell the files apart: a file name, or ``checkpoint-500/model.bin``.
+        names: the ends of the paths that differ: a file name, or ``checkpoint-500/model.bin``.
 
     """
     stems = [_SUFFIXES.sub("", name) for name in names]
@@ -56,7 +56,7 @@ def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
 
 
 def _starts_again(stems: Sequence[str]) -> bool:
-    """Whether the steps are counted anew in every epoch, so that they do not order the series."""
+    """Whether the steps begin again in every epoch, so that they do not order the series."""
     found = [(_EPOCH_WORD.findall(stem), _STEP_WORD.findall(stem)) for stem in stems]
     if not all(epochs and steps for epochs, steps in found):
         return False
@@ -65,7 +65,7 @@ def _starts_again(stems: Sequence[str]) -> bool:
 
 
 def _spelled(stem: str) -> NamedStep | None:
-    """Return the step whose word stands in front of the number; steps before epochs."""
+    """Return the step with a word before its number; a step is preferred to an epoch."""
     for unit, pattern in (("step", _STEP_WORD), ("epoch", _EPOCH_WORD)):
         found = pattern.findall(stem)
         if found:
@@ -74,7 +74,7 @@ def _spelled(stem: str) -> NamedStep | None:
 
 
 def _by_likeness(stems: Sequence[str]) -> list[NamedStep | None]:
-    """Return the steps of those names that are equal to some others apart from their numbers."""
+    """Return the steps of names that are equal to other names except for their numbers."""
     alike: dict[tuple[str, ...], list[int]] = {}
     for position, stem in enumerate(stems):
         alike.setdefault(tuple(_DIGITS.split(stem)[::2]), []).append(position)
@@ -86,9 +86,10 @@ def _by_likeness(stems: Sequence[str]) -> list[NamedStep | None]:
 
 
 def _varying_number(stems: Sequence[str]) -> list[NamedStep | None] | None:
-    """Return the last whole number that differs, when the names are equal apart from their numbers.
+    """Return the last whole number that differs, if the names are equal except for their numbers.
 
-    Where several differ, that is a step only if it grows with the others (``checkpoint_3_5000``: epoch and update).
+    If several numbers differ, the last is a step only if it increases with the others (``checkpoint_3_5000``: epoch
+    and update).
     """
     split = [_DIGITS.split(stem) for stem in stems]
     skeleton = split[0][::2]
@@ -103,11 +104,11 @@ def _varying_number(stems: Sequence[str]) -> list[NamedStep | None] | None:
 
 
 def distinct_names(paths: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """Return the ends of paths, without suffixes, as short as they tell the paths apart, and from the names ``taken``.
+    """Return the shortest unique ends of paths, without suffixes, that also differ from the names ``taken``.
 
-    The names do not depend on where the run lies or in which format: ``run/ckpt_1.pt`` and ``run/ckpt_2.pt`` are
-    ``ckpt_1`` and ``ckpt_2``; ``run/1/model.bin`` and ``run/2/model.bin`` are ``1/model`` and ``2/model``. A path that
-    stands alone takes as much as has a number in it: ``checkpoint-500/model``.
+    The names do not depend on the location or format of the run: ``run/ckpt_1.pt`` and ``run/ckpt_2.pt`` are
+    ``ckpt_1`` and ``ckpt_2``; ``run/1/model.bin`` and ``run/2/model.bin`` are ``1/model`` and ``2/model``. The name of
+    a single path is long enough to have a number: ``checkpoint-500/model``.
     """
     deepest = max((_bare(path).count("/") for path in paths), default=0) + 1
     names: list[str] = []
@@ -130,23 +131,23 @@ def name_depth(names: Sequence[str]) -> int:
 
 
 def _bare(path: str) -> str:
-    """Return a path without its suffix; what cannot be decoded in it is escaped, so that it can be written down."""
+    """Return a path without its suffix, with undecodable bytes escaped so that it can be stored as text."""
     return _SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode()
 
 
 OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel", "label")
-"""What may stand in braces in the name of an output."""
+"""Fields in braces in the name of an output."""
 RUN_FIELDS = ("run", "name")
-"""What a batch fills in besides: the folder of a run, and its name."""
+"""Further fields: the folder of a run, and its name."""
 
 
 def fields_in(template: str) -> list[str]:
-    """Return the fields that stand in the template of an output's name."""
+    """Return the fields in the template of an output's name."""
     return [field for field in OUTPUT_FIELDS if f"{{{field}}}" in template]
 
 
 def unknown_fields_in(template: str) -> list[str]:
-    """Return what stands in braces in the template of an output's name and is no field."""
+    """Return the names in braces in the template of an output's name that are not fields."""
     return [field for field in re.findall(r"\{(\w*)\}", template) if field not in (*OUTPUT_FIELDS, *RUN_FIELDS)]
 
 
@@ -154,8 +155,8 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
 
     Args:
-        template: the name; a field without a value is left as it is. What is filled in is not filled again.
-        values: by field; ``None`` where an average has no such parameter.
+        template: the name; a field without a value is left unchanged. Braces in a value are not filled again.
+        values: by field; ``None`` for a parameter that the average does not have.
 
     """
 
@@ -169,12 +170,12 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
 
 
 def run_name(run: str) -> str:
-    """Return the name of a run folder: ``..`` is taken off, and links are not followed."""
+    """Return the name of a run folder: ``..`` is resolved, and links are not followed."""
     return Path(os.path.abspath(run)).name  # noqa: PTH100 - resolve() would follow links
 
 
 def fill_run(template: str, run: str, name: str) -> str:
-    """Return a template with ``{run}`` and ``{name}`` filled in, once: what they bring along is not filled again."""
+    """Return a template with ``{run}`` and ``{name}`` filled in; braces in the values are not filled again."""
     return re.sub(r"\{(run|name)\}", lambda found: run if found.group(1) == "run" else name, template)
 
 

@@ -25,7 +25,7 @@ from ema_cli.weights.diagnostics import Diagnostics, diagnose
 from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.weights.reconstruction import ema_linear, gamma_from_sigma_rel
 from ema_cli.weights.schedules import ema, uniform
-from ema_cli.weights.share_warnings import warn_about
+from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 from tests.helpers.exact import ema_shares
@@ -51,7 +51,7 @@ def look_at(method: Method, timeline: Timeline) -> Diagnostics:
 def warnings_of(method: Method, timeline: Timeline) -> dict[str, RunWarning]:
     """Return the warnings about a method, by code."""
     shares = solve(method, timeline)
-    found = warn_about(Weighting(method=method, weights=shares, shares=shares), timeline)
+    found = warn_of_shares(Weighting(method=method, weights=shares, shares=shares), timeline)
     assert len({warning.code for warning in found}) == len(found)
     return {warning.code: warning for warning in found}
 

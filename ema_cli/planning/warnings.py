@@ -15,7 +15,7 @@ from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.weights.methods import Weighting
-from ema_cli.weights.share_warnings import warn_about
+from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
 
@@ -82,7 +82,7 @@ def _warnings_about_shares(weightings: Sequence[Weighting], timeline: Timeline) 
     """Yield each kind of warning once: in full for the first average concerned, the others by name."""
     by_code: dict[str, list[tuple[str, RunWarning]]] = {}
     for weighting in weightings:
-        for warning in warn_about(weighting, timeline):
+        for warning in warn_of_shares(weighting, timeline):
             by_code.setdefault(warning.code, []).append((weighting.method.label, warning))
     for found in by_code.values():
         label, warning = found[0]

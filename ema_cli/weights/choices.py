@@ -19,30 +19,30 @@ SMALL_SHARE = 0.1
 """Of the first checkpoint: small enough that the average hardly depends on where the series begins."""
 
 Row = tuple[str, Method]
-"""Options, and the method that they mean."""
+"""Flags, and the method that they select."""
 
 
 def describe_choices(timeline: Timeline, names: Sequence[MethodName], per: Per | None) -> tuple[str, str]:
-    """Return a table of choices as a message, and a hint naming the one that fits most runs.
+    """Return a table of choices as a message, and a hint with the choice that fits most runs.
 
     Args:
-        timeline: where the checkpoints stand.
-        names: the methods that were asked for.
-        per: what one decay of ``ema`` was said to mean.
+        timeline: the steps of the checkpoints.
+        names: the requested methods.
+        per: what one decay of ``ema`` means, if it was given.
 
     Raises:
-        UsageError: a method needs steps, and they are not known.
+        UsageError: a method needs steps, and they are unknown.
 
     """
     name = next(name for name in names if "--decay" in SPECS[name].takes)
     lacking = "neither --decay nor --half-life was given"
     if timeline.count == 1:
-        return lacking, "--decay 0.9; with one checkpoint any decay copies it"
+        return lacking, "--decay 0.9; a single checkpoint is copied, whatever the decay"
     rows = [*_choices(name, timeline, per), ("--method uniform", Method(name="uniform"))]
     width = max(len(option) for option, _ in rows)
     lines = [f"  {option:<{width}}{_shares(method, timeline)}" for option, method in rows]
     title = f"{lacking}. For these {plural(timeline.count, 'checkpoint')}:"
-    header = f"  {'':<{width}}{'first':>10}{'last':>10}{'counts as':>12}"
+    header = f"  {'':<{width}}{'first':>10}{'last':>10}{'effective':>12}"
     return "\n".join([title, header, *lines]), _hint(name, timeline, per)
 
 
@@ -74,13 +74,13 @@ def _step_option(name: MethodName) -> str:
 
 
 def _hint(name: MethodName, timeline: Timeline, per: Per | None) -> str:
-    """Name the choice that leaves the first checkpoint about a tenth."""
+    """Return the flags that leave the first checkpoint about a tenth."""
     if name == "ema-warmup":
         return f"--method {name} --decay {_USUAL_WARMUP[0]}"
     fitting = f"--decay {decay_for_first_share(timeline.count - 1)}"
     if name == "ema-hold" or per == "step":
         fitting = f"{_step_option(name)} --half-life {half_life_for_first_share(max(timeline.span, 1))}"
-    return f"{fitting}, which leaves a tenth to the first checkpoint"
+    return f"{fitting} (leaves the first checkpoint a tenth of the average)"
 
 
 def _shares(method: Method, timeline: Timeline) -> str:

@@ -12,7 +12,7 @@ from ema_cli.weights.reconstruction import part_before_first
 from ema_cli.weights.timeline import Timeline, gaps
 
 _BROWNIAN = {"ema": 1 / math.sqrt(12), "ema-hold": 1 / math.sqrt(3)}
-"""Expected error over u of a path that is taken as linear, or as constant, and is Brownian."""
+"""Expected error divided by u, for a Brownian path that is assumed to be linear, or constant, between checkpoints."""
 _ROUNDING = 1e-12
 
 
@@ -65,7 +65,7 @@ def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Dia
 
 
 def window_ratio(decay: Decay, timeline: Timeline) -> float:
-    """Return u, the median gap times 1 - d; a single checkpoint has no gaps, and counts as one step apart."""
+    """Return u, the median gap times 1 - d; the gap of a single checkpoint is taken as 1."""
     return timeline.median_gap * decay.complement
 
 
@@ -76,7 +76,7 @@ def _predicted_error(method: Method, timeline: Timeline) -> float | None:
 
 
 def effective_gap(decay: Decay, timeline: Timeline) -> float:
-    """Return the gap that the error depends on: that of equal spacing, and more where the EMA looks at a wide one.
+    """Return the gap that the error depends on: the gap of equal spacing, or more if recent gaps are wide.
 
     A Brownian path leaves an error of variance k^2 D^3 / 12 in a gap D whose steps have the weight k each, so this is
     the root of ``sum_i d^(2 (T-t_i)) D_i^3 / sum_i d^(2 (T-t_i)) D_i``.
@@ -94,7 +94,7 @@ def effective_gap(decay: Decay, timeline: Timeline) -> float:
 
 
 def _implied_lr(shares: Sequence[float], total: float) -> tuple[float, ...]:
-    """Add from the last on; the sum of all is 1 but for its rounding."""
+    """Sum from the last checkpoint on; the total is 1 except for rounding."""
     most = 1.0 if math.isclose(total, 1, rel_tol=_ROUNDING) else math.inf
     return tuple(min(most, tail) for tail in accumulate(reversed(shares)))[::-1]
 

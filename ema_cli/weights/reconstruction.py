@@ -1,8 +1,8 @@
-"""Weights from steps: the average over every training step, rebuilt from the few that were saved.
+"""Weights from steps: the average over every training step, reconstructed from the few that were saved.
 
 Input -> output: t_1 < ... < t_N and the parameters of a method -> one weight per checkpoint, all >= 0, sum 1.
 
-Between two checkpoints the weights of the model are taken to lie on the line that joins them, or to be those of the
+Between two checkpoints the weights of the model are assumed to be on the line between them, or equal to those of the
 next checkpoint (``hold``). The average over all steps s in (t_(i-1), t_i] is then a weighted sum of the two ends:
 
     E(t_i) = d^D E(t_(i-1)) + a theta_(i-1) + b theta_i,    D = t_i - t_(i-1),  T = t_N
@@ -34,9 +34,9 @@ def ema_linear(steps: Sequence[int], decay: Decay, init: Init = "first") -> tupl
     """Return the weights of the per-step EMA of the piecewise-linear path through the checkpoints.
 
     Args:
-        steps: t_i, growing.
+        steps: t_i, increasing.
         decay: d per step.
-        init: ``first``: the path stood at theta_1 before t_1; ``debias``: the steps from t_1 to T alone count.
+        init: ``first``: the path is theta_1 before t_1; ``debias``: only the steps from t_1 to T count.
 
     """
     if decay.value == 0:
@@ -51,7 +51,7 @@ def ema_linear(steps: Sequence[int], decay: Decay, init: Init = "first") -> tupl
 
 
 def ema_hold(steps: Sequence[int], decay: Decay, init: Init = "first") -> tuple[float, ...]:
-    """Return the weights of the fold with d^gap: the per-step EMA of a path that waits at the next checkpoint."""
+    """Return the weights of the EMA with d^gap: the per-step EMA of a path that is constant between checkpoints."""
     if decay.value == 0:
         return _last_alone(len(steps))
     kept = _kept(steps, decay)
@@ -64,12 +64,12 @@ def _last_alone(checkpoints: int) -> tuple[float, ...]:
 
 
 def _kept(steps: Sequence[int], decay: Decay) -> list[float]:
-    """Return d^(T - t_i): what is left at the end of a weight given at t_i."""
+    """Return d^(T - t_i): the part of a weight from t_i that is left at the end."""
     return [math.exp(-decay.rate * (steps[-1] - step)) for step in steps]
 
 
 def _initial(kept: float, decay: Decay, init: Init) -> float:
-    """The weight that theta_1 begins with: all that was there before, or that of the one step t_1."""
+    """Return the initial weight of theta_1: all steps before, or only the step t_1."""
     return kept if init == "first" else decay.complement * kept
 
 
@@ -96,12 +96,12 @@ def power(steps: Sequence[int], sigma_rel: float) -> tuple[float, ...]:
     """Return the weights of a power-function profile over the piecewise-linear path (Karras et al. 2024, section 3.1).
 
     The profile is ``f(t) = (gamma+1) t^gamma / T^(gamma+1)`` over [0, T], with ``F(t) = (t/T)^p``, p = gamma + 1, the
-    part of it before t. What lies before t_1 goes to theta_1. Of the gap from s to t, with q = ln(t/s),
+    part of it before t. The part before t_1 goes to theta_1. For the gap from s to t, with q = ln(t/s),
 
         b = F(t) (h(-(p+1)q) - (p+1) h(-q)) / ((p+1) (1 - s/t)),    a = F(t) - F(s) - b
 
     Args:
-        steps: t_i >= 0, growing, counted from the beginning of training.
+        steps: t_i >= 0, increasing, counted from the beginning of training.
         sigma_rel: standard deviation of the profile over T; at most 1/sqrt(12).
 
     """
@@ -118,7 +118,7 @@ def power(steps: Sequence[int], sigma_rel: float) -> tuple[float, ...]:
 
 
 def part_before_first(steps: Sequence[int], sigma_rel: float) -> float:
-    """Return the part of a power-function profile that lies before the first checkpoint."""
+    """Return the part of a power-function profile before the first checkpoint."""
     return _part_before(steps[0], steps, gamma_from_sigma_rel(sigma_rel) + 1)
 
 
@@ -142,7 +142,7 @@ def _profile_line(start: int, gap: int, p: float) -> tuple[float, float]:
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Return the exponent of the profile: the largest root of (g+2)^2 (g+3) = (g+1) / sigma_rel^2.
 
-    Newton's method from 1/sigma_rel, which lies above that root; the cubic is convex there, so it only descends.
+    Newton's method from 1/sigma_rel, which is above that root; the cubic is convex there, so it only descends.
     """
     s = sigma_rel**-2
     gamma = 1 / sigma_rel
@@ -169,7 +169,7 @@ def remainder(x: float) -> float:
 
 
 def decayed_remainder(x: float) -> float:
-    """Return ``e^-x h(x) = 1 - e^-x (1 + x)`` for x >= 0; it lies in [0, 1) however large x is."""
+    """Return ``e^-x h(x) = 1 - e^-x (1 + x)`` for x >= 0; the result is in [0, 1) for any x."""
     return math.exp(-x) * remainder(x) if x < 1 else -math.expm1(-x) - x * math.exp(-x)
 
 

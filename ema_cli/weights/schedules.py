@@ -6,7 +6,7 @@ Input -> output: N or t_1 < ... < t_N, and the parameters of a method -> one wei
     E_1 = theta_1,  E_n = d E_(n-1) + (1 - d) theta_n
     E_N = sum_i w_i theta_i,  w_1 = d^(N-1),  w_i = (1 - d) d^(N-i)  for i > 1
 
-With ``debias`` the recurrence starts from zero and is divided by the weight it has gathered, 1 - d^N (Kingma & Ba
+With ``debias`` the recurrence starts from zero and is divided by the sum of its weights, 1 - d^N (Kingma & Ba
 2015, section 3): w_i = (1 - d) d^(N-i) / (1 - d^N). ``uniform`` is SWA (Izmailov et al. 2018, arXiv 1803.05407).
 
 ``lr-decay`` gives each update the factor that a falling learning rate would have given it (WSM, arXiv 2507.17634).
@@ -38,9 +38,9 @@ def ema(checkpoints: int, decay: Decay, init: Init = "first") -> tuple[float, ..
 
 
 def ema_warmup(checkpoints: int, method: Method) -> tuple[float, ...]:
-    """Return the weights of the fold whose decay grows with the number n = 1, 2, ... of updates, up to d.
+    """Return the weights of an EMA with a decay that grows with the number n = 1, 2, ... of updates, up to d.
 
-    ``tf``: d_n = (1 + n) / (10 + n), as ``tf.train.ExponentialMovingAverage(num_updates=n)`` takes it.
+    ``tf``: d_n = (1 + n) / (10 + n), as in ``tf.train.ExponentialMovingAverage(num_updates=n)``.
     ``inv-gamma``: d_n = 1 - (1 + n / inv_gamma)^-power, as in timm's and diffusers' EMA.
     """
     weights = []
@@ -75,19 +75,19 @@ def ramp(checkpoints: int) -> tuple[float, ...]:
 
 
 def manual(weights: Sequence[float], *, normalize: bool) -> tuple[float, ...]:
-    """Return the weights of the user, divided by their sum unless told not to.
+    """Return the weights of the user, divided by their sum if ``normalize``.
 
     Raises:
-        UsageError: they sum to zero, so that there is nothing to average.
+        UsageError: all weights are zero.
 
     """
     if not any(weights):
-        raise UsageError("the weights of the checkpoints that are left sum to zero")
+        raise UsageError("the weights of the selected checkpoints sum to zero")
     return normalized(weights) if normalize else tuple(weights)
 
 
 def lr_decay(steps: Sequence[int], shape: Shape) -> tuple[float, ...]:
-    """Return the weights of checkpoints at ``steps``, growing, under a learning rate that falls as ``shape`` says."""
+    """Return the weights of checkpoints at increasing ``steps`` for a learning rate that falls with ``shape``."""
     count = len(steps)
     if count == 1:
         return (1.0,)

@@ -1,4 +1,4 @@
-"""What the user should know about the shares of an average before trusting it: a code, a sentence, a way out."""
+"""Warnings about the shares of an average, each with a hint."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from ema_cli.weights.timeline import Timeline
 
 _DOMINATING = 0.5
 UNOBSERVED = 0.1
-"""The part of an average before the first checkpoint that is too much to pass over."""
+"""A larger part of an average before the first checkpoint is worth a warning."""
 _NEARLY_EQUAL = 1.1
-"""Largest over smallest share of what is a plain mean under another name."""
+"""Largest over smallest share below which an average is practically a plain mean."""
 _FEW = 3
-"""Of fewer checkpoints than these, equal shares prove nothing."""
+"""With fewer checkpoints, nearly equal shares are no problem."""
 _WINDOWS_PER_GAP = 0.1
-"""u at which the reconstruction is within some percent of the last checkpoint's error."""
+"""u at which the error of the reconstruction is some percent of that of the last checkpoint."""
 _MEANT_TO_BE_EQUAL = ("uniform", "uniform-time", "manual")
 
 
-def warn_about(weighting: Weighting, timeline: Timeline) -> list[RunWarning]:
+def warn_of_shares(weighting: Weighting, timeline: Timeline) -> list[RunWarning]:
     """Return the warnings about the shares of one average."""
     if timeline.count == 1:
-        message = "there is one checkpoint, so the average is a copy of it"
-        return [RunWarning(code="one-checkpoint", message=message, hint="name more checkpoints, or their folder")]
+        message = "there is only one checkpoint, so the average is a copy of it"
+        return [
+            RunWarning(
+                code="one-checkpoint", message=message, hint="name more checkpoints, or the folder that contains them"
+            )
+        ]
     found = diagnose(weighting.method, weighting.shares, timeline)
     if _is_plain_mean(weighting):
         return [_plain_mean(weighting)]
@@ -45,9 +49,9 @@ def _plain_mean(weighting: Weighting) -> RunWarning:
     low, high = percent(min(weighting.shares)), percent(max(weighting.shares))
     return RunWarning(
         code="plain-mean",
-        message=f"{weighting.method.label} gives all checkpoints nearly equal shares, {low} to {high}: a plain mean",
-        hint="--method uniform, if that is meant"
-        + ("; else a smaller --decay or a shorter --half-life" if weighting.method.decay else ""),
+        message=f"{weighting.method.label} gives all checkpoints nearly equal shares ({low} to {high}), a plain mean",
+        hint="--method uniform if a plain mean is intended"
+        + ("; otherwise a smaller --decay or a shorter --half-life" if weighting.method.decay else ""),
     )
 
 
@@ -70,30 +74,30 @@ def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeli
 def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> RunWarning:
     kept = f"the first checkpoint keeps {percent(weighting.shares[0])} of this average"
     if weighting.method.uses_steps:
-        cause = f"{_named(decay)} forgets it slowly, and the checkpoints span {_units(timeline.span, timeline)}"
-        out = f"{_half_life_for(timeline)}; --init debias"
+        cause = f"the checkpoints span {_units(timeline.span, timeline)}, too few for {_named(decay)}"
+        hint = f"{_half_life_for(timeline)}; --init debias"
     else:
         better = decay_for_first_share(timeline.count - 1)
-        cause = f"{_named(decay)} applies per checkpoint, and {timeline.count} checkpoints are few for it"
+        cause = f"there are {timeline.count:,} checkpoints; {_named(decay)} per checkpoint needs about {_needed(decay)}"
         left = percent(float(better) ** (timeline.count - 1))
-        out = f"--decay {better} (leaves it {left}); --method uniform"
+        hint = f"--decay {better} (leaves it {left}); --method uniform"
         if weighting.method.name == "ema":
-            out = f"{out}; --init debias"
+            hint = f"{hint}; --init debias"
             stepped = timeline.steps and timeline.unit != "epoch"
-            out = f"--per step, if that is meant per training step; {out}" if stepped else out
-    return RunWarning(code="first-dominates", message=f"{kept}: {cause}", hint=out)
+            hint = f"--per step if the decay is per training step; {hint}" if stepped else hint
+    return RunWarning(code="first-dominates", message=f"{kept}: {cause}", hint=hint)
 
 
 def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Timeline) -> RunWarning:
     enough = two_digits(gap * math.log(2) / _WINDOWS_PER_GAP)
     fits = float(enough) <= float(half_life_for_first_share(timeline.span))
-    longer = f"--half-life {enough}" if fits else f"{_half_life_for(timeline)}, the longest that these checkpoints fill"
+    longer = f"--half-life {enough}" if fits else f"{_half_life_for(timeline)}, the longest for these checkpoints"
     often = max(1, math.floor(_WINDOWS_PER_GAP / decay.complement))
     return RunWarning(
         code="window-too-short",
         message=(
             f"the window of {_units(1 / decay.complement, timeline)} is shorter than the {_units(gap, timeline)} "
-            f"between checkpoints: what the EMA did in between is lost; the last one has {percent(found.last)}"
+            f"between checkpoints: the steps in between are lost, and the last checkpoint has {percent(found.last)}"
         ),
         hint=f"{longer}; save a checkpoint every {_units(often, timeline)}",
     )
@@ -106,8 +110,8 @@ def _unobserved_mass(weighting: Weighting, mass: float, timeline: Timeline) -> R
         other = f"--init debias; or {_half_life_for(timeline)}"
     return RunWarning(
         code="unobserved-mass",
-        message=f"{percent(mass)} of this average lies before the first checkpoint, which stands in for all of that",
-        hint=f"name earlier checkpoints too, or that of step 0; {other}",
+        message=f"{percent(mass)} of this average belongs to steps before the first checkpoint, which is used instead",
+        hint=f"add earlier checkpoints, or that of step 0; {other}",
     )
 
 
@@ -116,12 +120,17 @@ def _window_not_filled(decay: Decay, timeline: Timeline, *, per_step: bool) -> I
     if window * (1 - 1e-9) <= have:
         return
     if per_step:
-        held = f"the {_units(have, timeline)} that the checkpoints span"
-        message, hint = f"the window of {_units(window, timeline)} is longer than {held}", _half_life_for(timeline)
+        span = f"the {_units(have, timeline)} that the checkpoints span"
+        message, hint = f"the window of {_units(window, timeline)} is longer than {span}", _half_life_for(timeline)
     else:
-        message = f"the window of {_named(decay)} holds {_count(window)} checkpoints, and there are {have:,}"
+        message = f"the window of {_named(decay)} is {_count(window)} checkpoints, and there are {have:,}"
         hint = f"--decay {decay_for_first_share(timeline.count - 1)}"
     yield RunWarning(code="window-not-filled", message=message, hint=f"{hint}; or more checkpoints")
+
+
+def _needed(decay: Decay) -> str:
+    """Return how many checkpoints a decay needs, about: its window, 1 / (1 - d)."""
+    return _count(1 / decay.complement)
 
 
 def _named(decay: Decay) -> str:
@@ -130,7 +139,9 @@ def _named(decay: Decay) -> str:
 
 def _half_life_for(timeline: Timeline) -> str:
     half_life = half_life_for_first_share(timeline.span)
-    return f"--half-life {half_life} (then {percent(2 ** (-timeline.span / float(half_life)))} lies before the first)"
+    return (
+        f"--half-life {half_life} (then {percent(2 ** (-timeline.span / float(half_life)))} is from before the first)"
+    )
 
 
 def _units(value: float, timeline: Timeline) -> str:
@@ -138,5 +149,5 @@ def _units(value: float, timeline: Timeline) -> str:
 
 
 def _count(value: float) -> str:
-    """A number for people: whole from ten on."""
+    """Format a number for people: whole from ten on."""
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"  # noqa: PLR2004

@@ -30,10 +30,10 @@ _LAST_DIGITS = 8 * math.ulp(0)
 def solve(method: Method, timeline: Timeline) -> tuple[float, ...]:
     """Return the weights of the checkpoints of ``timeline`` under ``method``: float64, all >= 0, sum 1.
 
-    Only ``manual`` weights that are not to be normalised keep the sum that the user gave them.
+    Only ``manual`` weights with ``--no-normalize`` keep their sum.
 
     Raises:
-        UsageError: the method needs steps or weights by hand, and there are none.
+        UsageError: the method needs steps or weights of the user, and there are none.
 
     """
     if method.uses_steps:
@@ -73,7 +73,7 @@ def _decay(method: Method) -> Decay:
 
 def _by_hand(timeline: Timeline) -> Sequence[float]:
     if timeline.by_hand is None:
-        raise UsageError("--method manual has no weights", hint="--weights 1,2,3; or name each CKPT:WEIGHT")
+        raise UsageError("--method manual needs weights", hint="--weights 1,2,3; or name each CKPT:WEIGHT")
     return timeline.by_hand
 
 
@@ -82,9 +82,9 @@ def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
         return timeline.steps
     asked = f"--method {method.name}" + (" --per step" if method.name == "ema" else "")
     raise UsageError(
-        f"{asked} needs the training step of every checkpoint, and the checkpoints are not in the order of known "
-        "steps (steps-unknown)",
-        hint="give the steps with --steps 100,200,...; or weigh per checkpoint: --per checkpoint",
+        f"{asked} needs the training step of every checkpoint, but the steps are unknown or not in order "
+        "(steps-unknown)",
+        hint="give the steps with --steps 100,200,...; or use --per checkpoint",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the checkpoints of an average stand in training: all that weights depend on, besides the method."""
+"""The steps of the checkpoints of an average: everything that weights depend on, besides the method."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """The positions t_1 < ... < t_N of N checkpoints, as far as they are known."""
+    """The steps t_1 < ... < t_N of N checkpoints, if they are known."""
 
     count: int
     """N."""
     steps: tuple[int, ...] | None = None
-    """t_i, growing; ``None`` if they are not known, or the checkpoints are not in their order."""
+    """t_i, increasing; ``None`` if they are unknown, or the checkpoints are not in their order."""
     unit: str = "checkpoint"
-    """Of the steps: ``step``, ``epoch``, ``token`` or ``sample``; ``checkpoint`` where there are none."""
+    """Unit of the steps: ``step``, ``epoch``, ``token`` or ``sample``; ``checkpoint`` if there are none."""
     by_hand: tuple[float, ...] | None = None
     """Weights given by the user."""
 
     @classmethod
     def of(cls, steps: Sequence[int | None], unit: str, by_hand: Sequence[float] | None = None) -> Self:
-        """Return the timeline of checkpoints whose steps, as far as they have some, are given in fold order."""
+        """Return the timeline of checkpoints from their steps in fold order; ``None`` for a checkpoint without one."""
         found = tuple(step for step in steps if step is not None)
         known = len(found) == len(steps) and all(a < b for a, b in pairwise(found))
         return cls(
@@ -41,7 +41,7 @@ class Timeline:
 
     @property
     def median_gap(self) -> float:
-        """The median of t_i - t_(i-1); 1 where the checkpoints themselves are counted."""
+        """The median of t_i - t_(i-1); 1 if there are no steps."""
         return float(median(gaps(self.steps))) if self.steps and self.count > 1 else 1.0
 
     def ages(self) -> list[int]:
