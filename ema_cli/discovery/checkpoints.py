@@ -128,21 +128,17 @@ def _open_in_turn(
 
 
 def _open(location: Location, options: Options, pool: LayoutPool) -> Checkpoint:
-    _refuse_shard(location)
+    """Open a checkpoint; refuse a single shard of a model."""
+    found = shard(location.name)
+    if found is not None and found.count > 1 and not is_folder(location):
+        message = f"{quoted(str(location))} is shard {found.number:,} of {found.count:,} of a model"
+        raise InputRefused(message, hint=f"name the folder that contains all shards: {location.parent}")
     return open_checkpoint(location, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
 
 
 def _close(future: Future[Checkpoint]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().index.close()
-
-
-def _refuse_shard(location: Location) -> None:
-    """Refuse a single shard of a model."""
-    found = shard(location.name)
-    if found is not None and found.count > 1 and not is_folder(location):
-        message = f"{quoted(str(location))} is shard {found.number:,} of {found.count:,} of a model"
-        raise InputRefused(message, hint=f"name the folder that contains all shards: {location.parent}")
 
 
 def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: Search) -> None:

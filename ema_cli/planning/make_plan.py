@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ema_cli.errors import RunWarning, UsageError
+from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
-from ema_cli.planning.matching import Chosen, choose_tensors, match_tensors
+from ema_cli.planning.matching import choose_tensors, match_tensors
 from ema_cli.planning.outputs import plan_outputs
 from ema_cli.planning.refusals import refuse_quantized, refuse_unreadable
 from ema_cli.planning.side_files import plan_side_files
 from ema_cli.planning.tensors import plan_tensors
 from ema_cli.planning.ties import DroppedTies, drop_ties
 from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched
-from ema_cli.records.files import SideFile
 from ema_cli.records.plan import ROW_ELEMENTS, Buffers, Plan, PlannedTensor
-from ema_cli.records.series import Checkpoint, Continuation, Role, Series
+from ema_cli.records.series import Continuation, Role, Series
 from ema_cli.text import human_bytes
 from ema_cli.weights.choices import describe_choices
 from ema_cli.weights.methods import Method, Weighting
@@ -53,13 +52,17 @@ def make_plan(series: Series, options: Options) -> Plan:
     chosen = [choose_tensors(layout, options) for layout in layouts]
     layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
     used = _used(weightings)
-    dropped = _drop_ties(checkpoints, layout_numbers, chosen, used, options)
+    dropped = DroppedTies(kept_for={})
+    if options.tied == "drop":
+        dropped = drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
     chosen = [{name: tensor for name, tensor in c.items() if name not in dropped.kept_for} for c in chosen]
     lacked = series.continuation.lacking if series.continuation else ()
     matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked)
-    fresh = [chosen[number] for number in sorted(_numbers_of_checkpoints(series, layout_numbers))]
     tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.kept_for, options)
-    side_files, side_file_warnings = _side_files(checkpoints[-1], options)
+    side_files, side_file_warnings = plan_side_files(checkpoints[-1], options)
+    # A previous average may be stored in another type, which is no reason to warn.
+    members = zip(series.members, layout_numbers, strict=True)
+    of_checkpoints = sorted({number for member, number in members if member.role is not Role.AVERAGE})
     return Plan(
         series=series,
         outputs=plan_outputs(weightings, series, tensors, options, side_files=side_files, lacking=matched.lacking),
@@ -72,7 +75,7 @@ def make_plan(series: Series, options: Options) -> Plan:
             *series.warnings,
             *warn_of_chosen_weights(checkpoints),
             *warn_of_unmatched(matched, dropped),
-            *warn_of_plan(weightings, series.timeline, tensors, fresh),
+            *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints]),
             *side_file_warnings,
         ),
     )
@@ -114,32 +117,6 @@ def _refuse_epochs(method: Method, series: Series, options: Options) -> None:
             f"{method.label} is per step, but the checkpoints are numbered in epochs",
             hint="--clock epochs if the decay is per epoch; otherwise give the steps with --steps",
         )
-
-
-def _drop_ties(
-    checkpoints: Sequence[Checkpoint],
-    layout_numbers: Sequence[int],
-    chosen: Sequence[Chosen],
-    used: Sequence[int],
-    options: Options,
-) -> DroppedTies:
-    """Return the tied tensors that are not written: none unless ``--tied drop`` was given."""
-    if options.tied == "keep":
-        return DroppedTies(kept_for={})
-    return drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
-
-
-def _side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that an output folder gets from the folder of the last checkpoint."""
-    if options.max_shard_size is None:
-        return (), ()
-    return plan_side_files(last, None if options.dtype == "same" else options.dtype)
-
-
-def _numbers_of_checkpoints(series: Series, layout_numbers: Sequence[int]) -> set[int]:
-    """Return the layouts of the checkpoints; a previous average may be stored in another type."""
-    numbered = zip(series.members, layout_numbers, strict=True)
-    return {number for member, number in numbered if member.role is not Role.AVERAGE}
 
 
 def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
+from ema_cli.options.average import Options
 from ema_cli.records.files import FileRole, SideFile, is_weights
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import open_source
@@ -24,20 +25,22 @@ _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 """The type of the weights as transformers writes it, under the older and the newer key."""
 
 
-def plan_side_files(checkpoint: Checkpoint, dtype: str | None) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that are copied from the folder of ``checkpoint``, and warnings about those that are not.
+def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
+    """Return the files that an output folder gets from the folder of the last checkpoint; none if it is no folder.
 
-    Args:
-        checkpoint: the last one.
-        dtype: the torch name of the new type of the weights; ``None`` if it does not change.
+    Returns:
+        The files, and warnings about files that cannot be copied.
 
     """
+    if options.max_shard_size is None:
+        return (), ()
+    dtype = None if options.dtype == "same" else options.dtype
     found: list[SideFile] = []
     warnings: list[RunWarning] = []
-    for name in checkpoint.side_files:
+    for name in last.side_files:
         if PurePath(name).name != name or is_weights(name):
             continue  # a path leads out of the folder, and the weights are averaged
-        path = checkpoint.path / name
+        path = last.path / name
         try:
             with open_source(path) as source:
                 if source.size() > _LARGEST_BYTES:

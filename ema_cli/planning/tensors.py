@@ -71,7 +71,7 @@ def plan_tensors(
                 dtype=layout.dtype,
                 action=Action.COPIED if reasons[name] else Action.AVERAGED,
                 why_copied=reasons[name],
-                positions=tuple(_position(tensors, name) for tensors in matched.tensors),
+                positions=tuple(found[name][0] if name in found else _ABSENT for found in matched.tensors),
                 copied_from=sources[name],
                 offset=offset,
                 tied_to=tied_to if tied_to in reference else None,
@@ -80,10 +80,6 @@ def plan_tensors(
         )
         offset += layout.nbytes
     return tuple(planned)
-
-
-def _position(tensors: Chosen, name: str) -> int:
-    return tensors[name][0] if name in tensors else _ABSENT
 
 
 def _is_from_first(name: str, first: Chosen, options: Options) -> bool:

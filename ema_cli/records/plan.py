@@ -129,14 +129,11 @@ class Plan:
 
     def extent(self, tensor: PlannedTensor, i: int) -> Located:
         """Return where the elements of ``tensor`` are in checkpoint ``i``, one of its ``readers``."""
-        return self.series.members[i].checkpoint.index.extent(self._position(tensor, i))
+        return self.series.members[i].checkpoint.index.extent(tensor.positions[self.layout_numbers[i]])
 
     def layout(self, tensor: PlannedTensor, i: int) -> TensorLayout:
         """Return the layout of ``tensor`` in checkpoint ``i``, one of its ``readers``."""
-        return self.series.members[i].checkpoint.index.layouts[self._position(tensor, i)]
-
-    def _position(self, tensor: PlannedTensor, i: int) -> int:
-        return tensor.positions[self.layout_numbers[i]]
+        return self.series.members[i].checkpoint.index.layouts[tensor.positions[self.layout_numbers[i]]]
 
     @property
     def read_bytes(self) -> int:
