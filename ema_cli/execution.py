@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from ema_cli.discovery.changes import check_unchanged, damage_means_change
+from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.errors import RunWarning
 from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued
 from ema_cli.fold.address_space import check_address_space
@@ -51,7 +51,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         done = resumption.done if resumption else []
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
-        with damage_means_change(plan.checkpoints):
+        with blaming_changed_inputs(plan.checkpoints):
             folded = fold(
                 plan,
                 targets,

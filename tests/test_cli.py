@@ -205,7 +205,7 @@ def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
         (["text.pt", "--decay", "0.9"], 3, "is not a checkpoint"),
         (["cut.pt", "--decay", "0.9"], 3, "incomplete"),
         (["folder.pt", "--decay", "0.9"], 7, "no checkpoint in"),
-        (["run/ckpt_100.pt", "other.pt", "--decay", "0.9"], 3, "not checkpoints of one model"),
+        (["run/ckpt_100.pt", "other.pt", "--decay", "0.9"], 3, "not of one model"),
         (["run", "--decay", "1"], 2, "not in [0, 1)"),
         (["run", "--decay", "0.9", "--half-life", "3"], 2, "same thing"),
         (["run", "--decay", "0.9", "--report", "page.pdf"], 2, "no report format"),
@@ -375,7 +375,7 @@ def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, 
         "ckpt_1.safetensors", "ckpt_2.safetensors", "ckpt_ema.safetensors", "--decay", "0.6", "-o", "two.safetensors"
     )
     assert done.returncode == 0
-    assert 'left out "ckpt_ema.safetensors": an earlier output of ema-avg' in done.stderr
+    assert '"ckpt_ema.safetensors": an output of ema-avg' in done.stderr
 
 
 def test_names_without_a_step_among_others_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:
@@ -397,7 +397,7 @@ def test_one_step_in_two_folders_is_refused(tmp_path: Path, ema_avg: Run) -> Non
             save_file({"w": torch.zeros(2)}, tmp_path / folder / f"model_{step}.safetensors")
     done = ema_avg("plan", "a1", "b", "--decay", "0.5")
     assert done.returncode == 3
-    assert "several checkpoints have one step" in done.stderr
+    assert "checkpoints have the same step" in done.stderr
 
 
 def test_an_empty_argument_is_an_unset_variable(ema_avg: Run) -> None:
@@ -431,7 +431,7 @@ def test_an_output_that_was_changed_is_not_up_to_date(run_folder: Path, ema_avg:
     os.utime(output, (later, later))
     done = ema_avg(*arguments)
     assert done.returncode == 5
-    assert "it was changed after it was written" in done.stderr
+    assert "changed after it was written" in done.stderr
 
 
 def test_averages_that_are_not_finite_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:

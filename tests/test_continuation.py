@@ -209,7 +209,7 @@ def test_nothing_new_is_said(paths: list[Path], tmp_path: Path) -> None:
     part = tmp_path / "part.safetensors"
     report = ema_cli.average(paths, decay=0.7, output=part)
     before = part.read_bytes()
-    with pytest.raises(NothingNew, match=r"nothing is new: .* holds 6 checkpoints up to step 1,100"):
+    with pytest.raises(NothingNew, match=r"no new checkpoints: .* already contains 6 checkpoints up to step 1,100"):
         ema_cli.average(paths, continue_from=part, output=tmp_path / "more.safetensors")
     assert ema_cli.average(paths, continue_from=part, output=part, force=True) == report
     assert part.read_bytes() == before
@@ -222,15 +222,15 @@ def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: 
     report = ema_cli.average(paths, continue_from=part, output=both)
     assert [found.step for found in report.inputs] == [360, 1000, 1100]
     (late,) = [warning for warning in report.warnings if warning.code == "late-left-out"]
-    assert '"step_350.pt" would belong between' in late.message
+    assert 'skipped "step_350.pt"' in late.message
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"decay": 0.71}, "was made with --method ema --decay 0.7,"),
-        ({"decay": 0.7, "per": "step"}, "can only be gone on from in the same way"),
-        ({"method": "uniform"}, "can only be gone on from in the same way"),
+        ({"decay": 0.7, "per": "step"}, "can only be continued in the same way"),
+        ({"method": "uniform"}, "can only be continued in the same way"),
         ({"init": "debias"}, "was made with --method ema --init first"),
         ({"buffers": "last"}, 'was made with --buffers "average"'),
         ({"strip_prefix": ""}, "was made without --strip-prefix"),
@@ -270,10 +270,10 @@ def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path)
     """A cosine shifts the earlier shares; weights by hand and foreign files have no continuation."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:4], shape="cosine", output=part)
-    with pytest.raises(InputRefused, match="change the shares of the earlier ones against each other"):
+    with pytest.raises(InputRefused, match="change the relative shares of the old ones"):
         ema_cli.plan(paths, continue_from=part)
     ema_cli.average(paths[:2], weights=(1, 2), output=part, force=True)
-    with pytest.raises(InputRefused, match="was weighted by hand"):
+    with pytest.raises(InputRefused, match="was made with --weights"):
         ema_cli.plan(paths, continue_from=part)
     save_file(random_states(1)[0], part)
     with pytest.raises(InputRefused, match="is not an output of ema-avg"):
@@ -286,7 +286,7 @@ def test_a_changed_model_is_refused(paths: list[Path], tmp_path: Path) -> None:
     """The tensors must be those of the earlier average, by name and shape; unless they are left out on both sides."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part, exclude="bias")
-    with pytest.raises(InputRefused, match="these are not checkpoints of one model"):
+    with pytest.raises(InputRefused, match="the checkpoints are not of one model"):
         ema_cli.plan(paths, continue_from=part)
     assert ema_cli.plan(paths, continue_from=part, exclude="bias").tensors
 
@@ -367,7 +367,7 @@ def test_metadata_that_contradict_themselves_are_refused(
             metadata[f"ema_avg.{key}"] = value
     save_file(load(part), part, metadata)
     before = open_files()
-    with pytest.raises(InputRefused, match="does not say"):
+    with pytest.raises(InputRefused, match="do not say correctly"):
         ema_cli.plan(paths, continue_from=part)
     assert open_files() == before
 
@@ -380,7 +380,7 @@ def test_steps_from_another_source_are_not_mixed(tmp_path: Path) -> None:
         torch.save({"model": state, "global_step": step}, folder / f"ckpt_{step}.pt")
     part = tmp_path / "part.safetensors"
     ema_cli.average([folder / f"ckpt_{step}.pt" for step in (100, 200, 300)], steps=(1, 2, 3), decay=0.5, output=part)
-    with pytest.raises(InputRefused, match=r"is in .* as step 1, but is step 100 now \(inside: global_step\)"):
+    with pytest.raises(InputRefused, match=r"is step 1 in .*, but step 100 now \(inside: global_step\)"):
         ema_cli.plan(folder, continue_from=part)
     made = ema_cli.plan(folder, continue_from=part, steps=(1, 2, 3, 4))
     assert [member.step.value for member in made.series.members if member.step] == [3, 4]
@@ -511,7 +511,7 @@ def test_in_place_late_checkpoints_and_damage_are_told(paths: list[Path], tmp_pa
     raw = bytearray(part.read_bytes())
     raw[-1] ^= 1
     part.write_bytes(raw)
-    with pytest.raises(NothingNew, match="was changed after it was written"):
+    with pytest.raises(NothingNew, match="changed after it was written"):
         ema_cli.average(paths, continue_from=part, output=part, force=True)
 
 

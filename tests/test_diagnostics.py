@@ -183,7 +183,7 @@ def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
     found = warnings_of(per_step(1 - 1e-9), every(gap, count, 50))
     assert list(found) == ["first-dominates", "unobserved-mass"]
     for warning in found.values():
-        better = re.search(r"--half-life ([\d.]+) \(then ([\d.]+) % lies before", warning.hint)
+        better = re.search(r"--half-life ([\d.]+) \(then ([\d.]+) % is from before", warning.hint)
         assert better is not None
         half_life = float(better.group(1))
         unseen = look_at(per_step(0, decay=Decay.of_half_life(half_life)), every(gap, count, 50)).unobserved_mass
@@ -217,7 +217,7 @@ def test_fewer_checkpoints_than_the_window_holds_warn() -> None:
     """1/(1-d) > N without a dominating first checkpoint; per step, a window longer than the span."""
     (warning,) = warnings_of(Method(name="ema", decay=Decay.of(0.9), init="first"), Timeline(count=8)).values()
     assert warning.code == "window-not-filled"
-    assert "holds 10 checkpoints, and there are 8" in warning.message
+    assert "is 10 checkpoints, and there are 8" in warning.message
     (warning,) = warnings_of(per_step(0.99, init="debias"), every(10, 8)).values()
     assert warning.code == "window-not-filled"
     assert "the window of 100 steps is longer than the 70 steps" in warning.message

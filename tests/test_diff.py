@@ -205,7 +205,7 @@ def test_names_and_shapes_that_differ(tmp_path: Path) -> None:
     assert found(a, b, exclude=("^[wxy]$",)).equal
     assert found(a, b, include=("x", "same")).only_in_a == ("x",)
     assert not found(a, b, include=("x",)).equal
-    with pytest.raises(UsageError, match="leave no tensor"):
+    with pytest.raises(UsageError, match="select no tensor"):
         found(a, b, include=("nothing",))
 
 

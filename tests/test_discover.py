@@ -161,7 +161,7 @@ def test_aliases_are_left_out_of_a_numbered_series(name: str, tmp_path: Path) ->
     write_one(tmp_path / name)
     found = find(tmp_path)
     assert names_of(found) == ["epoch=1.ckpt", "epoch=2.ckpt"]
-    assert "by its name a copy" in left_out(found)[name]
+    assert "its name suggests a copy" in left_out(found)[name]
 
 
 def test_aliases_are_taken_where_nothing_is_numbered(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_own_outputs_are_left_out(tmp_path: Path) -> None:
     for name in (str(tmp_path), f"{tmp_path}/*.safetensors"):
         found = find(name)
         assert names_of(found) == ["ckpt_100.safetensors", "ckpt_200.safetensors"]
-        assert left_out(found) == {"out.safetensors": "an earlier output of ema-avg"}
+        assert left_out(found) == {"out.safetensors": "an output of ema-avg"}
 
 
 def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ def test_a_damaged_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path:
 
 def test_a_shard_is_refused_in_words(tmp_path: Path) -> None:
     """A shard that is named is not a whole model; its folder may be one."""
-    with pytest.raises(InputRefused, match="is one shard of a model, number 1 of 2") as refused:
+    with pytest.raises(InputRefused, match="is shard 1 of 2 of a model") as refused:
         find(write_one(tmp_path / "model-00001-of-00002.pt"))
-    assert refused.value.hint == f"name the folder that holds all of them: {tmp_path}"
+    assert refused.value.hint == f"name the folder that contains all shards: {tmp_path}"
 
 
 @pytest.mark.parametrize(

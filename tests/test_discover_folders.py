@@ -64,7 +64,7 @@ def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
     found = find(tmp_path)
     assert names_of(found) == ["checkpoint-500", "checkpoint-1000"]
     assert set(left_out(found)) == {"model.safetensors", "training_args.bin", "final"}
-    assert "by its name a copy" in left_out(found)["model.safetensors"]
+    assert "its name suggests a copy" in left_out(found)["model.safetensors"]
     (tmp_path / "model.safetensors").unlink()
     for number in (1, 2):
         write_folder(tmp_path, file=f"model-0000{number}-of-00002.safetensors")
@@ -124,7 +124,7 @@ def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:
         write_one(tmp_path / name)
     found = find(tmp_path)
     assert names_of(found) == ["ckpt_1.pt", "ckpt_2.pt"]
-    assert set(left_out(found).values()) == {"one shard of a model, beside checkpoints that are whole"}
+    assert set(left_out(found).values()) == {"a shard of a model, beside complete checkpoints"}
 
 
 @pytest.mark.parametrize(

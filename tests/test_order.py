@@ -127,7 +127,7 @@ def test_incomplete_steps_are_warned_about(tmp_path: Path) -> None:
 def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     """Two copies, or two runs: both are named, with the step."""
     paths = [write_one(tmp_path / f"{name}.pt", step=step) for name, step in (("a", 5), ("b", 5), ("c", 6))]
-    with pytest.raises(InputRefused, match=r"several checkpoints have one step: 5: .*a.pt.*b.pt") as refused:
+    with pytest.raises(InputRefused, match=r"checkpoints have the same step: 5: .*a.pt.*b.pt") as refused:
         order(*paths)
     assert "--order name" in refused.value.hint
 
@@ -207,7 +207,7 @@ def test_the_selection_is_from_the_end(
     if expected:
         assert steps_of(order(*ten_checkpoints, **options)) == expected
     else:
-        with pytest.raises(NothingMatched, match="the selection leaves no checkpoint"):
+        with pytest.raises(NothingMatched, match="no checkpoint "):
             order(*ten_checkpoints, **options)
 
 
@@ -242,6 +242,6 @@ def test_steps_by_hand_that_contradict_those_inside_warn(tmp_path: Path) -> None
     paths = [write_one(tmp_path / f"ckpt_{step}.pt", step=step) for step in (1000, 200, 300)]
     wrong = ema_cli.plan(paths, decay=0.5, steps=(200, 300, 1000))
     (warning,) = [warning for warning in wrong.warnings if warning.code == "steps-contradict"]
-    assert '"ckpt_1000.pt", which says 1,000 itself' in warning.message
+    assert '"ckpt_1000.pt", but the step inside is 1,000' in warning.message
     right = ema_cli.plan(paths, decay=0.5, steps=(50, 10, 20))
     assert all(warning.code != "steps-contradict" for warning in right.warnings)

@@ -279,12 +279,12 @@ def touch_everything(folder: Path) -> None:
     [
         (touch_everything, ""),
         (lambda folder: (folder / "README.md").write_text("mine"), ""),
-        (lambda folder: change_byte(shards_of(folder)[1]), "was changed after it was written"),
+        (lambda folder: change_byte(shards_of(folder)[1]), "changed after it was written"),
         (lambda folder: change_byte(folder / "model.safetensors.index.json"), "was changed after"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "was changed after"),
         (lambda folder: shutil.copy(shards_of(folder)[0], folder / "model.safetensors"), "was changed after"),
         (lambda folder: shards_of(folder)[2].unlink(), "it was made with other options"),
-        (lambda folder: folder.with_name("out.report.json").unlink(), "there is no report beside it"),
+        (lambda folder: folder.with_name("out.report.json").unlink(), "without a readable report beside it"),
     ],
     ids=range(8),
 )
@@ -317,7 +317,7 @@ def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
     ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/mine/")  # an empty one is as good as none
     (tmp_path / "yours").mkdir()
     (tmp_path / "yours" / "notes.txt").write_text("keep")
-    with pytest.raises(OutputError, match="exists: there is no report beside it"):
+    with pytest.raises(OutputError, match="already exists, without a readable report beside it"):
         ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/")
     assert listing(tmp_path / "yours") == {"notes.txt"}
     ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/", force=True)
@@ -346,7 +346,7 @@ def test_what_is_no_plain_folder_is_not_replaced(kind: str, tmp_path: Path) -> N
         place.write_text("mine")
     elif kind == "link":
         place.symlink_to(tmp_path / "other")
-    reason = {"file": "it is a file", "link": "it is a link", "inner": 'it holds the folder "inner"'}[kind]
+    reason = {"file": "it is a file", "link": "it is a link", "inner": 'it contains the folder "inner"'}[kind]
     with pytest.raises(OutputError, match=reason):
         ema_cli.average(paths, decay=0.5, output=f"{place}/", force=True)
     assert (tmp_path / "other" / "inner").exists()
@@ -360,8 +360,8 @@ def test_inputs_are_never_written_over(force: bool, tmp_path: Path) -> None:
     for output, message in (
         (folders[1], "is one of the inputs"),
         (tmp_path / "link" / folders[1].name, "is one of the inputs"),
-        (tmp_path / "run", "is a folder that holds the input"),
-        (folders[1] / "averaged", "lies in the input"),
+        (tmp_path / "run", "contains the input"),
+        (folders[1] / "averaged", "is inside the input"),
     ):
         with pytest.raises(UsageError, match=message):
             ema_cli.average(folders, decay=0.5, output=f"{output}/", force=force)

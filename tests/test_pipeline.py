@@ -70,7 +70,7 @@ def test_another_average_does_not_overwrite(change: dict[str, Any], paths: Paths
     """An output of other options is in the way: refused with the way out, and overwritten with ``force``."""
     run(paths, output)
     before = output.read_bytes()
-    with pytest.raises(OutputError, match=r"ema\.safetensors. exists: ") as refused:
+    with pytest.raises(OutputError, match=r"ema\.safetensors. already exists, ") as refused:
         run(paths, output, **change)
     assert "--force" in refused.value.hint
     assert output.read_bytes() == before
@@ -309,7 +309,7 @@ def test_a_touched_output_is_read_before_it_is_believed(paths: Paths, output: Pa
     assert run(paths, output).up_to_date
     output.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     (output.parent / "ema.report.json").touch()
-    with pytest.raises(OutputError, match="was changed after it was written"):
+    with pytest.raises(OutputError, match="changed after it was written"):
         run(paths, output)
 
 
@@ -358,6 +358,6 @@ def test_a_report_that_is_not_sound_is_none(
         inner = inner[step]
     inner[place[-1]] = value
     beside.write_text(json.dumps(document))
-    with pytest.raises(OutputError, match=r"there is no report beside it|exists and is not a report of ema-avg"):
+    with pytest.raises(OutputError, match=r"without a readable report beside it|exists and is not a report of ema-avg"):
         run(paths, output, reports=[tmp_path / "x.html", tmp_path / "x.md"])
     assert not (tmp_path / "x.html").exists()

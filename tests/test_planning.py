@@ -83,7 +83,7 @@ def test_include_and_exclude_choose_tensors(tmp_path: Path) -> None:
     states = [{"enc.w": torch.ones(1), "enc.b": torch.ones(1), "dec.w": torch.ones(1)}] * 2
     names = [t.name for t in plan(tmp_path, states, include=("^enc", "dec"), exclude=(r"\.b$",)).tensors]
     assert names == ["dec.w", "enc.w"]
-    with pytest.raises(UsageError, match="--include and --exclude leave no tensor"):
+    with pytest.raises(UsageError, match="--include and --exclude select no tensor"):
         plan(tmp_path, states, include=("nothing",))
 
 
@@ -94,9 +94,9 @@ def test_all_differences_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputRefused) as refused:
         plan(tmp_path, [first, last])
     message = refused.value.message
-    assert message.startswith("these are not checkpoints of one model:")
-    assert '1 tensor of "ckpt_200.pt" not in "ckpt_100.pt": "only_last"' in message
-    assert '1 tensor of "ckpt_100.pt" not in "ckpt_200.pt": "only_first"' in message
+    assert message.startswith("the checkpoints are not of one model:")
+    assert '"ckpt_100.pt" lacks 1 tensor of "ckpt_200.pt": "only_last"' in message
+    assert '"ckpt_200.pt" lacks 1 tensor of "ckpt_100.pt": "only_first"' in message
     assert '"a": shape (5,) in "ckpt_100.pt", (2,) in "ckpt_200.pt"' in message
     assert '"b": int64 in "ckpt_100.pt", float32 in "ckpt_200.pt"' in message
 
@@ -182,7 +182,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="For these 4 checkpoints") as refused:
         ema_cli.plan(paths)
     assert "--method uniform" in refused.value.message
-    assert refused.value.hint.startswith("--decay 0.46,")
+    assert refused.value.hint.startswith("--decay 0.46 ")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_contradicting_options_are_refused_before_anything_is_read(options: dict
     [
         ({"decay": 0.5, "output": "h{half_life}.safetensors"}, r"ema 0.5 has no \{half_life\}"),
         ({"method": "uniform", "output": "ema_{decay}.safetensors"}, r"uniform has no \{decay\}"),
-        ({"decay": 0.5, "output": "{run}.safetensors"}, r"\{run\} is that of one run folder"),
+        ({"decay": 0.5, "output": "{run}.safetensors"}, r"\{run\} needs one run folder"),
         ({"decay": [0.5, 0.5 + 1e-15], "output": "ema_{decay}.safetensors"}, "several averages would be written to"),
     ],
 )
@@ -307,7 +307,7 @@ def test_memory_stays_within_the_bound(
     try:
         buffers = ema_cli.plan(series_of_two, **options).buffers
     except UsageError as refused:
-        assert "--max-memory is too little" in refused.message  # noqa: PT017 - both outcomes are right
+        assert "--max-memory is too small" in refused.message  # noqa: PT017 - both outcomes are right
         assert max_memory < 1024 * 8 * (9 + decays)
     else:
         assert buffers.total_bytes <= max_memory

@@ -279,7 +279,7 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, talk = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM, talk
-    assert "what is complete is kept, and the same command goes on" in talk
+    assert "finished tensors are kept, and the same command continues" in talk
     assert not (tmp_path / "e.safetensors").exists()
     assert (tmp_path / ".e.safetensors.resume.partial").exists()
 

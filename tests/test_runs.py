@@ -44,7 +44,7 @@ def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
     (warning,) = search.warnings
     assert warning.code == "not-a-run"
     assert warning.hint.endswith(str(tmp_path / "run"))
-    with pytest.raises(NothingMatched, match="each is one checkpoint") as refused:
+    with pytest.raises(NothingMatched, match="only single checkpoints") as refused:
         found(folder)
     assert f"ema-avg {folder}" in refused.value.hint
 
@@ -74,7 +74,7 @@ def test_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def forbidden(*_: object) -> None:
         raise AssertionError
 
-    for module in ("runs", "formats.folder", "formats.open"):
+    for module in ("batch.find_runs", "formats.folder", "formats.open"):
         monkeypatch.setattr(f"ema_cli.{module}.open_source", forbidden)
     assert found(tmp_path) == [str(tmp_path)]
 

@@ -142,7 +142,7 @@ def test_solve_dispatches_on_the_method(method: Method, expected: tuple[float, .
 
 def test_weights_by_hand_must_be_there() -> None:
     """``manual`` without weights says how to give them."""
-    with pytest.raises(UsageError, match="no weights"):
+    with pytest.raises(UsageError, match="needs weights"):
         solve(Method(name="manual", normalize=True), Timeline(count=2))
 
 

@@ -28,7 +28,7 @@ def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> li
 
 
 @contextmanager
-def damage_means_change(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
+def blaming_changed_inputs(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
     """Report a change as the cause of damaged data, if the checkpoint was changed since it was opened.
 
     Raises:

@@ -58,7 +58,7 @@ def test_an_output_is_a_commit(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
     average(ema_avg, "run", "-o", "ema.safetensors")
     job = ("run", "-o", f"hf://{REPO}/out/ema.safetensors")
     done = average(ema_avg, *job, **hub.environment)
-    assert "is put together in" in done.stderr
+    assert "is written to" in done.stderr
     assert hub.files()["out/ema.safetensors"] == (tmp_path / "ema.safetensors").read_bytes()
     assert set(hub.files()) == {"out/ema.safetensors", "out/ema.report.json"}
     commits = len(hub.commits)
