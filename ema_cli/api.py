@@ -84,7 +84,7 @@ def plan(
         ema_cli.errors.EmaAvgError: what ``average`` would raise before it reads tensor data.
 
     """
-    with planned(make_options(paths, method=method, decay=decay, half_life=half_life, **options)) as (made, _):
+    with planned(make_options(paths, method=method, decay=decay, half_life=half_life, **options)) as made:
         return made
 
 

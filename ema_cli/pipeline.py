@@ -30,15 +30,12 @@ class Outcome:
 
 
 @contextmanager
-def planned(
-    options: Options, listener: Listener = ignore, locks: ExitStack | None = None
-) -> Iterator[tuple[Plan, Preflight]]:
-    """Make the plan and check whether it can be carried out; the checkpoints stay open inside the context.
+def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
+    """Find, order and weigh the checkpoints and make the plan; the checkpoints stay open inside the context.
 
     Args:
         options: what to average, how, and where to.
         listener: receives an event for every checkpoint that is opened.
-        locks: in a run, receives the locks of the outputs; see ``preflight``.
 
     Raises:
         EmaAvgError: the inputs cannot be averaged as ``options`` ask; see ``ema_cli.errors``.
@@ -48,9 +45,7 @@ def planned(
         found = discover(options, listener)
         opened.callback(close_all, found.checkpoints)
         series = _series(found, options, opened)
-        plan = make_plan(series, replace(options, device=resolve_device(options.device)))
-        checked = preflight(found, plan, options, locks)
-        yield replace(plan, warnings=checked.warnings), checked
+        yield make_plan(series, replace(options, device=resolve_device(options.device)))
 
 
 def _series(found: Found, options: Options, opened: ExitStack) -> Series:
@@ -60,22 +55,6 @@ def _series(found: Found, options: Options, opened: ExitStack) -> Series:
     from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
 
     return continue_series(found, options, opened)
-
-
-def announce(plan: Plan, checked: Preflight, options: Options, listener: Listener) -> None:
-    """Report the plan and its warnings, unless an obstacle makes the plan useless.
-
-    Raises:
-        EmaAvgError: the first obstacle; nothing was reported.
-        StrictWarnings: there are warnings, and ``--strict`` was given.
-
-    """
-    if checked.obstacles:
-        raise next(iter(checked.obstacles.values()))
-    listener(Planned(plan=plan))
-    for warning in plan.warnings:
-        listener(WarningIssued(warning=warning))
-    fail_if_strict(plan.warnings, options)
 
 
 def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:
@@ -88,8 +67,9 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     if options.output is None:
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     started = time.monotonic()
-    with ExitStack() as locks, planned(options, listener, locks) as (plan, checked):
-        announce(plan, checked, options, listener)
+    with ExitStack() as locks, planned(options, listener) as made:
+        checked = preflight(made, options, locks)
+        plan = announce(made, checked, options, listener)
         if checked.up_to_date is not None:
             from ema_cli.report.report_files import write_asked_reports  # noqa: PLC0415 - numpy, not needed to plan
 
@@ -99,3 +79,21 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
         report = carry_out(plan, options, listener, argv, started)
     return Outcome(report=report, up_to_date=False)
+
+
+def announce(plan: Plan, checked: Preflight, options: Options, listener: Listener) -> Plan:
+    """Report the plan and its warnings, unless an obstacle makes it useless; return the plan with all warnings.
+
+    Raises:
+        EmaAvgError: the first obstacle; nothing was reported.
+        StrictWarnings: there are warnings, and ``--strict`` was given.
+
+    """
+    if checked.obstacles:
+        raise next(iter(checked.obstacles.values()))
+    plan = replace(plan, warnings=checked.warnings)
+    listener(Planned(plan=plan))
+    for warning in plan.warnings:
+        listener(WarningIssued(warning=warning))
+    fail_if_strict(plan.warnings, options)
+    return plan

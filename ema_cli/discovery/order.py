@@ -51,6 +51,7 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
         members=tuple(_select(ordered, options)),
         reason=reason,
         unit=_unit(ordered, options),
+        found=found.checkpoints,
         skipped=found.skipped,
         warnings=(*found.warnings, *warnings, *_warnings(ordered), *_contradictions(ordered, options)),
     )

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ema_cli.discovery.checkpoints import Found
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
@@ -29,7 +28,7 @@ class Preflight:
     """Whether a plan can be carried out."""
 
     warnings: tuple[RunWarning, ...]
-    """Of the plan, and of the places of its outputs."""
+    """Of the plan, and of the file systems of its outputs."""
     obstacles: Mapping[str, EmaAvgError]
     """What would make a run fail, by the code of the warning that a dry run shows, in the order of the checks."""
     up_to_date: Report | None
@@ -43,15 +42,14 @@ class Preflight:
         return (*self.warnings, *obstacles)
 
 
-def preflight(found: Found, plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
+def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
     """Check whether ``plan`` can be carried out; a plan without an output needs nothing but its device.
 
     Args:
-        found: the checkpoints, those that are not averaged included.
-        plan: what would be done.
-        options: what was asked for.
-        locks: in a run, receives the locks of the local outputs before what exists there is looked at, as another run
-            may be writing it; ``None`` in a dry run, which locks nothing.
+        plan: made from ``options``.
+        options: of the run.
+        locks: in a run, receives the locks of the local outputs. They are locked before existing outputs are examined,
+            because another run may be writing them. ``None`` in a dry run, which locks nothing.
 
     Raises:
         UsageError: the options contradict what was found: an output is an input, two files have one name.
@@ -63,7 +61,7 @@ def preflight(found: Found, plan: Plan, options: Options, locks: ExitStack | Non
     unlocked: list[RunWarning] = []
     up_to_date = None
     if options.output is not None:
-        refuse_inputs_as_outputs(found, plan, options)
+        refuse_inputs_as_outputs(plan, options)
     try:
         _check_device(resolve_device(options.device))
     except UsageError as error:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ema_cli.discovery.checkpoints import Found
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
@@ -21,17 +20,18 @@ from ema_cli.text import quoted
 from ema_cli.write.publish import check_place, raise_output_error
 
 
-def refuse_inputs_as_outputs(found: Found, plan: Plan, options: Options) -> None:
+def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
     """Raise if a file to write is a checkpoint that was found, averaged or not. Own outputs may be overwritten.
 
     Raises:
         UsageError: naming the file.
 
     """
-    _refuse_folders_of_inputs(found, plan)
-    read = [member.checkpoint for member in plan.series.members if member.role is not Role.AVERAGE]
-    protected = {identity for checkpoint in (*found.checkpoints, *read) for identity in checkpoint.index.identity}
-    skipped = {_identity(entry.path) for entry in found.skipped if not entry.made_by_us}
+    _refuse_folders_of_inputs(plan)
+    series = plan.series
+    read = [member.checkpoint for member in series.members if member.role is not Role.AVERAGE]
+    protected = {identity for checkpoint in (*series.found, *read) for identity in checkpoint.index.identity}
+    skipped = {_identity(entry.path) for entry in series.skipped if not entry.made_by_us}
     for path in _written(plan, options):
         identity = _identity(path)
         if identity is not None and (identity in protected or (identity in skipped and not _is_ours(path))):
@@ -65,11 +65,12 @@ def check_destinations(plan: Plan, options: Options) -> None:
             raise OutputError(message, hint="choose another name, or overwrite it with --force")
 
 
-def _refuse_folders_of_inputs(found: Found, plan: Plan) -> None:
+def _refuse_folders_of_inputs(plan: Plan) -> None:
     """Raise if an output folder contains an input or is inside one: writing it replaces everything in it."""
-    average = {member.checkpoint.path for member in plan.series.members if member.role is Role.AVERAGE}
-    skipped = {entry.path: entry.made_by_us for entry in found.skipped}
-    inputs = {checkpoint.path: checkpoint.path in average for checkpoint in (*found.checkpoints, *plan.checkpoints)}
+    series = plan.series
+    average = {member.checkpoint.path for member in series.members if member.role is Role.AVERAGE}
+    skipped = {entry.path: entry.made_by_us for entry in series.skipped}
+    inputs = {checkpoint.path: checkpoint.path in average for checkpoint in (*series.found, *plan.checkpoints)}
     for output in plan.outputs:
         for path, ours in {**skipped, **inputs}.items():
             if output.folder and isinstance(path, Path) and isinstance(output.path, Path):

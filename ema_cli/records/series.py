@@ -137,6 +137,8 @@ class Series:
     """Why they are in this order, for people."""
     unit: str
     """Unit of the steps: ``step``, ``epoch``, ``token`` or ``sample``."""
+    found: tuple[Checkpoint, ...]
+    """Every checkpoint that was found, selected or not: no output may overwrite one."""
     skipped: tuple[Skipped, ...]
     warnings: tuple[RunWarning, ...]
     continuation: Continuation | None = None
