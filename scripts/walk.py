@@ -51,10 +51,11 @@ def walk(checkout: Path) -> Walk:
     sys.path.insert(0, str(checkout))
     found = Walk(checkout / "ema_cli")
     with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
         for step in (100, 200, 300):
-            save_file({"w": np.full((4, 4), step, dtype=np.float32)}, Path(folder) / f"ckpt_{step}.safetensors")
-        files = [str(Path(folder) / f"ckpt_{step}.safetensors") for step in (100, 200, 300)]
-        sys.argv = ["ema-avg", *files, "--decay", "0.5", "-o", str(Path(folder) / "ema.safetensors"), "--quiet"]
+            save_file({"w": np.full((4, 4), step, dtype=np.float32)}, f"ckpt_{step}.safetensors")
+        files = [f"ckpt_{step}.safetensors" for step in (100, 200, 300)]
+        sys.argv = ["ema-avg", *files, "--decay", "0.5", "-o", "ema.safetensors", "--quiet"]
         threading.setprofile(found.hook)
         sys.setprofile(found.hook)
         try:
@@ -67,6 +68,7 @@ def walk(checkout: Path) -> Walk:
         finally:
             sys.setprofile(None)
             threading.setprofile(None)
+            os.chdir("/")
     return found
 
 
