@@ -52,13 +52,13 @@ def make_plan(series: Series, options: Options) -> Plan:
     chosen = [choose_tensors(layout, options) for layout in layouts]
     layout_numbers = tuple(numbers[id(c.index.layouts)] for c in checkpoints)
     used = _used(weightings)
-    dropped = DroppedTies(kept_for={})
+    dropped = DroppedTies(replaced_by={})
     if options.tied == "drop":
         dropped = drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
-    chosen = [{name: tensor for name, tensor in c.items() if name not in dropped.kept_for} for c in chosen]
+    chosen = [{name: tensor for name, tensor in c.items() if name not in dropped.replaced_by} for c in chosen]
     lacked = series.continuation.lacking if series.continuation else ()
     matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked)
-    tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.kept_for, options)
+    tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.replaced_by, options)
     side_files, side_file_warnings = plan_side_files(checkpoints[-1], options)
     # A previous average may be stored in another type, which is no reason to warn.
     members = zip(series.members, layout_numbers, strict=True)

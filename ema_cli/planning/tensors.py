@@ -23,7 +23,7 @@ def plan_tensors(
     checkpoints: Sequence[Checkpoint],
     layout_numbers: Sequence[int],
     matched: Matched,
-    kept_for: Mapping[str, str],
+    replaced_by: Mapping[str, str],
     options: Options,
 ) -> tuple[PlannedTensor, ...]:
     """Return the tensors of the output, in the order of its data section.
@@ -32,7 +32,7 @@ def plan_tensors(
         checkpoints: in fold order.
         layout_numbers: which layout each of them has.
         matched: the tensors of each layout.
-        kept_for: the name that is written, by each tied name that is not.
+        replaced_by: the name that is written, by each tied name that is not.
         options: ``buffers`` and ``dtype`` decide.
 
     Raises:
@@ -56,7 +56,7 @@ def plan_tensors(
     ]
     ties = checkpoints[last].ties
     stands_for: dict[str, list[str]] = {}
-    for name, kept in sorted(kept_for.items()):
+    for name, kept in sorted(replaced_by.items()):
         stands_for.setdefault(kept, []).append(name)
     planned = []
     offset = 0

@@ -20,7 +20,7 @@ from ema_cli.records.series import Checkpoint
 class DroppedTies:
     """The ties of the last checkpoint: dropped names, and names that are written in spite of their tie."""
 
-    kept_for: Mapping[str, str]
+    replaced_by: Mapping[str, str]
     """The name that is written, by each name that is not."""
     apart: tuple[str, ...] = ()
     """Names that are tied in the last checkpoint, and written nevertheless."""
@@ -35,7 +35,7 @@ def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> D
 
     """
     ties = [checkpoint.ties for checkpoint in checkpoints]
-    kept_for = _recorded(checkpoints[-1], tensors[-1])
+    replaced_by = _recorded(checkpoints[-1], tensors[-1])
     apart: list[str] = []
     for group in _groups(ties[-1], tensors[-1]):
         kept = min(group, key=lambda name: (any(name not in known for known in tensors), name))
@@ -43,10 +43,10 @@ def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> D
             if name == kept:
                 continue
             if _may_be_dropped(name, kept, ties, tensors):
-                kept_for[name] = kept
+                replaced_by[name] = kept
             else:
                 apart.append(name)
-    return DroppedTies(kept_for=kept_for, apart=tuple(apart))
+    return DroppedTies(replaced_by=replaced_by, apart=tuple(apart))
 
 
 def _groups(ties: Mapping[str, str], tensors: Chosen) -> list[list[str]]:
