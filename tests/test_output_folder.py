@@ -160,7 +160,7 @@ def test_files_are_filled_greedily(sizes: list[int], most: int) -> None:
 def test_more_files_than_names_are_refused() -> None:
     """The names have five digits."""
     layout = TensorLayout(name="t", dtype=BY_NAME["U8"], shape=(1,), strides=None)
-    with pytest.raises(UsageError, match="would make 100,000 files; at most 99,999"):
+    with pytest.raises(UsageError, match="would make 100,000 files, more than 99,999"):
         plan_files([layout] * 100_000, {}, "model", 1)
 
 
@@ -183,7 +183,7 @@ def test_the_default_size_is_that_of_the_libraries() -> None:
         (["-o", "x.safetensors", "--max-shard-size", "5GB"], "has the name of a file", "leave out --max-shard-size"),
         (["-o", "x", "--max-shard-size", "many"], '--max-shard-size "many" is not a size', "--max-shard-size 5GB"),
         (["-o", "x", "--max-shard-size", "0"], "--max-shard-size 0 must be at least one byte", "5GB"),
-        (["-o", "run/"], 'holds the input "run/ckpt_100.pt"', "-o run/averaged/"),
+        (["-o", "run/"], 'contains the input "run/ckpt_100.pt"', "-o run/averaged/"),
         (["--decay", "0.9", "-o", "x/"], "several averages need {decay}", "-o 'x_{decay}/'"),
     ],
     ids=str,
@@ -280,10 +280,10 @@ def touch_everything(folder: Path) -> None:
         (touch_everything, ""),
         (lambda folder: (folder / "README.md").write_text("mine"), ""),
         (lambda folder: change_byte(shards_of(folder)[1]), "changed after it was written"),
-        (lambda folder: change_byte(folder / "model.safetensors.index.json"), "was changed after"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "was changed after"),
-        (lambda folder: shutil.copy(shards_of(folder)[0], folder / "model.safetensors"), "was changed after"),
-        (lambda folder: shards_of(folder)[2].unlink(), "it was made with other options"),
+        (lambda folder: change_byte(folder / "model.safetensors.index.json"), "changed after"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "changed after"),
+        (lambda folder: shutil.copy(shards_of(folder)[0], folder / "model.safetensors"), "changed after"),
+        (lambda folder: shards_of(folder)[2].unlink(), "made with other options"),
         (lambda folder: folder.with_name("out.report.json").unlink(), "without a readable report beside it"),
     ],
     ids=range(8),
