@@ -297,7 +297,7 @@ def test_the_table_has_a_row_per_run(runs: Path, ema_avg: Run) -> None:
     rows = [line.split() for line in lines[next(i for i, line in enumerate(lines) if line.startswith(" run ")) :]]
     assert rows[0] == ["run", "result", "checkpoints", "seconds"]
     assert rows[1][:2] == ["runs/bad", "failed"]
-    assert rows[1][3:8] == ["these", "are", "not", "checkpoints", "of"]
+    assert rows[1][3:8] == ["the", "checkpoints", "are", "not", "of"]
     assert rows[2][:3] == ["runs/r0", "wrote", "4"]
     assert "\x1b" not in done.stderr
 

@@ -190,7 +190,7 @@ def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> 
         hint = f"ema-avg {search.files[0]} averages files"
         raise UsageError(f"no run in {named}: a run is a folder, not a file", hint=hint)
     if not any(is_folder(location) for locations in found.values() for location in locations):
-        raise NothingMatched(f"{named} does not exist")
+        raise NothingMatched(f"there is no {named}")
     why = f"; not searched: {shortlist(search.unreadable)}" if search.unreadable else ""
     if search.checkpoints:
         some = shortlist(quoted(str(path)) for path in search.checkpoints)
