@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import format_of
+from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.json_text import JsonError, parse_object
 from tests.conftest import Run
 from tests.helpers.makers import expected, open_file, read_all, read_file

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import InputChanged, InputRefused
+from ema_cli.formats.file_names import is_numbered
 from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
 from ema_cli.formats.model_files import find_companions
-from ema_cli.formats.names import is_numbered
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import LayoutPool
 from tests.conftest import Run

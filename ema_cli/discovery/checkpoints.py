@@ -16,9 +16,9 @@ from ema_cli.discovery.opening import open_in_turn
 from ema_cli.discovery.patterns import matches
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
+from ema_cli.formats.file_names import SUFFIXES
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import format_of
-from ema_cli.formats.names import SUFFIXES
+from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.wording import refusal_of
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, LeftOut

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, shard, skeleton
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import format_of
+from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
-from ema_cli.formats.names import SUFFIXES, TRAINER_STATE, is_numbered, shard, skeleton
 from ema_cli.naming import natural_key
 from ema_cli.records.series import LeftOut
 from ema_cli.storage.locations import Location, is_file

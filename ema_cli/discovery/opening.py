@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.names import shard
+from ema_cli.formats.file_names import shard
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from ema_cli.formats.deepspeed import is_deepspeed_folder
+from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.names import TRAINER_STATE
 
 _FSDP = re.compile(r"pytorch_model_fsdp_[0-9]+")
 _DEEPSPEED = re.compile(r"global_step[0-9]+|pytorch_model")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import read_folder
+from ema_cli.formats.folder_formats import read_folder
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.wording import refusal_of

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.declared import Chunk, SavedTensor
+from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
 from ema_cli.formats.dcp.window import Window
 from ema_cli.formats.inert_pickle.reader import loads
 from ema_cli.formats.inert_pickle.values import PickleError

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.chunks import Chunks
+from ema_cli.formats.dcp.data_files import Files
 from ema_cli.formats.dcp.metadata import parse_metadata
-from ema_cli.formats.dcp.opened_files import Files
 from ema_cli.formats.dcp.placing import Placing
 from ema_cli.formats.dcp.saved_step import read_dcp_steps
 from ema_cli.formats.dcp.saved_tree import Chosen, choose

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.declared import Chunk, Saved, SavedTensor, Sizes, Stored
+from ema_cli.formats.dcp.saved_items import Chunk, Saved, SavedTensor, Sizes, Stored
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.inert_pickle.costs import MOST_BYTES
 from ema_cli.formats.inert_pickle.reader import loads

@@ -9,8 +9,8 @@ from contextlib import suppress
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.chunks import Chunks, Located, kind
-from ema_cli.formats.dcp.declared import Chunk, SavedTensor
-from ema_cli.formats.dcp.opened_files import Files
+from ema_cli.formats.dcp.data_files import Files
+from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
 from ema_cli.formats.structure import UnreadableTensor, writable_name
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.extents import Part, TensorLayout

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ema_cli.formats.dcp.chunks import open_archive
-from ema_cli.formats.dcp.declared import Stored
-from ema_cli.formats.dcp.opened_files import Files
+from ema_cli.formats.dcp.data_files import Files
+from ema_cli.formats.dcp.saved_items import Stored
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.state_dict.steps import KEYS, read_steps
 from ema_cli.records.series import FoundStep

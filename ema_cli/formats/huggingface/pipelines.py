@@ -6,8 +6,8 @@ import re
 from typing import NoReturn
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.names import TRAINER_STATE
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist
 

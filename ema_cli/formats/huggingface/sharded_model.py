@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.file_names import shard
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.weight_names import Weights
 from ema_cli.formats.members import joint_digest, read_json, read_member
-from ema_cli.formats.names import shard
 from ema_cli.formats.structure import Structure
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.text import plural, quoted, shortlist

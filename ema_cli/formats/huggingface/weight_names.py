@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.names import TRAINER_STATE, is_numbered, is_weights, shard
+from ema_cli.formats.file_names import TRAINER_STATE, is_numbered, is_weights, shard
 from ema_cli.text import quoted, shortlist
 
 _MODEL = {

@@ -12,7 +12,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.torch.objects import TensorRef, place
-from ema_cli.formats.torch.tensor_places import Record
+from ema_cli.formats.torch.tensor_locations import Record
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.reader import loads
 from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
-from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.state_dict.search import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch.objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
-from ema_cli.formats.torch.tensor_places import place_all
+from ema_cli.formats.torch.tensor_locations import place_all
 from ema_cli.formats.torch.zip_archive import RESAVE
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
 from ema_cli.storage.extents import LayoutPool

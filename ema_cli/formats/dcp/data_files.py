@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.declared import Stored
+from ema_cli.formats.dcp.saved_items import Stored
 from ema_cli.formats.dcp.window import Window
 from ema_cli.formats.folder import Folder
 from ema_cli.storage.source import ByteSource

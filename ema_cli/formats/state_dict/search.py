@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.inert_pickle.values import Inert
-from ema_cli.formats.state_dict.trainer_averages import (
+from ema_cli.formats.state_dict.trainer_layouts import (
     COUNTER,
     OF_AVERAGED_MODEL,
     RAW_BESIDE_AVERAGE,
