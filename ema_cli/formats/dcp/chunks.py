@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
 from ema_cli.formats.dcp.window import Window
-from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError
 from ema_cli.formats.structure import UnreadableTensor
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor, place, reduce, storage_from_persistent_id
@@ -112,7 +112,7 @@ def open_archive(window: Window) -> tuple[Archive, object]:
     refuse_other_kinds(archive)
     try:
         pickle = archive.read("data.pkl", most=_LARGEST_PICKLE)
-        value, _ = loads(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
+        value, _ = read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
     except PickleError as error:
         raise InputRefused(f"has a damaged pickle: {error}") from error
     return archive, value

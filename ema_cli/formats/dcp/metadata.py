@@ -15,7 +15,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import Chunk, Saved, SavedTensor, Sizes, Stored
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.inert_pickle.costs import MOST_BYTES
-from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
 from ema_cli.formats.structure import MOST_TENSORS
 from ema_cli.formats.torch.objects import reduce
@@ -45,7 +45,7 @@ def parse_metadata(raw: bytes) -> Saved:
 
     """
     try:
-        root, _ = loads(raw, reduce=reduce, most_bytes=max(MOST_BYTES, _MOST_PER_BYTE * len(raw)))
+        root, _ = read_pickle(raw, reduce=reduce, most_bytes=max(MOST_BYTES, _MOST_PER_BYTE * len(raw)))
     except PickleError as error:
         raise InputRefused(f"has a damaged .metadata: {error}") from error
     fields = _fields(root, "Metadata")

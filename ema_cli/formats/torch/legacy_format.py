@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
 from ema_cli.formats.state_dict.search import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
@@ -86,7 +86,7 @@ class _PickleStream:
         """Return the value of the next pickle."""
         while True:
             try:
-                value, self.position = loads(
+                value, self.position = read_pickle(
                     self._data, self.position, reduce=reduce, persistent_load=self._persistent_load
                 )
             except PickleTruncated:

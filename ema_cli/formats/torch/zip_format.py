@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError
 from ema_cli.formats.state_dict.search import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
@@ -56,7 +56,7 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
 
 def _parse(pickle: bytes, key: str | None) -> tuple[object, StateDict]:
     try:
-        root, _ = loads(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
+        root, _ = read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
     except PickleError as error:
         raise InputRefused(f"has a damaged pickle: {error}") from error
     return root, find_state_dict(root, key)
