@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import metadata as torch_metadata
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
-from ema_cli.formats.dcp.signature import signature
+from ema_cli.formats.dcp.folder import items_digest
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Mosaic
@@ -319,17 +319,17 @@ def test_memory_does_not_grow_with_the_shards(tmp_path: Path, ema_avg: Run, axis
         assert torch.equal(written.get_tensor("w"), fold([{"w": one} for one in series])["w"])
 
 
-def test_saves_of_one_run_have_one_signature(tmp_path: Path) -> None:
+def test_saves_of_one_run_have_one_digest(tmp_path: Path) -> None:
     """Metadata that declare the same are parsed once, whatever the folders and the saves are called."""
     names = ("ckpt-9", "ckpt-100", "a/b/c")
     folders = [dcp_makers.save(tmp_path / name, {"model": MODEL, "step": number}) for number, name in enumerate(names)]
     raw = [(folder / ".metadata").read_bytes() for folder in folders]
     assert len(set(raw)) == 3
-    assert len(set(map(signature, raw))) == 1
+    assert len(set(map(items_digest, raw))) == 1
     other = dcp_makers.save(tmp_path / "other", {"model": {**MODEL, "c": torch.ones(1)}})
-    assert signature((other / ".metadata").read_bytes()) != signature(raw[0])
+    assert items_digest((other / ".metadata").read_bytes()) != items_digest(raw[0])
     again, newer = (
-        signature((dcp_makers.edit_metadata(folders[0], set_all(version=version)) / ".metadata").read_bytes())
+        items_digest((dcp_makers.edit_metadata(folders[0], set_all(version=version)) / ".metadata").read_bytes())
         for version in ("1.0.0", "2.0.0")
     )
     assert again != newer

@@ -19,7 +19,7 @@ from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.file_names import SUFFIXES
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
-from ema_cli.formats.wording import refusal_of
+from ema_cli.formats.structure import refusal_of
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, LeftOut
 from ema_cli.storage.extents import LayoutPool

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, shard, skeleton
+from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
@@ -111,10 +111,10 @@ def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | LeftOut]:
     yield from (LeftOut(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
     for name in names:
         path = folder.location / name
-        if name in copies or (copies and shard(name)) or not is_file(path):
+        if name in copies or (copies and parse_shard_name(name)) or not is_file(path):
             continue
         alias = numbered and _is_alias(name, is_run=is_run)
-        if shard(name):
+        if parse_shard_name(name):
             yield LeftOut(path=path, reason="one shard of a model, beside checkpoints that are whole")
         elif TRAINER_STATE.search(name):
             yield LeftOut(path=path, reason="state of the trainer, not a model")

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.file_names import shard
+from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
@@ -54,7 +54,7 @@ def _close(future: Future[Checkpoint]) -> None:
 
 def _refuse_shard(location: Location) -> None:
     """Refuse one shard of a model, which by itself is no model."""
-    found = shard(location.name)
+    found = parse_shard_name(location.name)
     if found is not None and found.count > 1 and not is_folder(location):
         message = f"{quoted(str(location))} is one shard of a model, number {found.number:,} of {found.count:,}"
         raise InputRefused(message, hint=f"name the folder that holds all of them: {location.parent}")

@@ -1,4 +1,4 @@
-"""What a torch.distributed.checkpoint folder declares to hold: tensors in chunks, other objects, and their places."""
+"""The items that the metadata of a torch.distributed.checkpoint folder declare: tensors in chunks, other objects."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    """Where an item lies: a range of bytes of a file of the folder."""
+class ByteRange:
+    """The bytes of an item: a range of a file of the folder."""
 
     file: str
     offset: int
@@ -18,16 +18,17 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A rectangle of a tensor that was saved by itself."""
+    """A rectangle of a tensor that was saved separately."""
 
     origin: Sizes
+    """Index in the tensor of its first element."""
     shape: Sizes
-    stored: Stored
+    stored: ByteRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedTensor:
-    """A tensor, whole; its chunks tile it."""
+    """A whole tensor; its chunks tile it."""
 
     dtype_name: str
     """The torch name."""
@@ -37,14 +38,14 @@ class SavedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """Everything that a folder declares to hold, by flat name, in the order of the state dict."""
+class SavedItems:
+    """Everything that a folder declares, by flat name, in the order of the state dict."""
 
-    items: dict[str, SavedTensor | Stored]
-    """Tensors; and of every other object its place."""
+    items: dict[str, SavedTensor | ByteRange]
+    """Tensors; of every other object its bytes."""
     paths: dict[str, tuple[str, ...]]
-    """Where each lay in the nested state dict, as far as that was written down."""
+    """The path of each item in the nested state dict, where it was recorded."""
     ends: dict[str, int]
-    """How far each file must reach, by its name."""
+    """The least size of each file, by name."""
     reshaped: frozenset[str]
-    """Tensors that Megatron stored in another shape than they have."""
+    """Tensors that Megatron stored in a shape that is not theirs."""

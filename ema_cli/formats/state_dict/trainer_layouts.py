@@ -1,42 +1,112 @@
-"""Averages that trainers keep in their checkpoints, beside the raw weights or in their place.
+"""How trainers lay out a checkpoint: the names of its parts, averages of the weights, placeholders for the weights.
 
-Sources: ``lightning/pytorch/callbacks/weight_averaging.py``, ``torch/optim/swa_utils.py``; the names under which timm,
-ultralytics and others keep theirs have ``ema`` or ``swa`` in them.
+Sources: ``lightning/pytorch/callbacks/weight_averaging.py``, ``torch/optim/swa_utils.py``,
+``deepspeed/runtime/engine.py``, ``deepspeed/utils/zero_to_fp32.py``; timm, ultralytics and others keep their averages
+under names with ``ema`` or ``swa``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from ema_cli.text import quoted, shortlist
+from ema_cli.errors import InputRefused
+from ema_cli.formats.state_dict.tree import Tensor, follow, named
+from ema_cli.formats.torch.objects import TensorRef
+from ema_cli.text import plural, quoted, shortlist
 
+USUAL_NAMES = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "model_state",
+)
+"""Names of the weights, the most usual first."""
 RAW_BESIDE_AVERAGE = "current_model_state"
-"""Lightning's ``WeightAveraging`` puts the raw weights here, and its average where they would be."""
-RAW_USUALLY = "state_dict"
-"""Where Lightning puts the raw weights if it keeps no average."""
+"""Lightning's ``WeightAveraging`` puts the raw weights here, and its average in their usual place."""
+USUAL_IN_LIGHTNING = "state_dict"
+"""The usual place of the weights in Lightning."""
 COUNTER = "n_averaged"
-"""Of torch's ``AveragedModel``, beside the averaged ``module``."""
-OF_AVERAGED_MODEL = "the weights are those of torch's AveragedModel: this averages averages"
+"""A counter of torch's ``AveragedModel``, beside the averaged ``module``."""
+AVERAGED_MODEL_NOTE = "the weights are those of torch's AveragedModel: this averages averages"
+_NOT_WEIGHTS = re.compile(
+    r"optim|scheduler|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
+    re.IGNORECASE,
+)
 _AVERAGES = re.compile(r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)", re.IGNORECASE)
+_WHOLE = "module."
+"""Before the names if ``--key .`` takes the weights together with everything beside them."""
+_MOST_DIMENSIONS = 64
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a part of a checkpoint is state of the training, judged by its name: optimizer, scheduler, and so on."""
+    return _NOT_WEIGHTS.search(name) is not None
 
 
 def is_average(name: str) -> bool:
-    """Whether a part of a checkpoint is an average, by its name."""
+    """Whether a part of a checkpoint is an average, judged by its name."""
     return _AVERAGES.search(name) is not None
 
 
 def is_averaged_model(names: Collection[str]) -> bool:
-    """Whether tensors of these names are an ``AveragedModel``: a counter, and everything else below ``module``."""
+    """Whether tensors of these names are an ``AveragedModel``: a counter, and everything else under ``module``."""
     others = [name for name in names if name != COUNTER]
     return len(others) < len(names) and bool(others) and all(name.startswith("module.") for name in others)
 
 
 def note_on_choice(chosen: str, averages: Sequence[str]) -> str:
-    """Say which weights were used where a checkpoint has averages too; empty if it has none."""
+    """Return the warning about weights that were chosen beside or among averages; empty without averages."""
     if not averages:
         return ""
     if chosen in averages:
         return f"the only weights are the trainer's own average {quoted(chosen)}: this averages averages"
     names = shortlist(quoted(name) for name in averages)
-    return f"the raw weights are used, not the trainer's own average {names} (--key chooses that)"
+    return f"the raw weights are used, not the trainer's own average {names} (choose it with --key)"
+
+
+def refuse_placeholders(root: object, tensors: Mapping[str, Tensor]) -> None:
+    """Raise if the weights are the empty placeholders of DeepSpeed's ZeRO stage 3.
+
+    Stage 3 splits every parameter over all ranks. The weights are flat partitions in the optimizer states of the
+    ranks; the model's file has empty tensors, and the true shapes in ``param_shapes``, a list of mappings.
+
+    Args:
+        root: the value of the pickle.
+        tensors: the weights that were found in it.
+
+    Raises:
+        InputRefused: naming the script that joins the weights.
+
+    """
+    shapes = follow(root, "param_shapes")
+    groups = shapes if isinstance(shapes, list) else [shapes]
+    declared = {name: shape for group in groups for name, shape in named(group).items()}
+    empty = [
+        name
+        for name, tensor in tensors.items()
+        if _is_empty(tensor) and _has_elements(declared.get(name, declared.get(name.removeprefix(_WHOLE))))
+    ]
+    if empty:
+        raise InputRefused(
+            f"holds {plural(len(empty), 'empty placeholder')} instead of weights, such as {quoted(empty[0])}: ZeRO "
+            "stage 3 keeps the weights in the optimizer states of all ranks",
+            hint="join the weights first, with DeepSpeed's script in the folder above: "
+            "python zero_to_fp32.py . pytorch_model.bin",
+        )
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    return isinstance(tensor, TensorRef) and 0 in tensor.shape
+
+
+def _has_elements(shape: object) -> bool:
+    """Whether a shape has elements. A long tuple is not a shape: all names may share it."""
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+        return False
+    return all(type(size) is int and size for size in shape)
