@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.trainer_layouts import (
@@ -23,7 +22,8 @@ from ema_cli.formats.state_dict.trainer_layouts import (
     USUAL_NAMES,
     is_average,
     is_averaged_model,
-    is_training_state,
+    is_parameter,
+    may_be_weights,
     note_on_choice,
     refuse_placeholders,
 )
@@ -139,7 +139,7 @@ class _WeightSearch:
             return _child(chosen, node, usual, note=note_on_choice(usual, averages))
         own = [name for name, value in children.items() if isinstance(value, Tensor)]
         candidates = [name for name in holding if name not in averages] or averages
-        weights = [name for name in own if _is_weight(name, children[name])]
+        weights = [name for name in own if is_parameter(name, children[name])]
         if not candidates:
             return _chosen(path, node) if weights or (own and len(own) == len(parts(node))) else None
         if len(candidates) > 1 or weights:
@@ -161,7 +161,7 @@ class _WeightSearch:
         """Return the parts of ``node`` that may be weights."""
         known = self._candidates.get(id(node))
         if known is None:
-            known = {name: value for name, value in named(node).items() if _may_be_weights(name, value)}
+            known = {name: value for name, value in named(node).items() if may_be_weights(name, value)}
             self._candidates[id(node)] = known
         return known
 
@@ -177,28 +177,6 @@ class _WeightSearch:
             known = any(isinstance(child, Tensor) or self._holds_tensors(child, depth - 1) for child in children)
             self._holds[id(node), depth] = known
         return known
-
-
-def _is_weight(name: str, value: object) -> bool:
-    """Whether a tensor beside a model could be a part of it: not a counter, a loss or a random state."""
-    scalar = isinstance(value, TensorRef) and value.shape == ()
-    return not scalar and not is_training_state(name)
-
-
-def _may_be_weights(name: str, value: object) -> bool:
-    return isinstance(value, Tensor) or not (is_training_state(name) or _only_counts(value))
-
-
-def _only_counts(value: object) -> bool:
-    """Whether all tensors of a mapping are single integers, such as the ``train_state`` of a trainer."""
-    members = named(value).values()
-    tensors = [member for member in members if isinstance(member, Tensor)]
-    return bool(tensors) and all(_is_count(tensor) for tensor in tensors) and not any(map(parts, members))
-
-
-def _is_count(tensor: Tensor) -> bool:
-    dtype = BY_TORCH_NAME.get(tensor.dtype_name) if isinstance(tensor, TensorRef) and tensor.shape == () else None
-    return dtype is not None and dtype.kind is Kind.INTEGER
 
 
 def _child(found: StateDict, node: object, name: str, *, note: str) -> StateDict:
@@ -220,7 +198,7 @@ def _chosen(path: str, node: object) -> StateDict:
     beside: list[str] = []
     if not path and not is_module(node):
         everything = named(node)
-        node = {name: value for name, value in everything.items() if _may_be_weights(name, value)}
+        node = {name: value for name, value in everything.items() if may_be_weights(name, value)}
         beside = [name for name in everything if name not in node]
     tensors: dict[str, Tensor] = {}
     for name, leaf in leaves(node):
@@ -249,7 +227,7 @@ def _hides_weights(leaf: object) -> bool:
     if not isinstance(entries, list | tuple):
         return False
     return any(
-        isinstance(value, Tensor) and _is_weight("", value)
+        isinstance(value, Tensor) and is_parameter("", value)
         for entry in entries[:_MOST_ENTRIES]
         for value in (entry, *named(entry).values())
     )

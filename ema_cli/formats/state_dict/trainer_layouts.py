@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused
-from ema_cli.formats.state_dict.tree import Tensor, follow, named
+from ema_cli.formats.state_dict.tree import Tensor, follow, named, parts
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted, shortlist
 
@@ -34,7 +35,7 @@ USUAL_IN_LIGHTNING = "state_dict"
 COUNTER = "n_averaged"
 """A counter of torch's ``AveragedModel``, beside the averaged ``module``."""
 AVERAGED_MODEL_NOTE = "the weights are those of torch's AveragedModel: this averages averages"
-_NOT_WEIGHTS = re.compile(
+_TRAINING_STATE = re.compile(
     r"optim|scheduler|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
     re.IGNORECASE,
 )
@@ -44,9 +45,27 @@ _WHOLE = "module."
 _MOST_DIMENSIONS = 64
 
 
-def is_training_state(name: str) -> bool:
-    """Whether a part of a checkpoint is state of the training, judged by its name: optimizer, scheduler, and so on."""
-    return _NOT_WEIGHTS.search(name) is not None
+def is_parameter(name: str, value: object) -> bool:
+    """Whether a tensor beside a model could be a part of it: not a counter, a loss or a random state."""
+    scalar = isinstance(value, TensorRef) and value.shape == ()
+    return not scalar and not _TRAINING_STATE.search(name)
+
+
+def may_be_weights(name: str, value: object) -> bool:
+    """Whether a part of a checkpoint may be weights: not state of the training, and not only counters."""
+    return isinstance(value, Tensor) or not (_TRAINING_STATE.search(name) or _only_counts(value))
+
+
+def _only_counts(value: object) -> bool:
+    """Whether all tensors of a mapping are single integers, such as the ``train_state`` of a trainer."""
+    members = named(value).values()
+    tensors = [member for member in members if isinstance(member, Tensor)]
+    return bool(tensors) and all(_is_count(tensor) for tensor in tensors) and not any(map(parts, members))
+
+
+def _is_count(tensor: Tensor) -> bool:
+    dtype = BY_TORCH_NAME.get(tensor.dtype_name) if isinstance(tensor, TensorRef) and tensor.shape == () else None
+    return dtype is not None and dtype.kind is Kind.INTEGER
 
 
 def is_average(name: str) -> bool:

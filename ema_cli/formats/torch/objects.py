@@ -177,7 +177,8 @@ def _from_type(function: object, _type: object, args: object, state: object = No
 def _whole_local(args: tuple[object, ...], state: object) -> object:
     """Return the local part of a distributed tensor, if that is all of it.
 
-    ``args`` are ``(class, dtype, shape, ...)``. A local part of the same shape may still be one summand of several (``Partial``).
+    ``args`` are ``(class, dtype, shape, ...)``. A local part of the same shape may be one summand of several
+    (``Partial``).
     """
     attributes = state[-1] if isinstance(state, tuple) and state else state
     if not isinstance(attributes, dict) or "_local_tensor" not in attributes:
