@@ -14,11 +14,11 @@ from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
-from ema_cli.storage.remote.daemon_pool import Background
+from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
-_OPENERS = Background("open", threads=16)
+_OPENERS = DaemonPool("open", threads=16)
 
 
 def open_in_turn(
