@@ -411,7 +411,7 @@ def test_missing_and_short_files(small: Path) -> None:
     (small / "__0_0.distcp").write_bytes(data[:-1500])
     assert '"__0_0.distcp" has' in refusal(small)
     (small / "__0_0.distcp").unlink()
-    assert "is not there: it is incomplete" in refusal(small)
+    assert "is missing: the folder is incomplete" in refusal(small)
 
 
 def place_of(metadata: Any, name: str = "model.w") -> Any:
@@ -488,15 +488,15 @@ def object_for_tensor(metadata: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (set_place(relative_path="../other.distcp"), "which is no name in this folder"),
-        (set_place(relative_path="/etc/passwd"), "which is no name in this folder"),
-        (set_place(relative_path=7), "damaged place"),
-        (set_place(offset=-1), "damaged place"),
-        (set_place(offset=1 << 70), "damaged place"),
-        (set_place(length=0), "damaged place"),
-        (set_place(length=True), "damaged place"),
+        (set_place(relative_path="../other.distcp"), "which is not a name in this folder"),
+        (set_place(relative_path="/etc/passwd"), "which is not a name in this folder"),
+        (set_place(relative_path=7), "invalid byte range"),
+        (set_place(offset=-1), "invalid byte range"),
+        (set_place(offset=1 << 70), "invalid byte range"),
+        (set_place(length=0), "invalid byte range"),
+        (set_place(length=True), "invalid byte range"),
         (set_place(length=1 << 60), "in the same bytes"),
-        (set_place(length=100), "incomplete or damaged"),
+        (set_place(length=100), "truncated or damaged"),
         (set_place(transform_descriptors=["zstd"]), 'behind a stream extension \\("zstd"\\)'),
         (set_chunk(offsets=torch.Size([1, 0])), "outside its shape"),
         (set_chunk(sizes=torch.Size([3, 5])), "outside its shape"),
@@ -506,7 +506,7 @@ def object_for_tensor(metadata: Any) -> None:
         (set_chunk(sizes=[1] * 100), "damaged shape"),
         (lambda metadata: chunks_of(metadata).append(chunks_of(metadata)[0]), "pieces that overlap"),
         (lambda metadata: chunks_of(metadata).clear(), "12 of its 12 elements are in no piece"),
-        (lambda metadata: chunks_of(metadata).extend(chunks_of(metadata) * 3_000_000), "pieces, which are refused"),
+        (lambda metadata: chunks_of(metadata).extend(chunks_of(metadata) * 3_000_000), "exceeds the limit of"),
         (set_tensor(size=torch.Size([1 << 40, 1 << 40])), "elements are in no piece"),
         (set_tensor(size=(1 << 70,)), "damaged shape"),
         (set_tensor(size=None), "damaged shape"),
@@ -518,13 +518,16 @@ def object_for_tensor(metadata: Any) -> None:
         (set_all(state_dict_metadata=[1]), "it has no state_dict_metadata"),
         (set_all(planner_data={"model.w": ("x",), "model.b": ("x",)}), "two items at the path"),
         (set_all(planner_data={"model.w": ("step",), "step": ("step", "x")}), "not a dictionary|two items"),
-        (set_all(planner_data={"model.w": ("model", None)}), "not of names"),
-        (set_all(mcore_data={"model.w": {"nd_reformulated_orig_global_shape": (12,)}}), "Megatron stored in another"),
+        (set_all(planner_data={"model.w": ("model", None)}), "not consist of names"),
+        (
+            set_all(mcore_data={"model.w": {"nd_reformulated_orig_global_shape": (12,)}}),
+            "Megatron stored in a different",
+        ),
         (same_bytes, "in the same bytes of"),
-        (two_places, "two places for one piece"),
-        (lost_place, "has no place for its piece"),
+        (two_places, "twice at the same origin"),
+        (lost_place, "has no bytes for"),
         (inside_itself, "no TensorStorageMetadata where one belongs"),
-        (other_dtype, "was declared"),
+        (other_dtype, "metadata declare"),
         (object_for_tensor, "does not hold a tensor"),
         (lambda _: {"just": "a dictionary"}, "no Metadata where one belongs"),
     ],

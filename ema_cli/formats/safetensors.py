@@ -109,7 +109,7 @@ def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:
         raise InputRefused("has a damaged header: it is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
-        raise InputRefused("has a damaged header: its metadata are not strings")
+        raise InputRefused("has a damaged header: its metadata must be strings")
     if len(header) > MOST_TENSORS:
         raise InputRefused(f"declares {len(header):,} tensors, more than the limit of {MOST_TENSORS:,}")
     return header, metadata

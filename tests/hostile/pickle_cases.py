@@ -163,7 +163,7 @@ NONSENSE: dict[str, tuple[bytes, str]] = {
     "empty dictionary": (b"}.", "no tensors"),
     "text": (text("\x1b[31m") + b".", "no tensors"),
     "a tensor alone": (tensor() + b".", "no tensors"),
-    "tensors in a list": (mapping(model=b"](" + tensor() + b"e") + b".", ""),
+    "tensors without names": (mapping(model=b"](" + tensor() + b"e") + b".", ""),
     "number keys": (b"}K\x01" + tensor() + b"s.", "no tensors"),
     "a view of old": (
         mapping(w=tensor(storage(extra=tup(text("v"), num(0), num(4))))) + b".",

@@ -46,7 +46,8 @@ def _notes(unmapped: Sequence[str], index: str) -> tuple[str, ...]:
     if not unmapped:
         return ()
     some = shortlist(map(quoted, unmapped))
-    return (f"{plural(len(unmapped), 'tensor')} of the shards are not in {quoted(index)} and are ignored: {some}",)
+    verb = "is" if len(unmapped) == 1 else "are"
+    return (f"{plural(len(unmapped), 'tensor')} of the shards {verb} not in {quoted(index)}, and ignored: {some}",)
 
 
 def _read_index(folder: Folder, name: str, pool: LayoutPool) -> tuple[Mapping[str, str], bytes]:
@@ -64,7 +65,7 @@ def _read_index(folder: Folder, name: str, pool: LayoutPool) -> tuple[Mapping[st
     if missing:
         some = shortlist(map(quoted, missing))
         raise InputRefused(
-            f"is incomplete: {len(missing):,} of the {plural(len(files), 'file')} in {quoted(name)} "
+            f"is incomplete: {len(missing):,} of {plural(len(files), 'file')} in {quoted(name)} "
             f"{'is' if len(missing) == 1 else 'are'} missing: {some}"
         )
     return index, digest

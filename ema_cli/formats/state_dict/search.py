@@ -80,8 +80,9 @@ def _contents(root: object) -> str:
     nameless = [quoted(name) for name, value in named(root).items() if _hides_weights(value)]
     if nameless:
         return f"the tensors in {shortlist(nameless)} are a list, without names"
-    names = shortlist(quoted(name) for name in named(root))
-    return f"the file holds {_kind(root)}{f' with the keys {names}' if names else ''}"
+    names = [quoted(name) for name in named(root)]
+    keys = f" with the {'key' if len(names) == 1 else 'keys'} {shortlist(names)}" if names else ""
+    return f"the file holds {_kind(root)}{keys}"
 
 
 def _kind(value: object) -> str:

@@ -43,6 +43,6 @@ class DaemonPool:
                 continue
             try:
                 future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised again by who asks for the result
+            except BaseException as error:  # noqa: BLE001 - raised where the result is requested
                 future.set_exception(error)
             del future, work  # so that the result is not held until the next work

@@ -62,6 +62,6 @@ def supports_ranges(store: Any, address: str, size: int) -> bool:  # noqa: ANN40
         fetch_range(store, address, 1, 2, None)
     except RangesIgnoredError:
         return False
-    except Exception:  # noqa: BLE001 - reading will say what is wrong
+    except Exception:  # noqa: BLE001 - the first read reports the error
         return True
     return True

@@ -116,11 +116,10 @@ def is_missing(error: Exception) -> bool:
 
 def is_forbidden(error: Exception) -> bool:
     """Whether a store requires a login, or denies access."""
-    named = {kind.__name__ for kind in type(error).__mro__} & {"NoCredentialsError", "LocalTokenNotFoundError"}
-    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden")  # gcsfs
-    return (
-        bool(named) or forbidden or isinstance(error, PermissionError) or _status(error) in (_UNAUTHORIZED, _FORBIDDEN)
-    )
+    no_login = {kind.__name__ for kind in type(error).__mro__} & {"NoCredentialsError", "LocalTokenNotFoundError"}
+    by_gcsfs = isinstance(error, OSError) and str(error).startswith("Forbidden")
+    denied = isinstance(error, PermissionError) or _status(error) in (_UNAUTHORIZED, _FORBIDDEN)
+    return bool(no_login) or by_gcsfs or denied
 
 
 def is_replaced(error: Exception) -> bool:
