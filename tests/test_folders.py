@@ -81,7 +81,7 @@ def test_the_command_that_joins_it_runs_nothing_that_a_name_says(tmp_path: Path)
 
 @pytest.mark.parametrize("script", ["beside", "inside", "nowhere"])
 def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp_path: Path) -> None:
-    """The script that DeepSpeed leaves beside its checkpoints is named, or that it is not there."""
+    """The script that DeepSpeed leaves beside its checkpoints is named, or else its module."""
     run = tmp_path / "a run"
     folder = run / "global_step500"
     write_deepspeed(folder, {"w": torch.zeros(0)}, 500, name="zero_pp_rank_0_mp_rank_00_model_states.pt")

@@ -120,6 +120,12 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
     return Handler
 
 
+@pytest.fixture(autouse=True)
+def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry at once."""
+    monkeypatch.setattr("ema_cli.storage.remote.stores.RETRY_DELAY_SECONDS", 0)
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """Four checkpoints on the web."""

@@ -13,7 +13,7 @@ from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.model_folder import is_model_folder, is_pipeline, read_model_folder, refuse_pipeline
-from ema_cli.formats.huggingface.trainer import add_trainer_files
+from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
 from ema_cli.formats.structure import Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool

@@ -84,7 +84,7 @@ def read_only_member(folder: Folder, name: str, key: str | None, pool: LayoutPoo
 
 
 def merged_structure(members: Sequence[Member], merged: MergedTensors, *, form: str, digest: bytes) -> Structure:
-    """Return the structure of a checkpoint whose tensors are in several files.
+    """Return the structure of a checkpoint with tensors in several files.
 
     Args:
         members: the files.

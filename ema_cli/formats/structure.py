@@ -63,7 +63,7 @@ def writable_name(name: str) -> bool:
 
 
 def refusal_of(name: str, refused: InputRefused) -> InputRefused:
-    """Return a refusal whose message begins with the name of the file or folder.
+    """Return the refusal with a message that begins with the name of the file or folder.
 
     Args:
         name: of the file or folder.

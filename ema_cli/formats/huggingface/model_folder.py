@@ -16,7 +16,7 @@ from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.sharded_model import read_shards
-from ema_cli.formats.huggingface.trainer import add_trainer_files
+from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.members import read_only_member

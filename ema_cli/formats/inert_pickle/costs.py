@@ -11,7 +11,7 @@ MOST_BYTES = 380_000_000
 """Memory that a pickle and its values may take, as counted here. 100,000 tensors with the state of Adam, 400,000
 tensors in all, take less."""
 LONGEST = 1 << 20
-"""Bytes of a string or byte string that is kept; of a longer one, which names nothing, only the length is kept."""
+"""Bytes of a string or byte string. A longer one cannot be a name, and only its length is kept."""
 LONGEST_NUMBER = 1 << 16
 """Bytes of an integer."""
 LONGEST_GLOBAL = 1024
@@ -27,7 +27,7 @@ TUPLE_BYTES = 48
 ITEM_BYTES = 110
 """One item of a dictionary, with its share of the tables that the search for weights makes."""
 FILLED_BYTES = 200
-"""A dictionary with its first item: its table, and what the search for weights remembers of it."""
+"""A dictionary with its first item: its table, and its entry in the search for weights."""
 OBJECT_BYTES = 216
 """An ``Inert`` record, with its dictionary and its list."""
 RECORD_BYTES = 100

@@ -13,7 +13,7 @@ class PickleError(ValueError):
     """The bytes are not a pickle that this machine reads."""
 
 
-class PickleTruncated(PickleError):  # noqa: N818 - says what happened
+class PickleTruncated(PickleError):  # noqa: N818 - the name says what happened
     """The bytes end before the pickle does."""
 
 

@@ -1,4 +1,4 @@
-"""The stores of fsspec: how they are opened and asked, what their errors mean, and which requests are retried."""
+"""The stores of fsspec: how they are opened and queried, the meaning of their errors, and retries."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def store_of(url: Url) -> tuple[Any, str]:
             if root not in _STORES:
                 _STORES[root] = url_to_fs(url.address, use_listings_cache=False)[0]
             store = _STORES[root]
-        path = store._strip_protocol(url.address)  # noqa: SLF001 - what url_to_fs does
+        path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except ImportError as error:
         extra = _LIBRARIES.get(url.scheme)
         hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
