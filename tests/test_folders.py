@@ -273,7 +273,7 @@ def test_what_is_no_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt", "c.pt", "d.pt", "e\x1b.pt"):
         (tmp_path / name).write_text("")
     (tmp_path / "runs").mkdir()
-    told = 'it holds "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
+    told = 'it contains "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
     assert refusal(tmp_path).message.endswith(f"is a folder, but not a checkpoint: {told}")
 
 

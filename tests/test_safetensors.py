@@ -188,7 +188,7 @@ def test_forbidden_headers_are_refused(tmp_path: Path, case: str) -> None:
 
 def test_the_data_must_be_exactly_what_the_header_declares(tmp_path: Path) -> None:
     """Bytes behind the last tensor, or missing at the end, are told with their number."""
-    for size, message in ((9, "has 1 bytes after its last tensor"), (7, "need 8 bytes, 7 are there")):
+    for size, message in ((9, "has 1 bytes after its last tensor"), (7, "need 8 bytes of data, but it has 7")):
         path = safetensors_file(tmp_path / "size.safetensors", entry(), bytes(size))
         with pytest.raises(InputRefused, match=message):
             open_file(path)

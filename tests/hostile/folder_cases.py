@@ -170,15 +170,15 @@ _DCP_BAD: dict[str, tuple[Contents, str]] = {
     "no metadata": ({DATA: PIECE}, "has no .metadata"),
     "empty metadata": (_dcp(b""), "damaged .metadata"),
     "metadata is text": (_dcp(b"404 Not Found"), "damaged .metadata"),
-    "metadata is a number": (_dcp(stop(num(1))), "not known"),
+    "metadata is a number": (_dcp(stop(num(1))), "of an unknown kind"),
     "metadata is cut": (_dcp(dcp_metadata()[:-20]), "damaged .metadata"),
-    "metadata calls": (_dcp(stop(call(SHELL, text("touch canary")))), "not known"),
+    "metadata calls": (_dcp(stop(call(SHELL, text("touch canary")))), "of an unknown kind"),
     "metadata refers": (_dcp(stop(b"NQ")), "damaged .metadata"),
-    "other class": (_dcp(stop(glob("os", "Metadata") + b")\x81}b")), "not known"),
-    "other version": (_dcp(dcp_metadata(version=text("\x1b[31m9"))), "not known"),
-    "laughing version": (_dcp(dcp_metadata(version=laughs(200))), "not known"),
-    "giant version": (_dcp(dcp_metadata(version=b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)), "not known"),
-    "object as version": (_dcp(dcp_metadata(version=glob("x", "y") + b")Rq\x00h\x00b")), "not known"),
+    "other class": (_dcp(stop(glob("os", "Metadata") + b")\x81}b")), "of an unknown kind"),
+    "other version": (_dcp(dcp_metadata(version=text("\x1b[31m9"))), "of an unknown kind"),
+    "laughing version": (_dcp(dcp_metadata(version=laughs(200))), "of an unknown kind"),
+    "giant version": (_dcp(dcp_metadata(version=b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)), "of an unknown kind"),
+    "object as version": (_dcp(dcp_metadata(version=glob("x", "y") + b")Rq\x00h\x00b")), "of an unknown kind"),
     "no chunks": (_dcp(dcp_metadata(mapping(w=dcp_tensor(b"")))), "incomplete"),
     "hole": (_dcp(dcp_metadata(mapping(w=dcp_tensor(size=numbers((5,)))))), "in no piece"),
     "overlap": (
@@ -204,8 +204,11 @@ _DCP_BAD: dict[str, tuple[Contents, str]] = {
         ),
         "no element type",
     ),
-    "has no bytes for": (_dcp(dcp_metadata(places=b"")), "has no bytes for"),
-    "two places": (_dcp(dcp_metadata(places=dcp_at() + dcp_place() + dcp_at() + dcp_place(offset=9999))), "two places"),
+    "no place": (_dcp(dcp_metadata(places=b"")), "has no bytes for"),
+    "two places": (
+        _dcp(dcp_metadata(places=dcp_at() + dcp_place() + dcp_at() + dcp_place(offset=9999))),
+        "twice at the same origin",
+    ),
     "same bytes": (
         _dcp(dcp_metadata(places=dcp_at() + dcp_place() + dcp_at(text("v")) + dcp_place())),
         "in the same bytes",
@@ -237,8 +240,8 @@ _DCP_BAD: dict[str, tuple[Contents, str]] = {
         _dcp(dcp_metadata(planner=mapping(w=tup(b"\x8b\0\x40\0\0" + b"\x01" * 0x4000)))),
         "not consist of names",
     ),
-    "item is a number": (_dcp(dcp_metadata(mapping(w=num(1)))), "not known"),
-    "name is a number": (_dcp(dcp_metadata(b"}K\x01" + dcp_tensor() + b"s")), "not known"),
+    "item is a number": (_dcp(dcp_metadata(mapping(w=num(1)))), "of an unknown kind"),
+    "name is a number": (_dcp(dcp_metadata(b"}K\x01" + dcp_tensor() + b"s")), "of an unknown kind"),
     "fields of thousands": (
         _dcp(
             dcp_metadata(
@@ -277,7 +280,7 @@ def folder_cases() -> list[Case]:
         Case(name="hf_folder_as_shard", make=_with_folder, word="incomplete"),
         Case(name="hf_device_as_model", make=_folder({"model.safetensors": "/dev/zero"}), word="not a regular file"),
         Case(name="dcp_link_out", make=_folder({**_dcp(), DATA: "/proc/self/exe"}), word="torch.save archive"),
-        Case(name="dcp_canary", make=_dcp_canary, word="not known"),
+        Case(name="dcp_canary", make=_dcp_canary, word="of an unknown kind"),
     ]
 
 

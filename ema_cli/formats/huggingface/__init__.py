@@ -1,1 +1,1 @@
-"""Models in the layout of Hugging Face: single files, shards, adapters, and the files that a trainer saves beside them."""
+"""Models in the layout of Hugging Face: single files, shards, adapters, and the files of a trainer beside them."""
