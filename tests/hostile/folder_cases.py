@@ -56,8 +56,8 @@ _HF_BAD: dict[str, tuple[Contents, str]] = {
     "escape in a name": (_sharded(_index({"a": "\x1b[31m"})), "incomplete"),
     "half a character in a name": (_sharded(_index({"a": "\ud800"})), "incomplete"),
     "itself": (_sharded(_index({"a": _INDEX})), "not a checkpoint"),
-    "tensor elsewhere": (_sharded(_index({"a": _SECOND, "b": _FIRST})), "not there"),
-    "tensor of nobody": (_sharded(_index({**_MAP, "c": _FIRST})), "not there"),
+    "tensor elsewhere": (_sharded(_index({"a": _SECOND, "b": _FIRST})), "missing from the shards"),
+    "tensor of nobody": (_sharded(_index({**_MAP, "c": _FIRST})), "missing from the shards"),
     "empty map": (_sharded(_index({})), "no weight_map"),
     "map of numbers": (_sharded(_index({"a": 1})), "no weight_map"),
     "map of lists": (_sharded(_index({"a": [_FIRST]})), "no weight_map"),
@@ -86,7 +86,7 @@ _HF_BAD: dict[str, tuple[Contents, str]] = {
         {"model.safetensors": one(), "trainer_state.json": b'{"global_step":1,"global_step":2}'},
         "twice",
     ),
-    "lies of a shard": (_sharded(_index(_MAP), **{_FIRST: one(entry(shape=(5,)), name=b"a")}), "do not fit"),
+    "lies of a shard": (_sharded(_index(_MAP), **{_FIRST: one(entry(shape=(5,)), name=b"a")}), "do not match"),
 }
 _HF_GOOD: dict[str, tuple[Contents, str]] = {
     "shards": (_sharded(_index(_MAP)), ""),
