@@ -526,10 +526,10 @@ def object_for_tensor(metadata: Any) -> None:
         (same_bytes, "in the same bytes of"),
         (two_places, "twice at the same origin"),
         (lost_place, "has no bytes for"),
-        (inside_itself, "no TensorStorageMetadata where one belongs"),
+        (inside_itself, "a TensorStorageMetadata object is missing"),
         (other_dtype, "metadata declare"),
         (object_for_tensor, "does not hold a tensor"),
-        (lambda _: {"just": "a dictionary"}, "no Metadata where one belongs"),
+        (lambda _: {"just": "a dictionary"}, "a Metadata object is missing"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(small: Path, edit: Callable[[Any], object], reason: str) -> None:
@@ -570,7 +570,7 @@ def test_nothing_in_the_metadata_is_run(small: Path, tmp_path: Path) -> None:
     """A command in the metadata, which torch would run, is not run; beside sound metadata it changes nothing."""
     canary = tmp_path / "canary"
     dcp_makers.edit_metadata(small, lambda _: Payload(f"touch {canary}"))
-    assert "no Metadata where one belongs" in refusal(small)
+    assert "a Metadata object is missing" in refusal(small)
     raw = (small / ".metadata").read_bytes()
     assert not canary.exists()
     pickle.loads(raw)
