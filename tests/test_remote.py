@@ -220,7 +220,7 @@ def test_what_passes_is_tried_again(fault: str, site: Site, tmp_path: Path) -> N
     [
         ("cut", r"received [\d,]+ of"),
         ("drop", "cannot be read at byte"),
-        ("shift", r"the server sent 206, Content-Range 'bytes .*, instead of bytes"),
+        ("shift", r"the server sent 206, Content-Range 'bytes .*' instead of bytes"),
         ("whole", "the server sent the whole file instead of a range"),
     ],
 )
