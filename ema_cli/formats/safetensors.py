@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
-from ema_cli.formats.structure import MOST_TENSORS, Structure, writable_name
+from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
@@ -34,8 +34,6 @@ _STEP_KEYS = {
 }
 _ALIGNMENT = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_LIMIT = 1 << 62
-"""Valid sizes and offsets are below this."""
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -127,11 +125,11 @@ def _entry(name: str, entry: object) -> tuple[TensorLayout | str, int, int]:
             pass
         case _:
             raise InputRefused(f"has a damaged entry for tensor {quoted(name)}")
-    if len(shape) > 64 or not all(type(size) is int and 0 <= size < _LIMIT for size in shape):  # noqa: PLR2004
+    if len(shape) > MOST_DIMENSIONS or not are_sizes(shape):
         raise InputRefused(f"tensor {quoted(name)} has a damaged shape")
     if not writable_name(name):
         raise InputRefused(f"tensor {quoted(name)} has a name that cannot be written")
-    if not all(type(offset) is int and 0 <= offset < _LIMIT for offset in (begin, end)):
+    if not are_sizes((begin, end)):
         raise InputRefused(f"tensor {quoted(name)} has damaged data offsets")
     dtype = BY_NAME.get(dtype_name)
     if dtype is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
@@ -14,6 +14,10 @@ from ema_cli.text import quoted
 MOST_TENSORS = 300_000
 """In one checkpoint; more would not fit into the 512 MB that reading the structure may take."""
 LONGEST_NAME_BYTES = 65_536
+MOST_DIMENSIONS = 64
+"""The limit of numpy."""
+SIZE_LIMIT = 1 << 62
+"""Valid sizes, strides and offsets are below this."""
 _VERBS = ("cannot", "contradicts", "declares", "has", "holds", "is", "names", "refers")
 """A reason that begins with one of these continues the name of the file; any other follows a colon."""
 
@@ -60,6 +64,11 @@ def writable_name(name: str) -> bool:
         return len(name.encode()) <= LONGEST_NAME_BYTES and name != "__metadata__"
     except UnicodeEncodeError:
         return False
+
+
+def are_sizes(values: Iterable[object]) -> bool:
+    """Whether all ``values`` are valid sizes, strides or offsets: integers from 0 up to ``SIZE_LIMIT``."""
+    return all(type(value) is int and 0 <= value < SIZE_LIMIT for value in values)
 
 
 def refusal_of(name: str, refused: InputRefused) -> InputRefused:

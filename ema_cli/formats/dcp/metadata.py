@@ -17,7 +17,7 @@ from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.inert_pickle.costs import MOST_BYTES
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
-from ema_cli.formats.structure import MOST_TENSORS
+from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, SIZE_LIMIT, are_sizes
 from ema_cli.formats.torch.objects import reduce
 from ema_cli.text import quoted
 
@@ -25,11 +25,9 @@ _VERSIONS = (None, "1.0.0")
 _MOST_CHUNKS = 2_000_000
 _MOST_PER_BYTE = 30
 """Memory for each byte of the pickle, as the machine counts it; saves of thousands of ranks take twenty."""
-_MOST_DIMENSIONS = 64
 _MOST_FIELDS = 64
 _DEEPEST = 64
 """Names of a path in the nested state dict."""
-_LIMIT = 1 << 62
 _CONVERT = "if you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"
 
 _Ranges = dict[tuple[str, str], ByteRange]
@@ -128,7 +126,7 @@ def _byte_range(name: str, info: Mapping[str, object]) -> ByteRange:
                 hint="save it again without extensions of the FileSystemWriter",
             )
         case {"relative_path": str(file), "offset": int(offset), "length": int(length)}:
-            if 0 <= offset < _LIMIT and 0 < length < _LIMIT and bool not in (type(offset), type(length)):
+            if are_sizes((offset, length)) and length > 0:
                 return ByteRange(file=file, offset=offset, length=length)
     raise InputRefused(f"declares an invalid byte range for {quoted(name)}")
 
@@ -158,7 +156,7 @@ def _paths(planner_data: object) -> dict[str, tuple[str, ...]]:
     paths = {}
     for name, path in planner_data.items():
         if isinstance(name, str) and isinstance(path, tuple) and 0 < len(path) <= _DEEPEST:
-            if not all(isinstance(part, str) or (type(part) is int and abs(part) < _LIMIT) for part in path):
+            if not all(isinstance(part, str) or (type(part) is int and abs(part) < SIZE_LIMIT) for part in path):
                 raise _unknown(f"the path of {quoted(name)} does not consist of names")
             paths[name] = tuple(str(part) for part in path)
     return paths
@@ -189,9 +187,7 @@ def _dtype_name(properties: object) -> str:
 
 def _sizes(value: object) -> Sizes:
     numbers = tuple(value) if isinstance(value, list | tuple) else None
-    if numbers is None or len(numbers) > _MOST_DIMENSIONS:
-        raise InputRefused("has a damaged shape")
-    if not all(type(number) is int and 0 <= number < _LIMIT for number in numbers):
+    if numbers is None or len(numbers) > MOST_DIMENSIONS or not are_sizes(numbers):
         raise InputRefused("has a damaged shape")
     return numbers
 

@@ -11,13 +11,12 @@ from pathlib import PurePath
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Structure, are_sizes
 from ema_cli.text import quoted
 
 SHARDING_INFO = "DCP_SHARDING_INFO"
 _SHARD_OF_A_RANK = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 _MOST_ENTRIES = 4_000_000
-_LIMIT = 1 << 62
 
 
 def is_shard_of_a_rank(name: str) -> bool:
@@ -64,6 +63,6 @@ def refuse_lone_piece(structure: Structure, name: str) -> None:
 
 def _origin(name: str, entry: object) -> tuple[int, ...]:
     match entry:
-        case {"saved_offsets": [*numbers]} if all(type(number) is int and 0 <= number < _LIMIT for number in numbers):
+        case {"saved_offsets": [*numbers]} if are_sizes(numbers):
             return tuple(numbers)
     raise InputRefused(f"has damaged {SHARDING_INFO} for tensor {quoted(name)}")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import find_side_files, joint_digest, parse_json
+from ema_cli.formats.state_dict.steps import STEP_LIMIT
 from ema_cli.formats.structure import Structure
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
@@ -19,7 +20,6 @@ from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
 _STATE = "trainer_state.json"
-_LARGEST_STEP = 1 << 62
 _LARGE_BYTES = 1 << 20
 """A longer state of the trainer is not parsed: nearly all of it is the log."""
 _HEAD_BYTES = 1 << 16
@@ -61,7 +61,7 @@ def _steps(folder: Folder, pool: LayoutPool) -> tuple[tuple[FoundStep, ...], byt
     else:
         state, digest = parse_json(source.read(0, source.size()), _STATE, pool, nan=True)
         step = state.get("global_step")
-    if type(step) is not int or not 0 <= step < _LARGEST_STEP:
+    if type(step) is not int or not 0 <= step < STEP_LIMIT:
         return (), digest
     return (FoundStep(value=step, unit="step", source=f"inside: {_STATE}"),), digest
 

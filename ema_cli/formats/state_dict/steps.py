@@ -31,7 +31,8 @@ _STEP_KEYS = (
 _EPOCH_KEYS = ("epoch", "extra_state.train_iterator.epoch")
 KEYS = (*_STEP_KEYS, *_EPOCH_KEYS)
 """Keys of a position in training, best first."""
-_LARGEST_STEP = 1 << 62
+STEP_LIMIT = 1 << 62
+"""Valid steps are below this."""
 
 
 def read_steps(root: object, source: ByteSource, find_storage: FindStorage) -> Iterator[FoundStep]:
@@ -47,7 +48,7 @@ def read_steps(root: object, source: ByteSource, find_storage: FindStorage) -> I
         for key in keys:
             value = _value(root, key)
             number = _tensor_value(key, value, source, find_storage) if isinstance(value, TensorRef) else _number(value)
-            if number is not None and 0 <= number < _LARGEST_STEP:  # negative ones mark stripped files
+            if number is not None and 0 <= number < STEP_LIMIT:  # negative ones mark stripped files
                 yield FoundStep(value=number, unit=unit, source=f"inside: {key}")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import Tensor, follow, named, parts
+from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted, shortlist
 
@@ -42,7 +43,6 @@ _TRAINING_STATE = re.compile(
 _AVERAGES = re.compile(r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)", re.IGNORECASE)
 _WHOLE = "module."
 """Before the names if ``--key .`` takes the weights together with everything beside them."""
-_MOST_DIMENSIONS = 64
 
 
 def is_parameter(name: str, value: object) -> bool:
@@ -126,6 +126,6 @@ def _is_empty(tensor: Tensor) -> bool:
 
 def _has_elements(shape: object) -> bool:
     """Whether a shape has elements. A long tuple is not a shape: all names may share it."""
-    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+    if not isinstance(shape, tuple) or len(shape) > MOST_DIMENSIONS:
         return False
     return all(type(size) is int and size for size in shape)

@@ -14,6 +14,7 @@ from typing import TypeGuard
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
+from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.text import safe_text
 
 _STORAGE_DTYPES = {
@@ -40,8 +41,6 @@ _UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "qu
 """Element sizes of types that cannot be written, but may occur beside the weights."""
 _ONE_SHARD = "and this file has one rank's shard of it; save with torch.distributed.checkpoint or full_state_dict=True"
 _QUANTIZED = "and its codes cannot be averaged; average the training checkpoints, then quantize"
-_MOST_DIMENSIONS = 64
-"""numpy's limit."""
 _MOST_FLAGS = 16
 
 
@@ -148,7 +147,7 @@ def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metada
 
 def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
     """Whether ``value`` is a short, flat tuple of integers: all tensors may share it, and it is compared."""
-    return isinstance(value, tuple) and len(value) <= _MOST_DIMENSIONS and all(type(size) is int for size in value)
+    return isinstance(value, tuple) and len(value) <= MOST_DIMENSIONS and all(type(size) is int for size in value)
 
 
 def _flags(metadata: dict[object, object]) -> list[str]:
@@ -164,7 +163,7 @@ def _first_argument(first: object, *_: object) -> object:
 
 def _from_type(function: object, _type: object, args: object, state: object = None, *_: object) -> object:
     """``_rebuild_from_type_v2(function, type, args, state)``: a subclass, or a tensor with attributes."""
-    if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > _MOST_DIMENSIONS:
+    if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > MOST_DIMENSIONS:
         return UnsupportedTensor(kind="subclass")
     if function.name == "_rebuild_wrapper_subclass":
         return _whole_local(args, state)
@@ -196,7 +195,7 @@ def _is_summand(spec: object) -> bool:
     state = spec.state if isinstance(spec, Inert) else None
     attributes = state[-1] if isinstance(state, tuple) and state else state
     placements = attributes.get("placements") if isinstance(attributes, dict) else None
-    made = placements[:_MOST_DIMENSIONS] if isinstance(placements, tuple) else ()
+    made = placements[:MOST_DIMENSIONS] if isinstance(placements, tuple) else ()
     kinds = [one.kind for one in made if isinstance(one, Inert)]
     return any(isinstance(kind, Global) and kind.name in ("Partial", "_Partial") for kind in kinds)
 
@@ -218,7 +217,7 @@ def _mapping(*args: object) -> object:
 def _size(*args: object) -> object:
     """``torch.Size`` is a tuple."""
     sizes = args[0] if args and isinstance(args[0], list | tuple) else ()
-    if len(sizes) > _MOST_DIMENSIONS:
+    if len(sizes) > MOST_DIMENSIONS:
         raise PickleError("a tensor has a damaged shape")
     return tuple(sizes)
 

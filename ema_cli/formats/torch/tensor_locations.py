@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import Tensor
-from ema_cli.formats.structure import UnreadableTensor, writable_name
+from ema_cli.formats.structure import UnreadableTensor, are_sizes, writable_name
 from ema_cli.formats.torch.objects import StorageRef, TensorRef, UnsupportedTensor, element_bytes
 from ema_cli.storage.extents import LayoutPool, TensorLayout, normal_strides, span
 from ema_cli.text import quoted, shortlist
@@ -18,8 +18,6 @@ FindStorage = Callable[[str], tuple[int, int]]
 
 _EXPANDED_BYTES = 1 << 26
 """An expanded tensor (stride 0) may be larger than its storage up to this size."""
-_LIMIT = 1 << 62
-"""Valid sizes and offsets are below this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +123,7 @@ def locate_tensor(name: str, tensor: TensorRef, storage_bytes: int) -> tuple[Ten
 
 def _check_numbers(tensor: TensorRef) -> None:
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if len(tensor.shape) != len(tensor.strides):
-        raise InputRefused("has a damaged shape")
-    if not all(type(number) is int and 0 <= number < _LIMIT for number in numbers):
+    if len(tensor.shape) != len(tensor.strides) or not are_sizes(numbers):
         raise InputRefused("has a damaged shape")
 
 
