@@ -1,7 +1,7 @@
-"""The element types of checkpoints: safetensors names, torch names, sizes and what may be done with them.
+"""The element types of checkpoints: names in safetensors and torch, sizes, and kinds.
 
-Invariant: ``DTYPES`` is in the order in which safetensors sorts the tensors of a file (large elements first), so
-that every tensor is naturally aligned. Source: the safetensors format and its ``Dtype`` enumeration.
+Invariant: ``DTYPES`` has the order in which safetensors sorts the tensors of a file (large elements first), so every
+tensor is naturally aligned. Source: the safetensors format and its ``Dtype`` enumeration.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What an element is, and so whether an average of it means anything."""
+    """The kind of an element, which decides whether tensors of it are averaged."""
 
     FLOAT = "float"
     COMPLEX = "complex"
     INTEGER = "integer"
     BOOL = "bool"
     CODE = "code"
-    """A scale or packed code: a mean of codes is not the code of the mean."""
+    """A scale or a packed code: the mean of codes is not the code of the mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class DType:
 
     @property
     def averaged(self) -> bool:
-        """Whether tensors of this type are averaged; the others are copied."""
+        """Whether tensors of this type are averaged. Other tensors are copied."""
         return self.kind in (Kind.FLOAT, Kind.COMPLEX)
 
 

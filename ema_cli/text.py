@@ -1,4 +1,4 @@
-"""Text that came from a file, made fit for a terminal, a log or a message; and sizes for people.
+"""Text from untrusted files, made safe for a terminal, a log or a message; numbers and sizes as text.
 
 Invariant: ``safe_text`` returns printable characters only, on one line, of bounded length.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 LONGEST_NAME = 120
-"""Characters of a name that are shown; the middle of a longer one is cut out."""
+"""Characters of a name that are shown; the middle of a longer name is replaced by an ellipsis."""
 
 _COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
 """Commands of GitHub and Azure, and of TeamCity."""
@@ -18,11 +18,11 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
 
 
 def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
-    """Return ``text`` with every unprintable character escaped and the middle cut beyond ``limit`` characters.
+    """Return ``text`` with every unprintable character escaped, shortened in the middle to ``limit`` characters.
 
     Control characters, line and paragraph separators, bidirectional marks and surrogates all count as
-    unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives. What CI
-    services take as a command where a line begins with it, or anywhere, is escaped too.
+    unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives. Commands
+    of CI services, recognized at the beginning of a line or anywhere, are escaped too.
     """
     if len(text) > limit:
         half = (limit - 1) // 2
@@ -34,17 +34,17 @@ def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
 
 
 def is_writable_text(value: object) -> bool:
-    """Whether ``value`` is text that UTF-8 can hold: a name from the file system may not be."""
+    """Whether ``value`` is a string that UTF-8 can hold; a name from the file system may not be."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def quoted(text: str) -> str:
-    """Return ``text`` made safe and in double quotes, for messages."""
+    """Return ``text`` in safe form and double quotes, for messages."""
     return f'"{safe_text(text)}"'
 
 
 def shortlist(items: Iterable[str], *, most: int = 5) -> str:
-    """Join ``items`` with commas, at most ``most`` of them, and say how many more there are."""
+    """Join at most ``most`` of the ``items`` with commas, and add the number of the others."""
     listed = list(items)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
@@ -56,10 +56,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as text: ``13.4 %``; a share that is not zero never reads as zero."""
-    if 0 < share < 1e-6:  # noqa: PLR2004 - less is nothing to anybody
+    """Return a share as text: ``13.4 %``. A share above zero is never shown as zero."""
+    if 0 < share < 1e-6:  # noqa: PLR2004 - smaller shares do not matter
         return "< 0.0001 %"
-    if 0 < share < 0.0005:  # noqa: PLR2004 - what one decimal can show
+    if 0 < share < 0.0005:  # noqa: PLR2004 - one decimal would show zero
         return f"{100 * share:.1g} %"
     return f"{100 * share:.1f} %"
 
@@ -67,14 +67,14 @@ def percent(share: float) -> str:
 def human_bytes(size: float) -> str:
     """Return a size in decimal units: ``545 MB``, ``4.1 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:  # noqa: PLR2004 - what is not rounded to 1000
+        if size < 999.5:  # noqa: PLR2004 - not rounded to 1000
             return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"  # noqa: PLR2004
         size /= 1000
     return f"{size:,.1f} TB"
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that ``512MB``, ``1.5 GiB`` or ``65536`` mean.
+    """Return the number of bytes in ``512MB``, ``1.5 GiB`` or ``65536``.
 
     Raises:
         ValueError: ``text`` is not a size.

@@ -203,7 +203,7 @@ def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
         (["no_*.pt", "--decay", "0.9"], 7, "no file matches"),
         (["empty.pt", "--decay", "0.9"], 3, "is empty"),
         (["text.pt", "--decay", "0.9"], 3, "is not a checkpoint"),
-        (["cut.pt", "--decay", "0.9"], 3, "incomplete"),
+        (["cut.pt", "--decay", "0.9"], 3, "truncated"),
         (["folder.pt", "--decay", "0.9"], 7, "no checkpoint in"),
         (["run/ckpt_100.pt", "other.pt", "--decay", "0.9"], 3, "not of one model"),
         (["run", "--decay", "1"], 2, "not in [0, 1)"),
@@ -510,7 +510,7 @@ def test_the_wrong_prefix_is_a_usage_error(run_folder: Path, ema_avg: Run) -> No
     [
         ({"vae": {"w": 1}, "upscaler": {"w": 1}}, 3, "several models"),
         ({"model": {"layers": [{"w": 1}, {"w": 1}], "head": 1}}, 3, "in a list"),
-        ({"models": [{"w": 1}], "loss": 0}, 3, "holds no tensors"),
+        ({"models": [{"w": 1}], "loss": 0}, 3, "no state dict found"),
         ({"state_dict": {"model": {"w": 1}, "optimizer": {"w": {"exp_avg": 1}}}}, 0, 'under "state_dict.model"'),
     ],
 )

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import metadata as torch_metadata
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
-from ema_cli.formats.dcp.signature import signature
+from ema_cli.formats.dcp.folder import items_digest
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Mosaic
@@ -319,17 +319,17 @@ def test_memory_does_not_grow_with_the_shards(tmp_path: Path, ema_avg: Run, axis
         assert torch.equal(written.get_tensor("w"), fold([{"w": one} for one in series])["w"])
 
 
-def test_saves_of_one_run_have_one_signature(tmp_path: Path) -> None:
+def test_saves_of_one_run_have_one_digest(tmp_path: Path) -> None:
     """Metadata that declare the same are parsed once, whatever the folders and the saves are called."""
     names = ("ckpt-9", "ckpt-100", "a/b/c")
     folders = [dcp_makers.save(tmp_path / name, {"model": MODEL, "step": number}) for number, name in enumerate(names)]
     raw = [(folder / ".metadata").read_bytes() for folder in folders]
     assert len(set(raw)) == 3
-    assert len(set(map(signature, raw))) == 1
+    assert len(set(map(items_digest, raw))) == 1
     other = dcp_makers.save(tmp_path / "other", {"model": {**MODEL, "c": torch.ones(1)}})
-    assert signature((other / ".metadata").read_bytes()) != signature(raw[0])
+    assert items_digest((other / ".metadata").read_bytes()) != items_digest(raw[0])
     again, newer = (
-        signature((dcp_makers.edit_metadata(folders[0], set_all(version=version)) / ".metadata").read_bytes())
+        items_digest((dcp_makers.edit_metadata(folders[0], set_all(version=version)) / ".metadata").read_bytes())
         for version in ("1.0.0", "2.0.0")
     )
     assert again != newer
@@ -411,7 +411,7 @@ def test_missing_and_short_files(small: Path) -> None:
     (small / "__0_0.distcp").write_bytes(data[:-1500])
     assert '"__0_0.distcp" has' in refusal(small)
     (small / "__0_0.distcp").unlink()
-    assert "is not there: it is incomplete" in refusal(small)
+    assert "is missing: the folder is incomplete" in refusal(small)
 
 
 def place_of(metadata: Any, name: str = "model.w") -> Any:
@@ -488,15 +488,15 @@ def object_for_tensor(metadata: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (set_place(relative_path="../other.distcp"), "which is no name in this folder"),
-        (set_place(relative_path="/etc/passwd"), "which is no name in this folder"),
-        (set_place(relative_path=7), "damaged place"),
-        (set_place(offset=-1), "damaged place"),
-        (set_place(offset=1 << 70), "damaged place"),
-        (set_place(length=0), "damaged place"),
-        (set_place(length=True), "damaged place"),
+        (set_place(relative_path="../other.distcp"), "which is not a name in this folder"),
+        (set_place(relative_path="/etc/passwd"), "which is not a name in this folder"),
+        (set_place(relative_path=7), "invalid byte range"),
+        (set_place(offset=-1), "invalid byte range"),
+        (set_place(offset=1 << 70), "invalid byte range"),
+        (set_place(length=0), "invalid byte range"),
+        (set_place(length=True), "invalid byte range"),
         (set_place(length=1 << 60), "in the same bytes"),
-        (set_place(length=100), "incomplete or damaged"),
+        (set_place(length=100), "truncated or damaged"),
         (set_place(transform_descriptors=["zstd"]), 'behind a stream extension \\("zstd"\\)'),
         (set_chunk(offsets=torch.Size([1, 0])), "outside its shape"),
         (set_chunk(sizes=torch.Size([3, 5])), "outside its shape"),
@@ -506,7 +506,7 @@ def object_for_tensor(metadata: Any) -> None:
         (set_chunk(sizes=[1] * 100), "damaged shape"),
         (lambda metadata: chunks_of(metadata).append(chunks_of(metadata)[0]), "pieces that overlap"),
         (lambda metadata: chunks_of(metadata).clear(), "12 of its 12 elements are in no piece"),
-        (lambda metadata: chunks_of(metadata).extend(chunks_of(metadata) * 3_000_000), "pieces, which are refused"),
+        (lambda metadata: chunks_of(metadata).extend(chunks_of(metadata) * 3_000_000), "exceeds the limit of"),
         (set_tensor(size=torch.Size([1 << 40, 1 << 40])), "elements are in no piece"),
         (set_tensor(size=(1 << 70,)), "damaged shape"),
         (set_tensor(size=None), "damaged shape"),
@@ -518,15 +518,18 @@ def object_for_tensor(metadata: Any) -> None:
         (set_all(state_dict_metadata=[1]), "it has no state_dict_metadata"),
         (set_all(planner_data={"model.w": ("x",), "model.b": ("x",)}), "two items at the path"),
         (set_all(planner_data={"model.w": ("step",), "step": ("step", "x")}), "not a dictionary|two items"),
-        (set_all(planner_data={"model.w": ("model", None)}), "not of names"),
-        (set_all(mcore_data={"model.w": {"nd_reformulated_orig_global_shape": (12,)}}), "Megatron stored in another"),
+        (set_all(planner_data={"model.w": ("model", None)}), "not consist of names"),
+        (
+            set_all(mcore_data={"model.w": {"nd_reformulated_orig_global_shape": (12,)}}),
+            "Megatron stored in a different",
+        ),
         (same_bytes, "in the same bytes of"),
-        (two_places, "two places for one piece"),
-        (lost_place, "has no place for its piece"),
-        (inside_itself, "no TensorStorageMetadata where one belongs"),
-        (other_dtype, "was declared"),
+        (two_places, "twice at the same origin"),
+        (lost_place, "has no bytes for"),
+        (inside_itself, "a TensorStorageMetadata object is missing"),
+        (other_dtype, "metadata declare"),
         (object_for_tensor, "does not hold a tensor"),
-        (lambda _: {"just": "a dictionary"}, "no Metadata where one belongs"),
+        (lambda _: {"just": "a dictionary"}, "a Metadata object is missing"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(small: Path, edit: Callable[[Any], object], reason: str) -> None:
@@ -567,7 +570,7 @@ def test_nothing_in_the_metadata_is_run(small: Path, tmp_path: Path) -> None:
     """A command in the metadata, which torch would run, is not run; beside sound metadata it changes nothing."""
     canary = tmp_path / "canary"
     dcp_makers.edit_metadata(small, lambda _: Payload(f"touch {canary}"))
-    assert "no Metadata where one belongs" in refusal(small)
+    assert "a Metadata object is missing" in refusal(small)
     raw = (small / ".metadata").read_bytes()
     assert not canary.exists()
     pickle.loads(raw)

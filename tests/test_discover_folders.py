@@ -115,7 +115,7 @@ def test_a_run_of_incomplete_folders_says_why(tmp_path: Path) -> None:
         write_folder(tmp_path / f"step-{step}", file="model-00001-of-00002.safetensors")
     with pytest.raises(InputRefused, match="2 inputs cannot be used") as refused:
         find(tmp_path)
-    assert "there is 1 of 2 shards" in refused.value.message
+    assert "it has 1 of 2 shards" in refused.value.message
 
 
 def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import format_of
+from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.json_text import JsonError, parse_object
 from tests.conftest import Run
 from tests.helpers.makers import expected, open_file, read_all, read_file
@@ -81,7 +81,7 @@ def test_the_command_that_joins_it_runs_nothing_that_a_name_says(tmp_path: Path)
 
 @pytest.mark.parametrize("script", ["beside", "inside", "nowhere"])
 def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp_path: Path) -> None:
-    """The script that DeepSpeed leaves beside its checkpoints is named, or that it is not there."""
+    """The script that DeepSpeed leaves beside its checkpoints is named, or else its module."""
     run = tmp_path / "a run"
     folder = run / "global_step500"
     write_deepspeed(folder, {"w": torch.zeros(0)}, 500, name="zero_pp_rank_0_mp_rank_00_model_states.pt")
@@ -97,7 +97,7 @@ def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp
         "global_step500",
         "--safe_serialization",
     ]
-    assert ("is not there" in refused.hint) is (script == "nowhere")
+    assert ("-m deepspeed.utils.zero_to_fp32" in refused.hint) is (script == "nowhere")
     assert command[0] == ("-m" if script == "nowhere" else str(path))
 
 
@@ -111,11 +111,11 @@ def test_parts_of_model_parallelism_are_refused(tmp_path: Path) -> None:
     """Several ranks of one model, or the stages of a pipeline, are not joined."""
     folder = write_deepspeed(tmp_path / "global_step5", random_states(1)[0], 5)
     (folder / "layer_00-model_states.pt").write_text("")
-    assert "stages of a pipeline" in refusal(folder).message
+    assert "pipeline parallelism" in refusal(folder).message
     (folder / "layer_00-model_states.pt").unlink()
     (folder / "mp_rank_01_model_states.pt").write_text("")
     refused = refusal(folder)
-    assert "is cut into 2 parts by model parallelism" in refused.message
+    assert "is split into 2 parts by model parallelism" in refused.message
     assert "ds_to_universal.py" in refused.hint
 
 
@@ -126,7 +126,7 @@ def test_model_states_without_a_module_are_refused(tmp_path: Path) -> None:
     torch.save(
         {"module": None, "global_steps": 5, "other": {"w": torch.ones(2)}}, folder / "mp_rank_00_model_states.pt"
     )
-    assert 'holds no tensors under "module"' in refusal(folder).message
+    assert 'has no tensors under "module"' in refusal(folder).message
     with pytest.raises(UsageError, match="there are no tensors under --key"):
         open_file(folder, key="nothing")
     assert read_file(folder, key="other") == expected({"w": torch.ones(2)})
@@ -170,7 +170,7 @@ def test_megatron_of_several_ranks_is_refused(tmp_path: Path) -> None:
     for rank in ("mp_rank_00", "mp_rank_01"):
         write_megatron(tmp_path / "iter_0001000", random_states(1)[0], 1000, rank=rank)
     refused = refusal(tmp_path / "iter_0001000")
-    assert 'is cut into 2 parts by model parallelism: "mp_rank_00", "mp_rank_01"' in refused.message
+    assert 'is split into 2 parts by model parallelism: "mp_rank_00", "mp_rank_01"' in refused.message
     assert "tools/checkpoint/convert.py" in refused.hint
 
 
@@ -269,12 +269,12 @@ def test_a_pipeline_is_refused_with_the_command_for_a_part(marker: str, tmp_path
 
 def test_what_is_no_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
     """A folder that is named where one checkpoint is needed tells what lies in it."""
-    assert refusal(tmp_path).message.endswith("is a folder, but not one that is a checkpoint: it is empty")
+    assert refusal(tmp_path).message.endswith("is a folder, but not a checkpoint: it is empty")
     for name in ("a.pt", "b.pt", "c.pt", "d.pt", "e\x1b.pt"):
         (tmp_path / name).write_text("")
     (tmp_path / "runs").mkdir()
-    told = 'it holds "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
-    assert refusal(tmp_path).message.endswith(f"is a folder, but not one that is a checkpoint: {told}")
+    told = 'it contains "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
+    assert refusal(tmp_path).message.endswith(f"is a folder, but not a checkpoint: {told}")
 
 
 def test_names_alone_say_what_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

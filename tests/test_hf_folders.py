@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import InputChanged, InputRefused
+from ema_cli.formats.file_names import is_numbered
 from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
-from ema_cli.formats.model_files import find_companions
-from ema_cli.formats.names import is_numbered
+from ema_cli.formats.members import find_side_files
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import LayoutPool
 from tests.conftest import Run
@@ -174,7 +174,7 @@ def test_stale_shards_are_ignored(tmp_path: Path) -> None:
     assert "model-00004-of-00004.safetensors" in found.ignored
     assert "empty" in found.ignored
     (note,) = found.warnings
-    assert '1 tensor that "model.safetensors.index.json" does not name, left out: "empty"' in note
+    assert '1 tensor of the shards is not in "model.safetensors.index.json", and ignored: "empty"' in note
     assert read_all(found) == expected({name: value for name, value in state.items() if name != "empty"})
 
 
@@ -252,15 +252,15 @@ def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
         (b'{"metadata": ' + b"[" * 100_000, "it is not JSON"),
         (b'{"a": ' + b"1" * 10_000 + b"}", "it is not JSON"),
         (b"{" + b'"a": 1,' * 500_001 + b"}", "it has more than 500,000 entries"),
-        (b'{"weight_map": {"w": "../model.safetensors"}}', "a shard lies in the folder of its index"),
-        (b'{"weight_map": {"w": "/etc/passwd"}}', "a shard lies in the folder of its index"),
-        (b'{"weight_map": {"w": ".."}}', "a shard lies in the folder of its index"),
-        (b'{"weight_map": {"w": ""}}', "a shard lies in the folder of its index"),
-        (b'{"weight_map": {"w": "a\\\\b"}}', "a shard lies in the folder of its index"),
-        (b'{"weight_map": {"w": "deep/er"}}', "a shard lies in the folder of its index"),
-        (b'{"weight_map": {"w": "inner"}}', 'are not there: "inner"'),
-        (b'{"weight_map": {"w": "a\\ud800"}}', "are not there"),
-        (b'{"weight_map": {"w": "a\\u0000b"}}', "are not there"),
+        (b'{"weight_map": {"w": "../model.safetensors"}}', "shards must be in the folder of their index"),
+        (b'{"weight_map": {"w": "/etc/passwd"}}', "shards must be in the folder of their index"),
+        (b'{"weight_map": {"w": ".."}}', "shards must be in the folder of their index"),
+        (b'{"weight_map": {"w": ""}}', "shards must be in the folder of their index"),
+        (b'{"weight_map": {"w": "a\\\\b"}}', "shards must be in the folder of their index"),
+        (b'{"weight_map": {"w": "deep/er"}}', "shards must be in the folder of their index"),
+        (b'{"weight_map": {"w": "inner"}}', 'are missing: "inner"'),
+        (b'{"weight_map": {"w": "a\\ud800"}}', "are missing"),
+        (b'{"weight_map": {"w": "a\\u0000b"}}', "are missing"),
     ],
 )
 def test_a_damaged_index_is_refused_in_words(index: bytes, words: str, tmp_path: Path) -> None:
@@ -270,14 +270,14 @@ def test_a_damaged_index_is_refused_in_words(index: bytes, words: str, tmp_path:
     (tmp_path / "model.safetensors.index.json").write_bytes(index)
     message = refusal(tmp_path).message
     assert '"model.safetensors.index.json"' in message
-    assert words.replace("are not", "is not") in message or words in message
+    assert words.replace("are missing", "is missing") in message
 
 
 def test_a_large_index_is_refused_by_its_size(tmp_path: Path) -> None:
     """An index larger than any model has is not read."""
     with (tmp_path / "model.safetensors.index.json").open("wb") as file:
         file.truncate(1 << 40)
-    assert "more than 33,554,432 are refused" in refusal(tmp_path).message
+    assert "more than the limit of 33,554,432" in refusal(tmp_path).message
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_missing_shards_are_named_together(tmp_path: Path) -> None:
     for number in (1, 3):
         (tmp_path / f"model-0000{number}-of-00003.safetensors").unlink()
     message = refusal(tmp_path).message
-    assert 'of the 3 files that "model.safetensors.index.json" names, 2 are not there' in message
+    assert '2 of 3 files in "model.safetensors.index.json" are missing' in message
     assert '"model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"' in message
 
 
@@ -335,12 +335,12 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(tmp_path: Path) -> None:
     document["weight_map"] |= {"gone": "model-00001-of-00003.safetensors", "scale": "model-00001-of-00003.safetensors"}
     index.write_text(json.dumps(document))
     refused = refusal(tmp_path)
-    assert "names 2 tensors that are not there" in refused.message
+    assert "2 tensors of" in refused.message
     assert '"gone" in "model-00001-of-00003.safetensors"' in refused.message
     assert "files of several saves" in refused.hint
 
 
-@pytest.mark.parametrize(("kept", "words"), [((1, 2), "there are 2 of 3 shards"), ((3,), "there is 1 of 3 shards")])
+@pytest.mark.parametrize(("kept", "words"), [((1, 2), "it has 2 of 3 shards"), ((3,), "it has 1 of 3 shards")])
 def test_an_incomplete_set_without_an_index_is_refused(kept: tuple[int, ...], words: str, tmp_path: Path) -> None:
     """Nothing but the count in the names says that shards are missing."""
     write_shards(tmp_path, random_states(1)[0], index=False)
@@ -375,9 +375,9 @@ def test_several_models_are_refused_in_words(names: tuple[str, ...], tmp_path: P
     for name in names:
         save_file({"w": torch.ones(2)}, tmp_path / name)
     refused = refusal(tmp_path)
-    assert "holds several models, or one of them twice" in refused.message
+    assert "holds several models, or two copies of one" in refused.message
     assert all(f'"{name}"' in refused.message for name in names[:2])
-    assert "name the file that is meant" in refused.hint
+    assert "name one of the files" in refused.hint
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path, random_states(1)[0])
     path = tmp_path / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    assert '"model-00002-of-00003.safetensors" is incomplete' in refusal(tmp_path).message
+    assert '"model-00002-of-00003.safetensors" is truncated' in refusal(tmp_path).message
 
 
 def test_a_fifo_as_a_shard_is_not_waited_for(tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_the_log_of_a_long_training_is_not_parsed(tmp_path: Path) -> None:
     assert len(found.index.sources) == 2
     found.index.close()
     (tmp_path / "trainer_state.json").write_text(text[:-40])
-    assert '"trainer_state.json" is damaged: it ends in the middle' in refusal(tmp_path).message
+    assert '"trainer_state.json" is truncated' in refusal(tmp_path).message
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     found = open_file(tmp_path)
     assert found.steps == ()
@@ -499,7 +499,7 @@ def test_the_choice_of_weights_does_not_depend_on_the_listing(names: set[str]) -
 def test_scripts_that_convert_are_no_companions() -> None:
     """The model's own code goes along; the training's does not, nor what was told of the original."""
     names = ["zero_to_fp32.py", "modeling_x.py", "README.md", "config.json", "..py", "x.json", "tokenizer.model"]
-    assert find_companions(names) == ("config.json", "modeling_x.py", "tokenizer.model")
+    assert find_side_files(names) == ("config.json", "modeling_x.py", "tokenizer.model")
 
 
 # The command line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
 import contextlib
 import datetime as dt
@@ -26,8 +27,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ema_cli
 from ema_cli.errors import EmaAvgError
-from ema_cli.formats.inert_pickle.reader import _OPCODES, _unknown, loads
+from ema_cli.formats.inert_pickle.reader import OPERATIONS, read_pickle, unknown_opcode
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError, PickleTruncated
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from tests.helpers.makers import archive, expected, open_file, read_file
@@ -38,7 +40,7 @@ PROTOCOLS = range(6)
 
 def value_of(data: bytes) -> object:
     """Return the value of a pickle that fills ``data``."""
-    value, end = loads(data)
+    value, end = read_pickle(data)
     assert end == len(data)
     return value
 
@@ -88,7 +90,7 @@ def test_positions_of_pickles_in_a_row(protocol: int) -> None:
     data = b"".join(pickle.dumps(number, protocol) for number in range(3)) + b"tail"
     position, values = 0, []
     for _ in range(3):
-        value, position = loads(data, position)
+        value, position = read_pickle(data, position)
         values.append(value)
     assert values == [0, 1, 2]
     assert data[position:] == b"tail"
@@ -289,7 +291,7 @@ def test_bombs_are_small(tmp_path: Path, bomb: str) -> None:
     began = time.monotonic()
     try:
         with contextlib.suppress(PickleError):
-            loads(data, reduce=reduce, persistent_load=storage_from_persistent_id)
+            read_pickle(data, reduce=reduce, persistent_load=storage_from_persistent_id)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -329,7 +331,7 @@ REFUSED = {
 def test_nonsense_is_refused(case: str) -> None:
     """A pickle that does nonsense is ``PickleError``, as its message says in a few printable words."""
     with pytest.raises(PickleError) as raised:
-        loads(REFUSED[case])
+        read_pickle(REFUSED[case])
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 200
 
@@ -341,7 +343,7 @@ def test_truncation_is_told_from_damage(protocol: int) -> None:
     data = pickle.dumps(value, protocol)
     for length in range(len(data)):
         with pytest.raises(PickleTruncated):
-            loads(data[:length])
+            read_pickle(data[:length])
 
 
 def test_escapes_of_python_2_are_read() -> None:
@@ -371,7 +373,7 @@ def test_only_scalars_and_stand_ins_are_keys() -> None:
 def test_random_bytes_are_read_or_refused(data: bytes) -> None:
     """Random bytes are a value or ``PickleError``, never another exception."""
     try:
-        loads(data, reduce=reduce, persistent_load=storage_from_persistent_id)
+        read_pickle(data, reduce=reduce, persistent_load=storage_from_persistent_id)
     except PickleError:
         return
 
@@ -395,7 +397,7 @@ opcodes = st.lists(
 def test_random_programs_are_read_or_refused(program: bytes) -> None:
     """Random sequences of opcodes are a value or ``PickleError``, never another exception."""
     try:
-        loads(program + b".", reduce=reduce, persistent_load=storage_from_persistent_id)
+        read_pickle(program + b".", reduce=reduce, persistent_load=storage_from_persistent_id)
     except PickleError:
         return
 
@@ -417,19 +419,33 @@ def test_mutated_pickles_are_read_or_refused(data: bytes, changes: list[tuple[in
     for place, value in changes:
         raw[place % len(raw)] = value
     try:
-        loads(bytes(raw), reduce=reduce, persistent_load=storage_from_persistent_id)
+        read_pickle(bytes(raw), reduce=reduce, persistent_load=storage_from_persistent_id)
     except PickleError:
         return
 
 
 def test_every_opcode_of_the_standard_library_is_known() -> None:
     """No opcode that ``pickletools`` documents is unknown to the reader."""
-    unknown = [opcode.name for opcode in pickletools.opcodes if _OPCODES[ord(opcode.code)] is _unknown]
+    unknown = [opcode.name for opcode in pickletools.opcodes if OPERATIONS[ord(opcode.code)] is unknown_opcode]
     assert unknown == ["STOP"]
+
+
+def test_nothing_of_the_standard_library_unpickles() -> None:
+    """The package uses ``pickle`` for the names of the opcodes alone: every use of it is one of those bytes."""
+    used = set()
+    for path in Path(ema_cli.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.module in ("pickle", "_pickle")), path
+            if isinstance(node, ast.Import):
+                assert not any(name.name == "pickle" and name.asname for name in node.names), path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle":
+                used.add(node.attr)
+    assert used <= {opcode for opcode, code in vars(pickle).items() if isinstance(code, bytes) and len(code) == 1}
+    assert "REDUCE" in used
 
 
 def test_reading_needs_no_file_position() -> None:
     """The pickles of a stream are the pickles of its bytes."""
     buffer = io.BytesIO()
     pickle.dump([1], buffer)
-    assert loads(buffer.getvalue()) == ([1], buffer.tell())
+    assert read_pickle(buffer.getvalue()) == ([1], buffer.tell())

@@ -310,7 +310,7 @@ def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: R
     value = {"decay": 0.99, "optimization_step": 100, "shadow_params": [torch.ones(2)], "collected_params": None}
     done = ema_avg("inspect", write(tmp_path / "run", "ema.pt", value))
     assert done.returncode == 3
-    assert 'those in "shadow_params" are a list, where they have no names' in done.stderr
+    assert 'the tensors in "shadow_params" are a list, without names' in done.stderr
 
 
 @pytest.mark.parametrize("key", [(), ("--key", "module"), ("--key", ".")])
@@ -338,7 +338,10 @@ def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> 
         model = {**weights(number, "module."), "head.weight": torch.ones(1)}
         write(tmp_path / "run", f"ckpt_{number}.pt", {"model": model})
     done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
-    assert '2 of 3 names begin with "module.", which stays, as others such as "head.weight" do not' in done.stderr
+    assert (
+        'the prefix "module." of 2 of 3 names is kept, as other names, such as "head.weight", do not have it'
+        in done.stderr
+    )
     assert set(load(tmp_path / "ema.safetensors")) == {"module.layers.0.weight", "module.layers.0.bias", "head.weight"}
     assert ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strip-prefix", "", "--strict").returncode == 0
 

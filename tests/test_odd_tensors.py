@@ -177,7 +177,7 @@ def test_a_shard_of_a_distributed_tensor_is_refused(tmp_path: Path) -> None:
 
     subprocess.run([sys.executable, "-W", "ignore", str(script), str(tmp_path)], check=True)
     for kind in ("Shard", "Partial"):
-        with pytest.raises(InputRefused, match="of which this is one rank's shard; save it with") as refused:
+        with pytest.raises(InputRefused, match="and this file has one rank's shard of it; save with") as refused:
             ema_cli.plan([tmp_path / f"{kind}_{n}.pt" for n in (1, 2)], decay=0.5)
         assert '"w" is a distributed tensor' in refused.value.message
         assert len(ema_cli.plan([tmp_path / f"{kind}_{n}.pt" for n in (1, 2)], decay=0.5, exclude="w").tensors) == 1
@@ -298,7 +298,7 @@ def test_quantized_tensors_of_torch_are_refused(tmp_path: Path) -> None:
     packed = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     paths = write_series(tmp_path, [{"w": packed, "b": torch.ones(1)}] * 2)
     with pytest.raises(
-        InputRefused, match=r'"w" is a quantized tensor, whose codes cannot be averaged; average the tr'
+        InputRefused, match=r'"w" is a quantized tensor, and its codes cannot be averaged; average the t'
     ):
         ema_cli.plan(paths, decay=0.5)
 

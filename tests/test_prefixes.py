@@ -59,7 +59,7 @@ def test_names_that_would_collide_are_kept() -> None:
     names = ["a.w", "a._orig_mod.w"]
     assert stripped(names) == (names, ())
     (note,) = strip_prefixes(names, None).notes
-    assert note == 'the prefixes …._orig_mod. stay, as two tensors would be called "a.w" without them'
+    assert note == 'the prefixes …._orig_mod. are kept: without them two tensors would have the name "a.w"'
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
@@ -68,7 +68,7 @@ def test_a_prefix_of_some_names_is_told(prefix: str) -> None:
     names = [f"{prefix}a", f"{prefix}b", "head"]
     assert stripped(names) == (names, ())
     (note,) = strip_prefixes(names, None).notes
-    assert note == f'2 of 3 names begin with "{prefix}", which stays, as others such as "head" do not'
+    assert note == f'the prefix "{prefix}" of 2 of 3 names is kept, as other names, such as "head", do not have it'
     assert strip_prefixes(names, "").notes == ()
     assert strip_prefixes([f"{prefix}a", f"{prefix}b"], None).notes == ()
 
@@ -83,7 +83,7 @@ def test_a_given_prefix_must_be_in_front_of_all_names() -> None:
 
 def test_a_given_prefix_cannot_be_a_whole_name() -> None:
     """A tensor without a name could not be loaded by anything."""
-    with pytest.raises((InputRefused, UsageError), match='tensor "net" would have no name left'):
+    with pytest.raises((InputRefused, UsageError), match='tensor "net" would have an empty name'):
         strip_prefixes(["net.a", "net"], "net")
 
 

@@ -138,12 +138,12 @@ FORBIDDEN = {
     "duplicate escaped": (b'{"w":%s,"\\u0077":%s}' % ((json.dumps(ONE).encode(),) * 2), 'names "w" twice'),
     "duplicate inside": (b'{"w":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', '"dtype" twice'),
     "duplicate metadata": (b'{"__metadata__":{"a":"1","a":"1"},"w":%s}' % json.dumps(ONE).encode(), '"a" twice'),
-    "hole in front": (entry(data_offsets=[1, 9]), "a hole in its data at byte 0"),
-    "hole": (json.dumps({"a": ONE, "b": ONE | {"data_offsets": [12, 20]}}).encode(), "a hole in its data at byte 8"),
+    "hole in front": (entry(data_offsets=[1, 9]), "a gap in its data at byte 0"),
+    "hole": (json.dumps({"a": ONE, "b": ONE | {"data_offsets": [12, 20]}}).encode(), "a gap in its data at byte 8"),
     "overlap": (json.dumps({"a": ONE, "b": ONE | {"data_offsets": [4, 12]}}).encode(), "an overlap in its data"),
     "aliased": (json.dumps({"a": ONE, "b": ONE}).encode(), "an overlap in its data"),
-    "length": (entry(data_offsets=[0, 4]), "declares 4 bytes, which do not fit its shape"),
-    "backwards": (entry(data_offsets=[8, 0]), "do not fit its shape"),
+    "length": (entry(data_offsets=[0, 4]), "declares 4 bytes, which do not match its shape"),
+    "backwards": (entry(data_offsets=[8, 0]), "do not match its shape"),
     "negative": (entry(data_offsets=[-8, 0]), "has damaged data offsets"),
     "giant offsets": (entry(data_offsets=[-(10**4000), 9 * 10**4000]), "has damaged data offsets"),
     "boolean offsets": (entry(shape=[0], data_offsets=[False, False]), "has damaged data offsets"),
@@ -156,11 +156,11 @@ FORBIDDEN = {
     "many dimensions": (entry(shape=[2] + [1] * 64), "has a damaged shape"),
     "no type": (json.dumps({"w": {"shape": [2], "data_offsets": [0, 8]}}).encode(), "has a damaged entry"),
     "no entry": (b'{"w":[]}', "has a damaged entry"),
-    "number metadata": (b'{"__metadata__":{"a":1}}', "its metadata is not text"),
-    "list metadata": (b'{"__metadata__":["a"]}', "its metadata is not text"),
+    "number metadata": (b'{"__metadata__":{"a":1}}', "its metadata must be strings"),
+    "list metadata": (b'{"__metadata__":["a"]}', "its metadata must be strings"),
     "surrogate": (b'{"\\ud800":%s}' % json.dumps(ONE).encode(), "has a name that cannot be written"),
-    "surrogate metadata": (b'{"__metadata__":{"a":"\\ud800"}}', "its metadata is not text"),
-    "surrogate metadata key": (b'{"__metadata__":{"\\ud800":"a"}}', "its metadata is not text"),
+    "surrogate metadata": (b'{"__metadata__":{"a":"\\ud800"}}', "its metadata must be strings"),
+    "surrogate metadata key": (b'{"__metadata__":{"\\ud800":"a"}}', "its metadata must be strings"),
     "long name": (json.dumps({"n" * 70_000: ONE}).encode(), "has a name that cannot be written"),
     "NaN": (b'{"w":NaN}', "contains NaN"),
     "infinity": (b'{"w":-Infinity}', "contains -Infinity"),
@@ -188,7 +188,7 @@ def test_forbidden_headers_are_refused(tmp_path: Path, case: str) -> None:
 
 def test_the_data_must_be_exactly_what_the_header_declares(tmp_path: Path) -> None:
     """Bytes behind the last tensor, or missing at the end, are told with their number."""
-    for size, message in ((9, "has 1 bytes behind its last tensor"), (7, "need 8 bytes, 7 are there")):
+    for size, message in ((9, "has 1 bytes after its last tensor"), (7, "need 8 bytes of data, but it has 7")):
         path = safetensors_file(tmp_path / "size.safetensors", entry(), bytes(size))
         with pytest.raises(InputRefused, match=message):
             open_file(path)
@@ -277,7 +277,7 @@ def test_types_that_are_not_known_are_told(tmp_path: Path) -> None:
     assert dict(checkpoint.unreadable).keys() == {"four", "new"}
     assert all(reason.isprintable() for _, reason in checkpoint.unreadable)
     safetensors_file(path, json.dumps(entries).encode(), bytes(9))
-    with pytest.raises(InputRefused, match="is incomplete: its tensors need 10 bytes"):
+    with pytest.raises(InputRefused, match="is truncated: its tensors need 10 bytes"):
         open_file(path)
 
 

@@ -77,7 +77,7 @@ def test_a_file_that_shrank_is_told_by_its_end(file: Path) -> None:
     with FileSource(file) as source:
         os.truncate(file, 100)
         assert source.read(0, 100) == DATA[:100]
-        with pytest.raises(InputChanged, match="ends at byte 100, but had 1,280 when opened"):
+        with pytest.raises(InputChanged, match="ends at byte 100 but had 1,280 bytes when opened"):
             source.read(50, 100)
 
 
@@ -128,9 +128,9 @@ def test_a_file_that_cannot_be_looked_at_ends_the_run(file: Path, monkeypatch: p
     files = open_files()
     with FileSource(file) as source:
         monkeypatch.setattr(os, "fstat", failing)
-        with pytest.raises(InputChanged, match="cannot be looked at: Input/output error"):
+        with pytest.raises(InputChanged, match="cannot be examined: Input/output error"):
             source.raise_if_changed()
-        with pytest.raises(InputChanged, match="cannot be looked at: Input/output error"):
+        with pytest.raises(InputChanged, match="cannot be examined: Input/output error"):
             FileSource(file)
         monkeypatch.undo()
     assert open_files() == files

@@ -74,7 +74,7 @@ def test_every_truncation_is_refused(small: Path) -> None:
 def test_bytes_behind_the_last_storage_are_refused(small: Path) -> None:
     """The storages must end where the file ends: anything else shows that the walk went wrong."""
     overwrite(small, small.read_bytes() + b"\0")
-    with pytest.raises(InputRefused, match="has 1 bytes behind its last storage"):
+    with pytest.raises(InputRefused, match="has 1 bytes after its last storage"):
         open_file(small)
 
 

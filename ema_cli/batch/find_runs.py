@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from ema_cli.discovery.folder_listing import look_into, matches
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning, UsageError
+from ema_cli.formats.file_names import is_weights
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.names import is_weights
 from ema_cli.formats.torch.legacy_format import looks_like_pickle
 from ema_cli.formats.torch.zip_archive import looks_like_zip
 from ema_cli.naming import natural_key, report_name

@@ -19,20 +19,20 @@ from ema_cli.discovery.folder_listing import Candidate, look_into, matches
 from ema_cli.discovery.search import Search, raise_faults
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
+from ema_cli.formats.file_names import SUFFIXES, parse_shard_name
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import format_of
-from ema_cli.formats.names import SUFFIXES, shard
+from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.formats.wording import refusal_of
+from ema_cli.formats.structure import refusal_of
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
-from ema_cli.storage.remote.daemon_pool import Background
+from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 
-_OPENERS = Background("open", threads=16)
+_OPENERS = DaemonPool("open", threads=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def _open_in_turn(
 
 def _open(location: Location, options: Options, pool: LayoutPool) -> Checkpoint:
     """Open a checkpoint; refuse a single shard of a model."""
-    found = shard(location.name)
+    found = parse_shard_name(location.name)
     if found is not None and found.count > 1 and not is_folder(location):
         message = f"{quoted(str(location))} is shard {found.number:,} of {found.count:,} of a model"
         raise InputRefused(message, hint=f"name the folder that contains all shards: {location.parent}")

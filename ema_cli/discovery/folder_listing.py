@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import format_of
+from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
-from ema_cli.formats.names import SUFFIXES, TRAINER_STATE, is_numbered, shard, skeleton
 from ema_cli.naming import natural_key
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, is_file, is_folder, locate, names_in
@@ -159,11 +159,11 @@ def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
     yield from (Skipped(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
     for name in names:
         path = folder.location / name
-        if name in copies or (copies and shard(name)) or not is_file(path):
+        if name in copies or (copies and parse_shard_name(name)) or not is_file(path):
             continue
         alias = numbered and _is_alias(name, is_run=is_run)
-        if shard(name):
-            yield Skipped(path=path, reason="a shard of a model, beside complete checkpoints")
+        if parse_shard_name(name):
+            yield Skipped(path=path, reason="one shard of a model, beside complete checkpoints")
         elif TRAINER_STATE.search(name):
             yield Skipped(path=path, reason="state of the trainer, not a model")
         elif alias and not _LAST.search(PurePosixPath(name).stem):

@@ -16,8 +16,8 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ema_cli.records.plan import Plan
+from ema_cli.storage.digest import with_lookahead
 from ema_cli.storage.extents import Located, TensorIndex, TensorLayout
-from ema_cli.storage.readahead import with_lookahead
 from ema_cli.storage.strided_read import announce, read_elements
 
 _MODULUS = 1 << 128
@@ -56,7 +56,7 @@ def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[in
         InputChanged: they cannot be read to the end.
 
     """
-    ahead_bytes = max(source.ahead_bytes for source in index.sources)
+    ahead_bytes = max(source.prefetch_bytes for source in index.sources)
     crcs: dict[int, int] = {}
     pieces = with_lookahead(_pieces(index, names), _Piece.announce, lambda piece: piece.nbytes, ahead_bytes)
     for piece in pieces:

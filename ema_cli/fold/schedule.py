@@ -40,7 +40,7 @@ class Schedule:
         self._done = done
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
         sources = [source for i in plan.used for source in plan.checkpoints[i].index.sources]
-        self._ahead_bytes = max(source.ahead_bytes for source in sources)
+        self._ahead_bytes = max(source.prefetch_bytes for source in sources)
         window = max(source.window_bytes for source in sources)
         window = max(_SMALLEST_WINDOW, min(window, self._ahead_bytes // (2 * len(plan.used))))
         self._windows = self._cut(lambda tensor: max(1, window // tensor.dtype.itemsize))

@@ -1,1 +1,4 @@
-"""Readers: each turns the structure of one file format into a ``TensorIndex``. No reader reads tensor data."""
+"""The file formats: each reader turns the structure of a file or a folder into a ``Structure``.
+
+No reader reads tensor data, apart from the step.
+"""

@@ -1,7 +1,7 @@
 """A DeepSpeed checkpoint: ``global_step500/mp_rank_00_model_states.pt``, with the optimizer's state beside it.
 
-Up to ZeRO stage 2 every rank has the whole model, and one file holds it under ``module``. Stage 3 cuts every parameter
-into as many pieces as there are ranks; DeepSpeed puts a script beside the checkpoint that joins them.
+Up to ZeRO stage 2 every rank has the whole model, and one file holds it under ``module``. Stage 3 splits every
+parameter over the ranks; DeepSpeed puts a script beside the checkpoint that joins them.
 Reference: ``deepspeed/runtime/engine.py`` (``_save_checkpoint``) and ``deepspeed/utils/zero_to_fp32.py``.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.members import beside, read_only_member
+from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, names_in
@@ -25,7 +25,7 @@ _SCRIPT = "zero_to_fp32.py"
 
 
 def is_deepspeed_folder(folder: Folder) -> bool:
-    """Whether model states of DeepSpeed lie in a folder."""
+    """Whether a folder has model states of DeepSpeed."""
     return any(_MODEL_STATES.fullmatch(name) for name in folder.files)
 
 
@@ -33,47 +33,50 @@ def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structu
     """Read the weights of a checkpoint of ZeRO stage 0, 1 or 2.
 
     Raises:
-        InputRefused: the model lies in several files, or it is not there.
+        InputRefused: the model is split over several files, or not there.
 
     """
     states = sorted(name for name in folder.files if _MODEL_STATES.fullmatch(name))
     if any(name.startswith("zero_pp_rank_") for name in states):
         raise _stage_3(folder.location)
     if any(_STAGES.fullmatch(name) for name in folder.files):
-        raise InputRefused("is cut into the stages of a pipeline (layer_*-model_states.pt), which are not joined")
+        raise InputRefused(
+            "is split by pipeline parallelism (layer_*-model_states.pt), and the stages cannot be joined here"
+        )
     if len(states) > 1:
         raise InputRefused(
-            f"is cut into {plural(len(states), 'part')} by model parallelism: {shortlist(map(quoted, states))}",
-            hint="convert it to one part first, with ds_to_universal.py or the script of the training framework",
+            f"is split into {plural(len(states), 'part')} by model parallelism: {shortlist(map(quoted, states))}",
+            hint="merge the parts first, with ds_to_universal.py or the script of the training framework",
         )
     try:
         structure = read_only_member(folder, states[0], "module" if key is None else key, pool)
     except UsageError as error:
         if key is not None:
             raise
-        raise InputRefused(f'{quoted(states[0])} holds no tensors under "module"', hint=error.hint) from error
+        raise InputRefused(f'{quoted(states[0])} has no tensors under "module"', hint=error.hint) from error
     if _is_placeholders(structure):
         raise _stage_3(folder.location)
-    return replace(structure, ignored=(*structure.ignored, *beside(folder, [])))
+    return replace(structure, ignored=(*structure.ignored, *folder.others([])))
 
 
 def _is_placeholders(structure: Structure) -> bool:
-    """Whether most tensors are empty: ZeRO stage 3 leaves those in place of the parameters."""
+    """Whether most tensors are empty: ZeRO stage 3 leaves such placeholders for the parameters."""
     return 2 * sum(layout.shape == (0,) for layout in structure.layouts) > len(structure.layouts)
 
 
 def _stage_3(location: Location) -> InputRefused:
-    """Return the refusal of a checkpoint whose parameters are cut, with the command that joins them."""
+    """Return the refusal of a checkpoint with split parameters, with the command that joins them."""
     parent = location.parent
     try:
-        there = [folder for folder in (parent, location) if _SCRIPT in names_in(folder)]
+        homes = [folder for folder in (parent, location) if _SCRIPT in names_in(folder)]
     except OSError:
-        there = []
-    message = "is a checkpoint of ZeRO stage 3, whose parameters are cut into one piece per rank"
+        homes = []
+    message = "is a checkpoint of ZeRO stage 3, which splits every parameter over the ranks"
     joined = parent / f"{location.name}_joined"
-    tag = f"{shlex.quote(str(parent))} {shlex.quote(str(joined))} -t {shlex.quote(location.name)} --safe_serialization"
-    if there:
-        script = shlex.quote(str(there[0] / _SCRIPT))
-        return InputRefused(message, hint=f"join them with the script that lies there: python {script} {tag}")
-    hint = f"{_SCRIPT}, which DeepSpeed puts beside its checkpoints, is not there; it is a module, too"
-    return InputRefused(message, hint=f"{hint}: python -m deepspeed.utils.zero_to_fp32 {tag}")
+    arguments = (
+        f"{shlex.quote(str(parent))} {shlex.quote(str(joined))} -t {shlex.quote(location.name)} --safe_serialization"
+    )
+    if homes:
+        script = shlex.quote(str(homes[0] / _SCRIPT))
+        return InputRefused(message, hint=f"join the parameters first: python {script} {arguments}")
+    return InputRefused(message, hint=f"join the parameters first: python -m deepspeed.utils.zero_to_fp32 {arguments}")

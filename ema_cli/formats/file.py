@@ -1,4 +1,4 @@
-"""The structure of one file: its format is recognised by its first bytes, whatever its name."""
+"""The structure of one file. Its format is recognized by its first bytes, whatever its name."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structur
     Args:
         source: the file.
         key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
-        pool: where layouts are shared between the checkpoints of a run.
+        pool: shares layouts between the checkpoints of a run.
 
     Raises:
-        InputRefused: it cannot be used; the message goes on after the name of the file.
+        InputRefused: it cannot be used; the message continues the name of the file.
 
     """
     head = _head(source)
@@ -33,7 +33,7 @@ def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structur
         raise InputRefused("is empty")
     if looks_like_safetensors(head):
         if key is not None:
-            raise InputRefused("is a safetensors file, whose tensors are not nested: --key does not apply")
+            raise InputRefused("is a safetensors file: --key does not apply, as its tensors are not nested")
         structure = read_safetensors(source, pool)
         refuse_lone_piece(structure, source.name)
         return structure
@@ -42,12 +42,14 @@ def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structur
     if looks_like_pickle(head):
         return read_torch_legacy(source, key, pool)
     if head[_TAR_MAGIC] == b"ustar":
-        raise InputRefused("is a tar archive, as torch wrote before 0.2", hint="load and save it with a newer torch")
+        raise InputRefused(
+            "is a tar archive, the format of torch before 0.2", hint="load it and save it again with a newer torch"
+        )
     raise InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")
 
 
 def is_flat(source: ByteSource) -> bool:
-    """Whether a file is of a format whose tensors are not nested."""
+    """Whether the format of a file has no nested tensors."""
     return looks_like_safetensors(_head(source))
 
 

@@ -1,8 +1,9 @@
-"""A checkpoint that is a folder, while it is read: what it is called, what lies in it, what of it was opened."""
+"""A folder that is a checkpoint, while it is read: its names, and the files of it that are open."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.locations import Location, names_in, open_source
@@ -11,20 +12,20 @@ from ema_cli.text import quoted, shortlist
 
 
 class Folder:
-    """A folder and the files of it that were opened, each known by its number.
+    """A folder and its open files, each with a number.
 
     Raises:
         InputRefused: it cannot be listed.
-        InputChanged: the system cannot list it, for a reason that says nothing about the folder.
+        InputChanged: the system cannot list it, for a reason unrelated to the folder.
 
     """
 
     def __init__(self, location: Location, sources: list[ByteSource] | None = None) -> None:
         self.location = location
         self.sources: list[ByteSource] = [] if sources is None else sources
-        """Every file that was opened, also in the folders inside."""
+        """Every file that was opened, in this folder or in one inside it, by number."""
         self.opened: set[str] = set()
-        """The names of those in this folder."""
+        """Names of the files that were opened in this folder."""
         try:
             listed = names_in(location)
         except OSError as error:
@@ -36,15 +37,15 @@ class Folder:
         self.folders = frozenset(name for name, is_folder in listed.items() if is_folder)
 
     def open(self, name: str) -> int:
-        """Open a file of the folder and return its number. Only names of this folder are opened, and no path.
+        """Open a file of the folder and return its number. Only names in this folder are opened, never a path.
 
         Raises:
-            InputRefused: there is no such file, or it may not be read.
+            InputRefused: there is no such file, or it cannot be read.
 
         """
         if name not in self.files:
             outside = "/" in name or "\\" in name or name in ("", ".", "..")
-            why = "which is no name in this folder" if outside else "which is not there: it is incomplete"
+            why = "which is not a name in this folder" if outside else "which is missing: the folder is incomplete"
             raise InputRefused(f"refers to the file {quoted(name)}, {why}")
         try:
             self.sources.append(open_source(self.location / name))
@@ -54,7 +55,7 @@ class Folder:
         return len(self.sources) - 1
 
     def read(self, name: str, *, most: int) -> bytes:
-        """Return the bytes of a small file, which is part of the checkpoint's structure from then on.
+        """Return the bytes of a small file, which then belongs to the structure of the checkpoint.
 
         Raises:
             InputRefused: there is no such file, or it has more than ``most`` bytes.
@@ -62,17 +63,23 @@ class Folder:
         """
         source = self.sources[self.open(name)]
         if source.size() > most:
-            raise InputRefused(f"has {quoted(name)} of {source.size():,} bytes; more than {most:,} are refused")
+            raise InputRefused(f"has {quoted(name)} of {source.size():,} bytes, more than the limit of {most:,}")
         return source.read(0, source.size())
 
     def inside(self, name: str) -> Folder:
-        """Return a folder in this one; what is opened there counts as opened here."""
+        """Return a folder inside this one. Its files are numbered together with those of this folder."""
         return Folder(self.location / name, self.sources)
 
-    def raise_if_replaced(self) -> None:
-        """Raise if a file that was opened is not there any more: those opened after it may be of another save.
+    def others(self, used: Sequence[str]) -> tuple[str, ...]:
+        """Return the names in this folder that were not opened and are neither ``used`` nor hidden."""
+        names = [*self.files, *(f"{name}/" for name in self.folders)]
+        taken = {*self.opened, *used, *(f"{name}/" for name in used)}
+        return tuple(sorted(name for name in names if name not in taken and not name.startswith(".")))
 
-        What happens later is harmless: all files are open, and all lay there together at this moment.
+    def raise_if_replaced(self) -> None:
+        """Raise if a file that was opened is gone by now: files opened after it may belong to another save.
+
+        A later change is harmless: all files are open, and all of them existed together at this moment.
 
         Raises:
             InputChanged: naming the files.

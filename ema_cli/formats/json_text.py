@@ -1,4 +1,4 @@
-"""JSON from files of others: no key twice, no NaN unless it is expected, and no more values than memory allows."""
+"""Strict JSON from untrusted files: no duplicate keys, no NaN unless it is expected, and bounded memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import NoReturn
 from ema_cli.text import quoted
 
 _MOST_BYTES = 330_000_000
-"""Memory that a text and its values may take. 300,000 tensors of a safetensors header take two thirds of it."""
+"""Memory that a text and its values may take. A safetensors header of 300,000 tensors takes two thirds of it."""
 _OBJECT_BYTES = 240
 _LIST_BYTES = 72
 _VALUE_BYTES = 44
 _ASTRAL = re.compile(rb"[\xf0-\xff]")
-"""A character that makes all others of its text take four bytes."""
+"""The first byte of a character that makes every character of its string take four bytes."""
 _ASTRAL_ESCAPE = re.compile(rb"\\u[dD][89abAB]")
 
 
 class JsonError(ValueError):
-    """Why a text is refused, to go on after "it": ``is not JSON``."""
+    """Why a text is refused; the message continues "it": ``is not JSON``."""
 
 
 def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> dict[str, object]:
@@ -28,11 +28,11 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
 
     Args:
         raw: the text in UTF-8.
-        most: refuse a text with more entries, of all its objects and lists together, before any is made.
-        nan: let NaN and infinity pass, which Python writes and JSON has not.
+        most: the limit of entries, in all objects and lists together; checked before any is made.
+        nan: accept NaN and infinity, which Python writes although JSON does not have them.
 
     Raises:
-        JsonError: it is not one.
+        JsonError: it is not a JSON object, or too large.
 
     """
     if most is not None and sum(raw.count(mark) for mark in (b",", b"{", b"[")) > most:  # one of these per entry
@@ -51,7 +51,7 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
 
 
 def refuse_large(raw: bytes) -> None:
-    """Raise if a text and its values could take more memory than any that is read.
+    """Raise if a text and its values could exceed the memory limit.
 
     Raises:
         JsonError: they could.
@@ -65,7 +65,7 @@ def refuse_large(raw: bytes) -> None:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build an object, refusing a key that stands twice: readers disagree which one counts."""
+    """Build an object; refuse duplicate keys, as readers disagree on which of them counts."""
     made = dict(pairs)
     if len(made) != len(pairs):
         counts = Counter(name for name, _ in pairs)

@@ -1,7 +1,7 @@
 """A Megatron-LM checkpoint of the torch format: ``iter_0001000/mp_rank_00/model_optim_rng.pt``.
 
-One folder per rank of model parallelism (``mp_rank_00``, with a pipeline ``mp_rank_00_000``); the file holds the model
-as nested dictionaries, and ``iteration``. Reference: ``megatron/training/checkpointing.py``.
+There is one folder per rank of model parallelism (``mp_rank_00``, with a pipeline ``mp_rank_00_000``); its file holds
+the model as nested dictionaries, and ``iteration``. Reference: ``megatron/training/checkpointing.py``.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from dataclasses import replace
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.members import beside, read_only_member
-from ema_cli.formats.structure import Structure
-from ema_cli.formats.wording import refusal_of
+from ema_cli.formats.members import read_only_member
+from ema_cli.formats.structure import Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 
 _RANK = re.compile(r"mp_rank_[0-9]{2}(?:_[0-9]{3})*")
 _FILES = ("model_optim_rng.pt", "model_rng.pt")
-"""The second where the optimizer's state is distributed."""
+"""The second name is used with a distributed optimizer."""
 
 
 def is_megatron_folder(folder: Folder) -> bool:
-    """Whether a folder holds the folders of ranks."""
+    """Whether a folder has the folders of ranks."""
     return any(_RANK.fullmatch(name) for name in folder.folders)
 
 
@@ -31,22 +30,22 @@ def read_megatron(folder: Folder, key: str | None, pool: LayoutPool) -> Structur
     """Read the weights of a checkpoint of a single rank.
 
     Raises:
-        InputRefused: there are several ranks, or the file of the model is missing or cannot be used.
+        InputRefused: there are several ranks, or the model's file is missing or cannot be used.
 
     """
     ranks = sorted(name for name in folder.folders if _RANK.fullmatch(name))
     if len(ranks) > 1:
         raise InputRefused(
-            f"is cut into {plural(len(ranks), 'part')} by model parallelism: {shortlist(map(quoted, ranks))}",
-            hint="convert it to one part first: Megatron-LM's tools/checkpoint/convert.py "
+            f"is split into {plural(len(ranks), 'part')} by model parallelism: {shortlist(map(quoted, ranks))}",
+            hint="merge the parts first: Megatron-LM's tools/checkpoint/convert.py "
             "--target-tensor-parallel-size 1 --target-pipeline-parallel-size 1",
         )
     inner = folder.inside(ranks[0])
     name = next((name for name in _FILES if name in inner.files), None)
     if name is None:
-        raise InputRefused(f"is incomplete: there is no {quoted(_FILES[0])} in {quoted(ranks[0])}")
+        raise InputRefused(f"is incomplete: {quoted(ranks[0])} has no {quoted(_FILES[0])}")
     try:
         structure = read_only_member(inner, name, key, pool)
     except InputRefused as refused:
         raise refusal_of(ranks[0], refused) from refused
-    return replace(structure, ignored=(*structure.ignored, *beside(inner, []), *beside(folder, ranks)))
+    return replace(structure, ignored=(*structure.ignored, *inner.others([]), *folder.others(ranks)))

@@ -1,4 +1,4 @@
-"""Open one checkpoint, a file or a folder: read its structure, clean the names of its tensors."""
+"""Open one checkpoint, a file or a folder: read its structure and clean the names of its tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folders import read_folder
+from ema_cli.formats.folder_formats import read_folder
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.structure import Structure
-from ema_cli.formats.wording import refusal_of
+from ema_cli.formats.structure import Structure, refusal_of
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
 from ema_cli.storage.locations import Location, is_folder, open_source
@@ -24,15 +23,15 @@ def open_checkpoint(
     """Read the structure of a checkpoint; its files stay open for the fold.
 
     Args:
-        path: a file in any supported format, whatever its name, or a folder that is one checkpoint.
-        pool: where layouts are shared between the checkpoints of a run.
+        path: a file of any supported format, whatever its name, or a folder that is one checkpoint.
+        pool: shares layouts between the checkpoints of a run.
         key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
-        strip_prefix: prefix to take off the names; ``None`` for those of known wrappers.
+        strip_prefix: prefix to remove from the names; ``None`` for the prefixes of known wrappers.
 
     Raises:
-        NothingMatched: there is no such file.
-        InputRefused: it cannot be used; the message names the file and the reason.
-        InputChanged: it was replaced while it was being opened.
+        NothingMatched: the file does not exist.
+        InputRefused: the checkpoint cannot be used; the message names the file and the reason.
+        InputChanged: a file was replaced while the checkpoint was being opened.
 
     """
     with ExitStack() as opened:
@@ -62,13 +61,13 @@ def open_checkpoint(
         unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
         quantized=structure.quantized,
         warnings=(*structure.notes, *clean.notes),
-        side_files=structure.companions,
+        side_files=structure.side_files,
         stem=structure.stem,
     )
 
 
 def _read(path: Location, key: str | None, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
-    """Return the structure of a file or a folder, and the files that were opened, which ``opened`` closes."""
+    """Return the structure of a file or a folder, and its open files, which ``opened`` closes."""
     if not is_folder(path):
         source = opened.enter_context(open_source(path))
         return read_file(source, key, pool), [source]

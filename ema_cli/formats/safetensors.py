@@ -1,9 +1,9 @@
-"""The safetensors format: read the header of a file, and build the header of one.
+"""The safetensors format: read and build the header of a file.
 
 A file is 8 bytes of little-endian header length, a JSON object ``{name: {dtype, shape, data_offsets}}`` with an
-optional ``__metadata__`` of strings, and the data, without holes or overlaps.
-Reference: the format section of the safetensors README; the order of tensors in a written file is its ``Dtype``
-rank, then the name.
+optional ``__metadata__`` of strings, and the data, without holes or overlaps. Tensors are written in the order of
+their element type, then their name.
+Reference: the format section of the safetensors README, and its ``Dtype`` enumeration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
-from ema_cli.formats.structure import MOST_TENSORS, Structure, writable_name
+from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
@@ -34,8 +34,6 @@ _STEP_KEYS = {
 }
 _ALIGNMENT = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_LIMIT = 1 << 62
-"""Sizes and offsets are below this; larger numbers are no sizes of anything."""
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -44,19 +42,19 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 
 def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
-    """Read the header of a safetensors file; equal headers in front of as much data are parsed once per ``pool``.
+    """Read the header of a safetensors file; ``pool`` parses equal headers of files of equal size once.
 
     Raises:
-        InputRefused: the header is malformed, or the data is not exactly what it declares.
+        InputRefused: the header is malformed, or does not match the data.
 
     """
     if source.size() < 8:  # noqa: PLR2004 - the header length
         raise InputRefused("is too short to be a safetensors file")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > LARGEST_HEADER:
-        raise InputRefused(f"declares a header of {length:,} bytes; more than {LARGEST_HEADER:,} are refused")
+        raise InputRefused(f"declares a header of {length:,} bytes, more than the limit of {LARGEST_HEADER:,}")
     if length > source.size() - 8:
-        raise InputRefused(f"is incomplete: the header should have {length:,} bytes, the file has {source.size():,}")
+        raise InputRefused(f"is truncated: its header should have {length:,} bytes, but the file has {source.size():,}")
     raw = source.read(8, length)
     digest = hashlib.sha256(raw).digest()
     data_bytes = source.size() - 8 - length
@@ -66,13 +64,13 @@ def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
 def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
     entries, metadata = _parse(raw)
     data_start = 8 + len(raw)
-    places = {name: _entry(name, entry) for name, entry in entries.items()}
-    _check_ranges([(begin, end) for _, begin, end in places.values()], data_bytes)
+    tensors = {name: _entry(name, entry) for name, entry in entries.items()}
+    _check_ranges([(begin, end) for _, begin, end in tensors.values()], data_bytes)
     return Structure(
         format="safetensors",
-        layouts=tuple(layout for layout, _, _ in places.values() if isinstance(layout, TensorLayout)),
-        offsets=tuple(data_start + begin for layout, begin, _ in places.values() if isinstance(layout, TensorLayout)),
-        unreadable=tuple((name, reason) for name, (reason, _, _) in places.items() if isinstance(reason, str)),
+        layouts=tuple(layout for layout, _, _ in tensors.values() if isinstance(layout, TensorLayout)),
+        offsets=tuple(data_start + begin for layout, begin, _ in tensors.values() if isinstance(layout, TensorLayout)),
+        unreadable=tuple((name, reason) for name, (reason, _, _) in tensors.items() if isinstance(reason, str)),
         digest=digest,
         metadata=metadata,
         steps=_steps(metadata),
@@ -80,7 +78,7 @@ def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
 
 
 def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, list[TensorLayout]]:
-    """Return the bytes in front of the data section, and the tensors in the order in which the data must follow.
+    """Return the bytes before the data section, and the tensors in the order of their data.
 
     The bytes equal those of ``safetensors.torch.save_file``, except that metadata keys are sorted.
     """
@@ -109,49 +107,49 @@ def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:
         raise InputRefused("has a damaged header: it is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
-        raise InputRefused("has a damaged header: its metadata is not text")
+        raise InputRefused("has a damaged header: its metadata must be strings")
     if len(header) > MOST_TENSORS:
-        raise InputRefused(f"declares {len(header):,} tensors; more than {MOST_TENSORS:,} are refused")
+        raise InputRefused(f"declares {len(header):,} tensors, more than the limit of {MOST_TENSORS:,}")
     return header, metadata
 
 
 def _is_text(value: object) -> bool:
-    """Whether ``value`` is text that can be written as UTF-8: JSON can spell half a character."""
+    """Whether ``value`` is a string that UTF-8 can hold: JSON can spell half a surrogate pair."""
     return isinstance(value, str) and _HALF_CHARACTER.search(value) is None
 
 
 def _entry(name: str, entry: object) -> tuple[TensorLayout | str, int, int]:
-    """Return the layout and the byte range of one header entry; why it cannot be read, in place of the layout."""
+    """Return the layout and the byte range of a header entry; the reason instead of a layout if it is unreadable."""
     match entry:
         case {"dtype": str(dtype_name), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
             raise InputRefused(f"has a damaged entry for tensor {quoted(name)}")
-    if len(shape) > 64 or not all(type(size) is int and 0 <= size < _LIMIT for size in shape):  # noqa: PLR2004
+    if len(shape) > MOST_DIMENSIONS or not are_sizes(shape):
         raise InputRefused(f"tensor {quoted(name)} has a damaged shape")
     if not writable_name(name):
         raise InputRefused(f"tensor {quoted(name)} has a name that cannot be written")
-    if not all(type(place) is int and 0 <= place < _LIMIT for place in (begin, end)):
+    if not are_sizes((begin, end)):
         raise InputRefused(f"tensor {quoted(name)} has damaged data offsets")
     dtype = BY_NAME.get(dtype_name)
     if dtype is None:
         return f"has the element type {quoted(dtype_name)}, which cannot be averaged", begin, end
     if end - begin != math.prod(shape) * dtype.itemsize:
-        raise InputRefused(f"tensor {quoted(name)} declares {end - begin:,} bytes, which do not fit its shape")
+        raise InputRefused(f"tensor {quoted(name)} declares {end - begin:,} bytes, which do not match its shape")
     return TensorLayout(name=name, dtype=dtype, shape=tuple(shape), strides=None), begin, end
 
 
 def _check_ranges(ranges: list[tuple[int, int]], data_bytes: int) -> None:
-    """The ranges must tile the data section: no hole, no overlap, nothing behind."""
+    """Check that the ranges tile the data section: no hole, no overlap, nothing after them."""
     position = 0
     for begin, end in sorted(ranges):
         if begin != position:
-            raise InputRefused(f"has {'a hole' if begin > position else 'an overlap'} in its data at byte {position:,}")
+            raise InputRefused(f"has {'a gap' if begin > position else 'an overlap'} in its data at byte {position:,}")
         position = end
     if position > data_bytes:
-        raise InputRefused(f"is incomplete: its tensors need {position:,} bytes, {data_bytes:,} are there")
+        raise InputRefused(f"is truncated: its tensors need {position:,} bytes of data, but it has {data_bytes:,}")
     if position < data_bytes:
-        raise InputRefused(f"has {data_bytes - position:,} bytes behind its last tensor")
+        raise InputRefused(f"has {data_bytes - position:,} bytes after its last tensor")
 
 
 def _steps(metadata: Mapping[str, str]) -> tuple[FoundStep, ...]:

@@ -1,56 +1,85 @@
-"""What a reader returns: the structure of a checkpoint, before names are cleaned and layouts shared."""
+"""What a reader returns: the structure of a checkpoint, or the reason why it is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.checksums import RecordTable
 from ema_cli.storage.extents import TensorLayout
+from ema_cli.text import quoted
 
 MOST_TENSORS = 300_000
-"""Of one checkpoint: more would not fit into the 512 MB that reading its structure may take."""
+"""In one checkpoint; more would not fit into the 512 MB that reading the structure may take."""
 LONGEST_NAME_BYTES = 65_536
+MOST_DIMENSIONS = 64
+"""The limit of numpy."""
+SIZE_LIMIT = 1 << 62
+"""Valid sizes, strides and offsets are below this."""
+_VERBS = ("cannot", "contradicts", "declares", "has", "holds", "is", "names", "refers")
+"""A reason that begins with one of these continues the name of the file; any other follows a colon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """Everything that stands in a checkpoint except tensor data."""
+    """Everything that a checkpoint holds except tensor data, before names are cleaned and layouts are shared."""
 
     format: str
     layouts: tuple[TensorLayout, ...]
     offsets: tuple[int, ...]
-    """Byte offset of the first element of each tensor, or of each part of it, in its file."""
+    """Byte offset in its file of the first element of each tensor, or of each part of a tensor in several parts."""
     files: tuple[int, ...] = ()
-    """The number of the file of each of those places; empty when there is one file."""
+    """The number of the file of each of these offsets; empty when there is one file."""
     digest: bytes
-    """A hash of the bytes that were parsed."""
+    """SHA-256 of the bytes that were parsed."""
     records: Mapping[int, RecordTable] = field(default_factory=dict)
-    """What the files have checksums of, by their number."""
+    """Checksums that the files have of their records, by the number of the file."""
     key: str = ""
+    """Dotted path to the weights; empty for the top level."""
     steps: tuple[FoundStep, ...] = ()
     metadata: dict[str, str] | None = None
     ignored: tuple[str, ...] = ()
+    """What else the checkpoint holds, by name."""
     unreadable: tuple[tuple[str, str], ...] = ()
-    """Tensors of the model that have no plain numbers, by name, each with the reason; refused only if wanted."""
+    """Tensors that are not plain numbers: name and reason. They are refused only if they are wanted."""
     quantized: str = ""
     """How a configuration beside the weights says that they are quantized; empty if it does not."""
     notes: tuple[str, ...] = ()
-    companions: tuple[str, ...] = ()
+    """Warnings about the choice of the weights."""
+    side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
     stem: str = "model"
-    """What a folder calls its weights, without suffix."""
+    """The name of the weights in a folder, without suffix."""
 
 
 class UnreadableTensor(InputRefused):
-    """A tensor is sound, but has no plain numbers: it is refused where it is wanted, and only there."""
+    """A tensor is valid but not plain numbers. It is refused only where it is wanted."""
 
 
 def writable_name(name: str) -> bool:
-    """Whether a tensor of this name can stand in a safetensors header: it is UTF-8, not too long and not reserved."""
+    """Whether a safetensors header can hold a tensor of this name: it is UTF-8, not too long and not reserved."""
     try:
         return len(name.encode()) <= LONGEST_NAME_BYTES and name != "__metadata__"
     except UnicodeEncodeError:
         return False
+
+
+def are_sizes(values: Iterable[object]) -> bool:
+    """Whether all ``values`` are valid sizes, strides or offsets: integers from 0 up to ``SIZE_LIMIT``."""
+    return all(type(value) is int and 0 <= value < SIZE_LIMIT for value in values)
+
+
+def refusal_of(name: str, refused: InputRefused) -> InputRefused:
+    """Return the refusal with a message that begins with the name of the file or folder.
+
+    Args:
+        name: of the file or folder.
+        refused: its message continues the name, or begins with it already.
+
+    """
+    if refused.message.startswith(quoted(name)):
+        return refused
+    verb = refused.message.partition(" ")[0] in _VERBS
+    return InputRefused(f"{quoted(name)}{'' if verb else ':'} {refused.message}", hint=refused.hint)

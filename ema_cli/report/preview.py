@@ -102,7 +102,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
                 "dtype": layout.dtype.name,
                 "shape": layout.shape,
                 "contiguous": layout.strides is None,
-                "pieces": layout.places,
+                "pieces": layout.pieces,
                 "tied_to": ties.get(layout.name),
             }
             for layout in checkpoint.index.layouts

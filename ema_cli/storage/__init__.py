@@ -1,1 +1,4 @@
-"""Where bytes lie: sources, extents and the one way to read elements of a tensor. Knows no file format."""
+"""Bytes by position: sources, the index of tensors in them, and the one way to read a tensor's elements.
+
+Independent of file formats.
+"""

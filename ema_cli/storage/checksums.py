@@ -1,4 +1,4 @@
-"""The CRC-32s that archives keep of their records, and how they are checked while the records are read in pieces."""
+"""The CRC-32s that archives store of their records, and their check while the records are read in pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zlib_ng import zlib_ng
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A run of bytes of a file, and what the file says of it."""
+    """A range of a file with the checksum that the file states."""
 
     offset: int
     size: int
@@ -21,7 +21,7 @@ class Record:
 
 
 class RecordTable:
-    """The records of one file, found by position. Holds 20 bytes for each."""
+    """The records of one file, found by position. Takes 20 bytes per record."""
 
     __slots__ = ("_crcs", "_offsets", "_sizes")
 
@@ -32,7 +32,7 @@ class RecordTable:
         self._crcs = array("L", [record.crc32 for record in ordered])
 
     def find(self, offset: int) -> Record | None:
-        """Return the record that the byte at ``offset`` is in; ``None`` if it is in none."""
+        """Return the record that includes the byte at ``offset``; ``None`` if there is none."""
         number = bisect_right(self._offsets, offset) - 1
         if number < 0 or offset >= self._offsets[number] + self._sizes[number]:
             return None
@@ -40,13 +40,13 @@ class RecordTable:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """The runs of a record that were read, joined where they touch. Runs that overlap are kept side by side."""
+class _ReadRanges:
+    """The ranges of a record that were read, joined if they touch. Overlapping ranges stay separate."""
 
     ends: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By the begin of a run: its end and its CRC-32."""
+    """By the beginning of a range: its end and its CRC-32."""
     begins: dict[int, int] = field(default_factory=dict)
-    """By the end of a run: its begin."""
+    """By the end of a range: its beginning."""
 
     def add(self, begin: int, end: int, crc: int) -> None:
         left = self.begins.pop(begin, None)
@@ -65,21 +65,21 @@ class _Seen:
 
 
 class Assembly:
-    """Puts the CRC-32s of the pieces of records together, in any order. Safe to call from several threads."""
+    """Combines the CRC-32s of the pieces of records, in any order. Thread-safe."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[int, int], _Seen] = {}
+        self._open: dict[tuple[int, int], _ReadRanges] = {}
         self._whole: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
 
     def add(self, file: int, record: Record, begin: int, length: int, crc: int) -> int | None:
-        """Add a piece; return the CRC-32 of the record when that makes it whole.
+        """Add a piece; return the CRC-32 of the record if the piece completes it.
 
         Args:
-            file: a number that tells the files apart.
-            record: what the piece is of.
-            begin: byte of the file where it begins.
-            length: its bytes.
+            file: the number of the file.
+            record: of the piece.
+            begin: byte of the file where the piece begins.
+            length: bytes of the piece.
             crc: its CRC-32.
 
         """
@@ -87,9 +87,9 @@ class Assembly:
         with self._lock:
             if key in self._whole or length == 0:
                 return None
-            seen = self._open.setdefault(key, _Seen())
-            seen.add(begin, begin + length, crc)
-            end, found = seen.ends.get(record.offset, (0, 0))
+            ranges = self._open.setdefault(key, _ReadRanges())
+            ranges.add(begin, begin + length, crc)
+            end, found = ranges.ends.get(record.offset, (0, 0))
             if end != record.offset + record.size:
                 return None
             del self._open[key]
@@ -97,5 +97,5 @@ class Assembly:
             return found
 
     def unfinished(self) -> set[tuple[int, int]]:
-        """Return the records that were read in part, or in pieces that overlap: pairs of file and offset."""
+        """Return the records that were read partly, or in overlapping pieces: pairs of file and offset."""
         return set(self._open)

@@ -1,7 +1,7 @@
-"""The descriptors of the files that are read: as many stay open as the system allows, the others are opened again.
+"""The descriptors of the input files: as many stay open as the system allows, the others are reopened when needed.
 
-A series may have more files than a process may have open: 50 checkpoints of 100 shards each. The file that was not
-read for longest gives its descriptor up, and must be the same file when it is opened the next time.
+A series may have more files than a process may have open: 50 checkpoints of 100 shards each. The least recently read
+file is closed, and must be the same file when it is opened the next time.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from ema_cli.errors import InputChanged
 
 _RESERVE = 64
-"""Descriptors that are left to the rest of the process, where there are many."""
+"""Descriptors that are left to the rest of the process, if there are enough."""
 
 
 @dataclass(slots=True)
 class _Open:
     descriptor: int
     readers: int = 0
-    """Threads that are using it now."""
+    """Number of threads that are using it now."""
 
 
-class Descriptors:
-    """Open files by owner, the one used last at the end. Safe to use from several threads."""
+class DescriptorPool:
+    """Open files by owner, the most recently used last. Thread-safe."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Hashable, _Open] = OrderedDict()
@@ -38,11 +38,11 @@ class Descriptors:
 
     @contextmanager
     def borrow(self, owner: Hashable, reopen: Callable[[], int]) -> Iterator[int]:
-        """Give the descriptor of ``owner``, which stays open inside the context.
+        """Lend the descriptor of ``owner``, which stays open inside the context.
 
         Args:
-            owner: whose file it is.
-            reopen: opens the file, if it is not open; ``OSError`` with ``EMFILE`` when there are too many.
+            owner: of the file.
+            reopen: opens the file if it is not open; ``OSError`` with ``EMFILE`` if too many files are open.
 
         Raises:
             InputChanged: the system has no descriptor left.
@@ -82,7 +82,7 @@ class Descriptors:
                 return added
 
     def _close_one(self) -> bool:
-        """Close the file that was not used for longest; return whether there was one that nobody uses now."""
+        """Close the least recently used idle file; return whether there was one."""
         idle = next((owner for owner, found in self._open.items() if found.readers == 0), None)
         if idle is None:
             return False
@@ -91,7 +91,7 @@ class Descriptors:
 
 
 def _close(descriptor: int) -> None:
-    """Close a file that was only read: the descriptor is gone even if the system complains, and nothing is lost."""
+    """Close a file that was only read. Even if that fails, the descriptor is freed and no data are lost."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
@@ -103,7 +103,7 @@ def _most() -> int:
 
 
 def _raise_limit() -> bool:
-    """Use the descriptors that the system allows; return whether that are more than before."""
+    """Raise the limit of this process to that of the system; return whether it was lower before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return False

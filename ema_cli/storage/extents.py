@@ -1,9 +1,9 @@
-"""The index of a checkpoint: for each tensor its name, type, shape and the bytes where its elements lie.
+"""The index of a checkpoint: for each tensor its name, type, shape, and the position of its elements.
 
-A checkpoint is one file or several. A tensor lies in one place of one file, or is put together from rectangles
-(``Part``) that lie in several, as trainers on many machines write them. Checkpoints of one run share a layout, so a
-layout is held once (``LayoutPool``) and each checkpoint adds one offset per place: 64 checkpoints of 3,000 tensors
-are 64 arrays of 24 kB and one list of names.
+A checkpoint is one file or several. A tensor is one piece of one file, or consists of rectangles (``Part``) in several
+files, as trainers on many machines write them. The checkpoints of a run share a layout, which is held once
+(``LayoutPool``); each checkpoint adds one offset per piece: 64 checkpoints of 3,000 tensors are 64 arrays of 24 kB and
+one list of names.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _MOST_BRANCHES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A rectangle of a tensor that is stored by itself."""
+    """A rectangle of a tensor that is stored separately."""
 
     origin: tuple[int, ...]
     """Index in the tensor of the rectangle's first element."""
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None
-    """As those of a ``TensorLayout``, of the rectangle's own storage."""
+    """As in ``TensorLayout``, in the rectangle's own storage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLayout:
-    """A tensor without its place: what all checkpoints of a run have in common."""
+    """A tensor without its position: the same in all checkpoints of a run."""
 
     name: str
     dtype: DType
@@ -47,11 +47,11 @@ class TensorLayout:
     strides: tuple[int, ...] | None
     """Elements from one index to the next, per dimension; ``None`` when contiguous in C order."""
     parts: tuple[Part, ...] = ()
-    """Rectangles that together are the tensor, each with a place of its own; empty when it lies in one place."""
+    """Rectangles that together are the tensor, each with its own position; empty if it is one piece."""
 
     @property
-    def places(self) -> int:
-        """In how many places the tensor lies."""
+    def pieces(self) -> int:
+        """The number of separately stored pieces."""
         return len(self.parts) or 1
 
     @property
@@ -61,36 +61,36 @@ class TensorLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor when written out contiguously."""
+        """Bytes of the tensor if written contiguously."""
         return self.elements * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """A tensor with its place: element ``[0, ..., 0]`` lies at byte ``offset`` of ``source``."""
+    """A tensor with its position: element ``[0, ..., 0]`` is at byte ``offset`` of ``source``."""
 
     source: ByteSource
     offset: int
     layout: TensorLayout
     record: Record | None = None
-    """The run of bytes with a checksum that it lies in, if there is one."""
+    """The range with a checksum that includes it, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mosaic:
-    """A tensor that is put together from rectangles."""
+    """A tensor that consists of rectangles."""
 
     layout: TensorLayout
     tiles: tuple[tuple[tuple[int, ...], Extent], ...]
-    """Of each rectangle the index of its first element, and where it lies."""
+    """For each rectangle the index of its first element, and its extent."""
 
 
 Located = Extent | Mosaic
-"""A tensor with its place or its places."""
+"""A tensor with its position or positions."""
 
 
 class LayoutPool:
-    """What the checkpoints of one run have in common, held and worked out once. Safe to use from several threads."""
+    """The common data of the checkpoints of a run, computed and held once. Thread-safe."""
 
     def __init__(self) -> None:
         self._layouts: dict[tuple[TensorLayout, ...], tuple[TensorLayout, ...]] = {}
@@ -99,24 +99,24 @@ class LayoutPool:
         self._lock = threading.Lock()
 
     def branch(self, name: str) -> LayoutPool:
-        """Return the pool of one file of a checkpoint folder, such as the second shard, in all checkpoints of a run."""
+        """Return the pool for a file of the checkpoint folders of a run, such as the second shard, by its name."""
         with self._lock:
             if len(self._branches) >= _MOST_BRANCHES:
                 self._branches.clear()
             return self._branches.setdefault(name, LayoutPool())
 
     def intern(self, layouts: tuple[TensorLayout, ...]) -> tuple[TensorLayout, ...]:
-        """Return the one stored copy that is equal to ``layouts``."""
+        """Return the one stored copy that equals ``layouts``."""
         with self._lock:
             if any(known is layouts for known in self._layouts.values()):
                 return layouts
             return self._layouts.setdefault(layouts, layouts)
 
     def remember(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what ``make`` gave for this ``key`` the last time, or make it now.
+        """Return the earlier result of ``make`` for this ``key``, or make it now.
 
-        Checkpoints of one run often have equal structure bytes, which then are parsed once. Few keys are kept, so
-        that a run in which all of them differ does not hold everything that was ever parsed.
+        Checkpoints of one run often have equal structure bytes, which then are parsed once. Only a few results are
+        kept, so a run of different checkpoints does not hold everything that was ever parsed.
         """
         with self._lock:
             if key in self._remembered:
@@ -129,14 +129,14 @@ class LayoutPool:
 
 
 class TensorIndex:
-    """The tensors of one checkpoint, by position and by name, and the files that they lie in.
+    """The tensors of one checkpoint by position and name, and their files.
 
     Args:
         sources: the files of the checkpoint, open.
         layouts: of the tensors.
-        offsets: byte offset of each place: one per tensor, or one per part of it, in their order.
-        files: the number of the source of each place; empty when all lie in the first.
-        records: what the sources have checksums of, by their number.
+        offsets: byte offset of each piece, in order: one per tensor, or one per part of it.
+        files: the number of the source of each piece; empty if all are in the first.
+        records: the checksums of the sources, by number.
 
     """
 
@@ -155,9 +155,9 @@ class TensorIndex:
         self._offsets = array("q", offsets)
         self._files = array("l", files)
         self._records = records
-        counts = [layout.places for layout in layouts]
+        counts = [layout.pieces for layout in layouts]
         self._first = array("q", accumulate(counts, initial=0)) if any(count > 1 for count in counts) else None
-        """The first place of each tensor, where some have several."""
+        """The first piece of each tensor; ``None`` if each tensor is one piece."""
 
     def __len__(self) -> int:
         return len(self.layouts)
@@ -168,50 +168,50 @@ class TensorIndex:
     def extent(self, position: int) -> Located:
         """Return the tensor at ``position``."""
         layout = self.layouts[position]
-        place = position if self._first is None else self._first[position]
+        piece = position if self._first is None else self._first[position]
         if not layout.parts:
-            return self._extent(place, layout)
+            return self._extent(piece, layout)
         tiles = []
-        for number, part in enumerate(layout.parts, place):
+        for number, part in enumerate(layout.parts, piece):
             inner = TensorLayout(name=layout.name, dtype=layout.dtype, shape=part.shape, strides=part.strides)
             tiles.append((part.origin, self._extent(number, inner)))
         return Mosaic(layout=layout, tiles=tuple(tiles))
 
-    def _extent(self, place: int, layout: TensorLayout) -> Extent:
-        file, offset = self._files[place] if self._files else 0, self._offsets[place]
+    def _extent(self, piece: int, layout: TensorLayout) -> Extent:
+        file, offset = self._files[piece] if self._files else 0, self._offsets[piece]
         table = self._records.get(file)
         record = None if table is None else table.find(offset)
         return Extent(source=self.sources[file], offset=offset, layout=layout, record=record)
 
     def ties(self) -> dict[str, str]:
-        """Return ``{name: first name}`` of tensors that share all their bytes with an earlier one."""
+        """Return ``{name: first name}`` of the tensors that share all their bytes with an earlier tensor."""
         first: dict[object, str] = {}
         tied: dict[str, str] = {}
-        place = 0
+        begin = 0
         for layout in self.layouts:
-            until = place + layout.places
+            end = begin + layout.pieces
             if layout.elements:
-                places = (tuple(self._offsets[place:until]), tuple(self._files[place:until]))
-                key = (places, layout.dtype, layout.shape, layout.strides, layout.parts)
+                pieces = (tuple(self._offsets[begin:end]), tuple(self._files[begin:end]))
+                key = (pieces, layout.dtype, layout.shape, layout.strides, layout.parts)
                 earlier = first.setdefault(key, layout.name)
                 if earlier != layout.name:
                     tied[layout.name] = earlier
-            place = until
+            begin = end
         return tied
 
     @property
     def identity(self) -> frozenset[object]:
-        """Equal for two checkpoints that are the same files."""
+        """Equal for two checkpoints with the same files."""
         return frozenset(source.identity for source in self.sources)
 
     @property
     def version(self) -> int:
-        """The time of the last change of any of the files, in nanoseconds."""
+        """The latest version of any of the files."""
         return max(source.version for source in self.sources)
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What would not be so if anything had touched one of the files before it was opened."""
+        """The states of the files when they were opened."""
         return tuple(source.state for source in self.sources)
 
     def size(self) -> int:
@@ -219,8 +219,8 @@ class TensorIndex:
         return sum(source.size() for source in self.sources)
 
     def raise_if_changed(self) -> bool:
-        """Raise ``InputChanged`` if a file changed since opening; return whether one only lost its name."""
-        renamed = [source.raise_if_changed() for source in self.sources]  # all of them are asked
+        """Raise ``InputChanged`` if a file changed since opening; return whether only the name of a file is gone."""
+        renamed = [source.raise_if_changed() for source in self.sources]  # all of them are checked
         return any(renamed)
 
     def close(self) -> None:
@@ -240,7 +240,7 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def normal_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...] | None:
-    """Return ``strides``, or ``None`` when they mean C order (the stride of a dimension of one index means nothing)."""
+    """Return ``strides``, or ``None`` if they are C order (the stride of a dimension of size 1 does not matter)."""
     if 0 in shape:
         return None
     expected = contiguous_strides(shape)
@@ -249,7 +249,7 @@ def normal_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, .
 
 
 def span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Return how many elements of storage a tensor reaches over, from its first to its last."""
+    """Return the number of elements of storage from a tensor's first element to its last."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -1,7 +1,7 @@
-"""Where files and folders are: local paths and URLs under one set of questions.
+"""Locations of files and folders, local or remote, behind one set of functions.
 
-A local path is a ``pathlib.Path``. Anything with a scheme (``s3://bucket/run``) is a ``Url``, which has the same
-pure operations (``name``, ``parent``, ``/``); what needs the store is asked through the functions of this module.
+A local location is a ``pathlib.Path``. Anything with a scheme (``s3://bucket/run``) is a ``Url``, with the same pure
+operations (``name``, ``parent``, ``/``). The functions here ask the file system or the store.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from ema_cli.storage.url import Url
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 STREAMED = ("s3", "s3a", "gs", "gcs")
-"""Schemes of stores that take an upload in parts, and complete it when they are told to."""
-
+"""Schemes of stores with multi-part uploads, which are completed by a final request."""
 
 Location = Path | Url
 
 
 def locate(name: str) -> Location:
-    """Return what a name on the command line means: a URL if it has a scheme, else a local path."""
+    """Return the location of a name: a URL if it has a scheme, else a local path."""
     if name.startswith("file://"):
         return Path(name.removeprefix("file://"))
     return Url(name) if _SCHEME.match(name) else Path(name)
 
 
 def absolute(location: Location) -> str:
-    """Return the name of a place that does not depend on the working directory. Links are not followed."""
+    """Return the name of a location independently of the working directory. Links are not followed."""
     if isinstance(location, Url):
         return str(location)
     try:
         return os.path.abspath(location)  # noqa: PTH100
-    except OSError:  # the working directory was removed, and nothing can be reached by such a name
+    except OSError:  # the working directory was removed
         return str(location)
 
 
@@ -43,8 +42,8 @@ def open_source(location: Location) -> ByteSource:
     """Open a file.
 
     Raises:
-        NothingMatched: there is no such file.
-        InputRefused: it is not a regular file, or may not be read.
+        NothingMatched: the file does not exist.
+        InputRefused: it is not a regular file, or cannot be read.
 
     """
     if isinstance(location, Url):
@@ -55,29 +54,29 @@ def open_source(location: Location) -> ByteSource:
 
 
 def is_folder(location: Location) -> bool:
-    """Whether there is a folder of that name."""
+    """Whether a location is a folder."""
     if isinstance(location, Url):
         from ema_cli.storage.remote.remote_source import is_remote_folder  # noqa: PLC0415
 
         return is_remote_folder(location)
-    return os.path.isdir(location)  # noqa: PTH112 - of an impossible name it says no, where pathlib raises
+    return os.path.isdir(location)  # noqa: PTH112 - false for an impossible name, where pathlib raises
 
 
 def exists(location: Location) -> bool:
-    """Whether something is there that can be opened, or cannot for another reason than that it is missing."""
+    """Whether a location exists, readable or not."""
     if isinstance(location, Path):
         return location.exists()
     try:
         open_source(location).close()
     except NothingMatched:
         return False
-    except InputRefused:  # a folder, or what may not be read
+    except InputRefused:  # a folder, or unreadable
         return True
     return True
 
 
 def is_file(location: Location) -> bool:
-    """Whether what was listed under that name is a regular file, or leads to one; in a store all that lies there is."""
+    """Whether a listed name is a regular file, or a link to one. In a store every object is a file."""
     return isinstance(location, Url) or location.is_file()
 
 

@@ -1,7 +1,7 @@
 """Sources of bytes, read by position.
 
-Files are read with ``preadv`` and never mapped: a mapped file that shrinks kills the process with SIGBUS, and shows
-up whole in the resident memory. Only regular files are opened, so a FIFO cannot hang the program and a device
+Files are read with ``preadv`` and never mapped: a mapped file that shrinks kills the process with SIGBUS, and the
+whole file counts as resident memory. Only regular files are opened, so a FIFO cannot hang the program and a device
 cannot be read by accident.
 """
 
@@ -17,77 +17,77 @@ from pathlib import Path
 from typing import Self
 
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched
-from ema_cli.storage.descriptor_pool import Descriptors
+from ema_cli.storage.descriptor_pool import DescriptorPool
 from ema_cli.text import quoted
 
 OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO)
-"""Errors that say nothing about the file: a folder's file is never left out because of them."""
-_DESCRIPTORS = Descriptors()
+"""Errors unrelated to the file: no file is skipped because of them."""
+_DESCRIPTORS = DescriptorPool()
 
 
 class ByteSource(ABC):
-    """Bytes that can be read by position: three things to implement, the rest has a harmless default."""
+    """Bytes that can be read by position. Identity, version, size and reading are abstract; the rest has defaults."""
 
     name: str
-    """What messages call it."""
-    far: bool = False
-    """Whether every read is a journey: then small ones are worth announcing too."""
+    """The name for messages."""
+    is_remote: bool = False
+    """Whether every read is a request over a network, so that even small reads are worth announcing."""
     window_bytes: int = 1 << 22
-    """Size of one announcement, at most."""
-    ahead_bytes: int = 1 << 26
-    """How far ahead it pays to announce what will be read, all sources together."""
+    """The largest useful announcement."""
+    prefetch_bytes: int = 1 << 26
+    """How far ahead of the reads announcements are useful, for all sources together."""
 
     @property
     @abstractmethod
     def identity(self) -> object:
-        """Equal for two sources of the same bytes in the same place, such as two names of one file."""
+        """Equal for two sources of the same file, such as two names of it."""
 
     @property
     @abstractmethod
     def version(self) -> int:
-        """A number that changes when the bytes do."""
+        """A number that changes with the bytes."""
 
     @property
     def state(self) -> object:
-        """What was so when the source was opened, and would not be if anything had touched the bytes before."""
+        """The state of the file when it was opened; any write before would have changed it."""
         return self.identity, self.version, self.size()
 
     @abstractmethod
     def size(self) -> int:
-        """Return the number of bytes, fixed when the source was opened."""
+        """Return the number of bytes when the source was opened."""
 
     @abstractmethod
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill the whole ``buffer`` with the bytes from ``offset`` on.
 
         Raises:
-            InputChanged: the bytes are not there any more, or cannot be read.
+            InputChanged: the bytes are gone, or cannot be read.
 
         """
 
     def will_need(self, offset: int, length: int) -> None:
         """Announce that a range will be read soon."""
 
-    def keep(self, begin: int, end: int, wanted: int) -> None:
-        """Announce that ``wanted`` bytes out of a range will be read, in small pieces, some of them several times."""
+    def spool(self, begin: int, end: int, wanted: int) -> None:
+        """Announce that ``wanted`` bytes of a range will be read, in small pieces, some of them several times."""
 
-    def deliver(self, begin: int, end: int, count: int) -> None:
-        """Announce that so many of them will not be read again."""
+    def unspool(self, begin: int, end: int, count: int) -> None:
+        """Announce that ``count`` of these bytes will not be read again."""
 
-    def crc32(self, begin: int, end: int) -> int | None:  # noqa: ARG002 - of those that keep ranges
-        """Return the CRC-32 of a range, where the source has found it on the way."""
+    def crc32(self, begin: int, end: int) -> int | None:  # noqa: ARG002 - used by sources that spool
+        """Return the CRC-32 of a range, if the source has computed it while spooling."""
         return None
 
     def raise_if_changed(self) -> bool:
-        """Raise ``InputChanged`` if the bytes changed since opening; return whether only the name was taken away."""
+        """Raise ``InputChanged`` if the bytes changed since opening; return whether only the name is gone."""
         return False
 
     def is_in_place(self) -> bool:
-        """Whether the name still means these bytes; where it cannot mean others unnoticed, that is not asked."""
+        """Whether the name still refers to these bytes. Always true where a replacement is noticed otherwise."""
         return True
 
     def close(self) -> None:
-        """Release what the source holds."""
+        """Release all resources."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset`` on."""
@@ -106,8 +106,8 @@ class FileSource(ByteSource):
     """A regular local file.
 
     Raises:
-        NothingMatched: there is no such file.
-        InputRefused: it is not a regular file, or may not be read.
+        NothingMatched: the file does not exist.
+        InputRefused: it is not a regular file, or cannot be read.
 
     """
 
@@ -131,12 +131,12 @@ class FileSource(ByteSource):
 
     @property
     def version(self) -> int:
-        """Time of the last modification, in nanoseconds, when the file was opened."""
+        """Time of the last modification in nanoseconds, when the file was opened."""
         return self._opened.st_mtime_ns
 
     @property
     def state(self) -> tuple[int, ...]:
-        """All that a write would change, the time of the last change of any kind among it, which cannot be put back."""
+        """Identity, size and times. A write changes them; the time of the last change (ctime) cannot be put back."""
         return *self.identity, self._opened.st_size, self._opened.st_mtime_ns, self._opened.st_ctime_ns
 
     def size(self) -> int:
@@ -144,7 +144,7 @@ class FileSource(ByteSource):
         return self._opened.st_size
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill ``buffer``; a single ``preadv`` may return less than asked, and at most 2 GiB."""
+        """Fill ``buffer``, in several reads if needed: one ``preadv`` returns at most 2 GiB, and may return less."""
         view = memoryview(buffer).cast("B")
         done = 0
         with self._descriptor() as descriptor:
@@ -152,27 +152,27 @@ class FileSource(ByteSource):
                 try:
                     count = os.preadv(descriptor, [view[done:]], offset + done)
                 except OSError as error:
-                    place = f"{quoted(self.name)} cannot be read at byte {offset + done:,}"
-                    raise InputChanged(f"{place}: {error.strerror}") from error
+                    message = f"{quoted(self.name)} cannot be read at byte {offset + done:,}: {error.strerror}"
+                    raise InputChanged(message) from error
                 if count == 0:
                     raise InputChanged(
-                        f"{quoted(self.name)} ends at byte {offset + done:,}, but had {self.size():,} when opened",
-                        hint="something is writing to it: run again when it is complete",
+                        f"{quoted(self.name)} ends at byte {offset + done:,} but had {self.size():,} bytes when opened",
+                        hint="another program is writing to it: run again when it is complete",
                     )
                 done += count
 
     def will_need(self, offset: int, length: int) -> None:
-        """Ask the kernel to read ahead, where it can be asked, unless the end of the range is in its cache already."""
+        """Ask the kernel to read ahead, if possible, unless the end of the range is already in its cache."""
         with self._descriptor() as descriptor:
             if hasattr(os, "posix_fadvise") and not _is_cached(descriptor, offset + length - 1):
                 os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def raise_if_changed(self) -> bool:
-        """Compare size and modification time; a file that was replaced or removed is still whole behind the name."""
+        """Compare size and modification time. A file that was replaced or removed can still be read completely."""
         with self._descriptor() as descriptor:
             now, then = _status(descriptor, self.path), self._opened
         renamed = not self.is_in_place()
-        # A write leaves its mark in ctime even if the modification time is put back; so does losing the name.
+        # A write changes ctime, even if the modification time is put back; so does losing the name.
         touched = now.st_ctime_ns != then.st_ctime_ns and not renamed
         if touched or (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise InputChanged(
@@ -182,7 +182,7 @@ class FileSource(ByteSource):
         return renamed
 
     def is_in_place(self) -> bool:
-        """Whether the name still means this file."""
+        """Whether the name still refers to this file."""
         try:
             named = self.path.stat()
         except OSError:
@@ -198,10 +198,10 @@ class FileSource(ByteSource):
         return _DESCRIPTORS.borrow(self, self._open_again)
 
     def _open_again(self) -> int:
-        """Open the file once more; it must be the one that it was.
+        """Open the file again; it must be the same file.
 
         Raises:
-            InputChanged: the name means another file now, or none.
+            InputChanged: the name refers to another file now, or to none.
 
         """
         if self._closed:
@@ -224,14 +224,14 @@ def _status(descriptor: int, path: Path) -> os.stat_result:
     try:
         return os.fstat(descriptor)
     except OSError as error:
-        raise InputChanged(f"{quoted(str(path))} cannot be looked at: {error.strerror}") from error
+        raise InputChanged(f"{quoted(str(path))} cannot be examined: {error.strerror}") from error
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:
-    """Whether a byte can be read without waiting: far cheaper to ask than to announce a range that is there."""
+    """Whether a byte can be read without waiting. Much cheaper than announcing a range that is in the cache."""
     try:
         return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except (OSError, AttributeError):  # it would have to wait; or this system cannot tell
+    except (OSError, AttributeError):  # it would have to wait; or the system does not support the question
         return False
 
 

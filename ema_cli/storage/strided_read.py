@@ -1,9 +1,9 @@
-"""Read a run of elements of a tensor, in C order, whatever its strides. Memory is bounded by the run.
+"""Read a range of elements of a tensor, in C order, whatever its strides. Memory is bounded by the range.
 
 Input -> output: an extent and the range ``[start, start + count)`` of its flattened elements -> raw bytes.
-A contiguous tensor is one read. For any other the range is cut into boxes (rectangles of the index space), and a
-box is read whole when its bytes lie close together, else halved along the dimension that reaches furthest. Of a
-tensor in several places, each gives what it has of a box.
+A contiguous tensor is one read. For any other tensor the range is split into boxes (rectangles of the index space). A
+box is read in one piece if its bytes are close together, else it is halved along the dimension with the largest span.
+If a tensor has several parts, each part gives its share of a box.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from ema_cli.storage.extents import Extent, Located, Mosaic, contiguous_strides,
 Bytes = NDArray[np.uint8]
 
 _SLACK = 4
-"""A box is read whole when it spans at most this many times its own elements: reading a gap beats a second call."""
+"""A box is read in one piece if it spans at most this many times its elements: a gap is cheaper than a second read."""
 _ALWAYS = 1 << 14
-"""Elements of storage that are read in one go even if few of them are wanted."""
+"""Elements of storage that are read in one piece even if few of them are wanted."""
 
 Box = tuple[tuple[int, int], ...]
 """``(start, stop)`` per dimension."""
-Seen = Callable[[Extent, int, Bytes], None]
-"""Is told of every run of bytes that is read: which extent it is for, where in the source it begins, the bytes."""
+OnRead = Callable[[Extent, int, Bytes], None]
+"""Called with all bytes that are read: the extent, the offset in the source, the bytes."""
 
 
 def ignore(*_: object) -> None:
-    """Have no interest in what is read."""
+    """Do nothing with the bytes that are read."""
 
 
-def read_elements(extent: Located, start: int, out: Bytes, seen: Seen = ignore) -> None:
+def read_elements(extent: Located, start: int, out: Bytes, on_read: OnRead = ignore) -> None:
     """Fill ``out`` with the elements from flat index ``start`` on (``len(out)`` is a multiple of the item size).
 
     Args:
-        extent: where the tensor lies.
+        extent: of the tensor.
         start: the first element.
-        out: filled.
-        seen: told of the bytes as they lie in the source; some are read twice where strides are far apart.
+        out: is filled.
+        on_read: called with the bytes in the order of the source; if strides are large, some are read twice.
 
     """
     layout = extent.layout
     if isinstance(extent, Extent) and layout.strides is None:
         offset = extent.offset + start * layout.dtype.itemsize
         extent.source.read_into(offset, out.data)
-        seen(extent, offset, out)
+        on_read(extent, offset, out)
         return
     items = out.view(f"V{layout.dtype.itemsize}")
     done = 0
@@ -58,16 +58,16 @@ def read_elements(extent: Located, start: int, out: Bytes, seen: Seen = ignore) 
         count = math.prod(sizes)
         target = items[done : done + count].reshape(sizes)
         if isinstance(extent, Mosaic):
-            _read_tiles(extent, box, target, seen)
+            _read_tiles(extent, box, target, on_read)
         else:
-            _read_box(extent, box, _strides(extent), target, seen)
+            _read_box(extent, box, _strides(extent), target, on_read)
         done += count
     if isinstance(extent, Extent):
-        extent.source.deliver(*_place(extent), len(out))
+        extent.source.unspool(*_storage_range(extent), len(out))
 
 
 def announce(extent: Located, start: int, count: int) -> None:
-    """Tell the sources that the elements ``[start, start + count)`` will be read soon."""
+    """Announce to the sources that the elements ``[start, start + count)`` will be read soon."""
     if count == 0:
         return
     size = extent.layout.dtype.itemsize
@@ -79,11 +79,11 @@ def announce(extent: Located, start: int, count: int) -> None:
     elif extent.layout.strides is None:
         extent.source.will_need(extent.offset + start * size, count * size)
     else:
-        extent.source.keep(*_place(extent), count * size)
+        extent.source.spool(*_storage_range(extent), count * size)
 
 
-def _place(extent: Extent) -> tuple[int, int]:
-    """Return where the storage of a tensor begins and ends: with a checksum, all of what that is of."""
+def _storage_range(extent: Extent) -> tuple[int, int]:
+    """Return the byte range of a tensor's storage; of a storage with a checksum, the range of that."""
     if extent.record is not None:
         return extent.record.offset, extent.record.offset + extent.record.size
     reach = span(extent.layout.shape, _strides(extent)) * extent.layout.dtype.itemsize
@@ -91,7 +91,7 @@ def _place(extent: Extent) -> tuple[int, int]:
 
 
 def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """Cut the flat range ``[start, stop)`` of a C-ordered index space into boxes, in order: at most 2 per dimension."""
+    """Split the flat range ``[start, stop)`` of a C-ordered index space into boxes, in order, at most 2 per axis."""
     if start >= stop:
         return
     if not shape:
@@ -114,13 +114,13 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
         yield from (((full, full + 1), *box) for box in flat_boxes(shape[1:], 0, stop % row))
 
 
-def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void], seen: Seen) -> None:
+def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void], on_read: OnRead) -> None:
     for part, inside, where in _overlaps(mosaic, box):
-        _read_box(part, inside, _strides(part), target[where], seen)
+        _read_box(part, inside, _strides(part), target[where], on_read)
 
 
 def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice | EllipsisType, ...]]]:
-    """Yield each tile that has some of a box: the tile, which box of it, and where in the box that belongs."""
+    """Yield each tile that overlaps a box: the tile, the overlap in the tile, and its position in the box."""
     for origin, part in mosaic.tiles:
         inside, where = [], []
         for begin, size, (start, stop) in zip(origin, part.layout.shape, box, strict=True):
@@ -130,7 +130,7 @@ def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[sli
             inside.append((first - begin, last - begin))
             where.append(slice(first - start, last - start))
         else:
-            yield part, tuple(inside), (*where, ...)  # so that a single number is still an array
+            yield part, tuple(inside), (*where, ...)  # so that a single element is still an array
 
 
 def _strides(extent: Extent) -> tuple[int, ...]:
@@ -138,13 +138,13 @@ def _strides(extent: Extent) -> tuple[int, ...]:
 
 
 def _reach(box: Box, strides: Sequence[int]) -> tuple[int, int]:
-    """Return the places in storage of the first and the last element of a box."""
+    """Return the indices in storage of the first and the last element of a box."""
     first = sum(start * stride for (start, _), stride in zip(box, strides, strict=True))
     last = sum((stop - 1) * stride for (_, stop), stride in zip(box, strides, strict=True))
     return first, last
 
 
-def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArray[np.void], seen: Seen) -> None:
+def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArray[np.void], on_read: OnRead) -> None:
     shape = target.shape
     reach = span(shape, strides)
     itemsize = extent.layout.dtype.itemsize
@@ -153,7 +153,7 @@ def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArra
         raw = np.empty(reach, dtype=target.dtype)
         offset, stored = extent.offset + first * itemsize, raw.view(np.uint8)
         extent.source.read_into(offset, stored.data)
-        seen(extent, offset, stored)
+        on_read(extent, offset, stored)
         target[...] = as_strided(raw, shape, [stride * itemsize for stride in strides])
         return
     axis = max(range(len(shape)), key=lambda d: (shape[d] - 1) * strides[d])
@@ -162,5 +162,5 @@ def _read_box(extent: Extent, box: Box, strides: tuple[int, ...], target: NDArra
     low = [slice(None)] * len(shape)
     high = list(low)
     low[axis], high[axis] = slice(0, middle - begin), slice(middle - begin, None)
-    _read_box(extent, (*box[:axis], (begin, middle), *box[axis + 1 :]), strides, target[tuple(low)], seen)
-    _read_box(extent, (*box[:axis], (middle, end), *box[axis + 1 :]), strides, target[tuple(high)], seen)
+    _read_box(extent, (*box[:axis], (begin, middle), *box[axis + 1 :]), strides, target[tuple(low)], on_read)
+    _read_box(extent, (*box[:axis], (middle, end), *box[axis + 1 :]), strides, target[tuple(high)], on_read)

@@ -1,4 +1,4 @@
-"""A place in a remote store."""
+"""Locations in remote stores."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import PurePosixPath
 
 
 class Url(PurePosixPath):
-    """A place in a remote store, such as ``s3://bucket/run/model.safetensors``."""
+    """A location in a remote store, such as ``s3://bucket/run/model.safetensors``."""
 
     __slots__ = ()
 
     @property
     def scheme(self) -> str:
-        """What the store is reached by, such as ``s3``."""
+        """The protocol, such as ``s3``."""
         return self.parts[0].removesuffix(":")
 
     @property
     def is_web(self) -> bool:
-        """Whether it is on a web server, which holds files, and does not say which."""
+        """Whether it is on a web server, which has files but cannot list them."""
         return self.scheme in ("http", "https")
 
     @property
     def address(self) -> str:
-        """The URL as it was given; it may hold a password or a signature, which are never shown."""
+        """The URL as given. It may have a password or a signature, which are never shown."""
         scheme, *rest = self.parts
         return f"{scheme}//{'/'.join(rest)}"
 

@@ -9,9 +9,9 @@ from random import Random
 from typing import Any
 
 from ema_cli.formats.file import read_file
-from ema_cli.formats.inert_pickle.reader import loads
-from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
+from ema_cli.formats.state_dict.search import find_state_dict
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
@@ -100,7 +100,7 @@ def read(data: bytes) -> None:
 
 
 def _run_pickle(data: bytes) -> None:
-    root, _ = loads(data, reduce=reduce, persistent_load=storage_from_persistent_id)
+    root, _ = read_pickle(data, reduce=reduce, persistent_load=storage_from_persistent_id)
     find_state_dict(root)
 
 

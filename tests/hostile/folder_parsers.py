@@ -11,7 +11,7 @@ from random import Random
 
 from ema_cli.formats.dcp.metadata import parse_metadata
 from ema_cli.formats.dcp.saved_tree import choose
-from ema_cli.formats.folders import read_folder
+from ema_cli.formats.folder_formats import read_folder
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
 from tests.hostile.file_parsers import archive, pickles

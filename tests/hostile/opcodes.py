@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,29 +10,29 @@ from pathlib import Path
 
 def stop(value: bytes) -> bytes:
     """Return the pickle whose value is ``value``."""
-    return b"\x80\x02" + value + b"."
+    return pickle.PROTO + b"\x02" + value + pickle.STOP
 
 
 def glob(module: str, name: str) -> bytes:
     """Name a class or a function."""
-    return b"c" + f"{module}\n{name}\n".encode()
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
 def num(value: int) -> bytes:
     """Push an integer of any size."""
     raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return b"\x8a" + bytes([len(raw)]) + raw
+    return pickle.LONG1 + bytes([len(raw)]) + raw
 
 
 def text(value: str) -> bytes:
     """Push text."""
     raw = value.encode("utf-8", "surrogatepass")
-    return b"X" + struct.pack("<I", len(raw)) + raw
+    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
 
 
 def tup(*items: bytes) -> bytes:
     """Push a tuple."""
-    return b"(" + b"".join(items) + b"t"
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
 
 
 def numbers(values: Iterable[int]) -> bytes:
@@ -41,18 +42,19 @@ def numbers(values: Iterable[int]) -> bytes:
 
 def mapping(**items: bytes) -> bytes:
     """Push a dictionary."""
-    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
+    pairs = b"".join(text(name) + value for name, value in items.items())
+    return pickle.EMPTY_DICT + pickle.MARK + pairs + pickle.SETITEMS
 
 
 def call(function: bytes, *arguments: bytes) -> bytes:
     """Call a function."""
-    return function + tup(*arguments) + b"R"
+    return function + tup(*arguments) + pickle.REDUCE
 
 
 def storage(key: str = "0", *, kind: str = "FloatStorage", elements: int = 4, extra: bytes = b"") -> bytes:
     """Push a torch storage by its persistent id."""
     parts = (text("storage"), glob("torch", kind), text(key), text("cpu"), num(elements))
-    return b"(" + b"".join(parts) + extra + b"tQ"
+    return tup(*parts, extra) + pickle.BINPERSID
 
 
 def tensor(
@@ -65,7 +67,7 @@ def tensor(
 ) -> bytes:
     """Push a tensor, however wrong it is; ``extra`` pushes its metadata."""
     function = glob("torch._utils", "_rebuild_tensor_v2")
-    view = (num(offset), numbers(shape), numbers(strides), b"\x89", mapping(), extra)
+    view = (num(offset), numbers(shape), numbers(strides), pickle.NEWFALSE, mapping(), extra)
     return call(function, held if held is not None else storage(), *view)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,16 @@ CANARY = "canary"
 _TOUCH = text("touch CANARY")
 _HUGE = 1 << 61
 ATTACKS = {
-    "reduce": SHELL + b"(" + _TOUCH + b"tR",
-    "newobj": SHELL + b"(" + _TOUCH + b"t\x81",
-    "newobj ex": SHELL + b"(" + _TOUCH + b"t}\x92",
-    "inst": b"(" + _TOUCH + b"ios\nsystem\n",
-    "obj": b"(" + SHELL + _TOUCH + b"o",
+    "reduce": SHELL + tup(_TOUCH) + pickle.REDUCE,
+    "newobj": SHELL + tup(_TOUCH) + pickle.NEWOBJ,
+    "newobj ex": SHELL + tup(_TOUCH) + pickle.EMPTY_DICT + pickle.NEWOBJ_EX,
+    "inst": pickle.MARK + _TOUCH + pickle.INST + b"os\nsystem\n",
+    "obj": pickle.MARK + SHELL + _TOUCH + pickle.OBJ,
     "eval": call(glob("builtins", "eval"), text("open('CANARY', 'w')")),
     "eval of Python 2": call(glob("__builtin__", "eval"), text("open('CANARY', 'w')")),
     "exec": call(glob("builtins", "exec"), text("open('CANARY', 'w')")),
-    "stack global": text("os") + text("system") + b"\x93" + tup(_TOUCH) + b"R",
-    "dotted global": text("os") + text("path.os.system") + b"\x93" + tup(_TOUCH) + b"R",
+    "stack global": text("os") + text("system") + pickle.STACK_GLOBAL + tup(_TOUCH) + pickle.REDUCE,
+    "dotted global": text("os") + text("path.os.system") + pickle.STACK_GLOBAL + tup(_TOUCH) + pickle.REDUCE,
     "getattr": call(call(glob("builtins", "getattr"), glob("os", "path"), text("os")), _TOUCH),
     "resolve name": call(call(glob("pkgutil", "resolve_name"), text("os:system")), _TOUCH),
     "pip": call(glob("pip", "main"), tup(text("install"), text("CANARY"))),
@@ -34,21 +35,21 @@ ATTACKS = {
     "torch name": call(glob("torch.os", "system"), _TOUCH),
     "torch load": call(glob("torch", "load"), text("CANARY")),
     "torch hub": call(glob("torch.hub", "load"), text("CANARY")),
-    "rebuild by type": call(glob("torch._tensor", "_rebuild_from_type_v2"), SHELL, SHELL, tup(_TOUCH), b"N"),
-    "build": glob("x", "y") + b")R" + mapping(__class__=SHELL) + b"b",
-    "build on a name": SHELL + mapping(__call__=SHELL) + b"b",
-    "build on a dictionary": b"}" + mapping(update=SHELL) + b"b",
-    "setstate": call(glob("x", "y")) + tup(SHELL, _TOUCH) + b"b",
+    "rebuild by type": call(glob("torch._tensor", "_rebuild_from_type_v2"), SHELL, SHELL, tup(_TOUCH), pickle.NONE),
+    "build": glob("x", "y") + pickle.EMPTY_TUPLE + pickle.REDUCE + mapping(__class__=SHELL) + pickle.BUILD,
+    "build on a name": SHELL + mapping(__call__=SHELL) + pickle.BUILD,
+    "build on a dictionary": pickle.EMPTY_DICT + mapping(update=SHELL) + pickle.BUILD,
+    "setstate": call(glob("x", "y")) + tup(SHELL, _TOUCH) + pickle.BUILD,
     "setattr": call(glob("builtins", "setattr"), glob("os", "path"), text("x"), num(1)),
-    "extension": b"\x82\x01" + tup(_TOUCH) + b"R",
-    "extension 4": b"\x84\x01\x01\x01\x01" + tup(_TOUCH) + b"R",
+    "extension": pickle.EXT1 + b"\x01" + tup(_TOUCH) + pickle.REDUCE,
+    "extension 4": pickle.EXT4 + b"\x01\x01\x01\x01" + tup(_TOUCH) + pickle.REDUCE,
     "called record": call(call(SHELL, _TOUCH)),
-    "copyreg": call(glob("copyreg", "_reconstructor"), SHELL, glob("builtins", "object"), b"N"),
+    "copyreg": call(glob("copyreg", "_reconstructor"), SHELL, glob("builtins", "object"), pickle.NONE),
     "codecs": call(glob("_codecs", "encode"), _TOUCH, text("rot13")),
     "open": call(glob("io", "open"), text("CANARY"), text("w")),
     "numpy load": call(glob("numpy", "load"), text("CANARY")),
     "ctypes": call(glob("ctypes", "CDLL"), text("CANARY")),
-    "defaultdict": call(glob("collections", "defaultdict"), SHELL) + text("a") + b"Ns",
+    "defaultdict": call(glob("collections", "defaultdict"), SHELL) + text("a") + pickle.NONE + pickle.SETITEM,
 }
 
 
@@ -66,13 +67,13 @@ _LONG_TUPLE = b"(" + b"K\x01" * 100_000 + b"tq\x000"
 _LONG_LIST = b"](" + b"K\x01" * 100_000 + b"eq\x000"
 _SIZE = glob("torch", "Size") + b"q\x010"
 BOMBS: dict[str, tuple[bytes, str]] = {
-    "memo of 2**32": (b"Nr\xff\xff\xff\xff.", "no tensors"),
-    "memo of many digits": (b"Np" + b"9" * 4000 + b"\n.", "giant number"),
+    "memo of 2**32": (b"Nr\xff\xff\xff\xff.", "no state dict found"),
+    "memo of many digits": (b"Np" + b"9" * 4000 + b"\n.", "more than 64 bits"),
     "memos far apart": (b"".join(b"Nr" + struct.pack("<I", 4096 * k) + b"0" for k in range(99_999)) + b"N.", ""),
     "bytes of 2**62": (b"\x8e" + struct.pack("<Q", 1 << 62) + b"x.", "damaged pickle"),
     "text of 2**64": (b"\x8d" + struct.pack("<Q", (1 << 64) - 1) + b"x.", "damaged pickle"),
     "bytearray of 2**40": (b"\x96" + struct.pack("<Q", 1 << 40) + b"x.", "damaged pickle"),
-    "frame of 2**64": (b"\x95" + struct.pack("<Q", (1 << 64) - 1) + b"N.", "no tensors"),
+    "frame of 2**64": (b"\x95" + struct.pack("<Q", (1 << 64) - 1) + b"N.", "no state dict found"),
     "number of 2 GB": (b"\x8b\xff\xff\xff\x7f.", "damaged pickle"),
     "number of a megabyte": (b"\x8b" + struct.pack("<I", 1 << 20) + b"\x01" * (1 << 20) + b".", "number of"),
     "negative length": (b"\x8b\xff\xff\xff\xff.", "damaged pickle"),
@@ -92,19 +93,22 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         mapping(w=call(glob("torch._utils", "_rebuild_tensor_v2"), storage(), num(0), laughs(60), laughs(60))) + b".",
         "damaged shape",
     ),
-    "laughing name": (laughs(60) + laughs(60) + b"\x93.", "not text"),
+    "laughing name": (laughs(60) + laughs(60) + b"\x93.", "not a string"),
     "laughing storage": (laughs(60) + b"Q.", "not a torch storage"),
     "laughing call": (SHELL + laughs(60) + b"R.", ""),
     "laughing tensor": (call(glob("torch._utils", "_rebuild_tensor_v2"), laughs(60)) + b".", ""),
-    "laughing step": (mapping(model=mapping(w=b"N"), step=laughs(60)) + b".", "no tensors"),
-    "list as key": (b"}]Ns.", "cannot be one"),
-    "dictionary as key": (b"}}Ns.", "cannot be one"),
-    "giant key": (b"}" + num((1 << 2000) - 1) + b"Ns.", "giant number"),
-    "long key": (b"}" + text("k" * (1 << 21)) + b"Ns.", "cannot be one"),
+    "laughing step": (mapping(model=mapping(w=b"N"), step=laughs(60)) + b".", "no state dict found"),
+    "list as key": (b"}]Ns.", "cannot be a key"),
+    "dictionary as key": (b"}}Ns.", "cannot be a key"),
+    "giant key": (b"}" + num((1 << 2000) - 1) + b"Ns.", "more than 64 bits"),
+    "long key": (b"}" + text("k" * (1 << 21)) + b"Ns.", "cannot be a key"),
     "itself": (b"}q\x00" + text("self") + b"h\x00s.", ""),
     "list in itself": (b"]q\x00h\x00a.", ""),
     "object in itself": (call(glob("x", "y")) + b"q\x00h\x00b.", ""),
-    "long shape shared": (_LONG_TUPLE + _shared(b"h\x00", 10) + b"0" + mapping(w=tensor()) + b"0h\x00.", "no tensors"),
+    "long shape shared": (
+        _LONG_TUPLE + _shared(b"h\x00", 10) + b"0" + mapping(w=tensor()) + b"0h\x00.",
+        "no state dict found",
+    ),
     "size of a long tuple": (_LONG_TUPLE + _SIZE + b"h\x01h\x00\x85R.", "damaged shape"),
     "sizes of a long list": (_LONG_LIST + _SIZE + b"h\x01h\x00\x85R.", "damaged shape"),
     "copies of a long list": (
@@ -122,7 +126,7 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         + b"h\x00h\x01R.",
         "",
     ),
-    "a name of a megabyte": (glob("m" * (1 << 20), "n") + b".", "a name of"),
+    "a name of a megabyte": (glob("m" * (1 << 20), "n") + b".", "a class name has"),
 }
 LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "20 MB of lists": (lambda: b"]" * 20_000_000 + b".", "more than"),
@@ -135,7 +139,7 @@ LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
 }
 NONSENSE: dict[str, tuple[bytes, str]] = {
-    "no stop": (b"N", "ends in the middle"),
+    "no stop": (b"N", "truncated"),
     "empty stack": (b".", "damaged at byte"),
     "unknown opcode": (b"\xff.", "unknown opcode"),
     "protocol 6": (b"\x80\x06N.", "protocol 6"),
@@ -145,8 +149,8 @@ NONSENSE: dict[str, tuple[bytes, str]] = {
     "set in a list": (b"]NNs.", "not a dictionary"),
     "odd pairs": (b"}(Nu.", "damaged at byte"),
     "odd dictionary": (b"(Nd.", "damaged at byte"),
-    "name of numbers": (b"K\x01K\x02\x93.", "not text"),
-    "call without a tuple": (b"cx\ny\nNR.", "without arguments"),
+    "name of numbers": (b"K\x01K\x02\x93.", "not a string"),
+    "call without a tuple": (b"cx\ny\nNR.", "without an argument tuple"),
     "object of nothing": (b"(o.", "damaged at byte"),
     "open quote": (b"S'x\n.", "damaged at byte"),
     "no quotes": (b"Sx\n.", "damaged at byte"),
@@ -157,13 +161,13 @@ NONSENSE: dict[str, tuple[bytes, str]] = {
     "pop of nothing": (b"0.", "damaged at byte"),
     "tuple of nothing": (b"\x87.", "damaged at byte"),
     "arguments again": (storage()[:-1] + b"q\x00Q0h\x00.", "arguments of a call"),
-    "a number": (b"K\x01.", "no tensors"),
-    "nothing": (b"N.", "no tensors"),
-    "empty dictionary": (b"}.", "no tensors"),
-    "text": (text("\x1b[31m") + b".", "no tensors"),
-    "a tensor alone": (tensor() + b".", "no tensors"),
-    "tensors in a list": (mapping(model=b"](" + tensor() + b"e") + b".", ""),
-    "number keys": (b"}K\x01" + tensor() + b"s.", "no tensors"),
+    "a number": (b"K\x01.", "no state dict found"),
+    "nothing": (b"N.", "no state dict found"),
+    "empty dictionary": (b"}.", "no state dict found"),
+    "text": (text("\x1b[31m") + b".", "no state dict found"),
+    "a tensor alone": (tensor() + b".", "no state dict found"),
+    "tensors without names": (mapping(model=b"](" + tensor() + b"e") + b".", ""),
+    "number keys": (b"}K\x01" + tensor() + b"s.", "no state dict found"),
     "a view of old": (
         mapping(w=tensor(storage(extra=tup(text("v"), num(0), num(4))))) + b".",
         "before 0.4",

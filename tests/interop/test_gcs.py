@@ -77,7 +77,7 @@ def test_what_is_refused_is_told_in_one_line(store: Gcs, ema_avg: Run, tmp_path:
         store.answers.refuse = always(status)
         done = ema_avg("plan", f"gs://{BUCKET}/run/ckpt_100.pt", "--decay", DECAY, **store.environment)
         assert (done.returncode, len(done.stderr.splitlines())) == (3, 2), done.stderr
-        assert "may not be read" in done.stderr
+        assert "cannot be read" in done.stderr
         assert "gcloud auth application-default login" in done.stderr
 
 

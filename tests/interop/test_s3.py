@@ -294,5 +294,5 @@ def test_who_may_not_read_is_told(store: Store, ema_avg: Run, tmp_path: Path) ->
     quiet = {**store.environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": str(tmp_path)}
     done = ema_avg("plan", f"s3://{BUCKET}/run", "--decay", DECAY, **quiet)
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 2), done.stderr
-    assert "may not be read" in done.stderr
+    assert "cannot be read" in done.stderr
     assert "AWS_ACCESS_KEY_ID" in done.stderr

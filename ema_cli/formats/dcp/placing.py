@@ -1,4 +1,4 @@
-"""The tensors of one DCP folder in their places: layouts, byte offsets, files and checksums."""
+"""The tensors of one DCP folder, located in its files: layouts, byte offsets, files and checksums."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.chunks import Chunks, Located, kind
-from ema_cli.formats.dcp.declared import Chunk, SavedTensor
-from ema_cli.formats.dcp.opened_files import Files
+from ema_cli.formats.dcp.chunks import ChunkReader, LocatedChunk, kind
+from ema_cli.formats.dcp.data_files import DataFiles
+from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
 from ema_cli.formats.structure import UnreadableTensor, writable_name
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.extents import Part, TensorLayout
@@ -18,15 +18,15 @@ from ema_cli.text import quoted, shortlist
 
 
 class Placing:
-    """What was placed so far.
+    """The tensors that were located so far.
 
     Args:
-        files: all that the tensors lie in.
+        files: of the tensors.
         chunks: locates the elements of a chunk.
 
     """
 
-    def __init__(self, files: Files, chunks: Chunks) -> None:
+    def __init__(self, files: DataFiles, chunks: ChunkReader) -> None:
         self.layouts: list[TensorLayout] = []
         self.offsets: list[int] = []
         self.files: list[int] = []
@@ -37,39 +37,39 @@ class Placing:
         self._faults: list[InputRefused] = []
 
     def announce(self, tensors: Iterable[SavedTensor]) -> None:
-        """Take one chunk of each form apart, and tell the files what will be read of the others: many at a time."""
+        """Parse one chunk of each form, and announce to the files what will be read of the others, all at a time."""
         pairs = [(tensor, chunk) for tensor in tensors for chunk in tensor.chunks]
         for tensor, chunk in {kind(*pair): pair for pair in pairs}.values():
-            with suppress(InputRefused):  # told where it is placed
+            with suppress(InputRefused):  # reported when its tensor is added
                 self._chunks.locate(self._files.source(chunk.stored.file), tensor, chunk)
         for tensor, chunk in pairs:
             self._chunks.announce(self._files.source(chunk.stored.file), tensor, chunk)
 
     def add(self, name: str, tensor: SavedTensor) -> None:
-        """Place a tensor, or note why that cannot be done."""
+        """Locate a tensor, or record the reason why that fails."""
         try:
             if not writable_name(name):
                 raise InputRefused("has a name that cannot be written")
             dtype = BY_TORCH_NAME.get(tensor.dtype_name)
             if dtype is None:
                 raise UnreadableTensor(f"has the element type {quoted(tensor.dtype_name)}, which cannot be averaged")
-            self._place(name, tensor, dtype)
+            self._add(name, tensor, dtype)
         except UnreadableTensor as reason:
             self.unreadable.append((name, reason.message))
         except InputRefused as refused:
             self._faults.append(InputRefused(f"tensor {quoted(name)} {refused.message}", hint=refused.hint))
 
     def raise_faults(self) -> None:
-        """Raise one error for all tensors that could not be placed."""
+        """Raise one error for all tensors that could not be located."""
         if self._faults:
             hint = next((fault.hint for fault in self._faults if fault.hint), "")
             raise InputRefused(shortlist(fault.message for fault in self._faults), hint=hint)
 
     def checksums(self) -> Mapping[int, RecordTable]:
-        """Return what is known of the bytes of the chunks, by file."""
+        """Return the checksums of the chunks, by file."""
         return {number: RecordTable(records) for number, records in self._records.items()}
 
-    def _place(self, name: str, tensor: SavedTensor, dtype: DType) -> None:
+    def _add(self, name: str, tensor: SavedTensor, dtype: DType) -> None:
         located = [self._locate(tensor, chunk) for chunk in tensor.chunks]
         strides = located[0].strides if len(located) == 1 else None
         pairs = zip(tensor.chunks, located, strict=True)
@@ -78,13 +78,13 @@ class Placing:
             name=name, dtype=dtype, shape=tensor.shape, strides=strides, parts=parts if len(parts) > 1 else ()
         )
         self.layouts.append(whole)
-        self.offsets.extend([at.offset for at in located] or [0])  # of nothing, nothing is read
+        self.offsets.extend([at.offset for at in located] or [0])  # nothing is read of a tensor without elements
         self.files.extend([self._files.number(chunk.stored.file) for chunk in tensor.chunks] or [0])
         for chunk, at in zip(tensor.chunks, located, strict=True):
             if at.record is not None:
                 self._records[self._files.number(chunk.stored.file)].append(at.record)
 
-    def _locate(self, tensor: SavedTensor, chunk: Chunk) -> Located:
+    def _locate(self, tensor: SavedTensor, chunk: Chunk) -> LocatedChunk:
         try:
             return self._chunks.locate(self._files.source(chunk.stored.file), tensor, chunk)
         except UnreadableTensor:

@@ -1,8 +1,8 @@
 """The nested state dict that a torch.distributed.checkpoint folder was saved from, and the weights in it.
 
-A save makes one flat list of names of nested dictionaries, and the default planner writes down the paths. The tree
-is built again from those, with a reference in place of each tensor, so that the weights are found by the rule for
-every checkpoint. torchtitan puts the parameters at the top level, beside ``optimizer`` and ``train_state``.
+A save flattens nested dictionaries into one list of names, and the default planner records the paths. The tree is
+rebuilt from them, with a reference for each tensor, so the weights are found by the same rule as in any checkpoint.
+torchtitan puts the parameters at the top level, beside ``optimizer`` and ``train_state``.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.declared import Saved, SavedTensor, Stored
-from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor
+from ema_cli.formats.state_dict.search import find_state_dict
 from ema_cli.formats.state_dict.steps import KEYS
 from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.structure import MOST_TENSORS
 from ema_cli.formats.torch.objects import StorageRef, TensorRef
 from ema_cli.text import quoted, shortlist
 
-_OF_TRAINING = frozenset({"optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers"})
-"""What flat names begin with that are no parameters."""
+_OPTIMIZERS = frozenset({"optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers"})
+"""First parts of flat names that are not parameters."""
 _MOST_NODES = 8 * MOST_TENSORS
 _LARGEST_COUNTER_BYTES = 1 << 20
-"""A step is no larger object than this."""
+"""A larger object is not read for a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """What of a folder is read: the weights, and what tells the step."""
+class ChosenItems:
+    """The items of a folder that are read: the weights, and those that may hold the step."""
 
     key: str
     tensors: dict[str, SavedTensor]
@@ -36,30 +36,30 @@ class Chosen:
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
     files: tuple[str, ...]
-    """The names of those that are read."""
+    """Names of the files with these items."""
     ends: dict[str, int]
-    """How far each file must reach, by its name."""
-    counters: dict[str, Stored]
-    """Objects, and tensors of one number, that may hold a step, by the key of the step."""
+    """The least size of each file, by name."""
+    counters: dict[str, ByteRange]
+    """Objects, and tensors of one number, that may hold the step, by the key of the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
     """A leaf that is not a tensor."""
 
-    stored: Stored
+    stored: ByteRange
 
 
-def choose(saved: Saved, key: str | None) -> Chosen:
-    """Return the weights among what was saved.
+def choose(saved: SavedItems, key: str | None) -> ChosenItems:
+    """Return the weights among the saved items.
 
     Args:
         saved: everything that the folder declares.
         key: dotted path to the weights; ``None`` to find them.
 
     Raises:
-        UsageError: there is nothing under ``key``.
-        InputRefused: no weights were found, or several that could be meant, or in shapes that are not theirs.
+        UsageError: there are no tensors under ``key``.
+        InputRefused: there are no weights, or several candidates, or the weights were reshaped.
 
     """
     root = _tree(saved)
@@ -68,13 +68,13 @@ def choose(saved: Saved, key: str | None) -> Chosen:
     reshaped = [quoted(name) for name, flat in names.items() if flat in saved.reshaped]
     if reshaped:
         raise InputRefused(
-            f"holds tensors that Megatron stored in another shape than they have: {shortlist(reshaped)}",
-            hint="convert it with Megatron's own tools, or save it with --ckpt-format torch",
+            f"holds tensors that Megatron stored in a different shape: {shortlist(reshaped)}",
+            hint="convert it with Megatron's own tools, or save with --ckpt-format torch",
         )
     tensors = {name: item for name, flat in names.items() if isinstance(item := saved.items[flat], SavedTensor)}
     counters = dict(_counters(root, saved))
     chunks = (chunk.stored for tensor in tensors.values() for chunk in tensor.chunks)
-    return Chosen(
+    return ChosenItems(
         key=found.key,
         tensors=tensors,
         ignored=found.ignored,
@@ -85,7 +85,7 @@ def choose(saved: Saved, key: str | None) -> Chosen:
     )
 
 
-def _tree(saved: Saved) -> dict[str, object]:
+def _tree(saved: SavedItems) -> dict[str, object]:
     root: dict[str, object] = {}
     nodes = 0
     for name, item in saved.items.items():
@@ -95,7 +95,7 @@ def _tree(saved: Saved) -> dict[str, object]:
         for part in above:
             child = node.setdefault(part, {})
             if not isinstance(child, dict):
-                raise InputRefused(f"declares {quoted(name)} inside something that is not a dictionary")
+                raise InputRefused(f"declares {quoted(name)} inside an item that is not a dictionary")
             node = child
         if last in node:
             raise InputRefused(f"declares two items at the path of {quoted(name)}")
@@ -105,22 +105,22 @@ def _tree(saved: Saved) -> dict[str, object]:
     return root
 
 
-def _leaf(name: str, item: SavedTensor | Stored) -> object:
-    """Return what stands for an item: a tensor whose storage is called by its flat name, or an object."""
-    if isinstance(item, Stored):
+def _leaf(name: str, item: SavedTensor | ByteRange) -> object:
+    """Return the leaf for an item: a tensor with its flat name as the key of its storage, or an object."""
+    if isinstance(item, ByteRange):
         return _Object(item)
     storage = StorageRef(key=name, kind="", elements=0)
     return TensorRef(storage=storage, dtype_name=item.dtype_name, offset=0, shape=item.shape, strides=())
 
 
 def _path(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a path; one of a single flat name is parted where the name is of an optimizer and not of the model."""
+    """Return a path; a single flat name is split if it is a part of an optimizer."""
     first, _, rest = path[0].partition(".")
-    return (first, rest) if len(path) == 1 and rest and first in _OF_TRAINING else path
+    return (first, rest) if len(path) == 1 and rest and first in _OPTIMIZERS else path
 
 
-def _counters(root: Mapping[str, object], saved: Saved) -> Iterator[tuple[str, Stored]]:
-    """Yield where a step may stand: under one of its keys, or in an object that lies where the key begins."""
+def _counters(root: Mapping[str, object], saved: SavedItems) -> Iterator[tuple[str, ByteRange]]:
+    """Yield the items that may hold a step: those at one of its keys, and objects at the beginning of a key."""
     for key in KEYS:
         pieces = key.split(".")
         for length in range(len(pieces), 0, -1):

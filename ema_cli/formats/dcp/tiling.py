@@ -1,7 +1,7 @@
-"""Whether rectangles tile a tensor: no hole, no overlap, nothing outside.
+"""Whether rectangles tile a tensor: no gap, no overlap, nothing outside.
 
-Trainers cut tensors by straight cuts through all that is there, so the rectangles are taken apart by such cuts until
-each stands alone. Rectangles without elements, which ranks hold that got nothing, are left out.
+Trainers split tensors by straight cuts across the whole tensor, so the rectangles are separated by such cuts until
+each is alone. Rectangles without elements, from ranks that got no part, are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 """The index of the first element, and the shape."""
 
 _WORK_PER_RECTANGLE = 64
-"""How often a rectangle is looked at, at most, on the average."""
+"""Average number of times that a rectangle may be examined."""
 _LEAST_WORK = 10_000
 
 
@@ -23,7 +23,7 @@ def check_tiling(shape: tuple[int, ...], rectangles: Sequence[Rectangle]) -> Non
     """Check that the rectangles that have elements tile a tensor of ``shape``.
 
     Raises:
-        InputRefused: they do not; the message goes on after the name of the tensor.
+        InputRefused: they do not; the message continues the name of the tensor.
 
     """
     for origin, sizes in rectangles:
@@ -32,8 +32,8 @@ def check_tiling(shape: tuple[int, ...], rectangles: Sequence[Rectangle]) -> Non
     missing = math.prod(shape) - sum(math.prod(sizes) for _, sizes in solid)
     if missing > 0:
         raise InputRefused(f"is incomplete: {missing:,} of its {math.prod(shape):,} elements are in no piece")
-    if missing < 0 or not _is_cut_up(shape, solid):
-        raise InputRefused(f"is declared in {len(solid):,} pieces that overlap, such as {_two(solid)}")
+    if missing < 0 or not _are_separable(shape, solid):
+        raise InputRefused(f"is declared in {len(solid):,} pieces that overlap, such as {_first_two(solid)}")
 
 
 def _check_inside(shape: tuple[int, ...], origin: tuple[int, ...], sizes: tuple[int, ...]) -> None:
@@ -44,24 +44,24 @@ def _check_inside(shape: tuple[int, ...], origin: tuple[int, ...], sizes: tuple[
     raise InputRefused(f"has a piece of shape {list(sizes)} at {list(origin)}, outside its shape {list(shape)}")
 
 
-def _is_cut_up(shape: tuple[int, ...], rectangles: list[Rectangle]) -> bool:
-    """Whether straight cuts part all rectangles. Having as many elements as the tensor, they then tile it."""
+def _are_separable(shape: tuple[int, ...], rectangles: list[Rectangle]) -> bool:
+    """Whether straight cuts separate all rectangles. If they have as many elements as the tensor, they tile it."""
     work = max(_LEAST_WORK, _WORK_PER_RECTANGLE * len(rectangles))
     groups = [rectangles]
     while groups:
         group = groups.pop()
         work -= len(group)
-        if len(group) < 2:  # noqa: PLR2004 - one alone overlaps nothing
+        if len(group) < 2:  # noqa: PLR2004 - a single rectangle overlaps nothing
             continue
-        parted = next((cut for axis in range(len(shape)) if len(cut := list(_cut(group, axis))) > 1), None)
-        if parted is None or work < 0:
+        separated = next((cut for axis in range(len(shape)) if len(cut := list(_cut(group, axis))) > 1), None)
+        if separated is None or work < 0:
             return False
-        groups.extend(parted)
+        groups.extend(separated)
     return True
 
 
 def _cut(group: list[Rectangle], axis: int) -> Iterator[list[Rectangle]]:
-    """Yield the rectangles between the cuts across ``axis`` that go through none of them."""
+    """Yield the groups of rectangles between the cuts across ``axis`` that cut none of them."""
     ordered = sorted(group, key=lambda rectangle: rectangle[0][axis])
     begin, reach = 0, ordered[0][0][axis]
     for number, (origin, sizes) in enumerate(ordered):
@@ -72,7 +72,7 @@ def _cut(group: list[Rectangle], axis: int) -> Iterator[list[Rectangle]]:
     yield ordered[begin:]
 
 
-def _two(rectangles: list[Rectangle]) -> str:
-    """Name two of the rectangles, for a message."""
+def _first_two(rectangles: list[Rectangle]) -> str:
+    """Describe two of the rectangles for a message."""
     ordered = sorted(rectangles)[:2]
     return " and ".join(f"{list(sizes)} at {list(origin)}" for origin, sizes in ordered)

@@ -1,17 +1,36 @@
-"""A folder of Hugging Face's layout: a model, an adapter or a part of a pipeline, perhaps saved by a trainer."""
+"""Folders in the layout of Hugging Face: a model, an adapter, or a pipeline of several models, which is refused.
+
+A configuration may say that the weights are quantized: ``config.json`` with a ``quantization_config``, at the top or
+in the part of one model of several, or a file of the quantizer. Sources: ``transformers/quantizers``, AutoGPTQ,
+AutoAWQ, TensorRT Model Optimizer.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import NoReturn
 
+from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.huggingface.quantized_config import quantization_in
 from ema_cli.formats.huggingface.sharded_model import read_shards
-from ema_cli.formats.huggingface.trainer import with_what_lies_beside
+from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
+from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Structure
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import open_source
+from ema_cli.text import quoted, shortlist
+
+_CONFIG = "config.json"
+_QUANTIZATION = "quantization_config"
+_QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_MOST_CONFIG_BYTES = 1 << 24
+_PIPELINE_INDEX = "model_index.json"
+_COMPONENT = re.compile(r"(?:unet|transformer|vae|text_encoder|controlnet|prior|image_encoder)(?:_(?:ema|lora|[0-9]))?")
 
 
 def is_model_folder(folder: Folder) -> bool:
@@ -31,6 +50,60 @@ def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Stru
         structure = read_shards(folder, weights, key, pool)
     else:
         structure = read_only_member(folder, weights.files[0], key, pool)
-    return replace(
-        with_what_lies_beside(folder, structure, pool), stem=weights.model, quantized=quantization_in(folder)
+    return replace(add_trainer_files(folder, structure, pool), stem=weights.model, quantized=_quantization(folder))
+
+
+def is_pipeline(folder: Folder) -> bool:
+    """Whether a folder has the parts of a diffusion pipeline, each in its own folder."""
+    trained = any(TRAINER_STATE.search(name) for name in folder.files)
+    return _PIPELINE_INDEX in folder.files or (trained and any(_COMPONENT.fullmatch(name) for name in folder.folders))
+
+
+def refuse_pipeline(folder: Folder, _key: str | None, _pool: LayoutPool) -> NoReturn:
+    """Refuse a pipeline, naming its parts.
+
+    Raises:
+        InputRefused: always.
+
+    """
+    parts = sorted(name for name in folder.folders if _COMPONENT.fullmatch(name)) or ["unet"]
+    raise InputRefused(
+        f"is a pipeline of several models: {shortlist(map(quoted, parts))}",
+        hint=f"average each model by itself: ema-avg '{folder.location.parent}/*/{parts[0]}' -o {parts[0]}.safetensors",
     )
+
+
+def _quantization(folder: Folder) -> str:
+    """Return how a folder says that its weights are quantized, in words that continue its name; empty if not.
+
+    A configuration that cannot be used is ignored: the weights can be read without it.
+
+    Raises:
+        InputChanged: it changes while it is read, or the system cannot read it.
+
+    """
+    own = next((name for name in _QUANTIZER_FILES if name in folder.files), None)
+    if own is not None:
+        return f"has {quoted(own)}"
+    if _CONFIG not in folder.files:
+        return ""
+    config = _read_config(folder)
+    for part in (config, *config.values()):
+        found = part.get(_QUANTIZATION) if isinstance(part, dict) else None
+        if isinstance(found, dict):
+            return f"has a {_QUANTIZATION} in {quoted(_CONFIG)}{_method(found)}"
+    return ""
+
+
+def _method(found: Mapping[str, object]) -> str:
+    method = found.get("quant_method")
+    return f" (method {quoted(method)})" if isinstance(method, str) else ""
+
+
+def _read_config(folder: Folder) -> dict[str, object]:
+    try:
+        with open_source(folder.location / _CONFIG) as source:
+            raw = source.read(0, source.size()) if source.size() <= _MOST_CONFIG_BYTES else b"{}"
+        return parse_object(raw, nan=True)
+    except (InputRefused, NothingMatched, JsonError):
+        return {}

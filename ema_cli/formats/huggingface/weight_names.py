@@ -1,7 +1,7 @@
-"""Which files of a folder are the weights, by the names that Hugging Face libraries give them.
+"""The files of a folder that are weights, by the names that Hugging Face libraries give them.
 
-A model is one file (``model.safetensors``, ``pytorch_model.bin``), or shards with an index that says which tensor
-lies in which of them (``model.safetensors.index.json``). An adapter, and a part of a diffusion pipeline, likewise.
+A model is one file (``model.safetensors``, ``pytorch_model.bin``), or shards with an index of the file of each
+tensor (``model.safetensors.index.json``). The same holds for an adapter and for a part of a diffusion pipeline.
 References: ``transformers.utils`` (``WEIGHTS_NAME`` and the like), ``diffusers.utils.constants``, ``peft.utils``.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.names import TRAINER_STATE, is_numbered, is_weights, shard
+from ema_cli.formats.file_names import TRAINER_STATE, is_numbered, is_weights, parse_shard_name
 from ema_cli.text import quoted, shortlist
 
 _MODEL = {
@@ -24,11 +24,11 @@ _MODEL = {
     "pytorch_lora_weights": "pytorch_lora_weights",
     "diffusion_pytorch_model": "diffusion_pytorch_model",
 }
-"""Of each name of weights which model it means; two names of one model are two copies of it."""
+"""The model that a name of weights means; two names of one model are two copies of it."""
 _SINGLE = re.compile(r"(.+?)(?:\.([A-Za-z]\w*))?\.(safetensors|bin)")
 _INDEX = re.compile(r"(.+)\.(safetensors|bin)\.index(?:\.([A-Za-z]\w*))?\.json")
 _FURTHER = re.compile(r"(?:pytorch_)?model(?:_fsdp)?_[0-9]+\.(?:safetensors|bin)")
-"""What accelerate calls the second and further models of one training."""
+"""The second and further models of one training, as accelerate names them."""
 _CONFIGURATION = ("config.json", "adapter_config.json", "trainer_state.json")
 
 
@@ -37,32 +37,32 @@ class Weights:
     """One copy of a model in a folder."""
 
     model: str
-    """What the output of an average is called."""
+    """The name of the output of an average."""
     variant: str
     """``fp16`` in ``model.fp16.safetensors``; empty for none."""
     suffix: str
     index: str = ""
-    """The file that says where the tensors lie; empty if there is none."""
+    """Name of the file with the file of each tensor; empty if there is none."""
     files: tuple[str, ...] = ()
-    """The one file, or the shards where no index names them."""
+    """The one file, or the shards if there is no index."""
 
     @property
     def sharded(self) -> bool:
-        """Whether the tensors lie in files that are called shards."""
-        return bool(self.index) or shard(self.files[0]) is not None
+        """Whether the weights are shards."""
+        return bool(self.index) or parse_shard_name(self.files[0]) is not None
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name for messages."""
         return self.index or self.files[0]
 
 
 def holds_weights(files: Iterable[str]) -> bool:
-    """Whether a folder with these files is one model: not a series of numbered files, nor one of unknown names."""
+    """Whether a folder with these files is one model, not a series of numbered files or of unknown names."""
     names = frozenset(files)
     found = _all_weights(names)
     known = {name for weights in found for name in weights.files}
-    others = [name for name in names - known if is_weights(name) and shard(name) is None]
+    others = [name for name in names - known if is_weights(name) and parse_shard_name(name) is None]
     if not found or any(is_numbered(name) for name in others):
         return False
     sharded = any(weights.sharded for weights in found)
@@ -70,12 +70,12 @@ def holds_weights(files: Iterable[str]) -> bool:
 
 
 def names_of_weights(files: Iterable[str]) -> tuple[str, ...]:
-    """Return the files, or the indexes of the files, that are the weights of a whole model by their names."""
+    """Return the names of the files, or of the indexes, that are the weights of a whole model."""
     return tuple(sorted(one.name for one in _all_weights(frozenset(files))))
 
 
 def find_weights(files: Iterable[str]) -> Weights:
-    """Return the weights in a folder that has some: safetensors before pickles, as the libraries choose.
+    """Return the weights in a folder: safetensors rather than pickles, as the libraries choose.
 
     Raises:
         InputRefused: there are several models.
@@ -89,8 +89,8 @@ def find_weights(files: Iterable[str]) -> Weights:
     if len({one.model for one in usual}) > 1 or len(best) > 1 or more:
         some = shortlist(map(quoted, sorted([*(one.name for one in usual), *more])))
         raise InputRefused(
-            f"holds several models, or one of them twice: {some}",
-            hint="name the file that is meant, or move the others out of the folder",
+            f"holds several models, or two copies of one: {some}",
+            hint="name one of the files, or move the others out of the folder",
         )
     return best[0]
 
@@ -101,7 +101,7 @@ def _all_weights(names: frozenset[str]) -> list[Weights]:
 
 
 def _indexed(names: frozenset[str]) -> list[Weights]:
-    """Return what has an index; one of an unknown name counts where there is no other."""
+    """Return the weights with an index; those of unknown names only if there are no others."""
     found = [
         Weights(model=_MODEL.get(one[1], one[1]), variant=one[3] or "", suffix=one[2], index=one[0])
         for one in map(_INDEX.fullmatch, names)
@@ -114,17 +114,17 @@ def _single_files(names: frozenset[str]) -> list[Weights]:
     return [
         Weights(model=_MODEL[one[1]], variant=one[2] or "", suffix=one[3], files=(one[0],))
         for one in map(_SINGLE.fullmatch, names)
-        if one is not None and one[1] in _MODEL and shard(one[0]) is None
+        if one is not None and one[1] in _MODEL and parse_shard_name(one[0]) is None
     ]
 
 
 def _sets_of_shards(names: frozenset[str]) -> list[Weights]:
-    """Return the sets of shards that lie there without an index."""
+    """Return the sets of shards, without an index."""
     sets: dict[tuple[str, int, str], list[tuple[int, str]]] = defaultdict(list)
     for name in names:
-        one = shard(name)
+        one = parse_shard_name(name)
         if one is not None and TRAINER_STATE.search(name) is None:
-            sets[one.of].append((one.number, name))
+            sets[one.shard_set].append((one.number, name))
     return [
         Weights(model=_MODEL.get(stem, stem), variant="", suffix=suffix, files=tuple(name for _, name in sorted(parts)))
         for (stem, _, suffix), parts in sets.items()

@@ -1,1 +1,1 @@
-"""inert_pickle."""
+"""A reader of pickles that never unpickles: nothing that a pickle names is imported, looked up or called."""

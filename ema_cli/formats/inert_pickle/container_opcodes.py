@@ -1,9 +1,11 @@
-"""The opcodes of a pickle that move values on its stack, and put them into tuples, lists, dictionaries and sets."""
+"""The opcodes of a pickle that move values on the stack and build tuples, lists, dictionaries and sets."""
 
 from __future__ import annotations
 
+import pickle  # for the names of the opcodes only: nothing is ever unpickled
+
 from ema_cli.formats.inert_pickle.costs import FILLED_BYTES, ITEM_BYTES, OBJECT_BYTES, POINTER_BYTES, SLOT_BYTES
-from ema_cli.formats.inert_pickle.machine import Operation, State
+from ema_cli.formats.inert_pickle.machine import Machine, Operation
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError, as_key
 
 _DEEPEST = 10_000
@@ -11,146 +13,146 @@ _SET = Global("builtins", "set")
 _FROZEN_SET = Global("builtins", "frozenset")
 
 
-def _mark(state: State) -> None:
-    if len(state.marks) >= _DEEPEST:
+def _mark(machine: Machine) -> None:
+    if len(machine.marks) >= _DEEPEST:
         raise PickleError(f"it nests more than {_DEEPEST:,} values")
-    state.marks.append(state.stack)
-    state.stack = []
+    machine.marks.append(machine.stack)
+    machine.stack = []
 
 
-def _pop(state: State) -> None:
-    if state.stack:
-        state.stack.pop()
+def _pop(machine: Machine) -> None:
+    if machine.stack:
+        machine.stack.pop()
     else:
-        state.pop_mark()
+        machine.pop_mark()
 
 
-def _pop_all(state: State) -> None:
-    state.pop_mark()
+def _pop_all(machine: Machine) -> None:
+    machine.pop_mark()
 
 
-def _duplicate(state: State) -> None:
-    state.stack.append(state.stack[-1])
+def _duplicate(machine: Machine) -> None:
+    machine.stack.append(machine.stack[-1])
 
 
-def _empty_tuple(state: State) -> None:
-    state.stack.append(())
+def _empty_tuple(machine: Machine) -> None:
+    machine.stack.append(())
 
 
-def _empty_list(state: State) -> None:
-    state.stack.append([])
+def _empty_list(machine: Machine) -> None:
+    machine.stack.append([])
 
 
-def _empty_dict(state: State) -> None:
-    state.stack.append({})
+def _empty_dict(machine: Machine) -> None:
+    machine.stack.append({})
 
 
-def _empty_set(state: State) -> None:
-    state.stack.append(Inert(_SET))
+def _empty_set(machine: Machine) -> None:
+    machine.stack.append(Inert(_SET))
 
 
-def _tuple_mark(state: State) -> None:
-    items = state.pop_mark()
-    state.charge(POINTER_BYTES * len(items))
-    state.tuple_end = state.position
-    state.stack.append(tuple(items))
+def _tuple_mark(machine: Machine) -> None:
+    items = machine.pop_mark()
+    machine.charge(POINTER_BYTES * len(items))
+    machine.tuple_end = machine.position
+    machine.stack.append(tuple(items))
 
 
-def _tuple1(state: State) -> None:
-    state.stack[-1] = (state.stack[-1],)
+def _tuple1(machine: Machine) -> None:
+    machine.stack[-1] = (machine.stack[-1],)
 
 
-def _tuple2(state: State) -> None:
-    state.stack[-2:] = [(state.stack[-2], state.stack[-1])]
+def _tuple2(machine: Machine) -> None:
+    machine.stack[-2:] = [(machine.stack[-2], machine.stack[-1])]
 
 
-def _tuple3(state: State) -> None:
-    state.stack[-3:] = [(state.stack[-3], state.stack[-2], state.stack[-1])]
+def _tuple3(machine: Machine) -> None:
+    machine.stack[-3:] = [(machine.stack[-3], machine.stack[-2], machine.stack[-1])]
 
 
-def _list_mark(state: State) -> None:
-    items = state.pop_mark()
-    state.charge(SLOT_BYTES * len(items))
-    state.stack.append(items)
+def _list_mark(machine: Machine) -> None:
+    items = machine.pop_mark()
+    machine.charge(SLOT_BYTES * len(items))
+    machine.stack.append(items)
 
 
-def _dict_mark(state: State) -> None:
-    items = state.pop_mark()
-    state.stack.append({})
-    _set_pairs(state, items)
+def _dict_mark(machine: Machine) -> None:
+    items = machine.pop_mark()
+    machine.stack.append({})
+    _set_pairs(machine, items)
 
 
-def _frozenset_mark(state: State) -> None:
-    items = state.pop_mark()
-    state.charge(SLOT_BYTES * len(items))
-    state.stack.append(Inert(_FROZEN_SET, entries=items))
+def _frozenset_mark(machine: Machine) -> None:
+    items = machine.pop_mark()
+    machine.charge(SLOT_BYTES * len(items))
+    machine.stack.append(Inert(_FROZEN_SET, entries=items))
 
 
-def _append_one(state: State) -> None:
-    item = state.stack.pop()
-    _extend(state, [item])
+def _append_one(machine: Machine) -> None:
+    item = machine.stack.pop()
+    _extend(machine, [item])
 
 
-def _append_mark(state: State) -> None:
-    items = state.pop_mark()
-    _extend(state, items)
+def _append_mark(machine: Machine) -> None:
+    items = machine.pop_mark()
+    _extend(machine, items)
 
 
-def _extend(state: State, items: list[object]) -> None:
-    target = state.stack[-1]
-    state.charge(SLOT_BYTES * len(items))
+def _extend(machine: Machine, items: list[object]) -> None:
+    target = machine.stack[-1]
+    machine.charge(SLOT_BYTES * len(items))
     if isinstance(target, Inert):
         target.entries.extend(items)
     elif isinstance(target, list):
         target.extend(items)
     else:
-        raise PickleError(f"it appends to something that is not a list, at byte {state.position:,}")
+        raise PickleError(f"it appends to something that is not a list, at byte {machine.position:,}")
 
 
-def _set_one(state: State) -> None:
-    value, key = state.stack.pop(), state.stack.pop()
-    _set_pairs(state, [key, value])
+def _set_one(machine: Machine) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _set_pairs(machine, [key, value])
 
 
-def _set_mark(state: State) -> None:
-    items = state.pop_mark()
-    _set_pairs(state, items)
+def _set_mark(machine: Machine) -> None:
+    items = machine.pop_mark()
+    _set_pairs(machine, items)
 
 
-def _set_pairs(state: State, items: list[object]) -> None:
-    target = state.stack[-1]
+def _set_pairs(machine: Machine, items: list[object]) -> None:
+    target = machine.stack[-1]
     if isinstance(target, Inert):
         target = target.items
     elif not isinstance(target, dict):
-        raise PickleError(f"it sets keys of something that is not a dictionary, at byte {state.position:,}")
-    state.charge(ITEM_BYTES * len(items) // 2 + (0 if target else FILLED_BYTES))
+        raise PickleError(f"it sets keys of something that is not a dictionary, at byte {machine.position:,}")
+    machine.charge(ITEM_BYTES * len(items) // 2 + (0 if target else FILLED_BYTES))
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) is str:
             target[key] = value
         else:
-            state.spent += OBJECT_BYTES if type(key) is tuple else 0
+            machine.spent += OBJECT_BYTES if type(key) is tuple else 0
             target[as_key(key)] = value
 
 
 OPERATIONS: dict[bytes, Operation] = {
-    b"(": _mark,
-    b"0": _pop,
-    b"1": _pop_all,
-    b"2": _duplicate,
-    b"a": _append_one,
-    b"d": _dict_mark,
-    b"}": _empty_dict,
-    b"e": _append_mark,
-    b"l": _list_mark,
-    b"]": _empty_list,
-    b"s": _set_one,
-    b"t": _tuple_mark,
-    b")": _empty_tuple,
-    b"u": _set_mark,
-    b"\x85": _tuple1,
-    b"\x86": _tuple2,
-    b"\x87": _tuple3,
-    b"\x8f": _empty_set,
-    b"\x90": _append_mark,
-    b"\x91": _frozenset_mark,
+    pickle.MARK: _mark,
+    pickle.POP: _pop,
+    pickle.POP_MARK: _pop_all,
+    pickle.DUP: _duplicate,
+    pickle.EMPTY_TUPLE: _empty_tuple,
+    pickle.TUPLE: _tuple_mark,
+    pickle.TUPLE1: _tuple1,
+    pickle.TUPLE2: _tuple2,
+    pickle.TUPLE3: _tuple3,
+    pickle.EMPTY_LIST: _empty_list,
+    pickle.LIST: _list_mark,
+    pickle.APPEND: _append_one,
+    pickle.APPENDS: _append_mark,
+    pickle.EMPTY_DICT: _empty_dict,
+    pickle.DICT: _dict_mark,
+    pickle.SETITEM: _set_one,
+    pickle.SETITEMS: _set_mark,
+    pickle.EMPTY_SET: _empty_set,
+    pickle.ADDITEMS: _append_mark,
+    pickle.FROZENSET: _frozenset_mark,
 }

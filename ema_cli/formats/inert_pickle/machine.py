@@ -1,4 +1,4 @@
-"""What the machine that reads a pickle works on: the bytes and the place in them, its stack, and what it has spent."""
+"""The state of the machine that reads a pickle: the bytes and the position, the stack, the memo, the memory spent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ema_cli.formats.inert_pickle.costs import SLOT_BYTES
 from ema_cli.formats.inert_pickle.values import Global, PersistentLoad, PickleError, PickleTruncated, Reduce
 
 unsigned4 = struct.Struct("<L").unpack_from
-"""Returns the number of four bytes at a position, in a tuple."""
+"""Returns the four-byte number at a position, in a tuple."""
 
 
-class State:
-    """The bytes, the stack and the memo of one pickle, and the memory that they were counted for.
+class Machine:
+    """The bytes, the stack and the memo of one pickle, and the memory that was counted.
 
     Args:
         data: the bytes.
         start: where the pickle begins.
-        reduce: answers the calls in it.
-        persistent_load: answers its persistent ids.
+        reduce: returns the values of its calls.
+        persistent_load: returns the values of its persistent ids.
         most_bytes: memory that it may take.
 
     """
@@ -49,21 +49,22 @@ class State:
         self.most_bytes = most_bytes
         self.spent = len(data)
         self.stack: list[object] = []
-        """What was pushed since the last mark."""
+        """The values pushed since the last mark."""
         self.marks: list[list[object]] = []
-        """What was pushed before it, and before the marks below it."""
+        """The values pushed before that mark, and before each mark below it."""
         self.memo: list[object] = []
         self.sparse_memo: dict[int, object] = {}
+        """Memo entries out of sequence, by number."""
         self.globals: dict[tuple[str, str], Global] = {}
-        """Each name once."""
+        """One ``Global`` for each name."""
         self.tuple_end = -1
-        """The position behind the last opcode that made a tuple of what follows a mark."""
+        """Position after the last ``TUPLE`` opcode."""
 
     def charge(self, size: int) -> None:
-        """Count memory, before it is allocated where that may be much.
+        """Count memory, before it is allocated if it may be much.
 
         Raises:
-            PickleError: it is more than may be taken.
+            PickleError: the limit is exceeded.
 
         """
         self.spent += size
@@ -71,26 +72,26 @@ class State:
             raise PickleError(f"its values would take more than {self.most_bytes:,} bytes of memory")
 
     def take(self, length: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next ``length`` bytes."""
         begin = self.position
         end = begin + length
         if end > len(self.data):
-            raise PickleTruncated("it ends in the middle")
+            raise PickleTruncated("it is truncated")
         self.position = end
         return self.data[begin:end]
 
     def byte(self) -> int:
         """Return the next byte."""
         if self.position >= len(self.data):
-            raise PickleTruncated("it ends in the middle")
+            raise PickleTruncated("it is truncated")
         self.position += 1
         return self.data[self.position - 1]
 
     def line(self) -> bytes:
-        """Return the bytes up to the end of the line."""
+        """Return the bytes up to the next newline, and skip that."""
         end = self.data.find(b"\n", self.position)
         if end < 0:
-            raise PickleTruncated("it ends in the middle")
+            raise PickleTruncated("it is truncated")
         begin, self.position = self.position, end + 1
         return self.data[begin:end]
 
@@ -99,18 +100,18 @@ class State:
         return int.from_bytes(self.take(width), "little")
 
     def unsigned4(self) -> int:
-        """Return a number of four bytes, the most frequent kind."""
+        """Return a number of four bytes, the most frequent width."""
         (value,) = unsigned4(self.data, self.position)
         self.position += 4
         return value  # type: ignore[no-any-return]
 
     def pop_mark(self) -> list[object]:
-        """Take what was pushed since the last mark; its places on the stack are free again."""
+        """Return the values pushed since the last mark, and drop the mark."""
         items = self.stack
         self.stack = self.marks.pop()
         self.spent -= SLOT_BYTES * len(items)
         return items
 
 
-Operation = Callable[[State], None]
-"""What one opcode does."""
+Operation = Callable[[Machine], None]
+"""Carries out one opcode."""

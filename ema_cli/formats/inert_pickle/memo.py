@@ -1,83 +1,85 @@
-"""The memo of a pickle: what it remembers, to refer to it again.
+"""The memo of a pickle: numbered values that later opcodes refer to.
 
-It is a list, as picklers number what they remember from 0 on; what is numbered otherwise is kept apart.
+Picklers number them from 0 without gaps, so the memo is a list; any other number goes into a dictionary.
 """
 
 from __future__ import annotations
 
-from ema_cli.formats.inert_pickle.costs import POINTER_BYTES, PUT_BYTES, SPARSE_BYTES, TUPLE_BYTES
-from ema_cli.formats.inert_pickle.machine import Operation, State
+import pickle  # for the names of the opcodes only: nothing is ever unpickled
+
+from ema_cli.formats.inert_pickle.costs import POINTER_BYTES, PUT_LENGTHS, SPARSE_BYTES, TUPLE_BYTES
+from ema_cli.formats.inert_pickle.machine import Machine, Operation
 from ema_cli.formats.inert_pickle.values import PickleError, as_key
 
 FORGOTTEN = object()
-"""Stands for what was dropped."""
+"""Replaces a value that was dropped."""
 
 
-def _put(state: State, index: int) -> None:
-    if index == len(state.memo):
-        state.memo.append(state.stack[-1])
-    elif 0 <= index < len(state.memo):
-        state.memo[index] = state.stack[-1]
+def _put(machine: Machine, index: int) -> None:
+    if index == len(machine.memo):
+        machine.memo.append(machine.stack[-1])
+    elif 0 <= index < len(machine.memo):
+        machine.memo[index] = machine.stack[-1]
     else:
-        state.charge(SPARSE_BYTES)
-        state.sparse_memo[index] = state.stack[-1]
+        machine.charge(SPARSE_BYTES)
+        machine.sparse_memo[index] = machine.stack[-1]
 
 
-def _put_line(state: State) -> None:
-    index = int(state.line())
+def _put_line(machine: Machine) -> None:
+    index = int(machine.line())
     as_key(index)
-    _put(state, index)
+    _put(machine, index)
 
 
-def _put1(state: State) -> None:
-    _put(state, state.byte())
+def _put1(machine: Machine) -> None:
+    _put(machine, machine.byte())
 
 
-def _put4(state: State) -> None:
-    _put(state, state.unsigned4())
+def _put4(machine: Machine) -> None:
+    _put(machine, machine.unsigned4())
 
 
-def _memoize(state: State) -> None:
-    _put(state, len(state.memo) + len(state.sparse_memo))
+def _memoize(machine: Machine) -> None:
+    _put(machine, len(machine.memo) + len(machine.sparse_memo))
 
 
-def _get(state: State, index: int) -> None:
-    value = state.memo[index] if 0 <= index < len(state.memo) else state.sparse_memo[index]
+def _get(machine: Machine, index: int) -> None:
+    value = machine.memo[index] if 0 <= index < len(machine.memo) else machine.sparse_memo[index]
     if value is FORGOTTEN:
-        raise PickleError(f"it refers to the arguments of a call, at byte {state.position:,}")
-    state.stack.append(value)
+        raise PickleError(f"it refers to the arguments of a call, at byte {machine.position:,}")
+    machine.stack.append(value)
 
 
-def _get_line(state: State) -> None:
-    _get(state, int(state.line()))
+def _get_line(machine: Machine) -> None:
+    _get(machine, int(machine.line()))
 
 
-def _get1(state: State) -> None:
-    _get(state, state.byte())
+def _get1(machine: Machine) -> None:
+    _get(machine, machine.byte())
 
 
-def _get4(state: State) -> None:
-    _get(state, state.unsigned4())
+def _get4(machine: Machine) -> None:
+    _get(machine, machine.unsigned4())
 
 
-def forget(state: State, value: object) -> None:
-    """Drop arguments that only the making of a tensor needed: the memo would keep those of every tensor.
+def forget(machine: Machine, value: object) -> None:
+    """Drop the arguments of a call from the memo: it would keep those of every tensor.
 
-    Their memory counts as free if nothing else can refer to them: they were made, put, and used at once.
+    Their memory counts as free if nothing else can refer to them: they were made, memoized and used at once.
     """
-    if state.memo and state.memo[-1] is value and isinstance(value, tuple):
-        state.memo[-1] = FORGOTTEN
-        between = state.position - 1 - state.tuple_end
-        if between == PUT_BYTES.get(state.data[state.tuple_end : state.tuple_end + 1]):
-            state.spent -= TUPLE_BYTES + POINTER_BYTES * len(value)
+    if machine.memo and machine.memo[-1] is value and isinstance(value, tuple):
+        machine.memo[-1] = FORGOTTEN
+        between = machine.position - 1 - machine.tuple_end
+        if between == PUT_LENGTHS.get(machine.data[machine.tuple_end : machine.tuple_end + 1]):
+            machine.spent -= TUPLE_BYTES + POINTER_BYTES * len(value)
 
 
 OPERATIONS: dict[bytes, Operation] = {
-    b"g": _get_line,
-    b"h": _get1,
-    b"j": _get4,
-    b"p": _put_line,
-    b"q": _put1,
-    b"r": _put4,
-    b"\x94": _memoize,
+    pickle.PUT: _put_line,
+    pickle.BINPUT: _put1,
+    pickle.LONG_BINPUT: _put4,
+    pickle.MEMOIZE: _memoize,
+    pickle.GET: _get_line,
+    pickle.BINGET: _get1,
+    pickle.LONG_BINGET: _get4,
 }

@@ -1,87 +1,174 @@
-"""The opcodes of a pickle that push a constant or a number."""
+"""The opcodes of a pickle that push a constant, a number, a string or a byte string."""
 
 from __future__ import annotations
 
+import codecs
+import pickle  # for the names of the opcodes only: nothing is ever unpickled
 import struct
+import sys
+import warnings
 
-from ema_cli.formats.inert_pickle.costs import LONGEST_NUMBER, ROUNDING_BYTES
-from ema_cli.formats.inert_pickle.machine import Operation, State
-from ema_cli.formats.inert_pickle.values import PickleError
+from ema_cli.formats.inert_pickle.costs import LONGEST, LONGEST_NUMBER, ROUNDING_BYTES, UNDECODABLE_BYTES
+from ema_cli.formats.inert_pickle.machine import Machine, Operation
+from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated, TooLong
 
 _BOOLEANS = {b"00": False, b"01": True}
 """As protocols 0 and 1 write them."""
 
 
-def _none(state: State) -> None:
-    state.stack.append(None)
+def _none(machine: Machine) -> None:
+    machine.stack.append(None)
 
 
-def _true(state: State) -> None:
-    state.stack.append(True)
+def _true(machine: Machine) -> None:
+    machine.stack.append(True)
 
 
-def _false(state: State) -> None:
-    state.stack.append(False)
+def _false(machine: Machine) -> None:
+    machine.stack.append(False)
 
 
-def _int_line(state: State) -> None:
-    text = state.line()
-    state.stack.append(_BOOLEANS[text] if text in _BOOLEANS else int(text))
-    state.charge(len(text))
+def _int_line(machine: Machine) -> None:
+    text = machine.line()
+    machine.stack.append(_BOOLEANS[text] if text in _BOOLEANS else int(text))
+    machine.charge(len(text))
 
 
-def _long_line(state: State) -> None:
-    text = state.line()
-    state.charge(len(text))
-    state.stack.append(int(text.removesuffix(b"L")))
+def _long_line(machine: Machine) -> None:
+    text = machine.line()
+    machine.charge(len(text))
+    machine.stack.append(int(text.removesuffix(b"L")))
 
 
-def _int1(state: State) -> None:
-    state.stack.append(state.byte())
+def _int1(machine: Machine) -> None:
+    machine.stack.append(machine.byte())
 
 
-def _int2(state: State) -> None:
-    state.stack.append(state.unsigned(2))
+def _int2(machine: Machine) -> None:
+    machine.stack.append(machine.unsigned(2))
 
 
-def _int4(state: State) -> None:
-    state.stack.append(int.from_bytes(state.take(4), "little", signed=True))
+def _int4(machine: Machine) -> None:
+    machine.stack.append(int.from_bytes(machine.take(4), "little", signed=True))
 
 
-def _long1(state: State) -> None:
-    length = state.byte()
-    state.spent += ROUNDING_BYTES + length
-    state.stack.append(int.from_bytes(state.take(length), "little", signed=True))
+def _long1(machine: Machine) -> None:
+    length = machine.byte()
+    machine.spent += ROUNDING_BYTES + length
+    machine.stack.append(int.from_bytes(machine.take(length), "little", signed=True))
 
 
-def _long4(state: State) -> None:
-    length = state.unsigned4()
+def _long4(machine: Machine) -> None:
+    length = machine.unsigned4()
     if length > LONGEST_NUMBER:
         raise PickleError(f"it holds a number of {length:,} bytes")
-    state.charge(2 * length)
-    state.stack.append(int.from_bytes(state.take(length), "little", signed=True))
+    machine.charge(2 * length)
+    machine.stack.append(int.from_bytes(machine.take(length), "little", signed=True))
 
 
-def _float_line(state: State) -> None:
-    state.stack.append(float(state.line()))
+def _float_line(machine: Machine) -> None:
+    machine.stack.append(float(machine.line()))
 
 
-def _float8(state: State) -> None:
-    state.stack.append(struct.unpack(">d", state.take(8))[0])
+def _float8(machine: Machine) -> None:
+    machine.stack.append(struct.unpack(">d", machine.take(8))[0])
+
+
+def _skip(machine: Machine, length: int) -> TooLong:
+    """Skip an operand without copying it."""
+    if machine.position + length > len(machine.data):
+        raise PickleTruncated("it is truncated")
+    machine.position += length
+    return TooLong(length)
+
+
+def _push_text(machine: Machine, length: int) -> None:
+    machine.stack.append(_decode(machine, machine.take(length)) if length <= LONGEST else _skip(machine, length))
+
+
+def _push_bytes(machine: Machine, length: int) -> None:
+    machine.charge(min(length, LONGEST))
+    machine.stack.append(machine.take(length) if length <= LONGEST else _skip(machine, length))
+
+
+def _decode(machine: Machine, raw: bytes) -> str:
+    """Return a string; bytes that are not UTF-8 are escaped."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        machine.charge(UNDECODABLE_BYTES * len(raw))
+        return raw.decode("utf-8", "backslashreplace")
+    machine.spent += sys.getsizeof(text) + ROUNDING_BYTES
+    return text
+
+
+def _string_line(machine: Machine) -> None:
+    quoted = machine.line().strip()
+    if len(quoted) < 2 or quoted[:1] != quoted[-1:] or quoted[:1] not in (b"'", b'"'):  # noqa: PLR2004
+        raise PickleError(f"damaged at byte {machine.position:,}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # an escape that Python 2 left alone
+        raw = codecs.escape_decode(quoted[1:-1])[0]
+    machine.stack.append(_decode(machine, raw) if len(raw) <= LONGEST else TooLong(len(raw)))
+
+
+def _string1(machine: Machine) -> None:
+    machine.stack.append(_decode(machine, machine.take(machine.byte())))
+
+
+def _string4(machine: Machine) -> None:
+    _push_text(machine, machine.unsigned4())
+
+
+def _unicode_line(machine: Machine) -> None:
+    raw = machine.line()
+    if len(raw) > LONGEST:
+        machine.stack.append(TooLong(len(raw)))
+        return
+    text = raw.decode("raw-unicode-escape")
+    machine.charge(sys.getsizeof(text))
+    machine.stack.append(text)
+
+
+def _unicode8(machine: Machine) -> None:
+    _push_text(machine, machine.unsigned(8))
+
+
+def _bytes1(machine: Machine) -> None:
+    _push_bytes(machine, machine.unsigned(1))
+
+
+def _bytes4(machine: Machine) -> None:
+    _push_bytes(machine, machine.unsigned4())
+
+
+def _bytes8(machine: Machine) -> None:
+    _push_bytes(machine, machine.unsigned(8))
 
 
 OPERATIONS: dict[bytes, Operation] = {
-    b"F": _float_line,
-    b"I": _int_line,
-    b"J": _int4,
-    b"K": _int1,
-    b"L": _long_line,
-    b"M": _int2,
-    b"N": _none,
-    b"G": _float8,
-    b"\x88": _true,
-    b"\x89": _false,
-    b"\x8a": _long1,
-    b"\x8b": _long4,
-    b"\x97": _none,
+    pickle.NONE: _none,
+    pickle.NEWTRUE: _true,
+    pickle.NEWFALSE: _false,
+    pickle.NEXT_BUFFER: _none,
+    pickle.INT: _int_line,
+    pickle.BININT: _int4,
+    pickle.BININT1: _int1,
+    pickle.BININT2: _int2,
+    pickle.LONG: _long_line,
+    pickle.LONG1: _long1,
+    pickle.LONG4: _long4,
+    pickle.FLOAT: _float_line,
+    pickle.BINFLOAT: _float8,
+    pickle.STRING: _string_line,
+    pickle.BINSTRING: _string4,
+    pickle.SHORT_BINSTRING: _string1,
+    pickle.UNICODE: _unicode_line,
+    pickle.BINUNICODE: _string4,
+    pickle.SHORT_BINUNICODE: _string1,
+    pickle.BINUNICODE8: _unicode8,
+    pickle.BINBYTES: _bytes4,
+    pickle.SHORT_BINBYTES: _bytes1,
+    pickle.BINBYTES8: _bytes8,
+    pickle.BYTEARRAY8: _bytes8,
 }

@@ -1,4 +1,4 @@
-"""The stand-ins that an inert pickle is made of, and what may be a key of a dictionary in it."""
+"""The values of a pickle: plain Python values, and inert stand-ins for classes, functions and objects."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-_LARGEST_KEY = 64
-"""Bits of a number that is hashed as a key."""
+_MOST_KEY_BITS = 64
 
 
 class PickleError(ValueError):
     """The bytes are not a pickle that this machine reads."""
 
 
-class PickleTruncated(PickleError):  # noqa: N818 - says what happened
+class PickleTruncated(PickleError):  # noqa: N818 - the name says what happened
     """The bytes end before the pickle does."""
 
 
@@ -31,29 +30,29 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Inert:
-    """What the pickle wanted to build by calling ``kind(*args)``, and what it then stored in it."""
+    """An object that the pickle describes as ``kind(*args)``, with everything that is stored in it afterwards."""
 
     kind: object
     args: tuple[object, ...] = ()
     state: object = None
     items: dict[object, object] = field(default_factory=dict)
-    """What was set by key."""
+    """Set by key."""
     entries: list[object] = field(default_factory=list)
-    """What was appended or added."""
+    """Appended or added."""
 
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """A text or a byte string that is too long to be the name of anything."""
+    """A string or byte string that is too long to be a name, and was not kept."""
 
     size: int
     """Bytes."""
 
 
 Reduce = Callable[[Global, tuple[object, ...]], object]
-"""Gives the value of a call of a global, usually an ``Inert``."""
+"""Returns the value for a call of a global, usually an ``Inert``."""
 PersistentLoad = Callable[[object], object]
-"""Gives the value of a persistent id."""
+"""Returns the value for a persistent id."""
 
 
 _TUPLE = Global("builtins", "tuple")
@@ -65,15 +64,15 @@ def no_reduce(kind: Global, args: tuple[object, ...]) -> object:
 
 
 def no_persistent_load(_: object) -> NoReturn:
-    """Refuse persistent ids, for pickles that have no business with them."""
+    """Refuse persistent ids, in pickles that should have none."""
     raise PickleError("it refers to objects outside the pickle")
 
 
 def as_key(key: object) -> object:
-    """Return what stands for a key of a dictionary.
+    """Return a dictionary key that is safe to hash.
 
-    A tuple is replaced by a stand-in, which is equal to nothing else: its hash could cost more than the bytes that
-    wrote it, and many tuples can be made to have the same one.
+    A tuple is replaced by an ``Inert``, which equals nothing else: hashing nested tuples can take exponential time,
+    and many tuples of the same hash are easy to make.
 
     Raises:
         PickleError: it cannot be a key.
@@ -81,8 +80,8 @@ def as_key(key: object) -> object:
     """
     if isinstance(key, tuple):
         return Inert(_TUPLE, key)
-    if isinstance(key, int) and key.bit_length() > _LARGEST_KEY:
-        raise PickleError("a dictionary key is a giant number")
+    if isinstance(key, int) and key.bit_length() > _MOST_KEY_BITS:
+        raise PickleError(f"a dictionary key is a number of more than {_MOST_KEY_BITS} bits")
     if not (key is None or isinstance(key, str | int | float | bytes | Inert | Global)):
-        raise PickleError(f"a dictionary key is a {type(key).__name__} that cannot be one")
+        raise PickleError(f"a dictionary key is a {type(key).__name__}, which cannot be a key")
     return key

@@ -1,4 +1,4 @@
-"""Prefixes that wrappers put in front of parameter names, and how they are taken off. Pure text."""
+"""Prefixes that wrappers add to parameter names, and their removal."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from ema_cli.errors import UsageError
 from ema_cli.text import quoted
 
 _LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""DistributedDataParallel, torch.compile, FSDP and activation checkpointing; removed when all names carry it."""
+"""DistributedDataParallel, torch.compile, FSDP and activation checkpointing; removed if all names have it."""
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Wrappers of inner modules, which no model calls its own parts."""
+"""Wrappers of inner modules; no model uses these names for its own parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stripped:
-    """Names without wrappers' prefixes."""
+class StrippedNames:
+    """Names without the prefixes of wrappers."""
 
     names: list[str]
-    """In the order of the names with them."""
+    """In the order of the original names."""
     prefixes: tuple[str, ...] = ()
-    """What was taken off."""
+    """The prefixes that were removed."""
     notes: tuple[str, ...] = ()
-    """Why a prefix of a wrapper is still there."""
+    """Warnings about prefixes that were not removed."""
 
 
-def strip_prefixes(names: Sequence[str], prefix: str | None) -> Stripped:
-    """Take wrappers' prefixes off the names, by one rule for all of them.
+def strip_prefixes(names: Sequence[str], prefix: str | None) -> StrippedNames:
+    """Remove the prefixes of wrappers, by one rule for all names.
 
     Args:
         names: of all tensors of a checkpoint.
-        prefix: the one prefix to remove; ``None`` for those of known wrappers, empty for none.
+        prefix: the prefix to remove; ``None`` for the prefixes of known wrappers, empty for none.
 
     Raises:
-        UsageError: two names would become one, or ``prefix`` is not in front of every name.
+        UsageError: a name does not begin with ``prefix``, or would be empty without it.
 
     """
     if prefix is not None:
@@ -52,21 +52,23 @@ def strip_prefixes(names: Sequence[str], prefix: str | None) -> Stripped:
             stripped.append(f"….{part}")
     if len(set(cleaned)) != len(set(names)):
         twice = Counter(cleaned).most_common(1)[0][0]
-        note = f"the prefixes {', '.join(stripped)} stay, as two tensors would be called {quoted(twice)} without them"
-        return Stripped(names=list(names), notes=(note,))
-    return Stripped(names=cleaned, prefixes=tuple(stripped), notes=_notes_on_some(cleaned))
+        note = (
+            f"the prefixes {', '.join(stripped)} are kept: without them two tensors would have the name {quoted(twice)}"
+        )
+        return StrippedNames(names=list(names), notes=(note,))
+    return StrippedNames(names=cleaned, prefixes=tuple(stripped), notes=_notes_on_some(cleaned))
 
 
 def _notes_on_some(names: Sequence[str]) -> tuple[str, ...]:
-    """Tell of prefixes that some names carry and others do not, which is no uniform rule."""
+    """Return warnings about prefixes that only some of the names have."""
     notes = []
     for prefix in _LEADING:
         without = [name for name in names if not name.startswith(prefix)]
         if 0 < len(without) < len(names):
             carrying = len(names) - len(without)
             notes.append(
-                f"{carrying:,} of {len(names):,} names begin with {quoted(prefix)}, which stays, as others such as "
-                f"{quoted(without[0])} do not"
+                f"the prefix {quoted(prefix)} of {carrying:,} of {len(names):,} names is kept, as other names, such as "
+                f"{quoted(without[0])}, do not have it"
             )
     return tuple(notes)
 
@@ -75,10 +77,10 @@ def _common(names: Sequence[str]) -> str | None:
     return next((p for p in _LEADING if names and all(n.startswith(p) and n != p for n in names)), None)
 
 
-def _strip_given(names: Sequence[str], prefix: str) -> Stripped:
+def _strip_given(names: Sequence[str], prefix: str) -> StrippedNames:
     bare = next((name for name in names if not name.startswith(prefix)), None)
     if bare is not None:
         raise UsageError(f"tensor {quoted(bare)} does not begin with --strip-prefix {quoted(prefix)}")
     if prefix and prefix in names:
-        raise UsageError(f"tensor {quoted(prefix)} would have no name left after --strip-prefix {quoted(prefix)}")
-    return Stripped(names=[name.removeprefix(prefix) for name in names], prefixes=(prefix,) if prefix else ())
+        raise UsageError(f"tensor {quoted(prefix)} would have an empty name after --strip-prefix {quoted(prefix)}")
+    return StrippedNames(names=[name.removeprefix(prefix) for name in names], prefixes=(prefix,) if prefix else ())

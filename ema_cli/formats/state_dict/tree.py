@@ -1,7 +1,7 @@
 """The nested values of a pickle as a tree of named parts: mappings and pickled modules, with tensors as leaves.
 
-Values may be shared and may contain themselves. A walk counts every name that it meets, so a small file that
-shares its values cannot make it long.
+Values may be shared and may contain themselves. A walk counts every name that it meets, so a small file with shared
+values cannot make it long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tensor = TensorRef | UnsupportedTensor
 
 _DEEPEST = 64
 _MOST_TEXT = 1 << 26
-"""Bytes that all names of one walk take together."""
+"""Bytes of all names of one walk together."""
 
 
 def is_module(node: object) -> bool:
@@ -27,7 +27,7 @@ def is_module(node: object) -> bool:
 
 
 def parts(node: object) -> Mapping[object, object]:
-    """Return what ``node`` holds by key; nothing if it is neither a mapping nor a module."""
+    """Return the items of a mapping, or the members of a module; of anything else nothing."""
     if isinstance(node, Inert):
         if isinstance(node.state, dict) and is_module(node):
             return dict(_module_members(node.state))
@@ -36,12 +36,12 @@ def parts(node: object) -> Mapping[object, object]:
 
 
 def named(node: object) -> dict[str, object]:
-    """Return what ``node`` holds under keys that are text."""
+    """Return the parts of ``node`` with string keys."""
     return {name: value for name, value in parts(node).items() if isinstance(name, str)}
 
 
 def follow(root: object, path: str) -> object:
-    """Return what lies at a dotted path, taking the longest name that matches at each level; ``None`` if nothing."""
+    """Return the value at a dotted path, by the longest name that matches at each level; ``None`` if there is none."""
     here = parts(root)
     if path in here:
         return here[path]
@@ -54,15 +54,15 @@ def follow(root: object, path: str) -> object:
 
 
 def join(path: str, name: str) -> str:
-    """Return the dotted path of the part ``name`` of what lies at ``path``."""
+    """Return the dotted path of the part ``name`` of the value at ``path``."""
     return f"{path}.{name}" if path else name
 
 
 def leaves(root: object) -> Iterator[tuple[str, object]]:
-    """Walk depth first, in order, and yield all that has no parts. What contains itself, or lies too deep, is a leaf.
+    """Walk depth first, in order, and yield the leaves. A value that contains itself, or is too deep, is a leaf.
 
     Raises:
-        InputRefused: there are more names than a checkpoint has.
+        InputRefused: there are too many names, or they are too long.
 
     """
     todo: list[tuple[str, str, object, tuple[int, ...]]] = [("", "", root, ())]
@@ -77,7 +77,7 @@ def leaves(root: object) -> Iterator[tuple[str, object]]:
             continue
         met += len(members)
         if met > MOST_TENSORS or text > _MOST_TEXT:
-            raise InputRefused(f"holds more than {MOST_TENSORS:,} values, or names of unreasonable length")
+            raise InputRefused(f"holds more than {MOST_TENSORS:,} values, or names of excessive length")
         within = (*above, id(node))
         todo.extend((path, name, child, within) for name, child in reversed(members))
 
@@ -90,7 +90,7 @@ def _members(node: object) -> list[tuple[str, object]] | None:
 
 
 def _module_members(state: dict[object, object]) -> Iterator[tuple[object, object]]:
-    """Yield what ``nn.Module.state_dict`` would: parameters, persistent buffers, then the submodules."""
+    """Yield the members that ``nn.Module.state_dict`` would: parameters, persistent buffers, then submodules."""
     transient = state.get("_non_persistent_buffers_set")
     skipped = set[str]()
     if isinstance(transient, Inert):

@@ -1,23 +1,22 @@
-"""The format of ``torch.save`` before 1.6: five pickles, then each storage with its length in front.
+"""The format of ``torch.save`` before 1.6: five pickles, then each storage after its length.
 
-The pickles are a magic number, the protocol, the system (byte order), the object, and the list of storage keys; a
-storage is an int64 count of elements and its bytes. Reference: ``_legacy_save`` in ``torch/serialization.py``.
+The pickles are a magic number, the protocol, the system (byte order), the object, and the list of storage keys. A
+storage is an int64 count of its elements, and their bytes. Reference: ``_legacy_save`` in ``torch/serialization.py``.
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
-from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.state_dict.search import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch.objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
-from ema_cli.formats.torch.tensor_places import place_all
+from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
 from ema_cli.storage.extents import LayoutPool
@@ -26,12 +25,12 @@ from ema_cli.storage.source import ByteSource
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _FIRST_READ, _SECOND_READ = 1 << 20, 16 << 20
-"""Nearly all pickles fit into the first. What does not is parsed anew, so not too often."""
+"""Nearly all pickles fit into the first read. Larger ones are parsed again after each read, so reads grow."""
 _COUNT_BYTES = 8
 
 
 def looks_like_pickle(head: bytes) -> bool:
-    """Whether a file begins as a pickle of protocol 2 or newer."""
+    """Whether a file begins like a pickle of protocol 2 or newer."""
     return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO and its version
 
 
@@ -39,7 +38,7 @@ def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> 
     """Read the structure of a checkpoint in the format before torch 1.6.
 
     Raises:
-        InputRefused: it is not one, is incomplete, big-endian, or does not fit together.
+        InputRefused: it is of another kind, truncated, big-endian, or inconsistent.
 
     """
     stream = _PickleStream(source)
@@ -49,27 +48,27 @@ def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> 
         raise InputRefused("has an unknown version of the torch format before 1.6")
     system = stream.next()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise InputRefused("holds big-endian data; only little-endian is read", hint=f"convert it: {RESAVE}")
+        raise InputRefused("holds big-endian data; only little-endian is supported", hint=f"convert it: {RESAVE}")
     root = stream.next()
-    records = _records(source, stream)
+    find_storage = _find_storages(source, stream)
     chosen = find_state_dict(root, key)
     digest = hashlib.sha256(stream.consumed).digest()
-    placed = place_all(chosen.tensors, records, pool, (digest, key))
+    located = locate_tensors(chosen.tensors, find_storage, pool, (digest, key))
     return Structure(
         format="torch legacy",
-        layouts=placed.layouts,
-        offsets=placed.offsets,
+        layouts=located.layouts,
+        offsets=located.offsets,
         digest=digest,
         key=chosen.key,
-        steps=tuple(read_steps(root, source, records)),
+        steps=tuple(read_steps(root, source, find_storage)),
         ignored=chosen.ignored,
-        unreadable=placed.unreadable,
+        unreadable=located.unreadable,
         notes=chosen.notes,
     )
 
 
 class _PickleStream:
-    """Pickles one behind the other at the start of a file, read with as few bytes as they need."""
+    """The pickles at the start of a file, one after the other; only the bytes that they need are read."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
@@ -86,11 +85,11 @@ class _PickleStream:
         """Return the value of the next pickle."""
         while True:
             try:
-                value, self.position = loads(
+                value, self.position = read_pickle(
                     self._data, self.position, reduce=reduce, persistent_load=self._persistent_load
                 )
             except PickleTruncated:
-                pass  # and what was parsed is let go, before there is more of it
+                pass  # and release the values before reading more
             except PickleError as error:
                 raise InputRefused(f"has a damaged pickle: {error}") from error
             else:
@@ -100,21 +99,21 @@ class _PickleStream:
     def _read_more(self) -> None:
         have, size = len(self._data), self._source.size()
         if have == size:
-            raise InputRefused("is incomplete: its pickle ends in the middle")
+            raise InputRefused("is truncated: it ends inside its pickle")
         if have >= LARGEST_PICKLE:
             raise InputRefused(f"has a pickle of more than {LARGEST_PICKLE:,} bytes")
-        gc.collect()  # values that contain themselves
+        gc.collect()  # values may contain themselves
         self._data += self._source.read(have, min(max(4 * have, _SECOND_READ), LARGEST_PICKLE, size) - have)
 
     def _persistent_load(self, pid: object) -> object:
         found = storage_from_persistent_id(pid)
         if isinstance(found, StorageRef):
-            self.storages.setdefault(found.key, found)  # the first one decides what the elements are
+            self.storages.setdefault(found.key, found)  # the first one decides on the element type
         return found
 
 
-def _records(source: ByteSource, stream: _PickleStream) -> Callable[[str], tuple[int, int]]:
-    """Find every storage by walking their lengths; the last one must end where the file ends."""
+def _find_storages(source: ByteSource, stream: _PickleStream) -> FindStorage:
+    """Find every storage by their lengths; the last one must end where the file ends."""
     keys = stream.next()
     if not isinstance(keys, list):
         raise InputRefused("has a damaged list of storages")
@@ -126,19 +125,19 @@ def _records(source: ByteSource, stream: _PickleStream) -> Callable[[str], tuple
         if storage is None or itemsize is None or storage.key in found:
             raise InputRefused("has a damaged list of storages")
         if position + _COUNT_BYTES > source.size():
-            raise InputRefused("is incomplete: storages are missing at its end")
+            raise InputRefused("is truncated: storages are missing at its end")
         count = int.from_bytes(source.read(position, _COUNT_BYTES), "little", signed=True)
         position += _COUNT_BYTES
         if count < 0 or position + count * itemsize > source.size():
-            raise InputRefused("is incomplete: storages are missing at its end")
+            raise InputRefused("is truncated: storages are missing at its end")
         found[storage.key] = position, count * itemsize
         position += count * itemsize
     if position != source.size():
-        raise InputRefused(f"has {source.size() - position:,} bytes behind its last storage")
+        raise InputRefused(f"has {source.size() - position:,} bytes after its last storage")
 
-    def record(key: str) -> tuple[int, int]:
+    def find_storage(key: str) -> tuple[int, int]:
         if key not in found:
             raise InputRefused("refers to a storage that it does not hold")
         return found[key]
 
-    return record
+    return find_storage

@@ -1,6 +1,7 @@
-"""What ``torch.save`` writes into its pickle, as plain records: storages, tensors, and tensors we cannot read.
+"""The objects in a pickle of ``torch.save``, as plain records: storages, tensors, and tensors of unsupported kinds.
 
-Each rebuild function of torch is matched by name and answered with a record of its arguments; nothing is rebuilt.
+A call of one of torch's rebuild functions is recognized by its name, and becomes a record of its arguments; nothing
+is rebuilt.
 Source of the argument lists: ``torch/_utils.py`` and ``torch/_tensor.py``.
 """
 
@@ -11,12 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from ema_cli.dtypes import BY_TORCH_NAME, DType
-from ema_cli.errors import InputRefused
+from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
-from ema_cli.formats.structure import UnreadableTensor
-from ema_cli.storage.extents import TensorLayout, normal_strides, span
-from ema_cli.text import quoted, safe_text
+from ema_cli.formats.structure import MOST_DIMENSIONS
+from ema_cli.text import safe_text
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -39,19 +38,15 @@ _STORAGE_DTYPES = {
     "UntypedStorage": "uint8",
 }
 _UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
-"""Sizes of the elements that cannot be written but may lie beside the weights."""
-_ONE_SHARD = "of which this is one rank's shard; save it with torch.distributed.checkpoint or full_state_dict=True"
-_QUANTIZED = "whose codes cannot be averaged; average the training checkpoints, then quantize"
-_MOST_DIMENSIONS = 64
-"""numpy's limit."""
+"""Element sizes of types that cannot be written, but may occur beside the weights."""
+_ONE_SHARD = "and this file has one rank's shard of it; save with torch.distributed.checkpoint or full_state_dict=True"
+_QUANTIZED = "and its codes cannot be averaged; average the training checkpoints, then quantize"
 _MOST_FLAGS = 16
-_EXPANDED_BYTES = 1 << 26
-"""An expanded tensor (stride 0) may be larger than its storage up to this many bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageRef:
-    """A block of bytes that the file holds under ``key``."""
+    """A block of bytes that the file stores under ``key``."""
 
     key: str
     kind: str
@@ -62,7 +57,7 @@ class StorageRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """A strided view of a storage, as declared; ``place`` checks it against the bytes that are there."""
+    """A strided view of a storage, as declared; ``locate_tensor`` checks it against the storage."""
 
     storage: StorageRef
     dtype_name: str
@@ -77,20 +72,20 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnsupportedTensor:
-    """A tensor that has no plain strided data: sparse, quantized, meta, a shard."""
+    """A tensor without plain strided data: sparse, quantized, meta, a shard."""
 
     kind: str
     why: str = "which has no plain data"
-    """What keeps it from being averaged, and what to do about it."""
+    """Why it cannot be averaged, and what to do about it."""
 
 
 def storage_dtype_name(kind: str) -> str:
-    """Return the torch name of the element type of a storage class, or the class's own if it is not one we know."""
+    """Return the torch name of the element type of a storage class; of an unknown class, the name of the class."""
     return _STORAGE_DTYPES.get(kind, kind)
 
 
 def element_bytes(kind: str) -> int | None:
-    """Return the bytes of one element of a storage class; ``None`` if it is not one we know."""
+    """Return the bytes of one element of a storage class; ``None`` if the class is unknown."""
     name = storage_dtype_name(kind)
     dtype = BY_TORCH_NAME.get(name)
     return dtype.itemsize if dtype else _UNWRITABLE_BYTES.get(name)
@@ -106,12 +101,12 @@ def storage_from_persistent_id(pid: object) -> object:
         case ("storage", Global(name=kind), str(key), _, int(elements), None):
             return StorageRef(key=key, kind=kind, elements=elements)
         case ("storage", _, str(), _, int(), (_, _, _)):
-            raise PickleError("it has views of storages, as torch wrote before 0.4")
-    raise PickleError("it refers to something that is not a torch storage")
+            raise PickleError("it has views of storages, the format of torch before 0.4")
+    raise PickleError("a persistent id is not a torch storage")
 
 
 def reduce(kind: Global, args: tuple[object, ...]) -> object:
-    """Answer a call in the pickle with a record; see ``inert_pickle.Reduce``."""
+    """Return a record for a call in the pickle; see ``inert_pickle.values.Reduce``."""
     rebuild = _REBUILD.get(kind.name)
     if rebuild is not None and kind.module.partition(".")[0] in ("torch", "collections"):
         return rebuild(*args)
@@ -128,7 +123,7 @@ def _tensor(storage: object, *view: object) -> object:
 
 
 def _tensor_v3(storage: object, *view: object) -> object:
-    """``_rebuild_tensor_v3``, as v2 with the element type before the metadata; the storage counts bytes."""
+    """``_rebuild_tensor_v3``: like v2, with the element type before the metadata; the storage counts bytes."""
     dtype = view[5]
     if not isinstance(storage, StorageRef) or not isinstance(dtype, Global):
         return UnsupportedTensor(kind="wrapped")
@@ -138,7 +133,7 @@ def _tensor_v3(storage: object, *view: object) -> object:
 def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metadata: object) -> TensorRef:
     offset, shape, strides = view
     if not (isinstance(offset, int) and _are_sizes(shape) and _are_sizes(strides)):
-        raise PickleError("a tensor with a damaged shape")
+        raise PickleError("a tensor has a damaged shape")
     flags = _flags(metadata) if isinstance(metadata, dict) and metadata else []
     return TensorRef(
         storage=storage,
@@ -151,37 +146,38 @@ def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metada
 
 
 def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
-    """Whether ``value`` is a flat tuple of few integers: it may be shared by all tensors, and is compared."""
-    return isinstance(value, tuple) and len(value) <= _MOST_DIMENSIONS and all(type(size) is int for size in value)
+    """Whether ``value`` is a short, flat tuple of integers: all tensors may share it, and it is compared."""
+    return isinstance(value, tuple) and len(value) <= MOST_DIMENSIONS and all(type(size) is int for size in value)
 
 
 def _flags(metadata: dict[object, object]) -> list[str]:
     if len(metadata) > _MOST_FLAGS:
-        raise PickleError("a tensor with damaged metadata")
+        raise PickleError("a tensor has damaged metadata")
     return [safe_text(flag) for flag, on in metadata.items() if on and isinstance(flag, str)]
 
 
 def _first_argument(first: object, *_: object) -> object:
-    """A parameter is its tensor."""
+    """``_rebuild_parameter(tensor, ...)``: a parameter is its tensor."""
     return first
 
 
 def _from_type(function: object, _type: object, args: object, state: object = None, *_: object) -> object:
     """``_rebuild_from_type_v2(function, type, args, state)``: a subclass, or a tensor with attributes."""
-    if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > _MOST_DIMENSIONS:
+    if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > MOST_DIMENSIONS:
         return UnsupportedTensor(kind="subclass")
     if function.name == "_rebuild_wrapper_subclass":
         return _whole_local(args, state)
-    if function.name == "_rebuild_from_type_v2":  # in itself, without an end
+    if function.name == "_rebuild_from_type_v2":  # which could contain itself
         return UnsupportedTensor(kind="subclass")
     made = reduce(function, args)
     return made if isinstance(made, TensorRef | UnsupportedTensor) else UnsupportedTensor(kind="wrapped")
 
 
 def _whole_local(args: tuple[object, ...], state: object) -> object:
-    """A distributed tensor is its local part if that is all of it: ``args`` are ``(class, dtype, shape, ...)``.
+    """Return the local part of a distributed tensor, if that is all of it.
 
-    A part of the same shape is not all of it where it is one summand of several (``Partial``).
+    ``args`` are ``(class, dtype, shape, ...)``. A local part of the same shape may be one summand of several
+    (``Partial``).
     """
     attributes = state[-1] if isinstance(state, tuple) and state else state
     if not isinstance(attributes, dict) or "_local_tensor" not in attributes:
@@ -199,7 +195,7 @@ def _is_summand(spec: object) -> bool:
     state = spec.state if isinstance(spec, Inert) else None
     attributes = state[-1] if isinstance(state, tuple) and state else state
     placements = attributes.get("placements") if isinstance(attributes, dict) else None
-    made = placements[:_MOST_DIMENSIONS] if isinstance(placements, tuple) else ()
+    made = placements[:MOST_DIMENSIONS] if isinstance(placements, tuple) else ()
     kinds = [one.kind for one in made if isinstance(one, Inert)]
     return any(isinstance(kind, Global) and kind.name in ("Partial", "_Partial") for kind in kinds)
 
@@ -209,7 +205,7 @@ def _unsupported(kind: str, why: str = "which has no plain data") -> Callable[..
 
 
 def _mapping(*args: object) -> object:
-    """An ordered dictionary: its items follow in the pickle, or come as one list of pairs (protocol 0 and 1)."""
+    """``OrderedDict``: its items follow in the pickle, or are a list of pairs (protocols 0 and 1)."""
     made: dict[object, object] = {}
     if args and isinstance(args[0], list):
         for pair in args[0]:
@@ -221,8 +217,8 @@ def _mapping(*args: object) -> object:
 def _size(*args: object) -> object:
     """``torch.Size`` is a tuple."""
     sizes = args[0] if args and isinstance(args[0], list | tuple) else ()
-    if len(sizes) > _MOST_DIMENSIONS:
-        raise PickleError("a tensor with a damaged shape")
+    if len(sizes) > MOST_DIMENSIONS:
+        raise PickleError("a tensor has a damaged shape")
     return tuple(sizes)
 
 
@@ -247,46 +243,3 @@ _REBUILD: dict[str, Callable[..., object]] = {
     "UninitializedParameter": _unsupported("lazy, uninitialized"),
     "UninitializedBuffer": _unsupported("lazy, uninitialized"),
 }
-
-
-def place(name: str, tensor: TensorRef, record_bytes: int) -> tuple[TensorLayout, int]:
-    """Return the layout of ``tensor`` and its byte offset inside its storage's record of ``record_bytes`` bytes.
-
-    Every number is checked in Python integers against the bytes that are there.
-
-    Raises:
-        UnreadableTensor: it has no plain numbers of a type that we read.
-        InputRefused: the declaration does not fit the record.
-
-    """
-    dtype = BY_TORCH_NAME.get(tensor.dtype_name)
-    if dtype is None:
-        raise UnreadableTensor(
-            f"has the element type {quoted(tensor.dtype_name)}, which cannot be averaged and written"
-        )
-    if tensor.flags:
-        raise UnreadableTensor(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
-    _check_numbers(tensor)
-    offset = 0 if 0 in tensor.shape else tensor.offset  # an empty view may begin anywhere
-    reach = offset + span(tensor.shape, tensor.strides)
-    if reach * dtype.itemsize > min(record_bytes, _declared_bytes(tensor.storage, dtype)):
-        raise InputRefused(f"reaches beyond its storage of {record_bytes:,} bytes")
-    layout = TensorLayout(
-        name=name, dtype=dtype, shape=tensor.shape, strides=normal_strides(tensor.shape, tensor.strides)
-    )
-    if layout.nbytes > max(record_bytes, _EXPANDED_BYTES):
-        raise UnreadableTensor(f"is expanded to {layout.nbytes:,} bytes from {record_bytes:,}")
-    return layout, offset * dtype.itemsize
-
-
-def _check_numbers(tensor: TensorRef) -> None:
-    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if len(tensor.shape) != len(tensor.strides):
-        raise InputRefused("has a damaged shape")
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-        raise InputRefused("has a damaged shape")
-
-
-def _declared_bytes(storage: StorageRef, dtype: DType) -> int:
-    """Return the storage's size as the pickle declares it; untyped storages count bytes."""
-    return storage.elements * (element_bytes(storage.kind) or dtype.itemsize)

@@ -1,7 +1,7 @@
-"""The zip archive that ``torch.save`` writes: its directory, and where the bytes of its records begin.
+"""The zip archive that ``torch.save`` writes: its directory, and the offsets of its records.
 
-A record's data offset is read from its local header: archives that were unpacked and zipped again are not aligned,
-so computed offsets are wrong there. Reference: APPNOTE 4.3.7 of the zip format.
+The offset of a record's data is read from its local header: in archives that were unpacked and zipped again, records
+are not aligned, so an offset cannot be computed. Reference: APPNOTE 4.3.7 of the zip format.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.torch.zip_directory import FETCH_AGAIN, LOCAL_HEADER, Directory, Entry
+from ema_cli.formats.torch.zip_directory import FETCH_AGAIN, LOCAL_HEADER, ZipDirectory, ZipEntry
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -22,16 +22,16 @@ RESAVE = "torch.save(torch.load(path, weights_only=True), path)"
 
 
 def looks_like_zip(head: bytes) -> bool:
-    """Whether a file begins as a zip archive."""
+    """Whether a file begins like a zip archive."""
     return head.startswith(_LOCAL_SIGNATURE)
 
 
 class Archive:
-    """The directory of a zip file, and where its records' bytes lie."""
+    """The directory of a zip file, and the location of its records."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
-        self._entries = Directory(source)
+        self._entries = ZipDirectory(source)
         self._root = self._find_root()
         self._storages: list[Record] = []
 
@@ -41,11 +41,11 @@ class Archive:
     def _find_root(self) -> str:
         roots = [name.removesuffix("data.pkl") for name in self._entries.names if name.endswith("/data.pkl")]
         if len(roots) != 1 or roots[0].count("/") != 1:
-            raise InputRefused("is a zip archive, but not one that torch.save wrote")
+            raise InputRefused("is a zip archive, but was not written by torch.save")
         return roots[0]
 
     def read(self, name: str, *, most: int) -> bytes:
-        """Return the bytes of the record called ``name``, checked against its checksum.
+        """Return the bytes of the record ``name``, checked against their checksum.
 
         Raises:
             InputRefused: it is missing, damaged, compressed, or larger than ``most`` bytes.
@@ -53,15 +53,15 @@ class Archive:
         """
         offset, size = self.record(name)
         if size > most:
-            raise InputRefused(f"has a record {quoted(name)} of {size:,} bytes; more than {most:,} are refused")
+            raise InputRefused(f"has a record {quoted(name)} of {size:,} bytes, more than the limit of {most:,}")
         data = self._source.read(offset, size)
-        if self._entries[self._root + name].crc32 not in (0, zlib.crc32(data)):  # torch writes 0 when told to have none
+        if self._entries[self._root + name].crc32 not in (0, zlib.crc32(data)):  # torch writes 0 if checksums are off
             raise InputRefused(f"has a damaged record {quoted(name)}: its checksum is wrong", hint=FETCH_AGAIN)
         return data
 
     def announce(self, keys: Iterable[str]) -> None:
-        """Have the local headers of storages fetched together, where each would be a journey of its own."""
-        if not self._source.far:
+        """Announce the local headers of storages, if the source is remote: each would be a request of its own."""
+        if not self._source.is_remote:
             return
         for name in (f"{self._root}data/{key}" for key in keys):
             if name in self._entries.names:
@@ -69,20 +69,20 @@ class Archive:
                 self._source.will_need(entry.header, LOCAL_HEADER.size + len(entry.name_bytes))
 
     def storage(self, key: str) -> tuple[int, int]:
-        """Return the byte offset and the size of the storage called ``key``."""
+        """Return the byte offset and the size of the storage ``key``."""
         name = f"data/{key}"
         offset, size = self.record(name)
         crc32 = self._entries[self._root + name].crc32
-        if crc32 and size:  # torch writes 0 when told to have none
+        if crc32 and size:  # torch writes 0 if checksums are off
             self._storages.append(Record(offset=offset, size=size, crc32=crc32))
         return offset, size
 
     def checksums(self) -> RecordTable:
-        """Return the checksums of the storages that were asked for."""
+        """Return the checksums of the storages that were located."""
         return RecordTable(self._storages)
 
     def record(self, name: str) -> tuple[int, int]:
-        """Return the byte offset and the size of the record called ``name``.
+        """Return the byte offset and the size of the record ``name``.
 
         Raises:
             InputRefused: it is missing, damaged or compressed.
@@ -90,19 +90,19 @@ class Archive:
         """
         name = self._root + name
         if name not in self._entries.names:
-            raise InputRefused(f"has no record {quoted(name)}: it is incomplete")
+            raise InputRefused(f"is incomplete: it has no record {quoted(name)}")
         entry = self._entries[name]
         if entry.method != zipfile.ZIP_STORED or entry.flags & _ENCRYPTED:
             raise InputRefused(
-                f"is a compressed archive (record {quoted(name)}), so its tensors cannot be read piece by piece",
+                f"is a compressed archive (record {quoted(name)}), in which tensors cannot be located",
                 hint=f"save it again, uncompressed: {RESAVE}",
             )
         if entry.packed_size != entry.size:
             raise InputRefused(f"contradicts itself about the size of record {quoted(name)}")
         return self._data_offset(entry), entry.size
 
-    def _data_offset(self, entry: Entry) -> int:
-        """Read the local header, which must say what the directory says; the data follows it."""
+    def _data_offset(self, entry: ZipEntry) -> int:
+        """Return the offset of a record's data: after its local header, which must agree with the directory."""
         size = LOCAL_HEADER.size + len(entry.name_bytes)
         if entry.header <= self._source.size() - size:
             raw = self._source.read(entry.header, size)

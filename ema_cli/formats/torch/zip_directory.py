@@ -1,6 +1,6 @@
-"""The directory at the end of a zip archive, as columns: a checkpoint with its optimizer has half a million records.
+"""The directory at the end of a zip archive, in columns: a checkpoint with its optimizer has half a million records.
 
-Only what decides where bytes lie is kept, about 150 bytes for a record; the objects of ``zipfile`` take a thousand.
+Only the fields that locate the data are kept, about 150 bytes per record; an object of ``zipfile`` takes a thousand.
 Reference: APPNOTE 4.3.12 to 4.3.16 of the zip format, and 4.5.3 for sizes of more than 32 bits.
 """
 
@@ -14,7 +14,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
-FETCH_AGAIN = "was it saved or copied to the end? leave it out, or fetch it again"
+FETCH_AGAIN = "exclude it, or copy it again"
 MOST_RECORDS = 600_000
 """100,000 tensors with the state of Adam are 400,000 records."""
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -31,18 +31,18 @@ _ENTRY = struct.Struct("<4s6H3L5H2L")
 _ENTRY_SIGNATURE = b"PK\x01\x02"
 _EXTRA = struct.Struct("<2H")
 _LONG_SIZES = 1
-"""The extra field that has the sizes of more than 32 bits."""
+"""The extra field with sizes of more than 32 bits."""
 _FULL = 0xFFFFFFFF
-"""A size that stands in the extra field."""
+"""A size that is in the extra field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What the directory says of one record."""
+class ZipEntry:
+    """The directory's entry of one record."""
 
     name: str
     name_bytes: bytes
-    """As it stands in the archive, in front of the data again."""
+    """As stored in the archive, here and before the data."""
     flags: int
     method: int
     crc32: int
@@ -52,30 +52,30 @@ class Entry:
     """Byte of the archive where the local header begins."""
 
 
-class Directory:
+class ZipDirectory:
     """All entries of an archive, by name.
 
     Raises:
-        InputRefused: it is damaged, larger than any checkpoint's, or names two records alike or in the same bytes.
+        InputRefused: it is damaged or too large, or two records have the same name or share bytes.
 
     """
 
     def __init__(self, source: ByteSource) -> None:
         self.names: dict[str, int] = {}
-        """Each name, with the number of its entry."""
+        """The number of the entry of each name."""
         self._small = array("L")
-        """Of each entry: flags, method, CRC-32."""
+        """For each entry: flags, method, CRC-32."""
         self._large = array("Q")
-        """Of each entry: packed size, size, begin of the local header."""
+        """For each entry: packed size, size, offset of the local header."""
         begin, size, count = _find(source)
         self._read(source.read(begin, size), count)
         self._refuse_overlaps(begin)
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> ZipEntry:
         number = self.names[name]
         flags, method, crc32 = self._small[3 * number : 3 * number + 3]
         packed, size, header = self._large[3 * number : 3 * number + 3]
-        return Entry(
+        return ZipEntry(
             name=name,
             name_bytes=name.encode("utf-8" if flags & UTF8_NAME else "cp437"),
             flags=flags,
@@ -115,10 +115,10 @@ class Directory:
         except UnicodeDecodeError as error:
             raise _damaged() from error
         if self.names.setdefault(name, number) != number:
-            raise InputRefused(f"holds two records of one name, {quoted(name)}")
+            raise InputRefused(f"holds two records with the name {quoted(name)}")
 
     def _refuse_overlaps(self, directory: int) -> None:
-        """Two records in the same bytes, or in those of the directory, are no archive that anything writes."""
+        """Refuse records that share bytes with each other or with the directory: no program writes such archives."""
         names = list(self.names)
         position = 0
         for number in sorted(range(len(names)), key=self._large[2::3].__getitem__):
@@ -131,7 +131,7 @@ class Directory:
 
 
 def _find(source: ByteSource) -> tuple[int, int, int]:
-    """Return where the directory begins, its size, and the number of its entries."""
+    """Return the offset of the directory, its size, and the number of its entries."""
     begin = max(0, source.size() - _END.size - _LONGEST_COMMENT)
     tail = source.read(begin, source.size() - begin)
     at = _end_record(tail)
@@ -142,16 +142,16 @@ def _find(source: ByteSource) -> tuple[int, int, int]:
     if locator.startswith(_LOCATOR_SIGNATURE):
         end, disk, first_disk, here, count, size, offset = _find_long(source, locator, locator_at)
     if disk or first_disk or here != count:
-        raise InputRefused("is one part of a zip archive in several parts")
-    if offset + size != end:  # bytes in front of the archive, or between the directory and its end
+        raise InputRefused("is one part of a multi-part zip archive")
+    if offset + size != end:  # bytes before the archive, or between the directory and the end record
         raise _damaged()
     if count > MOST_RECORDS or size > _LARGEST_DIRECTORY:
-        raise InputRefused(f"declares {count:,} records; more than {MOST_RECORDS:,} are refused")
+        raise InputRefused(f"declares {count:,} records, more than the limit of {MOST_RECORDS:,}")
     return offset, size, count
 
 
 def _end_record(tail: bytes) -> int:
-    """Return where the end record begins: the last one whose comment ends where the file does."""
+    """Return the offset of the end record: the last one with a comment that ends where the file ends."""
     at = len(tail)
     for _ in range(_LONGEST_COMMENT):
         at = tail.rfind(_END_SIGNATURE, 0, at + len(_END_SIGNATURE) - 1)
@@ -174,7 +174,7 @@ def _find_long(source: ByteSource, locator: bytes, locator_at: int) -> tuple[int
 
 
 def _long_sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
-    """Return the sizes, those that did not fit from the extra field, where they stand one behind the other."""
+    """Return the sizes; those that did not fit come from the extra field, in this order."""
     position = 0
     while position + _EXTRA.size <= len(extra):
         kind, length = _EXTRA.unpack_from(extra, position)
@@ -193,5 +193,5 @@ def _long_sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int,
 
 def _damaged() -> InputRefused:
     return InputRefused(
-        "is incomplete or damaged: the directory at the end of the zip archive cannot be read", hint=FETCH_AGAIN
+        "is truncated or damaged: there is no valid zip directory at the end of the file", hint=FETCH_AGAIN
     )

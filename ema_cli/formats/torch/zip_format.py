@@ -1,4 +1,4 @@
-"""The zip format of ``torch.save`` (since 1.6): one pickle, and one stored record per storage.
+"""The zip format of ``torch.save`` (since 1.6): one pickle, and one uncompressed record per storage.
 
 The archive holds ``<root>/data.pkl``, ``<root>/data/<key>`` and, in newer files, ``byteorder``.
 Reference: ``torch/serialization.py``.
@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle.reader import loads
+from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError
-from ema_cli.formats.state_dict.find_weights import StateDict, find_state_dict
+from ema_cli.formats.state_dict.search import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch.objects import TensorRef, reduce, storage_from_persistent_id
-from ema_cli.formats.torch.tensor_places import place_all
+from ema_cli.formats.torch.tensor_locations import locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE, Archive
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
 LARGEST_PICKLE = 100_000_000
-"""Bytes. 100,000 tensors with the state of Adam take a third of it."""
+"""Bytes; 100,000 tensors with the state of Adam take a third."""
 _LONGEST_ORDER = 16
 
 
@@ -30,7 +30,7 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
     """Read the structure of a zip checkpoint; equal pickles are parsed once per ``pool``.
 
     Raises:
-        InputRefused: it is incomplete, compressed, big-endian, TorchScript, or does not fit together.
+        InputRefused: it is truncated, compressed, big-endian, TorchScript, or inconsistent.
 
     """
     archive = Archive(source)
@@ -39,45 +39,45 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
     digest = hashlib.sha256(pickle).digest()
     root, chosen = pool.remember(("pickle", digest, key), lambda: _parse(pickle, key))
     archive.announce({t.storage.key: None for t in chosen.tensors.values() if isinstance(t, TensorRef)})
-    placed = place_all(chosen.tensors, archive.storage, pool, (digest, key))
+    located = locate_tensors(chosen.tensors, archive.storage, pool, (digest, key))
     return Structure(
         format="torch zip",
-        layouts=placed.layouts,
-        offsets=placed.offsets,
+        layouts=located.layouts,
+        offsets=located.offsets,
         digest=digest,
         records={0: archive.checksums()},
         key=chosen.key,
         steps=tuple(read_steps(root, source, archive.storage)),
         ignored=chosen.ignored,
-        unreadable=placed.unreadable,
+        unreadable=located.unreadable,
         notes=chosen.notes,
     )
 
 
 def _parse(pickle: bytes, key: str | None) -> tuple[object, StateDict]:
     try:
-        root, _ = loads(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
+        root, _ = read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
     except PickleError as error:
         raise InputRefused(f"has a damaged pickle: {error}") from error
     return root, find_state_dict(root, key)
 
 
 def refuse_other_kinds(archive: Archive) -> None:
-    """Refuse archives that torch writes and that are no checkpoints of this machine's byte order.
+    """Refuse archives of torch that are TorchScript or big-endian.
 
     Raises:
-        InputRefused: it is one of those.
+        InputRefused: it is such an archive.
 
     """
     if "constants.pkl" in archive:
         raise InputRefused(
             "is a TorchScript archive, not a checkpoint",
-            hint="save its weights with: torch.save(torch.jit.load(path).state_dict(), path)",
+            hint="save its weights: torch.save(torch.jit.load(path).state_dict(), path)",
         )
     if "byteorder" in archive:
         order = archive.read("byteorder", most=_LONGEST_ORDER)
         if order != b"little":
             raise InputRefused(
-                f"holds {quoted(order.decode('ascii', 'replace'))}-endian data; only little-endian is read",
-                hint=f"on a little-endian machine: {RESAVE}",
+                f"holds {quoted(order.decode('ascii', 'replace'))}-endian data; only little-endian is supported",
+                hint=f"save it again on a little-endian machine: {RESAVE}",
             )

@@ -1,1 +1,1 @@
-"""remote."""
+"""Files in remote stores, read by ranges through fsspec."""

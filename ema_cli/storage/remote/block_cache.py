@@ -1,6 +1,6 @@
-"""Small blocks of remote objects that were read lately: structure is read in small pieces, some of them again.
+"""A cache of small blocks of remote objects: structure is read in small pieces, some of them repeatedly.
 
-All objects share one bound, so that the memory does not grow with their number.
+All objects share one limit, so the memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable
 BLOCK_BYTES = 1 << 16
 _MOST_BLOCKS = 256
 _BLOCKS: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-"""By the number of the object and where the block begins, the one that was read longest ago first."""
+"""By the number of the object and the beginning of the block, the least recently read first."""
 _LOCK = threading.Lock()
 _NUMBERS = itertools.count()
 
 
-class Blocks:
-    """The blocks of one object. Safe to use from several threads."""
+class BlockCache:
+    """The cached blocks of one object. Thread-safe."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         self._fetch = fetch
@@ -27,7 +27,7 @@ class Blocks:
         self._number = next(_NUMBERS)
 
     def read(self, offset: int, view: memoryview) -> int:
-        """Fill the front of ``view`` out of the block that ``offset`` lies in; return how many bytes."""
+        """Fill the beginning of ``view`` from the block at ``offset``; return the number of bytes."""
         begin = offset - offset % BLOCK_BYTES
         block = self._block(begin)
         piece = block[offset - begin : offset - begin + len(view)]
@@ -49,7 +49,7 @@ class Blocks:
         return block
 
     def close(self) -> None:
-        """Forget them."""
+        """Drop the blocks of this object."""
         with _LOCK:
             for key in [key for key in _BLOCKS if key[0] == self._number]:
                 del _BLOCKS[key]

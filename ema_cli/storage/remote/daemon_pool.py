@@ -1,4 +1,4 @@
-"""Threads for work that waits for a store most of the time. They do not outlive an interrupted run."""
+"""Threads for work that mostly waits for a store. They do not outlive an interrupted run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 Made = TypeVar("Made")
 
 
-class Background:
-    """A number of daemon threads, started when there is something to do.
+class DaemonPool:
+    """A pool of daemon threads, started with the first work.
 
-    The threads of an executor of the standard library are waited for when the program ends, and with them their
-    requests. Work must not wait for other work of the same threads.
+    The program would wait at its end for the threads of a standard executor, and so for their requests. Work must
+    not wait for other work of the same pool.
     """
 
     def __init__(self, name: str, *, threads: int) -> None:
@@ -26,7 +26,7 @@ class Background:
         self._lock = threading.Lock()
 
     def submit(self, work: Callable[[], Made]) -> Future[Made]:
-        """Have ``work`` done when a thread is free."""
+        """Run ``work`` as soon as a thread is free."""
         future: Future[Made] = Future()
         self._queue.put((future, work))
         with self._lock:
@@ -43,6 +43,6 @@ class Background:
                 continue
             try:
                 future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised again by who asks for the result
+            except BaseException as error:  # noqa: BLE001 - raised where the result is requested
                 future.set_exception(error)
-            del future, work  # what was made is not held until there is more to do
+            del future, work  # so that the result is not held until the next work

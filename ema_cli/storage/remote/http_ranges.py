@@ -1,4 +1,4 @@
-"""Parts of files on web servers. A server may do as it likes with a request for a part, so each answer is looked at."""
+"""Byte ranges of files on web servers. A server may ignore the requested range, so every response is checked."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 _PARTIAL, _WHOLE = 206, 200
 
 
-class NoPartsError(Exception):
-    """The server sent the whole file where a part of it was asked for."""
+class RangesIgnoredError(Exception):
+    """The server sent the whole file instead of the requested range."""
 
 
-def fetch_part(store: Any, address: str, begin: int, end: int, tag: str | None) -> bytes:  # noqa: ANN401
+def fetch_range(store: Any, address: str, begin: int, end: int, tag: str | None) -> bytes:  # noqa: ANN401
     """Return the bytes from ``begin`` to before ``end``.
 
     Args:
         store: fsspec's file system of the web.
         address: of the file.
         begin: the first byte.
-        end: the first byte that is not asked for.
-        tag: the entity tag that the file must have.
+        end: the first byte after the range.
+        tag: the entity tag (ETag) that the file must have.
 
     Raises:
-        NoPartsError: the server sent something else.
-        OSError: the answer is not what was asked for; it may be another time.
+        RangesIgnoredError: the server sent the whole file.
+        OSError: the response is not the requested range; a retry may help.
 
     """
     from fsspec.asyn import sync  # noqa: PLC0415
@@ -40,28 +40,28 @@ async def _fetch(store: Any, address: str, begin: int, end: int, tag: str | None
     async with session.get(store.encode_url(address), headers=headers, **store.kwargs) as answer:
         answer.raise_for_status()
         if answer.status == _WHOLE:
-            raise NoPartsError("the server sends whole files where parts are asked for")
-        told = answer.headers.get("Content-Range", "")
-        if answer.status != _PARTIAL or not told.replace("=", " ").startswith(f"bytes {begin}-{end - 1}/"):
-            what = f"{answer.status}, Content-Range {told!r}"
-            raise OSError(f"the server sent {what}, where bytes {begin}-{end - 1} were asked for")
+            raise RangesIgnoredError("the server sent the whole file instead of a range")
+        declared = answer.headers.get("Content-Range", "")
+        if answer.status != _PARTIAL or not declared.replace("=", " ").startswith(f"bytes {begin}-{end - 1}/"):
+            received = f"{answer.status}, Content-Range {declared!r}"
+            raise OSError(f"the server sent {received} instead of bytes {begin}-{end - 1}")
         data: bytes = await answer.read()
         return data
 
 
 def is_strong(tag: str | None) -> bool:
-    """Whether an entity tag stands for the very bytes; only those can be asked for."""
+    """Whether an entity tag is strong, i.e. identifies the exact bytes; only strong tags work with ranges."""
     return tag is not None and tag.startswith('"')
 
 
-def gives_parts(store: Any, address: str, size: int) -> bool:  # noqa: ANN401
-    """Whether a web server answers with the part that is asked for: not all say so, and some send the whole file."""
-    if size < 2:  # noqa: PLR2004 - there is no byte behind the first
+def supports_ranges(store: Any, address: str, size: int) -> bool:  # noqa: ANN401
+    """Whether a web server sends the requested range. Some send the whole file, and headers do not tell."""
+    if size < 2:  # noqa: PLR2004 - there is no byte after the first
         return True
     try:
-        fetch_part(store, address, 1, 2, None)
-    except NoPartsError:
+        fetch_range(store, address, 1, 2, None)
+    except RangesIgnoredError:
         return False
-    except Exception:  # noqa: BLE001 - reading will say what is wrong
+    except Exception:  # noqa: BLE001 - the first read reports the error
         return True
     return True

@@ -1,4 +1,4 @@
-"""Fetch what will be needed: announced ranges become large requests, of which several are on their way at a time."""
+"""Prefetch announced ranges, in large requests, several at a time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ema_cli.storage.remote.daemon_pool import Background
+from ema_cli.storage.remote.daemon_pool import DaemonPool
 
 Fetch = Callable[[int, int], bytes]
-"""Returns the bytes from the first to before the second number."""
+"""Returns the bytes from the first offset up to the second."""
 
 _REQUEST_BYTES = 1 << 24
 _GAP_BYTES = 1 << 12
-"""Ranges that lie closer together are fetched with what is between them: padding, the headers of records."""
+"""Ranges with a smaller gap are fetched together with the gap: padding, headers of records."""
 _PART_BYTES = 1 << 17
-"""What was taken of a request is forgotten in such parts: with many sources, what is left of each would add up."""
-_FETCHERS = Background("fetch", threads=12)
+"""A request is released in parts of this size as it is read: with many sources, the remains would add up."""
+_FETCHERS = DaemonPool("fetch", threads=12)
 
 
-class _Chunk:
-    """A range that is fetched in one request, and forgotten part by part."""
+class _Request:
+    """A range that is fetched in one request, and released part by part."""
 
     __slots__ = ("begin", "end", "future", "left")
 
@@ -29,19 +29,19 @@ class _Chunk:
         self.begin = begin
         self.end = begin
         self.left: list[int] = []
-        """Of each part, the announced bytes that were not taken yet."""
+        """For each part, the announced bytes that were not taken yet."""
         self.future: Future[list[bytes]] | None = None
-        """The parts; those that were taken whole are empty."""
+        """The parts; those that were taken completely are empty."""
         self.grow(begin, end)
 
     def grow(self, begin: int, end: int) -> None:
-        """Reach until ``end``, from ``begin`` on announced; nothing is requested yet."""
+        """Extend the range to ``end``; the bytes from ``begin`` on are announced. Before the request is sent."""
         self.left += [0] * (-(-(end - self.begin) // _PART_BYTES) - len(self.left))
         self.end = end
         self.count(begin, end, 1)
 
     def count(self, begin: int, end: int, sign: int) -> None:
-        """Note that a range was announced once more, or taken."""
+        """Count that a range was announced again (``sign`` 1), or taken (-1)."""
         while begin < end:
             number = (begin - self.begin) // _PART_BYTES
             stop = min(end, self.begin + (number + 1) * _PART_BYTES)
@@ -49,27 +49,27 @@ class _Chunk:
             begin = stop
 
     def take(self, parts: list[bytes], offset: int, view: memoryview) -> int:
-        """Copy out of one part into the front of ``view``; return how many bytes, 0 if it was forgotten."""
+        """Copy from one part to the beginning of ``view``; return the number of bytes, 0 if it was released."""
         number, inside = divmod(offset - self.begin, _PART_BYTES)
         piece = memoryview(parts[number])[inside : inside + len(view)]
         view[: len(piece)] = piece
         return len(piece)
 
 
-class Ahead:
-    """The ranges of one source that were announced and not taken yet. Safe to use from several threads."""
+class Prefetcher:
+    """The ranges of one source that were announced and not taken yet. Thread-safe."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
-        self._chunks: list[_Chunk] = []
-        """By begin; they do not overlap."""
-        self._growing: _Chunk | None = None
-        """The chunk at the end of the last announcement, which the next one may go on with."""
+        self._requests: list[_Request] = []
+        """By their beginning; they do not overlap."""
+        self._growing: _Request | None = None
+        """The request with the end of the last announcement, which the next announcement may extend."""
         self._lock = threading.Lock()
         self.closed = threading.Event()
 
     def announce(self, begin: int, end: int) -> None:
-        """Have a range fetched, unless it is on its way already."""
+        """Announce a range: it is fetched, unless it was requested before."""
         with self._lock:
             while begin < end:
                 known = self._find(begin)
@@ -80,72 +80,72 @@ class Ahead:
                     begin = self._add(begin, end)
 
     def take(self, offset: int, view: memoryview) -> int:
-        """Copy what is announced at ``offset`` into the front of ``view``; return how many bytes, 0 if none."""
+        """Copy announced bytes at ``offset`` to the beginning of ``view``; return their number, 0 if there are none."""
         with self._lock:
-            chunk = self._find(offset)
-            if chunk is None:
+            request = self._find(offset)
+            if request is None:
                 return 0
-            self._request(chunk)
-        assert chunk.future is not None  # noqa: S101 - requested above
-        parts = chunk.future.result()
-        taken = chunk.take(parts, offset, view)
+            self._send(request)
+        assert request.future is not None  # noqa: S101 - sent above
+        parts = request.future.result()
+        taken = request.take(parts, offset, view)
         with self._lock:
-            chunk.count(offset, offset + taken, -1)
-            self._forget(chunk, parts, (offset - chunk.begin) // _PART_BYTES)
+            request.count(offset, offset + taken, -1)
+            self._release(request, parts, (offset - request.begin) // _PART_BYTES)
         return taken
 
-    def _forget(self, chunk: _Chunk, parts: list[bytes], number: int) -> None:
-        """Forget a part if all that was announced of it was taken, and a chunk with its last part."""
-        if chunk.left[number] > 0:
+    def _release(self, request: _Request, parts: list[bytes], number: int) -> None:
+        """Release a part if all its announced bytes were taken, and the request with its last part."""
+        if request.left[number] > 0:
             return
         parts[number] = b""
-        position = self._number(chunk.begin)
-        if max(chunk.left) <= 0 and position >= 0 and self._chunks[position] is chunk:
-            del self._chunks[position]
-            if self._growing is chunk:
-                self._growing = None  # it holds what was fetched
+        position = self._number(request.begin)
+        if max(request.left) <= 0 and position >= 0 and self._requests[position] is request:
+            del self._requests[position]
+            if self._growing is request:
+                self._growing = None  # it is complete
 
     def close(self) -> None:
-        """Forget everything; requests that wait are not made any more."""
+        """Release everything; waiting requests are not sent."""
         self.closed.set()
         with self._lock:
-            for chunk in self._chunks:
-                if chunk.future is not None:
-                    chunk.future.cancel()
-            self._chunks.clear()
+            for request in self._requests:
+                if request.future is not None:
+                    request.future.cancel()
+            self._requests.clear()
             self._growing = None
 
     def _number(self, offset: int) -> int:
-        """Return the number of the last chunk that begins at ``offset`` or before, -1 if there is none."""
-        return bisect_right(self._chunks, offset, key=lambda chunk: chunk.begin) - 1
+        """Return the position of the last request that begins at or before ``offset``, -1 if there is none."""
+        return bisect_right(self._requests, offset, key=lambda request: request.begin) - 1
 
-    def _find(self, offset: int) -> _Chunk | None:
+    def _find(self, offset: int) -> _Request | None:
         number = self._number(offset)
-        found = self._chunks[number] if number >= 0 else None
+        found = self._requests[number] if number >= 0 else None
         return found if found is not None and offset < found.end else None
 
     def _add(self, begin: int, end: int) -> int:
-        """Announce some of a range of which the first byte is new; return where the rest begins."""
+        """Add a range, the first byte of which is new; return the beginning of the rest."""
         number = self._number(begin) + 1
-        following = self._chunks[number].begin if number < len(self._chunks) else end
+        following = self._requests[number].begin if number < len(self._requests) else end
         growing = self._growing
-        near = number > 0 and self._chunks[number - 1] is growing  # nothing lies between
+        near = number > 0 and self._requests[number - 1] is growing  # with nothing between them
         if near and growing is not None and growing.future is None and 0 <= begin - growing.end <= _GAP_BYTES:
             stop = min(end, following, growing.begin + _REQUEST_BYTES)
             if stop > begin:
                 growing.grow(begin, stop)
                 return stop
         if growing is not None:
-            self._request(growing)
+            self._send(growing)
         stop = min(end, following, begin + _REQUEST_BYTES)
-        self._growing = _Chunk(begin, stop)
-        self._chunks.insert(number, self._growing)
+        self._growing = _Request(begin, stop)
+        self._requests.insert(number, self._growing)
         return stop
 
-    def _request(self, chunk: _Chunk) -> None:
-        if chunk.future is None:
-            begin, end = chunk.begin, chunk.end
-            chunk.future = _FETCHERS.submit(lambda: _cut(self._fetch(begin, end)))
+    def _send(self, request: _Request) -> None:
+        if request.future is None:
+            begin, end = request.begin, request.end
+            request.future = _FETCHERS.submit(lambda: _cut(self._fetch(begin, end)))
 
 
 def _cut(data: bytes) -> list[bytes]:

@@ -1,6 +1,6 @@
-"""Ranges of a remote object that are read in small pieces, out of order: fetched once, into a file without a name.
+"""Spooled ranges of a remote object: fetched once into an unnamed temporary file, as they are read in small pieces.
 
-A transposed tensor is such a range: a run of its elements lies all over its storage.
+A transposed tensor is such a range: consecutive elements are far apart in its storage.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _PIECE_BYTES = 1 << 24
 
 
 class _Range:
-    """A range, and its copy from the first read of it on."""
+    """A range, and from its first read on its local copy."""
 
     def __init__(self, begin: int, end: int) -> None:
         self.begin = begin
         self.end = end
         self.left = 0
-        """Bytes that are still to be delivered out of it; it is forgotten with the last."""
+        """Bytes that are still to be read; at 0 the copy is deleted."""
         self.descriptor = -1
         self.users = 0
         self.lock = threading.Lock()
 
 
-class Kept:
-    """The ranges of one source that are to be kept. Safe to use from several threads."""
+class Spool:
+    """The spooled ranges of one source. Thread-safe."""
 
     def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
         self._fetch = fetch
@@ -38,8 +38,8 @@ class Kept:
         """The CRC-32 of every range that was fetched."""
         self._lock = threading.Lock()
 
-    def keep(self, begin: int, end: int, wanted: int) -> None:
-        """Keep a range until so many bytes were delivered out of it."""
+    def add(self, begin: int, end: int, wanted: int) -> None:
+        """Spool a range until ``wanted`` bytes of it were read."""
         with self._lock:
             known = next((one for one in self._ranges if (one.begin, one.end) == (begin, end)), None)
             if known is None:
@@ -48,7 +48,7 @@ class Kept:
             known.left += wanted
 
     def read(self, offset: int, view: memoryview) -> bool:
-        """Fill ``view`` out of a range that is kept; return whether there is one."""
+        """Fill ``view`` from a spooled range; return whether there is one."""
         with self._lock:
             one = next((one for one in self._ranges if one.begin <= offset and offset + len(view) <= one.end), None)
             if one is None:
@@ -63,8 +63,8 @@ class Kept:
             self._release(one)
         return True
 
-    def deliver(self, begin: int, end: int, count: int) -> None:
-        """Note that so many bytes were delivered out of a range."""
+    def remove(self, begin: int, end: int, count: int) -> None:
+        """Count ``count`` bytes of a range as read."""
         with self._lock:
             one = next((one for one in self._ranges if (one.begin, one.end) == (begin, end)), None)
             if one is None:
@@ -74,11 +74,11 @@ class Kept:
         self._release(one)
 
     def crc32(self, begin: int, end: int) -> int | None:
-        """Return the CRC-32 of a range that was fetched, forgotten or not."""
+        """Return the CRC-32 of a range that was fetched, deleted since or not."""
         return self._sums.get((begin, end))
 
     def close(self) -> None:
-        """Forget all ranges."""
+        """Delete all ranges."""
         with self._lock:
             ranges = list(self._ranges)
             for one in ranges:

@@ -1,4 +1,4 @@
-"""What the names of files say before anything is opened: weights, a shard of them, state of the trainer, a series."""
+"""What a file's name says before it is opened: weights, a shard, state of the trainer, a checkpoint of a series."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
-"""What checkpoint files are called, where a folder is searched for them."""
+"""Suffixes of the checkpoint files that are searched for in a folder."""
 TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
-"""Names of files that lie beside a model and are none."""
+"""Names of files beside the weights that are not weights."""
 _SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")
 _NUMBERED = re.compile(
     r"(?<![a-z])(?:checkpoints?|ckpt|chkpt|(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep|ba|snapshot)"
@@ -19,23 +19,23 @@ _NUMBERED = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardName:
-    """What the name of a shard says."""
+    """The parts of a shard's name."""
 
     stem: str
     number: int
-    """Of the shard, mostly from 1 on."""
+    """Of the shard; most writers count from 1."""
     count: int
-    """How many there are."""
+    """Of the shards in the set."""
     suffix: str
 
     @property
-    def of(self) -> tuple[str, int, str]:
-        """What all shards of one set have in common."""
+    def shard_set(self) -> tuple[str, int, str]:
+        """The part of the name that all shards of one set share."""
         return self.stem, self.count, self.suffix
 
 
-def shard(name: str) -> ShardName | None:
-    """Return what a name like ``model-00001-of-00003.safetensors`` says, ``None`` if it is not that of a shard."""
+def parse_shard_name(name: str) -> ShardName | None:
+    """Return the parts of a name like ``model-00001-of-00003.safetensors``; ``None`` if it is not a shard's name."""
     found = _SHARD.fullmatch(name)
     if found is None:
         return None
@@ -44,15 +44,15 @@ def shard(name: str) -> ShardName | None:
 
 
 def is_numbered(name: str) -> bool:
-    """Whether a name says that it is one checkpoint of a series: ``checkpoint-500``, ``iter_0001000``, ``300``."""
+    """Whether a name is that of one checkpoint of a series: ``checkpoint-500``, ``iter_0001000``, ``300``."""
     return _NUMBERED.search(name) is not None
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file may hold weights by its name: it has the suffix, and is not state of the trainer."""
+    """Whether a file may hold weights, judged by its name: it has the suffix, and is not state of the trainer."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".") and TRAINER_STATE.search(name) is None
 
 
 def skeleton(name: str) -> str:
-    """Return what the names of one series have in common: ``checkpoint-0`` for ``checkpoint-500``."""
+    """Return the common form of the names of a series: ``checkpoint-0`` for ``checkpoint-500``."""
     return re.sub(r"[0-9]+", "0", name)

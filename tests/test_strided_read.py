@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
 from ema_cli.dtypes import BY_NAME
-from ema_cli.storage import strided_read as gather
+from ema_cli.storage import strided_read
 from ema_cli.storage.extents import (
     Extent,
     Mosaic,
@@ -91,8 +91,8 @@ def test_any_range_equals_numpy(view: tuple[tuple[int, ...], tuple[int, ...], in
     wanted = as_strided(elements, shape, [stride * item for stride in strides]).ravel()[start:stop]
     out = np.zeros((stop - start) * item, dtype=np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gather, "_ALWAYS", always)
-        gather.read_elements(extent_of(Memory(stored.tobytes()), offset * item, shape, strides, item), start, out)
+        patch.setattr(strided_read, "_ALWAYS", always)
+        strided_read.read_elements(extent_of(Memory(stored.tobytes()), offset * item, shape, strides, item), start, out)
     assert out.tobytes() == wanted.tobytes()
 
 
@@ -104,7 +104,7 @@ def test_boxes_cover_a_range_in_order(shape: list[int], data: st.DataObject) -> 
     start = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(start, total))
     indices = np.arange(total).reshape(shape)
-    boxes = list(gather.flat_boxes(shape, start, stop))
+    boxes = list(strided_read.flat_boxes(shape, start, stop))
     covered = [int(i) for box in boxes for i in indices[tuple(slice(*side) for side in box)].ravel()]
     assert covered == list(range(start, stop))
     assert len(boxes) <= max(1, 2 * len(shape))
@@ -114,7 +114,7 @@ def test_a_contiguous_range_is_one_read() -> None:
     """Of a contiguous tensor exactly the wanted bytes are read, in one request."""
     source = Memory(bytes(range(200)))
     out = np.zeros(12, dtype=np.uint8)
-    gather.read_elements(extent_of(source, 20, (5, 9), (9, 1), 4), 7, out)
+    strided_read.read_elements(extent_of(source, 20, (5, 9), (9, 1), 4), 7, out)
     assert source.reads == [(20 + 7 * 4, 12)]
 
 
@@ -124,7 +124,7 @@ def test_a_transposed_matrix_is_read_in_bounded_pieces() -> None:
     stored = np.arange(rows * columns, dtype=np.uint32)
     source = Memory(stored.tobytes())
     out = np.zeros(5 * rows * 4, dtype=np.uint8)
-    gather.read_elements(extent_of(source, 0, (columns, rows), (1, columns), 4), 10 * rows, out)
+    strided_read.read_elements(extent_of(source, 0, (columns, rows), (1, columns), 4), 10 * rows, out)
     assert out.tobytes() == stored.reshape(rows, columns).T[10:15].tobytes()
     assert max(length for _, length in source.reads) <= 4 * max(4 * 5 * rows, 1 << 14)
     assert len(source.reads) < 32
@@ -134,7 +134,7 @@ def test_a_far_stretched_view_reads_no_gaps() -> None:
     """Two elements a megabyte apart are two small reads, not one of a megabyte."""
     source = Memory(bytes(1 << 20) + b"\x07")
     out = np.zeros(2, dtype=np.uint8)
-    gather.read_elements(extent_of(source, 0, (2,), (1 << 20,), 1), 0, out)
+    strided_read.read_elements(extent_of(source, 0, (2,), (1 << 20,), 1), 0, out)
     assert out.tolist() == [0, 7]
     assert sum(length for _, length in source.reads) == 2
 
@@ -144,7 +144,7 @@ def test_64_dimensions_are_read() -> None:
     shape = (2, *[1] * 62, 3)
     source = Memory(bytes(range(6)))
     out = np.zeros(4, dtype=np.uint8)
-    gather.read_elements(extent_of(source, 0, shape, (1, *[0] * 62, 2), 1), 1, out)
+    strided_read.read_elements(extent_of(source, 0, shape, (1, *[0] * 62, 2), 1), 1, out)
     assert out.tolist() == [2, 4, 1, 3]
 
 
@@ -232,9 +232,9 @@ def test_a_tensor_in_rectangles_is_put_together(
     stop = data.draw(st.integers(start, numbers.size))
     located = index.extent(1)
     assert isinstance(located, Mosaic)
-    gather.announce(located, start, stop - start)
+    strided_read.announce(located, start, stop - start)
     out = np.zeros(2 * (stop - start), dtype=np.uint8)
-    gather.read_elements(located, start, out)
+    strided_read.read_elements(located, start, out)
     assert out.tobytes() == numbers.ravel()[start:stop].tobytes()
     for source in sources:
         announced = {byte for offset, length in source.announced for byte in range(offset, offset + length)}

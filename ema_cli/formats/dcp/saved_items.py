@@ -1,0 +1,51 @@
+"""The items that the metadata of a torch.distributed.checkpoint folder declare: tensors in chunks, other objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteRange:
+    """The bytes of an item: a range of a file of the folder."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A rectangle of a tensor that was saved separately."""
+
+    origin: Sizes
+    """Index in the tensor of its first element."""
+    shape: Sizes
+    stored: ByteRange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedTensor:
+    """A whole tensor; its chunks tile it."""
+
+    dtype_name: str
+    """The torch name."""
+    shape: Sizes
+    chunks: tuple[Chunk, ...]
+    """Those that have elements, in the order of their origins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedItems:
+    """Everything that a folder declares, by flat name, in the order of the state dict."""
+
+    items: dict[str, SavedTensor | ByteRange]
+    """Tensors; of every other object its bytes."""
+    paths: dict[str, tuple[str, ...]]
+    """The path of each item in the nested state dict, where it was recorded."""
+    ends: dict[str, int]
+    """The least size of each file, by name."""
+    reshaped: frozenset[str]
+    """Tensors that Megatron stored in a shape that is not theirs."""
