@@ -64,13 +64,6 @@ def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[
     assert average(paths, **cut) == average(paths)
 
 
-def test_the_order_of_the_threads_does_not_show_in_the_full_geometry(paths: list[Path]) -> None:
-    """The sums over all elements have digits enough that the order in which blocks come is lost in them."""
-    options = {"geometry": "full", "max_memory": 3_000_000}
-    expected = average(paths, threads=3, **options)
-    assert all(average(paths, threads=3, **options) == expected for _ in range(5))
-
-
 def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
     """With steps inside the names, given by hand, or with weights of their own: they are folded as the steps say."""
     steps, weights = [10, 20, 30, 40], [0.125, 0.5, 0.25, 0.125]

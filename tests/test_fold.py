@@ -60,7 +60,7 @@ class Memory:
         self.data = bytearray(size)
         self.filled = 0
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         """Place the bytes."""
         self.data[offset : offset + len(data)] = data.tobytes()
         self.filled += len(data)

@@ -66,7 +66,7 @@ def make_plan(series: Series, options: Options) -> Plan:
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         read_bytes=count_read_bytes(tensors, checkpoints, layout_numbers, used),
-        buffers=_buffers(tensors, len(weightings), len(used), options),
+        buffers=_buffers(tensors, len(weightings), options),
         warnings=(
             *series.warnings,
             *tell_choices(checkpoints),
@@ -115,12 +115,9 @@ def default_threads() -> int:
     return min(cores, _MOST_THREADS)
 
 
-def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, options: Options) -> Buffers:
-    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
-
-    The full geometry holds the block of every checkpoint besides.
-    """
-    per_element = 8 * (5 + 4 + averages + (checkpoints if options.geometry == "full" else 0))
+def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
+    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average."""
+    per_element = 8 * (5 + 4 + averages)
     threads = options.threads or default_threads()
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if options.device == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory

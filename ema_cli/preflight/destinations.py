@@ -18,7 +18,7 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, exists
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import check_place, raise_output_error
+from ema_cli.write.publish import check_writable, raise_output_error
 
 
 def refuse_inputs(found: Found, plan: Plan, options: Options) -> None:
@@ -54,7 +54,7 @@ def check_places(plan: Plan, options: Options) -> None:
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
     paths = [place for place in places if isinstance(place, Path)]  # a store says no when it is written to
     for path in paths:
-        check_place(path, folder=path in folders)
+        check_writable(path, folder=path in folders)
     for folder in folders:
         _check_folder(folder)
     if not options.force:

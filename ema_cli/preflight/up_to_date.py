@@ -16,7 +16,7 @@ from ema_cli.report.split import together
 from ema_cli.storage.locations import Location, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
-from ema_cli.write.temp_names import holds_something
+from ema_cli.write.temp_names import is_nonempty_folder
 
 
 def find_earlier(plan: Plan, options: Options) -> Report | None:
@@ -89,8 +89,6 @@ def _changed(output: PlannedOutput, report: Report, options: Options) -> str:
     """Return why an output is not what its report and the plan say; empty if it is."""
     if options.sha256 and not all(known.sha256 for known in report.inputs):
         return "its report has no digests of the inputs, which --sha256 asks for"
-    if options.geometry == "full" and (report.geometry is None or report.geometry.sampled_fraction < 1):
-        return "its report has no exact distances, which --geometry full asks for"
     if not all(_has_header(_place(output, file), file) for file in output.files):
         return "it was made with other options, or by another version"
     if isinstance(output.path, Path) and not _is_as_written(output, report.averages[0].output):
@@ -107,7 +105,7 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
     if isinstance(output.path, Url) or not output.folder:
         return exists(output.path)
     try:
-        return holds_something(output.path)
+        return is_nonempty_folder(output.path)
     except OSError:
         return True
 

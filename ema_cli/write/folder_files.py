@@ -1,70 +1,161 @@
-"""One of the safetensors files of a folder: open from the first piece that is written to it to the last."""
+"""The files of an output folder, on a disk or in a store: shards of the data section, and side files."""
 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from ema_cli.errors import InputChanged
+from ema_cli.records.files import FileRole, PlannedFile, SideFile, Written, WrittenFile
+from ema_cli.records.plan import PlannedOutput
+from ema_cli.storage.locations import open_source
+from ema_cli.text import quoted
 
-from ema_cli.records.files import PlannedFile, WrittenFile
-from ema_cli.write.file import OutputFile
+_PIECE_BYTES = 1 << 20
 
 
-class ShardFile:
-    """A file whose space is taken at once, but which is open only while it is filled.
+class FolderFile(Protocol):
+    """One file of a folder; see ``OutputFile`` and ``Upload``."""
 
-    A folder may have more files than a process may have open. Pieces come about in order, so few files are being
-    filled at a time; the thread that brings the last piece of one makes it durable and closes it.
+    def open(self) -> None:
+        """Open the file, and write its header."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section of the file."""
+
+    def finish(self) -> Written:
+        """Complete the file, still without its final name."""
+
+    def discard(self) -> None:
+        """Remove the file."""
+
+
+class FolderFiles:
+    """The files of one folder, whose data sections in order are the data section of the output.
+
+    A folder may have more files than a process may have open. Pieces arrive roughly in order, so few shards are being
+    filled at a time: each is opened for its first piece, and the thread that writes its last piece finishes it.
 
     Args:
-        planned: what is to be written.
-        path: of the file when the folder is whole.
-        temp: what it is called until then.
+        output: the folder.
+        shards: the files of weights, in the order of the plan.
+        make_side_file: returns the file for a side file; called at the end.
 
     """
 
-    def __init__(self, planned: PlannedFile, path: Path, temp: Path) -> None:
-        self._file = OutputFile(path, planned.header, planned.data_bytes, temp=temp)
-        self._missing = planned.data_bytes
-        self._begun = False
+    def __init__(
+        self,
+        output: PlannedOutput,
+        shards: Sequence[FolderFile],
+        make_side_file: Callable[[PlannedFile, FileRole], FolderFile],
+    ) -> None:
+        self._output = output
+        self._begins = [planned.begin for planned in output.files]
+        self._shards = [_Shard(file, planned.data_bytes) for file, planned in zip(shards, output.files, strict=True)]
+        self._make_side_file = make_side_file
+        self._side_files: list[FolderFile] = []
+
+    def open_first(self) -> None:
+        """Open the first shard before its first piece, so that a store that refuses files does so early.
+
+        Raises:
+            OutputError: it cannot be opened.
+
+        """
+        self._shards[0].open()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section of all shards; safe to call from several threads.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
+        if len(data):
+            number = bisect_right(self._begins, offset) - 1
+            self._shards[number].write(offset - self._begins[number], data)
+
+    def finish(self) -> Written:
+        """Finish the shards, and write the side files.
+
+        Raises:
+            OutputError: a file could not be written, or a shard is incomplete.
+            InputChanged: a side file to copy was changed or removed.
+
+        """
+        files = [shard.finish() for shard in self._shards]
+        files += [self._write_side_file(side) for side in self._output.beside]
+        return Written(files=tuple(sorted(files, key=lambda file: file.name)), folder=True)
+
+    def _write_side_file(self, side: SideFile) -> WrittenFile:
+        planned = PlannedFile(name=side.name, header=b"", begin=0, data_bytes=side.nbytes)
+        file = self._make_side_file(planned, side.role)
+        self._side_files.append(file)
+        file.open()
+        offset = 0
+        for piece in _pieces_of(side):
+            file.write(offset, memoryview(piece))
+            offset += len(piece)
+        (written,) = file.finish().files
+        return written
+
+    def discard(self) -> None:
+        """Remove all files."""
+        for file in (*(shard.file for shard in self._shards), *self._side_files):
+            file.discard()
+
+
+class _Shard:
+    """A shard, opened for its first piece and finished after its last."""
+
+    def __init__(self, file: FolderFile, data_bytes: int) -> None:
+        self.file = file
+        self._missing = data_bytes
+        self._is_open = False
         self._written: WrittenFile | None = None
         self._lock = threading.Lock()
 
     def open(self) -> None:
-        """Take the space."""
-        self._file.create()
-        self._file.close()
+        with self._lock:
+            if not self._is_open:
+                self.file.open()
+                self._is_open = True
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Place ``data`` at byte ``offset`` of the file's data section."""
-        self._begin()
-        self._file.write(offset, data)
+    def write(self, offset: int, data: memoryview) -> None:
+        self.open()
+        self.file.write(offset, data)
         with self._lock:
             self._missing -= len(data)
-            whole = self._missing == 0
-        if whole:
-            self._complete()
-
-    def _begin(self) -> None:
-        with self._lock:
-            if not self._begun:
-                self._file.begin()
-                self._begun = True
-
-    def _complete(self) -> None:
-        (self._written,) = self._file.finish().files
-        self._file.close()
+            is_complete = self._missing == 0
+        if is_complete:
+            (self._written,) = self.file.finish().files
 
     def finish(self) -> WrittenFile:
-        """Return what was written; a file without data is complete only now, and one with a gap never is."""
+        """Return the finished file. A shard without data is finished here; a shard with a gap raises here."""
         if self._written is None:
-            self._begin()
-            self._complete()
-        assert self._written is not None  # noqa: S101 - for the type checker
+            self.open()
+            (self._written,) = self.file.finish().files
         return self._written
 
-    def discard(self) -> None:
-        """Remove the file."""
-        self._file.discard()
+
+def _pieces_of(side: SideFile) -> Iterator[bytes]:
+    """Yield the contents of a side file.
+
+    Raises:
+        InputChanged: the file to copy was changed or removed.
+
+    """
+    if side.source is None:
+        yield side.content or b""
+        return
+    with open_source(side.source) as source:
+        if source.state != side.state:
+            raise InputChanged(
+                f"{quoted(source.name)} was changed or replaced during the run",
+                hint="run again when nothing writes to the checkpoints",
+            )
+        for offset in range(0, source.size(), _PIECE_BYTES):
+            yield source.read(offset, min(_PIECE_BYTES, source.size() - offset))
+        source.raise_if_changed()

@@ -1,7 +1,7 @@
-"""An output in a remote store: sent in order, in parts, while it is computed, without a copy on the disk.
+"""An output in a store that takes uploads in parts: sent in order while it is computed, without a copy on the disk.
 
-The store shows an object when its upload is completed, which is the last thing that happens; one that is broken off
-leaves nothing. There is no lock: of two runs on one name the later wins.
+The file appears in the store when its upload is completed, which is the last thing that happens; an aborted upload
+leaves nothing. There is no lock: if two runs write one name, the later wins.
 """
 
 from __future__ import annotations
@@ -11,58 +11,54 @@ import hashlib
 import threading
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ema_cli.errors import OutputError
-from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
+from ema_cli.records.files import FileRole, PlannedFile, Written
 from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
-from ema_cli.write.uploads import check_sent, raise_upload_error
+from ema_cli.text import quoted
+from ema_cli.write.uploads import Upload, check_sent, raise_upload_error
 
 _PART_BYTES = 1 << 23
 _MOST_PARTS = 9_000
-"""Of an upload; S3 takes 10,000."""
+"""Of an upload; S3 accepts 10,000."""
 
 
-class RemoteObject:
-    """An object that appears under its name when it is whole.
+class StreamedUpload(Upload):
+    """An upload in parts."""
 
-    Args:
-        url: of the object.
-        planned: what it holds.
-
-    """
-
-    def __init__(self, url: Url, planned: PlannedFile) -> None:
-        self.url = url
-        self._planned = planned
-        self._upload: Any = None
+    def __init__(self, url: Url, planned: PlannedFile, role: FileRole = FileRole.WEIGHTS) -> None:
+        super().__init__(url, planned, role)
+        self._stream: Any = None
         self._digest = hashlib.sha256()
         self._sent = 0
-        """Bytes of the data section that were handed to the upload."""
+        """Bytes of the data section that were passed to the stream."""
         self._waiting: dict[int, bytes] = {}
-        """Pieces out of turn: at most one per thread, as those before them are being sent."""
+        """Pieces that came before their turn: at most one per thread, while the pieces before them are sent."""
         self._lock = threading.Lock()
         self._published = False
 
     def open(self) -> None:
-        """Begin the upload. Arrange for ``discard`` before.
+        """Begin the upload.
 
         Raises:
             OutputError: the store refuses it.
 
         """
-        part_bytes = max(_PART_BYTES, self._planned.nbytes // _MOST_PARTS)
+        part_bytes = max(_PART_BYTES, self.planned.nbytes // _MOST_PARTS)
         try:
             store, path = store_of(self.url)
-            self._upload = store.open(path, "wb", block_size=part_bytes, autocommit=False)
-            self._send(self._planned.header)
+            self._stream = store.open(path, "wb", block_size=part_bytes, autocommit=False)
+            self._send(self.planned.header)
         except Exception as error:  # noqa: BLE001 - every store has errors of its own
             raise_upload_error(self.url, error)
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Send ``data``, or keep it until what comes before it was sent; safe to call from several threads."""
+    def write(self, offset: int, data: memoryview) -> None:
+        """Send ``data`` if everything before it was sent, else keep it until then.
+
+        Raises:
+            OutputError: the store does not accept it.
+
+        """
         with self._lock:
             self._waiting[offset] = data.tobytes()
             try:
@@ -74,46 +70,43 @@ class RemoteObject:
                 raise_upload_error(self.url, error)
 
     def _send(self, piece: bytes) -> None:
-        self._upload.write(piece)
+        self._stream.write(piece)
         self._digest.update(piece)
 
     def finish(self) -> Written:
-        """Send the rest; the object is whole then, and not shown yet.
+        """Send the rest.
 
         Raises:
-            OutputError: the store did not take it.
+            OutputError: bytes are missing, or the store did not accept them.
 
         """
-        if self._sent != self._planned.data_bytes:
-            raise OutputError(f"only {self._sent:,} of {self._planned.data_bytes:,} bytes were sent")
+        if self._sent != self.planned.data_bytes:
+            sent = f"only {self._sent:,} of {self.planned.data_bytes:,} bytes were sent"
+            raise OutputError(f"{quoted(str(self.url))} is incomplete: {sent}")
         try:
-            self._upload.close()
+            self._stream.close()
         except Exception as error:  # noqa: BLE001
             raise_upload_error(self.url, error)
-        sha256 = self._digest.hexdigest()
-        whole = WrittenFile(
-            name=self.url.name, role=FileRole.WEIGHTS, nbytes=self._planned.nbytes, sha256=sha256, modified_ns=0
-        )
-        return Written(files=(whole,))
+        return self._describe(self._digest.hexdigest())
 
     def publish(self) -> None:
-        """Complete the upload, and ask the store for the size of what is there.
+        """Complete the upload, and check the size of the file in the store.
 
         Raises:
-            OutputError: the store did not take it, or not all of it.
+            OutputError: the store did not accept the file, or not all of it.
 
         """
         try:
-            self._upload.commit()
+            self._stream.commit()
         except Exception as error:  # noqa: BLE001
             raise_upload_error(self.url, error)
         self._published = True
-        check_sent(self.url, self._planned.nbytes)
+        check_sent(self.url, self.planned.nbytes)
 
     def discard(self) -> None:
-        """Break the upload off; nothing happens after ``publish``."""
-        if self._published or self._upload is None:
+        """Abort the upload; does nothing after ``publish``."""
+        if self._published or self._stream is None:
             return
         with contextlib.suppress(Exception):  # the run has failed already
-            self._upload.discard()
-        self._upload.closed = True  # it is not to be completed when it is collected
+            self._stream.discard()
+        self._stream.closed = True  # otherwise it would complete the upload when it is garbage collected

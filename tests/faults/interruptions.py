@@ -70,7 +70,7 @@ def _after_resuming(scene: Scene, *, damaged: bool) -> list[str]:
             and set(resumed) != {complete},
             f"does not tell that it goes on: {ended.stderr}": any(resumed)
             and not _up_to_date(ended)
-            and "going on with" not in ended.stderr,
+            and "continuing the interrupted run" not in ended.stderr,
             f"left {scene.leftovers()}": bool(scene.leftovers()),
         }
     )
