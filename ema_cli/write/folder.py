@@ -60,7 +60,7 @@ class OutputFolder:
             self._before = state_of(self.path)
             self._replaces = is_nonempty_folder(self.path)
             self._temp.mkdir()
-            sizes = [file.nbytes for file in (*self._output.files, *self._output.beside)]
+            sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
             check_space(os.statvfs(self._temp), sum(sizes))
         except OSError as error:
             raise_output_error(self.path, error)
