@@ -27,7 +27,7 @@ from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
 from ema_cli.planning.outputs import output_path
 from ema_cli.report.batch_index import WRITERS, is_index
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import averaged_by_hand, load, open_files, random_states, to_numpy, write_one, write_series
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli._version import __version__
-from tests.conftest import Run
+from tests.helpers.program import Run
 
 
 def listing(folder: Path) -> set[str]:

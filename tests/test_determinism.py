@@ -19,12 +19,13 @@ import ema_cli
 from ema_cli.fold.statistics import dot
 from ema_cli.records.plan import ROW_ELEMENTS
 from tests.faults.determinism import findings
+from tests.faults.slices import campaign
 from tests.helpers.series import data_section
-from tests.test_faults import campaign
 
 TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.complex64)
 
 
+@pytest.mark.campaign
 def test_random_series_under_random_settings() -> None:
     """A slice of the campaign: threads, memory, order of arguments, locale, time zone, instructions, formats."""
     campaign("determinism", 4)

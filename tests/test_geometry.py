@@ -19,7 +19,7 @@ from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.pipeline import planned
 from ema_cli.report.html import to_html
 from ema_cli.report.model import Geometry, Report
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, random_states, to_numpy, write_series
 
 

@@ -14,7 +14,7 @@ import ema_cli
 from ema_cli.errors import OutputError
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import temporary_name
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series
 from tests.test_write import fail_at, listing
 

@@ -28,7 +28,7 @@ from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.verify.checks import verify
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, data_section, load, random_states, same_bits, write_series
 from tests.test_schema import check as check_schema
 from tests.test_write import header_of, listing, sorted_metadata

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched, UsageError
 from ema_cli.storage.locations import locate
+from ema_cli.storage.remote import stores
 from ema_cli.storage.remote.prefetch import Ahead
 from ema_cli.storage.url import Url
 
@@ -118,6 +119,12 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
             self.wfile.write(data)
 
     return Handler
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask again soon."""
+    monkeypatch.setattr(stores, "_FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import ema_cli
 from ema_cli.report.model import Report
 from ema_cli.report.schema import schema_text
 from ema_cli.report.serialize import to_json
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import random_states, write_series
 from tests.test_report import reports
 

@@ -32,7 +32,8 @@ from ema_cli.write.resumption import ResumableFile
 from ema_cli.write.writeback import WriteBack
 from tests.faults.limits import limited
 from tests.faults.permissions import give_up_privileges
-from tests.test_faults import campaign, close_and_fail
+from tests.faults.slices import campaign
+from tests.helpers.failures import close_and_fail
 
 PROGRAM = (sys.executable, "-m", "ema_cli")
 
@@ -80,6 +81,7 @@ def full_device() -> Iterator[int]:
     os.close(device)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("part", "cases"),
     [("full-disk", 3), ("file-limits", 2), ("memory-limits", 2), ("permissions", 2), ("terminals", 4), ("resume", 1)],
@@ -89,6 +91,7 @@ def test_a_slice_of_the_campaign(part: str, cases: int) -> None:
     campaign(part, cases)
 
 
+@pytest.mark.campaign
 def test_five_hundred_shards_and_a_thousand_checkpoints_take_few_descriptors() -> None:
     """The hard limit is 64 first: that must do."""
     campaign("descriptors", 1)

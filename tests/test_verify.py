@@ -25,8 +25,8 @@ from ema_cli.events import Event, Progress
 from ema_cli.verify.checks import Verification, verify
 from ema_cli.verify.recompute import find_mismatch
 from ema_cli.verify.samples import PIECE_ELEMENTS, draw_pieces
-from tests.conftest import Run
 from tests.helpers.makers import fifo
+from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, data_section, load, open_files, random_states, write_series
 
 CHECKS = ["report", "size", "sha256", "tensors", "method", "input 1", "input 2", "input 3", "samples"]

@@ -32,7 +32,7 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
 from ema_cli.write.writeback import WriteBack
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series
 from tests.test_output_folder import model_folders
 from tests.test_write import _bytes_header, fail_at, listing

@@ -33,7 +33,7 @@ def changes(root: Path, random: Random) -> Iterator[Case]:
     known: dict[tuple[object, ...], int] = {}
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
-        stage = _stage(stages, root, name, 9_000)
+        stage = _stage(stages, root, name, 9_000, nursery)
         call, options, descriptors = random.choice(("open", "pread")), _options(mode, random), _descriptors(random)
         stage.reset()
         victim = _victim(stage, mode, kind, random)
@@ -59,7 +59,8 @@ def random_changes(root: Path, random: Random) -> Iterator[Case]:
     seconds: dict[tuple[object, ...], float] = {}
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
-        stage, options, descriptors = _stage(stages, root, name, 400_000), _options(mode, random), _descriptors(random)
+        stage = _stage(stages, root, name, 400_000, nursery)
+        options, descriptors = _options(mode, random), _descriptors(random)
         line = [*stage.command(mode), *options]
         if (settings := (name, mode, descriptors, *options)) not in seconds:
             stage.reset()
@@ -81,10 +82,10 @@ def _change(kind: str, victim: Path, other: Path, after: float) -> None:
     KINDS[kind](victim, other)
 
 
-def _stage(stages: dict[str, Stage], root: Path, name: str, elements: int) -> Stage:
+def _stage(stages: dict[str, Stage], root: Path, name: str, elements: int, nursery: Nursery) -> Stage:
     """Return the stage of a form, set up when it is needed first."""
     if name not in stages:
-        stages[name] = Stage(root / name, FORMS[name], elements)
+        stages[name] = Stage(root / name, FORMS[name], elements, nursery)
     return stages[name]
 
 

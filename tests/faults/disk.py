@@ -40,14 +40,13 @@ _PAUSES = (("write", 1), ("pwrite", 2), ("pwrite", 3), ("fsync", 1), ("fdatasync
 def full_disk(root: Path, random: Random) -> Iterator[Case]:
     """The disk has room for nothing, for a part, for all but the report, for few files, or fills up during the run."""
     command = [*_namespace(), sys.executable, "-m", "tests.faults.disk", str(root), str(random.random())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            yield Case(**json.loads(line))
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                yield Case(**json.loads(line))
+        finally:
+            process.terminate()
     if process.returncode not in (0, -signal.SIGTERM):
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
 

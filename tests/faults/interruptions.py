@@ -152,7 +152,7 @@ def _after_signal(scene: Scene, process: subprocess.Popen[str], number: int) -> 
 
 def writers(root: Path, _: Random) -> Iterator[Case]:
     """Eight runs write one output together."""
-    scene = Scene(root / "file")
+    scene = Scene(root / "file", nursery=Nursery())
     while True:
         scene.reset(earlier=False)
         together = [scene.start() for _ in range(8)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.faults.forms import Form, load_safetensors, random_state
+from tests.faults.nursery import Nursery
 from tests.faults.runs import PROGRAM
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -24,10 +24,12 @@ class Stage:
         root: folder of it all.
         form: how the checkpoints are stored.
         elements: of each tensor.
+        nursery: where the processes come from that average what is there before.
 
     """
 
-    def __init__(self, root: Path, form: Form, elements: int) -> None:
+    def __init__(self, root: Path, form: Form, elements: int, nursery: Nursery) -> None:
+        self._nursery = nursery
         self._form, self._pristine = form, root / "pristine"
         self.run = root / "run"
         self.inputs, self.new, self.out = (self.run / name for name in ("in", "new", "out"))
@@ -57,7 +59,9 @@ class Stage:
         for step, path in zip(_STEPS, self.checkpoints, strict=True):
             self._form.save(random_state(seed + step, elements), path)
         for paths, output in ((self.checkpoints[:-1], self.earlier), (self.checkpoints, self.made)):
-            subprocess.run([*_average(paths), "-q", "-o", str(output)], check=True)
+            ended = self._nursery.run([*_average(paths), "-q", "-o", str(output)])
+            if ended.status:
+                raise SystemExit(f"the program does not even run without faults: {ended.stderr}")
         shutil.copytree(self.inputs, place)
         shutil.rmtree(self.run)
 

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from tests.faults.case import Case, wrong
+from tests.faults.nursery import Nursery
 from tests.faults.runs import Ended, run
 from tests.faults.scene import SHAPES, Scene, scenes_on_demand
 
@@ -62,7 +63,7 @@ class Surrounding:
 
 def terminals(root: Path, random: Random) -> Iterator[Case]:
     """Streams that are closed, full or broken, odd environments, a working directory that is gone; for all commands."""
-    scenes = scenes_on_demand(root)
+    scenes = scenes_on_demand(root, nursery=Nursery())
     averages: list[tuple[str, tuple[str, ...]]] = [
         (shape, more) for shape in SHAPES for more in ((), ("--json",), ("--verbose",))
     ]
