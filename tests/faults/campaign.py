@@ -1,4 +1,4 @@
-"""Try the cases of the parts of the campaign, and count what held."""
+"""Try the cases of the parts of the campaign, and count how many passed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.faults.case import CannotBeTried, Case
 from tests.faults.parts import PARTS
 
 PROMISED_SECONDS = 2
-"""A run that is told to end does so within this time."""
+"""A run that gets a signal ends within this time."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of one part."""
+    """The results of one part."""
 
     name: str
     tried: int = 0
     failed: list[Case] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """What runs that were told to end took for it."""
+    """How long runs took to end after a signal."""
     ended: str = ""
-    """Why there are not more: all cases were tried, the time was over, or they cannot be."""
+    """Why there are no more cases: all were tried, the time is used up, or the part cannot be tried."""
 
     def add(self, case: Case) -> None:
-        """Count a case, and tell of it if it failed."""
+        """Count a case, and print it if it failed."""
         self.tried += 1
         if case.seconds is not None:
             self.seconds.append(case.seconds)
@@ -40,7 +40,7 @@ class Tally:
             print(f"FAILED {self.name}: {case.tried}: {'; '.join(case.problems)}", flush=True)
 
     def pace(self) -> str:
-        """Return how fast runs ended, where that was measured."""
+        """Return how fast runs ended after a signal, if that was measured."""
         if not self.seconds:
             return ""
         share = sum(took <= PROMISED_SECONDS for took in self.seconds) / len(self.seconds)
@@ -52,7 +52,7 @@ def run_part(name: str, seed: int, seconds: float, most: int, *, verbose: bool =
     """Try the cases of a part until the time, or the number of cases, is used up."""
     tally = Tally(name)
     deadline = time.monotonic() + seconds
-    tally.ended = "all of them"
+    tally.ended = "all cases tried"
     try:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder, closing(_cases(name, folder, seed)) as cases:
             for case in cases:

@@ -14,7 +14,7 @@ from tests.helpers.fork_server import ForkServer, Running, shared
 
 
 class Nursery:
-    """Where processes come from.
+    """Forks runs of the program.
 
     Args:
         shim: makes the faults that the environments of the runs ask for.

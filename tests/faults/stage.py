@@ -1,4 +1,4 @@
-"""A series of any form whose files are changed while it is read, and the contents that it has before and after."""
+"""A series of any form whose files are changed while it is read, with its contents before and after."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stage:
     """A series of one form with its old contents, and another to change it into.
 
     Args:
-        root: folder of it all.
+        root: folder of everything.
         form: how the checkpoints are stored.
         elements: of each tensor.
         nursery: where the processes come from that average what is there before.
@@ -66,18 +66,18 @@ class Stage:
         shutil.rmtree(self.run)
 
     def reset(self) -> None:
-        """Put everything back as it was."""
+        """Restore everything."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self._pristine / "old", self.inputs)
         shutil.copytree(self._pristine / "new", self.new)
         self.out.mkdir()
 
     def load(self, path: Path) -> Arrays | None:
-        """Read a checkpoint as it lies there, ``None`` if the official library cannot."""
+        """Read a checkpoint as it is now, ``None`` if the official library cannot."""
         try:
             state = load_safetensors(path) if path == self.earlier else self._form.load(path)
             return {name: tensor.numpy() for name, tensor in state.items()}
-        except Exception:  # noqa: BLE001 - whatever the library says of what was cut up
+        except Exception:  # noqa: BLE001 - any error that the library raises for a damaged file
             return None
 
     def read(self, mode: str) -> list[Path]:
