@@ -39,12 +39,6 @@ ALLOWED_HEAVY = {
     "fold/cuda.py": {"torch"},
     "fold/devices.py": {"torch"},
     "storage/gather.py": {"numpy"},
-    "write/folder.py": {"numpy"},
-    "write/output.py": {"numpy"},
-    "write/remote.py": {"numpy"},
-    "write/remote_folder.py": {"numpy"},
-    "write/shard.py": {"numpy"},
-    "write/spooled.py": {"numpy"},
 }
 
 

@@ -27,7 +27,8 @@ from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
-from ema_cli.write.publish import check_writable, write_atomically
+from ema_cli.write.publish import check_writable
+from ema_cli.write.small_file import write_atomically
 
 
 def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Console, argv: Sequence[str]) -> ExitCode:  # noqa: ANN401 - Click's

@@ -108,12 +108,9 @@ class OutputFile:
             raise_output_error(self.path, error)
 
     def _write_all(self, offset: int, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._fd, view[done:], offset + done)
-        if view and self._write_back is not None:
-            self._write_back.add(offset, len(view), zlib_ng.crc32(view))
+        write_at(self._fd, offset, data)
+        if data and self._write_back is not None:
+            self._write_back.add(offset, len(data), zlib_ng.crc32(data))
 
     def finish(self) -> Written:
         """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name.
@@ -172,6 +169,19 @@ class OutputFile:
             descriptor, self._fd = self._fd, -1
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+
+def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` at byte ``offset`` of a file.
+
+    Raises:
+        OSError: the system refuses.
+
+    """
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        offset, view = offset + count, view[count:]
 
 
 def check_space(free: os.statvfs_result, size: int) -> None:

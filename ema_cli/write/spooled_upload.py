@@ -19,7 +19,7 @@ from ema_cli.records.files import FileRole, PlannedFile, Written
 from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.file import check_space
+from ema_cli.write.file import check_space, write_at
 from ema_cli.write.temp_names import random_name
 from ema_cli.write.uploads import Upload, check_sent, raise_upload_error
 
@@ -50,7 +50,7 @@ class SpooledUpload(Upload):
         try:
             self._spool = tempfile.TemporaryFile(prefix="ema-avg-")  # noqa: SIM115 - closed by discard
             check_space(os.fstatvfs(self.spool.fileno()), self.planned.nbytes)
-            self._write_all(0, self.planned.header)
+            write_at(self.spool.fileno(), 0, self.planned.header)
         except OSError as error:
             raise_upload_error(self.url, error)
 
@@ -62,17 +62,11 @@ class SpooledUpload(Upload):
 
         """
         try:
-            self._write_all(len(self.planned.header) + offset, data)
+            write_at(self.spool.fileno(), len(self.planned.header) + offset, data)
         except OSError as error:
             raise_upload_error(self.url, error)
         with self._lock:
             self._missing -= len(data)
-
-    def _write_all(self, offset: int, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self.spool.fileno(), view, offset)
-            offset, view = offset + count, view[count:]
 
     def finish(self) -> Written:
         """Describe the file as it reads back from the disk.

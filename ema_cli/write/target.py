@@ -10,8 +10,8 @@ from ema_cli.storage.locations import STREAMED, Location
 from ema_cli.storage.url import Url
 from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
-from ema_cli.write.publish import SmallFile
 from ema_cli.write.resumption import ResumableFile
+from ema_cli.write.small_file import SmallFile
 
 
 class Target(Protocol):
