@@ -79,8 +79,8 @@ _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
 
 
-_QUICK_ROWS = 3
-"""Of each table, its head included."""
+_QUICK_ROWS = {"memory": 3}
+"""Of each table, its head included; 2 of most."""
 
 
 class _Settings(NamedTuple):
@@ -496,7 +496,8 @@ def _main() -> None:
     try:
         print(f"{_machine(scratch)}\n`python {shlex.join(sys.argv)}`, medians of {settings.rounds} rounds", flush=True)
         for name in given.only or parts:
-            for number, row in enumerate(islice(parts[name](settings), _QUICK_ROWS if given.quick else None)):
+            shown = islice(parts[name](settings), _QUICK_ROWS.get(name, 2) if given.quick else None)
+            for number, row in enumerate(shown):
                 print("\n" * (number == 0) + f"| {' | '.join(row)} |", flush=True)
                 if number == 0:
                     print(f"| --- |{' ---: |' * (len(row) - 1)}", flush=True)

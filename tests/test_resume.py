@@ -28,6 +28,7 @@ from ema_cli.events import Event, Progress, Said
 from ema_cli.pipeline import run_average
 from ema_cli.report.model import Report
 from ema_cli.write.journal import Journal
+from tests.helpers.series import write_sparse
 
 COUNT = 12
 
@@ -261,10 +262,8 @@ def test_kills_and_signals_are_gone_on_from(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
     """A signal under ``--resume`` keeps what is complete, and says so."""
-    (tmp_path / "run").mkdir()
     for step in range(6):
-        tensors = {f"w{n}": torch.full((4_000_000,), float(step)) for n in range(10)}
-        save_file(tensors, tmp_path / "run" / f"s_{step}.safetensors")
+        write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{n}": 4_000_000 for n in range(10)})
     process = subprocess.Popen(
         [sys.executable, "-m", "ema_cli", "run", "--decay", "0.5", "-o", "e.safetensors", "--resume", "--threads", "1"],
         cwd=tmp_path,

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import ema_cli
 import ema_cli.write.folder
@@ -33,7 +32,7 @@ from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
 from ema_cli.write.writeback import WriteBack
 from tests.helpers.program import Run
-from tests.helpers.series import open_files, random_states, write_series
+from tests.helpers.series import open_files, random_states, write_series, write_sparse
 from tests.test_output_folder import model_folders
 from tests.test_write import _bytes_header, fail_at, listing
 
@@ -334,10 +333,8 @@ def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its half folder, keeps the old one, and exits with 128 + n."""
-    (tmp_path / "run").mkdir()
     for step in range(6):
-        large = {f"w{k}": torch.full((8_000_000,), float(step)) for k in range(5)}
-        save_file(large, tmp_path / "run" / f"s_{step}.safetensors")
+        write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{k}": 8_000_000 for k in range(5)})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_bytes(b"the old one")
     slowly = ["--threads", "1", "--sha256", "--force", "--max-shard-size", "40MB"]  # long enough to be interrupted

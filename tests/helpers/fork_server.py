@@ -205,9 +205,24 @@ def _become(order: _Order, streams: Sequence[int]) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_NOFILE, (order.descriptors, order.descriptors))
     tempfile.tempdir = None
     random.seed()
+    if "COVERAGE_OF_FORKS" in os.environ:
+        _measure()
     sys.argv = [str(started_by.__file__), *order.arguments]
     program()
     raise SystemExit
+
+
+def _measure() -> None:
+    """Record what this process executes, for the test that runs it: ``scripts/mutants.py`` asks for it."""
+    import coverage  # noqa: PLC0415 - only here
+
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+    measured = coverage.Coverage(
+        data_file=os.environ["COVERAGE_OF_FORKS"], data_suffix=True, source=["ema_cli"], context=test, messages=False
+    )
+    measured.start()
+    atexit.register(measured.save)
+    atexit.register(measured.stop)
 
 
 def _run_once() -> None:
