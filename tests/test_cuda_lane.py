@@ -125,7 +125,7 @@ def test_the_lanes_agree_on_any_finite_numbers(name: str, data: st.DataObject) -
 
 
 def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that is not there is told before anything is read, with the way out."""
+    """A missing device is an error with a hint before anything is read."""
     monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda: 0)
     paths = write_series(tmp_path, random_states(2))
     with planned(make_options(paths, decay=0.5)) as plan, pytest.raises(UsageError, match="finds 0 GPUs") as refused:

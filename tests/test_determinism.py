@@ -61,7 +61,7 @@ CUTS = [
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[Path]) -> None:
-    """Neither the bytes nor the last digit of a number in the report tells of threads or blocks."""
+    """Neither the bytes nor the last digit of a number in the report depends on threads or blocks."""
     assert average(paths, **cut) == average(paths)
 
 

@@ -15,7 +15,7 @@ from tests.helpers.failures import close_and_fail
 
 
 @pytest.mark.campaign
-def test_failing_calls_on_the_output_are_told_and_leave_it_whole() -> None:
+def test_failing_calls_on_the_output_are_reported_and_leave_it_whole() -> None:
     """Exit 5 with the path and the error, the old output or the new one, nothing left, and the next run succeeds."""
     campaign("errors", 12)
 

@@ -208,14 +208,14 @@ def test_checkpoints_without_a_share_take_no_part(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_sum_to_one_have_no_place(tmp_path: Path) -> None:
-    """A sum is no average; it lies nowhere among the checkpoints."""
+    """A sum is no average; it has no position among the checkpoints."""
     found = geometry_of(average(tmp_path, walk(2), weights=(1, 1), normalize=False))
     assert (found.average_distance, found.averages_2d) == ((None,), (None,))
     assert found.pairwise_distance[0][1] > 0
 
 
 def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
-    """More than 128 would fill the report with distances: some at even distances are told, the averages are of all."""
+    """More than 128 would fill the report with distances: evenly spaced ones are reported; averages use all."""
     states = [{"w": torch.tensor([float(i), float(i % 3)])} for i in range(300)]
     report = average(tmp_path, states, method="uniform")
     found = geometry_of(report)

@@ -9,13 +9,13 @@ from tests.faults.slices import campaign
 
 @pytest.mark.campaign
 def test_a_run_killed_at_a_system_call_leaves_a_whole_output_or_none() -> None:
-    """The next run succeeds, and sweeps what was left."""
+    """The next run succeeds, and removes what was left."""
     campaign("kills", 8)
 
 
 @pytest.mark.campaign
 def test_a_run_killed_at_any_time_leaves_a_whole_output_or_none() -> None:
-    """The next run succeeds, and sweeps what was left."""
+    """The next run succeeds, and removes what was left."""
     campaign("random-kills", 4)
 
 

@@ -1,4 +1,4 @@
-"""``--resume``: an interrupted run is gone on with, and comes to the same bytes as one that was not interrupted."""
+"""``--resume``: an interrupted run is continued, and writes the same bytes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def whole(run: Path) -> Iterator[tuple[list[bytes], Report]]:
 
 
 def said(events: list[Event]) -> list[str]:
-    """Return what was told in words."""
+    """Return the messages among the events."""
     return [event.message for event in events if isinstance(event, Said)]
 
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_resumed_is_refused(run: Path) -> None:
         ema_cli.average(run, decay=0.5, output=f"{run.parent}/out/", resume=True)
 
 
-def test_kills_and_signals_are_gone_on_from(tmp_path: Path) -> None:
+def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
     """However often a run is killed or terminated, with ``--resume`` it ends with the bytes of an undisturbed one."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -282,7 +282,7 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_cannot_be_looked_at_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is worth a word decides nothing; what stands in it is read all the same."""
+    """It only decides whether a message is shown; the journal is read anyway."""
     left = Journal(run.parent / "e.safetensors", "a run")
     left.path.touch()
     assert left.exists()

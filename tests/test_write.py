@@ -1,4 +1,4 @@
-"""Output files: what stands in them, and that a name never stands for half of one, whatever fails."""
+"""Output files: their contents, and that a name never refers to half a file, whatever fails."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_a_file_system_without_reservation_is_written_all_the_same(
     assert set(load(tmp_path / "ema.safetensors")) == set(random_states(1)[0])
 
 
-def test_a_missing_folder_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
     """The hint is the next command; for a report too, and before the work."""
     paths = write_series(tmp_path, random_states(2))
     with pytest.raises(OutputError, match="No such file or directory") as refused:
@@ -350,8 +350,8 @@ def test_many_runs_at_once_leave_one_whole_output(tmp_path: Path) -> None:
     assert same_bits(load(output)["empty"], torch.zeros(0, 3))
 
 
-def test_a_place_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was taken for an empty place, and what stood there for the work of another program."""
+def test_a_path_that_cannot_be_looked_up_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was once taken for a free path, and the existing file for a foreign file."""
     output = tmp_path / "ema.safetensors"
     output.write_bytes(b"old")
     file = OutputFile(output, b"", 0)

@@ -1,4 +1,4 @@
-"""Folders are published whole: whatever fails, and whenever a run is killed, a name stands for the old or the new."""
+"""Folders are published whole: whatever fails, and whenever a run is killed, a name refers to the old or the new."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_every_failure_leaves_the_old_folder_or_the_new(
 def test_an_exchange_that_is_refused_leaves_the_old_folder(
     code: int, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is told, and nothing else is tried."""
+    """That is an error, and nothing else is tried."""
     old, _, write_new = two
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: Namespace(renameat2=lambda *_: -1))
     monkeypatch.setattr("ctypes.get_errno", lambda: code)
@@ -256,7 +256,7 @@ def test_a_crash_between_the_renames_loses_nothing(two: tuple[Any, ...], tmp_pat
 
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tmp_path: Path) -> None:
-    """Before them the old folder stands, after them the new one; what is left beside goes with the next run."""
+    """Before them the old folder has the name, after them the new; the next run removes what is left beside it."""
     old, new, write_new = two
     crash(tmp_path, call)
     assert contents(tmp_path / "out") == (old if call == 1 else new)
@@ -270,7 +270,7 @@ def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tm
 def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
     number: int, two: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    """Before it the old one stands, after it the new one: the place is never empty."""
+    """Before it the old folder has the name, after it the new: the name always exists."""
     old, new, write_new = two
     calls = {1: "folder.exchange = lambda *_: os._exit(77)", 2: "folder.remove = lambda *_: os._exit(77)"}
     code = (
@@ -409,7 +409,7 @@ def test_what_takes_the_place_of_the_old_folder_is_kept(kind: str, tmp_path: Pat
 
 
 def copied(path: Path) -> SideFile:
-    """Plan that a file is carried over as it is now."""
+    """Plan to copy a file as it is now."""
     with FileSource(path) as source:
         size, state = source.size(), source.state
     return SideFile(name=path.name, role=FileRole.COMPANION, nbytes=size, source=path, state=state)
@@ -499,8 +499,8 @@ def test_a_file_that_reads_back_differently_is_not_published(
     assert listing(tmp_path) == {"run"}
 
 
-def test_a_companion_that_vanishes_ends_the_run(tmp_path: Path) -> None:
-    """What the plan promised to carry over is not left out in silence."""
+def test_a_side_file_that_vanishes_ends_the_run(tmp_path: Path) -> None:
+    """A file that the plan promised to copy is not silently skipped."""
     gone = SideFile(name="a.json", role=FileRole.COMPANION, nbytes=2, source=tmp_path / "gone")
     folder = OutputFolder(planned(tmp_path / "out", beside=(gone,)))
     folder.open()
@@ -512,7 +512,7 @@ def test_a_companion_that_vanishes_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["overwrite", "replace"])
-def test_a_companion_that_is_another_by_now_ends_the_run(change: str, tmp_path: Path) -> None:
+def test_a_side_file_that_changed_ends_the_run(change: str, tmp_path: Path) -> None:
     """A configuration of the next save does not go with the weights of this one, however alike the files look."""
     path = tmp_path / "config.json"
     path.write_text('{"a": 1}')
