@@ -60,7 +60,7 @@ def run_part(name: str, seed: int, seconds: float, most: int, *, verbose: bool =
                 if verbose:
                     print(f"{name}: {case.tried}", flush=True)
                 if tally.tried == most or time.monotonic() > deadline:
-                    tally.ended = "cases used up" if tally.tried == most else "time used up"
+                    tally.ended = "case limit" if tally.tried == most else "time limit"
                     break
     except CannotBeTried as lacking:
         tally.ended = f"skipped: {lacking}"
