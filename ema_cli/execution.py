@@ -24,9 +24,10 @@ from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
+from ema_cli.write.make_target import is_spooled, make_resumable, make_target
 from ema_cli.write.publish import uninterrupted
 from ema_cli.write.resumption import Resumption
-from ema_cli.write.target import Target, is_spooled, make_resumable, make_target
+from ema_cli.write.target import Target
 
 
 def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:

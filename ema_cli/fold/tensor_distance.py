@@ -33,7 +33,7 @@ class Sums:
     """The sums that give the distance between some elements a and b."""
 
     differing: int = 0
-    """Elements whose bits differ."""
+    """Elements with different bits."""
     largest: float = 0
     """``max |a - b|``, exact for integers; NaN if it is undefined. Elements with equal bits have distance 0."""
     squared_a: float = 0.0
@@ -98,7 +98,7 @@ class Meter:
         self._values = np.empty((3, _BLOCK_ELEMENTS * 2))
 
     def measure(self, a: Located, b: Located) -> Sums:
-        """Compare two tensors of one shape whose types are ``comparable``.
+        """Compare two tensors of one shape with ``comparable`` types.
 
         Raises:
             InputChanged: one of them cannot be read.

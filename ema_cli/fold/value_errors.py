@@ -29,7 +29,7 @@ def refuse_nonfinite(plan: Plan, block: Block, extents: Sequence[tuple[int, Loca
 
     Args:
         plan: of the run.
-        block: whose average is not finite.
+        block: it has an average that is not finite.
         extents: pairs of checkpoint and extent, in fold order.
         lane: lends its read buffer.
 
@@ -74,8 +74,8 @@ def refuse_overflow(tensor: PlannedTensor, values: Float64, rounded: Bytes) -> N
         value = values[overflowed[0]]
         wider = [name for name in _WIDE if abs(value) <= LARGEST[name]]
         raise InputRefused(
-            f"tensor {quoted(tensor.name)}: {value:g} is too large for {tensor.dtype.torch_name}, "
-            f"whose largest number is {LARGEST[tensor.dtype.name]:g}",
+            f"tensor {quoted(tensor.name)}: {value:g} is too large for {tensor.dtype.torch_name} "
+            f"(largest number: {LARGEST[tensor.dtype.name]:g})",
             hint=", or ".join(f"--dtype {BY_NAME[name].torch_name}" for name in wider),
         )
 

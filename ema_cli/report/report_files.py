@@ -11,7 +11,8 @@ from ema_cli.report.model import Report
 from ema_cli.report.render import render_report
 from ema_cli.report.split import of_one
 from ema_cli.storage.locations import Location
-from ema_cli.write.target import SmallTarget, make_small
+from ema_cli.write.make_target import make_small
+from ema_cli.write.target import SmallTarget
 
 
 def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[SmallTarget]:

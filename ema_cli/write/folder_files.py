@@ -5,35 +5,19 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from ema_cli.errors import InputChanged
 from ema_cli.records.files import FileRole, PlannedFile, SideFile, Written, WrittenFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted
+from ema_cli.write.target import Target
 
 _PIECE_BYTES = 1 << 20
 
 
-class FolderFile(Protocol):
-    """One file of a folder; see ``OutputFile`` and ``Upload``."""
-
-    def open(self) -> None:
-        """Open the file, and write its header."""
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data`` at byte ``offset`` of the data section of the file."""
-
-    def finish(self) -> Written:
-        """Complete the file, still without its final name."""
-
-    def discard(self) -> None:
-        """Remove the file."""
-
-
 class FolderFiles:
-    """The files of one folder, whose data sections in order are the data section of the output.
+    """The files of one folder. The data sections of its shards, in order, are the data section of the output.
 
     A folder may have more files than a process may have open. Pieces arrive roughly in order, so few shards are being
     filled at a time: each is opened for its first piece, and the thread that writes its last piece finishes it.
@@ -48,14 +32,14 @@ class FolderFiles:
     def __init__(
         self,
         output: PlannedOutput,
-        shards: Sequence[FolderFile],
-        make_side_file: Callable[[PlannedFile, FileRole], FolderFile],
+        shards: Sequence[Target],
+        make_side_file: Callable[[PlannedFile, FileRole], Target],
     ) -> None:
         self._output = output
         self._begins = [planned.begin for planned in output.files]
         self._shards = [_Shard(file, planned.data_bytes) for file, planned in zip(shards, output.files, strict=True)]
         self._make_side_file = make_side_file
-        self._side_files: list[FolderFile] = []
+        self._side_files: list[Target] = []
 
     def open_first(self) -> None:
         """Open the first shard before its first piece, so that a store that refuses files does so early.
@@ -110,7 +94,7 @@ class FolderFiles:
 class _Shard:
     """A shard, opened for its first piece and finished after its last."""
 
-    def __init__(self, file: FolderFile, data_bytes: int) -> None:
+    def __init__(self, file: Target, data_bytes: int) -> None:
         self.file = file
         self._missing = data_bytes
         self._is_open = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import NoReturn
 
 from ema_cli.errors import EmaAvgError, OutputError
@@ -10,10 +9,11 @@ from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
 from ema_cli.storage.remote.stores import is_forbidden, login, reason_of, store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
+from ema_cli.write.target import Target
 
 
-class Upload(ABC):
-    """A file of known size that is sent to a store and gets its name when it is complete; see ``Target``.
+class Upload(Target):
+    """A file of known size that is sent to a store.
 
     Args:
         url: of the file.
@@ -26,26 +26,6 @@ class Upload(ABC):
         self.url = url
         self.planned = planned
         self.role = role
-
-    @abstractmethod
-    def open(self) -> None:
-        """Begin, and take the header. Arrange for ``discard`` first."""
-
-    @abstractmethod
-    def write(self, offset: int, data: memoryview) -> None:
-        """Take ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
-
-    @abstractmethod
-    def finish(self) -> Written:
-        """Complete the file; its name does not exist yet."""
-
-    @abstractmethod
-    def publish(self) -> None:
-        """Give the file its name, and check its size in the store."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Remove the file; does nothing after ``publish``."""
 
     def _describe(self, sha256: str) -> Written:
         return Written(

@@ -59,7 +59,7 @@ class GeometrySample:
         """(averages, checkpoints read) float64."""
         count = len(plan.used)
         self.placed: Indices = np.unique(np.linspace(0, count - 1, min(count, _MOST_PLACED)).round().astype(np.int64))
-        """The checkpoints whose distances are reported, counted among those that are read."""
+        """The checkpoints with reported distances, as numbers among the checkpoints that are read."""
         self.spreads = np.zeros((len(plan.outputs), len(plan.tensors)))
         """``sum_i w_i ||theta_i - average||^2``: (averages, tensors) float64, filled by ``gram``."""
         self._sizes = [tensor.elements for tensor in plan.tensors]
