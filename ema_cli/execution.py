@@ -24,9 +24,10 @@ from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
+from ema_cli.write.make_target import is_spooled, make_resumable, make_target
+from ema_cli.write.publish import uninterrupted
 from ema_cli.write.resumption import Resumption
-from ema_cli.write.target import Target, is_spooled, make_resumable, make_target
-from ema_cli.write.uninterrupted import uninterrupted
+from ema_cli.write.target import Target
 
 
 def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
@@ -57,7 +58,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
                 targets,
                 make_lane,
                 allow_nonfinite=options.allow_nonfinite,
-                geometry=options.geometry,
+                measure_geometry=options.geometry == "sample",
                 done=done,
                 on_tensor=resumption.journal.add if resumption else None,
                 on_bytes=_progress(listener, "folding", plan.read_bytes),
@@ -103,7 +104,7 @@ def _open_targets(
     for file in files:
         unpublished.callback(file.discard)
         file.open()
-    resumption = Resumption(plan, options, files)
+    resumption = Resumption(plan, files, options.geometry)
     unpublished.push(resumption.leave)
     resumption.begin(listener)
     return files, resumption

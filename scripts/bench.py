@@ -79,8 +79,8 @@ _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
 
 
-_QUICK_ROWS = 3
-"""Of each table, its head included."""
+_QUICK_ROWS = {"memory": 3}
+"""Of each table, its head included; 2 of most."""
 
 
 class _Settings(NamedTuple):
@@ -332,7 +332,7 @@ def _memory(settings: _Settings) -> _Rows:
 
 def _geometry(settings: _Settings) -> _Rows:
     """Measure what the geometry of the report costs the fold."""
-    yield "checkpoints, warm", "fold: none", "fold: sample", "cost", "fold: full", "cost"
+    yield "checkpoints, warm", "fold: none", "fold: sample", "cost"
     elements = settings.model_bytes // 4 // 40
     some = _Series(settings.checkpoints, 40, elements)
     for series in (
@@ -341,14 +341,11 @@ def _geometry(settings: _Settings) -> _Rows:
         some._replace(tensors=settings.many, elements=settings.model_bytes // 4 // settings.many),
     ):
         with _on_disk(series, settings) as paths:
-            jobs = {
-                mode: _Job([*_ours(paths, settings), "--geometry", mode], paths) for mode in ("none", "sample", "full")
-            }
-            none, sample, full = (found.fold_seconds for found in _in_turn(jobs, settings).values())
+            jobs = {mode: _Job([*_ours(paths, settings), "--geometry", mode], paths) for mode in ("none", "sample")}
+            none, sample = (found.fold_seconds for found in _in_turn(jobs, settings).values())
         yield (
             f"{series.checkpoints} x {_size(series.data_bytes())} {_name(series.dtype)}, {series.tensors:,} tensors",
             *(f"{none:.3f} s", f"{sample:.3f} s", f"{sample / none - 1:+.1%}"),
-            *(f"{full:.3f} s", f"{full / none - 1:+.0%}"),
         )
 
 
@@ -499,7 +496,8 @@ def _main() -> None:
     try:
         print(f"{_machine(scratch)}\n`python {shlex.join(sys.argv)}`, medians of {settings.rounds} rounds", flush=True)
         for name in given.only or parts:
-            for number, row in enumerate(islice(parts[name](settings), _QUICK_ROWS if given.quick else None)):
+            shown = islice(parts[name](settings), _QUICK_ROWS.get(name, 2) if given.quick else None)
+            for number, row in enumerate(shown):
                 print("\n" * (number == 0) + f"| {' | '.join(row)} |", flush=True)
                 if number == 0:
                     print(f"| --- |{' ---: |' * (len(row) - 1)}", flush=True)

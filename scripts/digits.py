@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn import functional
 
 STEPS = 1000
-FIRST_SAVED = 520
-SAVE_EVERY = 40
+SAVED = 13
+"""Checkpoints, at equal distances in the second half."""
 BATCH = 64
 HELD_OUT = 600
 NOISE = 0.3
@@ -54,8 +54,9 @@ def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, steps: int) -> None:
     """Train, saving a checkpoint every few steps of the second half."""
+    every = steps // (2 * SAVED - 1)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     (images, labels), held_out = load_data()
@@ -63,14 +64,14 @@ def train(folder: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "safetensors").mkdir(parents=True)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         batch = torch.randint(0, len(labels), (BATCH,), generator=generator)
         noise = NOISE * torch.randn(BATCH, *images.shape[1:], generator=generator)
         loss = functional.cross_entropy(model.train()(images[batch] + noise), labels[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step >= FIRST_SAVED and step % SAVE_EVERY == 0:
+        if (steps - step) % every == 0 and steps - step < SAVED * every:
             save(folder, model, optimizer, step)
             print(f"step {step:>4}  loss {loss.item():.3f}  held-out accuracy {accuracy(model, held_out):.1%}")
 
@@ -98,7 +99,7 @@ def evaluate(folder: Path, average: Path) -> None:
     """Compare the last checkpoint and the average on the images that training never saw."""
     _, held_out = load_data()
     model = make_model()
-    last = folder / "safetensors" / f"ckpt_{STEPS}.safetensors"
+    last = max((folder / "safetensors").iterdir(), key=lambda path: int(path.stem.partition("_")[2]))
     print(f"held-out accuracy on {HELD_OUT} images")
     for name, path in (("last checkpoint", last), ("average", average)):
         model.load_state_dict(load_file(path), strict=True)
@@ -111,12 +112,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train")
     command.add_argument("folder", type=Path)
+    command.add_argument("--steps", type=int, default=STEPS)
     command = commands.add_parser("evaluate")
     command.add_argument("folder", type=Path)
     command.add_argument("average", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "train":
-        train(arguments.folder)
+        train(arguments.folder, arguments.steps)
     else:
         evaluate(arguments.folder, arguments.average)
 

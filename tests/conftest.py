@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import os
+import gc
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.helpers.program import Run, forked
+
+HERE = Path(__file__).parent
+LONG = ("test_scripts.py", "test_dcp.py", "test_changes.py", "test_faults.py", "test_signals.py", "test_kills.py")
 
 
 def pytest_configure() -> None:
-    """Let the processes of the tests be interrupted where this one was started with interrupts ignored (``&``)."""
+    """Let signals end the processes of the tests where they are ignored in this one (``&``, ``nohup``)."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take seconds, so that at the end no process of the tests waits for another."""
+    items.sort(key=lambda item: not item.path.is_relative_to(HERE / "interop") and item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported, and torch share the processors with other processes."""
+    gc.collect()
+    gc.freeze()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A folder with five nested checkpoints of a small model, as a training loop writes them."""
+    import torch  # noqa: PLC0415 - takes seconds, and many tests need none
+
     folder = tmp_path / "run"
     folder.mkdir()
     for number in range(1, 6):
@@ -44,16 +61,4 @@ def run_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def ema_avg(tmp_path: Path) -> Run:
     """Run ``ema-avg`` as a process in the test's folder, without a terminal; return what it printed and its status."""
-
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ema_cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-        )
-
-    return run
+    return forked(tmp_path)

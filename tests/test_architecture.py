@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.program import run_python
 
 PACKAGE = Path(__file__).parent.parent / "ema_cli"
 
@@ -39,12 +39,6 @@ ALLOWED_HEAVY = {
     "fold/cuda.py": {"torch"},
     "fold/devices.py": {"torch"},
     "storage/gather.py": {"numpy"},
-    "write/folder.py": {"numpy"},
-    "write/output.py": {"numpy"},
-    "write/remote.py": {"numpy"},
-    "write/remote_folder.py": {"numpy"},
-    "write/shard.py": {"numpy"},
-    "write/spooled.py": {"numpy"},
 }
 
 
@@ -111,12 +105,6 @@ def test_only_the_console_prints() -> None:
         assert not any(isinstance(called, ast.Name) and called.id == "print" for called in calls), path
         if path.name not in {"console.py", "main.py"}:
             assert "sys.stdout" not in source, path
-
-
-def run_python(code: str, *arguments: str) -> str:
-    """Run code in a fresh interpreter and return what it printed."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -15,7 +15,7 @@ import pytest
 import ema_cli
 from ema_cli.cli.exit import exit_code
 from ema_cli.errors import EmaAvgError
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.hostile.cases import OK, Case
 from tests.hostile.catalogue import catalogue
 from tests.hostile.file_cases import NAMES

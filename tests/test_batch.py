@@ -27,8 +27,17 @@ from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
 from ema_cli.planning.outputs import output_path
 from ema_cli.report.batch_index import WRITERS, is_index
-from tests.conftest import Run
-from tests.helpers.series import averaged_by_hand, load, open_files, random_states, to_numpy, write_one, write_series
+from tests.helpers.program import Run
+from tests.helpers.series import (
+    averaged_by_hand,
+    load,
+    open_files,
+    random_states,
+    to_numpy,
+    write_one,
+    write_series,
+    write_sparse,
+)
 
 
 @pytest.fixture
@@ -499,7 +508,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: str, runs: Path) -> None:
     """The small runs are done, the large one is interrupted: 128 + n, their outputs stay, no partial file does."""
     for step in range(6):
-        save_file({"w": torch.full((40_000_000,), float(step))}, write_one(runs / "s" / f"s_{step}.safetensors"))
+        write_sparse(runs / "s" / f"s_{step}.safetensors", w=40_000_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "ema_cli", "batch", "runs", "--decay", "0.5", "--jobs", jobs],
         cwd=runs.parent,

@@ -17,8 +17,8 @@ from ema_cli.errors import InputChanged, InputRefused
 from ema_cli.events import Event, Progress, WarningIssued
 from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
+from tests.faults.slices import campaign
 from tests.helpers.series import State, averaged_by_hand, load, random_states, same_bits, write_series
-from tests.test_faults import campaign
 from tests.test_hf_folders import write_shards
 from tests.test_pipeline import during
 
@@ -34,11 +34,13 @@ def overwrite_quietly(path: Path, other: Path) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@pytest.mark.campaign
 def test_changes_at_any_call_are_told_or_harmless() -> None:
     """A slice of the campaign: every form of checkpoint, every command that reads some, every kind of change."""
     campaign("changes", 2)
 
 
+@pytest.mark.campaign
 def test_other_programs_at_work_on_the_output_are_told_or_harmless() -> None:
     """What they put there is kept, what they did to it is not published, and the end of the run tells it."""
     campaign("strangers", 3)

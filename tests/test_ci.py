@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.cli.ci import annotation, detect
-from tests.conftest import Run
+from tests.helpers.program import Run
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli._version import __version__
-from tests.conftest import Run
+from tests.helpers.program import Run
+from tests.helpers.series import write_sparse
 
 
 def listing(folder: Path) -> set[str]:
@@ -282,9 +283,8 @@ def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its partial file, keeps the old output, and exits with 128 + n."""
-    (tmp_path / "run").mkdir()
     for step in range(6):
-        save_file({"w": torch.full((40_000_000,), float(step))}, tmp_path / "run" / f"s_{step}.safetensors")
+        write_sparse(tmp_path / "run" / f"s_{step}.safetensors", w=40_000_000)
     (tmp_path / "ema.safetensors").write_bytes(b"the old one")
     slowly = ["--threads", "1", "--sha256"]  # long enough to be interrupted
     process = subprocess.Popen(

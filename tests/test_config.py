@@ -13,7 +13,7 @@ from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.config.settings import Key, Origin, Setting, from_environment, from_table
 from ema_cli.cli.config.sources import find_file
 from ema_cli.errors import UsageError
-from tests.conftest import Run
+from tests.helpers.program import Run
 
 KEYS = [
     Key(name="decay", parameter="decay", kind="number", many=True),

@@ -17,7 +17,7 @@ import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, StrictWarnings, UsageError
 from ema_cli.report.beside import read_report
 from ema_cli.report.model import Report
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, State, load, open_files, random_states, same_bits
 
 STEPS = (100, 200, 350, 360, 1000, 1100)

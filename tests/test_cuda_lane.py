@@ -19,12 +19,11 @@ from ema_cli.api import make_options
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.fold import devices
-from ema_cli.fold.cpu import CpuLane
+from ema_cli.fold.conversion import NUMPY_TYPES
 from ema_cli.fold.cuda import TorchLane, find_device
-from ema_cli.fold.decode import NUMPY
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
-from ema_cli.fold.lane import Lane
+from ema_cli.fold.lanes import CpuLane, Lane
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Plan
@@ -42,7 +41,7 @@ def torch_lane(plan: Plan) -> Callable[[], Lane]:
 def run(plan: Plan, make_lane: Callable[[], Lane], *, allow_nonfinite: bool = False) -> tuple[list[bytes], FoldOutcome]:
     """Fold in memory; return the data sections, and the statistics with the geometry."""
     sinks = [Memory(plan.data_bytes) for _ in plan.outputs]
-    outcome = fold(plan, sinks, make_lane, allow_nonfinite=allow_nonfinite, geometry="sample")
+    outcome = fold(plan, sinks, make_lane, allow_nonfinite=allow_nonfinite, measure_geometry=True)
     return [bytes(sink.data) for sink in sinks], outcome
 
 
@@ -104,16 +103,16 @@ def sums_of(lane: Lane, name: str, blocks: list[NDArray[Any]], weights: list[tup
     return [[number.tobytes() for number in total] for total in lane.sums()]
 
 
-@pytest.mark.parametrize("name", sorted(set(NUMPY) - {"C64"}))
+@pytest.mark.parametrize("name", sorted(set(NUMPY_TYPES) - {"C64"}))
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_the_lanes_agree_on_any_finite_numbers(name: str, data: st.DataObject) -> None:
     """Any codes of a type with any weights, zero among them: equal sums to the last bit, zeros with their sign."""
-    size = NUMPY[name].itemsize
+    size = NUMPY_TYPES[name].itemsize
     codes = st.lists(st.integers(0, 2 ** (8 * size) - 1), min_size=4, max_size=4)
     blocks = []
     for _ in range(data.draw(st.integers(1, 5))):
-        block = np.array(data.draw(codes), dtype=f"<u{size}").view(NUMPY[name])
+        block = np.array(data.draw(codes), dtype=f"<u{size}").view(NUMPY_TYPES[name])
         with np.errstate(invalid="ignore"):
             block[~np.isfinite(block.astype(np.float64))] = 1
         blocks.append(block)
@@ -126,7 +125,7 @@ def test_the_lanes_agree_on_any_finite_numbers(name: str, data: st.DataObject) -
 
 
 def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that is not there is told before anything is read, with the way out."""
+    """A missing device is an error with a hint before anything is read."""
     monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda: 0)
     paths = write_series(tmp_path, random_states(2))
     with planned(make_options(paths, decay=0.5)) as plan, pytest.raises(UsageError, match="finds 0 GPUs") as refused:
@@ -138,9 +137,9 @@ def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_auto_takes_a_gpu_only_if_torch_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a driver torch is not asked; with a driver but no usable GPU the CPU is taken."""
-    monkeypatch.setattr(devices, "_DRIVER", tmp_path / "nothing")
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "nothing")
     assert resolve_device("auto") == "cpu"
-    monkeypatch.setattr(devices, "_DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path)
     for count, device in ((0, "cpu"), (2, "cuda")):
         monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda count=count: count)
         assert resolve_device("auto") == device

@@ -26,9 +26,9 @@ from ema_cli.formats.dcp.folder import items_digest
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import Extent, LayoutPool, Mosaic
-from tests.conftest import Run
 from tests.helpers import dcp_makers, makers
 from tests.helpers.dcp_makers import STEPS, full_tensors
+from tests.helpers.program import Run, run_python
 
 DECAY = 0.75
 HINT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"
@@ -155,8 +155,6 @@ def test_the_average_is_the_fold(ranks: Path, ema_avg: Run, tmp_path: Path, layo
 
 def test_planning_needs_neither_torch_nor_numpy(ranks: Path) -> None:
     """The structure of such a folder is read with the standard library."""
-    from tests.test_architecture import run_python  # noqa: PLC0415 - one helper of it
-
     code = (
         "import sys, ema_cli; plan = ema_cli.plan(sys.argv[1:], decay=0.5); assert len(plan.tensors) > 4;"
         "print([m for m in ('torch', 'numpy') if m in sys.modules])"

@@ -19,12 +19,13 @@ import ema_cli
 from ema_cli.fold.statistics import dot
 from ema_cli.records.plan import ROW_ELEMENTS
 from tests.faults.determinism import findings
+from tests.faults.slices import campaign
 from tests.helpers.series import data_section
-from tests.test_faults import campaign
 
 TYPES = (torch.float32, torch.bfloat16, torch.float64, torch.complex64)
 
 
+@pytest.mark.campaign
 def test_random_series_under_random_settings() -> None:
     """A slice of the campaign: threads, memory, order of arguments, locale, time zone, instructions, formats."""
     campaign("determinism", 4)
@@ -60,15 +61,8 @@ CUTS = [
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[Path]) -> None:
-    """Neither the bytes nor the last digit of a number in the report tells of threads or blocks."""
+    """Neither the bytes nor the last digit of a number in the report depends on threads or blocks."""
     assert average(paths, **cut) == average(paths)
-
-
-def test_the_order_of_the_threads_does_not_show_in_the_full_geometry(paths: list[Path]) -> None:
-    """The sums over all elements have digits enough that the order in which blocks come is lost in them."""
-    options = {"geometry": "full", "max_memory": 3_000_000}
-    expected = average(paths, threads=3, **options)
-    assert all(average(paths, threads=3, **options) == expected for _ in range(5))
 
 
 def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:

@@ -17,8 +17,8 @@ from ema_cli.compare import Comparison, Distance, compare
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Progress
 from ema_cli.options.average import Options
-from tests.conftest import Run
 from tests.helpers.makers import DTYPES, every_kind, fifo, random_tensor
+from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, State, open_files, random_states, to_numpy
 
 BLOCK = 1 << 16

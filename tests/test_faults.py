@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,40 +10,20 @@ import pytest
 from ema_cli.storage.source import FileSource
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
-
-ROOT = Path(__file__).parent.parent
-
-
-def campaign(part: str, cases: int, *, seed: int = 1) -> None:
-    """Run some cases of a part, all of which must hold."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--only", part, "--cases", str(cases), "--seed", str(seed)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "skipped" in done.stdout:
-        pytest.skip(done.stdout.splitlines()[-1])
-    assert done.returncode == 0, done.stdout + done.stderr
-    tried, held = map(int, re.findall(r"\| (\d+) \| (\d+) \| 0 \|", done.stdout)[0])
-    assert tried == held > 0
+from tests.faults.slices import campaign
+from tests.helpers.failures import close_and_fail
 
 
-def test_failing_calls_on_the_output_are_told_and_leave_it_whole() -> None:
+@pytest.mark.campaign
+def test_failing_calls_on_the_output_are_reported_and_leave_it_whole() -> None:
     """Exit 5 with the path and the error, the old output or the new one, nothing left, and the next run succeeds."""
     campaign("errors", 12)
 
 
+@pytest.mark.campaign
 def test_failing_calls_on_an_input_are_never_silent() -> None:
     """Half of what was asked for changes no byte of the average; an error ends the run and names the file."""
     campaign("reads", 8)
-
-
-def close_and_fail(descriptor: int, original: Callable[[int], None] = os.close) -> None:
-    """Close as Linux does when it reports an error: the descriptor is gone all the same."""
-    original(descriptor)
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

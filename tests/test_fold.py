@@ -60,7 +60,7 @@ class Memory:
         self.data = bytearray(size)
         self.filled = 0
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         """Place the bytes."""
         self.data[offset : offset + len(data)] = data.tobytes()
         self.filled += len(data)
@@ -361,7 +361,7 @@ def test_an_overflow_of_the_output_type_is_an_error(source: torch.dtype, dtype: 
     """A finite average never becomes infinite; the error names the tensor, the number, the limit and a wider type."""
     value = 7e4 if source is torch.float32 or hint.startswith("--dtype float32") else 1e39
     states = [{"fine": torch.ones(2, dtype=source), "big": torch.tensor([1.0, value], dtype=source)}] * 2
-    with pytest.raises(InputRefused, match=f'tensor "big": .* is too large for {dtype}, whose largest') as refused:
+    with pytest.raises(InputRefused, match=f'tensor "big": .* is too large for {dtype} .largest number') as refused:
         average(tmp_path, states, decay=0.5, dtype=dtype)
     assert refused.value.hint.startswith(hint)
     assert not (tmp_path / "ema.safetensors").exists()
@@ -375,7 +375,7 @@ def test_the_largest_numbers_average_to_themselves(tmp_path: Path) -> None:
 
 
 def test_a_float64_sum_that_overflows_is_refused(tmp_path: Path) -> None:
-    """Finite float64 inputs whose weighted sum is not finite are told apart from non-finite inputs."""
+    """Finite float64 inputs whose weighted sum is not finite are distinguished from non-finite inputs."""
     states = [{"w": torch.full((2,), torch.finfo(torch.float64).max, dtype=torch.float64)}] * 4
     with pytest.raises(InputRefused, match='tensor "w" is too large to be averaged in float64'):
         average(tmp_path, states, decay=0.99)
@@ -426,7 +426,7 @@ def test_the_gravest_failure_stops_all_workers(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_byte_read(tmp_path: Path) -> None:
-    """The bytes reported at the end are those that the plan announced and the report tells."""
+    """The bytes reported at the end are those that the plan announced and the report states."""
     paths = write_series(tmp_path, random_states(3))
     seen: list[int] = []
     with planned(make_options(paths, decay=0.5)) as plan:

@@ -21,8 +21,8 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.json_text import JsonError, parse_object
-from tests.conftest import Run
 from tests.helpers.makers import expected, open_file, read_all, read_file
+from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
 
 

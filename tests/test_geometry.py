@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.fold.geometry.sampled import SampledGeometry
+from ema_cli.errors import UsageError
+from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.pipeline import planned
 from ema_cli.report.html import to_html
 from ema_cli.report.model import Geometry, Report
+from tests.helpers.program import Run
 from tests.helpers.series import State, random_states, to_numpy, write_series
 
 
@@ -51,11 +54,18 @@ def walk(count: int, size: int = 40_000, *, seed: int = 0) -> list[State]:
     return states
 
 
+def spread(states: list[State], name: str, weights: Sequence[float]) -> float:
+    """Return ``sum_i w_i ||theta_i - average||^2`` over all elements of a tensor."""
+    values = np.array([to_numpy(state[name]).ravel() for state in states])
+    gaps = values - np.array(weights) @ values
+    return math.fsum(weight * np.square(np.abs(gap)).sum() for weight, gap in zip(weights, gaps, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float64], ids=str)
-def test_the_full_geometry_is_exact(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_sample_of_all_elements_is_exact(dtype: torch.dtype, tmp_path: Path) -> None:
     """Pairwise distances, those of the averages, and the spread of every tensor, whatever the blocks."""
     states = random_states(5, dtype)
-    report = average(tmp_path, states, decay=[0.5, 0.9], geometry="full", max_memory=1 << 18)
+    report = average(tmp_path, states, decay=[0.5, 0.9], max_memory=1 << 18)
     found, rows = geometry_of(report), matrix(states)
     expected = np.linalg.norm(rows[:, None] - rows[None, :], axis=2)
     np.testing.assert_allclose(found.pairwise_distance, expected, rtol=1e-12, atol=1e-12)
@@ -63,29 +73,25 @@ def test_the_full_geometry_is_exact(dtype: torch.dtype, tmp_path: Path) -> None:
         mean = np.array(made.weights) @ rows
         np.testing.assert_allclose(distances, np.linalg.norm(rows - mean, axis=1), rtol=1e-9)  # type: ignore[arg-type]
         for tensor in made.tensors:
-            values = np.array([to_numpy(state[tensor.name]).ravel() for state in states])
-            spread = sum(
-                w * np.square(v - np.array(made.weights) @ values).sum()
-                for w, v in zip(made.weights, values, strict=True)
-            )
-            assert (tensor.spread or 0) == pytest.approx(spread, rel=1e-10)
+            assert (tensor.spread or 0) == pytest.approx(spread(states, tensor.name, made.weights), rel=1e-10)
     assert found.sampled_fraction == 1
 
 
 def test_the_sample_estimates_the_whole(tmp_path: Path) -> None:
-    """From a part of the elements, within a few percent, and the part is told."""
+    """From a part of the elements, within a few percent of all, and the report has the part."""
     states = walk(8, 400_000)
     report = average(tmp_path, states)
     found, rows = geometry_of(report), matrix(states)
     expected = np.linalg.norm(rows[:, None] - rows[None, :], axis=2)
     np.testing.assert_allclose(found.pairwise_distance, expected, rtol=0.03, atol=1e-9)
     assert 0.01 < found.sampled_fraction < 0.1
-    spreads = {tensor.name: tensor.spread for tensor in report.averages[0].tensors}
-    exact = average(tmp_path, states, geometry="full")
-    for tensor in exact.averages[0].tensors:
-        assert tensor.spread is not None
-        if tensor.name == "big":
-            assert spreads["big"] == pytest.approx(tensor.spread, rel=0.05)
+    made = report.averages[0]
+    spreads = {tensor.name: tensor.spread for tensor in made.tensors}
+    assert None not in spreads.values()
+    assert spreads["big"] == pytest.approx(spread(states, "big", made.weights), rel=0.05)
+    mean = np.array(made.weights) @ rows
+    assert found.average_distance[0] is not None
+    np.testing.assert_allclose(found.average_distance[0], np.linalg.norm(rows - mean, axis=1), rtol=0.03)
 
 
 def test_a_small_model_is_sampled_whole(tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_the_sample_does_not_depend_on_blocks_or_threads(tmp_path: Path) -> None
 def test_every_stratum_gives_one_element(tmp_path: Path) -> None:
     """The elements of a tensor are spread over all of it, none twice."""
     with planned(make_options(write_series(tmp_path, walk(3)), decay=0.5)) as plan:
-        geometry = SampledGeometry(plan)
+        geometry = GeometrySample(plan)
         for number, tensor in enumerate(plan.tensors):
             picked = geometry.picked(number)
             strata = picked * len(picked) // tensor.elements
@@ -122,8 +128,8 @@ def test_every_stratum_gives_one_element(tmp_path: Path) -> None:
 
 def test_the_path_is_that_of_principal_components(tmp_path: Path) -> None:
     """Coordinates and explained variance are those of an SVD; the first axis runs from the first to the last."""
-    states = walk(6)
-    report = average(tmp_path, states, geometry="full")
+    states = walk(6, 2_000)
+    report = average(tmp_path, states)
     found, rows = geometry_of(report), matrix(states)
     centred = rows - rows.mean(axis=0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
@@ -160,6 +166,26 @@ def test_ties_and_copies_are_not_counted_twice(tmp_path: Path) -> None:
     assert [tensor.spread is None for tensor in report.averages[0].tensors] == [True, False, True]
 
 
+def test_the_full_geometry_is_refused_with_the_mode_to_use(tmp_path: Path, ema_avg: Run) -> None:
+    """The mode was removed; flag, environment, configuration and Python all say so, and name ``sample``."""
+    write_series(tmp_path / "run", walk(2, 10))
+    arguments = ["run", "--decay", "0.5", "-o", "e.safetensors"]
+    (tmp_path / "full.toml").write_text('geometry = "full"\n')
+    for done in (
+        ema_avg(*arguments, "--geometry", "full"),
+        ema_avg(*arguments, EMA_AVG_GEOMETRY="full"),
+        ema_avg(*arguments, "--config", "full.toml"),
+    ):
+        assert done.returncode == 2
+        assert "--geometry full was removed" in done.stderr
+        assert "--geometry sample" in done.stderr
+    with pytest.raises(UsageError, match="--geometry full was removed"):
+        make_options(tmp_path / "run", decay=0.5, geometry="full")
+    other = ema_avg(*arguments, "--geometry", "exact")
+    assert other.returncode == 2
+    assert '--geometry "exact" is none of sample, none' in other.stderr
+
+
 @pytest.mark.parametrize("options", [{"geometry": "none"}, {"last": 1}])
 def test_there_may_be_no_geometry(options: dict[str, Any], tmp_path: Path) -> None:
     """If it is not wanted, or there is one checkpoint."""
@@ -182,31 +208,30 @@ def test_checkpoints_without_a_share_take_no_part(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_sum_to_one_have_no_place(tmp_path: Path) -> None:
-    """A sum is no average; it lies nowhere among the checkpoints."""
+    """A sum is no average; it has no position among the checkpoints."""
     found = geometry_of(average(tmp_path, walk(2), weights=(1, 1), normalize=False))
     assert (found.average_distance, found.averages_2d) == ((None,), (None,))
     assert found.pairwise_distance[0][1] > 0
 
 
 def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
-    """More than 128 would fill the report with distances: some at even distances are told, the averages are of all."""
+    """More than 128 would fill the report with distances: evenly spaced ones are reported; averages use all."""
     states = [{"w": torch.tensor([float(i), float(i % 3)])} for i in range(300)]
-    for mode in ("sample", "full"):
-        report = average(tmp_path, states, method="uniform", geometry=mode)
-        found = geometry_of(report)
-        assert len(found.inputs) == 128
-        assert (found.inputs[0], found.inputs[-1]) == (0, 299)
-        rows = matrix(states)
-        placed = rows[list(found.inputs)]
-        np.testing.assert_allclose(
-            found.average_distance[0],  # type: ignore[arg-type]
-            np.linalg.norm(placed - rows.mean(axis=0), axis=1),
-            rtol=1e-6,
-        )
-        np.testing.assert_allclose(
-            found.pairwise_distance, np.linalg.norm(placed[:, None] - placed[None], axis=2), rtol=1e-6, atol=1e-9
-        )
-        assert len(to_html(report)) < 300_000
+    report = average(tmp_path, states, method="uniform")
+    found = geometry_of(report)
+    assert len(found.inputs) == 128
+    assert (found.inputs[0], found.inputs[-1]) == (0, 299)
+    rows = matrix(states)
+    placed = rows[list(found.inputs)]
+    np.testing.assert_allclose(
+        found.average_distance[0],  # type: ignore[arg-type]
+        np.linalg.norm(placed - rows.mean(axis=0), axis=1),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        found.pairwise_distance, np.linalg.norm(placed[:, None] - placed[None], axis=2), rtol=1e-6, atol=1e-9
+    )
+    assert len(to_html(report)) < 300_000
 
 
 def test_equal_checkpoints_lie_in_one_point(tmp_path: Path) -> None:

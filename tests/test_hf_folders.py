@@ -22,8 +22,8 @@ from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
 from ema_cli.formats.members import find_side_files
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import LayoutPool
-from tests.conftest import Run
 from tests.helpers.makers import every_kind, expected, fifo, open_file, read_all, read_file
+from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
 
 STEMS = {"safetensors": "model", "bin": "pytorch_model"}

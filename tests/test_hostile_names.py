@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.hostile.file_cases import NAMES
 from tests.hostile.safetensors_cases import file
 from tests.test_bad_inputs import FORBIDDEN, check_text

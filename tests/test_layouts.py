@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, load, same_bits
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}

@@ -14,7 +14,7 @@ import ema_cli
 from ema_cli.errors import OutputError
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import temporary_name
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series
 from tests.test_write import fail_at, listing
 
@@ -34,7 +34,7 @@ def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 def test_a_file_system_without_locks_is_written_with_a_warning(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bytes as ever, and nothing left; what may belong to a run that is under way is not swept."""
+    """The same bytes as ever, and nothing left; files of a run that may still work are not removed."""
     paths = write_series(tmp_path / "run", random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "locked.safetensors")
     refuse_locks(monkeypatch, code)
@@ -59,7 +59,7 @@ def test_runs_without_locks_do_not_disturb_each_other(tmp_path: Path, monkeypatc
     def run() -> None:
         try:
             ema_cli.average(paths, decay=0.5, output=output, threads=1, force=True)
-        except OutputError as failure:  # what another run put there meanwhile is not overwritten
+        except OutputError as failure:  # an output that another run published is not overwritten
             failures.append(failure)
 
     threads = [threading.Thread(target=run) for _ in range(6)]
@@ -78,11 +78,11 @@ def test_nothing_is_resumed_without_locks(tmp_path: Path, monkeypatch: pytest.Mo
     refuse_locks(monkeypatch, errno.ENOSYS)
     with pytest.raises(OutputError, match="file system without locks: Function not implemented") as refused:
         ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", resume=True)
-    assert refused.value.hint == "leave out --resume"
+    assert refused.value.hint == "run without --resume"
     assert listing(tmp_path) == {"run"}
 
 
-def test_a_lock_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run may hold it, so nothing is written."""
     refuse_locks(monkeypatch, errno.EIO)
     files = open_files()

@@ -14,7 +14,7 @@ from torch import nn
 
 import ema_cli
 from ema_cli.errors import InputRefused, UsageError
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, load, same_bits, write_series
 
 SHARES = (0.25, 0.25, 0.5)

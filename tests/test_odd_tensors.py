@@ -18,9 +18,9 @@ import ema_cli
 from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.planning.quantization import find_codes
-from tests.conftest import Run
 from tests.helpers.exact import FORMATS, rounded
 from tests.helpers.makers import random_tensor, safetensors_file
+from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, load, same_bits, to_numpy, write_series
 
 SHARES = (0.25, 0.25, 0.5)

@@ -1,4 +1,4 @@
-"""Outputs that are folders of shards: what stands in them, and that all commands take them for what they are."""
+"""Outputs that are folders of shards: their contents, and that all commands recognize them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.verify.checks import verify
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, data_section, load, random_states, same_bits, write_series
 from tests.test_schema import check as check_schema
 from tests.test_write import header_of, listing, sorted_metadata
@@ -213,7 +213,7 @@ def test_sizes_are_decimal_as_in_the_libraries(text: str, size: int, tmp_path: P
 
 
 def test_several_averages_fill_several_folders(run_folder: Path, ema_avg: Run) -> None:
-    """Fields in the name of a folder tell them apart; each has its report."""
+    """Fields in the name of a folder distinguish them; each has its report."""
     done = ema_avg(run_folder, "--decay", "0.5", "--decay", "0.9", "-o", "e_{decay}/", "--max-shard-size", "100")
     assert done.returncode == 0, done.stderr
     for decay in (0.5, 0.9):
@@ -354,7 +354,7 @@ def test_what_is_no_plain_folder_is_not_replaced(kind: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("force", [False, True])
 def test_inputs_are_never_written_over(force: bool, tmp_path: Path) -> None:
-    """A folder that is an input, holds one, or lies in one, is no output; links do not hide it."""
+    """A folder that is an input, holds one, or is inside one, is no output; links do not hide it."""
     folders = model_folders(tmp_path / "run", states())
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for output, message in (
@@ -368,8 +368,8 @@ def test_inputs_are_never_written_over(force: bool, tmp_path: Path) -> None:
     assert all(len(listing(folder)) == 3 for folder in folders)
 
 
-def test_companions_are_carried_over(tmp_path: Path) -> None:
-    """What belongs to the model is copied byte for byte from the last checkpoint, and told in the report."""
+def test_side_files_are_copied(tmp_path: Path) -> None:
+    """What belongs to the model is copied byte for byte from the last checkpoint, and listed in the report."""
     folders = model_folders(tmp_path / "run", states())
     (folders[-1] / "tokenizer.json").write_bytes(b"the last one \xff")
     found = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
@@ -419,7 +419,7 @@ def test_configurations_of_any_kind(config: str, expected: str | None, tmp_path:
     assert ["config-not-updated" in [one.code for one in report.warnings]] == [expected is None]
 
 
-def test_companions_that_are_no_files_stay_behind(tmp_path: Path) -> None:
+def test_side_files_that_are_no_files_are_not_copied(tmp_path: Path) -> None:
     """A FIFO does not hang the run, and a file of more than 1 GB is not copied: the warning names them."""
     folders = model_folders(tmp_path / "run", states(2))
     os.mkfifo(folders[-1] / "vocab.txt")
@@ -445,7 +445,7 @@ def test_the_weights_are_called_as_in_the_checkpoint(stem: str, tmp_path: Path) 
 
 
 def test_a_plan_tells_the_files(tmp_path: Path, ema_avg: Run) -> None:
-    """Without writing them: shards and companions, as JSON and in words."""
+    """Without writing them: shards and side files, as JSON and as text."""
     model_folders(tmp_path / "run", states())
     arguments = ["plan", "run", "--decay", "0.5", "-o", "out/", "--max-shard-size", "20kB"]
     files = json.loads(ema_avg(*arguments, "--json").stdout)["averages"][0]["files"]
@@ -478,7 +478,7 @@ def test_diff_compares_folders_with_files(tmp_path: Path, ema_avg: Run) -> None:
     assert ema_avg("diff", "cut/", "other").returncode == 1
 
 
-def test_a_folder_can_be_gone_on_from(tmp_path: Path, ema_avg: Run) -> None:
+def test_a_folder_can_be_continued(tmp_path: Path, ema_avg: Run) -> None:
     """Folding two checkpoints, then one more, gives what folding all three at once gives; in place, too."""
     folders = model_folders(tmp_path / "run", states())
     ema_avg(*folders[:2], "--decay", "0.5", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64")

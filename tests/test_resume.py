@@ -1,4 +1,4 @@
-"""``--resume``: an interrupted run is gone on with, and comes to the same bytes as one that was not interrupted."""
+"""``--resume``: an interrupted run is continued, and writes the same bytes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ema_cli.events import Event, Info, Progress
 from ema_cli.pipeline import run_average
 from ema_cli.report.model import Report
 from ema_cli.write.journal import Journal
+from tests.helpers.series import write_sparse
 
 COUNT = 12
 
@@ -101,7 +102,7 @@ def whole(run: Path) -> Iterator[tuple[list[bytes], Report]]:
 
 
 def said(events: list[Event]) -> list[str]:
-    """Return what was told in words."""
+    """Return the messages among the events."""
     return [event.message for event in events if isinstance(event, Info)]
 
 
@@ -202,7 +203,7 @@ def test_a_journal_of_another_run_is_ignored_with_a_word(change: str, run: Path)
     events: list[Event] = []
     report = average(run, events.append, resume=True, **options)
     assert report.summary.resumed_tensors == (change == "size")  # the empty tensor is always there
-    assert (change == "size") != any("of other inputs or options" in message for message in said(events))
+    assert (change == "size") != any("a run with other inputs or options" in message for message in said(events))
     resumed = results(run)
     average(run, force=True, **options)
     assert results(run) == resumed
@@ -226,14 +227,12 @@ def test_a_run_that_fails_keeps_nothing(run: Path) -> None:
 
 
 def test_what_cannot_be_resumed_is_refused(run: Path) -> None:
-    """A folder of shards, and sums over all elements, are not kept."""
+    """A folder of shards is not kept."""
     with pytest.raises(UsageError, match="one partial file"):
         ema_cli.average(run, decay=0.5, output=f"{run.parent}/out/", resume=True)
-    with pytest.raises(UsageError, match="--geometry full"):
-        average(run, resume=True, geometry="full")
 
 
-def test_kills_and_signals_are_gone_on_from(tmp_path: Path) -> None:
+def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
     """However often a run is killed or terminated, with ``--resume`` it ends with the bytes of an undisturbed one."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -263,10 +262,8 @@ def test_kills_and_signals_are_gone_on_from(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
     """A signal under ``--resume`` keeps what is complete, and says so."""
-    (tmp_path / "run").mkdir()
     for step in range(6):
-        tensors = {f"w{n}": torch.full((4_000_000,), float(step)) for n in range(10)}
-        save_file(tensors, tmp_path / "run" / f"s_{step}.safetensors")
+        write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{n}": 4_000_000 for n in range(10)})
     process = subprocess.Popen(
         [sys.executable, "-m", "ema_cli", "run", "--decay", "0.5", "-o", "e.safetensors", "--resume", "--threads", "1"],
         cwd=tmp_path,
@@ -285,10 +282,10 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_cannot_be_looked_at_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is worth a word decides nothing; what stands in it is read all the same."""
+    """It only decides whether a message is shown; the journal is read anyway."""
     left = Journal(run.parent / "e.safetensors", "a run")
     left.path.touch()
-    assert left.is_there()
+    assert left.exists()
     original = os.stat
 
     def failing(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
@@ -297,4 +294,4 @@ def test_a_journal_that_cannot_be_looked_at_is_none(run: Path, monkeypatch: pyte
         return original(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", failing)
-    assert not left.is_there()
+    assert not left.exists()

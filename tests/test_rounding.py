@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import BY_NAME, DTYPES
-from ema_cli.fold.bad_blocks import LARGEST
-from ema_cli.fold.decode import NUMPY, components, decode
-from ema_cli.fold.rounding import round_to
+from ema_cli.fold.conversion import LARGEST, NUMPY_TYPES, components, decode, round_to
 from tests.helpers.exact import FORMATS, Format, rounded, value_of
 
 NAMES = sorted(FORMATS)
@@ -129,6 +127,6 @@ def test_wide_types(name: str) -> None:
 def test_the_tables_cover_every_averaged_type() -> None:
     """Each type that is averaged can be decoded and has its largest number; complex ones have two components."""
     averaged = [dtype for dtype in DTYPES if dtype.averaged]
-    assert {dtype.name for dtype in averaged} == set(NUMPY) == set(LARGEST)
-    assert all(NUMPY[dtype.name].itemsize * components(dtype) == dtype.itemsize for dtype in averaged)
+    assert {dtype.name for dtype in averaged} == set(NUMPY_TYPES) == set(LARGEST)
+    assert all(NUMPY_TYPES[dtype.name].itemsize * components(dtype) == dtype.itemsize for dtype in averaged)
     assert all(LARGEST[name] == float(form.largest) for name, form in FORMATS.items())

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ema_cli.batch.find_runs import find_runs
 from ema_cli.errors import InputRefused, NothingMatched
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import averaged_by_hand, load, random_states, write_one
 from tests.test_discover_folders import write_folder
 

@@ -15,7 +15,7 @@ import ema_cli
 from ema_cli.report.model import Report
 from ema_cli.report.schema import schema_text
 from ema_cli.report.serialize import to_json
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import random_states, write_series
 from tests.test_report import reports
 
@@ -38,7 +38,7 @@ def test_the_schema_is_made_from_the_records() -> None:
     [
         {"decay": 0.5},
         {"decay": [0.5, 0.9], "output": "e_{decay}.safetensors"},
-        {"per": "step", "half_life": 100, "sha256": True, "geometry": "full"},
+        {"per": "step", "half_life": 100, "sha256": True, "geometry": "sample"},
         {"method": "power", "sigma_rel": 0.1, "geometry": "none"},
         {"method": "uniform", "last": 1},
     ],

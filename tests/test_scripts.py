@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -15,14 +16,15 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 def run_script(name: str, *arguments: object, folder: Path) -> str:
     """Run a script and return what it printed."""
     command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run at the same time
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_demonstration_trains_averages_and_compares(tmp_path: Path, ema_avg: Run) -> None:
     """A real run is averaged from nested and from flat checkpoints into the same bytes, and loads into the model."""
-    shown = run_script("digits.py", "train", "run", folder=tmp_path)
+    shown = run_script("digits.py", "train", "run", "--steps", 250, folder=tmp_path)
     assert len(re.findall(r"^step", shown, re.MULTILINE)) == 13
     for source, output in (("run", "nested.safetensors"), ("run/safetensors", "flat.safetensors")):
         assert ema_avg(source, "--decay", "0.8", "-o", output).returncode == 0

@@ -83,7 +83,7 @@ def test_what_is_undefined_is_none(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_became_zero_has_a_norm_but_no_drift(tmp_path: Path) -> None:
-    """Relative to zero nothing can be told."""
+    """Relative to zero a drift is undefined."""
     found = tensors_of(tmp_path, [{"w": torch.full((4,), 2.0)}, {"w": torch.zeros(4)}])["w"]
     assert (found.norm, found.drift, found.cosine) == (2.0, None, None)
 
@@ -99,7 +99,7 @@ def test_opposite_and_orthogonal_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-160, 1e160])
 def test_norms_too_far_apart_have_no_cosine(scale: float, tmp_path: Path) -> None:
-    """The law of cosines cannot tell the angle of such a pair, and a report never holds infinity or NaN."""
+    """The law of cosines cannot give the angle of such a pair, and a report never holds infinity or NaN."""
     states = [{"w": torch.tensor([1.0, 2.0], dtype=torch.float64)}]
     states.append({"w": torch.tensor([scale, -scale], dtype=torch.float64)})
     found = tensors_of(tmp_path, states)["w"]

@@ -27,12 +27,14 @@ from ema_cli.pipeline import run_average
 from ema_cli.records.plan import Buffers
 from ema_cli.storage.source import FileSource
 from ema_cli.write.journal import Journal
-from ema_cli.write.publish import SmallFile, check_place
-from ema_cli.write.resumable_file import ResumableFile
-from ema_cli.write.writeback import Settler
+from ema_cli.write.publish import check_writable
+from ema_cli.write.resumption import ResumableFile
+from ema_cli.write.small_file import SmallFile
+from ema_cli.write.writeback import WriteBack
 from tests.faults.limits import limited
 from tests.faults.permissions import give_up_privileges
-from tests.test_faults import campaign, close_and_fail
+from tests.faults.slices import campaign
+from tests.helpers.failures import close_and_fail
 
 PROGRAM = (sys.executable, "-m", "ema_cli")
 
@@ -80,6 +82,7 @@ def full_device() -> Iterator[int]:
     os.close(device)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("part", "cases"),
     [("full-disk", 3), ("file-limits", 2), ("memory-limits", 2), ("permissions", 2), ("terminals", 4), ("resume", 1)],
@@ -89,6 +92,7 @@ def test_a_slice_of_the_campaign(part: str, cases: int) -> None:
     campaign(part, cases)
 
 
+@pytest.mark.campaign
 def test_five_hundred_shards_and_a_thousand_checkpoints_take_few_descriptors() -> None:
     """The hard limit is 64 first: that must do."""
     campaign("descriptors", 1)
@@ -222,13 +226,13 @@ def test_what_belongs_to_others_in_a_sticky_folder_is_refused_before_the_work(
     """As in ``/tmp``: the rename at the end would fail."""
     (tmp_path / "x").write_bytes(b"theirs")
     tmp_path.chmod(0o777 | stat.S_ISVTX)
-    check_place(tmp_path / "x")
+    check_writable(tmp_path / "x")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    check_place(tmp_path / "y")
+    check_writable(tmp_path / "y")
     with pytest.raises(OutputError, match="Operation not permitted"):
-        check_place(tmp_path / "x")
+        check_writable(tmp_path / "x")
     tmp_path.chmod(0o777)
-    check_place(tmp_path / "x")
+    check_writable(tmp_path / "x")
 
 
 def fail(*_: object) -> NoReturn:
@@ -259,7 +263,7 @@ def test_a_close_of_the_journal_that_fails_is_no_failure(tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_whatever_ends_the_thread_that_settles_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_write_back_thread_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that has no memory left is no reason to say that bytes are missing."""
 
     def exhausted(_: int) -> NoReturn:
@@ -267,11 +271,11 @@ def test_whatever_ends_the_thread_that_settles_ends_the_run(tmp_path: Path, monk
 
     with (tmp_path / "x").open("w+b") as file:
         file.write(b"abc")
-        settler = Settler(file.fileno())
-        settler.written(0, 3, 0)
+        write_back = WriteBack(file.fileno())
+        write_back.add(0, 3, 0)
         monkeypatch.setattr(os, "fdatasync", exhausted)
         with pytest.raises(MemoryError):
-            settler.finish(3)
+            write_back.finish(3)
 
 
 class Interrupted(BaseException):

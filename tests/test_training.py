@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ema_cli
 from tests.helpers.series import State, load
 
+pytestmark = pytest.mark.interop
 DECAY = 0.8
 EPOCHS = 12
 
@@ -26,6 +26,8 @@ def make_model() -> torch.nn.Module:
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Return the digits of scikit-learn as tensors."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - not there in the quick set of tests
+
     images, labels = load_digits(return_X_y=True)
     return torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
 

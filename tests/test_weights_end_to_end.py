@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ema_cli.weights.reconstruction import gamma_from_sigma_rel
-from tests.conftest import Run
 from tests.helpers.exact import debiased_shares, ema_shares, per_step_shares, power_shares, warmup_shares
+from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, State, averaged_by_hand, load, random_states
 
 STEPS = (40, 100, 130, 400, 410)

@@ -1,4 +1,4 @@
-"""Output files: what stands in them, and that a name never stands for half of one, whatever fails."""
+"""Output files: their contents, and that a name never refers to half a file, whatever fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,13 +29,13 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.events import Event, Progress
 from ema_cli.pipeline import run_average
-from ema_cli.write import writeback as settle
+from ema_cli.write import writeback
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
-from ema_cli.write.publish import check_place, write_atomically
+from ema_cli.write.publish import check_writable, uninterrupted
+from ema_cli.write.small_file import write_atomically
 from ema_cli.write.temp_names import temporary_name
-from ema_cli.write.uninterrupted import uninterrupted
-from ema_cli.write.writeback import Settler
+from ema_cli.write.writeback import WriteBack
 from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series
 
 
@@ -199,7 +198,7 @@ def test_a_failing_write_leaves_the_old_output(
     assert listing(tmp_path) == names
     assert open_files() == files
     assert bool(refused.value.hint) == (code != errno.EIO)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("settle", "fold"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("write-back", "fold"))]
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "fdatasync", "replace", "open", "write"])
@@ -224,16 +223,16 @@ def test_every_failure_leaves_a_whole_file_or_none(call: str, tmp_path: Path, mo
 
 def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that returns other bytes than were written is found out before the rename."""
-    original = Settler._read_back
+    original = WriteBack._read_back
 
-    def flipped(settler: Settler, begin: int, end: int) -> Iterator[memoryview]:
-        for chunk in original(settler, begin, end):
+    def flipped(write_back: WriteBack, begin: int, end: int) -> Iterator[memoryview]:
+        for chunk in original(write_back, begin, end):
             chunk[len(chunk) // 2] ^= 1
             yield chunk
 
-    monkeypatch.setattr(Settler, "_read_back", flipped)
+    monkeypatch.setattr(WriteBack, "_read_back", flipped)
     paths = write_series(tmp_path, random_states(2))
-    with pytest.raises(OutputError, match="reads back differently"):
+    with pytest.raises(OutputError, match="the disk returns other bytes than were written"):
         ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
     assert not (tmp_path / "ema.safetensors").exists()
 
@@ -263,7 +262,7 @@ def test_a_file_system_without_reservation_is_written_all_the_same(
     assert set(load(tmp_path / "ema.safetensors")) == set(random_states(1)[0])
 
 
-def test_a_missing_folder_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
     """The hint is the next command; for a report too, and before the work."""
     paths = write_series(tmp_path, random_states(2))
     with pytest.raises(OutputError, match="No such file or directory") as refused:
@@ -274,7 +273,7 @@ def test_a_missing_folder_is_told_with_the_command_that_makes_it(tmp_path: Path)
         ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", reports=[report])
     assert not (tmp_path / "ema.safetensors").exists()
     with pytest.raises(OutputError):
-        check_place(report)
+        check_writable(report)
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])
@@ -351,8 +350,8 @@ def test_many_runs_at_once_leave_one_whole_output(tmp_path: Path) -> None:
     assert same_bits(load(output)["empty"], torch.zeros(0, 3))
 
 
-def test_a_place_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was taken for an empty place, and what stood there for the work of another program."""
+def test_a_path_that_cannot_be_looked_up_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was once taken for a free path, and the existing file for a foreign file."""
     output = tmp_path / "ema.safetensors"
     output.write_bytes(b"old")
     file = OutputFile(output, b"", 0)
@@ -374,17 +373,17 @@ def test_the_lock_is_no_link_to_elsewhere(tmp_path: Path) -> None:
 @given(
     pieces=st.lists(st.binary(max_size=50), max_size=12),
     shuffle=st.randoms(use_true_random=False),
-    settle_bytes=st.integers(1, 100),
+    run_bytes=st.integers(1, 100),
 )
 @settings(max_examples=40, deadline=None)
 def test_pieces_may_come_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], shuffle: Any, settle_bytes: int
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], shuffle: Any, run_bytes: int
 ) -> None:
     """A file that is filled from several threads is whole, durable piece by piece, and its digest that of the file."""
     folder = tmp_path_factory.mktemp("out")
     data = b"".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settle, "_SETTLE_BYTES", settle_bytes)
+        patch.setattr(writeback, "_RUN_BYTES", run_bytes)
         layout_header = _bytes_header(len(data))
         file = OutputFile(folder / "x.safetensors", layout_header, len(data))
         file.open()
@@ -392,7 +391,7 @@ def test_pieces_may_come_in_any_order(
         order = list(zip(starts, pieces, strict=True))
         shuffle.shuffle(order)
         for start, piece in order:
-            file.write(start, np.frombuffer(piece, np.uint8))
+            file.write(start, memoryview(piece))
         found = file.finish()
         assert not (folder / "x.safetensors").exists()
         file.publish()
@@ -413,7 +412,7 @@ def test_a_piece_that_was_never_written_is_noticed(tmp_path: Path) -> None:
     """A file with a gap is not published."""
     file = OutputFile(tmp_path / "x.safetensors", _bytes_header(100), 100)
     file.open()
-    file.write(50, np.zeros(50, np.uint8))
+    file.write(50, memoryview(bytes(50)))
     with pytest.raises(OutputError, match=r"only \d+ of \d+ bytes were written"):
         file.finish()
     file.discard()
@@ -486,7 +485,7 @@ def test_a_finished_file_that_was_changed_is_not_published(change: str, tmp_path
     """Between the last check and the rename nothing may happen to the bytes that were checked."""
     file = OutputFile(tmp_path / "ema.safetensors", _bytes_header(2), 2)
     file.open()
-    file.write(0, np.zeros(2, np.uint8))
+    file.write(0, memoryview(bytes(2)))
     file.finish()
     (temp,) = tmp_path.iterdir()
     if change == "touch":

@@ -1,4 +1,4 @@
-"""Folders are published whole: whatever fails, and whenever a run is killed, a name stands for the old or the new."""
+"""Folders are published whole: whatever fails, and whenever a run is killed, a name refers to the old or the new."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace as Namespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import ema_cli
 import ema_cli.write.folder
@@ -32,9 +30,9 @@ from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
-from ema_cli.write.writeback import Settler
-from tests.conftest import Run
-from tests.helpers.series import open_files, random_states, write_series
+from ema_cli.write.writeback import WriteBack
+from tests.helpers.program import Run
+from tests.helpers.series import open_files, random_states, write_series, write_sparse
 from tests.test_output_folder import model_folders
 from tests.test_write import _bytes_header, fail_at, listing
 
@@ -65,7 +63,7 @@ def planned(path: Path, *, data: int = 100, beside: tuple[SideFile, ...] = ()) -
 def fill(folder: OutputFolder, total: int = 200) -> None:
     """Write the whole data section in small pieces, from back to front."""
     for offset in range(total - 10, -1, -10):
-        folder.write(offset, np.full(10, offset % 251, np.uint8))
+        folder.write(offset, memoryview(bytes([offset % 251]) * 10))
 
 
 @pytest.fixture
@@ -125,7 +123,7 @@ def test_every_failure_leaves_the_old_folder_or_the_new(
 def test_an_exchange_that_is_refused_leaves_the_old_folder(
     code: int, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is told, and nothing else is tried."""
+    """That is an error, and nothing else is tried."""
     old, _, write_new = two
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: Namespace(renameat2=lambda *_: -1))
     monkeypatch.setattr("ctypes.get_errno", lambda: code)
@@ -258,7 +256,7 @@ def test_a_crash_between_the_renames_loses_nothing(two: tuple[Any, ...], tmp_pat
 
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tmp_path: Path) -> None:
-    """Before them the old folder stands, after them the new one; what is left beside goes with the next run."""
+    """Before them the old folder has the name, after them the new; the next run removes what is left beside it."""
     old, new, write_new = two
     crash(tmp_path, call)
     assert contents(tmp_path / "out") == (old if call == 1 else new)
@@ -272,7 +270,7 @@ def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tm
 def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
     number: int, two: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    """Before it the old one stands, after it the new one: the place is never empty."""
+    """Before it the old folder has the name, after it the new: the name always exists."""
     old, new, write_new = two
     calls = {1: "folder.exchange = lambda *_: os._exit(77)", 2: "folder.remove = lambda *_: os._exit(77)"}
     code = (
@@ -335,10 +333,8 @@ def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its half folder, keeps the old one, and exits with 128 + n."""
-    (tmp_path / "run").mkdir()
     for step in range(6):
-        large = {f"w{k}": torch.full((8_000_000,), float(step)) for k in range(5)}
-        save_file(large, tmp_path / "run" / f"s_{step}.safetensors")
+        write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{k}": 8_000_000 for k in range(5)})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_bytes(b"the old one")
     slowly = ["--threads", "1", "--sha256", "--force", "--max-shard-size", "40MB"]  # long enough to be interrupted
@@ -413,7 +409,7 @@ def test_what_takes_the_place_of_the_old_folder_is_kept(kind: str, tmp_path: Pat
 
 
 def copied(path: Path) -> SideFile:
-    """Plan that a file is carried over as it is now."""
+    """Plan to copy a file as it is now."""
     with FileSource(path) as source:
         size, state = source.size(), source.state
     return SideFile(name=path.name, role=FileRole.SIDE_FILE, nbytes=size, source=path, state=state)
@@ -446,8 +442,8 @@ def test_a_piece_that_was_never_written_is_noticed(tmp_path: Path) -> None:
     """A folder with a gap in one of its files is not published."""
     folder = OutputFolder(planned(tmp_path / "out"))
     folder.open()
-    folder.write(0, np.zeros(100, np.uint8))
-    folder.write(110, np.zeros(90, np.uint8))
+    folder.write(0, memoryview(bytes(100)))
+    folder.write(110, memoryview(bytes(90)))
     with pytest.raises(OutputError, match=r'1\.safetensors" cannot be written: only \d+ of \d+ bytes'):
         folder.finish()
     folder.discard()
@@ -461,9 +457,9 @@ def test_a_file_is_open_only_while_it_is_filled(tmp_path: Path) -> None:
     folder = OutputFolder(planned(tmp_path / "out"))
     folder.open()
     assert open_files() == before
-    folder.write(0, np.zeros(50, np.uint8))
+    folder.write(0, memoryview(bytes(50)))
     assert open_files() == before + 1
-    folder.write(50, np.zeros(50, np.uint8))
+    folder.write(50, memoryview(bytes(50)))
     assert open_files() == before
     folder.discard()
 
@@ -483,30 +479,28 @@ def test_what_appears_in_the_place_meanwhile_is_kept(tmp_path: Path) -> None:
     assert listing(tmp_path / "out") == {"mine"}
 
 
-@pytest.mark.parametrize("what", ["shard", "side"])
-def test_what_reads_back_differently_is_not_published(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"], ids=["shard", "side"])
+def test_a_file_that_reads_back_differently_is_not_published(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that returns other bytes than were written is found out, for every file of the folder."""
-    original = Settler._read_back
+    original = WriteBack._read_back
 
-    def flipped(settler: Settler, begin: int, end: int) -> Iterator[memoryview]:
-        for chunk in original(settler, begin, end):
-            chunk[-1] ^= 1
+    def flipped(write_back: WriteBack, begin: int, end: int) -> Iterator[memoryview]:
+        damaged = Path(f"/proc/self/fd/{write_back._fd}").readlink().suffix == suffix
+        for chunk in original(write_back, begin, end):
+            chunk[-1] ^= damaged
             yield chunk
 
-    if what == "shard":
-        monkeypatch.setattr(Settler, "_read_back", flipped)
-    else:
-        monkeypatch.setattr(os, "lseek", lambda *_: 0)  # what is read is behind the end, and so empty
+    monkeypatch.setattr(WriteBack, "_read_back", flipped)
     folders = model_folders(tmp_path / "run", random_states(2))
-    with pytest.raises(OutputError, match="reads back differently"):
+    with pytest.raises(OutputError, match="the disk returns other bytes than were written"):
         ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
     assert listing(tmp_path) == {"run"}
 
 
-def test_a_companion_that_vanishes_ends_the_run(tmp_path: Path) -> None:
-    """What the plan promised to carry over is not left out in silence."""
+def test_a_side_file_that_vanishes_ends_the_run(tmp_path: Path) -> None:
+    """A file that the plan promised to copy is not silently skipped."""
     gone = SideFile(name="a.json", role=FileRole.SIDE_FILE, nbytes=2, source=tmp_path / "gone")
     folder = OutputFolder(planned(tmp_path / "out", beside=(gone,)))
     folder.open()
@@ -518,7 +512,7 @@ def test_a_companion_that_vanishes_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["overwrite", "replace"])
-def test_a_companion_that_is_another_by_now_ends_the_run(change: str, tmp_path: Path) -> None:
+def test_a_side_file_that_changed_ends_the_run(change: str, tmp_path: Path) -> None:
     """A configuration of the next save does not go with the weights of this one, however alike the files look."""
     path = tmp_path / "config.json"
     path.write_text('{"a": 1}')

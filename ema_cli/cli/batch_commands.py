@@ -27,7 +27,8 @@ from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
-from ema_cli.write.publish import check_place, write_atomically
+from ema_cli.write.publish import check_writable
+from ema_cli.write.small_file import write_atomically
 
 
 def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Console, argv: Sequence[str]) -> ExitCode:  # noqa: ANN401 - Click's
@@ -91,7 +92,7 @@ def _check_index(options: BatchOptions) -> None:
     if path.suffix not in WRITERS:
         message = f"--index {quoted(str(path))}: there is no index format {quoted(path.suffix)} yet"
         raise UsageError(message, hint=f"name it {' or '.join(WRITERS)}")
-    check_place(path)
+    check_writable(path)
     if path.exists() and not options.force and not is_index(path):
         message = f"{quoted(str(path))} exists and is not an index of ema-avg"
         raise OutputError(message, hint="choose another name, or overwrite it with --force")

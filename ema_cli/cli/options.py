@@ -145,7 +145,9 @@ GeometryOption = Annotated[
     GeometryMode,
     typer.Option(
         "--geometry",
-        help="Distances between the checkpoints for the report: from a sample of elements, from all, or none.",
+        help="Measure distances between the checkpoints for the report, on a sample of elements.",
+        metavar="[sample|none]",
+        parser=str,  # the options check the word, and explain that "full" was removed
         rich_help_panel=_COMPUTE,
     ),
 ]

@@ -1,8 +1,9 @@
-"""What the checkpoints hold, as digests that are taken while their bytes pass by: no byte is read twice for them.
+"""Checksums and digests of tensors, taken from the bytes that the fold reads and writes: nothing is read twice.
 
-A digest is that of the averaged tensors of one checkpoint: of their names, types, shapes and the CRC-32 of their
-elements in C order. CRC-32s of parts can be combined, and the tensors are added up, so the digest depends neither on
-the format of the file nor on the order or size of the pieces that are read. It finds damage and copies, not forgery.
+CRC-32s of blocks, in any order -> CRC-32s of tensors -> one digest per checkpoint. The digest covers the averaged
+tensors of the checkpoint: their names, types, shapes and the CRC-32 of their elements in C order. CRC-32s of parts can
+be combined, and the digest is a sum over tensors, so it depends neither on the file format nor on the order or size of
+the pieces that are read. It finds damage and copies, not forgery.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from zlib_ng import zlib_ng
 
+from ema_cli.fold.schedule import Block, block_count
 from ema_cli.records.plan import Plan
 from ema_cli.storage.digest import with_lookahead
 from ema_cli.storage.extents import Located, TensorIndex, TensorLayout
@@ -24,8 +26,49 @@ _MODULUS = 1 << 128
 _PIECE_BYTES = 1 << 22
 
 
+@dataclass(slots=True)
+class _OpenTensor:
+    """A tensor some blocks of which are still missing."""
+
+    crcs: list[int]
+    """Of the blocks before ``done``: one per file that the tensor is read from or written to."""
+    done: int = 0
+    waiting: dict[int, tuple[Sequence[int], Sequence[int]]] = field(default_factory=dict)
+    """CRC-32s and lengths of blocks that came before their turn."""
+
+
+class TensorChecksums:
+    """Combines CRC-32s of blocks into those of tensors; safe to call from several threads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._open: dict[int, _OpenTensor] = {}
+        self._lock = threading.Lock()
+
+    def add(self, block: Block, crcs: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...] | None:
+        """Add a block; return the CRC-32s of its tensor if that was the last block, else ``None``.
+
+        Args:
+            block: the block.
+            crcs: its CRC-32 in each file that the tensor is read from or written to.
+            lengths: its length in each of them, in bytes.
+
+        """
+        with self._lock:
+            tensor = self._open.setdefault(block.number, _OpenTensor([0] * len(crcs)))
+            tensor.waiting[block.part] = crcs, lengths
+            while tensor.done in tensor.waiting:
+                ready = zip(tensor.crcs, *tensor.waiting.pop(tensor.done), strict=True)
+                tensor.crcs = [zlib_ng.crc32_combine(crc, following, length) for crc, following, length in ready]
+                tensor.done += 1
+            if tensor.done < block_count(self._plan, self._plan.tensors[block.number]):
+                return None
+            del self._open[block.number]
+            return tuple(tensor.crcs)
+
+
 class ContentDigests:
-    """Adds up the tensors of each checkpoint; safe to call from several threads."""
+    """Adds up the digests of checkpoints, tensor by tensor; safe to call from several threads."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -33,7 +76,7 @@ class ContentDigests:
         self._lock = threading.Lock()
 
     def add(self, number: int, crcs: Sequence[int]) -> None:
-        """Add an averaged tensor: the CRC-32 of what each checkpoint in use holds of it."""
+        """Add an averaged tensor: its CRC-32 in each checkpoint in use."""
         with self._lock:
             for row, (i, crc) in enumerate(zip(self._plan.used, crcs, strict=True)):
                 layout = self._plan.layout(self._plan.tensors[number], i)
@@ -45,15 +88,15 @@ class ContentDigests:
 
 
 def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """Read tensors of a checkpoint, and return the digest that a fold takes of it when it averages those.
+    """Read tensors of a checkpoint; return the digest that a fold computes when it averages these tensors.
 
     Args:
         index: of the checkpoint.
-        names: the averaged tensors; those that it has not are left out.
-        on_bytes: told how many bytes were read, piece by piece.
+        names: the averaged tensors; names that the checkpoint does not have are ignored.
+        on_bytes: called with the number of bytes of each piece that was read.
 
     Raises:
-        InputChanged: they cannot be read to the end.
+        InputChanged: a tensor cannot be read to its end.
 
     """
     ahead_bytes = max(source.prefetch_bytes for source in index.sources)
@@ -69,7 +112,7 @@ def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[in
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A run of elements of one tensor; an empty tensor has one, too."""
+    """A run of elements of one tensor; an empty tensor has one piece, too."""
 
     number: int
     extent: Located

@@ -1,7 +1,7 @@
 """The GPU lane: torch, a ring of pinned buffers, one stream that copies and one that computes.
 
-On torch's ``cpu`` device the same operations run in order, without pinning and streams, which is how the lane is
-tested on machines that have no GPU.
+On torch's ``cpu`` device the same operations run in order, without pinning and streams. The tests use this on machines
+without a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import UsageError
-from ema_cli.fold.decode import Bytes, Float64
+from ema_cli.fold.conversion import Bytes, Float64
 from ema_cli.text import plural
 
 _RING = 3
@@ -29,14 +29,15 @@ def find_device(name: str) -> torch.device:
     """Return the torch device called ``name``.
 
     Raises:
-        UsageError: this machine, or this build of torch, does not have it.
+        UsageError: this machine, or this build of torch, does not have the device.
 
     """
     count = count_gpus()
     device = torch.device(name)
     if (device.index or 0) >= count:
-        found = f"torch {torch.__version__} finds {plural(count, 'GPU')}"
-        raise UsageError(f"--device {name}: {found}", hint="use --device cpu")
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} finds {plural(count, 'GPU')}", hint="use --device cpu"
+        )
     return device
 
 
@@ -89,7 +90,7 @@ class TorchLane:
         return slot.host.numpy()[:nbytes]
 
     def add(self, raw: Bytes, dtype: DType, weights: Sequence[float]) -> None:
-        """Copy to the device, upcast, multiply, add: ``mul`` and ``add`` apart, because a fused one rounds once."""
+        """Copy to the device, upcast, multiply, add. ``mul`` and ``add`` stay apart: a fused one rounds once."""
         slot = self._slots[self._next]
         nbytes = len(raw)
         with _on(self._copy):

@@ -1,4 +1,4 @@
-"""From the name of a device to the lane that computes on it. torch is imported only for a GPU."""
+"""From the name of a device to the lane that computes on it. numpy and torch are imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from ema_cli.records.plan import Plan
 
 if TYPE_CHECKING:
-    from ema_cli.fold.lane import Lane
+    from ema_cli.fold.lanes import Lane
 
-_DRIVER = Path("/proc/driver/nvidia")
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 
 
 def resolve_device(name: str) -> str:
-    """Return ``name``, or for ``auto`` the first GPU if torch finds one, else the CPU."""
+    """Return ``name``; for ``auto`` return ``cuda`` if torch finds a GPU, else ``cpu``."""
     if name != "auto":
         return name
-    if not _DRIVER.exists():
+    if not _NVIDIA_DRIVER.exists():
         return "cpu"
     from ema_cli.fold.cuda import count_gpus  # noqa: PLC0415 - torch takes seconds to import
 
@@ -27,15 +27,15 @@ def resolve_device(name: str) -> str:
 
 
 def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
-    """Return a function that makes one worker's lane on ``device``.
+    """Return a function that makes the lane of one worker thread on ``device``.
 
     Raises:
-        UsageError: the device does not exist here.
+        UsageError: this machine does not have the device.
 
     """
     block_elements, averages = plan.buffers.block_elements, len(plan.outputs)
     if device == "cpu":
-        from ema_cli.fold.cpu import CpuLane  # noqa: PLC0415 - numpy, which a plan needs not
+        from ema_cli.fold.lanes import CpuLane  # noqa: PLC0415 - numpy, which planning does not need
 
         return partial(CpuLane, block_elements=block_elements, averages=averages)
     from ema_cli.fold.cuda import TorchLane, find_device  # noqa: PLC0415 - torch takes seconds to import

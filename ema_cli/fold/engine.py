@@ -1,7 +1,7 @@
-"""Run the fold: worker threads that take blocks until there are none left.
+"""Run the fold: worker threads take blocks until none are left.
 
-Input -> output: a ``Plan`` and one sink per average -> the sinks filled, and statistics per tensor. Memory is that
-of the workers' buffers, whatever the size of the model and the number of checkpoints.
+Input -> output: a ``Plan`` and one sink per average -> the sinks filled, and statistics per tensor. Memory is that of
+the workers' buffers, whatever the size of the model and the number of checkpoints.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ema_cli.fold.geometry.modes import make_geometry
-from ema_cli.fold.lane import Lane
+from ema_cli.fold.geometry.sample import GeometrySample
+from ema_cli.fold.lanes import Lane
 from ema_cli.fold.state import FoldState, OnTensor, Sink, bytes_of
 from ema_cli.fold.worker import Worker
-from ema_cli.options.average import GeometryMode
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
 from ema_cli.records.plan import Plan
 
@@ -28,7 +27,7 @@ def fold(
     make_lane: Callable[[], Lane],
     *,
     allow_nonfinite: bool = False,
-    geometry: GeometryMode = "none",
+    measure_geometry: bool = False,
     done: Sequence[TensorOutcome] = (),
     on_tensor: OnTensor | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
@@ -40,10 +39,10 @@ def fold(
         sinks: one per output of the plan.
         make_lane: makes the lane of one worker.
         allow_nonfinite: fold NaN and infinity instead of refusing them.
-        geometry: whether the distances between the checkpoints are measured, and on how much.
-        done: tensors that an earlier run put into the sinks, and what it found.
-        on_tensor: told of each tensor when it is complete, from the worker threads.
-        on_bytes: told now and then, from the calling thread, how many input bytes are done.
+        measure_geometry: measure the distances between the checkpoints on a sample; one checkpoint has none.
+        done: outcomes of the tensors that an earlier run put into the sinks.
+        on_tensor: called with the outcome of each tensor when it is complete, from the worker threads.
+        on_bytes: called from time to time, from the calling thread, with the number of input bytes done.
 
     Raises:
         InputRefused: an input is not finite or damaged, or an average is too large for its type.
@@ -51,8 +50,8 @@ def fold(
         OutputError: a sink could not write.
 
     """
-    looked_at = make_geometry(geometry, plan)
-    state = FoldState(plan, sinks, looked_at, allow_nonfinite=allow_nonfinite, done=done, on_tensor=on_tensor)
+    sample = GeometrySample(plan) if measure_geometry and len(plan.used) > 1 else None
+    state = FoldState(plan, sinks, sample, allow_nonfinite=allow_nonfinite, done=done, on_tensor=on_tensor)
     crew = _Crew(state, bytes_of(plan, done))
     threads = [
         threading.Thread(target=crew.work, args=(make_lane,), name=f"fold-{i}", daemon=True)
@@ -76,7 +75,7 @@ def fold(
 
 
 class _Crew:
-    """The threads of one fold: how far they are, and what stopped them."""
+    """The threads of one fold: their progress, and the failure that stopped them."""
 
     def __init__(self, state: FoldState, done_bytes: int) -> None:
         self.done_bytes = done_bytes
@@ -87,7 +86,7 @@ class _Crew:
         self._lock = threading.Lock()
 
     def work(self, make_lane: Callable[[], Lane]) -> None:
-        """Take blocks until there are none left, or another worker failed."""
+        """Process blocks until none are left, or another worker failed."""
         try:
             with np.errstate(all="ignore"):
                 worker = Worker(self._state, make_lane())

@@ -1,4 +1,4 @@
-"""Records with a checksum are checked while they are folded: what a disk or a copy damaged is not averaged in."""
+"""Verify the stored checksums of the inputs while they are read: bytes that a disk or a copy damaged are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 from zlib_ng import zlib_ng
 
 from ema_cli.errors import InputRefused
-from ema_cli.fold.decode import Bytes
+from ema_cli.fold.conversion import Bytes
 from ema_cli.storage.checksums import Assembly, Record
 from ema_cli.storage.extents import Extent
 from ema_cli.storage.source import ByteSource
@@ -16,28 +16,28 @@ from ema_cli.text import quoted
 _PIECE_BYTES = 1 << 22
 
 
-class Integrity:
-    """Sees everything that is read of records, and raises as soon as one is whole and wrong. Safe for threads."""
+class IntegrityCheck:
+    """Compares every record that is read with its stored CRC-32, as soon as it is complete. Safe for threads."""
 
     def __init__(self) -> None:
         self._assembly = Assembly()
         self._records: dict[tuple[int, int], tuple[ByteSource, Record]] = {}
 
-    def see(self, extent: Extent, offset: int, raw: Bytes) -> None:
-        """Take note of bytes that were read at ``offset`` of the extent's source.
+    def add(self, extent: Extent, offset: int, raw: Bytes) -> None:
+        """Add bytes that were read at ``offset`` of the extent's source.
 
         Raises:
-            InputRefused: the record that they belong to is damaged.
+            InputRefused: their record is damaged.
 
         """
         if extent.record is not None:
-            self.see_crc(extent, offset, len(raw), zlib_ng.crc32(raw))
+            self.add_crc(extent, offset, len(raw), zlib_ng.crc32(raw))
 
-    def see_crc(self, extent: Extent, offset: int, length: int, crc: int) -> None:
-        """Take note of bytes whose CRC-32 is known.
+    def add_crc(self, extent: Extent, offset: int, length: int, crc: int) -> None:
+        """Add ``length`` bytes at ``offset`` of the extent's source, given their CRC-32.
 
         Raises:
-            InputRefused: the record that they belong to is damaged.
+            InputRefused: their record is damaged.
 
         """
         record = extent.record
@@ -50,11 +50,11 @@ class Integrity:
             _refuse(extent.source, record, found)
 
     def finish(self) -> None:
-        """Check the records of which not every byte was folded exactly once, such as views of a larger storage.
+        """Check the remaining records: those not read exactly once, such as a storage that several views share.
 
         Raises:
-            InputRefused: one of them is damaged.
-            InputChanged: it cannot be read any more.
+            InputRefused: a record is damaged.
+            InputChanged: a record cannot be read any more.
 
         """
         for key in sorted(self._assembly.unfinished()):
@@ -76,7 +76,7 @@ def _crc32_of(source: ByteSource, record: Record) -> int:
 
 def _refuse(source: ByteSource, record: Record, found: int) -> NoReturn:
     raise InputRefused(
-        f"{quoted(source.name)} is damaged between the bytes {record.offset:,} and {record.offset + record.size:,}: "
-        f"their checksum is {found:08x}, {record.crc32:08x} was stored",
-        hint="leave it out, or fetch it again",
+        f"{quoted(source.name)} is damaged: bytes {record.offset:,} to {record.offset + record.size:,} have the "
+        f"checksum {found:08x}, but {record.crc32:08x} is stored",
+        hint="fetch the file again, or average without it",
     )

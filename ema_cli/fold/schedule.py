@@ -1,7 +1,7 @@
-"""In which pieces the tensors are folded, and what is announced to the disk ahead of them.
+"""The blocks that tensors are folded in, and the reads that are announced to the disk ahead of them.
 
 Blocks come in the order of the output's data section, so the output fills from front to back and the inputs are
-read in file order. Workers take blocks from one ``Schedule``.
+read in file order. All workers take blocks from one ``Schedule``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ema_cli.fold.decode import components
+from ema_cli.fold.conversion import components
 from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import announce
@@ -33,7 +33,7 @@ class Block:
 
 
 class Schedule:
-    """Hands out blocks, each once, to any number of threads; those of the tensors in ``done`` are left out."""
+    """Hands out blocks, each once, to any number of threads; skips the tensors in ``done``."""
 
     def __init__(self, plan: Plan, done: frozenset[int] = frozenset()) -> None:
         self._plan = plan
@@ -59,8 +59,8 @@ class Schedule:
     def take(self) -> Block | None:
         """Return the next block, ``None`` when there is none left.
 
-        The announcements are made here, so that no worker overtakes them: reading what was not announced costs
-        several times the processor time.
+        The announcements are made here, so that no worker overtakes them: a read that was not announced costs several
+        times the processor time.
         """
         with self._lock:
             block = next(self._blocks, None)
@@ -70,7 +70,7 @@ class Schedule:
             return block
 
     def extents(self, number: int) -> list[tuple[int, Located]]:
-        """Return what is read for a tensor: pairs of checkpoint and extent, in fold order."""
+        """Return the extents that are read for a tensor: pairs of checkpoint and extent, in fold order."""
         tensor = self._plan.tensors[number]
         return [(i, self._plan.extent(tensor, i)) for i in self._plan.readers(tensor)]
 
@@ -88,13 +88,13 @@ class Schedule:
 
 
 def bytes_per_element(plan: Plan, number: int) -> int:
-    """Return about how many bytes are read for one element of a tensor."""
+    """Return about how many bytes are read per element of a tensor."""
     tensor = plan.tensors[number]
     return tensor.dtype.itemsize * (len(plan.used) if tensor.action is Action.AVERAGED else 1)
 
 
 def block_elements(plan: Plan, tensor: PlannedTensor) -> int:
-    """Return the size of the blocks of a tensor; complex elements fill two places of a buffer."""
+    """Return the size of the blocks of a tensor; a complex element takes two numbers of a buffer."""
     return max(1, plan.buffers.block_elements // components(tensor.dtype))
 
 

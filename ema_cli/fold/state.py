@@ -1,4 +1,4 @@
-"""What the threads of one fold share: what is left to do, and what was found so far."""
+"""The state that the threads of one fold share: the blocks left to do, and the results so far."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ema_cli.fold.block_checksums import BlockChecksums
-from ema_cli.fold.content_digests import ContentDigests
-from ema_cli.fold.decode import Bytes
-from ema_cli.fold.geometry.observer import GeometryObserver
+from ema_cli.fold.content_digests import ContentDigests, TensorChecksums
+from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.fold.geometry.trajectory import describe_run
-from ema_cli.fold.integrity import Integrity
+from ema_cli.fold.integrity import IntegrityCheck
 from ema_cli.fold.schedule import Block, Schedule, bytes_per_element
 from ema_cli.fold.statistics import Statistics, add_spreads
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
 from ema_cli.records.plan import Action, Plan
 
-_MOST_SUM = 1 + 1e-9
-"""Of the weights of an average: one, and roundings."""
+_LARGEST_SUM = 1 + 1e-9
+"""Of the weights of an average: one, plus rounding."""
 
 OnTensor = Callable[[TensorOutcome], None]
-"""Is told of every tensor that is complete, from the threads of the fold."""
+"""Called with the outcome of every tensor that is complete, from the threads of the fold."""
 
 
 class Sink(Protocol):
     """Takes the data section of one output, in any order."""
 
-    def write(self, offset: int, data: Bytes) -> None:
-        """Place ``data`` at byte ``offset`` of the data section. Called from several threads."""
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section. Called from several threads."""
 
 
 class FoldState:
@@ -37,10 +35,10 @@ class FoldState:
     Args:
         plan: what to read, with which weights.
         sinks: one per output of the plan.
-        geometry: what looks at the blocks, if anything does.
+        sample: takes the elements that the geometry is measured on; ``None`` to measure no geometry.
         allow_nonfinite: fold NaN and infinity instead of refusing them.
-        done: what an earlier run left behind; these tensors are in the sinks already.
-        on_tensor: told of each tensor when it is complete.
+        done: tensors that an earlier run completed: they are in the sinks already.
+        on_tensor: called with the outcome of each tensor when it is complete.
 
     """
 
@@ -48,7 +46,7 @@ class FoldState:
         self,
         plan: Plan,
         sinks: Sequence[Sink],
-        geometry: GeometryObserver | None,
+        sample: GeometrySample | None,
         *,
         allow_nonfinite: bool,
         done: Sequence[TensorOutcome],
@@ -56,28 +54,30 @@ class FoldState:
     ) -> None:
         self.plan = plan
         self.sinks = sinks
-        self.geometry = geometry
+        self.sample = sample
         self.allow_nonfinite = allow_nonfinite
         self.stopping = False
-        """Whether the threads are to leave their blocks as they are."""
-        self.schedule = Schedule(plan, frozenset(one.number for one in done))
+        """Whether the threads must stop, even in the middle of a block."""
+        self.schedule = Schedule(plan, frozenset(outcome.number for outcome in done))
         self.statistics = Statistics(plan)
-        self.integrity = Integrity()
+        self.integrity = IntegrityCheck()
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
-        self.expands = [math.fsum(output.weighting.weights) > _MOST_SUM for output in plan.outputs]
+        """Per checkpoint, its weight in each average."""
+        self.expands = [math.fsum(output.weighting.weights) > _LARGEST_SUM for output in plan.outputs]
+        """Per average, whether its weights sum to more than one, so that it may exceed the range of its inputs."""
         self._contents = ContentDigests(plan)
-        self._checksums = BlockChecksums(plan)
+        self._checksums = TensorChecksums(plan)
         self._on_tensor = on_tensor
-        for one in done:
-            self._restore(one)
+        for outcome in done:
+            self._restore(outcome)
 
     def close(self, block: Block, read: Sequence[int], lengths: Sequence[int], written: Sequence[int]) -> None:
-        """Say that a block is in all sinks, after its sums were added to the statistics.
+        """Complete a block: it is in all sinks, and its sums are in the statistics.
 
         Args:
-            block: which it is.
-            read: its CRC-32 in each checkpoint in use; nothing for a copied tensor.
-            lengths: its bytes there.
+            block: the block.
+            read: its CRC-32 in each checkpoint in use; empty for a copied tensor.
+            lengths: its length in each of them, in bytes.
             written: its CRC-32 in each output.
 
         """
@@ -92,12 +92,14 @@ class FoldState:
             self._on_tensor(self._describe(block.number, read_crcs, written_crcs))
 
     def outcome(self) -> FoldOutcome:
-        """Return what was found, once all blocks are done."""
-        found = describe_run(self.geometry, self.plan.used) if self.geometry is not None else None
+        """Return the results, once all blocks are done."""
+        geometry = describe_run(self.sample, self.plan.used) if self.sample is not None else None
         by_average = self.statistics.by_average
-        if self.geometry is not None and found is not None:
-            by_average = add_spreads(by_average, self.geometry.spreads, self.geometry.looked_at)
-        return FoldOutcome(statistics=tuple(map(tuple, by_average)), geometry=found, contents=self._contents.digests())
+        if self.sample is not None and geometry is not None:
+            by_average = add_spreads(by_average, self.sample.spreads, self.sample.measured)
+        return FoldOutcome(
+            statistics=tuple(map(tuple, by_average)), geometry=geometry, contents=self._contents.digests()
+        )
 
     def _describe(self, number: int, read: tuple[int, ...], written: tuple[int, ...]) -> TensorOutcome:
         return TensorOutcome(
@@ -105,18 +107,18 @@ class FoldState:
             written_crc32=written,
             read_crc32=read,
             statistics=tuple(row[number] for row in self.statistics.by_average),
-            sample=self.geometry.taken_from(number) if self.geometry is not None else b"",
+            sample=self.sample.save(number) if self.sample is not None else b"",
         )
 
-    def _restore(self, one: TensorOutcome) -> None:
-        for row, found in zip(self.statistics.by_average, one.statistics, strict=True):
-            row[one.number] = found
-        if self.plan.tensors[one.number].action is Action.AVERAGED:
-            self._contents.add(one.number, one.read_crc32)
-        if self.geometry is not None:
-            self.geometry.put_back(one.number, one.sample)
+    def _restore(self, outcome: TensorOutcome) -> None:
+        for row, found in zip(self.statistics.by_average, outcome.statistics, strict=True):
+            row[outcome.number] = found
+        if self.plan.tensors[outcome.number].action is Action.AVERAGED:
+            self._contents.add(outcome.number, outcome.read_crc32)
+        if self.sample is not None:
+            self.sample.restore(outcome.number, outcome.sample)
 
 
 def bytes_of(plan: Plan, done: Sequence[TensorOutcome]) -> int:
-    """Return about how many bytes were read for tensors that are done."""
-    return sum(plan.tensors[one.number].elements * bytes_per_element(plan, one.number) for one in done)
+    """Return about how many bytes an earlier run read for the tensors that are done."""
+    return sum(plan.tensors[outcome.number].elements * bytes_per_element(plan, outcome.number) for outcome in done)

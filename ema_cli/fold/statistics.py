@@ -1,8 +1,8 @@
-"""Norm, drift and cosine of each averaged tensor, from sums that the blocks leave behind.
+"""Norm, drift and cosine of each averaged tensor, from sums over its blocks.
 
-The products are summed in rows of a fixed length, and the sums of the rows exactly, but for the last few of 106 bits:
-so the numbers depend neither on which thread was first nor on how a tensor was cut into blocks, as long as blocks
-begin with a row. What is kept of a tensor is freed as soon as it is complete.
+The products are summed in rows of a fixed length, and the sums of the rows exactly, except for the last few of 106
+bits: so the numbers depend neither on which thread was first nor on how a tensor was cut into blocks, as long as every
+block begins with a row. The sums of a tensor are freed as soon as it is complete.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from itertools import chain
 
 import numpy as np
 
-from ema_cli.fold.decode import Float64
+from ema_cli.fold.conversion import Float64
 from ema_cli.fold.schedule import Block, block_count
 from ema_cli.records.fold_results import TensorStatistics
 from ema_cli.records.plan import ROW_ELEMENTS, Plan
 
-UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
+_UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
 Sum = tuple[float, float]
-"""A sum as the nearest float64, and what that lacks of it."""
+"""A sum as the nearest float64, and the remainder."""
 _SUMS = 3
 """Per average: |average|^2, |average - last|^2, |last|^2."""
-_PLACES = 2 * _SUMS
-_FURTHEST = 1e9
-"""Ratio of two norms from which on their cosine is not told."""
+_COLUMNS = 2 * _SUMS
+_LARGEST_RATIO = 1e9
+"""If one norm is more than this many times the other, their cosine is not reported."""
 
 
 def dot(a: Float64, b: Float64) -> Sum:
@@ -41,7 +41,7 @@ def dot(a: Float64, b: Float64) -> Sum:
 
 
 def _add_up(values: Sequence[float]) -> float:
-    """Return the correctly rounded sum; infinity or NaN where it is none, at which ``fsum`` would raise."""
+    """Return the correctly rounded sum, or infinity or NaN, where ``fsum`` would raise."""
     rough = sum(values)
     return math.fsum(values) if math.isfinite(rough) else rough
 
@@ -55,7 +55,7 @@ class Statistics:
         self._open: dict[int, tuple[list[array[float]], int]] = {}
         self._nonfinite: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
-        self.by_average: list[list[TensorStatistics]] = [[UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
+        self.by_average: list[list[TensorStatistics]] = [[_UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
 
     def add(self, block: Block, sums: list[tuple[Sum, Sum, Sum]]) -> None:
         """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
@@ -63,7 +63,7 @@ class Statistics:
             blocks = block_count(self._plan, self._plan.tensors[block.number])
             parts, missing = self._open.get(block.number) or (self._empty(blocks), blocks)
             for k, values in enumerate(sums):
-                parts[k][block.part * _PLACES : (block.part + 1) * _PLACES] = array("d", chain.from_iterable(values))
+                parts[k][block.part * _COLUMNS : (block.part + 1) * _COLUMNS] = array("d", chain.from_iterable(values))
             self._open[block.number] = parts, missing - 1
             if missing == 1:
                 del self._open[block.number]
@@ -71,30 +71,30 @@ class Statistics:
                     finite = (k, block.number) not in self._nonfinite
                     self.by_average[k][block.number] = replace(_describe(values_of_blocks), finite=finite)
 
-    def note_nonfinite(self, k: int, block: Block) -> None:
-        """Note that average k of a tensor holds NaN or infinity. Call it before ``add`` for the block."""
+    def mark_nonfinite(self, k: int, block: Block) -> None:
+        """Record that average k of a tensor holds NaN or infinity. Call it before ``add`` for the block."""
         with self._lock:
             self._nonfinite.add((k, block.number))
 
     def _empty(self, blocks: int) -> list[array[float]]:
-        return [array("d", bytes(8 * _PLACES * blocks)) for _ in range(self._averages)]
+        return [array("d", bytes(8 * _COLUMNS * blocks)) for _ in range(self._averages)]
 
 
 def add_spreads(
-    by_average: Sequence[Sequence[TensorStatistics]], spreads: Float64, known: Sequence[bool]
+    by_average: Sequence[Sequence[TensorStatistics]], spreads: Float64, measured: Sequence[bool]
 ) -> list[list[TensorStatistics]]:
-    """Return the statistics with the spread of each tensor, where it is known.
+    """Return the statistics with the spread of each tensor that was measured.
 
     Args:
         by_average: per average and tensor.
         spreads: (averages, tensors) float64.
-        known: per tensor.
+        measured: per tensor.
 
     """
     return [
         [
-            replace(one, spread=float(value)) if is_known else one
-            for one, value, is_known in zip(row, values, known, strict=True)
+            replace(found, spread=float(value)) if is_measured else found
+            for found, value, is_measured in zip(row, values, measured, strict=True)
         ]
         for row, values in zip(by_average, spreads, strict=True)
     ]
@@ -102,10 +102,10 @@ def add_spreads(
 
 def _describe(sums: array[float]) -> TensorStatistics:
     if not all(map(math.isfinite, sums)):
-        return UNDEFINED
-    squares = [_add_up([*sums[i::_PLACES], *sums[i + 1 :: _PLACES]]) for i in range(0, _PLACES, 2)]
+        return _UNDEFINED
+    squares = [_add_up([*sums[i::_COLUMNS], *sums[i + 1 :: _COLUMNS]]) for i in range(0, _COLUMNS, 2)]
     if not all(map(math.isfinite, squares)):
-        return UNDEFINED
+        return _UNDEFINED
     average, difference, last = map(math.sqrt, squares)
     drift = difference / last if last > 0 else math.inf
     return TensorStatistics(
@@ -118,9 +118,9 @@ def _describe(sums: array[float]) -> TensorStatistics:
 def _cosine(average: float, difference: float, last: float) -> float | None:
     """Return ``<a, l> / |a| |l|`` by the law of cosines, which saves a pass over the tensor.
 
-    Its error is that of one rounding times the ratio of the norms, so it says nothing when they are too far apart.
+    Its error is one rounding times the ratio of the norms, so it is undefined when they are too far apart.
     """
-    if min(average, last) * _FURTHEST <= max(average, last):
+    if min(average, last) * _LARGEST_RATIO <= max(average, last):
         return None
     cosine = (average / last + last / average - (difference / average) * (difference / last)) / 2
     return max(-1.0, min(1.0, cosine))  # the rounding can push it just beyond

@@ -1,8 +1,8 @@
-"""How far two tensors of one shape are apart, block by block, in memory that does not grow with them.
+"""The distance between two tensors of one shape, block by block, in memory that does not grow with them.
 
 Input -> output: two extents -> ``Sums``. Floats are compared in float64, which holds each of them exactly, complex
-numbers as pairs of them; integers and bools in integers. What differs is decided by the bits of the elements, or by
-those of the float64 numbers where the types differ.
+numbers as pairs of floats; integers and bools as integers. Two elements differ if their bits differ; if the types
+differ, the bits of the float64 numbers are compared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType, Kind
-from ema_cli.fold.decode import Bytes, components, decode
+from ema_cli.fold.conversion import Bytes, components, decode
 from ema_cli.fold.statistics import dot
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_elements
@@ -24,20 +24,20 @@ from ema_cli.storage.strided_read import read_elements
 _BLOCK_ELEMENTS = 1 << 16
 _LARGEST_ITEM_BYTES = 8
 _LEAST_SQUARE = 1e-280
-"""A sum of squares below it is not relied on."""
+"""A sum of squares below this may have lost digits, and is not used."""
 _WHOLE = (Kind.INTEGER, Kind.BOOL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """What is known of the distance between some elements a and b."""
+    """The sums that give the distance between some elements a and b."""
 
     differing: int = 0
-    """Elements whose bits differ."""
+    """Elements with different bits."""
     largest: float = 0
-    """``max |a - b|``, an exact integer for integers; NaN if it is undefined. Equal bits are no distance apart."""
+    """``max |a - b|``, exact for integers; NaN if it is undefined. Elements with equal bits have distance 0."""
     squared_a: float = 0.0
-    """``||a||^2``; this and what follows stays zero for all but floats and complex numbers."""
+    """``||a||^2``; this and the following sums are only filled for floats and complex numbers."""
     squared_b: float = 0.0
     product: float = 0.0
     """``<a, b>``."""
@@ -67,7 +67,7 @@ class Sums:
         return ratio if math.isfinite(ratio) and math.isfinite(self.squared_b) else None
 
     def _vanishes(self, *squares: float) -> bool:
-        """Whether numbers are so small that their squares have lost digits, or all of them."""
+        """Whether the numbers are so small that their squares have lost digits."""
         return self.largest > 0 and any(square < _LEAST_SQUARE for square in squares)
 
     @property
@@ -98,7 +98,7 @@ class Meter:
         self._values = np.empty((3, _BLOCK_ELEMENTS * 2))
 
     def measure(self, a: Located, b: Located) -> Sums:
-        """Compare two tensors of one shape whose types are ``comparable``.
+        """Compare two tensors of one shape with ``comparable`` types.
 
         Raises:
             InputChanged: one of them cannot be read.
@@ -106,7 +106,7 @@ class Meter:
         """
         total = Sums()
         elements = a.layout.elements
-        with np.errstate(all="ignore"):  # of infinity - infinity, and of squares that overflow
+        with np.errstate(all="ignore"):  # infinity - infinity, and squares that overflow
             for start in range(0, elements, _BLOCK_ELEMENTS):
                 count = min(_BLOCK_ELEMENTS, elements - start)
                 raw_a, raw_b = (self._read(row, extent, start, count) for row, extent in enumerate((a, b)))
@@ -166,7 +166,7 @@ def _gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(np.abs(a.astype(object) - b.astype(object)))
     x, y = a.astype(common, copy=False), b.astype(common, copy=False)
     gaps: NDArray[Any] = np.where(x > y, x - y, y - x)
-    return gaps.view(f"u{common.itemsize}")  # what wraps around is right when unsigned
+    return gaps.view(f"u{common.itemsize}")  # a difference that wraps around is right as an unsigned number
 
 
 def _larger(x: float, y: float) -> float:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ema_cli.fold.bad_blocks import LARGEST, refuse_nonfinite, refuse_overflow
-from ema_cli.fold.decode import Bytes, Float64, components, decode
-from ema_cli.fold.lane import Lane
-from ema_cli.fold.rounding import round_to
+from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, round_to
+from ema_cli.fold.lanes import Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
+from ema_cli.fold.value_errors import refuse_nonfinite, refuse_overflow
 from ema_cli.records.plan import Action
 from ema_cli.storage.extents import Extent, Located
 from ema_cli.storage.strided_read import read_elements
 
 
-class Stopped(Exception):  # noqa: N818 - nothing is wrong with this thread
-    """The fold is over, for what happened in another thread."""
+class Stopped(Exception):  # noqa: N818 - this thread met no error
+    """The fold is over because another thread failed."""
 
 
 class Worker:
@@ -44,9 +43,9 @@ class Worker:
     def _copy(self, block: Block) -> int:
         tensor = self._state.plan.tensors[block.number]
         raw = self._lane.buffer(block.count * tensor.dtype.itemsize)
-        read_elements(self._extents[0][1], block.start, raw, self._state.integrity.see)
+        read_elements(self._extents[0][1], block.start, raw, self._state.integrity.add)
         for sink in self._state.sinks:
-            sink.write(tensor.offset + block.start * tensor.dtype.itemsize, raw)
+            sink.write(tensor.offset + block.start * tensor.dtype.itemsize, raw.data)
         written = [zlib_ng.crc32(raw)] * len(self._state.sinks)
         self._state.close(block, [], [], written)
         return len(raw)
@@ -55,21 +54,19 @@ class Worker:
         tensor = self._state.plan.tensors[block.number]
         count = block.count * components(tensor.dtype)
         last = self._last[:count]
-        view = self._state.geometry.view(block, count) if self._state.geometry is not None else None
+        sampler = self._state.sample.sampler(block) if self._state.sample is not None else None
         crcs, lengths = [], []
         self._lane.start(count)
         for row, (i, extent) in enumerate(self._extents):
-            if self._state.stopping:  # a block of a thousand checkpoints on a slow disk takes longer than anybody waits
+            if self._state.stopping:  # on a slow disk, a block of a thousand checkpoints takes too long to wait for
                 raise Stopped
             dtype = extent.layout.dtype
             raw = self._lane.buffer(block.count * dtype.itemsize)
             crcs.append(self._read(extent, block, raw))
             lengths.append(len(raw))
             self._lane.add(raw, dtype, self._state.weights[i])
-            if view is not None:
-                view.see(row, raw, dtype)
-        if view is not None:
-            view.close()
+            if sampler is not None:
+                sampler.take(row, raw, dtype)
         decode(raw, dtype, last)
         sums, written = [], []
         for k, total in enumerate(self._lane.sums()):
@@ -87,34 +84,35 @@ class Worker:
         if isinstance(extent, Extent) and extent.layout.strides is None:
             read_elements(extent, block.start, raw)
             crc = zlib_ng.crc32(raw)
-            integrity.see_crc(extent, extent.offset + block.start * extent.layout.dtype.itemsize, len(raw), crc)
+            integrity.add_crc(extent, extent.offset + block.start * extent.layout.dtype.itemsize, len(raw), crc)
             return crc
-        read_elements(extent, block.start, raw, integrity.see)
+        read_elements(extent, block.start, raw, integrity.add)
         return zlib_ng.crc32(raw)
 
     def _finish(self, k: int, block: Block, total: Float64, last: Float64) -> tuple[tuple[Sum, Sum], int]:
         """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written."""
         tensor = self._state.plan.tensors[block.number]
         squared = dot(total, total)
-        # A square can overflow where the number does not.
+        # A square can overflow although the number itself is finite.
         if not np.isfinite(squared[0]) and not np.isfinite(total).all():
-            self._meet_nonfinite(k, block)
+            self._handle_nonfinite(k, block)
         rounded = round_to(total, tensor.dtype)
         if self._may_overflow(k, tensor.dtype.name):
             refuse_overflow(tensor, total, rounded)
-        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded)
+        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded.data)
         difference = np.subtract(total, last, out=self._scratch[: len(total)])
         return (squared, dot(difference, difference)), zlib_ng.crc32(rounded)
 
-    def _meet_nonfinite(self, k: int, block: Block) -> None:
+    def _handle_nonfinite(self, k: int, block: Block) -> None:
         if not self._state.allow_nonfinite:
             refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
-        self._state.statistics.note_nonfinite(k, block)
+        self._state.statistics.mark_nonfinite(k, block)
 
     def _may_overflow(self, k: int, output: str) -> bool:
-        """An average lies between its inputs, so only a type narrower than one of theirs can be too small.
+        """Return whether average k may exceed the range of the element type ``output``.
 
-        Weights by hand that were not normalised can add up to more than an average.
+        An average is between its inputs, so it overflows only if the output type is narrower than an input type, or if
+        its weights, given by hand and not normalized, sum to more than one.
         """
         largest = LARGEST[output]
         return self._state.expands[k] or any(LARGEST[extent.layout.dtype.name] > largest for _, extent in self._extents)

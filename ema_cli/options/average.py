@@ -19,7 +19,7 @@ from ema_cli.weights.methods import Clock, Method
 
 Order = Literal["auto", "step", "name", "mtime", "given"]
 BufferPolicy = Literal["average", "last", "first"]
-GeometryMode = Literal["sample", "full", "none"]
+GeometryMode = Literal["sample", "none"]
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 OnMissing = Literal["error", "last"]
 TiedPolicy = Literal["keep", "drop"]
@@ -81,7 +81,7 @@ class Options(WeightOptions):
     max_memory: int | None = None
     """Bound on the buffers of the fold, in bytes."""
     geometry: GeometryMode = "sample"
-    """Whether the distances between the checkpoints are measured: on a sample of elements, on all, or not."""
+    """Whether the distances between the checkpoints are measured on a sample of their elements."""
     allow_nonfinite: bool = False
     """Fold NaN and infinity instead of refusing them."""
 
@@ -111,6 +111,10 @@ class Options(WeightOptions):
             UsageError: with the sentence that the user needs.
 
         """
+        if str(self.geometry) == "full":
+            raise UsageError(
+                "--geometry full was removed", hint="--geometry sample, which measures a fixed sample of the elements"
+            )
         refuse_other_words(
             ("--order", self.order, get_args(Order)),
             ("--on-missing", self.on_missing, get_args(OnMissing)),
@@ -190,8 +194,6 @@ class Options(WeightOptions):
             raise UsageError("--resume keeps a partial file, which a store does not have", hint="-o ema.safetensors")
         if self.max_shard_size is not None:
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
-        if self.geometry == "full":
-            raise UsageError("--resume cannot keep the sums of --geometry full", hint="--geometry sample")
 
     def _check_fields(self, output: Location) -> None:
         """Refuse a name with unknown fields, and one that would not tell several averages apart."""

@@ -70,7 +70,7 @@ def make_plan(series: Series, options: Options) -> Plan:
         layout_numbers=layout_numbers,
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
-        buffers=_buffers(tensors, len(weightings), len(used), options),
+        buffers=_buffers(tensors, len(weightings), options),
         warnings=(
             *series.warnings,
             *warn_of_chosen_weights(checkpoints),
@@ -131,12 +131,9 @@ def default_threads() -> int:
     return min(cores, _MOST_THREADS)
 
 
-def _buffers(tensors: Sequence[PlannedTensor], averages: int, checkpoints: int, options: Options) -> Buffers:
-    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
-
-    The full geometry also holds the block of every checkpoint.
-    """
-    per_element = 8 * (5 + 4 + averages + (checkpoints if options.geometry == "full" else 0))
+def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
+    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average."""
+    per_element = 8 * (5 + 4 + averages)
     threads = options.threads or default_threads()
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if options.device == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory

@@ -17,7 +17,7 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, exists
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import check_place, raise_output_error
+from ema_cli.write.publish import check_writable, raise_output_error
 
 
 def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
@@ -52,7 +52,7 @@ def check_destinations(plan: Plan, options: Options) -> None:
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
     for path in places:
         if isinstance(path, Path):  # a store refuses when it is written to
-            check_place(path, folder=path in folders)
+            check_writable(path, folder=path in folders)
     for folder in folders:
         _check_folder(folder)
     if options.force:

@@ -16,7 +16,7 @@ from ema_cli.report.split import together
 from ema_cli.storage.locations import Location, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
-from ema_cli.write.temp_names import holds_something
+from ema_cli.write.temp_names import is_nonempty_folder
 
 _NO_REPORT = "without a readable report beside it"
 
@@ -88,8 +88,6 @@ def _difference(output: PlannedOutput, report: Report, options: Options) -> str:
     """Return how an output differs from its report and from the plan; empty if it does not."""
     if options.sha256 and not all(known.sha256 for known in report.inputs):
         return "made without --sha256"
-    if options.geometry == "full" and (report.geometry is None or report.geometry.sampled_fraction < 1):
-        return "made without --geometry full"
     if not all(_has_header(output.path / file.name if output.folder else output.path, file) for file in output.files):
         return "made with other options or by another version"
     if isinstance(output.path, Path) and not _is_as_written(output, report.averages[0].output):
@@ -102,7 +100,7 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
     if isinstance(output.path, Url) or not output.folder:
         return exists(output.path)
     try:
-        return holds_something(output.path)
+        return is_nonempty_folder(output.path)
     except OSError:
         return True
 

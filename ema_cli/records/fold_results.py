@@ -45,7 +45,7 @@ class RunGeometry:
     step_cosines: tuple[float | None, ...]
     """Cosine between each step from one input to the next and the step after it."""
     sampled_fraction: float
-    """The part of all elements that was measured; 1 for ``--geometry full``."""
+    """The part of all elements that was measured; 1 for a small model, which is measured whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class TensorOutcome:
     statistics: tuple[TensorStatistics, ...]
     """Per average, without the spread."""
     sample: bytes
-    """The elements that the geometry is measured on; see ``ema_cli.fold.geometry.observer``."""
+    """The elements that the geometry is measured on; see ``ema_cli.fold.geometry.sample``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

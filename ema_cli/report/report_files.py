@@ -11,10 +11,11 @@ from ema_cli.report.model import Report
 from ema_cli.report.render import render_report
 from ema_cli.report.split import of_one
 from ema_cli.storage.locations import Location
-from ema_cli.write.target import Small, make_small
+from ema_cli.write.make_target import make_small
+from ema_cli.write.target import SmallTarget
 
 
-def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[Small]:
+def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[SmallTarget]:
     """Write the report of each output, and the whole one wherever it was asked for; none has its name yet.
 
     No output has its name before all reports are on the disk: what there is no room for must not be half of a pair.
@@ -51,7 +52,7 @@ def _asked_for(report: Report, options: Options) -> dict[Location, bytes]:
     return {place: render_report(report, place.suffix) for place in options.reports}
 
 
-def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[Small]:
+def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[SmallTarget]:
     files = []
     for place, data in contents.items():
         file = make_small(place)

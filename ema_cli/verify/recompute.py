@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ema_cli.dtypes import DType, Kind
-from ema_cli.fold.decode import Bytes, Float64, components, decode
-from ema_cli.fold.rounding import round_to
+from ema_cli.fold.conversion import Bytes, Float64, components, decode, round_to
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_elements
 

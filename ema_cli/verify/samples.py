@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from ema_cli.errors import InputRefused
 from ema_cli.events import Counted, Listener, ignore
-from ema_cli.fold.decode import Bytes
+from ema_cli.fold.conversion import Bytes
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint

@@ -1,6 +1,6 @@
-"""Write files so that a name never stands for half of one.
+"""Write outputs so that a name never refers to half of one.
 
-An output is built under a random name beside its place, made durable, read back from the disk and compared, checked
-by the safetensors library, and only then renamed. One lock per output keeps two runs apart, and leftovers of killed
-runs are swept only under that lock.
+An output is built under a random name beside its path, made durable, read back from the disk and compared, checked by
+the safetensors library, and only then renamed. One lock per output keeps two runs apart, and leftovers of killed runs
+are removed only under that lock.
 """

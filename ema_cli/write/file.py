@@ -7,170 +7,196 @@ import errno
 import os
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from ema_cli.errors import OutputError
 from ema_cli.records.files import FileRole, Written, WrittenFile
 from ema_cli.text import human_bytes, quoted
-from ema_cli.write.foreign_changes import State, refuse_stranger, refuse_touched, state_of
-from ema_cli.write.publish import NEW_FILE, publish, raise_output_error
+from ema_cli.write.publish import (
+    NEW_FILE,
+    FileState,
+    publish,
+    raise_output_error,
+    refuse_changed,
+    refuse_foreign,
+    state_of,
+)
 from ema_cli.write.temp_names import temporary_name
-from ema_cli.write.writeback import Settler
+from ema_cli.write.writeback import WriteBack
 
 _SPARE = 1.01
-"""Free space asked for, relative to the size of the file."""
+"""Free space that must be available, relative to the size of the file."""
 
 
 class OutputFile:
-    """A file of known size that is filled in any order and appears under its name when it is whole.
+    """A file of known size that is filled in any order and gets its name when it is complete.
 
     Args:
-        path: of the file when it is whole.
-        header: what stands in front of the data section.
+        path: of the complete file.
+        header: the bytes before the data section.
         data_bytes: size of the data section.
-        temp: what it is called until then; a name beside ``path`` unless it is said.
+        temp: path of the file until it is published; a random name beside ``path`` by default.
+        role: of the file; weights are checked by the safetensors library.
 
     """
 
-    def __init__(self, path: Path, header: bytes, data_bytes: int, *, temp: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, header: bytes, data_bytes: int, *, temp: Path | None = None, role: FileRole = FileRole.WEIGHTS
+    ) -> None:
         self.path = path
         self.size = len(header) + data_bytes
         self._header = header
         self._temp = temporary_name(path) if temp is None else temp
+        self._role = role
         self._fd = -1
-        self._settler: Settler | None = None
-        self._replaces: State | None = None
+        self._reserved = False
+        self._write_back: WriteBack | None = None
+        self._before: FileState | None = None
+        """The state of ``path`` when the file was opened."""
         self._written: WrittenFile | None = None
         self._published = False
 
+    def reserve(self) -> None:
+        """Create the file and take its space, without keeping it open until ``open``.
+
+        Raises:
+            OutputError: there is no space, no permission, or an I/O error.
+
+        """
+        self._create()
+        self._reserved = True
+        self.close()
+
     def open(self) -> None:
-        """Reserve the space and write the header. Arrange for ``discard`` before: a signal may come at any time.
+        """Create the file unless it was reserved, and write its header.
+
+        Arrange for ``discard`` first: a signal may come at any time.
 
         Raises:
             OutputError: there is no space, no permission, or an I/O error.
 
         """
         try:
-            self._replaces = state_of(self.path)
+            self._before = state_of(self.path)
+            if self._reserved:
+                self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            else:
+                self._create()
+            self._write_back = WriteBack(self._fd)
+            self._write_all(0, self._header)
         except OSError as error:
             raise_output_error(self.path, error)
-        self.create()
-        self.begin()
 
-    def create(self) -> None:
-        """Make the file and reserve its space.
-
-        Raises:
-            OutputError: there is no space, no permission, or an I/O error.
-
-        """
+    def _create(self) -> None:
         try:
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
             check_space(os.fstatvfs(self._fd), self.size)
-            reserve(self._fd, self.size)
+            reserve_space(self._fd, self.size)
         except OSError as error:
             raise_output_error(self.path, error)
 
-    def begin(self) -> None:
-        """Write the header; open the file again, if it was closed after ``create``.
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section; safe to call from several threads.
 
         Raises:
-            OutputError: it cannot be opened or written.
+            OutputError: it cannot be written, or bytes written earlier read back differently.
 
         """
         try:
-            if self._fd < 0:
-                self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            self._settler = Settler(self._fd)
-            self._place(0, self._header)
+            self._write_all(len(self._header) + offset, data)
         except OSError as error:
             raise_output_error(self.path, error)
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Place ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
-        try:
-            self._place(len(self._header) + offset, data.data)
-        except OSError as error:
-            raise_output_error(self.path, error)
-
-    def _place(self, offset: int, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._fd, view[done:], offset + done)
-        if len(view) and self._settler is not None:
-            self._settler.written(offset, len(view), zlib_ng.crc32(view))
+    def _write_all(self, offset: int, data: bytes | memoryview) -> None:
+        write_at(self._fd, offset, data)
+        if data and self._write_back is not None:
+            self._write_back.add(offset, len(data), zlib_ng.crc32(data))
 
     def finish(self) -> Written:
-        """Make the file durable and check what is on the disk, still under its temporary name.
+        """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name.
 
         Raises:
             OutputError: it could not be written, or reads back differently.
 
         """
-        assert self._settler is not None, "open comes first"  # noqa: S101
+        assert self._write_back is not None, "open comes first"  # noqa: S101
         try:
-            sha256 = self._settler.finish(self.size)
+            sha256 = self._write_back.finish(self.size)
             os.fsync(self._fd)
             modified_ns = os.fstat(self._fd).st_mtime_ns
-            _check_with_library(self._temp, self.path)
+            if self._role is FileRole.WEIGHTS:
+                _check_with_library(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
+        self.close()
         self._written = WrittenFile(
-            name=self.path.name, role=FileRole.WEIGHTS, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
+            name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
         return Written(files=(self._written,))
 
     def publish(self) -> None:
-        """Give the file its name and the permissions of a new file.
+        """Give the file its name, and the permissions of a new file.
 
         Raises:
-            OutputError: the system refuses, or another program was at work here meanwhile.
+            OutputError: the system refuses, or another program changed the file or put one in its place.
 
         """
         assert self._written is not None, "finish comes first"  # noqa: S101
         try:
-            refuse_touched(self._temp, self._written)
-            refuse_stranger(self.path, self._replaces)
+            refuse_changed(self._temp, self._written)
+            refuse_foreign(self.path, self._before)
             publish(self._temp, self.path)
         except OSError as error:
             raise_output_error(self.path, error)
         self._published = True
-        self.close()
 
     def discard(self) -> None:
-        """Remove the temporary file, whatever state it is in; nothing happens after ``publish``."""
+        """Remove the temporary file in any state; does nothing after ``publish``."""
         if self._published:
             return
-        if self._settler is not None:
-            self._settler.abandon()
+        self._stop()
         with contextlib.suppress(OSError):
             self._temp.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        if self._write_back is not None:
+            self._write_back.abandon()
         self.close()
 
     def close(self) -> None:
-        """Close the file, if it is open. What was to be kept is durable by then, so a failure loses nothing."""
+        """Close the file if it is open. A failure loses nothing: bytes to be kept are durable by then."""
         if self._fd >= 0:
             descriptor, self._fd = self._fd, -1
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
 
+def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` at byte ``offset`` of a file.
+
+    Raises:
+        OSError: the system refuses.
+
+    """
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        offset, view = offset + count, view[count:]
+
+
 def check_space(free: os.statvfs_result, size: int) -> None:
-    """Raise ``OSError`` if there is no room for ``size`` bytes on the file system of which ``free`` tells."""
+    """Raise ``OSError`` if the file system with the statistics ``free`` has no room for ``size`` bytes."""
     available = free.f_bavail * free.f_frsize
     if size * _SPARE > available:
         detail = f"{human_bytes(size)} are needed, {human_bytes(available)} are free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {detail}")
 
 
-def reserve(descriptor: int, size: int) -> None:
-    """Take the space before the work: a full disk should fail in the first second, not in the last.
+def reserve_space(descriptor: int, size: int) -> None:
+    """Take the space before the work, so that a full disk fails in the first second and not in the last.
 
     Raises:
-        OSError: there is none.
+        OSError: there is not enough space.
 
     """
     try:
@@ -182,7 +208,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def _check_with_library(temp: Path, path: Path) -> None:
-    """Have the official parser read the header and the offsets; it needs no torch for that."""
+    """Let the official parser check the header and the offsets; it needs no torch for that."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - only at the end of a run
 
     try:

@@ -1,42 +1,56 @@
-"""An output that is a folder: built beside its place, and put there whole."""
+"""An output folder on a disk: built under a temporary name, and published whole."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
-from bisect import bisect_right
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ema_cli.records.files import Written
+from ema_cli.records.files import FileRole, PlannedFile, Written
 from ema_cli.records.plan import PlannedOutput
-from ema_cli.write.exchange import exchange
-from ema_cli.write.file import check_space
-from ema_cli.write.foreign_changes import State, refuse_stranger, refuse_touched, state_of
-from ema_cli.write.publish import raise_output_error, sync_folder
-from ema_cli.write.shard_file import ShardFile
-from ema_cli.write.small_files import write_side
-from ema_cli.write.temp_names import holds_something, name_aside, remove, remove_aside, temporary_name
+from ema_cli.write.file import OutputFile, check_space
+from ema_cli.write.folder_files import FolderFiles
+from ema_cli.write.publish import (
+    FileState,
+    raise_output_error,
+    refuse_changed,
+    refuse_foreign,
+    state_of,
+    sync_folder,
+)
+from ema_cli.write.temp_names import is_nonempty_folder, name_aside, remove, remove_aside, temporary_name
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+"""A flag of ``renameat2``, see rename(2) of Linux."""
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""Errors of systems without this call: old kernels, file systems such as NFS, containers that forbid it."""
 
 
 class OutputFolder:
-    """A folder of safetensors files, whose data sections, one after the other, are that of the output."""
+    """A folder of safetensors files and side files."""
 
     def __init__(self, output: PlannedOutput) -> None:
         self.path = output.local
         self._output = output
         self._temp = temporary_name(output.local)
-        self._begins = [planned.begin for planned in output.files]
-        self._shards = [ShardFile(one, self.path / one.name, self._temp / one.name) for one in output.files]
+        self._shards = [self._make_file(planned, FileRole.WEIGHTS) for planned in output.files]
+        self._files = FolderFiles(output, self._shards, self._make_file)
         self._replaces = False
-        self._before: State | None = None
-        """What stood in its place when the run began."""
+        """Whether an old folder must be replaced."""
+        self._before: FileState | None = None
+        """The state of ``path`` when the run began."""
         self._written: Written | None = None
         self._published = False
 
+    def _make_file(self, planned: PlannedFile, role: FileRole) -> OutputFile:
+        temp = self._temp / planned.name
+        return OutputFile(self.path / planned.name, planned.header, planned.data_bytes, temp=temp, role=role)
+
     def open(self) -> None:
-        """Make the folder and take the space of its files. Arrange for ``discard`` before.
+        """Make the folder and take the space of its files. Arrange for ``discard`` first.
 
         Raises:
             OutputError: there is no space, no permission, or an I/O error.
@@ -44,57 +58,58 @@ class OutputFolder:
         """
         try:
             self._before = state_of(self.path)
-            self._replaces = holds_something(self.path)
+            self._replaces = is_nonempty_folder(self.path)
             self._temp.mkdir()
-            sizes = [*(one.nbytes for one in self._output.files), *(one.nbytes for one in self._output.beside)]
+            sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
             check_space(os.statvfs(self._temp), sum(sizes))
         except OSError as error:
             raise_output_error(self.path, error)
         for shard in self._shards:
-            shard.open()
+            shard.reserve()
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Place ``data`` at byte ``offset`` of the data section of all files; safe to call from several threads."""
-        if len(data):
-            number = bisect_right(self._begins, offset) - 1
-            self._shards[number].write(offset - self._begins[number], data)
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section of all files; safe to call from several threads.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
+        self._files.write(offset, data)
 
     def finish(self) -> Written:
-        """Make the folder durable and check what is on the disk, still under its temporary name.
+        """Make the folder durable and verify the bytes on the disk; it keeps its temporary name.
 
         Raises:
             OutputError: it could not be written, or reads back differently.
-            InputChanged: a file that is carried over is not there any more as it was.
+            InputChanged: a side file to copy was changed or removed.
 
         """
-        weights = [shard.finish() for shard in self._shards]
-        sides = [write_side(side, self.path / side.name, self._temp / side.name) for side in self._output.beside]
+        self._written = self._files.finish()
         try:
             sync_folder(self._temp)
         except OSError as error:
             raise_output_error(self.path, error)
-        self._written = Written(files=tuple(sorted([*weights, *sides], key=lambda one: one.name)), folder=True)
         return self._written
 
     def publish(self) -> None:
-        """Give the folder its name; one that has it now makes way, and comes back if that fails.
+        """Give the folder its name. An old folder of that name is removed, or put back if this fails.
 
         Raises:
-            OutputError: the system refuses, or another program was at work here meanwhile.
+            OutputError: the system refuses, or another program changed a file or put a folder in its place.
 
         """
         assert self._written is not None, "finish comes first"  # noqa: S101
         try:
             for file in self._written.files:
-                refuse_touched(self._temp / file.name, file)
-            refuse_stranger(self.path, self._before)
-            if not (self._replaces and self._change_places()):
-                self._take_place()
+                refuse_changed(self._temp / file.name, file)
+            refuse_foreign(self.path, self._before)
+            if not (self._replaces and self._exchange_with_old()):
+                self._rename()
         except OSError as error:
             raise_output_error(self.path, error)
 
-    def _change_places(self) -> bool:
-        """Take the place of the old folder and remove it, if the system can let the two change places."""
+    def _exchange_with_old(self) -> bool:
+        """Exchange the names of the new and the old folder, and remove the old; ``False`` if the system cannot."""
         if not exchange(self._temp, self.path):
             return False
         self._published = True
@@ -104,12 +119,12 @@ class OutputFolder:
             exchange(self._temp, self.path)
             self._published = False
             raise
-        with contextlib.suppress(OSError):  # a later run sweeps what cannot be removed now
+        with contextlib.suppress(OSError):  # a later run removes what cannot be removed now
             remove(self._temp)
         return True
 
-    def _take_place(self) -> None:
-        """Take a place that is free, or that is left for this."""
+    def _rename(self) -> None:
+        """Rename the new folder; an old folder is first set aside, and removed at the end."""
         aside = name_aside(self.path) if self._replaces else None
         if aside is not None:
             self.path.rename(aside)
@@ -128,10 +143,27 @@ class OutputFolder:
                 remove_aside(aside, self.path)
 
     def discard(self) -> None:
-        """Remove what was built; nothing happens after ``publish``."""
+        """Remove the folder that was built; does nothing after ``publish``."""
         if self._published:
             return
-        for shard in self._shards:
-            shard.discard()
+        self._files.discard()
         with contextlib.suppress(OSError):
             remove(self._temp)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two names by one system call, so that both exist at any time; return ``False`` if the system cannot.
+
+    Raises:
+        OSError: the system has the call, and refuses.
+
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if not renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(one))

@@ -1,8 +1,8 @@
-"""What of an interrupted run is complete: a line per tensor, appended as the fold goes on.
+"""The journal of a resumable run: one line per complete tensor, appended while the run works.
 
-Each line is the CRC-32 of a JSON document and the document; the first names the run. A line that was cut off, or that
-tells of no tensor, and all behind it, count for nothing. Nothing is trusted for the data itself: that is read back
-before it is used.
+Each line is the CRC-32 of a JSON document and the document; the first line names the run. A line that is incomplete or
+describes no tensor ends the journal: it and all lines after it are ignored. The journal is not trusted for the data:
+that is read back before it is used.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Journal:
         self._fd = -1
         self._lock = threading.Lock()
 
-    def is_there(self) -> bool:
-        """Whether an earlier run left a journal."""
-        return os.path.exists(self.path)  # noqa: PTH110 - it says no of what cannot be looked at, pathlib raises
+    def exists(self) -> bool:
+        """Return whether an earlier run left a journal; ``False`` if the system does not say."""
+        return os.path.exists(self.path)  # noqa: PTH110 - pathlib raises if the path cannot be looked up
 
     def read(self) -> list[TensorOutcome] | None:
-        """Return the tensors that an earlier run completed; ``None`` if there is no journal, or it is of another run.
+        """Return the tensors that an earlier run completed; ``None`` if there is no journal, or it names another run.
 
         Raises:
             OutputError: it cannot be read.
@@ -63,7 +63,7 @@ class Journal:
         return list(_outcomes(documents))
 
     def begin(self, done: Iterable[TensorOutcome]) -> None:
-        """Write the journal anew, with the tensors that are complete, and keep it open.
+        """Write a new journal with the tensors that are complete, and keep it open.
 
         Raises:
             OutputError: it cannot be written.
@@ -76,29 +76,29 @@ class Journal:
         except OSError as error:
             raise_output_error(self.path, error)
         self._append({"run": self._run})
-        for one in done:
-            self.add(one)
+        for outcome in done:
+            self.add(outcome)
 
-    def add(self, one: TensorOutcome) -> None:
+    def add(self, outcome: TensorOutcome) -> None:
         """Add a tensor that is complete; safe to call from several threads.
 
         Raises:
             OutputError: it cannot be written.
 
         """
-        self._append({**dataclasses.asdict(one), "sample": base64.b64encode(one.sample).decode()})
+        self._append({**dataclasses.asdict(outcome), "sample": base64.b64encode(outcome.sample).decode()})
 
     def close(self) -> None:
-        """Close the journal and leave it there."""
+        """Close the journal and keep it."""
         if self._fd >= 0:
             descriptor, self._fd = self._fd, -1
-            with contextlib.suppress(OSError):  # what it says is checked against the bytes before it counts
+            with contextlib.suppress(OSError):  # its lines are verified before they are used
                 os.close(descriptor)
 
     def remove(self) -> None:
         """Remove the journal: its run is over."""
         self.close()
-        with contextlib.suppress(OSError):  # the next run without it sweeps it
+        with contextlib.suppress(OSError):  # the next run without --resume removes it
             self.path.unlink(missing_ok=True)
 
     def _append(self, document: dict[str, Any]) -> None:
@@ -113,32 +113,32 @@ class Journal:
 
 
 def _documents(lines: list[bytes]) -> Iterator[Any]:
-    """Yield the documents of the lines up to the first that is not whole, or no JSON."""
+    """Yield the documents of the lines up to the first line that is incomplete or no JSON."""
     for line in lines:
         checksum, _, text = line.rstrip(b"\n").partition(b" ")
         if checksum != b"%08x" % zlib.crc32(text) or not line.endswith(b"\n"):
             return
         try:
-            yield json.loads(text, parse_constant=_refused, parse_float=_finite)
+            yield json.loads(text, parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             return
 
 
-def _refused(constant: str) -> NoReturn:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _refused(text)
+    return number if math.isfinite(number) else _refuse(text)
 
 
 def _outcomes(documents: Iterable[Any]) -> Iterator[TensorOutcome]:
-    """Yield what the documents tell, up to the first that tells of no tensor."""
+    """Yield the outcomes in the documents, up to the first document that describes no tensor."""
     for document in documents:
         try:
             sample = base64.b64decode(document["sample"], validate=True)
-            one: TensorOutcome = build(TensorOutcome, {**document, "sample": sample})
+            outcome: TensorOutcome = build(TensorOutcome, {**document, "sample": sample})
         except (KeyError, TypeError, ValueError):
             return
-        yield one
+        yield outcome

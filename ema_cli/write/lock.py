@@ -1,4 +1,4 @@
-"""One run at a time per output: a lock beside it, and the sweeping of what killed runs left."""
+"""One run at a time per output: a lock file beside the output."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
 from ema_cli.write.publish import raise_output_error
-from ema_cli.write.temp_names import sweep
+from ema_cli.write.temp_names import remove_leftovers
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What file systems say that have none: Lustre mounted without ``flock``, NFS without its lock service."""
+"""Errors of file systems without locks: Lustre mounted without ``flock``, NFS without its lock service."""
 
 
 @contextlib.contextmanager
 def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
-    """Hold the lock of the output ``path``, and sweep what killed runs left beside it.
+    """Hold the lock of the output ``path``, and remove what killed runs left beside it.
 
-    Inside the context it is ``True``. On a file system without locks it is ``False``, and nothing is swept: that may
-    belong to a run that is under way. Runs that write one output together do not disturb each other even then, as each
-    has a name of its own for what is half written; but runs that resume would share it.
+    Yields ``True``. On a file system without locks it yields ``False``, and nothing is removed: leftovers may belong to
+    a run that is still working. Even then, runs that write one output at the same time do not disturb each other,
+    because each has its own temporary name; but resumed runs would share one.
 
     Args:
         path: of the output.
-        resume: leave what an interrupted run kept, as this one goes on with it.
+        resume: keep what an interrupted run left, because this run continues it.
 
     Raises:
-        OutputLocked: another run holds it.
-        OutputError: the folder does not exist or is not writable, or there are no locks to resume under.
+        OutputLocked: another run holds the lock.
+        OutputError: the folder does not exist or is not writable, or ``resume`` on a file system without locks.
 
     """
     lock = path.with_name(f".{path.name}.lock")
@@ -47,11 +47,11 @@ def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
         _remove(lock)
         if resume:
             message = f"{quoted(str(path))} is on a file system without locks: {error.strerror}"
-            raise OutputError(message, hint="leave out --resume") from error
+            raise OutputError(message, hint="run without --resume") from error
         yield False
         return
     try:
-        _sweep(path, keep_resumable=resume)
+        _remove_leftovers(path, keep_resumable=resume)
         yield True
     finally:
         _unlock(descriptor, lock)
@@ -59,25 +59,25 @@ def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
 
 def _unlock(descriptor: int, lock: Path) -> None:
     _remove(lock)
-    with contextlib.suppress(OSError):  # the descriptor is gone all the same, and the lock with it
+    with contextlib.suppress(OSError):  # Linux closes the descriptor anyway, and that releases the lock
         os.close(descriptor)
 
 
 def _remove(lock: Path) -> None:
-    with contextlib.suppress(OSError):  # a later run uses the one that is there
+    with contextlib.suppress(OSError):  # a later run uses the file that is left
         lock.unlink()
 
 
-def _sweep(path: Path, *, keep_resumable: bool) -> None:
+def _remove_leftovers(path: Path, *, keep_resumable: bool) -> None:
     try:
-        for place in (path, path.with_name(report_name(path.name))):
-            sweep(place, keep_resumable=keep_resumable)
+        for published in (path, path.with_name(report_name(path.name))):
+            remove_leftovers(published, keep_resumable=keep_resumable)
     except OSError as error:
         raise_output_error(path, error)
 
 
 def _lock(lock: Path) -> int:
-    """Lock the file called ``lock``; try again if another run removed it in between."""
+    """Lock the file called ``lock``; try again if another run removed it in the meantime."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:

@@ -1,95 +1,37 @@
-"""Give a finished file its name, durably; small files are written whole."""
+"""Publish finished files: give them their names, durably, and only if no other program interfered."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import signal
 import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from ema_cli.errors import OutputError
+from ema_cli.records.files import WrittenFile
 from ema_cli.text import quoted
-from ema_cli.write.temp_names import temporary_name
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a link"), (stat.S_ISREG, "a file"))
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NEW_FILE = 0o666
-"""Permissions of every file that is made here; the system takes the umask off."""
+"""Permissions of every file that is made here; the system applies the umask."""
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file whole, durable, and under its name only then.
-
-    Raises:
-        OutputError: it cannot be written.
-
-    """
-    file = SmallFile(path)
-    try:
-        file.write(data)
-        file.publish()
-    finally:
-        file.discard()
-
-
-class SmallFile:
-    """A file that is written whole, and gets its name later.
-
-    Args:
-        path: of the file when it is published.
-
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temp = temporary_name(path)
-        self._published = False
-
-    def write(self, data: bytes) -> None:
-        """Make it durable, still under another name. Arrange for ``discard`` before.
-
-        Raises:
-            OutputError: it cannot be written.
-
-        """
-        try:
-            descriptor = os.open(
-                self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE
-            )
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise_output_error(self._path, error)
-
-    def publish(self) -> None:
-        """Give the file its name.
-
-        Raises:
-            OutputError: it cannot get it.
-
-        """
-        try:
-            publish(self._temp, self._path)
-        except OSError as error:
-            raise_output_error(self._path, error)
-        self._published = True
-
-    def discard(self) -> None:
-        """Remove the file; nothing happens after ``publish``."""
-        if self._published:
-            return
-        with contextlib.suppress(OSError):  # the next run sweeps it
-            self._temp.unlink(missing_ok=True)
+FileState = tuple[int, int, int, int]
+"""Device, inode, size and time of the last modification of a file."""
 
 
 def publish(temp: Path, path: Path) -> None:
-    """Rename, and make the name durable."""
+    """Rename ``temp`` to ``path``, and make the name durable.
+
+    Raises:
+        OSError: the system refuses.
+
+    """
     temp.replace(path)
     sync_folder(path.parent)
 
@@ -108,11 +50,79 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_place(path: Path, *, folder: bool = False) -> None:
-    """Raise, before the work, what would keep a file, or a folder, from being put at ``path`` after it.
+def state_of(path: Path) -> FileState | None:
+    """Return the state of the file or folder at ``path``; ``None`` if there is none.
 
     Raises:
-        OutputError: there is no such place, it is not writable, or something of another kind is in the way.
+        OSError: the path cannot be looked up.
+
+    """
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def refuse_foreign(path: Path, before: FileState | None) -> None:
+    """Raise if another program has put or changed a file at ``path``: the user did not agree to its loss.
+
+    Args:
+        path: of the output.
+        before: what ``state_of`` returned when the run began.
+
+    Raises:
+        OutputError: there is a foreign file.
+        OSError: the path cannot be looked up.
+
+    """
+    now = state_of(path)
+    if now is not None and now != before:
+        change = "changed" if before is not None else "put there"
+        raise OutputError(
+            f"{quoted(str(path))} was {change} by another program during the run", hint="choose another name with -o"
+        )
+
+
+def refuse_changed(temp: Path, written: WrittenFile) -> None:
+    """Raise if a finished file was changed after it was verified.
+
+    Raises:
+        OutputError: it was changed.
+        OSError: it was removed.
+
+    """
+    status = os.lstat(temp)
+    if (status.st_size, status.st_mtime_ns) != (written.nbytes, written.modified_ns):
+        raise OutputError(f"{quoted(str(temp))} was changed by another program during the run")
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore signals inside: between the first rename of a run and its last report it is too late to stop.
+
+    Python runs signal handlers in the main thread only, so in other threads there is nothing to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def check_writable(path: Path, *, folder: bool = False) -> None:
+    """Raise, before the work, if a file or a folder could not be published at ``path`` after it.
+
+    Args:
+        path: of the output.
+        folder: whether the output is a folder.
+
+    Raises:
+        OutputError: the parent folder is missing or not writable, or something of another kind has the name.
 
     """
     try:
@@ -127,19 +137,19 @@ def check_place(path: Path, *, folder: bool = False) -> None:
             return
         raise_output_error(path, error)
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
-        kind = next((kind for is_one, kind in _KINDS if is_one(mode)), "not a regular file")
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "not a regular file")
         raise OutputError(f"{quoted(str(path))} cannot be written: it is {kind}", hint="choose another name")
 
 
 def _check_owner(path: Path) -> None:
-    """Raise ``OSError`` if ``path`` belongs to somebody else, in a folder such as ``/tmp`` where only owners rename."""
+    """Raise ``OSError`` if ``path`` belongs to another user, in a folder such as ``/tmp`` where only owners rename."""
     folder, user = path.parent.stat(), os.geteuid()
     if folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid, path.lstat().st_uid):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def raise_output_error(path: Path, error: OSError) -> NoReturn:
-    """Raise ``OutputError`` for a system error on the way to ``path``."""
+    """Raise ``OutputError`` for a system error that occurred while ``path`` was written."""
     hints = {
         errno.ENOENT: f"mkdir -p {path.parent}",
         errno.ENOSPC: "free some space, or write to another disk",

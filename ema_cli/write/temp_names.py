@@ -1,4 +1,4 @@
-"""What killed runs left beside an output: half-built files and folders, and folders that had stepped aside."""
+"""The hidden names beside an output, and the removal of what killed runs left under them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _RESUMABLE, _JOURNAL = "resume.partial", "journal"
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a name beside ``path`` that nobody else uses; leftovers of killed runs are known by it."""
+    """Return a unique name beside ``path`` for a half-built output; later runs recognize leftovers by it."""
     return _hidden(path, _BUILT)
 
 
 def name_aside(path: Path) -> Path:
-    """Return a name beside ``path`` for what stands there, until something new has taken its place."""
+    """Return a unique name beside ``path`` for the old folder while a new folder replaces it."""
     return _hidden(path, _ASIDE)
 
 
@@ -29,12 +29,12 @@ def resumable_name(path: Path) -> Path:
 
 
 def journal_name(path: Path) -> Path:
-    """Return the name of the journal that tells how far that one is."""
+    """Return the name of the journal of an interrupted run."""
     return path.with_name(f".{path.name}.{_JOURNAL}")
 
 
 def random_name(name: str, kind: str = _BUILT) -> str:
-    """Return a name for what is to be called ``name``, that nobody else uses."""
+    """Return a unique hidden name for a file or folder that will be called ``name``."""
     return f".{name}.{secrets.token_hex(_RANDOM_BYTES)}.{kind}"
 
 
@@ -42,10 +42,14 @@ def _hidden(path: Path, kind: str) -> Path:
     return path.with_name(random_name(path.name, kind))
 
 
-def sweep(path: Path, *, keep_resumable: bool = False) -> None:
-    """Put back the folder that had stepped aside for a new one that never came, and remove all other leftovers.
+def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
+    """Remove what killed runs left; put back an old folder that was set aside for a new folder that never came.
 
-    Only for a run that holds the lock of ``path``. What can be resumed stays for a run that resumes.
+    Only for a run that holds the lock of ``path``.
+
+    Args:
+        path: of the output.
+        keep_resumable: keep the journal and the half-built output of an interrupted run.
 
     Raises:
         OSError: something cannot be put back or removed.
@@ -64,9 +68,9 @@ def sweep(path: Path, *, keep_resumable: bool = False) -> None:
 
 
 def remove_aside(aside: Path, path: Path) -> None:
-    """Remove the folder that had stepped aside for ``path``.
+    """Remove the old folder that was set aside for ``path``.
 
-    It becomes a leftover like any other first: what is half removed must never be put back.
+    It gets the name of a half-built output first: a folder that is half removed must never be put back.
 
     Raises:
         OSError: it cannot be removed.
@@ -77,11 +81,11 @@ def remove_aside(aside: Path, path: Path) -> None:
     remove(doomed)
 
 
-def holds_something(folder: Path) -> bool:
-    """Whether there is a folder of that name that is not empty: an empty one makes way by itself.
+def is_nonempty_folder(folder: Path) -> bool:
+    """Return whether there is a folder of that name with something in it; a rename replaces an empty folder.
 
     Raises:
-        OSError: it cannot be listed, or is something else.
+        OSError: it cannot be listed, or is not a folder.
 
     """
     try:
@@ -105,5 +109,5 @@ def remove(path: Path) -> None:
 
 
 def _pattern(path: Path, kind: str) -> str:
-    """Return the pattern of the names that are made here for ``path``, and of no other file."""
+    """Return a pattern that matches the hidden names made here for ``path``, and no other names."""
     return f".{glob.escape(path.name)}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.{kind}"

@@ -1,4 +1,4 @@
-"""Make durable and verify what is written while the rest is still being computed, so that little is left at the end."""
+"""Write back and verify a file while the rest is still being computed, so that little is left to do at the end."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from collections.abc import Iterator
 
 from zlib_ng import zlib_ng
 
-_SETTLE_BYTES = 1 << 24
-"""What is complete is made durable in runs of at least this size."""
+_RUN_BYTES = 1 << 24
+"""Complete bytes are written back in runs of at least this size."""
 _READ_BYTES = 1 << 18
 
 
-class Settler:
-    """Follows the writers of a file in a thread of its own.
+class WriteBack:
+    """Follows the writers of a file in its own thread.
 
-    What is complete from the front on is made durable, read back from the disk, compared with what was meant by its
-    CRC-32, and added to the digest of the file.
+    The complete bytes from the start of the file are made durable, read back from the disk, compared by CRC-32 with the
+    bytes that were written, and added to the digest of the file.
+
+    Args:
+        descriptor: of the file, open for reading and writing.
+
     """
 
     def __init__(self, descriptor: int) -> None:
         self._fd = descriptor
         self._pieces: list[tuple[int, int, int]] = []
-        """Written out of turn: offset, length and CRC-32, as a heap."""
+        """Pieces written before their turn, as a heap: offset, length and CRC-32."""
         self._complete = 0
         """Everything before this byte was written."""
         self._crc = 0
-        """Of the bytes that are complete and not settled."""
-        self._settled = 0
+        """Of the bytes that are complete and not verified."""
+        self._verified = 0
         """Everything before this byte is durable and verified."""
         self._closing = False
         self._abandoned = False
@@ -39,11 +43,11 @@ class Settler:
         self._digest = hashlib.sha256()
         self._buffer = bytearray(_READ_BYTES)
         self._condition = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="write-back", daemon=True)
         self._thread.start()
 
-    def written(self, offset: int, length: int, crc: int) -> None:
-        """Note that a piece was written; raise the failure of the other thread, if there was one."""
+    def add(self, offset: int, length: int, crc: int) -> None:
+        """Add a piece that was written; raise the failure of the other thread, if there was one."""
         with self._condition:
             if self._failure is not None:
                 raise self._failure
@@ -52,20 +56,25 @@ class Settler:
                 _, length, crc = heapq.heappop(self._pieces)
                 self._crc = zlib_ng.crc32_combine(self._crc, crc, length)
                 self._complete += length
-            if self._complete - self._settled >= _SETTLE_BYTES:
+            if self._complete - self._verified >= _RUN_BYTES:
                 self._condition.notify()
 
     def finish(self, size: int) -> str:
-        """Settle the rest and return the SHA-256 of the whole file as it was read back."""
+        """Write back and verify the rest; return the SHA-256 of the whole file as it was read back.
+
+        Raises:
+            OSError: bytes are missing, cannot be made durable, or read back differently.
+
+        """
         self._close()
         if self._failure is not None:
             raise self._failure
-        if self._settled != size:
-            raise OSError(errno.EIO, f"only {self._settled:,} of {size:,} bytes were written")
+        if self._verified != size:
+            raise OSError(errno.EIO, f"only {self._verified:,} of {size:,} bytes were written")
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        """Stop, whatever is left."""
+        """Stop at once."""
         self._abandoned = True
         self._close()
 
@@ -78,7 +87,7 @@ class Settler:
     def _run(self) -> None:
         try:
             while (run := self._wait()) is not None:
-                self._settle(*run)
+                self._verify(*run)
         except BaseException as failure:  # noqa: BLE001 - raised again by the thread that writes or waits
             with self._condition:
                 self._failure = failure
@@ -86,14 +95,14 @@ class Settler:
     def _wait(self) -> tuple[int, int, int] | None:
         """Return the next run as its begin, end and CRC-32; ``None`` at the end."""
         with self._condition:
-            while not self._closing and self._complete - self._settled < _SETTLE_BYTES:
+            while not self._closing and self._complete - self._verified < _RUN_BYTES:
                 self._condition.wait()
-            if self._abandoned or self._complete == self._settled:
+            if self._abandoned or self._complete == self._verified:
                 return None
             crc, self._crc = self._crc, 0
-            return self._settled, self._complete, crc
+            return self._verified, self._complete, crc
 
-    def _settle(self, begin: int, end: int, expected: int) -> None:
+    def _verify(self, begin: int, end: int, expected: int) -> None:
         os.fdatasync(self._fd)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
@@ -102,14 +111,14 @@ class Settler:
             crc = zlib_ng.crc32(chunk, crc)
             self._digest.update(chunk)
         if crc != expected:
-            raise OSError(errno.EIO, f"what was written from byte {begin:,} to {end:,} reads back differently")
+            raise OSError(errno.EIO, f"the disk returns other bytes than were written (bytes {begin:,} to {end:,})")
         with self._condition:
-            self._settled = end
+            self._verified = end
 
     def _read_back(self, begin: int, end: int) -> Iterator[memoryview]:
-        """Yield what is in the file now, in order.
+        """Yield a range of the file in order.
 
-        Through the page cache, from which the range was dropped: direct reads would take turns with the writers.
+        Through the page cache, from which the range was dropped: direct reads would wait for the writers.
         """
         position = begin
         while position < end:

@@ -1,4 +1,4 @@
-"""Of which contents a result is that was worked out while they changed: of the old, of the new, or of a mix."""
+"""Which contents a result has that was computed while the inputs changed: the old, the new, or a mix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.faults.stage import Arrays, Stage
 from tests.faults.tamper import IN_PLACE
 
 _REFUSED = (3, 4, 7)
-"""How a run may end that met a change: refused, changed, missing."""
-_TOLD = "was replaced or removed"
+"""Exit statuses of a run that noticed a change: refused, changed, missing."""
+_WARNING = "was replaced or removed"
 
 
 def judge(stage: Stage, mode: str, kind: str, ended: Ended, *, surely: bool) -> list[str]:
-    """Say what is wrong after a change; ``surely`` if it came before the last look at the inputs."""
+    """Return the problems after a change; ``surely`` if it came before the last check of the inputs."""
     succeeded = ended.status in ((0, 1) if mode == "diff" else (0,))
     allowed = (*_REFUSED, 10) if mode == "verify" else _REFUSED
     if not succeeded:
@@ -30,12 +30,12 @@ def judge(stage: Stage, mode: str, kind: str, ended: Ended, *, surely: bool) -> 
             *([f"failed and left {left}"] if left else []),
         ]
     if mode == "verify":
-        return ["verified, and the old contents are gone"] if surely and kind in IN_PLACE else []
+        return ["verified, although the old contents are gone"] if surely and kind in IN_PLACE else []
     return _of_one_age(stage, mode, kind, ended, surely=surely)
 
 
 def _of_one_age(stage: Stage, mode: str, kind: str, ended: Ended, *, surely: bool) -> list[str]:
-    """Say what is wrong with a result: each checkpoint must have taken part as it was, or as it is now."""
+    """Return the problems of a result: each checkpoint was read entirely before or entirely after its change."""
     read = stage.read(mode)
     ages = [[stage.old[path], stage.load(path)] for path in read]
     fits = [
@@ -44,23 +44,23 @@ def _of_one_age(stage: Stage, mode: str, kind: str, ended: Ended, *, surely: boo
         if _is_of(mode, ended, stage, [versions[age] for versions, age in zip(ages, choice, strict=True)])
     ]
     if not fits:
-        return ["the result is of neither the old contents nor the new ones"]
+        return ["the result has neither the old contents nor the new"]
     if any(all(choice) for choice in fits) or not surely:
         return []
     if kind in IN_PLACE:
-        return ["the result is of the old contents, which were gone"] if kind != "grow" else ["growth was not noticed"]
-    return [] if _TOLD in ended.stderr else [f"does not tell that old contents were read: {ended.stderr}"]
+        return ["the result has the old contents, which were gone"] if kind != "grow" else ["growth was not noticed"]
+    return [] if _WARNING in ended.stderr else [f"does not warn that old contents were read: {ended.stderr}"]
 
 
 def _is_of(mode: str, ended: Ended, stage: Stage, contents: list[Arrays | None]) -> bool:
-    """Whether a result is that of these contents, worked out by hand."""
+    """Return whether a result is that of these contents, computed by hand."""
     known = [arrays for arrays in contents if arrays is not None]
     if len(known) < len(contents) or len({frozenset(arrays) for arrays in known}) > 1:
         return False
     if mode == "diff":
-        told = {one["name"]: one["max_abs"] for one in json.loads(ended.stdout)["tensors"]}
+        reported = {tensor["name"]: tensor["max_abs"] for tensor in json.loads(ended.stdout)["tensors"]}
         a, b = known
-        return told == {name: float(np.max(np.abs(a[name].astype(float) - b[name].astype(float)))) for name in b}
+        return reported == {name: float(np.max(np.abs(a[name].astype(float) - b[name].astype(float)))) for name in b}
     result = {name: tensor.numpy() for name, tensor in load_safetensors(stage.out / "ema.safetensors").items()}
     return result.keys() == known[-1].keys() and all(
         np.array_equal(result[name], _folded([arrays[name] for arrays in known])) for name in result

@@ -1,4 +1,4 @@
-"""Parts that let one system call fail, or kill the process there."""
+"""Parts that make one system call fail, or kill the process at it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ CALLS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("stat", "statvfs", "opendir"), (errno.EIO, errno.EACCES)),
     "flock": (errno.EIO, errno.ENOLCK),
 }
-"""Each with what it may fail with."""
+"""Each with the errors that it may fail with."""
 BEFORE_PUBLISHING = ("pwrite", "ftruncate", "fallocate", "fdatasync", "pread")
-"""Calls of which none comes after the first rename."""
+"""Calls that are never made after the first rename."""
 READ_CODES = (SHORT, EOF, errno.EINTR, errno.EIO)
 READ_SCENES = (*((form, "file") for form in FORMS), ("shards", "folder"))
 
@@ -52,18 +52,18 @@ def errors(root: Path, random: Random) -> Iterator[Case]:
 
 
 def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> list[str]:
-    """Say what is wrong after a call failed: what was not needed may fail unnoticed, all else ends in exit 5."""
+    """Return the problems after a call failed: calls that are not needed may fail unnoticed, others end in exit 5."""
     facts = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    # The library that has the last word on a file knows one reason only why a file cannot be opened.
+    # The safetensors library reports every failure to open a file as a missing file.
     reasons = [os.strerror(code), *(["No such file or directory"] if call == "open" and ".safetensors" in hit else [])]
-    told = len(facts) == 1 and str(scene.out) in facts[0] and any(reason in facts[0] for reason in reasons)
-    # What cannot be cleared away after the output got its name is swept by the next run; and a lock that was not got
-    # may be held by another.
+    clear = len(facts) == 1 and str(scene.out) in facts[0] and any(reason in facts[0] for reason in reasons)
+    # Files that cannot be removed after the output got its name are removed by the next run; and a lock that could not
+    # be taken may belong to another run.
     may_leave = ended.status == 0 or call in ("unlink", "rmdir", "flock")
     checks = {
         f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, 5),
-        f"does not tell the path and the error in one line: {ended.stderr}": ended.status == 5 and not told,
-        "says that all is well, and the output is not the new one": ended.status == 0 and scene.outputs() != scene.new,
+        f"does not state the path and the error in one line: {ended.stderr}": ended.status == 5 and not clear,
+        "reports success, but the output is not the new one": ended.status == 0 and scene.outputs() != scene.new,
         "failed before anything was published, and the old output is gone": ended.status == 5
         and call in BEFORE_PUBLISHING
         and scene.outputs() != scene.old,
@@ -73,7 +73,7 @@ def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> 
 
 
 def kills(root: Path, random: Random) -> Iterator[Case]:
-    """The process is killed at every call on the output, its lock, its report and their folder."""
+    """The process is killed at each call on the output, its lock, its report and their folder."""
     shim = Shim(root)
     scenes = _scenes(root, Nursery(shim))
     points = [(shape, call, earlier) for shape in SHAPES for call in CALLS for earlier in (True, False)]
@@ -92,11 +92,11 @@ def kills(root: Path, random: Random) -> Iterator[Case]:
 
 
 def reads(root: Path, random: Random) -> Iterator[Case]:
-    """Every call on an input, of every format, fails, is interrupted, brings half of what was asked for, or nothing."""
+    """Every call on an input, of every format, fails, is interrupted, or returns half of the bytes, or none."""
     shim = Shim(root)
     scenes = _scenes(root, Nursery(shim))
     calls = [(call, code) for call in ("read", "pread") for code in READ_CODES]
-    calls += [(call, code) for call in ("open", "close") for code in READ_CODES if code > 0]  # these bring no bytes
+    calls += [(call, code) for call in ("open", "close") for code in READ_CODES if code > 0]  # these return no bytes
     calls += [("stat", errno.EIO), ("opendir", errno.EIO)]
     faults = [(form, shape, call, code) for form, shape in READ_SCENES for call, code in calls]
     random.shuffle(faults)
@@ -113,16 +113,16 @@ def reads(root: Path, random: Random) -> Iterator[Case]:
 
 
 def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str]:
-    """Say what is wrong after a read failed or brought little: it is harmless, or the run ends and names the file."""
+    """Return the problems after a read failed or was short: it is harmless, or the run ends and names the file."""
     harmless = fault.code in (SHORT, errno.EINTR) or fault.call == "close"
-    looked = fault.call == "stat"  # where that fails, a file is opened all the same, or its folder cannot be listed
+    looked = fault.call == "stat"  # if it fails, the file is opened anyway, or its folder cannot be listed
     allowed = {0} if harmless else {0, 3, 4} if looked else {3, 4}
     path = hit.parent if looked and hit.parent != scene.inputs else hit
     named = any(str(path.relative_to(scene.inputs)) in line for line in ended.stderr.splitlines())
     return wrong(
         {
             f"ended with {ended.status}: {ended.stderr}": ended.status not in allowed,
-            f"does not tell the file: {ended.stderr}": ended.status != 0 and not named,
+            f"does not name the file: {ended.stderr}": ended.status != 0 and not named,
             "wrote a wrong output": ended.status == 0 and scene.outputs() != scene.new,
             "changed the old output": ended.status != 0 and not scene.untouched(),
             f"left {scene.leftovers()}": bool(scene.leftovers()),
@@ -131,11 +131,11 @@ def _after_read(scene: Scene, fault: Fault, hit: Path, ended: Ended) -> list[str
 
 
 def _scenes(root: Path, nursery: Nursery) -> Callable[[str, str], Scene]:
-    """Return what makes a scene of a form and a shape when it is asked for first."""
+    """Return a function that makes the scene of a form and a shape on its first call."""
     return cache(lambda form, shape: Scene(root / f"{form} {shape}", shape, form=form, nursery=nursery))
 
 
 def _steady(path: str) -> str:
-    """Return the name of a file without what is random in it."""
+    """Return the name of a file without its random part."""
     parts = Path(path).name.split(".")
     return ".".join("*" if len(part) == 12 and set(part) <= set("0123456789abcdef") else part for part in parts)

@@ -1,4 +1,4 @@
-"""One run under a fault, and what was wrong after it."""
+"""One run under a fault, and the problems found after it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Case:
     tried: str
     problems: list[str]
     seconds: float | None = None
-    """How long the run took to end after it was told to."""
+    """How long the run took to end after a signal."""
 
 
 Part = Callable[[Path, Random], Iterator[Case]]
 
 
-class CannotBeTried(Exception):  # noqa: N818 - nothing is wrong
-    """What a part needs is not there; the message says what."""
+class CannotBeTried(Exception):  # noqa: N818 - not an error
+    """The machine lacks something that a part needs; the message says what."""
 
 
 def wrong(checks: Mapping[str, object]) -> list[str]:
-    """Return the words of the checks that say that something is wrong."""
+    """Return the texts of the checks that found a problem."""
     return [words for words, is_wrong in checks.items() if is_wrong]

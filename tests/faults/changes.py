@@ -1,4 +1,4 @@
-"""Inputs that are changed during a run: the run fails, or its result is of the old contents or the new, never a mix."""
+"""Inputs that change during a run: the run fails, or its result has the old contents or the new, never a mix."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.faults.tamper import KINDS
 
 _TAMPER = Path(__file__).with_name("tamper.py")
 _FEW = 20
-"""Descriptors with which not all files of a series stay open."""
+"""Descriptors that are too few to keep all files of a series open."""
 _MOST_CALLS = 60
-"""Of one kind on the inputs, unless a run has shown that there are fewer."""
+"""Of one kind on the inputs, unless a run showed that there are fewer."""
 
 
 def changes(root: Path, random: Random) -> Iterator[Case]:
@@ -33,7 +33,7 @@ def changes(root: Path, random: Random) -> Iterator[Case]:
     known: dict[tuple[object, ...], int] = {}
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
-        stage = _stage(stages, root, name, 9_000)
+        stage = _stage(stages, root, name, 9_000, nursery)
         call, options, descriptors = random.choice(("open", "pread")), _options(mode, random), _descriptors(random)
         stage.reset()
         victim = _victim(stage, mode, kind, random)
@@ -45,9 +45,9 @@ def changes(root: Path, random: Random) -> Iterator[Case]:
         if not shim.hit():
             known[name, mode, call, descriptors, *options] = max(1, number - 1)
             continue
-        place = f"before {call} {number}, of {Path(shim.hit()).name}"
-        tried = f"{name}, {mode} {' '.join(options)}, {descriptors} descriptors: {kind} {victim.name} {place}"
-        # With few descriptors every file is opened once more for the last look at it, one after the other.
+        moment = f"before {call} {number}, of {Path(shim.hit()).name}"
+        tried = f"{name}, {mode} {' '.join(options)}, {descriptors} descriptors: {kind} {victim.name} {moment}"
+        # With few descriptors every file is opened once more for the last check, one after the other.
         surely = call != "open" or descriptors > _FEW or Path(shim.hit()) == victim
         yield Case(tried, judge(stage, mode, kind, ended, surely=surely))
 
@@ -59,7 +59,8 @@ def random_changes(root: Path, random: Random) -> Iterator[Case]:
     seconds: dict[tuple[object, ...], float] = {}
     while True:
         name, mode, kind = random.choice([*FORMS]), random.choice(MODES), random.choice([*KINDS])
-        stage, options, descriptors = _stage(stages, root, name, 400_000), _options(mode, random), _descriptors(random)
+        stage = _stage(stages, root, name, 400_000, nursery)
+        options, descriptors = _options(mode, random), _descriptors(random)
         line = [*stage.command(mode), *options]
         if (settings := (name, mode, descriptors, *options)) not in seconds:
             stage.reset()
@@ -81,10 +82,10 @@ def _change(kind: str, victim: Path, other: Path, after: float) -> None:
     KINDS[kind](victim, other)
 
 
-def _stage(stages: dict[str, Stage], root: Path, name: str, elements: int) -> Stage:
-    """Return the stage of a form, set up when it is needed first."""
+def _stage(stages: dict[str, Stage], root: Path, name: str, elements: int, nursery: Nursery) -> Stage:
+    """Return the stage of a form, set up on the first call."""
     if name not in stages:
-        stages[name] = Stage(root / name, FORMS[name], elements)
+        stages[name] = Stage(root / name, FORMS[name], elements, nursery)
     return stages[name]
 
 

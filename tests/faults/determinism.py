@@ -1,4 +1,4 @@
-"""The same weights give the same bytes, whatever else is different; and they are those of a fold by hand."""
+"""The same weights give the same bytes, whatever else differs, and the bytes of a fold by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AVERAGED = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64")
 _COPIED = ("int64", "int32", "uint8", "bool")
 _VARIANTS = 4
-"""Runs of each series beside the plain one."""
+"""Runs of each series besides the first."""
 _FEATURES = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3"
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "PYTHONHASHSEED": ("0", "1", "random"),
@@ -35,30 +35,30 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "COLUMNS": ("1", "500"),
     "OPENBLAS_NUM_THREADS": ("1", "2"),
 }
-"""Environment that changes nothing at all."""
+"""Environment variables that must change nothing."""
 _PROCESSORS: tuple[dict[str, str], ...] = (
     *({"OPENBLAS_CORETYPE": name} for name in ("Prescott", "Nehalem")),
     {"NPY_DISABLE_CPU_FEATURES": _FEATURES, "PYTHONWARNINGS": "ignore"},
 )
-"""Environment that has other instructions used: the averages are the same, the report's numbers but for rounding."""
+"""Variables that select other instructions: same averages; numbers in the report may be rounded differently."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What a run wrote."""
+    """The files that a run wrote."""
 
     file: bytes
     report: dict[str, Any]
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the file says is in it."""
+        """The header of the file."""
         length = int.from_bytes(self.file[:8], "little")
         return dict(json.loads(self.file[8 : 8 + length]))
 
     @property
     def data(self) -> bytes:
-        """The bytes behind the header."""
+        """The data section of the file."""
         return self.file[8 + int.from_bytes(self.file[:8], "little") :]
 
     def tensor(self, name: str) -> bytes:
@@ -68,7 +68,7 @@ class Made:
 
 
 def determinism(root: Path, random: Random) -> Iterator[Case]:
-    """Random series, weights and settings: the same bytes and findings every time, and those of a fold by hand."""
+    """Random series, weights and settings: the same bytes and numbers every time, equal to a fold by hand."""
     while True:
         folder = root / "series"
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,13 +123,13 @@ def _shape(random: Random) -> tuple[int, ...]:
 
 
 def _random_weights(random: Random) -> list[float]:
-    """Return weights that float64 holds exactly, and that add up to one."""
+    """Return weights that are exact in float64 and sum to one."""
     cuts = sorted(random.randint(1, 1023) for _ in range(random.randint(1, 5)))
     return [(b - a) / 1024 for a, b in zip([0, *cuts], [*cuts, 1024], strict=True)]
 
 
 def _write(folder: Path, form: Form, states: Sequence[State]) -> list[Path]:
-    """Write a series whose names tell the steps."""
+    """Write a series with the steps in the names."""
     folder.mkdir()
     paths = [folder / form.name.format(10 * number) for number in range(1, len(states) + 1)]
     for path, state in zip(paths, states, strict=True):
@@ -156,7 +156,7 @@ def _run(
     order: Sequence[int] | None = None,
     umask: int = -1,
 ) -> Made:
-    """Average; the checkpoints are named in another order, and from another folder, if one is given."""
+    """Average; with ``order``, name the checkpoints in that order and from another folder."""
     here = output.parent if order is None else output.parent / "elsewhere"
     here.mkdir(exist_ok=True)
     named = [(os.path.relpath(paths[i], here), weights[i]) for i in (range(len(paths)) if order is None else order)]
@@ -192,7 +192,7 @@ def _compare(made: Made, again: Made, *, report: bool) -> list[str]:
 
 
 def findings(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a report does not tell when, where and how it was made."""
+    """Return the part of a report that does not depend on when, where and how it was made."""
     plain = json.loads(json.dumps({key: report[key] for key in ("inputs", "averages", "geometry", "warnings")}))
     for known in plain["inputs"]:
         known.pop("path")
@@ -206,11 +206,11 @@ def _compare_by_hand(made: Made, states: Sequence[State], weights: Sequence[floa
     names = states[0].keys()
     extra = made.header.keys() - names - {"__metadata__"}
     wrong = [name for name in names if made.tensor(name) != fold_by_hand([state[name] for state in states], weights)]
-    return [f"{name} is not the fold by hand" for name in wrong] + [f"{name} is of no checkpoint" for name in extra]
+    return [f"{name} is not the fold by hand" for name in wrong] + [f"{name} is in no checkpoint" for name in extra]
 
 
 def fold_by_hand(series: Sequence[torch.Tensor], weights: Sequence[float]) -> bytes:
-    """Multiply and add in float64, in order, and round once; copy what is not averaged."""
+    """Multiply and add in float64, in order, and round once; copy tensors that are not averaged."""
     import torch  # noqa: PLC0415
 
     last = series[-1].contiguous()
@@ -230,11 +230,11 @@ def fold_by_hand(series: Sequence[torch.Tensor], weights: Sequence[float]) -> by
 
 
 def nearest_codes(values: NDArray[np.float64], dtype: torch.dtype) -> NDArray[Any]:
-    """Return the codes of the nearest numbers of a narrow type, ties to even, by looking among all that it has."""
+    """Return the codes of the nearest numbers of a narrow type, ties to even, by a search among all its numbers."""
     import torch  # noqa: PLC0415
 
     words = np.uint8 if dtype.itemsize == 1 else np.uint16
-    half = 1 << (8 * dtype.itemsize - 1)  # codes below it are the positive numbers, growing
+    half = 1 << (8 * dtype.itemsize - 1)  # codes below it are the positive numbers in ascending order
     codes = torch.from_numpy(np.arange(half).astype(words)).view(dtype)
     table = codes.to(torch.float64).numpy()
     table = table[np.isfinite(table)]

@@ -1,6 +1,6 @@
-"""The part with a disk that is full, or fills up.
+"""The part with a disk that is full or fills up.
 
-``python -m tests.faults.disk FOLDER SEED``, inside a mount namespace, makes a disk of its own and prints a JSON
+``python -m tests.faults.disk FOLDER SEED``, inside a mount namespace, mounts a small disk and prints a JSON
 document per case.
 """
 
@@ -34,39 +34,38 @@ _NAMES = 1000
 _NAMESPACES = (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"])
 _FULL = (os.strerror(errno.ENOSPC),)
 _PAUSES = (("write", 1), ("pwrite", 2), ("pwrite", 3), ("fsync", 1), ("fdatasync", 1), ("rename", 1))
-"""Calls on the outputs before which the disk fills up."""
+"""The disk fills up before these calls on the outputs."""
 
 
 def full_disk(root: Path, random: Random) -> Iterator[Case]:
     """The disk has room for nothing, for a part, for all but the report, for few files, or fills up during the run."""
     command = [*_namespace(), sys.executable, "-m", "tests.faults.disk", str(root), str(random.random())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            yield Case(**json.loads(line))
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                yield Case(**json.loads(line))
+        finally:
+            process.terminate()
     if process.returncode not in (0, -signal.SIGTERM):
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
 
 
 def _namespace() -> list[str]:
-    """Return what runs a command where it may mount."""
+    """Return a command prefix that allows mounting."""
     for command in _NAMESPACES:
         mounts = [*command, "sh", "-c", "mount -t tmpfs none /mnt"]
         with contextlib.suppress(OSError):
             if subprocess.run(mounts, capture_output=True, check=False).returncode == 0:
                 return command
-    raise CannotBeTried("no mounting here, neither as root nor in a user namespace")
+    raise CannotBeTried("mounting is not allowed, neither as root nor in a user namespace")
 
 
 class Disk:
     """A small file system in memory.
 
     Args:
-        folder: where it is mounted.
+        folder: the mount point.
 
     """
 
@@ -79,7 +78,7 @@ class Disk:
         )
 
     def fill(self, free_bytes: int) -> None:
-        """Leave so many bytes, rounded down to pages."""
+        """Leave this many bytes free, rounded down to pages."""
         left = os.statvfs(self.folder)
         taken = left.f_bavail * left.f_frsize - free_bytes
         with self._filler.open("ab") as file:
@@ -87,12 +86,12 @@ class Disk:
                 os.posix_fallocate(file.fileno(), self._filler.stat().st_size, taken)
 
     def leave_names(self, count: int) -> None:
-        """Leave room for so many files and folders, however small they are."""
+        """Leave room for this many files and folders of any size."""
         now = os.statvfs(self.folder)
         self._remount(now.f_files - now.f_ffree + count)
 
     def clear(self) -> None:
-        """Take the filler away, and leave room for any number of files."""
+        """Remove the filler, and leave room for any number of files."""
         self._filler.unlink(missing_ok=True)
         self._remount(_NAMES)
 
@@ -126,7 +125,7 @@ def _cases(root: Path, random: Random) -> Iterator[Case]:
 def _too_small(
     disk: Disk, shape: str, scene_of: Callable[[str], Scene], leave: Callable[[int], None], what: str
 ) -> Iterator[Case]:
-    """Leave room for more and more of something, until a run succeeds three times."""
+    """Leave room for more and more pages or files, until a run succeeds three times."""
     for earlier in (True, False):
         succeeded = 0
         for count in itertools.count():
@@ -141,7 +140,7 @@ def _too_small(
 
 
 def _filling(disk: Disk, shape: str, scene_of: Callable[[str], Scene], shim: Shim) -> Iterator[Case]:
-    """Stop a run before a call, fill the disk, and let it go on."""
+    """Stop a run before a call, fill the disk, and continue the run."""
     for (call, number), no_reserve, earlier in itertools.product(_PAUSES, (False, True), (True, False)):
         scene = scene_of(shape)
         _prepare(scene, earlier=earlier)
@@ -176,7 +175,7 @@ def _judged(disk: Disk, scene: Scene, tried: str, ended: Ended, *, earlier: bool
     disk.clear()
     problems += scene.aftermath()
     shutil.rmtree(scene.out)
-    words = "an earlier output" if earlier else "none"
+    words = "an existing output" if earlier else "no output"
     return Case(f"{scene.shape}, {words}, {tried}: exit {ended.status}", problems)
 
 

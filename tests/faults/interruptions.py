@@ -1,4 +1,4 @@
-"""Parts in which runs are killed, interrupted or disturbed by others, at any time."""
+"""Parts in which runs are killed, interrupted, or started together, at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.faults.scene import Scene, scenes_on_demand
 
 STORM = 20
 END_SECONDS = 10
-"""A run that was told to end has this long; two seconds are promised, on a machine that is not busy."""
+"""A run has this long to end after a signal; two seconds are promised on an idle machine."""
 MOST_KILLS = 30
 _LARGE = 2_000_000
 
@@ -37,7 +37,7 @@ def random_kills(root: Path, random: Random) -> Iterator[Case]:
 
 
 def resume(root: Path, random: Random) -> Iterator[Case]:
-    """Runs under --resume are killed one after the other, until one ends; what they keep may be damaged in between."""
+    """Runs under --resume are killed one after the other, until one ends; what they keep can be damaged in between."""
     nursery = Nursery()
     scenes = scenes_on_demand(root, elements=_LARGE, nursery=nursery)
     while True:
@@ -55,7 +55,7 @@ def resume(root: Path, random: Random) -> Iterator[Case]:
 
 
 def _after_resuming(scene: Scene, *, damaged: bool) -> list[str]:
-    """Say what is wrong with a run that goes on to the end: what is complete is used, or told to be of no use."""
+    """Return the problems of a resumed run that is not killed: it must use every complete tensor."""
     complete = _complete_tensors(scene)
     ended = scene.run(loud=True)
     resumed = [
@@ -68,9 +68,9 @@ def _after_resuming(scene: Scene, *, damaged: bool) -> list[str]:
             f"{complete} tensors were complete, and {resumed} were used: {ended.stderr}": not damaged
             and not _up_to_date(ended)
             and set(resumed) != {complete},
-            f"does not tell that it goes on: {ended.stderr}": any(resumed)
+            f"does not report that it continues: {ended.stderr}": any(resumed)
             and not _up_to_date(ended)
-            and "going on with" not in ended.stderr,
+            and "continuing the interrupted run" not in ended.stderr,
             f"left {scene.leftovers()}": bool(scene.leftovers()),
         }
     )
@@ -81,9 +81,9 @@ def _up_to_date(ended: Ended) -> bool:
 
 
 def _complete_tensors(scene: Scene) -> int:
-    """Count the whole lines of the journal behind the first, which names the run, if all that it tells of is there.
+    """Count the complete lines of the journal after the first, which names the run; 0 if a partial output is gone.
 
-    A run that is killed after an output got its name, and before the journal is removed, leaves nothing to go on with.
+    A run that is killed after an output got its name, and before the journal is removed, leaves nothing to continue.
     """
     outputs = scene.outputs()
     gone = [name for name in scene.new if not (scene.out / f".{name}.resume.partial").exists()]
@@ -91,25 +91,25 @@ def _complete_tensors(scene: Scene) -> int:
         return 0
     journals = list(scene.out.glob(".*.journal"))
     lines = journals[0].read_bytes().splitlines(keepends=True) if journals else []
-    whole = 0
+    complete = 0
     for line in lines:
         checksum, _, text = line.rstrip(b"\n").partition(b" ")
         if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
             break
-        whole += 1
-    return max(0, whole - 1)
+        complete += 1
+    return max(0, complete - 1)
 
 
 def _damage(scene: Scene, random: Random) -> None:
-    """Cut one of the files that were kept short, or change a byte of it."""
+    """Truncate one of the files that were kept, or change a byte of it."""
     kept = [path for path in sorted(scene.out.glob(".*")) if path.is_file() and path.stat().st_size]
     if not kept:
         return
     path = random.choice(kept)
     data = bytearray(path.read_bytes())
-    place = random.randrange(len(data))
-    data[place] ^= 1 << random.randrange(8)
-    path.write_bytes(data[:place] if random.random() < 0.3 else data)
+    position = random.randrange(len(data))
+    data[position] ^= 1 << random.randrange(8)
+    path.write_bytes(data[:position] if random.random() < 0.3 else data)
 
 
 def signals(root: Path, random: Random) -> Iterator[Case]:
@@ -122,17 +122,17 @@ def signals(root: Path, random: Random) -> Iterator[Case]:
         scene.reset()
         process = scene.start()
         time.sleep(after)
-        told = time.monotonic()
+        sent = time.monotonic()
         for _ in range(times):
             process.send_signal(number)
         problems = _after_signal(scene, process, number)
-        took = time.monotonic() - told
+        took = time.monotonic() - sent
         tried = f"{scene.shape}, {times} x {number.name} after {after:.3f} s"
         yield Case(tried, [*problems, *scene.aftermath()], took)
 
 
 def _after_signal(scene: Scene, process: subprocess.Popen[str], number: int) -> list[str]:
-    """Say what is wrong after a signal: it may come too late, or while Python itself starts or ends."""
+    """Return the problems after a signal, which may come too late, or while Python itself starts or ends."""
     try:
         _, stderr = process.communicate(timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -144,7 +144,7 @@ def _after_signal(scene: Scene, process: subprocess.Popen[str], number: int) -> 
     kept = scene.shape == "resumed file" and status != 0
     checks = {
         f"ended with {status}: {stderr}": status not in (0, 128 + number, -number),
-        "the output is not the one that it should be": scene.outputs() not in (expected, scene.new),
+        "the output is not the expected one": scene.outputs() not in (expected, scene.new),
         f"left {scene.leftovers()}": bool(scene.leftovers()) and not kept,
     }
     return wrong(checks)
@@ -152,14 +152,14 @@ def _after_signal(scene: Scene, process: subprocess.Popen[str], number: int) -> 
 
 def writers(root: Path, _: Random) -> Iterator[Case]:
     """Eight runs write one output together."""
-    scene = Scene(root / "file")
+    scene = Scene(root / "file", nursery=Nursery())
     while True:
         scene.reset(earlier=False)
         together = [scene.start() for _ in range(8)]
-        errors_told = [process.communicate()[1] for process in together]
+        messages = [process.communicate()[1] for process in together]
         statuses = [process.returncode for process in together]
         checks = {
-            f"ended with {statuses}: {errors_told}": not set(statuses) <= {0, 6} or 0 not in statuses,
+            f"ended with {statuses}: {messages}": not set(statuses) <= {0, 6} or 0 not in statuses,
             "the output is not that of a single run": scene.outputs() != scene.new,
             f"left {scene.leftovers()}": bool(scene.leftovers()),
         }

@@ -1,4 +1,4 @@
-"""Parts in which the system gives a process less than it wants: size of files, memory, descriptors."""
+"""Parts in which the system limits a process: size of files, memory, descriptors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from tests.faults.case import Case, wrong
 from tests.faults.nursery import Nursery
-from tests.faults.outcome import OUTPUT, RESOURCES, after_refusal, is_told
+from tests.faults.outcome import OUTPUT, RESOURCES, after_refusal, has_reason
 from tests.faults.runs import run
 from tests.faults.scene import SHAPES, Scene, scenes_on_demand
 
@@ -27,13 +27,13 @@ _INPUT_CHANGED = 4
 _SHARDS, _CHECKPOINTS = 500, 1000
 _MOST_SIZES = 25
 _ENOUGH = 16
-"""Descriptors with which every run must succeed."""
-_TO_CLEAR_AWAY = 12
-"""Descriptors with which a failed run must clear its folder away."""
+"""Every run must succeed with this many descriptors."""
+_ENOUGH_TO_REMOVE = 12
+"""A failed run with this many descriptors must remove its folder."""
 
 
 def file_limits(root: Path, random: Random) -> Iterator[Case]:
-    """No file may become larger than a limit: nothing, a block, a part of the output, all but a byte, all, more."""
+    """No file may become larger than a limit: zero, a block, a part of the output, all but a byte, all, more."""
     scenes = scenes_on_demand(root, nursery=Nursery())
     points = [
         (shape, number, earlier) for shape in SHAPES for number in range(_MOST_SIZES) for earlier in (True, False)
@@ -55,7 +55,7 @@ def file_limits(root: Path, random: Random) -> Iterator[Case]:
 
 
 def _sizes(scene: Scene) -> list[int]:
-    """Return limits around the sizes of what is written."""
+    """Return limits around the sizes of the files that are written."""
     sizes = {path.stat().st_size for path in scene.out.rglob("*") if path.is_file()}
     around = {limit for size in sizes for limit in (size // 2, size - 1, size, size + 1, 2 * size)}
     return sorted({0, 1, 512, 4096, *around})
@@ -99,7 +99,7 @@ def descriptors(root: Path, random: Random) -> Iterator[Case]:
 
 
 class Crowd:
-    """Many files to average, and the output that comes of it without a limit."""
+    """Many files to average, and the output of a run without a limit."""
 
     def __init__(self, inputs: list[Path], options: list[str], out: Path) -> None:
         out.mkdir(parents=True)
@@ -156,13 +156,13 @@ def _crowded(name: str, crowd: Crowd, limit: int) -> Case:
         f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, _INPUT_CHANGED, OUTPUT, RESOURCES)
         or (limit >= _ENOUGH and ended.status),
         "the output is not that of a run without a limit": ended.status == 0 and crowd.weights() != crowd.new,
-        # It takes a few descriptors to clear a folder away; the next run does it.
-        "a failed run left something": ended.status and limit >= _TO_CLEAR_AWAY and list(crowd.out.iterdir()),
-        f"does not tell why in one line: {ended.stderr}": ended.status and not is_told(ended, _EXHAUSTED),
+        # It takes a few descriptors to remove a folder; the next run removes it.
+        "a failed run left something": ended.status and limit >= _ENOUGH_TO_REMOVE and list(crowd.out.iterdir()),
+        f"does not state the reason in one line: {ended.stderr}": ended.status and not has_reason(ended, _EXHAUSTED),
     }
     return Case(f"{name}, {limit} descriptors: exit {ended.status}", wrong(checks))
 
 
 def limited(kind: int, limit: int) -> Callable[[], None]:
-    """Return what a process does to itself before it runs the program."""
+    """Return a function that limits the process that calls it."""
     return lambda: resource.setrlimit(kind, (limit, limit))

@@ -1,4 +1,4 @@
-"""What a run may come to where the system refuses something: all of it, or an error in one line and nothing changed."""
+"""How a run may end if the system refuses something: it succeeds, or prints one error and changes nothing."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ RESOURCES = 71
 def after_refusal(
     scene: Scene, ended: Ended, reasons: Sequence[str], *, statuses: Collection[int] = (OUTPUT,), earlier: bool = True
 ) -> list[str]:
-    """Say what is wrong with a run that may have been refused something.
+    """Return the problems of a run that the system may have refused something.
 
     Args:
         scene: of the run.
         ended: how it ended.
-        reasons: of which one must be told.
-        statuses: with which it may end, besides 0.
+        reasons: one of them must be in the error.
+        statuses: exit statuses that are allowed besides 0.
         earlier: whether there was an output before.
 
     """
-    # What a run under --resume has completed is kept for one that gets more.
+    # A run with --resume keeps its complete tensors for a later run that has more resources.
     kept = "resumed" in scene.shape and ended.status == RESOURCES
     untouched = scene.outputs() == (scene.old if earlier else {}) if kept else scene.untouched(earlier=earlier)
     return [
         *wrong(
             {
                 f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, *statuses),
-                "says that all is well, and the output is not the new one": ended.status == 0
+                "reports success, but the output is not the new one": ended.status == 0
                 and scene.outputs() != scene.new,
-                "failed, and what was there is not there any more": ended.status != 0 and not untouched,
+                "failed, and the existing output was changed": ended.status != 0 and not untouched,
                 f"left {scene.leftovers()}": bool(scene.leftovers()) and not kept,
                 "a traceback": "Traceback" in ended.stderr,
             }
         ),
-        *(badly_told(scene, ended, reasons) if ended.status else []),
+        *(unclear_error(scene, ended, reasons) if ended.status else []),
     ]
 
 
-def badly_told(scene: Scene, ended: Ended, reasons: Sequence[str]) -> list[str]:
-    """Say what is wrong with the message of a run that failed: one line has the reason, and for exit 5 the path."""
-    placed = ended.status != OUTPUT or str(scene.out) in ended.stderr
-    told = is_told(ended, reasons) and placed
-    return [] if told else [f"does not tell the path and the reason in one line: {ended.stderr}"]
+def unclear_error(scene: Scene, ended: Ended, reasons: Sequence[str]) -> list[str]:
+    """Return the problems of an error message: one line must have the reason, and for exit 5 the path."""
+    has_path = ended.status != OUTPUT or str(scene.out) in ended.stderr
+    clear = has_reason(ended, reasons) and has_path
+    return [] if clear else [f"does not state the path and the reason in one line: {ended.stderr}"]
 
 
-def is_told(ended: Ended, reasons: Sequence[str]) -> bool:
-    """Whether there is one line with the error, and one of the reasons in it."""
+def has_reason(ended: Ended, reasons: Sequence[str]) -> bool:
+    """Return whether there is one error line, with one of the reasons in it."""
     facts = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     return len(facts) == 1 and any(reason in facts[0] for reason in reasons) and "Traceback" not in ended.stderr

@@ -1,4 +1,4 @@
-"""The parts of a campaign. Each yields its cases one by one: what was tried, and what was wrong after it."""
+"""The parts of the campaign. Each yields its cases one by one: what was tried, and the problems found after it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from tests.faults.case import Case, Part
 from tests.faults.changes import changes, random_changes
 from tests.faults.determinism import determinism
 from tests.faults.disk import full_disk
+from tests.faults.foreign_files import foreign_files
 from tests.faults.interruptions import random_kills, resume, signals, writers
 from tests.faults.limits import descriptors, file_limits, memory_limits
 from tests.faults.permissions import permissions
-from tests.faults.strangers import strangers
 from tests.faults.terminals import terminals
 
 __all__ = ["PARTS", "Case", "Part"]
@@ -31,6 +31,6 @@ PARTS: dict[str, Part] = {
     "terminals": terminals,
     "changes": changes,
     "random-changes": random_changes,
-    "strangers": strangers,
+    "foreign-files": foreign_files,
     "determinism": determinism,
 }

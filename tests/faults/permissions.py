@@ -1,4 +1,4 @@
-"""The part in which a run may not do what it needs to. As root, it runs without the capabilities of root."""
+"""The part in which a run lacks permissions. If the campaign runs as root, the run gives up root's capabilities."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _REFUSED, _OUTPUT = 3, 5
 
 @dataclass(frozen=True, slots=True)
 class Hurdle:
-    """Something that a run may not do."""
+    """A permission that a run lacks."""
 
     tried: str
     put_up: Callable[[Scene], AbstractContextManager[object]]
     status: int
     """How the run must end."""
     named: Callable[[Scene], Path]
-    """What it must name, if it does not succeed."""
+    """The path that a failed run must name."""
     more: Callable[[Scene], tuple[str, ...]] = lambda _: ()
     """Options of the run."""
 
@@ -49,7 +49,7 @@ def permissions(root: Path, random: Random) -> Iterator[Case]:
 
 
 def give_up_privileges() -> None:
-    """Make permissions count also for root: the program that this process runs gets no capability."""
+    """Make permissions apply to root, too: the program that this process runs gets no capability."""
     for capability in range(_CAPABILITIES):
         _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
@@ -61,8 +61,8 @@ def _after(scene: Scene, hurdle: Hurdle, ended: Ended) -> list[str]:
             f"ended with {ended.status}: {ended.stderr}": ended.status != hurdle.status,
             f"does not name {hurdle.named(scene)}: {ended.stderr}": failed
             and str(hurdle.named(scene)) not in ended.stderr,
-            "failed, and what was there is not there any more": failed and not scene.untouched(),
-            "the output is not the one that it should be": not failed and scene.outputs() != scene.new,
+            "failed, and the existing output was changed": failed and not scene.untouched(),
+            "the output is not the expected one": not failed and scene.outputs() != scene.new,
             f"left {scene.leftovers()}": bool(scene.leftovers()),
             "a traceback": "Traceback" in ended.stderr,
         }

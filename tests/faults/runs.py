@@ -11,13 +11,13 @@ from typing import Any
 
 PROGRAM = (sys.executable, "-m", "ema_cli")
 PATIENCE_SECONDS = 120
-"""A run that takes longer hangs."""
+"""A run that takes longer counts as hung."""
 HUNG = 124
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: as ``Popen`` tells it, so that the number of a signal is negative."""
+    """How a run ended. The status is that of ``Popen``: negative for a signal."""
 
     status: int
     stderr: str
@@ -25,7 +25,7 @@ class Ended:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None, **how: Any) -> Ended:
-    """Run a command to its end; ``how`` is passed on to ``Popen``."""
+    """Run a command to its end; ``how`` is passed to ``Popen``."""
     standard = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     everything = {"env": {**os.environ, **(environment or {})}, "text": True, "errors": "replace", **standard, **how}
     process = subprocess.Popen(command, **everything)
@@ -39,5 +39,5 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, **
 
 
 def hung() -> Ended:
-    """Return how a run ended that did not."""
+    """Return the end of a run that had to be killed."""
     return Ended(HUNG, f"did not end within {PATIENCE_SECONDS} s")

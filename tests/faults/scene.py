@@ -1,4 +1,4 @@
-"""A series of checkpoints, an output of an earlier run, and what may stand there after the next one."""
+"""A series of checkpoints, the output of an earlier run, and the outputs that the next run may leave."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ T = TypeVar("T")
 
 
 class Scene:
-    """Inputs, and a place for outputs that is set up anew for every run.
+    """Inputs, and a folder for outputs that is set up again for every run.
 
     Args:
-        root: folder of it all.
+        root: folder of everything.
         shape: a key of ``SHAPES``.
         elements: in the largest tensor.
         form: of the inputs, a key of ``tests.faults.forms.FORMS``.
         out: where the outputs go, if not under ``root``.
-        nursery: where the processes come from, if they need not be started by hand.
+        nursery: forks the processes; without it, each is started by a command.
 
     """
 
@@ -106,7 +106,7 @@ class Scene:
         return run(command, environment, **how)
 
     def reset(self, *, earlier: bool = True) -> None:
-        """Put the outputs of the earlier run there, or nothing."""
+        """Restore the outputs of the earlier run, or remove all outputs."""
         shutil.rmtree(self.out)
         if earlier:
             shutil.copytree(self._earlier, self.out)
@@ -120,7 +120,7 @@ class Scene:
         return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def outputs(self) -> Contents:
-        """Return the digests of the files that hold weights, of which every byte is known beforehand."""
+        """Return the digests of the files of weights, whose bytes are known in advance."""
         return {name: digest for name, digest in self.read(self.out).items() if _is_output(name)}
 
     def untouched(self, *, earlier: bool = True) -> bool:
@@ -132,7 +132,7 @@ class Scene:
         return sorted(path.name for path in self.out.iterdir() if path.name.startswith("."))
 
     def whole(self, *, earlier: bool) -> list[str]:
-        """Return what is wrong with the outputs: each must be the old one, or the new one, or absent if none was."""
+        """Return the problems of the outputs: each must be the old or the new output, or absent if there was none."""
         found = self.outputs()
         kinds = [self.old if earlier else {}, self.new]
         tops = {Path(name).parts[0] for contents in (found, *kinds) for name in contents}
@@ -140,7 +140,7 @@ class Scene:
         return [f"{top} is neither the old one nor the new one" for top in broken]
 
     def aftermath(self) -> list[str]:
-        """Return what is wrong with the inputs, and with a run without faults that comes now."""
+        """Return the problems of the inputs, and of a run without faults afterwards."""
         ended = self._timed(self.run)
         checks = {
             "an input was changed": self.read(self.inputs) != self.digests,
@@ -152,7 +152,7 @@ class Scene:
 
 
 def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:
-    """Return what makes the scene of a shape when it is asked for first; ``options`` are those of ``Scene``."""
+    """Return a function that makes the scene of a shape on its first call; ``options`` are those of ``Scene``."""
     return cache(lambda shape: Scene(root / shape, shape, **options))
 
 

@@ -11,7 +11,7 @@ from tests.faults.forms import FORMS
 
 
 def write_series(folder: Path, elements: int, form: str = "safetensors") -> None:
-    """Write three checkpoints of a form; the largest tensor has so many elements."""
+    """Write three checkpoints of a form; ``elements`` is the size of the largest tensor."""
     for number in (1, 2, 3):
         random = np.random.default_rng(number)
         arrays = {

@@ -3,7 +3,7 @@
  * Preloaded. FAULT_CALL names the function, FAULT_NUMBER says which call, FAULT_ERRNO what it fails with (0: SIGKILL
  * before the call; -1: only half of what was asked for is transferred; -2: a read brings nothing, as at the end of a
  * file; -3: SIGSTOP before the call; -4: FAULT_RUN is run by the shell, and then the call is made), FAULT_FOLDER where,
- * FAULT_LOG the file that is told the path if the call was reached. With FAULT_NO_RESERVE no space can be taken
+ * FAULT_LOG the file that gets the path if the call was reached. With FAULT_NO_RESERVE no space can be taken
  * beforehand. If FAULT_TRACE names a file, every call that changes something under the folder is appended to it: its
  * name, a tab and the path.
  */

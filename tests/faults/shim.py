@@ -1,4 +1,4 @@
-"""A fault in one system call of a process, made by a library that is loaded before all others."""
+"""A fault in one system call of a process, made by a preloaded library."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.faults.case import CannotBeTried
 
 KILL = 0
 SHORT = -1
-"""Only half of what was asked for is transferred."""
+"""Only half of the bytes are transferred."""
 EOF = -2
-"""A read says that the file ends there."""
+"""A read reports the end of the file."""
 STOP = -3
-"""The process stops before the call, until it is told to go on."""
+"""The process stops before the call, until it is continued."""
 RUN = -4
-"""A command is run first, and the call is made then."""
+"""A command is run first, then the call is made."""
 _SOURCE = Path(__file__).with_name("shim.c")
 
 
@@ -30,12 +30,12 @@ class Fault:
     number: int
     """Which of the calls on files under the folder, from 1 on."""
     code: int
-    """What it fails with, or ``KILL``, ``SHORT``, ``EOF``, ``STOP`` or ``RUN``."""
+    """The error of the call, or ``KILL``, ``SHORT``, ``EOF``, ``STOP`` or ``RUN``."""
     folder: Path
     no_reserve: bool = False
-    """Whether space cannot be taken beforehand, as on some file systems."""
+    """Whether space cannot be reserved, as on some file systems."""
     command: str = ""
-    """What the shell is given to run."""
+    """The shell command of ``RUN``."""
 
     def __str__(self) -> str:
         names = {KILL: "SIGKILL", SHORT: "half", EOF: "nothing", STOP: "stopped", RUN: self.command}
@@ -44,7 +44,7 @@ class Fault:
 
 
 def compiler() -> str | None:
-    """Return the C compiler, if there is one: without it no system call can be made to fail."""
+    """Return the C compiler, if there is one; the shim needs it."""
     return shutil.which("gcc") or shutil.which("cc")
 
 
@@ -52,7 +52,7 @@ class Shim:
     """The compiled library.
 
     Args:
-        folder: for the library, and for its note of the call that it hit.
+        folder: for the library, and for the path of the call that it hit.
 
     Raises:
         CannotBeTried: there is no C compiler.
@@ -69,11 +69,11 @@ class Shim:
         subprocess.run(command, check=True)
 
     def preloaded(self) -> dict[str, str]:
-        """Return the environment in which a process has the library, and meets no fault."""
+        """Return the environment of a process with the library and without a fault."""
         return {"LD_PRELOAD": str(self._library)}
 
     def environment(self, fault: Fault) -> dict[str, str]:
-        """Return the environment in which a process meets the fault."""
+        """Return the environment of a process with the fault."""
         self._note.unlink(missing_ok=True)
         return {
             **self.preloaded(),
@@ -87,10 +87,10 @@ class Shim:
         }
 
     def tracing(self, folder: Path, trace: Path) -> dict[str, str]:
-        """Return the environment in which every call that changes a folder or something in it is told to a file."""
+        """Return the environment of a process that logs every call that changes something in a folder."""
         nothing = Fault(call="none", number=1, code=RUN, folder=folder)
         return {**self.environment(nothing), "FAULT_TRACE": str(trace), "FAULT_FOLDER": str(folder)}
 
     def hit(self) -> str:
-        """Return the path on which the call was hit; nothing if the process did not come that far."""
+        """Return the path of the call that was hit; empty if the process did not make that call."""
         return self._note.read_text() if self._note.exists() else ""

@@ -1,15 +1,15 @@
-"""A series of any form whose files are changed while it is read, and the contents that it has before and after."""
+"""A series of any form whose files are changed while it is read, with its contents before and after."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.faults.forms import Form, load_safetensors, random_state
+from tests.faults.nursery import Nursery
 from tests.faults.runs import PROGRAM
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -21,13 +21,15 @@ class Stage:
     """A series of one form with its old contents, and another to change it into.
 
     Args:
-        root: folder of it all.
+        root: folder of everything.
         form: how the checkpoints are stored.
         elements: of each tensor.
+        nursery: where the processes come from that average what is there before.
 
     """
 
-    def __init__(self, root: Path, form: Form, elements: int) -> None:
+    def __init__(self, root: Path, form: Form, elements: int, nursery: Nursery) -> None:
+        self._nursery = nursery
         self._form, self._pristine = form, root / "pristine"
         self.run = root / "run"
         self.inputs, self.new, self.out = (self.run / name for name in ("in", "new", "out"))
@@ -57,23 +59,25 @@ class Stage:
         for step, path in zip(_STEPS, self.checkpoints, strict=True):
             self._form.save(random_state(seed + step, elements), path)
         for paths, output in ((self.checkpoints[:-1], self.earlier), (self.checkpoints, self.made)):
-            subprocess.run([*_average(paths), "-q", "-o", str(output)], check=True)
+            ended = self._nursery.run([*_average(paths), "-q", "-o", str(output)])
+            if ended.status:
+                raise SystemExit(f"the program does not even run without faults: {ended.stderr}")
         shutil.copytree(self.inputs, place)
         shutil.rmtree(self.run)
 
     def reset(self) -> None:
-        """Put everything back as it was."""
+        """Restore everything."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self._pristine / "old", self.inputs)
         shutil.copytree(self._pristine / "new", self.new)
         self.out.mkdir()
 
     def load(self, path: Path) -> Arrays | None:
-        """Read a checkpoint as it lies there, ``None`` if the official library cannot."""
+        """Read a checkpoint as it is now, ``None`` if the official library cannot."""
         try:
             state = load_safetensors(path) if path == self.earlier else self._form.load(path)
             return {name: tensor.numpy() for name, tensor in state.items()}
-        except Exception:  # noqa: BLE001 - whatever the library says of what was cut up
+        except Exception:  # noqa: BLE001 - any error that the library raises for a damaged file
             return None
 
     def read(self, mode: str) -> list[Path]:

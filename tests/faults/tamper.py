@@ -1,6 +1,6 @@
 """Change a file as another process would: ``python tamper.py KIND FILE OTHER``. Imports nothing that is slow.
 
-``OTHER`` is a file of the same size, or for ``swap-folder`` a folder, whose contents the change brings.
+``OTHER`` has the new contents: a file of the same size, or a folder for ``swap-folder``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def truncate(path: Path, _: Path) -> None:
-    """Cut the file in the middle."""
+    """Truncate the file in the middle."""
     os.truncate(path, path.stat().st_size // 2)
 
 
@@ -44,32 +44,32 @@ def grow(path: Path, _: Path) -> None:
 
 
 def replace(path: Path, other: Path) -> None:
-    """Give the name to another file."""
+    """Replace the file by another file."""
     new = path.with_name(f".{path.name}.new")
     shutil.copyfile(other, new)
     new.replace(path)
 
 
 def replace_quietly(path: Path, other: Path) -> None:
-    """Give the name to another file that has the times of this one."""
+    """Replace the file by another file with the same times."""
     before = path.stat()
     replace(path, other)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def delete(path: Path, _: Path) -> None:
-    """Take the name away."""
+    """Delete the file."""
     path.unlink()
 
 
 def recreate(path: Path, other: Path) -> None:
-    """Delete the file and make another of that name, which may get the same inode."""
+    """Delete the file and make a new file of that name, which may get the same inode."""
     path.unlink()
     shutil.copyfile(other, path)
 
 
 def swap_folder(path: Path, other: Path) -> None:
-    """Give the name of a folder to another folder."""
+    """Replace a folder by another folder."""
     away = path.with_name(f"{path.name}.away")
     path.rename(away)
     other.rename(path)
@@ -90,7 +90,7 @@ OF_THE_NAME: dict[str, Callable[[Path, Path], None]] = {
     "recreate": recreate,
     "swap-folder": swap_folder,
 }
-"""Changes after which the old contents are still there for whoever has the file open."""
+"""Changes after which a process that has the file open can still read the old contents."""
 KINDS = {**IN_PLACE, **OF_THE_NAME}
 
 

@@ -1,4 +1,4 @@
-"""The part in which the streams, the environment and the working directory of a run are not what programs expect."""
+"""The part with unusual streams, environments and working directories."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from tests.faults.case import Case, wrong
+from tests.faults.nursery import Nursery
 from tests.faults.runs import Ended, run
 from tests.faults.scene import SHAPES, Scene, scenes_on_demand
 
@@ -50,19 +51,19 @@ _ENVIRONMENTS: tuple[dict[str, str | None], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Surrounding:
-    """What is odd around a run."""
+    """Unusual surroundings of a run."""
 
     name: str
     how: dict[str, Any] = field(default_factory=dict)
     """For ``Popen``."""
     environment: dict[str, str | None] = field(default_factory=dict)
-    no_place: bool = False
-    """Whether standard output takes no bytes, which is told to those who wanted something on it."""
+    is_full: bool = False
+    """Whether standard output accepts no bytes, which is an error for a command that prints its result."""
 
 
 def terminals(root: Path, random: Random) -> Iterator[Case]:
-    """Streams that are closed, full or broken, odd environments, a working directory that is gone; for all commands."""
-    scenes = scenes_on_demand(root)
+    """Streams are closed, full or broken, the environment is odd, the working directory is gone; for all commands."""
+    scenes = scenes_on_demand(root, nursery=Nursery())
     averages: list[tuple[str, tuple[str, ...]]] = [
         (shape, more) for shape in SHAPES for more in ((), ("--json",), ("--verbose",))
     ]
@@ -82,27 +83,27 @@ def terminals(root: Path, random: Random) -> Iterator[Case]:
 
 
 def _average(scene: Scene, more: tuple[str, ...], around: Surrounding) -> tuple[list[str], int]:
-    """Average: what is written is decided by the inputs, and only a document that was asked for may be missed."""
+    """Average: the output must be the expected one; only ``--json`` may fail, on a full standard output."""
     scene.reset()
     ended = _run(scene.command(*more), around)
-    full = around.no_place and "--json" in more and ended.status == _OUTPUT
+    full = around.is_full and "--json" in more and ended.status == _OUTPUT
     checks = {
         f"ended with {ended.status}: {ended.stderr}": ended.status and not full,
-        "the output is not the one that it should be": scene.outputs() != scene.new,
+        "the output is not the expected one": scene.outputs() != scene.new,
         f"left {scene.leftovers()}": bool(scene.leftovers()),
     }
-    return [*_unspeakable(ended), *wrong(checks)], ended.status
+    return [*_tracebacks(ended), *wrong(checks)], ended.status
 
 
 def _other(scene: Scene, command: list[str], around: Surrounding) -> tuple[list[str], int]:
-    """Run a command that writes nothing."""
+    """Run a command that writes no files."""
     expected, ended = _expected(tuple(command)), _run(command, around)
-    full = around.no_place and ended.status == _OUTPUT
+    full = around.is_full and ended.status == _OUTPUT
     checks = {
         f"ended with {ended.status} instead of {expected}: {ended.stderr}": ended.status != expected and not full,
         "something was changed": not scene.untouched(),
     }
-    return [*_unspeakable(ended), *wrong(checks)], ended.status
+    return [*_tracebacks(ended), *wrong(checks)], ended.status
 
 
 @cache
@@ -111,7 +112,7 @@ def _expected(command: tuple[str, ...]) -> int:
     return run(list(command)).status
 
 
-def _unspeakable(ended: Ended) -> list[str]:
+def _tracebacks(ended: Ended) -> list[str]:
     return wrong(
         {
             "exit 70": ended.status == 70,
@@ -171,7 +172,7 @@ def _without(*descriptors: int) -> Callable[[], contextlib.AbstractContextManage
 @contextlib.contextmanager
 def _full(name: str) -> Iterator[Surrounding]:
     with open("/dev/full", "w") as device:  # noqa: PTH123
-        yield Surrounding(f"{name} is full", {name: device}, no_place=name == "stdout")
+        yield Surrounding(f"{name} is full", {name: device}, is_full=name == "stdout")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Makers of torch.distributed.checkpoint folders: real saves, of one process and of four that shard their tensors.
 
-``python -m tests.helpers.dcp_makers FOLDER RANK`` is one of the four; they meet through a file and talk by gloo.
+``python -m tests.helpers.dcp_makers FOLDER`` forks the four; they meet through a file and talk by gloo.
 """
 
 from __future__ import annotations
@@ -73,11 +73,12 @@ def four_ranks(temporary: Path) -> Path:
 def _run_ranks(folder: Path) -> None:
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    commands = [[sys.executable, "-m", "tests.helpers.dcp_makers", str(folder), str(rank)] for rank in range(RANKS)]
+    command = [sys.executable, "-m", "tests.helpers.dcp_makers", str(folder)]
     root = Path(__file__).parent.parent.parent
-    ranks = [subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE) for command in commands]
-    told = [rank.communicate(timeout=_TIMEOUT_SECONDS)[1].decode() for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), "\n".join(told)
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=_TIMEOUT_SECONDS
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def full_tensors(step: int) -> dict[str, torch.Tensor]:
@@ -185,7 +186,8 @@ def _save_safetensors(folder: Path) -> None:
         dcp.save(model, storage_writer=writer)
 
 
-def _rank(folder: Path, rank: int) -> None:
+def _rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
     for make in (_save_model, _save_titan, _save_fsdp, _save_safetensors):
         make(folder)
@@ -194,4 +196,10 @@ def _rank(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    _rank(Path(sys.argv[1]), int(sys.argv[2]))
+    # Imported once, before the processes part.
+    import torch.distributed.checkpoint.hf_storage
+    import torch.distributed.checkpoint.state_dict
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
+
+    torch.multiprocessing.start_processes(_rank, (Path(sys.argv[1]),), RANKS, start_method="fork")

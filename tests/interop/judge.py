@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import Run
 from tests.helpers.exact import FORMATS, ema_shares, rounded
+from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, same_bits
 
 DECAY = 0.75

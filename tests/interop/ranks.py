@@ -138,4 +138,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, args=(Path(sys.argv[1]),), nprocs=RANKS)
+    import torch._dynamo
+    import torch.distributed.checkpoint.hf_storage
+
+    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]),), RANKS, start_method="fork")

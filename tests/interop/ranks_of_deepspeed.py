@@ -60,7 +60,7 @@ def work(rank: int, folder: Path) -> None:
     """Be one of the processes. They meet in a file, and talk over the loopback only."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__ = {}  # or else it compiles one, to talk over shared memory
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
     deepspeed.init_distributed("gloo")
@@ -71,12 +71,15 @@ def work(rank: int, folder: Path) -> None:
     os._exit(0)  # without the end of threads that may abort
 
 
-def start(rank: int, folder: Path) -> None:
-    """Set what the launcher of DeepSpeed sets, before it is imported."""
+def main(folder: Path) -> None:
+    """Set what the launcher of DeepSpeed sets, import it once, and start the processes."""
     alone = {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    os.environ.update(alone | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)})
-    work(rank, folder)
+    os.environ.update(alone | {"WORLD_SIZE": str(RANKS)})
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}  # or else it compiles one, to talk over shared memory
+    torch.multiprocessing.start_processes(work, (folder,), RANKS, start_method="fork")
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(start, args=(Path(sys.argv[1]),), nprocs=RANKS)
+    main(Path(sys.argv[1]))

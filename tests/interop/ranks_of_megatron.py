@@ -70,4 +70,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, args=(Path(sys.argv[1]),), nprocs=RANKS)
+    from megatron.core import dist_checkpointing  # noqa: F401 - imported once, before the processes part
+    from megatron.core.models.gpt import gpt_layer_specs, gpt_model  # noqa: F401
+
+    torch.multiprocessing.start_processes(work, (Path(sys.argv[1]),), RANKS, start_method="fork")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, load
 from tests.interop.judge import DECAY, assert_fold, average
 from tests.interop.ranks_of_deepspeed import STAGES, STEPS, network

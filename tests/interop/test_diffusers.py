@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.interop.judge import DECAY, assert_fold, average, fold, names_in
 
 NAME = "diffusion_pytorch_model"

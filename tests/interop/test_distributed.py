@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, load
 from tests.interop.judge import assert_fold, average, disturb, names_in
 from tests.interop.ranks import STEPS, Net

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from werkzeug.wrappers import Request
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import load, write_series
 from tests.interop.hub import REPO, Hub
 from tests.interop.judge import DECAY, assert_fold, average

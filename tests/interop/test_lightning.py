@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import load
 from tests.interop.judge import assert_fold, average, fold, names_in
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import load
 from tests.interop.judge import assert_fold, average
 from tests.interop.ranks_of_megatron import STEPS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.interop.judge import assert_fold, average, fold, names_in
 from tests.interop.test_transformers import llama, output_of
 

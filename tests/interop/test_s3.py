@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, State, load, write_series
 from tests.interop.judge import DECAY, assert_fold, average
 from tests.interop.store import BUCKET, Store

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_model, save_file, save_model
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, load
 from tests.interop.judge import assert_fold, average, disturb, fold
 

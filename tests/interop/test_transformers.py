@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.helpers.program import Run
 from tests.helpers.series import State, data_section, load
 from tests.interop.judge import DECAY, assert_fold, average, disturb, fold, names_in
 

@@ -1,6 +1,6 @@
-"""From inner products to what they say of a run: distances, the path in a plane, how it turned.
+"""From inner products to a description of the run: distances, the path in a plane, how it turned.
 
-Input -> output: the Gram matrix of N checkpoints and K averages, measured from the last checkpoint -> a record of plain
+Input -> output: the Gram matrix of N checkpoints and K averages, relative to the last checkpoint -> a record of plain
 numbers.
 """
 
@@ -8,37 +8,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from ema_cli.fold.decode import Float64
-from ema_cli.fold.geometry.observer import GeometryObserver
+from ema_cli.fold.conversion import Float64
+from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.records.fold_results import RunGeometry
 
 _DIMENSIONS = 2
 _ROUNDING = 1e-9
-"""A sum of weights that is further from one is no average: it lies nowhere among the checkpoints."""
-_NOTHING = 1e-12
-"""Of the largest eigenvalue: below it a direction is rounding."""
+"""If a sum of weights is further from one, the result is no average and has no position among the checkpoints."""
+_NEGLIGIBLE = 1e-12
+"""Relative to the largest eigenvalue: a smaller one is rounding."""
 
 
-def describe_run(geometry: GeometryObserver, used: tuple[int, ...]) -> RunGeometry | None:
+def describe_run(sample: GeometrySample, used: tuple[int, ...]) -> RunGeometry | None:
     """Return the geometry of a run, ``None`` if it is not finite.
 
     Args:
-        geometry: what was gathered.
+        sample: of all checkpoints, complete.
         used: the inputs that were read, in fold order.
 
     """
-    with np.errstate(all="ignore"):  # of checkpoints that are not finite
-        gram = geometry.gram()
+    with np.errstate(all="ignore"):  # checkpoints may hold NaN and infinity
+        gram = sample.gram()
     if not np.isfinite(gram).all():
         return None
-    count = len(geometry.placed)
+    count = len(sample.placed)
     own = gram[:count, :count]
-    averaged = [abs(w.sum() - 1) < _ROUNDING for w in geometry.weights]
+    averaged = [abs(w.sum() - 1) < _ROUNDING for w in sample.weights]
     distances = _distances(gram)
     path, averages, explained = _plane(gram, count)
     steps = own[1:, 1:] - own[1:, :-1] - own[:-1, 1:] + own[:-1, :-1]  # <d_i, d_j> of d_i = theta_(i+1) - theta_i
     return RunGeometry(
-        inputs=tuple(used[i] for i in geometry.placed.tolist()),
+        inputs=tuple(used[i] for i in sample.placed.tolist()),
         pairwise_distance=_rows(distances[:count, :count]),
         average_distance=tuple(
             tuple(row.tolist()) if is_average else None
@@ -46,12 +46,12 @@ def describe_run(geometry: GeometryObserver, used: tuple[int, ...]) -> RunGeomet
         ),
         path_2d=_rows(path),
         averages_2d=tuple(
-            (place[0], place[1]) if is_average else None
-            for place, is_average in zip(averages.tolist(), averaged, strict=True)
+            (position[0], position[1]) if is_average else None
+            for position, is_average in zip(averages.tolist(), averaged, strict=True)
         ),
         explained=explained,
         step_cosines=_cosines(steps),
-        sampled_fraction=geometry.sampled_fraction,
+        sampled_fraction=sample.fraction,
     )
 
 
@@ -70,8 +70,8 @@ def _distances(gram: Float64) -> Float64:
 def _plane(gram: Float64, count: int) -> tuple[Float64, Float64, tuple[float, float]]:
     """Return checkpoints and averages in the plane of most variance, and the part of it that each axis explains.
 
-    Principal components of the first ``count`` points, by way of their Gram matrix with its centre in their mean; the
-    averages are projected. The first axis points from the first checkpoint to the last, the second to the one
+    Principal components of the first ``count`` points, from their Gram matrix centred on their mean; the averages are
+    projected. The first axis points from the first checkpoint to the last, the second to the checkpoint that is
     furthest along it.
     """
     means = gram[:, :count].mean(axis=1)
@@ -79,14 +79,14 @@ def _plane(gram: Float64, count: int) -> tuple[Float64, Float64, tuple[float, fl
     own = centred[:count]
     values, vectors = np.linalg.eigh((own + own.T) / 2)
     values, vectors = values[::-1][:_DIMENSIONS], vectors[:, ::-1][:, :_DIMENSIONS]
-    there = values > _NOTHING * max(values[0], 0)
-    lengths = np.sqrt(np.where(there, values, 0))
-    places = np.where(there, centred @ vectors / np.where(there, lengths, 1), 0)
-    path = places[:count]
+    present = values > _NEGLIGIBLE * max(values[0], 0)
+    lengths = np.sqrt(np.where(present, values, 0))
+    positions = np.where(present, centred @ vectors / np.where(present, lengths, 1), 0)
+    path = positions[:count]
     signs = np.array([_sign(path[-1, 0] - path[0, 0]), _sign(path[np.abs(path[:, 1]).argmax(), 1])])
     whole = max(float(np.trace(own)), 0.0)
     parts = lengths**2 / whole if whole > 0 else lengths
-    return path * signs, places[count:] * signs, (float(parts[0]), float(parts[1]))
+    return path * signs, positions[count:] * signs, (float(parts[0]), float(parts[1]))
 
 
 def _sign(value: float) -> float:

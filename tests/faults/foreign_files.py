@@ -1,4 +1,4 @@
-"""Another program is at work where an output is being written: nothing of it is published, and nothing of it lost."""
+"""Another program changes files at the output during a run: its files are neither published nor lost."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.faults.scene import SHAPES, Scene
 from tests.faults.shim import RUN, Fault, Shim
 
 _EARLY = ("pwrite", "ftruncate", "fallocate", "fdatasync")
-"""Calls of which none comes after the first rename."""
+"""Calls that are never made after the first rename."""
 _FOREIGN = "of another program"
 _COMMANDS: dict[str, str] = {
     "the folder is removed": "rm -rf {out}",
     "the folder is renamed": "mv {out} {out}.away",
     "the folder is replaced": "mv {out} {out}.away; mkdir {out}",
-    "what is half written is removed": "rm -rf {out}/.*.partial",
-    "what is half written is cut": "find {out} -path '*.partial*' -type f -exec truncate -s 100 {{}} +",
+    "the partial file is removed": "rm -rf {out}/.*.partial",
+    "the partial file is truncated": "find {out} -path '*.partial*' -type f -exec truncate -s 100 {{}} +",
     "the locks are removed": "rm -f {out}/.*.lock",
     "the outputs are removed": "rm -rf {outputs}",
     "the outputs are replaced": "for name in {outputs}; do rm -rf $name; echo -n {foreign} > $name; done",
 }
 
 
-def strangers(root: Path, random: Random) -> Iterator[Case]:
-    """At a call on the output, what is half written, the output or its folder is removed, replaced or cut."""
+def foreign_files(root: Path, random: Random) -> Iterator[Case]:
+    """At a call on the output, the partial file, the output or its folder is removed, replaced or truncated."""
     shim = Shim(root)
     nursery = Nursery(shim)
     scenes = [Scene(root / shape, shape, nursery=nursery) for shape in SHAPES]
@@ -53,11 +53,11 @@ def strangers(root: Path, random: Random) -> Iterator[Case]:
         if not shim.hit():
             continue
         problems = _after(scene, what, call, ended, earlier=earlier)
-        yield Case(f"{scene.shape}{', over an earlier one' * earlier}: {what} before {call} {number}", problems)
+        yield Case(f"{scene.shape}{', over an existing output' * earlier}: {what} before {call} {number}", problems)
 
 
 def _calls(scene: Scene, shim: Shim, trace: Path) -> Counter[str]:
-    """Return how often a run makes each call that changes something where the output is."""
+    """Return how often a run makes each call that changes something at the output."""
     trace.unlink(missing_ok=True)
     scene.reset(earlier=False)
     scene.run(shim.tracing(scene.out, trace))
@@ -65,12 +65,12 @@ def _calls(scene: Scene, shim: Shim, trace: Path) -> Counter[str]:
 
 
 def _after(scene: Scene, what: str, call: str, ended: Ended, *, earlier: bool) -> list[str]:
-    """Say what is wrong: an output is whole, or what the other program put there; and the end tells which."""
+    """Return the problems: an output is complete, or a file of the other program, and the exit status fits."""
     tops = sorted({Path(name).parts[0] for name in scene.new})
     put = [top for top in tops if _is_foreign(scene.out / top)]
     lost = what == "the outputs are replaced" and call in _EARLY and len(put) < len(tops)
     found = {name: digest for name, digest in scene.read(scene.out).items() if Path(name).parts[0] in tops}
-    whole = [
+    intact = [
         top
         for top in tops
         if top in put
@@ -82,16 +82,14 @@ def _after(scene: Scene, what: str, call: str, ended: Ended, *, earlier: bool) -
         "the folder is replaced",
         "the outputs are removed",
     )
-    # Whoever cuts a file after the last look at it might as well do so when it has its name.
-    late = what == "what is half written is cut" and call not in _EARLY
-    broken = [top for top in tops if top not in whole and not (gone and not _under(found, top))]
+    # A program that truncates a file after the last check could as well do so after the rename.
+    late = what == "the partial file is truncated" and call not in _EARLY
+    broken = [top for top in tops if top not in intact and not (gone and not _under(found, top))]
     checks = {
         f"ended with {ended.status}: {ended.stderr}": ended.status not in (0, 5),
         "the file of the other program was lost": lost,
         f"{broken} is neither the old one nor the new one": bool(broken) and not late,
-        "says that all is well, and the output is not there": ended.status == 0
-        and call in _EARLY
-        and found != scene.new,
+        "reports success, but the output is not there": ended.status == 0 and call in _EARLY and found != scene.new,
     }
     return [words for words, wrong in checks.items() if wrong]
 

@@ -1,0 +1,91 @@
+"""Bytes of a tensor -> float64 -> bytes of the output. The first step is exact, the second rounds once.
+
+Every element type that is averaged is a subset of float64, so decoding loses nothing. Encoding rounds to nearest, ties
+to even. numpy rounds float64 to float32 and float16 directly. For narrower types the libraries go through float32 and
+round twice, which is wrong for about half of the values near a midpoint; rounding to float32 *to odd* first keeps the
+information that the second rounding needs (Boldo & Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.dtypes import DTYPES, DType, Kind
+
+Bytes = NDArray[np.uint8]
+Float64 = NDArray[np.float64]
+
+NUMPY_TYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "C64": np.dtype(np.float32),
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+"""The numpy type of one component of each averaged element type."""
+LARGEST = {dtype.name: float(ml_dtypes.finfo(NUMPY_TYPES[dtype.name]).max) for dtype in DTYPES if dtype.averaged}
+"""The largest finite number of each averaged element type."""
+_DIRECT = ("F64", "C64", "F32", "F16")
+_HIGHEST_BIT = 0x8000
+_LOWER_HALF = 0 if sys.byteorder == "little" else 1
+
+
+def components(dtype: DType) -> int:
+    """Return how many real numbers an element has: a complex number is averaged as a pair."""
+    return 2 if dtype.kind is Kind.COMPLEX else 1
+
+
+def decode(raw: Bytes, dtype: DType, out: Float64) -> None:
+    """Fill ``out`` with the numbers in ``raw``."""
+    if dtype.itemsize == 1:
+        np.take(_table(dtype.name), raw, out=out, mode="clip")  # the cast itself is thirty times slower
+    else:
+        np.copyto(out, raw.view(NUMPY_TYPES[dtype.name]))
+
+
+@cache
+def _table(name: str) -> Float64:
+    """Return the value of each of the 256 codes of an 8-bit type."""
+    return np.arange(256, dtype=np.uint8).view(NUMPY_TYPES[name]).astype(np.float64)
+
+
+def round_to(values: Float64, dtype: DType) -> Bytes:
+    """Return ``values`` as bytes of ``dtype``. A value out of range becomes infinite (NaN if there is no infinity)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.name in _DIRECT:
+            return values.astype(NUMPY_TYPES[dtype.name]).view(np.uint8)
+        narrow = _to_float32_for_bfloat16(values) if dtype.name == "BF16" else _to_float32_odd(values)
+        return narrow.astype(NUMPY_TYPES[dtype.name]).view(np.uint8)
+
+
+def _to_float32_for_bfloat16(values: Float64) -> NDArray[np.float32]:
+    """Round to float32 in the ordinary way, and to odd only where that gives a midpoint of two bfloat16.
+
+    bfloat16 is the upper half of float32, so a midpoint has exactly the highest of the lower bits set; everywhere else
+    rounding twice gives the same result as rounding once.
+    """
+    nearest = values.astype(np.float32)
+    midpoints = np.flatnonzero(nearest.view(np.uint16)[_LOWER_HALF::2] == _HIGHEST_BIT)
+    if len(midpoints):
+        nearest[midpoints] = _to_float32_odd(values[midpoints])
+    return nearest
+
+
+def _to_float32_odd(values: Float64) -> NDArray[np.float32]:
+    """Round to float32 toward zero, then set the last bit of every inexact result."""
+    nearest = values.astype(np.float32)
+    back = nearest.astype(np.float64)
+    bits = nearest.view(np.uint32)
+    bits -= (np.abs(back) > np.abs(values)).view(np.uint8)  # the magnitude is the low 31 bits
+    inexact = (back != values) & ~np.isnan(values)
+    bits |= inexact.view(np.uint8)
+    return nearest

@@ -1,0 +1,145 @@
+"""The files of an output folder, on a disk or in a store: shards of the data section, and side files."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+from ema_cli.errors import InputChanged
+from ema_cli.records.files import FileRole, PlannedFile, SideFile, Written, WrittenFile
+from ema_cli.records.plan import PlannedOutput
+from ema_cli.storage.locations import open_source
+from ema_cli.text import quoted
+from ema_cli.write.target import Target
+
+_PIECE_BYTES = 1 << 20
+
+
+class FolderFiles:
+    """The files of one folder. The data sections of its shards, in order, are the data section of the output.
+
+    A folder may have more files than a process may have open. Pieces arrive roughly in order, so few shards are being
+    filled at a time: each is opened for its first piece, and the thread that writes its last piece finishes it.
+
+    Args:
+        output: the folder.
+        shards: the files of weights, in the order of the plan.
+        make_side_file: returns the file for a side file; called at the end.
+
+    """
+
+    def __init__(
+        self,
+        output: PlannedOutput,
+        shards: Sequence[Target],
+        make_side_file: Callable[[PlannedFile, FileRole], Target],
+    ) -> None:
+        self._output = output
+        self._begins = [planned.begin for planned in output.files]
+        self._shards = [_Shard(file, planned.data_bytes) for file, planned in zip(shards, output.files, strict=True)]
+        self._make_side_file = make_side_file
+        self._side_files: list[Target] = []
+
+    def open_first(self) -> None:
+        """Open the first shard before its first piece, so that a store that refuses files does so early.
+
+        Raises:
+            OutputError: it cannot be opened.
+
+        """
+        self._shards[0].open()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section of all shards; safe to call from several threads.
+
+        Raises:
+            OutputError: it cannot be written.
+
+        """
+        if len(data):
+            number = bisect_right(self._begins, offset) - 1
+            self._shards[number].write(offset - self._begins[number], data)
+
+    def finish(self) -> Written:
+        """Finish the shards, and write the side files.
+
+        Raises:
+            OutputError: a file could not be written, or a shard is incomplete.
+            InputChanged: a side file to copy was changed or removed.
+
+        """
+        files = [shard.finish() for shard in self._shards]
+        files += [self._write_side_file(side) for side in self._output.beside]
+        return Written(files=tuple(sorted(files, key=lambda file: file.name)), folder=True)
+
+    def _write_side_file(self, side: SideFile) -> WrittenFile:
+        planned = PlannedFile(name=side.name, header=b"", begin=0, data_bytes=side.nbytes)
+        file = self._make_side_file(planned, side.role)
+        self._side_files.append(file)
+        file.open()
+        offset = 0
+        for piece in _pieces_of(side):
+            file.write(offset, memoryview(piece))
+            offset += len(piece)
+        (written,) = file.finish().files
+        return written
+
+    def discard(self) -> None:
+        """Remove all files."""
+        for file in (*(shard.file for shard in self._shards), *self._side_files):
+            file.discard()
+
+
+class _Shard:
+    """A shard, opened for its first piece and finished after its last."""
+
+    def __init__(self, file: Target, data_bytes: int) -> None:
+        self.file = file
+        self._missing = data_bytes
+        self._is_open = False
+        self._written: WrittenFile | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        with self._lock:
+            if not self._is_open:
+                self.file.open()
+                self._is_open = True
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self.open()
+        self.file.write(offset, data)
+        with self._lock:
+            self._missing -= len(data)
+            is_complete = self._missing == 0
+        if is_complete:
+            (self._written,) = self.file.finish().files
+
+    def finish(self) -> WrittenFile:
+        """Return the finished file. A shard without data is finished here; a shard with a gap raises here."""
+        if self._written is None:
+            self.open()
+            (self._written,) = self.file.finish().files
+        return self._written
+
+
+def _pieces_of(side: SideFile) -> Iterator[bytes]:
+    """Yield the contents of a side file.
+
+    Raises:
+        InputChanged: the file to copy was changed or removed.
+
+    """
+    if side.source is None:
+        yield side.content or b""
+        return
+    with open_source(side.source) as source:
+        if source.state != side.state:
+            raise InputChanged(
+                f"{quoted(source.name)} was changed or replaced during the run",
+                hint="run again when nothing writes to the checkpoints",
+            )
+        for offset in range(0, source.size(), _PIECE_BYTES):
+            yield source.read(offset, min(_PIECE_BYTES, source.size() - offset))
+        source.raise_if_changed()

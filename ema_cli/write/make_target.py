@@ -1,0 +1,44 @@
+"""Choose the target of an output or a report: a file or a folder, on a disk or in a store."""
+
+from __future__ import annotations
+
+from ema_cli.records.plan import PlannedOutput
+from ema_cli.storage.locations import STREAMED, Location
+from ema_cli.storage.url import Url
+from ema_cli.write.file import OutputFile
+from ema_cli.write.folder import OutputFolder
+from ema_cli.write.resumption import ResumableFile
+from ema_cli.write.small_file import SmallFile
+from ema_cli.write.target import SmallTarget, Target
+
+
+def make_small(path: Location) -> SmallTarget:
+    """Return the target of a small file."""
+    if isinstance(path, Url):
+        from ema_cli.write.uploads import SmallUpload  # noqa: PLC0415 - fsspec
+
+        return SmallUpload(path)
+    return SmallFile(path)
+
+
+def make_target(output: PlannedOutput) -> Target:
+    """Return the target of an output."""
+    if isinstance(output.path, Url):
+        from ema_cli.write.remote_folder import RemoteFolder, make_upload  # noqa: PLC0415 - fsspec
+
+        return RemoteFolder(output, output.path) if output.folder else make_upload(output.path, output.files[0])
+    if output.folder:
+        return OutputFolder(output)
+    (file,) = output.files
+    return OutputFile(output.path, file.header, file.data_bytes)
+
+
+def make_resumable(output: PlannedOutput) -> ResumableFile:
+    """Return the target of an output that is kept when the run is interrupted."""
+    (file,) = output.files
+    return ResumableFile(output.local, file.header, file.data_bytes)
+
+
+def is_spooled(output: PlannedOutput) -> bool:
+    """Return whether an output is built in a temporary file before it is sent to its store."""
+    return isinstance(output.path, Url) and output.path.scheme not in STREAMED

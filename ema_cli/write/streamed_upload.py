@@ -1,0 +1,112 @@
+"""An output in a store that takes uploads in parts: sent in order while it is computed, without a copy on the disk.
+
+The file appears in the store when its upload is completed, which is the last thing that happens; an aborted upload
+leaves nothing. There is no lock: if two runs write one name, the later wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from typing import Any
+
+from ema_cli.errors import OutputError
+from ema_cli.records.files import FileRole, PlannedFile, Written
+from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.url import Url
+from ema_cli.text import quoted
+from ema_cli.write.uploads import Upload, check_sent, raise_upload_error
+
+_PART_BYTES = 1 << 23
+_MOST_PARTS = 9_000
+"""Of an upload; S3 accepts 10,000."""
+
+
+class StreamedUpload(Upload):
+    """An upload in parts."""
+
+    def __init__(self, url: Url, planned: PlannedFile, role: FileRole = FileRole.WEIGHTS) -> None:
+        super().__init__(url, planned, role)
+        self._stream: Any = None
+        self._digest = hashlib.sha256()
+        self._sent = 0
+        """Bytes of the data section that were passed to the stream."""
+        self._waiting: dict[int, bytes] = {}
+        """Pieces that came before their turn: at most one per thread, while the pieces before them are sent."""
+        self._lock = threading.Lock()
+        self._published = False
+
+    def open(self) -> None:
+        """Begin the upload.
+
+        Raises:
+            OutputError: the store refuses it.
+
+        """
+        part_bytes = max(_PART_BYTES, self.planned.nbytes // _MOST_PARTS)
+        try:
+            store, path = store_of(self.url)
+            self._stream = store.open(path, "wb", block_size=part_bytes, autocommit=False)
+            self._send(self.planned.header)
+        except Exception as error:  # noqa: BLE001 - every store has errors of its own
+            raise_upload_error(self.url, error)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Send ``data`` if everything before it was sent, else keep it until then.
+
+        Raises:
+            OutputError: the store does not accept it.
+
+        """
+        with self._lock:
+            self._waiting[offset] = data.tobytes()
+            try:
+                while (piece := self._waiting.pop(self._sent, None)) is not None:
+                    if piece:
+                        self._send(piece)
+                        self._sent += len(piece)
+            except Exception as error:  # noqa: BLE001
+                raise_upload_error(self.url, error)
+
+    def _send(self, piece: bytes) -> None:
+        self._stream.write(piece)
+        self._digest.update(piece)
+
+    def finish(self) -> Written:
+        """Send the rest.
+
+        Raises:
+            OutputError: bytes are missing, or the store did not accept them.
+
+        """
+        if self._sent != self.planned.data_bytes:
+            sent = f"only {self._sent:,} of {self.planned.data_bytes:,} bytes were sent"
+            raise OutputError(f"{quoted(str(self.url))} is incomplete: {sent}")
+        try:
+            self._stream.close()
+        except Exception as error:  # noqa: BLE001
+            raise_upload_error(self.url, error)
+        return self._describe(self._digest.hexdigest())
+
+    def publish(self) -> None:
+        """Complete the upload, and check the size of the file in the store.
+
+        Raises:
+            OutputError: the store did not accept the file, or not all of it.
+
+        """
+        try:
+            self._stream.commit()
+        except Exception as error:  # noqa: BLE001
+            raise_upload_error(self.url, error)
+        self._published = True
+        check_sent(self.url, self.planned.nbytes)
+
+    def discard(self) -> None:
+        """Abort the upload; does nothing after ``publish``."""
+        if self._published or self._stream is None:
+            return
+        with contextlib.suppress(Exception):  # the run has failed already
+            self._stream.discard()
+        self._stream.closed = True  # otherwise it would complete the upload when it is garbage collected
