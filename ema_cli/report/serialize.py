@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ema_cli.records.rebuild import build
+from ema_cli.records.record_types import build
 from ema_cli.report.model import Report
 
 LARGEST_REPORT_BYTES = 1 << 28
