@@ -1,4 +1,4 @@
-"""What a fold leaves behind, beside the tensors: how they moved, and where the checkpoints lie to each other."""
+"""What a fold measures besides the tensors: statistics per tensor, distances between checkpoints, checksums."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStatistics:
-    """How an average differs from the last checkpoint, from the float64 values before rounding.
+    """How an average differs from the last checkpoint, computed from the float64 values before rounding.
 
     ``None`` where undefined: a copied tensor, a tensor that is not finite, the drift from a zero tensor, the cosine of
-    a zero tensor or of two whose norms are further apart than float64 can tell.
+    a zero tensor or of two tensors with norms too far apart for float64.
     """
 
     finite: bool = True
-    """Whether all of its numbers are; a norm can be too large where they are not."""
+    """Whether all numbers of the average are finite; its norm can overflow even then."""
     norm: float | None
     """Euclidean norm of the average."""
     drift: float | None
@@ -23,54 +23,54 @@ class TensorStatistics:
     cosine: float | None
     """``cos(average, last)``."""
     spread: float | None = None
-    """``sum_i w_i ||theta_i - average||^2``, of the elements that the geometry is measured on."""
+    """``sum_i w_i ||theta_i - average||^2``, over the elements that the geometry is measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunGeometry:
-    """Where the checkpoints of a run, and its averages, lie to each other; see ``ema_cli.fold.geometry.trajectory``."""
+    """Distances between the checkpoints of a run and its averages; see ``ema_cli.fold.geometry.trajectory``."""
 
     inputs: tuple[int, ...]
-    """The positions of the inputs that this is about: those that were read."""
+    """Positions of the inputs measured: those that were read; at most 128, evenly chosen."""
     pairwise_distance: tuple[tuple[float, ...], ...]
-    """``||theta_i - theta_j||``."""
+    """``||theta_i - theta_j||`` of those inputs."""
     average_distance: tuple[tuple[float, ...] | None, ...]
-    """Per average, its distance from each of the inputs; ``None`` where weights do not sum to one."""
+    """Per average, its distance from each of those inputs; ``None`` where the weights do not sum to one."""
     path_2d: tuple[tuple[float, ...], ...]
-    """The inputs in the plane of most variance (principal components)."""
-    averages_2d: tuple[tuple[float, float] | None, ...]
+    """Those inputs in the plane of most variance (principal components)."""
+    averages_2d: tuple[tuple[float, ...] | None, ...]
     """The averages in that plane."""
-    explained: tuple[float, float]
+    explained: tuple[float, ...]
     """The part of the variance that each axis of the plane explains."""
     step_cosines: tuple[float | None, ...]
     """Cosine between each step from one input to the next and the step after it."""
     sampled_fraction: float
-    """The part of all elements that this was measured on."""
+    """The part of all elements that was measured; 1 for ``--geometry full``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorOutcome:
-    """All that a fold leaves behind of one tensor, so that a later run need not fold it again."""
+    """Everything a fold computes for one tensor, so that a resumed run need not fold it again."""
 
     number: int
     """Position of the tensor in the plan."""
     written_crc32: tuple[int, ...]
-    """Per average, of its bytes in the output."""
+    """Per average, CRC-32 of the tensor's bytes in the output."""
     read_crc32: tuple[int, ...]
-    """Per checkpoint in use, of its bytes there; empty for a copied tensor."""
+    """Per checkpoint in use, CRC-32 of the tensor's bytes in that checkpoint; empty for a copied tensor."""
     statistics: tuple[TensorStatistics, ...]
     """Per average, without the spread."""
     sample: bytes
-    """What the geometry took of it; see ``ema_cli.fold.geometry.observer``."""
+    """The elements that the geometry is measured on; see ``ema_cli.fold.geometry.observer``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldOutcome:
-    """What a fold leaves behind, beside the tensors."""
+    """What a fold measures, besides the tensors that it writes."""
 
     contents: Mapping[int, str]
-    """Of each checkpoint that was read, a digest of its averaged tensors; see ``ema_cli.fold.content_digests``."""
-
+    """By position of each checkpoint that was read: digest of its averaged tensors; see
+    ``ema_cli.fold.content_digests``."""
     statistics: tuple[tuple[TensorStatistics, ...], ...]
     """Per average and tensor."""
     geometry: RunGeometry | None

@@ -1,4 +1,4 @@
-"""Numbers that say what an average is: how many checkpoints count in it, how old it is, what it does to the updates."""
+"""Numbers that describe an average: how many checkpoints count in it, its age, how it scales the updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostics:
-    """A description of the shares of one average; field by field as in the report."""
+    """Numbers that describe the shares w_i of one average: effective checkpoints, mean age, learning-rate scale."""
 
     effective_checkpoints: float
     """1 / sum w_i^2 (Kish): the variance of averaged noise falls by this factor."""
@@ -33,15 +33,17 @@ class Diagnostics:
     largest: float
     """The largest share."""
     implied_lr: tuple[float, ...]
-    """W_i = sum_(j>=i) w_j: the factor by which the average scales the update that led to checkpoint i."""
-    window_ratio_u: float | None
+    """LR scale, W_i = sum_(j>=i) w_j: the factor by which the average scales the update that led to checkpoint i."""
+    window_ratio_u: float | None = None
     """u = median gap x (1-d): how many windows of the EMA fit between two checkpoints. Per step only."""
-    unobserved_mass: float | None
-    """The part of the average asked for that lies before the first checkpoint: d^(T-t_1), (t_1/T)^(gamma+1)."""
-    predicted_error: float | None
-    """Expected distance to the true per-step EMA over that from the last checkpoint to it, at most 1: u/sqrt(12), or
-    u/sqrt(3) for ``ema-hold``, with the effective gap in u. An estimate, for a path that is Brownian between
-    checkpoints; it says nothing of what lies before the first."""
+    unobserved_mass: float | None = None
+    """The part of the requested average before the first checkpoint: d^(T-t_1) or (t_1/T)^(gamma+1)."""
+    predicted_error: float | None = None
+    """Expected distance to the true per-step EMA, divided by the distance from the last checkpoint to it, at most 1.
+
+    u/sqrt(12), or u/sqrt(3) for ``ema-hold``, with the effective gap in u. An estimate for a path that is Brownian
+    between checkpoints; it does not cover the time before the first.
+    """
 
 
 def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Diagnostics:
