@@ -88,7 +88,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     from ema_cli.execution import carry_out  # noqa: PLC0415 - planning alone needs none of this
     from ema_cli.preflight.destinations import check_places  # noqa: PLC0415
     from ema_cli.preflight.up_to_date import find_earlier  # noqa: PLC0415
-    from ema_cli.report.report_files import write_asked_reports  # noqa: PLC0415
+    from ema_cli.report.report_files import write_requested_reports  # noqa: PLC0415
     from ema_cli.write.lock import output_lock  # noqa: PLC0415
 
     earlier: Report | None = None
@@ -107,7 +107,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     with ExitStack() as locks, planned(options, listener, check=check) as plan:
         fail_if_strict(plan.warnings, options)
         if earlier is not None:
-            write_asked_reports(earlier, options)
+            write_requested_reports(earlier, options)
             return Outcome(report=earlier, up_to_date=True)
         report = carry_out(plan, options, listener, argv, started)
     return Outcome(report=report, up_to_date=False)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.errors import OutputError
+from ema_cli.records.fold_results import RunGeometry
 from ema_cli.report import svg
 from ema_cli.report.html import to_html
 from ema_cli.report.markdown import escaped, to_markdown
-from ema_cli.report.model import Geometry, Input, Report, Tensor
+from ema_cli.report.model import Input, Report, Tensor
 from ema_cli.report.words import movement, verdict
 from ema_cli.text import percent
 from tests.helpers.series import random_states, write_series
@@ -92,7 +93,7 @@ def test_the_page_is_whole(report: Report) -> None:
     """All sections are there, every tag is closed, and the numbers are those of the report."""
     page = Page(to_html(report))
     assert page.open == []
-    for title in ("Implied learning rate", "Path of the run", "Inputs", "Outputs", "Timing", "How to reproduce"):
+    for title in ("Learning-rate scale", "Path of the run", "Inputs", "Outputs", "Timing", "How to reproduce"):
         assert title in page.text
     for average in report.averages:
         assert verdict(report, average) in page.text
@@ -198,7 +199,7 @@ def test_a_large_report_stays_small(report: Report) -> None:
             report.averages[0].diagnostics, implied_lr=tuple(1 - i / count for i in range(count))
         ),
     )
-    geometry = Geometry(
+    geometry = RunGeometry(
         inputs=tuple(range(count)),
         pairwise_distance=tuple(tuple(abs(i - j) * 1.2345 for j in range(count)) for i in range(count)),
         average_distance=((1.0,) * count,),
@@ -218,10 +219,10 @@ def test_a_large_report_stays_small(report: Report) -> None:
 @pytest.mark.parametrize(
     ("cosines", "words"),
     [
-        ((-0.6, -0.4), "bounce about a centre"),
-        ((0.7, 0.9), "still travelling"),
+        ((-0.6, -0.4), "oscillate around a center"),
+        ((0.7, 0.9), "still moving in one direction"),
         ((0.05, -0.1), "as in a random walk"),
-        ((None, 0.9), "still travelling"),
+        ((None, 0.9), "still moving in one direction"),
     ],
 )
 def test_movement_is_told_in_words(report: Report, cosines: tuple[float | None, ...], words: str) -> None:

@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ema_cli
+from ema_cli.errors import RunWarning
 from ema_cli.report import model
 from ema_cli.report.build import peak_memory_bytes
 from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.report.serialize import from_json, to_json
+from ema_cli.weights.diagnostics import Diagnostics
 from tests.helpers.series import random_states, save_zip, write_one, write_series
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -46,7 +48,7 @@ def reports() -> st.SearchStrategy[model.Report]:
         tied_to=st.none() | TEXT,
     )
     diagnostics = st.builds(
-        model.DiagnosticsOfWeights,
+        Diagnostics,
         effective_checkpoints=NUMBERS,
         mean_age=NUMBERS,
         mean_age_unit=TEXT,
@@ -71,7 +73,7 @@ def reports() -> st.SearchStrategy[model.Report]:
         ),
         averages=st.lists(averages, max_size=2).map(tuple),
         inputs=st.lists(st.builds(model.Input, path=TEXT, bytes=SIZES), max_size=2).map(tuple),
-        warnings=st.lists(st.builds(model.Warned, message=TEXT), max_size=2).map(tuple),
+        warnings=st.lists(st.builds(RunWarning, message=TEXT, hint=TEXT), max_size=2).map(tuple),
         summary=st.builds(model.Summary, seconds=NUMBERS, fold_seconds=NUMBERS, throughput_bytes_per_second=NUMBERS),
     )
 

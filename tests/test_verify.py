@@ -532,7 +532,7 @@ def test_the_command_line(run_folder: Path, ema_avg: Run) -> None:
     done = ema_avg("verify", "ema.safetensors", "--seed", "7", "--samples", "3")
     assert (done.returncode, done.stdout) == (0, "verified ema.safetensors  5 inputs  3 pieces recomputed\n")
     assert "3 pieces recomputed, the same bit for bit (seed 7)" in done.stderr
-    assert "ok  inputs: 5 of 5 as they were" in done.stderr
+    assert "ok  inputs: 5 of 5 unchanged" in done.stderr
     assert "ckpt_300.pt" in ema_avg("verify", "ema.safetensors", "-v").stderr
     quiet = ema_avg("verify", "ema.safetensors", "-q")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")

@@ -1,7 +1,6 @@
 """Report schema 1.0. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
-All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN. Fields with a default were
-added after 1.0, so that older reports can be read.
+All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ class File:
 
     name: str
     role: str
-    """``weights``; ``index``: lists which file holds which tensor; ``companion``: a side file, copied and not counted."""
+    """``weights``; ``index``: lists which file holds which tensor; ``companion``: a copied side file, not counted."""
     bytes: int
     sha256: str
     modified_ns: int

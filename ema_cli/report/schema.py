@@ -37,7 +37,7 @@ def schema_text() -> str:
 
 
 def _record(record: type[Any]) -> dict[str, Any]:
-    """Return the schema of a record. Fields with a default are younger than schema 1.0, except the hint of a warning."""
+    """Return the schema of a record. Fields with a default were added after 1.0, except the hint of a warning."""
     fields = field_types(record)
     required = fields if record is RunWarning else required_fields(record)
     return {
