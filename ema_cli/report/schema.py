@@ -36,7 +36,7 @@ def schema_text() -> str:
     return json.dumps(report_schema(), indent=1) + "\n"
 
 
-def _record(record: type[Any]) -> dict[str, Any]:
+def _record(record: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the schema of a record. Fields with a default were added after 1.0, except the hint of a warning."""
     fields = field_types(record)
     required = fields if record is RunWarning else required_fields(record)
