@@ -237,7 +237,7 @@ def test_a_changed_input_is_told(output: Path) -> None:
     assert "was changed or touched" in failed(output, quick=True)["input 2"]
     torch.save({"scale": made[1]["scale"]}, path)
     wrong = failed(output)
-    assert f"has {path.stat().st_size:,} bytes, but " in wrong["input 2"]
+    assert f"has {path.stat().st_size:,} bytes, not " in wrong["input 2"]
     assert "structure" in wrong["input 2"]
     assert 'ckpt_200.pt" has no "' in wrong["samples"]
 
