@@ -165,17 +165,17 @@ def _open(
 
 def _choose(a: Checkpoint, b: Checkpoint, options: Options) -> tuple[Chosen, Chosen]:
     """Return the tensors to compare of each side; one side may have none."""
-    found: list[Chosen] = []
+    chosen: list[Chosen] = []
     failures: list[UsageError] = []
     for checkpoint in (a, b):
         try:
-            found.append(choose_tensors(checkpoint.index.layouts, options))
+            chosen.append(choose_tensors(checkpoint.index.layouts, options))
         except UsageError as failure:
-            found.append({})
+            chosen.append({})
             failures.append(failure)
-    if len(failures) == len(found):
+    if len(failures) == len(chosen):
         raise failures[0]
-    return found[0], found[1]
+    return chosen[0], chosen[1]
 
 
 def _can_be_compared(a: TensorLayout, b: TensorLayout) -> bool:

@@ -137,7 +137,7 @@ class Output:
     dtype: str
     """The requested element type: ``same`` or a torch name."""
     modified_ns: int | None = None
-    """Modification time after writing: tells that the file is unchanged without reading it."""
+    """Modification time after writing: an unchanged file is recognized by it, without reading it."""
     files: tuple[File, ...] = ()
     """The files of a folder, sorted by name; empty if the output is one file."""
 

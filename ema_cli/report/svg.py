@@ -46,7 +46,7 @@ def path_chart(
     path: Sequence[Point], names: Sequence[str], averages: Sequence[tuple[str, Point]], labels: tuple[str, str]
 ) -> str:
     """Draw the checkpoints in a plane, connected in order, and the averages; both axes have the same scale."""
-    points = [*path, *(place for _, place in averages)]
+    points = [*path, *(point for _, point in averages)]
     across, up = _equal_scales(points)
     line = "M" + "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in path)
     dots = "".join(_dot(across(x), up(y), name) for (x, y), name in zip(path, names, strict=True))
@@ -70,9 +70,9 @@ def heat_map(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     levels: list[list[str]] = [[] for _ in range(_LEVELS)]
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            place = f"M{left + j * side:.1f} {_TOP + i * side:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z"
-            levels[_level(value / largest)].append(place)
-    squares = "".join(_shade(level, "".join(places)) for level, places in enumerate(levels) if places)
+            square = f"M{left + j * side:.1f} {_TOP + i * side:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z"
+            levels[_level(value / largest)].append(square)
+    squares = "".join(_shade(level, "".join(paths)) for level, paths in enumerate(levels) if paths)
     below = f'<text class="label" x="{left:.1f}" y="{HEIGHT - 12}">{escape(names[0])}</text>'
     below += f'<text class="label end" x="{left + side * count:.1f}" y="{HEIGHT - 12}">{escape(names[-1])}</text>'
     return _svg(squares + below, "distances between the checkpoints")
@@ -92,7 +92,7 @@ def strip(values: Sequence[float], names: Sequence[str]) -> str:
         levels: list[list[str]] = [[] for _ in range(_LEVELS)]
         for i, value in enumerate(values):
             levels[_level(value / largest)].append(_field(i, width))
-        fields = "".join(_shade(level, "".join(places)) for level, places in enumerate(levels) if places)
+        fields = "".join(_shade(level, "".join(paths)) for level, paths in enumerate(levels) if paths)
     return (
         f'<svg class="strip" viewBox="0 0 {wide} {_STRIP_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="drift per tensor in model order">{fields}</svg>'
@@ -103,8 +103,8 @@ def _field(number: int, width: float) -> str:
     return f"M{number * width:.2f} 0h{width:.2f}v{_STRIP_HEIGHT}h-{width:.2f}z"
 
 
-def _shade(level: int, places: str) -> str:
-    return f'<path class="shade" style="--level:{level}" d="{places}"/>'
+def _shade(level: int, path: str) -> str:
+    return f'<path class="shade" style="--level:{level}" d="{path}"/>'
 
 
 def _level(share: float) -> int:
@@ -164,10 +164,8 @@ def _star(x: float, y: float, name: str) -> str:
     """Mark an average, with its name on the side with more room."""
     diamond = f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z"
     end = x > WIDTH / 2
-    place = f'class="label strong{" end" if end else ""}" x="{x + (-11 if end else 11):.1f}" y="{y + 4:.1f}"'
-    return (
-        f'<path class="average" d="{diamond}"><title>{escape(name)}</title></path><text {place}>{escape(name)}</text>'
-    )
+    attributes = f'class="label strong{" end" if end else ""}" x="{x + (-11 if end else 11):.1f}" y="{y + 4:.1f}"'
+    return f'<path class="average" d="{diamond}"><title>{escape(name)}</title></path><text {attributes}>{escape(name)}</text>'
 
 
 def _note(x: float, y: float, text: str) -> str:

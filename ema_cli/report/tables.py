@@ -45,7 +45,7 @@ def more_shares(count: int) -> ShareRow:
 
 
 def label(average: Average) -> str:
-    """Return the file name of an average, which tells it from the others of a run."""
+    """Return the file name of an average, which distinguishes it from the others of a run."""
     return safe_text(PurePath(average.output.path).name)
 
 

@@ -96,11 +96,11 @@ def reconstruction(method: MethodUsed, diagnostics: Diagnostics) -> str:
         parts.append(f"u = median gap x (1-d) = {diagnostics.window_ratio_u:.3g}")
         error = expected_error(method, diagnostics)
         if error:
-            parts.append(f"estimated distance to the true EMA: {error} of the distance from the last checkpoint to it")
+            parts.append(f"estimated distance to the true EMA: {error} of the last checkpoint's")
     if diagnostics.unobserved_mass is not None:
-        instead = "left out" if method.init == "debias" else "the first is used instead"
+        instead = "which are left out" if method.init == "debias" else "which is used instead"
         mass = percent(diagnostics.unobserved_mass)
-        parts.append(f"{mass} of it belongs to steps before the first checkpoint ({instead})")
+        parts.append(f"{mass} of the EMA belongs to steps before the first checkpoint, {instead}")
     return "; ".join(parts)
 
 

@@ -181,7 +181,7 @@ def _check_method(written: Checkpoint, report: Report, average: Average) -> Chec
     ]
     if differences:
         return _failed("method", shortlist(differences, most=_MOST_DIFFERENCES))
-    return Check(name="method", ok=True, message=f"{average.method.name}, same in the metadata of the file")
+    return Check(name="method", ok=True, message=f"{average.method.name}, as in the metadata of the file")
 
 
 def _check_tensors(written: Checkpoint, reported: tuple[Tensor, ...]) -> Check:

@@ -85,22 +85,22 @@ def _weight_files(path: Location) -> dict[str, Location]:
     return files
 
 
-def check_size(found: WrittenOutput, reported: Output) -> Check:
+def check_size(output: WrittenOutput, reported: Output) -> Check:
     """Compare the size of an output with its report."""
-    if found.size() == reported.bytes:
-        return Check(name="size", ok=True, message=plural(found.size(), "byte"))
-    message = f"{plural(found.size(), 'byte')}, but {reported.bytes:,} were written"
+    if output.size() == reported.bytes:
+        return Check(name="size", ok=True, message=plural(output.size(), "byte"))
+    message = f"{plural(output.size(), 'byte')}, but {reported.bytes:,} were written"
     return Check(name="size", ok=False, message=message)
 
 
-def check_digest(found: WrittenOutput, reported: Output, count: Counted) -> Check:
+def check_digest(output: WrittenOutput, reported: Output, count: Counted) -> Check:
     """Compare the digest of an output with its report; in a folder, name the files that differ.
 
     Raises:
         InputChanged: a file cannot be read to its end.
 
     """
-    digests = found.digests(count.add)
+    digests = output.digests(count.add)
     digest = digest_of_all(digests)
     if digest == reported.sha256:
         return Check(name="sha256", ok=True, message=digest)

@@ -64,7 +64,7 @@ def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dt
 
 
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:
-    """Compare two pieces bit for bit; NaN matches any NaN, whose bits IEEE 754 leaves open."""
+    """Compare two pieces bit for bit; NaN matches any NaN: IEEE 754 does not define its bits."""
     bits = f"u{dtype.itemsize}"
     wrong = np.flatnonzero(expected.view(bits) != found.view(bits))
     if dtype.averaged and len(wrong):
