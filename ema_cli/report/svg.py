@@ -165,7 +165,8 @@ def _star(x: float, y: float, name: str) -> str:
     diamond = f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z"
     end = x > WIDTH / 2
     attributes = f'class="label strong{" end" if end else ""}" x="{x + (-11 if end else 11):.1f}" y="{y + 4:.1f}"'
-    return f'<path class="average" d="{diamond}"><title>{escape(name)}</title></path><text {attributes}>{escape(name)}</text>'
+    title = escape(name)
+    return f'<path class="average" d="{diamond}"><title>{title}</title></path><text {attributes}>{title}</text>'
 
 
 def _note(x: float, y: float, text: str) -> str:
