@@ -1,11 +1,11 @@
 """Compare two checkpoints of any formats, tensor by tensor, in bounded memory.
 
-Input -> output: two files -> ``Comparison``. Tensors are matched by name. They are equal if their shapes, their types
-and the bits of all elements are: -0.0 is not 0.0, and NaN equals NaN of the same bits.
+Input -> output: two files -> ``Comparison``. Tensors are matched by name. They are equal if shape, type and the bits of
+all elements are equal: -0.0 is not 0.0, and NaN equals NaN with the same bits.
 
     >>> from ema_cli.compare import compare
-    >>> found = compare(Options(paths=("a.pt", "b.safetensors")))
-    >>> found.equal, found.total.relative_l2
+    >>> comparison = compare(Options(paths=("a.pt", "b.safetensors")))
+    >>> comparison.equal, comparison.total.relative_l2
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ema_cli.storage.locations import Location, is_folder, locate, open_source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distance:
-    """How far a is from b. ``None`` is what is undefined, or was not compared."""
+    """How far a is from b. ``None`` if undefined or not compared."""
 
     differing: int | None
-    """Elements that are not equal."""
+    """Number of elements that are not equal."""
     max_abs: float | None
-    """``max |a - b|``; an exact integer for integers. Complex numbers are pairs of real ones."""
+    """``max |a - b|``; an exact integer for integers. Complex numbers count as pairs of real numbers."""
     relative_l2: float | None
-    """``||a - b|| / ||b||``, of floats and complex numbers."""
+    """``||a - b|| / ||b||``; floats and complex numbers only."""
     cosine: float | None
-    """``<a, b> / ||a|| ||b||``, of floats and complex numbers."""
+    """``<a, b> / (||a|| ||b||)``; floats and complex numbers only."""
 
 
 _NOT_COMPARED = Distance(differing=None, max_abs=None, relative_l2=None, cosine=None)
@@ -49,7 +49,7 @@ _NOT_COMPARED = Distance(differing=None, max_abs=None, relative_l2=None, cosine=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorComparison:
-    """A tensor that both checkpoints have."""
+    """A tensor in both checkpoints."""
 
     name: str
     a: TensorLayout
@@ -58,44 +58,44 @@ class TensorComparison:
 
     @property
     def equal(self) -> bool:
-        """Whether shape, type and all elements are the same."""
+        """Whether shape, type and all elements are equal."""
         return self.a.dtype is self.b.dtype and self.a.shape == self.b.shape and self.distance.differing == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What two checkpoints have in common, and what not."""
+    """The tensors of two checkpoints: common ones with their distances, and those of one alone."""
 
     a: Checkpoint
     b: Checkpoint
     tensors: tuple[TensorComparison, ...]
-    """Of both, in the order of b."""
+    """Common tensors, in the order of b."""
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
     total: Distance
-    """Of all tensors that could be compared; the norms and the largest difference are those of floats alone."""
+    """Over all compared tensors; maximum and norms over floats and complex numbers only."""
 
     @property
     def equal(self) -> bool:
-        """Whether both have the same tensors, with the same elements."""
+        """Whether both have the same tensors, with equal elements."""
         return not self.only_in_a and not self.only_in_b and all(tensor.equal for tensor in self.tensors)
 
     @property
     def different(self) -> tuple[TensorComparison, ...]:
-        """The tensors of both that are not equal."""
+        """The common tensors that are not equal."""
         return tuple(tensor for tensor in self.tensors if not tensor.equal)
 
 
 def compare(options: Options, listener: Listener = ignore) -> Comparison:
-    """Compare the two checkpoints that ``options.paths`` name.
+    """Compare the two checkpoints in ``options.paths``.
 
-    Of the options ``key``, ``include``, ``exclude`` and ``strip_prefix`` count. The key is for nested checkpoints, and
-    the prefix for those whose names have it; that neither fits either file is an error.
+    Only the options ``key``, ``include``, ``exclude`` and ``strip_prefix`` are used. The key applies to nested files,
+    the prefix to files with such names; if one of them applies to neither file, it is an error.
 
     Raises:
-        UsageError: there are not two files, or the options leave nothing to compare.
+        UsageError: there are not two paths, or the options leave nothing to compare.
         NothingMatched: a file is missing.
-        InputRefused: a file is not a checkpoint that can be read, or has tensors that cannot be compared.
+        InputRefused: a file is not a readable checkpoint, or has tensors that cannot be compared.
         InputChanged: a file was changed while it was being read.
 
     """
@@ -125,22 +125,22 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
 
 
 def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[Checkpoint]:
-    """Open both files; they stay open inside the context."""
+    """Open both files; they stay open until ``opened`` is closed."""
     paths = [locate(path) for path in options.paths]
     if len(paths) != 2:  # noqa: PLR2004 - the name of the function
-        raise UsageError("two checkpoints are compared", hint="ema-avg diff a.pt b.safetensors")
+        raise UsageError(f"diff needs two checkpoints, got {len(paths)}", hint="ema-avg diff a.pt b.safetensors")
     flat = [options.key is not None and _is_flat(path) for path in paths]
     pool = LayoutPool()
-    checkpoints, misfits = [], []
+    checkpoints, unused_prefix = [], []
     for done, path in enumerate(paths):
         listener(Opening(done=done, total=len(paths)))
         key = None if flat[done] and not all(flat) else options.key
-        checkpoint, misfit = _open(path, key, options.strip_prefix, pool)
+        checkpoint, error = _open(path, key, options.strip_prefix, pool)
         opened.callback(close_all, [checkpoint])
         checkpoints.append(checkpoint)
-        misfits.append(misfit)
-    if misfits[0] is not None and misfits[1] is not None:
-        raise misfits[0]
+        unused_prefix.append(error)
+    if unused_prefix[0] is not None and unused_prefix[1] is not None:
+        raise unused_prefix[0]
     return checkpoints
 
 
@@ -154,28 +154,28 @@ def _is_flat(path: Location) -> bool:
 def _open(
     path: Location, key: str | None, strip_prefix: str | None, pool: LayoutPool
 ) -> tuple[Checkpoint, UsageError | None]:
-    """Open a file; one whose names do not have the prefix is opened without, and the error is returned."""
+    """Open a file. If no name in it has the prefix, open it without one, and return the error as well."""
     try:
         return open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix), None
-    except UsageError as misfit:
+    except UsageError as error:
         if not strip_prefix:
             raise
-        return open_checkpoint(path, pool=pool, key=key, strip_prefix=""), misfit
+        return open_checkpoint(path, pool=pool, key=key, strip_prefix=""), error
 
 
 def _choose(a: Checkpoint, b: Checkpoint, options: Options) -> tuple[Chosen, Chosen]:
-    """Return the tensors to compare; a side may have none of them, as long as the other has some."""
-    found: list[Chosen] = []
+    """Return the tensors to compare of each side; one side may have none."""
+    chosen: list[Chosen] = []
     failures: list[UsageError] = []
     for checkpoint in (a, b):
         try:
-            found.append(choose_tensors(checkpoint.index.layouts, options))
+            chosen.append(choose_tensors(checkpoint.index.layouts, options))
         except UsageError as failure:
-            found.append({})
+            chosen.append({})
             failures.append(failure)
-    if len(failures) == len(found):
+    if len(failures) == len(chosen):
         raise failures[0]
-    return found[0], found[1]
+    return chosen[0], chosen[1]
 
 
 def _can_be_compared(a: TensorLayout, b: TensorLayout) -> bool:
@@ -203,16 +203,17 @@ def _total(floats: Sums, differing: int) -> Distance:
     )
 
 
-def comparison_document(found: Comparison) -> dict[str, object]:
-    """Return what ``ema-avg diff --json`` prints; undefined numbers are null."""
+def comparison_document(comparison: Comparison) -> dict[str, object]:
+    """Return the document that ``ema-avg diff --json`` prints; undefined numbers are null."""
+    tensors, different = comparison.tensors, comparison.different
     return {
         "schema_version": SCHEMA_VERSION,
-        "equal": found.equal,
-        "a": _checkpoint(found.a),
-        "b": _checkpoint(found.b),
-        "total": {"tensors": len(found.tensors), "different": len(found.different), **dataclasses.asdict(found.total)},
-        "only_in_a": found.only_in_a,
-        "only_in_b": found.only_in_b,
+        "equal": comparison.equal,
+        "a": _checkpoint(comparison.a),
+        "b": _checkpoint(comparison.b),
+        "total": {"tensors": len(tensors), "different": len(different), **dataclasses.asdict(comparison.total)},
+        "only_in_a": comparison.only_in_a,
+        "only_in_b": comparison.only_in_b,
         "tensors": [
             {
                 "name": tensor.name,
@@ -221,7 +222,7 @@ def comparison_document(found: Comparison) -> dict[str, object]:
                 "shape": [tensor.a.shape, tensor.b.shape],
                 **dataclasses.asdict(tensor.distance),
             }
-            for tensor in found.tensors
+            for tensor in tensors
         ],
     }
 

@@ -71,9 +71,9 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         checked = preflight(made, options, locks)
         plan = announce(made, checked, options, listener)
         if checked.up_to_date is not None:
-            from ema_cli.report.report_files import write_asked_reports  # noqa: PLC0415 - numpy, not needed to plan
+            from ema_cli.report.report_files import write_requested_reports  # noqa: PLC0415 - numpy, not needed to plan
 
-            write_asked_reports(checked.up_to_date, options)
+            write_requested_reports(checked.up_to_date, options)
             return Outcome(report=checked.up_to_date, up_to_date=True)
         from ema_cli.execution import carry_out  # noqa: PLC0415 - numpy, not needed to plan
 

@@ -26,7 +26,7 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
 from ema_cli.planning.outputs import output_path
-from ema_cli.report.batch_index import WRITERS, is_index
+from ema_cli.report.render import INDEX_SUFFIXES, is_index
 from tests.helpers.program import Run
 from tests.helpers.series import (
     averaged_by_hand,
@@ -250,7 +250,7 @@ def test_jobs_that_would_write_one_file_are_refused(tmp_path: Path) -> None:
 
 def test_an_index_has_a_writer_per_suffix() -> None:
     """A format of the index is one entry of a table."""
-    assert list(WRITERS) == [".json", ".html"]
+    assert INDEX_SUFFIXES == (".json", ".html")
 
 
 # The command

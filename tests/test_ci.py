@@ -1,4 +1,4 @@
-"""What GitHub and GitLab are told: annotations, a summary, outputs and sections, and nothing that a name says."""
+"""Output for GitHub and GitLab: annotations, a summary, outputs and sections, and no commands from hostile names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_github_gets_annotations_summary_and_outputs(run_folder: Path, tmp_path:
     assert all(command.startswith("::warning ") for command in commands)
     assert summary.read_text().startswith("before\n<!-- ema-avg report -->")
     assert outputs.read_text().startswith("a=b\npath<<")
-    assert "counts as 1.0 of them" in summary.read_text()
+    assert "Effective checkpoints\\: 1.0 of 5" in summary.read_text()
     values = dict(re.findall(r"^(\w+)<<(?:\w+)\n(.*?)\nema_avg_", outputs.read_text(), re.MULTILINE | re.DOTALL))
     assert values["path"] == "ema.safetensors"
     assert values["report"] == "ema.report.json"
@@ -75,7 +75,7 @@ def test_github_gets_annotations_summary_and_outputs(run_folder: Path, tmp_path:
     assert values["sha256"] in (tmp_path / "ema.report.json").read_text()
 
 
-def test_github_is_told_of_errors(ema_avg: Run) -> None:
+def test_github_gets_annotations_of_errors(ema_avg: Run) -> None:
     """Usage errors, too; and under --json the document stays alone on stdout."""
     for arguments in (["missing.pt", "--decay", "0.5", "-o", "e.safetensors"], ["a.pt", "--no-such-option"]):
         (command,) = obeyed(ema_avg(*arguments, GITHUB_ACTIONS="true").stderr)
@@ -86,7 +86,7 @@ def test_github_is_told_of_errors(ema_avg: Run) -> None:
 
 
 def test_names_are_not_obeyed(tmp_path: Path, ema_avg: Run) -> None:
-    """A file that is called like a command is a file, in whatever column its name is broken."""
+    """A file named like a command stays a name, at whatever column it is wrapped."""
     name = "::error::forged " * 8
     for step in (1, 2):
         save_file({f"::warning::{name}": torch.full((2,), float(step))}, tmp_path / f"{name}{step}.safetensors")
@@ -116,8 +116,8 @@ def test_another_service_can_be_named(mode: str, run_folder: Path, ema_avg: Run)
     assert ("section_start" in done.stderr) == (mode == "gitlab")
 
 
-def test_a_summary_that_cannot_be_written_is_told(run_folder: Path, tmp_path: Path, ema_avg: Run) -> None:
-    """The average is there; the status says that not all was done."""
+def test_a_summary_that_cannot_be_written_is_an_error(run_folder: Path, tmp_path: Path, ema_avg: Run) -> None:
+    """The average is written; the exit status reports the missing summary."""
     done = ema_avg(
         run_folder, "--decay", "0.5", "-o", "e.safetensors",
         GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(tmp_path / "no" / "summary"),

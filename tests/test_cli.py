@@ -375,7 +375,7 @@ def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, 
         "ckpt_1.safetensors", "ckpt_2.safetensors", "ckpt_ema.safetensors", "--decay", "0.6", "-o", "two.safetensors"
     )
     assert done.returncode == 0
-    assert '"ckpt_ema.safetensors": an output of ema-avg' in done.stderr
+    assert 'skipped "ckpt_ema.safetensors": an output of ema-avg' in done.stderr
 
 
 def test_names_without_a_step_among_others_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:
@@ -411,7 +411,7 @@ def test_a_newer_last_checkpoint_is_used(run_folder: Path, ema_avg: Run) -> None
     """``last.ckpt`` is left out as a copy, unless the step inside is beyond all others."""
     newest = torch.load(run_folder / "ckpt_500.pt", weights_only=False)
     torch.save(newest, run_folder / "last.ckpt")
-    assert 'left out "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
+    assert 'skipped "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
     torch.save({**newest, "step": 550}, run_folder / "last.ckpt")
     plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
     assert [i["step"] for i in plan["inputs"]] == [100, 200, 300, 400, 500, 550]

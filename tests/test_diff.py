@@ -97,7 +97,7 @@ def test_every_float_type(dtype: torch.dtype, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if not (dtype.is_floating_point or dtype.is_complex)])
 def test_integers_are_compared_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Differences up to 2^64 - 1 are told to the last digit; there are no norms of integers."""
+    """Differences up to 2^64 - 1 are exact; integers have no norms."""
     torch.manual_seed(0)
     a, b = random_tensor(dtype, 500), random_tensor(dtype, 500)
     pairs = list(zip(a.tolist(), b.tolist(), strict=True))
@@ -121,7 +121,7 @@ def test_the_widest_integers(tmp_path: Path) -> None:
     st.lists(st.tuples(st.floats(width=32), st.floats(width=32)), min_size=1, max_size=20),
 )
 def test_undefined_numbers_are_none(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[float, float]]) -> None:
-    """Whatever the numbers, what is told is finite or ``None``, and equal bits are no distance apart."""
+    """For any numbers, every result is finite or ``None``, and equal bits have distance 0."""
     a, b = (torch.tensor([pair[side] for pair in pairs], dtype=torch.float32) for side in (0, 1))
     measured = distance(tmp_path_factory.getbasetemp(), a, b)
     differing = int((a.view(torch.int32) != b.view(torch.int32)).sum())
@@ -180,8 +180,8 @@ def test_another_type_is_different_and_measured(tmp_path: Path) -> None:
         write(tmp_path / "a.pt", {"w": exact, "n": torch.tensor([1]), "i": torch.tensor([1])}),
         write(tmp_path / "b.pt", {"w": exact.half(), "n": torch.tensor([1.0]), "i": torch.tensor([1]).int()}),
     )
-    told = {tensor.name: (tensor.equal, tensor.distance.differing) for tensor in comparison.tensors}
-    assert told == {"w": (False, 0), "n": (False, None), "i": (False, 0)}
+    results = {tensor.name: (tensor.equal, tensor.distance.differing) for tensor in comparison.tensors}
+    assert results == {"w": (False, 0), "n": (False, None), "i": (False, 0)}
 
 
 def test_the_total_is_about_floats(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_the_json_document(tmp_path: Path, ema_avg: Run) -> None:
     ],
 )
 def test_failures_have_their_exit_codes(arguments: list[str], code: int, tmp_path: Path, ema_avg: Run) -> None:
-    """A user's or a file's fault is told as elsewhere, and is never taken for a difference."""
+    """A user's or a file's fault has its own exit code, and never counts as a difference."""
     write(tmp_path / "a.pt", {"w": torch.ones(3)})
     (tmp_path / "text.pt").write_text("this is a note, not a checkpoint")
     done = ema_avg("diff", *arguments)
@@ -323,7 +323,7 @@ def test_failures_have_their_exit_codes(arguments: list[str], code: int, tmp_pat
 
 
 def test_the_table_is_cut_and_cannot_be_forged(tmp_path: Path, ema_avg: Run) -> None:
-    """The 20 most different tensors stand first; names from a file are made safe."""
+    """The 20 most different tensors are shown; names from a file are made safe."""
     names = [f"t{number:02}" for number in range(29)] + ["x\x1b[31m[red]\ny"]
     write(tmp_path / "a.safetensors", {name: torch.tensor([1.0 + n]) for n, name in enumerate(names)})
     write(tmp_path / "b.safetensors", {name: torch.ones(1) for name in names})
@@ -337,7 +337,7 @@ def test_the_table_is_cut_and_cannot_be_forged(tmp_path: Path, ema_avg: Run) -> 
 
 @pytest.mark.parametrize("exponent", [-300, -165, -162, -161, 160, 300])
 def test_numbers_whose_squares_leave_float64_are_undefined(exponent: int, tmp_path: Path, ema_avg: Run) -> None:
-    """No distance of zero and no cosine of one where something differs: null, and the verdict stands."""
+    """If tensors differ, never a distance of zero or a cosine of one: null instead, and the exit code is 1."""
     for name, values in (("a", (2.0, 3.0)), ("b", (1.5, 3.0))):
         write(tmp_path / f"{name}.pt", {"w": torch.tensor(values, dtype=torch.float64) * 10.0**exponent})
     done = ema_avg("diff", "a.pt", "b.pt", "--json")

@@ -17,8 +17,9 @@ from ema_cli.api import make_options
 from ema_cli.errors import UsageError
 from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.pipeline import planned
+from ema_cli.records.fold_results import RunGeometry
 from ema_cli.report.html import to_html
-from ema_cli.report.model import Geometry, Report
+from ema_cli.report.model import Report
 from tests.helpers.program import Run
 from tests.helpers.series import State, random_states, to_numpy, write_series
 
@@ -31,7 +32,7 @@ def average(folder: Path, states: list[State], **options: Any) -> Report:
     return ema_cli.average(write_series(folder, states), output=output, force=True, **options)
 
 
-def geometry_of(report: Report) -> Geometry:
+def geometry_of(report: Report) -> RunGeometry:
     """Return the geometry, which must be there."""
     assert report.geometry is not None
     return report.geometry

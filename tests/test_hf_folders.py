@@ -518,6 +518,7 @@ def test_a_run_of_the_trainer_is_averaged(suffix: str, tmp_path: Path, ema_avg: 
     assert done.returncode == 0, done.stderr
     assert "trainer_state.json" in done.stderr
     assert "its name suggests a copy" in done.stderr
+    assert "skipped" in done.stderr
     output = load(tmp_path / "ema.safetensors")
     for name, value in output.items():
         by_hand = averaged_by_hand([state[name] for state in states], [0.25, 0.25, 0.5])

@@ -243,7 +243,7 @@ def test_tied_tensors_are_written_once_as_save_model_does(tmp_path: Path, ema_av
     assert kept == {"lm_head.weight": ["wte.weight"], "mid.bias": [], "mid.weight": []}
     assert ema_avg("verify", "ema.safetensors").returncode == 0
     shown = ema_avg("plan", "run", "--decay", "0.5", "--tied", "drop").stderr
-    assert 'not written, as tied to another: "wte.weight" ("lm_head.weight")' in shown
+    assert 'dropped, tied to another tensor: "wte.weight" ("lm_head.weight")' in shown
 
 
 def test_every_name_is_written_unless_it_is_said(tmp_path: Path) -> None:

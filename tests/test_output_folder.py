@@ -490,7 +490,7 @@ def test_a_folder_can_be_continued(tmp_path: Path, ema_avg: Run) -> None:
     again = ["run", "--continue-from", "a/", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64"]
     assert ema_avg(*again, "--force").stdout.startswith("wrote a/")
     assert ema_avg(*again).stdout.startswith("up to date a/")
-    assert "is overwritten by this output" in failures(tmp_path / "a")["input 1"]
+    assert "was overwritten by this output" in failures(tmp_path / "a")["input 1"]
     assert b"".join(map(data_section, shards_of(tmp_path / "a"))) == data_section(tmp_path / "b" / "model.safetensors")
 
 
@@ -523,7 +523,7 @@ def test_a_folder_is_verified(tmp_path: Path, ema_avg: Run) -> None:
 
     shard = shards_of(out)[0]
     found = planted(lambda: change_byte(shard))
-    assert f'what differs is "{shard.name}"' in found["sha256"]
+    assert f'files that differ: "{shard.name}"' in found["sha256"]
     assert set(found) == {"sha256", "samples"}
     assert set(planted(lambda: change_byte(out / "tokenizer.json"))) == {"companions"}
     assert set(planted((out / "config.json").unlink)) == {"companions"}

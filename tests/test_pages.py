@@ -1,4 +1,4 @@
-"""The report as HTML and Markdown: whole, self-contained, true to the run, and deaf to what file names say."""
+"""The report as HTML and Markdown: complete, self-contained, true to the run, and safe from hostile names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.errors import OutputError
+from ema_cli.records.fold_results import RunGeometry
 from ema_cli.report import svg
 from ema_cli.report.html import to_html
 from ema_cli.report.markdown import escaped, to_markdown
-from ema_cli.report.model import Geometry, Input, Report, Tensor
+from ema_cli.report.model import Input, Report, Tensor
 from ema_cli.report.words import movement, verdict
 from ema_cli.text import percent
 from tests.helpers.series import random_states, write_series
@@ -92,7 +93,7 @@ def test_the_page_is_whole(report: Report) -> None:
     """All sections are there, every tag is closed, and the numbers are those of the report."""
     page = Page(to_html(report))
     assert page.open == []
-    for title in ("Implied learning rate", "Path of the run", "Inputs", "Outputs", "Timing", "How to reproduce"):
+    for title in ("Learning-rate scale", "Path of the run", "Inputs", "Outputs", "Timing", "How to reproduce"):
         assert title in page.text
     for average in report.averages:
         assert verdict(report, average) in page.text
@@ -128,7 +129,7 @@ def test_names_cannot_break_the_page(report: Report, name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: name[:12])
 def test_names_cannot_break_the_markdown(report: Report, name: str) -> None:
-    """Every table row keeps its cells, no line begins with what a name says, nothing is HTML of its own."""
+    """Every table row keeps its cells, no line begins with text from a name, and no name becomes HTML."""
     plain, hostile = (to_markdown(renamed(report, text)) for text in ("name", name))
     assert hostile.count("\n") == plain.count("\n")
     for line in hostile.splitlines():
@@ -198,7 +199,7 @@ def test_a_large_report_stays_small(report: Report) -> None:
             report.averages[0].diagnostics, implied_lr=tuple(1 - i / count for i in range(count))
         ),
     )
-    geometry = Geometry(
+    geometry = RunGeometry(
         inputs=tuple(range(count)),
         pairwise_distance=tuple(tuple(abs(i - j) * 1.2345 for j in range(count)) for i in range(count)),
         average_distance=((1.0,) * count,),
@@ -218,23 +219,23 @@ def test_a_large_report_stays_small(report: Report) -> None:
 @pytest.mark.parametrize(
     ("cosines", "words"),
     [
-        ((-0.6, -0.4), "bounce about a centre"),
-        ((0.7, 0.9), "still travelling"),
+        ((-0.6, -0.4), "oscillate around a center"),
+        ((0.7, 0.9), "still moving in one direction"),
         ((0.05, -0.1), "as in a random walk"),
-        ((None, 0.9), "still travelling"),
+        ((None, 0.9), "still moving in one direction"),
     ],
 )
-def test_movement_is_told_in_words(report: Report, cosines: tuple[float | None, ...], words: str) -> None:
-    """Bouncing, travelling or neither; and never that the average is better."""
+def test_movement_is_described_in_words(report: Report, cosines: tuple[float | None, ...], words: str) -> None:
+    """Oscillation, one direction, or neither; never that the average is better."""
     assert report.geometry is not None
-    told = movement(dataclasses.replace(report.geometry, step_cosines=cosines))
-    assert words in told
-    assert "only an evaluation can tell" in told
+    sentence = movement(dataclasses.replace(report.geometry, step_cosines=cosines))
+    assert words in sentence
+    assert "only an evaluation can tell" in sentence
     assert movement(dataclasses.replace(report.geometry, step_cosines=(None,))) == ""
 
 
 def test_drawings_are_markup_that_closes(report: Report) -> None:
-    """Each drawing is one element, with text escaped, whatever the numbers."""
+    """Each chart is one element with escaped text, for any numbers."""
     for drawing in (
         svg.steps_chart([1], [1.0], x_label="<step>", y_label="y"),
         svg.steps_chart([1, 2, 30], [1, 0.5, 0.1], x_label="step", y_label="y"),
@@ -270,7 +271,7 @@ def test_reports_are_written_where_they_are_asked_for(suffix: str, tmp_path: Pat
 
 
 def test_a_single_checkpoint_has_a_page(tmp_path: Path) -> None:
-    """No geometry, nothing to compare: the page is there all the same."""
+    """Without geometry or a comparison, the page is still written."""
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
     target = tmp_path / "a.html"
     ema_cli.average(tmp_path / "a.pt", decay=0.5, output=tmp_path / "e.safetensors", reports=[target])

@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ema_cli
+from ema_cli.errors import RunWarning
 from ema_cli.report import model
 from ema_cli.report.build import peak_memory_bytes
 from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.report.serialize import from_json, to_json
+from ema_cli.weights.diagnostics import Diagnostics
 from tests.helpers.series import random_states, save_zip, write_one, write_series
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -46,7 +48,7 @@ def reports() -> st.SearchStrategy[model.Report]:
         tied_to=st.none() | TEXT,
     )
     diagnostics = st.builds(
-        model.DiagnosticsOfWeights,
+        Diagnostics,
         effective_checkpoints=NUMBERS,
         mean_age=NUMBERS,
         mean_age_unit=TEXT,
@@ -71,7 +73,7 @@ def reports() -> st.SearchStrategy[model.Report]:
         ),
         averages=st.lists(averages, max_size=2).map(tuple),
         inputs=st.lists(st.builds(model.Input, path=TEXT, bytes=SIZES), max_size=2).map(tuple),
-        warnings=st.lists(st.builds(model.Warned, message=TEXT), max_size=2).map(tuple),
+        warnings=st.lists(st.builds(RunWarning, message=TEXT, hint=TEXT), max_size=2).map(tuple),
         summary=st.builds(model.Summary, seconds=NUMBERS, fold_seconds=NUMBERS, throughput_bytes_per_second=NUMBERS),
     )
 
@@ -87,7 +89,7 @@ def test_reports_survive_json(report: model.Report) -> None:
 
 
 def test_json_never_holds_nan(tmp_path: Path) -> None:
-    """A number that is none is a bug that stops the run, never a document that other readers refuse."""
+    """NaN in a report is a bug that stops the run, never a document that other readers refuse."""
     report = ema_cli.average(write_series(tmp_path, random_states(2)), decay=0.5, output=tmp_path / "e.safetensors")
     broken = dataclasses.replace(report, summary=dataclasses.replace(report.summary, seconds=math.nan))
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -122,7 +124,7 @@ def test_the_report_is_the_file_beside_the_output(tmp_path: Path) -> None:
     assert document["tool"] == {"name": "ema-avg", "version": ema_cli.__version__}
 
 
-def test_the_report_tells_the_run(tmp_path: Path) -> None:
+def test_the_report_describes_the_run(tmp_path: Path) -> None:
     """Inputs with their steps, weights, diagnostics, tensors and the summary are those of the run."""
     paths = write_series(tmp_path, [{"w": torch.randn(100), "n": torch.tensor(3)} for _ in range(3)])
     output = tmp_path / "ema.safetensors"
@@ -179,7 +181,7 @@ def test_a_report_never_holds_nan(tmp_path: Path) -> None:
 
 
 def test_each_output_has_its_own_report_and_a_further_one_has_all(tmp_path: Path) -> None:
-    """Beside each output lies the report of that one average; ``reports`` get the whole run."""
+    """Beside each output is the report of its average; ``reports`` get the whole run."""
     paths = write_series(tmp_path, random_states(3))
     more = tmp_path / "all.json"
     report = ema_cli.average(paths, decay=[0.1, 0.9], output=tmp_path / "e_{decay}.safetensors", reports=[more])
@@ -188,7 +190,7 @@ def test_each_output_has_its_own_report_and_a_further_one_has_all(tmp_path: Path
     assert from_json((tmp_path / "e_0.9.report.json").read_text()).averages == report.averages[1:]
 
 
-def test_ages_are_told_in_the_unit_of_the_series(tmp_path: Path) -> None:
+def test_ages_are_in_the_unit_of_the_series(tmp_path: Path) -> None:
     """Steps, epochs, or checkpoints where there are none, or where the order contradicts them."""
     epochs = [write_one(tmp_path / f"{name}.pt", epoch=n) for name, n in (("a", 3), ("b", 7))]
     plain = [write_one(tmp_path / f"{name}.pt") for name in ("x", "yy")]
@@ -212,7 +214,7 @@ def test_peak_memory_is_that_of_the_process() -> None:
     assert 1e6 < int(child.stdout) < 1e8
 
 
-def test_peak_memory_is_none_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_none_if_the_system_does_not_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside Linux there is no such file, and the report says null."""
 
     def missing(*_: object, **__: object) -> str:
@@ -237,7 +239,7 @@ def test_a_plan_is_a_document(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_a_document(tmp_path: Path) -> None:
-    """``inspect --json`` tells format, steps, tensors, strides and ties, in plain values."""
+    """``inspect --json`` lists format, steps, tensors, strides and ties, as plain values."""
     weight = torch.ones(3, 2)
     path = tmp_path / "c.pt"
     save_zip({"model": {"w": weight, "t": weight.t(), "v": weight}, "step": 9, "lr": 0.1}, path)  # type: ignore[dict-item]

@@ -1,4 +1,4 @@
-"""Verifying an output: whatever is planted is found, and nothing is found where nothing was planted."""
+"""Verifying an output: every planted fault is found, and no fault is found where none was planted."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_fresh_output_passes(form: str, dtype: torch.dtype, tmp_path: Path) ->
     ids=str,
 )
 def test_the_options_of_the_run_are_those_of_the_check(options: dict[str, Any], tmp_path: Path) -> None:
-    """Weights, types, kept statistics and the choice of tensors come from the report."""
+    """Weights, types, copied statistics and the choice of tensors come from the report."""
     paths = write_series(tmp_path / "run", states())
     ema_cli.average(paths, output=tmp_path / "ema.safetensors", **options)
     found = check(tmp_path / "ema.safetensors")
@@ -133,7 +133,7 @@ def test_nested_weights_are_found_where_the_run_found_them(tmp_path: Path) -> No
 
 
 def test_names_with_a_wrapper_in_the_output(tmp_path: Path) -> None:
-    """Prefixes that were kept on purpose are not taken off when the output is read again."""
+    """Prefixes that were kept on purpose are not removed when the output is read again."""
     paths = write_series(tmp_path / "run", [{f"module.{n}": v for n, v in state.items()} for state in states()])
     ema_cli.average(paths, output=tmp_path / "ema.safetensors", decay=0.5, strip_prefix="")
     assert check(tmp_path / "ema.safetensors").ok
@@ -161,7 +161,7 @@ def test_not_finite_numbers_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["layer.weight", "scale", "large", "bn.running_mean", "bn.num_batches_tracked"])
 def test_a_flipped_bit_is_found_twice(name: str, output: Path) -> None:
-    """By the digest, and by what is recomputed, which tells the place and both numbers."""
+    """By the digest, and by the recomputed piece, which names the index and both numbers."""
     index = 2 * PIECE_ELEMENTS + 3 if name == "large" else 0
     change_number(output, name, index)
     wrong = failed(output)
@@ -190,8 +190,8 @@ def test_other_weights_are_found(output: Path) -> None:
     assert list(failed(output)) == ["samples"]
 
 
-def test_a_cut_output_is_told_by_every_check(output: Path) -> None:
-    """Size, digest and structure are wrong at once, and the inputs are checked all the same."""
+def test_a_truncated_output_fails_every_check(output: Path) -> None:
+    """Size, digest and structure are wrong at once, and the inputs are still checked."""
     output.write_bytes(output.read_bytes()[:-8])
     wrong = failed(output)
     assert list(wrong) == ["size", "sha256", "tensors", "samples"]
@@ -199,7 +199,7 @@ def test_a_cut_output_is_told_by_every_check(output: Path) -> None:
     assert "incomplete" in wrong["tensors"]
 
 
-def test_other_tensors_are_told(output: Path) -> None:
+def test_different_tensors_are_reported(output: Path) -> None:
     """Names, types and shapes that are not those of the report."""
     state = load(output)
     state["scale"] = state["scale"].half()
@@ -213,7 +213,7 @@ def test_other_tensors_are_told(output: Path) -> None:
     assert "samples" not in wrong
 
 
-def test_a_missing_input_is_told(output: Path) -> None:
+def test_a_missing_input_is_reported(output: Path) -> None:
     """It is named; what does not need it is recomputed."""
     (output.parent / "run" / "ckpt_100.pt").unlink()
     wrong = failed(output)
@@ -224,7 +224,7 @@ def test_a_missing_input_is_told(output: Path) -> None:
     assert failed(output, output_only=True) == {}
 
 
-def test_a_changed_input_is_told(output: Path) -> None:
+def test_a_changed_input_is_reported(output: Path) -> None:
     """Other numbers in a file of the same size show in its weights and in the sample; another file in its structure."""
     path = output.parent / "run" / "ckpt_200.pt"
     made = states()
@@ -232,18 +232,18 @@ def test_a_changed_input_is_told(output: Path) -> None:
     FORMATS["zip"][1](made[1], path)
     wrong = failed(output)
     assert set(wrong) == {"input 2", "samples"}
-    assert "holds other weights" in wrong["input 2"]
+    assert "has different weights" in wrong["input 2"]
     assert '"scale" at ()' in wrong["samples"]
-    assert "was changed or touched since" in failed(output, quick=True)["input 2"]
+    assert "was changed or touched" in failed(output, quick=True)["input 2"]
     torch.save({"scale": made[1]["scale"]}, path)
     wrong = failed(output)
-    assert f"has {path.stat().st_size:,} bytes, but " in wrong["input 2"]
+    assert f"has {path.stat().st_size:,} bytes, not " in wrong["input 2"]
     assert "structure" in wrong["input 2"]
     assert 'ckpt_200.pt" has no "' in wrong["samples"]
 
 
 def test_a_digest_decides_over_the_time(output: Path) -> None:
-    """A touched input is another one, unless a digest says that it is the same, of its weights or of its file."""
+    """A touched input counts as changed, unless the digest of its weights or of its file is the same."""
     path = output.parent / "run" / "ckpt_200.pt"
     os.utime(path, (1, 1))
     assert list(failed(output, quick=True)) == ["input 2"]
@@ -306,8 +306,8 @@ def test_a_long_list_of_failures_is_cut(tmp_path: Path) -> None:
     assert refused.value.message.count("\n") == 25
 
 
-def test_an_average_that_was_gone_on_from_is_checked(tmp_path: Path) -> None:
-    """The earlier output is an input like the others, as long as it is there."""
+def test_a_continued_average_is_checked(tmp_path: Path) -> None:
+    """The previous average is an input like the others, as long as it exists."""
     paths = write_series(tmp_path / "run", states(4))
     part, both = tmp_path / "part.safetensors", tmp_path / "ema.safetensors"
     ema_cli.average(paths[:2], per="step", half_life=100, output=part)
@@ -315,19 +315,19 @@ def test_an_average_that_was_gone_on_from_is_checked(tmp_path: Path) -> None:
     assert check(both).ok
     ema_cli.average(paths, decay=0.5, output=part, force=True)
     wrong = failed(both)
-    assert "not the earlier average any more" in wrong["input 1"]
+    assert "no longer the previous average" in wrong["input 1"]
     assert "cannot be recomputed: input 1" in wrong["samples"]
 
 
 def test_an_average_in_place_says_that_it_cannot_be_recomputed(tmp_path: Path) -> None:
-    """What was overwritten is not there to recompute from; the copied tensors and the file itself are checked."""
+    """The overwritten input cannot be recomputed from; the copied tensors and the file itself are checked."""
     paths = write_series(tmp_path / "run", states(4))
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths[:2], decay=0.5, output=output)
     ema_cli.average(paths[2:], continue_from=output, output=output, force=True)
     wrong = failed(output)
     assert set(wrong) == {"input 1", "samples"}
-    assert "is overwritten by this output" in wrong["input 1"]
+    assert "was overwritten by this output" in wrong["input 1"]
     assert check(output).samples == 1
     with pytest.raises(VerificationFailed) as refused:
         check(output).raise_if_failed()
@@ -335,7 +335,7 @@ def test_an_average_in_place_says_that_it_cannot_be_recomputed(tmp_path: Path) -
 
 
 def test_a_renamed_output_is_the_same_output(output: Path) -> None:
-    """Renamed together with its report it passes, and the report says what it was called."""
+    """Renamed together with its report it passes, and the check names the original file."""
     moved = output.with_name("best.safetensors")
     output.rename(moved)
     assert "there is no" in failed(moved)["report"]
@@ -345,8 +345,8 @@ def test_a_renamed_output_is_the_same_output(output: Path) -> None:
     assert 'written as "ema.safetensors"' in found.checks[0].message
 
 
-def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
-    """A missing file, a folder and a number of samples that is none."""
+def test_other_paths_are_refused(tmp_path: Path) -> None:
+    """A missing file, a folder, and invalid numbers of samples."""
     with pytest.raises(NothingMatched):
         check(tmp_path / "missing.safetensors")
     with pytest.raises(InputRefused):
@@ -367,16 +367,16 @@ HOSTILE: dict[str, Callable[[Document], object]] = {
     "two averages": lambda d: d.update(averages=d["averages"] * 2),
     "averages of nothing": lambda d: d.update(averages=None),
     "options of text": lambda d: d["command"].update(options="key"),
-    "a key that is no text": lambda d: d["command"]["options"].update(key=["a"]),
-    "a prefix that is no text": lambda d: d["command"]["options"].update(strip_prefix=7),
-    "a path that is no text": lambda d: d["inputs"][0].update(path=7),
+    "a key that is not text": lambda d: d["command"]["options"].update(key=["a"]),
+    "a prefix that is not text": lambda d: d["command"]["options"].update(strip_prefix=7),
+    "a path that is not text": lambda d: d["inputs"][0].update(path=7),
     "an unknown role": lambda d: d["inputs"][0].update(role="\x1b[31m"),
-    "a role that is no text": lambda d: d["inputs"][0].update(role=["average"]),
+    "a role that is not text": lambda d: d["inputs"][0].update(role=["average"]),
     "a negative input": lambda d: d["inputs"][0].update(bytes=-1),
     "a huge input": lambda d: d["inputs"][0].update(bytes=10**400),
-    "a fingerprint that is no text": lambda d: d["inputs"][0].update(fingerprint=None),
-    "a digest that is no text": lambda d: d["inputs"][0].update(sha256=12),
-    "a digest of contents that is no text": lambda d: d["inputs"][0].update(content=12),
+    "a fingerprint that is not text": lambda d: d["inputs"][0].update(fingerprint=None),
+    "a digest that is not text": lambda d: d["inputs"][0].update(sha256=12),
+    "a digest of contents that is not text": lambda d: d["inputs"][0].update(content=12),
     "a negative output": lambda d: d["averages"][0]["output"].update(bytes=-5),
     "an output in floats": lambda d: d["averages"][0]["output"].update(bytes=1.5),
     "too few weights": lambda d: d["averages"][0].update(weights=[0.5, 0.5]),
@@ -400,7 +400,7 @@ HOSTILE: dict[str, Callable[[Document], object]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_reports_are_refused(name: str, output: Path) -> None:
-    """A report that says what cannot be is a failed check of one line, whatever it holds."""
+    """An impossible report is one failed check with a message of one line, whatever its content."""
     change_report(output, HOSTILE[name])
     found = check(output)
     (one,) = found.checks
@@ -412,7 +412,7 @@ def test_hostile_reports_are_refused(name: str, output: Path) -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"null", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"averages": 1}', b"9" * 10_000], ids=repr
 )
-def test_what_is_no_report_is_refused(raw: bytes, output: Path) -> None:
+def test_other_files_are_not_reports(raw: bytes, output: Path) -> None:
     """Neither JSON nor text has to be in the file."""
     output.with_name("ema.report.json").write_bytes(raw)
     assert "is not a report" in failed(output)["report"]
@@ -446,7 +446,7 @@ def test_paths_in_a_report_are_opened_with_care(path: str, output: Path) -> None
     assert "\x1b" not in wrong["input 2"]
 
 
-def test_inputs_that_do_not_fit_are_told(output: Path) -> None:
+def test_inputs_that_do_not_fit_are_reported(output: Path) -> None:
     """A report whose copied tensors are of another type, and whose averaged ones are complex, is not computed with."""
     narrow = torch.ones(2, dtype=torch.int32)
     made = [{"w": torch.ones(2, dtype=dtype), "n": narrow} for dtype in (torch.complex64, torch.float64)]
@@ -464,7 +464,7 @@ def test_inputs_that_do_not_fit_are_told(output: Path) -> None:
     assert "tensors" not in wrong
     assert "2 of 2 pieces cannot be recomputed" in wrong["samples"]
     assert 'has no "w" of that shape and type' in wrong["samples"]
-    assert '"n" is of another type' in wrong["samples"]
+    assert '"n" has a different type' in wrong["samples"]
 
 
 @given(
@@ -473,7 +473,7 @@ def test_inputs_that_do_not_fit_are_told(output: Path) -> None:
     st.integers(),
 )
 def test_pieces_are_drawn_without_repetition(elements: list[int], samples: int, seed: int) -> None:
-    """They lie inside their tensors, in order, do not overlap, are as many as asked for, and follow from the seed."""
+    """They are inside their tensors, in order, without overlap, as many as requested, and determined by the seed."""
     pieces = draw_pieces(elements, samples, seed)
     assert pieces == draw_pieces(elements, samples, seed)
     for piece in pieces:
@@ -531,8 +531,8 @@ def test_the_command_line(run_folder: Path, ema_avg: Run) -> None:
     assert ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
     done = ema_avg("verify", "ema.safetensors", "--seed", "7", "--samples", "3")
     assert (done.returncode, done.stdout) == (0, "verified ema.safetensors  5 inputs  3 pieces recomputed\n")
-    assert "3 pieces recomputed, the same bit for bit (seed 7)" in done.stderr
-    assert "ok  inputs: 5 of 5 as they were" in done.stderr
+    assert "3 pieces recomputed, identical bit for bit (seed 7)" in done.stderr
+    assert "ok  inputs: 5 of 5 unchanged" in done.stderr
     assert "ckpt_300.pt" in ema_avg("verify", "ema.safetensors", "-v").stderr
     quiet = ema_avg("verify", "ema.safetensors", "-q")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
@@ -582,7 +582,7 @@ def test_a_hostile_report_is_no_bug(run_folder: Path, ema_avg: Run) -> None:
 
 @pytest.mark.parametrize("change", [{"decay": 0.9}, {"name": "uniform"}, {"per": "step"}, {"init": "debias"}])
 def test_a_report_of_another_method_fails(change: dict[str, object], tmp_path: Path) -> None:
-    """The file says itself how it was made."""
+    """The method is also stored in the metadata of the file."""
     paths = write_series(tmp_path / "run", states())
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.5, output=output)
@@ -592,4 +592,4 @@ def test_a_report_of_another_method_fails(change: dict[str, object], tmp_path: P
     beside.write_text(json.dumps(document))
     failed = verify(output).failures
     assert [check.name for check in failed] == ["method"]
-    assert "but the file says" in failed[0].message
+    assert "in the metadata of the file" in failed[0].message

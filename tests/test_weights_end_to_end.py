@@ -165,7 +165,7 @@ def test_plan_compares(run: tuple[list[Path], list[State]], tmp_path: Path, ema_
     assert done.returncode == 0, done.stderr
     for label in ("ema H=50", "ema H=100", "ema-hold H=50", "ema-hold H=100", "uniform"):
         assert done.stderr.count(label) >= 2
-    for title in ("counts", "age,", "unseen", "largest"):
+    for title in ("effective", "mean age", "before", "largest"):
         assert title in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -190,8 +190,8 @@ def test_the_plan_tells_the_reconstruction(run: tuple[list[Path], list[State]], 
     looks = [0.99 ** (2 * (410 - step)) for step in STEPS[1:]]
     sums = [sum(look * (b - a) ** k for look, (a, b) in zip(looks, pairwise(STEPS), strict=True)) for k in (3, 1)]
     error = 0.01 * math.sqrt(sums[0] / sums[1]) / math.sqrt(12)
-    assert f"about {100 * error:.1f} % of that of the last checkpoint (an estimate)" in done.stderr
-    assert f"before the first checkpoint lies {100 * 0.99**370:.1f} % of it" in done.stderr
+    assert f"estimated distance to the true EMA: {100 * error:.1f} % of the last checkpoint's" in done.stderr
+    assert f"{100 * 0.99**370:.1f} % of the EMA belongs to steps before the first checkpoint" in done.stderr
     document = json.loads(ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99", "--json").stdout)
     found = document["averages"][0]
     assert found["method"]["per"] == "step"

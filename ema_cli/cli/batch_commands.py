@@ -20,10 +20,12 @@ from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
 from ema_cli.cli.signals import Terminated
-from ema_cli.cli.views.batch_view import BatchDisplay, results
+from ema_cli.cli.views.batch_view import BatchDisplay, show_batch
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
-from ema_cli.report.batch_index import WRITERS, BatchIndex, BatchSummary, JobEntry, JobError, is_index
+from ema_cli.report.batch_index import BatchIndex, BatchSummary, JobEntry, JobError
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
+from ema_cli.report.render import INDEX_SUFFIXES, is_index, render_index
+from ema_cli.report.serialize import to_json
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
@@ -46,7 +48,7 @@ def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Co
     except Terminated as signalled:
         signalled.left = _left(done, len(jobs))
         raise
-    _show(_index(found, options, argv, time.monotonic() - started), found, options, console)
+    _show(_index(found, options, argv, time.monotonic() - started), options, console)
     return ExitCode.BATCH_FAILED if any(one.status is Status.FAILED for one in found) else ExitCode.OK
 
 
@@ -89,22 +91,22 @@ def _check_index(options: BatchOptions) -> None:
     path = options.index
     if path is None:
         return
-    if path.suffix not in WRITERS:
+    if path.suffix not in INDEX_SUFFIXES:
         message = f"--index {quoted(str(path))}: there is no index format {quoted(path.suffix)} yet"
-        raise UsageError(message, hint=f"name it {' or '.join(WRITERS)}")
+        raise UsageError(message, hint=f"name it {' or '.join(INDEX_SUFFIXES)}")
     check_writable(path)
     if path.exists() and not options.force and not is_index(path):
         message = f"{quoted(str(path))} exists and is not an index of ema-avg"
         raise OutputError(message, hint="choose another name, or overwrite it with --force")
 
 
-def _show(index: BatchIndex, found: Sequence[JobResult], options: BatchOptions, console: Console) -> None:
+def _show(index: BatchIndex, options: BatchOptions, console: Console) -> None:
     """Write the index, and show the results."""
     if options.index is not None and not options.dry_run:
-        write_atomically(options.index, WRITERS[options.index.suffix](index).encode())
+        write_atomically(options.index, render_index(index, options.index.suffix))
     if console.style.json:
-        console.raw_document(WRITERS[".json"](index))
-    results(index, found, console)
+        console.raw_document(to_json(index))
+    show_batch(index, console)
     if options.index is not None:
         label = "index not written (dry run):" if options.dry_run else "index"
         console.talk(f"{label} {safe_text(str(options.index))}")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ema_cli.cli import options as given
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode
-from ema_cli.events import Event, Listener, WarningIssued
 from ema_cli.options.average import DEFAULT_SAMPLES, Options
 from ema_cli.storage.locations import locate
-
-if TYPE_CHECKING:
-    from ema_cli.cli.views.progress import ProgressDisplay
 
 DIFF_HELP = (
     "Compare two checkpoints, tensor by tensor; exit 0 if they are equal, 1 if not.\n\n"
@@ -69,7 +65,7 @@ def diff(
     no_color: given.NoColorOption = False,
 ) -> None:
     """Compare two checkpoints."""
-    from ema_cli.cli.views import diff_view  # noqa: PLC0415 - numpy, which help and usage errors need not
+    from ema_cli.cli.views.check_view import show_comparison  # noqa: PLC0415 - numpy, which help and usage errors need not
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415
     from ema_cli.compare import compare, comparison_document  # noqa: PLC0415
 
@@ -82,25 +78,13 @@ def diff(
         strip_prefix=strip_prefix,
     )
     with ProgressDisplay(console) as progress:
-        found = compare(options, _listener(console, progress))
+        found = compare(options, progress.show)
     if json:
         console.document(comparison_document(found))
     else:
-        diff_view.comparison(found, console)
+        show_comparison(found, console)
     if not found.equal:
         raise typer.Exit(ExitCode.DIFFERENT)
-
-
-def _listener(console: Console, progress: ProgressDisplay) -> Listener:
-    """Return what shows the warnings and the progress of a comparison."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, WarningIssued):
-            console.warning(event.warning)
-        else:
-            progress.show(event)
-
-    return listen
 
 
 def verify(
@@ -116,7 +100,7 @@ def verify(
     no_color: given.NoColorOption = False,
 ) -> None:
     """Verify an output."""
-    from ema_cli.cli.views import verify_view  # noqa: PLC0415
+    from ema_cli.cli.views.check_view import show_verification  # noqa: PLC0415
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415
     from ema_cli.verify.checks import verification_document  # noqa: PLC0415
     from ema_cli.verify.checks import verify as check  # noqa: PLC0415
@@ -129,11 +113,9 @@ def verify(
             seed=seed,
             quick=quick,
             output_only=output_only,
-            listener=_listener(console, progress),
+            listener=progress.show,
         )
     if json:
         console.document(verification_document(found))
         raise typer.Exit(ExitCode.OK if found.ok else ExitCode.VERIFICATION)
-    verify_view.verification(found, console)
-    found.raise_if_failed()
-    console.result(verify_view.result_line(found))
+    show_verification(found, console)

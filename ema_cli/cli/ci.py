@@ -1,7 +1,7 @@
-"""What a CI service is told besides: annotations, a step summary and outputs on GitHub, sections on GitLab.
+"""Output for CI services: annotations, a step summary and step outputs on GitHub, collapsed sections on GitLab.
 
-It changes how a run is presented, never its result. Untrusted text cannot become a command: what the runner would take
-as one is switched off around our own annotations (``::stop-commands::``), and these are escaped.
+It changes how a run is presented, never its result. Untrusted text cannot become a workflow command: the runner ignores
+commands (``::stop-commands::``) except for our own annotations, and these are escaped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECTION = "ema_avg_plan"
 
 
 def detect(mode: CiMode, environment: Mapping[str, str]) -> Service:
-    """Return the service, by the variables that it documents to set."""
+    """Return the service, detected by its documented environment variables."""
     if mode != "auto":
         return mode
     if environment.get("GITHUB_ACTIONS") == "true":
@@ -34,7 +34,7 @@ def detect(mode: CiMode, environment: Mapping[str, str]) -> Service:
 
 
 def annotation(kind: Literal["warning", "error"], title: str, message: str) -> str:
-    """Return a workflow command; its text is escaped as the runner's toolkit does."""
+    """Return a workflow command, escaped like GitHub's toolkit does."""
     return f"::{kind} title={_escaped(title, ':,')}::{_escaped(message)}"
 
 
@@ -51,22 +51,22 @@ def _token() -> str:
 
 
 def silence() -> str:
-    """Return the line after which a GitHub runner obeys nothing that is printed."""
+    """Return the line after which a GitHub runner ignores workflow commands."""
     return f"::stop-commands::{_token()}"
 
 
 def resume() -> str:
-    """Return the line after which a GitHub runner obeys again: what follows in the same step is not ours to silence."""
+    """Return the line after which a GitHub runner obeys workflow commands again, such as those of later programs."""
     return f"::{_token()}::"
 
 
 def command(line: str) -> str:
-    """Return a workflow command that is obeyed in spite of ``silence``."""
+    """Return a workflow command that is obeyed despite ``silence``."""
     return f"{resume()}\n{line}\n{silence()}"
 
 
 def warning_annotation(warning: RunWarning) -> str:
-    """Return the annotation of a warning; GitHub shows ten of them per step."""
+    """Return the annotation of a warning; GitHub shows ten per step."""
     return annotation("warning", f"ema-avg: {warning.code}", _with_hint(warning.message, warning.hint))
 
 
@@ -88,10 +88,10 @@ def section(title: str, *, begins: bool) -> str:
 
 
 def publish(report: Report, environment: Mapping[str, str]) -> None:
-    """Append the step summary and the outputs, where GitHub has named files for them.
+    """Append the step summary and the step outputs to the files that GitHub names in the environment.
 
     Raises:
-        OutputError: one of them cannot be written; the average and its report are there all the same.
+        OutputError: such a file cannot be written; the average and its report have been written.
 
     """
     from ema_cli.report.markdown import to_markdown  # noqa: PLC0415 - only where there is a summary
@@ -108,12 +108,12 @@ def _append(path: Path, text: str, variable: str) -> None:
             file.write(b"\n" * unfinished + text.encode(errors="backslashreplace"))
     except OSError as error:
         raise OutputError(
-            f"the average is written, but the file that {variable} names is not: {error.strerror}", hint="--ci none"
+            f"the average was written, but not the file in {variable}: {error.strerror}", hint="--ci none"
         ) from error
 
 
 def _outputs(report: Report) -> str:
-    """Return the outputs of the step: path, sha256 and report, one line per average, and how many there are."""
+    """Return the step outputs: path, sha256 and report, a line per average, and the number of averages."""
     paths = [average.output.path for average in report.averages]
     values = {
         "path": paths,

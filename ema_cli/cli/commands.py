@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from ema_cli.cli import ci
 from ema_cli.cli.console import Console
 from ema_cli.cli.signals import Terminated
-from ema_cli.cli.views import inspect_view, plan_view
-from ema_cli.cli.views import outcome_view as render
+from ema_cli.cli.views.inspect_view import show_checkpoint
+from ema_cli.cli.views.outcome_view import show_outcome
+from ema_cli.cli.views.plan_view import show_plan, show_skipped
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
 from ema_cli.errors import RunWarning
-from ema_cli.events import Event, Info, Planned, WarningIssued
+from ema_cli.events import Event, Planned
 from ema_cli.options.average import Options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.preflight.check_plan import fail_if_strict, preflight
@@ -32,12 +33,8 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
             match event:
                 case Planned(plan=plan):
                     console.section("ema-avg plan", begins=True)
-                    plan_view.plan(plan, options, console)
+                    show_plan(plan, options, console)
                     console.section("", begins=False)
-                case WarningIssued(warning=warning):
-                    console.warning(warning)
-                case Info(message=message):
-                    console.talk(message)
                 case _:
                     progress.show(event)
 
@@ -51,7 +48,7 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
         ci.publish(outcome.report, os.environ)
     if console.style.json:
         console.document(dataclasses.asdict(outcome.report))
-    render.outcome(outcome, options, console)
+    show_outcome(outcome, options, console)
 
 
 def plan(options: Options, console: Console) -> None:
@@ -63,7 +60,7 @@ def plan(options: Options, console: Console) -> None:
     if console.style.json:
         console.document(plan_document(made, shown))
         return
-    plan_view.plan(made, options, console)
+    show_plan(made, options, console)
     for warning in shown:
         console.warning(warning)
     fail_if_strict(warnings, options)
@@ -77,8 +74,8 @@ def inspect(options: Options, console: Console) -> None:
         console.document({"checkpoints": [checkpoint_document(c) for c in found.checkpoints]})
         return
     for checkpoint in found.checkpoints:
-        inspect_view.checkpoint(checkpoint, console)
-    plan_view.left_out(found.skipped, console)
+        show_checkpoint(checkpoint, console)
+    show_skipped(found.skipped, console)
     for warning in found.warnings:
         if warning.code != AVERAGES_AVERAGED:  # nothing is averaged here
             console.warning(warning)

@@ -1,4 +1,4 @@
-"""Exit codes, and which error ends in which. Codes are only ever added."""
+"""Exit codes, and the exit code of each error. Codes are stable; new ones may be added."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from enum import IntEnum
 from ema_cli import errors
 
 DEBUG_VARIABLE = "EMA_AVG_DEBUG"
-_OUT_OF = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+_EXHAUSTED_ERRNOS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
 class ExitCode(IntEnum):
-    """What the exit status of a run means."""
+    """The meanings of the exit status."""
 
     OK = 0
     """Written, or already up to date; equal; verified."""
@@ -35,15 +35,15 @@ class ExitCode(IntEnum):
     STRICT = 8
     """Warnings under ``--strict``."""
     BATCH_FAILED = 9
-    """A batch went through, and some of its jobs failed."""
+    """A batch is complete, and some of its jobs failed."""
     VERIFICATION = 10
-    """``verify``: the output, its report and its inputs do not belong together any more."""
+    """``verify``: the output, its report or its inputs have changed."""
     BUG = 70
     """A bug in ema-avg."""
     EXHAUSTED = 71
-    """The system gives no more memory, threads or descriptors, or a library cannot be loaded."""
+    """The system is out of memory, threads or descriptors, or a library cannot be loaded."""
     SIGNAL = 128
-    """Plus the number of the signal that ended the run."""
+    """Base of the exit status after a signal: 128 plus its number."""
 
 
 _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
@@ -67,29 +67,29 @@ def exit_code(error: errors.EmaAvgError) -> ExitCode:
 
 
 def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None:
-    """Return what to tell of a failure that is the system's: it gives no more; ``None`` if it is none of those."""
+    """Return the error for a failure of the system: out of memory, threads or descriptors; ``None`` for others."""
     if isinstance(failure, MemoryError):
-        fact = f"there is not enough memory{f': {failure}' if str(failure) else ''}"
+        message = f"not enough memory{f': {failure}' if str(failure) else ''}"
     elif isinstance(failure, ImportError):
-        fact = f"a library cannot be loaded: {_root(failure)}"
-    elif isinstance(failure, OSError) and failure.errno in _OUT_OF:
-        fact = f"the system gives no more: {failure.strerror}"
+        message = f"a library cannot be loaded: {_root_cause(failure)}"
+    elif isinstance(failure, OSError) and failure.errno in _EXHAUSTED_ERRNOS:
+        message = f"the system is out of resources: {failure.strerror}"
     elif isinstance(failure, RuntimeError) and "start new thread" in str(failure):
-        fact = "the system gives no more threads"
+        message = "the system cannot start more threads"
     else:
         return None
-    return errors.SystemExhausted(fact.splitlines()[0], hint="ulimit -a; try --threads 1 --max-memory 16MB")
+    return errors.SystemExhausted(message.splitlines()[0], hint="ulimit -a; try --threads 1 --max-memory 16MB")
 
 
-def _root(failure: BaseException) -> BaseException:
-    """Return the first of the failures that led to this one: libraries wrap them in advice."""
+def _root_cause(failure: BaseException) -> BaseException:
+    """Return the first exception of a chain: libraries wrap it in longer messages."""
     while failure.__cause__ is not None:
         failure = failure.__cause__
     return failure
 
 
 def describe_bug(bug: Exception) -> errors.EmaAvgError:
-    """Return what to tell of an exception that nobody expected; under the debugging variable show where it was."""
+    """Return the error for an unexpected exception; print its traceback if the debugging variable is set."""
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(bug)
     return errors.EmaAvgError(

@@ -1,4 +1,4 @@
-"""The outermost frame: run the command line, and turn whatever ends it into one clear message and an exit code."""
+"""Run the command line, and turn every way it can end into one clear message and an exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     sys.stdout = guarded(sys.stdout, essential=True)
     sys.stderr = guarded(sys.stderr, essential=False)
-    # The fold has threads of its own; those of numpy's BLAS would only cost start-up time and memory.
+    # The fold has its own threads; those of numpy's BLAS would only cost start-up time and memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     service = detect(_ci_mode(arguments), os.environ)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
@@ -46,12 +46,12 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _attempt(arguments: Sequence[str], console: Console) -> int:
-    """Run the command line, tell what went wrong, and return the exit code."""
+    """Run the command line, report an error if it fails, and return the exit code."""
     try:
         check_address_space()
         return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as wrong:
-        # Without arguments the help was shown, and there is nothing to add.
+        # Without arguments the help was shown; there is no message.
         if not wrong.format_message():
             return ExitCode.USAGE
         error: EmaAvgError = UsageError(wrong.format_message(), hint="ema-avg --help")
@@ -60,30 +60,30 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
     except Terminated as signalled:
         name = signal.Signals(signalled.number).name
         error = EmaAvgError(f"interrupted by {name}; {signalled.left}")
-        _tell(console, error, ExitCode.SIGNAL + signalled.number)
+        _report(console, error, ExitCode.SIGNAL + signalled.number)
         return ExitCode.SIGNAL + signalled.number
-    except Exception as failure:  # noqa: BLE001 - the last resort of the program
+    except Exception as failure:  # noqa: BLE001 - every failure ends in one message
         error = describe_exhaustion(failure) or describe_bug(failure)
     code = exit_code(error)
-    _tell(console, error, code)
+    _report(console, error, code)
     return code
 
 
-def _tell(console: Console, error: EmaAvgError, code: int) -> None:
-    """Show why the run failed; if that cannot be shown either, the exit code says it."""
+def _report(console: Console, error: EmaAvgError, code: int) -> None:
+    """Show why the run failed; if that fails too, the exit code remains."""
     with contextlib.suppress(OutputError):
         console.error(error, code)
 
 
 def _ci_mode(arguments: Sequence[str]) -> CiMode:
-    """Return the value of ``--ci`` before the command line is parsed: that, too, can fail and be told."""
+    """Return the value of ``--ci``, needed before the command line is parsed: parse errors are annotated too."""
     words = " ".join(arguments).replace("--ci=", "--ci ").split()
     given = dict(pairwise(words)).get("--ci", "auto")
     return next((mode for mode in get_args(CiMode) if mode == given), "auto")
 
 
 def _exit_now(code: int) -> NoReturn:
-    """Leave without waiting for threads of libraries."""
+    """Exit without waiting for threads of libraries."""
     with contextlib.suppress(ValueError, AttributeError):
         sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Signals end a run by an exception, so that everything on the way out cleans up."""
+"""Signals end a run by raising an exception, so that every context cleans up."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Terminated(BaseException):
         super().__init__(number)
         self.number = number
         self.left = "no output was changed"
-        """What the run leaves behind, in words."""
+        """State of the outputs, for the error message."""
 
 
 def install() -> None:
-    """Raise ``Terminated`` on the first signal, except for those that the parent had ignored (``nohup``)."""
+    """Raise ``Terminated`` on the first signal, except signals ignored by the parent process (``nohup``)."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    """Raise once; later signals do not interrupt the cleaning up."""
+    """Raise once; ignore later signals, which would interrupt the cleanup."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise Terminated(number)

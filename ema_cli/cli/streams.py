@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full, or read by nobody: what becomes of files does not depend on them."""
+"""Standard streams that may be closed, full, or without a reader: the files written do not depend on them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _STANDARD = (0, 1, 2)
 
 
 def reserve_descriptors() -> None:
-    """Open what is closed of the standard descriptors.
+    """Open closed standard descriptors on the null device.
 
-    The next file that is opened would get the number otherwise, and what a library says on it would go into the file.
+    Otherwise the next opened file would get such a number, and messages of libraries would be written into the file.
     """
     for number in _STANDARD:
         try:
@@ -24,11 +24,11 @@ def reserve_descriptors() -> None:
 
 
 def guarded(stream: TextIO | None, *, essential: bool) -> TextIO:
-    """Return the stream in a form that a reader who went away does not matter to.
+    """Return a stream that ignores the loss of its reader.
 
     Args:
         stream: a standard stream; ``None`` if it was closed when Python started.
-        essential: raise ``OutputError`` if it takes no bytes for another reason, such as a full device.
+        essential: raise ``OutputError`` if writing fails for another reason, such as a full device.
 
     """
     return cast("TextIO", None if stream is None else _Guarded(stream, essential=essential))
@@ -43,17 +43,17 @@ class _Guarded:
         try:
             return self._stream.write(text)
         except OSError as error:
-            self._give_up(error)
+            self._discard_rest(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
-            self._give_up(error)
+            self._discard_rest(error)
 
-    def _give_up(self, error: OSError) -> None:
-        """Let the rest go nowhere, also what is still in a buffer."""
+    def _discard_rest(self, error: OSError) -> None:
+        """Send everything from now on to the null device, including the buffer."""
         with contextlib.suppress(OSError, ValueError):
             descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(descriptor, self._stream.fileno())
@@ -61,5 +61,5 @@ class _Guarded:
         if self._essential and not isinstance(error, BrokenPipeError):
             raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute of the stream
         return getattr(self._stream, name)

@@ -10,9 +10,8 @@ from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.options.average import Options
 from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
-from ema_cli.report.beside import read_report
+from ema_cli.report.beside import join_reports, read_report
 from ema_cli.report.model import File, Output, Report
-from ema_cli.report.split import together
 from ema_cli.storage.locations import Location, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
@@ -36,7 +35,7 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     found = [_examine(output, plan, options) for output in plan.outputs]
     reports = [report for report in found if isinstance(report, Report)]
     if len(reports) == len(found):
-        return together(reports)
+        return join_reports(reports)
     in_the_way = [
         f"{quoted(str(output.path))} already exists, {reason}"
         for output, reason in zip(plan.outputs, found, strict=True)

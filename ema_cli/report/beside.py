@@ -1,7 +1,12 @@
-"""The report beside an output: its path, and how it is read."""
+"""The report beside each output: its path, its content (the one average of that output), and how it is read.
+
+A run with several averages has one report, and each of its outputs has a report of its own average.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,16 +20,16 @@ from ema_cli.storage.locations import Location, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
-Where = TypeVar("Where", Path, Url, Location)
+AnyLocation = TypeVar("AnyLocation", Path, Url, Location)
 
 
-def report_path(output: Where) -> Where:
+def report_path(output: AnyLocation) -> AnyLocation:
     """Return the path of the report beside an output."""
     return output.with_name(report_name(output.name))
 
 
 def read_report(output: Location) -> Report | None:
-    """Return the report beside an output, ``None`` if there is none that can be read."""
+    """Return the report beside an output; ``None`` if it is missing or invalid."""
     try:
         return load_report(report_path(output))
     except EmaAvgError:
@@ -32,16 +37,16 @@ def read_report(output: Location) -> Report | None:
 
 
 def load_report(path: Location) -> Report:
-    """Return the report of one output, well formed.
+    """Return the report of one output, checked to be well formed.
 
     Raises:
-        NothingMatched: there is none.
-        InputRefused: it cannot be read, or is not such a report.
+        NothingMatched: the file is missing.
+        InputRefused: the file cannot be read or is not such a report.
 
     """
     with open_source(path) as source:
         if source.size() > LARGEST_REPORT_BYTES:
-            raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, which is too much for a report")
+            raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, too many for a report")
         raw = source.read(0, source.size())
     try:
         refuse_large(raw)
@@ -50,5 +55,30 @@ def load_report(path: Location) -> Report:
     except (ValueError, RecursionError) as error:
         raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
     if fault is not None:
-        raise InputRefused(f"{quoted(str(path))} is not a report that can be relied on: {fault}")
+        raise InputRefused(f"{quoted(str(path))} is not a valid report of ema-avg: {fault}")
     return report
+
+
+def report_of_average(report: Report, k: int) -> Report:
+    """Return the report of the k-th average alone."""
+    geometry = report.geometry
+    if geometry is not None:
+        geometry = replace(
+            geometry, average_distance=(geometry.average_distance[k],), averages_2d=(geometry.averages_2d[k],)
+        )
+    return replace(report, averages=(report.averages[k],), geometry=geometry)
+
+
+def join_reports(reports: Sequence[Report]) -> Report:
+    """Return the report of a run from those of its averages; without geometry if one of them has none."""
+    geometries = [report.geometry for report in reports if report.geometry is not None]
+    geometry = None
+    if len(geometries) == len(reports):
+        geometry = replace(
+            geometries[0],
+            average_distance=tuple(row for each in geometries for row in each.average_distance),
+            averages_2d=tuple(point for each in geometries for point in each.averages_2d),
+        )
+    return replace(
+        reports[0], averages=tuple(average for report in reports for average in report.averages), geometry=geometry
+    )

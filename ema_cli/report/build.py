@@ -1,37 +1,38 @@
-"""From the plan and what the fold found to the report."""
+"""Build the report from the plan and the results of the run."""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
+from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.errors import RunWarning
 from ema_cli.options.average import Options
 from ema_cli.records.files import Written
-from ema_cli.records.fold_results import FoldOutcome, RunGeometry, TensorStatistics
-from ema_cli.records.plan import Action, Plan, PlannedOutput
-from ema_cli.records.series import Series
+from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
+from ema_cli.records.plan import Action, Plan, PlannedOutput, PlannedTensor
+from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
-from ema_cli.weights.diagnostics import diagnose
+from ema_cli.weights.diagnostics import Diagnostics, diagnose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What only the run itself knows."""
+    """Results of a run that its plan does not have."""
 
     folded: FoldOutcome
     written: Sequence[Written]
-    """What was written of each output."""
+    """Per output."""
     input_sha256: Sequence[str | None]
+    """Per input; ``None`` unless requested."""
     bytes_read: int
     resumed_tensors: int = 0
-    """Taken over from an interrupted run."""
+    """Tensors completed by an interrupted run."""
     seconds: float
     fold_seconds: float
     device: str
@@ -40,7 +41,7 @@ class Measured:
 def build_report(
     plan: Plan, options: Options, measured: Measured, warnings: Sequence[RunWarning], argv: Sequence[str]
 ) -> model.Report:
-    """Return the report of a run with all of its averages."""
+    """Return the report of a run with all its averages."""
     return model.Report(
         schema_version=model.SCHEMA_VERSION,
         tool=model.Tool(name="ema-avg", version=__version__),
@@ -52,21 +53,20 @@ def build_report(
                 plan.outputs, measured.folded.statistics, measured.written, strict=True
             )
         ),
-        geometry=_geometry(measured.folded.geometry),
+        geometry=measured.folded.geometry,
         summary=_summary(plan, measured),
-        warnings=tuple(model.Warned(code=n.code, message=n.message, hint=n.hint) for n in warnings),
+        warnings=tuple(warnings),
         environment=_environment(measured.device),
     )
 
 
-def diagnose_output(series: Series, output: PlannedOutput) -> model.DiagnosticsOfWeights:
-    """Describe the shares of one average, with ages in steps where the checkpoints are in the order of their steps."""
-    found = diagnose(output.weighting.method, output.weighting.shares, series.timeline)
-    return model.DiagnosticsOfWeights(**dataclasses.asdict(found))
+def diagnose_output(series: Series, output: PlannedOutput) -> Diagnostics:
+    """Return the diagnostics of one average; ages are in steps if the checkpoints are ordered by step."""
+    return diagnose(output.weighting.method, output.weighting.shares, series.timeline)
 
 
 def describe_continuation(series: Series, output: PlannedOutput) -> model.Continued | None:
-    """Tell the shares of all checkpoints, where some of them are inside an earlier output."""
+    """Return steps and shares of all checkpoints; ``None`` unless the average continues a previous one."""
     if series.continuation is None:
         return None
     return model.Continued(
@@ -77,20 +77,20 @@ def describe_continuation(series: Series, output: PlannedOutput) -> model.Contin
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the highest resident memory of this process, ``None`` where the system does not tell.
+    """Return the highest resident memory of this process; ``None`` if the system does not report it.
 
-    ``getrusage`` would count the parent's peak too, which a child inherits through ``exec``.
+    Not from ``getrusage``: its value includes the peak of the parent process, inherited through ``exec``.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(peak.group(1)) * 1024 if peak else None
 
 
 def _plain_options(options: Options) -> dict[str, object]:
-    return {field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+    return {field.name: _plain(getattr(options, field.name)) for field in fields(options)}
 
 
 def _plain(value: object) -> object:
@@ -101,15 +101,36 @@ def _plain(value: object) -> object:
     return dict(value) if isinstance(value, Mapping) else value
 
 
+def input_fields(member: OrderedCheckpoint) -> dict[str, Any]:
+    """Return the first fields of ``Input`` for a member of a series."""
+    checkpoint, step = member.checkpoint, member.step
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "step": step.value if step else None,
+        "step_source": step.source if step else None,
+        "bytes": checkpoint.index.size(),
+        "fingerprint": checkpoint.fingerprint,
+    }
+
+
+def tensor_fields(tensor: PlannedTensor) -> dict[str, Any]:
+    """Return the fields of ``Tensor`` that the plan has."""
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype.name,
+        "shape": tensor.shape,
+        "action": str(tensor.action),
+        "tied_to": tensor.tied_to,
+        "why_copied": tensor.why_copied,
+        "stands_for": tensor.stands_for,
+    }
+
+
 def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
     return tuple(
         model.Input(
-            path=str(member.checkpoint.path),
-            format=member.checkpoint.format,
-            step=member.step.value if member.step else None,
-            step_source=member.step.source if member.step else None,
-            bytes=member.checkpoint.index.size(),
-            fingerprint=member.checkpoint.fingerprint,
+            **input_fields(member),
             sha256=digest,
             content=measured.folded.contents.get(position),
             role=str(member.role),
@@ -131,19 +152,13 @@ def _average(
         diagnostics=diagnose_output(plan.series, output),
         tensors=tuple(
             model.Tensor(
-                name=tensor.name,
-                dtype=tensor.dtype.name,
-                shape=tensor.shape,
-                action=str(tensor.action),
-                norm=found.norm,
-                drift=found.drift,
-                cosine=found.cosine,
-                spread=found.spread,
-                tied_to=tensor.tied_to,
-                why_copied=tensor.why_copied,
-                stands_for=tensor.stands_for,
+                **tensor_fields(tensor),
+                norm=measured.norm,
+                drift=measured.drift,
+                cosine=measured.cosine,
+                spread=measured.spread,
             )
-            for tensor, found in zip(plan.tensors, statistics, strict=True)
+            for tensor, measured in zip(plan.tensors, statistics, strict=True)
         ),
         output=model.Output(
             path=str(output.path),
@@ -158,15 +173,11 @@ def _average(
 
 
 def _files(written: Written) -> tuple[model.File, ...]:
-    """Return the files of a folder; one file alone is the output itself."""
+    """Return the files of a folder; none if the output is one file."""
     return tuple(
         model.File(name=f.name, role=str(f.role), bytes=f.nbytes, sha256=f.sha256, modified_ns=f.modified_ns)
         for f in (written.files if written.folder else ())
     )
-
-
-def _geometry(found: RunGeometry | None) -> model.Geometry | None:
-    return model.Geometry(**dataclasses.asdict(found)) if found is not None else None
 
 
 def _summary(plan: Plan, measured: Measured) -> model.Summary:
@@ -184,7 +195,7 @@ def _summary(plan: Plan, measured: Measured) -> model.Summary:
 
 
 def parameters(plan: Plan) -> int:
-    """Return the number of averaged elements, tied tensors once."""
+    """Return the number of averaged elements; tied tensors count once."""
     return sum(t.elements for t in plan.tensors if t.action is Action.AVERAGED and t.tied_to is None)
 
 
@@ -200,5 +211,5 @@ def _environment(device: str) -> model.Environment:
 
 
 def _version(module: str) -> str | None:
-    """Return the version of a module if it was needed, without importing it."""
+    """Return the version of a module that was imported; never imports it."""
     return str(sys.modules[module].__version__) if module in sys.modules else None

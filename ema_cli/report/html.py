@@ -1,57 +1,88 @@
-"""A report as one HTML page that opens offline: no script, style, font or image comes from elsewhere.
+"""HTML pages that open offline, without scripts, styles, fonts or images from elsewhere: a report, and a batch index.
 
-Everything that came from a file is made safe for display and then escaped by the template, which escapes all that is
-not marked as drawn by ``ema_cli.report.svg``.
+All text from files is made safe for display and then escaped by the templates, which escape everything except the
+charts of ``ema_cli.report.svg``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from urllib.parse import quote
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ema_cli.records.fold_results import RunGeometry
 from ema_cli.report import svg, tables, words
-from ema_cli.report.model import Average, Geometry, Report, Tensor
-from ema_cli.report.templates import fill
+from ema_cli.report.batch_index import BatchIndex, JobEntry
+from ema_cli.report.model import Average, Report, Tensor
 from ema_cli.text import percent, plural, safe_text
 
-Row = TypeVar("Row")
-_TEMPLATE = "page.html.j2"
 _MOST_TENSORS = 1500
-"""Rows of the large table; the rest is in the JSON report."""
+"""Rows of the table of all tensors; further ones are in the JSON report only."""
 _MOST_AVERAGES = 12
-"""In full; the others stand in the comparison alone."""
+"""Averages in full; further ones are in the comparison table only."""
 _MOST_INPUTS = 400
 _EXTREMES = 6
 _TENSOR_COLUMNS = (0, 3, 4)
-"""Name, drift and cosine: what the short tables show."""
+"""Name, drift and cosine: the columns of the short tables."""
+_LONGEST_MESSAGE = 600
+_LONGEST_JOB_ERROR = 400
 
 
 def to_html(report: Report) -> str:
-    """Return the page, below 300 kB for 50 checkpoints of 1,000 tensors."""
-    return fill(
-        _TEMPLATE,
+    """Return the page of a report, below 300 kB for 50 checkpoints of 1,000 tensors."""
+    return _fill(
+        "page.html.j2",
         title=_title(report),
         report=report,
         averages=[_average_view(report, average) for average in report.averages[:_MOST_AVERAGES]],
         warnings=[
-            {"code": w.code, "message": safe_text(w.message, limit=600), "hint": safe_text(w.hint, limit=600)}
-            for w in report.warnings
+            {
+                "code": warning.code,
+                "message": safe_text(warning.message, limit=_LONGEST_MESSAGE),
+                "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE),
+            }
+            for warning in report.warnings
         ],
         comparison_titles=tables.COMPARISON_TITLES,
         comparison=tables.comparison_rows(report),
         tensor_titles=[tables.TENSOR_TITLES[column] for column in _TENSOR_COLUMNS],
         all_tensor_titles=tables.TENSOR_TITLES,
         input_titles=tables.INPUT_TITLES,
-        inputs=_cut(tables.input_rows(report), ["…", *[""] * 5]),
+        inputs=tables.cut_middle(
+            tables.input_rows(report), _MOST_INPUTS, lambda count: [f"… {count:,} more", *[""] * 5]
+        ),
         outputs=tables.output_rows(report),
         timing=tables.timing_rows(report),
         geometry=_geometry_view(report, report.geometry) if report.geometry is not None else None,
         command=tables.command_line(report.command.argv),
         environment=tables.environment_line(report),
     )
+
+
+def index_to_html(index: BatchIndex) -> str:
+    """Return the page of a batch index; it links to each report, relative to its folder."""
+    counts = [("written", index.summary.written), ("up to date", index.summary.up_to_date)]
+    counts += [("planned", index.summary.planned)] if index.summary.planned else []
+    return _fill(
+        "index.html.j2",
+        title=f"{plural(index.summary.jobs, 'run')}, {index.summary.failed:,} failed",
+        index=index,
+        facts=[*counts, ("failed", index.summary.failed), ("seconds", f"{index.summary.seconds:.2f}")],
+        jobs=[_job_view(entry) for entry in index.jobs],
+        command=tables.command_line(index.command.argv),
+    )
+
+
+def _fill(template: str, **values: object) -> str:
+    """Return a template of this folder with values filled in, escaped unless they are ``Markup``."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _title(report: Report) -> str:
@@ -62,55 +93,49 @@ def _title(report: Report) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AverageView:
-    """What the template shows of one average."""
+    """The values of one average in the template."""
 
     label: str
     verdict: str
-    rebuilt: str
+    reconstruction: str
     continued: str
     facts: Sequence[tuple[str, str]]
     shares: Sequence[tables.ShareRow]
-    rate_chart: Markup
+    lr_chart: Markup
     strip: Markup | None
-    least: str
-    most: str
-    largest: Sequence[Sequence[str]]
-    smallest: Sequence[Sequence[str]]
-    count: str
+    smallest_drift: str
+    largest_drift: str
+    moved_most: Sequence[Sequence[str]]
+    moved_least: Sequence[Sequence[str]]
+    tensors_summary: str
     tensors: Sequence[Sequence[str]]
-    more: str
+    more_tensors: str
 
 
 def _average_view(report: Report, average: Average) -> _AverageView:
-    drifts = tables.drifting(average)
-    left = len(average.tensors) - _MOST_TENSORS
+    moved = tables.by_drift(average)
+    more = len(average.tensors) - _MOST_TENSORS
     return _AverageView(
         label=tables.label(average),
         verdict=words.verdict(report, average),
-        rebuilt=words.reconstruction(average.method, average.diagnostics),
+        reconstruction=words.reconstruction(average.method, average.diagnostics),
         continued=_continued(average),
         facts=tables.facts(report, average),
-        shares=_cut(tables.share_rows(report, average), tables.GAP),
-        rate_chart=_rate_chart(report, average),
-        strip=_strip(average) if drifts else None,
-        least=percent(drifts[0].drift or 0) if drifts else "",
-        most=percent(drifts[-1].drift or 0) if drifts else "",
-        largest=_short_rows(drifts[::-1]),
-        smallest=_short_rows(drifts),
-        count=f"All {plural(len(average.tensors), 'tensor')}: drift, cosine, norm, spread",
+        shares=tables.cut_middle(tables.share_rows(report, average), _MOST_INPUTS, tables.more_shares),
+        lr_chart=_lr_chart(report, average),
+        strip=_drift_strip(average) if moved else None,
+        smallest_drift=percent(moved[0].drift or 0) if moved else "",
+        largest_drift=percent(moved[-1].drift or 0) if moved else "",
+        moved_most=_short_rows(moved[::-1]),
+        moved_least=_short_rows(moved),
+        tensors_summary=f"All {plural(len(average.tensors), 'tensor')}: drift, cosine, norm, spread",
         tensors=[tables.tensor_row(tensor) for tensor in average.tensors[:_MOST_TENSORS]],
-        more=f"{left:,} more are in the JSON report." if left > 0 else "",
+        more_tensors=f"{more:,} more are in the JSON report." if more > 0 else "",
     )
 
 
-def _cut(rows: list[Row], gap: Row) -> list[Row]:
-    """Leave out the middle of a long list; the JSON report has all of it."""
-    half = _MOST_INPUTS // 2
-    return rows if len(rows) <= _MOST_INPUTS else [*rows[:half], gap, *rows[-half:]]
-
-
-def _short_rows(drifts: Sequence[Tensor]) -> list[list[str]]:
-    rows = [tables.tensor_row(tensor) for tensor in drifts[:_EXTREMES]]
+def _short_rows(tensors: Sequence[Tensor]) -> list[list[str]]:
+    rows = [tables.tensor_row(tensor) for tensor in tensors[:_EXTREMES]]
     return [[row[column] for column in _TENSOR_COLUMNS] for row in rows]
 
 
@@ -118,16 +143,16 @@ def _continued(average: Average) -> str:
     if average.continued is None:
         return ""
     inside = plural(average.continued.checkpoints, "checkpoint")
-    return f"The first input is an earlier average of {inside}, which this one goes on from."
+    return f"The first input is a previous average of {inside}, which this average continues."
 
 
-def _rate_chart(report: Report, average: Average) -> Markup:
-    """Draw W_i over the steps, or over the numbers of the checkpoints where there are no steps."""
-    rates = average.diagnostics.implied_lr
+def _lr_chart(report: Report, average: Average) -> Markup:
+    """Draw the LR scale W_i over the steps, or over the numbers of the checkpoints if they have no steps."""
+    scale = average.diagnostics.implied_lr
     steps = average.continued.steps if average.continued else _steps(report)
-    xs: Sequence[float] = steps if steps is not None else range(1, len(rates) + 1)
+    xs: Sequence[float] = steps if steps is not None else range(1, len(scale) + 1)
     unit = average.diagnostics.mean_age_unit if steps is not None else "checkpoint"
-    return _drawn(svg.steps_chart(xs, rates, x_label=unit, y_label="factor on the update"))
+    return _markup(svg.steps_chart(xs, scale, x_label=unit, y_label="LR scale"))
 
 
 def _steps(report: Report) -> list[int] | None:
@@ -135,33 +160,51 @@ def _steps(report: Report) -> list[int] | None:
     return steps if len(steps) == len(report.inputs) and steps == sorted(steps) else None
 
 
-def _strip(average: Average) -> Markup:
-    known = [tensor for tensor in average.tensors if tensor.drift is not None and tensor.tied_to is None]
-    names = [safe_text(tensor.name) for tensor in known]
-    return _drawn(svg.strip([tensor.drift or 0 for tensor in known], names))
+def _drift_strip(average: Average) -> Markup:
+    tensors = tables.tensors_with_drift(average)
+    return _markup(svg.strip([tensor.drift or 0 for tensor in tensors], [safe_text(tensor.name) for tensor in tensors]))
 
 
-def _geometry_view(report: Report, geometry: Geometry) -> dict[str, object]:
+def _geometry_view(report: Report, geometry: RunGeometry) -> dict[str, object]:
     names = [tables.input_name(report.inputs[i]) for i in geometry.inputs]
     path = [(x, y) for x, y in geometry.path_2d]
     averages = [
-        (tables.label(average) if len(report.averages) > 1 else "average", (place[0], place[1]))
-        for average, place in zip(report.averages, geometry.averages_2d, strict=True)
-        if place is not None
+        (tables.label(average) if len(report.averages) > 1 else "average", (point[0], point[1]))
+        for average, point in zip(report.averages, geometry.averages_2d, strict=True)
+        if point is not None
     ]
     first, second = (percent(part) for part in geometry.explained)
     return {
-        "path_chart": _drawn(
+        "path_chart": _markup(
             svg.path_chart(path, names, averages, (f"axis 1, {first} of the variance", f"axis 2, {second}"))
         ),
-        "heat_map": _drawn(svg.heat_map(geometry.pairwise_distance, names)),
-        "furthest": f"{max(map(max, geometry.pairwise_distance)):.4g}",
-        "explained": f"{first} and {second} of it",
+        "heat_map": _markup(svg.heat_map(geometry.pairwise_distance, names)),
+        "largest_distance": f"{max(map(max, geometry.pairwise_distance)):.4g}",
+        "explained": f"{first} and {second}",
         "movement": words.movement(geometry),
         "measured_on": words.measured_on(geometry),
     }
 
 
-def _drawn(drawing: str) -> Markup:
-    """Mark a drawing as markup: ``svg`` has escaped the text in it."""
-    return Markup(drawing)  # noqa: S704
+def _markup(chart: str) -> Markup:
+    """Mark a chart as markup, not to be escaped: ``svg`` has escaped the text in it."""
+    return Markup(chart)  # noqa: S704
+
+
+def _job_view(entry: JobEntry) -> dict[str, object]:
+    error = entry.error
+    return {
+        "run": safe_text(entry.run),
+        "status": entry.status,
+        "result": entry.status.replace("_", " "),
+        "checkpoints": f"{entry.checkpoints:,}" if entry.checkpoints else "",
+        "seconds": f"{entry.seconds:.2f}",
+        "warnings": ", ".join(entry.warnings),
+        "error": safe_text(f"{error.message} (exit {error.exit_code})", limit=_LONGEST_JOB_ERROR) if error else "",
+        "links": [{"url": _relative_link(path), "name": path.rpartition(".")[2]} for path in entry.reports],
+    }
+
+
+def _relative_link(path: str) -> str:
+    """Return a path as a relative link: no part of it is taken for a scheme, a query or a fragment."""
+    return "./" + quote(path.encode(errors="surrogateescape"), safe="/")

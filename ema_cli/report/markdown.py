@@ -1,7 +1,7 @@
-"""A report in Markdown, for step summaries, merge requests and notes. Unicode bars instead of drawings.
+"""A report in Markdown, for step summaries, merge requests and notes. Unicode bars instead of charts.
 
-Everything that came from a file is made safe for display and then escaped, so that it is text to GitHub and GitLab:
-no link, no mention, no table cell, no HTML.
+All text from files is made safe for display and then escaped, so that GitHub and GitLab show it as plain text: no link,
+no mention, no table cell, no HTML.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from ema_cli.report.model import Average, Report
 from ema_cli.text import percent, safe_text
 
 MARK = "<!-- ema-avg report -->"
-"""The first line: by it a later run knows the file as its own."""
+"""The first line: a later run recognizes the file by it, and may replace it."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$:-]|(?<=www)\.)")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@&#8203;"}
-"""The invisible space keeps an @ from being a mention after all else was read."""
+"""The invisible space keeps an @ from being a mention."""
 _BAR_WIDTH = 20
 _MOST_INPUTS = 60
 _MOST_TENSORS = 25
 _MOST_AVERAGES = 8
-"""In full; the others stand in the comparison alone."""
+"""Averages in full; further ones are in the comparison table only."""
 _MOST_COMPARED = 200
 _LONGEST_TEXT = 300
 
 
 def to_markdown(report: Report) -> str:
-    """Return the report, well below the megabyte that step summaries may have."""
+    """Return the report, well below the limit of step summaries (1 MiB)."""
     return "\n".join([MARK, *_lines(report)]) + "\n"
 
 
 def escaped(text: str) -> str:
-    """Return text that Markdown shows as it is."""
+    """Return text that Markdown shows unchanged."""
     safe = safe_text(text, limit=_LONGEST_TEXT)
     return "".join(_ENTITIES.get(character, character) for character in _SPECIAL.sub(r"\\\1", safe))
 
 
 def _in_html(text: str) -> str:
-    """Return text for the inside of an HTML element, where Markdown does not look."""
+    """Return text for the inside of an HTML element, where Markdown is not parsed."""
     return html.escape(safe_text(text, limit=_LONGEST_TEXT)).replace("@", "@&#8203;").replace(":", "&#58;")
 
 
@@ -68,27 +68,24 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _sentences(report: Report, average: Average) -> Iterator[str]:
     yield escaped(words.verdict(report, average))
-    rebuilt = words.reconstruction(average.method, average.diagnostics)
-    if rebuilt:
-        yield f"{escaped(rebuilt)}."
+    reconstruction = words.reconstruction(average.method, average.diagnostics)
+    if reconstruction:
+        yield f"{escaped(reconstruction)}."
 
 
 def _average_lines(report: Report, average: Average) -> Iterator[str]:
-    rows = tables.share_rows(report, average)
+    rows = tables.cut_middle(tables.share_rows(report, average), _MOST_INPUTS, tables.more_shares)
+    bars = [[row.name, row.step, row.share, "█" * round(_BAR_WIDTH * row.width / 100), row.implied_lr] for row in rows]
     yield from ("", f"<details><summary>Shares of {_in_html(tables.label(average))}</summary>", "")
-    shown = rows if len(rows) <= _MOST_INPUTS else [*rows[: _MOST_INPUTS // 2], *rows[-_MOST_INPUTS // 2 :]]
-    bars = [[row.name, row.step, row.share, "█" * round(_BAR_WIDTH * row.width / 100), row.implied_lr] for row in shown]
-    yield from _table(("checkpoint", "step", "share", "", "lr x"), bars)
-    if len(rows) > len(shown):
-        yield from ("", f"{len(rows) - len(shown):,} in the middle are left out.")
+    yield from _table(("checkpoint", "step", "share", "", "LR scale"), bars)
     yield from ("", "</details>")
-    drifts = tables.drifting(average)[::-1]
-    if drifts:
-        most = f"{percent(drifts[0].drift or 0)} in {drifts[0].name}"
-        summary = f"Drift from the last checkpoint: most, {_in_html(most)}"
+    tensors = tables.by_drift(average)[::-1]
+    if tensors:
+        largest = f"{percent(tensors[0].drift or 0)} in {tensors[0].name}"
+        summary = f"Drift from the last checkpoint: largest {_in_html(largest)}"
         yield from ("", f"<details><summary>{summary}</summary>", "")
-        yield from _table(tables.TENSOR_TITLES, [tables.tensor_row(tensor) for tensor in drifts[:_MOST_TENSORS]])
-        yield from ("", f"{tables.counted(report)}.", "", "</details>")
+        yield from _table(tables.TENSOR_TITLES, [tables.tensor_row(tensor) for tensor in tensors[:_MOST_TENSORS]])
+        yield from ("", f"{tables.tensor_counts(report)}.", "", "</details>")
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -1,18 +1,22 @@
-"""Report schema 1.0. Minor versions add fields, major versions change them; readers ignore what they do not know.
+"""Report schema 1.0. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
-All numbers are raw: bytes, seconds, full float64. What is undefined is ``None``, never NaN.
+All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ema_cli.errors import RunWarning
+from ema_cli.records.fold_results import RunGeometry
+from ema_cli.weights.diagnostics import Diagnostics
+
 SCHEMA_VERSION = "1.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """What wrote the report."""
+    """The program that wrote the report."""
 
     name: str
     version: str
@@ -20,7 +24,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """How it was called."""
+    """How the program was called."""
 
     argv: tuple[str, ...]
     """The command line; empty for a call from Python."""
@@ -30,7 +34,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """One checkpoint, in fold order."""
+    """One input, in fold order."""
 
     path: str
     format: str
@@ -41,23 +45,23 @@ class Input:
     fingerprint: str
     """Size, modification time in nanoseconds, and a hash of the structure bytes."""
     sha256: str | None
-    """Digest of the whole file, if it was asked for."""
+    """Digest of the whole file, if requested (``--sha256``)."""
     content: str | None = None
-    """Digest of the averaged tensors, whatever the format; ``None`` for an input that no average needed."""
+    """Digest of the averaged tensors, independent of the format; ``None`` for an input that no average needed."""
     role: str = "checkpoint"
-    """``checkpoint``; ``average``: the earlier output that is gone on from; ``again``: the last checkpoint in that."""
+    """``checkpoint``; ``average``: the previous average, continued; ``again``: the last checkpoint inside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodUsed:
-    """How the shares came about."""
+    """The averaging method with its parameters; ``None`` for a parameter that the method does not have."""
 
     name: str
     decay: float | None
     half_life: float | None
-    """As it was given, if it was."""
+    """Set if the decay was given as a half-life."""
     per: str | None
-    """What one decay means: ``checkpoint`` or ``step``."""
+    """What the decay applies to: ``checkpoint`` or ``step``."""
     init: str | None
     one_minus_decay: float | None = None
     warmup: str | None = None
@@ -69,38 +73,15 @@ class MethodUsed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiagnosticsOfWeights:
-    """What the shares mean."""
-
-    effective_checkpoints: float
-    """1 / sum w_i^2."""
-    mean_age: float
-    """sum w_i (t_N - t_i)."""
-    mean_age_unit: str
-    """``step``, ``epoch``, ``token``, ``sample`` or ``checkpoint``."""
-    first: float
-    last: float
-    largest: float
-    implied_lr: tuple[float, ...]
-    """W_i = sum_(j>=i) w_j, per checkpoint of the average."""
-    window_ratio_u: float | None = None
-    """Median gap x (1-d), for averages per step."""
-    unobserved_mass: float | None = None
-    """The part of the average asked for that lies before the first checkpoint."""
-    predicted_error: float | None = None
-    """Estimated distance to the true per-step EMA, over that from the last checkpoint to it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Continued:
-    """What an average that goes on from an earlier output is made of."""
+    """All checkpoints of an average that continues a previous average."""
 
     checkpoints: int
-    """How many are inside the earlier output."""
+    """Number of checkpoints inside the previous average."""
     steps: tuple[int, ...] | None
-    """Of every checkpoint, those inside first."""
+    """Step of each checkpoint, those inside first; ``None`` if some have no step."""
     shares: tuple[float, ...]
-    """Of every checkpoint, those inside first; sum 1."""
+    """Share of each checkpoint, those inside first; sum 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,20 +102,20 @@ class Tensor:
     tied_to: str | None
     """An earlier tensor that shares its bytes in the last checkpoint."""
     why_copied: str = ""
-    """In words; empty for an averaged tensor."""
+    """The reason in words; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
-    """Names that are tied to it, and not written (``--tied drop``)."""
+    """Names tied to this tensor and not written (``--tied drop``)."""
     spread: float | None = None
     """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A file of an output that is a folder."""
+    """A file of an output folder."""
 
     name: str
     role: str
-    """``weights``; ``index``: tells which file holds which tensor; ``companion``: carried over, not counted."""
+    """``weights``; ``index``: lists which file holds which tensor; ``companion``: a copied side file, not counted."""
     bytes: int
     sha256: str
     modified_ns: int
@@ -144,21 +125,21 @@ class File:
 class Output:
     """A written file, or a folder of files.
 
-    The ``sha256`` of a folder is that of its one file of weights; where there are several, that of the lines that
-    ``sha256sum`` prints for the weights and their index in the order of their names.
+    The ``sha256`` of a folder with one weights file is the digest of that file. With several, it is the digest of the
+    lines that ``sha256sum`` prints for the weights and their index, sorted by name.
     """
 
     path: str
     bytes: int
-    """Of the weights and their index."""
+    """Size of the weights and their index."""
     sha256: str
-    """As it was read back from the disk."""
+    """Digest of the bytes read back from the disk."""
     dtype: str
-    """The element type asked for: ``same`` or a torch name."""
+    """The requested element type: ``same`` or a torch name."""
     modified_ns: int | None = None
-    """Time of the last modification when it was written: by it an untouched file is known without reading it."""
+    """Modification time after writing: an unchanged file is recognized by it, without reading it."""
     files: tuple[File, ...] = ()
-    """Of a folder, in the order of their names; empty where the output is one file."""
+    """The files of a folder, sorted by name; empty if the output is one file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,71 +148,40 @@ class Average:
 
     method: MethodUsed
     weights: tuple[float, ...]
-    """The factor of each input, in fold order: its share, where nothing was continued; sum 1."""
-    diagnostics: DiagnosticsOfWeights
+    """The factor of each input, in fold order; unless a previous average was continued, its share, with sum 1."""
+    diagnostics: Diagnostics
     tensors: tuple[Tensor, ...]
     output: Output
     continued: Continued | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Geometry:
-    """Where the checkpoints and the averages lie to each other."""
-
-    inputs: tuple[int, ...]
-    """The positions of the inputs that this is about: those that were read, of more than 128 some at even distances."""
-    pairwise_distance: tuple[tuple[float, ...], ...]
-    """``||theta_i - theta_j||`` of those inputs."""
-    average_distance: tuple[tuple[float, ...] | None, ...]
-    """Per average, its distance from each of those inputs."""
-    path_2d: tuple[tuple[float, ...], ...]
-    """Those inputs in the plane of most variance."""
-    averages_2d: tuple[tuple[float, ...] | None, ...]
-    """The averages in that plane."""
-    explained: tuple[float, ...]
-    """The part of the variance along each axis of the plane."""
-    step_cosines: tuple[float | None, ...]
-    """Cosine between each step from one input to the next and the step after it."""
-    sampled_fraction: float
-    """The part of all elements that this was measured on; 1 for ``--geometry full``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What the run did, as a whole."""
+    """Totals of the run."""
 
     tensors: int
     parameters: int
-    """Elements of the averaged tensors, tied ones once."""
+    """Elements of the averaged tensors; tied tensors count once."""
     bytes_read: int
     bytes_written: int
     seconds: float
     fold_seconds: float
     peak_memory_bytes: int | None
-    """Resident memory at its highest, where the system tells it."""
+    """Highest resident memory; ``None`` if the system does not report it."""
     throughput_bytes_per_second: float
-    """Bytes read by the fold per second of it."""
+    """``bytes_read / fold_seconds``."""
     resumed_tensors: int = 0
-    """Taken over from an interrupted run, so that nothing was read for them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Warned:
-    """A warning."""
-
-    code: str
-    message: str
-    hint: str
+    """Tensors completed by an interrupted run, not read again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """Where it ran."""
+    """Versions and platform of the run."""
 
     python: str
     numpy: str
     torch: str | None
-    """``None`` when torch was not needed."""
+    """``None`` if torch was not imported."""
     safetensors: str
     platform: str
     device: str
@@ -239,7 +189,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything about a run: what was averaged, how, into what, and what came of it."""
+    """Everything about a run: inputs, methods, outputs, diagnostics and warnings."""
 
     schema_version: str
     tool: Tool
@@ -247,6 +197,6 @@ class Report:
     inputs: tuple[Input, ...]
     averages: tuple[Average, ...]
     summary: Summary
-    warnings: tuple[Warned, ...]
+    warnings: tuple[RunWarning, ...]
     environment: Environment
-    geometry: Geometry | None = None
+    geometry: RunGeometry | None = None

@@ -1,4 +1,4 @@
-"""Plans and checkpoints as JSON documents, with the names of the report's schema."""
+"""Plans and checkpoints as JSON documents, with the field names of the report."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ from ema_cli.errors import RunWarning
 from ema_cli.records.files import FileRole
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint
-from ema_cli.report.build import describe_continuation, diagnose_output
+from ema_cli.report.build import describe_continuation, diagnose_output, input_fields, tensor_fields
 from ema_cli.report.model import SCHEMA_VERSION
 
 
 def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, object]:
-    """Return what ``ema-avg plan --json`` prints."""
+    """Return the document that ``ema-avg plan --json`` prints."""
     return {
         "schema_version": SCHEMA_VERSION,
         "order": plan.series.reason,
         "inputs": [
             {
-                "path": str(member.checkpoint.path),
-                "format": member.checkpoint.format,
-                "step": member.step.value if member.step else None,
-                "step_source": member.step.source if member.step else None,
-                "bytes": member.checkpoint.index.size(),
-                "fingerprint": member.checkpoint.fingerprint,
+                **input_fields(member),
                 "key": member.checkpoint.key,
                 "role": str(member.role),
                 "ignored": member.checkpoint.ignored,
@@ -45,18 +40,7 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
             }
             for output in plan.outputs
         ],
-        "tensors": [
-            {
-                "name": t.name,
-                "dtype": t.dtype.name,
-                "shape": t.shape,
-                "action": str(t.action),
-                "tied_to": t.tied_to,
-                "why_copied": t.why_copied,
-                "stands_for": t.stands_for,
-            }
-            for t in plan.tensors
-        ],
+        "tensors": [tensor_fields(tensor) for tensor in plan.tensors],
         "bytes_read": plan.read_bytes,
         "bytes_written": plan.write_bytes,
         "buffer_bytes": plan.buffers.total_bytes,
@@ -66,7 +50,7 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
 
 
 def _files(output: PlannedOutput) -> list[dict[str, object]]:
-    """Return the files of a folder; empty where the output is one file."""
+    """Return the files of a folder; none if the output is one file."""
     if not output.folder:
         return []
     weights = [{"name": file.name, "role": str(FileRole.WEIGHTS), "bytes": file.nbytes} for file in output.files]
@@ -74,12 +58,12 @@ def _files(output: PlannedOutput) -> list[dict[str, object]]:
 
 
 def _continued(plan: Plan, output: PlannedOutput) -> dict[str, object] | None:
-    found = describe_continuation(plan.series, output)
-    return dataclasses.asdict(found) if found else None
+    continued = describe_continuation(plan.series, output)
+    return dataclasses.asdict(continued) if continued else None
 
 
 def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return what ``ema-avg inspect --json`` prints of one checkpoint."""
+    """Return the document that ``ema-avg inspect --json`` prints for one checkpoint."""
     ties = checkpoint.ties
     return {
         "path": str(checkpoint.path),

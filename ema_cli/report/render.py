@@ -1,18 +1,24 @@
-"""A report in the form that the suffix of a file asks for; and whether a file is a report of this program."""
+"""Reports and batch indexes in the format of a file's suffix; and whether an existing file is one of ours."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.json_text import refuse_large
+from ema_cli.report.batch_index import BatchIndex
 from ema_cli.report.model import Report
 from ema_cli.report.serialize import LARGEST_REPORT_BYTES, from_json, to_json
 from ema_cli.storage.locations import Location, open_source
 
+INDEX_SUFFIXES = (".json", ".html")
+"""The formats of ``render_index``."""
 _HEAD_BYTES = 4096
 
 
 def render_report(report: Report, suffix: str) -> bytes:
-    """Return the report as JSON, Markdown or one HTML page."""
+    """Return a report as HTML (``.html``), Markdown (``.md``) or JSON."""
     if suffix == ".html":
         from ema_cli.report.html import to_html  # noqa: PLC0415 - jinja2 takes a moment
 
@@ -26,12 +32,21 @@ def render_report(report: Report, suffix: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def is_report(place: Location) -> bool:
-    """Whether a file that is there was written by ``render_report``."""
-    if place.suffix != ".json":
-        return is_page(place)
+def render_index(index: BatchIndex, suffix: str) -> bytes:
+    """Return the index of a batch as HTML (``.html``) or JSON."""
+    if suffix == ".html":
+        from ema_cli.report.html import index_to_html  # noqa: PLC0415 - jinja2 takes a moment
+
+        return index_to_html(index).encode()
+    return to_json(index).encode()
+
+
+def is_report(path: Location) -> bool:
+    """Whether a file is a report that ``render_report`` made."""
+    if path.suffix != ".json":
+        return _is_page(path)
     try:
-        with open_source(place) as source:
+        with open_source(path) as source:
             raw = source.read(0, source.size()) if source.size() <= LARGEST_REPORT_BYTES else b""
         refuse_large(raw)
         from_json(raw.decode())
@@ -40,10 +55,21 @@ def is_report(place: Location) -> bool:
     return True
 
 
-def is_page(place: Location) -> bool:
-    """Whether a file is HTML or Markdown of this program, by the mark at its beginning."""
+def is_index(path: Path) -> bool:
+    """Whether a file is an index that ``render_index`` made, so that a newer one may replace it."""
+    if path.suffix == ".html":
+        return _is_page(path)
     try:
-        with open_source(place) as source:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(document["jobs"], list) and document["tool"]["name"] == "ema-avg"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _is_page(path: Location) -> bool:
+    """Whether a file is HTML or Markdown of this program: the mark is near its beginning."""
+    try:
+        with open_source(path) as source:
             head = source.read(0, min(_HEAD_BYTES, source.size()))
     except (EmaAvgError, OSError):
         return False

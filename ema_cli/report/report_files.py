@@ -1,4 +1,4 @@
-"""The reports as files: staged before any output has its name, published after it."""
+"""The report files of a run: written before any output is published, published after the outputs."""
 
 from __future__ import annotations
 
@@ -6,56 +6,56 @@ from contextlib import ExitStack
 
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Plan
-from ema_cli.report.beside import report_path
+from ema_cli.report.beside import report_of_average, report_path
 from ema_cli.report.model import Report
 from ema_cli.report.render import render_report
-from ema_cli.report.split import of_one
 from ema_cli.storage.locations import Location
 from ema_cli.write.make_target import make_small
 from ema_cli.write.target import SmallTarget
 
 
 def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[SmallTarget]:
-    """Write the report of each output, and the whole one wherever it was asked for; none has its name yet.
+    """Write the report of each output, and the report of the run wherever requested, under temporary names.
 
-    No output has its name before all reports are on the disk: what there is no room for must not be half of a pair.
+    No output is published before all reports are on disk: a full disk must not leave an output without its report.
 
     Args:
-        plan: has the outputs.
-        report: of all of them.
-        options: ask for further reports.
-        unpublished: discards what was written.
+        plan: the outputs.
+        report: the report of the run.
+        options: lists the requested reports.
+        unpublished: discards the files on exit, unless they are published.
 
     Raises:
-        OutputError: one cannot be written.
+        OutputError: a report cannot be written.
 
     """
     contents: dict[Location, bytes] = {
-        report_path(output.path): render_report(of_one(report, k), ".json") for k, output in enumerate(plan.outputs)
+        report_path(output.path): render_report(report_of_average(report, k), ".json")
+        for k, output in enumerate(plan.outputs)
     }
-    return _stage(contents | _asked_for(report, options), unpublished)
+    return _stage(contents | _requested(report, options), unpublished)
 
 
-def write_asked_reports(report: Report, options: Options) -> None:
-    """Write the whole report wherever it was asked for.
+def write_requested_reports(report: Report, options: Options) -> None:
+    """Write the report of the run wherever requested.
 
     Raises:
-        OutputError: one cannot be written.
+        OutputError: a report cannot be written.
 
     """
     with ExitStack() as unpublished:
-        for file in _stage(_asked_for(report, options), unpublished):
+        for file in _stage(_requested(report, options), unpublished):
             file.publish()
 
 
-def _asked_for(report: Report, options: Options) -> dict[Location, bytes]:
-    return {place: render_report(report, place.suffix) for place in options.reports}
+def _requested(report: Report, options: Options) -> dict[Location, bytes]:
+    return {path: render_report(report, path.suffix) for path in options.reports}
 
 
 def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[SmallTarget]:
     files = []
-    for place, data in contents.items():
-        file = make_small(place)
+    for path, data in contents.items():
+        file = make_small(path)
         unpublished.callback(file.discard)
         file.write(data)
         files.append(file)

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import NoReturn
 
-from ema_cli.records.rebuild import build
+from ema_cli.records.record_types import build
+from ema_cli.report.batch_index import BatchIndex
 from ema_cli.report.model import Report
 
 LARGEST_REPORT_BYTES = 1 << 28
-"""Of what is read as a report."""
+"""Larger files are not read as reports."""
 
 
-def to_json(report: Report) -> str:
-    """Return the report as JSON, ASCII only, without NaN."""
-    return json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False) + "\n"
+def to_json(document: Report | BatchIndex) -> str:
+    """Return a report or the index of a batch as JSON, ASCII only, without NaN."""
+    return json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Report:
     """Return the report that ``to_json`` wrote.
 
-    Fields that this version does not know are ignored; those that an earlier one did not know have their defaults.
+    Unknown fields, of a newer version, are ignored; missing ones, of an older version, have their defaults.
 
     Raises:
-        ValueError: it is not a report.
+        ValueError: ``text`` is not a report.
 
     """
     try:
-        made = build(Report, json.loads(text, parse_constant=_refuse_constant))
+        report = build(Report, json.loads(text, parse_constant=_refuse_constant))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a report") from error
-    assert isinstance(made, Report)  # noqa: S101 - for the type checker
-    return made
+    assert isinstance(report, Report)  # noqa: S101 - for the type checker
+    return report
 
 
-def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - json asks for it
-    """NaN and infinity are not JSON, and stand in no report."""
+def _refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and infinity, which are not JSON."""
     raise ValueError(name)

@@ -1,6 +1,6 @@
-"""Small drawings as SVG text: numbers in, markup out. Colours and fonts come from the page's style sheet.
+"""Small charts as SVG text: numbers in, markup out. Colors and fonts come from the style sheet of the page.
 
-Text in a drawing is escaped here; coordinates are rounded to a tenth of a pixel.
+Text in a chart is escaped here; coordinates are rounded to a tenth of a pixel.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 30
 _LEVELS = 8
 _STRIP_HEIGHT = 34
 _MOST_DOTS = 200
-"""On a staircase; of more the line alone is drawn."""
+"""Dots on a step chart; with more points, only the line is drawn."""
 _MOST_SQUARES = 64
-"""Along a side of a heat map; of more, these many at even distances."""
+"""Squares along a side of a heat map; of more rows, so many evenly spaced ones are drawn."""
 
 Point = tuple[float, float]
 
 
 def steps_chart(xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_label: str) -> str:
-    """Draw a staircase from 0 to 1: y holds from the x before it to its own.
+    """Draw a step chart: y is constant from the previous x to its own.
 
     Args:
-        xs: growing, at least one.
-        ys: in [0, 1] or a little above.
-        x_label: what the x are.
-        y_label: what the y are.
+        xs: increasing, at least one.
+        ys: in [0, 1] or slightly above.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
 
     """
     across = _scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
@@ -45,8 +45,8 @@ def steps_chart(xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_lab
 def path_chart(
     path: Sequence[Point], names: Sequence[str], averages: Sequence[tuple[str, Point]], labels: tuple[str, str]
 ) -> str:
-    """Draw the checkpoints in a plane, joined in order, and the averages among them; both axes have one scale."""
-    points = [*path, *(place for _, place in averages)]
+    """Draw the checkpoints in a plane, connected in order, and the averages; both axes have the same scale."""
+    points = [*path, *(point for _, point in averages)]
     across, up = _equal_scales(points)
     line = "M" + "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in path)
     dots = "".join(_dot(across(x), up(y), name) for (x, y), name in zip(path, names, strict=True))
@@ -59,7 +59,7 @@ def path_chart(
 
 
 def heat_map(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
-    """Draw a symmetric matrix as squares, darker for larger numbers; of one level all squares are one path."""
+    """Draw a symmetric matrix as squares, darker for larger numbers; all squares of a level are one path."""
     picked = [round(k * (len(matrix) - 1) / (_MOST_SQUARES - 1)) for k in range(_MOST_SQUARES)]
     if len(matrix) > _MOST_SQUARES:
         matrix, names = [[matrix[i][j] for j in picked] for i in picked], [names[i] for i in picked]
@@ -70,16 +70,16 @@ def heat_map(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     levels: list[list[str]] = [[] for _ in range(_LEVELS)]
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            place = f"M{left + j * side:.1f} {_TOP + i * side:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z"
-            levels[_level(value / largest)].append(place)
-    squares = "".join(_shade(level, "".join(places)) for level, places in enumerate(levels) if places)
+            square = f"M{left + j * side:.1f} {_TOP + i * side:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z"
+            levels[_level(value / largest)].append(square)
+    squares = "".join(_shade(level, "".join(paths)) for level, paths in enumerate(levels) if paths)
     below = f'<text class="label" x="{left:.1f}" y="{HEIGHT - 12}">{escape(names[0])}</text>'
     below += f'<text class="label end" x="{left + side * count:.1f}" y="{HEIGHT - 12}">{escape(names[-1])}</text>'
     return _svg(squares + below, "distances between the checkpoints")
 
 
 def strip(values: Sequence[float], names: Sequence[str]) -> str:
-    """Draw numbers as a strip of equal fields, darker for larger ones."""
+    """Draw numbers as a strip of equal fields, darker for larger numbers."""
     wide, largest = 880, max(values) or 1.0
     width = wide / len(values)
     if len(values) <= _LEVELS * 25:  # few enough to name each
@@ -92,7 +92,7 @@ def strip(values: Sequence[float], names: Sequence[str]) -> str:
         levels: list[list[str]] = [[] for _ in range(_LEVELS)]
         for i, value in enumerate(values):
             levels[_level(value / largest)].append(_field(i, width))
-        fields = "".join(_shade(level, "".join(places)) for level, places in enumerate(levels) if places)
+        fields = "".join(_shade(level, "".join(paths)) for level, paths in enumerate(levels) if paths)
     return (
         f'<svg class="strip" viewBox="0 0 {wide} {_STRIP_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="drift per tensor in model order">{fields}</svg>'
@@ -103,12 +103,12 @@ def _field(number: int, width: float) -> str:
     return f"M{number * width:.2f} 0h{width:.2f}v{_STRIP_HEIGHT}h-{width:.2f}z"
 
 
-def _shade(level: int, places: str) -> str:
-    return f'<path class="shade" style="--level:{level}" d="{places}"/>'
+def _shade(level: int, path: str) -> str:
+    return f'<path class="shade" style="--level:{level}" d="{path}"/>'
 
 
 def _level(share: float) -> int:
-    """Return which of the levels a number in [0, 1] has; roots, so that small numbers differ too."""
+    """Return the level of a number in [0, 1], by its square root, so that small numbers differ too."""
     return min(_LEVELS - 1, int(_LEVELS * math.sqrt(max(share, 0))))
 
 
@@ -118,7 +118,7 @@ def _scale(low: float, high: float, start: float, stop: float) -> _Line:
 
 
 class _Line:
-    """A straight line from numbers to pixels."""
+    """A linear map from numbers to pixels."""
 
     def __init__(self, offset: float, slope: float) -> None:
         self._offset = offset
@@ -129,7 +129,7 @@ class _Line:
 
 
 def _equal_scales(points: Sequence[Point]) -> tuple[_Line, _Line]:
-    """Return lines of one slope for both axes, with the points in the middle."""
+    """Return lines with the same slope for both axes, with the points centered."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     room = WIDTH - _LEFT - _RIGHT - 40, HEIGHT - _TOP - _BOTTOM - 16
     spans = max(xs) - min(xs), max(ys) - min(ys)
@@ -161,13 +161,12 @@ def _dot(x: float, y: float, title: str) -> str:
 
 
 def _star(x: float, y: float, name: str) -> str:
-    """Mark an average, and name it on the side where there is room."""
+    """Mark an average, with its name on the side with more room."""
     diamond = f"M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z"
     end = x > WIDTH / 2
-    place = f'class="label strong{" end" if end else ""}" x="{x + (-11 if end else 11):.1f}" y="{y + 4:.1f}"'
-    return (
-        f'<path class="average" d="{diamond}"><title>{escape(name)}</title></path><text {place}>{escape(name)}</text>'
-    )
+    attributes = f'class="label strong{" end" if end else ""}" x="{x + (-11 if end else 11):.1f}" y="{y + 4:.1f}"'
+    title = escape(name)
+    return f'<path class="average" d="{diamond}"><title>{title}</title></path><text {attributes}>{title}</text>'
 
 
 def _note(x: float, y: float, text: str) -> str:

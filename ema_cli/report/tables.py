@@ -1,21 +1,24 @@
-"""What the pages show in tables, as text that is ready to be put there: one place decides what stands in a row.
+"""The rows of the tables that HTML and Markdown show, as text.
 
-Text from files goes through ``safe_text``; escaping for HTML or Markdown is the renderers' part.
+Text from files goes through ``safe_text``; the renderers escape it for HTML or Markdown.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TypeVar
 
 from ema_cli.report import words
 from ema_cli.report.model import Average, Input, Report, Tensor
-from ema_cli.text import human_bytes, percent, plural, safe_text
+from ema_cli.text import human_bytes, percent, safe_text
 
+Row = TypeVar("Row")
 _UNDEFINED = "-"
-ROLES = {"average": "an earlier average", "again": "its last checkpoint, again"}
+ROLES = {"average": "previous average", "again": "its last checkpoint, read again"}
+"""Inputs that are not new checkpoints, by their role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +29,23 @@ class ShareRow:
     step: str
     share: str
     width: float
-    """Share over the largest, in percent: the length of a bar."""
+    """Share divided by the largest share, in percent: the length of a bar."""
     implied_lr: str
 
 
-GAP = ShareRow(name="…", step="", share="", width=0, implied_lr="")
-"""Stands for rows that are left out."""
+def cut_middle(rows: Sequence[Row], most: int, gap: Callable[[int], Row]) -> list[Row]:
+    """Return at most ``most`` rows; the middle of more is replaced by ``gap`` of their number."""
+    half = most // 2
+    return list(rows) if len(rows) <= most else [*rows[:half], gap(len(rows) - 2 * half), *rows[len(rows) - half :]]
+
+
+def more_shares(count: int) -> ShareRow:
+    """Return the row in place of ``count`` others; the JSON report has all of them."""
+    return ShareRow(name=f"… {count:,} more", step="", share="", width=0, implied_lr="")
 
 
 def label(average: Average) -> str:
-    """Name an average among others: by its file."""
+    """Return the file name of an average, which distinguishes it from the others of a run."""
     return safe_text(PurePath(average.output.path).name)
 
 
@@ -56,32 +66,41 @@ def share_rows(report: Report, average: Average) -> list[ShareRow]:
 
 
 def input_name(known: Input) -> str:
-    """Return the name of an input, with its part where it is no plain checkpoint."""
+    """Return the name of an input, with its role unless it is a new checkpoint."""
     name = safe_text(PurePath(known.path).name)
     return f"{name} ({ROLES[known.role]})" if known.role in ROLES else name
 
 
 def facts(report: Report, average: Average) -> list[tuple[str, str]]:
-    """Return the figures of an average that are looked at first: name and value."""
-    found = average.diagnostics
-    drifts = drifting(average)
+    """Return the key figures of an average: name and value."""
+    diagnostics = average.diagnostics
     pairs = [
-        ("counts as", f"{found.effective_checkpoints:.1f} of {len(found.implied_lr)}"),
-        ("mean age", f"{found.mean_age:,.4g} {found.mean_age_unit}s"),
-        ("first / last share", f"{percent(found.first)} / {percent(found.last)}"),
-        ("drift, median", percent(drifts[len(drifts) // 2].drift or 0) if drifts else _UNDEFINED),
+        ("effective checkpoints", words.effective(diagnostics)),
+        ("mean age", words.mean_age(diagnostics)),
+        ("first / last share", f"{percent(diagnostics.first)} / {percent(diagnostics.last)}"),
+        ("median drift", median_drift(average)),
         ("parameters", f"{report.summary.parameters:,}"),
-        ("size", words.size(average.output)),
+        ("size", words.output_size(average.output)),
     ]
-    if found.window_ratio_u is not None:
-        pairs.insert(2, ("u = gap x (1-d)", f"{found.window_ratio_u:.3g}"))
+    if diagnostics.window_ratio_u is not None:
+        pairs.insert(2, ("u = median gap x (1-d)", f"{diagnostics.window_ratio_u:.3g}"))
     return pairs
 
 
-def drifting(average: Average) -> list[Tensor]:
-    """Return the tensors that have a drift, ties once, the least first."""
-    known = [tensor for tensor in average.tensors if tensor.drift is not None and tensor.tied_to is None]
-    return sorted(known, key=lambda tensor: tensor.drift or 0)
+def tensors_with_drift(average: Average) -> list[Tensor]:
+    """Return the tensors with a drift, tied ones once, in model order."""
+    return [tensor for tensor in average.tensors if tensor.drift is not None and tensor.tied_to is None]
+
+
+def by_drift(average: Average) -> list[Tensor]:
+    """Return the tensors with a drift, tied ones once, smallest drift first."""
+    return sorted(tensors_with_drift(average), key=lambda tensor: tensor.drift or 0)
+
+
+def median_drift(average: Average) -> str:
+    """Return the median of the drifts of all tensors."""
+    tensors = by_drift(average)
+    return percent(tensors[len(tensors) // 2].drift or 0) if tensors else _UNDEFINED
 
 
 TENSOR_TITLES = ("tensor", "type", "shape", "drift", "cosine", "norm", "spread")
@@ -120,47 +139,50 @@ def input_rows(report: Report) -> list[list[str]]:
 
 
 def output_rows(report: Report) -> list[list[str]]:
-    """Return path, size and digest of every output; of a folder also what was carried over into it."""
+    """Return path, size and digest of every output; for a folder also its side files."""
     rows = []
     for output in (average.output for average in report.averages):
-        carried = words.carried(output)
-        size = words.size(output) + (f", with {carried}" if carried else "")
-        rows.append([safe_text(words.place(output)), size, output.sha256])
+        side_files = words.side_files(output)
+        size = words.output_size(output) + (f", with {side_files}" if side_files else "")
+        rows.append([safe_text(words.output_path(output)), size, output.sha256])
     return rows
 
 
 def timing_rows(report: Report) -> list[tuple[str, str]]:
-    """Return what the run took."""
+    """Return bytes, seconds and memory of the run: name and value."""
     summary = report.summary
     rows = [
         ("read", human_bytes(summary.bytes_read)),
         ("written", human_bytes(summary.bytes_written)),
         ("whole run", f"{summary.seconds:.2f} s"),
         ("fold", f"{summary.fold_seconds:.2f} s"),
-        ("throughput of the fold", f"{human_bytes(summary.throughput_bytes_per_second)}/s"),
+        ("fold throughput", f"{human_bytes(summary.throughput_bytes_per_second)}/s"),
     ]
     if summary.peak_memory_bytes is not None:
         rows.append(("peak memory", human_bytes(summary.peak_memory_bytes)))
     return rows
 
 
-COMPARISON_TITLES = ("average", "first", "last", "counts as", "mean age", "drift, median")
+COMPARISON_TITLES = ("average", "first", "last", "effective", "mean age", "median drift")
 
 
 def comparison_rows(report: Report) -> list[list[str]]:
     """Return a row for each average of a run."""
-    rows = []
-    for average in report.averages:
-        found, drifts = average.diagnostics, drifting(average)
-        median = percent(drifts[len(drifts) // 2].drift or 0) if drifts else _UNDEFINED
-        age = f"{found.mean_age:,.4g} {found.mean_age_unit}s"
-        shares = [percent(found.first), percent(found.last)]
-        rows.append([label(average), *shares, f"{found.effective_checkpoints:.1f}", age, median])
-    return rows
+    return [
+        [
+            label(average),
+            percent(average.diagnostics.first),
+            percent(average.diagnostics.last),
+            f"{average.diagnostics.effective_checkpoints:.1f}",
+            words.mean_age(average.diagnostics),
+            median_drift(average),
+        ]
+        for average in report.averages
+    ]
 
 
 def environment_line(report: Report) -> str:
-    """Return what it ran on, in one line."""
+    """Return versions, platform and device in one line."""
     here = report.environment
     torch = f", torch {here.torch}" if here.torch else ""
     return (
@@ -170,11 +192,11 @@ def environment_line(report: Report) -> str:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """Return the command as it can be typed again; empty for a call from Python."""
+    """Return the command line, quoted for a shell; empty for a call from Python."""
     return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000) if argv else ""
 
 
-def counted(report: Report) -> str:
-    """Say how many tensors there are."""
+def tensor_counts(report: Report) -> str:
+    """Return how many tensors were averaged and copied."""
     copied = sum(tensor.action == "copied" for tensor in report.averages[0].tensors)
-    return plural(report.summary.tensors - copied, "tensor") + " averaged" + (f", {copied:,} copied" if copied else "")
+    return words.tensor_counts(report.summary.tensors - copied, copied)

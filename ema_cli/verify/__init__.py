@@ -1,1 +1,1 @@
-"""verify."""
+"""Check written averages against their reports and inputs."""

@@ -1,7 +1,7 @@
-"""The inputs of a report, found again and compared with what the report says of them.
+"""The inputs listed in a report, opened and compared with their description there.
 
-Paths in a report are relative to where its run was started: they are tried as they are, then from the report's
-folder. Of two files the one that has the recorded fingerprint is meant.
+Paths in a report are relative to the working directory of its run. They are tried relative to the current directory,
+then to the folder of the output. If both files exist, the one with the reported fingerprint is used.
 """
 
 from __future__ import annotations
@@ -27,66 +27,66 @@ from ema_cli.verify.output import Check, WrittenOutput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundInput:
-    """An input as the report knows it, and as it is now."""
+    """An input as reported, and the file as it is now."""
 
-    known: Input
+    reported: Input
     checkpoint: Checkpoint | None
-    """Open; ``None`` if it cannot be used."""
+    """The open file; ``None`` if it cannot be used."""
     failure: str
-    """Why it cannot be used; empty if it can."""
+    """Why the file cannot be used; empty if it can."""
     averaged: frozenset[str]
-    """The tensors that its digest of contents is that of."""
+    """Names of the tensors covered by the digest of the contents."""
 
     def hashed_bytes(self, *, contents: bool) -> int:
-        """Return how many bytes are read for its digest, where the report has one."""
+        """Return the number of bytes to read for the digest, 0 if the report has none."""
         if self.checkpoint is None:
             return 0
-        if self.known.sha256 is not None:
+        if self.reported.sha256 is not None:
             return self.checkpoint.index.size()
-        layouts = self.checkpoint.index.layouts if contents and self.known.content is not None else ()
+        layouts = self.checkpoint.index.layouts if contents and self.reported.content is not None else ()
         return sum(layout.nbytes for layout in layouts if layout.name in self.averaged)
 
 
 def open_inputs(report: Report, output: WrittenOutput, opened: ExitStack, listener: Listener) -> list[FoundInput]:
-    """Open every input of a report; those that can be used stay open inside the context.
+    """Open every input of a report; usable files stay open until ``opened`` is closed.
 
     Raises:
-        InputChanged: the system cannot open one, for a reason that says nothing about the file.
+        InputChanged: the system cannot open a file, for a reason that is not the file's.
 
     """
     pool = LayoutPool()
     averaged = frozenset(tensor.name for tensor in report.averages[0].tensors if tensor.action == Action.AVERAGED)
     found = []
-    for done, known in enumerate(report.inputs):
+    for done, reported in enumerate(report.inputs):
         listener(Opening(done=done, total=len(report.inputs)))
-        checkpoint, failure = _find(known, report, output, opened, pool)
-        found.append(FoundInput(known=known, checkpoint=checkpoint, failure=failure, averaged=averaged))
+        checkpoint, failure = _find(reported, report, output, opened, pool)
+        found.append(FoundInput(reported=reported, checkpoint=checkpoint, failure=failure, averaged=averaged))
     return found
 
 
 def _find(
-    known: Input, report: Report, output: WrittenOutput, opened: ExitStack, pool: LayoutPool
+    reported: Input, report: Report, output: WrittenOutput, opened: ExitStack, pool: LayoutPool
 ) -> tuple[Checkpoint | None, str]:
-    """Return the file that is meant; or none, and why it cannot be used."""
+    """Return the open file of an input; ``None`` and the reason if it cannot be used."""
     try:
-        checkpoint = _open(known, report, output.path.parent, opened, pool)
+        checkpoint = _open(reported, report, output.path.parent, opened, pool)
     except (InputRefused, NothingMatched, UsageError) as refused:
         return None, refused.message
     if not output.identity.isdisjoint(checkpoint.index.identity):
-        return None, f"{quoted(known.path)} is overwritten by this output, so that nothing can be recomputed from it"
-    if known.role == Role.AVERAGE and checkpoint.fingerprint != known.fingerprint:
-        return None, f"{quoted(known.path)} is not the earlier average any more, so nothing can be recomputed from it"
+        return None, f"{quoted(reported.path)} was overwritten by this output: nothing can be recomputed from it"
+    if reported.role == Role.AVERAGE and checkpoint.fingerprint != reported.fingerprint:
+        return None, f"{quoted(reported.path)} is no longer the previous average: nothing can be recomputed from it"
     return checkpoint, ""
 
 
-def _open(known: Input, report: Report, folder: Location, opened: ExitStack, pool: LayoutPool) -> Checkpoint:
-    """Return the file that is meant, with its weights where the run found them."""
+def _open(reported: Input, report: Report, folder: Location, opened: ExitStack, pool: LayoutPool) -> Checkpoint:
+    """Open the file of an input, with the key and prefix of the run."""
     key, strip_prefix = (_text(report.command.options.get(name)) for name in ("key", "strip_prefix"))
-    if known.role == Role.AVERAGE:
-        key, strip_prefix = None, ""  # our own names are as they should be
+    if reported.role == Role.AVERAGE:
+        key, strip_prefix = None, ""  # an output of this program is flat, and its names are final
     usable: list[Checkpoint] = []
     failures: list[EmaAvgError] = []
-    for path in _places(known.path, folder):
+    for path in _candidates(reported.path, folder):
         try:
             checkpoint = open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix)
         except (InputRefused, NothingMatched, UsageError) as failure:
@@ -94,17 +94,17 @@ def _open(known: Input, report: Report, folder: Location, opened: ExitStack, poo
             continue
         opened.callback(checkpoint.index.close)
         usable.append(checkpoint)
-        if checkpoint.fingerprint == known.fingerprint:
+        if checkpoint.fingerprint == reported.fingerprint:
             return checkpoint
     if usable:
         return usable[0]
     raise next((failure for failure in failures if not isinstance(failure, NothingMatched)), failures[0])
 
 
-def _places(name: str, folder: Location) -> tuple[Location, ...]:
-    """Return where a file may lie that a report calls ``name``."""
-    place = locate(name)
-    return (place,) if isinstance(place, Url) else tuple(dict.fromkeys((place, folder / name)))
+def _candidates(path: str, folder: Location) -> tuple[Location, ...]:
+    """Return the locations that a path in a report can mean."""
+    location = locate(path)
+    return (location,) if isinstance(location, Url) else tuple(dict.fromkeys((location, folder / path)))
 
 
 def _text(option: object) -> str | None:
@@ -112,46 +112,48 @@ def _text(option: object) -> str | None:
 
 
 def check_input(number: int, found: FoundInput, count: Counted, *, contents: bool) -> Check:
-    """Compare an input with what the report says of it. A recorded digest decides over the time of modification.
+    """Compare an input with its description in the report. A reported digest takes precedence over modification times.
 
     Args:
-        number: of the input, from 1 on.
+        number: of the input, starting at 1.
         found: the input.
-        count: told of the bytes that are read.
-        contents: read the averaged tensors and compare their digest, too.
+        count: counts the bytes read.
+        contents: whether to read the averaged tensors and compare their digest.
 
     Raises:
-        InputChanged: it cannot be read to its end.
+        InputChanged: the file cannot be read to its end.
 
     """
     name = f"input {number}"
     if found.checkpoint is None:
         return Check(name=name, ok=False, message=found.failure)
-    place = quoted(str(found.checkpoint.path))
+    path = quoted(str(found.checkpoint.path))
     differences = list(_differences(found, found.checkpoint, count, contents=contents))
     if differences:
-        return Check(name=name, ok=False, message=f"{place} {', '.join(differences)}")
-    touched = found.checkpoint.fingerprint != found.known.fingerprint
-    same = "bytes" if found.known.sha256 is not None else "weights"
-    return Check(
-        name=name, ok=True, message=f"{place} {f'was touched, but has the same {same}' if touched else 'is as it was'}"
-    )
+        return Check(name=name, ok=False, message=f"{path} {', '.join(differences)}")
+    state = "is unchanged"
+    if found.checkpoint.fingerprint != found.reported.fingerprint:
+        state = f"was touched, but has the same {'bytes' if found.reported.sha256 is not None else 'weights'}"
+    return Check(name=name, ok=True, message=f"{path} {state}")
 
 
 def _differences(found: FoundInput, checkpoint: Checkpoint, count: Counted, *, contents: bool) -> Iterator[str]:
-    known, nbytes = found.known, checkpoint.index.size()
-    by_content = contents and known.content is not None and known.sha256 is None
-    if nbytes != known.bytes:
-        yield f"has {plural(nbytes, 'byte')}, but {known.bytes:,} were averaged"
-    digest = sha256_of_all(checkpoint.index.sources, count.add) if known.sha256 is not None else None
-    if digest != known.sha256:
-        yield f"has the SHA-256 {digest}, but {quoted(known.sha256 or '')} was averaged"
-    content = digest_of(checkpoint.index, found.averaged, count.add) if by_content else known.content
-    if content != known.content:
-        yield f"holds other weights: their digest is {content}, but {quoted(known.content or '')} was averaged"
-    then, now = (text.rpartition("-") for text in (known.fingerprint, checkpoint.fingerprint))
+    """Yield how an input differs from its description in the report."""
+    reported, nbytes = found.reported, checkpoint.index.size()
+    by_content = contents and reported.content is not None and reported.sha256 is None
+    if nbytes != reported.bytes:
+        yield f"has {plural(nbytes, 'byte')}, not {reported.bytes:,} as reported"
+    digest = sha256_of_all(checkpoint.index.sources, count.add) if reported.sha256 is not None else None
+    if digest != reported.sha256:
+        yield f"has the SHA-256 {digest}, not {quoted(reported.sha256 or '')} as reported"
+    content = digest_of(checkpoint.index, found.averaged, count.add) if by_content else reported.content
+    if content != reported.content:
+        yield f"has different weights: their digest is {content}, not {quoted(reported.content or '')} as reported"
+    then, now = (text.rpartition("-") for text in (reported.fingerprint, checkpoint.fingerprint))
     if then[2] != now[2]:
-        yield f"has a structure of the digest {now[2]}, but {quoted(then[2])} was averaged"
-    elif then[0] != now[0] and nbytes == known.bytes and known.sha256 is None and not by_content:
-        was = quoted(known.fingerprint)
-        yield f"was changed or touched since: its fingerprint is {checkpoint.fingerprint}, but {was} was averaged"
+        yield f"has a different structure: its digest is {now[2]}, not {quoted(then[2])} as reported"
+    elif then[0] != now[0] and nbytes == reported.bytes and reported.sha256 is None and not by_content:
+        yield (
+            f"was changed or touched: its fingerprint is {checkpoint.fingerprint}, "
+            f"not {quoted(reported.fingerprint)} as reported"
+        )

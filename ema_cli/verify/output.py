@@ -1,4 +1,4 @@
-"""An output as it lies there: one file, or the weights and the index of a folder, opened to be checked."""
+"""The files of an output, opened to be checked: one file, or the weights and the index of a folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ from ema_cli.text import plural, quoted, shortlist
 _MOST_FAULTS = 3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One check of a verification, with its result."""
+
+    name: str
+    """``report``, ``size``, ``sha256``, ``companions``, ``tensors``, ``method``, ``input 1`` and so on, ``samples``."""
+    ok: bool
+    message: str
+    """What was found; if the check failed, also what was expected."""
+
+
 class WrittenOutput:
-    """The files of an output that its size and its digest are those of, open inside the context.
+    """The files that count for the size and the digest of an output, open inside the context.
 
     Raises:
         NothingMatched: there is no such file or folder.
-        InputRefused: it cannot be opened, or holds no weights.
+        InputRefused: the output cannot be opened, or has no weights.
 
     """
 
@@ -32,13 +43,13 @@ class WrittenOutput:
         self.path = path
         self._sources: dict[str, ByteSource] = {}
         with ExitStack() as opened:
-            for name, place in _places(path).items():
-                self._sources[name] = opened.enter_context(open_source(place))
+            for name, location in _weight_files(path).items():
+                self._sources[name] = opened.enter_context(open_source(location))
             self._opened = opened.pop_all()
 
     @property
     def identity(self) -> frozenset[object]:
-        """What tells the files from all others."""
+        """Identities of the files, to recognize them among the inputs."""
         return frozenset(source.identity for source in self._sources.values())
 
     def size(self) -> int:
@@ -46,7 +57,7 @@ class WrittenOutput:
         return sum(source.size() for source in self._sources.values())
 
     def digests(self, on_bytes: Callable[[int], None]) -> dict[str, str]:
-        """Return the SHA-256 of each file by its name; ``on_bytes`` is told how many bytes were read."""
+        """Return the SHA-256 of each file by name; ``on_bytes`` receives the number of bytes read."""
         return {name: sha256_of(source, on_bytes) for name, source in self._sources.items()}
 
     def raise_if_changed(self) -> None:
@@ -61,69 +72,59 @@ class WrittenOutput:
         self._opened.close()
 
 
-def _places(path: Location) -> dict[str, Location]:
-    """Return the files by name; a file alone is opened whatever it is called."""
+def _weight_files(path: Location) -> dict[str, Location]:
+    """Return the files by name; a single file may have any name."""
     if not is_folder(path):
         return {path.name: path}
     try:
-        places: dict[str, Location] = {name: path / name for name in sorted(names_in(path)) if is_weights(name)}
+        files: dict[str, Location] = {name: path / name for name in sorted(names_in(path)) if is_weights(name)}
     except OSError as error:
         raise InputRefused(f"{quoted(str(path))} cannot be listed: {error.strerror}") from error
-    if not places:
+    if not files:
         raise InputRefused(f"{quoted(str(path))} is a folder without weights", hint="name an output of ema-avg")
-    return places
+    return files
 
 
-def check_size(found: WrittenOutput, told: Output) -> Check:
-    """Compare the size of an output with that in its report."""
-    if found.size() == told.bytes:
-        return Check(name="size", ok=True, message=plural(found.size(), "byte"))
-    message = f"{plural(found.size(), 'byte')}, but {told.bytes:,} were written"
+def check_size(output: WrittenOutput, reported: Output) -> Check:
+    """Compare the size of an output with its report."""
+    if output.size() == reported.bytes:
+        return Check(name="size", ok=True, message=plural(output.size(), "byte"))
+    message = f"{plural(output.size(), 'byte')}, but {reported.bytes:,} were written"
     return Check(name="size", ok=False, message=message)
 
 
-def check_digest(found: WrittenOutput, told: Output, count: Counted) -> Check:
-    """Compare the digest of an output with that in its report, and name the files of a folder that differ.
+def check_digest(output: WrittenOutput, reported: Output, count: Counted) -> Check:
+    """Compare the digest of an output with its report; in a folder, name the files that differ.
 
     Raises:
-        InputChanged: it cannot be read to its end.
+        InputChanged: a file cannot be read to its end.
 
     """
-    digests = found.digests(count.add)
+    digests = output.digests(count.add)
     digest = digest_of_all(digests)
-    if digest == told.sha256:
+    if digest == reported.sha256:
         return Check(name="sha256", ok=True, message=digest)
-    known = {one.name: one.sha256 for one in told.files if one.role != FileRole.SIDE_FILE}
-    wrong = [quoted(name) for name in sorted({*known, *digests}) if known and known.get(name) != digests.get(name)]
-    where = f"; what differs is {shortlist(wrong)}" if wrong else ""
-    return Check(name="sha256", ok=False, message=f"{digest}, but {quoted(told.sha256)} was written{where}")
+    expected = {file.name: file.sha256 for file in reported.files if file.role != FileRole.SIDE_FILE}
+    names = sorted({*expected, *digests}) if expected else ()
+    changed = [quoted(name) for name in names if expected.get(name) != digests.get(name)]
+    where = f"; files that differ: {shortlist(changed)}" if changed else ""
+    return Check(name="sha256", ok=False, message=f"{digest}, but {quoted(reported.sha256)} was written{where}")
 
 
-def check_companions(folder: Location, files: Sequence[File]) -> Iterator[Check]:
-    """Compare what was carried over into a folder with its report; there is no check where there is nothing of it."""
-    companions = [file for file in files if file.role == FileRole.SIDE_FILE]
-    wrong = [fault for fault in (_fault_of(folder / file.name, file) for file in companions) if fault]
-    message = shortlist(wrong, most=_MOST_FAULTS) if wrong else f"{plural(len(companions), 'file')} as written"
-    if companions:
-        yield Check(name="companions", ok=not wrong, message=message)
+def check_side_files(folder: Location, files: Sequence[File]) -> Iterator[Check]:
+    """Compare the side files in a folder with its report; no check if there are none."""
+    side_files = [file for file in files if file.role == FileRole.SIDE_FILE]
+    faults = [fault for fault in (_fault_of(folder / file.name, file) for file in side_files) if fault]
+    message = shortlist(faults, most=_MOST_FAULTS) if faults else f"{plural(len(side_files), 'file')} unchanged"
+    if side_files:
+        yield Check(name="companions", ok=not faults, message=message)
 
 
-def _fault_of(path: Location, known: File) -> str:
-    """Return what is wrong with a file, empty if nothing is."""
+def _fault_of(path: Location, reported: File) -> str:
+    """Return how a file differs from the report; empty if it is unchanged."""
     try:
         with open_source(path) as source:
-            same = source.size() == known.bytes and sha256_of(source) == known.sha256
+            same = source.size() == reported.bytes and sha256_of(source) == reported.sha256
     except (InputRefused, NothingMatched) as error:
         return error.message
-    return "" if same else f"{quoted(known.name)} was changed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One thing that was verified, and what was found."""
-
-    name: str
-    """``report``, ``size``, ``sha256``, ``tensors``, ``input 1`` and so on, or ``samples``."""
-    ok: bool
-    message: str
-    """What is there; what was expected besides, if that is something else."""
+    return "" if same else f"{quoted(reported.name)} was changed"

@@ -1,7 +1,7 @@
-"""Compute a piece of an output once more, from its inputs alone, and find where it is not what was written.
+"""Recompute a piece of an output from its inputs, and find elements that differ from the written piece.
 
-The sum is written here a second time, without the lanes of the fold: per element upcast to float64, multiply, add, as
-separate operations in fold order, rounded once. A weight of zero adds nothing.
+A second, independent implementation of the sum, without the lanes of the fold: per element upcast to float64, multiply
+and add as separate operations in fold order, then round once. Inputs with a weight of zero are skipped.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ema_cli.storage.strided_read import read_elements
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
-    """The first element of a piece that is not what it should be."""
+    """The first element of a piece that differs from the recomputed one."""
 
     index: int
-    """Counted from the beginning of the piece."""
+    """Offset in the piece, in elements."""
     expected: str
     found: str
     count: int
-    """Elements of the piece that are wrong."""
+    """Number of elements of the piece that differ."""
 
 
 def read_piece(extent: Located, start: int, count: int) -> Bytes:
-    """Return ``count`` elements as they lie in the file.
+    """Return the bytes of ``count`` elements, as stored in the file.
 
     Raises:
-        InputChanged: they cannot be read.
+        InputChanged: the file cannot be read.
 
     """
     raw = np.empty(count * extent.layout.dtype.itemsize, dtype=np.uint8)
@@ -45,10 +45,10 @@ def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dt
     """Return ``count`` elements of ``sum_i w_i theta_i`` as the bytes of ``dtype``.
 
     Args:
-        terms: weights that are not zero, and what they multiply, in fold order; at least one.
+        terms: nonzero weights with their tensors, in fold order; at least one.
         start: the first element.
         count: the number of elements.
-        dtype: of the output, with as many ``components`` as the inputs have.
+        dtype: of the output; with as many ``components`` as the inputs.
 
     Raises:
         InputChanged: an input cannot be read.
@@ -63,7 +63,7 @@ def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dt
 
 
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:
-    """Compare two pieces bit for bit; NaN matches any NaN, whose bits IEEE 754 leaves open."""
+    """Compare two pieces bit for bit; NaN matches any NaN: IEEE 754 does not define its bits."""
     bits = f"u{dtype.itemsize}"
     wrong = np.flatnonzero(expected.view(bits) != found.view(bits))
     if dtype.averaged and len(wrong):
@@ -88,7 +88,7 @@ def _numbers(raw: Bytes, dtype: DType) -> Float64:
 
 
 def _shown(raw: Bytes, index: int, dtype: DType) -> str:
-    """Return one element as text; its bits where it is no number."""
+    """Return one element as text; its bits if it is not a number."""
     element = raw[index * dtype.itemsize : (index + 1) * dtype.itemsize]
     if dtype.averaged:
         return " and ".join(repr(float(number)) for number in _numbers(element, dtype))

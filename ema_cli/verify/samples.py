@@ -1,7 +1,7 @@
-"""Recompute random pieces of an output from its inputs, and compare them with what was written, bit for bit.
+"""Recompute random pieces of an output from its inputs, and compare them with the written pieces, bit for bit.
 
-All tensors are cut into pieces of equal size, and of those some are drawn without repetition: a small tensor counts as
-much as a piece of a large one, and a model of few pieces is checked whole.
+All tensors are cut into pieces of equal size, and some pieces are drawn without repetition: a small tensor is as likely
+to be drawn as a piece of a large one, and a model with few pieces is checked completely.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ _MOST_SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A run of elements of one tensor of the output."""
+    """Consecutive elements of one tensor of the output."""
 
     number: int
-    """Of the tensor."""
+    """Position of the tensor."""
     start: int
+    """First element."""
     count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """What a sample showed."""
+    """The result of a sample."""
 
     check: Check
     recomputed: int
-    """Pieces that could be."""
+    """Number of pieces that could be recomputed."""
 
 
 def draw_pieces(elements: Sequence[int], samples: int, seed: int) -> list[Piece]:
-    """Draw ``samples`` of all pieces of tensors with so many ``elements``, or all of them, in the order of the file."""
+    """Draw ``samples`` pieces, or all if there are fewer, of tensors with so many ``elements``; in file order."""
     ends = list(accumulate(-(-count // PIECE_ELEMENTS) for count in elements))
     total = ends[-1] if ends else 0
     drawn = random.Random(seed).sample(range(total), min(samples, total))  # noqa: S311 - a sample, not a secret
@@ -72,32 +73,33 @@ def check_samples(
     *,
     listener: Listener = ignore,
 ) -> Sampled:
-    """Recompute pieces of the tensors that are as the report says, and compare them with those of ``output``.
+    """Recompute pieces of the tensors with the type and shape of the report, and compare them with ``output``.
 
     Raises:
         InputChanged: a file cannot be read.
 
     """
     recipe = Recipe(report, inputs)
-    tensors = _as_told(output, report)
+    tensors = _tensors_as_reported(output, report)
     pieces = draw_pieces([extent.layout.elements for _, extent in tensors], samples, seed)
     nbytes = [piece.count * tensors[piece.number][1].layout.dtype.itemsize * len(inputs) for piece in pieces]
     count = Counted("recomputing", sum(nbytes), listener)
-    wrong: list[str] = []
-    missing = Counter[str]()
+    mismatches: list[str] = []
+    failures = Counter[str]()
     for piece, read_bytes in zip(pieces, nbytes, strict=True):
         tensor, extent = tensors[piece.number]
         try:
-            wrong.extend(_compare(tensor, extent, piece, recipe.recompute(tensor, extent.layout, piece)))
+            mismatches.extend(_compare(tensor, extent, piece, recipe.recompute(tensor, extent.layout, piece)))
         except InputRefused as refused:
-            missing[refused.message] += 1
+            failures[refused.message] += 1
         count.add(read_bytes)
-    return _judge(len(pieces), wrong, missing, seed)
+    return _result(len(pieces), mismatches, failures, seed)
 
 
-def _as_told(output: Checkpoint, report: Report) -> list[tuple[Tensor, Located]]:
-    told = {tensor.name: tensor for tensor in report.averages[0].tensors}
-    pairs = [(told[extent.layout.name], extent) for extent in output.index if extent.layout.name in told]
+def _tensors_as_reported(output: Checkpoint, report: Report) -> list[tuple[Tensor, Located]]:
+    """Return the tensors of an output with the type and shape of the report."""
+    reported = {tensor.name: tensor for tensor in report.averages[0].tensors}
+    pairs = [(reported[extent.layout.name], extent) for extent in output.index if extent.layout.name in reported]
     return [(t, extent) for t, extent in pairs if (t.dtype, t.shape) == (extent.layout.dtype.name, extent.layout.shape)]
 
 
@@ -105,25 +107,27 @@ def _compare(tensor: Tensor, extent: Located, piece: Piece, expected: Bytes) -> 
     found = read_piece(extent, piece.start, piece.count)
     mismatch = find_mismatch(expected, found, extent.layout.dtype)
     if mismatch is not None:
-        place = _index(tensor.shape, piece.start + mismatch.index)
+        index = _index(tensor.shape, piece.start + mismatch.index)
         more = f" and {mismatch.count - 1:,} more" if mismatch.count > 1 else ""
-        yield f"{quoted(tensor.name)} at {place} is {mismatch.found}, recomputed {mismatch.expected}{more}"
+        yield f"{quoted(tensor.name)} at {index} is {mismatch.found}, recomputed {mismatch.expected}{more}"
 
 
-def _judge(pieces: int, wrong: Sequence[str], missing: Counter[str], seed: int) -> Sampled:
-    recomputed = pieces - missing.total()
-    failures = []
-    if wrong:
-        failures.append(f"{len(wrong):,} of {plural(pieces, 'piece')} differ: {shortlist(wrong, most=_MOST_SHOWN)}")
-    if missing:
-        reasons = shortlist((reason for reason, _ in missing.most_common()), most=_MOST_SHOWN)
-        failures.append(f"{missing.total():,} of {plural(pieces, 'piece')} cannot be recomputed: {reasons}")
-    message = "; ".join(failures) or f"{plural(recomputed, 'piece')} recomputed, the same bit for bit"
-    check = Check(name="samples", ok=not failures, message=f"{message} (seed {seed})")
+def _result(pieces: int, mismatches: Sequence[str], failures: Counter[str], seed: int) -> Sampled:
+    recomputed = pieces - failures.total()
+    faults = []
+    if mismatches:
+        listed = shortlist(mismatches, most=_MOST_SHOWN)
+        faults.append(f"{len(mismatches):,} of {plural(pieces, 'piece')} differ: {listed}")
+    if failures:
+        reasons = shortlist((reason for reason, _ in failures.most_common()), most=_MOST_SHOWN)
+        faults.append(f"{failures.total():,} of {plural(pieces, 'piece')} cannot be recomputed: {reasons}")
+    message = "; ".join(faults) or f"{plural(recomputed, 'piece')} recomputed, identical bit for bit"
+    check = Check(name="samples", ok=not faults, message=f"{message} (seed {seed})")
     return Sampled(check=check, recomputed=recomputed)
 
 
 def _index(shape: Sequence[int], flat: int) -> tuple[int, ...]:
+    """Return the index in each dimension of an element, given its index in row-major order."""
     index: list[int] = []
     for size in reversed(shape):
         flat, inner = divmod(flat, size)
@@ -132,20 +136,20 @@ def _index(shape: Sequence[int], flat: int) -> tuple[int, ...]:
 
 
 class Recipe:
-    """How the tensors of an output come from its inputs, by its report."""
+    """Recomputes tensors of an output from its inputs, with the weights and options of its report."""
 
     def __init__(self, report: Report, inputs: Sequence[FoundInput]) -> None:
         self._inputs = inputs
         self._weights = report.averages[0].weights
         self._buffers = report.command.options.get("buffers")
         self._positions: dict[int, dict[str, int]] = {}
-        """By the identity of the layouts, which the inputs of a run share."""
+        """Positions of tensors by name, for each list of layouts (by its id, as inputs share lists)."""
 
     def recompute(self, tensor: Tensor, layout: TensorLayout, piece: Piece) -> Bytes:
-        """Return what a piece of the output should be.
+        """Return the expected bytes of a piece.
 
         Raises:
-            InputRefused: it cannot be known; the message says why.
+            InputRefused: the piece cannot be recomputed; the message says why.
 
         """
         if tensor.action == Action.COPIED:
@@ -153,33 +157,29 @@ class Recipe:
             number = 0 if first else len(self._inputs) - 1
             extent = self._extent(number, layout)
             if extent.layout.dtype is not layout.dtype:
-                path = self._inputs[number].known.path
-                raise InputRefused(f"{quoted(layout.name)} is of another type in {quoted(path)}")
+                path = self._inputs[number].reported.path
+                raise InputRefused(f"{quoted(layout.name)} has a different type in {quoted(path)}")
             return read_piece(extent, piece.start, piece.count)
         terms = [(weight, self._extent(i, layout)) for i, weight in enumerate(self._weights) if weight != 0]
         return recompute(terms, piece.start, piece.count, layout.dtype)
 
     def _has(self, number: int, name: str) -> bool:
-        """Whether an input has a tensor: with ``--on-missing last`` one may be missing."""
+        """Whether an input has a tensor: with ``--on-missing last`` some inputs may lack it."""
         checkpoint = self._inputs[number].checkpoint
         return checkpoint is None or any(layout.name == name for layout in checkpoint.index.layouts)
 
     def _extent(self, number: int, layout: TensorLayout) -> Located:
-        """Return a tensor of an input, with as many numbers as the output has."""
+        """Return a tensor of an input, checked to have the shape and kind of type of the output."""
         checkpoint = self._inputs[number].checkpoint
         if checkpoint is None:
             raise InputRefused(f"input {number + 1} cannot be used")
         layouts = checkpoint.index.layouts
         positions = self._positions.get(id(layouts))
         if positions is None:
-            positions = self._positions[id(layouts)] = {known.name: i for i, known in enumerate(layouts)}
+            positions = self._positions[id(layouts)] = {own.name: i for i, own in enumerate(layouts)}
         position = positions.get(layout.name)
-        known = None if position is None else layouts[position]
-        if (
-            position is None
-            or known is None
-            or known.shape != layout.shape
-            or known.dtype.kind is not layout.dtype.kind
-        ):
-            raise InputRefused(f"{quoted(str(checkpoint.path))} has no {quoted(layout.name)} of that shape and type")
-        return checkpoint.index.extent(position)
+        if position is not None:
+            own = layouts[position]
+            if own.shape == layout.shape and own.dtype.kind is layout.dtype.kind:
+                return checkpoint.index.extent(position)
+        raise InputRefused(f"{quoted(str(checkpoint.path))} has no {quoted(layout.name)} of that shape and type")

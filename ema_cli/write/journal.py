@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ema_cli.records.fold_results import TensorOutcome
-from ema_cli.records.rebuild import build
+from ema_cli.records.record_types import build
 from ema_cli.write.publish import NEW_FILE, raise_output_error
 from ema_cli.write.temp_names import journal_name
 

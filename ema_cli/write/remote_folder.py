@@ -85,7 +85,7 @@ class RemoteFolder:
         """
         weights, index, copies = (
             [upload for upload in self._uploads if upload.role is role]
-            for role in (FileRole.WEIGHTS, FileRole.INDEX, FileRole.COMPANION)
+            for role in (FileRole.WEIGHTS, FileRole.INDEX, FileRole.SIDE_FILE)
         )
         uploads = [*weights, *copies, *index] if index else [*copies, *weights]
         old = [name for name in self._names() if is_weights(name)]

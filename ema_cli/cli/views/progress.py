@@ -1,4 +1,4 @@
-"""Progress from events: a bar in bytes on a terminal, a plain line every few seconds in a log."""
+"""Events of a run: warnings and messages at once; progress as a bar on a terminal, as a line every 10 s in a log."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from ema_cli.cli.console import Console
-from ema_cli.events import Event, Opening, Progress
+from ema_cli.events import Event, Info, Opening, Progress, WarningIssued
 from ema_cli.text import human_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-_HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 _PATIENCE_SECONDS = 0.5
-"""What is done sooner needs no bar."""
+"""Shorter activities show no bar."""
 
 
 class ProgressDisplay:
-    """Shows ``Progress`` and ``Opening`` events while the context is open."""
+    """Shows events while the context is open."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -27,7 +27,7 @@ class ProgressDisplay:
         self._task: TaskID | None = None
         self._activity = ""
         self._started = time.monotonic()
-        self._spoke = self._started
+        self._last_line = self._started
 
     def __enter__(self) -> Self:
         return self
@@ -36,17 +36,22 @@ class ProgressDisplay:
         self._stop()
 
     def show(self, event: Event) -> None:
-        """Show where the work stands."""
-        if isinstance(event, Opening):
-            self._beat(f"reading the structure of checkpoint {event.done + 1:,} of {event.total:,}")
-        elif isinstance(event, Progress):
-            self._show_bytes(event)
+        """Show a warning, a message, or the progress."""
+        match event:
+            case WarningIssued(warning=warning):
+                self._console.warning(warning)
+            case Info(message=message):
+                self._console.talk(message)
+            case Opening():
+                self._heartbeat(describe_progress(event))
+            case Progress():
+                self._show_bytes(event)
 
     def _show_bytes(self, event: Progress) -> None:
         now = time.monotonic()
         if event.activity != self._activity:
             self._stop()
-            self._activity, self._started, self._spoke = event.activity, now, now
+            self._activity, self._started, self._last_line = event.activity, now, now
         if self._console.style.quiet:
             return
         if self._console.interactive:
@@ -55,14 +60,13 @@ class ProgressDisplay:
             return
         speed = event.done_bytes / max(now - self._started, 1e-9)
         left = (event.total_bytes - event.done_bytes) / max(speed, 1)
-        done = f"{human_bytes(event.done_bytes)} of {human_bytes(event.total_bytes)}"
-        self._beat(f"{event.activity} {done}, {human_bytes(speed)}/s, {_clock(left)} left")
+        self._heartbeat(f"{describe_progress(event)}, {human_bytes(speed)}/s, {_clock(left)} left")
 
-    def _beat(self, line: str) -> None:
-        """Say that the program is alive, not too often."""
+    def _heartbeat(self, line: str) -> None:
+        """Show a line, unless another one was shown a few seconds ago."""
         now = time.monotonic()
-        if now - self._spoke >= _HEARTBEAT_SECONDS and self._bar is None:
-            self._spoke = now
+        if now - self._last_line >= HEARTBEAT_SECONDS and self._bar is None:
+            self._last_line = now
             self._console.talk(line)
 
     def _draw(self, event: Progress) -> None:
@@ -86,6 +90,16 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+
+def describe_progress(event: Event) -> str:
+    """Return the progress in one line; empty for an event of another kind."""
+    match event:
+        case Opening(done=done, total=total):
+            return f"reading the structure of checkpoint {done + 1:,} of {total:,}"
+        case Progress(activity=activity, done_bytes=done, total_bytes=total):
+            return f"{activity} {human_bytes(done)} of {human_bytes(total)}"
+    return ""
 
 
 def _clock(seconds: float) -> str:
