@@ -12,7 +12,7 @@ from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
-from ema_cli.options.output_name import parse_output
+from ema_cli.options.output import parse_output
 from ema_cli.options.weighting import split_weights
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records.plan import Plan

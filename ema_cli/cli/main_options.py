@@ -14,7 +14,7 @@ from ema_cli.cli.ci import detect
 from ema_cli.cli.console import Style
 from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
-from ema_cli.options.output_name import parse_output
+from ema_cli.options.output import parse_output
 from ema_cli.options.weighting import split_weights
 from ema_cli.storage.locations import locate
 from ema_cli.text import parse_bytes, quoted

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from ema_cli.errors import UsageError
 from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
-from ema_cli.options.output_name import check_output_name
+from ema_cli.options.output import check_output_name
 from ema_cli.options.weighting import WeightOptions, refuse_other_words
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
