@@ -41,7 +41,7 @@ def runs(tmp_path: Path) -> Path:
 
 def job(run: Path, output: str = "{run}/ema.safetensors", **options: Any) -> Job:
     """Return the job of a run."""
-    return make_job(Options(paths=(str(run),), decays=(0.5,), output=Path(output), **options), str(run))
+    return make_job(Options(paths=(str(run),), decay=(0.5,), output=Path(output), **options), str(run))
 
 
 def ignore(_: BatchEvent) -> None:
@@ -201,9 +201,9 @@ def test_an_interrupt_stops_every_job(workers: int, runs: Path) -> None:
 def test_run_and_name_are_filled_in_once(tmp_path: Path) -> None:
     """The fields of a run go into output, reports and ``--continue-from``; what a folder is called is not filled in."""
     made = job(
-        Path("a/{name}"), "{run}/{name}.safetensors", reports=(Path("{name}.json"),), continue_from=Path("{run}/e.st")
+        Path("a/{name}"), "{run}/{name}.safetensors", report=(Path("{name}.json"),), continue_from=Path("{run}/e.st")
     )
-    assert made.options.reports == (Path("{name}.json"),)
+    assert made.options.report == (Path("{name}.json"),)
     assert made.options.continue_from == Path("a/{name}/e.st")
     for run, template, path in (
         (Path("a/{name}"), "{run}/{name}.safetensors", "a/{name}/{name}.safetensors"),
@@ -231,7 +231,7 @@ def test_jobs_that_would_write_one_file_are_refused(tmp_path: Path) -> None:
     for jobs, index in (
         ([job(Path("a/x"), here + "/{name}.safetensors"), job(Path("b/x"), here + "/{name}.safetensors")], None),
         ([job(Path("a"), here + "/e.safetensors"), job(Path("b"), here + "/link/e.safetensors")], None),
-        ([job(Path("a"), reports=(Path("r.json"),)), job(Path("b"), reports=(Path("r.json"),))], None),
+        ([job(Path("a"), report=(Path("r.json"),)), job(Path("b"), report=(Path("r.json"),))], None),
         ([job(Path("a"), here + "/e.safetensors")], tmp_path / "e.report.json"),
     ):
         with pytest.raises(UsageError, match="would both write"):

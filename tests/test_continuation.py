@@ -506,7 +506,7 @@ def test_in_place_late_checkpoints_and_damage_are_told(paths: list[Path], tmp_pa
         ema_cli.average(paths, continue_from=part, output=part, force=True, strict=True)
     with pytest.raises(NothingNew, match=r"step_350\.pt"):
         ema_cli.average(paths, continue_from=part, output=tmp_path / "other.safetensors")
-    ema_cli.average(paths, continue_from=part, output=part, force=True, reports=more)
+    ema_cli.average(paths, continue_from=part, output=part, force=True, report=more)
     assert more.exists()
     raw = bytearray(part.read_bytes())
     raw[-1] ^= 1

@@ -240,7 +240,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
         ({"decay": 0.5, "from_step": 2, "to_step": 1}, "--from 2 is after --to 1"),
         ({"decay": 0.5, "include": ("(",)}, r'--include "\(" is not a regular expression'),
         ({"decay": 0.5, "exclude": ("a{99999999999}",)}, "--exclude .* is not a regular expression"),
-        ({"decay": 0.5, "reports": (Path("r.txt"),)}, 'there is no report format ".txt"'),
+        ({"decay": 0.5, "report": (Path("r.txt"),)}, 'there is no report format ".txt"'),
         ({"decay": 0.5, "metadata": {"format": "pt"}}, '--metadata "format" is written by ema-avg itself'),
         ({"decay": 0.5, "metadata": {"ema_avg.x": "1"}}, "is written by ema-avg itself"),
         ({"decay": 0.5, "metadata": {"k": "\udcff"}}, '--metadata "k" is not text that can be written'),
@@ -380,7 +380,7 @@ def test_options_from_python_may_be_strings_and_lists(tmp_path: Path) -> None:
         include="^w$",
         exclude=["nothing"],
         steps=[3, 5],
-        reports=str(tmp_path / "more.json"),
+        report=str(tmp_path / "more.json"),
     )
     assert [tensor.name for tensor in report.averages[0].tensors] == ["w"]
     assert [found.step for found in report.inputs] == [3, 5]

@@ -57,7 +57,7 @@ class JobResult:
         """The report beside each output, and those asked for besides."""
         if self.status in (Status.FAILED, Status.PLANNED):
             return ()
-        return (*map(report_path, self.outputs), *self.job.options.reports)
+        return (*map(report_path, self.outputs), *self.job.options.report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

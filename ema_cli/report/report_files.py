@@ -48,7 +48,7 @@ def write_asked_reports(report: Report, options: Options) -> None:
 
 
 def _asked_for(report: Report, options: Options) -> dict[Location, bytes]:
-    return {place: render_report(report, place.suffix) for place in options.reports}
+    return {place: render_report(report, place.suffix) for place in options.report}
 
 
 def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[Small]:

@@ -1,12 +1,12 @@
-"""Every way to weigh checkpoints: what it means, what the literature calls it, and the options that it takes.
+"""The methods: definition, name in the literature, and the options that each takes.
 
-The weights themselves are solved in ``ema_cli.weights``; here is only what names them. Standard library alone.
+The other modules of ``ema_cli.weights`` compute the weights. This one needs the standard library only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
@@ -91,14 +91,15 @@ class Decay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What the help, the README and the checks of the options say of a method."""
+    """A method as the help, the README and the checks of the options describe it."""
 
     definition: str
     steps: Literal["yes", "no", "with --per step"]
     """Whether the weights depend on the steps of the checkpoints."""
     literature: str
+    """What papers and libraries call it."""
     takes: tuple[str, ...] = ()
-    """The options of the weights that mean something to it; ``--decay`` stands for the three ways to give one."""
+    """The options of the weights that mean something to it; ``decay`` stands for the three ways to give one."""
 
 
 SPECS: dict[MethodName, Spec] = {
@@ -107,21 +108,21 @@ SPECS: dict[MethodName, Spec] = {
         "and the model moves on a straight line from one checkpoint to the next",
         steps="with --per step",
         literature="EMA (torch, TF); per step: this work",
-        takes=("--decay", "--per", "--init"),
+        takes=("decay", "per", "init"),
     ),
     "ema-hold": Spec(
         definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: the same, "
         "but the model waits at the next checkpoint",
         steps="yes",
         literature="EDM half-life; How to Scale Your EMA",
-        takes=("--decay", "--init"),
+        takes=("decay", "init"),
     ),
     "ema-warmup": Spec(
         definition="the decay of the n-th update is min(d, (1+n)/(10+n)); "
         "with --warmup inv-gamma min(d, 1 - (1 + n/inv_gamma)^-power)",
         steps="no",
         literature="TF num_updates; timm and diffusers EMA warm-up",
-        takes=("--decay", "--warmup", "--inv-gamma", "--power"),
+        takes=("decay", "warmup", "inv_gamma", "power"),
     ),
     "uniform": Spec(definition="1/N each", steps="no", literature="SWA; LAWA with --last K"),
     "uniform-time": Spec(
@@ -135,22 +136,33 @@ SPECS: dict[MethodName, Spec] = {
         "on straight lines between checkpoints",
         steps="yes",
         literature="power-function EMA of EDM2",
-        takes=("--sigma-rel",),
+        takes=("sigma_rel",),
     ),
     "lr-decay": Spec(
         definition="w_i = W_i - W_(i+1), where W is a learning rate that falls to 0 as 1-x, (1 + cos pi x)/2 or "
         "1 - sqrt(x) (--shape)",
         steps="yes",
         literature="WSM; minus-sqrt of Megatron",
-        takes=("--shape",),
+        takes=("shape",),
     ),
     "manual": Spec(
         definition="--weights W,W,... or PATH:WEIGHT, divided by their sum unless --no-normalize",
         steps="no",
         literature="weighted soup",
-        takes=("--weights", "--no-normalize"),
+        takes=("weights", "normalize"),
     ),
 }
+
+
+DECAYS = ("decay", "one_minus_decay", "half_life")
+"""The options that give a decay, of which one is enough."""
+IMPLIED: dict[str, MethodName] = {
+    "sigma_rel": "power",
+    "shape": "lr-decay",
+    "weights": "manual",
+    "warmup": "ema-warmup",
+}
+"""The method that an option implies where no method is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,25 +229,20 @@ class Method:
         return replace(self, decay=None) == replace(other, decay=None)
 
 
-def refuse_unused(methods: tuple[MethodName, ...], given: Mapping[str, object]) -> None:
-    """Raise if an option was given that none of the methods has.
+def chosen_methods(named: Sequence[MethodName], given: Container[str]) -> tuple[MethodName, ...]:
+    """Return the methods to use: those that were named, else the one that a given option implies, else ``ema``.
 
     Args:
-        methods: the methods asked for.
-        given: the values of the options of the weights, by flag; false ones were not given.
-
-    Raises:
-        UsageError: naming the option and who would take it.
+        named: the values of ``method``.
+        given: the names of the options that were given.
 
     """
-    for flag, value in given.items():
-        taken_as = "--decay" if flag in ("--half-life", "--one-minus-decay") else flag
-        if value and not any(taken_as in SPECS[name].takes for name in methods):
-            takers = [name for name, spec in SPECS.items() if taken_as in spec.takes]
-            raise UsageError(
-                f"--method {', '.join(methods)} has no {flag}",
-                hint=f"leave it out, or choose --method {' or '.join(takers)}",
-            )
+    return tuple(named) or tuple(method for name, method in IMPLIED.items() if name in given)[:1] or ("ema",)
+
+
+def takes(methods: Iterable[MethodName], option: str) -> bool:
+    """Whether an option of the weights means something to any of the methods."""
+    return any(("decay" if option in DECAYS else option) in SPECS[name].takes for name in methods)
 
 
 def decay_text(decay: Decay) -> str:
