@@ -234,7 +234,7 @@ def _keywords_in_errors() -> Iterator[None]:
 _FLAG = re.compile(
     r"""(?P<kept> "[^"]*" | ema-avg\ .* )  # a name, a command
       | (?<![\w-]) (?P<flag> --[a-z][\w-]* | -o ) (?! [\w-] )
-        (?: \ (?!-) (?P<value> "[^"]*" | '[^']*' | \S+? (?= [,;:.)]* (?:\s|$) ) ) )?""",
+        (?: \ (?!--|-[a-z]\b) (?P<value> "[^"]*" | '[^']*' | \S+? (?= [,;:)]* \.? (?:\s|$) ) ) )?""",
     re.VERBOSE,
 )
 
@@ -252,6 +252,8 @@ def in_keywords(text: str) -> str:
         if value is None or not (_is_value(option, value) or found.end() == len(text)):
             return option.name + (f" {value}" if value else "")
         literal = value if option.kind in ("number", "whole number") else '"' + value.strip("'\"") + '"'
+        if option.kind == "pairs" and "=" in literal:
+            literal = "{" + literal.replace("=", '": "', 1) + "}"
         return f"{option.name}={literal}"
 
     return _FLAG.sub(replaced, text)

@@ -175,7 +175,7 @@ def test_the_default_size_is_that_of_the_libraries() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["-o", "x"], '"x" is written as safetensors', "-o x.safetensors; or -o x/ for a folder"),
+        (["-o", "x"], '"x" must end in .safetensors', "-o x.safetensors; or -o x/ for a folder"),
         (["-o", "there"], '"there" is a folder', "-o there/"),
         (["-o", "./"], '"." is a folder', "-o averaged/"),
         (["-o", "there/../"], "is a folder", "-o there/../averaged/"),

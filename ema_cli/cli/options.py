@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -105,7 +105,7 @@ class BatchOptions(Options):
 
 
 def takes(
-    core: type[Options] = Options, line: type[CommandLine] = CommandLine, only: Container[str] = ()
+    core: type[Options] = Options, line: type[CommandLine] = CommandLine, only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of two records, or those of them that are named in ``only``.
 
