@@ -142,16 +142,16 @@ def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str
     return held | {one.name: not held[one.name] for one in options if one.negated and held[one.name] is not None}
 
 
-def _parameter(declared_option: Option) -> inspect.Parameter:
-    """Return the parameter of a command that Typer makes an option of."""
-    one = declared_option
-    kind: Any = Literal[one.choices] if one.choices else _TYPES.get(one.kind, str)
-    default = None if one.many or one.default is None else one.default
-    default = str(default) if isinstance(default, Path) else default
+def _parameter(one: Option) -> inspect.Parameter:
+    """Return the parameter that Typer turns into the option."""
+    value: Any = Literal[one.choices] if one.choices else _TYPES.get(one.kind, str)
+    default = str(one.default) if isinstance(one.default, Path) else one.default
+    if one.many or one.negated:
+        value, default = (list[value], None) if one.many else (value, False)
     text = f"{one.help} [default: {one.unset}]" if one.unset else one.help
     info = typer.Option(
-        *(one.flag, one.short)[: 2 if one.short else 1],
-        help=text.replace("[", "\\["),
+        *filter(None, (one.flag, one.short)),
+        help=text.replace("[", "\\["),  # a bracket is markup for Rich
         metavar=one.metavar or None,
         autocompletion=(lambda: list(one.words)) if one.words and one.metavar else None,
         rich_help_panel=one.panel,
@@ -160,6 +160,6 @@ def _parameter(declared_option: Option) -> inspect.Parameter:
     return inspect.Parameter(
         one.parameter,
         inspect.Parameter.KEYWORD_ONLY,
-        default=False if one.negated else default,
-        annotation=Annotated[(list[kind] if one.many else kind) | None if default is None else kind, info],
+        default=default,
+        annotation=Annotated[value | None if default is None else value, info],
     )

@@ -20,21 +20,21 @@ Shape = Literal["linear", "cosine", "1-sqrt"]
 Clock = Literal["steps", "tokens", "samples", "epochs"]
 
 LONGEST_HALF_LIFE = 1e15
-"""Beyond it 1 - d is too small to be told from rounding."""
+"""With a longer one, 1 - d could not be distinguished from rounding errors."""
 LEAST_COMPLEMENT = 1e-100
-"""Below it the squares in the closed forms vanish; no EMA of any training is that slow."""
+"""With a smaller 1 - d, squares in the closed forms underflow; no real EMA is that slow."""
 NARROWEST_SIGMA_REL = 1e-6
 WIDEST_SIGMA_REL = 1 / math.sqrt(12)
-"""The relative spread of a uniform profile, gamma = 0; a wider one would favour the beginning of training."""
+"""The relative width of a uniform profile, gamma = 0; a wider one would favor the beginning of training."""
 DEFAULT_POWER = 2 / 3
 _SAME = 1e-9
-"""Relative difference below which two parameters are the same one, written in different ways."""
+"""Two parameters whose relative difference is smaller are equal, written in different ways."""
 _HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decay:
-    """A decay d in [0, 1), together with 1 - d: near 1 the float64 d alone has lost its digits."""
+    """A decay d in [0, 1), together with 1 - d, because a float64 d near 1 has lost the digits of 1 - d."""
 
     value: float
     """d."""
@@ -57,7 +57,7 @@ class Decay:
 
     @classmethod
     def of_complement(cls, complement: float) -> Self:
-        """Return the decay whose 1 - d is given.
+        """Return the decay d for a given 1 - d.
 
         Raises:
             UsageError: it is not in (0, 1].
@@ -70,7 +70,7 @@ class Decay:
 
     @classmethod
     def of_half_life(cls, half_life: float) -> Self:
-        """Return the decay under which a share has halved after ``half_life``: d = 2^(-1/H).
+        """Return the decay with which a share halves every ``half_life`` H: d = 2^(-1/H).
 
         Raises:
             UsageError: it is not positive, or too long.
@@ -167,7 +167,7 @@ IMPLIED: dict[str, MethodName] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One way to weigh, with its parameters; ``None`` where it has no such parameter."""
+    """A method with its parameters; ``None`` for parameters that it does not have."""
 
     name: MethodName
     decay: Decay | None = None
@@ -175,12 +175,12 @@ class Method:
     per: Per | None = None
     """What one decay means."""
     init: Init | None = None
-    """``first``: E_1 = theta_1; ``debias``: start at zero, and divide by the weight gathered."""
+    """``first``: E_1 = theta_1; ``debias``: start from zero, and divide by the sum of the weights."""
     warmup: Warmup | None = None
     inv_gamma: float | None = None
     power: float | None = None
     sigma_rel: float | None = None
-    """Standard deviation of the profile, as a part of the training time."""
+    """Standard deviation of the profile, relative to the training time."""
     shape: Shape | None = None
     normalize: bool | None = None
     """Whether weights by hand are divided by their sum."""
@@ -192,7 +192,7 @@ class Method:
 
     @property
     def label(self) -> str:
-        """A few characters that tell it from others: ``ema 0.999``, ``power 0.1``."""
+        """A short name that differs from those of other methods: ``ema 0.999``, ``power 0.1``."""
         if self.decay is None:
             parts = (self.name, self.shape, self.sigma_rel)
             return " ".join(str(part) for part in parts if part is not None)
@@ -212,12 +212,12 @@ class Method:
         }
 
     def name_fields(self) -> dict[str, object]:
-        """Return what the fields in the name of an output stand for; ``None`` for what it does not have."""
+        """Return the values of the fields in the name of an output; ``None`` for a parameter that it does not have."""
         decay = decay_text(self.decay) if self.decay else None
         return {**self.plain(), "decay": decay, "method": self.name, "label": self.label.replace(" ", "_")}
 
     def same_as(self, other: Method) -> bool:
-        """Whether two methods are one, however their decay was given."""
+        """Whether two methods are equal, however their decay was given."""
         if (self.decay is None) != (other.decay is None):
             return False
         if (
@@ -246,7 +246,7 @@ def takes(methods: Iterable[MethodName], option: str) -> bool:
 
 
 def decay_text(decay: Decay) -> str:
-    """Return a decay as text that never reads as 1, and tells decays apart."""
+    """Return a decay as text that never reads as 1, and differs for different decays."""
     return decay_words(decay.value, decay.complement, digits=12)
 
 
