@@ -3,169 +3,262 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import fields
-from difflib import get_close_matches
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from ema_cli.discovery.checkpoints import close_all
-from ema_cli.errors import UsageError
+from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.options.average import Options
-from ema_cli.options.output_name import parse_output
-from ema_cli.options.weighting import split_weights
+from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Options, Order, make_options
+from ema_cli.options.declaration import Option, declared
+from ema_cli.options.output import OutputDtype, TiedPolicy
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import locate
-from ema_cli.text import parse_bytes, quoted
+from ema_cli.weights.methods import Clock, Init, MethodName, Per, Shape, Warmup
+
+__all__ = ["average", "inspect", "make_options", "plan"]
 
 StrPath = str | os.PathLike[str]
-Numbers = float | Iterable[float]
-_LISTS = {"steps", "include", "exclude", "reports", "weights"}
+Numbers = float | Iterable[float] | None
 
 
 def average(
     paths: StrPath | Iterable[StrPath],
     *,
     output: StrPath,
-    method: str | Iterable[str] | None = None,
-    decay: Numbers | None = None,
-    half_life: Numbers | None = None,
-    **options: Any,  # noqa: ANN401 - the fields of Options
+    method: MethodName | Iterable[MethodName] = (),
+    decay: Numbers = (),
+    one_minus_decay: Numbers = (),
+    half_life: Numbers = (),
+    per: Per | None = None,
+    init: Init | None = None,
+    clock: Clock | None = None,
+    warmup: Warmup | None = None,
+    inv_gamma: float | None = None,
+    power: float | None = None,
+    sigma_rel: Numbers = (),
+    shape: Shape | None = None,
+    weights: str | Iterable[float] | None = None,
+    normalize: bool = True,
+    continue_from: StrPath | None = None,
+    order: Order = "auto",
+    steps: str | Iterable[int] | None = None,
+    from_step: int | None = None,
+    to_step: int | None = None,
+    every: int = 1,
+    last: int | None = None,
+    key: str | None = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    strip_prefix: str | None = None,
+    on_missing: OnMissing = "error",
+    buffers: BufferPolicy = "average",
+    device: str = "cpu",
+    dtype: OutputDtype = "same",
+    threads: int | None = None,
+    max_memory: int | str | None = None,
+    geometry: GeometryMode = "sample",
+    allow_nonfinite: bool = False,
+    max_shard_size: int | str | None = None,
+    report: StrPath | Iterable[StrPath] = (),
+    tied: TiedPolicy = "keep",
+    metadata: Mapping[str, str] | None = None,
+    sha256: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    strict: bool = False,
+    run: str | None = None,
 ) -> Report:
     """Average checkpoints into a safetensors file, and write a report beside it.
 
     With one ``decay`` d the result is the running EMA ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n`` over the
     checkpoints in order, oldest first (Izmailov et al. 2018 for ``method="uniform"``). Tensors keep their shapes;
-    sums are float64 and rounded once.
+    sums are float64 and rounded once. Sizes are bytes, or text such as ``"5GB"``.
 
     Args:
-        paths: files, folders or glob patterns.
-        output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given (``"5GB"``, or
-            bytes); with several averages it must hold ``{decay}``, ``{method}`` or the like.
-        method: a key of ``ema_cli.weights.methods.SPECS``, one or several; ``ema`` if nothing else is said.
-        decay: in [0, 1), one or several.
-        half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
-        **options: ``one_minus_decay``, ``sigma_rel``, and the other fields of ``ema_cli.options.average.Options``,
-            such as ``per="step"`` or ``force=True``.
+        paths: files, folders or glob patterns; ``PATH:WEIGHT`` with ``method="manual"`` and no ``weights``.
+        output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given; the name must
+            contain ``{decay}``, ``{method}`` or the like if there are several averages.
+        method: one or several of ``ema_cli.weights.methods.SPECS``; by default ``"ema"``, or the method that
+            ``sigma_rel``, ``shape``, ``weights`` or ``warmup`` implies.
+        decay: d in [0, 1), one or several.
+        one_minus_decay: 1 - d, instead of ``decay``.
+        half_life: number of checkpoints (or steps, with ``per="step"``) after which a share has halved, instead of
+            ``decay``.
+        per: whether ``ema`` applies its decay per ``"checkpoint"``, the default, or per training ``"step"``.
+        init: ``"first"``, the default: E_1 = theta_1; ``"debias"``: start from zero, divide by the sum of the weights.
+        clock: what the steps count.
+        warmup: how the decay of ``ema-warmup`` grows.
+        inv_gamma: parameter of ``warmup="inv-gamma"``.
+        power: parameter of ``warmup="inv-gamma"``.
+        sigma_rel: width of a power profile, relative to the training time, one or several.
+        shape: learning-rate decay that ``lr-decay`` imitates.
+        weights: weights by hand, one per checkpoint, in the order of ``paths``.
+        normalize: divide weights by hand by their sum.
+        continue_from: a previous average that the checkpoints are folded into.
+        order: how the checkpoints are ordered; ``"auto"``: by step if every checkpoint has one, else by name.
+        steps: the steps of the checkpoints, in the order of ``paths``.
+        from_step: use checkpoints from this step on.
+        to_step: use checkpoints up to this step.
+        every: use every K-th checkpoint, counted back from the last.
+        last: use only the last K checkpoints.
+        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        include: regular expressions: only tensors whose name matches one of them.
+        exclude: regular expressions: no tensors whose name matches one of them.
+        strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
+        on_missing: ``"last"``: if not all checkpoints have the same tensors, write those of the last one.
+        buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
+        dtype: type of averaged tensors in the output; ``"same"``: as in the last checkpoint.
+        threads: number of worker threads; by default one per core, at most 4.
+        max_memory: limit for the buffers of the fold.
+        geometry: measure distances between the checkpoints on a sample of elements, on all, or not.
+        allow_nonfinite: average NaN and infinity instead of refusing them.
+        max_shard_size: write a folder, in files of at most this size.
+        report: further reports, ending in ``.html``, ``.md`` or ``.json``.
+        tied: write tied tensors under every name, or ``"drop"`` all names but one.
+        metadata: more metadata of the output.
+        sha256: add the SHA-256 of every input to the report.
+        force: overwrite an output that is not up to date.
+        resume: continue an interrupted run; keep what is complete if this run is interrupted.
+        strict: fail on a warning, and publish nothing.
+        run: the folder that ``{run}`` and ``{name}`` in ``output`` stand for; by default the one folder in ``paths``.
 
     Returns:
-        The report; ``report.averages[k].output.path`` is where the k-th average lies.
+        The report; ``report.averages[k].output.path`` is the path of the k-th average.
 
     Raises:
         ema_cli.errors.EmaAvgError: one of its kinds; then no output was changed.
 
     """
-    made = make_options(paths, output=output, method=method, decay=decay, half_life=half_life, **options)
-    return run_average(made).report
+    given = locals()
+    with _keywords_in_errors():
+        return run_average(make_options(**given)).report
 
 
 def plan(
     paths: StrPath | Iterable[StrPath],
     *,
-    method: str | Iterable[str] | None = None,
-    decay: Numbers | None = None,
-    half_life: Numbers | None = None,
-    **options: Any,  # noqa: ANN401
+    output: StrPath | None = None,
+    method: MethodName | Iterable[MethodName] = (),
+    decay: Numbers = (),
+    one_minus_decay: Numbers = (),
+    half_life: Numbers = (),
+    per: Per | None = None,
+    init: Init | None = None,
+    clock: Clock | None = None,
+    warmup: Warmup | None = None,
+    inv_gamma: float | None = None,
+    power: float | None = None,
+    sigma_rel: Numbers = (),
+    shape: Shape | None = None,
+    weights: str | Iterable[float] | None = None,
+    normalize: bool = True,
+    continue_from: StrPath | None = None,
+    order: Order = "auto",
+    steps: str | Iterable[int] | None = None,
+    from_step: int | None = None,
+    to_step: int | None = None,
+    every: int = 1,
+    last: int | None = None,
+    key: str | None = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    strip_prefix: str | None = None,
+    on_missing: OnMissing = "error",
+    buffers: BufferPolicy = "average",
+    device: str = "cpu",
+    dtype: OutputDtype = "same",
+    threads: int | None = None,
+    max_memory: int | str | None = None,
+    geometry: GeometryMode = "sample",
+    allow_nonfinite: bool = False,
+    max_shard_size: int | str | None = None,
+    report: StrPath | Iterable[StrPath] = (),
+    tied: TiedPolicy = "keep",
+    metadata: Mapping[str, str] | None = None,
+    sha256: bool = False,
+    force: bool = False,
+    resume: bool = False,
+    strict: bool = False,
+    run: str | None = None,
 ) -> Plan:
     """Return what ``average`` would do, without reading tensor data or writing anything.
 
-    Args:
-        paths: files, folders or glob patterns.
-        method: a key of ``ema_cli.weights.methods.SPECS``, one or several; ``ema`` if nothing else is said.
-        decay: in [0, 1), one or several.
-        half_life: checkpoints or steps after which a share has halved, instead of ``decay``.
-        **options: as those of ``average``.
+    The keywords are those of ``average``; ``output`` may be left out.
 
     Raises:
         ema_cli.errors.EmaAvgError: what ``average`` would raise before it reads tensor data.
 
     """
-    with planned(make_options(paths, method=method, decay=decay, half_life=half_life, **options)) as made:
+    given = locals()
+    with _keywords_in_errors(), planned(make_options(**given)) as made:
         return made
 
 
 def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:
-    """Return what is in a checkpoint file: its format, where the weights are, steps, tensors. Reads no tensor data.
+    """Return what a checkpoint contains: its format, where the weights are, steps, tensors. Reads no tensor data.
 
     Args:
         path: a checkpoint file in any supported format.
         key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
-        strip_prefix: prefix to take off the names; ``None`` for those of known wrappers.
+        strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
 
     Raises:
         ema_cli.errors.InputRefused: it is not a checkpoint that can be read.
         ema_cli.errors.NothingMatched: there is no such file.
 
     """
-    checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
-    close_all([checkpoint])
-    return checkpoint
+    with _keywords_in_errors():
+        checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+        close_all([checkpoint])
+        return checkpoint
 
 
-def make_options(
-    paths: StrPath | Iterable[StrPath],
-    *,
-    method: str | Iterable[str] | None = None,
-    decay: Numbers | None = None,
-    half_life: Numbers | None = None,
-    one_minus_decay: Numbers | None = None,
-    sigma_rel: Numbers | None = None,
-    **options: Any,  # noqa: ANN401
-) -> Options:
-    """Return the options of a call from Python.
-
-    Raises:
-        ema_cli.errors.UsageError: they contradict each other.
-
-    """
-    known = {field.name for field in fields(Options)}
-    for name in options.keys() - known:
-        close = get_close_matches(name, known, n=1)
-        raise UsageError(f"there is no option {quoted(name)}", hint=f"{close[0]}=..." if close else "")
-    for name in _LISTS & options.keys():
-        options[name] = _listed(options[name])
-    if options.get("output") is not None:
-        shard_bytes = _size(options.get("max_shard_size"))
-        options["output"], options["max_shard_size"] = parse_output(os.fspath(options["output"]), shard_bytes)
-    if "reports" in options:
-        options["reports"] = tuple(locate(os.fspath(report)) for report in options["reports"])
-    if options.get("continue_from") is not None:
-        options["continue_from"] = locate(os.fspath(options["continue_from"]))
-    methods = _listed(method) or ()
-    named = tuple(os.fspath(path) for path in _listed(paths))
-    if "manual" in methods and options.get("weights") is None:
-        named, options["weights"] = split_weights(named)
-    return Options(
-        paths=named,
-        methods=methods,
-        decays=_numbers(decay),
-        half_lives=_numbers(half_life),
-        one_minus_decays=_numbers(one_minus_decay),
-        sigma_rels=_numbers(sigma_rel),
-        **options,
-    )
-
-
-def _size(value: Any) -> Any:  # noqa: ANN401
-    """Return a size in bytes, which may be given as text such as ``5GB``."""
+@contextmanager
+def _keywords_in_errors() -> Iterator[None]:
+    """Let errors name options as keywords: their messages name them as flags of the command line."""
     try:
-        return parse_bytes(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UsageError(f"{quoted(value)} is not a size", hint="5GB") from error
+        yield
+    except EmaAvgError as error:
+        error.message, error.hint = in_keywords(error.message), in_keywords(error.hint)
+        error.args = (error.message,)
+        raise
 
 
-def _listed(value: Any) -> Any:  # noqa: ANN401
-    """Return what is one or several of something as a tuple; ``None`` stays."""
-    if value is None:
-        return None
-    return (value,) if isinstance(value, str | os.PathLike) else tuple(value)
+_FLAG = re.compile(
+    r"""(?P<kept> "[^"]*" | ema-avg\ .* )  # a name, a command
+      | (?<![\w-]) (?P<flag> --[a-z][\w-]* | -o ) (?! [\w-] )
+        (?: \ (?!--|-[a-z]\b) (?P<value> "[^"]*" | '[^']*' | \S+? (?= [,;:)]* \.? (?:\s|$) ) ) )?""",
+    re.VERBOSE,
+)
 
 
-def _numbers(value: Numbers | None) -> tuple[float, ...]:
-    if value is None:
-        return ()
-    return tuple(float(number) for number in value) if isinstance(value, Iterable) else (float(value),)
+def in_keywords(text: str) -> str:
+    """Return a message with keywords in place of flags: ``--half-life 4`` becomes ``half_life=4``."""
+    options = {flag: one for one in declared(Options) for flag in (one.flag, one.short) if flag}
+
+    def replaced(found: re.Match[str]) -> str:
+        option, value = options.get(found["flag"]), found["value"]
+        if found["kept"] or option is None:
+            return found[0]
+        if option.kind == "switch":
+            return f"{option.name}={not option.negated}" + (f" {value}" if value else "")
+        if value is None or not (_is_value(option, value) or found.end() == len(text)):
+            return option.name + (f" {value}" if value else "")
+        literal = value if option.kind in ("number", "whole number") else '"' + value.strip("'\"") + '"'
+        if option.kind == "pairs" and "=" in literal:
+            literal = "{" + literal.replace("=", '": "', 1) + "}"
+        return f"{option.name}={literal}"
+
+    return _FLAG.sub(replaced, text)
+
+
+def _is_value(option: Option, word: str) -> bool:
+    """Whether the word behind a flag is the option's value; a plain word goes on with the sentence."""
+    return word in option.words or not word.isalpha() or not word.islower()

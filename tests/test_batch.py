@@ -50,7 +50,7 @@ def runs(tmp_path: Path) -> Path:
 
 def job(run: Path, output: str = "{run}/ema.safetensors", **options: Any) -> Job:
     """Return the job of a run."""
-    return make_job(Options(paths=(str(run),), decays=(0.5,), output=Path(output), **options), str(run))
+    return make_job(Options(paths=(str(run),), decay=(0.5,), output=Path(output), **options), str(run))
 
 
 def ignore(_: BatchEvent) -> None:
@@ -210,9 +210,9 @@ def test_an_interrupt_stops_every_job(workers: int, runs: Path) -> None:
 def test_run_and_name_are_filled_in_once(tmp_path: Path) -> None:
     """The fields of a run go into output, reports and ``--continue-from``; what a folder is called is not filled in."""
     made = job(
-        Path("a/{name}"), "{run}/{name}.safetensors", reports=(Path("{name}.json"),), continue_from=Path("{run}/e.st")
+        Path("a/{name}"), "{run}/{name}.safetensors", report=(Path("{name}.json"),), continue_from=Path("{run}/e.st")
     )
-    assert made.options.reports == (Path("{name}.json"),)
+    assert made.options.report == (Path("{name}.json"),)
     assert made.options.continue_from == Path("a/{name}/e.st")
     for run, template, path in (
         (Path("a/{name}"), "{run}/{name}.safetensors", "a/{name}/{name}.safetensors"),
@@ -240,7 +240,7 @@ def test_jobs_that_would_write_one_file_are_refused(tmp_path: Path) -> None:
     for jobs, index in (
         ([job(Path("a/x"), here + "/{name}.safetensors"), job(Path("b/x"), here + "/{name}.safetensors")], None),
         ([job(Path("a"), here + "/e.safetensors"), job(Path("b"), here + "/link/e.safetensors")], None),
-        ([job(Path("a"), reports=(Path("r.json"),)), job(Path("b"), reports=(Path("r.json"),))], None),
+        ([job(Path("a"), report=(Path("r.json"),)), job(Path("b"), report=(Path("r.json"),))], None),
         ([job(Path("a"), here + "/e.safetensors")], tmp_path / "e.report.json"),
     ):
         with pytest.raises(UsageError, match="would both write"):
@@ -396,7 +396,7 @@ def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
         (["runs", "--decay", "2"], 2, "not in [0, 1)"),
         (["runs", "--decay", "0.5", "--jobs", "0"], 2, "--jobs 0"),
         (["runs", "--decay", "0.5", "-o", "one.safetensors"], 2, "would both write"),
-        (["runs", "--decay", "0.5", "-o", "{name}.pt"], 2, "as safetensors"),
+        (["runs", "--decay", "0.5", "-o", "{name}.pt"], 2, "must end in .safetensors"),
         (["runs", "--decay", "0.5", "--decay", "0.6"], 2, "{decay}"),
         (["runs", "--decay", "0.5", "-o", "{name}_{sigma_rel}.safetensors"], 2, "has no {sigma_rel}"),
         (["runs", "--decay", "0.5", "--index", "index.pdf"], 2, "no index format"),
@@ -470,7 +470,7 @@ def test_a_manifest_gives_each_job_its_options(runs: Path, ema_avg: Run) -> None
         ("[[job]]\nrun = 'a'\npaths = ['b']", 'both of "run" and "paths"'),
         ("[[job]]\nrun = 3", "run must be text"),
         ("[[job]]\npaths = 'b'", "paths must be a list"),
-        ('[[job]]\nrun = "a\\u0000"', "a character that no path has"),
+        ('[[job]]\nrun = "a\\u0000"', "a character that no path can have"),
         ("[[job]]\nrun = 'a'\ndecy = 0.5", "did you mean decay"),
         ("[[job]]\nrun = 'a'\n[[job]]\nrun = 'b'\ndecay = 'x'", "job 2: decay"),
         ("[defaults]\njson = true\n[[job]]\nrun = 'a'", "of the whole batch"),

@@ -10,31 +10,25 @@ from typing import Any
 import pytest
 
 from ema_cli.cli.config.precedence import resolve
-from ema_cli.cli.config.settings import Key, Origin, Setting, from_environment, from_table
+from ema_cli.cli.config.settings import Origin, Setting, from_environment, from_table
 from ema_cli.cli.config.sources import find_file
 from ema_cli.errors import UsageError
+from ema_cli.options.average import Options
+from ema_cli.options.declaration import declared
 from tests.helpers.program import Run
 
-KEYS = [
-    Key(name="decay", parameter="decay", kind="number", many=True),
-    Key(name="half-life", parameter="half_life", kind="number", many=True),
-    Key(name="from", parameter="from_step", kind="whole number"),
-    Key(name="per", parameter="per", kind="text", words=("checkpoint", "step")),
-    Key(name="strict", parameter="strict", kind="switch"),
-    Key(name="output", parameter="output", kind="text"),
-    Key(name="steps", parameter="steps", kind="list"),
-    Key(name="metadata", parameter="metadata", kind="pairs", many=True),
-]
+NAMES = ("decay", "half_life", "from_step", "per", "strict", "output", "steps", "metadata")
+OPTIONS = [one for one in declared(Options) if one.name in NAMES]
 
 
 def table(**values: object) -> dict[str, Any]:
     """Return the values of a table's settings."""
-    return {name: setting.value for name, setting in from_table(values, KEYS, Path("c.toml")).items()}
+    return {name: setting.value for name, setting in from_table(values, OPTIONS, Path("c.toml")).items()}
 
 
 def variables(**values: str) -> dict[str, Any]:
     """Return the values of the environment's settings."""
-    return {name: setting.value for name, setting in from_environment(values, KEYS).items()}
+    return {name: setting.value for name, setting in from_environment(values, OPTIONS).items()}
 
 
 def layer(**values: object) -> dict[str, Setting]:
@@ -76,15 +70,15 @@ def test_values_of_a_file_have_their_types() -> None:
         ({"metadata": {"a": 1}}, "KEY=VALUE"),
         ({"half_lief": 3}, "did you mean half-life"),
         ({"nothing-like-it": 3}, "--show-config"),
-        ({"show-config": True}, "command line alone"),
-        ({"config": "a.toml"}, "command line alone"),
+        ({"show-config": True}, "only be given on the command line"),
+        ({"config": "a.toml"}, "only be given on the command line"),
         ({"half-life": 3, "half_life": 4}, "twice"),
     ],
 )
 def test_wrong_values_of_a_file_are_told(values: dict[str, object], words: str) -> None:
     """An unknown key or a wrong type names the file and what would be right."""
     with pytest.raises(UsageError) as refused:
-        from_table(values, KEYS, Path("c.toml"))
+        from_table(values, OPTIONS, Path("c.toml"))
     assert words in refused.value.message + refused.value.hint
     assert "c.toml" in refused.value.message
 
@@ -92,7 +86,7 @@ def test_wrong_values_of_a_file_are_told(values: dict[str, object], words: str) 
 def test_all_faults_are_told_at_once() -> None:
     """Several wrong settings are one message, each with what would be right."""
     with pytest.raises(UsageError, match="2 settings") as refused:
-        from_table({"strct": True, "per": "steps"}, KEYS, Path("c.toml"))
+        from_table({"strct": True, "per": "steps"}, OPTIONS, Path("c.toml"))
     assert "did you mean strict" in refused.value.message
     assert "one of checkpoint, step" in refused.value.message
 
@@ -112,13 +106,13 @@ def test_variables_are_read_by_the_type_of_their_option() -> None:
         ("EMA_AVG_STRICT", "perhaps", "true or false"),
         ("EMA_AVG_HALFLIFE", "3", "EMA_AVG_HALF_LIFE"),
         ("EMA_AVG_HALFLIFE", "", "EMA_AVG_HALF_LIFE"),
-        ("EMA_AVG_CONFIG", "a.toml", "command line alone"),
+        ("EMA_AVG_CONFIG", "a.toml", "only be given on the command line"),
     ],
 )
 def test_wrong_variables_are_told(name: str, text: str, words: str) -> None:
     """An unknown variable, or one whose text means nothing, is an error with its name."""
     with pytest.raises(UsageError) as refused:
-        from_environment({name: text}, KEYS)
+        from_environment({name: text}, OPTIONS)
     assert words in refused.value.message + refused.value.hint
     assert name in refused.value.message or "command line" in refused.value.message
 

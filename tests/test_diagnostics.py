@@ -283,9 +283,9 @@ def test_every_choice_offered_can_be_made(count: int, known: bool) -> None:
     for row in rows:
         words = dict(zip(row[0:-5:2], row[1:-5:2], strict=True))
         made = WeightOptions(
-            methods=tuple(words[flag] for flag in ["--method"] if flag in words),  # type: ignore[misc]
-            decays=tuple(float(words[flag]) for flag in ["--decay"] if flag in words),
-            half_lives=tuple(float(words[flag]) for flag in ["--half-life"] if flag in words),
+            method=tuple(words[flag] for flag in ["--method"] if flag in words),  # type: ignore[misc]
+            decay=tuple(float(words[flag]) for flag in ["--decay"] if flag in words),
+            half_life=tuple(float(words[flag]) for flag in ["--half-life"] if flag in words),
             per=words.get("--per"),  # type: ignore[arg-type]
         )
         made.check_weights()

@@ -351,15 +351,15 @@ def test_dtype_sets_the_type_of_averaged_tensors(dtype: torch.dtype, tmp_path: P
 @pytest.mark.parametrize(
     ("source", "dtype", "hint"),
     [
-        (torch.float32, "float16", "--dtype float32, or --dtype bfloat16"),
-        (torch.float64, "float16", "--dtype float32, or --dtype bfloat16"),
-        (torch.float64, "float32", "--dtype float64"),
+        (torch.float32, "float16", 'dtype="float32", or dtype="bfloat16"'),
+        (torch.float64, "float16", 'dtype="float32", or dtype="bfloat16"'),
+        (torch.float64, "float32", 'dtype="float64"'),
     ],
     ids=str,
 )
 def test_an_overflow_of_the_output_type_is_an_error(source: torch.dtype, dtype: str, hint: str, tmp_path: Path) -> None:
     """A finite average never becomes infinite; the error names the tensor, the number, the limit and a wider type."""
-    value = 7e4 if source is torch.float32 or hint.startswith("--dtype float32") else 1e39
+    value = 7e4 if source is torch.float32 or hint.startswith('dtype="float32"') else 1e39
     states = [{"fine": torch.ones(2, dtype=source), "big": torch.tensor([1.0, value], dtype=source)}] * 2
     with pytest.raises(InputRefused, match=f'tensor "big": .* is too large for {dtype} .largest number') as refused:
         average(tmp_path, states, decay=0.5, dtype=dtype)
@@ -392,7 +392,7 @@ def test_a_number_that_is_not_finite_is_named(bad: float, dtype: torch.dtype, tm
     assert 'tensor "layer.w"' in refused.value.message
     assert 'ckpt_200.pt"' in refused.value.message
     assert f"holds {bad} at index (3, 2)" in refused.value.message
-    assert "--allow-nonfinite" in refused.value.hint
+    assert "allow_nonfinite=True" in refused.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt"]
 
 

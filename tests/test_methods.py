@@ -165,11 +165,11 @@ def test_numbers_beyond_all_sense_are_refused(options: dict[str, Any]) -> None:
 
 def test_nothing_said_is_nothing_said() -> None:
     """Options of other kinds are no word about the weights."""
-    assert not make_options("run", dtype="float64", clock="tokens").says_weights
+    assert not make_options("run", dtype="float64", clock="tokens").chooses_weights
     for said in ({"decay": 0.5}, {"method": "uniform"}, {"init": "first", "decay": 0.1}, {"weights": (1.0,)}):
-        assert make_options("run", **said).says_weights
+        assert make_options("run", **said).chooses_weights
     assert WeightOptions().lacks_decay
-    assert not WeightOptions(methods=("uniform",)).lacks_decay
+    assert not WeightOptions(method=("uniform",)).lacks_decay
 
 
 def test_plain_values_hold_every_parameter() -> None:

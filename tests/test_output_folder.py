@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.options.output_name import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.options.output import DEFAULT_SHARD_BYTES, parse_output
 from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout
@@ -175,7 +175,7 @@ def test_the_default_size_is_that_of_the_libraries() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["-o", "x"], '"x" is written as safetensors', "-o x.safetensors; or -o x/ for a folder"),
+        (["-o", "x"], '"x" must end in .safetensors', "-o x.safetensors; or -o x/ for a folder"),
         (["-o", "there"], '"there" is a folder', "-o there/"),
         (["-o", "./"], '"." is a folder', "-o averaged/"),
         (["-o", "there/../"], "is a folder", "-o there/../averaged/"),

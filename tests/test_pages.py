@@ -259,7 +259,7 @@ def test_reports_are_written_where_they_are_asked_for(suffix: str, tmp_path: Pat
     """By suffix, for a new average and for one that is up to date; a foreign file of that name is not overwritten."""
     paths = write_series(tmp_path / "run", random_states(3))
     target = tmp_path / f"run{suffix}"
-    options: dict[str, Any] = {"decay": 0.5, "output": tmp_path / "e.safetensors", "reports": [target]}
+    options: dict[str, Any] = {"decay": 0.5, "output": tmp_path / "e.safetensors", "report": [target]}
     ema_cli.average(paths, **options)
     first = target.read_bytes()
     ema_cli.average(paths, **options)
@@ -274,5 +274,5 @@ def test_a_single_checkpoint_has_a_page(tmp_path: Path) -> None:
     """Without geometry or a comparison, the page is still written."""
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
     target = tmp_path / "a.html"
-    ema_cli.average(tmp_path / "a.pt", decay=0.5, output=tmp_path / "e.safetensors", reports=[target])
+    ema_cli.average(tmp_path / "a.pt", decay=0.5, output=tmp_path / "e.safetensors", report=[target])
     assert "Path of the run" not in target.read_text()

@@ -121,7 +121,7 @@ def test_further_averages_of_the_same_run(paths: Paths, tmp_path: Path) -> None:
 def test_a_report_can_be_asked_for_later(paths: Paths, output: Path, tmp_path: Path) -> None:
     """When the output is up to date, a further report is written all the same."""
     run(paths, output)
-    assert run(paths, output, reports=[tmp_path / "late.json"]).up_to_date
+    assert run(paths, output, report=[tmp_path / "late.json"]).up_to_date
     assert (tmp_path / "late.json").read_bytes() == (tmp_path / "ema.report.json").read_bytes()
 
 
@@ -359,5 +359,5 @@ def test_a_report_that_is_not_sound_is_none(
     inner[place[-1]] = value
     beside.write_text(json.dumps(document))
     with pytest.raises(OutputError, match=r"without a readable report beside it|exists and is not a report of ema-avg"):
-        run(paths, output, reports=[tmp_path / "x.html", tmp_path / "x.md"])
+        run(paths, output, report=[tmp_path / "x.html", tmp_path / "x.md"])
     assert not (tmp_path / "x.html").exists()

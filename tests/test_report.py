@@ -184,7 +184,7 @@ def test_each_output_has_its_own_report_and_a_further_one_has_all(tmp_path: Path
     """Beside each output is the report of its average; ``reports`` get the whole run."""
     paths = write_series(tmp_path, random_states(3))
     more = tmp_path / "all.json"
-    report = ema_cli.average(paths, decay=[0.1, 0.9], output=tmp_path / "e_{decay}.safetensors", reports=[more])
+    report = ema_cli.average(paths, decay=[0.1, 0.9], output=tmp_path / "e_{decay}.safetensors", report=[more])
     assert from_json(more.read_text()) == report
     assert [len(r.averages) for r in (report, from_json((tmp_path / "e_0.9.report.json").read_text()))] == [2, 1]
     assert from_json((tmp_path / "e_0.9.report.json").read_text()).averages == report.averages[1:]

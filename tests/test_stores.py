@@ -77,7 +77,7 @@ def test_a_store_that_refuses_keeps_nothing(
 @pytest.mark.parametrize(
     ("output", "folder", "said"),
     [
-        ("https://example.org/ema.safetensors", False, "is on a web server, which takes no files"),
+        ("https://example.org/ema.safetensors", False, "is on a web server, which cannot be written to"),
         ("s3://bucket", True, "is a whole bucket or repository"),
         ("hf://org/name", True, "is a whole bucket or repository"),
     ],

@@ -270,7 +270,7 @@ def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: P
     assert refused.value.hint == f"mkdir -p {tmp_path / 'no'}"
     report = tmp_path / "no" / "r.json"
     with pytest.raises(OutputError, match=r"r\.json"):
-        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", reports=[report])
+        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", report=[report])
     assert not (tmp_path / "ema.safetensors").exists()
     with pytest.raises(OutputError):
         check_writable(report)

@@ -37,7 +37,7 @@ def make_job(options: Options, run: str) -> Job:
         options=replace(
             options,
             run=run,
-            reports=tuple(map(fill, options.reports)),
+            report=tuple(map(fill, options.report)),
             continue_from=fill(options.continue_from) if options.continue_from else None,
         ),
     )
@@ -71,7 +71,7 @@ def _written(options: Options) -> Iterator[Location]:
     for output in _outputs(options):
         yield output
         yield report_path(output)
-    yield from options.reports
+    yield from options.report
 
 
 def _outputs(options: Options) -> list[Location]:

@@ -55,7 +55,7 @@ class JobResult:
         """The report beside each output, and further reports."""
         if self.status in (Status.FAILED, Status.PLANNED):
             return ()
-        return (*map(report_path, self.outputs), *self.job.options.reports)
+        return (*map(report_path, self.outputs), *self.job.options.report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

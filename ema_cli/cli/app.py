@@ -1,20 +1,19 @@
-"""The commands: parse, call the core, render. No decision about averaging is made here."""
+"""The commands: parse options, call the core, show the result. Nothing about averaging is decided here."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from ema_cli._version import __version__
 from ema_cli.cli import checking
-from ema_cli.cli import options as given
-from ema_cli.cli.batch_options import BatchOptions, Runs
 from ema_cli.cli.config.command import ConfiguredCommand, speaker
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
-from ema_cli.cli.main_options import MainOptions, takes
-from ema_cli.options.average import Options
+from ema_cli.cli.options import BatchCommandLine, BatchOptions, Checkpoints, CommandLine, Given, takes
+from ema_cli.options.average import make_options
 
 app = typer.Typer(
     cls=DefaultGroup,
@@ -26,6 +25,15 @@ app = typer.Typer(
 
 PLAN = "plan"
 
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Run folders, or folders to search for them: a folder that contains checkpoints is a run.",
+        metavar="DIR...",
+        show_default=False,
+    ),
+]
+
 _AVERAGE_HELP = """\
 Average training checkpoints into one safetensors file, with a report.
 
@@ -36,12 +44,12 @@ Streams the checkpoints tensor by tensor, in order, into a running EMA: E_1 = th
   ema-avg run/ --per step --half-life 500 -o ema.safetensors\n
   ema-avg run/ --decay 0.8 --decay 0.9 -o 'ema_{decay}.safetensors'
 """
-_PLAN_HELP = "Show order, shares, tensors, bytes and every problem of an average; reads no tensor data, writes nothing."
+_PLAN_HELP = "Show order, shares, tensors, bytes and all problems of an average; read no tensor data, write nothing."
 
 _BATCH_HELP = """\
-Make one average per run folder: go on where a run fails, skip what is up to date, and tell how each came out.
+Make one average per run folder: continue after failures, skip outputs that are up to date, and report each result.
 
-Takes every option of the main job, for all runs.
+Takes every option of ema-avg average, for all runs.
 
   ema-avg batch runs/ --half-life 4\n
   ema-avg batch runs/*/ --decay 0.9 -o 'averages/{name}.safetensors' --jobs 2 --index averages/index.json\n
@@ -72,44 +80,39 @@ def _group(
     short_help="Show what an average would do; read no tensor data, write nothing.",
 )
 @app.command(
-    DEFAULT, cls=ConfiguredCommand, help=_AVERAGE_HELP, short_help="Average checkpoints; the word may be left out."
+    DEFAULT,
+    cls=ConfiguredCommand,
+    help=_AVERAGE_HELP,
+    short_help="Average checkpoints; the word may be left out.",
 )
-@takes(MainOptions)
-def _average(context: typer.Context, *, checkpoints: given.Checkpoints = None, options: MainOptions) -> None:
-    console = speaker(context, options.style)
-    asked = options.to_options(checkpoints or [])
+@takes()
+def _average(context: typer.Context, *, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
+    console = speaker(context, line.style)
+    options = make_options(checkpoints or [], **given)
     from ema_cli.cli.commands import average, plan  # noqa: PLC0415 - help and usage errors need none of it
 
-    if options.dry_run or context.info_name == PLAN:
-        plan(asked, console)
+    if line.dry_run or context.info_name == PLAN:
+        plan(options, console)
     else:
-        average(asked, console, argv=sys.argv)
+        average(options, console, argv=sys.argv)
 
 
-@app.command("batch", cls=ConfiguredCommand, help=_BATCH_HELP, short_help="One average per run folder; keeps going.")
-@takes(BatchOptions)
-def _batch(context: typer.Context, *, runs: Runs = None, options: BatchOptions) -> None:
-    console = speaker(context, options.style)
+@app.command("batch", cls=ConfiguredCommand, help=_BATCH_HELP, short_help="Average each of several run folders.")
+@takes(BatchOptions, BatchCommandLine)
+def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: BatchCommandLine) -> None:
+    console = speaker(context, line.style)
     from ema_cli.cli.batch_commands import batch  # noqa: PLC0415
 
-    raise typer.Exit(batch(runs or [], options, context, console, argv=sys.argv))
+    raise typer.Exit(batch(runs or [], given, line, context=context, console=console, argv=sys.argv))
 
 
 @app.command("inspect")
-def _inspect(
-    *,
-    checkpoints: given.Checkpoints = None,
-    key: given.KeyOption = None,
-    strip_prefix: given.StripPrefixOption = None,
-    json: given.JsonOption = False,
-    verbose: given.VerboseOption = False,
-    no_color: given.NoColorOption = False,
-) -> None:
-    """Show what is in checkpoints: format, where the weights are, step, tensors, types, ties."""
+@takes(only=("key", "strip_prefix", "json", "verbose", "color"))
+def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
+    """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
     from ema_cli.cli.commands import inspect  # noqa: PLC0415
 
-    console = Console(Style(json=json, verbose=verbose, color=not no_color))
-    inspect(Options(paths=tuple(checkpoints or ()), key=key, strip_prefix=strip_prefix), console)
+    inspect(make_options(checkpoints or [], **given), Console(line.plain_style))
 
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ from ema_cli._version import __version__
 from ema_cli.batch.find_runs import find_runs
 from ema_cli.batch.jobs import Job, check_jobs, make_job
 from ema_cli.batch.run_batch import MOST_WORKERS, JobResult, Status, run_batch
-from ema_cli.cli.batch_options import BatchOptions
-from ema_cli.cli.config.command import configured, values_of
+from ema_cli.cli.config.command import configured
 from ema_cli.cli.config.manifest import read_manifest
 from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
+from ema_cli.cli.options import BatchCommandLine, Given, given_by
 from ema_cli.cli.signals import Terminated
 from ema_cli.cli.views.batch_view import BatchDisplay, show_batch
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.options.average import make_options
 from ema_cli.report.batch_index import BatchIndex, BatchSummary, JobEntry, JobError
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
 from ema_cli.report.render import INDEX_SUFFIXES, is_index, render_index
@@ -33,13 +33,21 @@ from ema_cli.write.publish import check_writable
 from ema_cli.write.small_file import write_atomically
 
 
-def batch(names: Sequence[str], options: BatchOptions, context: Any, console: Console, argv: Sequence[str]) -> ExitCode:  # noqa: ANN401 - Click's
+def batch(
+    names: Sequence[str],
+    given: Given,
+    options: BatchCommandLine,
+    *,
+    context: Any,  # noqa: ANN401 - Click's
+    console: Console,
+    argv: Sequence[str],
+) -> ExitCode:
     """Average every run, show the results, and return the exit status."""
     if not 1 <= options.jobs <= MOST_WORKERS:
         raise UsageError(f"--jobs {options.jobs} must be from 1 to {MOST_WORKERS}")
-    jobs = [*_manifest_jobs(options, context), *_named_jobs(names, options, console)]
+    jobs = [*_manifest_jobs(options, context), *_named_jobs(names, given, console)]
     check_jobs(jobs, options.index)
-    _check_index(options)
+    _check_index(options, force=bool(given["force"]))
     started = time.monotonic()
     done: list[JobResult] = []
     try:
@@ -59,7 +67,7 @@ def describe(error: Exception) -> JobError:
     return JobError(exit_code=int(code), message=known.message, hint=known.hint)
 
 
-def _named_jobs(names: Sequence[str], options: BatchOptions, console: Console) -> Iterator[Job]:
+def _named_jobs(names: Sequence[str], given: Given, console: Console) -> Iterator[Job]:
     """Yield the jobs of the runs on the command line."""
     if not names:
         return
@@ -67,26 +75,26 @@ def _named_jobs(names: Sequence[str], options: BatchOptions, console: Console) -
     for warning in found.warnings:
         console.warning(warning)
     for folder in found.folders:
-        yield make_job(options.to_options([str(folder)]), str(folder))
+        yield make_job(make_options([str(folder)], **given), str(folder))
 
 
-def _manifest_jobs(options: BatchOptions, context: Any) -> Iterator[Job]:  # noqa: ANN401
+def _manifest_jobs(options: BatchCommandLine, context: Any) -> Iterator[Job]:  # noqa: ANN401
     """Yield the jobs of the manifest. Precedence: flags, the table of the job, ``[defaults]``, configuration."""
     if options.manifest is None:
         return
     found = configured(context)
-    manifest = read_manifest(options.manifest, found.keys)
+    manifest = read_manifest(options.manifest, found.options)
     flags, *rest = found.layers
     for job in manifest.jobs:
         settings, _ = resolve((flags, job.settings, manifest.defaults, *rest))
         try:
-            asked = replace(options, **values_of(context, settings)).to_options(job.paths)
+            asked = make_options(job.paths, **given_by(context, settings))
         except UsageError as error:
             raise UsageError(f"{job.place}: {error.message}", hint=error.hint) from error
         yield make_job(asked, job.run)
 
 
-def _check_index(options: BatchOptions) -> None:
+def _check_index(options: BatchCommandLine, *, force: bool) -> None:
     """Raise, before the work, if the index cannot be written after it."""
     path = options.index
     if path is None:
@@ -95,12 +103,12 @@ def _check_index(options: BatchOptions) -> None:
         message = f"--index {quoted(str(path))}: there is no index format {quoted(path.suffix)} yet"
         raise UsageError(message, hint=f"name it {' or '.join(INDEX_SUFFIXES)}")
     check_writable(path)
-    if path.exists() and not options.force and not is_index(path):
+    if path.exists() and not force and not is_index(path):
         message = f"{quoted(str(path))} exists and is not an index of ema-avg"
         raise OutputError(message, hint="choose another name, or overwrite it with --force")
 
 
-def _show(index: BatchIndex, options: BatchOptions, console: Console) -> None:
+def _show(index: BatchIndex, options: BatchCommandLine, console: Console) -> None:
     """Write the index, and show the results."""
     if options.index is not None and not options.dry_run:
         write_atomically(options.index, render_index(index, options.index.suffix))
@@ -112,7 +120,7 @@ def _show(index: BatchIndex, options: BatchOptions, console: Console) -> None:
         console.talk(f"{label} {safe_text(str(options.index))}")
 
 
-def _index(found: Sequence[JobResult], options: BatchOptions, argv: Sequence[str], seconds: float) -> BatchIndex:
+def _index(found: Sequence[JobResult], options: BatchCommandLine, argv: Sequence[str], seconds: float) -> BatchIndex:
     folder = Path() if options.index is None else options.index.parent
     counts = {status: sum(one.status is status for one in found) for status in Status}
     return BatchIndex(

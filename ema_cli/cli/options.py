@@ -1,251 +1,165 @@
-"""The options of the main job, but for those of the weights, as Typer parameters in the panels of the help."""
+"""The options of the commands: Typer's parameters from the declarations, and the options of the command line alone."""
 
 from __future__ import annotations
 
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ema_cli.cli.ci import CiMode
-from ema_cli.cli.config.command import load
-from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Order, OutputDtype, TiedPolicy
+from ema_cli.cli.ci import CiMode, detect
+from ema_cli.cli.config.command import load, values_of
+from ema_cli.cli.config.settings import Settings
+from ema_cli.cli.console import Style
+from ema_cli.options.average import Options
+from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
+from ema_cli.options.output import PATH
+from ema_cli.storage.locations import Location
 
-_INPUTS, _COMPUTE, _OUTPUT, _RUN = "Inputs", "Compute", "Output", "Run"
-
+Given = Mapping[str, Any]
+"""The values of core options by name, as ``make_options`` takes them."""
 Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Checkpoint files, folders that hold them, or quoted patterns.",
-        metavar="CKPT...",
-        show_default=False,
+        help="Checkpoint files, folders that contain them, or quoted patterns.", metavar="CKPT...", show_default=False
     ),
 ]
-OrderOption = Annotated[
-    Order,
-    typer.Option(
-        "--order",
-        help="auto: by step if every checkpoint has one, else natural name order.",
-        rich_help_panel=_INPUTS,
-    ),
-]
-StepsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--steps",
-        help="Steps by hand, in the order of the arguments.",
-        metavar="S,S,...",
-        rich_help_panel=_INPUTS,
-    ),
-]
-FromOption = Annotated[
-    int | None, typer.Option("--from", help="From this step on.", metavar="S", rich_help_panel=_INPUTS)
-]
-ToOption = Annotated[int | None, typer.Option("--to", help="Up to this step.", metavar="S", rich_help_panel=_INPUTS)]
-EveryOption = Annotated[
-    int,
-    typer.Option(
-        "--every",
-        help="Every K-th checkpoint, counted back from the last.",
-        metavar="K",
-        rich_help_panel=_INPUTS,
-    ),
-]
-LastOption = Annotated[
-    int | None,
-    typer.Option("--last", help="Only the last K checkpoints.", metavar="K", rich_help_panel=_INPUTS),
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        help="Where the weights lie in a nested checkpoint \\[default: found, and printed].",
-        metavar="A.B",
-        rich_help_panel=_INPUTS,
-    ),
-]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--include",
-        help="Only tensors whose name matches. Repeatable.",
-        metavar="REGEX",
-        rich_help_panel=_INPUTS,
-    ),
-]
-ExcludeOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--exclude",
-        help="No tensors whose name matches. Repeatable.",
-        metavar="REGEX",
-        rich_help_panel=_INPUTS,
-    ),
-]
-StripPrefixOption = Annotated[
-    str | None,
-    typer.Option(
-        "--strip-prefix",
-        help="Prefix to take off every name \\[default: those of DDP, FSDP and torch.compile]; '' for none.",
-        metavar="P",
-        rich_help_panel=_INPUTS,
-    ),
-]
-OnMissingOption = Annotated[
-    OnMissing,
-    typer.Option(
-        "--on-missing",
-        help="Where not all have the same tensors; last: copy those that others lack from the last checkpoint, and "
-        "leave out those that it lacks.",
-        rich_help_panel=_INPUTS,
-    ),
-]
-BuffersOption = Annotated[
-    BufferPolicy,
-    typer.Option(
-        "--buffers",
-        help="BatchNorm running statistics: averaged, or copied. Integers and bools are always copied from the last.",
-        rich_help_panel=_COMPUTE,
-    ),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.", metavar="DEVICE", rich_help_panel=_COMPUTE),
-]
-DtypeOption = Annotated[
-    OutputDtype,
-    typer.Option(
-        "--dtype", help="Type of averaged tensors; same: as in the last checkpoint.", rich_help_panel=_COMPUTE
-    ),
-]
-TiedOption = Annotated[
-    TiedPolicy,
-    typer.Option(
-        "--tied",
-        help="Tied tensors: written under every name, or under one, as safetensors' save_model does.",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", help="Worker threads \\[default: cores, at most 4].", metavar="N", rich_help_panel=_COMPUTE
-    ),
-]
-MaxMemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-memory",
-        help="Bound on the buffers of the fold \\[default: 32MB].",
-        metavar="SIZE",
-        rich_help_panel=_COMPUTE,
-    ),
-]
-GeometryOption = Annotated[
-    GeometryMode,
-    typer.Option(
-        "--geometry",
-        help="Measure distances between the checkpoints for the report, on a sample of elements.",
-        metavar="[sample|none]",
-        parser=str,  # the options check the word, and explain that "full" was removed
-        rich_help_panel=_COMPUTE,
-    ),
-]
-AllowNonfiniteOption = Annotated[
-    bool,
-    typer.Option("--allow-nonfinite", help="Fold NaN and infinity instead of refusing them.", rich_help_panel=_COMPUTE),
-]
-OutputOption = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        help="The .safetensors file to write, or NAME/ for a folder as Hugging Face libraries read it; several "
-        "averages need {decay}, {method} or the like in it.",
-        metavar="PATH",
-        show_default=False,
-        rich_help_panel=_OUTPUT,
-    ),
-]
-MaxShardSizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-shard-size",
-        help="Write a folder, with files of at most this size \\[default for NAME/: 5GB].",
-        metavar="SIZE",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-ReportOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--report",
-        help="A further report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
-        metavar="PATH",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-MetadataOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metadata",
-        help="Extra metadata of the output. Repeatable.",
-        metavar="KEY=VALUE",
-        rich_help_panel=_OUTPUT,
-    ),
-]
-Sha256Option = Annotated[
-    bool, typer.Option("--sha256", help="Add a digest of every input to the report.", rich_help_panel=_OUTPUT)
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Overwrite an output that is not up to date.", rich_help_panel=_OUTPUT)
-]
-ResumeOption = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="When interrupted, keep what is complete; go on with a run that was interrupted.",
-        rich_help_panel=_RUN,
-    ),
-]
-StrictOption = Annotated[bool, typer.Option("--strict", help="A warning fails the run (exit 8).", rich_help_panel=_RUN)]
-DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", "-n", help="Show the plan and stop, as ema-avg plan does.", rich_help_panel=_RUN),
-]
-JsonOption = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="One JSON document on stdout: the report, the plan or the error.", rich_help_panel=_RUN
-    ),
-]
-CiOption = Annotated[
-    CiMode,
-    typer.Option(
-        "--ci", help="The CI service to speak to: annotations, summary, outputs, sections.", rich_help_panel=_RUN
-    ),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Full tables, and what was ignored.", rich_help_panel=_RUN)
-]
-NoColorOption = Annotated[
-    bool, typer.Option("--no-color", help="No colours; NO_COLOR works too.", rich_help_panel=_RUN)
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="File with options \\[default: the nearest ema-avg.toml, or pyproject.toml with a \\[tool.ema-avg]].",
+_FILE = TextForm(parse=Path, noun="a file", example="ema-avg.toml")
+_TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """Options of the command line alone: they change what is shown, not the average."""
+
+    dry_run: bool = option(False, short="-n", help="Show the plan and stop, as ema-avg plan does.", panel="Run")
+    ci: CiMode = option(
+        "auto", help="The CI service to write annotations, a summary, outputs and sections for.", panel="Run"
+    )
+    json: bool = option(
+        False, help="Print one JSON document on stdout: the report, the plan or the error.", panel="Run"
+    )
+    quiet: bool = option(False, short="-q", help="Print errors only.", panel="Run")
+    verbose: bool = option(False, short="-v", help="Print full tables, and what was ignored.", panel="Run")
+    color: bool = option(True, help="Print without colors; setting NO_COLOR does the same.", panel="Run")
+    config: Path | None = option(
+        None,
+        help="Configuration file.",
+        unset="the nearest ema-avg.toml, or pyproject.toml with a [tool.ema-avg]",
         metavar="FILE",
-        callback=load,
-        is_eager=True,
-        rich_help_panel=_RUN,
-    ),
-]
-ShowConfigOption = Annotated[
-    bool,
-    typer.Option(
-        "--show-config", help="Show each option's value and where it comes from, and stop.", rich_help_panel=_RUN
-    ),
-]
+        form=_FILE,
+        panel="Run",
+        on_command_line={"callback": load, "is_eager": True},
+    )
+    show_config: bool = option(False, help="Show each option's value and where it comes from, and stop.", panel="Run")
+
+    @property
+    def plain_style(self) -> Style:
+        """How a command prints that makes no average: nothing is written for a CI service."""
+        return Style(json=self.json, quiet=self.quiet, verbose=self.verbose, color=self.color)
+
+    @property
+    def style(self) -> Style:
+        """How a command prints that makes an average."""
+        return replace(self.plain_style, service=detect(self.ci, os.environ))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCommandLine(CommandLine):
+    """Options of ``ema-avg batch`` alone."""
+
+    jobs: int = option(1, short="-j", help="Number of runs to average at a time.", metavar="N", panel="Batch")
+    index: Path | None = option(
+        None,
+        help="Write an index of all runs and their reports: .json or .html.",
+        metavar="PATH",
+        form=_FILE,
+        panel="Batch",
+    )
+    manifest: Path | None = option(
+        None,
+        help="TOML file with a [[job]] table per run, each with its own options, and [defaults].",
+        metavar="FILE",
+        form=_FILE,
+        panel="Batch",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions(Options):
+    """The options of an average, as ``ema-avg batch`` shows them."""
+
+    output: Location | None = option(
+        Path("{run}/ema.safetensors"),
+        short="-o",
+        help="The output of each run, or NAME/ for a folder; {run} is the run's folder and {name} its name, besides "
+        "{decay} and the like.",
+        metavar="PATH",
+        form=PATH,
+        panel="Batch",
+    )
+
+
+def takes(
+    core: type[Options] = Options, line: type[CommandLine] = CommandLine, only: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of two records, or those of them that are named in ``only``.
+
+    The command gets the values of the first record as ``given``, for ``make_options``, and the second as ``line``.
+    Typer reads the signature of a function; this writes one from the declarations.
+    """
+    options = tuple(by_panel(one for one in (*declared(core), *declared(line)) if not only or one.name in only))
+    names = {one.name for one in declared(core)}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def flat(**values: Any) -> None:  # noqa: ANN401 - by the signature below
+            held = _by_name(options, {one.parameter: values.pop(one.parameter) for one in options})
+            given = {name: value for name, value in held.items() if name in names}
+            records = {"given": given, "line": line(**read_values(line, held))}
+            command(**values, **{name: record for name, record in records.items() if name in own})
+
+        own = inspect.signature(command, eval_str=True).parameters
+        kept = [own[name] for name in own if name not in ("given", "line")]
+        flat.__signature__ = inspect.Signature([*kept, *map(_parameter, options)])  # type: ignore[attr-defined]
+        flat.options = options  # type: ignore[attr-defined] # Typer copies it to the command's callback
+        return flat
+
+    return decorate
+
+
+def given_by(context: typer.Context, settings: Settings) -> Given:
+    """Return the values of the core options of ``ema-avg batch`` under other settings than its own."""
+    return _by_name(declared(BatchOptions), values_of(context, settings))
+
+
+def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options by the names of their fields, from those of their parameters."""
+    held = {one.name: values.get(one.parameter) for one in options}
+    return held | {one.name: not held[one.name] for one in options if one.negated and held[one.name] is not None}
+
+
+def _parameter(one: Option) -> inspect.Parameter:
+    """Return the parameter that Typer turns into the option."""
+    value: Any = Literal[one.choices] if one.choices else _TYPES.get(one.kind, str)
+    default = str(one.default) if isinstance(one.default, Path) else one.default
+    if one.many or one.negated:
+        value, default = (list[value], None) if one.many else (value, False)
+    text = f"{one.help} [default: {one.unset}]" if one.unset else one.help
+    info = typer.Option(
+        *filter(None, (one.flag, one.short)),
+        help=text.replace("[", "\\["),  # a bracket is markup for Rich
+        metavar=one.metavar or None,
+        autocompletion=(lambda: list(one.words)) if one.words and one.metavar else None,
+        rich_help_panel=one.panel,
+        **one.on_command_line,
+    )
+    return inspect.Parameter(
+        one.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[value | None if default is None else value, info],
+    )

@@ -15,7 +15,8 @@ from typing import Any
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.options.average import OUR_METADATA, Options
+from ema_cli.options.average import Options
+from ema_cli.options.output import OUR_METADATA
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.records.series import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
@@ -26,10 +27,6 @@ from ema_cli.weights.timeline import Timeline
 
 _ROUNDING = 1e-12
 _LARGEST_STEP = 1 << 62
-_FIXED_OPTIONS = ("buffers", "key", "strip_prefix", "order", "on_missing", "tied")
-"""Options that must not change, as that would mix two averages; their values are in the metadata."""
-_UNRECORDED = {"order": ("auto", "step", "name"), "on_missing": ("error",), "tied": ("keep",)}
-"""Values that the metadata omit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +112,9 @@ def _method(ours: Mapping[str, str]) -> Method:
     given: dict[str, Any] = {key: ours[key] for key in keys if key in ours}
     given |= {key: float(ours[key]) for key in ("inv_gamma", "power") if key in ours}
     options = WeightOptions(
-        methods=(name,),
-        one_minus_decays=tuple(float(ours[key]) for key in ("one_minus_decay",) if key in ours),
-        sigma_rels=tuple(float(ours[key]) for key in ("sigma_rel",) if key in ours),
+        method=(name,),
+        one_minus_decay=tuple(float(ours[key]) for key in ("one_minus_decay",) if key in ours),
+        sigma_rel=tuple(float(ours[key]) for key in ("sigma_rel",) if key in ours),
         **given,
     )
     options.check_weights()
@@ -161,12 +158,12 @@ def _is_name(name: object) -> bool:
 
 
 def _refuse_another_method(previous: PreviousAverage, options: Options) -> None:
-    if not options.says_weights:
+    if not options.chooses_weights:
         return
     decay = previous.method.decay
     completed = options
     if options.lacks_decay and decay is not None:  # the decay of the file is used
-        completed = replace(options, continue_from=None, output=None, one_minus_decays=(decay.complement,))
+        completed = replace(options, continue_from=None, output=None, one_minus_decay=(decay.complement,))
     asked = None if completed.lacks_decay else completed.expand()[0]
     if asked is None or not asked.same_as(previous.method):
         raise UsageError(
@@ -189,11 +186,8 @@ def _flags(method: Method, asked: Method | None) -> str:
 
 
 def _refuse_other_options(previous: PreviousAverage, options: Options) -> None:
-    for key in _FIXED_OPTIONS:
+    for key, now in options.kept_on_continue().items():
         then = previous.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
-        now = getattr(options, key)
-        if now in _UNRECORDED.get(key, ()):
-            now = None
         if then != now:
             flag = f"--{key.replace('_', '-')}"
             made = f"with {flag} {quoted(then)}" if then is not None else f"without {flag}"

@@ -1,145 +1,184 @@
-"""Every option of an average, checked for contradictions before anything is read."""
+"""The options of an average, and the checks that need no file."""
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
-from ema_cli.options.output_name import check_output_name
-from ema_cli.options.weighting import WeightOptions, refuse_other_words
+from ema_cli.options.declaration import TextForm, declared, option, read_values
+from ema_cli.options.output import PATH, SIZE, SWEPT, OutputOptions, parse_output
+from ema_cli.options.weighting import split_weights
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
-from ema_cli.text import is_writable_text, quoted
-from ema_cli.weights.methods import Clock, Method
+from ema_cli.text import quoted
+from ema_cli.weights.methods import Clock
 
 Order = Literal["auto", "step", "name", "mtime", "given"]
 BufferPolicy = Literal["average", "last", "first"]
 GeometryMode = Literal["sample", "none"]
-OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 OnMissing = Literal["error", "last"]
-TiedPolicy = Literal["keep", "drop"]
 
-REPORT_SUFFIXES = (".json", ".md", ".html")
-OUR_METADATA = "ema_avg."
-"""Prefix of the metadata keys that this program writes."""
 DEFAULT_SAMPLES = 100
-"""Pieces that a verification recomputes unless it is told otherwise."""
-SWEPT = {"decays": "decay", "one_minus_decays": "one_minus_decay", "half_lives": "half_life", "sigma_rels": "sigma_rel"}
-"""Options that can be given several times, and what they are called in the name of an output."""
+"""Tensor pieces that a verification recomputes by default."""
+_MOST_DIGITS = 18
+_MOST_THREADS = 256
+
+
+def _parse_steps(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts):
+        raise ValueError(text)
+    return tuple(int(part) for part in parts)
+
+
+_STEPS = TextForm(parse=_parse_steps, noun="a list of whole numbers", example="100,200,300")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(WeightOptions):
-    """What to average, how, and where to. Every field but ``paths`` has the default of the command line."""
+class Options(OutputOptions):
+    """What to average, how, and where to write it. Only ``paths`` has no default."""
 
     paths: tuple[str, ...]
     """Files, folders and glob patterns."""
-
-    order: Order = "auto"
-    """``auto``: by step if every checkpoint has one, else by natural name order."""
-    steps: tuple[int, ...] | None = None
-    """Steps by hand, in the order of ``paths``."""
-    from_step: int | None = None
-    """Leave out checkpoints before this step."""
-    to_step: int | None = None
-    """Leave out checkpoints after this step."""
-    every: int = 1
-    """Keep every K-th checkpoint, counted back from the last."""
-    last: int | None = None
-    """Keep the last K checkpoints."""
-    key: str | None = None
-    """Dotted path to the weights in a nested checkpoint; ``None`` to find them."""
-    include: tuple[str, ...] = ()
-    """Regular expressions: only tensors whose name one of them finds."""
-    exclude: tuple[str, ...] = ()
-    """Regular expressions: no tensors whose name one of them finds."""
-    strip_prefix: str | None = None
-    """Prefix of the names to take off; ``None`` for those of known wrappers."""
-    on_missing: OnMissing = "error"
-    """What happens where not all checkpoints have the same tensors; ``last``: those of the last one are written."""
-
-    clock: Clock | None = None
-    """What the steps count: the unit that is printed; ``epochs`` says that a decay per step is one per epoch."""
-    continue_from: Location | None = None
-    """An earlier output that the checkpoints are folded into."""
-
-    buffers: BufferPolicy = "average"
-    """What happens to BatchNorm statistics."""
-    device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1`` or ``auto``."""
-    dtype: OutputDtype = "same"
-    """Element type of averaged tensors in the output; ``same`` as in the last checkpoint."""
-    tied: TiedPolicy = "keep"
-    """Whether tied tensors are written under every name, or under one."""
-    threads: int | None = None
-    """Worker threads; ``None`` for the cores, at most 4."""
-    max_memory: int | None = None
-    """Bound on the buffers of the fold, in bytes."""
-    geometry: GeometryMode = "sample"
-    """Whether the distances between the checkpoints are measured on a sample of their elements."""
-    allow_nonfinite: bool = False
-    """Fold NaN and infinity instead of refusing them."""
-
     run: str | None = None
-    """The folder that ``{run}`` and ``{name}`` in the output mean; ``None`` for the one folder in ``paths``."""
-    output: Location | None = None
-    """Where the average goes; ``{decay}``, ``{method}`` and the like in it tell several averages apart."""
-    max_shard_size: int | None = None
-    """Bytes of tensors in one file: then the output is a folder of such files. ``None`` for one file."""
-    reports: tuple[Location, ...] = ()
-    """Further reports, besides the one beside each output."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Extra metadata of the output."""
-    sha256: bool = False
-    """Add a digest of every input file to the report."""
-    force: bool = False
-    """Overwrite an output that is not up to date."""
-    resume: bool = False
-    """Keep what is complete when the run is interrupted, and go on with an interrupted run."""
-    strict: bool = False
-    """Fail on a warning, publishing nothing."""
+    """The folder that ``{run}`` and ``{name}`` in the output stand for; ``None`` for the one folder in ``paths``."""
+
+    order: Order = option(
+        "auto",
+        help="How the checkpoints are ordered. auto: by step if every checkpoint has one, else by natural name order.",
+        panel="Inputs",
+        kept_on_continue=True,
+        unstored=("auto", "step", "name"),
+    )
+    steps: tuple[int, ...] | None = option(
+        None,
+        help="The steps of the checkpoints, in the order of the arguments.",
+        metavar="S,S,...",
+        form=_STEPS,
+        panel="Inputs",
+    )
+    from_step: int | None = option(
+        None, flag="--from", help="Use checkpoints from a step on.", metavar="S", panel="Inputs"
+    )
+    to_step: int | None = option(None, flag="--to", help="Use checkpoints up to a step.", metavar="S", panel="Inputs")
+    every: int = option(1, help="Use every K-th checkpoint, counted back from the last.", metavar="K", panel="Inputs")
+    last: int | None = option(None, help="Use only the last K checkpoints.", metavar="K", panel="Inputs")
+    key: str | None = option(
+        None,
+        help="Dotted path to the weights in a nested checkpoint.",
+        unset="found, and printed",
+        metavar="A.B",
+        panel="Inputs",
+        in_fingerprint=True,
+        kept_on_continue=True,
+    )
+    include: tuple[str, ...] = option(
+        (), help="Only tensors whose name matches. Repeatable.", metavar="REGEX", panel="Inputs", in_fingerprint=True
+    )
+    exclude: tuple[str, ...] = option(
+        (), help="No tensors whose name matches. Repeatable.", metavar="REGEX", panel="Inputs", in_fingerprint=True
+    )
+    strip_prefix: str | None = option(
+        None,
+        help="Prefix to remove from every tensor name; '' for none.",
+        unset="those of DDP, FSDP and torch.compile",
+        metavar="P",
+        panel="Inputs",
+        in_fingerprint=True,
+        kept_on_continue=True,
+    )
+    on_missing: OnMissing = option(
+        "error",
+        help="What to do if not all checkpoints have the same tensors. last: copy tensors that only the last one has, "
+        "and drop those that it lacks.",
+        panel="Inputs",
+        in_fingerprint=True,
+        kept_on_continue=True,
+        unstored=("error",),
+    )
+
+    clock: Clock | None = option(
+        None,
+        help="What the steps count: the unit in reports. With epochs, a decay per step is a decay per epoch.",
+        panel="Weights",
+    )
+    continue_from: Location | None = option(
+        None,
+        help="Fold new checkpoints into this previous average, as if all had been averaged at once.",
+        metavar="PATH",
+        form=PATH,
+        panel="Weights",
+    )
+
+    buffers: BufferPolicy = option(
+        "average",
+        help="BatchNorm running statistics: averaged, or copied from the last or first checkpoint. Integers and bools "
+        "are always copied from the last.",
+        panel="Compute",
+        in_fingerprint=True,
+        kept_on_continue=True,
+    )
+    device: str = option("cpu", help="cpu, cuda, cuda:1, ... or auto.", metavar="DEVICE", panel="Compute")
+    threads: int | None = option(
+        None, help="Number of worker threads.", unset="one per core, at most 4", metavar="N", panel="Compute"
+    )
+    max_memory: int | None = option(
+        None, help="Limit for the buffers of the fold.", unset="32MB", metavar="SIZE", form=SIZE, panel="Compute"
+    )
+    geometry: GeometryMode = option(
+        "sample",
+        help="Measure the distances between the checkpoints for the report, on a sample of elements.",
+        panel="Compute",
+    )
+    allow_nonfinite: bool = option(
+        False, help="Average NaN and infinity instead of refusing them.", panel="Compute", in_fingerprint=True
+    )
+
+    resume: bool = option(
+        False, help="Continue an interrupted run; if this run is interrupted, keep what is complete.", panel="Run"
+    )
+    strict: bool = option(False, help="Fail on any warning (exit 8), and publish nothing.", panel="Run")
+
+    def kept_on_continue(self) -> dict[str, str | None]:
+        """Return the options that the metadata of an output store, and that a continued average must repeat.
+
+        The value is ``None`` where the metadata leave it out.
+        """
+        kept = [one for one in declared(type(self)) if one.kept_on_continue]
+        values = {one.name: getattr(self, one.name) for one in kept}
+        return {one.name: None if values[one.name] in one.unstored else values[one.name] for one in kept}
 
     def __post_init__(self) -> None:
-        """Refuse contradictions.
+        """Raise if the options contradict each other.
 
         Raises:
-            UsageError: with the sentence that the user needs.
+            UsageError: naming the options, and what to do.
 
         """
-        if str(self.geometry) == "full":
-            raise UsageError(
-                "--geometry full was removed", hint="--geometry sample, which measures a fixed sample of the elements"
-            )
-        refuse_other_words(
-            ("--order", self.order, get_args(Order)),
-            ("--on-missing", self.on_missing, get_args(OnMissing)),
-            ("--buffers", self.buffers, get_args(BufferPolicy)),
-            ("--tied", self.tied, get_args(TiedPolicy)),
-            ("--geometry", self.geometry, get_args(GeometryMode)),
-            ("--dtype", self.dtype, get_args(OutputDtype)),
-            ("--clock", self.clock, get_args(Clock)),
-        )
         self.check_weights()
         self._check_inputs()
         self._check_continuation()
         self._check_compute()
-        self._check_output()
+        self.check_output()
+        self._check_resume()
+        if self.continue_from is None:
+            self.check_distinct_outputs()
 
     def _check_inputs(self) -> None:
         if not self.paths:
             raise UsageError("no checkpoints were named", hint="ema-avg ckpt_*.pt --decay 0.9 -o ema.safetensors")
         if "" in self.paths:
-            raise UsageError("a checkpoint is named by an empty text", hint="is a variable of the shell not set?")
+            raise UsageError("a checkpoint path is empty", hint="is a shell variable not set?")
         for flag, value in (("--every", self.every), ("--last", self.last)):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} must be at least 1")
         if min(self.steps or (), default=0) < 0:
-            raise UsageError("--steps must be whole numbers from 0 on", hint="--steps 100,200,300")
+            raise UsageError("--steps must be whole numbers, 0 or more", hint="--steps 100,200,300")
         if self.from_step is not None and self.to_step is not None and self.from_step > self.to_step:
             raise UsageError(f"--from {self.from_step} is after --to {self.to_step}")
         for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
@@ -150,87 +189,60 @@ class Options(WeightOptions):
         if self.continue_from is None:
             return
         if len(self.method_names) > 1 or any(len(getattr(self, swept)) > 1 for swept in SWEPT):
-            raise UsageError("--continue-from goes on from one average", hint="continue the averages one by one")
+            raise UsageError("--continue-from continues one average", hint="continue the averages one by one")
         if "manual" in self.method_names:
             raise UsageError(
-                "weights by hand belong to the checkpoints that they were given for, so --continue-from cannot go on",
+                "weights by hand belong to the checkpoints they were given for; --continue-from cannot extend them",
                 hint="give the weights of all checkpoints at once",
             )
         for flag, value in (("--last", self.last), ("--every", self.every if self.every > 1 else None)):
             if value is not None:
                 raise UsageError(
-                    f"{flag} chooses among all checkpoints, but --continue-from sees the new ones only",
+                    f"{flag} selects from all checkpoints, but --continue-from reads only the new ones",
                     hint=f"leave out {flag}, or average all checkpoints at once",
                 )
 
     def _check_compute(self) -> None:
         if re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", self.device) is None:
             raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
-        if self.threads is not None and not 1 <= self.threads <= 256:  # noqa: PLR2004 - nobody has more use
-            raise UsageError(f"--threads {self.threads} must be from 1 to 256")
-
-    def _check_output(self) -> None:
-        for report in self.reports:
-            if report.suffix not in REPORT_SUFFIXES:
-                raise UsageError(
-                    f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
-                    hint="name it .html, .md or .json",
-                )
-        for key, value in self.metadata.items():
-            if key == "format" or key.startswith(OUR_METADATA):
-                raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")
-            if not (is_writable_text(key) and is_writable_text(value)):
-                raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
-        if self.output is None:
-            return
-        check_output_name(self.output, self.max_shard_size)
-        self._check_resume()
-        self._check_fields(self.output)
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise UsageError(f"--threads {self.threads} must be from 1 to {_MOST_THREADS}")
 
     def _check_resume(self) -> None:
-        if not self.resume:
+        if not self.resume or self.output is None:
             return
         if isinstance(self.output, Url):
-            raise UsageError("--resume keeps a partial file, which a store does not have", hint="-o ema.safetensors")
+            raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
         if self.max_shard_size is not None:
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
-
-    def _check_fields(self, output: Location) -> None:
-        """Refuse a name with unknown fields, and one that would not tell several averages apart."""
-        unknown = unknown_fields_in(str(output))
-        if unknown:
-            known = ", ".join(f"{{{field}}}" for field in OUTPUT_FIELDS)
-            raise UsageError(f"the output {quoted(str(output))}: there is no {{{unknown[0]}}}", hint=f"use {known}")
-        if self.continue_from is not None or self.lacks_decay:
-            return
-        methods = self.expand()
-        for method in methods:
-            values = method.name_fields()
-            missing = next((field for field in fields_in(str(output)) if values[field] is None), None)
-            if missing is not None:
-                hint = "name it without, or {label} in its place"
-                raise UsageError(f"the output {quoted(str(output))}: {method.label} has no {{{missing}}}", hint=hint)
-        names = {fill_output_name(str(output), method.name_fields()) for method in methods}
-        field = self._telling_field(methods)
-        if len(names) < len(methods) and field is not None:
-            end = output.suffix if self.max_shard_size is None else "/"
-            hint = f"-o '{output.with_suffix('') if end != '/' else output}_{{{field}}}{end}'"
-            raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
-
-    def _telling_field(self, methods: Sequence[Method]) -> str | None:
-        """Return the field that all averages have, and that tells them apart; ``None`` if they are too much alike."""
-        varying = [*(field for option, field in SWEPT.items() if len(getattr(self, option)) > 1), "method", "label"]
-        for name in varying:
-            values = [method.name_fields()[name] for method in methods]
-            if None not in values and len({*map(str, values)}) == len(methods):
-                return name
-        return None
 
 
 def _check_pattern(flag: str, pattern: str) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of patterns that a later Python reads in another way
+            warnings.simplefilter("ignore")  # about patterns that a later Python will read differently
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{flag} {quoted(pattern)} is not a regular expression: {error}") from error
+
+
+def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **given: Any) -> Options:  # noqa: ANN401
+    """Return the options of an average.
+
+    Args:
+        paths: files, folders and glob patterns; with ``method="manual"`` and no ``weights``, ``PATH:WEIGHT``.
+        **given: values of other fields, as ``Option.read`` takes them; ``None`` stands for the default.
+
+    Raises:
+        UsageError: a value has not the form of its option, or the options contradict each other.
+        TypeError: there is no such option.
+
+    """
+    values = {**given, **read_values(Options, given)}
+    if given.get("output") is not None:
+        values["output"], values["max_shard_size"] = parse_output(os.fspath(given["output"]), values["max_shard_size"])
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    names = tuple(os.fspath(path) for path in listed)
+    if "manual" in values["method"] and values["weights"] is None:
+        names, values["weights"] = split_weights(names)
+    return Options(paths=names, **values)

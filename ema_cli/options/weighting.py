@@ -1,16 +1,17 @@
-"""What the user says of the weights, checked for contradictions, and the methods that it means."""
+"""The options of the weights, checked for contradictions, and the methods that they choose."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import get_args
+from dataclasses import dataclass
 
 from ema_cli.errors import UsageError
+from ema_cli.options.declaration import TextForm, declared, option
 from ema_cli.text import quoted
 from ema_cli.weights.methods import (
+    DECAYS,
     DEFAULT_POWER,
+    IMPLIED,
     NARROWEST_SIGMA_REL,
     SPECS,
     WIDEST_SIGMA_REL,
@@ -21,62 +22,93 @@ from ema_cli.weights.methods import (
     Per,
     Shape,
     Warmup,
-    refuse_unused,
+    chosen_methods,
+    takes,
 )
 
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-100, 1e100
-"""Of weights by hand: their squares are numbers still."""
+"""Limits of a weight given by hand: its square can still be represented."""
+
+
+def _parse_numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightOptions:
-    """Which averages to make. ``None`` and empty mean that nothing was said."""
+    """Which averages to make: one per method, or one per method and decay."""
 
-    methods: tuple[MethodName, ...] = ()
-    """Each gives one average, or one for each of its decays. If none is named, the one whose parameters are given."""
-    decays: tuple[float, ...] = ()
-    """d in [0, 1)."""
-    one_minus_decays: tuple[float, ...] = ()
-    """1 - d in (0, 1], for decays that a float64 cannot tell from 1."""
-    half_lives: tuple[float, ...] = ()
-    """Checkpoints or steps after which a share has halved."""
-    per: Per | None = None
-    """What one decay of ``ema`` means: ``checkpoint``, the default, or ``step``."""
-    init: Init | None = None
-    """``first``, the default: E_1 = theta_1; ``debias``: start at zero and divide by the weight gathered."""
-    warmup: Warmup | None = None
-    """How the decay of ``ema-warmup`` grows; ``tf`` unless a parameter of ``inv-gamma`` is given."""
-    inv_gamma: float | None = None
-    power: float | None = None
-    sigma_rels: tuple[float, ...] = ()
-    """Widths of power-function profiles, as parts of the training time."""
-    shape: Shape | None = None
-    """Of the learning rate that ``lr-decay`` imitates; ``1-sqrt`` by default."""
-    weights: tuple[float, ...] | None = None
-    """Weights by hand, in the order of the paths."""
-    normalize: bool = True
-    """Divide weights by hand by their sum."""
+    method: tuple[MethodName, ...] = option(
+        (),
+        help="One of the methods below. Repeatable.",
+        unset="ema, or the one whose options are given",
+        metavar="METHOD",
+        panel="Weights",
+    )
+    decay: tuple[float, ...] = option(
+        (),
+        help="d of E_n = d E_(n-1) + (1-d) theta_n; 0 <= d < 1. Repeat it for several averages.",
+        metavar="D",
+        panel="Weights",
+    )
+    one_minus_decay: tuple[float, ...] = option(
+        (), help="Instead of --decay: 1-d, such as 1e-9. Repeatable.", metavar="X", panel="Weights"
+    )
+    half_life: tuple[float, ...] = option(
+        (),
+        help="Instead of --decay: the number of checkpoints (or steps, with --per step) after which a share has "
+        "halved. Repeatable.",
+        metavar="H",
+        panel="Weights",
+    )
+    per: Per | None = option(
+        None,
+        help="Whether ema decays per checkpoint or per training step.",
+        unset="checkpoint",
+        panel="Weights",
+    )
+    init: Init | None = option(
+        None,
+        help="first: E_1 = theta_1. debias: start from zero, and divide by the sum of the weights.",
+        unset="first",
+        panel="Weights",
+    )
+    warmup: Warmup | None = option(None, help="How the decay of ema-warmup grows.", unset="tf", panel="Weights")
+    inv_gamma: float | None = option(
+        None, help="Parameter of --warmup inv-gamma.", unset="1", metavar="G", panel="Weights"
+    )
+    power: float | None = option(
+        None, help="Parameter of --warmup inv-gamma.", unset=f"{DEFAULT_POWER:.4f}", metavar="P", panel="Weights"
+    )
+    sigma_rel: tuple[float, ...] = option(
+        (), help="Width of a power profile, relative to the training time. Repeatable.", metavar="S", panel="Weights"
+    )
+    shape: Shape | None = option(
+        None, help="Learning-rate decay that lr-decay imitates.", unset="1-sqrt", panel="Weights"
+    )
+    weights: tuple[float, ...] | None = option(
+        None,
+        help="Weights by hand, in the order of the arguments; or --method manual and CKPT:WEIGHT.",
+        metavar="W,W,...",
+        form=TextForm(parse=_parse_numbers, noun="a list of numbers", example="1,2,3"),
+        panel="Weights",
+    )
+    normalize: bool = option(True, help="Do not divide weights by hand by their sum.", panel="Weights")
 
     @property
-    def says_weights(self) -> bool:
-        """Whether anything was said of the weights."""
-        return any(getattr(self, field.name) != field.default for field in fields(WeightOptions))
+    def chooses_weights(self) -> bool:
+        """Whether any option of the weights was given."""
+        return any(getattr(self, one.name) != one.default for one in declared(WeightOptions))
 
     @property
     def method_names(self) -> tuple[MethodName, ...]:
         """The methods that were named; else the one that has the parameters given, and ``ema`` if none were."""
-        implied: dict[MethodName, object] = {
-            "power": self.sigma_rels,
-            "lr-decay": self.shape,
-            "manual": self.weights,
-            "ema-warmup": self.warmup,
-        }
-        return self.methods or tuple(name for name, given in implied.items() if given)[:1] or ("ema",)
+        return chosen_methods(self.method, [name for name in IMPLIED if getattr(self, name)])
 
     @property
     def lacks_decay(self) -> bool:
         """Whether a method needs a decay and none was given."""
-        return not self._given_decays() and any("--decay" in SPECS[name].takes for name in self.method_names)
+        return not self._given_decays() and takes(self.method_names, "decay")
 
     def expand(self) -> list[Method]:
         """Return the methods, one per average, in the order of the options.
@@ -89,14 +121,14 @@ class WeightOptions:
 
     def _variants(self, name: MethodName) -> Iterator[Method]:
         if name == "power":
-            if not self.sigma_rels:
-                raise UsageError("--method power has no width", hint="--sigma-rel 0.1")
-            yield from (Method(name=name, sigma_rel=sigma_rel) for sigma_rel in self.sigma_rels)
+            if not self.sigma_rel:
+                raise UsageError("--method power needs a width", hint="--sigma-rel 0.1")
+            yield from (Method(name=name, sigma_rel=sigma_rel) for sigma_rel in self.sigma_rel)
         elif name == "lr-decay":
             yield Method(name=name, shape=self.shape or "1-sqrt")
         elif name == "manual":
             yield Method(name=name, normalize=self.normalize)
-        elif "--decay" in SPECS[name].takes:
+        elif takes([name], "decay"):
             yield from (self._with_decay(name, decay) for decay in self._given_decays())
         else:
             yield Method(name=name)
@@ -118,94 +150,64 @@ class WeightOptions:
 
     def _given_decays(self) -> list[Decay]:
         return [
-            *map(Decay.of, self.decays),
-            *map(Decay.of_complement, self.one_minus_decays),
-            *map(Decay.of_half_life, self.half_lives),
+            *map(Decay.of, self.decay),
+            *map(Decay.of_complement, self.one_minus_decay),
+            *map(Decay.of_half_life, self.half_life),
         ]
 
     def check_weights(self) -> None:
-        """Raise if what was said contradicts itself.
+        """Raise if the options of the weights contradict each other.
 
         Raises:
-            UsageError: with the sentence that the user needs.
+            UsageError: naming the options, and what to do.
 
         """
-        self._check_words()
+        for one in declared(type(self)):
+            one.check_words(getattr(self, one.name))
         self._check_decays()
         self._check_parameters()
-        refuse_unused(
-            self.method_names,
-            {
-                "--decay": self.decays,
-                "--one-minus-decay": self.one_minus_decays,
-                "--half-life": self.half_lives,
-                "--per": self.per,
-                "--init": self.init,
-                "--warmup": self.warmup,
-                "--inv-gamma": self.inv_gamma is not None,
-                "--power": self.power is not None,
-                "--sigma-rel": self.sigma_rels,
-                "--shape": self.shape,
-                "--weights": self.weights,
-                "--no-normalize": not self.normalize,
-            },
-        )
+        self._refuse_unused()
         if not self.lacks_decay:
             self.expand()
 
-    def _check_words(self) -> None:
-        refuse_other_words(
-            *(("--method", name, get_args(MethodName)) for name in self.methods),
-            ("--per", self.per, get_args(Per)),
-            ("--init", self.init, get_args(Init)),
-            ("--warmup", self.warmup, get_args(Warmup)),
-            ("--shape", self.shape, get_args(Shape)),
-        )
-
     def _check_decays(self) -> None:
-        ways = {"--decay": self.decays, "--one-minus-decay": self.one_minus_decays, "--half-life": self.half_lives}
-        given = [flag for flag, values in ways.items() if values]
+        options = [one for one in declared(WeightOptions) if one.many]
+        given = [one.flag for one in options if one.name in DECAYS and getattr(self, one.name)]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} say the same thing", hint="give one of them")
-        for flag, values in {**ways, "--sigma-rel": self.sigma_rels, "--method": self.methods}.items():
+        for one in options:
+            values = getattr(self, one.name)
             if len(set(values)) != len(values):
-                raise UsageError(f"{flag} has the same value twice")
+                raise UsageError(f"{one.flag} has the same value twice")
         self._given_decays()
 
     def _check_parameters(self) -> None:
-        for sigma_rel in self.sigma_rels:
+        for sigma_rel in self.sigma_rel:
             if not NARROWEST_SIGMA_REL <= sigma_rel <= WIDEST_SIGMA_REL:
                 raise UsageError(
                     f"--sigma-rel {sigma_rel:g} is not in (0, {WIDEST_SIGMA_REL:.4f}]",
                     hint="0.05 to 0.25 are usual; the largest is that of a plain mean over time",
                 )
-        for flag, value in (("--inv-gamma", self.inv_gamma), ("--power", self.power)):
+        parameters = [("--inv-gamma", self.inv_gamma), ("--power", self.power)]
+        for flag, value in parameters:
             if value is not None and not _LEAST_WEIGHT <= value <= _LARGEST_WEIGHT:
                 raise UsageError(f"{flag} {value:g} must be positive")
-        if self.warmup == "tf" and self._warmup_parameters():
-            raise UsageError(f"--warmup tf has no {self._warmup_parameters()[0]}", hint="--warmup inv-gamma")
+            if value is not None and self.warmup == "tf":
+                raise UsageError(f"--warmup tf has no {flag}", hint="--warmup inv-gamma")
         if self.weights is not None:
             _check_manual(self.weights)
 
-    def _warmup_parameters(self) -> list[str]:
-        return [flag for flag, v in (("--inv-gamma", self.inv_gamma), ("--power", self.power)) if v is not None]
-
-
-def refuse_other_words(*choices: tuple[str, str | None, Sequence[str]]) -> None:
-    """Raise if an option has a value that is none of its words.
-
-    Args:
-        choices: flag, value (``None`` if not given) and words of each option.
-
-    Raises:
-        UsageError: naming the words.
-
-    """
-    for flag, value, words in choices:
-        if value is not None and value not in words:
-            close = get_close_matches(str(value), words, n=1)
-            hint = f"{flag} {close[0]}" if close else ""
-            raise UsageError(f"{flag} {quoted(str(value))} is none of {', '.join(words)}", hint=hint)
+    def _refuse_unused(self) -> None:
+        """Raise if an option was given that none of the methods has."""
+        names = self.method_names
+        for one in declared(WeightOptions):
+            if one.name == "method" or getattr(self, one.name) in (one.default, ()) or takes(names, one.name):
+                continue
+            takers = [name for name in SPECS if takes([name], one.name)]
+            raise UsageError(
+                f"--method {' and '.join(names)} has no {one.flag}",
+                hint=f"leave it out, or choose --method {' or '.join(takers)}",
+            )
 
 
 def split_weights(arguments: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -233,8 +235,6 @@ def split_weights(arguments: Sequence[str]) -> tuple[tuple[str, ...], tuple[floa
 def _check_manual(weights: Sequence[float]) -> None:
     for weight in weights:
         if weight != 0 and not _LEAST_WEIGHT <= weight <= _LARGEST_WEIGHT:
-            raise UsageError(
-                f"the weight {weight:g} is not a number from 0 on, of a usual size", hint="--weights 1,1,2"
-            )
+            raise UsageError(f"the weight {weight:g} must be 0, or from 1e-100 to 1e100", hint="--weights 1,1,2")
     if not any(weights):
         raise UsageError("all weights are zero, so there is nothing to average", hint="--weights 1,1,2")

@@ -12,7 +12,9 @@ from ema_cli._version import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
-from ema_cli.options.average import OUR_METADATA, Options
+from ema_cli.options.average import Options
+from ema_cli.options.declaration import declared
+from ema_cli.options.output import OUR_METADATA
 from ema_cli.planning.shards import plan_files
 from ema_cli.records.files import PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
@@ -117,12 +119,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "version": __version__,
         "method": method.name,
         **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
-        "buffers": options.buffers,
-        "key": options.key,
-        "strip_prefix": options.strip_prefix,
-        "order": options.order if options.order in ("given", "mtime") else None,
-        "on_missing": options.on_missing if options.on_missing != "error" else None,
-        "tied": options.tied if options.tied != "keep" else None,
+        **options.kept_on_continue(),
         "checkpoints": len(folded),
         "folded": json.dumps([one.name for one in folded]),
         "steps": ",".join(map(str, steps)) if known else None,
@@ -140,14 +137,6 @@ def _options_fingerprint(method: Method, series: Series, options: Options) -> st
     deciding = {
         **method.plain(),
         "weights": series.timeline.by_hand or options.weights,
-        "key": options.key,
-        "include": options.include,
-        "exclude": options.exclude,
-        "strip_prefix": options.strip_prefix,
-        "on_missing": options.on_missing,
-        "tied": options.tied,
-        "buffers": options.buffers,
-        "dtype": options.dtype,
-        "allow_nonfinite": options.allow_nonfinite,
+        **{one.name: getattr(options, one.name) for one in declared(type(options)) if one.in_fingerprint},
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

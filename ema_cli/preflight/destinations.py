@@ -120,7 +120,7 @@ def _written(plan: Plan, options: Options) -> Iterator[Location]:
     """Yield everything a run writes: outputs first, then reports."""
     yield from (output.path for output in plan.outputs)
     yield from (report_path(output.path) for output in plan.outputs)
-    yield from options.reports
+    yield from options.report
 
 
 def _is_ours(path: Location) -> bool:

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -89,8 +89,20 @@ def peak_memory_bytes() -> int | None:
     return int(peak.group(1)) * 1024 if peak else None
 
 
+_OPTION_KEYS = {
+    "method": "methods",
+    "decay": "decays",
+    "one_minus_decay": "one_minus_decays",
+    "half_life": "half_lives",
+    "sigma_rel": "sigma_rels",
+    "report": "reports",
+}
+"""Keys of ``command.options`` in the report that differ from the name of the option."""
+
+
 def _plain_options(options: Options) -> dict[str, object]:
-    return {field.name: _plain(getattr(options, field.name)) for field in fields(options)}
+    names = [field.name for field in fields(options)]
+    return {_OPTION_KEYS.get(name, name): _plain(getattr(options, name)) for name in names}
 
 
 def _plain(value: object) -> object:

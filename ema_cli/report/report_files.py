@@ -49,7 +49,7 @@ def write_requested_reports(report: Report, options: Options) -> None:
 
 
 def _requested(report: Report, options: Options) -> dict[Location, bytes]:
-    return {path: render_report(report, path.suffix) for path in options.reports}
+    return {path: render_report(report, path.suffix) for path in options.report}
 
 
 def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[SmallTarget]:

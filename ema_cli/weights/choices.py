@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ema_cli.text import percent, plural
 from ema_cli.weights.diagnostics import diagnose
-from ema_cli.weights.methods import LONGEST_HALF_LIFE, SPECS, Decay, Method, MethodName, Per
+from ema_cli.weights.methods import LONGEST_HALF_LIFE, Decay, Method, MethodName, Per, takes
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 
@@ -34,7 +34,7 @@ def describe_choices(timeline: Timeline, names: Sequence[MethodName], per: Per |
         UsageError: a method needs steps, and they are unknown.
 
     """
-    name = next(name for name in names if "--decay" in SPECS[name].takes)
+    name = next(name for name in names if takes([name], "decay"))
     lacking = "neither --decay nor --half-life was given"
     if timeline.count == 1:
         return lacking, "--decay 0.9; a single checkpoint is copied, whatever the decay"

@@ -1,12 +1,12 @@
-"""Every way to weigh checkpoints: what it means, what the literature calls it, and the options that it takes.
+"""The methods: definition, name in the literature, and the options that each takes.
 
-The weights themselves are solved in ``ema_cli.weights``; here is only what names them. Standard library alone.
+The other modules of ``ema_cli.weights`` compute the weights. This one needs the standard library only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
@@ -20,21 +20,21 @@ Shape = Literal["linear", "cosine", "1-sqrt"]
 Clock = Literal["steps", "tokens", "samples", "epochs"]
 
 LONGEST_HALF_LIFE = 1e15
-"""Beyond it 1 - d is too small to be told from rounding."""
+"""With a longer one, 1 - d could not be distinguished from rounding errors."""
 LEAST_COMPLEMENT = 1e-100
-"""Below it the squares in the closed forms vanish; no EMA of any training is that slow."""
+"""With a smaller 1 - d, squares in the closed forms underflow; no real EMA is that slow."""
 NARROWEST_SIGMA_REL = 1e-6
 WIDEST_SIGMA_REL = 1 / math.sqrt(12)
-"""The relative spread of a uniform profile, gamma = 0; a wider one would favour the beginning of training."""
+"""The relative width of a uniform profile, gamma = 0; a wider one would favor the beginning of training."""
 DEFAULT_POWER = 2 / 3
 _SAME = 1e-9
-"""Relative difference below which two parameters are the same one, written in different ways."""
+"""Two parameters whose relative difference is smaller are equal, written in different ways."""
 _HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decay:
-    """A decay d in [0, 1), together with 1 - d: near 1 the float64 d alone has lost its digits."""
+    """A decay d in [0, 1), together with 1 - d, because a float64 d near 1 has lost the digits of 1 - d."""
 
     value: float
     """d."""
@@ -57,7 +57,7 @@ class Decay:
 
     @classmethod
     def of_complement(cls, complement: float) -> Self:
-        """Return the decay whose 1 - d is given.
+        """Return the decay d for a given 1 - d.
 
         Raises:
             UsageError: it is not in (0, 1].
@@ -70,7 +70,7 @@ class Decay:
 
     @classmethod
     def of_half_life(cls, half_life: float) -> Self:
-        """Return the decay under which a share has halved after ``half_life``: d = 2^(-1/H).
+        """Return the decay with which a share halves every ``half_life`` H: d = 2^(-1/H).
 
         Raises:
             UsageError: it is not positive, or too long.
@@ -91,14 +91,15 @@ class Decay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What the help, the README and the checks of the options say of a method."""
+    """A method as the help, the README and the checks of the options describe it."""
 
     definition: str
     steps: Literal["yes", "no", "with --per step"]
     """Whether the weights depend on the steps of the checkpoints."""
     literature: str
+    """What papers and libraries call it."""
     takes: tuple[str, ...] = ()
-    """The options of the weights that mean something to it; ``--decay`` stands for the three ways to give one."""
+    """The options of the weights that mean something to it; ``decay`` stands for the three ways to give one."""
 
 
 SPECS: dict[MethodName, Spec] = {
@@ -107,21 +108,21 @@ SPECS: dict[MethodName, Spec] = {
         "and the model moves on a straight line from one checkpoint to the next",
         steps="with --per step",
         literature="EMA (torch, TF); per step: this work",
-        takes=("--decay", "--per", "--init"),
+        takes=("decay", "per", "init"),
     ),
     "ema-hold": Spec(
         definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: the same, "
         "but the model waits at the next checkpoint",
         steps="yes",
         literature="EDM half-life; How to Scale Your EMA",
-        takes=("--decay", "--init"),
+        takes=("decay", "init"),
     ),
     "ema-warmup": Spec(
         definition="the decay of the n-th update is min(d, (1+n)/(10+n)); "
         "with --warmup inv-gamma min(d, 1 - (1 + n/inv_gamma)^-power)",
         steps="no",
         literature="TF num_updates; timm and diffusers EMA warm-up",
-        takes=("--decay", "--warmup", "--inv-gamma", "--power"),
+        takes=("decay", "warmup", "inv_gamma", "power"),
     ),
     "uniform": Spec(definition="1/N each", steps="no", literature="SWA; LAWA with --last K"),
     "uniform-time": Spec(
@@ -135,27 +136,38 @@ SPECS: dict[MethodName, Spec] = {
         "on straight lines between checkpoints",
         steps="yes",
         literature="power-function EMA of EDM2",
-        takes=("--sigma-rel",),
+        takes=("sigma_rel",),
     ),
     "lr-decay": Spec(
         definition="w_i = W_i - W_(i+1), where W is a learning rate that falls to 0 as 1-x, (1 + cos pi x)/2 or "
         "1 - sqrt(x) (--shape)",
         steps="yes",
         literature="WSM; minus-sqrt of Megatron",
-        takes=("--shape",),
+        takes=("shape",),
     ),
     "manual": Spec(
         definition="--weights W,W,... or PATH:WEIGHT, divided by their sum unless --no-normalize",
         steps="no",
         literature="weighted soup",
-        takes=("--weights", "--no-normalize"),
+        takes=("weights", "normalize"),
     ),
 }
 
 
+DECAYS = ("decay", "one_minus_decay", "half_life")
+"""The options that give a decay, of which one is enough."""
+IMPLIED: dict[str, MethodName] = {
+    "sigma_rel": "power",
+    "shape": "lr-decay",
+    "weights": "manual",
+    "warmup": "ema-warmup",
+}
+"""The method that an option implies where no method is named."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One way to weigh, with its parameters; ``None`` where it has no such parameter."""
+    """A method with its parameters; ``None`` for parameters that it does not have."""
 
     name: MethodName
     decay: Decay | None = None
@@ -163,12 +175,12 @@ class Method:
     per: Per | None = None
     """What one decay means."""
     init: Init | None = None
-    """``first``: E_1 = theta_1; ``debias``: start at zero, and divide by the weight gathered."""
+    """``first``: E_1 = theta_1; ``debias``: start from zero, and divide by the sum of the weights."""
     warmup: Warmup | None = None
     inv_gamma: float | None = None
     power: float | None = None
     sigma_rel: float | None = None
-    """Standard deviation of the profile, as a part of the training time."""
+    """Standard deviation of the profile, relative to the training time."""
     shape: Shape | None = None
     normalize: bool | None = None
     """Whether weights by hand are divided by their sum."""
@@ -180,7 +192,7 @@ class Method:
 
     @property
     def label(self) -> str:
-        """A few characters that tell it from others: ``ema 0.999``, ``power 0.1``."""
+        """A short name that differs from those of other methods: ``ema 0.999``, ``power 0.1``."""
         if self.decay is None:
             parts = (self.name, self.shape, self.sigma_rel)
             return " ".join(str(part) for part in parts if part is not None)
@@ -200,12 +212,12 @@ class Method:
         }
 
     def name_fields(self) -> dict[str, object]:
-        """Return what the fields in the name of an output stand for; ``None`` for what it does not have."""
+        """Return the values of the fields in the name of an output; ``None`` for a parameter that it does not have."""
         decay = decay_text(self.decay) if self.decay else None
         return {**self.plain(), "decay": decay, "method": self.name, "label": self.label.replace(" ", "_")}
 
     def same_as(self, other: Method) -> bool:
-        """Whether two methods are one, however their decay was given."""
+        """Whether two methods are equal, however their decay was given."""
         if (self.decay is None) != (other.decay is None):
             return False
         if (
@@ -217,29 +229,24 @@ class Method:
         return replace(self, decay=None) == replace(other, decay=None)
 
 
-def refuse_unused(methods: tuple[MethodName, ...], given: Mapping[str, object]) -> None:
-    """Raise if an option was given that none of the methods has.
+def chosen_methods(named: Sequence[MethodName], given: Container[str]) -> tuple[MethodName, ...]:
+    """Return the methods to use: those that were named, else the one that a given option implies, else ``ema``.
 
     Args:
-        methods: the methods asked for.
-        given: the values of the options of the weights, by flag; false ones were not given.
-
-    Raises:
-        UsageError: naming the option and who would take it.
+        named: the values of ``method``.
+        given: the names of the options that were given.
 
     """
-    for flag, value in given.items():
-        taken_as = "--decay" if flag in ("--half-life", "--one-minus-decay") else flag
-        if value and not any(taken_as in SPECS[name].takes for name in methods):
-            takers = [name for name, spec in SPECS.items() if taken_as in spec.takes]
-            raise UsageError(
-                f"--method {', '.join(methods)} has no {flag}",
-                hint=f"leave it out, or choose --method {' or '.join(takers)}",
-            )
+    return tuple(named) or tuple(method for name, method in IMPLIED.items() if name in given)[:1] or ("ema",)
+
+
+def takes(methods: Iterable[MethodName], option: str) -> bool:
+    """Whether an option of the weights means something to any of the methods."""
+    return any(("decay" if option in DECAYS else option) in SPECS[name].takes for name in methods)
 
 
 def decay_text(decay: Decay) -> str:
-    """Return a decay as text that never reads as 1, and tells decays apart."""
+    """Return a decay as text that never reads as 1, and differs for different decays."""
     return decay_words(decay.value, decay.complement, digits=12)
 
 

@@ -13,13 +13,14 @@ from safetensors.numpy import save_file
 
 import ema_cli
 from ema_cli.cli.app import app
-from ema_cli.cli.config.command import keys_of
+from ema_cli.cli.config.command import options_of
 from ema_cli.cli.config.manifest import read_manifest
-from ema_cli.cli.config.settings import Key, from_table
+from ema_cli.cli.config.settings import from_table
 from ema_cli.cli.config.sources import read_file as read_config
 from ema_cli.continuation.previous_average import open_previous
 from ema_cli.errors import VerificationFailed
 from ema_cli.options.average import Options
+from ema_cli.options.declaration import Option
 from ema_cli.records.fold_results import TensorOutcome, TensorStatistics
 from ema_cli.report.beside import read_report
 from ema_cli.verify.checks import verify
@@ -119,14 +120,14 @@ def _journal(folder: Path) -> Parser:
     return Parser(seeds=seeds, mutate=mutate, run=run)
 
 
-def _keys() -> Sequence[Key]:
+def _keys() -> Sequence[Option]:
     from typer.main import get_command  # noqa: PLC0415 - typer is slow to import
 
     command = get_command(app).commands["plan"]  # type: ignore[attr-defined]
-    return keys_of(command.params)
+    return options_of(command)
 
 
-def _config(folder: Path, keys: Sequence[Key]) -> Parser:
+def _config(folder: Path, keys: Sequence[Option]) -> Parser:
     """A configuration file, whose values are checked against the options of the command."""
     path = folder / "ema-avg.toml"
     seeds = [
@@ -141,7 +142,7 @@ def _config(folder: Path, keys: Sequence[Key]) -> Parser:
     return simple(seeds, TOML, run)
 
 
-def _manifest(folder: Path, keys: Sequence[Key]) -> Parser:
+def _manifest(folder: Path, keys: Sequence[Option]) -> Parser:
     """The manifest of a batch."""
     path = folder / "jobs.toml"
     seeds = [

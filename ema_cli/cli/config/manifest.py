@@ -1,4 +1,4 @@
-"""The manifest of a batch: runs with options of their own, in TOML.
+"""The manifest of a batch: runs with their own options, in TOML.
 
 [defaults]
 half-life = 4
@@ -20,13 +20,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ema_cli.cli.config.settings import Key, Settings, from_table
+from ema_cli.cli.config.settings import Settings, configurable, from_table
 from ema_cli.cli.config.sources import parse_toml
+from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
+from ema_cli.options.declaration import Option, declared
 from ema_cli.text import quoted
 
-OF_THE_BATCH = ("dry-run", "json", "quiet", "verbose", "no-color", "jobs", "index", "manifest")
-"""Options that a job cannot have for itself."""
+OF_THE_BATCH = {one.key for one in configurable(declared(BatchCommandLine))} - {"ci"}  # it has no effect in a job
+"""Options of the whole batch, which a job cannot have."""
 _PLACES = ("run", "paths")
 _TABLES = ("job", "defaults")
 
@@ -36,12 +38,12 @@ class ManifestJob:
     """One ``[[job]]``."""
 
     place: str
-    """Where it stands, for messages: ``jobs.toml, job 3``."""
+    """Where it is written, for messages: ``jobs.toml, job 3``."""
     run: str
     """The folder that ``{run}`` stands for."""
     paths: tuple[str, ...]
     settings: Settings
-    """Its own."""
+    """The options in its table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +54,15 @@ class Manifest:
     jobs: tuple[ManifestJob, ...]
 
 
-def read_manifest(path: Path, keys: Sequence[Key]) -> Manifest:
+def read_manifest(path: Path, options: Sequence[Option]) -> Manifest:
     """Read a manifest.
 
     Args:
-        path: of the file.
-        keys: the options of the batch; a job may have those of the main job.
+        path: the TOML file.
+        options: the configurable options of ``ema-avg batch``; a job may have those of ``ema-avg average``.
 
     Raises:
-        UsageError: it cannot be read, is not TOML, or says what no job understands.
+        UsageError: it cannot be read, is not TOML, or has keys or values that no job can have.
 
     """
     document = parse_toml(path)
@@ -72,7 +74,7 @@ def read_manifest(path: Path, keys: Sequence[Key]) -> Manifest:
     tables = document.get("job", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{quoted(str(path))} has no [[job]] tables", hint='[[job]] with run = "runs/a"')
-    usable = [key for key in keys if key.name not in OF_THE_BATCH]
+    usable = [one for one in options if one.key not in OF_THE_BATCH]
     defaults = document.get("defaults", {})
     if not isinstance(defaults, dict):
         raise UsageError(f"{quoted(str(path))}: defaults is not a table", hint="[defaults]")
@@ -82,7 +84,7 @@ def read_manifest(path: Path, keys: Sequence[Key]) -> Manifest:
     )
 
 
-def _job(table: dict[str, Any], keys: Sequence[Key], path: Path, place: str) -> ManifestJob:
+def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: str) -> ManifestJob:
     where = f"{quoted(str(path))}, {place}"
     named = [name for name in _PLACES if name in table]
     if len(named) != 1:
@@ -94,22 +96,22 @@ def _job(table: dict[str, Any], keys: Sequence[Key], path: Path, place: str) -> 
         what = "text in quotes" if named == ["run"] else "a list of texts in quotes"
         raise UsageError(f"{where}: {named[0]} must be {what}", hint='run = "runs/a"')
     if any("\0" in one for one in paths):
-        raise UsageError(f"{where}: {named[0]} has a character that no path has")
+        raise UsageError(f"{where}: {named[0]} has a character that no path can have")
     own = {name: value for name, value in table.items() if name not in _PLACES}
     run = paths[0] if named == ["run"] else _folder_of(paths[0])
-    return ManifestJob(place=where, run=run, paths=tuple(paths), settings=_settings(own, keys, path, place))
+    return ManifestJob(place=where, run=run, paths=tuple(paths), settings=_settings(own, options, path, place))
 
 
-def _settings(table: dict[str, Any], keys: Sequence[Key], path: Path, place: str) -> Settings:
+def _settings(table: dict[str, Any], options: Sequence[Option], path: Path, place: str) -> Settings:
     for name in table:
         if name.replace("_", "-") in OF_THE_BATCH:
             plain = name.replace("_", "-")
             message = f"{quoted(str(path))}, {place}: {quoted(name)} is an option of the whole batch"
             raise UsageError(message, hint=f"ema-avg batch --{plain} ...")
-    return from_table(table, keys, path, place)
+    return from_table(table, options, path, place)
 
 
 def _folder_of(path: str) -> str:
-    """Return the run that a path belongs to: itself if it is a folder, else the folder that it is in."""
-    # Texts as they were written; of an impossible name isdir says no, where pathlib raises.
+    """Return the run of a path: the path itself if it is a folder, else its parent folder."""
+    # The text stays as it was written; isdir returns False for an impossible name, where pathlib raises.
     return path if os.path.isdir(path) else os.path.dirname(path) or "."  # noqa: PTH112, PTH120

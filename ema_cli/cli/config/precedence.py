@@ -1,7 +1,7 @@
-"""Which setting wins: flags before the environment before files, and what a stronger setting rules out.
+"""Which setting wins: flags before the environment before files, and which weaker settings a stronger one drops.
 
-Options of the weights can say the same thing in several ways. Where flags name the weights, configured options that
-would contradict them are dropped, not refused: whoever types ``--half-life 4`` does not mean the configured decay.
+The same weights can be chosen by different options. If flags choose the weights, configured options that contradict
+them are dropped, not refused: whoever types ``--half-life 4`` does not want the configured decay.
 """
 
 from __future__ import annotations
@@ -11,33 +11,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from ema_cli.cli.config.settings import Setting, Settings
-from ema_cli.weights.methods import SPECS, MethodName
+from ema_cli.cli.config.sources import ConfigFile
+from ema_cli.options.declaration import Option, declared
+from ema_cli.options.weighting import WeightOptions
+from ema_cli.weights.methods import DECAYS, IMPLIED, SPECS, MethodName, chosen_methods, takes
 
-_WAYS = ("decay", "one_minus_decay", "half_life")
-"""Three ways to give one decay."""
-_IMPLIED: dict[str, MethodName] = {
-    "sigma_rel": "power",
-    "shape": "lr-decay",
-    "weights": "manual",
-    "warmup": "ema-warmup",
-}
-"""The methods that these options choose where none is named."""
-_TAKEN = {*_WAYS, *(flag[2:].replace("-", "_") for spec in SPECS.values() for flag in spec.takes)}
-"""The parameters that mean something to some methods only."""
+_WEIGHTS = {one.parameter: one.name for one in declared(WeightOptions)}
+"""The options of the weights: the names of their parameters, and of their fields."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DroppedSetting:
-    """A setting that a stronger one contradicts."""
+    """A setting that contradicts a stronger one."""
 
     parameter: str
     setting: Setting
     by: str
-    """The parameter that rules it out."""
+    """The parameter of the stronger setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """What the environment and the configuration file hold for a command, and the settings that apply."""
+
+    file: ConfigFile | None
+    options: tuple[Option, ...]
+    """The configurable options of the command."""
+    layers: tuple[Settings, ...]
+    """Flags, environment, file: the strongest first."""
+    settings: Mapping[str, Setting]
+    """The settings that apply; every other option has its default."""
+    dropped: tuple[DroppedSetting, ...]
 
 
 def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[DroppedSetting]]:
-    """Return the settings that hold, and those that were dropped.
+    """Return the settings that apply, and those that were dropped.
 
     Args:
         layers: the strongest first. Contradictions inside one of them stay, and are refused where options are checked.
@@ -54,25 +62,24 @@ def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[Droppe
 
 
 def _ruled_out(strong: Mapping[str, Any], weak: Settings) -> dict[str, str]:
-    """Return which settings of a weaker layer contradict the stronger ones, and which of those each contradicts."""
-    named = [name for name in strong if name in _TAKEN or name == "method"]
+    """Return the settings of a weaker layer that are dropped, each with the stronger setting that it contradicts."""
+    named = [name for name in strong if name in _WEIGHTS]
     if not named:
-        by = "continue_from" if "continue_from" in strong else ""
-        return {name: by for name in weak if by and (name in _TAKEN or name == "method")}
+        return {name: "continue_from" for name in weak if name in _WEIGHTS and "continue_from" in strong}
     out = dict(_other_ways(strong, weak))
     out |= {name: by for name, by in _other_methods(strong, weak) if name not in out}
-    left = {**strong, **{name: setting.value for name, setting in weak.items() if name not in out}}
-    methods = _methods(left)
+    remaining = {**strong, **{name: setting.value for name, setting in weak.items() if name not in out}}
+    methods = chosen_methods(remaining.get("method") or (), remaining)
     for name in weak:
-        if name in _TAKEN and name not in out and not _take(methods, name):
-            out[name] = next((chooser for chooser in ("method", *_IMPLIED) if chooser in strong), named[0])
+        if name not in out and _is_unused(name, methods):
+            out[name] = next((chooser for chooser in ("method", *IMPLIED) if chooser in strong), named[0])
     return out
 
 
 def _other_ways(strong: Mapping[str, Any], weak: Settings) -> Iterator[tuple[str, str]]:
-    """Yield what says in another way what was said already."""
+    """Yield weaker settings that give the same parameter in another way."""
     for name in weak:
-        by = next((way for way in _WAYS if name in _WAYS and way in strong), None)
+        by = next((way for way in DECAYS if name in DECAYS and way in strong), None)
         if name in ("inv_gamma", "power") and strong.get("warmup") == "tf":
             by = "warmup"
         elif name == "warmup" and weak[name].value == "tf":
@@ -82,31 +89,21 @@ def _other_ways(strong: Mapping[str, Any], weak: Settings) -> Iterator[tuple[str
 
 
 def _other_methods(strong: Mapping[str, Any], weak: Settings) -> Iterator[tuple[str, str]]:
-    """Yield what chooses a method that has no use for the stronger options."""
+    """Yield weaker settings that choose a method which does not take the stronger options."""
     if "method" in strong:
         return
     if "method" in weak:
-        by = _unused(strong, weak["method"].value)
+        by = next((name for name in strong if _is_unused(name, weak["method"].value)), None)
         if by is None:
             return
         yield "method", by
-    for name, method in _IMPLIED.items():
-        by = _unused(strong, (method,))
+    for name, method in IMPLIED.items():
+        by = next((option for option in strong if _is_unused(option, [method])), None)
         if name in weak and by is not None:
             yield name, by
 
 
-def _unused(values: Mapping[str, Any], methods: Sequence[str]) -> str | None:
-    """Return an option that none of the methods has."""
-    return next((name for name in values if name in _TAKEN and not _take(methods, name)), None)
-
-
-def _methods(values: Mapping[str, Any]) -> Sequence[str]:
-    """Return the methods that options choose."""
-    return values.get("method") or [_IMPLIED[name] for name in _IMPLIED if name in values][:1] or ("ema",)
-
-
-def _take(methods: Sequence[str], parameter: str) -> bool:
-    flag = "--decay" if parameter in _WAYS else f"--{parameter.replace('_', '-')}"
+def _is_unused(parameter: str, methods: Sequence[MethodName]) -> bool:
+    """Whether an option of the weights means nothing to the methods; unknown methods are refused elsewhere."""
     known = [name for name in SPECS if name in methods]
-    return not known or any(flag in SPECS[name].takes for name in known)
+    return parameter in _WEIGHTS and parameter != "method" and bool(known) and not takes(known, _WEIGHTS[parameter])

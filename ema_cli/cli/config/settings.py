@@ -1,7 +1,7 @@
 """Settings from files and from the environment: which keys there are, and what their values may be.
 
-Input -> output: a TOML table or the environment, and the keys of a command -> a ``Setting`` per option, with its
-origin. All functions are pure. Files are found by ``config_files``; which setting wins is in ``precedence``.
+Input -> output: a TOML table or the environment, and the options of a command -> a ``Setting`` per option, with its
+origin. All functions are pure. ``sources`` finds the files, and ``precedence`` says which setting wins.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ema_cli.errors import UsageError
+from ema_cli.options.declaration import Kind, Option
 from ema_cli.text import plural, quoted, safe_text
 
 PREFIX = "EMA_AVG_"
 RESERVED = ("EMA_AVG_DEBUG",)
-"""Variables that are no options."""
+"""Variables with this prefix that are not options."""
 ONLY_FLAGS = ("help", "version", "config", "show-config")
-"""Options of the command line alone."""
+"""Options that cannot be configured."""
 _MOST_FAULTS = 10
 _MOST_INTEGER = 1 << 1000
-"""What can be made a float."""
+"""Larger integers cannot be converted to a float."""
 _SWITCHES = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
-Kind = Literal["switch", "number", "whole number", "text", "list", "pairs"]
-_WORDS: dict[Kind, str] = {
+_MEANINGS: dict[Kind, str] = {
     "switch": "true or false",
     "number": "a number",
     "whole number": "a whole number",
@@ -37,38 +37,12 @@ _WORDS: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """An option that can be configured."""
-
-    name: str
-    """As it is written in a file: the flag without its dashes."""
-    parameter: str
-    """What the code calls it."""
-    kind: Kind
-    words: tuple[str, ...] = ()
-    """What its text may be; empty for any text."""
-    many: bool = False
-    """Whether it has a list of values."""
-
-    @property
-    def variable(self) -> str:
-        """The name of its environment variable."""
-        return PREFIX + self.name.upper().replace("-", "_")
-
-    @property
-    def meaning(self) -> str:
-        """What a value may be, in words."""
-        words = f"one of {', '.join(self.words)}" if self.words else _WORDS[self.kind]
-        return f"{words}, or a list of such" if self.many and self.kind != "pairs" else words
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Where a value comes from."""
 
     kind: Literal["default", "file", "environment", "flag"]
     where: str = ""
-    """The path of the file, the variable, or the flag."""
+    """Path of the file, name of the variable, or the flag."""
 
     @property
     def label(self) -> str:
@@ -78,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The value of an option, and who says so."""
+    """The value of an option, and where it comes from."""
 
     value: Any
     """As Click takes it: text for a path, a list for a repeatable option."""
@@ -89,61 +63,71 @@ Settings = Mapping[str, Setting]
 """By the name of the parameter."""
 
 
-def from_table(table: Mapping[str, Any], keys: Sequence[Key], path: Path, place: str = "") -> dict[str, Setting]:
+def configurable(options: Iterable[Option]) -> list[Option]:
+    """Return the options that can be configured: all but those that choose the configuration."""
+    return [one for one in options if one.key not in ONLY_FLAGS]
+
+
+def variable_of(option: Option) -> str:
+    """Return the name of an option's environment variable."""
+    return PREFIX + option.key.upper().replace("-", "_")
+
+
+def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, place: str = "") -> dict[str, Setting]:
     """Return the settings of a TOML table.
 
     Args:
         table: the values by key; ``half_life`` is ``half-life``.
-        keys: those that there are.
+        options: those that the keys can name.
         path: of the file, for messages.
         place: of the table in the file, for messages: ``job 3``.
 
     Raises:
-        UsageError: unknown keys and values of a wrong type; all of them are told at once.
+        UsageError: unknown keys and values of a wrong type; one message reports all of them.
 
     """
-    by_name = {key.name: key for key in keys}
+    by_key = {one.key: one for one in options}
     where = quoted(str(path)) + (f", {place}" if place else "")
 
     def one(name: str) -> tuple[str, Setting]:
-        key = by_name.get(name.replace("_", "-"))
-        if key is None:
-            raise _unknown(f"{where}: ", name, list(by_name))
-        value = _checked(key, table[name], f"{where}: {name} = {_shown(table[name])}")
-        return key.parameter, Setting(value=value, origin=Origin(kind="file", where=f"{path}"))
+        option = by_key.get(name.replace("_", "-"))
+        if option is None:
+            raise _unknown(f"{where}: ", name, list(by_key))
+        value = _checked(option, table[name], f"{where}: {name} = {_shown(table[name])}")
+        return option.parameter, Setting(value=value, origin=Origin(kind="file", where=f"{path}"))
 
-    return _gather(one, table)
+    return _all_settings(one, table)
 
 
-def from_environment(environment: Mapping[str, str], keys: Sequence[Key]) -> dict[str, Setting]:
-    """Return the settings of the variables ``EMA_AVG_...``. An empty variable says nothing.
+def from_environment(environment: Mapping[str, str], options: Sequence[Option]) -> dict[str, Setting]:
+    """Return the settings of the variables ``EMA_AVG_...``. An empty variable counts as not set.
 
     Raises:
-        UsageError: unknown variables, and values of a wrong type; all of them are told at once.
+        UsageError: unknown variables, and values of a wrong type; one message reports all of them.
 
     """
-    by_variable = {key.variable: key for key in keys}
+    by_variable = {variable_of(one): one for one in options}
     ours = [name for name in sorted(environment) if name.startswith(PREFIX) and name not in RESERVED]
 
     def one(name: str) -> tuple[str, Setting]:
-        key = by_variable.get(name)
-        if key is None:
+        option = by_variable.get(name)
+        if option is None:
             raise _unknown("the environment: ", name, [*by_variable, *RESERVED])
         text = environment[name]
-        value = _checked(key, _from_text(key, text), f"{name}={quoted(text)}")
-        return key.parameter, Setting(value=value, origin=Origin(kind="environment", where=name))
+        value = _checked(option, _from_text(option, text), f"{name}={quoted(text)}")
+        return option.parameter, Setting(value=value, origin=Origin(kind="environment", where=name))
 
-    return _gather(one, [name for name in ours if environment[name] or name not in by_variable])
+    return _all_settings(one, [name for name in ours if environment[name] or name not in by_variable])
 
 
-def _gather(one: Callable[[str], tuple[str, Setting]], names: Iterable[str]) -> dict[str, Setting]:
-    """Return the settings of ``names``, or raise what is wrong with any of them."""
+def _all_settings(one: Callable[[str], tuple[str, Setting]], names: Iterable[str]) -> dict[str, Setting]:
+    """Return the settings of ``names``, or raise one error that reports all that are wrong."""
     settings, faults = {}, []
     for name in names:
         try:
             parameter, setting = one(name)
             if parameter in settings:
-                raise UsageError(f"{setting.origin.label}: {quoted(name)} is there twice, with - and with _")
+                raise UsageError(f"{setting.origin.label}: {quoted(name)} is given twice, with - and with _")
             settings[parameter] = setting
         except UsageError as fault:
             faults.append(fault)
@@ -159,18 +143,18 @@ def _gather(one: Callable[[str], tuple[str, Setting]], names: Iterable[str]) -> 
 def _unknown(where: str, name: str, known: Sequence[str]) -> UsageError:
     plain = name.removeprefix(PREFIX).lower().replace("_", "-")
     if plain in ONLY_FLAGS:
-        return UsageError(f"{where}{quoted(name)} is an option of the command line alone", hint=f"--{plain}")
+        return UsageError(f"{where}{quoted(name)} can only be given on the command line", hint=f"--{plain}")
     close = get_close_matches(name if name in known else name.replace("_", "-"), known, n=1)
     close = close or get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "ema-avg --show-config lists the options"
     return UsageError(f"{where}there is no option {quoted(name)}", hint=hint)
 
 
-def _from_text(key: Key, text: str) -> object:
-    """Return the value that the text of a variable means; text that means none stays text, and is refused later."""
-    if key.many:
-        return [_one_from_text(key.kind, part.strip()) for part in text.split(",")]
-    return _one_from_text(key.kind, text)
+def _from_text(option: Option, text: str) -> object:
+    """Return the value of a variable's text; text of a wrong form stays text, and is refused later."""
+    if option.many:
+        return [_one_from_text(option.kind, part.strip()) for part in text.split(",")]
+    return _one_from_text(option.kind, text)
 
 
 def _one_from_text(kind: Kind, text: str) -> object:
@@ -184,32 +168,38 @@ def _one_from_text(kind: Kind, text: str) -> object:
     return text
 
 
-def _checked(key: Key, value: object, said: str) -> object:
+def _checked(option: Option, value: object, subject: str) -> object:
     """Return a value as Click takes it.
 
     Raises:
         UsageError: it is of a wrong type.
 
     """
-    if key.kind == "pairs" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+    if option.kind == "pairs" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
         value = [f"{name}={text}" for name, text in value.items()]
-    if key.kind == "list" and isinstance(value, list) and value and all(map(_is_number, value)):
+    if option.kind == "list" and isinstance(value, list) and value and all(map(_is_number, value)):
         return ",".join(map(repr, value))
-    values = value if key.many and isinstance(value, list) else [value]
-    if not values or not all(_is_right(key, one) for one in values):
-        raise UsageError(f"{said}: it must be {key.meaning}")
-    return list(values) if key.many else value
+    values = value if option.many and isinstance(value, list) else [value]
+    if not values or not all(_is_right(option, one) for one in values):
+        raise UsageError(f"{subject}: it must be {_meaning(option)}")
+    return list(values) if option.many else value
 
 
-def _is_right(key: Key, value: object) -> bool:
-    match key.kind:
+def _meaning(option: Option) -> str:
+    """Return what a value may be, in words."""
+    words = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
+    return f"{words}, or a list of such" if option.many and option.kind != "pairs" else words
+
+
+def _is_right(option: Option, value: object) -> bool:
+    match option.kind:
         case "switch":
             return isinstance(value, bool)
         case "number":
             return _is_number(value)
         case "whole number":
             return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str) and "\0" not in value and (not key.words or value in key.words)
+    return isinstance(value, str) and "\0" not in value and (not option.choices or value in option.choices)
 
 
 def _is_number(value: object) -> bool:
@@ -219,7 +209,7 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value of a file for a message."""
+    """Return the value of a key as a message shows it."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Where settings are read from: the nearest file above the working directory, or the one that was named."""
+"""Configuration files: the nearest one, searched upwards from the working directory, or the one of ``--config``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FILE, PYPROJECT, TABLE = "ema-avg.toml", "pyproject.toml", "ema-avg"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigFile:
-    """A file that holds settings."""
+    """A configuration file and its settings."""
 
     path: Path
     table: Mapping[str, Any]
 
 
 def find_file(folder: Path) -> ConfigFile | None:
-    """Return the nearest file with settings, in ``folder`` or above it.
+    """Return the nearest configuration file, in ``folder`` or above it.
 
     In one folder ``ema-avg.toml`` comes before ``pyproject.toml``, which counts only if it has ``[tool.ema-avg]``.
 
     Raises:
-        UsageError: a file on the way cannot be read, or is not TOML.
+        UsageError: a file that has to be read cannot be, or is not TOML.
 
     """
     for place in (folder, *folder.parents):
@@ -39,7 +39,7 @@ def find_file(folder: Path) -> ConfigFile | None:
 
 
 def _look_at(path: Path) -> ConfigFile | None:
-    """Return the settings in a file that may not be there; a ``pyproject.toml`` that is not about us is not parsed."""
+    """Return the settings of a file that may not exist; only a ``pyproject.toml`` with the word ema-avg is parsed."""
     if not _is_file(path) or (path.name == PYPROJECT and TABLE not in _text(path)):
         return None
     table = parse_toml(path)
@@ -68,13 +68,13 @@ def read_file(path: Path) -> ConfigFile:
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file says.
+    """Return the content of a TOML file.
 
     Raises:
         UsageError: it cannot be read, or is not TOML.
 
     """
-    import tomllib  # noqa: PLC0415 - only where there is a file
+    import tomllib  # noqa: PLC0415 - needed only if there is a file
 
     text = _text(path)
     try:
@@ -86,7 +86,7 @@ def parse_toml(path: Path) -> dict[str, Any]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # in a folder that may not be searched
+    except OSError:  # in a folder without permission
         return False
 
 

@@ -26,7 +26,7 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
         path = locate(average.output.path)
         console.talk(f"report {safe_text(str(report_path(path)))}")
         console.result(_result_line(report, average, up_to_date=outcome.up_to_date), essential=False)
-    for path in options.reports:
+    for path in options.report:
         console.talk(f"report {safe_text(str(path))}")
 
 

@@ -1,0 +1,208 @@
+"""How an option is declared: once, as a field of a record, with everything that others need to know about it.
+
+The command line, configuration files, environment variables, the metadata of outputs and the table of the
+documentation read these declarations. Nothing here knows how they present an option.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import cache
+from operator import index
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ema_cli.errors import UsageError
+from ema_cli.text import quoted
+
+PANELS = ("Inputs", "Weights", "Compute", "Batch", "Output", "Run")
+"""The groups of options, in the order of the help."""
+
+Kind = Literal["switch", "number", "whole number", "text", "list", "pairs"]
+_DECLARATION = "option"
+_KINDS: dict[object, Kind] = {bool: "switch", float: "number", int: "whole number"}
+_NOUNS = {"number": "a number", "whole number": "a whole number"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextForm:
+    """A form in which a value is written as text: on the command line, in a file, or in a call from Python."""
+
+    parse: Callable[[str], Any]
+    """Returns the value; raises ``ValueError`` for text of another form."""
+    noun: str
+    """``a size``"""
+    example: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option. ``option`` declares it; the name and what follows from the type are filled in by ``declared``."""
+
+    default: Any
+    help: str
+    """One or two sentences, without the default."""
+    panel: str
+    """One of ``PANELS``."""
+    flag: str = ""
+    """By default the name with dashes; ``--no-NAME`` for a switch that is on unless it is given."""
+    short: str = ""
+    """A second flag of one letter, such as ``-o``."""
+    metavar: str = ""
+    """What stands for the value in the help. Where it replaces a long list of choices, the record checks them alone."""
+    unset: str = ""
+    """What applies if the option is not given, in words, where the default is ``None`` or empty."""
+    form: TextForm | None = None
+    """How text becomes a value (each value of a repeatable option); ``None`` if text needs no parsing."""
+    in_fingerprint: bool = False
+    """Whether it decides the bytes of an output, and so is part of the output's ``options_fingerprint``."""
+    kept_on_continue: bool = False
+    """Whether its value is stored in the output's metadata, and must be the same when that average is continued."""
+    unstored: tuple[str, ...] = ()
+    """Values that the metadata leave out, with ``None``: they all mean the same for a continued average."""
+    on_command_line: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of its parameter on the command line."""
+
+    name: str = ""
+    """The field of the record, and the keyword in Python."""
+    kind: Kind = "text"
+    many: bool = False
+    """Whether it can be repeated: a list of values."""
+    words: tuple[str, ...] = ()
+    """The only values that there are; empty for any value."""
+
+    @property
+    def key(self) -> str:
+        """The key in a configuration file: the flag without its dashes."""
+        return self.flag[2:]
+
+    @property
+    def negated(self) -> bool:
+        """Whether the flag switches it off."""
+        return self.default is True
+
+    @property
+    def parameter(self) -> str:
+        """The name of the flag's parameter on the command line, where a negated switch has the opposite value."""
+        return f"no_{self.name}" if self.negated else self.name
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that the help lists in place of a metavar."""
+        return () if self.metavar else self.words
+
+    def read(self, value: Any) -> Any:  # noqa: ANN401 - of any option
+        """Return the value that the record holds for a value given on the command line, in a file or from Python.
+
+        Args:
+            value: as it is, or as text; one or several for a repeatable option; ``None`` for the default.
+
+        Raises:
+            UsageError: text that has not the form of this option, or no number where one is needed.
+
+        """
+        if value is None:
+            return self.default() if self.default is dict else self.default
+        if self.kind == "pairs" and isinstance(value, Mapping):
+            return dict(value)
+        if self.many:
+            several = value if isinstance(value, Iterable) and not isinstance(value, str | os.PathLike) else (value,)
+            return (dict if self.kind == "pairs" else tuple)(self._read_one(one) for one in several)
+        if self.kind == "list" and not isinstance(value, str):
+            return tuple(value)
+        return self._read_one(value)
+
+    def _read_one(self, value: Any) -> Any:  # noqa: ANN401
+        noun = self.form.noun if self.form else _NOUNS.get(self.kind, "")
+        try:
+            if self.form is not None:
+                return self.form.parse(os.fspath(value)) if isinstance(value, str | os.PathLike) else value
+            if self.kind in _NOUNS:
+                return float(value) if self.kind == "number" else index(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            hint = f"{self.flag} {self.form.example}" if self.form else ""
+            raise UsageError(f"{self.flag} {quoted(str(value))} is not {noun}", hint=hint) from error
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    def check_words(self, value: object) -> None:
+        """Raise if a value is none of the option's words.
+
+        Raises:
+            UsageError: naming the words, and the one that was probably meant.
+
+        """
+        for one in value if isinstance(value, tuple) else (value,):
+            if self.words and one is not None and one not in self.words:
+                close = get_close_matches(str(one), self.words, n=1)
+                message = f"{self.flag} {quoted(str(one))} is none of {', '.join(self.words)}"
+                raise UsageError(message, hint=f"{self.flag} {close[0]}" if close else "")
+
+
+def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands where a field's default does
+    """Declare a field of a record as an option; the keywords are attributes of ``Option``.
+
+    The annotation of the field says what values there are:
+
+    * ``bool``: a switch; ``int``, ``float``: a number; ``Literal``: one of these words; anything else: text
+    * ``tuple[X, ...]``: the option can be repeated
+    * ``tuple[X, ...] | None``: one text with commas
+    * ``Mapping[str, str]``: ``KEY=VALUE``, repeatable
+    """
+    held = Option(default=default, **declaration)
+    given: dict[str, Any] = {"default_factory": dict} if default is dict else {"default": default}
+    return field(**given, metadata={_DECLARATION: held})
+
+
+def declared(record: type) -> tuple[Option, ...]:
+    """Return the options that a record declares, in the order of the panels."""
+    return _declared(record)
+
+
+@cache
+def _declared(record: type) -> tuple[Option, ...]:
+    hints = get_type_hints(record)
+    found = [_completed(one, hints[one.name]) for one in fields(record) if _DECLARATION in one.metadata]
+    return tuple(by_panel(found))
+
+
+def by_panel(options: Iterable[Option]) -> list[Option]:
+    """Return options in the order of their panels."""
+    return sorted(options, key=lambda one: PANELS.index(one.panel))
+
+
+def _completed(declaration: Any, hint: Any) -> Option:  # noqa: ANN401 - a field and its type
+    """Return the option of a field, with what follows from its name and its type."""
+    held: Option = declaration.metadata[_DECLARATION]
+    parts = [part for part in get_args(hint) if part is not NoneType] if _is_union(hint) else [hint]
+    inner = parts[0] if len(parts) == 1 else str
+    is_tuple, is_pairs = get_origin(inner) is tuple, get_origin(inner) is Mapping
+    element = get_args(inner)[0] if is_tuple else inner
+    kind: Kind = "text" if held.form else _KINDS.get(element, "text")
+    if is_pairs or (is_tuple and held.default is None):
+        kind = "pairs" if is_pairs else "list"
+    dashed = declaration.name.replace("_", "-")
+    return replace(
+        held,
+        name=declaration.name,
+        flag=held.flag or (f"--no-{dashed}" if held.default is True else f"--{dashed}"),
+        kind=kind,
+        many=kind != "list" and (is_tuple or is_pairs),
+        words=get_args(element) if get_origin(element) is Literal else (),
+    )
+
+
+def _is_union(hint: object) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def read_values(record: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of each option of a record, read from what was given by name; else its default.
+
+    Raises:
+        UsageError: a value has not the form of its option.
+
+    """
+    return {one.name: one.read(given.get(one.name)) for one in declared(record)}

@@ -1,0 +1,185 @@
+"""The options of the output: where it is written, in which form, and what its name may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ema_cli.errors import UsageError
+from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
+from ema_cli.options.declaration import TextForm, option
+from ema_cli.options.weighting import WeightOptions
+from ema_cli.storage.locations import STREAMED, Location, locate
+from ema_cli.storage.url import Url
+from ema_cli.text import is_writable_text, parse_bytes, quoted
+from ema_cli.weights.methods import Method
+
+OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
+TiedPolicy = Literal["keep", "drop"]
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+"""The usual size of a weight file in Hugging Face libraries."""
+OUR_METADATA = "ema_avg."
+"""Prefix of the metadata keys that this program writes."""
+REPORT_SUFFIXES = (".json", ".md", ".html")
+SWEPT = ("decay", "one_minus_decay", "half_life", "sigma_rel")
+"""Options that make one average for each of their values; an output's name can hold the value."""
+_LEAST_PARTS = {**dict.fromkeys(STREAMED, 3), "hf": 4}
+"""The least number of parts of a file's or folder's URL: scheme, bucket or repository, and its name in there."""
+
+
+def _parse_pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(text)
+    return key, value
+
+
+PATH = TextForm(parse=locate, noun="a path", example="ema.safetensors")
+SIZE = TextForm(parse=parse_bytes, noun="a size", example="5GB")
+_PAIR = TextForm(parse=_parse_pair, noun="KEY=VALUE", example="run=baseline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions(WeightOptions):
+    """Which averages to make, and where to write them."""
+
+    output: Location | None = option(
+        None,
+        short="-o",
+        help="The .safetensors file to write, or NAME/ for a folder that Hugging Face libraries can read; several "
+        "averages need {decay}, {method} or the like in the name.",
+        metavar="PATH",
+        form=PATH,
+        panel="Output",
+    )
+    max_shard_size: int | None = option(
+        None,
+        help="Write a folder, in files of at most this size.",
+        unset="5GB for NAME/",
+        metavar="SIZE",
+        form=SIZE,
+        panel="Output",
+    )
+    dtype: OutputDtype = option(
+        "same",
+        help="Type of averaged tensors in the output. same: as in the last checkpoint.",
+        panel="Compute",
+        in_fingerprint=True,
+    )
+    report: tuple[Location, ...] = option(
+        (),
+        help="Write another report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
+        metavar="PATH",
+        form=PATH,
+        panel="Output",
+    )
+    tied: TiedPolicy = option(
+        "keep",
+        help="Write tied tensors under every name, or under one name only, as safetensors' save_model does.",
+        panel="Output",
+        in_fingerprint=True,
+        kept_on_continue=True,
+        unstored=("keep",),
+    )
+    metadata: Mapping[str, str] = option(
+        dict, help="Add metadata to the output. Repeatable.", metavar="KEY=VALUE", form=_PAIR, panel="Output"
+    )
+    sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
+    force: bool = option(False, help="Overwrite an output that is not up to date.", panel="Output")
+
+    def check_output(self) -> None:
+        """Raise if there can be no such output or report.
+
+        Raises:
+            UsageError: naming the option, and what to do.
+
+        """
+        for report in self.report:
+            if report.suffix not in REPORT_SUFFIXES:
+                raise UsageError(
+                    f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
+                    hint="use a name that ends in .html, .md or .json",
+                )
+        for key, value in self.metadata.items():
+            if key == "format" or key.startswith(OUR_METADATA):
+                raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")
+            if not (is_writable_text(key) and is_writable_text(value)):
+                raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
+        if self.output is not None:
+            _check_name(self.output, self.max_shard_size)
+            unknown = unknown_fields_in(str(self.output))
+            if unknown:
+                known = ", ".join(f"{{{field}}}" for field in OUTPUT_FIELDS)
+                message = f"the output {quoted(str(self.output))}: there is no {{{unknown[0]}}}"
+                raise UsageError(message, hint=f"use {known}")
+
+    def check_distinct_outputs(self) -> None:
+        """Raise if the name of the output has a field without a value, or would be the same for several averages.
+
+        Raises:
+            UsageError: with a name that could be used.
+
+        """
+        if self.output is None or self.lacks_decay:
+            return
+        name = str(self.output)
+        methods = self.expand()
+        for method in methods:
+            values = method.name_fields()
+            missing = next((field for field in fields_in(name) if values[field] is None), None)
+            if missing is not None:
+                hint = "leave it out of the name, or use {label}"
+                raise UsageError(f"the output {quoted(name)}: {method.label} has no {{{missing}}}", hint=hint)
+        names = {fill_output_name(name, method.name_fields()) for method in methods}
+        field = self._distinct_field(methods)
+        if len(names) < len(methods) and field is not None:
+            end = self.output.suffix if self.max_shard_size is None else "/"
+            hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
+            raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
+
+    def _distinct_field(self, methods: Sequence[Method]) -> str | None:
+        """Return a field that has another value for each average; ``None`` if there is none."""
+        varying = [*(name for name in SWEPT if len(getattr(self, name)) > 1), "method", "label"]
+        for name in varying:
+            values = [method.name_fields()[name] for method in methods]
+            if None not in values and len({*map(str, values)}) == len(methods):
+                return name
+        return None
+
+
+def parse_output(text: str, max_shard_size: int | None) -> tuple[Location, int | None]:
+    """Return the path of an output, and the size limit of its files; a name that ends with a slash is a folder's."""
+    if max_shard_size is None and text.endswith(os.sep):
+        max_shard_size = DEFAULT_SHARD_BYTES
+    return locate(text), max_shard_size
+
+
+def _check_name(output: Location, max_shard_size: int | None) -> None:
+    """Raise if no file, or no folder, of weights can have this name; the hint has a name that can be used."""
+    subject = f"the output {quoted(str(output))}"
+    if isinstance(output, Url) and output.is_web:
+        raise UsageError(f"{subject} is on a web server, which cannot be written to", hint=f"-o {output.name}")
+    if isinstance(output, Url) and len(output.parts) < _LEAST_PARTS.get(output.scheme, 0):
+        raise UsageError(f"{subject} is a whole bucket or repository", hint=f"-o {output / 'averaged'}{os.sep}")
+    if output.name in ("", ".."):
+        other = f"{output / 'averaged'}{os.sep}" if max_shard_size is not None else output / "ema.safetensors"
+        raise UsageError(f"{subject} is a folder", hint=f"-o {other}")
+    if max_shard_size is not None:
+        _check_folder(output, subject, max_shard_size)
+    elif output.suffix != ".safetensors":
+        if os.path.isdir(output):  # noqa: PTH112 - returns False for an impossible name, where pathlib raises
+            raise UsageError(f"{subject} is a folder", hint=f"-o {output}{os.sep}")
+        other = output.with_suffix(".safetensors")
+        hint = f"-o {other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
+        raise UsageError(f"{subject} must end in .safetensors", hint=hint)
+
+
+def _check_folder(output: Location, subject: str, max_shard_size: int) -> None:
+    if max_shard_size < 1:
+        raise UsageError(f"--max-shard-size {max_shard_size:,} must be at least one byte", hint="--max-shard-size 5GB")
+    if output.suffix == ".safetensors":
+        hint = f"-o {output.with_suffix('')}{os.sep}; or leave out --max-shard-size for one file"
+        raise UsageError(f"{subject} has the name of a file, but --max-shard-size makes it a folder", hint=hint)
