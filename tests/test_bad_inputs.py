@@ -16,6 +16,7 @@ import ema_cli
 from ema_cli.cli.exit import exit_code
 from ema_cli.errors import EmaAvgError
 from tests.helpers.program import Run
+from tests.helpers.shown import FORBIDDEN, check_text
 from tests.hostile.cases import OK, Case
 from tests.hostile.catalogue import catalogue
 from tests.hostile.file_cases import NAMES
@@ -48,7 +49,6 @@ AS_PROCESSES = [
     "good_name_link.safetensors",
     "good_name_long.pt",
 ]
-FORBIDDEN = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u200e\u200f\u061c\u202e\u202c\u2066\u2069\u2028"]
 
 
 def status(field: str) -> int:
@@ -64,13 +64,6 @@ def verdict(path: Path) -> tuple[int, str]:
     except EmaAvgError as error:
         return int(exit_code(error)), f"{error.message}\n{error.hint}"
     return OK, ""
-
-
-def check_text(shown: str) -> None:
-    """Whatever stood in the file, no line of the output is a command to a terminal or to a CI service."""
-    for line in shown.splitlines():
-        assert not any(c in line for c in FORBIDDEN), ascii(line)
-        assert not line.lstrip().startswith(("::", "##")), line
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

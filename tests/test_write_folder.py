@@ -32,10 +32,10 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
 from ema_cli.write.writeback import Settler
+from tests.helpers.folders import model_folders
+from tests.helpers.outputs import bytes_header, fail_at, listing
 from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series, write_sparse
-from tests.test_output_folder import model_folders
-from tests.test_write import _bytes_header, fail_at, listing
 
 SIZE = 1_500
 """Bytes of a shard: the states of these tests make several."""
@@ -54,7 +54,7 @@ def planned(path: Path, *, data: int = 100, beside: tuple[SideFile, ...] = ()) -
         path=path,
         folder=True,
         files=tuple(
-            PlannedFile(name=f"{n}.safetensors", header=_bytes_header(data), begin=n * data, data_bytes=data)
+            PlannedFile(name=f"{n}.safetensors", header=bytes_header(data), begin=n * data, data_bytes=data)
             for n in range(2)
         ),
         beside=beside,
