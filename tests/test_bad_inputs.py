@@ -8,7 +8,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +68,12 @@ def verdict(path: Path) -> tuple[int, str]:
     return OK, ""
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+def marked(names: Iterable[str]) -> list[Any]:
+    """Return parameters, of which those that are large are marked as slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if "MB" in name else []) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(sorted(CASES)))
 def test_each_case_meets_its_verdict(tmp_path: Path, name: str) -> None:
     """The exit code, a word of the message, nothing run, less than 512 MB and 10 seconds."""
     case = CASES[name]
@@ -100,7 +107,7 @@ def _groups(cases: list[Case]) -> dict[str, list[Case]]:
     return {name: group for name, group in groups.items() if name != "attack"}
 
 
-@pytest.mark.parametrize("name", AS_PROCESSES)
+@pytest.mark.parametrize("name", marked(AS_PROCESSES))
 def test_as_a_process(tmp_path: Path, ema_avg: Run, name: str) -> None:
     """The command ends with the code, without a traceback, and what it prints is harmless, as text and as JSON."""
     case = CASES[name]

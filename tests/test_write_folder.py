@@ -331,7 +331,7 @@ def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path
     assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its half folder, keeps the old one, and exits with 128 + n."""
     for step in range(6):
