@@ -80,8 +80,9 @@ class Running:
 
     def close(self) -> None:
         """Close what the run prints to on this side; it need not have ended."""
-        for closable in (self._line, *self._captured):
-            closable.close()
+        self._line.close()
+        for file in self._captured:
+            file.close()
 
 
 class ForkServer:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ema_cli.discovery.checkpoints import Found, close_all, discover
-
 from ema_cli.api import make_options
+from ema_cli.discovery.checkpoints import Found, close_all, discover
 
 
 def find(*names: Path | str, **options: Any) -> Found:
