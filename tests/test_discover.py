@@ -14,27 +14,11 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.discovery.checkpoints import Found, close_all, discover
+from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Opening
+from tests.helpers.found import find, names_of, skipped
 from tests.helpers.series import open_files, random_states, write_one, write_series
-
-
-def find(*names: Path | str, **options: Any) -> Found:
-    """Discover, and close the files again."""
-    found = discover(make_options(names, **options))
-    close_all(found.checkpoints)
-    return found
-
-
-def names_of(found: Found) -> list[str]:
-    """Return the names of the checkpoints found, in order."""
-    return [checkpoint.path.name for checkpoint in found.checkpoints]
-
-
-def left_out(found: Found) -> dict[str, str]:
-    """Return what was left out, with the reasons."""
-    return {left.path.name: left.reason for left in found.skipped}
 
 
 def test_files_are_taken_as_they_are_named(tmp_path: Path) -> None:
@@ -150,7 +134,7 @@ def test_the_trainers_state_is_left_out_of_folders(name: str, tmp_path: Path) ->
     write_one(tmp_path / name)
     found = find(tmp_path)
     assert names_of(found) == ["model_1.pt"]
-    assert left_out(found) == {name: "state of the trainer, not a model"}
+    assert skipped(found) == {name: "state of the trainer, not a model"}
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "last-v1.ckpt", "best.pt", "model_final.pth", "latest.pt", "ema.pt"])
@@ -161,7 +145,7 @@ def test_aliases_are_left_out_of_a_numbered_series(name: str, tmp_path: Path) ->
     write_one(tmp_path / name)
     found = find(tmp_path)
     assert names_of(found) == ["epoch=1.ckpt", "epoch=2.ckpt"]
-    assert "its name suggests a copy" in left_out(found)[name]
+    assert "its name suggests a copy" in skipped(found)[name]
 
 
 def test_aliases_are_taken_where_nothing_is_numbered(tmp_path: Path) -> None:
@@ -185,7 +169,7 @@ def test_own_outputs_are_left_out(tmp_path: Path) -> None:
     for name in (str(tmp_path), f"{tmp_path}/*.safetensors"):
         found = find(name)
         assert names_of(found) == ["ckpt_100.safetensors", "ckpt_200.safetensors"]
-        assert left_out(found) == {"out.safetensors": "an output of ema-avg"}
+        assert skipped(found) == {"out.safetensors": "an output of ema-avg"}
 
 
 def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
@@ -205,7 +189,7 @@ def test_a_half_written_file_is_left_out_of_a_folder_with_a_warning(tmp_path: Pa
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     found = find(tmp_path)
     assert names_of(found) == ["ckpt_100.pt", "ckpt_200.pt"]
-    assert left_out(found) == {}
+    assert skipped(found) == {}
     (warning,) = found.warnings
     assert warning.code == "unusable-left-out"
     assert "ckpt_300.pt" in warning.message
@@ -220,7 +204,7 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
     os.link(path, tmp_path / "hard.pt")
     found = find(path, path, tmp_path / "link.pt", tmp_path / "hard.pt")
     assert names_of(found) == ["a.pt"]
-    assert all("the same file as" in reason for reason in left_out(found).values())
+    assert all("the same file as" in reason for reason in skipped(found).values())
     assert len(found.skipped) == 3
 
 

@@ -16,17 +16,9 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Event, Opening
 from ema_cli.records.series import FoundStep
+from tests.helpers.folders import write_folder
+from tests.helpers.found import find, names_of, skipped
 from tests.helpers.series import open_files, write_one
-from tests.test_discover import find, left_out, names_of
-
-
-def write_folder(folder: Path, step: int | None = None, *, value: float = 1.0, file: str = "model.safetensors") -> Path:
-    """Write a checkpoint folder as a trainer does, with the step inside."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"w": torch.full((2,), value)}, folder / file)
-    if step is not None:
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -63,13 +55,13 @@ def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
     write_folder(tmp_path / "final")
     found = find(tmp_path)
     assert names_of(found) == ["checkpoint-500", "checkpoint-1000"]
-    assert set(left_out(found)) == {"model.safetensors", "training_args.bin", "final"}
-    assert "its name suggests a copy" in left_out(found)["model.safetensors"]
+    assert set(skipped(found)) == {"model.safetensors", "training_args.bin", "final"}
+    assert "its name suggests a copy" in skipped(found)["model.safetensors"]
     (tmp_path / "model.safetensors").unlink()
     for number in (1, 2):
         write_folder(tmp_path, file=f"model-0000{number}-of-00002.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert set(left_out(find(tmp_path))) == {"model.safetensors.index.json", "training_args.bin", "final"}
+    assert set(skipped(find(tmp_path))) == {"model.safetensors.index.json", "training_args.bin", "final"}
 
 
 def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
@@ -80,7 +72,7 @@ def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
     write_one(tmp_path / "last.ckpt", step=1)
     found = find(tmp_path)
     assert names_of(found) == ["step-1", "step-2.pt"]
-    assert set(left_out(found)) == {"weights.pt", "last.ckpt"}
+    assert set(skipped(found)) == {"weights.pt", "last.ckpt"}
 
 
 def test_incomplete_folders_are_left_out_of_a_run_and_refused_by_name(tmp_path: Path) -> None:
@@ -124,7 +116,7 @@ def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:
         write_one(tmp_path / name)
     found = find(tmp_path)
     assert names_of(found) == ["ckpt_1.pt", "ckpt_2.pt"]
-    assert set(left_out(found).values()) == {"a shard of a model, beside complete checkpoints"}
+    assert set(skipped(found).values()) == {"one shard of a model, beside complete checkpoints"}
 
 
 @pytest.mark.parametrize(

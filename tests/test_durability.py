@@ -13,8 +13,8 @@ import pytest
 
 import ema_cli
 from tests.faults.shim import Shim, compiler
+from tests.helpers.folders import model_folders
 from tests.helpers.series import random_states, write_series
-from tests.test_output_folder import model_folders
 
 Calls = list[tuple[str, Path]]
 _RANDOM = re.compile(r"\.[0-9a-f]{12}\.partial$")

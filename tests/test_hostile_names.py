@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.program import Run
+from tests.helpers.shown import FORBIDDEN, check_text, obeyed
 from tests.hostile.file_cases import NAMES
 from tests.hostile.safetensors_cases import file
-from tests.test_bad_inputs import FORBIDDEN, check_text
-from tests.test_ci import obeyed
 
 PATHS = [
     "a\x1b[31mred",

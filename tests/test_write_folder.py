@@ -31,10 +31,10 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
 from ema_cli.write.writeback import WriteBack
+from tests.helpers.folders import model_folders
+from tests.helpers.outputs import bytes_header, fail_at, listing
 from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series, write_sparse
-from tests.test_output_folder import model_folders
-from tests.test_write import _bytes_header, fail_at, listing
 
 SIZE = 1_500
 """Bytes of a shard: the states of these tests make several."""
@@ -53,7 +53,7 @@ def planned(path: Path, *, data: int = 100, beside: tuple[SideFile, ...] = ()) -
         path=path,
         folder=True,
         files=tuple(
-            PlannedFile(name=f"{n}.safetensors", header=_bytes_header(data), begin=n * data, data_bytes=data)
+            PlannedFile(name=f"{n}.safetensors", header=bytes_header(data), begin=n * data, data_bytes=data)
             for n in range(2)
         ),
         beside=beside,
@@ -330,7 +330,7 @@ def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path
     assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its half folder, keeps the old one, and exits with 128 + n."""
     for step in range(6):

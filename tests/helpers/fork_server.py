@@ -72,16 +72,18 @@ class Running:
         return self._line.recv() if self._line.poll(seconds) else None
 
     def output(self) -> tuple[str, str]:
-        """Return what the run printed on standard output and standard error."""
+        """Return what the run printed on standard output and standard error, its lines ended as ``subprocess`` does."""
         for file in self._captured:
             file.seek(0)
-        stdout, stderr = (file.read().decode(errors="replace") for file in self._captured)
+        texts = (file.read().decode(errors="replace") for file in self._captured)
+        stdout, stderr = (text.replace("\r\n", "\n").replace("\r", "\n") for text in texts)
         return stdout, stderr
 
     def close(self) -> None:
         """Close what the run prints to on this side; it need not have ended."""
-        for closable in (self._line, *self._captured):
-            closable.close()
+        self._line.close()
+        for file in self._captured:
+            file.close()
 
 
 class ForkServer:
