@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ema_cli._version import __version__
-from ema_cli.cli import checking
+from ema_cli.cli import checking, topics
 from ema_cli.cli import options as given
 from ema_cli.cli.batch_options import BatchOptions, Runs
 from ema_cli.cli.config.command import ConfiguredCommand, speaker
@@ -114,3 +114,4 @@ def _inspect(
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)
 app.command("verify", help=checking.VERIFY_HELP)(checking.verify)
+app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)

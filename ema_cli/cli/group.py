@@ -44,3 +44,4 @@ class DefaultGroup(TyperGroup):
         for name, other in self.commands.items():
             table.add_row(Text(name, style="bold cyan"), other.get_short_help_str(limit=100))
         Console().print(Panel(table, title="Commands", title_align="left", border_style="dim"))
+        Console().print("Explanations by topic: ema-avg help", highlight=False)
