@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def commands() -> Iterator[Command]:
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8").replace("\\\n", " ")):
             lines = [*block.splitlines(), ""]
-            for line, following in zip(lines, lines[1:], strict=False):
+            for line, following in pairwise(lines):
                 found = re.match(r"\s*(?:\$ |- |run: |- run: )?((?:[A-Z_]+=\S+ )*)ema-avg (.*)", line)
                 if found:
                     given = dict(one.split("=", 1) for one in found[1].split())

@@ -48,9 +48,7 @@ def topic_purpose(name: str) -> str:
 
 TopicArgument = Annotated[
     str | None,
-    typer.Argument(
-        help="A topic or a command.", metavar="TOPIC", show_default=False, autocompletion=lambda: topic_names()
-    ),
+    typer.Argument(help="A topic or a command.", metavar="TOPIC", show_default=False, autocompletion=topic_names),
 ]
 
 
@@ -61,10 +59,10 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
         UsageError: there is no such topic or command.
 
     """
-    if topic is None:
-        return _show(_overview())
     group: Any = context.parent.command if context.parent else None  # Click's, which Typer hides
-    if topic in group.commands:
+    if topic is None:
+        _show(_overview())
+    elif topic in group.commands:
         group.commands[topic].make_context(topic, ["--help"], parent=context.parent)
     elif topic in topic_names():
         _show(topic_text(topic))
