@@ -22,7 +22,10 @@ Show a help topic, or the options of a command; without a name, list the topics.
 """
 OPTIONS = "options"
 """The topic that is made from the declarations of the options."""
-_OPTIONS_PURPOSE = "Every option with its flag, its key in a configuration file and its variable."
+_OPTIONS_PURPOSE = "Every option with its default and its meaning."
+_OPTIONS_KEYS = """\
+The key of an option in a configuration file is its flag without the dashes, and its variable is EMA_AVG_ and the flag
+in capitals: `half-life` and `EMA_AVG_HALF_LIFE` (`ema-avg help configuration`)."""
 _FOLDER = Path(__file__).parent.parent / "help"
 _SUFFIX = ".md"
 
@@ -35,9 +38,11 @@ def topic_names() -> list[str]:
 def topic_text(name: str) -> str:
     """Return a topic as Markdown."""
     if name == OPTIONS:
-        from ema_cli.options.table import options_table  # noqa: PLC0415 - made when it is asked for
+        from ema_cli.cli.options import BatchCommandLine  # noqa: PLC0415 - needed for this topic alone
+        from ema_cli.options.average import Options  # noqa: PLC0415
+        from ema_cli.options.table import options_table  # noqa: PLC0415
 
-        return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{options_table()}"
+        return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(Options, BatchCommandLine)}"
     return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
 
