@@ -197,6 +197,17 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
     assert [int(code) for code in topic] == [int(code) for code in table] == sorted(int(code) for code in ExitCode)
 
 
+def test_the_warnings_are_those_of_the_program() -> None:
+    """The topic explains every code of a warning, once, and no other."""
+    explained = re.findall(r"^\* `([a-z0-9-]+)`:", topics.topic_text("warnings"), re.MULTILINE)
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "ema_cli").rglob("*.py")]
+    written = {code for source in sources for code in re.findall(r'code="([a-z0-9-]+)"', source)}
+    assert written <= set(explained)
+    assert len(set(explained)) == len(explained)
+    for code in explained:
+        assert any(f'"{code}"' in source for source in sources), code
+
+
 def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     """At most 16,000 bytes; the first block of code has the two commands."""
     text = README.read_text(encoding="utf-8")
