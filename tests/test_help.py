@@ -232,6 +232,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
 
 
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_in_the_text_exist(page: Path) -> None:
+    """A path in code is that of a file or folder; NAME stands for any."""
+    for path in re.findall(r"`((?:ema_cli|tests|scripts)/[\w./*-]+)`", page.read_text(encoding="utf-8")):
+        assert "NAME" in path or any(ROOT.glob(path.rstrip("/"))), path
+
+
 def test_commands_in_the_text_exist() -> None:
     """Commands in the sentences of the pages have options that exist; ``ema-avg help X`` names a topic or a command."""
     for page in PAGES:
