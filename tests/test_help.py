@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 import ema_cli
 from ema_cli.cli import topics
 from ema_cli.cli.app import app
-from ema_cli.cli.exit import ExitCode
+from ema_cli.cli.exit import ExitCode, exit_code
+from ema_cli.errors import UsageError
 from ema_cli.weights.methods import SPECS
-from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -160,13 +160,14 @@ def test_the_name_of_a_command_shows_its_options(name: str) -> None:
     assert name not in topics.topic_names()
 
 
-def test_an_unknown_topic_is_refused_with_the_nearest(ema_avg: Run) -> None:
-    """A wrong name is an error of usage, with the command that was probably meant."""
-    done = ema_avg("help", "metods")
-    assert done.returncode == ExitCode.USAGE
-    assert 'no help topic "metods"' in done.stderr
-    assert "ema-avg help methods" in done.stderr
-    assert ema_avg("help", "../README").returncode == ExitCode.USAGE
+@pytest.mark.parametrize(("name", "hint"), [("metods", "ema-avg help methods"), ("../README", "ema-avg help")])
+def test_an_unknown_topic_is_refused_with_the_nearest(name: str, hint: str) -> None:
+    """A wrong name is an error of usage, with the command that was probably meant; a path is no topic."""
+    error = CliRunner().invoke(app, ["help", name]).exception
+    assert isinstance(error, UsageError)
+    assert exit_code(error) is ExitCode.USAGE
+    assert error.message == f'there is no help topic "{name}"'
+    assert error.hint == hint
 
 
 def test_the_help_ends_with_the_way_to_the_topics() -> None:
