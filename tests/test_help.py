@@ -129,7 +129,7 @@ def test_a_topic_has_the_form_of_one(path: Path) -> None:
     assert (title, blank, other) == (f"# {path.stem}", "", "")
     assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*[.?]", purpose)
     assert len(rest) <= 116
-    assert max(map(len, rest)) <= 126
+    assert max(map(len, rest)) <= 120
 
 
 @pytest.mark.parametrize("name", topics.topic_names())
