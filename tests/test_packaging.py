@@ -1,4 +1,4 @@
-"""What is installed: the wheel, its entry point, its types; and what the README says of the program."""
+"""What is installed: the wheel, its entry point, its types, its help topics; and the options that the README names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from ema_cli.cli.app import app
-from ema_cli.cli.exit import ExitCode
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +34,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"ema_cli"}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert b"ema-avg = ema_cli.cli:main" in zipfile.ZipFile(wheel).read(entry_points)
+    assert {f"ema_cli/help/{path.name}" for path in (ROOT / "ema_cli" / "help").glob("*.md")} <= set(names)
 
 
 def test_the_wheel_works_without_the_source_tree(wheel: Path, run_folder: Path) -> None:
@@ -53,21 +53,18 @@ def test_the_wheel_works_without_the_source_tree(wheel: Path, run_folder: Path) 
     assert int(done.stdout) == (run_folder.parent / "ema.safetensors").stat().st_size
 
 
-def readme() -> str:
-    """Return the README."""
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readme_names_options_that_exist() -> None:
+    """Each option in the README and in the help topics is one of a command."""
+    pages = [ROOT / "README.md", *(ROOT / "ema_cli" / "help").glob("*.md")]
+    runner = CliRunner()
+    commands = ("average", "batch", "inspect", "diff", "verify", "help")
+    shown = [runner.invoke(app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output for name in commands]
+    options = {option for text in shown for option in re.findall(r"--[a-z][a-z0-9-]+", text)}
+    for page in pages:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", _own_lines(page.read_text(encoding="utf-8"))))
+        assert named <= options | {"--version", "--install-completion"}, page.name
 
 
-def test_the_readme_names_every_option() -> None:
-    """Each option of the main job stands in the README, and the README names no other."""
-    shown = CliRunner().invoke(app, ["average", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    options = set(re.findall(r"--[a-z][a-z0-9-]+", shown))
-    section = readme().split("## Options")[1].split("\n## ")[0]
-    assert set(re.findall(r"--[a-z][a-z0-9-]+", section)) - {"--help", "--version"} == options - {"--help"}
-
-
-def test_the_readme_names_every_exit_code() -> None:
-    """The table of exit codes is that of the program."""
-    section = readme().split("## Exit codes")[1].split("\n## ")[0]
-    listed = {int(code) for code in re.findall(r"^\| (\d+)", section, re.MULTILINE)}
-    assert listed == {int(code) for code in ExitCode}
+def _own_lines(text: str) -> str:
+    """Return a page without the lines of other programs."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("#SBATCH", "pip ", "scripts/")))

@@ -1,4 +1,4 @@
-"""The recipes of the README, run as they stand there with the variables that the services set."""
+"""The recipes for CI services in the README and the help topic, run as written, with the variables of each service."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## In CI")[1].split("\n## ")[0]
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8").split("## In CI")[1].split("\n## ")[0]
+TOPIC = (ROOT / "ema_cli" / "help" / "ci.md").read_text(encoding="utf-8")
 
 
-def script_of(service: str) -> str:
+def script_of(service: str, text: str = TOPIC) -> str:
     """Return the shell part of a recipe."""
-    blocks: list[str] = re.findall(r"```(?:yaml|sh)\n(.*?)```", SECTION, re.DOTALL)
+    blocks: list[str] = re.findall(r"```(?:yaml|sh)\n(.*?)```", text, re.DOTALL)
     if service == "plain":
         return blocks[0]
     if service == "slurm":
@@ -34,7 +35,7 @@ def script_of(service: str) -> str:
         ("slurm", {"SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "4711"}),
     ],
 )
-def test_recipes_run_as_they_stand(service: str, variables: dict[str, str], run_folder: Path, tmp_path: Path) -> None:
+def test_recipes_run_as_written(service: str, variables: dict[str, str], run_folder: Path, tmp_path: Path) -> None:
     """Each writes the average and its reports, and does nothing the second time."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for _ in range(2):
@@ -56,3 +57,8 @@ def test_recipes_run_as_they_stand(service: str, variables: dict[str, str], run_
     if service == "github":
         assert (tmp_path / "summary.md").read_text().count("ema-avg report") == 2
         assert "path<<" in (tmp_path / "output.txt").read_text()
+
+
+def test_the_readme_has_the_recipe_of_the_topic() -> None:
+    """What the README shows for GitHub is what is run above."""
+    assert script_of("github", README) == script_of("github")

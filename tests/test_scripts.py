@@ -1,4 +1,4 @@
-"""The scripts of the repository do what the README says of them."""
+"""The scripts of the repository do what their README says."""
 
 from __future__ import annotations
 

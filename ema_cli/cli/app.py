@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ema_cli._version import __version__
-from ema_cli.cli import checking
+from ema_cli.cli import checking, topics
 from ema_cli.cli.config.command import ConfiguredCommand, speaker
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
@@ -106,7 +106,7 @@ def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: Bat
     raise typer.Exit(batch(runs or [], given, line, context=context, console=console, argv=sys.argv))
 
 
-@app.command("inspect")
+@app.command("inspect", short_help="Show what is in checkpoints.")
 @takes(only=("key", "strip_prefix", "json", "verbose", "color"))
 def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
     """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
@@ -117,3 +117,4 @@ def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)
 app.command("verify", help=checking.VERIFY_HELP)(checking.verify)
+app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)

@@ -37,7 +37,8 @@ class DefaultGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Show the options of the default command, then the commands."""
-        from rich.table import Table  # noqa: PLC0415 - slow to import, and needed for help alone
+        from rich.console import Console  # noqa: PLC0415 - slow to import, and needed for help alone
+        from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
         command = self.commands[DEFAULT]
@@ -47,6 +48,7 @@ class DefaultGroup(TyperGroup):
         for name, other in self.commands.items():
             table.add_row(Text(name, style="bold cyan"), other.get_short_help_str(limit=100))
         _print_panel(table, "Commands")
+        Console().print("Explanations by topic: ema-avg help", highlight=False)
 
 
 class MainCommand(TyperCommand):

@@ -132,6 +132,7 @@ class Options(OutputOptions):
     )
     geometry: GeometryMode = option(
         "sample",
+        metavar="[sample|none]",
         help="Measure the distances between the checkpoints for the report, on a sample of elements.",
         panel="Compute",
     )
@@ -160,6 +161,10 @@ class Options(OutputOptions):
             UsageError: naming the options, and what to do.
 
         """
+        if str(self.geometry) == "full":
+            raise UsageError(
+                "--geometry full was removed", hint="--geometry sample, which measures a fixed sample of the elements"
+            )
         self.check_weights()
         self._check_inputs()
         self._check_continuation()

@@ -35,7 +35,7 @@ def reports() -> st.SearchStrategy[model.Report]:
         tied_to=st.none() | TEXT,
     )
     diagnostics = st.builds(
-        DiagnosticsOfWeights,
+        Diagnostics,
         effective_checkpoints=NUMBERS,
         mean_age=NUMBERS,
         mean_age_unit=TEXT,

@@ -1,0 +1,93 @@
+"""``ema-avg help``: topics, which are Markdown files in the package, and the help of the commands."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ema_cli.cli.console import Console, Style
+from ema_cli.errors import UsageError
+from ema_cli.text import quoted
+
+HELP_HELP = """\
+Show a help topic, or the options of a command; without a name, list the topics.
+
+  ema-avg help methods\n
+  ema-avg help options\n
+  ema-avg help batch
+"""
+OPTIONS = "options"
+"""The topic that is made from the declarations of the options."""
+_OPTIONS_PURPOSE = "Every option with its default and its meaning."
+_OPTIONS_KEYS = """\
+The key of an option in a configuration file is its flag without the dashes, and its variable is EMA_AVG_ and the flag
+in capitals: `half-life` and `EMA_AVG_HALF_LIFE` (`ema-avg help configuration`)."""
+_FOLDER = Path(__file__).parent.parent / "help"
+_SUFFIX = ".md"
+
+
+def topic_names() -> list[str]:
+    """Return the names of all topics, in alphabetical order."""
+    return sorted([OPTIONS, *(path.stem for path in _FOLDER.glob(f"*{_SUFFIX}"))])
+
+
+def topic_text(name: str) -> str:
+    """Return a topic as Markdown."""
+    if name == OPTIONS:
+        from ema_cli.cli.options import BatchCommandLine  # noqa: PLC0415 - needed for this topic alone
+        from ema_cli.options.average import Options  # noqa: PLC0415
+        from ema_cli.options.table import options_table  # noqa: PLC0415
+
+        return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(Options, BatchCommandLine)}"
+    return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+
+
+def topic_purpose(name: str) -> str:
+    """Return the sentence that says what a topic is for: the first line below its title."""
+    return _OPTIONS_PURPOSE if name == OPTIONS else topic_text(name).splitlines()[2]
+
+
+TopicArgument = Annotated[
+    str | None,
+    typer.Argument(help="A topic or a command.", metavar="TOPIC", show_default=False, autocompletion=topic_names),
+]
+
+
+def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
+    """Show a topic, the help of a command, or the list of topics.
+
+    Raises:
+        UsageError: there is no such topic or command.
+
+    """
+    group: Any = context.parent.command if context.parent else None  # Click's, which Typer hides
+    if topic is None:
+        _show(_overview())
+    elif topic in group.commands:
+        group.commands[topic].make_context(topic, ["--help"], parent=context.parent)
+    elif topic in topic_names():
+        _show(topic_text(topic))
+    else:
+        close = difflib.get_close_matches(topic, [*topic_names(), *group.commands], n=1)
+        raise UsageError(f"there is no help topic {quoted(topic)}", hint=" ".join(["ema-avg help", *close]))
+
+
+def _overview() -> str:
+    """Return the list of topics as Markdown."""
+    topics = [f"* `{name}`: {topic_purpose(name)}" for name in topic_names()]
+    return "\n".join(["# ema-avg help TOPIC", "", *topics, "", "Options of a command: `ema-avg help COMMAND`."])
+
+
+def _show(text: str) -> None:
+    """Render Markdown on a terminal; print it as it is everywhere else."""
+    if not os.isatty(1):
+        Console(Style()).raw_document(text)
+        return
+    from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed in a pipe
+    from rich.markdown import Markdown  # noqa: PLC0415
+
+    RichConsole().print(Markdown(text))
