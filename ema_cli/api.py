@@ -12,7 +12,7 @@ from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Options, Order, make_options
 from ema_cli.options.declaration import Option, declared
-from ema_cli.options.output import OutputDtype, TiedPolicy
+from ema_cli.options.output_options import OutputDtype, TiedPolicy
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Checkpoint

@@ -1,110 +1,145 @@
-"""The arrows of the package point downward, and heavy libraries stay where they belong."""
+"""The rooms of the package: arrows point downward, every noun is used once, heavy libraries stay where they belong."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.program import run_python
-
 PACKAGE = Path(__file__).parent.parent / "ema_cli"
-
-# Each layer may import itself and the layers above its line, never those below.
-LAYERS = (
-    {"", "errors", "dtypes", "text", "naming", "timeline", "findings"},
-    {"methods", "storage"},
-    {"files", "records", "weight_options"},
-    {"events", "options", "output_name"},
-    {"formats", "weights"},
-    {"contents", "discover", "matching", "opening", "patterns", "quantization", "search"},
-    {"order", "caveats", "copies", "refusals", "runs", "strict", "ties", "unchanged"},
-    {"companions", "outputs", "planned_tensors", "sharding", "weighing"},
-    {"planning"},
-    {"fold", "write", "report"},
-    {"produced", "uptodate", "compare"},
-    {"earlier", "evidence", "jobs", "places", "resume"},
-    {"report_files"},
-    {"execution"},
-    {"continuation", "sampling"},
-    {"pipeline", "verify"},
-    {"api", "batch"},
-    {"cli"},
-    {"__main__"},
-)
+SENTENCE = ("discovery", "planning", "fold", "write", "report", "verify", "batch", "cli")
+"""The rooms that are steps of the program: a later step may import an earlier one, never the other way round."""
+SHARED_NOUNS = {"__init__", "file", "folder", "remote"}
+MOST_MODULES_IN_THE_HALL = 14
 HEAVY = ("torch", "sklearn", "numpy", "ml_dtypes", "rich", "typer")
 ALLOWED_HEAVY = {
+    "cli": {"rich", "typer"},
+    "fold": {"numpy", "ml_dtypes"},
     "fold/cuda.py": {"torch"},
-    "fold/devices.py": {"torch"},
-    "storage/gather.py": {"numpy"},
+    "fold/lanes.py": {"torch"},
+    "storage/strided_read.py": {"numpy"},
+    "verify/recompute.py": {"numpy"},
+    "write": {"numpy"},
 }
 
 
-def modules() -> list[Path]:
-    """Return every module of the package."""
-    return sorted(PACKAGE.rglob("*.py"))
+def modules() -> dict[str, Path]:
+    """Return every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the modules that a file imports, wherever in it."""
+MODULES = modules()
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports, wherever in it, and the names that it imports from them."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def layer_of(part: str) -> int:
-    """Return the number of the layer that a top-level part of the package is in."""
-    return next(number for number, layer in enumerate(LAYERS) if part in layer)
+def imports_of(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for name in imported_names(path):
+        module = name if name in MODULES else name.rpartition(".")[0]
+        if module in MODULES:
+            found.add(module)
+    return found
 
 
-def part_of(path: Path) -> str:
-    """Return the top-level part that a file belongs to."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+def room_of(module: str) -> str:
+    """Return the folder, or the module in the hall, that a module belongs to; empty for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downward(path: Path) -> None:
-    """A module imports only from its own layer and those below it in the data flow."""
-    own = layer_of(part_of(path))
-    if path.name == "__init__.py" and path.parent == PACKAGE:
-        return  # the lazy public API names the functions it offers
-    for name in imports(path):
-        if name.startswith("ema_cli."):
-            assert layer_of(name.split(".")[1].replace("__version__", "")) <= own, f"{path} imports {name}"
+def arrows() -> Mapping[str, set[str]]:
+    """Return the rooms that each room imports."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module, path in MODULES.items():
+        if module != "ema_cli":  # the lazy public API names the functions that it offers
+            found[room_of(module)] |= {room_of(other) for other in imports_of(path)} - {room_of(module)}
+    return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_form_layers() -> None:
+    """The folders and the modules in the hall can be put in an order in which every import points downward."""
+    order = list(TopologicalSorter(arrows()).static_order())
+    assert set(SENTENCE) < set(order)
+
+
+def test_steps_import_only_earlier_steps() -> None:
+    """The rooms that are steps stand in the order of the sentence: no step imports a later one, directly or not."""
+    graph = arrows()
+
+    def reachable(room: str, seen: set[str]) -> set[str]:
+        for other in graph[room] - seen:
+            seen |= {other} | reachable(other, seen | {other})
+        return seen
+
+    for position, room in enumerate(SENTENCE):
+        assert not reachable(room, set()) & set(SENTENCE[position + 1 :]), room
+
+
+def test_no_import_circle() -> None:
+    """No module imports itself through others, neither at its top nor inside a function."""
+    list(TopologicalSorter({m: imports_of(p) - {m} for m, p in MODULES.items() if m != "ema_cli"}).static_order())
+
+
+def test_the_hall_is_small() -> None:
+    """Only what everything uses, and the sentence itself, stand directly in the package."""
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_IN_THE_HALL
+
+
+def test_every_noun_is_used_once() -> None:
+    """A file name and a public class name occur once in the package."""
+    files = Counter(path.stem for path in MODULES.values())
+    assert {name for name, count in files.items() if count > 1} <= SHARED_NOUNS
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values())
+    classes = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert not [name for name, count in classes.items() if count > 1]
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
     """The GPU lane alone has torch; numpy is where numbers are, rich and typer are in the command line."""
     relative = str(path.relative_to(PACKAGE))
-    allowed = set(ALLOWED_HEAVY.get(relative, set()))
-    if relative.startswith("fold/"):
-        allowed |= {"numpy", "ml_dtypes"}
-    if relative.startswith("cli/"):
-        allowed |= {"rich", "typer"}
-    used = {name.partition(".")[0] for name in imports(path)} & set(HEAVY)
+    allowed = ALLOWED_HEAVY.get(relative, set()) | ALLOWED_HEAVY.get(relative.partition("/")[0], set())
+    used = {name.partition(".")[0] for name in imported_names(path)} & set(HEAVY)
     assert used <= allowed
 
 
-def test_the_fold_knows_no_format() -> None:
-    """The fold reads extents; which file format they came from is none of its business."""
-    for path in (PACKAGE / "fold").glob("*.py"):
-        assert not any(name.startswith("ema_cli.formats") for name in imports(path))
+def test_the_fold_knows_no_format_and_no_option() -> None:
+    """The fold reads extents; which file format they came from, and what the user typed, is none of its business."""
+    assert not arrows()["fold"] & {"formats", "options"}
 
 
 def test_only_the_console_prints() -> None:
     """No module calls print, and only the console writes to the standard streams."""
-    for path in modules():
+    for path in MODULES.values():
         source = path.read_text(encoding="utf-8")
         calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
         assert not any(isinstance(called, ast.Name) and called.id == "print" for called in calls), path
         if path.name not in {"console.py", "main.py"}:
             assert "sys.stdout" not in source, path
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """Run code in a fresh interpreter and return what it printed."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.options.output import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, parse_output
 from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout

@@ -18,7 +18,7 @@ WORST = {
     r"\blies? (?:before|beside|in|on|there|under|where)\b|\bwhat lies\b": "is, is stored",
     r"\bstands? (?:in for|there|where)\b": "is used instead; is",
     r"\bstrangers?\b": "foreign file",
-    r"\bcarried over\b|\bcompanions?\b": "copied, side file",
+    r"\bcarried over\b|\bcompanions?\b(?!-)": "copied, side file",
     r"\b(?:is|are) few for\b": "needs about 1,000",
     r"\bcounts? as\b": "effective checkpoints",
     r"\blr x\b": "LR scale",

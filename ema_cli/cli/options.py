@@ -17,7 +17,7 @@ from ema_cli.cli.config.settings import Settings
 from ema_cli.cli.console import Style
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
-from ema_cli.options.output import PATH
+from ema_cli.options.output_options import PATH
 from ema_cli.storage.locations import Location
 
 Given = Mapping[str, Any]

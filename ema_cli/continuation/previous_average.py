@@ -16,7 +16,7 @@ from typing import Any
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
-from ema_cli.options.output import OUR_METADATA
+from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.records.series import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import TextForm, declared, option, read_values
-from ema_cli.options.output import PATH, SIZE, SWEPT, OutputOptions, parse_output
+from ema_cli.options.output_options import PATH, SIZE, SWEPT, OutputOptions, parse_output
 from ema_cli.options.weighting import split_weights
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url

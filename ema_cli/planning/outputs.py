@@ -14,7 +14,7 @@ from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
-from ema_cli.options.output import OUR_METADATA
+from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.planning.shards import plan_files
 from ema_cli.records.files import PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput, PlannedTensor

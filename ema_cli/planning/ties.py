@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.naming import is_batch_norm_statistic
-from ema_cli.options.output import OUR_METADATA
+from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.planning.matching import Chosen
 from ema_cli.records.series import Checkpoint
 

@@ -21,7 +21,7 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError, Verificatio
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
-from ema_cli.options.output import OUR_METADATA
+from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ema_cli.errors import RunWarning
 from ema_cli.report import model
+from ema_cli.weights.diagnostics import Diagnostics
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 UNDEFINED = st.none() | NUMBERS

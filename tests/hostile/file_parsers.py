@@ -10,8 +10,8 @@ from typing import Any
 
 from ema_cli.formats.file import read_file
 from ema_cli.formats.inert_pickle.reader import read_pickle
+from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.state_dict.search import find_state_dict
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor
-from ema_cli.formats.state_dict.search import find_state_dict
+from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import KEYS
 from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.structure import MOST_TENSORS

@@ -12,7 +12,7 @@ import hashlib
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
-from ema_cli.formats.state_dict.search import find_state_dict
+from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch.objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
