@@ -23,7 +23,7 @@ from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import PANELS, TextForm, declared, option, read_values
 from ema_cli.options.table import options_table
-from tests.conftest import Run
+from tests.helpers.program import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
