@@ -145,6 +145,7 @@ def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str
 def _parameter(one: Option) -> inspect.Parameter:
     """Return the parameter that Typer turns into the option."""
     value: Any = Literal[one.choices] if one.choices else _TYPES.get(one.kind, str)
+    value = Path if one.form is _FILE else value  # shells complete its name
     default = str(one.default) if isinstance(one.default, Path) else one.default
     if one.many or one.negated:
         value, default = (list[value], None) if one.many else (value, False)

@@ -34,7 +34,7 @@ class ConfiguredCommand(MainCommand):
         return rest
 
 
-def load(context: typer.Context, file: str | None) -> str | None:
+def load(context: typer.Context, file: Path | None) -> Path | None:
     """Fill the defaults of a command from the environment and from the file ``--config``, or the nearest one.
 
     Raises:
@@ -47,7 +47,7 @@ def load(context: typer.Context, file: str | None) -> str | None:
     group: Any = context.parent.command if context.parent else None
     commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)] if group else [command]
     known = list({one.key: one for command in commands for one in options_of(command)}.values())
-    found = read_file(Path(file)) if file else _nearest_file()
+    found = read_file(file) if file else _nearest_file()
     in_file = from_table(found.table, known, found.path) if found else {}
     environment = from_environment(os.environ, known)
     context.meta[_META] = (found, environment, in_file)

@@ -79,8 +79,8 @@ def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, 
     Args:
         table: the values by key; ``half_life`` is ``half-life``.
         options: those that the keys can name.
-        path: of the file, for messages.
-        place: of the table in the file, for messages: ``job 3``.
+        path: the file, for messages.
+        place: the place of the table in the file, for messages: ``job 3``.
 
     Raises:
         UsageError: unknown keys and values of a wrong type; one message reports all of them.
