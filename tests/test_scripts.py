@@ -55,6 +55,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
 
 def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
     """Functions in both parts of a run, each in fewer files than there are functions."""
-    counts = [(int(a), int(b)) for a, b in re.findall(r"(\d+) +(\d+)$", run_script("walk.py", folder=tmp_path), re.M)]
+    found = re.findall(r"(\d+) +(\d+)$", run_script("walk.py", folder=tmp_path), re.MULTILINE)
+    counts = [(int(functions), int(files)) for functions, files in found]
     assert len(counts) == 2
     assert all(functions > files > 10 for functions, files in counts)
