@@ -15,6 +15,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.output_name import parse_output
 from ema_cli.options.weighting import split_weights
 from ema_cli.pipeline import planned, run_average
+from ema_cli.preflight.check_plan import preflight
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
@@ -84,7 +85,9 @@ def plan(
         ema_cli.errors.EmaAvgError: what ``average`` would raise before it reads tensor data.
 
     """
-    with planned(make_options(paths, method=method, decay=decay, half_life=half_life, **options)) as made:
+    asked = make_options(paths, method=method, decay=decay, half_life=half_life, **options)
+    with planned(asked) as made:
+        preflight(made, asked)
         return made
 
 
