@@ -14,6 +14,7 @@ from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Optio
 from ema_cli.options.declaration import Option, declared
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
 from ema_cli.pipeline import planned, run_average
+from ema_cli.preflight.check_plan import preflight
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
@@ -197,8 +198,11 @@ def plan(
 
     """
     given = locals()
-    with _keywords_in_errors(), planned(make_options(**given)) as made:
-        return made
+    with _keywords_in_errors():
+        options = make_options(**given)
+        with planned(options) as made:
+            preflight(made, options)
+            return made
 
 
 def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:

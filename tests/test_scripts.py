@@ -56,3 +56,11 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     shown = run_script("bench.py", "--quick", "--rounds", "1", "--folder", tmp_path, folder=tmp_path)
     for words in ("naive", "cat + copy", "peak", "--help"):
         assert words in shown
+
+
+def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
+    """Functions in both parts of a run, each in fewer files than there are functions."""
+    found = re.findall(r"(\d+) +(\d+)$", run_script("walk.py", folder=tmp_path), re.MULTILINE)
+    counts = [(int(functions), int(files)) for functions, files in found]
+    assert len(counts) == 2
+    assert all(functions > files > 10 for functions, files in counts)
