@@ -41,9 +41,9 @@ def test_changes_at_any_call_are_told_or_harmless() -> None:
 
 
 @pytest.mark.campaign
-def test_other_programs_at_work_on_the_output_are_told_or_harmless() -> None:
+def test_other_programs_that_change_the_output_are_reported_or_harmless() -> None:
     """What they put there is kept, what they did to it is not published, and the end of the run tells it."""
-    campaign("strangers", 3)
+    campaign("foreign-files", 3)
 
 
 def before_opening(path: Path, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
