@@ -72,6 +72,7 @@ def test_the_full_geometry_is_exact(dtype: torch.dtype, tmp_path: Path) -> None:
     assert found.sampled_fraction == 1
 
 
+@pytest.mark.slow
 def test_the_sample_estimates_the_whole(tmp_path: Path) -> None:
     """From a part of the elements, within a few percent, and the part is told."""
     states = walk(8, 400_000)
@@ -188,6 +189,7 @@ def test_weights_that_do_not_sum_to_one_have_no_place(tmp_path: Path) -> None:
     assert found.pairwise_distance[0][1] > 0
 
 
+@pytest.mark.slow
 def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
     """More than 128 would fill the report with distances: some at even distances are told, the averages are of all."""
     states = [{"w": torch.tensor([float(i), float(i % 3)])} for i in range(300)]

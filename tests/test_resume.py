@@ -234,6 +234,7 @@ def test_what_cannot_be_resumed_is_refused(run: Path) -> None:
         average(run, resume=True, geometry="full")
 
 
+@pytest.mark.slow
 def test_kills_and_signals_are_gone_on_from(tmp_path: Path) -> None:
     """However often a run is killed or terminated, with ``--resume`` it ends with the bytes of an undisturbed one."""
     folder = tmp_path / "run"
@@ -262,6 +263,7 @@ def test_kills_and_signals_are_gone_on_from(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
     """A signal under ``--resume`` keeps what is complete, and says so."""
     for step in range(6):
