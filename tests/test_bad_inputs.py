@@ -155,6 +155,7 @@ def test_names_do_nothing_in_any_output(tmp_path: Path, ema_avg: Run) -> None:
                 assert isinstance(json.loads(written), dict)
 
 
+@pytest.mark.slow
 def test_the_script_makes_all_of_them(tmp_path: Path) -> None:
     """The files and the folders lie there, with a list of their verdicts."""
     done = subprocess.run(

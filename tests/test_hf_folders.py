@@ -254,6 +254,7 @@ def test_a_large_index_is_refused_by_its_size(tmp_path: Path) -> None:
     assert "more than the limit of 33,554,432" in refusal(tmp_path).message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entries",
     [
@@ -277,6 +278,7 @@ def test_the_memory_of_an_index_is_bounded(entries: str, tmp_path: Path) -> None
     assert int(done.stdout) * 1024 < 512_000_000
 
 
+@pytest.mark.slow
 @given(index=st.binary(max_size=60) | st.from_regex(rb'\{"weight_map":\{("[ab]":"[ab/.]{1,3}",?){0,3}\}\}'))
 @settings(max_examples=150, deadline=None)
 def test_no_index_breaks_the_reader(index: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -519,6 +519,7 @@ def test_a_folder_is_verified(tmp_path: Path, ema_avg: Run) -> None:
     assert ema_avg("verify", "run").returncode in (3, 10)
 
 
+@pytest.mark.slow
 def test_few_descriptors_are_enough_for_many_shards(tmp_path: Path) -> None:
     """500 shards are written, read again and verified with 64 descriptors."""
     generator = torch.Generator().manual_seed(0)

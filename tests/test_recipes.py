@@ -26,6 +26,7 @@ def script_of(service: str, text: str = TOPIC) -> str:
     return next(found.group(1) for block in blocks if (found := re.search(marker, block)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("service", "variables"),
     [
