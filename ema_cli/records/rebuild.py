@@ -43,7 +43,7 @@ def _fields(kind: type[Any]) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _checked(kind: Any, value: Any) -> Any:  # noqa: ANN401
-    """Return a plain value if it has its type; an integer passes as a float, as JSON has one kind of number."""
+    """Return a plain value if it is of its type; JSON has one kind of number, so an integer is a float too."""
     allowed: Any = {float: (float, int), int: int, str: str, bool: bool}.get(kind, object)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
         raise TypeError(kind)
