@@ -283,7 +283,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, ema_avg: Run, kind: str, 
     done = ema_avg(pattern, "--decay", "0.5", "-o", "ema.safetensors")
     assert done.returncode == 3
     assert f'"{coded}"' in done.stderr
-    assert f'which "{scale}' in done.stderr
+    assert f'with the scale "{scale}' in done.stderr
     assert "is quantized" in done.stderr
     assert "average the training checkpoints, then quantize the average" in done.stderr
     others = [name for name in tensors if name != coded]
@@ -333,7 +333,7 @@ def test_two_checkpoints_of_which_one_is_quantized(tmp_path: Path) -> None:
     """The quantized one is named, wherever it stands."""
     for number, tensors in ((1, {"l.weight": torch.ones(4, 4)}), (2, QUANTIZED["int8"][0])):
         torch.save(tensors, tmp_path / f"c_{number}.pt")
-    with pytest.raises(InputRefused, match=r'c_2\.pt" is quantized: 1 tensor in codes .* \(int8\)'):
+    with pytest.raises(InputRefused, match=r'c_2\.pt" is quantized: 1 tensor of codes, .* \(int8\)'):
         ema_cli.plan([tmp_path / "c_1.pt", tmp_path / "c_2.pt"], decay=0.5)
 
 
