@@ -288,14 +288,14 @@ def test_bombs_are_small(tmp_path: Path, bomb: str) -> None:
     """A small pickle takes little time and memory, whatever it declares; it gives a value or ``PickleError``."""
     data = b"\x80\x05" + BOMBS[bomb]
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with contextlib.suppress(PickleError):
             read_pickle(data, reduce=reduce, persistent_load=storage_from_persistent_id)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert peak < 100 * len(data) + (1 << 20)
     with pytest.raises(EmaAvgError):
         open_file(archive(tmp_path / "bomb.pt", data))
