@@ -166,7 +166,7 @@ NONSENSE: dict[str, tuple[bytes, str]] = {
     "empty dictionary": (b"}.", "no state dict found"),
     "text": (text("\x1b[31m") + b".", "no state dict found"),
     "a tensor alone": (tensor() + b".", "no state dict found"),
-    "tensors without names": (mapping(model=b"](" + tensor() + b"e") + b".", ""),
+    "tensors in a list": (mapping(model=b"](" + tensor() + b"e") + b".", ""),
     "number keys": (b"}K\x01" + tensor() + b"s.", "no state dict found"),
     "a view of old": (
         mapping(w=tensor(storage(extra=tup(text("v"), num(0), num(4))))) + b".",

@@ -204,7 +204,7 @@ def _chosen(path: str, node: object) -> StateDict:
     tensors: dict[str, Tensor] = {}
     for name, leaf in leaves(node):
         if _hides_weights(leaf):
-            raise InputRefused(f"holds tensors without names, in the list {quoted(name)}")
+            raise InputRefused(f"holds tensors in a list, without names: {quoted(name)}")
         if not name or not isinstance(leaf, Tensor):
             beside.append(name)
         elif name in tensors:
