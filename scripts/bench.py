@@ -79,7 +79,7 @@ _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
 
 
-_QUICK_ROWS = {"memory": 3}
+_QUICK_ROWS = {"memory": 3, "startup": 3}
 """Of each table, its head included; 2 of most."""
 
 

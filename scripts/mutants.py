@@ -3,10 +3,9 @@
     COVERAGE_OF_FORKS=$PWD/.coverage.forks pytest -n 2 --dist loadgroup --cov=ema_cli --cov-context=test --cov-report=
     python scripts/mutants.py --coverage .coverage --count 100 --seed 1 ema_cli/weights ema_cli/planning
 
-The first command, in an environment with the extra "dev", records which tests execute which lines. The second draws
-places at random: a comparison is flipped, an arithmetic operator or a constant changed, and/or swapped, a not dropped.
-Each change is made in a copy of the repository, where the tests that execute its line run until one fails. Printed are
-the share of the changes that a test noticed, and those that none did, which are either harmless or a test to write.
+The first command, with the extra "dev", records which tests execute which lines. The second draws places at random: a
+comparison is flipped, an arithmetic operator or a constant changed, and/or swapped, a not dropped. In a copy of the
+repository the tests that execute the line run until one fails. Changes that no test notices are harmless, or lack one.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import difflib
 import os
 import queue
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from coverage import CoverageData
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ema_cli", "tests", "scripts", "pyproject.toml", "README.md")
 OPERATORS = {
     "Lt": "< <=",
@@ -52,8 +52,6 @@ OPERATORS = {
     "Or": "or and",
 }
 """Of the syntax tree: how each is written, and what takes its place."""
-FAILED, INTERRUPTED = 1, 2
-"""Exit codes of pytest: a test failed, or a test module could not even be imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,8 @@ def tests_of(mutant: Mutant, data: CoverageData) -> list[str]:
     name = next((name for name in data.measured_files() if name.endswith(f"/{mutant.path}")), "")
     by_line = data.contexts_by_lineno(name)
     for lines in ([mutant.lines[0]], [mutant.lines[1]], by_line):
-        found = {context.partition("|")[0] for line in lines for context in by_line.get(line, ())} - {""}
+        contexts = {context for line in lines for context in by_line.get(line, ())}
+        found = {re.sub(r"(@\w+)?(\|\w+)?$", "", context) for context in contexts} - {""}  # without group and phase
         if found:
             return sorted(found)
     return []
@@ -152,7 +151,7 @@ def outcome(mutant: Mutant, tests: list[str], copy: Path, seconds: float) -> str
         return "caught"
     finally:
         shutil.copyfile(ROOT / mutant.path, changed)
-    if done.returncode in (FAILED, INTERRUPTED):
+    if done.returncode in (1, 2):  # a test failed, or the package cannot even be imported
         return "caught"
     return "survived" if done.returncode == 0 else f"not tried: {done.stdout.strip().splitlines()[-1:]}"
 

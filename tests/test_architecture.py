@@ -122,6 +122,7 @@ def test_planning_needs_no_numpy(run_folder: Path) -> None:
     assert run_python(code, str(run_folder)) == "[]"
 
 
+@pytest.mark.slow
 def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
     """Help, plan, inspect, the average itself on the CPU, and what checks it run without torch."""
     paths = [str(path) for path in run_folder.iterdir()]

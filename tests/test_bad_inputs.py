@@ -8,7 +8,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ import ema_cli
 from ema_cli.cli.exit import exit_code
 from ema_cli.errors import EmaAvgError
 from tests.helpers.program import Run
+from tests.helpers.shown import FORBIDDEN, check_text
 from tests.hostile.cases import OK, Case
 from tests.hostile.catalogue import catalogue
 from tests.hostile.file_cases import NAMES
@@ -27,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 MOST_MEGABYTES = 480
 """More than before a plan; a process of the program has 30 MB before it."""
 MOST_SECONDS = 10
+LONG = ("MB", "calls_of_a_long_tuple", "lists_without_an_end")
+"""In names of cases that take seconds."""
 AS_PROCESSES = [
     "file_fifo.pt",
     "file_link_to_nothing.pt",
@@ -48,7 +53,6 @@ AS_PROCESSES = [
     "good_name_link.safetensors",
     "good_name_long.pt",
 ]
-FORBIDDEN = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u200e\u200f\u061c\u202e\u202c\u2066\u2069\u2028"]
 
 
 def status(field: str) -> int:
@@ -66,14 +70,21 @@ def verdict(path: Path) -> tuple[int, str]:
     return OK, ""
 
 
-def check_text(shown: str) -> None:
-    """Whatever stood in the file, no line of the output is a command to a terminal or to a CI service."""
-    for line in shown.splitlines():
-        assert not any(c in line for c in FORBIDDEN), ascii(line)
-        assert not line.lstrip().startswith(("::", "##")), line
+def marked(names: Iterable[str]) -> list[Any]:
+    """Return parameters, of which those that take seconds are marked as slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if any(part in name for part in LONG) else []) for name in names
+    ]
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> None:
+    """Let the collections of garbage between the cases pass over all that is there before the first."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.parametrize("name", marked(sorted(CASES)))
 def test_each_case_meets_its_verdict(tmp_path: Path, name: str) -> None:
     """The exit code, a word of the message, nothing run, less than 512 MB and 10 seconds."""
     case = CASES[name]
@@ -107,7 +118,7 @@ def _groups(cases: list[Case]) -> dict[str, list[Case]]:
     return {name: group for name, group in groups.items() if name != "attack"}
 
 
-@pytest.mark.parametrize("name", AS_PROCESSES)
+@pytest.mark.parametrize("name", marked(AS_PROCESSES))
 def test_as_a_process(tmp_path: Path, ema_avg: Run, name: str) -> None:
     """The command ends with the code, without a traceback, and what it prints is harmless, as text and as JSON."""
     case = CASES[name]
@@ -155,6 +166,7 @@ def test_names_do_nothing_in_any_output(tmp_path: Path, ema_avg: Run) -> None:
                 assert isinstance(json.loads(written), dict)
 
 
+@pytest.mark.slow
 def test_the_script_makes_all_of_them(tmp_path: Path) -> None:
     """The files and the folders lie there, with a list of their verdicts."""
     done = subprocess.run(

@@ -323,6 +323,7 @@ def test_quiet_tells_failures_alone(runs: Path, ema_avg: Run) -> None:
     assert "r0" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_sixty_runs_in_one_go(jobs: int, tmp_path: Path) -> None:
     """Sixty runs need no more descriptors than a few do, and their index leads to every report."""
@@ -503,6 +504,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: str, runs: Path) -> None:

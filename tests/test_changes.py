@@ -18,9 +18,9 @@ from ema_cli.events import Event, Progress, WarningIssued
 from ema_cli.options.average import Options
 from ema_cli.pipeline import run_average
 from tests.faults.slices import campaign
+from tests.helpers.folders import write_shards
+from tests.helpers.listeners import during
 from tests.helpers.series import State, averaged_by_hand, load, random_states, same_bits, write_series
-from tests.test_hf_folders import write_shards
-from tests.test_pipeline import during
 
 BEFORE, AFTER = random_states(3, seed=1), random_states(3, seed=2)
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ema_cli.cli.ci import annotation, detect
 from tests.helpers.program import Run
+from tests.helpers.shown import obeyed
 
 
 @pytest.mark.parametrize(
@@ -34,21 +35,6 @@ def test_services_are_known_by_their_variables(mode: str, environment: dict[str,
 def test_annotations_are_escaped() -> None:
     """Percent signs, line ends, and in properties colons and commas."""
     assert annotation("error", "a:b,c", "50 %\nx\r") == "::error title=a%3Ab%2Cc::50 %25%0Ax%0D"
-
-
-def obeyed(log: str) -> list[str]:
-    """Return the workflow commands in a log that a runner would obey."""
-    stopped, commands = "", []
-    for line in log.splitlines():
-        text = line.lstrip()
-        if stopped:
-            stopped = "" if text == f"::{stopped}::" else stopped
-        elif match := re.match(r"::stop-commands::(.+)", text):
-            stopped = match.group(1)
-        elif text.startswith("::"):
-            commands.append(text)
-    assert not stopped
-    return commands
 
 
 def test_github_gets_annotations_summary_and_outputs(run_folder: Path, tmp_path: Path, ema_avg: Run) -> None:

@@ -280,7 +280,8 @@ def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: 
     assert "[red]" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its partial file, keeps the old output, and exits with 128 + n."""
     for step in range(6):

@@ -525,6 +525,7 @@ def test_the_average_is_not_folded_into_itself(paths: list[Path], tmp_path: Path
         ema_cli.plan(folder, continue_from=part)
 
 
+@pytest.mark.slow
 def test_a_report_of_unreasonable_size_is_not_read(paths: list[Path], tmp_path: Path) -> None:
     """The next run looks at the report beside an output, and takes one that would fill the memory for none."""
     part = tmp_path / "part.safetensors"

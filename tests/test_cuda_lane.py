@@ -27,8 +27,9 @@ from ema_cli.fold.lanes import CpuLane, Lane
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Plan
+from tests.helpers.exact import DTYPES
+from tests.helpers.outputs import Memory
 from tests.helpers.series import random_states, write_series
-from tests.test_fold import DTYPES, Memory
 
 DEVICE = torch.device("cpu")
 

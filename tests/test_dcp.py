@@ -30,6 +30,7 @@ from tests.helpers import dcp_makers, makers
 from tests.helpers.dcp_makers import STEPS, full_tensors
 from tests.helpers.program import Run, run_python
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dcp")]  # four processes save once for all of them
 DECAY = 0.75
 HINT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"
 

@@ -14,27 +14,11 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.api import make_options
-from ema_cli.discovery.checkpoints import Found, close_all, discover
+from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Opening
+from tests.helpers.found import find, left_out, names_of
 from tests.helpers.series import open_files, random_states, write_one, write_series
-
-
-def find(*names: Path | str, **options: Any) -> Found:
-    """Discover, and close the files again."""
-    found = discover(make_options(names, **options))
-    close_all(found.checkpoints)
-    return found
-
-
-def names_of(found: Found) -> list[str]:
-    """Return the names of the checkpoints found, in order."""
-    return [checkpoint.path.name for checkpoint in found.checkpoints]
-
-
-def left_out(found: Found) -> dict[str, str]:
-    """Return what was left out, with the reasons."""
-    return {left.path.name: left.reason for left in found.left_out}
 
 
 def test_files_are_taken_as_they_are_named(tmp_path: Path) -> None:

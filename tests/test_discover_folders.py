@@ -16,17 +16,9 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Event, Opening
 from ema_cli.records.series import FoundStep
+from tests.helpers.folders import write_folder
+from tests.helpers.found import find, left_out, names_of
 from tests.helpers.series import open_files, write_one
-from tests.test_discover import find, left_out, names_of
-
-
-def write_folder(folder: Path, step: int | None = None, *, value: float = 1.0, file: str = "model.safetensors") -> Path:
-    """Write a checkpoint folder as a trainer does, with the step inside."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"w": torch.full((2,), value)}, folder / file)
-    if step is not None:
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 
 import ema_cli
 from tests.faults.shim import Shim, compiler
+from tests.helpers.folders import model_folders
 from tests.helpers.series import random_states, write_series
-from tests.test_output_folder import model_folders
 
 Calls = list[tuple[str, Path]]
 _RANDOM = re.compile(r"\.[0-9a-f]{12}\.partial$")
@@ -53,6 +53,7 @@ def temporaries(calls: Calls, names: Sequence[str]) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--resume"]], ids=["plain", "resume"])
 def test_files_and_their_reports(more: list[str], tmp_path: Path) -> None:
     """Two outputs, their reports and one more: all outputs are on the disk before the first of them has its name."""
@@ -73,6 +74,7 @@ def test_files_and_their_reports(more: list[str], tmp_path: Path) -> None:
         assert journal[-1] > max(calls.index(("rename", temp)) for temp in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_folder_and_its_report(earlier: bool, tmp_path: Path) -> None:
     """Every file of a folder, and the folder, are on the disk before it takes the place of an earlier one."""

@@ -25,7 +25,8 @@ from ema_cli.pipeline import planned
 from ema_cli.records.plan import Action, Plan
 from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
-from tests.helpers.exact import FORMATS, Format, ema_shares, rounded
+from tests.helpers.exact import DTYPES, FORM_OF, FORMATS, Format, ema_shares, rounded
+from tests.helpers.outputs import Memory
 from tests.helpers.series import (
     FORMATS as FILE_FORMATS,
 )
@@ -40,30 +41,7 @@ from tests.helpers.series import (
     write_series,
 )
 
-FORM_OF = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
-    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
-}
-DTYPES = [torch.float64, torch.complex64, *FORM_OF]
 FLOAT8 = [dtype for dtype in DTYPES if dtype.itemsize == 1]
-
-
-class Memory:
-    """A sink that keeps the data section in memory."""
-
-    def __init__(self, size: int) -> None:
-        self.data = bytearray(size)
-        self.filled = 0
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Place the bytes."""
-        self.data[offset : offset + len(data)] = data.tobytes()
-        self.filled += len(data)
 
 
 def fold_in_memory(plan: Plan, *, threads: int, block_elements: int) -> list[bytes]:

@@ -323,6 +323,7 @@ def test_json_is_parsed_within_bounds() -> None:
         parse_object(b'{"a": -Infinity}')
 
 
+@pytest.mark.slow
 @given(value=st.dictionaries(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=9)))
 def test_json_of_others_is_read_as_it_is(value: dict[str, object]) -> None:
     """What the standard library writes is read back."""

@@ -27,6 +27,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_a_slice_finds_nothing(tmp_path: Path) -> None:
     """Hundreds of mutations for each parser: our errors only, no second, no memory, no file."""
     command = [sys.executable, "-m", "tests.hostile.fuzz", "--count", "400", "--seed", "7", "--findings", str(tmp_path)]

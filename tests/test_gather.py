@@ -80,6 +80,7 @@ def views(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], int, int, 
     return shape, strides, draw(st.integers(0, 9)), draw(st.sampled_from(sorted(ITEMS))), start, stop
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(views(), st.integers(0, 40))
 def test_any_range_equals_numpy(view: tuple[tuple[int, ...], tuple[int, ...], int, int, int, int], always: int) -> None:
@@ -221,6 +222,7 @@ def mosaics(draw: st.DrawFn) -> tuple[TensorIndex, np.typing.NDArray[np.uint16],
     return TensorIndex(sources, (plain, layout, plain), [0, *offsets, 2], [0, *files, 1]), numbers, sources
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(mosaics(), st.data())
 def test_a_tensor_in_rectangles_is_put_together(

@@ -77,6 +77,7 @@ def test_a_sample_of_all_elements_is_exact(dtype: torch.dtype, tmp_path: Path) -
     assert found.sampled_fraction == 1
 
 
+@pytest.mark.slow
 def test_the_sample_estimates_the_whole(tmp_path: Path) -> None:
     """From a part of the elements, within a few percent of all, and the report has the part."""
     states = walk(8, 400_000)
@@ -214,6 +215,7 @@ def test_weights_that_do_not_sum_to_one_have_no_place(tmp_path: Path) -> None:
     assert found.pairwise_distance[0][1] > 0
 
 
+@pytest.mark.slow
 def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
     """More than 128 would fill the report with distances: evenly spaced ones are reported; averages use all."""
     states = [{"w": torch.tensor([float(i), float(i % 3)])} for i in range(300)]

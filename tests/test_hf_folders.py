@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +21,12 @@ from ema_cli.formats.model_files import find_companions
 from ema_cli.formats.names import is_numbered
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.storage.extents import LayoutPool
+from tests.helpers.folders import write_shards
 from tests.helpers.makers import every_kind, expected, fifo, open_file, read_all, read_file
 from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
 
-STEMS = {"safetensors": "model", "bin": "pytorch_model"}
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state.pth", "training_args.bin", "scaler.pt")
-
-
-def write_shards(
-    folder: Path, state: State, *, count: int = 3, suffix: str = "safetensors", index: bool = True
-) -> Path:
-    """Write a model in shards as ``save_pretrained`` does; return the path of the index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem, names, weight_map = STEMS[suffix], list(state), dict[str, str]()
-    for number in range(count):
-        file = f"{stem}-{number + 1:05d}-of-{count:05d}.{suffix}"
-        part = {name: state[name] for name in names[number::count]}
-        weight_map |= dict.fromkeys(part, file)
-        if suffix == "bin":
-            torch.save(part, folder / file)
-        else:
-            save_file(part, folder / file, {"format": "pt"})
-    if index:
-        write_index(folder / f"{stem}.{suffix}.index.json", weight_map)
-    return folder / f"{stem}.{suffix}.index.json"
-
-
-def write_index(path: Path, weight_map: Mapping[str, object]) -> Path:
-    """Write the index of shards."""
-    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=2))
-    return path
 
 
 def write_trainer(folder: Path, step: int) -> None:
@@ -280,6 +254,7 @@ def test_a_large_index_is_refused_by_its_size(tmp_path: Path) -> None:
     assert "more than 33,554,432 are refused" in refusal(tmp_path).message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entries",
     [
@@ -303,6 +278,7 @@ def test_the_memory_of_an_index_is_bounded(entries: str, tmp_path: Path) -> None
     assert int(done.stdout) * 1024 < 512_000_000
 
 
+@pytest.mark.slow
 @given(index=st.binary(max_size=60) | st.from_regex(rb'\{"weight_map":\{("[ab]":"[ab/.]{1,3}",?){0,3}\}\}'))
 @settings(max_examples=150, deadline=None)
 def test_no_index_breaks_the_reader(index: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:

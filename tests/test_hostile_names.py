@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.program import Run
+from tests.helpers.shown import FORBIDDEN, check_text, obeyed
 from tests.hostile.file_cases import NAMES
 from tests.hostile.safetensors_cases import file
-from tests.test_bad_inputs import FORBIDDEN, check_text
-from tests.test_ci import obeyed
 
 PATHS = [
     "a\x1b[31mred",
@@ -64,6 +63,7 @@ def _check(log: str, service: str) -> None:
     check_text(log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["none", "github", "gitlab"])
 def test_names_do_nothing_in_any_command(runs: Path, ema_avg: Run, service: str, tmp_path: Path) -> None:
     """Every command, as text: what it prints, the summary of the step, and all files that it writes, are harmless."""
@@ -98,6 +98,7 @@ def _environment(service: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_names_do_nothing_in_json(runs: Path, ema_avg: Run) -> None:
     """Every command with --json: one document on stdout, and nothing in it or beside it that a terminal acts on."""
     first, second = sorted(str(path) for path in (runs / PATHS[1]).iterdir())

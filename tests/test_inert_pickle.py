@@ -59,6 +59,7 @@ plain = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(plain, st.sampled_from([3, 4, 5]))
 def test_plain_values_come_out_as_they_are(value: object, protocol: int) -> None:
@@ -75,6 +76,7 @@ without_bytes = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(without_bytes.filter(lambda value: "\\ud" not in ascii(value)), st.sampled_from([0, 1, 2]))
 def test_old_protocols_are_read(value: object, protocol: int) -> None:
@@ -281,19 +283,20 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", sorted(BOMBS))
 def test_bombs_are_small(tmp_path: Path, bomb: str) -> None:
     """A small pickle takes little time and memory, whatever it declares; it gives a value or ``PickleError``."""
     data = b"\x80\x05" + BOMBS[bomb]
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with contextlib.suppress(PickleError):
             loads(data, reduce=reduce, persistent_load=storage_from_persistent_id)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert peak < 100 * len(data) + (1 << 20)
     with pytest.raises(EmaAvgError):
         open_file(archive(tmp_path / "bomb.pt", data))
@@ -366,6 +369,7 @@ def test_only_scalars_and_stand_ins_are_keys() -> None:
     assert key.args == (1, "x", (2.0, None))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1500)
 @given(st.binary(max_size=60))
 def test_random_bytes_are_read_or_refused(data: bytes) -> None:
@@ -390,6 +394,7 @@ opcodes = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1500)
 @given(opcodes)
 def test_random_programs_are_read_or_refused(program: bytes) -> None:
@@ -409,6 +414,7 @@ def valid_pickles() -> Iterator[bytes]:
 VALID = tuple(valid_pickles())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=600)
 @given(st.sampled_from(VALID), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=5))
 def test_mutated_pickles_are_read_or_refused(data: bytes, changes: list[tuple[int, int]]) -> None:

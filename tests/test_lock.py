@@ -14,9 +14,9 @@ import ema_cli
 from ema_cli.errors import OutputError
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import temporary_name
+from tests.helpers.outputs import fail_at, listing
 from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series
-from tests.test_write import fail_at, listing
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 

@@ -168,6 +168,7 @@ def test_odd_tensors_are_told_by_inspect_and_diff(tmp_path: Path, ema_avg: Run) 
     assert ema_avg("diff", *paths, "--exclude", "odd").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_shard_of_a_distributed_tensor_is_refused(tmp_path: Path) -> None:
     """One rank's shard of a real ``DTensor`` is refused with the way to save it; a replicated one is averaged."""
     script = tmp_path / "save.py"

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,11 @@ from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.verify.checks import verify
+from tests.helpers.folders import CONFIG, model_folders
+from tests.helpers.outputs import header_of, listing, sorted_metadata
 from tests.helpers.program import Run
+from tests.helpers.reports import check as check_schema
 from tests.helpers.series import State, data_section, load, random_states, same_bits, write_series
-from tests.test_schema import check as check_schema
-from tests.test_write import header_of, listing, sorted_metadata
-
-CONFIG = {"model_type": "mine", "torch_dtype": "float32", "text_config": {"torch_dtype": "float32"}, "eps": 1e-05}
 
 
 def states(count: int = 3) -> list[State]:
@@ -44,19 +43,6 @@ def states(count: int = 3) -> list[State]:
         state |= {f"block.{k}.weight": torch.randn(50, 20) for k in range(12)}
         state |= {"half": torch.randn(9).half(), "large": torch.randn(200, 100), "steps": torch.tensor([number])}
     return made
-
-
-def model_folders(run: Path, made: Sequence[State], **files: bytes) -> list[Path]:
-    """Write checkpoint folders as Hugging Face's trainer does, with files beside the weights."""
-    folders = [run / f"checkpoint-{100 * number}" for number in range(1, len(made) + 1)]
-    for folder, state in zip(folders, made, strict=True):
-        folder.mkdir(parents=True)
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
-        (folder / "tokenizer.json").write_bytes(b"{ }\n\n")
-        for name, content in files.items():
-            (folder / name.replace("__", ".")).write_bytes(content)
-    return folders
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -533,6 +519,7 @@ def test_a_folder_is_verified(tmp_path: Path, ema_avg: Run) -> None:
     assert ema_avg("verify", "run").returncode in (3, 10)
 
 
+@pytest.mark.slow
 def test_few_descriptors_are_enough_for_many_shards(tmp_path: Path) -> None:
     """500 shards are written, read again and verified with 64 descriptors."""
     generator = torch.Generator().manual_seed(0)

@@ -28,6 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     """The wheel has the modules, the marker of typed packages and the console script; no tests, no scripts."""
     names = zipfile.ZipFile(wheel).namelist()
@@ -37,6 +38,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert b"ema-avg = ema_cli.cli:main" in zipfile.ZipFile(wheel).read(entry_points)
 
 
+@pytest.mark.slow
 def test_the_wheel_works_without_the_source_tree(wheel: Path, run_folder: Path) -> None:
     """Unpacked elsewhere, the package averages a run and reports its version."""
     target = run_folder.parent / "installed"

@@ -21,8 +21,8 @@ from ema_cli.report.markdown import escaped, to_markdown
 from ema_cli.report.model import Geometry, Input, Report, Tensor
 from ema_cli.report.words import movement, verdict
 from ema_cli.text import percent
+from tests.helpers.reports import reports
 from tests.helpers.series import random_states, write_series
-from tests.test_report import reports
 
 HOSTILE = [
     '<script>alert("x")</script>',

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ema_cli.events import Event, Opening, Planned, Progress, WarningIssued
 from ema_cli.pipeline import Outcome, run_average
 from ema_cli.report.serialize import from_json
 from ema_cli.report.validation import find_fault
+from tests.helpers.listeners import during
 from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series
 
 Paths = list[Path]
@@ -123,16 +123,6 @@ def test_a_report_can_be_asked_for_later(paths: Paths, output: Path, tmp_path: P
     run(paths, output)
     assert run(paths, output, reports=[tmp_path / "late.json"]).up_to_date
     assert (tmp_path / "late.json").read_bytes() == (tmp_path / "ema.report.json").read_bytes()
-
-
-def during(action: Callable[[], None]) -> Callable[[Event], None]:
-    """Return a listener that acts once, when the plan stands and nothing has been folded."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Planned):
-            action()
-
-    return listen
 
 
 @pytest.mark.parametrize("change", ["append", "truncate", "overwrite"])

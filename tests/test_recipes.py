@@ -25,6 +25,7 @@ def script_of(service: str) -> str:
     return next(found.group(1) for block in blocks if (found := re.search(marker, block)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("service", "variables"),
     [

@@ -232,6 +232,7 @@ def test_what_cannot_be_resumed_is_refused(run: Path) -> None:
         ema_cli.average(run, decay=0.5, output=f"{run.parent}/out/", resume=True)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
     """However often a run is killed or terminated, with ``--resume`` it ends with the bytes of an undisturbed one."""
     folder = tmp_path / "run"
@@ -260,6 +261,7 @@ def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
     """A signal under ``--resume`` keeps what is complete, and says so."""
     for step in range(6):

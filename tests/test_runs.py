@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from ema_cli.batch.find_runs import find_runs
 from ema_cli.errors import InputRefused, NothingMatched
+from tests.helpers.folders import write_folder
 from tests.helpers.program import Run
 from tests.helpers.series import averaged_by_hand, load, random_states, write_one
-from tests.test_discover_folders import write_folder
 
 
 def found(*names: object) -> list[str]:

@@ -119,6 +119,7 @@ def test_nested_keys_do_not_apply(every: Path) -> None:
         open_file(every, key="model")
 
 
+@pytest.mark.slow
 def test_every_truncation_is_refused(every: Path) -> None:
     """A file that ends anywhere before its end is refused, whatever offset it was cut at."""
     whole = every.read_bytes()
@@ -215,6 +216,7 @@ tensors = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(tensors, st.booleans())
 def test_headers_equal_the_library(drawn: dict[str, tuple[torch.dtype, list[int]]], described: bool) -> None:
@@ -247,6 +249,7 @@ def test_written_headers_are_read_again(
 SEED = save({"w": torch.arange(3.0), "v": torch.zeros(2, 2, dtype=torch.bfloat16)}, {"step": "3"})
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=800)
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutated_files_are_judged_as_the_library_does(changes: list[tuple[int, int]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,8 @@ from ema_cli.report.model import Report
 from ema_cli.report.schema import schema_text
 from ema_cli.report.serialize import to_json
 from tests.helpers.program import Run
+from tests.helpers.reports import SCHEMA, check, reports
 from tests.helpers.series import random_states, write_series
-from tests.test_report import reports
-
-SCHEMA = json.loads(resources.files("ema_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
-
-
-def check(document: dict[str, Any]) -> None:
-    """Raise if a document does not keep to the schema in the package."""
-    jsonschema.Draft202012Validator(SCHEMA).validate(document)
 
 
 def test_the_schema_is_made_from_the_records() -> None:

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.program import Run
 
+pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
@@ -24,7 +27,7 @@ def run_script(name: str, *arguments: object, folder: Path) -> str:
 
 def test_the_demonstration_trains_averages_and_compares(tmp_path: Path, ema_avg: Run) -> None:
     """A real run is averaged from nested and from flat checkpoints into the same bytes, and loads into the model."""
-    shown = run_script("digits.py", "train", "run", "--steps", 250, folder=tmp_path)
+    shown = run_script("digits.py", "train", "run", "--steps", 100, folder=tmp_path)
     assert len(re.findall(r"^step", shown, re.MULTILINE)) == 13
     for source, output in (("run", "nested.safetensors"), ("run/safetensors", "flat.safetensors")):
         assert ema_avg(source, "--decay", "0.8", "-o", output).returncode == 0

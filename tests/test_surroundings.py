@@ -36,6 +36,7 @@ from tests.faults.permissions import give_up_privileges
 from tests.faults.slices import campaign
 from tests.helpers.failures import close_and_fail
 
+pytestmark = pytest.mark.slow
 PROGRAM = (sys.executable, "-m", "ema_cli")
 
 

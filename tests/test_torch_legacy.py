@@ -175,6 +175,7 @@ def a_small_file() -> bytes:
 SEED = a_small_file()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=600)
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_mutated_files_are_read_or_refused(changes: list[tuple[int, int]]) -> None:

@@ -391,6 +391,7 @@ SEED = a_small_archive()
 mutations = st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=600)
 @given(mutations)
 def test_mutated_archives_are_read_or_refused(changes: list[tuple[int, int]]) -> None:
@@ -405,6 +406,7 @@ def test_mutated_archives_are_read_or_refused(changes: list[tuple[int, int]]) ->
             return
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=600)
 @given(st.data())
 def test_mutated_pickles_in_archives_are_read_or_refused(data: st.DataObject) -> None:

@@ -36,28 +36,8 @@ from ema_cli.write.publish import check_writable, uninterrupted
 from ema_cli.write.small_file import write_atomically
 from ema_cli.write.temp_names import temporary_name
 from ema_cli.write.writeback import WriteBack
+from tests.helpers.outputs import bytes_header, fail_at, header_of, listing, sorted_metadata
 from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series
-
-
-def listing(folder: Path) -> set[str]:
-    """Return all names in a folder, hidden ones too."""
-    return {path.name for path in folder.iterdir()}
-
-
-def header_of(path: Path) -> bytes:
-    """Return the length and the header of a safetensors file."""
-    raw = path.read_bytes()
-    return raw[: 8 + int.from_bytes(raw[:8], "little")]
-
-
-def sorted_metadata(header: bytes) -> bytes:
-    """Return a header of the library with its metadata, whose order it shuffles, in sorted order."""
-    text = header[8:].decode()
-    metadata = json.loads(text)["__metadata__"]
-    end = text.index("}") + 1
-    entry = json.dumps(dict(sorted(metadata.items())), separators=(",", ":"), ensure_ascii=False)
-    return header[:8] + (f'{{"__metadata__":{entry}' + text[end:]).encode()
-
 
 ALL_TYPES: State = {
     f"t.{dtype.torch_name}": torch.zeros(3, dtype=getattr(torch, dtype.torch_name))
@@ -163,21 +143,6 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
 
 Failing = Callable[..., Any]
 CALLS = ("pwrite", "fsync", "fdatasync", "replace", "posix_fallocate")
-
-
-def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: int) -> list[int]:
-    """Let the ``number``-th call of a system function fail; return a list that counts the calls."""
-    original = getattr(os, call)
-    calls: list[int] = []
-
-    def failing(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number:
-            raise OSError(code, os.strerror(code))
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(os, call, failing)
-    return calls
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -384,7 +349,7 @@ def test_pieces_may_come_in_any_order(
     data = b"".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writeback, "_RUN_BYTES", run_bytes)
-        layout_header = _bytes_header(len(data))
+        layout_header = bytes_header(len(data))
         file = OutputFile(folder / "x.safetensors", layout_header, len(data))
         file.open()
         starts = [sum(map(len, pieces[:k])) for k in range(len(pieces))]
@@ -402,15 +367,9 @@ def test_pieces_may_come_in_any_order(
     assert listing(folder) == {"x.safetensors"}
 
 
-def _bytes_header(size: int) -> bytes:
-    entry = {"b": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
-    body = json.dumps(entry).encode()
-    return len(body).to_bytes(8, "little") + body
-
-
 def test_a_piece_that_was_never_written_is_noticed(tmp_path: Path) -> None:
     """A file with a gap is not published."""
-    file = OutputFile(tmp_path / "x.safetensors", _bytes_header(100), 100)
+    file = OutputFile(tmp_path / "x.safetensors", bytes_header(100), 100)
     file.open()
     file.write(50, memoryview(bytes(50)))
     with pytest.raises(OutputError, match=r"only \d+ of \d+ bytes were written"):
@@ -483,7 +442,7 @@ def test_what_another_program_puts_there_meanwhile_is_kept(earlier: bool, tmp_pa
 @pytest.mark.parametrize("change", ["touch", "remove"])
 def test_a_finished_file_that_was_changed_is_not_published(change: str, tmp_path: Path) -> None:
     """Between the last check and the rename nothing may happen to the bytes that were checked."""
-    file = OutputFile(tmp_path / "ema.safetensors", _bytes_header(2), 2)
+    file = OutputFile(tmp_path / "ema.safetensors", bytes_header(2), 2)
     file.open()
     file.write(0, memoryview(bytes(2)))
     file.finish()

@@ -31,10 +31,10 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import name_aside, temporary_name
 from ema_cli.write.writeback import WriteBack
+from tests.helpers.folders import model_folders
+from tests.helpers.outputs import bytes_header, fail_at, listing
 from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series, write_sparse
-from tests.test_output_folder import model_folders
-from tests.test_write import _bytes_header, fail_at, listing
 
 SIZE = 1_500
 """Bytes of a shard: the states of these tests make several."""
@@ -53,7 +53,7 @@ def planned(path: Path, *, data: int = 100, beside: tuple[SideFile, ...] = ()) -
         path=path,
         folder=True,
         files=tuple(
-            PlannedFile(name=f"{n}.safetensors", header=_bytes_header(data), begin=n * data, data_bytes=data)
+            PlannedFile(name=f"{n}.safetensors", header=bytes_header(data), begin=n * data, data_bytes=data)
             for n in range(2)
         ),
         beside=beside,
@@ -234,6 +234,7 @@ def crash(tmp_path: Path, call: int) -> None:
     assert done.returncode == 77
 
 
+@pytest.mark.slow
 def test_a_crash_between_the_renames_loses_nothing(two: tuple[Any, ...], tmp_path: Path, ema_avg: Run) -> None:
     """Then the place is empty; the next run, whatever it is to make, finds the old folder there again."""
     old, new, write_new = two
@@ -285,6 +286,7 @@ def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
     assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_at_any_time_leave_a_whole_folder(two: tuple[Any, ...], tmp_path: Path) -> None:
     """A process that writes two averages in turn is killed, again and again: one of the two is always there."""
     old, new, _ = two
@@ -330,7 +332,8 @@ def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path
     assert listing(tmp_path) == {"run", "new", "new.report.json", "out", "out.report.json"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its half folder, keeps the old one, and exits with 128 + n."""
     for step in range(6):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
+import torch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
@@ -192,3 +194,15 @@ def warmup_shares(decays: Sequence[Decimal]) -> list[Decimal]:
         for decay in decays:
             shares = [decay * share for share in shares] + [1 - decay]
         return shares
+
+
+FORM_OF = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+}
+DTYPES = [torch.float64, torch.complex64, *FORM_OF]

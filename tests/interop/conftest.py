@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,5 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name, value in {**QUIET, "HOME": str(home), "HF_HOME": str(home / "huggingface")}.items():
             environment.setenv(name, value)
         yield
+    gc.collect()
+    gc.freeze()  # the framework stays, and need not be looked through in every later test

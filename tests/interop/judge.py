@@ -64,3 +64,16 @@ def disturb(model: torch.nn.Module, seed: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=0.1)
+
+
+LARGE = 3_300_000
+"""Numbers in the large model: 13 MB, more than one part of an upload."""
+
+
+def states_of(count: int, elements: int) -> list[State]:
+    """Return states of a model with one matrix of that size."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"w": torch.randn(elements // 100, 100, generator=generator), "b": torch.randn(5, generator=generator)}
+        for _ in range(count)
+    ]

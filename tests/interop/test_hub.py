@@ -15,8 +15,7 @@ from werkzeug.wrappers import Request
 from tests.helpers.program import Run
 from tests.helpers.series import load, write_series
 from tests.interop.hub import REPO, Hub
-from tests.interop.judge import DECAY, assert_fold, average
-from tests.interop.test_s3 import states_of
+from tests.interop.judge import DECAY, assert_fold, average, states_of
 
 pytest.importorskip("huggingface_hub")
 

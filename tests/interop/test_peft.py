@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.helpers.program import Run
 from tests.interop.judge import assert_fold, average, fold, names_in
-from tests.interop.test_transformers import llama, output_of
+from tests.interop.models import llama, output_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 STEPS = (10, 20, 30)

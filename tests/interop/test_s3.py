@@ -14,13 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.helpers.program import Run
+from tests.helpers.program import Run, forked
 from tests.helpers.series import FORMATS, State, load, write_series
-from tests.interop.judge import DECAY, assert_fold, average
+from tests.interop.judge import DECAY, LARGE, assert_fold, average, states_of
 from tests.interop.store import BUCKET, Store
-
-LARGE = 3_300_000
-"""Numbers in the large model: 13 MB, more than one part of an upload."""
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +29,18 @@ def server() -> Iterator[Store]:
 
 
 @pytest.fixture
+def ema_avg(tmp_path: Path) -> Run:
+    """Run ``ema-avg`` as a process that has imported the library of the store."""
+    return forked(tmp_path, "s3fs")
+
+
+@pytest.fixture
 def store(server: Store) -> Iterator[Store]:
     """The store, whose bucket is emptied after the test."""
     server.gate.written.clear()
     yield server
     for name in server.names():
         server.client.delete_object(Bucket=BUCKET, Key=name)
-
-
-def states_of(count: int, elements: int) -> list[State]:
-    """Return states of a model with one matrix of that size."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {"w": torch.randn(elements // 100, 100, generator=generator), "b": torch.randn(5, generator=generator)}
-        for _ in range(count)
-    ]
 
 
 def upload(store: Store, folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from tests.helpers.program import Run
 from tests.helpers.series import State, data_section, load
 from tests.interop.judge import DECAY, assert_fold, average, disturb, fold, names_in
+from tests.interop.models import llama, output_of
 
 STEPS = (2, 4, 6)
 MODEL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -26,16 +27,6 @@ def gpt2() -> Any:
     torch.manual_seed(0)
     sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
     return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
-
-
-def llama() -> Any:
-    """Return a tiny Llama in bfloat16, with an output layer of its own."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=32, **sizes, num_key_value_heads=1, max_position_embeddings=16)
-    return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
 def bert() -> Any:
@@ -81,13 +72,6 @@ def loaded(folder: Path) -> Any:
 
     model = AutoModelForMaskedLM if AutoConfig.from_pretrained(folder).model_type == "bert" else AutoModelForCausalLM
     return model.from_pretrained(folder, local_files_only=True)
-
-
-def output_of(model: Any) -> torch.Tensor:
-    """Return what a model makes of a few words."""
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(input_ids=torch.arange(8).reshape(1, 8)).logits
-    return logits
 
 
 def assert_model(folder: Path, checkpoints: list[Path]) -> None:

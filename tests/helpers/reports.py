@@ -1,0 +1,69 @@
+"""Reports of any content, and the schema that they keep to."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import jsonschema
+from hypothesis import strategies as st
+
+from ema_cli.report import model
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+UNDEFINED = st.none() | NUMBERS
+TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\udcff"), max_size=20)
+"""Any text, and the bytes of file names that cannot be decoded."""
+SIZES = st.integers(0, 2**63)
+SCHEMA = json.loads(resources.files("ema_cli.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
+
+
+def reports() -> st.SearchStrategy[model.Report]:
+    """Return reports of any content: names from hostile files, undefined numbers, extreme sizes."""
+    plain = st.none() | st.booleans() | SIZES | NUMBERS | TEXT
+    tensors = st.builds(
+        model.Tensor,
+        name=TEXT,
+        dtype=TEXT,
+        shape=st.lists(SIZES, max_size=3).map(tuple),
+        action=st.sampled_from(["averaged", "copied"]),
+        norm=UNDEFINED,
+        drift=UNDEFINED,
+        cosine=UNDEFINED,
+        tied_to=st.none() | TEXT,
+    )
+    diagnostics = st.builds(
+        model.DiagnosticsOfWeights,
+        effective_checkpoints=NUMBERS,
+        mean_age=NUMBERS,
+        mean_age_unit=TEXT,
+        first=NUMBERS,
+        last=NUMBERS,
+        largest=NUMBERS,
+        implied_lr=st.lists(NUMBERS, max_size=3).map(tuple),
+    )
+    averages = st.builds(
+        model.Average,
+        method=st.builds(model.MethodUsed, decay=UNDEFINED, half_life=UNDEFINED),
+        weights=st.lists(NUMBERS, max_size=3).map(tuple),
+        diagnostics=diagnostics,
+        tensors=st.lists(tensors, max_size=3).map(tuple),
+    )
+    return st.builds(
+        model.Report,
+        command=st.builds(
+            model.Command,
+            argv=st.lists(TEXT, max_size=3).map(tuple),
+            options=st.dictionaries(TEXT, plain | st.lists(plain, max_size=2), max_size=3),
+        ),
+        averages=st.lists(averages, max_size=2).map(tuple),
+        inputs=st.lists(st.builds(model.Input, path=TEXT, bytes=SIZES), max_size=2).map(tuple),
+        warnings=st.lists(st.builds(model.Warned, message=TEXT), max_size=2).map(tuple),
+        summary=st.builds(model.Summary, seconds=NUMBERS, fold_seconds=NUMBERS, throughput_bytes_per_second=NUMBERS),
+    )
+
+
+def check(document: dict[str, Any]) -> None:
+    """Raise if a document does not keep to the schema in the package."""
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
