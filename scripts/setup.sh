@@ -1,7 +1,7 @@
 # Sourced by scripts/demo and scripts/test: makes or reuses .venv with the pinned tools; needs the network only then.
 # "extras" says which of those in pyproject.toml are needed; each has its stamp, so that the demo installs little.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-extras=${extras:-demo,dev,interop}
+extras=${extras:-demo,quick,dev,interop}
 wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum)
 missing=''
 for extra in ${extras//,/ }; do

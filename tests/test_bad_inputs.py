@@ -30,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 MOST_MEGABYTES = 480
 """More than before a plan; a process of the program has 30 MB before it."""
 MOST_SECONDS = 10
+LONG = ("MB", "calls_of_a_long_tuple", "lists_without_an_end")
+"""In names of cases that take seconds."""
 AS_PROCESSES = [
     "file_fifo.pt",
     "file_link_to_nothing.pt",
@@ -69,8 +71,17 @@ def verdict(path: Path) -> tuple[int, str]:
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """Return parameters, of which those that are large are marked as slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if "MB" in name else []) for name in names]
+    """Return parameters, of which those that take seconds are marked as slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if any(part in name for part in LONG) else []) for name in names
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> None:
+    """Let the collections of garbage between the cases pass over all that is there before the first."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.mark.parametrize("name", marked(sorted(CASES)))

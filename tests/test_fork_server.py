@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.helpers.program import Run, forked, started
 
+pytestmark = pytest.mark.slow
 AVERAGE = ("run", "--decay", "0.5", "-o", "ema.safetensors")
 
 

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import random
 import resource
@@ -91,14 +92,15 @@ class ForkServer:
 
     Args:
         variables: of the environment in which that process is started, beside those of this process.
+        libraries: modules that the runs need, and that the program imports only for some.
 
     """
 
-    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(self, variables: Mapping[str, str] | None = None, libraries: Sequence[str] = ()) -> None:
         self._orders, theirs = socket.socketpair()
         self._environment = {**os.environ, **(variables or {})}
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.fork_server", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.helpers.fork_server", str(theirs.fileno()), *libraries],
             env={**self._environment, "OPENBLAS_NUM_THREADS": "1"},  # as the program sets it before it imports numpy
             cwd=ROOT,
             pass_fds=(theirs.fileno(),),
@@ -147,16 +149,18 @@ class ForkServer:
 
 
 @cache
-def shared() -> ForkServer:
-    """Return the server of this process, which is started when it is needed first."""
-    server = ForkServer()
+def shared(*libraries: str) -> ForkServer:
+    """Return the server of this process that has imported some libraries, started when it is needed first."""
+    server = ForkServer(libraries=libraries)
     atexit.register(server.close)
     return server
 
 
-def _serve(orders: socket.socket) -> None:
+def _serve(orders: socket.socket, libraries: Sequence[str]) -> None:
     """Carry out orders until nobody gives any more."""
     _run_once()
+    for library in libraries:
+        importlib.import_module(library)
     if threading.active_count() > 1:
         raise SystemExit("a thread of the first run still exists: a fork would not have it")
     for number in _INTERRUPTING:
@@ -251,4 +255,4 @@ def _run_once() -> None:
 if __name__ == "__main__":
     from tests.helpers.fork_server import _serve as serve  # orders name the classes of this module
 
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

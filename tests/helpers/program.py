@@ -18,14 +18,16 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 """Takes arguments of the command line, and variables of the environment as keywords."""
 
 
-def forked(folder: Path) -> Run:
-    """Return what runs the program in a folder, without a terminal."""
+def forked(folder: Path, *libraries: str) -> Run:
+    """Return what runs the program in a folder, without a terminal; some libraries are imported already."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         if any(name.startswith(_READ_AT_START) for name in environment):
             return started(folder)(*arguments, **environment)
         words = [*map(str, arguments)]
-        with closing(shared().start(words, folder=folder, environment={**os.environ, **environment})) as running:
+        with closing(
+            shared(*libraries).start(words, folder=folder, environment={**os.environ, **environment})
+        ) as running:
             status = running.wait()
             assert status is not None
             stdout, stderr = running.output()

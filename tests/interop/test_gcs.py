@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from werkzeug.wrappers import Request
 
-from tests.helpers.program import Run
+from tests.helpers.program import Run, forked
 from tests.helpers.series import load, write_series
 from tests.interop.gcs import BUCKET, Gcs
 from tests.interop.judge import DECAY, LARGE, assert_fold, average, states_of
@@ -27,6 +27,12 @@ def server() -> Iterator[Gcs]:
     store = Gcs()
     yield store
     store.close()
+
+
+@pytest.fixture
+def ema_avg(tmp_path: Path) -> Run:
+    """Run ``ema-avg`` as a process that has imported the library of the store."""
+    return forked(tmp_path, "gcsfs")
 
 
 @pytest.fixture

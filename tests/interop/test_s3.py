@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.helpers.program import Run
+from tests.helpers.program import Run, forked
 from tests.helpers.series import FORMATS, State, load, write_series
 from tests.interop.judge import DECAY, LARGE, assert_fold, average, states_of
 from tests.interop.store import BUCKET, Store
@@ -26,6 +26,12 @@ def server() -> Iterator[Store]:
     store = Store()
     yield store
     store.close()
+
+
+@pytest.fixture
+def ema_avg(tmp_path: Path) -> Run:
+    """Run ``ema-avg`` as a process that has imported the library of the store."""
+    return forked(tmp_path, "s3fs")
 
 
 @pytest.fixture
