@@ -56,3 +56,13 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     shown = run_script("bench.py", "--quick", "--rounds", "1", "--folder", tmp_path, folder=tmp_path)
     for words in ("naive", "cat + copy", "peak", "--help"):
         assert words in shown
+
+
+def test_the_campaign_of_faults_counts_what_held() -> None:
+    """The command tries cases of the parts that are named, and prints a line for each part."""
+    command = [sys.executable, "-m", "tests.faults", "--only", "random-kills", "--cases", "2"]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^\| random-kills \|.*?\| (\d+) \| (\d+) \| (\d+) \|", done.stdout, re.MULTILINE) == [
+        ("2", "2", "0")
+    ]
