@@ -179,3 +179,10 @@ def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
             "assert 'torch' not in sys.modules\n"
         )
         run_python(code, *arguments)
+
+
+def test_tests_import_no_tests() -> None:
+    """What several test modules need is in a module that holds no tests."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        found = [name for name in imports(path) if name.startswith("tests.")]
+        assert not any(part.startswith(("test_", "conftest")) for name in found for part in name.split(".")), path

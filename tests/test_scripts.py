@@ -64,3 +64,13 @@ def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
     counts = [(int(functions), int(files)) for functions, files in found]
     assert len(counts) == 2
     assert all(functions > files > 10 for functions, files in counts)
+
+
+def test_the_campaign_of_faults_counts_what_held() -> None:
+    """The command tries cases of the parts that are named, and prints a line for each part."""
+    command = [sys.executable, "-m", "tests.faults", "--only", "random-kills", "--cases", "2"]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^\| random-kills \|.*?\| (\d+) \| (\d+) \| (\d+) \|", done.stdout, re.MULTILINE) == [
+        ("2", "2", "0")
+    ]
