@@ -184,5 +184,5 @@ def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
 def test_tests_import_no_tests() -> None:
     """What several test modules need is in a module that holds no tests."""
     for path in Path(__file__).parent.rglob("*.py"):
-        found = [name for name in imports(path) if name.startswith("tests.")]
+        found = [name for name in imported_names(path) if name.startswith("tests.")]
         assert not any(part.startswith(("test_", "conftest")) for name in found for part in name.split(".")), path
