@@ -273,7 +273,7 @@ def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path)
     with pytest.raises(InputRefused, match="change the relative shares of the old ones"):
         ema_cli.plan(paths, continue_from=part)
     ema_cli.average(paths[:2], weights=(1, 2), output=part, force=True)
-    with pytest.raises(InputRefused, match="was made with --weights"):
+    with pytest.raises(InputRefused, match="was made with weights"):
         ema_cli.plan(paths, continue_from=part)
     save_file(random_states(1)[0], part)
     with pytest.raises(InputRefused, match="is not an output of ema-avg"):

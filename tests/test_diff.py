@@ -247,7 +247,7 @@ def test_missing_and_strange_files_are_refused(tmp_path: Path) -> None:
     for path in (fifo(tmp_path / "fifo.pt"), Path("/dev/zero")):
         with pytest.raises(InputRefused, match="not a regular file"):
             found(path, good)
-    with pytest.raises(InputRefused, match=r'not one that is a checkpoint: it holds "fifo.pt", "good.pt"'):
+    with pytest.raises(InputRefused, match=r'is a folder, but not a checkpoint: it contains "fifo.pt", "good.pt"'):
         found(tmp_path, good)
     with pytest.raises(UsageError, match="two checkpoints"):
         compare(Options(paths=(str(good),)))

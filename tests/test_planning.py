@@ -182,7 +182,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="For these 4 checkpoints") as refused:
         ema_cli.plan(paths)
     assert 'method="uniform"' in refused.value.message
-    assert refused.value.hint.startswith("decay=0.46,")
+    assert refused.value.hint.startswith("decay=0.46 ")
 
 
 @pytest.mark.parametrize(

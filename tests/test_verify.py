@@ -196,7 +196,7 @@ def test_a_truncated_output_fails_every_check(output: Path) -> None:
     wrong = failed(output)
     assert list(wrong) == ["size", "sha256", "tensors", "samples"]
     assert wrong["size"] == f"{output.stat().st_size:,} bytes, but {output.stat().st_size + 8:,} were written"
-    assert "incomplete" in wrong["tensors"]
+    assert "is truncated" in wrong["tensors"]
 
 
 def test_different_tensors_are_reported(output: Path) -> None:
