@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 MOST_MEGABYTES = 480
 """More than before a plan; a process of the program has 30 MB before it."""
 MOST_SECONDS = 10
-LONG = ("MB", "calls_of_a_long_tuple", "lists_without_an_end")
+LONG = ("MB", "calls_of_a_long_tuple", "copies_of_a_long_list", "lists_without_an_end", "too_many_tensors")
 """In names of cases that take seconds."""
 AS_PROCESSES = [
     "file_fifo.pt",
@@ -118,7 +118,8 @@ def _groups(cases: list[Case]) -> dict[str, list[Case]]:
     return {name: group for name, group in groups.items() if name != "attack"}
 
 
-@pytest.mark.parametrize("name", marked(AS_PROCESSES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AS_PROCESSES)
 def test_as_a_process(tmp_path: Path, ema_avg: Run, name: str) -> None:
     """The command ends with the code, without a traceback, and what it prints is harmless, as text and as JSON."""
     case = CASES[name]
@@ -135,6 +136,7 @@ def test_as_a_process(tmp_path: Path, ema_avg: Run, name: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {name}
 
 
+@pytest.mark.slow
 def test_names_do_nothing_in_any_output(tmp_path: Path, ema_avg: Run) -> None:
     """All names at once, averaged with every report: no output holds what a terminal, a page or a log would act on."""
     names = {name: 4 * number for number, name in enumerate(dict.fromkeys(NAMES.values()))}

@@ -552,6 +552,7 @@ def test_a_name_that_is_not_utf8_is_a_run(tmp_path: Path, ema_avg: Run) -> None:
     assert document(done)["jobs"][0]["status"] == "written"
 
 
+@pytest.mark.slow
 def test_a_batch_imports_no_torch(runs: Path) -> None:
     """Averaging many runs on the CPU needs no torch."""
     code = (

@@ -90,6 +90,7 @@ def test_the_average_is_the_fold_by_hand(dtype: torch.dtype, form: str, tmp_path
             assert numbers(tensor) == round_all(expected, FORMATS[FORM_OF.get(dtype, "F32")])
 
 
+@pytest.mark.slow
 @given(
     decay=st.floats(0, 1, exclude_max=True),
     columns=st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3)),

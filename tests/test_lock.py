@@ -104,6 +104,7 @@ def test_a_lock_that_cannot_be_looked_at_is_given_back(tmp_path: Path, monkeypat
     assert listing(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_strict_runs_need_locks(tmp_path: Path, ema_avg: Run) -> None:
     """As a process, with the words that a user sees."""
     write_series(tmp_path / "run", random_states(2))

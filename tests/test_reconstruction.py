@@ -171,6 +171,7 @@ def test_uniform_time_is_the_trapezoid_rule(steps: tuple[int, ...]) -> None:
     assert math.fsum(uniform_time(steps)) == pytest.approx(1, abs=1e-15)
 
 
+@pytest.mark.slow
 @given(steps=series(10**6), sigma_rel=st.floats(0.002, WIDEST_SIGMA_REL))
 @settings(deadline=None, max_examples=60)
 @example(steps=(0, 1, 10**9), sigma_rel=0.25)

@@ -229,6 +229,7 @@ def test_headers_equal_the_library(drawn: dict[str, tuple[torch.dtype, list[int]
     assert len(header) + sum(layout.nbytes for layout in ordered) == len(raw)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=4), tensors)
 def test_written_headers_are_read_again(

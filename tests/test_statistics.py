@@ -41,6 +41,7 @@ def test_statistics_are_those_of_whole_tensors(dtype: torch.dtype, tmp_path: Pat
         assert found[name].cosine == pytest.approx(np.dot(average, last) / (norm * size), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 5).flatmap(
         lambda n: st.tuples(*[st.lists(st.floats(-1e3, 1e3, width=32), min_size=n, max_size=n)] * 2)

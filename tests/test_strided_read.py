@@ -97,6 +97,7 @@ def test_any_range_equals_numpy(view: tuple[tuple[int, ...], tuple[int, ...], in
     assert out.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(st.lists(st.integers(0, 5), max_size=5), st.data())
 def test_boxes_cover_a_range_in_order(shape: list[int], data: st.DataObject) -> None:

@@ -87,6 +87,7 @@ def test_a_pickle_may_be_cut_anywhere_by_the_first_read(small: Path, monkeypatch
         assert len(open_file(small).index) == len(SMALL)
 
 
+@pytest.mark.slow
 def test_a_large_pickle_is_read(tmp_path: Path) -> None:
     """A pickle of several megabytes is read, and the storages behind it are found."""
     value = {"model": SMALL, "log": [str(number) for number in range(300_000)]}

@@ -211,6 +211,7 @@ def test_a_renamed_record_is_refused(small: Path) -> None:
         open_file(small)
 
 
+@pytest.mark.slow
 def test_every_truncation_is_refused(small: Path) -> None:
     """A file that ends anywhere before its end is refused, whatever offset it was cut at."""
     whole = small.read_bytes()
@@ -422,6 +423,7 @@ def test_mutated_pickles_in_archives_are_read_or_refused(data: st.DataObject) ->
             return
 
 
+@pytest.mark.slow
 def test_every_single_bit_of_the_directory_counts(tmp_path: Path) -> None:
     """Flipping any one bit outside the data gives the same tensors or a refusal."""
     path = tmp_path / "flipped.pt"
