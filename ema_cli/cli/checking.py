@@ -63,7 +63,7 @@ def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: Command
     from ema_cli.compare import compare, comparison_document  # noqa: PLC0415
 
     options = make_options([a, b], **given)
-    console = Console(line.plain_style)
+    console = Console(line.style())
     with ProgressDisplay(console) as progress:
         found = compare(options, progress.show)
     if line.json:
@@ -90,7 +90,7 @@ def verify(
     from ema_cli.verify.checks import verification_document  # noqa: PLC0415
     from ema_cli.verify.checks import verify as check  # noqa: PLC0415
 
-    console = Console(line.plain_style)
+    console = Console(line.style())
     with ProgressDisplay(console) as progress:
         found = check(
             locate(output),

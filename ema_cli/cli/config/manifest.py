@@ -20,14 +20,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ema_cli.cli.config.settings import Settings, configurable, from_table
+from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
 from ema_cli.cli.config.sources import parse_toml
 from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import Option, declared
 from ema_cli.text import quoted
 
-OF_THE_BATCH = {one.key for one in configurable(declared(BatchCommandLine))} - {"ci"}  # it has no effect in a job
+OF_THE_BATCH = {one.key for one in declared(BatchCommandLine)} - {"ci", *ONLY_FLAGS}  # ci has no effect in a job
 """Options of the whole batch, which a job cannot have."""
 _PLACES = ("run", "paths")
 _TABLES = ("job", "defaults")

@@ -20,7 +20,7 @@ PREFIX = "EMA_AVG_"
 RESERVED = ("EMA_AVG_DEBUG",)
 """Variables with this prefix that are not options."""
 ONLY_FLAGS = ("help", "version", "config", "show-config")
-"""Options that cannot be configured."""
+"""Options that cannot be configured: those that choose the configuration, and those that only show something."""
 _MOST_FAULTS = 10
 _MOST_INTEGER = 1 << 1000
 """Larger integers cannot be converted to a float."""
@@ -63,16 +63,6 @@ Settings = Mapping[str, Setting]
 """By the name of the parameter."""
 
 
-def configurable(options: Iterable[Option]) -> list[Option]:
-    """Return the options that can be configured: all but those that choose the configuration."""
-    return [one for one in options if one.key not in ONLY_FLAGS]
-
-
-def variable_of(option: Option) -> str:
-    """Return the name of an option's environment variable."""
-    return PREFIX + option.key.upper().replace("-", "_")
-
-
 def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, place: str = "") -> dict[str, Setting]:
     """Return the settings of a TOML table.
 
@@ -106,8 +96,10 @@ def from_environment(environment: Mapping[str, str], options: Sequence[Option]) 
         UsageError: unknown variables, and values of a wrong type; one message reports all of them.
 
     """
-    by_variable = {variable_of(one): one for one in options}
     ours = [name for name in sorted(environment) if name.startswith(PREFIX) and name not in RESERVED]
+    if not ours:
+        return {}
+    by_variable = {PREFIX + one.key.upper().replace("-", "_"): one for one in options}
 
     def one(name: str) -> tuple[str, Setting]:
         option = by_variable.get(name)
