@@ -18,7 +18,7 @@ from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
 from ema_cli.cli.options import BatchCommandLine, Given, given_by
-from ema_cli.cli.signals import Terminated
+from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.batch_view import BatchDisplay, show_batch
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.options.average import make_options

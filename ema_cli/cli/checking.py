@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -64,7 +65,7 @@ def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: Command
 
     options = make_options([a, b], **given)
     console = Console(line.style())
-    with ProgressDisplay(console) as progress:
+    with closing(ProgressDisplay(console)) as progress:
         found = compare(options, progress.show)
     if line.json:
         console.document(comparison_document(found))
@@ -91,7 +92,7 @@ def verify(
     from ema_cli.verify.checks import verify as check  # noqa: PLC0415
 
     console = Console(line.style())
-    with ProgressDisplay(console) as progress:
+    with closing(ProgressDisplay(console)) as progress:
         found = check(
             locate(output),
             samples=samples,

@@ -17,8 +17,7 @@ from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_code
-from ema_cli.cli.signals import Terminated
-from ema_cli.cli.streams import guarded
+from ema_cli.cli.process import Terminated, guarded
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 
