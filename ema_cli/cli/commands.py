@@ -12,7 +12,7 @@ from ema_cli.cli.console import Console
 from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.inspect_view import show_checkpoint
 from ema_cli.cli.views.outcome_view import show_outcome
-from ema_cli.cli.views.plan_view import show_plan, show_skipped
+from ema_cli.cli.views.plan_view import show_plan, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
@@ -76,7 +76,8 @@ def inspect(options: Options, console: Console) -> None:
         return
     for checkpoint in found.checkpoints:
         show_checkpoint(checkpoint, console)
-    show_skipped(found.skipped, console)
+    for line in skipped_lines(found.skipped, verbose=console.style.verbose):
+        console.talk(line)
     for warning in found.warnings:
         if warning.code != AVERAGES_AVERAGED:  # nothing is averaged here
             console.warning(warning)

@@ -91,7 +91,8 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     """
     group: Any = context.parent.command if context.parent else None  # Click's, which Typer hides
     if topic is None:
-        _show(_overview())
+        topics = [f"* `{name}`: {topic_purpose(name)}" for name in topic_names()]
+        _show("\n".join(["# ema-avg help TOPIC", "", *topics, "", "Options of a command: `ema-avg help COMMAND`."]))
     elif topic in group.commands:
         group.commands[topic].make_context(topic, ["--help"], parent=context.parent)
     elif topic in topic_names():
@@ -99,12 +100,6 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     else:
         close = difflib.get_close_matches(topic, [*topic_names(), *group.commands], n=1)
         raise UsageError(f"there is no help topic {quoted(topic)}", hint=" ".join(["ema-avg help", *close]))
-
-
-def _overview() -> str:
-    """Return the list of topics as Markdown."""
-    topics = [f"* `{name}`: {topic_purpose(name)}" for name in topic_names()]
-    return "\n".join(["# ema-avg help TOPIC", "", *topics, "", "Options of a command: `ema-avg help COMMAND`."])
 
 
 def _show(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from ema_cli.cli.config.precedence import Configured, resolve
-from ema_cli.cli.config.settings import Origin, Setting, Settings, from_environment, from_table
+from ema_cli.cli.config.settings import Setting, Settings, from_environment, from_table
 from ema_cli.cli.config.show import show
 from ema_cli.cli.config.sources import find_file, read_file
 from ema_cli.cli.console import Console, Style
@@ -32,7 +32,7 @@ class ConfiguredCommand(MainCommand):
             return rest
         options = ctx.command.callback.options
         flags = {
-            one.parameter: Setting(value=ctx.params[one.parameter], origin=Origin(kind="flag", where=f"--{one.key}"))
+            one.parameter: Setting(value=ctx.params[one.parameter], origin="flag", where=f"--{one.key}")
             for one in options
             if ctx.get_parameter_source(one.parameter).name == "COMMANDLINE"
         }

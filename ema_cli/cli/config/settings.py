@@ -1,7 +1,7 @@
 """Settings from files and from the environment: which keys there are, and what their values may be.
 
-Input -> output: a TOML table or the environment, and the options of a command -> a ``Setting`` per option, with its
-origin. All functions are pure. ``sources`` finds the files, and ``precedence`` says which setting wins.
+Input -> output: a TOML table or the environment, and the options of a command -> a ``Setting`` per option. All
+functions are pure. ``sources`` finds the files, and ``precedence`` says which setting wins.
 """
 
 from __future__ import annotations
@@ -37,26 +37,14 @@ _MEANINGS: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a value comes from."""
-
-    kind: Literal["default", "file", "environment", "flag"]
-    where: str = ""
-    """Path of the file, name of the variable, or the flag."""
-
-    @property
-    def label(self) -> str:
-        """The origin in a few words."""
-        return self.where or self.kind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """The value of an option, and where it comes from."""
 
     value: Any
     """As Click takes it: text for a path, a list for a repeatable option."""
-    origin: Origin
+    origin: Literal["file", "environment", "flag"]
+    where: str
+    """Path of the file, name of the variable, or the flag."""
 
 
 Settings = Mapping[str, Setting]
@@ -84,7 +72,7 @@ def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, 
         if option is None:
             raise _unknown(f"{where}: ", name, list(by_key))
         value = _checked(option, table[name], f"{where}: {name} = {_shown(table[name])}")
-        return option.parameter, Setting(value=value, origin=Origin(kind="file", where=f"{path}"))
+        return option.parameter, Setting(value=value, origin="file", where=f"{path}")
 
     return _all_settings(one, table)
 
@@ -107,7 +95,7 @@ def from_environment(environment: Mapping[str, str], options: Sequence[Option]) 
             raise _unknown("the environment: ", name, [*by_variable, *RESERVED])
         text = environment[name]
         value = _checked(option, _from_text(option, text), f"{name}={quoted(text)}")
-        return option.parameter, Setting(value=value, origin=Origin(kind="environment", where=name))
+        return option.parameter, Setting(value=value, origin="environment", where=name)
 
     return _all_settings(one, [name for name in ours if environment[name] or name not in by_variable])
 
@@ -119,7 +107,7 @@ def _all_settings(one: Callable[[str], tuple[str, Setting]], names: Iterable[str
         try:
             parameter, setting = one(name)
             if parameter in settings:
-                raise UsageError(f"{setting.origin.label}: {quoted(name)} is given twice, with - and with _")
+                raise UsageError(f"{setting.where}: {quoted(name)} is given twice, with - and with _")
             settings[parameter] = setting
         except UsageError as fault:
             faults.append(fault)
