@@ -156,9 +156,13 @@ def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands wh
     return field(**given, metadata={_DECLARATION: held})
 
 
-@cache
 def declared(record: type) -> tuple[Option, ...]:
     """Return the options that a record declares, in the order of the panels."""
+    return _declared(record)
+
+
+@cache
+def _declared(record: type) -> tuple[Option, ...]:
     hints = get_type_hints(record)
     found = [_completed(one, hints[one.name]) for one in fields(record) if _DECLARATION in one.metadata]
     return tuple(by_panel(found))

@@ -61,9 +61,10 @@ def load(context: typer.Context, file: Path | None) -> Path | None:
     """
     if context.resilient_parsing:
         return file
-    command: Any = context.command
     group: Any = context.parent.command if context.parent else None
-    commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)] if group else [command]
+    commands: list[Any] = [context.command]
+    if group:
+        commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)]
     known = list({one.key: one for command in commands for one in command.callback.options}.values())
     try:
         found = read_file(file) if file else find_file(Path.cwd())
