@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,6 @@ from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import is_writable_text, parse_bytes, quoted
-from ema_cli.weights.methods import Method
 
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 TiedPolicy = Literal["keep", "drop"]
@@ -127,27 +126,20 @@ class OutputOptions(WeightOptions):
         name, methods = str(self.output), self.expand()
         if self.output is None or self.lacks_decay or (len(methods) == 1 and "{" not in name):
             return
-        for method in methods:
-            values = method.name_fields()
+        fields = [method.name_fields() for method in methods]
+        for method, values in zip(methods, fields, strict=True):
             missing = next((field for field in fields_in(name) if values[field] is None), None)
             if missing is not None:
                 hint = "leave it out of the name, or use {label}"
                 raise UsageError(f"the output {quoted(name)}: {method.label} has no {{{missing}}}", hint=hint)
-        names = {fill_output_name(name, method.name_fields()) for method in methods}
-        field = self._distinct_field(methods)
-        if len(names) < len(methods) and field is not None:
-            end = self.output.suffix if self.max_shard_size is None else "/"
-            hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
-            raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
-
-    def _distinct_field(self, methods: Sequence[Method]) -> str | None:
-        """Return a field that has another value for each average; ``None`` if there is none."""
-        varying = [*(name for name in SWEPT if len(getattr(self, name)) > 1), "method", "label"]
-        for name in varying:
-            values = [method.name_fields()[name] for method in methods]
-            if None not in values and len({*map(str, values)}) == len(methods):
-                return name
-        return None
+        if len({fill_output_name(name, values) for values in fields}) == len(methods):
+            return
+        for field in (*(swept for swept in SWEPT if len(getattr(self, swept)) > 1), "method", "label"):
+            different = {str(values[field]) for values in fields if values[field] is not None}
+            if len(different) == len(methods):
+                end = self.output.suffix if self.max_shard_size is None else "/"
+                hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
+                raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
 
 
 def _check_name(output: Location, max_shard_size: int | None) -> None:

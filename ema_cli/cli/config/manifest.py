@@ -42,20 +42,12 @@ class ManifestJob:
     run: str
     """The folder that ``{run}`` stands for."""
     paths: tuple[str, ...]
-    settings: Settings
-    """The options in its table."""
+    layers: tuple[Settings, Settings]
+    """The options in its table, and those in ``[defaults]``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """The jobs of a file."""
-
-    defaults: Settings
-    jobs: tuple[ManifestJob, ...]
-
-
-def read_manifest(path: Path, options: Sequence[Option]) -> Manifest:
-    """Read a manifest.
+def read_manifest(path: Path, options: Sequence[Option]) -> list[ManifestJob]:
+    """Return the jobs of a manifest.
 
     Args:
         path: the TOML file.
@@ -78,13 +70,11 @@ def read_manifest(path: Path, options: Sequence[Option]) -> Manifest:
     defaults = document.get("defaults", {})
     if not isinstance(defaults, dict):
         raise UsageError(f"{quoted(str(path))}: defaults is not a table", hint="[defaults]")
-    return Manifest(
-        defaults=_settings(defaults, usable, path, "defaults"),
-        jobs=tuple(_job(table, usable, path, f"job {number}") for number, table in enumerate(tables, start=1)),
-    )
+    settings = _settings(defaults, usable, path, "defaults")
+    return [_job(table, usable, path, f"job {number}", settings) for number, table in enumerate(tables, start=1)]
 
 
-def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: str) -> ManifestJob:
+def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: str, defaults: Settings) -> ManifestJob:
     where = f"{quoted(str(path))}, {place}"
     named = [name for name in _PLACES if name in table]
     if len(named) != 1:
@@ -99,13 +89,14 @@ def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: st
         raise UsageError(f"{where}: {named[0]} has a character that no path can have")
     own = {name: value for name, value in table.items() if name not in _PLACES}
     run = paths[0] if named == ["run"] else _folder_of(paths[0])
-    return ManifestJob(place=where, run=run, paths=tuple(paths), settings=_settings(own, options, path, place))
+    layers = (_settings(own, options, path, place), defaults)
+    return ManifestJob(place=where, run=run, paths=tuple(paths), layers=layers)
 
 
 def _settings(table: dict[str, Any], options: Sequence[Option], path: Path, place: str) -> Settings:
     for name in table:
-        if name.replace("_", "-") in OF_THE_BATCH:
-            plain = name.replace("_", "-")
+        plain = name.replace("_", "-")
+        if plain in OF_THE_BATCH:
             message = f"{quoted(str(path))}, {place}: {quoted(name)} is an option of the whole batch"
             raise UsageError(message, hint=f"ema-avg batch --{plain} ...")
     return from_table(table, options, path, place)
