@@ -71,11 +71,6 @@ def _row(option: Option) -> str:
     return f"| {shown} | {default} | {option.help} |"
 
 
-def topic_purpose(name: str) -> str:
-    """Return the sentence that says what a topic is for: the first line below its title."""
-    return _OPTIONS_PURPOSE if name == OPTIONS else topic_text(name).splitlines()[2]
-
-
 TopicArgument = Annotated[
     str | None,
     typer.Argument(help="A topic or a command.", metavar="TOPIC", show_default=False, autocompletion=topic_names),
@@ -91,7 +86,8 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     """
     group: Any = context.parent.command if context.parent else None  # Click's, which Typer hides
     if topic is None:
-        topics = [f"* `{name}`: {topic_purpose(name)}" for name in topic_names()]
+        # The purpose of a topic is the first line below its title.
+        topics = [f"* `{name}`: {topic_text(name).splitlines()[2]}" for name in topic_names()]
         _show("\n".join(["# ema-avg help TOPIC", "", *topics, "", "Options of a command: `ema-avg help COMMAND`."]))
     elif topic in group.commands:
         group.commands[topic].make_context(topic, ["--help"], parent=context.parent)

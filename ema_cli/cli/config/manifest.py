@@ -88,7 +88,9 @@ def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: st
     if any("\0" in one for one in paths):
         raise UsageError(f"{where}: {named[0]} has a character that no path can have")
     own = {name: value for name, value in table.items() if name not in _PLACES}
-    run = paths[0] if named == ["run"] else _folder_of(paths[0])
+    run = paths[0]  # a folder as it was written; isdir returns False for an impossible name, where pathlib raises
+    if named == ["paths"] and not os.path.isdir(run):  # noqa: PTH112
+        run = os.path.dirname(run) or "."  # noqa: PTH120
     layers = (_settings(own, options, path, place), defaults)
     return ManifestJob(place=where, run=run, paths=tuple(paths), layers=layers)
 
@@ -100,9 +102,3 @@ def _settings(table: dict[str, Any], options: Sequence[Option], path: Path, plac
             message = f"{quoted(str(path))}, {place}: {quoted(name)} is an option of the whole batch"
             raise UsageError(message, hint=f"ema-avg batch --{plain} ...")
     return from_table(table, options, path, place)
-
-
-def _folder_of(path: str) -> str:
-    """Return the run of a path: the path itself if it is a folder, else its parent folder."""
-    # The text stays as it was written; isdir returns False for an impossible name, where pathlib raises.
-    return path if os.path.isdir(path) else os.path.dirname(path) or "."  # noqa: PTH112, PTH120

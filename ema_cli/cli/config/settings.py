@@ -161,14 +161,10 @@ def _checked(option: Option, value: object, subject: str) -> object:
         return ",".join(map(repr, value))
     values = value if option.many and isinstance(value, list) else [value]
     if not values or not all(_is_right(option, one) for one in values):
-        raise UsageError(f"{subject}: it must be {_meaning(option)}")
+        meaning = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
+        several = ", or a list of such" if option.many and option.kind != "pairs" else ""
+        raise UsageError(f"{subject}: it must be {meaning}{several}")
     return list(values) if option.many else value
-
-
-def _meaning(option: Option) -> str:
-    """Return what a value may be, in words."""
-    words = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
-    return f"{words}, or a list of such" if option.many and option.kind != "pairs" else words
 
 
 def _is_right(option: Option, value: object) -> bool:

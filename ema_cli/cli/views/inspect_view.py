@@ -30,7 +30,10 @@ def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
             table.add_row(f"  {label}", Text(value))
     console.talk(table)
     if console.style.verbose:
-        console.talk(_tensor_table(checkpoint))
+        tensors = plain_table(("tensor", "type", "shape"))
+        for layout in checkpoint.index.layouts:
+            tensors.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
+        console.talk(tensors)
 
 
 def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
@@ -64,10 +67,3 @@ def _types(checkpoint: Checkpoint) -> Iterator[str]:
     for nbytes, dtype, layouts in sorted(totals, key=lambda total: -total[0]):
         parameters = plural(sum(layout.elements for layout in layouts), "parameter")
         yield f"{dtype.torch_name}: {plural(len(layouts), 'tensor')}, {parameters}, {human_bytes(nbytes)}"
-
-
-def _tensor_table(checkpoint: Checkpoint) -> Table:
-    table = plain_table(("tensor", "type", "shape"))
-    for layout in checkpoint.index.layouts:
-        table.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
-    return table
