@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import TextForm, declared, option
@@ -125,8 +125,10 @@ class WeightOptions:
             case "ema-warmup":
                 inv_gamma = 1.0 if self.inv_gamma is None else self.inv_gamma
                 power = DEFAULT_POWER if self.power is None else self.power
-                grown = Method(name=name, per="checkpoint", warmup="inv-gamma", inv_gamma=inv_gamma, power=power)
-                yield from (replace(grown, decay=decay) for decay in self._decays())
+                yield from (
+                    Method(name=name, decay=d, per="checkpoint", warmup="inv-gamma", inv_gamma=inv_gamma, power=power)
+                    for d in self._decays()
+                )
             case "power":
                 yield from (Method(name=name, sigma_rel=sigma_rel) for sigma_rel in self.sigma_rel)
             case "lr-decay":
