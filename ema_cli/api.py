@@ -11,7 +11,7 @@ from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Options, Order, make_options
-from ema_cli.options.declaration import Option, declared
+from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
 from ema_cli.pipeline import planned, run_average
 from ema_cli.preflight.check_plan import preflight
@@ -253,7 +253,8 @@ def in_keywords(text: str) -> str:
             return found[0]
         if option.kind == "switch":
             return f"{option.name}={not option.negated}" + (f" {value}" if value else "")
-        if value is None or not (_is_value(option, value) or found.end() == len(text)):
+        is_word = value is not None and value.isalpha() and value.islower() and value not in option.words
+        if value is None or (is_word and found.end() < len(text)):  # a plain word continues the sentence
             return option.name + (f" {value}" if value else "")
         literal = value if option.kind in ("number", "whole number") else '"' + value.strip("'\"") + '"'
         if option.kind == "pairs" and "=" in literal:
@@ -261,8 +262,3 @@ def in_keywords(text: str) -> str:
         return f"{option.name}={literal}"
 
     return _FLAG.sub(replaced, text)
-
-
-def _is_value(option: Option, word: str) -> bool:
-    """Whether the word behind a flag is the option's value; a plain word goes on with the sentence."""
-    return word in option.words or not word.isalpha() or not word.islower()

@@ -146,11 +146,6 @@ def fields_in(template: str) -> list[str]:
     return [field for field in OUTPUT_FIELDS if f"{{{field}}}" in template]
 
 
-def unknown_fields_in(template: str) -> list[str]:
-    """Return the names in braces in the template of an output's name that are not fields."""
-    return [field for field in re.findall(r"\{(\w*)\}", template) if field not in (*OUTPUT_FIELDS, *RUN_FIELDS)]
-
-
 def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from ema_cli.discovery.checkpoints import Found, close_all, discover
+from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import UsageError
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
@@ -16,7 +16,6 @@ from ema_cli.options.average import Options
 from ema_cli.planning.make_plan import make_plan
 from ema_cli.preflight.check_plan import Preflight, fail_if_strict, preflight
 from ema_cli.records.plan import Plan
-from ema_cli.records.series import Series
 from ema_cli.report.model import Report
 
 
@@ -44,17 +43,15 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
     with ExitStack() as opened:
         found = discover(options, listener)
         opened.callback(close_all, found.checkpoints)
-        series = _series(found, options, opened)
-        yield make_plan(series, replace(options, device=resolve_device(options.device)))
+        if options.continue_from is None:
+            series = order_series(found, options)
+        else:
+            from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
 
-
-def _series(found: Found, options: Options, opened: ExitStack) -> Series:
-    """Order the checkpoints, and continue a previous average if one is named."""
-    if options.continue_from is None:
-        return order_series(found, options)
-    from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
-
-    return continue_series(found, options, opened)
+            series = continue_series(found, options, opened)
+        if options.device == "auto":
+            options = replace(options, device=resolve_device("auto"))
+        yield make_plan(series, options)
 
 
 def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:

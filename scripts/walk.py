@@ -6,7 +6,8 @@
 
 Averages three small safetensors files in a temporary folder, with the command line in this process. The first part of
 the walk ends where the first byte of a checkpoint is read; the second is the rest of the run, worker threads included.
-A function is counted once in each part; module and class bodies, lambdas and comprehensions are not counted.
+A function is counted once in each part. Module and class bodies, lambdas and comprehensions are not counted, and
+neither are functions that only run while a module of the package is imported: decorators, declarations, tables.
 """
 
 from __future__ import annotations
@@ -37,9 +38,16 @@ class Walk:
         """Take an event of ``sys.setprofile``."""
         if event == "c_call" and argument is os.preadv:
             self._reading = True
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(self._prefix) and _is_named_function(code):
-            (self.rest if self._reading else self.until_first_read)[code] = None
+        if event == "call" and self._is_in_package(frame.f_code) and _is_named_function(frame.f_code):
+            stack = [frame.f_code]
+            while frame.f_back is not None:
+                frame = frame.f_back
+                stack.append(frame.f_code)
+            if not any(code.co_name == "<module>" and self._is_in_package(code) for code in stack):
+                (self.rest if self._reading else self.until_first_read)[stack[0]] = None
+
+    def _is_in_package(self, code: CodeType) -> bool:
+        return code.co_filename.startswith(self._prefix)
 
 
 def _is_named_function(code: CodeType) -> bool:

@@ -568,7 +568,7 @@ def test_an_ignored_hangup_stays_ignored(run_folder: Path) -> None:
     """Under ``nohup`` the end of a session does not end the run."""
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from ema_cli.cli.signals import install; install()\n"
+        "from ema_cli.cli.process import install_signals; install_signals()\n"
         "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
         "assert callable(signal.getsignal(signal.SIGTERM))\n"
     )

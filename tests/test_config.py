@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ema_cli.cli.config.precedence import resolve
-from ema_cli.cli.config.settings import Origin, Setting, from_environment, from_table
+from ema_cli.cli.config.settings import Setting, from_environment, from_table
 from ema_cli.cli.config.sources import find_file
 from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
@@ -33,7 +33,7 @@ def variables(**values: str) -> dict[str, Any]:
 
 def layer(**values: object) -> dict[str, Setting]:
     """Return settings of one origin."""
-    return {name: Setting(value=value, origin=Origin(kind="flag")) for name, value in values.items()}
+    return {name: Setting(value=value, origin="flag", where=f"--{name}") for name, value in values.items()}
 
 
 def shown(ema_avg: Run, *arguments: object, **environment: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, parse_output
+from ema_cli.options.average import make_options
+from ema_cli.options.output_options import DEFAULT_SHARD_BYTES
 from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout
@@ -152,9 +153,13 @@ def test_more_files_than_names_are_refused() -> None:
 
 def test_the_default_size_is_that_of_the_libraries() -> None:
     """A slash at the end means a folder; what is said is not overruled by it."""
-    assert parse_output("out/", None) == (Path("out"), DEFAULT_SHARD_BYTES)
-    assert parse_output("out/", 7) == (Path("out"), 7)
-    assert parse_output("out.safetensors", None) == (Path("out.safetensors"), None)
+    for output, asked, path, limit in (
+        ("out/", None, "out", DEFAULT_SHARD_BYTES),
+        ("out/", 7, "out", 7),
+        ("out.safetensors", None, "out.safetensors", None),
+    ):
+        options = make_options("run", method="uniform", output=output, max_shard_size=asked)
+        assert (options.output, options.max_shard_size) == (Path(path), limit)
     assert DEFAULT_SHARD_BYTES == 5 * 10**9
 
 

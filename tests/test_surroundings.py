@@ -131,7 +131,7 @@ def test_a_file_never_takes_the_place_of_a_closed_stream(run: Path) -> None:
     """What a library prints on a closed stream would go into the file that has its number."""
     script = f"""
 import os
-from ema_cli.cli.streams import reserve_descriptors
+from ema_cli.cli.process import reserve_descriptors
 reserve_descriptors()
 raise SystemExit(os.open({str(run / "c_1.safetensors")!r}, os.O_RDONLY))
 """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ema_cli.cli.signals import Terminated, install
-from ema_cli.cli.streams import reserve_descriptors
+from ema_cli.cli.process import Terminated, install_signals, reserve_descriptors
 
 _CANNOT_START = 71
 """Same as ``ExitCode.EXHAUSTED``, without its import time."""
@@ -13,7 +12,7 @@ _CANNOT_START = 71
 
 def main() -> None:
     """Run the command line of this process."""
-    install()
+    install_signals()
     reserve_descriptors()
     try:
         from ema_cli.cli.main import run  # noqa: PLC0415 - signals are handled during this import too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from ema_cli._version import __version__
 from ema_cli.cli import checking, topics
+from ema_cli.cli.ci import detect
 from ema_cli.cli.config.command import ConfiguredCommand, speaker
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
@@ -87,7 +89,7 @@ def _group(
 )
 @takes()
 def _average(context: typer.Context, *, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
-    console = speaker(context, line.style)
+    console = speaker(context, line.style(detect(line.ci, os.environ)))
     options = make_options(checkpoints or [], **given)
     from ema_cli.cli.commands import average, plan  # noqa: PLC0415 - help and usage errors need none of it
 
@@ -100,7 +102,7 @@ def _average(context: typer.Context, *, checkpoints: Checkpoints = None, given: 
 @app.command("batch", cls=ConfiguredCommand, help=_BATCH_HELP, short_help="Average each of several run folders.")
 @takes(BatchOptions, BatchCommandLine)
 def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: BatchCommandLine) -> None:
-    console = speaker(context, line.style)
+    console = speaker(context, line.style(detect(line.ci, os.environ)))
     from ema_cli.cli.batch_commands import batch  # noqa: PLC0415
 
     raise typer.Exit(batch(runs or [], given, line, context=context, console=console, argv=sys.argv))
@@ -112,7 +114,7 @@ def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine
     """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
     from ema_cli.cli.commands import inspect  # noqa: PLC0415
 
-    inspect(make_options(checkpoints or [], **given), Console(line.plain_style))
+    inspect(make_options(checkpoints or [], **given), Console(line.style()))
 
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)

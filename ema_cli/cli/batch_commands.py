@@ -18,7 +18,7 @@ from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
 from ema_cli.cli.options import BatchCommandLine, Given, given_by
-from ema_cli.cli.signals import Terminated
+from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.batch_view import BatchDisplay, show_batch
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.options.average import make_options
@@ -54,7 +54,9 @@ def batch(
         with BatchDisplay(console, len(jobs), done, describe) as display:
             found = run_batch(jobs, display.show, workers=options.jobs, dry_run=options.dry_run, argv=argv)
     except Terminated as signalled:
-        signalled.left = _left(done, len(jobs))
+        finished = sum(one.status in (Status.WRITTEN, Status.UP_TO_DATE) for one in done)
+        left = f"{finished:,} of {plural(len(jobs), 'run')} are done, and their outputs stay"
+        signalled.left = f"{left}; the same command continues"
         raise
     _show(_index(found, options, argv, time.monotonic() - started), options, console)
     return ExitCode.BATCH_FAILED if any(one.status is Status.FAILED for one in found) else ExitCode.OK
@@ -83,10 +85,9 @@ def _manifest_jobs(options: BatchCommandLine, context: Any) -> Iterator[Job]:  #
     if options.manifest is None:
         return
     found = configured(context)
-    manifest = read_manifest(options.manifest, found.options)
     flags, *rest = found.layers
-    for job in manifest.jobs:
-        settings, _ = resolve((flags, job.settings, manifest.defaults, *rest))
+    for job in read_manifest(options.manifest, found.options):
+        settings, _ = resolve((flags, *job.layers, *rest))
         try:
             asked = make_options(job.paths, **given_by(context, settings))
         except UsageError as error:
@@ -154,9 +155,3 @@ def _entry(result: JobResult, folder: Path) -> JobEntry:
 
 def _relative_to(folder: Path, path: Location) -> str:
     return str(path) if isinstance(path, Url) else os.path.relpath(path, folder)
-
-
-def _left(done: Sequence[JobResult], total: int) -> str:
-    """Return what an interrupted batch leaves, for people."""
-    finished = sum(one.status in (Status.WRITTEN, Status.UP_TO_DATE) for one in done)
-    return f"{finished:,} of {plural(total, 'run')} are done, and their outputs stay; the same command continues"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -63,8 +64,8 @@ def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: Command
     from ema_cli.compare import compare, comparison_document  # noqa: PLC0415
 
     options = make_options([a, b], **given)
-    console = Console(line.plain_style)
-    with ProgressDisplay(console) as progress:
+    console = Console(line.style())
+    with closing(ProgressDisplay(console)) as progress:
         found = compare(options, progress.show)
     if line.json:
         console.document(comparison_document(found))
@@ -90,8 +91,8 @@ def verify(
     from ema_cli.verify.checks import verification_document  # noqa: PLC0415
     from ema_cli.verify.checks import verify as check  # noqa: PLC0415
 
-    console = Console(line.plain_style)
-    with ProgressDisplay(console) as progress:
+    console = Console(line.style())
+    with closing(ProgressDisplay(console)) as progress:
         found = check(
             locate(output),
             samples=samples,

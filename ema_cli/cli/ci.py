@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ema_cli.errors import EmaAvgError, OutputError, RunWarning
+from ema_cli.errors import OutputError
 from ema_cli.report.beside import report_path
 from ema_cli.report.model import Report
 from ema_cli.storage.locations import locate
@@ -33,9 +33,9 @@ def detect(mode: CiMode, environment: Mapping[str, str]) -> Service:
     return "gitlab" if environment.get("GITLAB_CI") else "none"
 
 
-def annotation(kind: Literal["warning", "error"], title: str, message: str) -> str:
-    """Return a workflow command, escaped like GitHub's toolkit does."""
-    return f"::{kind} title={_escaped(title, ':,')}::{_escaped(message)}"
+def annotation(kind: Literal["warning", "error"], title: str, message: str, hint: str = "") -> str:
+    """Return a workflow command, escaped like GitHub's toolkit does; GitHub shows ten warnings per step."""
+    return f"::{kind} title={_escaped(title, ':,')}::{_escaped(message + (hint and f'{chr(10)}try: {hint}'))}"
 
 
 def _escaped(text: str, also: str = "") -> str:
@@ -63,20 +63,6 @@ def resume() -> str:
 def command(line: str) -> str:
     """Return a workflow command that is obeyed despite ``silence``."""
     return f"{resume()}\n{line}\n{silence()}"
-
-
-def warning_annotation(warning: RunWarning) -> str:
-    """Return the annotation of a warning; GitHub shows ten per step."""
-    return annotation("warning", f"ema-avg: {warning.code}", _with_hint(warning.message, warning.hint))
-
-
-def error_annotation(error: EmaAvgError) -> str:
-    """Return the annotation of the error that ended the run."""
-    return annotation("error", "ema-avg", _with_hint(error.message, error.hint))
-
-
-def _with_hint(message: str, hint: str) -> str:
-    return f"{message}\ntry: {hint}" if hint else message
 
 
 def section(title: str, *, begins: bool) -> str:

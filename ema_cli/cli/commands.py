@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from contextlib import closing
 
 from ema_cli.cli import ci
 from ema_cli.cli.console import Console
-from ema_cli.cli.signals import Terminated
+from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.inspect_view import show_checkpoint
 from ema_cli.cli.views.outcome_view import show_outcome
-from ema_cli.cli.views.plan_view import show_plan, show_skipped
+from ema_cli.cli.views.plan_view import show_plan, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
@@ -27,7 +28,7 @@ _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date:
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
     """Average, with the plan, the warnings, progress, a summary, and the result on stdout."""
-    with ProgressDisplay(console) as progress:
+    with closing(ProgressDisplay(console)) as progress:
 
         def listen(event: Event) -> None:
             match event:
@@ -75,7 +76,8 @@ def inspect(options: Options, console: Console) -> None:
         return
     for checkpoint in found.checkpoints:
         show_checkpoint(checkpoint, console)
-    show_skipped(found.skipped, console)
+    for line in skipped_lines(found.skipped, verbose=console.style.verbose):
+        console.talk(line)
     for warning in found.warnings:
         if warning.code != AVERAGES_AVERAGED:  # nothing is averaged here
             console.warning(warning)

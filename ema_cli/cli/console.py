@@ -6,9 +6,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
@@ -40,7 +39,7 @@ class Style:
 
 
 class Console:
-    """Standard output and standard error; each may be a terminal or not."""
+    """Standard output and standard error; each may be a terminal or not, or closed: the files are written anyway."""
 
     def __init__(self, style: Style) -> None:
         self.style = style
@@ -74,30 +73,32 @@ class Console:
     def talk(self, *parts: RenderableType) -> None:
         """Print on stderr, unless quiet."""
         if not self.style.quiet:
-            with _ignoring_closed_streams():
+            with contextlib.suppress(ValueError):  # closed
                 self._print(*parts)
 
     def warning(self, warning: RunWarning) -> None:
         """Show a warning and its hint."""
         if not self.style.quiet:
-            self._labelled("warning", f"{warning.message} ({warning.code})", "yellow")
-            self._hint(warning.hint)
-            if self.style.service == "github":
-                self._raw(ci.command(ci.warning_annotation(warning)))
+            self._labelled("warning", "yellow", f"{warning.message} ({warning.code})", warning.hint)
+            self._annotate("warning", f"ema-avg: {warning.code}", warning.message, warning.hint)
 
     def error(self, error: EmaAvgError, code: int) -> None:
         """Show why the run failed: on stderr, or as the JSON document on stdout."""
-        self._annotate(error)
+        self._annotate("error", "ema-avg", error.message, error.hint)
         if self.style.json:
             failure = {"exit_code": int(code), "message": error.message, "hint": error.hint}
             self.document({"schema_version": SCHEMA_VERSION, "error": failure})
-            return
-        self._labelled("error", error.message, "red")
-        self._hint(error.hint)
+        else:
+            self._labelled("error", "red", error.message, error.hint)
 
-    def _annotate(self, error: EmaAvgError) -> None:
+    def failure(self, message: str, hint: str = "") -> None:
+        """Show on stderr what failed while the command continues; stdout is only for the result."""
+        self._annotate("error", "ema-avg", message, hint)
+        self._labelled("failed", "red", message, hint)
+
+    def _annotate(self, kind: Literal["warning", "error"], title: str, message: str, hint: str) -> None:
         if self.style.service == "github":
-            self._raw(ci.command(ci.error_annotation(error)))
+            self._raw(ci.command(ci.annotation(kind, title, message, hint)))
 
     def begin(self) -> None:
         """Stop a GitHub runner from interpreting printed text as commands."""
@@ -116,15 +117,9 @@ class Console:
 
     def _raw(self, line: str) -> None:
         """Print a line for the CI service on stderr."""
-        with _ignoring_closed_streams():
+        with contextlib.suppress(ValueError):  # closed
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
-
-    def failure(self, message: str, hint: str = "") -> None:
-        """Show on stderr what failed while the command continues; stdout is only for the result."""
-        self._annotate(EmaAvgError(message, hint=hint))
-        self._labelled("failed", message, "red")
-        self._hint(hint)
 
     def result(self, line: str, *, essential: bool = True) -> None:
         """Print a result line on stdout, unless quiet or under ``--json``.
@@ -149,21 +144,15 @@ class Console:
         """Print the one JSON document of the run, given as text."""
         _write(sys.stdout, text.rstrip("\n"))
 
-    def _labelled(self, label: str, message: str, color: str) -> None:
+    def _labelled(self, label: str, color: str, message: str, hint: str) -> None:
         from rich.text import Text  # noqa: PLC0415
 
         first, *rest = message.split("\n")
-        text = Text.assemble((f"{label}: ", f"bold {color}"), clean(first))
-        with _ignoring_closed_streams():
-            self._print(text)
+        with contextlib.suppress(ValueError):  # closed
+            self._print(Text.assemble((f"{label}: ", f"bold {color}"), clean(first)))
             for line in rest:
                 self._print(clean(line))
-
-    def _hint(self, hint: str) -> None:
-        from rich.text import Text  # noqa: PLC0415
-
-        if hint:
-            with _ignoring_closed_streams():
+            if hint:
                 self._print(Text.assemble(("  try: ", "bold"), clean(hint)))
 
     def _print(self, *parts: RenderableType) -> None:
@@ -197,10 +186,3 @@ def _write(stream: TextIO | None, text: str) -> None:
         if stream is not None:
             stream.write(f"{text}\n")
             stream.flush()
-
-
-@contextlib.contextmanager
-def _ignoring_closed_streams() -> Iterator[None]:
-    """Ignore closed streams: the files on disk are written nevertheless."""
-    with contextlib.suppress(ValueError):
-        yield

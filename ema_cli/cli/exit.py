@@ -71,7 +71,10 @@ def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None
     if isinstance(failure, MemoryError):
         message = f"not enough memory{f': {failure}' if str(failure) else ''}"
     elif isinstance(failure, ImportError):
-        message = f"a library cannot be loaded: {_root_cause(failure)}"
+        cause: BaseException = failure
+        while cause.__cause__ is not None:  # libraries wrap it in longer messages
+            cause = cause.__cause__
+        message = f"a library cannot be loaded: {cause}"
     elif isinstance(failure, OSError) and failure.errno in _EXHAUSTED_ERRNOS:
         message = f"the system is out of resources: {failure.strerror}"
     elif isinstance(failure, RuntimeError) and "start new thread" in str(failure):
@@ -79,13 +82,6 @@ def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None
     else:
         return None
     return errors.SystemExhausted(message.splitlines()[0], hint="ulimit -a; try --threads 1 --max-memory 16MB")
-
-
-def _root_cause(failure: BaseException) -> BaseException:
-    """Return the first exception of a chain: libraries wrap it in longer messages."""
-    while failure.__cause__ is not None:
-        failure = failure.__cause__
-    return failure
 
 
 def describe_bug(bug: Exception) -> errors.EmaAvgError:

@@ -25,15 +25,11 @@ class DefaultGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Click's context, which Typer hides
         """Insert the default command unless the first word is a command or an option of the group."""
         if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
-            self._refuse_misspelled(args[0])
+            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.75)
+            if close and not Path(args[0]).exists():  # a misspelled command
+                raise UsageError(f"there is no command or file {quoted(args[0])}", hint=f"ema-avg {close[0]}")
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
-
-    def _refuse_misspelled(self, word: str) -> None:
-        """Raise if a word is close to a command and is not a file: then it is a misspelled command."""
-        close = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
-        if close and not Path(word).exists():
-            raise UsageError(f"there is no command or file {quoted(word)}", hint=f"ema-avg {close[0]}")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Show the options of the default command, then the commands."""

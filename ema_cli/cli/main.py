@@ -17,8 +17,7 @@ from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_code
-from ema_cli.cli.signals import Terminated
-from ema_cli.cli.streams import guarded
+from ema_cli.cli.process import Terminated, guarded
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 
@@ -40,13 +39,16 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     console.end()
     with contextlib.suppress(OutputError, ValueError, AttributeError):  # full, closed, or never open
         sys.stdout.flush()
-    if code > ExitCode.SIGNAL:
-        _exit_now(code)
+    if code > ExitCode.SIGNAL:  # do not wait for threads of libraries
+        with contextlib.suppress(ValueError, AttributeError):
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
 def _attempt(arguments: Sequence[str], console: Console) -> int:
     """Run the command line, report an error if it fails, and return the exit code."""
+    code = None
     try:
         check_address_space()
         return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
@@ -58,21 +60,14 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
     except EmaAvgError as expected:
         error = expected
     except Terminated as signalled:
-        name = signal.Signals(signalled.number).name
-        error = EmaAvgError(f"interrupted by {name}; {signalled.left}")
-        _report(console, error, ExitCode.SIGNAL + signalled.number)
-        return ExitCode.SIGNAL + signalled.number
+        code = ExitCode.SIGNAL + signalled.number
+        error = EmaAvgError(f"interrupted by {signal.Signals(signalled.number).name}; {signalled.left}")
     except Exception as failure:  # noqa: BLE001 - every failure ends in one message
         error = describe_exhaustion(failure) or describe_bug(failure)
-    code = exit_code(error)
-    _report(console, error, code)
-    return code
-
-
-def _report(console: Console, error: EmaAvgError, code: int) -> None:
-    """Show why the run failed; if that fails too, the exit code remains."""
-    with contextlib.suppress(OutputError):
+    code = code or exit_code(error)
+    with contextlib.suppress(OutputError):  # the exit code remains
         console.error(error, code)
+    return code
 
 
 def _ci_mode(arguments: Sequence[str]) -> CiMode:
@@ -80,10 +75,3 @@ def _ci_mode(arguments: Sequence[str]) -> CiMode:
     words = " ".join(arguments).replace("--ci=", "--ci ").split()
     given = dict(pairwise(words)).get("--ci", "auto")
     return next((mode for mode in get_args(CiMode) if mode == given), "auto")
-
-
-def _exit_now(code: int) -> NoReturn:
-    """Exit without waiting for threads of libraries."""
-    with contextlib.suppress(ValueError, AttributeError):
-        sys.stderr.flush()
-    os._exit(code)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ema_cli.cli.ci import CiMode, detect
+from ema_cli.cli.ci import CiMode, Service
 from ema_cli.cli.config.command import load, values_of
-from ema_cli.cli.config.settings import Settings
+from ema_cli.cli.config.settings import ONLY_FLAGS, Settings
 from ema_cli.cli.console import Style
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
@@ -57,15 +56,9 @@ class CommandLine:
     )
     show_config: bool = option(False, help="Show each option's value and where it comes from, and stop.", panel="Run")
 
-    @property
-    def plain_style(self) -> Style:
-        """How a command prints that makes no average: nothing is written for a CI service."""
-        return Style(json=self.json, quiet=self.quiet, verbose=self.verbose, color=self.color)
-
-    @property
-    def style(self) -> Style:
-        """How a command prints that makes an average."""
-        return replace(self.plain_style, service=detect(self.ci, os.environ))
+    def style(self, service: Service = "none") -> Style:
+        """Return how a command prints; ``service`` is for commands that make an average."""
+        return Style(json=self.json, quiet=self.quiet, verbose=self.verbose, color=self.color, service=service)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +118,8 @@ def takes(
         own = inspect.signature(command, eval_str=True).parameters
         kept = [own[name] for name in own if name not in ("given", "line")]
         flat.__signature__ = inspect.Signature([*kept, *map(_parameter, options)])  # type: ignore[attr-defined]
-        flat.options = options  # type: ignore[attr-defined] # Typer copies it to the command's callback
+        # The options that can be configured; Typer copies the attribute to the command's callback.
+        flat.options = tuple(one for one in options if one.key not in ONLY_FLAGS)  # type: ignore[attr-defined]
         return flat
 
     return decorate

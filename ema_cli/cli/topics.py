@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from ema_cli.cli.console import Console, Style
 from ema_cli.errors import UsageError
+from ema_cli.options.declaration import Option, by_panel, declared
 from ema_cli.text import quoted
 
 HELP_HELP = """\
@@ -40,15 +42,33 @@ def topic_text(name: str) -> str:
     if name == OPTIONS:
         from ema_cli.cli.options import BatchCommandLine  # noqa: PLC0415 - needed for this topic alone
         from ema_cli.options.average import Options  # noqa: PLC0415
-        from ema_cli.options.table import options_table  # noqa: PLC0415
 
         return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(Options, BatchCommandLine)}"
     return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
 
-def topic_purpose(name: str) -> str:
-    """Return the sentence that says what a topic is for: the first line below its title."""
-    return _OPTIONS_PURPOSE if name == OPTIONS else topic_text(name).splitlines()[2]
+def options_table(*records: type) -> str:
+    """Return a Markdown table of the options of each panel, under a heading with the panel's name.
+
+    Args:
+        records: declare the options. Of two options with one name, the last is shown.
+
+    """
+    options = {one.name: one for record in records for one in declared(record)}
+    return "\n".join(
+        line
+        for panel, group in groupby(by_panel(options.values()), lambda one: one.panel)
+        for line in (f"## {panel}", "", "| option | default | meaning |", "|---|---|---|", *map(_row, group), "")
+    )
+
+
+def _row(option: Option) -> str:
+    flags = ", ".join(flag for flag in (option.short, option.flag) if flag)
+    shown = f"`{flags} {option.metavar}`" if option.metavar else f"`{flags}`"
+    if option.choices:
+        shown += " " + ", ".join(f"`{word}`" for word in option.choices)
+    default = option.unset or ("" if option.default in (None, (), dict, True, False) else f"`{option.default}`")
+    return f"| {shown} | {default} | {option.help} |"
 
 
 TopicArgument = Annotated[
@@ -66,7 +86,9 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     """
     group: Any = context.parent.command if context.parent else None  # Click's, which Typer hides
     if topic is None:
-        _show(_overview())
+        # The purpose of a topic is the first line below its title.
+        topics = [f"* `{name}`: {topic_text(name).splitlines()[2]}" for name in topic_names()]
+        _show("\n".join(["# ema-avg help TOPIC", "", *topics, "", "Options of a command: `ema-avg help COMMAND`."]))
     elif topic in group.commands:
         group.commands[topic].make_context(topic, ["--help"], parent=context.parent)
     elif topic in topic_names():
@@ -74,12 +96,6 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     else:
         close = difflib.get_close_matches(topic, [*topic_names(), *group.commands], n=1)
         raise UsageError(f"there is no help topic {quoted(topic)}", hint=" ".join(["ema-avg help", *close]))
-
-
-def _overview() -> str:
-    """Return the list of topics as Markdown."""
-    topics = [f"* `{name}`: {topic_purpose(name)}" for name in topic_names()]
-    return "\n".join(["# ema-avg help TOPIC", "", *topics, "", "Options of a command: `ema-avg help COMMAND`."])
 
 
 def _show(text: str) -> None:

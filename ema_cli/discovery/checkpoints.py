@@ -85,8 +85,13 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
         if not found:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
         for location in found:
+            shard = parse_shard_name(location.name)
             if is_folder(location):
                 yield from _in_folder(location, search)
+            elif shard is not None and shard.count > 1:
+                message = f"{quoted(str(location))} is shard {shard.number:,} of {shard.count:,} of a model"
+                hint = f"name the folder that contains all shards: {location.parent}"
+                search.faults.append(InputRefused(message, hint=hint))
             else:
                 yield Candidate(path=location, in_folder=False)
     except OSError as error:
@@ -113,7 +118,7 @@ def _open_in_turn(
 
     Close the generator: it closes checkpoints in a store that were opened and not asked for.
     """
-    open_one = partial(_open, options=options, pool=pool)
+    open_one = partial(open_checkpoint, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
     if not any(isinstance(location, Url) for location in locations):
         yield from (partial(open_one, location) for location in locations)
         return
@@ -125,15 +130,6 @@ def _open_in_turn(
         for future in futures:
             future.cancel()
             future.add_done_callback(_close)
-
-
-def _open(location: Location, options: Options, pool: LayoutPool) -> Checkpoint:
-    """Open a checkpoint; refuse a single shard of a model."""
-    found = parse_shard_name(location.name)
-    if found is not None and found.count > 1 and not is_folder(location):
-        message = f"{quoted(str(location))} is shard {found.number:,} of {found.count:,} of a model"
-        raise InputRefused(message, hint=f"name the folder that contains all shards: {location.parent}")
-    return open_checkpoint(location, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
 
 
 def _close(future: Future[Checkpoint]) -> None:

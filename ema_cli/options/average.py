@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import TextForm, declared, option, read_values
-from ema_cli.options.output_options import PATH, SIZE, SWEPT, OutputOptions, parse_output
+from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT, OutputOptions
 from ema_cli.options.weighting import split_weights
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
@@ -167,10 +167,17 @@ class Options(OutputOptions):
             )
         self.check_weights()
         self._check_inputs()
-        self._check_continuation()
-        self._check_compute()
+        if self.continue_from is not None:
+            self._check_continuation()
+        if re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", self.device) is None:
+            raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise UsageError(f"--threads {self.threads} must be from 1 to {_MOST_THREADS}")
         self.check_output()
-        self._check_resume()
+        if self.resume and isinstance(self.output, Url):
+            raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
+        if self.resume and self.output is not None and self.max_shard_size is not None:
+            raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
         if self.continue_from is None:
             self.check_distinct_outputs()
 
@@ -191,8 +198,6 @@ class Options(OutputOptions):
                 _check_pattern(flag, pattern)
 
     def _check_continuation(self) -> None:
-        if self.continue_from is None:
-            return
         if len(self.method_names) > 1 or any(len(getattr(self, swept)) > 1 for swept in SWEPT):
             raise UsageError("--continue-from continues one average", hint="continue the averages one by one")
         if "manual" in self.method_names:
@@ -206,20 +211,6 @@ class Options(OutputOptions):
                     f"{flag} selects from all checkpoints, but --continue-from reads only the new ones",
                     hint=f"leave out {flag}, or average all checkpoints at once",
                 )
-
-    def _check_compute(self) -> None:
-        if re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", self.device) is None:
-            raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
-        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
-            raise UsageError(f"--threads {self.threads} must be from 1 to {_MOST_THREADS}")
-
-    def _check_resume(self) -> None:
-        if not self.resume or self.output is None:
-            return
-        if isinstance(self.output, Url):
-            raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
-        if self.max_shard_size is not None:
-            raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
 
 
 def _check_pattern(flag: str, pattern: str) -> None:
@@ -244,8 +235,8 @@ def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
 
     """
     values = {**given, **read_values(Options, given)}
-    if given.get("output") is not None:
-        values["output"], values["max_shard_size"] = parse_output(os.fspath(given["output"]), values["max_shard_size"])
+    if values["max_shard_size"] is None and os.fspath(given.get("output") or "").endswith(os.sep):
+        values["max_shard_size"] = DEFAULT_SHARD_BYTES
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
     names = tuple(os.fspath(path) for path in listed)
     if "manual" in values["method"] and values["weights"] is None:

@@ -176,7 +176,8 @@ def by_panel(options: Iterable[Option]) -> list[Option]:
 def _completed(declaration: Any, hint: Any) -> Option:  # noqa: ANN401 - a field and its type
     """Return the option of a field, with what follows from its name and its type."""
     held: Option = declaration.metadata[_DECLARATION]
-    parts = [part for part in get_args(hint) if part is not NoneType] if _is_union(hint) else [hint]
+    is_union = get_origin(hint) in (Union, UnionType)
+    parts = [part for part in get_args(hint) if part is not NoneType] if is_union else [hint]
     inner = parts[0] if len(parts) == 1 else str
     is_tuple, is_pairs = get_origin(inner) is tuple, get_origin(inner) is Mapping
     element = get_args(inner)[0] if is_tuple else inner
@@ -192,10 +193,6 @@ def _completed(declaration: Any, hint: Any) -> Option:  # noqa: ANN401 - a field
         many=kind != "list" and (is_tuple or is_pairs),
         words=get_args(element) if get_origin(element) is Literal else (),
     )
-
-
-def _is_union(hint: object) -> bool:
-    return get_origin(hint) in (Union, UnionType)
 
 
 def read_values(record: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, fields_in, fill_output_name, unknown_fields_in
+from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, fields_in, fill_output_name
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import is_writable_text, parse_bytes, quoted
-from ema_cli.weights.methods import Method
 
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 TiedPolicy = Literal["keep", "drop"]
@@ -110,11 +110,11 @@ class OutputOptions(WeightOptions):
                 raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
         if self.output is not None:
             _check_name(self.output, self.max_shard_size)
-            unknown = unknown_fields_in(str(self.output))
-            if unknown:
-                known = ", ".join(f"{{{field}}}" for field in OUTPUT_FIELDS)
-                message = f"the output {quoted(str(self.output))}: there is no {{{unknown[0]}}}"
-                raise UsageError(message, hint=f"use {known}")
+            for field in re.findall(r"\{(\w*)\}", str(self.output)):
+                if field not in (*OUTPUT_FIELDS, *RUN_FIELDS):
+                    known = ", ".join(f"{{{known}}}" for known in OUTPUT_FIELDS)
+                    message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
+                    raise UsageError(message, hint=f"use {known}")
 
     def check_distinct_outputs(self) -> None:
         """Raise if the name of the output has a field without a value, or would be the same for several averages.
@@ -123,63 +123,46 @@ class OutputOptions(WeightOptions):
             UsageError: with a name that could be used.
 
         """
-        if self.output is None or self.lacks_decay:
+        name, methods = str(self.output), self.expand()
+        if self.output is None or self.lacks_decay or (len(methods) == 1 and "{" not in name):
             return
-        name = str(self.output)
-        methods = self.expand()
-        for method in methods:
-            values = method.name_fields()
+        fields = [method.name_fields() for method in methods]
+        for method, values in zip(methods, fields, strict=True):
             missing = next((field for field in fields_in(name) if values[field] is None), None)
             if missing is not None:
                 hint = "leave it out of the name, or use {label}"
                 raise UsageError(f"the output {quoted(name)}: {method.label} has no {{{missing}}}", hint=hint)
-        names = {fill_output_name(name, method.name_fields()) for method in methods}
-        field = self._distinct_field(methods)
-        if len(names) < len(methods) and field is not None:
-            end = self.output.suffix if self.max_shard_size is None else "/"
-            hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
-            raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
-
-    def _distinct_field(self, methods: Sequence[Method]) -> str | None:
-        """Return a field that has another value for each average; ``None`` if there is none."""
-        varying = [*(name for name in SWEPT if len(getattr(self, name)) > 1), "method", "label"]
-        for name in varying:
-            values = [method.name_fields()[name] for method in methods]
-            if None not in values and len({*map(str, values)}) == len(methods):
-                return name
-        return None
-
-
-def parse_output(text: str, max_shard_size: int | None) -> tuple[Location, int | None]:
-    """Return the path of an output, and the size limit of its files; a name that ends with a slash is a folder's."""
-    if max_shard_size is None and text.endswith(os.sep):
-        max_shard_size = DEFAULT_SHARD_BYTES
-    return locate(text), max_shard_size
+        if len({fill_output_name(name, values) for values in fields}) == len(methods):
+            return
+        for field in (*(swept for swept in SWEPT if len(getattr(self, swept)) > 1), "method", "label"):
+            different = {str(values[field]) for values in fields if values[field] is not None}
+            if len(different) == len(methods):
+                end = self.output.suffix if self.max_shard_size is None else "/"
+                hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
+                raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
 
 
 def _check_name(output: Location, max_shard_size: int | None) -> None:
     """Raise if no file, or no folder, of weights can have this name; the hint has a name that can be used."""
-    subject = f"the output {quoted(str(output))}"
     if isinstance(output, Url) and output.is_web:
-        raise UsageError(f"{subject} is on a web server, which cannot be written to", hint=f"-o {output.name}")
-    if isinstance(output, Url) and len(output.parts) < _LEAST_PARTS.get(output.scheme, 0):
-        raise UsageError(f"{subject} is a whole bucket or repository", hint=f"-o {output / 'averaged'}{os.sep}")
-    if output.name in ("", ".."):
-        other = f"{output / 'averaged'}{os.sep}" if max_shard_size is not None else output / "ema.safetensors"
-        raise UsageError(f"{subject} is a folder", hint=f"-o {other}")
-    if max_shard_size is not None:
-        _check_folder(output, subject, max_shard_size)
-    elif output.suffix != ".safetensors":
-        if os.path.isdir(output):  # noqa: PTH112 - returns False for an impossible name, where pathlib raises
-            raise UsageError(f"{subject} is a folder", hint=f"-o {output}{os.sep}")
+        problem, hint = "is on a web server, which cannot be written to", output.name
+    elif isinstance(output, Url) and len(output.parts) < _LEAST_PARTS.get(output.scheme, 0):
+        problem, hint = "is a whole bucket or repository", f"{output / 'averaged'}{os.sep}"
+    elif output.name in ("", ".."):
+        problem = "is a folder"
+        hint = f"{output / 'ema.safetensors'}" if max_shard_size is None else f"{output / 'averaged'}{os.sep}"
+    elif max_shard_size is not None and max_shard_size < 1:
+        message = f"--max-shard-size {max_shard_size:,} must be at least one byte"
+        raise UsageError(message, hint="--max-shard-size 5GB")
+    elif max_shard_size is not None and output.suffix == ".safetensors":
+        problem = "has the name of a file, but --max-shard-size makes it a folder"
+        hint = f"{output.with_suffix('')}{os.sep}; or leave out --max-shard-size for one file"
+    elif max_shard_size is not None or output.suffix == ".safetensors":
+        return
+    elif os.path.isdir(output):  # noqa: PTH112 - returns False for an impossible name, where pathlib raises
+        problem, hint = "is a folder", f"{output}{os.sep}"
+    else:
+        problem = "must end in .safetensors"
         other = output.with_suffix(".safetensors")
-        hint = f"-o {other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
-        raise UsageError(f"{subject} must end in .safetensors", hint=hint)
-
-
-def _check_folder(output: Location, subject: str, max_shard_size: int) -> None:
-    if max_shard_size < 1:
-        raise UsageError(f"--max-shard-size {max_shard_size:,} must be at least one byte", hint="--max-shard-size 5GB")
-    if output.suffix == ".safetensors":
-        hint = f"-o {output.with_suffix('')}{os.sep}; or leave out --max-shard-size for one file"
-        raise UsageError(f"{subject} has the name of a file, but --max-shard-size makes it a folder", hint=hint)
+        hint = f"{other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
+    raise UsageError(f"the output {quoted(str(output))} {problem}", hint=f"-o {hint}")

@@ -108,47 +108,37 @@ class WeightOptions:
     @property
     def lacks_decay(self) -> bool:
         """Whether a method needs a decay and none was given."""
-        return not self._given_decays() and takes(self.method_names, "decay")
+        return not any(getattr(self, name) for name in DECAYS) and takes(self.method_names, "decay")
 
     def expand(self) -> list[Method]:
-        """Return the methods, one per average, in the order of the options.
-
-        Raises:
-            UsageError: one of them lacks a parameter that has no default, named in the message.
-
-        """
+        """Return the methods, one per average, in the order of the options; none for a method that lacks its decay."""
         return [method for name in self.method_names for method in self._variants(name)]
 
     def _variants(self, name: MethodName) -> Iterator[Method]:
-        if name == "power":
-            if not self.sigma_rel:
-                raise UsageError("--method power needs a width", hint="--sigma-rel 0.1")
-            yield from (Method(name=name, sigma_rel=sigma_rel) for sigma_rel in self.sigma_rel)
-        elif name == "lr-decay":
-            yield Method(name=name, shape=self.shape or "1-sqrt")
-        elif name == "manual":
-            yield Method(name=name, normalize=self.normalize)
-        elif takes([name], "decay"):
-            yield from (self._with_decay(name, decay) for decay in self._given_decays())
-        else:
-            yield Method(name=name)
+        match name:
+            case "ema" | "ema-hold":
+                per: Per = "step" if name == "ema-hold" else self.per or "checkpoint"
+                init = self.init or "first"
+                yield from (Method(name=name, decay=decay, per=per, init=init) for decay in self._decays())
+            case "ema-warmup" if self.warmup == "tf" or (self.warmup, self.inv_gamma, self.power) == (None, None, None):
+                yield from (Method(name=name, decay=d, per="checkpoint", warmup="tf") for d in self._decays())
+            case "ema-warmup":
+                inv_gamma = 1.0 if self.inv_gamma is None else self.inv_gamma
+                power = DEFAULT_POWER if self.power is None else self.power
+                yield from (
+                    Method(name=name, decay=d, per="checkpoint", warmup="inv-gamma", inv_gamma=inv_gamma, power=power)
+                    for d in self._decays()
+                )
+            case "power":
+                yield from (Method(name=name, sigma_rel=sigma_rel) for sigma_rel in self.sigma_rel)
+            case "lr-decay":
+                yield Method(name=name, shape=self.shape or "1-sqrt")
+            case "manual":
+                yield Method(name=name, normalize=self.normalize)
+            case _:
+                yield Method(name=name)
 
-    def _with_decay(self, name: MethodName, decay: Decay) -> Method:
-        init = self.init or "first"
-        if name == "ema":
-            return Method(name=name, decay=decay, per=self.per or "checkpoint", init=init)
-        if name == "ema-hold":
-            return Method(name=name, decay=decay, per="step", init=init)
-        if self._warmup() == "tf":
-            return Method(name=name, decay=decay, per="checkpoint", warmup="tf")
-        inv_gamma = 1.0 if self.inv_gamma is None else self.inv_gamma
-        power = DEFAULT_POWER if self.power is None else self.power
-        return Method(name=name, decay=decay, per="checkpoint", warmup="inv-gamma", inv_gamma=inv_gamma, power=power)
-
-    def _warmup(self) -> Warmup:
-        return self.warmup or ("tf" if self.inv_gamma is None and self.power is None else "inv-gamma")
-
-    def _given_decays(self) -> list[Decay]:
+    def _decays(self) -> list[Decay]:
         return [
             *map(Decay.of, self.decay),
             *map(Decay.of_complement, self.one_minus_decay),
@@ -164,13 +154,12 @@ class WeightOptions:
         """
         for one in declared(type(self)):
             one.check_words(getattr(self, one.name))
-        self._check_decays()
-        self._check_parameters()
+        self._check_values()
         self._refuse_unused()
-        if not self.lacks_decay:
-            self.expand()
+        if "power" in self.method_names and not self.sigma_rel:
+            raise UsageError("--method power needs a width", hint="--sigma-rel 0.1")
 
-    def _check_decays(self) -> None:
+    def _check_values(self) -> None:
         options = [one for one in declared(WeightOptions) if one.many]
         given = [one.flag for one in options if one.name in DECAYS and getattr(self, one.name)]
         if len(given) > 1:
@@ -179,17 +168,14 @@ class WeightOptions:
             values = getattr(self, one.name)
             if len(set(values)) != len(values):
                 raise UsageError(f"{one.flag} has the same value twice")
-        self._given_decays()
-
-    def _check_parameters(self) -> None:
+        self._decays()
         for sigma_rel in self.sigma_rel:
             if not NARROWEST_SIGMA_REL <= sigma_rel <= WIDEST_SIGMA_REL:
                 raise UsageError(
                     f"--sigma-rel {sigma_rel:g} is not in (0, {WIDEST_SIGMA_REL:.4f}]",
                     hint="0.05 to 0.25 are usual; the largest is that of a plain mean over time",
                 )
-        parameters = [("--inv-gamma", self.inv_gamma), ("--power", self.power)]
-        for flag, value in parameters:
+        for flag, value in (("--inv-gamma", self.inv_gamma), ("--power", self.power)):
             if value is not None and not _LEAST_WEIGHT <= value <= _LARGEST_WEIGHT:
                 raise UsageError(f"{flag} {value:g} must be positive")
             if value is not None and self.warmup == "tf":

@@ -68,8 +68,10 @@ class DescriptorPool:
             _close(found.descriptor)
 
     def _add(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
-        while len(self._open) >= _most() and (_raise_limit() or self._close_one()):
-            pass
+        """Open a file, with some descriptors left to the rest of the process."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        while len(self._open) >= max(1, soft - min(_RESERVE, soft // 2)) and (_raise_limit() or self._close_one()):
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         while True:
             try:
                 added = self._open[owner] = _Open(reopen())
@@ -94,12 +96,6 @@ def _close(descriptor: int) -> None:
     """Close a file that was only read. Even if that fails, the descriptor is freed and no data are lost."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
-
-
-def _most() -> int:
-    """Return how many files may be open for reading."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, soft - min(_RESERVE, soft // 2))
 
 
 def _raise_limit() -> bool:

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -147,7 +146,7 @@ class FileSource(ByteSource):
         """Fill ``buffer``, in several reads if needed: one ``preadv`` returns at most 2 GiB, and may return less."""
         view = memoryview(buffer).cast("B")
         done = 0
-        with self._descriptor() as descriptor:
+        with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
             while done < len(view):
                 try:
                     count = os.preadv(descriptor, [view[done:]], offset + done)
@@ -163,13 +162,13 @@ class FileSource(ByteSource):
 
     def will_need(self, offset: int, length: int) -> None:
         """Ask the kernel to read ahead, if possible, unless the end of the range is already in its cache."""
-        with self._descriptor() as descriptor:
+        with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
             if hasattr(os, "posix_fadvise") and not _is_cached(descriptor, offset + length - 1):
                 os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time. A file that was replaced or removed can still be read completely."""
-        with self._descriptor() as descriptor:
+        with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
             now, then = _status(descriptor, self.path), self._opened
         renamed = not self.is_in_place()
         # A write changes ctime, even if the modification time is put back; so does losing the name.
@@ -193,9 +192,6 @@ class FileSource(ByteSource):
         """Close the file."""
         self._closed = True
         _DESCRIPTORS.close(self)
-
-    def _descriptor(self) -> AbstractContextManager[int]:
-        return _DESCRIPTORS.borrow(self, self._open_again)
 
     def _open_again(self) -> int:
         """Open the file again; it must be the same file.

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 import ema_cli
 from ema_cli.cli.app import app
-from ema_cli.cli.config.command import options_of
 from ema_cli.cli.config.manifest import read_manifest
 from ema_cli.cli.config.settings import from_table
 from ema_cli.cli.config.sources import read_file as read_config
@@ -124,7 +123,8 @@ def _keys() -> Sequence[Option]:
     from typer.main import get_command  # noqa: PLC0415 - typer is slow to import
 
     command = get_command(app).commands["plan"]  # type: ignore[attr-defined]
-    return options_of(command)
+    options: Sequence[Option] = command.callback.options
+    return options
 
 
 def _config(folder: Path, keys: Sequence[Option]) -> Parser:

@@ -12,12 +12,11 @@ from typing import Any
 import typer
 
 from ema_cli.cli.config.precedence import Configured, resolve
-from ema_cli.cli.config.settings import Origin, Setting, Settings, configurable, from_environment, from_table
+from ema_cli.cli.config.settings import Setting, Settings, from_environment, from_table
 from ema_cli.cli.config.show import show
-from ema_cli.cli.config.sources import ConfigFile, find_file, read_file
+from ema_cli.cli.config.sources import find_file, read_file
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import MainCommand
-from ema_cli.options.declaration import Option
 
 _META = "ema_cli.configured"
 """The key of the configuration in a context's ``meta``."""
@@ -27,10 +26,29 @@ class ConfiguredCommand(MainCommand):
     """A command with ``--config`` and ``--show-config``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
-        """Parse, then drop configured settings that contradict the flags."""
+        """Parse, reset configured settings that contradict the flags, and show all under ``--show-config``."""
         rest: list[str] = super().parse_args(ctx, args)
-        if not ctx.resilient_parsing:
-            _apply(ctx)
+        if ctx.resilient_parsing:
+            return rest
+        options = ctx.command.callback.options
+        flags = {
+            one.parameter: Setting(value=ctx.params[one.parameter], origin="flag", where=f"--{one.key}")
+            for one in options
+            if ctx.get_parameter_source(one.parameter).name == "COMMANDLINE"
+        }
+        file, *configured = ctx.meta[_META]
+        layers = (flags, *configured)
+        settings, dropped = resolve(layers)
+        mine = tuple(one for one in dropped if one.parameter in {option.parameter for option in options})
+        for parameter in ctx.command.params:
+            if any(one.parameter == parameter.name for one in mine):
+                ctx.params[parameter.name] = _value(ctx, parameter, settings)
+        held = Configured(file=file, options=options, layers=layers, settings=settings, dropped=mine)
+        ctx.meta[_META] = held
+        if ctx.params["show_config"]:
+            style = Style(json=ctx.params["json"], color=not ctx.params["no_color"])
+            show(held, ctx.params, speaker(ctx, style))
+            raise typer.Exit
         return rest
 
 
@@ -43,11 +61,15 @@ def load(context: typer.Context, file: Path | None) -> Path | None:
     """
     if context.resilient_parsing:
         return file
-    command: Any = context.command
     group: Any = context.parent.command if context.parent else None
-    commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)] if group else [command]
-    known = list({one.key: one for command in commands for one in options_of(command)}.values())
-    found = read_file(file) if file else _nearest_file()
+    commands: list[Any] = [context.command]
+    if group:
+        commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)]
+    known = list({one.key: one for command in commands for one in command.callback.options}.values())
+    try:
+        found = read_file(file) if file else find_file(Path.cwd())
+    except OSError:  # the working directory was removed
+        found = None
     in_file = from_table(found.table, known, found.path) if found else {}
     environment = from_environment(os.environ, known)
     context.meta[_META] = (found, environment, in_file)
@@ -63,7 +85,7 @@ def configured(context: typer.Context) -> Configured:
 
 def values_of(context: Any, settings: Settings) -> dict[str, Any]:  # noqa: ANN401
     """Return the value of each parameter of a command under ``settings``, as its function would get it."""
-    names = {one.parameter for one in options_of(context.command)}
+    names = {one.parameter for one in context.command.callback.options}
     return {one.name: _value(context, one, settings) for one in context.command.params if one.name in names}
 
 
@@ -77,41 +99,3 @@ def speaker(context: typer.Context, style: Style) -> Console:
     console = context.obj if isinstance(context.obj, Console) else Console(style)
     console.style = style
     return console
-
-
-def options_of(command: Any) -> list[Option]:  # noqa: ANN401
-    """Return the options of a command that can be configured."""
-    return configurable(command.callback.options)
-
-
-def _nearest_file() -> ConfigFile | None:
-    """Return the configuration file of the working directory; ``None`` if there is none, or no such directory."""
-    try:
-        folder = Path.cwd()
-    except OSError:
-        return None
-    return find_file(folder)
-
-
-def _apply(context: Any) -> None:  # noqa: ANN401
-    """Find the settings that apply, give dropped ones their defaults, and show all under ``--show-config``."""
-    found, environment, in_file = context.meta[_META]
-    options = tuple(options_of(context.command))
-    flags = {
-        one.parameter: Setting(value=context.params[one.parameter], origin=Origin(kind="flag", where=f"--{one.key}"))
-        for one in options
-        if context.get_parameter_source(one.parameter).name == "COMMANDLINE"
-    }
-    layers = (flags, environment, in_file)
-    settings, dropped = resolve(layers)
-    names = {one.parameter for one in options}
-    mine = tuple(one for one in dropped if one.parameter in names)
-    for parameter in context.command.params:
-        if any(one.parameter == parameter.name for one in mine):
-            context.params[parameter.name] = _value(context, parameter, settings)
-    held = Configured(file=found, options=options, layers=layers, settings=settings, dropped=mine)
-    context.meta[_META] = held
-    if context.params["show_config"]:
-        style = Style(json=context.params["json"], color=not context.params["no_color"])
-        show(held, context.params, speaker(context, style))
-        raise typer.Exit

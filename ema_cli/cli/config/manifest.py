@@ -20,14 +20,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ema_cli.cli.config.settings import Settings, configurable, from_table
+from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
 from ema_cli.cli.config.sources import parse_toml
 from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import Option, declared
 from ema_cli.text import quoted
 
-OF_THE_BATCH = {one.key for one in configurable(declared(BatchCommandLine))} - {"ci"}  # it has no effect in a job
+OF_THE_BATCH = {one.key for one in declared(BatchCommandLine)} - {"ci", *ONLY_FLAGS}  # ci has no effect in a job
 """Options of the whole batch, which a job cannot have."""
 _PLACES = ("run", "paths")
 _TABLES = ("job", "defaults")
@@ -42,20 +42,12 @@ class ManifestJob:
     run: str
     """The folder that ``{run}`` stands for."""
     paths: tuple[str, ...]
-    settings: Settings
-    """The options in its table."""
+    layers: tuple[Settings, Settings]
+    """The options in its table, and those in ``[defaults]``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """The jobs of a file."""
-
-    defaults: Settings
-    jobs: tuple[ManifestJob, ...]
-
-
-def read_manifest(path: Path, options: Sequence[Option]) -> Manifest:
-    """Read a manifest.
+def read_manifest(path: Path, options: Sequence[Option]) -> list[ManifestJob]:
+    """Return the jobs of a manifest.
 
     Args:
         path: the TOML file.
@@ -78,13 +70,11 @@ def read_manifest(path: Path, options: Sequence[Option]) -> Manifest:
     defaults = document.get("defaults", {})
     if not isinstance(defaults, dict):
         raise UsageError(f"{quoted(str(path))}: defaults is not a table", hint="[defaults]")
-    return Manifest(
-        defaults=_settings(defaults, usable, path, "defaults"),
-        jobs=tuple(_job(table, usable, path, f"job {number}") for number, table in enumerate(tables, start=1)),
-    )
+    settings = _settings(defaults, usable, path, "defaults")
+    return [_job(table, usable, path, f"job {number}", settings) for number, table in enumerate(tables, start=1)]
 
 
-def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: str) -> ManifestJob:
+def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: str, defaults: Settings) -> ManifestJob:
     where = f"{quoted(str(path))}, {place}"
     named = [name for name in _PLACES if name in table]
     if len(named) != 1:
@@ -98,20 +88,17 @@ def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: st
     if any("\0" in one for one in paths):
         raise UsageError(f"{where}: {named[0]} has a character that no path can have")
     own = {name: value for name, value in table.items() if name not in _PLACES}
-    run = paths[0] if named == ["run"] else _folder_of(paths[0])
-    return ManifestJob(place=where, run=run, paths=tuple(paths), settings=_settings(own, options, path, place))
+    run = paths[0]  # a folder as it was written; isdir returns False for an impossible name, where pathlib raises
+    if named == ["paths"] and not os.path.isdir(run):  # noqa: PTH112
+        run = os.path.dirname(run) or "."  # noqa: PTH120
+    layers = (_settings(own, options, path, place), defaults)
+    return ManifestJob(place=where, run=run, paths=tuple(paths), layers=layers)
 
 
 def _settings(table: dict[str, Any], options: Sequence[Option], path: Path, place: str) -> Settings:
     for name in table:
-        if name.replace("_", "-") in OF_THE_BATCH:
-            plain = name.replace("_", "-")
+        plain = name.replace("_", "-")
+        if plain in OF_THE_BATCH:
             message = f"{quoted(str(path))}, {place}: {quoted(name)} is an option of the whole batch"
             raise UsageError(message, hint=f"ema-avg batch --{plain} ...")
     return from_table(table, options, path, place)
-
-
-def _folder_of(path: str) -> str:
-    """Return the run of a path: the path itself if it is a folder, else its parent folder."""
-    # The text stays as it was written; isdir returns False for an impossible name, where pathlib raises.
-    return path if os.path.isdir(path) else os.path.dirname(path) or "."  # noqa: PTH112, PTH120

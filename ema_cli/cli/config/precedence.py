@@ -51,9 +51,9 @@ def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[Droppe
         layers: the strongest first. Contradictions inside one of them stay, and are refused where options are checked.
 
     """
-    kept: dict[str, Setting] = {}
+    kept = dict(layers[0])
     dropped: list[DroppedSetting] = []
-    for layer in layers:
+    for layer in filter(None, layers[1:]):
         fresh = {name: setting for name, setting in layer.items() if name not in kept}
         ruled_out = _ruled_out({name: setting.value for name, setting in kept.items()}, fresh)
         dropped += [DroppedSetting(parameter=name, setting=fresh.pop(name), by=by) for name, by in ruled_out.items()]

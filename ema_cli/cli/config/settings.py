@@ -1,7 +1,7 @@
 """Settings from files and from the environment: which keys there are, and what their values may be.
 
-Input -> output: a TOML table or the environment, and the options of a command -> a ``Setting`` per option, with its
-origin. All functions are pure. ``sources`` finds the files, and ``precedence`` says which setting wins.
+Input -> output: a TOML table or the environment, and the options of a command -> a ``Setting`` per option. All
+functions are pure. ``sources`` finds the files, and ``precedence`` says which setting wins.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIX = "EMA_AVG_"
 RESERVED = ("EMA_AVG_DEBUG",)
 """Variables with this prefix that are not options."""
 ONLY_FLAGS = ("help", "version", "config", "show-config")
-"""Options that cannot be configured."""
+"""Options that cannot be configured: those that choose the configuration, and those that only show something."""
 _MOST_FAULTS = 10
 _MOST_INTEGER = 1 << 1000
 """Larger integers cannot be converted to a float."""
@@ -37,40 +37,18 @@ _MEANINGS: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a value comes from."""
-
-    kind: Literal["default", "file", "environment", "flag"]
-    where: str = ""
-    """Path of the file, name of the variable, or the flag."""
-
-    @property
-    def label(self) -> str:
-        """The origin in a few words."""
-        return self.where or self.kind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """The value of an option, and where it comes from."""
 
     value: Any
     """As Click takes it: text for a path, a list for a repeatable option."""
-    origin: Origin
+    origin: Literal["file", "environment", "flag"]
+    where: str
+    """Path of the file, name of the variable, or the flag."""
 
 
 Settings = Mapping[str, Setting]
 """By the name of the parameter."""
-
-
-def configurable(options: Iterable[Option]) -> list[Option]:
-    """Return the options that can be configured: all but those that choose the configuration."""
-    return [one for one in options if one.key not in ONLY_FLAGS]
-
-
-def variable_of(option: Option) -> str:
-    """Return the name of an option's environment variable."""
-    return PREFIX + option.key.upper().replace("-", "_")
 
 
 def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, place: str = "") -> dict[str, Setting]:
@@ -94,7 +72,7 @@ def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, 
         if option is None:
             raise _unknown(f"{where}: ", name, list(by_key))
         value = _checked(option, table[name], f"{where}: {name} = {_shown(table[name])}")
-        return option.parameter, Setting(value=value, origin=Origin(kind="file", where=f"{path}"))
+        return option.parameter, Setting(value=value, origin="file", where=f"{path}")
 
     return _all_settings(one, table)
 
@@ -106,8 +84,10 @@ def from_environment(environment: Mapping[str, str], options: Sequence[Option]) 
         UsageError: unknown variables, and values of a wrong type; one message reports all of them.
 
     """
-    by_variable = {variable_of(one): one for one in options}
     ours = [name for name in sorted(environment) if name.startswith(PREFIX) and name not in RESERVED]
+    if not ours:
+        return {}
+    by_variable = {PREFIX + one.key.upper().replace("-", "_"): one for one in options}
 
     def one(name: str) -> tuple[str, Setting]:
         option = by_variable.get(name)
@@ -115,7 +95,7 @@ def from_environment(environment: Mapping[str, str], options: Sequence[Option]) 
             raise _unknown("the environment: ", name, [*by_variable, *RESERVED])
         text = environment[name]
         value = _checked(option, _from_text(option, text), f"{name}={quoted(text)}")
-        return option.parameter, Setting(value=value, origin=Origin(kind="environment", where=name))
+        return option.parameter, Setting(value=value, origin="environment", where=name)
 
     return _all_settings(one, [name for name in ours if environment[name] or name not in by_variable])
 
@@ -127,7 +107,7 @@ def _all_settings(one: Callable[[str], tuple[str, Setting]], names: Iterable[str
         try:
             parameter, setting = one(name)
             if parameter in settings:
-                raise UsageError(f"{setting.origin.label}: {quoted(name)} is given twice, with - and with _")
+                raise UsageError(f"{setting.where}: {quoted(name)} is given twice, with - and with _")
             settings[parameter] = setting
         except UsageError as fault:
             faults.append(fault)
@@ -181,14 +161,10 @@ def _checked(option: Option, value: object, subject: str) -> object:
         return ",".join(map(repr, value))
     values = value if option.many and isinstance(value, list) else [value]
     if not values or not all(_is_right(option, one) for one in values):
-        raise UsageError(f"{subject}: it must be {_meaning(option)}")
+        meaning = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
+        several = ", or a list of such" if option.many and option.kind != "pairs" else ""
+        raise UsageError(f"{subject}: it must be {meaning}{several}")
     return list(values) if option.many else value
-
-
-def _meaning(option: Option) -> str:
-    """Return what a value may be, in words."""
-    words = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
-    return f"{words}, or a list of such" if option.many and option.kind != "pairs" else words
 
 
 def _is_right(option: Option, value: object) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ema_cli.cli.config.precedence import Configured
-from ema_cli.cli.config.settings import Origin
 from ema_cli.cli.console import Console
 from ema_cli.options.declaration import Option
 from ema_cli.report.model import SCHEMA_VERSION
@@ -31,25 +30,21 @@ def show(found: Configured, parameters: Mapping[str, Any], console: Console) -> 
 
 
 def _document(found: Configured, values: Mapping[str, Any]) -> dict[str, object]:
-    dropped = {one.parameter: one for one in found.dropped}
+    dropped = {one.parameter: _plain(one.setting.value) for one in found.dropped}
+    options = {}
+    for option in found.options:
+        setting = found.settings.get(option.parameter)
+        options[option.key] = {
+            "value": values[option.parameter],
+            "origin": setting.origin if setting else "default",
+            "where": setting.where if setting else None,
+            "dropped": dropped.get(option.parameter),
+        }
     return {
         "schema_version": SCHEMA_VERSION,
         "file": str(found.file.path) if found.file else None,
-        "options": {
-            option.key: {
-                "value": values[option.parameter],
-                "origin": _origin(found, option).kind,
-                "where": _origin(found, option).where or None,
-                "dropped": _plain(dropped[option.parameter].setting.value) if option.parameter in dropped else None,
-            }
-            for option in found.options
-        },
+        "options": options,
     }
-
-
-def _origin(found: Configured, option: Option) -> Origin:
-    setting = found.settings.get(option.parameter)
-    return setting.origin if setting else Origin(kind="default")
 
 
 def _explained(found: Configured, option: Option) -> str:
@@ -58,8 +53,9 @@ def _explained(found: Configured, option: Option) -> str:
         if one.parameter == option.parameter:
             by = next(other.key for other in found.options if other.parameter == one.by)
             was = _written(_plain(one.setting.value))
-            return f"default; {was} of {safe_text(one.setting.origin.label)} is dropped for --{by}"
-    return safe_text(_origin(found, option).label)
+            return f"default; {was} of {safe_text(one.setting.where)} is dropped for --{by}"
+    setting = found.settings.get(option.parameter)
+    return safe_text(setting.where) if setting else "default"
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - what Click parsed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,24 +32,13 @@ def find_file(folder: Path) -> ConfigFile | None:
 
     """
     for place in (folder, *folder.parents):
-        for name in (FILE, PYPROJECT):
-            found = _look_at(place / name)
+        if os.path.isfile(place / FILE):  # noqa: PTH113 - False in a folder without permission, where pathlib raises
+            return ConfigFile(path=place / FILE, table=parse_toml(place / FILE))
+        if os.path.isfile(place / PYPROJECT):  # noqa: PTH113
+            found = _read_pyproject(place / PYPROJECT)
             if found is not None:
                 return found
     return None
-
-
-def _look_at(path: Path) -> ConfigFile | None:
-    """Return the settings of a file that may not exist; only a ``pyproject.toml`` with the word ema-avg is parsed."""
-    if not _is_file(path) or (path.name == PYPROJECT and TABLE not in _text(path)):
-        return None
-    table = parse_toml(path)
-    if path.name == PYPROJECT:
-        tool = table.get("tool", {})
-        if not isinstance(tool, dict) or TABLE not in tool:
-            return None
-        table = _as_table(tool[TABLE], path, f"tool.{TABLE}")
-    return ConfigFile(path=path, table=table)
 
 
 def read_file(path: Path) -> ConfigFile:
@@ -58,13 +48,20 @@ def read_file(path: Path) -> ConfigFile:
         UsageError: it cannot be read, is not TOML, or has no such table.
 
     """
-    if path.name != PYPROJECT:
-        return ConfigFile(path=path, table=parse_toml(path))
-    _text(path)
-    found = _look_at(path)
+    found = _read_pyproject(path) if path.name == PYPROJECT else ConfigFile(path=path, table=parse_toml(path))
     if found is None:
         raise UsageError(f"{quoted(str(path))} has no table [tool.{TABLE}]", hint="--config ema-avg.toml")
     return found
+
+
+def _read_pyproject(path: Path) -> ConfigFile | None:
+    """Return the table of a ``pyproject.toml``, which is parsed only if it has the word ema-avg."""
+    tool = parse_toml(path).get("tool") if TABLE in _text(path) else None
+    if not isinstance(tool, dict) or TABLE not in tool:
+        return None
+    if not isinstance(tool[TABLE], dict):
+        raise UsageError(f"{quoted(str(path))}: tool.{TABLE} is not a table", hint=f"[tool.{TABLE}]")
+    return ConfigFile(path=path, table=tool[TABLE])
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
@@ -83,13 +80,6 @@ def parse_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{quoted(str(path))} is not TOML: {error}", hint="half-life = 500") from error
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # in a folder without permission
-        return False
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -97,9 +87,3 @@ def _text(path: Path) -> str:
         raise UsageError(f"{quoted(str(path))} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{quoted(str(path))} is not TOML: it is not UTF-8 text") from error
-
-
-def _as_table(value: object, path: Path, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UsageError(f"{quoted(str(path))}: {name} is not a table", hint=f"[{name}]")
-    return value

@@ -141,13 +141,11 @@ def _table(entries: Sequence[JobEntry]) -> Table:
             Text(_VERBS[entry.status], style=_COLORS.get(entry.status, "")),
             f"{entry.checkpoints:,}" if entry.checkpoints else "",
             f"{entry.seconds:.2f}",
-            Text(_one_line(entry.error.message) if entry.error else "", no_wrap=True, overflow="ellipsis"),
+            Text(
+                clean(" ".join(entry.error.message.split())) if entry.error else "", no_wrap=True, overflow="ellipsis"
+            ),
         )
     return table
-
-
-def _one_line(message: str) -> str:
-    return clean(" ".join(message.split()))
 
 
 def _result_line(result: JobResult) -> str:

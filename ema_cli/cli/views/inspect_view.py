@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import PurePath
 
@@ -14,6 +13,7 @@ from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.dtypes import DType
 from ema_cli.records.series import Checkpoint
+from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import human_bytes, plural, quoted, safe_text, shortlist
 
 _MOST_NAMES = 8
@@ -30,7 +30,10 @@ def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
             table.add_row(f"  {label}", Text(value))
     console.talk(table)
     if console.style.verbose:
-        console.talk(_tensor_table(checkpoint))
+        tensors = plain_table(("tensor", "type", "shape"))
+        for layout in checkpoint.index.layouts:
+            tensors.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
+        console.talk(tensors)
 
 
 def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
@@ -55,30 +58,12 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "note", "; ".join(checkpoint.warnings)
 
 
-@dataclass(slots=True)
-class _Total:
-    """Totals of the tensors of one element type."""
-
-    tensors: int = 0
-    parameters: int = 0
-    nbytes: int = 0
-
-
 def _types(checkpoint: Checkpoint) -> Iterator[str]:
     """Yield a line for each element type, largest total first."""
-    totals: dict[DType, _Total] = {}
+    by_type: dict[DType, list[TensorLayout]] = {}
     for layout in checkpoint.index.layouts:
-        total = totals.setdefault(layout.dtype, _Total())
-        total.tensors += 1
-        total.parameters += layout.elements
-        total.nbytes += layout.nbytes
-    for dtype, total in sorted(totals.items(), key=lambda item: -item[1].nbytes):
-        counts = f"{plural(total.tensors, 'tensor')}, {plural(total.parameters, 'parameter')}"
-        yield f"{dtype.torch_name}: {counts}, {human_bytes(total.nbytes)}"
-
-
-def _tensor_table(checkpoint: Checkpoint) -> Table:
-    table = plain_table(("tensor", "type", "shape"))
-    for layout in checkpoint.index.layouts:
-        table.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
-    return table
+        by_type.setdefault(layout.dtype, []).append(layout)
+    totals = [(sum(layout.nbytes for layout in layouts), dtype, layouts) for dtype, layouts in by_type.items()]
+    for nbytes, dtype, layouts in sorted(totals, key=lambda total: -total[0]):
+        parameters = plural(sum(layout.elements for layout in layouts), "parameter")
+        yield f"{dtype.torch_name}: {plural(len(layouts), 'tensor')}, {parameters}, {human_bytes(nbytes)}"

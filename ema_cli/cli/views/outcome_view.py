@@ -18,6 +18,8 @@ _SHORTEST_FOLD = 0.1
 
 def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
     """Show drift and speed of a run and the path of each file; one result line per output goes to stdout."""
+    if console.style.quiet:
+        return
     report = outcome.report
     if not outcome.up_to_date:
         _show_drift(report, console)

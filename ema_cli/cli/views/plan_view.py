@@ -36,40 +36,41 @@ _FEW = 3
 
 def show_plan(plan: Plan, options: Options, console: Console) -> None:
     """Show the order, the shares, the averages, and the bytes to read and write."""
+    if not console.style.quiet:
+        for part in _parts(plan, options, verbose=console.style.verbose):
+            console.talk(part)
+
+
+def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Table]:
     checkpoints = plan.checkpoints
     folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
-    console.talk(_headline(plan, folder))
-    for line in _names_of_weights(checkpoints):
-        console.talk(line)
-    if console.style.verbose:
-        for line in _ignored(checkpoints):
-            console.talk(line)
-    if len(plan.outputs) <= _MOST_SHARES or console.style.verbose:
-        console.talk(_shares_table(plan, folder, all_rows=console.style.verbose))
+    yield _headline(plan, folder)
+    yield from _names_of_weights(checkpoints)
+    if verbose:
+        yield from _ignored(checkpoints)
+    if len(plan.outputs) <= _MOST_SHARES or verbose:
+        yield _shares_table(plan, folder, all_rows=verbose)
     else:
-        console.talk(f"shares of {len(plan.outputs)} averages: -v shows them")
-    show_skipped(plan.series.skipped, console)
+        yield f"shares of {len(plan.outputs)} averages: -v shows them"
+    yield from skipped_lines(plan.series.skipped, verbose=verbose)
     if len(plan.outputs) == 1:
-        for line in _average_lines(plan, plan.outputs[0]):
-            console.talk(line)
+        yield from _average_lines(plan, plan.outputs[0])
     else:
-        console.talk(_comparison(plan))
-    for line in _work(plan, options):
-        console.talk(line)
+        yield _comparison(plan)
+    yield from _work(plan, options)
 
 
-def show_skipped(entries: Sequence[Skipped], console: Console) -> None:
+def skipped_lines(entries: Sequence[Skipped], *, verbose: bool) -> Iterator[str]:
     """Name the skipped inputs; many with the same reason are counted."""
     by_reason: dict[str, list[Location]] = {}
     for entry in entries:
         by_reason.setdefault(entry.reason, []).append(entry.path)
     for reason, paths in by_reason.items():
-        if len(paths) <= _FEW or console.style.verbose:
-            for path in paths:
-                console.talk(f"skipped {quoted(str(path))}: {reason}")
+        if len(paths) <= _FEW or verbose:
+            yield from (f"skipped {quoted(str(path))}: {reason}" for path in paths)
         else:
             names = shortlist((quoted(path.name) for path in paths), most=2)
-            console.talk(f"skipped {plural(len(paths), 'file')} ({names}): {reason}")
+            yield f"skipped {plural(len(paths), 'file')} ({names}): {reason}"
 
 
 def _headline(plan: Plan, folder: str) -> str:
@@ -128,16 +129,14 @@ def _shortest(folder: str) -> str:
         return folder
 
 
-def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
     """Say under which keys the weights were found, and which prefixes were removed from their names."""
-    lines = []
     keys = Counter(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
     if keys:
-        lines.append(f"weights under {shortlist(quoted(key) for key in keys)}")
+        yield f"weights under {shortlist(quoted(key) for key in keys)}"
     prefixes = Counter(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
     if prefixes:
-        lines.append(f"prefixes removed from the names: {', '.join(prefixes)}")
-    return lines
+        yield f"prefixes removed from the names: {', '.join(prefixes)}"
 
 
 def _ignored(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ema_cli.cli.console import Console
 from ema_cli.events import Event, Info, Opening, Progress, WarningIssued
@@ -19,7 +19,7 @@ _PATIENCE_SECONDS = 0.5
 
 
 class ProgressDisplay:
-    """Shows events while the context is open."""
+    """Shows events until it is closed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -28,12 +28,6 @@ class ProgressDisplay:
         self._activity = ""
         self._started = time.monotonic()
         self._last_line = self._started
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
 
     def show(self, event: Event) -> None:
         """Show a warning, a message, or the progress."""
@@ -50,7 +44,7 @@ class ProgressDisplay:
     def _show_bytes(self, event: Progress) -> None:
         now = time.monotonic()
         if event.activity != self._activity:
-            self._stop()
+            self.close()
             self._activity, self._started, self._last_line = event.activity, now, now
         if self._console.style.quiet:
             return
@@ -86,7 +80,8 @@ class ProgressDisplay:
             self._bar.start()
         self._bar.update(self._task, completed=event.done_bytes)
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Remove the bar, if there is one."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None

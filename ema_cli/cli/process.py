@@ -1,14 +1,41 @@
-"""Standard streams that may be closed, full, or without a reader: the files written do not depend on them."""
+"""The process: signals end a run by an exception, and lost standard streams do not harm the files written."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, TextIO, cast
+import signal
+from types import FrameType
+from typing import Any, NoReturn, TextIO, cast
 
 from ema_cli.errors import OutputError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STANDARD = (0, 1, 2)
+
+
+class Terminated(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.left = "no output was changed"
+        """State of the outputs, for the error message."""
+
+
+def install_signals() -> None:
+    """Raise ``Terminated`` on the first signal, except signals ignored by the parent process (``nohup``)."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    """Raise once; ignore later signals, which would interrupt the cleanup."""
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Terminated(number)
 
 
 def reserve_descriptors() -> None:
