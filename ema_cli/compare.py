@@ -110,7 +110,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
         tensors, floats, differing = [], Sums(), 0
         for name, ((i, x), (j, y)) in zip(names, pairs, strict=True):
             sums = meter.measure(a.index.extent(i), b.index.extent(j)) if _can_be_compared(x, y) else None
-            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums, x)))
+            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums) if sums else _NOT_COMPARED))
             differing += sums.differing if sums else 0
             floats += sums if sums and x.dtype.averaged else Sums()
         check_unchanged((a, b), listener)
@@ -120,14 +120,14 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
         tensors=tuple(tensors),
         only_in_a=tuple(name for name in chosen_a if name not in chosen_b),
         only_in_b=tuple(name for name in chosen_b if name not in chosen_a),
-        total=_total(floats, differing),
+        total=dataclasses.replace(_distance(floats), differing=differing),
     )
 
 
 def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[Checkpoint]:
-    """Open both files; they stay open until ``opened`` is closed."""
+    """Open the two files until ``opened`` is closed."""
     paths = [locate(path) for path in options.paths]
-    if len(paths) != 2:  # noqa: PLR2004 - the name of the function
+    if len(paths) != 2:  # noqa: PLR2004 - a and b
         raise UsageError(f"diff needs two checkpoints, got {len(paths)}", hint="ema-avg diff a.pt b.safetensors")
     flat = [options.key is not None and _is_flat(path) for path in paths]
     pool = LayoutPool()
@@ -154,7 +154,7 @@ def _is_flat(path: Location) -> bool:
 def _open(
     path: Location, key: str | None, strip_prefix: str | None, pool: LayoutPool
 ) -> tuple[Checkpoint, UsageError | None]:
-    """Open a file. If no name in it has the prefix, open it without one, and return the error as well."""
+    """Open a file. If no name in it has the prefix, open it without the prefix, and return the error as well."""
     try:
         return open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix), None
     except UsageError as error:
@@ -182,25 +182,8 @@ def _can_be_compared(a: TensorLayout, b: TensorLayout) -> bool:
     return a.shape == b.shape and comparable(a.dtype, b.dtype)
 
 
-def _distance(sums: Sums | None, layout: TensorLayout) -> Distance:
-    if sums is None:
-        return _NOT_COMPARED
-    floats = layout.dtype.averaged
-    return Distance(
-        differing=sums.differing,
-        max_abs=sums.max_abs,
-        relative_l2=sums.relative_l2 if floats else None,
-        cosine=sums.cosine if floats else None,
-    )
-
-
-def _total(floats: Sums, differing: int) -> Distance:
-    return Distance(
-        differing=differing,
-        max_abs=floats.max_abs,
-        relative_l2=floats.relative_l2,
-        cosine=floats.cosine,
-    )
+def _distance(sums: Sums) -> Distance:
+    return Distance(differing=sums.differing, max_abs=sums.max_abs, relative_l2=sums.relative_l2, cosine=sums.cosine)
 
 
 def comparison_document(comparison: Comparison) -> dict[str, object]:
