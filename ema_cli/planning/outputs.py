@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ema_cli._version import __version__
@@ -34,15 +33,9 @@ def plan_outputs(
     side_files: Sequence[SideFile] = (),
     lacking: Collection[str] = (),
 ) -> tuple[PlannedOutput, ...]:
-    """Return the output of each average.
+    """Return the output of each average: a file, or a folder with ``side_files``.
 
-    Args:
-        weightings: one per average.
-        series: the checkpoints.
-        tensors: in the order of the data section.
-        options: name the outputs.
-        side_files: other files of an output folder.
-        lacking: tensors that are copied because some checkpoint lacks them.
+    The metadata list the tensors ``lacking``: they are copied, because some checkpoint lacks them.
 
     Raises:
         UsageError: two outputs would have one name, or a name has a field that the average does not have.
@@ -52,28 +45,25 @@ def plan_outputs(
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
     outputs = tuple(
-        _plan_output(layouts, {**shared, **_metadata(weighting.method, series, options)}, weighting, series, options)
-        for weighting in weightings
+        _plan_output(layouts, shared, weighting, series, options, side_files=side_files) for weighting in weightings
     )
-    outputs = tuple(replace(output, beside=(*output.beside, *side_files)) for output in outputs)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise UsageError(
-            f"several averages would be written to {quoted(str(twice))}",
-            hint="run them one at a time",
-        )
+        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one at a time")
     return outputs
 
 
 def _plan_output(
     layouts: Sequence[TensorLayout],
-    metadata: Mapping[str, str],
+    shared: Mapping[str, str],
     weighting: Weighting,
     series: Series,
     options: Options,
+    *,
+    side_files: Sequence[SideFile],
 ) -> PlannedOutput:
-    """Plan the file of an average, or the files of its folder."""
+    metadata = {**shared, **_metadata(weighting.method, series, options)}
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
@@ -81,7 +71,7 @@ def _plan_output(
         return PlannedOutput(weighting=weighting, path=path, files=(whole,))
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
-    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=index)
+    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=(*index, *side_files))
 
 
 def output_path(method: Method, options: Options) -> Location:

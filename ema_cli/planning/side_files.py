@@ -26,12 +26,7 @@ _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 
 
 def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that an output folder gets from the folder of the last checkpoint; none if it is no folder.
-
-    Returns:
-        The files, and warnings about files that cannot be copied.
-
-    """
+    """Return the files that an output folder gets from the last checkpoint, and warnings about those it cannot get."""
     if options.max_shard_size is None:
         return (), ()
     dtype = None if options.dtype == "same" else options.dtype
@@ -50,17 +45,14 @@ def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile,
                 nbytes = source.size() if content is None else len(content)
                 state = source.state
         except (InputRefused, NothingMatched) as refused:
-            warnings.append(_not_copied(refused.message))
+            message = f"not copied: {refused.message}"
+            warnings.append(RunWarning(code="companion-left-out", message=message, hint="copy it yourself"))
             continue
         origin = path if content is None else None
         found.append(
             SideFile(name=name, role=FileRole.SIDE_FILE, nbytes=nbytes, content=content, source=origin, state=state)
         )
     return tuple(found), tuple(warnings)
-
-
-def _not_copied(message: str) -> RunWarning:
-    return RunWarning(code="companion-left-out", message=f"not copied: {message}", hint="copy it yourself")
 
 
 def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> bytes | None:
