@@ -33,12 +33,7 @@ from ema_cli.write.target import Target
 def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
     """Fold the checkpoints, write the outputs and their reports, and return the report of all.
 
-    Args:
-        plan: what is read, averaged and written.
-        options: of the run.
-        listener: receives warnings and progress.
-        argv: the command line, for the report.
-        started: monotonic time at which the run began, in seconds.
+    The report lists the command line ``argv``; ``started`` is the monotonic time at which the run began, in seconds.
 
     Raises:
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
@@ -114,11 +109,8 @@ def _report_spooling(plan: Plan, listener: Listener) -> None:
     for output in plan.outputs:
         if is_spooled(output):
             size = human_bytes(sum(file.nbytes for file in output.files))
-            where = quoted(tempfile.gettempdir())
-            message = (
-                f"{quoted(str(output.path))} is written to {where} first ({size}), and uploaded when it is complete"
-            )
-            listener(Info(message=message))
+            first = f"written to {quoted(tempfile.gettempdir())} first ({size})"
+            listener(Info(message=f"{quoted(str(output.path))} is {first}, and uploaded when it is complete"))
 
 
 def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[RunWarning]:

@@ -42,12 +42,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
-    """Return the step in each name of a series, ``None`` for a name without one.
-
-    Args:
-        names: the ends of the paths that differ: a file name, or ``checkpoint-500/model.bin``.
-
-    """
+    """Return the step in each name of a series: a file name, or ``checkpoint-500/model.bin``."""
     stems = [_SUFFIXES.sub("", name) for name in names]
     spelled = [_spelled(stem) for stem in stems]
     if len(stems) < 2 or (all(spelled) and len(set(spelled)) > 1):  # noqa: PLR2004 - a series has two names
@@ -152,12 +147,9 @@ def unknown_fields_in(template: str) -> list[str]:
 
 
 def fill_output_name(template: str, values: Mapping[str, object]) -> str:
-    """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
+    """Return a name with its fields filled in: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
 
-    Args:
-        template: the name; a field without a value is left unchanged. Braces in a value are not filled again.
-        values: by field; ``None`` for a parameter that the average does not have.
-
+    A field without a value is left unchanged. Braces in a value are not filled again.
     """
 
     def fill(found: re.Match[str]) -> str:
@@ -174,9 +166,9 @@ def run_name(run: str) -> str:
     return Path(os.path.abspath(run)).name  # noqa: PTH100 - resolve() would follow links
 
 
-def fill_run(template: str, run: str, name: str) -> str:
-    """Return a template with ``{run}`` and ``{name}`` filled in; braces in the values are not filled again."""
-    return re.sub(r"\{(run|name)\}", lambda found: run if found.group(1) == "run" else name, template)
+def run_fields(run: str) -> dict[str, object]:
+    """Return the values of ``{run}`` and ``{name}`` for a run folder."""
+    return {"run": run, "name": run_name(run)}
 
 
 def report_name(output: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import fill_run, run_name
+from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
 from ema_cli.report.beside import report_path
@@ -28,19 +28,13 @@ class Job:
 
 def make_job(options: Options, run: str) -> Job:
     """Return the job of a run, with ``{run}`` and ``{name}`` filled in in its paths."""
+    report = tuple(_fill(path, run) for path in options.report)
+    continue_from = _fill(options.continue_from, run) if options.continue_from else None
+    return Job(run=run, options=replace(options, run=run, report=report, continue_from=continue_from))
 
-    def fill(path: Location) -> Location:
-        return locate(fill_run(str(path), run, run_name(run)))
 
-    return Job(
-        run=run,
-        options=replace(
-            options,
-            run=run,
-            report=tuple(map(fill, options.report)),
-            continue_from=fill(options.continue_from) if options.continue_from else None,
-        ),
-    )
+def _fill(path: Location, run: str) -> Location:
+    return locate(fill_output_name(str(path), run_fields(run)))
 
 
 def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
@@ -76,8 +70,7 @@ def _written(options: Options) -> Iterator[Location]:
 
 def _outputs(options: Options) -> list[Location]:
     if options.output is None or options.continue_from is not None:  # the method is in that file
-        run = options.run or ""
-        return [locate(fill_run(str(options.output), run, run_name(run)))] if options.output else []
+        return [_fill(options.output, options.run or "")] if options.output else []
     return [output_path(method, options) for method in options.expand()]
 
 

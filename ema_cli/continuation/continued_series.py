@@ -45,11 +45,8 @@ class _Sorted:
 def continue_series(found: Found, options: Options, opened: ExitStack) -> Series:
     """Return the series that continues the average ``options.continue_from`` with the checkpoints that are new.
 
-    Args:
-        found: the checkpoints of the command line.
-        options: name the previous average.
-        opened: closes the files that are opened here: the previous average and, if it is needed and was not named, its
-            last checkpoint.
+    The files that are opened here, the previous average and maybe its last checkpoint, stay open until ``opened`` is
+    closed.
 
     Raises:
         NothingNew: there are no new checkpoints, and the output is not the previous average itself.
@@ -67,7 +64,6 @@ def continue_series(found: Found, options: Options, opened: ExitStack) -> Series
 
 
 def _continued(previous: PreviousAverage, series: Series, options: Options) -> Series:
-    """Return the series of ``previous`` and those checkpoints of ``series`` that are new; see ``continue_series``."""
     found = _sort_out(previous, series, options)
     if not found.fresh and not _in_place(previous, options):
         raise _nothing_new(previous, found.late)
@@ -93,8 +89,7 @@ def _continued(previous: PreviousAverage, series: Series, options: Options) -> S
     )
 
 
-def _nothing_new(previous: PreviousAverage, late: Sequence[str] = ()) -> NothingNew:
-    """Return the error that there are no new checkpoints to fold."""
+def _nothing_new(previous: PreviousAverage, late: Sequence[str]) -> NothingNew:
     inside = f"{plural(len(previous.folded), 'checkpoint')} up to {previous.step_or_name(previous.last)}"
     missed = f"; {shortlist(late)} came too late to be added" if late else ""
     hint = "average all checkpoints at once, without --continue-from" if late else ""

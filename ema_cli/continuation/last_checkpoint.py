@@ -32,11 +32,7 @@ def read_last_checkpoint(
 ) -> tuple[OrderedCheckpoint, list[RunWarning]]:
     """Return the last checkpoint inside as a member, and a warning unless it is the file that was averaged.
 
-    Args:
-        previous: the average.
-        named: the checkpoint, if the user named it.
-        first_new: the first new checkpoint, beside which it may be.
-        options: how checkpoints are opened.
+    ``named`` is the checkpoint, if the user named it; otherwise it may be beside ``first_new``.
 
     Raises:
         NothingMatched: it was not found.

@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli._version import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
-from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
+from ema_cli.naming import RUN_FIELDS, fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OUR_METADATA
@@ -96,7 +96,7 @@ def _run_fields(options: Options) -> dict[str, object]:
     if options.run is None and (len(options.paths) > 1 or not Path(run).is_dir()):
         message = f"the output {quoted(str(options.output))}: {{{stray}}} needs one run folder as the only argument"
         raise UsageError(message, hint=f"name the folder of a run, or remove {{{stray}}} from the output")
-    return {"run": run, "name": run_name(run)}
+    return run_fields(run)
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
@@ -126,7 +126,7 @@ def _options_fingerprint(method: Method, series: Series, options: Options) -> st
     """Hash every option that decides the bytes of an output; weights given by the user in fold order."""
     deciding = {
         **method.plain(),
-        "weights": series.timeline.by_hand or options.weights,
+        "weights": series.timeline.given_weights or options.weights,
         **{one.name: getattr(options, one.name) for one in declared(type(options)) if one.in_fingerprint},
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

@@ -45,11 +45,8 @@ class Preflight:
 def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
     """Check whether ``plan`` can be carried out; a plan without an output needs nothing but its device.
 
-    Args:
-        plan: made from ``options``.
-        options: of the run.
-        locks: in a run, receives the locks of the local outputs. They are locked before existing outputs are examined,
-            because another run may be writing them. ``None`` in a dry run, which locks nothing.
+    In a run, ``locks`` receives the locks of the local outputs. They are locked before existing outputs are examined,
+    because another run may be writing them. A dry run locks nothing.
 
     Raises:
         UsageError: the options contradict what was found: an output is an input, two files have one name.

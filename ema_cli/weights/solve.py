@@ -46,7 +46,9 @@ def solve(method: Method, timeline: Timeline) -> tuple[float, ...]:
         case "ramp":
             return ramp(timeline.count)
         case "manual":
-            return manual(_by_hand(timeline), normalize=bool(method.normalize))
+            if timeline.given_weights is None:
+                raise UsageError("--method manual needs weights", hint="--weights 1,2,3; or name each CKPT:WEIGHT")
+            return manual(timeline.given_weights, normalize=bool(method.normalize))
         case _:
             return uniform(timeline.count)
 
@@ -71,12 +73,6 @@ def _decay(method: Method) -> Decay:
     return method.decay
 
 
-def _by_hand(timeline: Timeline) -> Sequence[float]:
-    if timeline.by_hand is None:
-        raise UsageError("--method manual needs weights", hint="--weights 1,2,3; or name each CKPT:WEIGHT")
-    return timeline.by_hand
-
-
 def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
     if timeline.steps is not None:
         return timeline.steps
@@ -91,10 +87,7 @@ def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
 def continuation_factors(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
     """Return c and e, ``None`` if the average cannot be continued.
 
-    Args:
-        before: v, the weights of the first M checkpoints alone.
-        full: w, the weights of all, at least M.
-
+    ``before`` are v, the weights of the first M checkpoints alone; ``full`` are w, the weights of all, at least M.
     """
     *older, last = zip(before, full[: len(before)], strict=True)
     largest, its_share = max(older, default=last)
