@@ -90,7 +90,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
     """Compare the two checkpoints in ``options.paths``.
 
     Only the options ``key``, ``include``, ``exclude`` and ``strip_prefix`` are used. The key applies to nested files,
-    the prefix to files with such names; if one of them applies to neither file, it is an error.
+    the prefix to files with such names; an option that applies to neither file is an error.
 
     Raises:
         UsageError: there are not two paths, or the options leave nothing to compare.

@@ -1,7 +1,7 @@
 """Names: natural order, the training step in a series of file names, the names of outputs. Pure text.
 
-A number in one name proves little (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either a
-word before the number says that it is a step, or it is the only part of the names that differs.
+The number in a single name may be no step (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either
+a word before the number marks it as a step, or it is the only part of the names that differs.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_metadata_that_lie_about_what_was_copied_are_refused(tmp_path: Path, sai
     assert raw.count(told) == 1
     changed = raw.replace(told, spaced + b" " * (len(told) - len(spaced)))
     first.write_bytes(changed)
-    with pytest.raises(InputRefused, match="do not say correctly"):
+    with pytest.raises(InputRefused, match="do not list its checkpoints correctly"):
         ema_cli.plan(paths[2:], continue_from=first, on_missing="last")
 
 

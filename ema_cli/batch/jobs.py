@@ -46,18 +46,18 @@ def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
     """
     if not jobs:
         raise UsageError("no run was named", hint="ema-avg batch runs/ --half-life 4")
-    places: dict[str, str] = {} if index is None else {_place(index): "the index"}
+    taken: dict[str, str] = {} if index is None else {_real_path(index): "the index"}
     for job in jobs:
         if job.options.lacks_decay and job.options.continue_from is None:
             hint = f"--half-life 4; ema-avg plan {job.run} compares some choices"
             raise UsageError("neither --decay nor --half-life was given", hint=hint)
-        mine = {_place(path): path for path in _written(job.options)}
-        for place, path in mine.items():
-            other = places.get(place)
+        mine = {_real_path(path): path for path in _written(job.options)}
+        for real_path, path in mine.items():
+            other = taken.get(real_path)
             if other is not None:
                 message = f"{quoted(job.run)} and {other} would both write {quoted(str(path))}"
                 raise UsageError(message, hint="-o '{run}/ema.safetensors', or use '{name}' if the names differ")
-        places |= dict.fromkeys(mine, quoted(job.run))
+        taken |= dict.fromkeys(mine, quoted(job.run))
 
 
 def _written(options: Options) -> Iterator[Location]:
@@ -74,7 +74,7 @@ def _outputs(options: Options) -> list[Location]:
     return [output_path(method, options) for method in options.expand()]
 
 
-def _place(path: Location) -> str:
+def _real_path(path: Location) -> str:
     """Return the real path, which two names of one file share, whether it exists or not."""
     if isinstance(path, Url):
         return path.address

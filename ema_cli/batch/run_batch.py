@@ -27,7 +27,7 @@ MOST_WORKERS = 64
 
 
 class Status(StrEnum):
-    """The result of a job in one word."""
+    """The result of a job."""
 
     WRITTEN = "written"
     UP_TO_DATE = "up_to_date"

@@ -116,7 +116,7 @@ def look_into(folder: Folder) -> FolderListing:
 
 
 def _members(folder: Folder) -> list[str]:
-    """Return the numbered checkpoint folders, and folders with the same kind of name, which are incomplete ones."""
+    """Return the numbered checkpoint folders, and incomplete folders with the same kind of name."""
     numbered = [
         name
         for name in sorted(folder.folders, key=natural_key)

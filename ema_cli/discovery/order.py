@@ -1,4 +1,4 @@
-"""Put the checkpoints of a run in order, oldest first, and say why: an EMA in the wrong order is another model.
+"""Put the checkpoints of a run in order, oldest first, with the reason: an EMA in the wrong order is another model.
 
 Input -> output: opened checkpoints -> ``Series``.
 """
@@ -86,7 +86,7 @@ def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[Or
 
 
 def _refuse_equal_steps(members: Sequence[OrderedCheckpoint]) -> None:
-    """Refuse two files of one step: they are copies, or of two runs."""
+    """Refuse two files with the same step: they are copies, or from two runs."""
     by_step: dict[int, list[str]] = defaultdict(list)
     for member in members:
         if member.step:

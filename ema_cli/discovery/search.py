@@ -20,7 +20,7 @@ class Search:
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     copies: list[Checkpoint] = field(default_factory=list)
-    """Checkpoints with the name of a copy of the last one."""
+    """Checkpoints with names that say that they are copies of the last checkpoint."""
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)

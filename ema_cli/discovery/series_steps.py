@@ -96,11 +96,11 @@ def steps_in_names(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) 
 
 def _steps_like_those_inside(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
     """Read steps from the names together with those inside a previous average, if these give the steps they had."""
-    known = [one.name for one in inside]
+    known = [folded.name for folded in inside]
     names = [name_of(absolute(checkpoint.path), name_depth(known)) for checkpoint in checkpoints]
     series = list(dict.fromkeys([*known, *names]))
     steps = dict(zip(series, steps_from_names(series), strict=True))
-    if any(found is None or found.value != one.step for one in inside for found in [steps[one.name]]):
+    if any(found is None or found.value != folded.step for folded in inside for found in [steps[folded.name]]):
         return [None] * len(checkpoints)
     return [_found_in_name(steps[name]) for name in names]
 
@@ -123,5 +123,5 @@ def _refuse_mixed_units(checkpoints: Sequence[Checkpoint], named: Sequence[Found
         if step:
             by_unit[step.unit].append(f"{quoted(checkpoint.path.name)} has {step.unit} {step.value:,}")
     if len(by_unit) > 1:
-        examples = shortlist(places[0] for places in by_unit.values())
+        examples = shortlist(found[0] for found in by_unit.values())
         raise InputRefused(f"the checkpoints are numbered in different units: {examples}", hint=ORDER_HINT)

@@ -32,7 +32,7 @@ class Matched:
 
 
 def wanted(options: Options) -> Callable[[str], bool]:
-    """Return a function that says whether ``--include`` and ``--exclude`` select the tensor of a name."""
+    """Return a function of a name: whether ``--include`` and ``--exclude`` select the tensor."""
     include = [re.compile(pattern) for pattern in options.include]
     exclude = [re.compile(pattern) for pattern in options.exclude]
 
@@ -118,10 +118,10 @@ def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, ma
             yield f"{name} has no tensor of {last_name}"
         return
     pairs = ((reference, tensors, last_name, name), (tensors, reference, name, last_name))
-    for having, lacking, here, there in pairs:
+    for having, lacking, owner, other in pairs:
         missing = [quoted(tensor) for tensor in having if tensor not in lacking]
         if missing:
-            yield f"{there} lacks {plural(len(missing), 'tensor')} of {here}: {shortlist(missing, most=3)}"
+            yield f"{other} lacks {plural(len(missing), 'tensor')} of {owner}: {shortlist(missing, most=3)}"
 
 
 def _unlike(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:

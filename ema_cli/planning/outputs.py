@@ -102,7 +102,7 @@ def _run_fields(options: Options) -> dict[str, object]:
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
     """Return the metadata of an output; floats as Python writes them, so that they can be read back exactly."""
     folded = series.folded
-    steps = [one.step for one in folded if one.step is not None]
+    steps = [checkpoint.step for checkpoint in folded if checkpoint.step is not None]
     known = len(steps) == len(folded)
     parameters = {key: value for key, value in method.plain().items() if key != "name"}
     ours: dict[str, object | None] = {
@@ -111,7 +111,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
         **options.kept_on_continue(),
         "checkpoints": len(folded),
-        "folded": json.dumps([one.name for one in folded]),
+        "folded": json.dumps([checkpoint.name for checkpoint in folded]),
         "steps": ",".join(map(str, steps)) if known else None,
         "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
         "first_step": steps[0] if known else None,
@@ -127,6 +127,6 @@ def _options_fingerprint(method: Method, series: Series, options: Options) -> st
     deciding = {
         **method.plain(),
         "weights": series.timeline.given_weights or options.weights,
-        **{one.name: getattr(options, one.name) for one in declared(type(options)) if one.in_fingerprint},
+        **{option.name: getattr(options, option.name) for option in declared(type(options)) if option.in_fingerprint},
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

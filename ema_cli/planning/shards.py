@@ -47,7 +47,7 @@ def plan_files(
 
 
 def _fill(layouts: Sequence[TensorLayout], max_shard_size: int) -> list[list[TensorLayout]]:
-    """Split the tensors into groups of at most so many bytes, or of one tensor."""
+    """Split the tensors into groups of at most ``max_shard_size`` bytes, or of one larger tensor."""
     shards: list[list[TensorLayout]] = [[]]
     filled = 0
     for layout in layouts:

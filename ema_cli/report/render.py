@@ -1,4 +1,4 @@
-"""Reports and batch indexes in the format of a file's suffix; and whether an existing file is one of ours."""
+"""Reports and batch indexes in the format of a file's suffix; and whether this program made a file."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _STRIP_HEIGHT = 34
 _MOST_DOTS = 200
 """Dots on a step chart; with more points, only the line is drawn."""
 _MOST_SQUARES = 64
-"""Squares along a side of a heat map; of more rows, so many evenly spaced ones are drawn."""
+"""Squares along a side of a heat map; of more rows, this many are drawn, evenly spaced."""
 
 Point = tuple[float, float]
 Line = Callable[[float], float]

@@ -183,11 +183,11 @@ def comparison_rows(report: Report) -> list[list[str]]:
 
 def environment_line(report: Report) -> str:
     """Return versions, platform and device in one line."""
-    here = report.environment
-    torch = f", torch {here.torch}" if here.torch else ""
+    versions = report.environment
+    torch = f", torch {versions.torch}" if versions.torch else ""
     return (
-        f"ema-avg {report.tool.version}, Python {here.python}, numpy {here.numpy}{torch}, "
-        f"safetensors {here.safetensors}, {here.platform}, {here.device}"
+        f"ema-avg {report.tool.version}, Python {versions.python}, numpy {versions.numpy}{torch}, "
+        f"safetensors {versions.safetensors}, {versions.platform}, {versions.device}"
     )
 
 

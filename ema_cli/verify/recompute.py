@@ -45,7 +45,7 @@ def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dt
     """Return ``count`` elements of ``sum_i w_i theta_i`` as the bytes of ``dtype``.
 
     Args:
-        terms: nonzero weights with their tensors, in fold order; at least one.
+        terms: nonzero weights with their tensors, in fold order, at least one.
         start: the first element.
         count: the number of elements.
         dtype: of the output; with as many ``components`` as the inputs.

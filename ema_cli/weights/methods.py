@@ -132,7 +132,7 @@ SPECS: dict[MethodName, Spec] = {
     ),
     "ramp": Spec(definition="proportional to 1, 2, ..., N", steps="no", literature="WMA"),
     "power": Spec(
-        definition="proportional to t^gamma from step 0 on, as wide as --sigma-rel says, "
+        definition="proportional to t^gamma from step 0, with the relative width --sigma-rel, "
         "on straight lines between checkpoints",
         steps="yes",
         literature="power-function EMA of EDM2",

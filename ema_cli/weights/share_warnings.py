@@ -131,7 +131,7 @@ def _named(decay: Decay) -> str:
 def _half_life_for(timeline: Timeline) -> str:
     half_life = half_life_for_first_share(timeline.span)
     before = percent(2 ** (-timeline.span / float(half_life)))
-    return f"--half-life {half_life} (then {before} is from before the first)"
+    return f"--half-life {half_life} (then {before} is from before the first checkpoint)"
 
 
 def _units(value: float, timeline: Timeline) -> str:

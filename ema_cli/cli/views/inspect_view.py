@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import PurePath
 
@@ -21,7 +21,7 @@ _ALL_NAMES = 1000
 
 
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
-    """Show the path and format of a checkpoint, a grid of facts, and with ``-v`` every tensor."""
+    """Show the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
     size = human_bytes(checkpoint.index.size())
     console.talk(Text.assemble((safe_text(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
     table = Table.grid(padding=(0, 2))
@@ -30,7 +30,10 @@ def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
             table.add_row(f"  {label}", Text(value))
     console.talk(table)
     if console.style.verbose:
-        console.talk(_tensor_table(checkpoint))
+        tensors = plain_table(("tensor", "type", "shape"))
+        for layout in checkpoint.index.layouts:
+            tensors.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
+        console.talk(tensors)
 
 
 def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
@@ -55,30 +58,13 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "note", "; ".join(checkpoint.warnings)
 
 
-@dataclass(slots=True)
-class _Total:
-    """Totals of the tensors of one element type."""
-
-    tensors: int = 0
-    parameters: int = 0
-    nbytes: int = 0
-
-
 def _types(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield a line for each element type, largest total first."""
-    totals: dict[DType, _Total] = {}
+    """Yield a line for each element type; the most bytes come first."""
+    tensors, parameters, nbytes = Counter[DType](), Counter[DType](), Counter[DType]()
     for layout in checkpoint.index.layouts:
-        total = totals.setdefault(layout.dtype, _Total())
-        total.tensors += 1
-        total.parameters += layout.elements
-        total.nbytes += layout.nbytes
-    for dtype, total in sorted(totals.items(), key=lambda item: -item[1].nbytes):
-        counts = f"{plural(total.tensors, 'tensor')}, {plural(total.parameters, 'parameter')}"
-        yield f"{dtype.torch_name}: {counts}, {human_bytes(total.nbytes)}"
-
-
-def _tensor_table(checkpoint: Checkpoint) -> Table:
-    table = plain_table(("tensor", "type", "shape"))
-    for layout in checkpoint.index.layouts:
-        table.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
-    return table
+        tensors[layout.dtype] += 1
+        parameters[layout.dtype] += layout.elements
+        nbytes[layout.dtype] += layout.nbytes
+    for dtype, size in nbytes.most_common():
+        counts = f"{plural(tensors[dtype], 'tensor')}, {plural(parameters[dtype], 'parameter')}"
+        yield f"{dtype.torch_name}: {counts}, {human_bytes(size)}"

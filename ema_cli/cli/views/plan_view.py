@@ -38,23 +38,16 @@ def show_plan(plan: Plan, options: Options, console: Console) -> None:
     """Show the order, the shares, the averages, and the bytes to read and write."""
     checkpoints = plan.checkpoints
     folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
-    console.talk(_headline(plan, folder))
-    for line in _names_of_weights(checkpoints):
+    ignored = _ignored(checkpoints) if console.style.verbose else ()
+    for line in (_headline(plan, folder), *_names_of_weights(checkpoints), *ignored):
         console.talk(line)
-    if console.style.verbose:
-        for line in _ignored(checkpoints):
-            console.talk(line)
     if len(plan.outputs) <= _MOST_SHARES or console.style.verbose:
         console.talk(_shares_table(plan, folder, all_rows=console.style.verbose))
     else:
         console.talk(f"shares of {len(plan.outputs)} averages: -v shows them")
     show_skipped(plan.series.skipped, console)
-    if len(plan.outputs) == 1:
-        for line in _average_lines(plan, plan.outputs[0]):
-            console.talk(line)
-    else:
-        console.talk(_comparison(plan))
-    for line in _work(plan, options):
+    averages = _average_lines(plan, plan.outputs[0]) if len(plan.outputs) == 1 else [_comparison(plan)]
+    for line in (*averages, *_work(plan, options)):
         console.talk(line)
 
 
@@ -86,7 +79,7 @@ def _headline(plan: Plan, folder: str) -> str:
 
 
 def _work(plan: Plan, options: Options) -> Iterator[str]:
-    """Say how many tensors are averaged, copied and dropped, and how many bytes are read and written."""
+    """Yield how many tensors are averaged, copied and dropped, and how many bytes are read and written."""
     averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
     copied = Counter(tensor.why_copied for tensor in plan.tensors if tensor.action is Action.COPIED)
     reasons = "; ".join(f"{count:,} {why}" if len(copied) > 1 else why for why, count in copied.items())
@@ -103,7 +96,7 @@ def _work(plan: Plan, options: Options) -> Iterator[str]:
 
 
 def _in_shards(output: PlannedOutput) -> str:
-    """Say how many weight files and which side files an output folder gets; empty for a single file."""
+    """Return how many weight files and which side files an output folder gets; empty for a single file."""
     if not output.folder:
         return ""
     side_files = shortlist(quoted(side.name) for side in output.beside if side.role is FileRole.SIDE_FILE)
@@ -128,20 +121,18 @@ def _shortest(folder: str) -> str:
         return folder
 
 
-def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Say under which keys the weights were found, and which prefixes were removed from their names."""
-    lines = []
-    keys = Counter(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
+def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
+    """Yield the keys under which the weights were found, and the prefixes that were removed from their names."""
+    keys = dict.fromkeys(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
     if keys:
-        lines.append(f"weights under {shortlist(quoted(key) for key in keys)}")
-    prefixes = Counter(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
+        yield f"weights under {shortlist(map(quoted, keys))}"
+    prefixes = dict.fromkeys(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
     if prefixes:
-        lines.append(f"prefixes removed from the names: {', '.join(prefixes)}")
-    return lines
+        yield f"prefixes removed from the names: {', '.join(prefixes)}"
 
 
 def _ignored(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
-    """Name what else the checkpoints hold, once for all checkpoints that hold the same."""
+    """Yield what else the checkpoints contain, once for all checkpoints with the same content."""
     names_by_content: dict[tuple[str, ...], list[str]] = {}
     for checkpoint in checkpoints:
         if checkpoint.ignored:
@@ -179,7 +170,7 @@ def _share_row(plan: Plan, folder: str, number: int, implied_lr: Sequence[float]
     shares = [output.weighting.weights[number] for output in plan.outputs]
     cells: list[str | Text] = [
         str(number + 1),
-        Text(safe_text(str(name))),
+        Text(safe_text(name)),
         f"{member.step.value:,}" if member.step else "",
     ]
     if len(shares) > 1:
