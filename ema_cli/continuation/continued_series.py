@@ -109,9 +109,8 @@ def _in_place(previous: PreviousAverage, options: Options) -> bool:
 
 def _factors(previous: PreviousAverage, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:
     """Return the factor of the previous average, and the additional factor of its last checkpoint."""
-    steps = [checkpoint.step for checkpoint in previous.folded] + [
-        member.step.value if member.step else None for member in fresh
-    ]
+    steps = [folded.step for folded in previous.folded]
+    steps += [member.step.value if member.step else None for member in fresh]
     timeline = Timeline.of(steps, unit)
     method = previous.method
     factors = continuation_factors(solve(method, timeline.until(len(previous.folded))), solve(method, timeline))
@@ -162,9 +161,7 @@ class _Inside:
 
         """
         path = absolute(member.checkpoint.path)
-        named = next(
-            (self._by_name[name] for depth in self._depths if (name := name_of(path, depth)) in self._by_name), None
-        )
+        named = next(filter(None, (self._by_name.get(name_of(path, depth)) for depth in self._depths)), None)
         if not self._by_step or member.step is None:
             return named
         stepped = self._by_step.get(member.step.value)

@@ -95,6 +95,5 @@ def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]
     for root in dict.fromkeys(path.parents[min(depth, len(path.parts) - 1) - 1] for path in paths):
         folder = (root / name).parent
         if is_folder(folder):
-            yield from (
-                path for entry in sorted(names_in(folder)) if name_of(str(path := folder / entry), depth) == name
-            )
+            entries = (folder / entry for entry in sorted(names_in(folder)))
+            yield from (path for path in entries if name_of(str(path), depth) == name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
@@ -76,17 +75,11 @@ def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> b
 
 
 def _replaced(text: str, key: str, dtype: str) -> str:
-    """Return a JSON text with one value of its outermost object changed, and nothing else."""
+    """Return a JSON text with one value of its outermost object changed; nested objects may have the key, too."""
     wanted = {**json.loads(text), key: dtype}
-    for candidate in _candidates(text, key, dtype):
-        if json.loads(candidate) == wanted:
+    for found in _DTYPE.finditer(text):
+        begin, end = found.span(2)
+        candidate = f"{text[:begin]}{dtype}{text[end:]}"
+        if found.group(1) == key and json.loads(candidate) == wanted:
             return candidate
     return json.dumps(wanted, indent=2) + "\n"
-
-
-def _candidates(text: str, key: str, dtype: str) -> Iterator[str]:
-    """Yield the text with each value of that key changed: nested objects may have the key, too."""
-    for found in _DTYPE.finditer(text):
-        if found.group(1) == key:
-            begin, end = found.span(2)
-            yield f"{text[:begin]}{dtype}{text[end:]}"

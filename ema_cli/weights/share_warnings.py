@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import RunWarning
 from ema_cli.text import percent
@@ -30,15 +30,13 @@ def warn_of_shares(weighting: Weighting, timeline: Timeline) -> list[RunWarning]
         message = "there is only one checkpoint, so the average is a copy of it"
         hint = "name more checkpoints, or the folder that contains them"
         return [RunWarning(code="one-checkpoint", message=message, hint=hint)]
-    if _is_plain_mean(weighting):
+    if weighting.method.name not in _MEANT_TO_BE_EQUAL and _is_plain_mean(weighting.shares):
         return [_plain_mean(weighting)]
     return list(_about_the_window(weighting, timeline))
 
 
-def _is_plain_mean(weighting: Weighting) -> bool:
-    shares = weighting.shares
-    asked = weighting.method.name in _MEANT_TO_BE_EQUAL
-    return not asked and len(shares) >= _FEW and max(shares) <= _NEARLY_EQUAL * min(shares)
+def _is_plain_mean(shares: Sequence[float]) -> bool:
+    return len(shares) >= _FEW and max(shares) <= _NEARLY_EQUAL * min(shares)
 
 
 def _plain_mean(weighting: Weighting) -> RunWarning:
