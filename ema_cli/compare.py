@@ -34,17 +34,14 @@ from ema_cli.storage.locations import Location, is_folder, locate, open_source
 class Distance:
     """How far a is from b. ``None`` if undefined or not compared."""
 
-    differing: int | None
+    differing: int | None = None
     """Number of elements that are not equal."""
-    max_abs: float | None
+    max_abs: float | None = None
     """``max |a - b|``; an exact integer for integers. Complex numbers count as pairs of real numbers."""
-    relative_l2: float | None
+    relative_l2: float | None = None
     """``||a - b|| / ||b||``; floats and complex numbers only."""
-    cosine: float | None
+    cosine: float | None = None
     """``<a, b> / (||a|| ||b||)``; floats and complex numbers only."""
-
-
-_NOT_COMPARED = Distance(differing=None, max_abs=None, relative_l2=None, cosine=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +107,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
         tensors, floats, differing = [], Sums(), 0
         for name, ((i, x), (j, y)) in zip(names, pairs, strict=True):
             sums = meter.measure(a.index.extent(i), b.index.extent(j)) if _can_be_compared(x, y) else None
-            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums) if sums else _NOT_COMPARED))
+            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums) if sums else Distance()))
             differing += sums.differing if sums else 0
             floats += sums if sums and x.dtype.averaged else Sums()
         check_unchanged((a, b), listener)

@@ -19,7 +19,7 @@ from ema_cli.planning.warnings import warn_of_same_weights
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Action, Plan
-from ema_cli.report.build import Measured, build_report
+from ema_cli.report.build import build_report
 from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
@@ -62,7 +62,11 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         written = [target.finish() for target in targets]
         warnings = [*plan.warnings, *check_unchanged(plan.checkpoints, listener), *_check_fold(plan, folded, listener)]
         fail_if_strict(warnings, options)
-        measured = Measured(
+        report = build_report(
+            plan,
+            options,
+            warnings,
+            argv,
             folded=folded,
             written=written,
             input_sha256=digests,
@@ -72,7 +76,6 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             fold_seconds=fold_seconds,
             device=device,
         )
-        report = build_report(plan, options, measured, warnings, argv)
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
             for target in targets:

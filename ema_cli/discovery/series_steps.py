@@ -62,7 +62,7 @@ def check_missing_steps(
         numbers = {tuple(re.findall(r"\d+", checkpoint.path.stem)) for checkpoint in checkpoints}
         if options.order == "step" or len(numbers) == 1:
             return []
-        message = "the numbers in the names are not steps: the order is that of the names, and may be wrong"
+        message = "the numbers in the names are not steps: the checkpoints are ordered by name, which may be wrong"
         return [RunWarning(code="order-doubtful", message=message, hint=ORDER_HINT)]
     source = next(step.source for step in steps if step)
     message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
@@ -70,7 +70,7 @@ def check_missing_steps(
     hint = f"leave out the checkpoints without a step; or {ORDER_HINT}"
     if options.order == "step":
         raise UsageError(message, hint=hint)
-    message += ": the order is that of the names, and may be wrong"
+    message += ": the checkpoints are ordered by name, which may be wrong"
     return [RunWarning(code="steps-incomplete", message=message, hint=hint)]
 
 

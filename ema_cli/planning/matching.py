@@ -115,7 +115,7 @@ def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, ma
     """Yield the tensors that either lacks; with ``may_be`` (``--on-missing last``), only that they share no tensor."""
     if may_be:
         if not tensors.keys() & reference.keys():
-            yield f"{name} has no tensor of {last_name}"
+            yield f"{name} and {last_name} have no tensor in common"
         return
     pairs = ((reference, tensors, last_name, name), (tensors, reference, name, last_name))
     for having, lacking, owner, other in pairs:

@@ -117,7 +117,7 @@ def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWar
     if not groups:
         return []
     copies = sum(len(names) - 1 for names in groups)
-    message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, so "
-    message += f"{plural(copies, 'checkpoint')} counted twice"
+    message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, "
+    message += f"so the average counts {plural(copies, 'checkpoint')} twice"
     hint = "leave out the copies, unless the weights really did not change between the steps"
     return [RunWarning(code="same-weights", message=message, hint=hint)]

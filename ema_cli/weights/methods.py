@@ -111,8 +111,8 @@ SPECS: dict[MethodName, Spec] = {
         takes=("decay", "per", "init"),
     ),
     "ema-hold": Spec(
-        definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: the same, "
-        "but the model waits at the next checkpoint",
+        definition="E_n = D E_(n-1) + (1-D) theta_n with D = d^(t_n - t_(n-1)): like ema --per step, but the model "
+        "is constant between checkpoints, equal to the next one",
         steps="yes",
         literature="EDM half-life; How to Scale Your EMA",
         takes=("decay", "init"),
