@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
@@ -40,6 +40,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
 
     """
     check_address_space(plan.buffers, len(plan.outputs))
+    read_bytes = plan.read_bytes
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
@@ -56,7 +57,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
                 measure_geometry=options.geometry == "sample",
                 done=done,
                 on_tensor=resumption.journal.add if resumption else None,
-                on_bytes=_progress(listener, "folding", plan.read_bytes),
+                on_bytes=lambda read: listener(Progress(activity="folding", done_bytes=read, total_bytes=read_bytes)),
             )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
@@ -70,7 +71,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             folded=folded,
             written=written,
             input_sha256=digests,
-            bytes_read=plan.read_bytes - bytes_of(plan, done),
+            bytes_read=read_bytes - bytes_of(plan, done),
             resumed_tensors=len(done),
             seconds=time.monotonic() - started,
             fold_seconds=fold_seconds,
@@ -130,10 +131,6 @@ def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Run
     for warning in warnings:
         listener(WarningIssued(warning=warning))
     return warnings
-
-
-def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:
-    return lambda done: listener(Progress(activity=activity, done_bytes=done, total_bytes=total))
 
 
 def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:

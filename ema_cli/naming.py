@@ -161,14 +161,9 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     return re.sub(r"\{(\w+)\}", fill, template)
 
 
-def run_name(run: str) -> str:
-    """Return the name of a run folder: ``..`` is resolved, and links are not followed."""
-    return Path(os.path.abspath(run)).name  # noqa: PTH100 - resolve() would follow links
-
-
 def run_fields(run: str) -> dict[str, object]:
-    """Return the values of ``{run}`` and ``{name}`` for a run folder."""
-    return {"run": run, "name": run_name(run)}
+    """Return the values of ``{run}`` and ``{name}`` for a run folder; in the name, ``..`` is resolved."""
+    return {"run": run, "name": Path(os.path.abspath(run)).name}  # noqa: PTH100 - resolve() would follow links
 
 
 def report_name(output: str) -> str:

@@ -19,7 +19,7 @@ from ema_cli.text import plural, quoted, shortlist
 
 
 def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) -> Series:
-    """Order and select the checkpoints; the names ``inside`` a previous average of the same run help to read theirs.
+    """Order and select the checkpoints. The names of those ``inside`` a previous average help to read steps from names.
 
     Raises:
         UsageError: the options do not fit the checkpoints.

@@ -8,7 +8,7 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
-from ema_cli.planning.matching import Chosen, Matched
+from ema_cli.planning.matching import Matched
 from ema_cli.planning.refusals import refuse_scales
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
@@ -36,7 +36,8 @@ def plan_tensors(
     refuse_scales((name, layout.dtype) for name, (_, layout) in reference.items())
     reasons = {name: _why_copied(name, layout, matched, options) for name, (_, layout) in reference.items()}
     first = matched.tensors[layout_numbers[0]]
-    sources = {name: 0 if _is_from_first(name, first, options) else last for name in reference}
+    from_first = {name for name in first if options.buffers == "first" and is_batch_norm_statistic(name)}
+    sources = {name: 0 if name in from_first else last for name in reference}
     layouts = [
         TensorLayout(
             name=name,
@@ -72,10 +73,6 @@ def plan_tensors(
         )
         offset += layout.nbytes
     return tuple(planned)
-
-
-def _is_from_first(name: str, first: Chosen, options: Options) -> bool:
-    return options.buffers == "first" and is_batch_norm_statistic(name) and name in first
 
 
 def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Options) -> str:
