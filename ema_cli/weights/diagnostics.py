@@ -80,10 +80,10 @@ def effective_gap(decay: Decay, timeline: Timeline) -> float:
     if timeline.steps is None or timeline.count == 1:
         return timeline.median_gap
     last = timeline.steps[-1]
-    looks = [math.exp(-2 * decay.rate * (last - step)) if decay.value else 0.0 for step in timeline.steps[1:]]
-    looks[-1] = 1.0
-    looked = list(zip(looks, gaps(timeline.steps), strict=True))
-    return math.sqrt(math.fsum(look * gap**3 for look, gap in looked) / math.fsum(look * gap for look, gap in looked))
+    squares = [math.exp(-2 * decay.rate * (last - step)) if decay.value else 0.0 for step in timeline.steps[1:]]
+    squares[-1] = 1.0
+    pairs = list(zip(squares, gaps(timeline.steps), strict=True))
+    return math.sqrt(math.fsum(s * gap**3 for s, gap in pairs) / math.fsum(s * gap for s, gap in pairs))
 
 
 def _implied_lr(shares: Sequence[float], total: float) -> tuple[float, ...]:
