@@ -34,17 +34,14 @@ from ema_cli.storage.locations import Location, is_folder, locate, open_source
 class Distance:
     """How far a is from b. ``None`` if undefined or not compared."""
 
-    differing: int | None
+    differing: int | None = None
     """Number of elements that are not equal."""
-    max_abs: float | None
+    max_abs: float | None = None
     """``max |a - b|``; an exact integer for integers. Complex numbers count as pairs of real numbers."""
-    relative_l2: float | None
+    relative_l2: float | None = None
     """``||a - b|| / ||b||``; floats and complex numbers only."""
-    cosine: float | None
+    cosine: float | None = None
     """``<a, b> / (||a|| ||b||)``; floats and complex numbers only."""
-
-
-_NOT_COMPARED = Distance(differing=None, max_abs=None, relative_l2=None, cosine=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +87,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
     """Compare the two checkpoints in ``options.paths``.
 
     Only the options ``key``, ``include``, ``exclude`` and ``strip_prefix`` are used. The key applies to nested files,
-    the prefix to files with such names; if one of them applies to neither file, it is an error.
+    the prefix to files with such names; an option that applies to neither file is an error.
 
     Raises:
         UsageError: there are not two paths, or the options leave nothing to compare.
@@ -110,7 +107,7 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
         tensors, floats, differing = [], Sums(), 0
         for name, ((i, x), (j, y)) in zip(names, pairs, strict=True):
             sums = meter.measure(a.index.extent(i), b.index.extent(j)) if _can_be_compared(x, y) else None
-            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums, x)))
+            tensors.append(TensorComparison(name=name, a=x, b=y, distance=_distance(sums) if sums else Distance()))
             differing += sums.differing if sums else 0
             floats += sums if sums and x.dtype.averaged else Sums()
         check_unchanged((a, b), listener)
@@ -120,14 +117,14 @@ def compare(options: Options, listener: Listener = ignore) -> Comparison:
         tensors=tuple(tensors),
         only_in_a=tuple(name for name in chosen_a if name not in chosen_b),
         only_in_b=tuple(name for name in chosen_b if name not in chosen_a),
-        total=_total(floats, differing),
+        total=dataclasses.replace(_distance(floats), differing=differing),
     )
 
 
 def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[Checkpoint]:
-    """Open both files; they stay open until ``opened`` is closed."""
+    """Open the two files until ``opened`` is closed."""
     paths = [locate(path) for path in options.paths]
-    if len(paths) != 2:  # noqa: PLR2004 - the name of the function
+    if len(paths) != 2:  # noqa: PLR2004 - a and b
         raise UsageError(f"diff needs two checkpoints, got {len(paths)}", hint="ema-avg diff a.pt b.safetensors")
     flat = [options.key is not None and _is_flat(path) for path in paths]
     pool = LayoutPool()
@@ -154,7 +151,7 @@ def _is_flat(path: Location) -> bool:
 def _open(
     path: Location, key: str | None, strip_prefix: str | None, pool: LayoutPool
 ) -> tuple[Checkpoint, UsageError | None]:
-    """Open a file. If no name in it has the prefix, open it without one, and return the error as well."""
+    """Open a file. If no name in it has the prefix, open it without the prefix, and return the error as well."""
     try:
         return open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix), None
     except UsageError as error:
@@ -182,25 +179,8 @@ def _can_be_compared(a: TensorLayout, b: TensorLayout) -> bool:
     return a.shape == b.shape and comparable(a.dtype, b.dtype)
 
 
-def _distance(sums: Sums | None, layout: TensorLayout) -> Distance:
-    if sums is None:
-        return _NOT_COMPARED
-    floats = layout.dtype.averaged
-    return Distance(
-        differing=sums.differing,
-        max_abs=sums.max_abs,
-        relative_l2=sums.relative_l2 if floats else None,
-        cosine=sums.cosine if floats else None,
-    )
-
-
-def _total(floats: Sums, differing: int) -> Distance:
-    return Distance(
-        differing=differing,
-        max_abs=floats.max_abs,
-        relative_l2=floats.relative_l2,
-        cosine=floats.cosine,
-    )
+def _distance(sums: Sums) -> Distance:
+    return Distance(differing=sums.differing, max_abs=sums.max_abs, relative_l2=sums.relative_l2, cosine=sums.cosine)
 
 
 def comparison_document(comparison: Comparison) -> dict[str, object]:

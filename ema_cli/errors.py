@@ -1,4 +1,4 @@
-"""The errors a user can meet, and nothing else.
+"""The errors that users can meet, and warnings.
 
     EmaAvgError
     |-- UsageError        the command line or the options contradict themselves
@@ -34,7 +34,7 @@ class UsageError(EmaAvgError):
     """The options contradict themselves or lack something."""
 
 
-class NothingMatched(EmaAvgError):  # noqa: N818 - the name says what happened, as the others do
+class NothingMatched(EmaAvgError):  # noqa: N818 - named after what happened, like the others
     """No checkpoint matched, or a named one is missing."""
 
 

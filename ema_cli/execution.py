@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
@@ -19,7 +19,7 @@ from ema_cli.planning.warnings import warn_of_same_weights
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Action, Plan
-from ema_cli.report.build import Measured, build_report
+from ema_cli.report.build import build_report
 from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
@@ -33,18 +33,14 @@ from ema_cli.write.target import Target
 def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
     """Fold the checkpoints, write the outputs and their reports, and return the report of all.
 
-    Args:
-        plan: what is read, averaged and written.
-        options: of the run.
-        listener: receives warnings and progress.
-        argv: the command line, for the report.
-        started: monotonic time at which the run began, in seconds.
+    The report lists the command line ``argv``; ``started`` is the monotonic time at which the run began, in seconds.
 
     Raises:
         EmaAvgError: see ``ema_cli.errors``; then no output was changed.
 
     """
     check_address_space(plan.buffers, len(plan.outputs))
+    read_bytes = plan.read_bytes
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
@@ -61,23 +57,26 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
                 measure_geometry=options.geometry == "sample",
                 done=done,
                 on_tensor=resumption.journal.add if resumption else None,
-                on_bytes=_progress(listener, "folding", plan.read_bytes),
+                on_bytes=lambda read: listener(Progress(activity="folding", done_bytes=read, total_bytes=read_bytes)),
             )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
         warnings = [*plan.warnings, *check_unchanged(plan.checkpoints, listener), *_check_fold(plan, folded, listener)]
         fail_if_strict(warnings, options)
-        measured = Measured(
+        report = build_report(
+            plan,
+            options,
+            warnings,
+            argv,
             folded=folded,
             written=written,
             input_sha256=digests,
-            bytes_read=plan.read_bytes - bytes_of(plan, done),
+            bytes_read=read_bytes - bytes_of(plan, done),
             resumed_tensors=len(done),
             seconds=time.monotonic() - started,
             fold_seconds=fold_seconds,
             device=device,
         )
-        report = build_report(plan, options, measured, warnings, argv)
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
             for target in targets:
@@ -114,11 +113,8 @@ def _report_spooling(plan: Plan, listener: Listener) -> None:
     for output in plan.outputs:
         if is_spooled(output):
             size = human_bytes(sum(file.nbytes for file in output.files))
-            where = quoted(tempfile.gettempdir())
-            message = (
-                f"{quoted(str(output.path))} is written to {where} first ({size}), and uploaded when it is complete"
-            )
-            listener(Info(message=message))
+            first = f"written to {quoted(tempfile.gettempdir())} first ({size})"
+            listener(Info(message=f"{quoted(str(output.path))} is {first}, and uploaded when it is complete"))
 
 
 def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[RunWarning]:
@@ -135,10 +131,6 @@ def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Run
     for warning in warnings:
         listener(WarningIssued(warning=warning))
     return warnings
-
-
-def _progress(listener: Listener, activity: str, total: int) -> Callable[[int], None]:
-    return lambda done: listener(Progress(activity=activity, done_bytes=done, total_bytes=total))
 
 
 def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:

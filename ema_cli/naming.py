@@ -1,7 +1,7 @@
 """Names: natural order, the training step in a series of file names, the names of outputs. Pure text.
 
-A number in one name proves little (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either a
-word before the number says that it is a step, or it is the only part of the names that differs.
+The number in a single name may be no step (``resnet50.pth``, ``yolov8n.pt``), so steps are read from the series: either
+a word before the number marks it as a step, or it is the only part of the names that differs.
 """
 
 from __future__ import annotations
@@ -42,12 +42,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def steps_from_names(names: Sequence[str]) -> list[NamedStep | None]:
-    """Return the step in each name of a series, ``None`` for a name without one.
-
-    Args:
-        names: the ends of the paths that differ: a file name, or ``checkpoint-500/model.bin``.
-
-    """
+    """Return the step in each name of a series: a file name, or ``checkpoint-500/model.bin``."""
     stems = [_SUFFIXES.sub("", name) for name in names]
     spelled = [_spelled(stem) for stem in stems]
     if len(stems) < 2 or (all(spelled) and len(set(spelled)) > 1):  # noqa: PLR2004 - a series has two names
@@ -147,12 +142,9 @@ def fields_in(template: str) -> list[str]:
 
 
 def fill_output_name(template: str, values: Mapping[str, object]) -> str:
-    """Return the name of one average's output: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
+    """Return a name with its fields filled in: ``ema_{decay}.safetensors`` -> ``ema_0.999.safetensors``.
 
-    Args:
-        template: the name; a field without a value is left unchanged. Braces in a value are not filled again.
-        values: by field; ``None`` for a parameter that the average does not have.
-
+    A field without a value is left unchanged. Braces in a value are not filled again.
     """
 
     def fill(found: re.Match[str]) -> str:
@@ -164,14 +156,9 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
     return re.sub(r"\{(\w+)\}", fill, template)
 
 
-def run_name(run: str) -> str:
-    """Return the name of a run folder: ``..`` is resolved, and links are not followed."""
-    return Path(os.path.abspath(run)).name  # noqa: PTH100 - resolve() would follow links
-
-
-def fill_run(template: str, run: str, name: str) -> str:
-    """Return a template with ``{run}`` and ``{name}`` filled in; braces in the values are not filled again."""
-    return re.sub(r"\{(run|name)\}", lambda found: run if found.group(1) == "run" else name, template)
+def run_fields(run: str) -> dict[str, object]:
+    """Return the values of ``{run}`` and ``{name}`` for a run folder; in the name, ``..`` is resolved."""
+    return {"run": run, "name": Path(os.path.abspath(run)).name}  # noqa: PTH100 - resolve() would follow links
 
 
 def report_name(output: str) -> str:

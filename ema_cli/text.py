@@ -6,7 +6,7 @@ Invariant: ``safe_text`` returns printable characters only, on one line, of boun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 120
 """Characters of a name that are shown; the middle of a longer name is replaced by an ellipsis."""
@@ -48,6 +48,12 @@ def shortlist(items: Iterable[str], *, most: int = 5) -> str:
     listed = list(items)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def listing(title: str, lines: Sequence[str], *, most: int) -> str:
+    """Return ``title`` with at most ``most`` of the ``lines`` below it, indented, and the number of the others."""
+    more = [f"and {len(lines) - most:,} more"] if len(lines) > most else []
+    return "\n  ".join([title, *lines[:most], *more])
 
 
 def plural(count: int, noun: str) -> str:

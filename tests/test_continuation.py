@@ -270,7 +270,7 @@ def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path)
     """A cosine shifts the earlier shares; weights by hand and foreign files have no continuation."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:4], shape="cosine", output=part)
-    with pytest.raises(InputRefused, match="change the relative shares of the old ones"):
+    with pytest.raises(InputRefused, match="change the relative shares of those in it"):
         ema_cli.plan(paths, continue_from=part)
     ema_cli.average(paths[:2], weights=(1, 2), output=part, force=True)
     with pytest.raises(InputRefused, match="was made with weights"):
@@ -367,7 +367,7 @@ def test_metadata_that_contradict_themselves_are_refused(
             metadata[f"ema_avg.{key}"] = value
     save_file(load(part), part, metadata)
     before = open_files()
-    with pytest.raises(InputRefused, match="do not say correctly"):
+    with pytest.raises(InputRefused, match="do not list its checkpoints correctly"):
         ema_cli.plan(paths, continue_from=part)
     assert open_files() == before
 

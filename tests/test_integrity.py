@@ -159,5 +159,5 @@ def test_copies_are_reported(run: Path) -> None:
     save_file({"w": BIG, "n": torch.tensor(2)}, run / "c_2.safetensors")
     save(run / "c_3.pt", {"w": BIG + 1, "n": torch.tensor(2)})
     warnings = [warning for warning in average(run).warnings if warning.code == "same-weights"]
-    message = '"c_1.pt" = "c_2.safetensors" have the same weights, so 1 checkpoint counted twice'
+    message = '"c_1.pt" = "c_2.safetensors" have the same weights, so the average counts 1 checkpoint twice'
     assert [warning.message for warning in warnings] == [message]

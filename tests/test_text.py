@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.text import LONGEST_NAME, human_bytes, is_writable_text, parse_bytes, plural, quoted, safe_text, shortlist
+from ema_cli.text import (
+    LONGEST_NAME,
+    human_bytes,
+    is_writable_text,
+    listing,
+    parse_bytes,
+    plural,
+    quoted,
+    safe_text,
+    shortlist,
+)
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=400)
 
@@ -116,6 +126,12 @@ def test_a_shortlist_says_how_many_it_leaves_out(items: list[str], most: int) ->
     shown = shortlist(items, most=most)
     assert shown.startswith(", ".join(items[:most]))
     assert shown.endswith(f" and {len(items) - most} more") == (len(items) > most)
+
+
+def test_a_listing_says_how_many_lines_it_leaves_out() -> None:
+    """The title, then the lines below it, indented, and the number of the others."""
+    assert listing("wrong:", ["a", "b"], most=2) == "wrong:\n  a\n  b"
+    assert listing("wrong:", ["a", "b", "c", "d"], most=2) == "wrong:\n  a\n  b\n  and 2 more"
 
 
 def test_plural() -> None:

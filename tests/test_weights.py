@@ -136,7 +136,7 @@ def test_manual_weights_are_divided_by_their_sum_unless_told_not_to() -> None:
 )
 def test_solve_dispatches_on_the_method(method: Method, expected: tuple[float, ...]) -> None:
     """``solve`` gives each method its own weights, at steps 1 to 4."""
-    timeline = Timeline(count=4, steps=(1, 2, 3, 4), unit="step", by_hand=(1, 2, 3, 4))
+    timeline = Timeline(count=4, steps=(1, 2, 3, 4), unit="step", given_weights=(1, 2, 3, 4))
     assert solve(method, timeline) == pytest.approx(expected, rel=1e-14)
 
 

@@ -145,7 +145,7 @@ def _holds_files(folder: Folder) -> bool:
 
 
 def _begins_like_torch(location: Location) -> bool:
-    """Whether a file begins like one written by torch: ``train.bin`` may be anything."""
+    """Whether a file begins like a file of torch: ``train.bin`` may be anything."""
     try:
         with open_source(location) as source:
             head = source.read(0, min(_HEAD_BYTES, source.size()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import fill_run, run_name
+from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
 from ema_cli.report.beside import report_path
@@ -28,19 +28,13 @@ class Job:
 
 def make_job(options: Options, run: str) -> Job:
     """Return the job of a run, with ``{run}`` and ``{name}`` filled in in its paths."""
+    report = tuple(_fill(path, run) for path in options.report)
+    continue_from = _fill(options.continue_from, run) if options.continue_from else None
+    return Job(run=run, options=replace(options, run=run, report=report, continue_from=continue_from))
 
-    def fill(path: Location) -> Location:
-        return locate(fill_run(str(path), run, run_name(run)))
 
-    return Job(
-        run=run,
-        options=replace(
-            options,
-            run=run,
-            report=tuple(map(fill, options.report)),
-            continue_from=fill(options.continue_from) if options.continue_from else None,
-        ),
-    )
+def _fill(path: Location, run: str) -> Location:
+    return locate(fill_output_name(str(path), run_fields(run)))
 
 
 def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
@@ -52,18 +46,18 @@ def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
     """
     if not jobs:
         raise UsageError("no run was named", hint="ema-avg batch runs/ --half-life 4")
-    places: dict[str, str] = {} if index is None else {_place(index): "the index"}
+    taken: dict[str, str] = {} if index is None else {_real_path(index): "the index"}
     for job in jobs:
         if job.options.lacks_decay and job.options.continue_from is None:
             hint = f"--half-life 4; ema-avg plan {job.run} compares some choices"
             raise UsageError("neither --decay nor --half-life was given", hint=hint)
-        mine = {_place(path): path for path in _written(job.options)}
-        for place, path in mine.items():
-            other = places.get(place)
+        mine = {_real_path(path): path for path in _written(job.options)}
+        for real_path, path in mine.items():
+            other = taken.get(real_path)
             if other is not None:
                 message = f"{quoted(job.run)} and {other} would both write {quoted(str(path))}"
                 raise UsageError(message, hint="-o '{run}/ema.safetensors', or use '{name}' if the names differ")
-        places |= dict.fromkeys(mine, quoted(job.run))
+        taken |= dict.fromkeys(mine, quoted(job.run))
 
 
 def _written(options: Options) -> Iterator[Location]:
@@ -76,12 +70,11 @@ def _written(options: Options) -> Iterator[Location]:
 
 def _outputs(options: Options) -> list[Location]:
     if options.output is None or options.continue_from is not None:  # the method is in that file
-        run = options.run or ""
-        return [locate(fill_run(str(options.output), run, run_name(run)))] if options.output else []
+        return [_fill(options.output, options.run or "")] if options.output else []
     return [output_path(method, options) for method in options.expand()]
 
 
-def _place(path: Location) -> str:
+def _real_path(path: Location) -> str:
     """Return the real path, which two names of one file share, whether it exists or not."""
     if isinstance(path, Url):
         return path.address

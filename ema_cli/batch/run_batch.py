@@ -27,7 +27,7 @@ MOST_WORKERS = 64
 
 
 class Status(StrEnum):
-    """The result of a job in one word."""
+    """The result of a job."""
 
     WRITTEN = "written"
     UP_TO_DATE = "up_to_date"
@@ -62,7 +62,6 @@ class JobResult:
 class JobStarted:
     """A job has started."""
 
-    number: int
     job: Job
 
 
@@ -70,7 +69,6 @@ class JobStarted:
 class JobWorking:
     """An event of a running job."""
 
-    number: int
     job: Job
     event: Event
 
@@ -79,7 +77,6 @@ class JobWorking:
 class JobEnded:
     """A job has ended."""
 
-    number: int
     result: JobResult
 
 
@@ -99,14 +96,9 @@ def run_batch(
     dry_run: bool = False,
     argv: Sequence[str] = (),
 ) -> tuple[JobResult, ...]:
-    """Carry out the jobs; return their results in the same order.
+    """Carry out jobs that ``ema_cli.batch.jobs.check_jobs`` accepted, ``workers`` of them at a time.
 
-    Args:
-        jobs: checked by ``ema_cli.batch.jobs.check_jobs``.
-        listener: receives the events, never from two threads at once.
-        workers: how many jobs run at a time.
-        dry_run: plan each job, and write nothing.
-        argv: the command line, for the reports.
+    A dry run plans each job, and writes nothing. The listener is never called by two threads at once.
 
     Raises:
         BaseException: the interruption of the calling thread, after all jobs have cleaned up.
@@ -114,7 +106,7 @@ def run_batch(
     """
     work = partial(_carry_out, average=_plan if dry_run else partial(_average, argv=argv))
     if min(workers, len(jobs)) <= 1:
-        return tuple(work(number, job, listener) for number, job in enumerate(jobs))
+        return tuple(work(job, listener) for job in jobs)
     return _in_threads([_sharing(job, min(workers, len(jobs))) for job in jobs], work, listener, workers)
 
 
@@ -125,7 +117,7 @@ def _sharing(job: Job, workers: int) -> Job:
     return replace(job, options=replace(job.options, threads=max(1, default_threads() // workers)))
 
 
-_Work = Callable[[int, Job, BatchListener], JobResult]
+_Work = Callable[[Job, BatchListener], JobResult]
 
 
 def _in_threads(jobs: Sequence[Job], work: _Work, listener: BatchListener, workers: int) -> tuple[JobResult, ...]:
@@ -145,7 +137,7 @@ def _in_threads(jobs: Sequence[Job], work: _Work, listener: BatchListener, worke
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="job")
     try:
-        futures: list[Future[JobResult]] = [pool.submit(work, number, job, forward) for number, job in enumerate(jobs)]
+        futures: list[Future[JobResult]] = [pool.submit(work, job, forward) for job in jobs]
         wait(futures, return_when=FIRST_EXCEPTION)
         return tuple(future.result() for future in futures)
     finally:
@@ -158,7 +150,7 @@ _Outcome = tuple[Status, tuple[Location, ...], int]
 
 
 def _carry_out(
-    number: int, job: Job, listener: BatchListener, average: Callable[[Job, Callable[[Event], None]], _Outcome]
+    job: Job, listener: BatchListener, average: Callable[[Job, Callable[[Event], None]], _Outcome]
 ) -> JobResult:
     """Carry out one job; an error becomes part of its result."""
     started, warnings = time.monotonic(), list[RunWarning]()
@@ -166,9 +158,9 @@ def _carry_out(
     def listen(event: Event) -> None:
         if isinstance(event, WarningIssued):
             warnings.append(event.warning)
-        listener(JobWorking(number=number, job=job, event=event))
+        listener(JobWorking(job=job, event=event))
 
-    listener(JobStarted(number=number, job=job))
+    listener(JobStarted(job=job))
     error: Exception | None = None
     try:
         status, outputs, checkpoints = average(job, listen)
@@ -183,7 +175,7 @@ def _carry_out(
         warnings=tuple(warnings),
         error=error,
     )
-    listener(JobEnded(number=number, result=result))
+    listener(JobEnded(result=result))
     return result
 
 

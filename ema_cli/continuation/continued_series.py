@@ -39,17 +39,14 @@ class _Sorted:
     """The last checkpoint inside the previous average, if it was named."""
     skipped: list[Skipped] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
-    """Checkpoints that belong between those inside, and so cannot be added."""
+    """Checkpoints that belong before the end of the previous average, so they cannot be added."""
 
 
 def continue_series(found: Found, options: Options, opened: ExitStack) -> Series:
     """Return the series that continues the average ``options.continue_from`` with the checkpoints that are new.
 
-    Args:
-        found: the checkpoints of the command line.
-        options: name the previous average.
-        opened: closes the files that are opened here: the previous average and, if it is needed and was not named, its
-            last checkpoint.
+    The files that are opened here, the previous average and maybe its last checkpoint, stay open until ``opened`` is
+    closed.
 
     Raises:
         NothingNew: there are no new checkpoints, and the output is not the previous average itself.
@@ -67,7 +64,6 @@ def continue_series(found: Found, options: Options, opened: ExitStack) -> Series
 
 
 def _continued(previous: PreviousAverage, series: Series, options: Options) -> Series:
-    """Return the series of ``previous`` and those checkpoints of ``series`` that are new; see ``continue_series``."""
     found = _sort_out(previous, series, options)
     if not found.fresh and not _in_place(previous, options):
         raise _nothing_new(previous, found.late)
@@ -93,10 +89,9 @@ def _continued(previous: PreviousAverage, series: Series, options: Options) -> S
     )
 
 
-def _nothing_new(previous: PreviousAverage, late: Sequence[str] = ()) -> NothingNew:
-    """Return the error that there are no new checkpoints to fold."""
+def _nothing_new(previous: PreviousAverage, late: Sequence[str]) -> NothingNew:
     inside = f"{plural(len(previous.folded), 'checkpoint')} up to {previous.step_or_name(previous.last)}"
-    missed = f"; {shortlist(late)} came too late to be added" if late else ""
+    missed = f"; not added, because they are from before its end: {shortlist(late)}" if late else ""
     hint = "average all checkpoints at once, without --continue-from" if late else ""
     return NothingNew(f"there are no new checkpoints: {previous.name} already contains {inside}{missed}", hint=hint)
 
@@ -114,14 +109,15 @@ def _in_place(previous: PreviousAverage, options: Options) -> bool:
 
 def _factors(previous: PreviousAverage, fresh: Sequence[OrderedCheckpoint], unit: str) -> tuple[float, float]:
     """Return the factor of the previous average, and the additional factor of its last checkpoint."""
-    steps = [one.step for one in previous.folded] + [member.step.value if member.step else None for member in fresh]
+    steps = [folded.step for folded in previous.folded]
+    steps += [member.step.value if member.step else None for member in fresh]
     timeline = Timeline.of(steps, unit)
     method = previous.method
     factors = continuation_factors(solve(method, timeline.until(len(previous.folded))), solve(method, timeline))
     if factors is None:
         raise InputRefused(
-            f"an average by {method.label} cannot be continued: new checkpoints change the relative shares of the old "
-            "ones",
+            f"an average by {method.label} cannot be continued: new checkpoints change the relative shares of "
+            "those in it",
             hint="average all checkpoints at once, without --continue-from",
         )
     return factors
@@ -153,9 +149,9 @@ class _Inside:
 
     def __init__(self, previous: PreviousAverage) -> None:
         self._previous = previous
-        self._by_step = {one.step: one for one in previous.folded if one.step is not None}
-        self._by_name = {one.name: one for one in previous.folded}
-        self._depths = sorted({name_depth([one.name]) for one in previous.folded})
+        self._by_step = {folded.step: folded for folded in previous.folded if folded.step is not None}
+        self._by_name = {folded.name: folded for folded in previous.folded}
+        self._depths = sorted({name_depth([folded.name]) for folded in previous.folded})
 
     def find(self, member: OrderedCheckpoint) -> Folded | None:
         """Look by step, or by name where there are no steps.
@@ -165,7 +161,7 @@ class _Inside:
 
         """
         path = absolute(member.checkpoint.path)
-        named = next((one for d in self._depths if (one := self._by_name.get(name_of(path, d))) is not None), None)
+        named = next(filter(None, (self._by_name.get(name_of(path, depth)) for depth in self._depths)), None)
         if not self._by_step or member.step is None:
             return named
         stepped = self._by_step.get(member.step.value)
@@ -180,11 +176,11 @@ class _Inside:
         return stepped
 
 
-def _is_after(member: OrderedCheckpoint, one: Folded) -> bool:
-    if one.step is not None and member.step is not None:
-        return member.step.value > one.step
+def _is_after(member: OrderedCheckpoint, folded: Folded) -> bool:
+    if folded.step is not None and member.step is not None:
+        return member.step.value > folded.step
     path = absolute(member.checkpoint.path)
-    return natural_key(name_of(path, name_depth([one.name]))) > natural_key(one.name)
+    return natural_key(name_of(path, name_depth([folded.name]))) > natural_key(folded.name)
 
 
 def _with_same_unit(member: OrderedCheckpoint, previous: PreviousAverage) -> OrderedCheckpoint:

@@ -1,6 +1,6 @@
-"""The last checkpoint inside a previous average, which methods on lines need: a line begins there.
+"""The last checkpoint inside a previous average: methods that interpolate between checkpoints read it again.
 
-It is looked for by its name, beside the new checkpoints and where the report says that it was.
+It is searched by its name, beside the new checkpoints and at its path in the report.
 """
 
 from __future__ import annotations
@@ -32,11 +32,7 @@ def read_last_checkpoint(
 ) -> tuple[OrderedCheckpoint, list[RunWarning]]:
     """Return the last checkpoint inside as a member, and a warning unless it is the file that was averaged.
 
-    Args:
-        previous: the average.
-        named: the checkpoint, if the user named it.
-        first_new: the first new checkpoint, beside which it may be.
-        options: how checkpoints are opened.
+    ``named`` is the checkpoint, if the user named it; otherwise it may be beside ``first_new``.
 
     Raises:
         NothingMatched: it was not found.
@@ -80,7 +76,8 @@ def _find(
         return usable
     raise NothingMatched(
         f"the last checkpoint in {previous.name}, {quoted(previous.last.name)} "
-        f"({previous.step_or_name(previous.last)}), is needed again: the method interpolates from it to the next one",
+        f"({previous.step_or_name(previous.last)}), is needed again: the method interpolates from it to the next "
+        "checkpoint",
         hint="name it too, together with the new checkpoints",
     )
 
@@ -98,4 +95,5 @@ def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]
     for root in dict.fromkeys(path.parents[min(depth, len(path.parts) - 1) - 1] for path in paths):
         folder = (root / name).parent
         if is_folder(folder):
-            yield from (folder / one for one in sorted(names_in(folder)) if name_of(str(folder / one), depth) == name)
+            entries = (folder / entry for entry in sorted(names_in(folder)))
+            yield from (path for path in entries if name_of(str(path), depth) == name)

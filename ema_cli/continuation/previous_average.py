@@ -1,6 +1,6 @@
-"""A previous average that is continued: what its metadata say it contains, and whether the options match it.
+"""A previous average that is continued: the checkpoints that its metadata list, and whether the options match it.
 
-The metadata are as untrusted as any other file; contradictions are refused.
+The metadata are untrusted, like all files; contradictions are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LARGEST_STEP = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviousAverage:
-    """A previous average and what its metadata say."""
+    """A previous average and its metadata."""
 
     checkpoint: Checkpoint
     method: Method
@@ -98,7 +98,7 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
         )
     except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
         raise InputRefused(
-            f"the metadata of {path} do not say correctly which checkpoints are in it",
+            f"the metadata of {path} do not list its checkpoints correctly",
             hint="it was changed, or made by an older version: average all checkpoints at once",
         ) from error
 

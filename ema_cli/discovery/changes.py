@@ -1,4 +1,4 @@
-"""Did a checkpoint change while it was read? Checked after the last read and before anything is published."""
+"""Whether a checkpoint changed while it was read, checked after the last read and before anything is published."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ema_cli.text import quoted
 
 
 def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> list[RunWarning]:
-    """Warn of checkpoints that were replaced or removed: what was read is complete, and of the old file.
+    """Warn of checkpoints that were replaced or removed; the old file was read completely.
 
     Raises:
-        InputChanged: one was written to while it was read.
+        InputChanged: a checkpoint was written to while it was read.
 
     """
     warnings = []
@@ -29,10 +29,10 @@ def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> li
 
 @contextmanager
 def blaming_changed_inputs(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
-    """Report a change as the cause of damaged data, if the checkpoint was changed since it was opened.
+    """Report a change of a checkpoint since it was opened as the cause of damaged data.
 
     Raises:
-        InputChanged: instead of ``InputRefused``, if a checkpoint was changed since it was opened.
+        InputChanged: instead of ``InputRefused``, if a checkpoint was changed.
 
     """
     try:

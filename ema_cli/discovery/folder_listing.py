@@ -110,21 +110,21 @@ def look_into(folder: Folder) -> FolderListing:
     found = [*folders, *(_alias_folders(folder) if members else ()), *_files(folder, is_run=bool(members))]
     return FolderListing(
         members=tuple(members),
-        candidates=tuple(one for one in found if isinstance(one, Candidate)),
-        skipped=tuple(one for one in found if isinstance(one, Skipped)),
+        candidates=tuple(entry for entry in found if isinstance(entry, Candidate)),
+        skipped=tuple(entry for entry in found if isinstance(entry, Skipped)),
     )
 
 
 def _members(folder: Folder) -> list[str]:
-    """Return the numbered checkpoint folders, and folders with the same kind of name, which are incomplete ones."""
-    numbered = [name for name in sorted(folder.folders, key=natural_key) if _may_be_member(name)]
+    """Return the numbered checkpoint folders, and incomplete folders with the same kind of name."""
+    numbered = [
+        name
+        for name in sorted(folder.folders, key=natural_key)
+        if is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
+    ]
     kinds = {name: _kind(folder, name) for name in numbered}
     alike = {skeleton(name) for name, kind in kinds.items() if kind == "checkpoint"}
     return [name for name, kind in kinds.items() if kind and (kind == "checkpoint" or skeleton(name) in alike)]
-
-
-def _may_be_member(name: str) -> bool:
-    return is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
 
 
 def _kind(folder: Folder, name: str) -> str:
@@ -146,14 +146,9 @@ def _alias_folders(folder: Folder) -> Iterator[Skipped]:
 
 
 def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
-    """Yield the checkpoint files of a run, and those that are skipped.
-
-    Args:
-        folder: the run.
-        is_run: it also has numbered checkpoint folders.
-
-    """
-    names = sorted(filter(_has_suffix, folder.files), key=natural_key)
+    """Yield the checkpoint files of a folder, and skipped ones; a run also has numbered checkpoint folders."""
+    suffixed = [name for name in folder.files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    names = sorted(suffixed, key=natural_key)
     numbered = is_run or any(re.search(r"\d", PurePosixPath(name).stem) and not _ALIAS.search(name) for name in names)
     copies = names_of_weights(folder.files) if is_run else ()
     yield from (Skipped(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
@@ -170,10 +165,6 @@ def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
             yield Skipped(path=path, reason=ALIAS_REASON)
         else:
             yield Candidate(path=path, in_folder=True, is_copy=alias)
-
-
-def _has_suffix(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _is_alias(name: str, *, is_run: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Put the checkpoints of a run in order, oldest first, and say why: an EMA in the wrong order is another model.
+"""Put the checkpoints of a run in order, oldest first, with the reason: an EMA in the wrong order is another model.
 
 Input -> output: opened checkpoints -> ``Series``.
 """
@@ -6,7 +6,7 @@ Input -> output: opened checkpoints -> ``Series``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ema_cli.discovery.checkpoints import Found
@@ -19,12 +19,7 @@ from ema_cli.text import plural, quoted, shortlist
 
 
 def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) -> Series:
-    """Order and select the checkpoints as ``options`` ask.
-
-    Args:
-        found: the checkpoints.
-        options: how to order them, what to select.
-        inside: checkpoints of a previous average of the same run; their names help to read the new names.
+    """Order and select the checkpoints. The names of those ``inside`` a previous average help to read steps from names.
 
     Raises:
         UsageError: the options do not fit the checkpoints.
@@ -38,10 +33,8 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
         OrderedCheckpoint(checkpoint=checkpoint, step=step, weight=weight)
         for checkpoint, step, weight in zip(found.checkpoints, steps, _weights_of(found, options), strict=True)
     ]
-    if not any(steps) and options.order in ("auto", "step"):
-        warnings = check_missing_steps(found.checkpoints, named, options)
-    else:
-        warnings = []
+    by_name = not any(steps) and options.order in ("auto", "step")
+    warnings = check_missing_steps(found.checkpoints, named, options) if by_name else []
     ordered, reason = _sorted(members, options)
     return Series(
         members=tuple(_select(ordered, options)),
@@ -49,7 +42,7 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
         unit=_unit(ordered, options),
         found=found.checkpoints,
         skipped=found.skipped,
-        warnings=(*found.warnings, *warnings, *_warnings(ordered), *_contradictions(ordered, options)),
+        warnings=(*found.warnings, *warnings, *_contradictions(ordered, options)),
     )
 
 
@@ -93,7 +86,7 @@ def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[Or
 
 
 def _refuse_equal_steps(members: Sequence[OrderedCheckpoint]) -> None:
-    """Refuse two files of one step: they are copies, or of two runs."""
+    """Refuse two files with the same step: they are copies, or from two runs."""
     by_step: dict[int, list[str]] = defaultdict(list)
     for member in members:
         if member.step:
@@ -131,34 +124,17 @@ def _nothing_selected(steps: Sequence[FoundStep], options: Options) -> NothingMa
     return NothingMatched(message, hint="change --from or --to")
 
 
-def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> list[RunWarning]:
-    """Warn if --steps gives the checkpoints another order than the steps inside them."""
-    inside = [step_inside(member.checkpoint, "step") for member in members]
-    found = [step.value for step in inside if step]
-    if options.steps is None or len(found) < len(members) or found == sorted(found):
-        return []
-    wrong = next(a for a, b in pairwise(members) if _value(a) > _value(b))
-    name, own = quoted(wrong.checkpoint.path.name), _value(wrong)
-    message = f"--steps gives {wrong.step.value if wrong.step else 0:,} for {name}, but the step inside is {own:,}, "
-    message += "and the order differs"
-    hint = "--steps follows the order of the arguments; a shell sorts ckpt_1000 before ckpt_200"
-    return [RunWarning(code="steps-contradict", message=message, hint=hint)]
-
-
-def _value(member: OrderedCheckpoint) -> int:
-    step = step_inside(member.checkpoint, "step")
-    return step.value if step else 0
-
-
-def _warnings(members: Sequence[OrderedCheckpoint]) -> list[RunWarning]:
-    """Warn when the order contradicts the steps."""
-    warnings = []
+def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> Iterator[RunWarning]:
+    """Yield warnings if the order contradicts the steps, or ``--steps`` the order of the steps inside."""
     steps = [member.step.value for member in members if member.step]
     if steps != sorted(steps):
-        warnings.append(
-            RunWarning(
-                code="order-against-steps",
-                message="the checkpoints are not averaged in the order of their steps",
-            )
-        )
-    return warnings
+        message = "the checkpoints are not averaged in the order of their steps"
+        yield RunWarning(code="order-against-steps", message=message)
+    inside = [step.value for member in members if (step := step_inside(member.checkpoint, "step"))]
+    if options.steps is None or len(inside) < len(members) or inside == sorted(inside):
+        return
+    wrong, own = next((member, a) for member, (a, b) in zip(members, pairwise(inside), strict=False) if a > b)
+    message = f"--steps gives {wrong.step.value if wrong.step else 0:,} for {quoted(wrong.checkpoint.path.name)}, "
+    message += f"but the step inside is {own:,}, and the order differs"
+    hint = "--steps follows the order of the arguments; a shell sorts ckpt_1000 before ckpt_200"
+    yield RunWarning(code="steps-contradict", message=message, hint=hint)

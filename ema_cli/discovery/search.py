@@ -1,4 +1,4 @@
-"""The search for checkpoints: what was found so far, and which of it is skipped."""
+"""The search for checkpoints: those found so far, and those that are skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ema_cli.discovery.folder_listing import ALIAS_REASON
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.records.series import Checkpoint, Skipped
-from ema_cli.text import plural, quoted
+from ema_cli.text import listing, plural, quoted
 
 AVERAGES_AVERAGED = "averages-averaged"
 """Code of the warning that all inputs are outputs of this program."""
@@ -20,7 +20,7 @@ class Search:
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     copies: list[Checkpoint] = field(default_factory=list)
-    """Checkpoints with the name of a copy of the last one."""
+    """Checkpoints with names that say that they are copies of the last checkpoint."""
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
@@ -76,11 +76,11 @@ class Search:
 
 
 def raise_faults(faults: list[EmaAvgError]) -> None:
-    """Raise all faults as one error: ``NothingMatched`` if anything is missing, else ``InputRefused``.
+    """Raise all faults, if any, as one error.
 
     Raises:
         NothingMatched: something is missing.
-        InputRefused: something cannot be used.
+        InputRefused: nothing is missing, but something cannot be used.
 
     """
     if not faults:
@@ -88,8 +88,8 @@ def raise_faults(faults: list[EmaAvgError]) -> None:
     if len(faults) == 1:
         raise faults[0]
     kind = NothingMatched if any(isinstance(fault, NothingMatched) for fault in faults) else InputRefused
-    lines = [f"  {fault.message}" for fault in faults[:_MOST_FAULTS]]
-    if len(faults) > _MOST_FAULTS:
-        lines.append(f"  and {len(faults) - _MOST_FAULTS:,} more")
+    message = listing(
+        f"{plural(len(faults), 'input')} cannot be used:", [fault.message for fault in faults], most=_MOST_FAULTS
+    )
     hint = next((fault.hint for fault in faults if fault.hint), "")
-    raise kind("\n".join([f"{plural(len(faults), 'input')} cannot be used:", *lines]), hint=hint)
+    raise kind(message, hint=hint)

@@ -20,12 +20,7 @@ ORDER_HINT = "set the order with --order name or --order given, or the steps wit
 def steps_of(
     checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options
 ) -> Sequence[FoundStep | None]:
-    """Return the step of each checkpoint, all from one source, or ``None`` for all.
-
-    Args:
-        checkpoints: of the series.
-        named: the steps in their names.
-        options: ``steps`` and ``order``.
+    """Return the step of each checkpoint, all from one source, or ``None`` for all; ``named`` are those in the names.
 
     Raises:
         UsageError: ``--steps`` has another number of steps.
@@ -35,9 +30,8 @@ def steps_of(
     if options.steps is not None:
         if len(options.steps) != len(checkpoints):
             counts = f"{plural(len(options.steps), 'step')} for {plural(len(checkpoints), 'checkpoint')}"
-            raise UsageError(
-                f"--steps gives {counts}", hint="give one step per checkpoint, in the order of the arguments"
-            )
+            hint = "give one step per checkpoint, in the order of the arguments"
+            raise UsageError(f"--steps gives {counts}", hint=hint)
         return [FoundStep(value=value, unit="step", source="--steps") for value in options.steps]
     sources = (
         [step_inside(checkpoint, "step") for checkpoint in checkpoints],
@@ -68,19 +62,16 @@ def check_missing_steps(
         numbers = {tuple(re.findall(r"\d+", checkpoint.path.stem)) for checkpoint in checkpoints}
         if options.order == "step" or len(numbers) == 1:
             return []
-        message = "the numbers in the names are not steps: the order is that of the names, and may be wrong"
+        message = "the numbers in the names are not steps: the checkpoints are ordered by name, which may be wrong"
         return [RunWarning(code="order-doubtful", message=message, hint=ORDER_HINT)]
     source = next(step.source for step in steps if step)
     message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
     message += f"but {shortlist(without)} has none"
+    hint = f"leave out the checkpoints without a step; or {ORDER_HINT}"
     if options.order == "step":
-        raise UsageError(message, hint=f"leave out the checkpoints without a step; or {ORDER_HINT}")
-    message += ": the order is that of the names, and may be wrong"
-    return [
-        RunWarning(
-            code="steps-incomplete", message=message, hint=f"leave out the checkpoints without a step; or {ORDER_HINT}"
-        )
-    ]
+        raise UsageError(message, hint=hint)
+    message += ": the checkpoints are ordered by name, which may be wrong"
+    return [RunWarning(code="steps-incomplete", message=message, hint=hint)]
 
 
 def step_inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
@@ -91,10 +82,7 @@ def step_inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
 def steps_in_names(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
     """Read steps from the paths below the common folder (``checkpoint-500/model.pt``), else from the file names.
 
-    Args:
-        checkpoints: of the series.
-        inside: checkpoints of a previous average of the same run; their names help to read the new names.
-
+    If there are checkpoints ``inside`` a previous average of the same run, their names help to read the new names.
     """
     if inside:
         return _steps_like_those_inside(checkpoints, inside)
@@ -108,11 +96,11 @@ def steps_in_names(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) 
 
 def _steps_like_those_inside(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
     """Read steps from the names together with those inside a previous average, if these give the steps they had."""
-    known = [one.name for one in inside]
+    known = [folded.name for folded in inside]
     names = [name_of(absolute(checkpoint.path), name_depth(known)) for checkpoint in checkpoints]
     series = list(dict.fromkeys([*known, *names]))
     steps = dict(zip(series, steps_from_names(series), strict=True))
-    if any(found is None or found.value != one.step for one in inside for found in [steps[one.name]]):
+    if any(found is None or found.value != folded.step for folded in inside for found in [steps[folded.name]]):
         return [None] * len(checkpoints)
     return [_found_in_name(steps[name]) for name in names]
 
@@ -135,5 +123,5 @@ def _refuse_mixed_units(checkpoints: Sequence[Checkpoint], named: Sequence[Found
         if step:
             by_unit[step.unit].append(f"{quoted(checkpoint.path.name)} has {step.unit} {step.value:,}")
     if len(by_unit) > 1:
-        examples = shortlist(places[0] for places in by_unit.values())
+        examples = shortlist(found[0] for found in by_unit.values())
         raise InputRefused(f"the checkpoints are numbered in different units: {examples}", hint=ORDER_HINT)

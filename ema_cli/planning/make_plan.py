@@ -90,7 +90,7 @@ def weigh(series: Series, options: Options) -> list[Weighting]:
     """
     timeline = series.timeline
     if series.continuation is not None:
-        return [_weigh_continuation(series.continuation, series.timeline)]
+        return [_weigh_continuation(series.continuation, timeline)]
     if options.lacks_decay:
         message, hint = describe_choices(timeline, options.method_names, options.per)
         raise UsageError(message, hint=hint)

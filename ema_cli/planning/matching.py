@@ -11,7 +11,7 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_DIFFERENCES = 12
 
@@ -32,7 +32,7 @@ class Matched:
 
 
 def wanted(options: Options) -> Callable[[str], bool]:
-    """Return a function that says whether ``--include`` and ``--exclude`` select the tensor of a name."""
+    """Return a function of a name: whether ``--include`` and ``--exclude`` select the tensor."""
     include = [re.compile(pattern) for pattern in options.include]
     exclude = [re.compile(pattern) for pattern in options.exclude]
 
@@ -70,12 +70,8 @@ def match_tensors(
 ) -> Matched:
     """Compare every layout with that of the last checkpoint.
 
-    Args:
-        checkpoints: in fold order.
-        layout_numbers: which layout each of them has.
-        chosen: the selected tensors of each layout.
-        options: ``on_missing`` says whether tensors may be missing.
-        lacked_before: tensors that some checkpoint inside the previous average lacks.
+    ``layout_numbers`` has the layout of each checkpoint, ``chosen`` the selected tensors of each layout, and
+    ``lacked_before`` the tensors that some checkpoint inside the previous average lacks.
 
     Raises:
         InputRefused: they are not checkpoints of one model; all differences are reported at once.
@@ -108,28 +104,24 @@ def _share_some(chosen: Sequence[Chosen]) -> bool:
 
 
 def _different_models(differences: Sequence[str], *, only_absent: bool) -> InputRefused:
-    lines = [f"  {line}" for line in differences[:_MOST_DIFFERENCES]]
-    if len(differences) > _MOST_DIFFERENCES:
-        lines.append(f"  and {len(differences) - _MOST_DIFFERENCES:,} more")
+    message = listing("the checkpoints are not of one model:", differences, most=_MOST_DIFFERENCES)
     hint = "leave out the checkpoints that differ, or exclude the tensors that differ with --exclude"
     if only_absent:
         hint += "; or --on-missing last, which copies tensors that only the last has and drops those it lacks"
-    return InputRefused("\n".join(["the checkpoints are not of one model:", *lines]), hint=hint)
+    return InputRefused(message, hint=hint)
 
 
 def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, may_be: bool) -> Iterator[str]:
-    """Yield the tensors that one of the two lacks or, where that is allowed, that they have none in common."""
+    """Yield the tensors that either lacks; with ``may_be`` (``--on-missing last``), only that they share no tensor."""
     if may_be:
         if not tensors.keys() & reference.keys():
-            yield f"{name} has no tensor of {last_name}"
+            yield f"{name} and {last_name} have no tensor in common"
         return
-    for one, other, here, there in (
-        (reference, tensors, last_name, name),
-        (tensors, reference, name, last_name),
-    ):
-        missing = [quoted(tensor) for tensor in one if tensor not in other]
+    pairs = ((reference, tensors, last_name, name), (tensors, reference, name, last_name))
+    for having, lacking, owner, other in pairs:
+        missing = [quoted(tensor) for tensor in having if tensor not in lacking]
         if missing:
-            yield f"{there} lacks {plural(len(missing), 'tensor')} of {here}: {shortlist(missing, most=3)}"
+            yield f"{other} lacks {plural(len(missing), 'tensor')} of {owner}: {shortlist(missing, most=3)}"
 
 
 def _unlike(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:
@@ -140,12 +132,5 @@ def _unlike(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> It
         expected = reference[tensor][1]
         if layout.shape != expected.shape:
             yield f"{quoted(tensor)}: shape {layout.shape} in {name}, {expected.shape} in {last_name}"
-        elif (
-            layout.dtype is not expected.dtype
-            and Kind.FLOAT
-            not in (
-                layout.dtype.kind,
-                expected.dtype.kind,
-            )
-        ) or layout.dtype.kind is not expected.dtype.kind:
+        elif layout.dtype is not expected.dtype and {layout.dtype.kind, expected.dtype.kind} != {Kind.FLOAT}:
             yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"

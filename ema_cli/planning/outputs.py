@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ema_cli._version import __version__
 from ema_cli.errors import UsageError
 from ema_cli.formats.safetensors import build_header
-from ema_cli.naming import RUN_FIELDS, fill_output_name, run_name
+from ema_cli.naming import RUN_FIELDS, fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OUR_METADATA
@@ -34,15 +33,9 @@ def plan_outputs(
     side_files: Sequence[SideFile] = (),
     lacking: Collection[str] = (),
 ) -> tuple[PlannedOutput, ...]:
-    """Return the output of each average.
+    """Return the output of each average: a file, or a folder with ``side_files``.
 
-    Args:
-        weightings: one per average.
-        series: the checkpoints.
-        tensors: in the order of the data section.
-        options: name the outputs.
-        side_files: other files of an output folder.
-        lacking: tensors that are copied because some checkpoint lacks them.
+    The metadata list the tensors ``lacking``: they are copied, because some checkpoint lacks them.
 
     Raises:
         UsageError: two outputs would have one name, or a name has a field that the average does not have.
@@ -52,28 +45,25 @@ def plan_outputs(
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
     outputs = tuple(
-        _plan_output(layouts, {**shared, **_metadata(weighting.method, series, options)}, weighting, series, options)
-        for weighting in weightings
+        _plan_output(layouts, shared, weighting, series, options, side_files=side_files) for weighting in weightings
     )
-    outputs = tuple(replace(output, beside=(*output.beside, *side_files)) for output in outputs)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
-        raise UsageError(
-            f"several averages would be written to {quoted(str(twice))}",
-            hint="run them one at a time",
-        )
+        raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one at a time")
     return outputs
 
 
 def _plan_output(
     layouts: Sequence[TensorLayout],
-    metadata: Mapping[str, str],
+    shared: Mapping[str, str],
     weighting: Weighting,
     series: Series,
     options: Options,
+    *,
+    side_files: Sequence[SideFile],
 ) -> PlannedOutput:
-    """Plan the file of an average, or the files of its folder."""
+    metadata = {**shared, **_metadata(weighting.method, series, options)}
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
@@ -81,7 +71,7 @@ def _plan_output(
         return PlannedOutput(weighting=weighting, path=path, files=(whole,))
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
-    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=index)
+    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=(*index, *side_files))
 
 
 def output_path(method: Method, options: Options) -> Location:
@@ -106,13 +96,13 @@ def _run_fields(options: Options) -> dict[str, object]:
     if options.run is None and (len(options.paths) > 1 or not Path(run).is_dir()):
         message = f"the output {quoted(str(options.output))}: {{{stray}}} needs one run folder as the only argument"
         raise UsageError(message, hint=f"name the folder of a run, or remove {{{stray}}} from the output")
-    return {"run": run, "name": run_name(run)}
+    return run_fields(run)
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
     """Return the metadata of an output; floats as Python writes them, so that they can be read back exactly."""
     folded = series.folded
-    steps = [one.step for one in folded if one.step is not None]
+    steps = [checkpoint.step for checkpoint in folded if checkpoint.step is not None]
     known = len(steps) == len(folded)
     parameters = {key: value for key, value in method.plain().items() if key != "name"}
     ours: dict[str, object | None] = {
@@ -121,7 +111,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
         **options.kept_on_continue(),
         "checkpoints": len(folded),
-        "folded": json.dumps([one.name for one in folded]),
+        "folded": json.dumps([checkpoint.name for checkpoint in folded]),
         "steps": ",".join(map(str, steps)) if known else None,
         "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
         "first_step": steps[0] if known else None,
@@ -136,7 +126,7 @@ def _options_fingerprint(method: Method, series: Series, options: Options) -> st
     """Hash every option that decides the bytes of an output; weights given by the user in fold order."""
     deciding = {
         **method.plain(),
-        "weights": series.timeline.by_hand or options.weights,
-        **{one.name: getattr(options, one.name) for one in declared(type(options)) if one.in_fingerprint},
+        "weights": series.timeline.given_weights or options.weights,
+        **{option.name: getattr(options, option.name) for option in declared(type(options)) if option.in_fingerprint},
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

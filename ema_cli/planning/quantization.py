@@ -31,12 +31,7 @@ _PACKED = re.compile(r"(?:qweight|_packed|_blocks)$")
 
 
 def find_codes(types: Types) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names, of codes and of their scale, each scale once.
-
-    Args:
-        types: element types of all tensors of a checkpoint.
-
-    """
+    """Yield pairs of names, of codes and of their scale, each scale once, among all tensors of a checkpoint."""
     for name in types:
         codes = next(
             (other for other in _possible_codes(name) if other in types and _may_be_codes(other, types[other])), None

@@ -6,7 +6,6 @@ They are refused only if they are selected; all of them are reported at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused
@@ -14,11 +13,10 @@ from ema_cli.options.average import Options
 from ema_cli.planning.matching import wanted
 from ema_cli.planning.quantization import find_codes
 from ema_cli.records.series import Checkpoint
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_LINES = 8
 _QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
-_PLAIN_KINDS = (Kind.FLOAT, Kind.COMPLEX, Kind.BOOL)
 
 
 def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> None:
@@ -41,12 +39,11 @@ def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> No
     if not found:
         return
     lines = [
-        f"  {quoted(name)} {reason} (in {shortlist((quoted(one.path.name) for one in holders), most=2)})"
-        for (name, reason), holders in islice(found.items(), _MOST_LINES)
+        f"{quoted(name)} {reason} (in {shortlist((quoted(holder.path.name) for holder in holders), most=2)})"
+        for (name, reason), holders in found.items()
     ]
-    more = [f"  and {len(found) - _MOST_LINES:,} more"] if len(found) > _MOST_LINES else []
     raise InputRefused(
-        "\n".join(["some tensors cannot be averaged:", *lines, *more]),
+        listing("some tensors cannot be averaged:", lines, most=_MOST_LINES),
         hint="exclude them with --exclude, or save the checkpoints with dense tensors",
     )
 
@@ -61,14 +58,19 @@ def refuse_quantized(checkpoints: Sequence[Checkpoint], options: Options) -> Non
     is_wanted = wanted(options)
     by_layouts = {id(checkpoint.index.layouts): checkpoint for checkpoint in checkpoints}
     for checkpoint in by_layouts.values():
-        types = _types(checkpoint)
+        types: dict[str, DType | None] = {
+            **dict.fromkeys(name for name, _ in checkpoint.unreadable),
+            **{layout.name: layout.dtype for layout in checkpoint.index.layouts},
+        }
         pairs = [(codes, by) for codes, by in find_codes(types) if is_wanted(codes) or is_wanted(by)]
         if pairs:
             codes, scale = pairs[0]
             count = plural(len({codes for codes, _ in pairs}), "tensor")
+            dtype = types[codes]
+            of_type = f" ({dtype.torch_name})" if dtype is not None else ""
             raise InputRefused(
                 f"{quoted(str(checkpoint.path))} is quantized: {count} of codes, which cannot be averaged, such as "
-                f"{quoted(codes)}{_named(types[codes])} with the scale {quoted(scale)}",
+                f"{quoted(codes)}{of_type} with the scale {quoted(scale)}",
                 hint=_QUANTIZE_LATER,
             )
     for checkpoint in checkpoints:
@@ -94,22 +96,11 @@ def refuse_scales(types: Iterator[tuple[str, DType]]) -> None:
         )
 
 
-def _types(checkpoint: Checkpoint) -> dict[str, DType | None]:
-    known = {layout.name: layout.dtype for layout in checkpoint.index.layouts}
-    return {**dict.fromkeys(name for name, _ in checkpoint.unreadable), **known}
-
-
-def _named(dtype: DType | None) -> str:
-    return f" ({dtype.torch_name})" if dtype is not None else ""
-
-
 def _are_plain_by_choice(checkpoint: Checkpoint, options: Options, is_wanted: Callable[[str], bool]) -> bool:
     """Whether the user selected tensors, and none of them can be codes."""
     if not (options.include or options.exclude):
         return False
     types = [layout.dtype for layout in checkpoint.index.layouts if is_wanted(layout.name)]
-    return all(dtype.name == "I64" or (dtype.kind in _PLAIN_KINDS and _is_no_code(dtype)) for dtype in types)
-
-
-def _is_no_code(dtype: DType) -> bool:
-    return dtype.itemsize > 1 or dtype.kind is Kind.BOOL
+    return all(
+        dtype.name == "I64" or dtype.kind is Kind.BOOL or (dtype.averaged and dtype.itemsize > 1) for dtype in types
+    )

@@ -25,11 +25,7 @@ def plan_files(
 ) -> tuple[tuple[PlannedFile, ...], tuple[SideFile, ...]]:
     """Return the files of a folder, and their index if there are several.
 
-    Args:
-        layouts: in the order of the data section.
-        metadata: of each file.
-        stem: the beginning of the file names.
-        max_shard_size: bytes of tensors in one file; a larger tensor gets its own file.
+    A file has at most ``max_shard_size`` bytes of tensors, or one larger tensor; its name begins with ``stem``.
 
     Raises:
         UsageError: there would be too many files.
@@ -51,7 +47,7 @@ def plan_files(
 
 
 def _fill(layouts: Sequence[TensorLayout], max_shard_size: int) -> list[list[TensorLayout]]:
-    """Split the tensors into groups of at most so many bytes, or of one tensor."""
+    """Split the tensors into groups of at most ``max_shard_size`` bytes, or of one larger tensor."""
     shards: list[list[TensorLayout]] = [[]]
     filled = 0
     for layout in layouts:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
@@ -26,12 +25,7 @@ _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 
 
 def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that an output folder gets from the folder of the last checkpoint; none if it is no folder.
-
-    Returns:
-        The files, and warnings about files that cannot be copied.
-
-    """
+    """Return the files that an output folder gets from the last checkpoint, and warnings about those it cannot get."""
     if options.max_shard_size is None:
         return (), ()
     dtype = None if options.dtype == "same" else options.dtype
@@ -50,17 +44,14 @@ def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile,
                 nbytes = source.size() if content is None else len(content)
                 state = source.state
         except (InputRefused, NothingMatched) as refused:
-            warnings.append(_not_copied(refused.message))
+            message = f"not copied: {refused.message}"
+            warnings.append(RunWarning(code="companion-left-out", message=message, hint="copy it yourself"))
             continue
         origin = path if content is None else None
         found.append(
             SideFile(name=name, role=FileRole.SIDE_FILE, nbytes=nbytes, content=content, source=origin, state=state)
         )
     return tuple(found), tuple(warnings)
-
-
-def _not_copied(message: str) -> RunWarning:
-    return RunWarning(code="companion-left-out", message=f"not copied: {message}", hint="copy it yourself")
 
 
 def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> bytes | None:
@@ -84,17 +75,11 @@ def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> b
 
 
 def _replaced(text: str, key: str, dtype: str) -> str:
-    """Return a JSON text with one value of its outermost object changed, and nothing else."""
+    """Return a JSON text with one value of its outermost object changed; nested objects may have the key, too."""
     wanted = {**json.loads(text), key: dtype}
-    for candidate in _candidates(text, key, dtype):
-        if json.loads(candidate) == wanted:
+    for found in _DTYPE.finditer(text):
+        begin, end = found.span(2)
+        candidate = f"{text[:begin]}{dtype}{text[end:]}"
+        if found.group(1) == key and json.loads(candidate) == wanted:
             return candidate
     return json.dumps(wanted, indent=2) + "\n"
-
-
-def _candidates(text: str, key: str, dtype: str) -> Iterator[str]:
-    """Yield the text with each value of that key changed: nested objects may have the key, too."""
-    for found in _DTYPE.finditer(text):
-        if found.group(1) == key:
-            begin, end = found.span(2)
-            yield f"{text[:begin]}{dtype}{text[end:]}"

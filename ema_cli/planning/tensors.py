@@ -8,15 +8,11 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
-from ema_cli.planning.matching import Chosen, Matched
+from ema_cli.planning.matching import Matched
 from ema_cli.planning.refusals import refuse_scales
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
-
-_NO_FLOATS = "no floating-point numbers"
-_NOT_EVERYWHERE = "not in every checkpoint"
-_ABSENT = -1
 
 
 def plan_tensors(
@@ -28,12 +24,8 @@ def plan_tensors(
 ) -> tuple[PlannedTensor, ...]:
     """Return the tensors of the output, in the order of its data section.
 
-    Args:
-        checkpoints: in fold order.
-        layout_numbers: which layout each of them has.
-        matched: the tensors of each layout.
-        replaced_by: the name that is written, by each tied name that is not.
-        options: ``buffers`` and ``dtype`` decide.
+    ``layout_numbers`` has the layout of each checkpoint; ``replaced_by`` the name that is written, by each tied name
+    that is not written.
 
     Raises:
         InputRefused: a tensor is of a type that is only used for scales.
@@ -44,7 +36,8 @@ def plan_tensors(
     refuse_scales((name, layout.dtype) for name, (_, layout) in reference.items())
     reasons = {name: _why_copied(name, layout, matched, options) for name, (_, layout) in reference.items()}
     first = matched.tensors[layout_numbers[0]]
-    sources = {name: 0 if _is_from_first(name, first, options) else last for name in reference}
+    from_first = {name for name in first if options.buffers == "first" and is_batch_norm_statistic(name)}
+    sources = {name: 0 if name in from_first else last for name in reference}
     layouts = [
         TensorLayout(
             name=name,
@@ -71,7 +64,7 @@ def plan_tensors(
                 dtype=layout.dtype,
                 action=Action.COPIED if reasons[name] else Action.AVERAGED,
                 why_copied=reasons[name],
-                positions=tuple(found[name][0] if name in found else _ABSENT for found in matched.tensors),
+                positions=tuple(found[name][0] if name in found else -1 for found in matched.tensors),
                 copied_from=sources[name],
                 offset=offset,
                 tied_to=tied_to if tied_to in reference else None,
@@ -82,17 +75,13 @@ def plan_tensors(
     return tuple(planned)
 
 
-def _is_from_first(name: str, first: Chosen, options: Options) -> bool:
-    return options.buffers == "first" and is_batch_norm_statistic(name) and name in first
-
-
 def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Options) -> str:
     """Return why a tensor is copied, for people; empty if it is averaged."""
     if not layout.dtype.averaged:
-        return _NO_FLOATS
+        return "no floating-point numbers"
     if options.buffers != "average" and is_batch_norm_statistic(name):
         return f"--buffers {options.buffers}"
-    return _NOT_EVERYWHERE if name in matched.lacking else ""
+    return "not in every checkpoint" if name in matched.lacking else ""
 
 
 def _output_dtype(dtype: DType, why_copied: str, options: Options) -> DType:

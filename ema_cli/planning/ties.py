@@ -27,24 +27,16 @@ class DroppedTies:
 
 
 def drop_ties(checkpoints: Sequence[Checkpoint], tensors: Sequence[Chosen]) -> DroppedTies:
-    """Return which names need not be written.
-
-    Args:
-        checkpoints: those that are read, in fold order.
-        tensors: the selected tensors of each of them.
-
-    """
+    """Return which names need not be written, from the checkpoints that are read and the selected tensors of each."""
     ties = [checkpoint.ties for checkpoint in checkpoints]
     replaced_by = _recorded(checkpoints[-1], tensors[-1])
     apart: list[str] = []
     for group in _groups(ties[-1], tensors[-1]):
         kept = min(group, key=lambda name: (any(name not in known for known in tensors), name))
         for name in group:
-            if name == kept:
-                continue
-            if _may_be_dropped(name, kept, ties, tensors):
+            if name != kept and _may_be_dropped(name, kept, ties, tensors):
                 replaced_by[name] = kept
-            else:
+            elif name != kept:
                 apart.append(name)
     return DroppedTies(replaced_by=replaced_by, apart=tuple(apart))
 

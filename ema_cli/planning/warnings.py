@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ema_cli.dtypes import DType
@@ -22,21 +22,13 @@ from ema_cli.weights.timeline import Timeline
 def warn_of_plan(
     weightings: Sequence[Weighting], timeline: Timeline, tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
 ) -> Iterator[RunWarning]:
-    """Yield the warnings about the shares and the tensors of a plan.
-
-    Args:
-        weightings: one per average.
-        timeline: the steps of the checkpoints.
-        tensors: of the output.
-        chosen: the tensors of each distinct layout of the checkpoints.
-
-    """
+    """Yield the warnings about the shares and the tensors of a plan; ``chosen`` has those of each distinct layout."""
+    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     several = timeline.count > 1
     yield from _warnings_about_shares(weightings if several else weightings[:1], timeline)
     if several:
-        yield from _warnings_about_tensors(tensors)
+        yield from _warnings_about_averaged(averaged)
     yield from _warnings_about_dtypes(chosen, {tensor.name for tensor in tensors})
-    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     if not averaged:
         yield RunWarning(code="nothing-averaged", message="no tensor has floating-point numbers: all are copied")
 
@@ -54,28 +46,18 @@ def warn_of_chosen_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[RunWar
 
 def warn_of_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWarning]:
     """Yield warnings about tensors, or ties, that not every checkpoint has."""
-    if matched.lacking:
-        names = sorted(map(quoted, matched.lacking))
-        yield RunWarning(
-            code="missing-copied",
-            message=f"{plural(len(names), 'tensor')} copied from the last checkpoint, because other checkpoints lack "
-            f"{'it' if len(names) == 1 else 'them'}: {shortlist(names)}",
-        )
-    if matched.dropped:
-        names = sorted(map(quoted, matched.dropped))
-        yield RunWarning(
-            code="missing-left-out",
-            message=f"{plural(len(names), 'tensor')} dropped, because the last checkpoint lacks "
-            f"{'it' if len(names) == 1 else 'them'}: {shortlist(names)}",
-        )
-    if dropped.apart:
-        names = sorted(map(quoted, dropped.apart))
-        yield RunWarning(
-            code="tied-kept",
-            message=f"{plural(len(names), 'tensor')} written in spite of --tied drop, because not all checkpoints have "
-            f"the tie: {shortlist(names)}",
-            hint="use --from to begin with the checkpoint where the tie begins",
-        )
+    found = (
+        ("missing-copied", matched.lacking, "copied from the last checkpoint, because other checkpoints lack {them}"),
+        ("missing-left-out", matched.dropped, "dropped, because the last checkpoint lacks {them}"),
+        ("tied-kept", dropped.apart, "written in spite of --tied drop, because not all checkpoints have the tie"),
+    )
+    for code, tensors, reason in found:
+        names = sorted(map(quoted, tensors))
+        if names:
+            them = "it" if len(names) == 1 else "them"
+            message = f"{plural(len(names), 'tensor')} {reason.format(them=them)}: {shortlist(names)}"
+            hint = "use --from to begin with the checkpoint where the tie begins" if code == "tied-kept" else ""
+            yield RunWarning(code=code, message=message, hint=hint)
 
 
 def _warnings_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[RunWarning]:
@@ -91,8 +73,8 @@ def _warnings_about_shares(weightings: Sequence[Weighting], timeline: Timeline) 
         yield replace(warning, message=f"{average}{warning.message}{others}")
 
 
-def _warnings_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[RunWarning]:
-    statistics = _named(tensors, lambda t: t.action is Action.AVERAGED and is_batch_norm_statistic(t.name))
+def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWarning]:
+    statistics = [quoted(tensor.name) for tensor in tensors if is_batch_norm_statistic(tensor.name)]
     if statistics:
         yield RunWarning(
             code="batchnorm-averaged",
@@ -102,17 +84,13 @@ def _warnings_about_tensors(tensors: Sequence[PlannedTensor]) -> Iterator[RunWar
             ),
             hint="recompute them on training data (torch.optim.swa_utils.update_bn), or use --buffers last",
         )
-    small = _named(tensors, lambda t: t.action is Action.AVERAGED and t.dtype.itemsize == 1)
+    small = [quoted(tensor.name) for tensor in tensors if tensor.dtype.itemsize == 1]
     if small:
         yield RunWarning(
             code="float8-averaged",
             message=f"float8 tensors are averaged and rounded to float8 again ({shortlist(small, most=2)})",
             hint="--dtype bfloat16 is more precise; codes of a quantized model must not be averaged",
         )
-
-
-def _named(tensors: Sequence[PlannedTensor], condition: Callable[[PlannedTensor], bool]) -> list[str]:
-    return [quoted(tensor.name) for tensor in tensors if condition(tensor)]
 
 
 def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -> Iterator[RunWarning]:
@@ -131,13 +109,7 @@ def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -
 
 
 def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWarning]:
-    """Return a warning if the averaged tensors of some checkpoints are the same.
-
-    Args:
-        plan: what was averaged.
-        contents: the digest of the averaged tensors of each checkpoint, by its position.
-
-    """
+    """Return a warning if checkpoints have the same ``contents``: the digest of their averaged tensors, by position."""
     same: dict[str, list[str]] = defaultdict(list)
     for i, digest in contents.items():
         same[digest].append(quoted(plan.checkpoints[i].path.name))
@@ -145,7 +117,7 @@ def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWar
     if not groups:
         return []
     copies = sum(len(names) - 1 for names in groups)
-    message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, so "
-    message += f"{plural(copies, 'checkpoint')} counted twice"
+    message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, "
+    message += f"so the average counts {plural(copies, 'checkpoint')} twice"
     hint = "leave out the copies, unless the weights really did not change between the steps"
     return [RunWarning(code="same-weights", message=message, hint=hint)]

@@ -1,8 +1,7 @@
 """May this plan be carried out? One answer for the run, ``plan``, ``--dry-run`` and ``batch --dry-run``.
 
-The checks, in this order: no output is an input; the device exists; every output and report can be put where it
-belongs; whatever already exists there is up to date or may be overwritten. A run raises the first obstacle; a dry run
-shows all of them as warnings.
+The checks, in this order: no output is an input; the device exists; every output and report can be written; existing
+outputs are up to date or may be overwritten. A run raises the first obstacle; a dry run shows all of them as warnings.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Preflight:
     warnings: tuple[RunWarning, ...]
     """Of the plan, and of the file systems of its outputs."""
     obstacles: Mapping[str, EmaAvgError]
-    """What would make a run fail, by the code of the warning that a dry run shows, in the order of the checks."""
+    """Errors that would make a run fail, in the order of the checks, by the code of the warning in a dry run."""
     up_to_date: Report | None
     """The report of the existing outputs, if they are what the plan would write."""
 
@@ -45,11 +44,8 @@ class Preflight:
 def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
     """Check whether ``plan`` can be carried out; a plan without an output needs nothing but its device.
 
-    Args:
-        plan: made from ``options``.
-        options: of the run.
-        locks: in a run, receives the locks of the local outputs. They are locked before existing outputs are examined,
-            because another run may be writing them. ``None`` in a dry run, which locks nothing.
+    In a run, ``locks`` receives the locks of the local outputs. They are locked before existing outputs are examined,
+    because another run may be writing them. A dry run locks nothing.
 
     Raises:
         UsageError: the options contradict what was found: an output is an input, two files have one name.

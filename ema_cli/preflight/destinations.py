@@ -1,4 +1,4 @@
-"""Where files will be written: checked before the work, so that nothing is lost and no run fails at its end."""
+"""Checks of the files to write, made before the work: no input is overwritten, and no run fails at its end."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
 
 
 def check_destinations(plan: Plan, options: Options) -> None:
-    """Raise if an output or a report cannot be put where it belongs.
+    """Raise if an output or a report cannot be written.
 
     Raises:
         UsageError: two of the files have one name.
-        OutputError: a folder is missing or not writable, or something in the way was not made by this program.
+        OutputError: a folder is missing or not writable, or an existing file is not an output of this program.
 
     """
-    places = list(_written(plan, options))
+    paths = list(_written(plan, options))
     folders = {output.path for output in plan.outputs if output.folder and isinstance(output.path, Path)}
-    if len({absolute(place) for place in places}) != len(places):
+    if len({absolute(path) for path in paths}) != len(paths):
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
-    for path in places:
+    for path in paths:
         if isinstance(path, Path):  # a store refuses when it is written to
             check_writable(path, folder=path in folders)
     for folder in folders:
@@ -59,7 +59,7 @@ def check_destinations(plan: Plan, options: Options) -> None:
         return
     for output in plan.outputs:
         _refuse_report_of_another(output)
-    for report in places[len(plan.outputs) :]:
+    for report in paths[len(plan.outputs) :]:
         if exists(report) and not is_report(report):
             message = f"{quoted(str(report))} exists and is not a report of ema-avg"
             raise OutputError(message, hint="choose another name, or overwrite it with --force")
@@ -78,24 +78,19 @@ def _refuse_folders_of_inputs(plan: Plan) -> None:
 
 
 def _refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool) -> None:
-    place, real = Path(os.path.realpath(output)), Path(os.path.realpath(path))
-    if real == place and not ours and not (skipped and _is_ours(path)):
+    target, real = Path(os.path.realpath(output)), Path(os.path.realpath(path))
+    if real == target and not ours and not (skipped and _is_ours(path)):
         raise UsageError(f"the output {quoted(str(output))} is one of the inputs", hint="choose another name")
-    if real != place and real.is_relative_to(place):
+    if real != target and real.is_relative_to(target):
         message = f"the output folder {quoted(str(output))} contains the input {quoted(str(path))}"
         raise UsageError(message, hint=f"-o {output / 'averaged'}/")
-    if real != place and place.is_relative_to(real):
+    if real != target and target.is_relative_to(real):
         message = f"the output {quoted(str(output))} is inside the input {quoted(str(path))}"
         raise UsageError(message, hint=f"-o {path.parent / output.name}/")
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise if a folder that would be replaced contains folders: outputs have none, so this one is not an output.
-
-    Raises:
-        OutputError: naming one.
-
-    """
+    """Raise if a folder that would be replaced contains folders: then it is not an output."""
     try:
         inner = next((path for path in folder.iterdir() if path.is_dir()), None) if folder.is_dir() else None
     except OSError as error:
@@ -124,7 +119,7 @@ def _written(plan: Plan, options: Options) -> Iterator[Location]:
 
 
 def _is_ours(path: Location) -> bool:
-    """Whether a file is an output of this program: one skipped for its name, such as ``ema.safetensors``, may be."""
+    """Whether a file is an output of this program, as a file skipped for its name (``ema.safetensors``) may be."""
     try:
         checkpoint = open_checkpoint(path, pool=LayoutPool())
     except EmaAvgError:

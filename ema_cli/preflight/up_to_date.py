@@ -1,4 +1,4 @@
-"""Does an output already exist? Its files must begin with the planned headers, its report list the same inputs."""
+"""Whether an output is up to date: its files begin with the planned headers, and its report lists the same inputs."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
 def _with_current_path(output: PlannedOutput, report: Report) -> Report:
     """Return the report with the current path of the output."""
     (average,) = report.averages
-    here = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
-    return dataclasses.replace(report, averages=(here,))
+    moved = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
+    return dataclasses.replace(report, averages=(moved,))
 
 
 def _has_header(path: Location, planned: PlannedFile) -> bool:

@@ -72,12 +72,12 @@ class Written:
     @property
     def sha256(self) -> str:
         """Digest of the weights: that of a single file, else that of the ``sha256sum`` lines of weights and index."""
-        return digest_of_all({one.name: one.sha256 for one in self.files if one.role is not FileRole.SIDE_FILE})
+        return digest_of_all({file.name: file.sha256 for file in self.files if file.role is not FileRole.SIDE_FILE})
 
     @property
     def modified_ns(self) -> int:
         """Time of the last modification of the weights, in nanoseconds."""
-        return max(one.modified_ns for one in self.files if one.role is FileRole.WEIGHTS)
+        return max(file.modified_ns for file in self.files if file.role is FileRole.WEIGHTS)
 
 
 def is_weights(name: str) -> bool:

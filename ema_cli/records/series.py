@@ -149,7 +149,7 @@ class Series:
         fresh = [member for member in self.members if member.role is Role.CHECKPOINT]
         inside = self.continuation.folded if self.continuation else ()
         names = distinct_names(
-            [absolute(member.checkpoint.path) for member in fresh], taken=[one.name for one in inside]
+            [absolute(member.checkpoint.path) for member in fresh], taken=[known.name for known in inside]
         )
         new = [Folded(name=name, step=m.step.value if m.step else None) for name, m in zip(names, fresh, strict=True)]
         return (*inside, *new)
@@ -163,4 +163,4 @@ class Series:
     def timeline(self) -> Timeline:
         """The steps of the checkpoints of the average."""
         weights = [member.weight for member in self.members if member.weight is not None]
-        return Timeline.of([one.step for one in self.folded], self.unit, weights)
+        return Timeline.of([known.step for known in self.folded], self.unit, weights)

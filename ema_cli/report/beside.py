@@ -14,13 +14,15 @@ from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.formats.json_text import refuse_large
 from ema_cli.naming import report_name
 from ema_cli.report.model import Report
-from ema_cli.report.serialize import LARGEST_REPORT_BYTES, from_json
+from ema_cli.report.serialize import from_json
 from ema_cli.report.validation import find_fault
 from ema_cli.storage.locations import Location, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 AnyLocation = TypeVar("AnyLocation", Path, Url, Location)
+_LARGEST_BYTES = 1 << 28
+"""Larger files are not read as reports."""
 
 
 def report_path(output: AnyLocation) -> AnyLocation:
@@ -44,19 +46,24 @@ def load_report(path: Location) -> Report:
         InputRefused: the file cannot be read or is not such a report.
 
     """
+    report = parse_report(path)
+    fault = find_fault(report)
+    if fault is not None:
+        raise InputRefused(f"{quoted(str(path))} is not a valid report of ema-avg: {fault}")
+    return report
+
+
+def parse_report(path: Location) -> Report:
+    """Return the report in a JSON file, of any number of averages, with unchecked values; raise as ``load_report``."""
     with open_source(path) as source:
-        if source.size() > LARGEST_REPORT_BYTES:
+        if source.size() > _LARGEST_BYTES:
             raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, too many for a report")
         raw = source.read(0, source.size())
     try:
         refuse_large(raw)
-        report = from_json(raw.decode("utf-8"))
-        fault = find_fault(report)
-    except (ValueError, RecursionError) as error:
+        return from_json(raw.decode("utf-8"))
+    except ValueError as error:
         raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
-    if fault is not None:
-        raise InputRefused(f"{quoted(str(path))} is not a valid report of ema-avg: {fault}")
-    return report
 
 
 def report_of_average(report: Report, k: int) -> Report:

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,42 +21,50 @@ from ema_cli.report import model
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Results of a run that its plan does not have."""
-
-    folded: FoldOutcome
-    written: Sequence[Written]
-    """Per output."""
-    input_sha256: Sequence[str | None]
-    """Per input; ``None`` unless requested."""
-    bytes_read: int
-    resumed_tensors: int = 0
-    """Tensors completed by an interrupted run."""
-    seconds: float
-    fold_seconds: float
-    device: str
-
-
 def build_report(
-    plan: Plan, options: Options, measured: Measured, warnings: Sequence[RunWarning], argv: Sequence[str]
+    plan: Plan,
+    options: Options,
+    warnings: Sequence[RunWarning],
+    argv: Sequence[str],
+    *,
+    folded: FoldOutcome,
+    written: Sequence[Written],
+    input_sha256: Sequence[str | None],
+    bytes_read: int,
+    resumed_tensors: int,
+    seconds: float,
+    fold_seconds: float,
+    device: str,
 ) -> model.Report:
-    """Return the report of a run with all its averages."""
+    """Return the report of a run with all its averages; the fields of ``ema_cli.report.model`` explain the numbers."""
     return model.Report(
         schema_version=model.SCHEMA_VERSION,
         tool=model.Tool(name="ema-avg", version=__version__),
         command=model.Command(argv=tuple(argv), options=_plain_options(options)),
-        inputs=_inputs(plan, measured),
-        averages=tuple(
-            _average(plan, output, options, statistics, written)
-            for output, statistics, written in zip(
-                plan.outputs, measured.folded.statistics, measured.written, strict=True
+        inputs=tuple(
+            model.Input(
+                **input_fields(member), sha256=digest, content=folded.contents.get(position), role=str(member.role)
             )
+            for position, (member, digest) in enumerate(zip(plan.series.members, input_sha256, strict=True))
         ),
-        geometry=measured.folded.geometry,
-        summary=_summary(plan, measured),
+        averages=tuple(
+            _average(plan, output, options, statistics, of_output)
+            for output, statistics, of_output in zip(plan.outputs, folded.statistics, written, strict=True)
+        ),
+        geometry=folded.geometry,
+        summary=model.Summary(
+            tensors=len(plan.tensors),
+            parameters=parameters(plan),
+            bytes_read=bytes_read,
+            resumed_tensors=resumed_tensors,
+            bytes_written=plan.write_bytes,
+            seconds=seconds,
+            fold_seconds=fold_seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+            throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
+        ),
         warnings=tuple(warnings),
-        environment=_environment(measured.device),
+        environment=_environment(device),
     )
 
 
@@ -139,18 +147,6 @@ def tensor_fields(tensor: PlannedTensor) -> dict[str, Any]:
     }
 
 
-def _inputs(plan: Plan, measured: Measured) -> tuple[model.Input, ...]:
-    return tuple(
-        model.Input(
-            **input_fields(member),
-            sha256=digest,
-            content=measured.folded.contents.get(position),
-            role=str(member.role),
-        )
-        for position, (member, digest) in enumerate(zip(plan.series.members, measured.input_sha256, strict=True))
-    )
-
-
 def _average(
     plan: Plan,
     output: PlannedOutput,
@@ -189,20 +185,6 @@ def _files(written: Written) -> tuple[model.File, ...]:
     return tuple(
         model.File(name=f.name, role=str(f.role), bytes=f.nbytes, sha256=f.sha256, modified_ns=f.modified_ns)
         for f in (written.files if written.folder else ())
-    )
-
-
-def _summary(plan: Plan, measured: Measured) -> model.Summary:
-    return model.Summary(
-        tensors=len(plan.tensors),
-        parameters=parameters(plan),
-        bytes_read=measured.bytes_read,
-        resumed_tensors=measured.resumed_tensors,
-        bytes_written=plan.write_bytes,
-        seconds=measured.seconds,
-        fold_seconds=measured.fold_seconds,
-        peak_memory_bytes=peak_memory_bytes(),
-        throughput_bytes_per_second=measured.bytes_read / max(measured.fold_seconds, 1e-9),
     )
 
 

@@ -7,7 +7,6 @@ charts of ``ema_cli.report.svg``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -91,47 +90,27 @@ def _title(report: Report) -> str:
     return f"{first} and {plural(more, 'other average')}" if more else first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _AverageView:
-    """The values of one average in the template."""
-
-    label: str
-    verdict: str
-    reconstruction: str
-    continued: str
-    facts: Sequence[tuple[str, str]]
-    shares: Sequence[tables.ShareRow]
-    lr_chart: Markup
-    strip: Markup | None
-    smallest_drift: str
-    largest_drift: str
-    moved_most: Sequence[Sequence[str]]
-    moved_least: Sequence[Sequence[str]]
-    tensors_summary: str
-    tensors: Sequence[Sequence[str]]
-    more_tensors: str
-
-
-def _average_view(report: Report, average: Average) -> _AverageView:
+def _average_view(report: Report, average: Average) -> dict[str, object]:
+    """Return the values of one average in the template."""
     moved = tables.by_drift(average)
     more = len(average.tensors) - _MOST_TENSORS
-    return _AverageView(
-        label=tables.label(average),
-        verdict=words.verdict(report, average),
-        reconstruction=words.reconstruction(average.method, average.diagnostics),
-        continued=_continued(average),
-        facts=tables.facts(report, average),
-        shares=tables.cut_middle(tables.share_rows(report, average), _MOST_INPUTS, tables.more_shares),
-        lr_chart=_lr_chart(report, average),
-        strip=_drift_strip(average) if moved else None,
-        smallest_drift=percent(moved[0].drift or 0) if moved else "",
-        largest_drift=percent(moved[-1].drift or 0) if moved else "",
-        moved_most=_short_rows(moved[::-1]),
-        moved_least=_short_rows(moved),
-        tensors_summary=f"All {plural(len(average.tensors), 'tensor')}: drift, cosine, norm, spread",
-        tensors=[tables.tensor_row(tensor) for tensor in average.tensors[:_MOST_TENSORS]],
-        more_tensors=f"{more:,} more are in the JSON report." if more > 0 else "",
-    )
+    return {
+        "label": tables.label(average),
+        "verdict": words.verdict(report, average),
+        "reconstruction": words.reconstruction(average.method, average.diagnostics),
+        "continued": _continued(average),
+        "facts": tables.facts(report, average),
+        "shares": tables.cut_middle(tables.share_rows(report, average), _MOST_INPUTS, tables.more_shares),
+        "lr_chart": _lr_chart(report, average),
+        "strip": _drift_strip(average) if moved else None,
+        "smallest_drift": percent(moved[0].drift or 0) if moved else "",
+        "largest_drift": percent(moved[-1].drift or 0) if moved else "",
+        "moved_most": _short_rows(moved[::-1]),
+        "moved_least": _short_rows(moved),
+        "tensors_summary": f"All {plural(len(average.tensors), 'tensor')}: drift, cosine, norm, spread",
+        "tensors": [tables.tensor_row(tensor) for tensor in average.tensors[:_MOST_TENSORS]],
+        "more_tensors": f"{more:,} more are in the JSON report." if more > 0 else "",
+    }
 
 
 def _short_rows(tensors: Sequence[Tensor]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Reports and batch indexes in the format of a file's suffix; and whether an existing file is one of ours."""
+"""Reports and batch indexes in the format of a file's suffix; and whether this program made a file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError
-from ema_cli.formats.json_text import refuse_large
 from ema_cli.report.batch_index import BatchIndex
+from ema_cli.report.beside import parse_report
 from ema_cli.report.model import Report
-from ema_cli.report.serialize import LARGEST_REPORT_BYTES, from_json, to_json
+from ema_cli.report.serialize import to_json
 from ema_cli.storage.locations import Location, open_source
 
 INDEX_SUFFIXES = (".json", ".html")
@@ -46,11 +46,8 @@ def is_report(path: Location) -> bool:
     if path.suffix != ".json":
         return _is_page(path)
     try:
-        with open_source(path) as source:
-            raw = source.read(0, source.size()) if source.size() <= LARGEST_REPORT_BYTES else b""
-        refuse_large(raw)
-        from_json(raw.decode())
-    except (EmaAvgError, OSError, ValueError):
+        parse_report(path)
+    except (EmaAvgError, OSError):
         return False
     return True
 

@@ -15,15 +15,10 @@ from ema_cli.write.target import SmallTarget
 
 
 def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[SmallTarget]:
-    """Write the report of each output, and the report of the run wherever requested, under temporary names.
+    """Write the report of each output, and the report of the run to each requested path, under temporary names.
 
     No output is published before all reports are on disk: a full disk must not leave an output without its report.
-
-    Args:
-        plan: the outputs.
-        report: the report of the run.
-        options: lists the requested reports.
-        unpublished: discards the files on exit, unless they are published.
+    On exit, ``unpublished`` discards the files that were not published.
 
     Raises:
         OutputError: a report cannot be written.
@@ -37,7 +32,7 @@ def stage_reports(plan: Plan, report: Report, options: Options, unpublished: Exi
 
 
 def write_requested_reports(report: Report, options: Options) -> None:
-    """Write the report of the run wherever requested.
+    """Write the report of the run to each requested path.
 
     Raises:
         OutputError: a report cannot be written.

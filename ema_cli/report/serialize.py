@@ -10,9 +10,6 @@ from ema_cli.records.record_types import build
 from ema_cli.report.batch_index import BatchIndex
 from ema_cli.report.model import Report
 
-LARGEST_REPORT_BYTES = 1 << 28
-"""Larger files are not read as reports."""
-
 
 def to_json(document: Report | BatchIndex) -> str:
     """Return a report or the index of a batch as JSON, ASCII only, without NaN."""

@@ -6,7 +6,7 @@ Text in a chart is escaped here; coordinates are rounded to a tenth of a pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 440, 240
@@ -16,21 +16,15 @@ _STRIP_HEIGHT = 34
 _MOST_DOTS = 200
 """Dots on a step chart; with more points, only the line is drawn."""
 _MOST_SQUARES = 64
-"""Squares along a side of a heat map; of more rows, so many evenly spaced ones are drawn."""
+"""Squares along a side of a heat map; of more rows, this many are drawn, evenly spaced."""
 
 Point = tuple[float, float]
+Line = Callable[[float], float]
+"""A linear map from numbers to pixels."""
 
 
 def steps_chart(xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_label: str) -> str:
-    """Draw a step chart: y is constant from the previous x to its own.
-
-    Args:
-        xs: increasing, at least one.
-        ys: in [0, 1] or slightly above.
-        x_label: label of the x axis.
-        y_label: label of the y axis.
-
-    """
+    """Draw a step chart of increasing ``xs``, at least one: y, at most about 1, is constant from the previous x."""
     across = _scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
     up = _scale(0, max(1.0, *ys), HEIGHT - _BOTTOM, _TOP)
     corners = [f"M{across(xs[0]):.1f} {up(ys[0]):.1f}"]
@@ -67,12 +61,11 @@ def heat_map(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     side = min(HEIGHT - _TOP - _BOTTOM, WIDTH - _LEFT - _RIGHT) / count
     left = (WIDTH - side * count) / 2
     largest = max(map(max, matrix)) or 1.0
-    levels: list[list[str]] = [[] for _ in range(_LEVELS)]
-    for i, row in enumerate(matrix):
-        for j, value in enumerate(row):
-            square = f"M{left + j * side:.1f} {_TOP + i * side:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z"
-            levels[_level(value / largest)].append(square)
-    squares = "".join(_shade(level, "".join(paths)) for level, paths in enumerate(levels) if paths)
+    squares = _shades(
+        (value / largest, f"M{left + j * side:.1f} {_TOP + i * side:.1f}h{side:.1f}v{side:.1f}h-{side:.1f}z")
+        for i, row in enumerate(matrix)
+        for j, value in enumerate(row)
+    )
     below = f'<text class="label" x="{left:.1f}" y="{HEIGHT - 12}">{escape(names[0])}</text>'
     below += f'<text class="label end" x="{left + side * count:.1f}" y="{HEIGHT - 12}">{escape(names[-1])}</text>'
     return _svg(squares + below, "distances between the checkpoints")
@@ -89,10 +82,7 @@ def strip(values: Sequence[float], names: Sequence[str]) -> str:
             for i, (value, name) in enumerate(zip(values, names, strict=True))
         )
     else:
-        levels: list[list[str]] = [[] for _ in range(_LEVELS)]
-        for i, value in enumerate(values):
-            levels[_level(value / largest)].append(_field(i, width))
-        fields = "".join(_shade(level, "".join(paths)) for level, paths in enumerate(levels) if paths)
+        fields = _shades((value / largest, _field(i, width)) for i, value in enumerate(values))
     return (
         f'<svg class="strip" viewBox="0 0 {wide} {_STRIP_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="drift per tensor in model order">{fields}</svg>'
@@ -103,8 +93,16 @@ def _field(number: int, width: float) -> str:
     return f"M{number * width:.2f} 0h{width:.2f}v{_STRIP_HEIGHT}h-{width:.2f}z"
 
 
-def _shade(level: int, path: str) -> str:
-    return f'<path class="shade" style="--level:{level}" d="{path}"/>'
+def _shades(shapes: Iterable[tuple[float, str]]) -> str:
+    """Draw shapes, each with its share of the largest number; all of a level are one path."""
+    levels: list[list[str]] = [[] for _ in range(_LEVELS)]
+    for share, shape in shapes:
+        levels[_level(share)].append(shape)
+    return "".join(
+        f'<path class="shade" style="--level:{level}" d="{"".join(paths)}"/>'
+        for level, paths in enumerate(levels)
+        if paths
+    )
 
 
 def _level(share: float) -> int:
@@ -112,23 +110,16 @@ def _level(share: float) -> int:
     return min(_LEVELS - 1, int(_LEVELS * math.sqrt(max(share, 0))))
 
 
-def _scale(low: float, high: float, start: float, stop: float) -> _Line:
+def _line(offset: float, slope: float) -> Line:
+    return lambda value: offset + slope * value
+
+
+def _scale(low: float, high: float, start: float, stop: float) -> Line:
     span = high - low or 1.0
-    return _Line(start - low * (stop - start) / span, (stop - start) / span)
+    return _line(start - low * (stop - start) / span, (stop - start) / span)
 
 
-class _Line:
-    """A linear map from numbers to pixels."""
-
-    def __init__(self, offset: float, slope: float) -> None:
-        self._offset = offset
-        self._slope = slope
-
-    def __call__(self, value: float) -> float:
-        return self._offset + self._slope * value
-
-
-def _equal_scales(points: Sequence[Point]) -> tuple[_Line, _Line]:
+def _equal_scales(points: Sequence[Point]) -> tuple[Line, Line]:
     """Return lines with the same slope for both axes, with the points centered."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     room = WIDTH - _LEFT - _RIGHT - 40, HEIGHT - _TOP - _BOTTOM - 16
@@ -136,7 +127,7 @@ def _equal_scales(points: Sequence[Point]) -> tuple[_Line, _Line]:
     slope = min(room[k] / spans[k] for k in (0, 1) if spans[k] > 0) if any(spans) else 1.0
     middle = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     centre = (WIDTH + _LEFT - _RIGHT) / 2, (HEIGHT + _TOP - _BOTTOM) / 2
-    return _Line(centre[0] - slope * middle[0], slope), _Line(centre[1] + slope * middle[1], -slope)
+    return _line(centre[0] - slope * middle[0], slope), _line(centre[1] + slope * middle[1], -slope)
 
 
 def _axes(xs: Point, ys: Point, x_label: str, y_label: str) -> str:

@@ -110,14 +110,12 @@ def tensor_row(tensor: Tensor) -> list[str]:
     """Return the cells of a tensor: name, type, shape, drift, cosine, norm, spread."""
     name = safe_text(tensor.name) + (f" = {safe_text(tensor.tied_to)}" if tensor.tied_to else "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
-    drift = "copied" if tensor.action == "copied" else _number(tensor.drift, percent_too=True)
+    drift = "copied" if tensor.action == "copied" else _number(tensor.drift, percent)
     return [name, tensor.dtype, shape, drift, *map(_number, (tensor.cosine, tensor.norm, tensor.spread))]
 
 
-def _number(value: float | None, *, percent_too: bool = False) -> str:
-    if value is None:
-        return _UNDEFINED
-    return percent(value) if percent_too else f"{value:.6g}"
+def _number(value: float | None, show: Callable[[float], str] = "{:.6g}".format) -> str:
+    return _UNDEFINED if value is None else show(value)
 
 
 INPUT_TITLES = ("input", "step", "from", "format", "size", "fingerprint")
@@ -183,11 +181,11 @@ def comparison_rows(report: Report) -> list[list[str]]:
 
 def environment_line(report: Report) -> str:
     """Return versions, platform and device in one line."""
-    here = report.environment
-    torch = f", torch {here.torch}" if here.torch else ""
+    versions = report.environment
+    torch = f", torch {versions.torch}" if versions.torch else ""
     return (
-        f"ema-avg {report.tool.version}, Python {here.python}, numpy {here.numpy}{torch}, "
-        f"safetensors {here.safetensors}, {here.platform}, {here.device}"
+        f"ema-avg {report.tool.version}, Python {versions.python}, numpy {versions.numpy}{torch}, "
+        f"safetensors {versions.safetensors}, {versions.platform}, {versions.device}"
     )
 
 

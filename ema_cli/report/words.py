@@ -71,7 +71,7 @@ def mean_age(diagnostics: Diagnostics) -> str:
 
 
 def verdict(report: Report, average: Average) -> str:
-    """Say which average this is, and of which checkpoints."""
+    """Return the method of an average, its checkpoints, its effective checkpoints and its mean age."""
     diagnostics = average.diagnostics
     parameters = ", ".join(_parameters(average.method, diagnostics.mean_age_unit))
     method = f"{_name(average.method)} ({parameters})" if parameters else _name(average.method)
@@ -90,7 +90,7 @@ def _span(report: Report) -> str:
 
 
 def reconstruction(method: MethodUsed, diagnostics: Diagnostics) -> str:
-    """Say how close a per-step EMA is to the true one; empty for other averages."""
+    """Return how close a per-step EMA is to the true one; empty for other averages."""
     parts = []
     if diagnostics.window_ratio_u is not None:
         parts.append(f"u = median gap x (1-d) = {diagnostics.window_ratio_u:.3g}")
@@ -98,7 +98,7 @@ def reconstruction(method: MethodUsed, diagnostics: Diagnostics) -> str:
         if error:
             parts.append(f"estimated distance to the true EMA: {error} of the last checkpoint's")
     if diagnostics.unobserved_mass is not None:
-        instead = "which are left out" if method.init == "debias" else "which is used instead"
+        instead = "which are not counted" if method.init == "debias" else "which is used instead"
         mass = percent(diagnostics.unobserved_mass)
         parts.append(f"{mass} of the EMA belongs to steps before the first checkpoint, {instead}")
     return "; ".join(parts)
@@ -113,7 +113,7 @@ def expected_error(method: MethodUsed, diagnostics: Diagnostics) -> str:
 
 
 def movement(geometry: RunGeometry) -> str:
-    """Say what the angles between successive steps suggest; empty if no angle is defined."""
+    """Return what the angles between successive steps suggest; empty if no angle is defined."""
     cosines = [cosine for cosine in geometry.step_cosines if cosine is not None]
     if not cosines:
         return ""
@@ -131,7 +131,7 @@ def movement(geometry: RunGeometry) -> str:
 
 
 def measured_on(geometry: RunGeometry) -> str:
-    """Say which elements the distances are measured on."""
+    """Return which elements the distances are measured on."""
     if geometry.sampled_fraction >= 1:
         return "measured on all elements"
     return f"estimated from {percent(geometry.sampled_fraction)} of the elements, a fixed sample of every tensor"

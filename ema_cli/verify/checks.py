@@ -29,8 +29,8 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, safe_text, shortlist
 from ema_cli.verify.inputs import check_input, open_inputs
-from ema_cli.verify.output import Check, WrittenOutput, check_digest, check_side_files, check_size
-from ema_cli.verify.samples import Sampled, check_samples
+from ema_cli.verify.output import Check, WrittenOutput, check_digest, check_side_files, check_size, open_written
+from ema_cli.verify.samples import check_samples
 
 _MOST_SAMPLES = 1_000_000
 _MOST_DIFFERENCES = 3
@@ -102,7 +102,7 @@ def verify(
     if not 0 <= samples <= _MOST_SAMPLES:
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
     with ExitStack() as opened:
-        file = opened.enter_context(WrittenOutput(output))
+        file = open_written(output, opened)
         try:
             report = load_report(report_path(output))
         except (InputRefused, NothingMatched) as fault:
@@ -110,7 +110,8 @@ def verify(
         else:
             sampled = None if output_only else (samples, seed)
             checks, recomputed = _check(file, report, opened, listener, sampled, contents=not quick)
-        file.raise_if_changed()
+        for source in file.sources.values():
+            source.raise_if_changed()
     return Verification(output=output, checks=tuple(checks), samples=recomputed, seed=seed)
 
 
@@ -127,7 +128,7 @@ def _check(
     (average,) = report.averages
     written, refused = _open_output(file.path, opened)
     inputs = open_inputs(report, file, opened, listener) if sampled is not None else []
-    count = Counted("hashing", file.size() + sum(i.hashed_bytes(contents=contents) for i in inputs), listener)
+    count = Counted("hashing", file.nbytes + sum(i.hashed_bytes(contents=contents) for i in inputs), listener)
     checks = [
         _check_report(file, report, average),
         check_size(file, average.output),
@@ -141,9 +142,9 @@ def _check(
         return checks, 0
     if written is None:
         return [*checks, _failed("samples", "nothing was recomputed: the output cannot be read")], 0
-    result: Sampled = check_samples(written, report, inputs, *sampled, listener=listener)
+    check, recomputed = check_samples(written, report, inputs, *sampled, listener=listener)
     check_unchanged([found.checkpoint for found in inputs if found.checkpoint is not None], listener)
-    return [*checks, result.check], result.recomputed
+    return [*checks, check], recomputed
 
 
 def _failed(name: str, message: str) -> Check:
@@ -151,7 +152,7 @@ def _failed(name: str, message: str) -> Check:
 
 
 def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, str]:
-    """Return the output as a checkpoint with unchanged names; ``None`` and the reason if it cannot be read."""
+    """Return the output as a checkpoint, its names unchanged; ``None`` and the reason if it cannot be read."""
     try:
         checkpoint = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")
     except InputRefused as refused:

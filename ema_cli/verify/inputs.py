@@ -48,7 +48,7 @@ class FoundInput:
 
 
 def open_inputs(report: Report, output: WrittenOutput, opened: ExitStack, listener: Listener) -> list[FoundInput]:
-    """Open every input of a report; usable files stay open until ``opened`` is closed.
+    """Open every input of a report, if it can be used, until ``opened`` is closed.
 
     Raises:
         InputChanged: the system cannot open a file, for a reason that is not the file's.
@@ -112,13 +112,9 @@ def _text(option: object) -> str | None:
 
 
 def check_input(number: int, found: FoundInput, count: Counted, *, contents: bool) -> Check:
-    """Compare an input with its description in the report. A reported digest takes precedence over modification times.
+    """Compare an input with its description in the report; with ``contents``, also the digest of its averaged tensors.
 
-    Args:
-        number: of the input, starting at 1.
-        found: the input.
-        count: counts the bytes read.
-        contents: whether to read the averaged tensors and compare their digest.
+    A reported digest takes precedence over modification times.
 
     Raises:
         InputChanged: the file cannot be read to its end.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Counted
@@ -30,67 +29,50 @@ class Check:
     """What was found; if the check failed, also what was expected."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenOutput:
-    """The files that count for the size and the digest of an output, open inside the context.
+    """The open files that count for the size and the digest of an output."""
+
+    path: Location
+    sources: Mapping[str, ByteSource]
+    """By file name."""
+
+    @property
+    def identity(self) -> frozenset[object]:
+        """Identities of the files, to recognize them among the inputs."""
+        return frozenset(source.identity for source in self.sources.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files."""
+        return sum(source.size() for source in self.sources.values())
+
+
+def open_written(path: Location, opened: ExitStack) -> WrittenOutput:
+    """Open an output until ``opened`` is closed: a file of any name, or the weights and the index in a folder.
 
     Raises:
         NothingMatched: there is no such file or folder.
         InputRefused: the output cannot be opened, or has no weights.
 
     """
-
-    def __init__(self, path: Location) -> None:
-        self.path = path
-        self._sources: dict[str, ByteSource] = {}
-        with ExitStack() as opened:
-            for name, location in _weight_files(path).items():
-                self._sources[name] = opened.enter_context(open_source(location))
-            self._opened = opened.pop_all()
-
-    @property
-    def identity(self) -> frozenset[object]:
-        """Identities of the files, to recognize them among the inputs."""
-        return frozenset(source.identity for source in self._sources.values())
-
-    def size(self) -> int:
-        """Return the bytes of all files."""
-        return sum(source.size() for source in self._sources.values())
-
-    def digests(self, on_bytes: Callable[[int], None]) -> dict[str, str]:
-        """Return the SHA-256 of each file by name; ``on_bytes`` receives the number of bytes read."""
-        return {name: sha256_of(source, on_bytes) for name, source in self._sources.items()}
-
-    def raise_if_changed(self) -> None:
-        """Raise ``InputChanged`` if a file changed since it was opened."""
-        for source in self._sources.values():
-            source.raise_if_changed()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-
-def _weight_files(path: Location) -> dict[str, Location]:
-    """Return the files by name; a single file may have any name."""
-    if not is_folder(path):
-        return {path.name: path}
-    try:
-        files: dict[str, Location] = {name: path / name for name in sorted(names_in(path)) if is_weights(name)}
-    except OSError as error:
-        raise InputRefused(f"{quoted(str(path))} cannot be listed: {error.strerror}") from error
+    files: dict[str, Location] = {path.name: path}
+    if is_folder(path):
+        try:
+            files = {name: path / name for name in sorted(names_in(path)) if is_weights(name)}
+        except OSError as error:
+            raise InputRefused(f"{quoted(str(path))} cannot be listed: {error.strerror}") from error
     if not files:
         raise InputRefused(f"{quoted(str(path))} is a folder without weights", hint="name an output of ema-avg")
-    return files
+    sources = {name: opened.enter_context(open_source(location)) for name, location in files.items()}
+    return WrittenOutput(path=path, sources=sources)
 
 
 def check_size(output: WrittenOutput, reported: Output) -> Check:
     """Compare the size of an output with its report."""
-    if output.size() == reported.bytes:
-        return Check(name="size", ok=True, message=plural(output.size(), "byte"))
-    message = f"{plural(output.size(), 'byte')}, but {reported.bytes:,} were written"
-    return Check(name="size", ok=False, message=message)
+    same = output.nbytes == reported.bytes
+    message = plural(output.nbytes, "byte") + ("" if same else f", but {reported.bytes:,} were written")
+    return Check(name="size", ok=same, message=message)
 
 
 def check_digest(output: WrittenOutput, reported: Output, count: Counted) -> Check:
@@ -100,7 +82,7 @@ def check_digest(output: WrittenOutput, reported: Output, count: Counted) -> Che
         InputChanged: a file cannot be read to its end.
 
     """
-    digests = output.digests(count.add)
+    digests = {name: sha256_of(source, count.add) for name, source in output.sources.items()}
     digest = digest_of_all(digests)
     if digest == reported.sha256:
         return Check(name="sha256", ok=True, message=digest)

@@ -44,11 +44,8 @@ def read_piece(extent: Located, start: int, count: int) -> Bytes:
 def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dtype: DType) -> Bytes:
     """Return ``count`` elements of ``sum_i w_i theta_i`` as the bytes of ``dtype``.
 
-    Args:
-        terms: nonzero weights with their tensors, in fold order; at least one.
-        start: the first element.
-        count: the number of elements.
-        dtype: of the output; with as many ``components`` as the inputs.
+    The ``terms`` are nonzero weights with their tensors, in fold order, at least one. All types have the same number
+    of ``components``.
 
     Raises:
         InputChanged: an input cannot be read.

@@ -41,27 +41,17 @@ class Piece:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
-    """The result of a sample."""
-
-    check: Check
-    recomputed: int
-    """Number of pieces that could be recomputed."""
-
-
 def draw_pieces(elements: Sequence[int], samples: int, seed: int) -> list[Piece]:
-    """Draw ``samples`` pieces, or all if there are fewer, of tensors with so many ``elements``; in file order."""
+    """Draw ``samples`` pieces, or all if there are fewer, of tensors with these numbers of elements; in file order."""
     ends = list(accumulate(-(-count // PIECE_ELEMENTS) for count in elements))
     total = ends[-1] if ends else 0
     drawn = random.Random(seed).sample(range(total), min(samples, total))  # noqa: S311 - a sample, not a secret
-    return [_piece(ends, elements, position) for position in sorted(drawn)]
-
-
-def _piece(ends: Sequence[int], elements: Sequence[int], position: int) -> Piece:
-    number = bisect_right(ends, position)
-    start = (position - (ends[number - 1] if number else 0)) * PIECE_ELEMENTS
-    return Piece(number=number, start=start, count=min(PIECE_ELEMENTS, elements[number] - start))
+    pieces = []
+    for position in sorted(drawn):
+        number = bisect_right(ends, position)
+        start = (position - (ends[number - 1] if number else 0)) * PIECE_ELEMENTS
+        pieces.append(Piece(number=number, start=start, count=min(PIECE_ELEMENTS, elements[number] - start)))
+    return pieces
 
 
 def check_samples(
@@ -72,8 +62,10 @@ def check_samples(
     seed: int,
     *,
     listener: Listener = ignore,
-) -> Sampled:
+) -> tuple[Check, int]:
     """Recompute pieces of the tensors with the type and shape of the report, and compare them with ``output``.
+
+    The number is that of the pieces that could be recomputed.
 
     Raises:
         InputChanged: a file cannot be read.
@@ -112,7 +104,7 @@ def _compare(tensor: Tensor, extent: Located, piece: Piece, expected: Bytes) -> 
         yield f"{quoted(tensor.name)} at {index} is {mismatch.found}, recomputed {mismatch.expected}{more}"
 
 
-def _result(pieces: int, mismatches: Sequence[str], failures: Counter[str], seed: int) -> Sampled:
+def _result(pieces: int, mismatches: Sequence[str], failures: Counter[str], seed: int) -> tuple[Check, int]:
     recomputed = pieces - failures.total()
     faults = []
     if mismatches:
@@ -122,8 +114,7 @@ def _result(pieces: int, mismatches: Sequence[str], failures: Counter[str], seed
         reasons = shortlist((reason for reason, _ in failures.most_common()), most=_MOST_SHOWN)
         faults.append(f"{failures.total():,} of {plural(pieces, 'piece')} cannot be recomputed: {reasons}")
     message = "; ".join(faults) or f"{plural(recomputed, 'piece')} recomputed, identical bit for bit"
-    check = Check(name="samples", ok=not faults, message=f"{message} (seed {seed})")
-    return Sampled(check=check, recomputed=recomputed)
+    return Check(name="samples", ok=not faults, message=f"{message} (seed {seed})"), recomputed
 
 
 def _index(shape: Sequence[int], flat: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Decays that fit a series, and a table of what a few of them would do: the answer to a run without a decay."""
+"""Decays that fit a series, and a table of the shares that some choices give: the answer to a run without a decay."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ Row = tuple[str, Method]
 def describe_choices(timeline: Timeline, names: Sequence[MethodName], per: Per | None) -> tuple[str, str]:
     """Return a table of choices as a message, and a hint with the choice that fits most runs.
 
-    Args:
-        timeline: the steps of the checkpoints.
-        names: the requested methods.
-        per: what one decay of ``ema`` means, if it was given.
+    The table is for the first of the requested methods that takes a decay, and for ``uniform``.
 
     Raises:
         UsageError: a method needs steps, and they are unknown.

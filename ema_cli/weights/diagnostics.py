@@ -35,7 +35,10 @@ class Diagnostics:
     implied_lr: tuple[float, ...]
     """LR scale, W_i = sum_(j>=i) w_j: the factor by which the average scales the update that led to checkpoint i."""
     window_ratio_u: float | None = None
-    """u = median gap x (1-d): how many windows of the EMA fit between two checkpoints. Per step only."""
+    """u = median gap x (1-d): how many windows of the EMA fit between two checkpoints. Per step only.
+
+    The gap of a single checkpoint is taken as 1.
+    """
     unobserved_mass: float | None = None
     """The part of the requested average before the first checkpoint: d^(T-t_1) or (t_1/T)^(gamma+1)."""
     predicted_error: float | None = None
@@ -49,7 +52,7 @@ class Diagnostics:
 def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Diagnostics:
     """Describe the shares that ``method`` gives the checkpoints of ``timeline``, one each, in fold order."""
     total = math.fsum(shares)
-    u = window_ratio(method.decay, timeline) if method.uses_steps and method.decay else None
+    decay = method.decay if method.uses_steps else None
     return Diagnostics(
         effective_checkpoints=total * total / math.fsum(w * w for w in shares),
         mean_age=math.fsum(w * age for w, age in zip(shares, timeline.ages(), strict=True)) / total,
@@ -58,21 +61,14 @@ def diagnose(method: Method, shares: Sequence[float], timeline: Timeline) -> Dia
         last=shares[-1],
         largest=max(shares),
         implied_lr=_implied_lr(shares, total),
-        window_ratio_u=u,
+        window_ratio_u=timeline.median_gap * decay.complement if decay else None,
         unobserved_mass=_unobserved_mass(method, timeline),
-        predicted_error=_predicted_error(method, timeline),
+        predicted_error=_predicted_error(method, decay, timeline) if decay else None,
     )
 
 
-def window_ratio(decay: Decay, timeline: Timeline) -> float:
-    """Return u, the median gap times 1 - d; the gap of a single checkpoint is taken as 1."""
-    return timeline.median_gap * decay.complement
-
-
-def _predicted_error(method: Method, timeline: Timeline) -> float | None:
-    if not method.uses_steps or method.decay is None:
-        return None
-    return min(1.0, effective_gap(method.decay, timeline) * method.decay.complement * _BROWNIAN[method.name])
+def _predicted_error(method: Method, decay: Decay, timeline: Timeline) -> float:
+    return min(1.0, effective_gap(decay, timeline) * decay.complement * _BROWNIAN[method.name])
 
 
 def effective_gap(decay: Decay, timeline: Timeline) -> float:
@@ -83,14 +79,11 @@ def effective_gap(decay: Decay, timeline: Timeline) -> float:
     """
     if timeline.steps is None or timeline.count == 1:
         return timeline.median_gap
-    looks = [
-        math.exp(-2 * decay.rate * (timeline.steps[-1] - step)) if decay.value else 0.0 for step in timeline.steps[1:]
-    ]
-    looks[-1] = 1.0
-    sums = [
-        math.fsum(look * gap**power for look, gap in zip(looks, gaps(timeline.steps), strict=True)) for power in (3, 1)
-    ]
-    return math.sqrt(sums[0] / sums[1])
+    last = timeline.steps[-1]
+    squares = [math.exp(-2 * decay.rate * (last - step)) if decay.value else 0.0 for step in timeline.steps[1:]]
+    squares[-1] = 1.0
+    pairs = list(zip(squares, gaps(timeline.steps), strict=True))
+    return math.sqrt(math.fsum(s * gap**3 for s, gap in pairs) / math.fsum(s * gap for s, gap in pairs))
 
 
 def _implied_lr(shares: Sequence[float], total: float) -> tuple[float, ...]:

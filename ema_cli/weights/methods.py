@@ -99,7 +99,7 @@ class Spec:
     literature: str
     """What papers and libraries call it."""
     takes: tuple[str, ...] = ()
-    """The options of the weights that mean something to it; ``decay`` stands for the three ways to give one."""
+    """The weighting options that it uses; ``decay`` means any of ``DECAYS``."""
 
 
 SPECS: dict[MethodName, Spec] = {
@@ -111,8 +111,8 @@ SPECS: dict[MethodName, Spec] = {
         takes=("decay", "per", "init"),
     ),
     "ema-hold": Spec(
-        definition="E_n = d^(t_n - t_(n-1)) E_(n-1) + the rest theta_n: the same, "
-        "but the model waits at the next checkpoint",
+        definition="E_n = D E_(n-1) + (1-D) theta_n with D = d^(t_n - t_(n-1)): like ema --per step, but the model "
+        "is constant between checkpoints, equal to the next one",
         steps="yes",
         literature="EDM half-life; How to Scale Your EMA",
         takes=("decay", "init"),
@@ -132,7 +132,7 @@ SPECS: dict[MethodName, Spec] = {
     ),
     "ramp": Spec(definition="proportional to 1, 2, ..., N", steps="no", literature="WMA"),
     "power": Spec(
-        definition="proportional to t^gamma from step 0 on, as wide as --sigma-rel says, "
+        definition="proportional to t^gamma from step 0, with the relative width --sigma-rel, "
         "on straight lines between checkpoints",
         steps="yes",
         literature="power-function EMA of EDM2",
@@ -155,7 +155,7 @@ SPECS: dict[MethodName, Spec] = {
 
 
 DECAYS = ("decay", "one_minus_decay", "half_life")
-"""The options that give a decay, of which one is enough."""
+"""The options that set a decay; one of them is enough."""
 IMPLIED: dict[str, MethodName] = {
     "sigma_rel": "power",
     "shape": "lr-decay",
@@ -183,7 +183,7 @@ class Method:
     """Standard deviation of the profile, relative to the training time."""
     shape: Shape | None = None
     normalize: bool | None = None
-    """Whether weights by hand are divided by their sum."""
+    """Whether the weights of the user are divided by their sum."""
 
     @property
     def uses_steps(self) -> bool:
@@ -218,30 +218,18 @@ class Method:
 
     def same_as(self, other: Method) -> bool:
         """Whether two methods are equal, however their decay was given."""
-        if (self.decay is None) != (other.decay is None):
-            return False
-        if (
-            self.decay
-            and other.decay
-            and not math.isclose(self.decay.complement, other.decay.complement, rel_tol=_SAME)
-        ):
-            return False
-        return replace(self, decay=None) == replace(other, decay=None)
+        a, b = self.decay, other.decay
+        same_decay = math.isclose(a.complement, b.complement, rel_tol=_SAME) if a and b else a is b
+        return same_decay and replace(self, decay=None) == replace(other, decay=None)
 
 
 def chosen_methods(named: Sequence[MethodName], given: Container[str]) -> tuple[MethodName, ...]:
-    """Return the methods to use: those that were named, else the one that a given option implies, else ``ema``.
-
-    Args:
-        named: the values of ``method``.
-        given: the names of the options that were given.
-
-    """
+    """Return the methods to use: those ``named``, else the one that an option in ``given`` implies, else ``ema``."""
     return tuple(named) or tuple(method for name, method in IMPLIED.items() if name in given)[:1] or ("ema",)
 
 
 def takes(methods: Iterable[MethodName], option: str) -> bool:
-    """Whether an option of the weights means something to any of the methods."""
+    """Whether any of the methods uses a weighting option."""
     return any(("decay" if option in DECAYS else option) in SPECS[name].takes for name in methods)
 
 

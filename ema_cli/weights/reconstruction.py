@@ -33,11 +33,7 @@ _TINY = 2.0**-60
 def ema_linear(steps: Sequence[int], decay: Decay, init: Init = "first") -> tuple[float, ...]:
     """Return the weights of the per-step EMA of the piecewise-linear path through the checkpoints.
 
-    Args:
-        steps: t_i, increasing.
-        decay: d per step.
-        init: ``first``: the path is theta_1 before t_1; ``debias``: only the steps from t_1 to T count.
-
+    ``first``: the path is theta_1 before t_1; ``debias``: only the steps from t_1 to T count.
     """
     if decay.value == 0:
         return _last_alone(len(steps))
@@ -64,7 +60,7 @@ def _last_alone(checkpoints: int) -> tuple[float, ...]:
 
 
 def _kept(steps: Sequence[int], decay: Decay) -> list[float]:
-    """Return d^(T - t_i): the part of a weight from t_i that is left at the end."""
+    """Return d^(T - t_i): the part of a weight at t_i that is left at T."""
     return [math.exp(-decay.rate * (steps[-1] - step)) for step in steps]
 
 
@@ -100,10 +96,8 @@ def power(steps: Sequence[int], sigma_rel: float) -> tuple[float, ...]:
 
         b = F(t) (h(-(p+1)q) - (p+1) h(-q)) / ((p+1) (1 - s/t)),    a = F(t) - F(s) - b
 
-    Args:
-        steps: t_i >= 0, increasing, counted from the beginning of training.
-        sigma_rel: standard deviation of the profile over T; at most 1/sqrt(12).
-
+    The steps are counted from the beginning of training; ``sigma_rel``, the standard deviation of the profile over T,
+    is at most 1/sqrt(12).
     """
     if len(steps) == 1:
         return (1.0,)

@@ -22,7 +22,7 @@ that Megatron-LM's ``weighted_merge`` calls minus-sqrt. Each difference is writt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ema_cli.errors import UsageError
 from ema_cli.weights.methods import Decay, Init, Method, Shape
@@ -94,29 +94,16 @@ def lr_decay(steps: Sequence[int], shape: Shape) -> tuple[float, ...]:
     whole = count * (steps[-1] - steps[0])  # (N-1) times the length over which the rate falls to 0
     places = [(count - 1) * (step - steps[0]) / whole for step in steps] + [1.0]
     falls = [(count - 1) * gap / whole for gap in gaps(steps)] + [1 / count]
-    drop = _DROPS[shape]
-    return normalized(drop(before, after, fall) for before, after, fall in zip(places, places[1:], falls, strict=False))
+    return normalized(
+        _drop(shape, before, after, fall) for before, after, fall in zip(places, places[1:], falls, strict=False)
+    )
 
 
-def _linear(_before: float, _after: float, fall: float) -> float:
-    """F = 1 - x."""
-    return fall
-
-
-def _cosine(before: float, after: float, fall: float) -> float:
-    """F = (1 + cos pi x) / 2."""
-    middle = min(before + after, 2 - before - after)  # sin(pi m/2) is small at both ends
-    return math.sin(math.pi * middle / 2) * math.sin(math.pi * fall / 2)
-
-
-def _minus_sqrt(before: float, after: float, fall: float) -> float:
-    """F = 1 - sqrt(x)."""
-    return fall / (math.sqrt(before) + math.sqrt(after))
-
-
-_DROPS: dict[Shape, Callable[[float, float, float], float]] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "1-sqrt": _minus_sqrt,
-}
-"""f(x) - f(x + fall)."""
+def _drop(shape: Shape, before: float, after: float, fall: float) -> float:
+    """Return f(before) - f(after), where after = before + fall."""
+    if shape == "linear":  # f = 1 - x
+        return fall
+    if shape == "cosine":  # f = (1 + cos pi x) / 2
+        middle = min(before + after, 2 - before - after)  # sin(pi m/2) is small at both ends
+        return math.sin(math.pi * middle / 2) * math.sin(math.pi * fall / 2)
+    return fall / (math.sqrt(before) + math.sqrt(after))  # f = 1 - sqrt(x)

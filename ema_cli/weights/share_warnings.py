@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import RunWarning
 from ema_cli.text import percent
@@ -28,21 +28,15 @@ def warn_of_shares(weighting: Weighting, timeline: Timeline) -> list[RunWarning]
     """Return the warnings about the shares of one average."""
     if timeline.count == 1:
         message = "there is only one checkpoint, so the average is a copy of it"
-        return [
-            RunWarning(
-                code="one-checkpoint", message=message, hint="name more checkpoints, or the folder that contains them"
-            )
-        ]
-    found = diagnose(weighting.method, weighting.shares, timeline)
-    if _is_plain_mean(weighting):
+        hint = "name more checkpoints, or the folder that contains them"
+        return [RunWarning(code="one-checkpoint", message=message, hint=hint)]
+    if weighting.method.name not in _MEANT_TO_BE_EQUAL and _is_plain_mean(weighting.shares):
         return [_plain_mean(weighting)]
-    return list(_about_the_window(weighting, found, timeline))
+    return list(_about_the_window(weighting, timeline))
 
 
-def _is_plain_mean(weighting: Weighting) -> bool:
-    shares = weighting.shares
-    asked = weighting.method.name in _MEANT_TO_BE_EQUAL
-    return not asked and len(shares) >= _FEW and max(shares) <= _NEARLY_EQUAL * min(shares)
+def _is_plain_mean(shares: Sequence[float]) -> bool:
+    return len(shares) >= _FEW and max(shares) <= _NEARLY_EQUAL * min(shares)
 
 
 def _plain_mean(weighting: Weighting) -> RunWarning:
@@ -55,7 +49,8 @@ def _plain_mean(weighting: Weighting) -> RunWarning:
     )
 
 
-def _about_the_window(weighting: Weighting, found: Diagnostics, timeline: Timeline) -> Iterator[RunWarning]:
+def _about_the_window(weighting: Weighting, timeline: Timeline) -> Iterator[RunWarning]:
+    found = diagnose(weighting.method, weighting.shares, timeline)
     method, decay = weighting.method, weighting.method.decay
     dominated = decay is not None and found.first > _DOMINATING and method.init != "debias"
     if decay is not None and dominated:
@@ -78,7 +73,8 @@ def _first_dominates(weighting: Weighting, decay: Decay, timeline: Timeline) -> 
         hint = f"{_half_life_for(timeline)}; --init debias"
     else:
         better = decay_for_first_share(timeline.count - 1)
-        cause = f"there are {timeline.count:,} checkpoints; {_named(decay)} per checkpoint needs about {_needed(decay)}"
+        cause = f"there are {timeline.count:,} checkpoints; {_named(decay)} per checkpoint needs about "
+        cause += _count(1 / decay.complement)
         left = percent(float(better) ** (timeline.count - 1))
         hint = f"--decay {better} (leaves it {left}); --method uniform"
         if weighting.method.name == "ema":
@@ -104,10 +100,8 @@ def _window_too_short(decay: Decay, found: Diagnostics, gap: float, timeline: Ti
 
 
 def _unobserved_mass(weighting: Weighting, mass: float, timeline: Timeline) -> RunWarning:
-    if weighting.method.decay is None:
-        other = "a smaller --sigma-rel"
-    else:
-        other = f"--init debias; or {_half_life_for(timeline)}"
+    power = weighting.method.decay is None
+    other = "a smaller --sigma-rel" if power else f"--init debias; or {_half_life_for(timeline)}"
     return RunWarning(
         code="unobserved-mass",
         message=f"{percent(mass)} of this average belongs to steps before the first checkpoint, which is used instead",
@@ -128,20 +122,14 @@ def _window_not_filled(decay: Decay, timeline: Timeline, *, per_step: bool) -> I
     yield RunWarning(code="window-not-filled", message=message, hint=f"{hint}; or more checkpoints")
 
 
-def _needed(decay: Decay) -> str:
-    """Return how many checkpoints a decay needs, about: its window, 1 / (1 - d)."""
-    return _count(1 / decay.complement)
-
-
 def _named(decay: Decay) -> str:
     return f"decay {decay_text(decay)}" if decay.half_life is None else f"half-life {decay.half_life:g}"
 
 
 def _half_life_for(timeline: Timeline) -> str:
     half_life = half_life_for_first_share(timeline.span)
-    return (
-        f"--half-life {half_life} (then {percent(2 ** (-timeline.span / float(half_life)))} is from before the first)"
-    )
+    before = percent(2 ** (-timeline.span / float(half_life)))
+    return f"--half-life {half_life} (then {before} is from before the first checkpoint)"
 
 
 def _units(value: float, timeline: Timeline) -> str:

@@ -36,45 +36,41 @@ def solve(method: Method, timeline: Timeline) -> tuple[float, ...]:
         UsageError: the method needs steps or weights of the user, and there are none.
 
     """
-    if method.uses_steps:
-        return _from_steps(method, _steps(method, timeline))
+    steps = _steps(method, timeline) if method.uses_steps else ()
+    init = method.init or "first"
     match method.name:
         case "ema":
-            return ema(timeline.count, _decay(method), method.init or "first")
-        case "ema-warmup":
-            return ema_warmup(timeline.count, method)
-        case "ramp":
-            return ramp(timeline.count)
-        case "manual":
-            return manual(_by_hand(timeline), normalize=bool(method.normalize))
-        case _:
-            return uniform(timeline.count)
-
-
-def _from_steps(method: Method, steps: Sequence[int]) -> tuple[float, ...]:
-    match method.name:
-        case "ema":
-            return ema_linear(steps, _decay(method), method.init or "first")
+            decay = _decay(method)
+            shares = ema_linear(steps, decay, init) if method.uses_steps else ema(timeline.count, decay, init)
         case "ema-hold":
-            return ema_hold(steps, _decay(method), method.init or "first")
+            shares = ema_hold(steps, _decay(method), init)
+        case "ema-warmup":
+            shares = ema_warmup(timeline.count, method)
+        case "uniform":
+            shares = uniform(timeline.count)
+        case "uniform-time":
+            shares = uniform_time(steps)
+        case "ramp":
+            shares = ramp(timeline.count)
         case "power":
-            assert method.sigma_rel is not None  # noqa: S101 - a power profile is made with one
-            return power(steps, method.sigma_rel)
+            assert method.sigma_rel is not None  # noqa: S101 - a power profile has a width
+            shares = power(steps, method.sigma_rel)
         case "lr-decay":
-            return lr_decay(steps, method.shape or "1-sqrt")
-        case _:
-            return uniform_time(steps)
+            shares = lr_decay(steps, method.shape or "1-sqrt")
+        case "manual":
+            shares = manual(_given_weights(timeline), normalize=bool(method.normalize))
+    return shares
 
 
 def _decay(method: Method) -> Decay:
-    assert method.decay is not None  # noqa: S101 - an EMA is made with one
+    assert method.decay is not None  # noqa: S101 - an EMA has a decay
     return method.decay
 
 
-def _by_hand(timeline: Timeline) -> Sequence[float]:
-    if timeline.by_hand is None:
+def _given_weights(timeline: Timeline) -> Sequence[float]:
+    if timeline.given_weights is None:
         raise UsageError("--method manual needs weights", hint="--weights 1,2,3; or name each CKPT:WEIGHT")
-    return timeline.by_hand
+    return timeline.given_weights
 
 
 def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
@@ -91,10 +87,7 @@ def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
 def continuation_factors(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
     """Return c and e, ``None`` if the average cannot be continued.
 
-    Args:
-        before: v, the weights of the first M checkpoints alone.
-        full: w, the weights of all, at least M.
-
+    ``before`` are v, the weights of the first M checkpoints alone; ``full`` are w, the weights of all, at least M.
     """
     *older, last = zip(before, full[: len(before)], strict=True)
     largest, its_share = max(older, default=last)

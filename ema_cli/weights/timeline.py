@@ -19,19 +19,19 @@ class Timeline:
     """t_i, increasing; ``None`` if they are unknown, or the checkpoints are not in their order."""
     unit: str = "checkpoint"
     """Unit of the steps: ``step``, ``epoch``, ``token`` or ``sample``; ``checkpoint`` if there are none."""
-    by_hand: tuple[float, ...] | None = None
+    given_weights: tuple[float, ...] | None = None
     """Weights given by the user."""
 
     @classmethod
-    def of(cls, steps: Sequence[int | None], unit: str, by_hand: Sequence[float] | None = None) -> Self:
-        """Return the timeline of checkpoints from their steps in fold order; ``None`` for a checkpoint without one."""
+    def of(cls, steps: Sequence[int | None], unit: str, given_weights: Sequence[float] = ()) -> Self:
+        """Return the timeline of checkpoints from their steps in fold order; ``None`` is an unknown step."""
         found = tuple(step for step in steps if step is not None)
         known = len(found) == len(steps) and all(a < b for a, b in pairwise(found))
         return cls(
             count=len(steps),
             steps=found if known else None,
             unit=unit if known else "checkpoint",
-            by_hand=tuple(by_hand) if by_hand else None,
+            given_weights=tuple(given_weights) or None,
         )
 
     @property

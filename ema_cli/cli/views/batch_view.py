@@ -136,14 +136,13 @@ def _table(entries: Sequence[JobEntry]) -> Table:
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("")  # the error: truncated on a narrow terminal
     for entry in entries:
+        error = clean(" ".join(entry.error.message.split())) if entry.error else ""
         table.add_row(
             Text(safe_text(entry.run)),
             Text(_VERBS[entry.status], style=_COLORS.get(entry.status, "")),
             f"{entry.checkpoints:,}" if entry.checkpoints else "",
             f"{entry.seconds:.2f}",
-            Text(
-                clean(" ".join(entry.error.message.split())) if entry.error else "", no_wrap=True, overflow="ellipsis"
-            ),
+            Text(error, no_wrap=True, overflow="ellipsis"),
         )
     return table
 

@@ -56,7 +56,7 @@ def show_verification(verification: Verification, console: Console) -> None:
 
 
 def _comparison_result(comparison: Comparison) -> str:
-    """Say whether the checkpoints are equal and, if not, how far apart they are."""
+    """Return whether the checkpoints are equal and, if not, how far apart they are."""
     tensors, total = comparison.tensors, comparison.total
     if comparison.equal:
         return f"equal  {comparison.a.path}  {comparison.b.path}  {plural(len(tensors), 'tensor')}"

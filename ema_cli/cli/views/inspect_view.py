@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import PurePath
@@ -13,7 +14,6 @@ from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.dtypes import DType
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import human_bytes, plural, quoted, safe_text, shortlist
 
 _MOST_NAMES = 8
@@ -21,7 +21,7 @@ _ALL_NAMES = 1000
 
 
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
-    """Show the path and format of a checkpoint, a grid of facts, and with ``-v`` every tensor."""
+    """Show the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
     size = human_bytes(checkpoint.index.size())
     console.talk(Text.assemble((safe_text(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
     table = Table.grid(padding=(0, 2))
@@ -55,15 +55,16 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "ignored", shortlist(map(quoted, checkpoint.ignored), most=most)
     yield "side files", shortlist(map(quoted, checkpoint.side_files), most=most)
     yield "metadata", shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(checkpoint.metadata.items()))
-    yield "note", "; ".join(checkpoint.warnings)
+    yield "warnings", "; ".join(checkpoint.warnings)
 
 
 def _types(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield a line for each element type, largest total first."""
-    by_type: dict[DType, list[TensorLayout]] = {}
+    """Yield a line for each element type; the most bytes come first."""
+    tensors, parameters, nbytes = Counter[DType](), Counter[DType](), Counter[DType]()
     for layout in checkpoint.index.layouts:
-        by_type.setdefault(layout.dtype, []).append(layout)
-    totals = [(sum(layout.nbytes for layout in layouts), dtype, layouts) for dtype, layouts in by_type.items()]
-    for nbytes, dtype, layouts in sorted(totals, key=lambda total: -total[0]):
-        parameters = plural(sum(layout.elements for layout in layouts), "parameter")
-        yield f"{dtype.torch_name}: {plural(len(layouts), 'tensor')}, {parameters}, {human_bytes(nbytes)}"
+        tensors[layout.dtype] += 1
+        parameters[layout.dtype] += layout.elements
+        nbytes[layout.dtype] += layout.nbytes
+    for dtype, size in nbytes.most_common():
+        counts = f"{plural(tensors[dtype], 'tensor')}, {plural(parameters[dtype], 'parameter')}"
+        yield f"{dtype.torch_name}: {counts}, {human_bytes(size)}"

@@ -87,7 +87,7 @@ def _headline(plan: Plan, folder: str) -> str:
 
 
 def _work(plan: Plan, options: Options) -> Iterator[str]:
-    """Say how many tensors are averaged, copied and dropped, and how many bytes are read and written."""
+    """Yield how many tensors are averaged, copied and dropped, and how many bytes are read and written."""
     averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
     copied = Counter(tensor.why_copied for tensor in plan.tensors if tensor.action is Action.COPIED)
     reasons = "; ".join(f"{count:,} {why}" if len(copied) > 1 else why for why, count in copied.items())
@@ -104,7 +104,7 @@ def _work(plan: Plan, options: Options) -> Iterator[str]:
 
 
 def _in_shards(output: PlannedOutput) -> str:
-    """Say how many weight files and which side files an output folder gets; empty for a single file."""
+    """Return how many weight files and which side files an output folder gets; empty for a single file."""
     if not output.folder:
         return ""
     side_files = shortlist(quoted(side.name) for side in output.beside if side.role is FileRole.SIDE_FILE)
@@ -130,17 +130,17 @@ def _shortest(folder: str) -> str:
 
 
 def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
-    """Say under which keys the weights were found, and which prefixes were removed from their names."""
-    keys = Counter(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
+    """Yield the keys under which the weights were found, and the prefixes that were removed from their names."""
+    keys = dict.fromkeys(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
     if keys:
-        yield f"weights under {shortlist(quoted(key) for key in keys)}"
-    prefixes = Counter(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
+        yield f"weights under {shortlist(map(quoted, keys))}"
+    prefixes = dict.fromkeys(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
     if prefixes:
         yield f"prefixes removed from the names: {', '.join(prefixes)}"
 
 
 def _ignored(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
-    """Name what else the checkpoints hold, once for all checkpoints that hold the same."""
+    """Yield what else the checkpoints contain, once for all checkpoints with the same content."""
     names_by_content: dict[tuple[str, ...], list[str]] = {}
     for checkpoint in checkpoints:
         if checkpoint.ignored:
@@ -178,7 +178,7 @@ def _share_row(plan: Plan, folder: str, number: int, implied_lr: Sequence[float]
     shares = [output.weighting.weights[number] for output in plan.outputs]
     cells: list[str | Text] = [
         str(number + 1),
-        Text(safe_text(str(name))),
+        Text(safe_text(name)),
         f"{member.step.value:,}" if member.step else "",
     ]
     if len(shares) > 1:
