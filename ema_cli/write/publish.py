@@ -148,6 +148,20 @@ def _check_owner(path: Path) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
+class Writing:
+    """A context in which ``path`` is written: a system error in it becomes an ``OutputError`` that names the path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise_output_error(self._path, error)
+
+
 def raise_output_error(path: Path, error: OSError) -> NoReturn:
     """Raise ``OutputError`` for a system error that occurred while ``path`` was written."""
     hints = {
