@@ -30,17 +30,7 @@ class Sink(Protocol):
 
 
 class FoldState:
-    """Safe to use from several threads.
-
-    Args:
-        plan: what to read, with which weights.
-        sinks: one per output of the plan.
-        sample: takes the elements that the geometry is measured on; ``None`` to measure no geometry.
-        allow_nonfinite: fold NaN and infinity instead of refusing them.
-        done: tensors that an earlier run completed: they are in the sinks already.
-        on_tensor: called with the outcome of each tensor when it is complete.
-
-    """
+    """Safe to use from several threads. The arguments are those of ``fold``, and the sample of the geometry."""
 
     def __init__(
         self,

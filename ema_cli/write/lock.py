@@ -51,7 +51,9 @@ def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
         yield False
         return
     try:
-        _remove_leftovers(path, keep_resumable=resume)
+        with Writing(path):
+            for published in (path, path.with_name(report_name(path.name))):
+                remove_leftovers(published, keep_resumable=resume)
         yield True
     finally:
         _unlock(descriptor, lock)
@@ -66,12 +68,6 @@ def _unlock(descriptor: int, lock: Path) -> None:
 def _remove(lock: Path) -> None:
     with contextlib.suppress(OSError):  # a later run uses the file that is left
         lock.unlink()
-
-
-def _remove_leftovers(path: Path, *, keep_resumable: bool) -> None:
-    with Writing(path):
-        for published in (path, path.with_name(report_name(path.name))):
-            remove_leftovers(published, keep_resumable=keep_resumable)
 
 
 def _lock(lock: Path) -> int:

@@ -56,11 +56,6 @@ def is_dcp(folder: Folder) -> bool:
 def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     """Read the structure of a DCP folder; equal metadata are parsed once per ``pool``.
 
-    Args:
-        folder: the folder; the files with weights stay open in it.
-        key: dotted path to the weights; ``None`` to find them.
-        pool: shares layouts between the checkpoints of a run.
-
     Raises:
         UsageError: there are no tensors under ``key``.
         InputRefused: the save is incomplete, of an unknown kind, or inconsistent.
@@ -72,7 +67,7 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
         ("dcp", items_digest(raw), key), lambda: _SharedStructure(chosen=choose(parse_metadata(raw), key))
     )
     chosen = shared.chosen
-    files = DataFiles(folder, chosen.files, chosen.ends)
+    files = DataFiles(folder, chosen.files)
     placing = Placing(files, shared.chunks)
     placing.announce(chosen.tensors.values())
     for name, tensor in chosen.tensors.items():

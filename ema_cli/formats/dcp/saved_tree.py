@@ -35,10 +35,8 @@ class ChosenItems:
     """The weights, by their names in the model."""
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
-    files: tuple[str, ...]
-    """Names of the files with these items."""
-    ends: dict[str, int]
-    """The least size of each file, by name."""
+    files: dict[str, int]
+    """The least size of each file with these items, by name."""
     counters: dict[str, ByteRange]
     """Objects, and tensors of one number, that may hold the step, by the key of the step."""
 
@@ -79,8 +77,7 @@ def choose(saved: SavedItems, key: str | None) -> ChosenItems:
         tensors=tensors,
         ignored=found.ignored,
         notes=found.notes,
-        ends=saved.ends,
-        files=tuple(dict.fromkeys(stored.file for stored in (*chunks, *counters.values()))),
+        files={stored.file: saved.ends[stored.file] for stored in (*chunks, *counters.values())},
         counters=counters,
     )
 
