@@ -64,12 +64,8 @@ class FoldState:
     def close(self, block: Block, read: Sequence[int], lengths: Sequence[int], written: Sequence[int]) -> None:
         """Complete a block: it is in all sinks, and its sums are in the statistics.
 
-        Args:
-            block: the block.
-            read: its CRC-32 in each checkpoint in use; empty for a copied tensor.
-            lengths: its length in each of them, in bytes.
-            written: its CRC-32 in each output.
-
+        ``read`` and ``lengths`` (in bytes) are its CRC-32 and length in each checkpoint in use, empty for a copied
+        tensor; ``written`` is its CRC-32 in each output.
         """
         output_bytes = block.count * self.plan.tensors[block.number].dtype.itemsize
         crcs = self._checksums.add(block, [*read, *written], [*lengths, *[output_bytes] * len(written)])

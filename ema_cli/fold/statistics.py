@@ -85,11 +85,7 @@ def add_spreads(
 ) -> list[list[TensorStatistics]]:
     """Return the statistics with the spread of each tensor that was measured.
 
-    Args:
-        by_average: per average and tensor.
-        spreads: (averages, tensors) float64.
-        measured: per tensor.
-
+    ``spreads`` is (averages, tensors) float64, like ``by_average``; ``measured`` has one value per tensor.
     """
     return [
         [

@@ -17,15 +17,7 @@ _PIECE_BYTES = 1 << 22
 def with_lookahead(
     pieces: Iterable[Piece], announce: Callable[[Piece], None], size: Callable[[Piece], int], prefetch_bytes: int
 ) -> Iterator[Piece]:
-    """Yield every piece in order, after announcing it and the pieces up to ``prefetch_bytes`` after it.
-
-    Args:
-        pieces: to be read.
-        announce: announces a piece to its source.
-        size: bytes of a piece.
-        prefetch_bytes: how far ahead to announce.
-
-    """
+    """Yield every piece in order, after announcing it and the pieces up to ``prefetch_bytes`` after it."""
     waiting: deque[Piece] = deque()
     waiting_bytes = 0
     for piece in pieces:

@@ -67,9 +67,7 @@ def state_of(path: Path) -> FileState | None:
 def refuse_foreign(path: Path, before: FileState | None) -> None:
     """Raise if another program has put or changed a file at ``path``: the user did not agree to its loss.
 
-    Args:
-        path: of the output.
-        before: what ``state_of`` returned when the run began.
+    ``before`` is what ``state_of`` returned when the run began.
 
     Raises:
         OutputError: there is a foreign file.
@@ -116,10 +114,6 @@ def uninterrupted() -> Iterator[None]:
 
 def check_writable(path: Path, *, folder: bool = False) -> None:
     """Raise, before the work, if a file or a folder could not be published at ``path`` after it.
-
-    Args:
-        path: of the output.
-        folder: whether the output is a folder.
 
     Raises:
         OutputError: the parent folder is missing or not writable, or something of another kind has the name.

@@ -29,13 +29,7 @@ def make_upload(url: Url, planned: PlannedFile, role: FileRole = FileRole.WEIGHT
 
 
 class RemoteFolder(FolderFiles[Upload]):
-    """A folder of safetensors files and side files; see ``Target``.
-
-    Args:
-        output: the folder.
-        url: of the folder.
-
-    """
+    """A folder of safetensors files and side files; see ``Target``."""
 
     def __init__(self, output: PlannedOutput, url: Url) -> None:
         self._url = url

@@ -11,12 +11,7 @@ from ema_cli.write.temp_names import temporary_name
 
 
 class SmallFile:
-    """A file that is written whole and published later; see ``SmallTarget``.
-
-    Args:
-        path: of the file when it is published.
-
-    """
+    """A file that is written whole and published later; see ``SmallTarget``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -11,14 +11,7 @@ from ema_cli.write.target import Target
 
 
 class Upload(Target):
-    """A file of known size that is sent to a store.
-
-    Args:
-        url: of the file.
-        planned: its header and size.
-        role: of the file in its output.
-
-    """
+    """A file of known size that is sent to a store."""
 
     def __init__(self, url: Url, planned: PlannedFile, role: FileRole = FileRole.WEIGHTS) -> None:
         self.url = url

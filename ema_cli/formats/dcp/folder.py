@@ -137,10 +137,6 @@ def _unframed(raw: bytes) -> list[bytes]:
 def _read_steps(counters: Mapping[str, ByteRange], files: DataFiles) -> tuple[FoundStep, ...]:
     """Return the steps in the items that may hold one, best first: pickled objects, or tensors of one number.
 
-    Args:
-        counters: the items, by their keys in the state dict.
-        files: of the items.
-
     Raises:
         InputRefused: an item is damaged.
 

@@ -49,11 +49,7 @@ class _Object:
 
 
 def choose(saved: SavedItems, key: str | None) -> ChosenItems:
-    """Return the weights among the saved items.
-
-    Args:
-        saved: everything that the folder declares.
-        key: dotted path to the weights; ``None`` to find them.
+    """Return the weights among the saved items: those under ``key``, or those that ``find_state_dict`` finds.
 
     Raises:
         UsageError: there are no tensors under ``key``.
