@@ -62,7 +62,7 @@ def check_sent(url: Url, nbytes: int) -> None:
 class Uploading:
     """A context in which ``url`` is written: an error of the store in it becomes an ``OutputError`` that names the URL.
 
-    Every store has errors of its own, so any other exception is one of them.
+    Every store has errors of its own, so every exception that is not an ``EmaAvgError`` counts.
     """
 
     def __init__(self, url: Url) -> None:
