@@ -48,11 +48,7 @@ class TensorChecksums:
     def add(self, block: Block, crcs: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...] | None:
         """Add a block; return the CRC-32s of its tensor if that was the last block, else ``None``.
 
-        Args:
-            block: the block.
-            crcs: its CRC-32 in each file that the tensor is read from or written to.
-            lengths: its length in each of them, in bytes.
-
+        ``crcs`` and ``lengths`` (in bytes) are those of the block in each file that is read or written.
         """
         with self._lock:
             tensor = self._open.setdefault(block.number, _OpenTensor([0] * len(crcs)))

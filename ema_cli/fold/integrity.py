@@ -24,12 +24,7 @@ class IntegrityCheck:
         self._records: dict[tuple[int, int], tuple[ByteSource, Record]] = {}
 
     def add(self, extent: Extent, offset: int, raw: Bytes) -> None:
-        """Add bytes that were read at ``offset`` of the extent's source.
-
-        Raises:
-            InputRefused: their record is damaged.
-
-        """
+        """Add bytes that were read at ``offset`` of the extent's source, as ``add_crc`` does."""
         if extent.record is not None:
             self.add_crc(extent, offset, len(raw), zlib_ng.crc32(raw))
 

@@ -30,17 +30,7 @@ class Sink(Protocol):
 
 
 class FoldState:
-    """Safe to use from several threads.
-
-    Args:
-        plan: what to read, with which weights.
-        sinks: one per output of the plan.
-        sample: takes the elements that the geometry is measured on; ``None`` to measure no geometry.
-        allow_nonfinite: fold NaN and infinity instead of refusing them.
-        done: tensors that an earlier run completed: they are in the sinks already.
-        on_tensor: called with the outcome of each tensor when it is complete.
-
-    """
+    """Safe to use from several threads. The arguments are those of ``fold``, and the sample of the geometry."""
 
     def __init__(
         self,
@@ -74,12 +64,8 @@ class FoldState:
     def close(self, block: Block, read: Sequence[int], lengths: Sequence[int], written: Sequence[int]) -> None:
         """Complete a block: it is in all sinks, and its sums are in the statistics.
 
-        Args:
-            block: the block.
-            read: its CRC-32 in each checkpoint in use; empty for a copied tensor.
-            lengths: its length in each of them, in bytes.
-            written: its CRC-32 in each output.
-
+        ``read`` and ``lengths`` (in bytes) are its CRC-32 and length in each checkpoint in use, empty for a copied
+        tensor; ``written`` is its CRC-32 in each output.
         """
         output_bytes = block.count * self.plan.tensors[block.number].dtype.itemsize
         crcs = self._checksums.add(block, [*read, *written], [*lengths, *[output_bytes] * len(written)])

@@ -51,7 +51,6 @@ class Statistics:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._averages = len(plan.outputs)
         self._open: dict[int, tuple[list[array[float]], int]] = {}
         self._nonfinite: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
@@ -61,7 +60,9 @@ class Statistics:
         """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
         with self._lock:
             blocks = block_count(self._plan, self._plan.tensors[block.number])
-            parts, missing = self._open.get(block.number) or (self._empty(blocks), blocks)
+            if block.number not in self._open:
+                self._open[block.number] = [array("d", bytes(8 * _COLUMNS * blocks)) for _ in sums], blocks
+            parts, missing = self._open[block.number]
             for k, values in enumerate(sums):
                 parts[k][block.part * _COLUMNS : (block.part + 1) * _COLUMNS] = array("d", chain.from_iterable(values))
             self._open[block.number] = parts, missing - 1
@@ -76,20 +77,13 @@ class Statistics:
         with self._lock:
             self._nonfinite.add((k, block.number))
 
-    def _empty(self, blocks: int) -> list[array[float]]:
-        return [array("d", bytes(8 * _COLUMNS * blocks)) for _ in range(self._averages)]
-
 
 def add_spreads(
     by_average: Sequence[Sequence[TensorStatistics]], spreads: Float64, measured: Sequence[bool]
 ) -> list[list[TensorStatistics]]:
     """Return the statistics with the spread of each tensor that was measured.
 
-    Args:
-        by_average: per average and tensor.
-        spreads: (averages, tensors) float64.
-        measured: per tensor.
-
+    ``spreads`` is (averages, tensors) float64, like ``by_average``; ``measured`` has one value per tensor.
     """
     return [
         [

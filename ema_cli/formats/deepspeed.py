@@ -76,7 +76,5 @@ def _stage_3(location: Location) -> InputRefused:
     arguments = (
         f"{shlex.quote(str(parent))} {shlex.quote(str(joined))} -t {shlex.quote(location.name)} --safe_serialization"
     )
-    if homes:
-        script = shlex.quote(str(homes[0] / _SCRIPT))
-        return InputRefused(message, hint=f"join the parameters first: python {script} {arguments}")
-    return InputRefused(message, hint=f"join the parameters first: python -m deepspeed.utils.zero_to_fp32 {arguments}")
+    script = shlex.quote(str(homes[0] / _SCRIPT)) if homes else "-m deepspeed.utils.zero_to_fp32"
+    return InputRefused(message, hint=f"join the parameters first: python {script} {arguments}")

@@ -20,7 +20,7 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist
 
 Reader = Callable[[Folder, str | None, LayoutPool], Structure]
-"""Reads the structure of a folder; the second argument is ``--key``."""
+"""Reads the structure of a folder; its files stay open in it. The second argument is ``--key``."""
 _MOST_NAMES = 4
 _FSDP = re.compile(r"pytorch_model_fsdp_[0-9]+")
 _DEEPSPEED = re.compile(r"global_step[0-9]+|pytorch_model")

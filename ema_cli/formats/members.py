@@ -84,15 +84,7 @@ def read_only_member(folder: Folder, name: str, key: str | None, pool: LayoutPoo
 
 
 def merged_structure(members: Sequence[Member], merged: MergedTensors, *, form: str, digest: bytes) -> Structure:
-    """Return the structure of a checkpoint with tensors in several files.
-
-    Args:
-        members: the files.
-        merged: their tensors in one order.
-        form: the format, in words.
-        digest: of all bytes that were parsed.
-
-    """
+    """Return the structure of a checkpoint with tensors in several files; ``form`` is the format, in words."""
     return Structure(
         format=form,
         layouts=merged.layouts,

@@ -73,16 +73,7 @@ class Assembly:
         self._lock = threading.Lock()
 
     def add(self, file: int, record: Record, begin: int, length: int, crc: int) -> int | None:
-        """Add a piece; return the CRC-32 of the record if the piece completes it.
-
-        Args:
-            file: the number of the file.
-            record: of the piece.
-            begin: byte of the file where the piece begins.
-            length: bytes of the piece.
-            crc: its CRC-32.
-
-        """
+        """Add ``length`` bytes at byte ``begin`` of a file; return the CRC-32 of their record if they complete it."""
         key = file, record.offset
         with self._lock:
             if key in self._whole or length == 0:

@@ -17,15 +17,7 @@ _PIECE_BYTES = 1 << 22
 def with_lookahead(
     pieces: Iterable[Piece], announce: Callable[[Piece], None], size: Callable[[Piece], int], prefetch_bytes: int
 ) -> Iterator[Piece]:
-    """Yield every piece in order, after announcing it and the pieces up to ``prefetch_bytes`` after it.
-
-    Args:
-        pieces: to be read.
-        announce: announces a piece to its source.
-        size: bytes of a piece.
-        prefetch_bytes: how far ahead to announce.
-
-    """
+    """Yield every piece in order, after announcing it and the pieces up to ``prefetch_bytes`` after it."""
     waiting: deque[Piece] = deque()
     waiting_bytes = 0
     for piece in pieces:
@@ -58,7 +50,7 @@ def sha256_of(source: ByteSource, on_bytes: Callable[[int], None] = lambda _: No
 
 
 def sha256_of_all(sources: Sequence[ByteSource], on_bytes: Callable[[int], None] = lambda _: None) -> str:
-    """Return the digest of a file; of several files, the digest of the output of ``sha256sum`` in the order of names.
+    """Read all files and return their joint digest, see ``digest_of_all``.
 
     Raises:
         InputChanged: the bytes cannot be read completely.
@@ -70,9 +62,7 @@ def sha256_of_all(sources: Sequence[ByteSource], on_bytes: Callable[[int], None]
 def digest_of_all(digests: Mapping[str, str]) -> str:
     """Return the digest of a file; of several files, the digest of the output of ``sha256sum`` in the order of names.
 
-    Args:
-        digests: the SHA-256 of each file, by name.
-
+    ``digests`` are the SHA-256 of each file, by name.
     """
     if len(digests) == 1:
         return next(iter(digests.values()))

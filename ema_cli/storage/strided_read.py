@@ -58,7 +58,8 @@ def read_elements(extent: Located, start: int, out: Bytes, on_read: OnRead = ign
         count = math.prod(sizes)
         target = items[done : done + count].reshape(sizes)
         if isinstance(extent, Mosaic):
-            _read_tiles(extent, box, target, on_read)
+            for part, inside, where in _overlaps(extent, box):
+                _read_box(part, inside, _strides(part), target[where], on_read)
         else:
             _read_box(extent, box, _strides(extent), target, on_read)
         done += count
@@ -112,11 +113,6 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
         yield ((first, full), *((0, size) for size in shape[1:]))
     if stop % row:
         yield from (((full, full + 1), *box) for box in flat_boxes(shape[1:], 0, stop % row))
-
-
-def _read_tiles(mosaic: Mosaic, box: Box, target: NDArray[np.void], on_read: OnRead) -> None:
-    for part, inside, where in _overlaps(mosaic, box):
-        _read_box(part, inside, _strides(part), target[where], on_read)
 
 
 def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice | EllipsisType, ...]]]:

@@ -15,8 +15,8 @@ from ema_cli.text import human_bytes, quoted
 from ema_cli.write.publish import (
     NEW_FILE,
     FileState,
+    Writing,
     publish,
-    raise_output_error,
     refuse_changed,
     refuse_foreign,
     state_of,
@@ -29,7 +29,7 @@ _SPARE = 1.01
 
 
 class OutputFile:
-    """A file of known size that is filled in any order and gets its name when it is complete.
+    """A file of known size that is filled in any order; see ``Target``.
 
     Args:
         path: of the complete file.
@@ -57,26 +57,14 @@ class OutputFile:
         self._published = False
 
     def reserve(self) -> None:
-        """Create the file and take its space, without keeping it open until ``open``.
-
-        Raises:
-            OutputError: there is no space, no permission, or an I/O error.
-
-        """
+        """Create the file and take its space, without keeping it open until ``open``."""
         self._create()
         self._reserved = True
         self.close()
 
     def open(self) -> None:
-        """Create the file unless it was reserved, and write its header.
-
-        Arrange for ``discard`` first: a signal may come at any time.
-
-        Raises:
-            OutputError: there is no space, no permission, or an I/O error.
-
-        """
-        try:
+        """Create the file unless it was reserved, and write its header."""
+        with Writing(self.path):
             self._before = state_of(self.path)
             if self._reserved:
                 self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -84,28 +72,17 @@ class OutputFile:
                 self._create()
             self._write_back = WriteBack(self._fd)
             self._write_all(0, self._header)
-        except OSError as error:
-            raise_output_error(self.path, error)
 
     def _create(self) -> None:
-        try:
+        with Writing(self.path):
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
             check_space(os.fstatvfs(self._fd), self.size)
             reserve_space(self._fd, self.size)
-        except OSError as error:
-            raise_output_error(self.path, error)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data`` at byte ``offset`` of the data section; safe to call from several threads.
-
-        Raises:
-            OutputError: it cannot be written, or bytes written earlier read back differently.
-
-        """
-        try:
+        """Write ``data`` at byte ``offset`` of the data section, unless bytes written earlier read back differently."""
+        with Writing(self.path):
             self._write_all(len(self._header) + offset, data)
-        except OSError as error:
-            raise_output_error(self.path, error)
 
     def _write_all(self, offset: int, data: bytes | memoryview) -> None:
         write_at(self._fd, offset, data)
@@ -113,21 +90,14 @@ class OutputFile:
             self._write_back.add(offset, len(data), zlib_ng.crc32(data))
 
     def finish(self) -> Written:
-        """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name.
-
-        Raises:
-            OutputError: it could not be written, or reads back differently.
-
-        """
+        """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name."""
         assert self._write_back is not None, "open comes first"  # noqa: S101
-        try:
+        with Writing(self.path):
             sha256 = self._write_back.finish(self.size)
             os.fsync(self._fd)
             modified_ns = os.fstat(self._fd).st_mtime_ns
             if self._role is FileRole.WEIGHTS:
                 _check_with_library(self._temp, self.path)
-        except OSError as error:
-            raise_output_error(self.path, error)
         self.close()
         self._written = WrittenFile(
             name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
@@ -135,19 +105,12 @@ class OutputFile:
         return Written(files=(self._written,))
 
     def publish(self) -> None:
-        """Give the file its name, and the permissions of a new file.
-
-        Raises:
-            OutputError: the system refuses, or another program changed the file or put one in its place.
-
-        """
+        """Give the file its name, unless another program changed the file or put one in its place."""
         assert self._written is not None, "finish comes first"  # noqa: S101
-        try:
+        with Writing(self.path):
             refuse_changed(self._temp, self._written)
             refuse_foreign(self.path, self._before)
             publish(self._temp, self.path)
-        except OSError as error:
-            raise_output_error(self.path, error)
         self._published = True
 
     def discard(self) -> None:

@@ -12,14 +12,7 @@ from ema_cli.records.files import FileRole, PlannedFile, Written
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file import OutputFile, check_space
 from ema_cli.write.folder_files import FolderFiles
-from ema_cli.write.publish import (
-    FileState,
-    raise_output_error,
-    refuse_changed,
-    refuse_foreign,
-    state_of,
-    sync_folder,
-)
+from ema_cli.write.publish import FileState, Writing, refuse_changed, refuse_foreign, state_of, sync_folder
 from ema_cli.write.temp_names import is_nonempty_folder, name_aside, remove, remove_aside, temporary_name
 
 _AT_FDCWD = -100
@@ -29,15 +22,13 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 """Errors of systems without this call: old kernels, file systems such as NFS, containers that forbid it."""
 
 
-class OutputFolder:
-    """A folder of safetensors files and side files."""
+class OutputFolder(FolderFiles[OutputFile]):
+    """A folder of safetensors files and side files; see ``Target``."""
 
     def __init__(self, output: PlannedOutput) -> None:
         self.path = output.local
-        self._output = output
         self._temp = temporary_name(output.local)
-        self._shards = [self._make_file(planned, FileRole.WEIGHTS) for planned in output.files]
-        self._files = FolderFiles(output, self._shards, self._make_file)
+        super().__init__(output)
         self._replaces = False
         """Whether an old folder must be replaced."""
         self._before: FileState | None = None
@@ -50,63 +41,35 @@ class OutputFolder:
         return OutputFile(self.path / planned.name, planned.header, planned.data_bytes, temp=temp, role=role)
 
     def open(self) -> None:
-        """Make the folder and take the space of its files. Arrange for ``discard`` first.
-
-        Raises:
-            OutputError: there is no space, no permission, or an I/O error.
-
-        """
-        try:
+        """Make the folder and take the space of its files."""
+        with Writing(self.path):
             self._before = state_of(self.path)
             self._replaces = is_nonempty_folder(self.path)
             self._temp.mkdir()
             sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
             check_space(os.statvfs(self._temp), sum(sizes))
-        except OSError as error:
-            raise_output_error(self.path, error)
-        for shard in self._shards:
-            shard.reserve()
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data`` at byte ``offset`` of the data section of all files; safe to call from several threads.
-
-        Raises:
-            OutputError: it cannot be written.
-
-        """
-        self._files.write(offset, data)
+        for file in self._files:
+            file.reserve()
 
     def finish(self) -> Written:
-        """Make the folder durable and verify the bytes on the disk; it keeps its temporary name.
-
-        Raises:
-            OutputError: it could not be written, or reads back differently.
-            InputChanged: a side file to copy was changed or removed.
-
-        """
-        self._written = self._files.finish()
-        try:
+        """Make the folder durable and verify the bytes on the disk; it keeps its temporary name."""
+        self._written = super().finish()
+        with Writing(self.path):
             sync_folder(self._temp)
-        except OSError as error:
-            raise_output_error(self.path, error)
         return self._written
 
     def publish(self) -> None:
-        """Give the folder its name. An old folder of that name is removed, or put back if this fails.
+        """Give the folder its name, unless another program changed a file or put a folder in its place.
 
-        Raises:
-            OutputError: the system refuses, or another program changed a file or put a folder in its place.
-
+        An old folder of that name is removed, or put back if this fails.
         """
         assert self._written is not None, "finish comes first"  # noqa: S101
-        try:
+        with Writing(self.path):
             for file in self._written.files:
                 refuse_changed(self._temp / file.name, file)
             refuse_foreign(self.path, self._before)
             if not (self._replaces and self._exchange_with_old()):
                 self._rename()
-        except OSError as error:
-            raise_output_error(self.path, error)
 
     def _exchange_with_old(self) -> bool:
         """Exchange the names of the new and the old folder, and remove the old; ``False`` if the system cannot."""
@@ -146,7 +109,7 @@ class OutputFolder:
         """Remove the folder that was built; does nothing after ``publish``."""
         if self._published:
             return
-        self._files.discard()
+        super().discard()
         with contextlib.suppress(OSError):
             remove(self._temp)
 

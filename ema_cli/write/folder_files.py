@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 from ema_cli.errors import InputChanged
 from ema_cli.records.files import FileRole, PlannedFile, SideFile, Written, WrittenFile
@@ -13,50 +15,35 @@ from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted
 from ema_cli.write.target import Target
 
+File = TypeVar("File", bound=Target)
 _PIECE_BYTES = 1 << 20
 
 
-class FolderFiles:
+class FolderFiles(ABC, Generic[File]):
     """The files of one folder. The data sections of its shards, in order, are the data section of the output.
 
     A folder may have more files than a process may have open. Pieces arrive roughly in order, so few shards are being
     filled at a time: each is opened for its first piece, and the thread that writes its last piece finishes it.
-
-    Args:
-        output: the folder.
-        shards: the files of weights, in the order of the plan.
-        make_side_file: returns the file for a side file; called at the end.
-
     """
 
-    def __init__(
-        self,
-        output: PlannedOutput,
-        shards: Sequence[Target],
-        make_side_file: Callable[[PlannedFile, FileRole], Target],
-    ) -> None:
+    def __init__(self, output: PlannedOutput) -> None:
         self._output = output
         self._begins = [planned.begin for planned in output.files]
-        self._shards = [_Shard(file, planned.data_bytes) for file, planned in zip(shards, output.files, strict=True)]
-        self._make_side_file = make_side_file
-        self._side_files: list[Target] = []
+        self._files: list[File] = []
+        """The shards, and at the end the side files."""
+        self._shards = [_Shard(self._add(planned, FileRole.WEIGHTS), planned.data_bytes) for planned in output.files]
 
-    def open_first(self) -> None:
-        """Open the first shard before its first piece, so that a store that refuses files does so early.
+    @abstractmethod
+    def _make_file(self, planned: PlannedFile, role: FileRole) -> File:
+        """Return the target of one file."""
 
-        Raises:
-            OutputError: it cannot be opened.
-
-        """
-        self._shards[0].open()
+    def _add(self, planned: PlannedFile, role: FileRole) -> File:
+        file = self._make_file(planned, role)
+        self._files.append(file)
+        return file
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data`` at byte ``offset`` of the data section of all shards; safe to call from several threads.
-
-        Raises:
-            OutputError: it cannot be written.
-
-        """
+        """Write ``data`` at byte ``offset`` of the data section of all shards; safe to call from several threads."""
         if len(data):
             number = bisect_right(self._begins, offset) - 1
             self._shards[number].write(offset - self._begins[number], data)
@@ -74,9 +61,7 @@ class FolderFiles:
         return Written(files=tuple(sorted(files, key=lambda file: file.name)), folder=True)
 
     def _write_side_file(self, side: SideFile) -> WrittenFile:
-        planned = PlannedFile(name=side.name, header=b"", begin=0, data_bytes=side.nbytes)
-        file = self._make_side_file(planned, side.role)
-        self._side_files.append(file)
+        file = self._add(PlannedFile(name=side.name, header=b"", begin=0, data_bytes=side.nbytes), side.role)
         file.open()
         offset = 0
         for piece in _pieces_of(side):
@@ -86,8 +71,8 @@ class FolderFiles:
         return written
 
     def discard(self) -> None:
-        """Remove all files."""
-        for file in (*(shard.file for shard in self._shards), *self._side_files):
+        """Remove all files that were not published."""
+        for file in self._files:
             file.discard()
 
 
@@ -95,7 +80,7 @@ class _Shard:
     """A shard, opened for its first piece and finished after its last."""
 
     def __init__(self, file: Target, data_bytes: int) -> None:
-        self.file = file
+        self._file = file
         self._missing = data_bytes
         self._is_open = False
         self._written: WrittenFile | None = None
@@ -104,23 +89,23 @@ class _Shard:
     def open(self) -> None:
         with self._lock:
             if not self._is_open:
-                self.file.open()
+                self._file.open()
                 self._is_open = True
 
     def write(self, offset: int, data: memoryview) -> None:
         self.open()
-        self.file.write(offset, data)
+        self._file.write(offset, data)
         with self._lock:
             self._missing -= len(data)
             is_complete = self._missing == 0
         if is_complete:
-            (self._written,) = self.file.finish().files
+            (self._written,) = self._file.finish().files
 
     def finish(self) -> WrittenFile:
         """Return the finished file. A shard without data is finished here; a shard with a gap raises here."""
         if self._written is None:
             self.open()
-            (self._written,) = self.file.finish().files
+            (self._written,) = self._file.finish().files
         return self._written
 
 

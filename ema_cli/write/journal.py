@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.record_types import build
-from ema_cli.write.publish import NEW_FILE, raise_output_error
+from ema_cli.write.publish import NEW_FILE, Writing, raise_output_error
 from ema_cli.write.temp_names import journal_name
 
 
@@ -69,12 +69,10 @@ class Journal:
             OutputError: it cannot be written.
 
         """
-        try:
+        with Writing(self.path):
             self._fd = os.open(
                 self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE
             )
-        except OSError as error:
-            raise_output_error(self.path, error)
         self._append({"run": self._run})
         for outcome in done:
             self.add(outcome)
@@ -104,12 +102,9 @@ class Journal:
     def _append(self, document: dict[str, Any]) -> None:
         text = json.dumps(document, allow_nan=False).encode()
         view = memoryview(b"%08x %s\n" % (zlib.crc32(text), text))
-        try:
-            with self._lock:
-                while view:
-                    view = view[os.write(self._fd, view) :]
-        except OSError as error:
-            raise_output_error(self.path, error)
+        with Writing(self.path), self._lock:
+            while view:
+                view = view[os.write(self._fd, view) :]
 
 
 def _documents(lines: list[bytes]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
-from ema_cli.write.publish import raise_output_error
+from ema_cli.write.publish import Writing, raise_output_error
 from ema_cli.write.temp_names import remove_leftovers
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -51,7 +51,9 @@ def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
         yield False
         return
     try:
-        _remove_leftovers(path, keep_resumable=resume)
+        with Writing(path):
+            for published in (path, path.with_name(report_name(path.name))):
+                remove_leftovers(published, keep_resumable=resume)
         yield True
     finally:
         _unlock(descriptor, lock)
@@ -66,14 +68,6 @@ def _unlock(descriptor: int, lock: Path) -> None:
 def _remove(lock: Path) -> None:
     with contextlib.suppress(OSError):  # a later run uses the file that is left
         lock.unlink()
-
-
-def _remove_leftovers(path: Path, *, keep_resumable: bool) -> None:
-    try:
-        for published in (path, path.with_name(report_name(path.name))):
-            remove_leftovers(published, keep_resumable=keep_resumable)
-    except OSError as error:
-        raise_output_error(path, error)
 
 
 def _lock(lock: Path) -> int:

@@ -67,9 +67,7 @@ def state_of(path: Path) -> FileState | None:
 def refuse_foreign(path: Path, before: FileState | None) -> None:
     """Raise if another program has put or changed a file at ``path``: the user did not agree to its loss.
 
-    Args:
-        path: of the output.
-        before: what ``state_of`` returned when the run began.
+    ``before`` is what ``state_of`` returned when the run began.
 
     Raises:
         OutputError: there is a foreign file.
@@ -117,10 +115,6 @@ def uninterrupted() -> Iterator[None]:
 def check_writable(path: Path, *, folder: bool = False) -> None:
     """Raise, before the work, if a file or a folder could not be published at ``path`` after it.
 
-    Args:
-        path: of the output.
-        folder: whether the output is a folder.
-
     Raises:
         OutputError: the parent folder is missing or not writable, or something of another kind has the name.
 
@@ -146,6 +140,20 @@ def _check_owner(path: Path) -> None:
     folder, user = path.parent.stat(), os.geteuid()
     if folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid, path.lstat().st_uid):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+class Writing:
+    """A context in which ``path`` is written: a system error in it becomes an ``OutputError`` that names the path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise_output_error(self._path, error)
 
 
 def raise_output_error(path: Path, error: OSError) -> NoReturn:

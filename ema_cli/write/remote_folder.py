@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ema_cli.errors import NothingMatched
-from ema_cli.records.files import FileRole, PlannedFile, Written, is_weights
+from ema_cli.records.files import FileRole, PlannedFile, is_weights
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import STREAMED, names_in
 from ema_cli.storage.remote.stores import store_of
@@ -18,7 +18,7 @@ from ema_cli.storage.url import Url
 from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.spooled_upload import SpooledUpload, commit_together
 from ema_cli.write.streamed_upload import StreamedUpload
-from ema_cli.write.uploads import Upload, raise_upload_error
+from ema_cli.write.uploads import Upload, Uploading
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -28,69 +28,30 @@ def make_upload(url: Url, planned: PlannedFile, role: FileRole = FileRole.WEIGHT
     return (StreamedUpload if url.scheme in STREAMED else SpooledUpload)(url, planned, role)
 
 
-class RemoteFolder:
-    """A folder of safetensors files and side files.
-
-    Args:
-        output: the folder.
-        url: of the folder.
-
-    """
+class RemoteFolder(FolderFiles[Upload]):
+    """A folder of safetensors files and side files; see ``Target``."""
 
     def __init__(self, output: PlannedOutput, url: Url) -> None:
         self._url = url
-        self._uploads: list[Upload] = []
-        shards = [self._make_upload(planned, FileRole.WEIGHTS) for planned in output.files]
-        self._files = FolderFiles(output, shards, self._make_upload)
+        super().__init__(output)
 
-    def _make_upload(self, planned: PlannedFile, role: FileRole) -> Upload:
-        upload = make_upload(self._url / planned.name, planned, role)
-        self._uploads.append(upload)
-        return upload
+    def _make_file(self, planned: PlannedFile, role: FileRole) -> Upload:
+        return make_upload(self._url / planned.name, planned, role)
 
     def open(self) -> None:
-        """Begin the first file, so that a store that refuses files does so early. Arrange for ``discard`` first.
-
-        Raises:
-            OutputError: the store refuses it.
-
-        """
-        self._files.open_first()
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Take ``data`` at byte ``offset`` of the data section of all files; safe to call from several threads.
-
-        Raises:
-            OutputError: it cannot be sent.
-
-        """
-        self._files.write(offset, data)
-
-    def finish(self) -> Written:
-        """Send the rest; the files are complete then, and have no names yet.
-
-        Raises:
-            OutputError: the store did not accept the files.
-            InputChanged: a side file to copy was changed or removed.
-
-        """
-        return self._files.finish()
+        """Begin the first file, so that a store that refuses files does so early."""
+        self._shards[0].open()
 
     def publish(self) -> None:
-        """Publish weights, side files and index, in this order; weights without an index come last.
-
-        Raises:
-            OutputError: the store did not accept all of them.
-
-        """
+        """Publish weights, side files and index, in this order; weights without an index come last."""
         weights, index, copies = (
-            [upload for upload in self._uploads if upload.role is role]
+            [upload for upload in self._files if upload.role is role]
             for role in (FileRole.WEIGHTS, FileRole.INDEX, FileRole.SIDE_FILE)
         )
         uploads = [*weights, *copies, *index] if index else [*copies, *weights]
         old = [name for name in self._names() if is_weights(name)]
         new = {upload.url.name for upload in uploads}
-        try:
+        with Uploading(self._url):
             if self._url.scheme == "hf":
                 spooled = [upload for upload in uploads if isinstance(upload, SpooledUpload)]
                 commit_together(spooled, [self._url / name for name in old if name not in new])
@@ -99,8 +60,6 @@ class RemoteFolder:
                 for upload in uploads:
                     upload.publish()
                 self._remove(name for name in old if name not in new and not name.endswith(_INDEX_SUFFIX))
-        except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            raise_upload_error(self._url, error)
 
     def _names(self) -> list[str]:
         try:
@@ -112,7 +71,3 @@ class RemoteFolder:
         for name in names:
             store, path = store_of(self._url / name)
             store.rm_file(path)
-
-    def discard(self) -> None:
-        """Discard all files that were not published."""
-        self._files.discard()

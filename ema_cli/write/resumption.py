@@ -25,7 +25,7 @@ from ema_cli.records.plan import Action, Plan
 from ema_cli.text import human_bytes, plural, quoted
 from ema_cli.write.file import OutputFile, check_space, reserve_space
 from ema_cli.write.journal import Journal
-from ema_cli.write.publish import NEW_FILE, raise_output_error
+from ema_cli.write.publish import NEW_FILE, Writing
 from ema_cli.write.temp_names import resumable_name
 
 _PIECE_BYTES = 1 << 20
@@ -43,7 +43,7 @@ class ResumableFile(OutputFile):
 
     def _create(self) -> None:
         """Make the file, or open the file that an interrupted run left, and reserve its space."""
-        try:
+        with Writing(self.path):
             self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
             status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):
@@ -53,8 +53,6 @@ class ResumableFile(OutputFile):
             used = os.fstat(self._fd).st_blocks * _BLOCK_BYTES
             check_space(os.fstatvfs(self._fd), max(0, self.size - used))
             reserve_space(self._fd, self.size)
-        except OSError as error:
-            raise_output_error(self.path, error)
 
     def holds(self, offset: int, length: int, crc: int) -> bool:
         """Return whether the bytes at ``offset`` of the data section have this CRC-32.
@@ -64,12 +62,10 @@ class ResumableFile(OutputFile):
 
         """
         begin, found = len(self._header) + offset, 0
-        try:
+        with Writing(self.path):
             for position in range(begin, begin + length, _PIECE_BYTES):
                 piece = os.pread(self._fd, min(_PIECE_BYTES, begin + length - position), position)
                 found = zlib_ng.crc32(piece, found)
-        except OSError as error:
-            raise_output_error(self.path, error)
         return found == crc
 
     def accept(self, offset: int, length: int, crc: int) -> None:
@@ -79,11 +75,9 @@ class ResumableFile(OutputFile):
             OutputError: the file cannot be made durable.
 
         """
-        try:
+        with Writing(self.path):
             if length and self._write_back is not None:
                 self._write_back.add(len(self._header) + offset, length, crc)
-        except OSError as error:
-            raise_output_error(self.path, error)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it must be kept; does nothing after ``publish``."""

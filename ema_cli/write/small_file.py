@@ -6,17 +6,12 @@ import contextlib
 import os
 from pathlib import Path
 
-from ema_cli.write.publish import NEW_FILE, publish, raise_output_error
+from ema_cli.write.publish import Writing, publish
 from ema_cli.write.temp_names import temporary_name
 
 
 class SmallFile:
-    """A file that is written whole and published later.
-
-    Args:
-        path: of the file when it is published.
-
-    """
+    """A file that is written whole and published later; see ``SmallTarget``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -24,37 +19,16 @@ class SmallFile:
         self._published = False
 
     def write(self, data: bytes) -> None:
-        """Write the file durably under a temporary name. Arrange for ``discard`` first.
-
-        Raises:
-            OutputError: it cannot be written.
-
-        """
-        try:
-            descriptor = os.open(
-                self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE
-            )
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise_output_error(self._path, error)
+        """Write the file durably under a temporary name."""
+        with Writing(self._path), self._temp.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def publish(self) -> None:
-        """Give the file its name.
-
-        Raises:
-            OutputError: the system refuses.
-
-        """
-        try:
+        """Give the file its name."""
+        with Writing(self._path):
             publish(self._temp, self._path)
-        except OSError as error:
-            raise_output_error(self._path, error)
         self._published = True
 
     def discard(self) -> None:

@@ -21,7 +21,7 @@ from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.file import check_space, write_at
 from ema_cli.write.temp_names import random_name
-from ema_cli.write.uploads import Upload, check_sent, raise_upload_error
+from ema_cli.write.uploads import Upload, Uploading, check_sent
 
 
 class SpooledUpload(Upload):
@@ -40,60 +40,34 @@ class SpooledUpload(Upload):
         return self._spool
 
     def open(self) -> None:
-        """Make the temporary file.
-
-        Raises:
-            OutputError: there is no space for it, or the store is not known.
-
-        """
+        """Make the temporary file, if the store is known."""
         store_of(self.url)
-        try:
+        with Uploading(self.url):
             self._spool = tempfile.TemporaryFile(prefix="ema-avg-")  # noqa: SIM115 - closed by discard
             check_space(os.fstatvfs(self.spool.fileno()), self.planned.nbytes)
             write_at(self.spool.fileno(), 0, self.planned.header)
-        except OSError as error:
-            raise_upload_error(self.url, error)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data`` at byte ``offset`` of the data section; safe to call from several threads.
-
-        Raises:
-            OutputError: the disk does not accept it.
-
-        """
-        try:
+        """Write ``data`` at byte ``offset`` of the data section of the temporary file."""
+        with Uploading(self.url):
             write_at(self.spool.fileno(), len(self.planned.header) + offset, data)
-        except OSError as error:
-            raise_upload_error(self.url, error)
         with self._lock:
             self._missing -= len(data)
 
     def finish(self) -> Written:
-        """Describe the file as it reads back from the disk.
-
-        Raises:
-            OutputError: bytes are missing.
-
-        """
+        """Describe the file as it reads back from the disk; raise if bytes are missing."""
         if self._missing:
             raise OutputError(f"{quoted(str(self.url))} is incomplete: {self._missing:,} bytes were not written")
         self.spool.seek(0)
         return self._describe(hashlib.file_digest(self.spool, "sha256").hexdigest())
 
     def publish(self) -> None:
-        """Send the file.
-
-        Raises:
-            OutputError: the store did not accept it.
-
-        """
+        """Send the file."""
         if self.url.scheme == "hf":
             commit_together([self], [])
             return
-        try:
+        with Uploading(self.url):
             self._send()
-        except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            raise_upload_error(self.url, error)
         check_sent(self.url, self.planned.nbytes)
 
     def _send(self) -> None:
@@ -127,10 +101,8 @@ def commit_together(uploads: Sequence[SpooledUpload], removed: Sequence[Url]) ->
         OutputError: the Hub did not accept the commit.
 
     """
-    try:
+    with Uploading(uploads[0].url):
         _commit(uploads, removed)
-    except Exception as error:  # noqa: BLE001
-        raise_upload_error(uploads[0].url, error)
     for upload in uploads:
         check_sent(upload.url, upload.planned.nbytes)
 

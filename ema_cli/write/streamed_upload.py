@@ -16,7 +16,7 @@ from ema_cli.records.files import FileRole, PlannedFile, Written
 from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.uploads import Upload, check_sent, raise_upload_error
+from ema_cli.write.uploads import Upload, Uploading, check_sent
 
 _PART_BYTES = 1 << 23
 _MOST_PARTS = 9_000
@@ -38,68 +38,39 @@ class StreamedUpload(Upload):
         self._published = False
 
     def open(self) -> None:
-        """Begin the upload.
-
-        Raises:
-            OutputError: the store refuses it.
-
-        """
+        """Begin the upload."""
         part_bytes = max(_PART_BYTES, self.planned.nbytes // _MOST_PARTS)
-        try:
+        with Uploading(self.url):
             store, path = store_of(self.url)
             self._stream = store.open(path, "wb", block_size=part_bytes, autocommit=False)
             self._send(self.planned.header)
-        except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            raise_upload_error(self.url, error)
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Send ``data`` if everything before it was sent, else keep it until then.
-
-        Raises:
-            OutputError: the store does not accept it.
-
-        """
-        with self._lock:
+        """Send ``data`` if everything before it was sent, else keep it until then."""
+        with Uploading(self.url), self._lock:
             self._waiting[offset] = data.tobytes()
-            try:
-                while (piece := self._waiting.pop(self._sent, None)) is not None:
-                    if piece:
-                        self._send(piece)
-                        self._sent += len(piece)
-            except Exception as error:  # noqa: BLE001
-                raise_upload_error(self.url, error)
+            while (piece := self._waiting.pop(self._sent, None)) is not None:
+                if piece:
+                    self._send(piece)
+                    self._sent += len(piece)
 
     def _send(self, piece: bytes) -> None:
         self._stream.write(piece)
         self._digest.update(piece)
 
     def finish(self) -> Written:
-        """Send the rest.
-
-        Raises:
-            OutputError: bytes are missing, or the store did not accept them.
-
-        """
+        """Send the rest; raise if bytes are missing."""
         if self._sent != self.planned.data_bytes:
             sent = f"only {self._sent:,} of {self.planned.data_bytes:,} bytes were sent"
             raise OutputError(f"{quoted(str(self.url))} is incomplete: {sent}")
-        try:
+        with Uploading(self.url):
             self._stream.close()
-        except Exception as error:  # noqa: BLE001
-            raise_upload_error(self.url, error)
         return self._describe(self._digest.hexdigest())
 
     def publish(self) -> None:
-        """Complete the upload, and check the size of the file in the store.
-
-        Raises:
-            OutputError: the store did not accept the file, or not all of it.
-
-        """
-        try:
+        """Complete the upload, and check the size of the file in the store."""
+        with Uploading(self.url):
             self._stream.commit()
-        except Exception as error:  # noqa: BLE001
-            raise_upload_error(self.url, error)
         self._published = True
         check_sent(self.url, self.planned.nbytes)
 

@@ -10,7 +10,9 @@ from ema_cli.records.files import Written
 class Target(Protocol):
     """Takes the data section of one output in any order; the output gets its name when it is complete.
 
-    Every method but ``discard`` raises ``OutputError`` when the system or the store refuses something.
+    Every method but ``discard`` raises ``OutputError`` if the system or the store refuses something: there is no space,
+    no permission, an I/O error. ``finish`` raises it if bytes are missing or read back differently, and
+    ``InputChanged`` if a side file to copy was changed or removed; ``publish``, if another program interfered.
     """
 
     def open(self) -> None:

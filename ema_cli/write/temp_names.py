@@ -45,11 +45,8 @@ def _hidden(path: Path, kind: str) -> Path:
 def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
     """Remove what killed runs left; put back an old folder that was set aside for a new folder that never came.
 
-    Only for a run that holds the lock of ``path``.
-
-    Args:
-        path: of the output.
-        keep_resumable: keep the journal and the half-built output of an interrupted run.
+    Only for a run that holds the lock of ``path``. ``keep_resumable`` keeps the journal and the half-built output of an
+    interrupted run.
 
     Raises:
         OSError: something cannot be put back or removed.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
 from ema_cli.storage.remote.stores import is_forbidden, login, reason_of, store_of
@@ -13,14 +11,7 @@ from ema_cli.write.target import Target
 
 
 class Upload(Target):
-    """A file of known size that is sent to a store.
-
-    Args:
-        url: of the file.
-        planned: its header and size.
-        role: of the file in its output.
-
-    """
+    """A file of known size that is sent to a store."""
 
     def __init__(self, url: Url, planned: PlannedFile, role: FileRole = FileRole.WEIGHTS) -> None:
         self.url = url
@@ -28,13 +19,8 @@ class Upload(Target):
         self.role = role
 
     def _describe(self, sha256: str) -> Written:
-        return Written(
-            files=(
-                WrittenFile(
-                    name=self.url.name, role=self.role, nbytes=self.planned.nbytes, sha256=sha256, modified_ns=0
-                ),
-            )
-        )
+        file = WrittenFile(name=self.url.name, role=self.role, nbytes=self.planned.nbytes, sha256=sha256, modified_ns=0)
+        return Written(files=(file,))
 
 
 class SmallUpload:
@@ -49,17 +35,10 @@ class SmallUpload:
         self._data = data
 
     def publish(self) -> None:
-        """Send the file.
-
-        Raises:
-            OutputError: the store does not accept it.
-
-        """
-        try:
+        """Send the file."""
+        with Uploading(self._url):
             store, path = store_of(self._url)
             store.pipe_file(path, self._data)
-        except Exception as error:  # noqa: BLE001 - every store has errors of its own
-            raise_upload_error(self._url, error)
 
     def discard(self) -> None:
         """Do nothing: before ``publish`` nothing was sent."""
@@ -72,19 +51,28 @@ def check_sent(url: Url, nbytes: int) -> None:
         OutputError: the size is wrong, or the store does not report it.
 
     """
-    try:
+    with Uploading(url):
         store, path = store_of(url)
         store.invalidate_cache()
         size = store.info(path)["size"]
-    except Exception as error:  # noqa: BLE001
-        raise_upload_error(url, error)
     if size != nbytes:
         raise OutputError(f"{quoted(str(url))} has {size:,} bytes, but {nbytes:,} were sent")
 
 
-def raise_upload_error(url: Url, error: Exception) -> NoReturn:
-    """Raise ``OutputError`` for an error of a store."""
-    if isinstance(error, EmaAvgError):
-        raise error
-    hint = login(url) if is_forbidden(error) else ""
-    raise OutputError(f"{quoted(str(url))} cannot be written: {reason_of(error, url)}", hint=hint) from error
+class Uploading:
+    """A context in which ``url`` is written: an error of the store in it becomes an ``OutputError`` that names the URL.
+
+    Every store has errors of its own, so every exception that is not an ``EmaAvgError`` counts.
+    """
+
+    def __init__(self, url: Url) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, EmaAvgError):
+            hint = login(self._url) if is_forbidden(error) else ""
+            reason = reason_of(error, self._url)
+            raise OutputError(f"{quoted(str(self._url))} cannot be written: {reason}", hint=hint) from error

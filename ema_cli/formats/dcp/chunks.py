@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.data_files import Window
 from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
-from ema_cli.formats.inert_pickle.reader import read_pickle
-from ema_cli.formats.inert_pickle.values import PickleError
 from ema_cli.formats.structure import UnreadableTensor
-from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor, reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.formats.torch.tensor_locations import locate_tensor
 from ema_cli.formats.torch.zip_archive import Archive, looks_like_zip
-from ema_cli.formats.torch.zip_format import refuse_other_kinds
+from ema_cli.formats.torch.zip_format import parse_pickle, refuse_other_kinds
 from ema_cli.storage.checksums import Record
 from ema_cli.storage.source import ByteSource
 
@@ -110,12 +108,7 @@ def open_archive(window: Window) -> tuple[Archive, object]:
         )
     archive = Archive(window)
     refuse_other_kinds(archive)
-    try:
-        pickle = archive.read("data.pkl", most=_LARGEST_PICKLE)
-        value, _ = read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
-    except PickleError as error:
-        raise InputRefused(f"has a damaged pickle: {error}") from error
-    return archive, value
+    return archive, parse_pickle(archive.read("data.pkl", most=_LARGEST_PICKLE))
 
 
 def _parse(window: Window, tensor: SavedTensor, chunk: Chunk) -> tuple[_Form, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import ByteRange
@@ -49,27 +49,26 @@ class DataFiles:
 
     Args:
         folder: of the files.
-        names: of the files to open.
-        ends: the least size of each file.
+        sizes: the least size of each file to open, by name.
 
     Raises:
         InputRefused: files are missing, too short, or not in this folder.
 
     """
 
-    def __init__(self, folder: Folder, names: Iterable[str], ends: Mapping[str, int]) -> None:
+    def __init__(self, folder: Folder, sizes: Mapping[str, int]) -> None:
         self._folder = folder
         self._numbers: dict[str, int] = {}
         faults = []
-        for name in names:
+        for name, least in sizes.items():
             try:
                 self._numbers[name] = folder.open(name)
             except InputRefused as refused:
                 faults.append(refused.message)
             else:
                 size = self.source(name).size()
-                if size < ends[name]:
-                    faults.append(f"is incomplete: {quoted(name)} has {size:,} bytes but should have {ends[name]:,}")
+                if size < least:
+                    faults.append(f"is incomplete: {quoted(name)} has {size:,} bytes but should have {least:,}")
         if faults:
             raise InputRefused(shortlist(faults), hint=_INCOMPLETE)
 

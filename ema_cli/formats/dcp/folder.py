@@ -56,11 +56,6 @@ def is_dcp(folder: Folder) -> bool:
 def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     """Read the structure of a DCP folder; equal metadata are parsed once per ``pool``.
 
-    Args:
-        folder: the folder; the files with weights stay open in it.
-        key: dotted path to the weights; ``None`` to find them.
-        pool: shares layouts between the checkpoints of a run.
-
     Raises:
         UsageError: there are no tensors under ``key``.
         InputRefused: the save is incomplete, of an unknown kind, or inconsistent.
@@ -72,7 +67,7 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
         ("dcp", items_digest(raw), key), lambda: _SharedStructure(chosen=choose(parse_metadata(raw), key))
     )
     chosen = shared.chosen
-    files = DataFiles(folder, chosen.files, chosen.ends)
+    files = DataFiles(folder, chosen.files)
     placing = Placing(files, shared.chunks)
     placing.announce(chosen.tensors.values())
     for name, tensor in chosen.tensors.items():
@@ -141,10 +136,6 @@ def _unframed(raw: bytes) -> list[bytes]:
 
 def _read_steps(counters: Mapping[str, ByteRange], files: DataFiles) -> tuple[FoundStep, ...]:
     """Return the steps in the items that may hold one, best first: pickled objects, or tensors of one number.
-
-    Args:
-        counters: the items, by their keys in the state dict.
-        files: of the items.
 
     Raises:
         InputRefused: an item is damaged.

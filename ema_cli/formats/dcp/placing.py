@@ -18,13 +18,7 @@ from ema_cli.text import quoted, shortlist
 
 
 class Placing:
-    """The tensors that were located so far.
-
-    Args:
-        files: of the tensors.
-        chunks: locates the elements of a chunk.
-
-    """
+    """The tensors that were located so far."""
 
     def __init__(self, files: DataFiles, chunks: ChunkReader) -> None:
         self.layouts: list[TensorLayout] = []

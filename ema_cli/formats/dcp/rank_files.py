@@ -46,15 +46,10 @@ def is_sharded_safetensors(folder: Folder) -> bool:
 
 
 def read_sharded_safetensors(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
-    """Read the structure of a folder of such files.
-
-    Args:
-        folder: the folder, with or without an index.
-        key: must be ``None``, as the tensors are not nested.
-        pool: shares layouts between the checkpoints of a run.
+    """Read the structure of a folder of such files, with or without an index.
 
     Raises:
-        InputRefused: a file cannot be used, or the pieces do not fit together.
+        InputRefused: there is a ``key``, a file cannot be used, or the pieces do not fit together.
 
     """
     if key is not None:

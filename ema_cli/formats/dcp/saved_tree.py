@@ -35,10 +35,8 @@ class ChosenItems:
     """The weights, by their names in the model."""
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
-    files: tuple[str, ...]
-    """Names of the files with these items."""
-    ends: dict[str, int]
-    """The least size of each file, by name."""
+    files: dict[str, int]
+    """The least size of each file with these items, by name."""
     counters: dict[str, ByteRange]
     """Objects, and tensors of one number, that may hold the step, by the key of the step."""
 
@@ -51,11 +49,7 @@ class _Object:
 
 
 def choose(saved: SavedItems, key: str | None) -> ChosenItems:
-    """Return the weights among the saved items.
-
-    Args:
-        saved: everything that the folder declares.
-        key: dotted path to the weights; ``None`` to find them.
+    """Return the weights among the saved items: those under ``key``, or those that ``find_state_dict`` finds.
 
     Raises:
         UsageError: there are no tensors under ``key``.
@@ -79,8 +73,7 @@ def choose(saved: SavedItems, key: str | None) -> ChosenItems:
         tensors=tensors,
         ignored=found.ignored,
         notes=found.notes,
-        ends=saved.ends,
-        files=tuple(dict.fromkeys(stored.file for stored in (*chunks, *counters.values()))),
+        files={stored.file: saved.ends[stored.file] for stored in (*chunks, *counters.values())},
         counters=counters,
     )
 

@@ -29,11 +29,7 @@ _TAIL_BYTES = 16
 def add_trainer_files(folder: Folder, structure: Structure, pool: LayoutPool, *inside: str) -> Structure:
     """Return the structure of the weights in a folder, with the step, the side files and the names of all others.
 
-    Args:
-        folder: the checkpoint.
-        structure: of its weights.
-        pool: of the run.
-        inside: folders in it that hold the weights.
+    The weights may be in folders ``inside`` it.
 
     Raises:
         InputRefused: the file with the step is damaged.

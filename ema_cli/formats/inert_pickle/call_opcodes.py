@@ -42,16 +42,8 @@ def _push_global(machine: Machine, module: str, name: str) -> None:
     machine.stack.append(known)
 
 
-def _extension1(machine: Machine) -> None:
-    machine.stack.append(Global("copyreg", f"extension {machine.unsigned(1)}"))
-
-
-def _extension2(machine: Machine) -> None:
-    machine.stack.append(Global("copyreg", f"extension {machine.unsigned(2)}"))
-
-
-def _extension4(machine: Machine) -> None:
-    machine.stack.append(Global("copyreg", f"extension {machine.unsigned4()}"))
+def _push_extension(machine: Machine, number: int) -> None:
+    machine.stack.append(Global("copyreg", f"extension {number}"))
 
 
 def _call(machine: Machine) -> None:
@@ -109,10 +101,6 @@ def _build(machine: Machine) -> None:
         target.state = fields
 
 
-def _persistent_line(machine: Machine) -> None:
-    machine.stack.append(machine.persistent_load(machine.line().decode("ascii")))
-
-
 def _persistent(machine: Machine) -> None:
     pid = machine.stack.pop()
     machine.stack.append(machine.persistent_load(pid))
@@ -122,15 +110,15 @@ def _persistent(machine: Machine) -> None:
 OPERATIONS: dict[bytes, Operation] = {
     pickle.GLOBAL: _global_line,
     pickle.STACK_GLOBAL: _stack_global,
-    pickle.EXT1: _extension1,
-    pickle.EXT2: _extension2,
-    pickle.EXT4: _extension4,
+    pickle.EXT1: lambda machine: _push_extension(machine, machine.unsigned(1)),
+    pickle.EXT2: lambda machine: _push_extension(machine, machine.unsigned(2)),
+    pickle.EXT4: lambda machine: _push_extension(machine, machine.unsigned(4)),
     pickle.REDUCE: _call,
     pickle.NEWOBJ: _call,
     pickle.NEWOBJ_EX: _call_with_keywords,
     pickle.INST: _instance_line,
     pickle.OBJ: _instance_mark,
     pickle.BUILD: _build,
-    pickle.PERSID: _persistent_line,
+    pickle.PERSID: lambda machine: machine.stack.append(machine.persistent_load(machine.line().decode("ascii"))),
     pickle.BINPERSID: _persistent,
 }

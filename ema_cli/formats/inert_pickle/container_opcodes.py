@@ -27,28 +27,8 @@ def _pop(machine: Machine) -> None:
         machine.pop_mark()
 
 
-def _pop_all(machine: Machine) -> None:
+def _pop_mark(machine: Machine) -> None:
     machine.pop_mark()
-
-
-def _duplicate(machine: Machine) -> None:
-    machine.stack.append(machine.stack[-1])
-
-
-def _empty_tuple(machine: Machine) -> None:
-    machine.stack.append(())
-
-
-def _empty_list(machine: Machine) -> None:
-    machine.stack.append([])
-
-
-def _empty_dict(machine: Machine) -> None:
-    machine.stack.append({})
-
-
-def _empty_set(machine: Machine) -> None:
-    machine.stack.append(Inert(_SET))
 
 
 def _tuple_mark(machine: Machine) -> None:
@@ -88,16 +68,6 @@ def _frozenset_mark(machine: Machine) -> None:
     machine.stack.append(Inert(_FROZEN_SET, entries=items))
 
 
-def _append_one(machine: Machine) -> None:
-    item = machine.stack.pop()
-    _extend(machine, [item])
-
-
-def _append_mark(machine: Machine) -> None:
-    items = machine.pop_mark()
-    _extend(machine, items)
-
-
 def _extend(machine: Machine, items: list[object]) -> None:
     target = machine.stack[-1]
     machine.charge(SLOT_BYTES * len(items))
@@ -112,11 +82,6 @@ def _extend(machine: Machine, items: list[object]) -> None:
 def _set_one(machine: Machine) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
     _set_pairs(machine, [key, value])
-
-
-def _set_mark(machine: Machine) -> None:
-    items = machine.pop_mark()
-    _set_pairs(machine, items)
 
 
 def _set_pairs(machine: Machine, items: list[object]) -> None:
@@ -137,22 +102,22 @@ def _set_pairs(machine: Machine, items: list[object]) -> None:
 OPERATIONS: dict[bytes, Operation] = {
     pickle.MARK: _mark,
     pickle.POP: _pop,
-    pickle.POP_MARK: _pop_all,
-    pickle.DUP: _duplicate,
-    pickle.EMPTY_TUPLE: _empty_tuple,
+    pickle.POP_MARK: _pop_mark,
+    pickle.DUP: lambda machine: machine.stack.append(machine.stack[-1]),
+    pickle.EMPTY_TUPLE: lambda machine: machine.stack.append(()),
     pickle.TUPLE: _tuple_mark,
     pickle.TUPLE1: _tuple1,
     pickle.TUPLE2: _tuple2,
     pickle.TUPLE3: _tuple3,
-    pickle.EMPTY_LIST: _empty_list,
+    pickle.EMPTY_LIST: lambda machine: machine.stack.append([]),
     pickle.LIST: _list_mark,
-    pickle.APPEND: _append_one,
-    pickle.APPENDS: _append_mark,
-    pickle.EMPTY_DICT: _empty_dict,
+    pickle.APPEND: lambda machine: _extend(machine, [machine.stack.pop()]),
+    pickle.APPENDS: lambda machine: _extend(machine, machine.pop_mark()),
+    pickle.EMPTY_DICT: lambda machine: machine.stack.append({}),
     pickle.DICT: _dict_mark,
     pickle.SETITEM: _set_one,
-    pickle.SETITEMS: _set_mark,
-    pickle.EMPTY_SET: _empty_set,
-    pickle.ADDITEMS: _append_mark,
+    pickle.SETITEMS: lambda machine: _set_pairs(machine, machine.pop_mark()),
+    pickle.EMPTY_SET: lambda machine: machine.stack.append(Inert(_SET)),
+    pickle.ADDITEMS: lambda machine: _extend(machine, machine.pop_mark()),
     pickle.FROZENSET: _frozenset_mark,
 }

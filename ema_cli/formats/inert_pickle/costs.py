@@ -44,58 +44,36 @@ CONTAINERS = (list, tuple, dict)
 PUT_LENGTHS = {pickle.BINPUT: 2, pickle.LONG_BINPUT: 5, pickle.MEMOIZE: 1}
 """Bytes of the opcodes that copy the top of the stack into the memo."""
 
-_ALLOCATED = {
-    pickle.EMPTY_LIST: 64,
-    pickle.LIST: 64,
-    pickle.EMPTY_DICT: 64,
-    pickle.DICT: 64,
-    pickle.EMPTY_SET: OBJECT_BYTES,
-    pickle.FROZENSET: OBJECT_BYTES,
-    pickle.TUPLE: TUPLE_BYTES,
-    pickle.TUPLE1: 48,
-    pickle.TUPLE2: 56,
-    pickle.TUPLE3: 64,
-    pickle.PERSID: 64,
-    pickle.BINPERSID: 64,
-    pickle.INT: 32,
-    pickle.BININT: 32,
-    pickle.BININT2: 32,
-    pickle.LONG: 32,
-    pickle.LONG1: 32,
-    pickle.LONG4: 32,
-    pickle.FLOAT: 32,
-    pickle.BINFLOAT: 32,
-    pickle.BINBYTES: 48,
-    pickle.SHORT_BINBYTES: 48,
-    pickle.BINBYTES8: 48,
-    pickle.BYTEARRAY8: 48,
-    pickle.EXT1: 120,
-    pickle.EXT2: 120,
-    pickle.EXT4: 120,
-}
+_ALLOCATED = (
+    (32, pickle.INT + pickle.BININT + pickle.BININT2 + pickle.LONG + pickle.LONG1 + pickle.LONG4),
+    (32, pickle.FLOAT + pickle.BINFLOAT),
+    (48, pickle.BINBYTES + pickle.SHORT_BINBYTES + pickle.BINBYTES8 + pickle.BYTEARRAY8),
+    (TUPLE_BYTES, pickle.TUPLE + pickle.TUPLE1),
+    (56, pickle.TUPLE2),
+    (64, pickle.TUPLE3 + pickle.EMPTY_LIST + pickle.LIST + pickle.EMPTY_DICT + pickle.DICT),
+    (64, pickle.PERSID + pickle.BINPERSID),
+    (120, pickle.EXT1 + pickle.EXT2 + pickle.EXT4),
+    (OBJECT_BYTES, pickle.EMPTY_SET + pickle.FROZENSET),
+)
 """Bytes of the value that an opcode makes, as far as they are not counted while it is read. Marks are free, as few
 exist at a time; so are integers of one byte, which Python shares."""
-_POPPED = {
-    pickle.POP: 2,
-    pickle.REDUCE: 2,
-    pickle.NEWOBJ: 2,
-    pickle.BUILD: 2,
-    pickle.APPEND: 2,
-    pickle.STACK_GLOBAL: 2,
-    pickle.TUPLE1: 1,
-    pickle.TUPLE2: 2,
-    pickle.TUPLE3: 3,
-    pickle.BINPERSID: 1,
-    pickle.SETITEM: 3,
-    pickle.NEWOBJ_EX: 3,
-}
+_POPPED = (
+    (1, pickle.TUPLE1 + pickle.BINPERSID),
+    (
+        2,
+        pickle.TUPLE2 + pickle.POP + pickle.REDUCE + pickle.NEWOBJ + pickle.BUILD + pickle.APPEND + pickle.STACK_GLOBAL,
+    ),
+    (3, pickle.TUPLE3 + pickle.SETITEM + pickle.NEWOBJ_EX),
+)
 """Values that an opcode takes off the stack, those above a mark aside."""
 
 
-def _cost(opcode: bytes) -> int:
-    """Return the bytes that an opcode allocates at most: its value, and one slot on the stack or in the memo."""
-    return _ALLOCATED.get(opcode, 0) + SLOT_BYTES * (1 - _POPPED.get(opcode, 0))
+def _costs() -> list[int]:
+    """Return the bytes that each opcode allocates at most: its value, and one slot on the stack or in the memo."""
+    allocated = {code: size for size, opcodes in _ALLOCATED for code in opcodes}
+    popped = {code: count for count, opcodes in _POPPED for code in opcodes}
+    return [allocated.get(code, 0) + SLOT_BYTES * (1 - popped.get(code, 0)) for code in range(256)]
 
 
-COSTS = [_cost(bytes([code])) for code in range(256)]
+COSTS = _costs()
 """By the byte of the opcode."""

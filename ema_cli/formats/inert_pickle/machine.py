@@ -15,13 +15,7 @@ unsigned4 = struct.Struct("<L").unpack_from
 class Machine:
     """The bytes, the stack and the memo of one pickle, and the memory that was counted.
 
-    Args:
-        data: the bytes.
-        start: where the pickle begins.
-        reduce: returns the values of its calls.
-        persistent_load: returns the values of its persistent ids.
-        most_bytes: memory that it may take.
-
+    The arguments are those of ``read_pickle``.
     """
 
     __slots__ = (

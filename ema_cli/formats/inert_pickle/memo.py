@@ -31,35 +31,11 @@ def _put_line(machine: Machine) -> None:
     _put(machine, index)
 
 
-def _put1(machine: Machine) -> None:
-    _put(machine, machine.byte())
-
-
-def _put4(machine: Machine) -> None:
-    _put(machine, machine.unsigned4())
-
-
-def _memoize(machine: Machine) -> None:
-    _put(machine, len(machine.memo) + len(machine.sparse_memo))
-
-
 def _get(machine: Machine, index: int) -> None:
     value = machine.memo[index] if 0 <= index < len(machine.memo) else machine.sparse_memo[index]
     if value is FORGOTTEN:
         raise PickleError(f"it refers to the arguments of a call, at byte {machine.position:,}")
     machine.stack.append(value)
-
-
-def _get_line(machine: Machine) -> None:
-    _get(machine, int(machine.line()))
-
-
-def _get1(machine: Machine) -> None:
-    _get(machine, machine.byte())
-
-
-def _get4(machine: Machine) -> None:
-    _get(machine, machine.unsigned4())
 
 
 def forget(machine: Machine, value: object) -> None:
@@ -76,10 +52,10 @@ def forget(machine: Machine, value: object) -> None:
 
 OPERATIONS: dict[bytes, Operation] = {
     pickle.PUT: _put_line,
-    pickle.BINPUT: _put1,
-    pickle.LONG_BINPUT: _put4,
-    pickle.MEMOIZE: _memoize,
-    pickle.GET: _get_line,
-    pickle.BINGET: _get1,
-    pickle.LONG_BINGET: _get4,
+    pickle.BINPUT: lambda machine: _put(machine, machine.byte()),
+    pickle.LONG_BINPUT: lambda machine: _put(machine, machine.unsigned4()),
+    pickle.MEMOIZE: lambda machine: _put(machine, len(machine.memo) + len(machine.sparse_memo)),
+    pickle.GET: lambda machine: _get(machine, int(machine.line())),
+    pickle.BINGET: lambda machine: _get(machine, machine.byte()),
+    pickle.LONG_BINGET: lambda machine: _get(machine, machine.unsigned4()),
 }

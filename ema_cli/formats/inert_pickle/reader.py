@@ -149,14 +149,10 @@ def _frame(machine: Machine) -> None:
     machine.take(8)
 
 
-def _read_only(_: Machine) -> None:
-    """Do nothing: out-of-band buffers are not read."""
-
-
 _BY_NAME: dict[bytes, Operation] = {
     pickle.PROTO: _protocol,
     pickle.FRAME: _frame,
-    pickle.READONLY_BUFFER: _read_only,
+    pickle.READONLY_BUFFER: lambda _: None,  # out-of-band buffers are not read
     **scalar_opcodes.OPERATIONS,
     **container_opcodes.OPERATIONS,
     **memo.OPERATIONS,

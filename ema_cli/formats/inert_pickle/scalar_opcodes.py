@@ -16,18 +16,6 @@ _BOOLEANS = {b"00": False, b"01": True}
 """As protocols 0 and 1 write them."""
 
 
-def _none(machine: Machine) -> None:
-    machine.stack.append(None)
-
-
-def _true(machine: Machine) -> None:
-    machine.stack.append(True)
-
-
-def _false(machine: Machine) -> None:
-    machine.stack.append(False)
-
-
 def _int_line(machine: Machine) -> None:
     text = machine.line()
     machine.stack.append(_BOOLEANS[text] if text in _BOOLEANS else int(text))
@@ -38,18 +26,6 @@ def _long_line(machine: Machine) -> None:
     text = machine.line()
     machine.charge(len(text))
     machine.stack.append(int(text.removesuffix(b"L")))
-
-
-def _int1(machine: Machine) -> None:
-    machine.stack.append(machine.byte())
-
-
-def _int2(machine: Machine) -> None:
-    machine.stack.append(machine.unsigned(2))
-
-
-def _int4(machine: Machine) -> None:
-    machine.stack.append(int.from_bytes(machine.take(4), "little", signed=True))
 
 
 def _long1(machine: Machine) -> None:
@@ -64,14 +40,6 @@ def _long4(machine: Machine) -> None:
         raise PickleError(f"it holds a number of {length:,} bytes")
     machine.charge(2 * length)
     machine.stack.append(int.from_bytes(machine.take(length), "little", signed=True))
-
-
-def _float_line(machine: Machine) -> None:
-    machine.stack.append(float(machine.line()))
-
-
-def _float8(machine: Machine) -> None:
-    machine.stack.append(struct.unpack(">d", machine.take(8))[0])
 
 
 def _skip(machine: Machine, length: int) -> TooLong:
@@ -112,14 +80,6 @@ def _string_line(machine: Machine) -> None:
     machine.stack.append(_decode(machine, raw) if len(raw) <= LONGEST else TooLong(len(raw)))
 
 
-def _string1(machine: Machine) -> None:
-    machine.stack.append(_decode(machine, machine.take(machine.byte())))
-
-
-def _string4(machine: Machine) -> None:
-    _push_text(machine, machine.unsigned4())
-
-
 def _unicode_line(machine: Machine) -> None:
     raw = machine.line()
     if len(raw) > LONGEST:
@@ -130,45 +90,29 @@ def _unicode_line(machine: Machine) -> None:
     machine.stack.append(text)
 
 
-def _unicode8(machine: Machine) -> None:
-    _push_text(machine, machine.unsigned(8))
-
-
-def _bytes1(machine: Machine) -> None:
-    _push_bytes(machine, machine.unsigned(1))
-
-
-def _bytes4(machine: Machine) -> None:
-    _push_bytes(machine, machine.unsigned4())
-
-
-def _bytes8(machine: Machine) -> None:
-    _push_bytes(machine, machine.unsigned(8))
-
-
 OPERATIONS: dict[bytes, Operation] = {
-    pickle.NONE: _none,
-    pickle.NEWTRUE: _true,
-    pickle.NEWFALSE: _false,
-    pickle.NEXT_BUFFER: _none,
+    pickle.NONE: lambda machine: machine.stack.append(None),
+    pickle.NEWTRUE: lambda machine: machine.stack.append(True),
+    pickle.NEWFALSE: lambda machine: machine.stack.append(False),
+    pickle.NEXT_BUFFER: lambda machine: machine.stack.append(None),
     pickle.INT: _int_line,
-    pickle.BININT: _int4,
-    pickle.BININT1: _int1,
-    pickle.BININT2: _int2,
+    pickle.BININT: lambda machine: machine.stack.append(int.from_bytes(machine.take(4), "little", signed=True)),
+    pickle.BININT1: lambda machine: machine.stack.append(machine.byte()),
+    pickle.BININT2: lambda machine: machine.stack.append(machine.unsigned(2)),
     pickle.LONG: _long_line,
     pickle.LONG1: _long1,
     pickle.LONG4: _long4,
-    pickle.FLOAT: _float_line,
-    pickle.BINFLOAT: _float8,
+    pickle.FLOAT: lambda machine: machine.stack.append(float(machine.line())),
+    pickle.BINFLOAT: lambda machine: machine.stack.append(struct.unpack(">d", machine.take(8))[0]),
     pickle.STRING: _string_line,
-    pickle.BINSTRING: _string4,
-    pickle.SHORT_BINSTRING: _string1,
+    pickle.BINSTRING: lambda machine: _push_text(machine, machine.unsigned4()),
+    pickle.SHORT_BINSTRING: lambda machine: _push_text(machine, machine.byte()),
     pickle.UNICODE: _unicode_line,
-    pickle.BINUNICODE: _string4,
-    pickle.SHORT_BINUNICODE: _string1,
-    pickle.BINUNICODE8: _unicode8,
-    pickle.BINBYTES: _bytes4,
-    pickle.SHORT_BINBYTES: _bytes1,
-    pickle.BINBYTES8: _bytes8,
-    pickle.BYTEARRAY8: _bytes8,
+    pickle.BINUNICODE: lambda machine: _push_text(machine, machine.unsigned4()),
+    pickle.SHORT_BINUNICODE: lambda machine: _push_text(machine, machine.byte()),
+    pickle.BINUNICODE8: lambda machine: _push_text(machine, machine.unsigned(8)),
+    pickle.BINBYTES: lambda machine: _push_bytes(machine, machine.unsigned4()),
+    pickle.SHORT_BINBYTES: lambda machine: _push_bytes(machine, machine.byte()),
+    pickle.BINBYTES8: lambda machine: _push_bytes(machine, machine.unsigned(8)),
+    pickle.BYTEARRAY8: lambda machine: _push_bytes(machine, machine.unsigned(8)),
 }

@@ -108,7 +108,8 @@ def locate_tensor(name: str, tensor: TensorRef, storage_bytes: int) -> tuple[Ten
         )
     if tensor.flags:
         raise UnreadableTensor(f"is a lazy view ({tensor.flags}); save it with .resolve_conj().resolve_neg()")
-    _check_numbers(tensor)
+    if len(tensor.shape) != len(tensor.strides) or not are_sizes((tensor.offset, *tensor.shape, *tensor.strides)):
+        raise InputRefused("has a damaged shape")
     offset = 0 if 0 in tensor.shape else tensor.offset  # an empty view may begin anywhere
     reach = offset + span(tensor.shape, tensor.strides)
     if reach * dtype.itemsize > min(storage_bytes, _declared_bytes(tensor.storage, dtype)):
@@ -119,12 +120,6 @@ def locate_tensor(name: str, tensor: TensorRef, storage_bytes: int) -> tuple[Ten
     if layout.nbytes > max(storage_bytes, _EXPANDED_BYTES):
         raise UnreadableTensor(f"is expanded to {layout.nbytes:,} bytes from {storage_bytes:,}")
     return layout, offset * dtype.itemsize
-
-
-def _check_numbers(tensor: TensorRef) -> None:
-    numbers = (tensor.offset, *tensor.shape, *tensor.strides)
-    if len(tensor.shape) != len(tensor.strides) or not are_sizes(numbers):
-        raise InputRefused("has a damaged shape")
 
 
 def _declared_bytes(storage: StorageRef, dtype: DType) -> int:

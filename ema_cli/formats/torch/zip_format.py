@@ -55,11 +55,21 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
 
 
 def _parse(pickle: bytes, key: str | None) -> tuple[object, StateDict]:
+    root = parse_pickle(pickle)
+    return root, find_state_dict(root, key)
+
+
+def parse_pickle(pickle: bytes) -> object:
+    """Return the inert value of a pickle of ``torch.save``.
+
+    Raises:
+        InputRefused: it is damaged.
+
+    """
     try:
-        root, _ = read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)
+        return read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)[0]
     except PickleError as error:
         raise InputRefused(f"has a damaged pickle: {error}") from error
-    return root, find_state_dict(root, key)
 
 
 def refuse_other_kinds(archive: Archive) -> None:

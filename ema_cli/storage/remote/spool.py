@@ -33,7 +33,7 @@ class Spool:
 
     def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
         self._fetch = fetch
-        self._ranges: list[_Range] = []
+        self._ranges: dict[tuple[int, int], _Range] = {}
         self._sums: dict[tuple[int, int], int] = {}
         """The CRC-32 of every range that was fetched."""
         self._lock = threading.Lock()
@@ -41,16 +41,13 @@ class Spool:
     def add(self, begin: int, end: int, wanted: int) -> None:
         """Spool a range until ``wanted`` bytes of it were read."""
         with self._lock:
-            known = next((one for one in self._ranges if (one.begin, one.end) == (begin, end)), None)
-            if known is None:
-                known = _Range(begin, end)
-                self._ranges.append(known)
-            known.left += wanted
+            self._ranges.setdefault((begin, end), _Range(begin, end)).left += wanted
 
     def read(self, offset: int, view: memoryview) -> bool:
         """Fill ``view`` from a spooled range; return whether there is one."""
         with self._lock:
-            one = next((one for one in self._ranges if one.begin <= offset and offset + len(view) <= one.end), None)
+            holding = (one for one in self._ranges.values() if one.begin <= offset and offset + len(view) <= one.end)
+            one = next(holding, None)
             if one is None:
                 return False
             one.users += 1
@@ -66,7 +63,7 @@ class Spool:
     def remove(self, begin: int, end: int, count: int) -> None:
         """Count ``count`` bytes of a range as read."""
         with self._lock:
-            one = next((one for one in self._ranges if (one.begin, one.end) == (begin, end)), None)
+            one = self._ranges.get((begin, end))
             if one is None:
                 return
             one.left -= count
@@ -80,7 +77,7 @@ class Spool:
     def close(self) -> None:
         """Delete all ranges."""
         with self._lock:
-            ranges = list(self._ranges)
+            ranges = list(self._ranges.values())
             for one in ranges:
                 one.left = 0
                 one.users += 1
@@ -90,9 +87,9 @@ class Spool:
     def _release(self, one: _Range) -> None:
         with self._lock:
             one.users -= 1
-            if one.left > 0 or one.users or one not in self._ranges:
+            if one.left > 0 or one.users or self._ranges.get((one.begin, one.end)) is not one:
                 return
-            self._ranges.remove(one)
+            del self._ranges[one.begin, one.end]
         if one.descriptor >= 0:
             os.close(one.descriptor)
 

@@ -81,21 +81,14 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
     except Exception as error:
         if is_missing(error):
             return None
-        if is_forbidden(error):
-            raise InputRefused(
-                f"{quoted(str(url))} cannot be read: {reason_of(error, url)}", hint=login(url)
-            ) from error
-        raise InputRefused(f"{quoted(str(url))} cannot be reached: {reason_of(error, url)}") from error
+        verb, hint = ("read", login(url)) if is_forbidden(error) else ("reached", "")
+        raise InputRefused(f"{quoted(str(url))} cannot be {verb}: {reason_of(error, url)}", hint=hint) from error
 
 
 def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = lambda: False) -> Answer:
     """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
 
-    Args:
-        ask: sends the request.
-        url: of the request.
-        until: whether to stop retrying.
-
+    ``until`` returns whether to stop retrying.
     """
     tries = _TRIES_OF_PATIENT.get(url.scheme, _TRIES)
     for attempt in range(tries):
