@@ -224,7 +224,12 @@ def _measure() -> None:
 
     test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
     measured = coverage.Coverage(
-        data_file=os.environ["COVERAGE_OF_FORKS"], data_suffix=True, source=["ema_cli"], context=test, messages=False
+        data_file=os.environ["COVERAGE_OF_FORKS"],
+        data_suffix=True,
+        config_file=False,
+        source=["ema_cli"],
+        context=test,
+        messages=False,
     )
     measured.start()
     atexit.register(measured.save)
