@@ -17,7 +17,7 @@ from ema_cli.text import human_bytes, percent, safe_text
 
 Row = TypeVar("Row")
 _UNDEFINED = "-"
-ROLES = {"average": "previous average", "again": "its last checkpoint, read again"}
+ROLES = {"average": "previous average", "again": "its last, read again"}
 """Inputs that are not new checkpoints, by their role."""
 
 

@@ -27,7 +27,7 @@ from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortl
 _MOST_ROWS = 24
 _MOST_SHARES = 6
 """Averages with their shares side by side; of more, only the comparison is shown."""
-_BAR_WIDTH = 16
+_BAR_WIDTH = 12
 _UNDEFINED = "-"
 _MOST_IGNORED = 100
 _FEW = 3
