@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import EmaAvgError
@@ -118,7 +119,7 @@ def average(
         dtype: type of averaged tensors in the output; ``"same"``: as in the last checkpoint.
         threads: number of worker threads; by default one per core, at most 4.
         max_memory: limit for the buffers of the fold.
-        geometry: measure distances between the checkpoints on a sample of elements, on all, or not.
+        geometry: measure the distances between the checkpoints on a sample of elements, or not.
         allow_nonfinite: average NaN and infinity instead of refusing them.
         max_shard_size: write a folder, in files of at most this size.
         report: further reports, ending in ``.html``, ``.md`` or ``.json``.
@@ -191,18 +192,18 @@ def plan(
 ) -> Plan:
     """Return what ``average`` would do, without reading tensor data or writing anything.
 
-    The keywords are those of ``average``; ``output`` may be left out.
+    The keywords are those of ``average``; ``output`` may be left out. What would stop a run although the plan can be
+    made, such as an existing output or a missing device, is a warning of the plan.
 
     Raises:
-        ema_cli.errors.EmaAvgError: what ``average`` would raise before it reads tensor data.
+        ema_cli.errors.EmaAvgError: the inputs cannot be averaged in this way, or the options contradict each other.
 
     """
     given = locals()
     with _keywords_in_errors():
         options = make_options(**given)
         with planned(options) as made:
-            preflight(made, options)
-            return made
+            return replace(made, warnings=preflight(made, options).dry_run_warnings())
 
 
 def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:

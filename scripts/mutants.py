@@ -31,7 +31,6 @@ from pathlib import Path
 from coverage import CoverageData
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("ema_cli", "tests", "scripts", "pyproject.toml", "README.md")
 OPERATORS = {
     "Lt": "< <=",
     "LtE": "<= <",

@@ -162,7 +162,7 @@ def test_text_means_the_same_everywhere() -> None:
         ({"decay": 0.5, "from_step": 2, "to_step": 1}, "from_step=2 is after to_step=1", ""),
         ({"decay": 0.5, "normalize": False}, 'method="ema" has no normalize=False', 'choose method="manual"'),
         ({"decay": 0.5, "order": "stpe"}, 'order="stpe" is none of auto, step', 'order="step"'),
-        ({"decay": 0.5, "max_memory": "much"}, 'max_memory="much" is not a size', 'max_memory="5GB"'),
+        ({"decay": 0.5, "max_memory": "much"}, 'max_memory="much" is not a size', 'max_memory="64MB"'),
     ],
 )
 def test_errors_from_python_name_keywords(options: dict[str, Any], message: str, hint: str) -> None:
@@ -179,7 +179,7 @@ def test_errors_from_python_name_keywords(options: dict[str, Any], message: str,
     [
         (["--decay", "1.2"], ("--decay 1.2 is not in [0, 1)", "--decay 0.9")),
         (["--decay", "0.5", "--no-normalize"], ("--method ema has no --no-normalize", "--method manual")),
-        (["--decay", "0.5", "--max-memory", "much"], ('--max-memory "much" is not a size', "--max-memory 5GB")),
+        (["--decay", "0.5", "--max-memory", "much"], ('--max-memory "much" is not a size', "--max-memory 64MB")),
     ],
 )
 def test_errors_from_the_command_line_name_flags(arguments: list[str], words: tuple[str, ...], ema_avg: Run) -> None:

@@ -1,4 +1,4 @@
-"""May a plan be carried out? The run, ``plan``, ``--dry-run`` and ``batch --dry-run`` give the same answer."""
+"""May a plan be carried out? The run, ``plan`` (also from Python) and both dry runs give the same answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import ema_cli
 from ema_cli.api import make_options
 from ema_cli.batch.jobs import make_job
 from ema_cli.batch.run_batch import Status, run_batch
@@ -86,7 +87,7 @@ SITUATIONS = {
 
 
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
-def test_all_four_agree(situation: Situation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_agree(situation: Situation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same codes in the same order, and the same error; only the run writes."""
     run, output = tmp_path / "run", tmp_path / situation.output
     write_series(run, random_states(3), form="safetensors")
@@ -97,6 +98,13 @@ def test_all_four_agree(situation: Situation, tmp_path: Path, capsys: pytest.Cap
     arguments = [str(run), *flags({"decay": 0.5, **situation.options}), "-o", str(output)]
     for command in (["plan", *arguments], [*arguments, "--dry-run"]):
         assert shown_by(command, capsys) == (list(situation.codes), situation.plan_raises)
+    python = {"decay": 0.5, **situation.options, "output": output}
+    if situation.plan_raises in (None, StrictWarnings):  # who calls it reads the warnings
+        found = [warning.code for warning in ema_cli.plan(run, **python).warnings]
+        assert found == [code for code in situation.codes if code != "up-to-date"]
+    else:
+        with pytest.raises(situation.plan_raises):
+            ema_cli.plan(run, **python)
     (job,) = run_batch([make_job(options, str(run))], lambda _: None, dry_run=True)
     assert contents(tmp_path) == before
 

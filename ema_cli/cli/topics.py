@@ -24,10 +24,11 @@ Show a help topic, or the options of a command; without a name, list the topics.
 """
 OPTIONS = "options"
 """The topic that is made from the declarations of the options."""
-_OPTIONS_PURPOSE = "Every option with its default and its meaning."
+_OPTIONS_PURPOSE = "The options of average, plan and batch, each with its default and its meaning."
 _OPTIONS_KEYS = """\
 The key of an option in a configuration file is its flag without the dashes, and its variable is EMA_AVG_ and the flag
-in capitals: `half-life` and `EMA_AVG_HALF_LIFE` (`ema-avg help configuration`)."""
+in capitals: `half-life` and `EMA_AVG_HALF_LIFE` (`ema-avg help configuration`); `--config` and `--show-config` have
+neither. `verify` has a few options of its own: `ema-avg help verify`."""
 _FOLDER = Path(__file__).parent.parent / "help"
 _SUFFIX = ".md"
 
@@ -40,10 +41,9 @@ def topic_names() -> list[str]:
 def topic_text(name: str) -> str:
     """Return a topic as Markdown."""
     if name == OPTIONS:
-        from ema_cli.cli.options import BatchCommandLine  # noqa: PLC0415 - needed for this topic alone
-        from ema_cli.options.average import Options  # noqa: PLC0415
+        from ema_cli.cli.options import BatchCommandLine, BatchOptions  # noqa: PLC0415 - needed for this topic alone
 
-        return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(Options, BatchCommandLine)}"
+        return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(BatchOptions, BatchCommandLine)}"
     return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
 
 
@@ -67,8 +67,10 @@ def _row(option: Option) -> str:
     shown = f"`{flags} {option.metavar}`" if option.metavar else f"`{flags}`"
     if option.choices:
         shown += " " + ", ".join(f"`{word}`" for word in option.choices)
-    default = option.unset or ("" if option.default in (None, (), dict, True, False) else f"`{option.default}`")
-    return f"| {shown} | {default} | {option.help} |"
+    has_no_default = isinstance(option.default, bool) or option.default in (None, (), dict)
+    default = option.unset or ("" if has_no_default else f"`{option.default}`")
+    cells = (cell.replace("|", "\\|") for cell in (shown, default, option.help))  # a bar ends a cell
+    return f"| {' | '.join(cells)} |"
 
 
 TopicArgument = Annotated[

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ema_cli.errors import UsageError
@@ -128,12 +128,16 @@ class Options(OutputOptions):
         None, help="Number of worker threads.", unset="one per core, at most 4", metavar="N", panel="Compute"
     )
     max_memory: int | None = option(
-        None, help="Limit for the buffers of the fold.", unset="32MB", metavar="SIZE", form=SIZE, panel="Compute"
+        None,
+        help="Limit for the buffers of the fold.",
+        unset="32MB",
+        metavar="SIZE",
+        form=replace(SIZE, example="64MB"),
+        panel="Compute",
     )
     geometry: GeometryMode = option(
         "sample",
-        metavar="[sample|none]",
-        help="Measure the distances between the checkpoints for the report, on a sample of elements.",
+        help="Measure the distances between the checkpoints for the report, on a fixed sample of elements, or not.",
         panel="Compute",
     )
     allow_nonfinite: bool = option(
@@ -161,10 +165,6 @@ class Options(OutputOptions):
             UsageError: naming the options, and what to do.
 
         """
-        if str(self.geometry) == "full":
-            raise UsageError(
-                "--geometry full was removed", hint="--geometry sample, which measures a fixed sample of the elements"
-            )
         self.check_weights()
         self._check_inputs()
         if self.continue_from is not None:

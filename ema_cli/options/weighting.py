@@ -40,7 +40,7 @@ class WeightOptions:
 
     method: tuple[MethodName, ...] = option(
         (),
-        help="One of the methods below. Repeatable.",
+        help="One of the methods that `ema-avg help methods` explains. Repeatable.",
         unset="ema, or the one whose options are given",
         metavar="METHOD",
         panel="Weights",

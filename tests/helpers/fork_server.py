@@ -249,8 +249,11 @@ def _run_once() -> None:
             ["--max-shard-size", "4KB", "-o", f"{folder}/b/"],
         ):
             sys.argv = ["ema-avg", *series, "--decay", "0.9", "-q", *options]
-            with contextlib.suppress(SystemExit):
+            try:
                 program()
+            except SystemExit as done:
+                if done.code:
+                    raise
             sys.stdout, sys.stderr = streams
     sys.argv = arguments
     os.environ.clear()

@@ -215,7 +215,7 @@ def _average_lines(plan: Plan, output: PlannedOutput) -> Iterator[str]:
 def _comparison(plan: Plan) -> Table:
     """Return the averages side by side, to choose one. Columns without a value are omitted."""
     age = f"mean age\n({plan.series.timeline.unit}s)"
-    titles = ("average", "first", "last", "largest", "effective", age, "before\nfirst", "u", "error")
+    titles = ("average", "first", "last", "max", "effective", age, "before\nfirst", "u", "error")
     rows = [_comparison_row(plan, output) for output in plan.outputs]
     columns = [column for column in range(len(titles)) if any(row[column] != _UNDEFINED for row in rows)]
     table = plain_table(titles[:1], [titles[column] for column in columns[1:]])
