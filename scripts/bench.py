@@ -6,7 +6,7 @@
 Every number is the median of several rounds, the contenders taken in turn. Each command is a whole process, started
 by a small parent of its own: a process inherits the peak memory of the one that starts it, and this one holds torch.
 Before each command the earlier output is deleted, everything is synced, and the checkpoints are read into the page
-cache or evicted from it; the share that is then really cached stands in the table.
+cache or evicted from it; the table shows the share that is then really cached.
 """
 
 import argparse
@@ -228,7 +228,7 @@ def _set_cache(path: Path, *, cold: bool) -> None:
 
 
 def _cached_share(path: Path) -> float:
-    """Return the share of a file's pages in the page cache, as mincore(2) tells it."""
+    """Return the share of a file's pages that mincore(2) reports in the page cache."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         flags = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
         start = ctypes.c_char.from_buffer(mapped)

@@ -81,7 +81,7 @@ def test_rooms_form_layers() -> None:
 
 
 def test_steps_import_only_earlier_steps() -> None:
-    """The rooms that are steps stand in the order of the sentence: no step imports a later one, directly or not."""
+    """The rooms that are steps are in the order of the sentence: no step imports a later one, directly or not."""
     graph = arrows()
 
     def reachable(room: str, seen: set[str]) -> set[str]:
@@ -99,7 +99,7 @@ def test_no_import_circle() -> None:
 
 
 def test_the_hall_is_small() -> None:
-    """Only what everything uses, and the sentence itself, stand directly in the package."""
+    """Only what everything uses, and the sentence itself, are directly in the package."""
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_IN_THE_HALL
 
 
@@ -122,7 +122,7 @@ def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
 
 
 def test_the_fold_knows_no_format_and_no_option() -> None:
-    """The fold reads extents; which file format they came from, and what the user typed, is none of its business."""
+    """The fold reads extents; it does not know the file formats or the options."""
     assert not arrows()["fold"] & {"formats", "options"}
 
 

@@ -1,4 +1,4 @@
-"""What the words of a command line stand for: files, folders and patterns, and what is left out of them."""
+"""The arguments of a command line: files, folders and patterns, and the files in them that are skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.series import open_files, random_states, write_one, write_ser
 
 
 def test_files_are_taken_as_they_are_named(tmp_path: Path) -> None:
-    """Named files keep the order of the command line; whatever they are called."""
+    """Named files keep the order of the command line, whatever they are called."""
     paths = [write_one(tmp_path / name) for name in ("b.pt", "a.weird", "best.ckpt")]
     assert names_of(find(*paths)) == ["b.pt", "a.weird", "best.ckpt"]
 
@@ -36,7 +36,7 @@ def test_a_folder_is_searched_in_natural_order(tmp_path: Path) -> None:
 
 
 def test_the_order_of_a_folder_does_not_depend_on_its_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that mean one number still have an order of their own."""
+    """Different names with the same number are always in the same order."""
     paths = [write_one(tmp_path / name) for name in ("ckpt_1.pt", "ckpt_01.pt", "ckpt_001.pt")]
     orders = []
     for listing in (paths, paths[::-1]):
@@ -82,7 +82,7 @@ def test_an_impossible_name_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing permissions are told with the name of the folder."""
+    """Missing permissions are reported with the name of the folder."""
 
     def forbidden(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkey
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
-    """Several unusable inputs are one error that lists them; what is missing decides its kind."""
+    """Several unusable inputs are one error that lists them; a missing input decides its kind."""
     good = write_one(tmp_path / "good.pt")
     bad = tmp_path / "bad.pt"
     bad.write_bytes(b"not a checkpoint")
@@ -105,7 +105,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_many_faults_are_capped(tmp_path: Path) -> None:
-    """A long list of faults is cut, and the rest counted."""
+    """A long list of faults is shortened, and the rest counted."""
     with pytest.raises(NothingMatched, match="25 inputs cannot be used:") as refused:
         find(*(tmp_path / f"missing_{k}.pt" for k in range(25)))
     lines = refused.value.message.splitlines()
@@ -114,14 +114,14 @@ def test_many_faults_are_capped(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
-    """A folder without checkpoints says so, and how checkpoints are called."""
+    """The error for a folder without checkpoints says how checkpoints are called."""
     with pytest.raises(NothingMatched, match="no checkpoint in") as refused:
         find(tmp_path)
     assert ".safetensors" in refused.value.hint
 
 
 def test_why_a_folder_gives_nothing_is_told(tmp_path: Path) -> None:
-    """When everything was left out, the reasons are in the message."""
+    """When everything was skipped, the reasons are in the message."""
     write_one(tmp_path / "optimizer.pt")
     with pytest.raises(NothingMatched, match=r"optimizer\.pt.*state of the trainer"):
         find(tmp_path)
@@ -129,7 +129,7 @@ def test_why_a_folder_gives_nothing_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"])
 def test_the_trainers_state_is_left_out_of_folders(name: str, tmp_path: Path) -> None:
-    """Optimizer, scheduler and random states are no models; named outright, a file is taken."""
+    """Optimizer, scheduler and random states are no models; named directly, a file is taken."""
     write_one(tmp_path / "model_1.pt")
     write_one(tmp_path / name)
     found = find(tmp_path)
@@ -173,7 +173,7 @@ def test_own_outputs_are_left_out(tmp_path: Path) -> None:
 
 
 def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
-    """When all inputs are earlier outputs, they are what was meant."""
+    """When all inputs are previous averages, they are averaged."""
     paths = write_series(tmp_path, random_states(2))
     outputs = [tmp_path / f"e{k}.safetensors" for k in range(2)]
     for output in outputs:
@@ -184,7 +184,7 @@ def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_half_written_file_is_left_out_of_a_folder_with_a_warning(tmp_path: Path) -> None:
-    """What is still being written, or was cut off, does not stop the folder; named outright it is refused."""
+    """A file that is incomplete or truncated does not stop the folder; named directly it is refused."""
     paths = write_series(tmp_path, random_states(3))
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     found = find(tmp_path)
@@ -210,7 +210,7 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("marker", ["model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata"])
 def test_a_damaged_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path: Path) -> None:
-    """The shards of one model are not checkpoints of a series, also if what joins them is damaged."""
+    """The shards of one model are not checkpoints of a series, even if their index is damaged."""
     write_one(tmp_path / "model-00001-of-00002.safetensors")
     (tmp_path / marker).write_text("{}")
     with pytest.raises(InputRefused, match=re.escape(marker)):
@@ -245,7 +245,7 @@ def test_no_file_stays_open_after_a_failure(spoil: str, kind: type[EmaAvgError],
 
 
 def test_left_out_files_are_closed(tmp_path: Path) -> None:
-    """Repeats and own outputs do not stay open."""
+    """Repeated files and the run's own outputs do not stay open."""
     paths = write_series(tmp_path, random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out.safetensors")
     before = open_files()
@@ -256,7 +256,7 @@ def test_left_out_files_are_closed(tmp_path: Path) -> None:
 
 
 def test_opening_is_announced(tmp_path: Path) -> None:
-    """A listener hears which of how many inputs is being opened."""
+    """A listener is informed which of how many inputs is being opened."""
     events: list[Event] = []
     found = discover(make_options(write_series(tmp_path, random_states(3))), events.append)
     close_all(found.checkpoints)

@@ -1,4 +1,4 @@
-"""``ema-avg help``: every topic shows, says what is true, and its commands run; so do those of the README."""
+"""``ema-avg help``: every topic is shown and correct, and its commands run; so do those of the README."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands of the pages name: a run, several runs, a manifest, outputs."""
+    """A folder with everything that the commands of the pages name: a run, several runs, a manifest, outputs."""
     folder = tmp_path_factory.mktemp("pages")
     runs = ("run", "runs/r0", "runs/r1", "runs/baseline", "runs/long")
     for name in runs:
@@ -217,14 +217,14 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
 
 
 def test_the_readme_links_to_every_topic() -> None:
-    """Nobody has to search for one."""
+    """The README links to the file of every topic."""
     linked = re.findall(r"\(ema_cli/help/([\w-]+)\.md\)", README.read_text(encoding="utf-8"))
     assert set(linked) == {path.stem for path in TOPICS}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """A link to a file has that file, and the heading behind its ``#``."""
+    """The target file of a link exists, and has the heading behind the ``#``."""
     for target, heading in re.findall(r"\]\(([^)#:]+)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
         path = page.parent / target
         assert path.exists(), target
@@ -254,7 +254,7 @@ def test_commands_in_the_text_exist() -> None:
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda one: f"{one.page}: {' '.join(one.arguments)[:60]}")
 def test_commands_of_the_pages_run(command: Command, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each parses; averages and batches are planned, the rest is run, and ends as the page shows."""
+    """Each parses; averages and batches are planned, the others are run, and end as the page shows."""
     monkeypatch.chdir(workplace)
     for variable, value in command.variables.items():
         monkeypatch.setenv(variable, value)

@@ -1,4 +1,4 @@
-"""Single files as trainers write them, from the command line: the weights, the step, and what is told besides."""
+"""Single files as trainers write them, from the command line: the weights, the step, and the reported messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARES = (0.25, 0.25, 0.5)
 
 
 class Detector(nn.Module):
-    """A model with attributes that are no parts of it, as ultralytics pickles whole."""
+    """A model with attributes that are not parameters, pickled whole as ultralytics does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
 
 def weights(number: int, prefix: str = "") -> State:
-    """Return the weights of a small model after a while."""
+    """Return the weights of a small model after some steps."""
     torch.manual_seed(number)
     return {f"{prefix}layers.0.weight": torch.randn(4, 3), f"{prefix}layers.0.bias": torch.randn(4)}
 
@@ -44,7 +44,7 @@ def detector(number: int) -> Detector:
 
 
 def fairseq(number: int) -> dict[str, Any]:
-    """Return what fairseq saves: the updates stand in the last entry of the optimizer's history."""
+    """Return what fairseq saves: the last entry of the optimizer's history has the number of updates."""
     return {
         "cfg": {"task": "translation"},
         "model": weights(number),
@@ -212,7 +212,7 @@ def write(folder: Path, name: str, value: Any) -> Path:
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layout: str) -> None:
-    """The folder of a run gives the average of the raw weights, by hand from what went in, and its steps."""
+    """The folder of a run gives the reference average of the raw weights, and its steps."""
     name, make, raw, steps = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
@@ -242,7 +242,7 @@ def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layo
     ],
 )
 def test_averages_of_the_trainer_are_told(tmp_path: Path, ema_avg: Run, layout: str, told: str) -> None:
-    """Where a checkpoint holds an average, it is said once for all files which weights were used."""
+    """If a checkpoint has an average, one message for all files says which weights were used."""
     name, make, _, _ = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
@@ -257,7 +257,7 @@ def test_averages_of_the_trainer_are_told(tmp_path: Path, ema_avg: Run, layout: 
     [("timm", "state_dict_ema"), ("older timm", "model_ema"), ("lightning with an average", "state_dict")],
 )
 def test_a_key_chooses_the_trainers_average(tmp_path: Path, ema_avg: Run, layout: str, key: str) -> None:
-    """``--key`` takes the average in place of the raw weights, and then nothing has to be told."""
+    """``--key`` takes the average in place of the raw weights, and then nothing is reported."""
     name, make, _, _ = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
@@ -270,7 +270,7 @@ def test_a_key_chooses_the_trainers_average(tmp_path: Path, ema_avg: Run, layout
 
 
 def test_copies_of_the_last_checkpoint_are_left_out(tmp_path: Path, ema_avg: Run) -> None:
-    """``last.ckpt`` and ``last-v1.ckpt`` beside numbered files are named and left out, unless they are newer."""
+    """``last.ckpt`` and ``last-v1.ckpt`` next to numbered files are named and skipped, unless they are newer."""
     for number in (1, 2):
         write(tmp_path / "run", f"epoch={number}-step={400 * number}.ckpt", lightning(number))
     for name in ("last.ckpt", "last-v1.ckpt"):
@@ -306,7 +306,7 @@ def test_several_models_are_listed(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: Run) -> None:
-    """The state of diffusers' ``EMAModel`` is a list of tensors: what they belong to is not in the file."""
+    """The state of diffusers' ``EMAModel`` is a list of tensors: the file does not have their names."""
     value = {"decay": 0.99, "optimization_step": 100, "shadow_params": [torch.ones(2)], "collected_params": None}
     done = ema_avg("inspect", write(tmp_path / "run", "ema.pt", value))
     assert done.returncode == 3
@@ -315,7 +315,7 @@ def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: R
 
 @pytest.mark.parametrize("key", [(), ("--key", "module"), ("--key", ".")])
 def test_placeholders_of_zero_are_refused(tmp_path: Path, ema_avg: Run, key: tuple[str, ...]) -> None:
-    """The model file of ZeRO stage 3 holds empty tensors; the error names the script that finds the weights."""
+    """The model file of ZeRO stage 3 has empty tensors; the error names the script that finds the weights."""
     module = {name: torch.empty(0, dtype=torch.bfloat16) for name in weights(1)}
     path = write(tmp_path / "run", "zero_pp_rank_0_mp_rank_00_model_states.pt", deepspeed(1, module))
     done = ema_avg(path, "--decay", "0.5", "-o", "ema.safetensors", *key)
@@ -325,7 +325,7 @@ def test_placeholders_of_zero_are_refused(tmp_path: Path, ema_avg: Run, key: tup
 
 
 def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: Run) -> None:
-    """A parameter whose declared shape is empty is no placeholder."""
+    """A parameter with a declared shape without elements is no placeholder."""
     value = deepspeed(1)
     value["module"]["none"] = torch.empty(0, 3)
     value["param_shapes"][0]["none"] = torch.Size([0, 3])
@@ -333,7 +333,7 @@ def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: 
 
 
 def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> None:
-    """A wrapper's prefix on a part of the names stays on all of them, and is told; by hand it is silent."""
+    """A wrapper's prefix on some names stays on all of them, and is reported; with ``--strip-prefix`` it is not."""
     for number in (1, 2, 3):
         model = {**weights(number, "module."), "head.weight": torch.ones(1)}
         write(tmp_path / "run", f"ckpt_{number}.pt", {"model": model})
@@ -347,7 +347,7 @@ def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> 
 
 
 def test_what_was_ignored_is_told(tmp_path: Path, ema_avg: Run) -> None:
-    """With ``-v``, and as JSON, the plan says of every checkpoint what else it holds."""
+    """With ``-v``, and as JSON, the plan lists the other contents of every checkpoint."""
     for number in (1, 2, 3):
         write(tmp_path / "run", f"checkpoint_{number}_{number}000.pt", fairseq(number))
     beside = ["cfg", "criterion", "optimizer_history", "extra_state", "last_optimizer_state"]

@@ -20,7 +20,7 @@ from tests.helpers.series import State, averaged_by_hand, random_states, to_nump
 
 
 def tensors_of(folder: Path, states: list[State], *, decay: float = 0.5, **options: Any) -> dict[str, Tensor]:
-    """Average a series and return what the report says of each tensor."""
+    """Average a series and return the statistics of each tensor."""
     report = ema_cli.average(
         write_series(folder, states), decay=decay, output=folder / "ema.safetensors", force=True, **options
     )
@@ -90,7 +90,7 @@ def test_a_tensor_that_became_zero_has_a_norm_but_no_drift(tmp_path: Path) -> No
 
 
 def test_opposite_and_orthogonal_tensors(tmp_path: Path) -> None:
-    """Cosines of -1 and 0 come out as such."""
+    """Cosines of -1 and 0 are exact."""
     first = {"o": torch.tensor([-3.0, 0.0]), "r": torch.tensor([-1.0, 2.0])}
     last = {"o": torch.tensor([1.0, 0.0]), "r": torch.tensor([1.0, 0.0])}
     found = tensors_of(tmp_path, [first, last])
@@ -110,7 +110,7 @@ def test_norms_too_far_apart_have_no_cosine(scale: float, tmp_path: Path) -> Non
 
 
 def test_several_averages_have_their_own_statistics(tmp_path: Path) -> None:
-    """A larger decay is further from the last checkpoint, in a run that moves one way."""
+    """A larger decay is further from the last checkpoint, in a run that moves in one direction."""
     states = [{"w": torch.full((10,), float(i))} for i in range(1, 6)]
     paths = write_series(tmp_path, states)
     report = ema_cli.average(paths, decay=[0.1, 0.5, 0.9], output=tmp_path / "ema_{decay}.safetensors")

@@ -1,4 +1,4 @@
-"""Weights that depend on the number of checkpoints alone, against the recurrence itself in exact arithmetic."""
+"""Weights that depend on the number of checkpoints alone, compared with the recurrence in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_ema_weights_are_those_of_the_recurrence(decay: float, count: int) -> No
 @example(decay=math.nextafter(1, 0), count=40)
 @example(decay=5e-324, count=4)
 def test_debiased_weights_are_those_of_the_recurrence_from_zero(decay: float, count: int) -> None:
-    """``debias`` is the fold that starts at zero, divided by the weight that it has gathered."""
+    """``debias`` is the fold that starts at zero, divided by the sum of its weights."""
     assert_close(ema(count, Decay.of(decay), "debias"), debiased_shares(count, decay))
 
 
@@ -106,7 +106,7 @@ def test_ramp_grows_by_equal_steps(count: int) -> None:
 
 
 def test_manual_weights_are_divided_by_their_sum_unless_told_not_to() -> None:
-    """``--no-normalize`` keeps what was given."""
+    """``--no-normalize`` keeps the given weights."""
     assert manual((1, 3), normalize=True) == (0.25, 0.75)
     assert manual((1, 3), normalize=False) == (1, 3)
     with pytest.raises(UsageError, match="sum to zero"):
@@ -200,7 +200,7 @@ def test_an_average_can_be_gone_on_from(method: Method, gaps: list[int], inside:
 
 @pytest.mark.parametrize("inside", [3, 10, 500])
 def test_an_average_whose_shares_shift_cannot(inside: int) -> None:
-    """The cosine moves the shares of earlier checkpoints against each other, so an average of them is of no use."""
+    """The cosine changes the ratios of earlier shares, so an average of them cannot be used."""
     method = Method(name="lr-decay", shape="cosine")
     timeline = Timeline.of(range(inside + 1), "step")
     assert continuation_factors(solve(method, timeline.until(inside)), solve(method, timeline)) is None
@@ -208,7 +208,7 @@ def test_an_average_whose_shares_shift_cannot(inside: int) -> None:
 
 @pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
 def test_a_checkpoint_is_never_taken_back(shape: Shape) -> None:
-    """These curves keep the proportions, but where theta_M would have to lose weight, there is no going on."""
+    """These curves keep the proportions, but if theta_M would lose weight, the average cannot be continued."""
     method = Method(name="lr-decay", shape=shape)
     timeline = Timeline.of([0, 100, 200, 210], "step")
     assert continuation_factors(solve(method, timeline.until(3)), solve(method, timeline)) is None

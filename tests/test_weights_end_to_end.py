@@ -1,4 +1,4 @@
-"""Every method through the command line, on unevenly spaced checkpoints, against averages by hand."""
+"""Every method through the command line, on unevenly spaced checkpoints, compared with reference averages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CASES: dict[str, list[float]] = {
 
 @pytest.fixture(scope="module", params=["zip", "safetensors"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[State]]:
-    """Unevenly spaced checkpoints in one format, and what is in them."""
+    """Unevenly spaced checkpoints in one format, and their contents."""
     folder = tmp_path_factory.mktemp("run")
     suffix, save = FORMATS[request.param]
     states = random_states(COUNT)
@@ -77,7 +77,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_is_average(output: Path, states: list[State], weights: list[float]) -> None:
-    """The output is the weighted sum by hand, to a few roundings in float64."""
+    """The output is the reference weighted sum, to a few roundings in float64."""
     found = load(output)
     for name, value in found.items():
         expected = averaged_by_hand([state[name] for state in states], weights)
@@ -88,7 +88,7 @@ def assert_is_average(output: Path, states: list[State], weights: list[float]) -
 def test_every_method_is_the_average_by_hand(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run
 ) -> None:
-    """The options, the weights of the report and the numbers in the file all say the same."""
+    """The options, the weights of the report and the numbers in the file agree."""
     paths, states = run
     done = ema_avg(*paths, *arguments.split(), "--dtype", "float64", "-o", "ema.safetensors")
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ SWEEPS = {
 def test_a_sweep_is_one_read_and_the_same_bytes(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run
 ) -> None:
-    """Several averages from one pass are those of several runs; one report has them all, each output its own."""
+    """Several averages from one pass are those of several runs; one report has all of them, each output its own."""
     paths, _ = run
     field, *values = SWEEPS[arguments]
     swept = ema_avg(*paths, *arguments.split(), "-o", f"s_{field}.safetensors", "--report", "all.json")
@@ -184,7 +184,7 @@ def test_many_averages_are_compared_in_one_table(
 
 
 def test_the_plan_tells_the_reconstruction(run: tuple[list[Path], list[State]], ema_avg: Run) -> None:
-    """u, the estimated error and the unobserved mass stand in the terminal and in the document."""
+    """u, the estimated error and the unobserved mass are in the terminal and in the document."""
     done = ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99")
     assert "u = median gap x (1-d) = 0.45" in done.stderr
     looks = [0.99 ** (2 * (410 - step)) for step in STEPS[1:]]
@@ -215,7 +215,7 @@ def test_the_clock_changes_the_unit_alone(
 
 
 def test_epochs_are_not_taken_for_steps(tmp_path: Path, ema_avg: Run) -> None:
-    """A decay per step says nothing about epochs, unless the user says that it is one per epoch."""
+    """A decay per step has no meaning for epochs, unless the user says that it is one per epoch."""
     for epoch, state in enumerate(random_states(3), start=1):
         torch.save(state, tmp_path / f"epoch_{epoch}.pt")
     arguments = (".", "--per", "step", "--decay", "0.5", "-o", "ema.safetensors")
@@ -227,7 +227,7 @@ def test_epochs_are_not_taken_for_steps(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_steps_unknown_is_an_error_with_a_way_out(tmp_path: Path, ema_avg: Run) -> None:
-    """Without steps nothing is averaged per step, and the way out works."""
+    """Without steps nothing is averaged per step, and the hint works."""
     for name, state in zip("abc", random_states(3), strict=True):
         torch.save(state, tmp_path / f"{name}.pt")
     arguments = (*(f"{name}.pt" for name in "abc"), "--per", "step", "--decay", "0.5", "-o", "ema.safetensors")
@@ -237,7 +237,7 @@ def test_steps_unknown_is_an_error_with_a_way_out(tmp_path: Path, ema_avg: Run) 
 
 
 def test_an_unnormalised_sum_that_overflows_is_refused(tmp_path: Path, ema_avg: Run) -> None:
-    """Weights that add up to more than one can leave the type of the output: an error, not infinity."""
+    """Weights that add up to more than one can overflow the type of the output: an error, not infinity."""
     for step in (1, 2):
         torch.save({"w": torch.full((3,), 3e38)}, tmp_path / f"step_{step}.pt")
     done = ema_avg(".", "--weights", "1,1", "--no-normalize", "-o", "sum.safetensors")

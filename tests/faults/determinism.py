@@ -1,4 +1,4 @@
-"""The same weights give the same bytes, whatever else differs, and the bytes of a fold by hand."""
+"""The same weights give the same bytes, whatever else differs, and these are the bytes of a reference fold."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Made:
 
 
 def determinism(root: Path, random: Random) -> Iterator[Case]:
-    """Random series, weights and settings: the same bytes and numbers every time, equal to a fold by hand."""
+    """Random series, weights and settings: the same bytes and numbers every time, equal to a reference fold."""
     while True:
         folder = root / "series"
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ def after_refusal(
     Args:
         scene: of the run.
         ended: how it ended.
-        reasons: one of them must be in the error.
+        reasons: the error must have at least one.
         statuses: exit statuses that are allowed besides 0.
         earlier: whether there was an output before.
 

@@ -1,4 +1,4 @@
-"""A series of any form whose files are changed while it is read, with its contents before and after."""
+"""A series of any form, with its contents before and after; its files are changed during a read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stage:
         root: folder of everything.
         form: how the checkpoints are stored.
         elements: of each tensor.
-        nursery: where the processes come from that average what is there before.
+        nursery: forks the processes that average the old contents.
 
     """
 
@@ -81,7 +81,7 @@ class Stage:
             return None
 
     def read(self, mode: str) -> list[Path]:
-        """Return the checkpoints whose tensors a command reads, in the order of the fold."""
+        """Return the checkpoints from which a command reads tensors, in the order of the fold."""
         return {"continue": [self.earlier, self.checkpoints[-1]], "diff": self.checkpoints[:2]}.get(
             mode, self.checkpoints
         )

@@ -138,7 +138,7 @@ def _save_model(folder: Path) -> None:
 
 
 def _save_titan(folder: Path) -> None:
-    """Save as torchtitan does: the model's names at the top level, the trainer's state beside them."""
+    """Save as torchtitan does: the model's names and the trainer's state, all at the top level."""
     for step in STEPS:
         state = {
             **_sharded(full_tensors(step)),

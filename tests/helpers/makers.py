@@ -49,13 +49,13 @@ def open_file(path: Path, *, key: str | None = None, strip_prefix: str | None = 
 
 
 def whole(located: Located) -> Extent:
-    """Return a tensor that lies in one place."""
+    """Return a tensor that is stored in one piece."""
     assert isinstance(located, Extent)
     return located
 
 
 def read_all(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Read every tensor through its extent: ``{name: (torch dtype, shape, bytes)}``; the file is closed after it."""
+    """Read every tensor through its extent: ``{name: (torch dtype, shape, bytes)}``; then close the file."""
     found = {}
     with closing(checkpoint.index):
         for extent in checkpoint.index:

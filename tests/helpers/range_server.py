@@ -1,4 +1,4 @@
-"""A web server that gives parts of the files of a folder, and notes what it was asked for.
+"""A web server that gives parts of the files of a folder, and logs the requests.
 
     python -m tests.helpers.range_server FOLDER LOG      # prints its port, and serves until its input ends
 

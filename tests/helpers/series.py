@@ -1,4 +1,4 @@
-"""Series of real checkpoints, written by torch and safetensors themselves, and their averages by hand."""
+"""Series of real checkpoints, written by torch and safetensors themselves, and their reference averages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_series(folder: Path, states: Sequence[State], *, form: str = "zip") ->
 
 
 def write_one(path: Path, value: Any = 1.0, **beside: Any) -> Path:
-    """Write a nested checkpoint with one small tensor, and ``beside`` at its top level."""
+    """Write a nested checkpoint with one small tensor, and ``others`` at its top level."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": {"w": torch.full((2,), float(value))}, **beside}, path)
     return path

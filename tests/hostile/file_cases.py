@@ -1,4 +1,4 @@
-"""What is no checkpoint at all: other formats, things that are no files, names that attack a terminal."""
+"""What is no checkpoint at all: other formats, things that are not files, names that attack a terminal."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ _FILES: dict[str, tuple[bytes, str]] = {
 
 
 def file_cases() -> list[Case]:
-    """Return them; and good checkpoints with names of tensors that attack what shows them."""
+    """Return these cases, and good checkpoints with tensor names that attack the programs that show them."""
     named = {name: (checkpoint(pickle=stop(b"}(" + text(held) + tensor() + b"u")), "") for name, held in NAMES.items()}
     quoted = {name: (one(name=_escaped(held)), "") for name, held in NAMES.items()}
     return [

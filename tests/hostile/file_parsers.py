@@ -29,7 +29,7 @@ _EXTREMES = (0, 1, 15, 16, 17, 0xFFFF, 0xFFFFFFFF)
 
 
 def file_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
-    """Return the parsers of files; ``folder`` is where a seed lies for a moment."""
+    """Return the parsers of files; ``folder`` is for temporary seed files."""
     return {
         "pickle": simple(pickles(), PICKLE, _run_pickle),
         "zip": _zip(_seeds(cases, folder, "zip_", "good_zip", "lie_")),
@@ -114,9 +114,9 @@ def _zip(seeds: Sequence[bytes]) -> Parser:
 
 
 def archive(random: Random, values: Sequence[bytes]) -> bytes:
-    """Return an archive around a pickle, perhaps a mutated one, with at most two lies in its headers.
+    """Return an archive around a pickle, perhaps a mutated one, with at most two false fields in its headers.
 
-    The checksums are right unless they are the lie, so that the mutations are seen.
+    The checksums are right unless they are the false field, so that the mutations are read.
     """
     pickle = random.choice(values)
     if random.randrange(2):
@@ -136,7 +136,7 @@ def archive(random: Random, values: Sequence[bytes]) -> bytes:
 
 
 def _lie(random: Random) -> dict[str, Any]:
-    """Return a field of a record and what it says."""
+    """Return a field of a record and its value."""
     names = ("archive/data/1", "archive/data/0", "archive/data.pkl", "x/data.pkl", "../x", "", "archive/constants.pkl")
     extra = (b"\x01\0\x10\0" + bytes(16), b"\x01\0\x08\0" + b"\xff" * 8, b"\x01\0\xff\xff", b"\x75\x70\x02\0ab")
     field, values = random.choice(

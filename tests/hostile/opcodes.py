@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def stop(value: bytes) -> bytes:
-    """Return the pickle whose value is ``value``."""
+    """Return the pickle of the value that ``value`` pushes."""
     return pickle.PROTO + b"\x02" + value + pickle.STOP
 
 

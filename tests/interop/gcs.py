@@ -34,7 +34,7 @@ class Upload:
 
 @dataclass
 class Answers:
-    """What the store says in place of what it would say, for tests of faults."""
+    """The answers of the store that are replaced, for tests of faults."""
 
     refuse: Callable[[Request], int | None] = lambda _: None
     """Return the status of a refusal."""
@@ -51,11 +51,11 @@ class Gcs(Loopback):
         self.uploads: dict[str, Upload] = {}
         self.answers = Answers()
         self.held: str | None = None
-        """Part of the names whose chunks wait."""
+        """Part of the names that have to wait with their chunks."""
         self.asked: list[tuple[str, str]] = []
         """Method and path of every request."""
         self.chunks: dict[str, int] = {}
-        """How many chunks an object was uploaded in."""
+        """The number of chunks in which an object was uploaded."""
         self._numbers = itertools.count(1)
         super().__init__(self._application)
         self.environment = {

@@ -1,4 +1,4 @@
-"""The judge of the averages: what the makers load of their checkpoints, folded by hand."""
+"""The judge of the averages: the checkpoints as their makers load them, folded in a reference implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.program import Run
 from tests.helpers.series import State, averaged_by_hand, same_bits
 
 DECAY = 0.75
-"""Of every average here: its weights are exact in float64, so that the fold by hand has one result."""
+"""Of every average here: its weights are exact in float64, so that the reference fold has one result."""
 
 
 def fold(states: Sequence[Mapping[str, torch.Tensor]]) -> State:

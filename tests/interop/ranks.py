@@ -1,6 +1,6 @@
 """Two processes of distributed training on the CPU, and what they save: ``python -m tests.interop.ranks FOLDER``.
 
-Beside the checkpoints, the first process keeps the whole tensors of each step in ``whole_STEP.pt``, for the judge.
+The first process also keeps the whole tensors of each step in ``whole_STEP.pt``, for the judge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS = (9, 10, 11)
 
 
 class Net(torch.nn.Module):
-    """A network whose tensors cannot be halved evenly; one of them has a single element."""
+    """A network of tensors that cannot be halved evenly; one has a single element."""
 
     def __init__(self) -> None:
         super().__init__()

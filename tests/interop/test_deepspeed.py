@@ -36,7 +36,7 @@ def kept(folder: Path) -> list[State]:
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
 def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The model is read, in bfloat16 as it was trained; the parts of the optimizer beside it are not."""
+    """The model is read, in bfloat16 as it was trained; the optimizer's files are not."""
     folder = saved / f"stage_{stage}"
     average(ema_avg, folder / "run", "-o", "ema.safetensors")
     found = load(tmp_path / "ema.safetensors")
@@ -45,7 +45,7 @@ def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, t
 
 
 def test_stage_3_is_joined_by_the_command_that_is_told(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """Parameters in pieces are refused; the commands of the hints join them, and what they make is averaged."""
+    """Parameters in pieces are refused; the commands of the hints join them, and the joined files are averaged."""
     folder = saved / "stage_3"
     for step in STEPS:
         refused = ema_avg(folder / "run" / f"global_step{step}", "--decay", DECAY, "-o", "ema.safetensors")

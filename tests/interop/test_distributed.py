@@ -62,7 +62,7 @@ def test_what_torch_loads_is_what_is_averaged(saved: Path, ema_avg: Run, tmp_pat
 
 
 def test_checkpoints_of_accelerate_are_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """In ``checkpoint-N`` the model is ``pytorch_model_fsdp_0``; the optimizer beside it, as large, is not read."""
+    """In ``checkpoint-N`` the model is ``pytorch_model_fsdp_0``; the optimizer, which is as large, is not read."""
     assert names_in(saved / "accelerate" / "checkpoint-9") == {"pytorch_model_fsdp_0", "optimizer_0"}
     told = json.loads(average(ema_avg, saved / "accelerate", "-o", "ema.safetensors", "--json").stdout)
     assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
@@ -70,7 +70,7 @@ def test_checkpoints_of_accelerate_are_averaged(saved: Path, ema_avg: Run, tmp_p
 
 
 def test_model_folders_of_accelerate_can_be_named(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The sharded model of each checkpoint may be named itself."""
+    """The path of each checkpoint's sharded model can be given directly."""
     folders = [saved / "accelerate" / f"checkpoint-{step}" / "pytorch_model_fsdp_0" for step in reversed(STEPS)]
     average(ema_avg, *folders, "-o", "ema.safetensors")
     assert_fold(load(tmp_path / "ema.safetensors"), kept(saved / "fsdp2"))
@@ -106,7 +106,7 @@ def test_folders_and_files_of_the_same_weights_are_equal(saved: Path, ema_avg: R
 
 
 def test_states_of_accelerate_in_one_process(ema_avg: Run, tmp_path: Path) -> None:
-    """``save_state`` names its folders ``checkpoint_0``, ``checkpoint_1``, ... and has the optimizer beside."""
+    """``save_state`` names its folders ``checkpoint_0``, ``checkpoint_1``, ... and stores the optimizer in them too."""
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
