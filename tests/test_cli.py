@@ -242,7 +242,7 @@ def test_failures_are_one_clear_message(
 
 
 def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, ema_avg: Run) -> None:
-    """A checkpoint whose pickle calls os.system is read for its weights; the call is not made."""
+    """A checkpoint with a call of os.system in its pickle is read for its weights; the call is not made."""
 
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -535,7 +535,7 @@ def test_no_part_of_a_model_is_dropped_in_silence(
 
 
 def test_numbers_that_are_no_steps_make_the_order_doubtful(tmp_path: Path, ema_avg: Run) -> None:
-    """Names whose numbers cannot be read as steps are folded by name, with a warning."""
+    """Names with numbers that cannot be read as steps are folded by name, with a warning."""
     for name in ("ckpt-5e2", "ckpt-1e3", "ckpt-2e3"):
         save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     done = ema_avg("plan", "*.safetensors", "--decay", "0.5")

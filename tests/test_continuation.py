@@ -216,7 +216,7 @@ def test_nothing_new_is_said(paths: list[Path], tmp_path: Path) -> None:
 
 
 def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: Path) -> None:
-    """A checkpoint before the end of the previous average cannot be folded in; one that it skipped is reported."""
+    """A checkpoint between those of the previous average cannot be folded in; it is skipped with a warning."""
     part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
     ema_cli.average([paths[1], paths[3]], decay=0.7, output=part)
     report = ema_cli.average(paths, continue_from=part, output=both)
@@ -400,7 +400,7 @@ def test_a_single_checkpoint_is_told_from_those_to_come(tmp_path: Path) -> None:
 
 
 def test_a_shallow_path_is_named_from_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named from inside its folder, a checkpoint still has the name that the others have."""
+    """From inside its folder, a checkpoint still has a name like those of the others."""
     paths = [tmp_path / f"checkpoint-{step}" / "model.pt" for step in (500, 1000, 1500)]
     for path, state in zip(paths, random_states(3), strict=True):
         path.parent.mkdir()

@@ -378,7 +378,7 @@ def test_what_does_not_tile_is_refused(made: tuple[tuple[int, ...], Rectangles],
 
 
 def test_tiling_is_bounded_work() -> None:
-    """Half a million columns are checked, and 5,000 that overlap are refused, in time that grows no faster."""
+    """Half a million columns are checked, and overlaps among 5,000 pieces are refused, in little time."""
     columns: Rectangles = [((0, number), (3, 1)) for number in range(500_000)]
     check_tiling((3, 500_000), columns)
     steps: Rectangles = [((number, number), (1, 100)) for number in range(5_000)]
@@ -566,7 +566,7 @@ class Payload:
 
 
 def test_nothing_in_the_metadata_is_run(small: Path, tmp_path: Path) -> None:
-    """A command in the metadata, which torch would run, is not run; beside sound metadata it changes nothing."""
+    """A command in the metadata, which torch would run, is not run; sound metadata around it is read as usual."""
     canary = tmp_path / "canary"
     dcp_makers.edit_metadata(small, lambda _: Payload(f"touch {canary}"))
     assert "a Metadata object is missing" in refusal(small)
@@ -594,7 +594,7 @@ def test_damaged_pickles(small: Path) -> None:
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose metadata is damaged again and again."""
+    """A folder with its metadata damaged again and again."""
     state = {"model": {"w": torch.ones(3, 4), "b": torch.ones(3)}, "optimizer": {"w": torch.ones(3)}, "step": 12}
     folder = dcp_makers.save(tmp_path_factory.mktemp("victim") / "ckpt", state)
     shutil.copy(folder / ".metadata", folder / "sound")

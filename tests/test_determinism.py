@@ -33,7 +33,7 @@ def test_random_series_under_random_settings() -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Checkpoints whose tensors are larger than the smallest blocks."""
+    """Checkpoints with tensors larger than the smallest blocks."""
     generator = torch.Generator().manual_seed(0)
     (tmp_path / "run").mkdir()
     made = [tmp_path / "run" / f"c_{step}.safetensors" for step in (1, 2, 3, 4)]
@@ -66,7 +66,7 @@ def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[
 
 
 def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
-    """With steps inside the names, given by hand, or with weights of their own: they are folded as the steps say."""
+    """Steps may be in the checkpoints, in ``--steps``, or absent with manual weights: the fold follows the steps."""
     steps, weights = [10, 20, 30, 40], [0.125, 0.5, 0.25, 0.125]
     by_hand = {"method": "manual", "decay": ()}
     for name, values, method in (("", [], {}), ("steps", steps, {}), ("weights", weights, by_hand)):

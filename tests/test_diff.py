@@ -284,7 +284,7 @@ def test_the_command_line(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_the_json_document(tmp_path: Path, ema_avg: Run) -> None:
-    """One document with every tensor, whose undefined numbers are null; an error is a document too."""
+    """One document with every tensor, in which undefined numbers are null; an error is a document too."""
     write(tmp_path / "a.pt", {"w": torch.tensor([1.0, float("nan")]), "n": torch.tensor([2**62])})
     write(tmp_path / "b.pt", {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor([-(2**62) - 1])})
     done = ema_avg("diff", "a.pt", "b.pt", "--json")

@@ -115,7 +115,7 @@ def test_shapes_and_kinds_must_be_equal_all_the_same(tmp_path: Path) -> None:
 
 
 def test_odd_tensors_that_are_left_out_are_no_fault(tmp_path: Path) -> None:
-    """A sparse tensor of an earlier checkpoint is ignored if the last lacks the name, and refused if it has the name."""
+    """A sparse tensor of an earlier checkpoint is ignored if the last lacks the name, and refused otherwise."""
     states = growing()
     states[0]["old"] = torch.eye(2).to_sparse()
     made = ema_cli.plan(write_series(tmp_path, states), decay=0.5, on_missing="last")

@@ -299,7 +299,7 @@ def test_what_is_up_to_date_and_what_is_not(change: Callable[[Path], object], re
 
 
 def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
-    """A foreign folder, or a folder in place of a file, is never replaced without --force."""
+    """Another size needs --force, like a foreign folder; an empty folder is free."""
     paths = write_series(tmp_path / "run", states())
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out", max_shard_size=20_000)
     with pytest.raises(OutputError, match="made with other options"):

@@ -155,7 +155,7 @@ FOLDER = f"s3://{BUCKET}/out/averaged/"
 
 
 def fetch(store: Store, folder: Path) -> State:
-    """Fetch the output folder, and return the tensors of the files that its index names."""
+    """Fetch the output folder, and return the tensors of the files in its index."""
     folder.mkdir()
     for name in store.names("out/averaged/"):
         (folder / Path(name).name).write_bytes(store.get(name))
