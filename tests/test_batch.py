@@ -29,10 +29,10 @@ from ema_cli.planning.outputs import output_path
 from ema_cli.report.render import INDEX_SUFFIXES, is_index
 from tests.helpers.program import Run
 from tests.helpers.series import (
-    averaged_by_hand,
     load,
     open_files,
     random_states,
+    reference_average,
     to_numpy,
     write_one,
     write_series,
@@ -156,7 +156,7 @@ def test_every_run_gets_its_average(workers: int, runs: Path) -> None:
     for number, result in enumerate(results):
         states = random_states(4, seed=number)
         for name, value in load(Path(result.outputs[0])).items():
-            expected = averaged_by_hand([state[name] for state in states], [1 / 8, 1 / 8, 1 / 4, 1 / 2])
+            expected = reference_average([state[name] for state in states], [1 / 8, 1 / 8, 1 / 4, 1 / 2])
             assert torch.equal(value, torch.from_numpy(expected).float().reshape(value.shape)), name
             assert to_numpy(value).shape == expected.shape
         assert all(Path(path).exists() for path in result.reports)
@@ -256,7 +256,7 @@ def test_an_index_has_a_writer_per_suffix() -> None:
 # The command
 
 
-def test_a_batch_goes_on_where_runs_fail(runs: Path, ema_avg: Run) -> None:
+def test_a_batch_continues_after_failed_runs(runs: Path, ema_avg: Run) -> None:
     """Failures of every kind among good runs: exit 9, the good ones written, each failure with its own code."""
     good = {f"runs/r{number}" for number in range(3)}
     write_series(runs / "cut", random_states(2))
@@ -311,7 +311,7 @@ def test_the_table_has_a_row_per_run(runs: Path, ema_avg: Run) -> None:
     assert "\x1b" not in done.stderr
 
 
-def test_quiet_tells_failures_alone(runs: Path, ema_avg: Run) -> None:
+def test_quiet_reports_failures_only(runs: Path, ema_avg: Run) -> None:
     """``-q`` is silent when all goes well; a failed job is named on stderr."""
     assert ema_avg("batch", "runs", "--decay", "0.5", "-q").stderr == ""
     write_series(runs / "bad", random_states(2))
@@ -519,12 +519,12 @@ def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: s
         text=True,
     )
     assert process.stderr is not None
-    told = [process.stderr.readline() for _ in range(3)]
+    printed = [process.stderr.readline() for _ in range(3)]
     wait_for(lambda: list((runs / "s").glob(".*.partial")))
     process.send_signal(number)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 128 + number, talk
-    assert all(" wrote " in line for line in told)
+    assert all(" wrote " in line for line in printed)
     assert "3 of 4 runs are done" in talk
     assert (runs / "r0" / "ema.safetensors").exists()
     assert not (runs / "s" / "ema.safetensors").exists()

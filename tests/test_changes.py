@@ -20,7 +20,7 @@ from ema_cli.pipeline import run_average
 from tests.faults.slices import campaign
 from tests.helpers.folders import write_shards
 from tests.helpers.listeners import during
-from tests.helpers.series import State, averaged_by_hand, load, random_states, same_bits, write_series
+from tests.helpers.series import State, load, random_states, reference_average, same_bits, write_series
 
 BEFORE, AFTER = random_states(3, seed=1), random_states(3, seed=2)
 
@@ -35,7 +35,7 @@ def overwrite_quietly(path: Path, other: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_changes_at_any_call_are_told_or_harmless() -> None:
+def test_changes_at_any_call_are_reported_or_harmless() -> None:
     """A slice of the campaign: every form of checkpoint, every command that reads some, every kind of change."""
     campaign("changes", 2)
 
@@ -125,7 +125,7 @@ def test_a_run_is_not_resumed_on_other_contents(tmp_path: Path) -> None:
 def is_average(result: State, series: list[State]) -> bool:
     """Whether a result is the average of a series with a decay of one half."""
     return all(
-        same_bits(tensor, torch.from_numpy(averaged_by_hand([s[name] for s in series], [0.25, 0.25, 0.5])).float())
+        same_bits(tensor, torch.from_numpy(reference_average([s[name] for s in series], [0.25, 0.25, 0.5])).float())
         for name, tensor in result.items()
     )
 

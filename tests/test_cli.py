@@ -47,7 +47,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", [[], ["average"]])
-def test_the_word_average_may_be_left_out(form: list[str], run_folder: Path, ema_avg: Run) -> None:
+def test_the_word_average_is_optional(form: list[str], run_folder: Path, ema_avg: Run) -> None:
     """``ema-avg average`` is the bare form."""
     assert ema_avg(*form, run_folder, "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
 
@@ -73,7 +73,7 @@ def test_json_is_the_report(run_folder: Path, ema_avg: Run) -> None:
     assert sum(document["averages"][0]["weights"]) == pytest.approx(1, abs=1e-15)
 
 
-def test_json_tells_errors_too(ema_avg: Run) -> None:
+def test_json_reports_errors_too(ema_avg: Run) -> None:
     """Under ``--json`` a failure is one document with the exit code, the message and the hint."""
     done = ema_avg("missing.pt", "--decay", "0.5", "-o", "ema.safetensors", "--json")
     assert done.returncode == 7
@@ -84,7 +84,7 @@ def test_json_tells_errors_too(ema_avg: Run) -> None:
     }
 
 
-def test_json_tells_usage_errors_too(ema_avg: Run) -> None:
+def test_json_reports_usage_errors_too(ema_avg: Run) -> None:
     """An option that does not exist is a document under ``--json`` as well."""
     done = ema_avg("a.pt", "--json", "--no-such-option")
     assert done.returncode == 2
@@ -129,7 +129,7 @@ def test_plan_json(run_folder: Path, ema_avg: Run) -> None:
     assert document["bytes_written"] > 2 * document["bytes_read"] / 5
 
 
-def test_plan_tells_that_the_output_is_in_the_way(run_folder: Path, ema_avg: Run) -> None:
+def test_plan_reports_that_the_output_exists(run_folder: Path, ema_avg: Run) -> None:
     """The plan names what would stop the run."""
     (run_folder.parent / "ema.safetensors").write_bytes(b"something else")
     done = ema_avg("plan", run_folder, "--decay", "0.9", "-o", "ema.safetensors")
@@ -255,7 +255,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, ema_avg: Run) -> 
     assert not (tmp_path / "canary").exists()
 
 
-def test_all_differences_are_told_at_once(tmp_path: Path, ema_avg: Run) -> None:
+def test_all_differences_are_reported_at_once(tmp_path: Path, ema_avg: Run) -> None:
     """Names, shapes and kinds that differ are collected over all checkpoints."""
     save_file({"a": torch.zeros(2), "b": torch.zeros(2), "n": torch.zeros(1)}, tmp_path / "s_1.safetensors")
     save_file({"a": torch.zeros(3), "c": torch.zeros(2), "n": torch.zeros(1)}, tmp_path / "s_2.safetensors")
@@ -367,7 +367,7 @@ def test_the_output_among_the_inputs_is_refused(run_folder: Path, ema_avg: Run) 
     assert load_file(run_folder.parent / "s_2.safetensors")["w"].tolist() == [1, 1]
 
 
-def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, ema_avg: Run) -> None:
+def test_a_previous_average_that_matches_a_pattern_is_skipped(tmp_path: Path, ema_avg: Run) -> None:
     """``ckpt_*.safetensors`` also matches a previous average there: it is named, and not folded."""
     for step in (1, 2):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"ckpt_{step}.safetensors")

@@ -75,7 +75,7 @@ def test_values_of_a_file_have_their_types() -> None:
         ({"half-life": 3, "half_life": 4}, "twice"),
     ],
 )
-def test_wrong_values_of_a_file_are_told(values: dict[str, object], words: str) -> None:
+def test_wrong_values_of_a_file_are_reported(values: dict[str, object], words: str) -> None:
     """An unknown key or a wrong type names the file and what would be right."""
     with pytest.raises(UsageError) as refused:
         from_table(values, OPTIONS, Path("c.toml"))
@@ -83,7 +83,7 @@ def test_wrong_values_of_a_file_are_told(values: dict[str, object], words: str) 
     assert "c.toml" in refused.value.message
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_reported_at_once() -> None:
     """Several wrong settings are one message, each with what would be right."""
     with pytest.raises(UsageError, match="2 settings") as refused:
         from_table({"strct": True, "per": "steps"}, OPTIONS, Path("c.toml"))
@@ -109,7 +109,7 @@ def test_variables_are_read_by_the_type_of_their_option() -> None:
         ("EMA_AVG_CONFIG", "a.toml", "only be given on the command line"),
     ],
 )
-def test_wrong_variables_are_told(name: str, text: str, words: str) -> None:
+def test_wrong_variables_are_reported(name: str, text: str, words: str) -> None:
     """An unknown variable, or one with a meaningless value, is an error with its name."""
     with pytest.raises(UsageError) as refused:
         from_environment({name: text}, OPTIONS)

@@ -159,7 +159,7 @@ def test_checkpoints_without_steps_are_known_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["ckpt_{}.pt", "checkpoint-{}/model.pt"])
-def test_steps_that_only_the_series_tells_are_understood(layout: str, tmp_path: Path) -> None:
+def test_steps_known_only_from_the_series_are_understood(layout: str, tmp_path: Path) -> None:
     """A single new file has no number that differs; together with the names inside it has."""
     paths = [tmp_path / layout.format(step) for step in (10, 20, 30)]
     for path, state in zip(paths, random_states(3), strict=True):
@@ -215,7 +215,7 @@ def test_nothing_new_is_said(paths: list[Path], tmp_path: Path) -> None:
     assert part.read_bytes() == before
 
 
-def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: Path) -> None:
+def test_late_checkpoints_are_skipped_with_a_warning(paths: list[Path], tmp_path: Path) -> None:
     """A checkpoint between those of the previous average cannot be folded in; it is skipped with a warning."""
     part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
     ema_cli.average([paths[1], paths[3]], decay=0.7, output=part)
@@ -259,14 +259,14 @@ def test_another_average_is_not_mixed_in(
         {"init": "first"},
     ],
 )
-def test_the_same_method_may_be_said_again(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
+def test_the_same_method_may_be_repeated(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
     """The same options may be written in another way, or not at all."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part)
     assert len(ema_cli.plan(paths, continue_from=part, **options).series.members) == 4
 
 
-def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_continued_is_refused_with_a_reason(paths: list[Path], tmp_path: Path) -> None:
     """A cosine shifts the previous shares; manual weights and foreign files cannot be continued."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:4], shape="cosine", output=part)
@@ -386,7 +386,7 @@ def test_steps_from_another_source_are_not_mixed(tmp_path: Path) -> None:
     assert [member.step.value for member in made.series.members if member.step] == [3, 4]
 
 
-def test_a_single_checkpoint_is_told_from_those_to_come(tmp_path: Path) -> None:
+def test_a_single_checkpoint_is_distinguished_from_later_ones(tmp_path: Path) -> None:
     """The path ``checkpoint-500/model.pt`` has a number, so the next ``model.pt`` is another checkpoint."""
     paths = [tmp_path / f"checkpoint-{step}" / "model.pt" for step in (500, 1000, 1500)]
     for path, state in zip(paths, random_states(3), strict=True):
@@ -498,7 +498,7 @@ def test_in_place_something_else_is_not_up_to_date(options: dict[str, Any], path
         ema_cli.average(paths, continue_from=part, output=part, force=True, **options)
 
 
-def test_in_place_late_checkpoints_and_damage_are_told(paths: list[Path], tmp_path: Path) -> None:
+def test_in_place_late_checkpoints_and_damage_are_reported(paths: list[Path], tmp_path: Path) -> None:
     """A checkpoint that came too late warns, and fails under --strict; a damaged file is not up to date."""
     part, more = tmp_path / "part.safetensors", tmp_path / "more.json"
     ema_cli.average([*paths[:2], *paths[3:]], decay=0.7, output=part)
@@ -530,11 +530,11 @@ def test_a_report_of_unreasonable_size_is_not_read(paths: list[Path], tmp_path: 
     """The next run reads the report of an output, and treats one that would fill the memory as no report."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths, per="step", decay=0.9, output=part)
-    beside = tmp_path / "part.report.json"
-    document = beside.read_bytes()
-    beside.write_bytes(document[:1] + b" " * 120_000_000 + document[1:])
+    report_file = tmp_path / "part.report.json"
+    document = report_file.read_bytes()
+    report_file.write_bytes(document[:1] + b" " * 120_000_000 + document[1:])
     assert read_report(part) is None
-    beside.write_bytes(document)
+    report_file.write_bytes(document)
     assert read_report(part) is not None
 
 
@@ -553,13 +553,13 @@ def test_a_damaged_report_is_no_report(change: dict[str, Any], paths: list[Path]
     """Whatever the report of an output contains, the answer is one clear message."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths, per="step", decay=0.9, output=part)
-    beside = tmp_path / "part.report.json"
-    document = json.loads(beside.read_text())
+    report_file = tmp_path / "part.report.json"
+    document = json.loads(report_file.read_text())
     for key, value in change.items():
         document[key] = value
         if value and isinstance(value, list):
-            document[key] = [{**json.loads(beside.read_text())[key][0], **value[0]}]
-    beside.write_text(json.dumps(document))
+            document[key] = [{**json.loads(report_file.read_text())[key][0], **value[0]}]
+    report_file.write_text(json.dumps(document))
     with pytest.raises(EmaAvgError):
         ema_cli.average(paths, continue_from=part, output=part, force=True)
     with pytest.raises(EmaAvgError):
@@ -597,7 +597,7 @@ def test_a_second_run_is_up_to_date(paths: list[Path], tmp_path: Path) -> None:
     assert same_bits(load(both)["scale"], load(both)["scale"])
 
 
-def test_the_command_line_goes_on(paths: list[Path], ema_avg: Run) -> None:
+def test_the_command_line_continues(paths: list[Path], ema_avg: Run) -> None:
     """The plan shows the previous average, the checkpoint that is read again, and all shares; exit codes are clear."""
     first, more = paths[:4], paths[4:]
     assert ema_avg(*first, "--per", "step", "--decay", "0.99", "-o", "a.safetensors").returncode == 0

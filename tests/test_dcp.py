@@ -264,7 +264,7 @@ def test_key_chooses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("beside", "step", "source"),
+    ("others", "step", "source"),
     [
         ({"step": 1234}, 1234, "step"),
         ({"global_step": 7, "epoch": 2}, 7, "global_step"),
@@ -277,9 +277,9 @@ def test_key_chooses(tmp_path: Path) -> None:
         ({}, None, ""),
     ],
 )
-def test_steps_are_found(tmp_path: Path, beside: dict[str, object], step: int | None, source: str) -> None:
+def test_steps_are_found(tmp_path: Path, others: dict[str, object], step: int | None, source: str) -> None:
     """A step is a pickled object, or a tensor of one number."""
-    folder = dcp_makers.save(tmp_path / "ckpt", {"model": MODEL, **beside})
+    folder = dcp_makers.save(tmp_path / "ckpt", {"model": MODEL, **others})
     with closing(makers.open_file(folder).index):
         steps = makers.open_file(folder).steps
     if step is None:
@@ -288,7 +288,7 @@ def test_steps_are_found(tmp_path: Path, beside: dict[str, object], step: int | 
         assert (steps[0].value, steps[0].source) == (step, f"inside: {source}")
 
 
-def test_unreadable_tensors_are_told_only_if_wanted(tmp_path: Path) -> None:
+def test_unreadable_tensors_are_reported_only_if_selected(tmp_path: Path) -> None:
     """A tensor of a type that cannot be averaged is listed, and the others are read."""
     folder = dcp_makers.save(tmp_path / "ckpt", {"w": torch.ones(2), "z": torch.ones(2, dtype=torch.complex128)})
     checkpoint = makers.open_file(folder)
@@ -634,7 +634,7 @@ def test_renamed_pieces_are_refused(ranks: Path, tmp_path: Path) -> None:
     assert "holds pieces of tensors" in refusal(tmp_path)
 
 
-def test_an_index_beside_pieces_changes_nothing(ranks: Path, tmp_path: Path) -> None:
+def test_an_index_next_to_pieces_changes_nothing(ranks: Path, tmp_path: Path) -> None:
     """The header of each piece names its tensor."""
     folder = tmp_path / "ckpt"
     shutil.copytree(ranks / "pieces/step-100", folder)
@@ -660,9 +660,9 @@ def test_a_missing_rank_leaves_a_hole(ranks: Path, tmp_path: Path) -> None:
     shutil.copytree(ranks / "pieces/step-100", folder)
     for file in folder.glob("shard-00002-*"):
         file.unlink()
-    told = refusal(folder)
-    assert 'tensor "rows" is incomplete: 6 of its 24 elements are in no piece' in told
-    assert "files of all ranks" in told
+    message = refusal(folder)
+    assert 'tensor "rows" is incomplete: 6 of its 24 elements are in no piece' in message
+    assert "files of all ranks" in message
 
 
 def test_key_does_not_apply_to_pieces(ranks: Path) -> None:

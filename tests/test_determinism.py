@@ -66,10 +66,10 @@ def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[
 
 
 def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
-    """Steps may be in the checkpoints, in ``--steps``, or absent with manual weights: the fold follows the steps."""
+    """Steps may come from the names, from ``--steps``, or absent with manual weights: the fold follows the steps."""
     steps, weights = [10, 20, 30, 40], [0.125, 0.5, 0.25, 0.125]
-    by_hand = {"method": "manual", "decay": ()}
-    for name, values, method in (("", [], {}), ("steps", steps, {}), ("weights", weights, by_hand)):
+    manual = {"method": "manual", "decay": ()}
+    for name, values, method in (("", [], {}), ("steps", steps, {}), ("weights", weights, manual)):
         expected = average(paths, order="step", **({name: values} if name else {}), **method)
         for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
             turned = {name: [values[i] for i in order]} if name else {}

@@ -163,7 +163,7 @@ def test_two_digits_are_written_out(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 100, 1000, 5000])
-def test_the_way_out_of_a_dominating_first_checkpoint_works(count: int) -> None:
+def test_the_hint_for_a_dominating_first_checkpoint_works(count: int) -> None:
     """The hint names a decay that leaves the first checkpoint about the tenth that it promises."""
     method = Method(name="ema", decay=Decay.of(1 - 1e-6), per="checkpoint", init="first")
     found = warnings_of(method, Timeline(count=count))
@@ -178,7 +178,7 @@ def test_the_way_out_of_a_dominating_first_checkpoint_works(count: int) -> None:
 
 
 @pytest.mark.parametrize(("gap", "count"), [(100, 5), (1, 400), (10_000, 2)])
-def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
+def test_the_hint_for_a_long_window_works(gap: int, count: int) -> None:
     """Per step, the half-life of the hint leaves a tenth before the first checkpoint."""
     found = warnings_of(per_step(1 - 1e-9), every(gap, count, 50))
     assert list(found) == ["first-dominates", "unobserved-mass"]
@@ -326,6 +326,6 @@ def test_fitting_parameters_leave_a_tenth() -> None:
     ("share", "text"),
     [(0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (1e-5, "0.001 %"), (4e-6, "0.0004 %"), (4e-9, "< 0.0001 %")],
 )
-def test_shares_are_told_in_percent(share: float, text: str) -> None:
+def test_shares_are_shown_in_percent(share: float, text: str) -> None:
     """No number other than zero is shown as zero."""
     assert percent(share) == text

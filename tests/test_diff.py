@@ -336,7 +336,7 @@ def test_the_table_is_cut_and_cannot_be_forged(tmp_path: Path, ema_avg: Run) -> 
 
 
 @pytest.mark.parametrize("exponent", [-300, -165, -162, -161, 160, 300])
-def test_numbers_whose_squares_leave_float64_are_undefined(exponent: int, tmp_path: Path, ema_avg: Run) -> None:
+def test_numbers_with_squares_beyond_float64_are_undefined(exponent: int, tmp_path: Path, ema_avg: Run) -> None:
     """If tensors differ, never a distance of zero or a cosine of one: null instead, and the exit code is 1."""
     for name, values in (("a", (2.0, 3.0)), ("b", (1.5, 3.0))):
         write(tmp_path / f"{name}.pt", {"w": torch.tensor(values, dtype=torch.float64) * 10.0**exponent})

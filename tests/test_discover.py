@@ -54,7 +54,7 @@ def test_patterns_match_in_natural_order(tmp_path: Path) -> None:
     assert len(find(f"{tmp_path}/**/*.pt").checkpoints) == 2
 
 
-def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
+def test_a_file_with_a_pattern_as_its_name_is_that_file(tmp_path: Path) -> None:
     """``ckpt[1].pt`` is taken literally when it exists."""
     write_one(tmp_path / "ckpt1.pt")
     path = write_one(tmp_path / "ckpt[1].pt")
@@ -75,13 +75,15 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
         find(tmp_path / name)
 
 
-def test_an_impossible_name_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_impossible_name_is_refused_with_a_message(tmp_path: Path) -> None:
     """A name that the system cannot even look up is refused like any other, without a traceback."""
     with pytest.raises(InputRefused, match="cannot be searched: File name too long"):
         find(tmp_path / ("x" * 5000))
 
 
-def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_refused_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Missing permissions are reported with the name of the folder."""
 
     def forbidden(_: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkey
         find(tmp_path)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     """Several unusable inputs are one error that lists them; a missing input decides its kind."""
     good = write_one(tmp_path / "good.pt")
     bad = tmp_path / "bad.pt"
@@ -120,7 +122,7 @@ def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
     assert ".safetensors" in refused.value.hint
 
 
-def test_why_a_folder_gives_nothing_is_told(tmp_path: Path) -> None:
+def test_the_error_for_an_unusable_folder_has_the_reasons(tmp_path: Path) -> None:
     """When everything was skipped, the reasons are in the message."""
     write_one(tmp_path / "optimizer.pt")
     with pytest.raises(NothingMatched, match=r"optimizer\.pt.*state of the trainer"):
@@ -128,7 +130,7 @@ def test_why_a_folder_gives_nothing_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"])
-def test_the_trainers_state_is_left_out_of_folders(name: str, tmp_path: Path) -> None:
+def test_the_trainers_state_is_skipped_in_folders(name: str, tmp_path: Path) -> None:
     """Optimizer, scheduler and random states are no models; named directly, a file is taken."""
     write_one(tmp_path / "model_1.pt")
     write_one(tmp_path / name)
@@ -138,7 +140,7 @@ def test_the_trainers_state_is_left_out_of_folders(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "last-v1.ckpt", "best.pt", "model_final.pth", "latest.pt", "ema.pt"])
-def test_aliases_are_left_out_of_a_numbered_series(name: str, tmp_path: Path) -> None:
+def test_aliases_are_skipped_in_a_numbered_series(name: str, tmp_path: Path) -> None:
     """``last.ckpt`` is a copy of a checkpoint that has its own number: it would be folded twice."""
     write_one(tmp_path / "epoch=1.ckpt")
     write_one(tmp_path / "epoch=2.ckpt")
@@ -162,7 +164,7 @@ def test_a_numbered_best_is_a_checkpoint(tmp_path: Path) -> None:
     assert len(find(tmp_path).checkpoints) == 2
 
 
-def test_own_outputs_are_left_out(tmp_path: Path) -> None:
+def test_own_outputs_are_skipped(tmp_path: Path) -> None:
     """An average that was written among its checkpoints is not averaged again, in a folder or by a pattern."""
     paths = write_series(tmp_path, random_states(2), form="safetensors")
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out.safetensors")
@@ -183,7 +185,7 @@ def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
     assert [warning.code for warning in found.warnings] == ["averages-averaged"]
 
 
-def test_a_half_written_file_is_left_out_of_a_folder_with_a_warning(tmp_path: Path) -> None:
+def test_an_incomplete_file_in_a_folder_is_skipped_with_a_warning(tmp_path: Path) -> None:
     """A file that is incomplete or truncated does not stop the folder; named directly it is refused."""
     paths = write_series(tmp_path, random_states(3))
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
@@ -209,7 +211,7 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("marker", ["model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata"])
-def test_a_damaged_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path: Path) -> None:
+def test_a_damaged_sharded_checkpoint_is_refused_with_a_message(marker: str, tmp_path: Path) -> None:
     """The shards of one model are not checkpoints of a series, even if their index is damaged."""
     write_one(tmp_path / "model-00001-of-00002.safetensors")
     (tmp_path / marker).write_text("{}")
@@ -217,7 +219,7 @@ def test_a_damaged_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path:
         find(tmp_path)
 
 
-def test_a_shard_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_shard_is_refused_with_a_message(tmp_path: Path) -> None:
     """A shard that is named is not a whole model; its folder may be one."""
     with pytest.raises(InputRefused, match="is shard 1 of 2 of a model") as refused:
         find(write_one(tmp_path / "model-00001-of-00002.pt"))
@@ -244,7 +246,7 @@ def test_no_file_stays_open_after_a_failure(spoil: str, kind: type[EmaAvgError],
     assert open_files() == before
 
 
-def test_left_out_files_are_closed(tmp_path: Path) -> None:
+def test_skipped_files_are_closed(tmp_path: Path) -> None:
     """Repeated files and the run's own outputs do not stay open."""
     paths = write_series(tmp_path, random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out.safetensors")

@@ -46,7 +46,7 @@ def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> Non
     assert not find(tmp_path / "run").warnings
 
 
-def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
+def test_the_final_weights_of_a_run_are_skipped(tmp_path: Path) -> None:
     """``Trainer.save_model`` puts a copy of the last checkpoint into the run, whole or in shards."""
     for step in (500, 1000):
         write_folder(tmp_path / f"checkpoint-{step}", step)
@@ -75,7 +75,7 @@ def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
     assert set(skipped(found)) == {"weights.pt", "last.ckpt"}
 
 
-def test_incomplete_folders_are_left_out_of_a_run_and_refused_by_name(tmp_path: Path) -> None:
+def test_incomplete_folders_are_skipped_in_a_run_and_refused_by_name(tmp_path: Path) -> None:
     """A trainer that was stopped leaves folders without metadata, with missing shards, or without weights."""
     for step in (500, 1000):
         write_folder(tmp_path / f"checkpoint-{step}", step)
@@ -110,7 +110,7 @@ def test_a_run_of_incomplete_folders_says_why(tmp_path: Path) -> None:
     assert "it has 1 of 2 shards" in refused.value.message
 
 
-def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:
+def test_shards_next_to_numbered_files_are_skipped(tmp_path: Path) -> None:
     """A final model in shards does not make a folder of numbered files one checkpoint."""
     for name in ("ckpt_1.pt", "ckpt_2.pt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         write_one(tmp_path / name)
@@ -142,7 +142,7 @@ def test_steps_inside_come_before_names(tmp_path: Path) -> None:
     assert members[0].step == FoundStep(value=100, unit="step", source="inside: trainer_state.json")
 
 
-def test_what_lies_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
+def test_a_folder_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
     """DeepSpeed's folder in a checkpoint of the trainer does not make the checkpoint a run."""
     write_folder(tmp_path / "checkpoint-500", 500)
     inner = tmp_path / "checkpoint-500" / "global_step500"
@@ -195,7 +195,7 @@ def test_a_folder_and_the_file_in_it_are_one_checkpoint(tmp_path: Path) -> None:
         assert all("the same" in left.reason for left in found.skipped)
 
 
-def test_a_checkpoint_that_was_rotated_away_is_left_out_of_a_run(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_rotated_away_is_skipped(tmp_path: Path) -> None:
     """A trainer that keeps the last few checkpoints deletes the oldest during the run."""
     for step in (1, 2, 3):
         write_folder(tmp_path / f"step-{step}")

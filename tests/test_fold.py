@@ -32,10 +32,10 @@ from tests.helpers.series import (
 )
 from tests.helpers.series import (
     State,
-    averaged_by_hand,
     data_section,
     load,
     random_states,
+    reference_average,
     same_bits,
     to_numpy,
     write_series,
@@ -75,13 +75,13 @@ def average(folder: Path, states: list[State], *, form: str = "zip", **options: 
 @pytest.mark.parametrize("form", sorted(FILE_FORMATS))
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.filterwarnings("ignore:.*float8")
-def test_the_average_is_the_fold_by_hand(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
+def test_the_average_is_the_reference_fold(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
     """For every element type and file format: float64 products and sums in order, rounded once, correctly."""
     states = random_states(4, dtype)
     result = average(tmp_path, states, form=form, decay=0.7)
     assert set(result) == set(states[0])
     for name, tensor in result.items():
-        expected = averaged_by_hand([state[name] for state in states], ema(4, Decay.of(0.7)))
+        expected = reference_average([state[name] for state in states], ema(4, Decay.of(0.7)))
         assert tensor.dtype is dtype
         assert tensor.shape == states[0][name].shape
         if dtype is torch.float64:
@@ -153,7 +153,7 @@ def test_any_shapes_in_any_blocks(
                 assert copied.tolist() == states[-1][tensor.name].flatten().tolist()
                 continue
             found = np.frombuffer(data, np.float32, tensor.elements, tensor.offset)
-            expected = averaged_by_hand([state[tensor.name] for state in states], (0.5, 0.5)).astype(np.float32)
+            expected = reference_average([state[tensor.name] for state in states], (0.5, 0.5)).astype(np.float32)
             assert found.tolist() == expected.ravel().tolist()
 
 
@@ -208,7 +208,7 @@ def test_uniform_matches_the_framework_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", FORM_OF, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("options", [{"decay": 0.9}, {"method": "uniform"}, {"decay": 0.95, "init": "debias"}])
-def test_every_element_lies_between_its_inputs(dtype: torch.dtype, options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_element_is_between_its_inputs(dtype: torch.dtype, options: dict[str, Any], tmp_path: Path) -> None:
     """With weights that sum to one, no average of float32 or narrower leaves the range of its inputs."""
     states = random_states(7, dtype, seed=3)
     states.append(states[0])
@@ -260,7 +260,7 @@ def test_half_life_and_debias(tmp_path: Path) -> None:
     """A half-life sets the same decay, and ``init`` reaches the weights."""
     states = random_states(4, torch.float64)
     result = average(tmp_path, states, half_life=2, init="debias")
-    expected = averaged_by_hand([state["scale"] for state in states], ema(4, Decay.of(2**-0.5), "debias"))
+    expected = reference_average([state["scale"] for state in states], ema(4, Decay.of(2**-0.5), "debias"))
     assert numbers(result["scale"]) == expected.ravel().tolist()
 
 
@@ -308,7 +308,7 @@ def test_mixed_types_are_folded_exactly_as_they_are(tmp_path: Path) -> None:
     states = [{"w": torch.randn(500, dtype=torch.float64).to(dtype)} for dtype in dtypes]
     result = average(tmp_path, states, decay=0.6)["w"]
     assert result.dtype is torch.float32
-    expected = averaged_by_hand([state["w"] for state in states], ema(4, Decay.of(0.6)))
+    expected = reference_average([state["w"] for state in states], ema(4, Decay.of(0.6)))
     assert numbers(result) == round_all(expected, FORMATS["F32"])
 
 
@@ -319,7 +319,7 @@ def test_dtype_sets_the_type_of_averaged_tensors(dtype: torch.dtype, tmp_path: P
         {"w": torch.randn(50), "c": torch.randn(3, dtype=torch.complex64), "n": torch.tensor(i)} for i in range(3)
     ]
     result = average(tmp_path, states, decay=0.5, dtype=str(dtype).removeprefix("torch."))
-    expected = averaged_by_hand([state["w"] for state in states], ema(3, Decay.of(0.5)))
+    expected = reference_average([state["w"] for state in states], ema(3, Decay.of(0.5)))
     assert result["w"].dtype is dtype
     exact = expected.tolist() if dtype is torch.float64 else round_all(expected, FORMATS[FORM_OF[dtype]])
     assert numbers(result["w"]) == exact

@@ -23,7 +23,7 @@ from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.json_text import JsonError, parse_object
 from tests.helpers.makers import expected, open_file, read_all, read_file
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
+from tests.helpers.series import State, load, open_files, random_states, reference_average
 
 
 def refusal(folder: Path, **options: Any) -> InputRefused:
@@ -273,8 +273,8 @@ def test_what_is_no_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt", "c.pt", "d.pt", "e\x1b.pt"):
         (tmp_path / name).write_text("")
     (tmp_path / "runs").mkdir()
-    told = 'it contains "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
-    assert refusal(tmp_path).message.endswith(f"is a folder, but not a checkpoint: {told}")
+    listed = 'it contains "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
+    assert refusal(tmp_path).message.endswith(f"is a folder, but not a checkpoint: {listed}")
 
 
 def test_names_alone_say_what_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,8 +306,8 @@ def test_runs_of_other_trainers_are_averaged(
     assert done.returncode == 0, done.stderr
     output = load(tmp_path / "ema.safetensors")
     (weight,) = (value for key, value in output.items() if key.endswith("layer.weight"))
-    by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.75, 0.25])
-    assert torch.equal(weight, torch.from_numpy(by_hand).float())
+    reference = reference_average([state["layer.weight"] for state in states], [0.75, 0.25])
+    assert torch.equal(weight, torch.from_numpy(reference).float())
 
 
 # JSON

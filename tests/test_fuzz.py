@@ -14,7 +14,7 @@ import pytest
 
 from ema_cli.errors import InputRefused
 from tests.hostile import fuzz
-from tests.hostile.held import Held
+from tests.hostile.in_memory import MemorySource
 from tests.hostile.mutate import JSON_WORDS, mutated
 from tests.hostile.parser import Parser
 from tests.hostile.parsers import parsers
@@ -105,4 +105,4 @@ def test_the_fuzzer_finds_what_is_wrong(
 def test_a_read_outside_the_file_is_a_finding() -> None:
     """The source of the fuzzer does not accept a read beyond its end."""
     with pytest.raises(AssertionError, match="read of 2 bytes at 3 of 4"):
-        Held(b"abcd").read(3, 2)
+        MemorySource(b"abcd").read(3, 2)

@@ -142,7 +142,7 @@ def test_the_path_is_that_of_principal_components(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.averages_2d[0], np.array(report.averages[0].weights) @ path, rtol=1e-9)  # type: ignore[arg-type]
 
 
-def test_cosines_tell_bouncing_from_travelling(tmp_path: Path) -> None:
+def test_cosines_distinguish_bouncing_from_traveling(tmp_path: Path) -> None:
     """Straight on is 1, back and forth is -1, a standstill has none."""
     for places, expected in (((0, 1, 2, 3), [1.0, 1.0]), ((0, 1, 0, 1), [-1.0, -1.0]), ((1, 1, 2, 3), [None, 1.0])):
         states = [{"w": torch.full((10,), float(place))} for place in places]
@@ -237,7 +237,7 @@ def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
     assert len(to_html(report)) < 300_000
 
 
-def test_equal_checkpoints_lie_in_one_point(tmp_path: Path) -> None:
+def test_equal_checkpoints_are_one_point(tmp_path: Path) -> None:
     """No distance, no direction, no division by zero."""
     found = geometry_of(average(tmp_path, [random_states(1)[0]] * 3))
     assert np.array(found.pairwise_distance).max() == 0

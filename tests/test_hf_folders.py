@@ -24,7 +24,7 @@ from ema_cli.storage.extents import LayoutPool
 from tests.helpers.folders import write_shards
 from tests.helpers.makers import every_kind, expected, fifo, open_file, read_all, read_file
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
+from tests.helpers.series import State, load, open_files, random_states, reference_average
 
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state.pth", "training_args.bin", "scaler.pt")
 
@@ -70,7 +70,7 @@ def test_pickled_shards_hold_tensors_of_every_kind(tmp_path: Path) -> None:
     assert read_file(tmp_path) == expected(state)
 
 
-def test_a_single_file_and_its_companions(tmp_path: Path) -> None:
+def test_a_single_file_and_its_side_files(tmp_path: Path) -> None:
     """A folder with one model is that model; files for loading it are side files, the state of the training is not."""
     (state,) = random_states(1)
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
@@ -192,7 +192,7 @@ def test_equal_shards_under_another_index_are_another_checkpoint(tmp_path: Path)
         assert found.keys() == {name for name in state if number != 1 or name != "empty"}
 
 
-def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_every_file(tmp_path: Path) -> None:
     """Other structure in any shard, in the index or in the trainer's state is another fingerprint."""
     (state,) = random_states(1)
     seen = set()
@@ -237,7 +237,7 @@ def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
         (b'{"weight_map": {"w": "a\\u0000b"}}', "are missing"),
     ],
 )
-def test_a_damaged_index_is_refused_in_words(index: bytes, words: str, tmp_path: Path) -> None:
+def test_a_damaged_index_is_refused_with_a_message(index: bytes, words: str, tmp_path: Path) -> None:
     """Whatever the index contains, nothing outside the folder is opened, and the reason is reported."""
     (tmp_path / "inner").mkdir()
     save_file({"w": torch.ones(2)}, tmp_path.parent / "model.safetensors")
@@ -346,7 +346,7 @@ def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> N
         ("model.fp16.safetensors", "model.ema.safetensors"),
     ],
 )
-def test_several_models_are_refused_in_words(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_several_models_are_refused_with_their_names(names: tuple[str, ...], tmp_path: Path) -> None:
     """If there are several candidates, none is chosen, and all are named."""
     for name in names:
         save_file({"w": torch.ones(2)}, tmp_path / name)
@@ -472,7 +472,7 @@ def test_the_choice_of_weights_does_not_depend_on_the_listing(names: set[str]) -
     assert choice(sorted(names)) == choice(sorted(names, reverse=True))
 
 
-def test_scripts_that_convert_are_no_companions() -> None:
+def test_scripts_that_convert_are_no_side_files() -> None:
     """The model's own code is copied; the training's is not, nor is the description of the original."""
     names = ["zero_to_fp32.py", "modeling_x.py", "README.md", "config.json", "..py", "x.json", "tokenizer.model"]
     assert find_side_files(names) == ("config.json", "modeling_x.py", "tokenizer.model")
@@ -497,8 +497,8 @@ def test_a_run_of_the_trainer_is_averaged(suffix: str, tmp_path: Path, ema_avg: 
     assert "skipped" in done.stderr
     output = load(tmp_path / "ema.safetensors")
     for name, value in output.items():
-        by_hand = averaged_by_hand([state[name] for state in states], [0.25, 0.25, 0.5])
-        assert torch.equal(value, torch.from_numpy(by_hand).float().reshape(value.shape)), name
+        reference = reference_average([state[name] for state in states], [0.25, 0.25, 0.5])
+        assert torch.equal(value, torch.from_numpy(reference).float().reshape(value.shape)), name
     assert set(output) == set(states[0])
     assert ema_avg("verify", "ema.safetensors").returncode == 0
     again = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
@@ -522,8 +522,8 @@ def test_adapters_are_averaged_from_a_pattern(tmp_path: Path, ema_avg: Run) -> N
         assert done.returncode == 0, done.stderr
         outputs.append(load(tmp_path / f"{number}.safetensors"))
     assert all(torch.equal(output[name], outputs[0][name]) for output in outputs for name in states[0])
-    by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.5, 0.5])
-    assert torch.equal(outputs[0]["layer.weight"], torch.from_numpy(by_hand).float())
+    reference = reference_average([state["layer.weight"] for state in states], [0.5, 0.5])
+    assert torch.equal(outputs[0]["layer.weight"], torch.from_numpy(reference).float())
 
 
 def test_formats_may_be_mixed(tmp_path: Path, ema_avg: Run) -> None:
@@ -536,8 +536,8 @@ def test_formats_may_be_mixed(tmp_path: Path, ema_avg: Run) -> None:
     done = ema_avg("run", "--method", "uniform", "-o", "mean.safetensors")
     assert done.returncode == 0, done.stderr
     output = load(tmp_path / "mean.safetensors")
-    by_hand = averaged_by_hand([state["layer.bias"] for state in states], [1 / 3] * 3)
-    assert torch.equal(output["layer.bias"], torch.from_numpy(by_hand).float())
+    reference = reference_average([state["layer.bias"] for state in states], [1 / 3] * 3)
+    assert torch.equal(output["layer.bias"], torch.from_numpy(reference).float())
     assert json.loads((tmp_path / "mean.report.json").read_text())["inputs"][0]["path"].endswith("step-1")
 
 
@@ -566,7 +566,7 @@ def test_one_file_in_several_folders_is_opened_once_each(tmp_path: Path) -> None
         checkpoint.index.close()
 
 
-def test_a_configuration_that_is_cut_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_truncated_during_the_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A truncated configuration is an error, because it may say that the weights are quantized."""
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")

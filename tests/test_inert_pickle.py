@@ -165,7 +165,7 @@ def test_all_that_trainers_store_is_read(protocol: int) -> None:
     assert isinstance(value["class"], Global)
 
 
-def test_out_of_band_buffers_are_left_out() -> None:
+def test_out_of_band_buffers_are_ignored() -> None:
     """A pickle with buffers outside it is read without them."""
     data = pickle.dumps(np.arange(3), 5, buffer_callback=lambda _: None)
     assert isinstance(value_of(data), Inert)
@@ -225,8 +225,8 @@ def lengthened(opcodes: bytes, canary: Path) -> bytes:
     made, position = b"", 0
     while (start := opcodes.find(b"X", position)) >= 0:
         size = int.from_bytes(opcodes[start + 1 : start + 5], "little")
-        held = opcodes[start + 5 : start + 5 + size].decode()
-        made += opcodes[position:start] + text(held.replace("CANARY", str(canary)))
+        content = opcodes[start + 5 : start + 5 + size].decode()
+        made += opcodes[position:start] + text(content.replace("CANARY", str(canary)))
         position = start + 5 + size
     return made + opcodes[position:]
 
@@ -340,7 +340,7 @@ def test_nonsense_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_truncation_is_told_from_damage(protocol: int) -> None:
+def test_truncation_is_distinguished_from_damage(protocol: int) -> None:
     """A pickle that ends early anywhere is ``PickleTruncated``: a reader with more bytes can continue."""
     value = {"a": [1, 300, 70_000, 1 << 40, 0.5, "text" * 100, b"bytes", (1, 2, 3), True, None], "b": Colour.RED}
     data = pickle.dumps(value, protocol)

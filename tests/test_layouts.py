@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, same_bits
+from tests.helpers.series import State, load, reference_average, same_bits
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
 SHARES = (0.25, 0.25, 0.5)
@@ -224,14 +224,14 @@ def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layo
     for key, tensor in found.items():
         series = [state[key] for state in states]
         if tensor.dtype.is_floating_point:
-            by_hand = torch.from_numpy(averaged_by_hand(series, SHARES)).to(tensor.dtype)
-            assert same_bits(tensor, by_hand.reshape(tensor.shape)), key
+            reference = torch.from_numpy(reference_average(series, SHARES)).to(tensor.dtype)
+            assert same_bits(tensor, reference.reshape(tensor.shape)), key
         else:
             assert same_bits(tensor, series[-1]), key
 
 
 @pytest.mark.parametrize(
-    ("layout", "told"),
+    ("layout", "expected"),
     [
         ("lightning with an average", 'the raw weights are used, not the trainer\'s own average "state_dict"'),
         ("timm", 'the raw weights are used, not the trainer\'s own average "state_dict_ema"'),
@@ -241,14 +241,14 @@ def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layo
         ("torch's AveragedModel", "the weights are those of torch's AveragedModel: this averages averages"),
     ],
 )
-def test_averages_of_the_trainer_are_told(tmp_path: Path, ema_avg: Run, layout: str, told: str) -> None:
+def test_averages_of_the_trainer_are_reported(tmp_path: Path, ema_avg: Run, layout: str, expected: str) -> None:
     """If a checkpoint has an average, one message for all files says which weights were used."""
     name, make, _, _ = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
     warnings = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)["warnings"]
     (message,) = [one["message"] for one in warnings if one["code"] == "weights-chosen"]
-    assert told in message
+    assert expected in message
     assert "and 2 more" in message
 
 
@@ -265,11 +265,11 @@ def test_a_key_chooses_the_trainers_average(tmp_path: Path, ema_avg: Run, layout
     assert done.returncode == 0, done.stderr
     series = [make(number)[key] for number in (1, 2, 3)]
     for name, tensor in load(tmp_path / "ema.safetensors").items():
-        by_hand = averaged_by_hand([state[name] for state in series], SHARES)
-        assert same_bits(tensor, torch.from_numpy(by_hand).to(torch.float32))
+        reference = reference_average([state[name] for state in series], SHARES)
+        assert same_bits(tensor, torch.from_numpy(reference).to(torch.float32))
 
 
-def test_copies_of_the_last_checkpoint_are_left_out(tmp_path: Path, ema_avg: Run) -> None:
+def test_copies_of_the_last_checkpoint_are_skipped(tmp_path: Path, ema_avg: Run) -> None:
     """``last.ckpt`` and ``last-v1.ckpt`` next to numbered files are named and skipped, unless they are newer."""
     for number in (1, 2):
         write(tmp_path / "run", f"epoch={number}-step={400 * number}.ckpt", lightning(number))
@@ -305,7 +305,7 @@ def test_several_models_are_listed(tmp_path: Path, ema_avg: Run) -> None:
         assert [one["name"] for one in document["tensors"]] == list(weights(1))
 
 
-def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: Run) -> None:
+def test_an_average_without_names_is_refused_with_a_message(tmp_path: Path, ema_avg: Run) -> None:
     """The state of diffusers' ``EMAModel`` is a list of tensors: the file does not have their names."""
     value = {"decay": 0.99, "optimization_step": 100, "shadow_params": [torch.ones(2)], "collected_params": None}
     done = ema_avg("inspect", write(tmp_path / "run", "ema.pt", value))
@@ -332,7 +332,7 @@ def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: 
     assert ema_avg("inspect", write(tmp_path / "run", "mp_rank_00_model_states.pt", value)).returncode == 0
 
 
-def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> None:
+def test_a_prefix_that_some_names_lack_is_reported(tmp_path: Path, ema_avg: Run) -> None:
     """A wrapper's prefix on some names stays on all of them, and is reported; with ``--strip-prefix`` it is not."""
     for number in (1, 2, 3):
         model = {**weights(number, "module."), "head.weight": torch.ones(1)}
@@ -346,13 +346,13 @@ def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> 
     assert ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strip-prefix", "", "--strict").returncode == 0
 
 
-def test_what_was_ignored_is_told(tmp_path: Path, ema_avg: Run) -> None:
+def test_ignored_entries_are_listed(tmp_path: Path, ema_avg: Run) -> None:
     """With ``-v``, and as JSON, the plan lists the other contents of every checkpoint."""
     for number in (1, 2, 3):
         write(tmp_path / "run", f"checkpoint_{number}_{number}000.pt", fairseq(number))
-    beside = ["cfg", "criterion", "optimizer_history", "extra_state", "last_optimizer_state"]
+    extra = ["cfg", "criterion", "optimizer_history", "extra_state", "last_optimizer_state"]
     plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
-    assert [one["ignored"] for one in plan["inputs"]] == [beside] * 3
+    assert [one["ignored"] for one in plan["inputs"]] == [extra] * 3
     done = ema_avg("plan", "run", "--decay", "0.5", "-v")
     text = " ".join(done.stderr.split())
     assert 'ignored in "checkpoint_1_1000.pt", "checkpoint_2_2000.pt" and 1 more, not model tensors: "cfg"' in text

@@ -62,7 +62,7 @@ def test_several_methods_and_decays_are_all_combinations() -> None:
     assert labels == ["ema 0.5", "ema 0.9", "uniform", "ema-hold 0.5", "ema-hold 0.9"]
 
 
-def test_labels_tell_methods_apart() -> None:
+def test_labels_distinguish_methods() -> None:
     """They are short, and never show a decay as 1."""
     made = meant(method=["ema", "power", "lr-decay"], half_life=[1000], sigma_rel=[0.05, 0.1], shape="linear")
     assert [method.label for method in made] == ["ema H=1000", "power 0.05", "power 0.1", "lr-decay linear"]
@@ -99,7 +99,7 @@ def test_one_decay_is_one_method_however_it_is_given() -> None:
     assert not decay.same_as(meant(method="uniform")[0])
 
 
-def test_weights_may_stand_behind_the_paths() -> None:
+def test_weights_may_follow_the_paths() -> None:
     """``PATH:WEIGHT``; a path may contain colons itself."""
     assert split_weights(["a.pt:1", "b:c.pt:2.5", "d:1e-3"]) == (("a.pt", "b:c.pt", "d"), (1.0, 2.5, 0.001))
     options = make_options(["a.pt:1", "b.pt:3"], method="manual")
@@ -119,7 +119,7 @@ def test_weights_may_stand_behind_the_paths() -> None:
         ({"decay": -0.0, "output": "n_{decay}.safetensors"}, ["n_0"]),
     ],
 )  # fmt: skip
-def test_output_names_tell_averages_apart(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
+def test_output_names_distinguish_averages(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
     """Any field that has a value works, whichever way the decay was given."""
     paths = write_series(tmp_path, random_states(3))
     made = ema_cli.plan(paths, **options)
@@ -161,7 +161,7 @@ def test_numbers_beyond_all_sense_are_refused(options: dict[str, Any]) -> None:
         make_options("run", **options)
 
 
-def test_nothing_said_is_nothing_said() -> None:
+def test_other_options_select_no_weights() -> None:
     """Options of other kinds do not select weights."""
     assert not make_options("run", dtype="float64", clock="tokens").chooses_weights
     for said in ({"decay": 0.5}, {"method": "uniform"}, {"init": "first", "decay": 0.1}, {"weights": (1.0,)}):

@@ -15,7 +15,7 @@ from torch import nn
 import ema_cli
 from ema_cli.errors import InputRefused, UsageError
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, same_bits, write_series
+from tests.helpers.series import State, load, reference_average, same_bits, write_series
 
 SHARES = (0.25, 0.25, 0.5)
 """Of three checkpoints with a decay of one half."""
@@ -31,9 +31,9 @@ def growing() -> list[State]:
     return states
 
 
-def by_hand(states: list[State], name: str) -> torch.Tensor:
+def reference(states: list[State], name: str) -> torch.Tensor:
     """Return the average of a tensor of three checkpoints."""
-    return torch.from_numpy(averaged_by_hand([state[name] for state in states], SHARES)).to(torch.float32)
+    return torch.from_numpy(reference_average([state[name] for state in states], SHARES)).to(torch.float32)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -55,7 +55,7 @@ def test_the_tensors_of_the_last_checkpoint_decide(tmp_path: Path, ema_avg: Run)
     assert done.returncode == 0, done.stderr
     found = load(tmp_path / "ema.safetensors")
     assert found.keys() == {"w", "n", "new"}
-    assert same_bits(found["w"], by_hand(states, "w"))
+    assert same_bits(found["w"], reference(states, "w"))
     assert same_bits(found["new"], states[2]["new"])
     assert found["n"].item() == 3
     document = json.loads(done.stdout)
@@ -114,7 +114,7 @@ def test_shapes_and_kinds_must_be_equal_all_the_same(tmp_path: Path) -> None:
         ema_cli.plan(write_series(tmp_path, states), decay=0.5, on_missing="last")
 
 
-def test_odd_tensors_that_are_left_out_are_no_fault(tmp_path: Path) -> None:
+def test_odd_tensors_that_are_dropped_are_no_fault(tmp_path: Path) -> None:
     """A sparse tensor of an earlier checkpoint is ignored if the last lacks the name, and refused otherwise."""
     states = growing()
     states[0]["old"] = torch.eye(2).to_sparse()
@@ -159,16 +159,16 @@ def test_going_on_copies_what_was_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["3", "{}", "[1]", "["])
-def test_metadata_that_lie_about_what_was_copied_are_refused(tmp_path: Path, said: str) -> None:
+def test_metadata_with_false_copied_tensors_are_refused(tmp_path: Path, said: str) -> None:
     """The tensors in the metadata of a previous average are checked like all of its metadata."""
     paths = write_series(tmp_path, growing())
     first = tmp_path / "first.safetensors"
     ema_cli.average(paths[:2], decay=0.5, output=first, on_missing="last")
     raw = first.read_bytes()
-    told = json.dumps(json.dumps(["new"])).encode()
+    stored = json.dumps(json.dumps(["new"])).encode()
     spaced = json.dumps(said.ljust(len('["new"]'))).encode()
-    assert raw.count(told) == 1
-    changed = raw.replace(told, spaced + b" " * (len(told) - len(spaced)))
+    assert raw.count(stored) == 1
+    changed = raw.replace(stored, spaced + b" " * (len(stored) - len(spaced)))
     first.write_bytes(changed)
     with pytest.raises(InputRefused, match="do not list its checkpoints correctly"):
         ema_cli.plan(paths[2:], continue_from=first, on_missing="last")
@@ -237,7 +237,7 @@ def test_tied_tensors_are_written_once_as_save_model_does(tmp_path: Path, ema_av
     assert not any(load_model(model, tmp_path / "ema.safetensors"))
     states = [dict(language(seed).state_dict()) for seed in (1, 2, 3)]
     for name, tensor in model.state_dict().items():
-        assert same_bits(tensor, by_hand(states, name)), name
+        assert same_bits(tensor, reference(states, name)), name
     assert model.wte.weight is model.lm_head.weight
     kept = {one["name"]: one["stands_for"] for one in json.loads(done.stdout)["averages"][0]["tensors"]}
     assert kept == {"lm_head.weight": ["wte.weight"], "mid.bias": [], "mid.weight": []}

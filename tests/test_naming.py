@@ -66,7 +66,7 @@ def test_steps_are_read_from_a_series(names: list[str], expected: list[int | Non
 
 
 @pytest.mark.parametrize("names", [["epoch=3-val=0.25.ckpt", "epoch=12-val=0.50.ckpt"], ["ep3.pt", "ep12.pt"]])
-def test_epochs_are_told_from_steps(names: list[str]) -> None:
+def test_epochs_are_distinguished_from_steps(names: list[str]) -> None:
     """The word in front of the number is its unit."""
     assert [(step.value, step.unit) for step in steps_from_names(names) if step] == [(3, "epoch"), (12, "epoch")]
 
@@ -145,7 +145,7 @@ def test_output_names_are_filled() -> None:
         ([], ["a"], []),
     ],
 )
-def test_names_are_as_short_as_they_tell_apart(paths: list[str], taken: list[str], names: list[str]) -> None:
+def test_names_are_the_shortest_that_are_distinct(paths: list[str], taken: list[str], names: list[str]) -> None:
     """The label of a checkpoint is the end of its path, whatever its folder and its format."""
     assert distinct_names(paths, taken) == names
 
@@ -163,6 +163,6 @@ def test_names_that_cannot_be_decoded_are_escaped() -> None:
         ("a.safetensors.safetensors", "a.safetensors.report.json"),
     ],
 )
-def test_the_report_lies_beside_its_output(output: str, report: str) -> None:
+def test_the_report_is_next_to_its_output(output: str, report: str) -> None:
     """A final ``.safetensors`` is replaced, nothing else."""
     assert report_name(output) == report

@@ -21,7 +21,7 @@ from ema_cli.planning.quantization import find_codes
 from tests.helpers.exact import FORMATS, rounded
 from tests.helpers.makers import random_tensor, safetensors_file
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, same_bits, to_numpy, write_series
+from tests.helpers.series import State, load, reference_average, same_bits, to_numpy, write_series
 
 SHARES = (0.25, 0.25, 0.5)
 """Of three checkpoints with a decay of one half."""
@@ -63,14 +63,14 @@ def check_average(found: State, series: list[State]) -> None:
         if not (tensor.dtype.is_floating_point or tensor.is_complex()):
             assert same_bits(tensor, tensors[-1]), name
             continue
-        by_hand = averaged_by_hand(tensors, SHARES)
+        reference = reference_average(tensors, SHARES)
         if tensor.dtype is torch.bfloat16:
-            expected = [rounded(float(value), FORMATS["BF16"]) for value in by_hand.reshape(-1)]
+            expected = [rounded(float(value), FORMATS["BF16"]) for value in reference.reshape(-1)]
             assert to_numpy(tensor).reshape(-1).tolist() == expected, name
         elif tensor.is_complex():
-            assert np.array_equal(torch.view_as_real(tensor).numpy(), by_hand.astype(np.float32)), name
+            assert np.array_equal(torch.view_as_real(tensor).numpy(), reference.astype(np.float32)), name
         else:
-            assert same_bits(tensor, torch.from_numpy(by_hand).to(tensor.dtype).reshape(tensor.shape)), name
+            assert same_bits(tensor, torch.from_numpy(reference).to(tensor.dtype).reshape(tensor.shape)), name
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
@@ -103,12 +103,12 @@ def test_types_that_change_are_folded_exactly(tmp_path: Path, last: torch.dtype)
     assert "dtypes-differ" in {one.code for one in report.warnings}
     found = load(tmp_path / "ema.safetensors")["w"]
     assert found.dtype is last
-    by_hand = averaged_by_hand([one["w"] for one in series], report.averages[0].weights)
+    reference = reference_average([one["w"] for one in series], report.averages[0].weights)
     form = BY_TORCH_NAME[str(last).removeprefix("torch.")].name
     if form in FORMATS:
-        assert to_numpy(found).tolist() == [rounded(float(value), FORMATS[form]) for value in by_hand]
+        assert to_numpy(found).tolist() == [rounded(float(value), FORMATS[form]) for value in reference]
     else:
-        assert same_bits(found, torch.from_numpy(by_hand).to(last))
+        assert same_bits(found, torch.from_numpy(reference).to(last))
 
 
 ODD: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
@@ -144,8 +144,8 @@ def test_odd_tensors_are_refused_only_where_they_are_wanted(tmp_path: Path, ema_
     assert ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--exclude", "^odd$").returncode == 0
     assert load(tmp_path / "ema.safetensors")["w"].tolist() == [2.25, 2.25]
     for number in (1, 2, 3):
-        beside = {"model": {"w": torch.full((2,), float(number))}, "mask": [make()], "step": number}
-        torch.save(beside, tmp_path / "run" / f"ckpt_{number}00.pt")
+        checkpoint = {"model": {"w": torch.full((2,), float(number))}, "mask": [make()], "step": number}
+        torch.save(checkpoint, tmp_path / "run" / f"ckpt_{number}00.pt")
     assert ema_avg("run", "--decay", "0.5", "-o", "beside.safetensors").returncode == 0
     assert load(tmp_path / "beside.safetensors").keys() == {"w"}
 
@@ -158,7 +158,7 @@ def test_many_odd_tensors_are_capped(tmp_path: Path) -> None:
     assert refused.value.message.count("\n") == 9
 
 
-def test_odd_tensors_are_told_by_inspect_and_diff(tmp_path: Path, ema_avg: Run) -> None:
+def test_odd_tensors_are_reported_by_inspect_and_diff(tmp_path: Path, ema_avg: Run) -> None:
     """``inspect`` names them with the reason; ``diff`` does not report files as equal if it could not compare them."""
     paths = write_series(tmp_path / "run", [{"w": torch.ones(2), "odd": torch.eye(2).to_sparse()}] * 2)
     (found,) = json.loads(ema_avg("inspect", paths[0], "--json").stdout)["checkpoints"]
@@ -329,7 +329,7 @@ def test_float8_without_scales_is_averaged_with_a_warning(tmp_path: Path) -> Non
     assert [warning.code for warning in ema_cli.plan(paths, decay=0.5).warnings] == ["float8-averaged"]
 
 
-def test_two_checkpoints_of_which_one_is_quantized(tmp_path: Path) -> None:
+def test_one_quantized_checkpoint_among_two(tmp_path: Path) -> None:
     """The quantized checkpoint is named, wherever it is in the series."""
     for number, tensors in ((1, {"l.weight": torch.ones(4, 4)}), (2, QUANTIZED["int8"][0])):
         torch.save(tensors, tmp_path / f"c_{number}.pt")

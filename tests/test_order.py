@@ -140,7 +140,7 @@ def test_mixed_units_are_refused(tmp_path: Path) -> None:
     assert names_of(order(*paths, order="name")) == ["a", "b"]
 
 
-def test_steps_by_hand(tmp_path: Path) -> None:
+def test_steps_from_the_user(tmp_path: Path) -> None:
     """``--steps`` overrules every other source, in the order of the arguments."""
     paths = [write_one(tmp_path / f"{name}.pt", step=n) for n, name in enumerate("abc")]
     series = order(*paths, steps=(30, 10, 20))
@@ -148,7 +148,7 @@ def test_steps_by_hand(tmp_path: Path) -> None:
     assert series.reason == "by step (--steps)"
 
 
-def test_steps_by_hand_must_be_as_many_as_checkpoints(tmp_path: Path) -> None:
+def test_steps_from_the_user_must_be_as_many_as_checkpoints(tmp_path: Path) -> None:
     """The error for a wrong number of steps states both numbers."""
     paths = [write_one(tmp_path / f"{name}.pt") for name in "ab"]
     with pytest.raises(UsageError, match="--steps gives 3 steps for 2 checkpoints"):
@@ -225,7 +225,7 @@ def test_bounds_need_steps(tmp_path: Path) -> None:
         order(*paths, from_step=1)
 
 
-def test_names_are_told_apart_from_their_common_folder_on(tmp_path: Path) -> None:
+def test_names_are_distinguished_below_their_common_folder(tmp_path: Path) -> None:
     """In ``run/checkpoint-500/model.pt`` the folder's name has the step; numbers in higher folders do not matter."""
     paths = [write_one(tmp_path / "exp7_1" / f"checkpoint-{n}" / "model.pt") for n in (500, 60)]
     assert steps_of(order(*paths)) == [60, 500]
@@ -237,7 +237,7 @@ def test_a_loss_in_the_name_is_not_a_step(tmp_path: Path) -> None:
     assert names_of(order(*paths[::-1])) == ["ckpt_100_2.31", "ckpt_200_2.11", "ckpt_1000_1.99"]
 
 
-def test_steps_by_hand_that_contradict_those_inside_warn(tmp_path: Path) -> None:
+def test_steps_from_the_user_that_contradict_those_inside_warn(tmp_path: Path) -> None:
     """A shell sorts ckpt_1000 before ckpt_200: steps in another order than the arguments are detected."""
     paths = [write_one(tmp_path / f"ckpt_{step}.pt", step=step) for step in (1000, 200, 300)]
     wrong = ema_cli.plan(paths, decay=0.5, steps=(200, 300, 1000))

@@ -133,15 +133,15 @@ def test_files_are_filled_greedily(sizes: list[int], most: int) -> None:
     layouts = [
         TensorLayout(name=f"{n:03d}", dtype=BY_NAME["U8"], shape=(size,), strides=None) for n, size in enumerate(sizes)
     ]
-    files, beside = plan_files(layouts, {}, "m", most)
-    held = [list(json.loads(file.header[8:])) for file in files]
-    assert [name for names in held for name in names] == [layout.name for layout in layouts]
+    files, index_file = plan_files(layouts, {}, "m", most)
+    names_in_shards = [list(json.loads(file.header[8:])) for file in files]
+    assert [name for names in names_in_shards for name in names] == [layout.name for layout in layouts]
     assert [file.begin for file in files] == [sum(f.data_bytes for f in files[:k]) for k in range(len(files))]
-    for names, following in pairwise(held):
+    for names, following in pairwise(names_in_shards):
         used = sum(sizes[int(name)] for name in names)
         assert used + sizes[int(following[0])] > most
         assert used <= most or len(names) == 1
-    assert bool(beside) == (len(files) > 1)
+    assert bool(index_file) == (len(files) > 1)
 
 
 def test_more_files_than_names_are_refused() -> None:
@@ -239,7 +239,7 @@ def test_a_folder_can_be_configured(run_folder: Path, ema_avg: Run) -> None:
     assert len(shards_of(run_folder.parent / "a")) > len(shards_of(run_folder.parent / "b")) == 1
 
 
-def test_the_report_tells_of_every_file(run_folder: Path, ema_avg: Run) -> None:
+def test_the_report_lists_every_file(run_folder: Path, ema_avg: Run) -> None:
     """Sizes and digests are those of ``sha256sum``, and the single digest is the digest of the lines that it prints."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "out/", "--max-shard-size", "150", "--json")
     document = json.loads(done.stdout)
@@ -375,7 +375,7 @@ def test_side_files_are_copied(tmp_path: Path) -> None:
     assert row[1].endswith(" in 1 shard, with config.json, tokenizer.json")
 
 
-def test_the_configuration_tells_the_new_type(tmp_path: Path) -> None:
+def test_the_configuration_has_the_new_type(tmp_path: Path) -> None:
     """``--dtype`` changes that value and nothing else; if the type stays, nothing is changed at all."""
     folders = model_folders(tmp_path / "run", states())
     for dtype in ("float32", "bfloat16"):
@@ -418,8 +418,8 @@ def test_side_files_that_are_no_files_are_not_copied(tmp_path: Path) -> None:
         sparse.truncate(10**9 + 1)
     report = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
     assert listing(tmp_path / "out") == {"model.safetensors", "config.json", "tokenizer.json"}
-    told = " ".join(one.message for one in report.warnings if one.code == "companion-left-out")
-    assert "merges.txt" in told
+    messages = " ".join(one.message for one in report.warnings if one.code == "companion-left-out")
+    assert "merges.txt" in messages
 
 
 @pytest.mark.parametrize("stem", ["adapter_model", "diffusion_pytorch_model"])
@@ -435,7 +435,7 @@ def test_the_weights_are_called_as_in_the_checkpoint(stem: str, tmp_path: Path) 
     assert set(index_of(tmp_path / "cut", stem)["weight_map"]) == set(load_folder(tmp_path / "out"))
 
 
-def test_a_plan_tells_the_files(tmp_path: Path, ema_avg: Run) -> None:
+def test_a_plan_lists_the_files(tmp_path: Path, ema_avg: Run) -> None:
     """The plan lists shards and side files without writing them, as JSON and as text."""
     model_folders(tmp_path / "run", states())
     arguments = ["plan", "run", "--decay", "0.5", "-o", "out/", "--max-shard-size", "20kB"]
@@ -448,7 +448,7 @@ def test_a_plan_tells_the_files(tmp_path: Path, ema_avg: Run) -> None:
     assert "up to date" in ema_avg(*arguments).stderr
 
 
-def test_a_folder_is_left_out_of_the_next_run(tmp_path: Path, ema_avg: Run) -> None:
+def test_an_output_folder_is_skipped_in_the_next_run(tmp_path: Path, ema_avg: Run) -> None:
     """In the folder of the run, a previous average is no checkpoint; alone it can be averaged, with a warning."""
     model_folders(tmp_path / "run", states())
     for number in range(2):

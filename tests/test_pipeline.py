@@ -341,13 +341,13 @@ def test_a_report_that_is_not_sound_is_none(
 ) -> None:
     """Whatever the report of an output contains, the answer is one sentence, and no page is made of it."""
     run(paths, output)
-    beside = tmp_path / "ema.report.json"
-    document = json.loads(beside.read_text())
+    report_file = tmp_path / "ema.report.json"
+    document = json.loads(report_file.read_text())
     inner = document
     for step in place[:-1]:
         inner = inner[step]
     inner[place[-1]] = value
-    beside.write_text(json.dumps(document))
+    report_file.write_text(json.dumps(document))
     with pytest.raises(OutputError, match=r"without a readable report beside it|exists and is not a report of ema-avg"):
         run(paths, output, report=[tmp_path / "x.html", tmp_path / "x.md"])
     assert not (tmp_path / "x.html").exists()

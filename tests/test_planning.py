@@ -52,7 +52,7 @@ def test_what_is_averaged_and_what_is_copied(tmp_path: Path) -> None:
     assert made.write_bytes == len(made.outputs[0].files[0].header) + made.data_bytes
 
 
-def test_tensors_lie_one_behind_the_other(tmp_path: Path) -> None:
+def test_tensors_are_stored_in_a_row(tmp_path: Path) -> None:
     """The data section has no holes, and every tensor is aligned to its element size."""
     made = plan(tmp_path, random_states(2))
     position = 0
@@ -87,7 +87,7 @@ def test_include_and_exclude_choose_tensors(tmp_path: Path) -> None:
         plan(tmp_path, states, include=("nothing",))
 
 
-def test_all_differences_are_told_at_once(tmp_path: Path) -> None:
+def test_all_differences_are_reported_at_once(tmp_path: Path) -> None:
     """Missing, additional, reshaped and retyped tensors are named with their files, in one error."""
     last = {"a": torch.ones(2), "b": torch.ones(3), "n": torch.tensor(1), "only_last": torch.ones(1)}
     first = {"a": torch.ones(5), "b": torch.arange(3), "n": torch.tensor(1), "only_first": torch.ones(1)}
@@ -134,7 +134,7 @@ def test_tensors_are_matched_by_name(tmp_path: Path) -> None:
     assert [tensor.drift for tensor in found.tensors] == [0, 0]
 
 
-def test_tied_tensors_are_told(tmp_path: Path) -> None:
+def test_tied_tensors_are_reported(tmp_path: Path) -> None:
     """A tensor that shares its bytes with a previous one is written twice, and reported as tied."""
     shared = torch.ones(4)
     made = plan(tmp_path, [{"embed": shared, "head": shared, "w": torch.ones(4)}] * 2)
@@ -270,7 +270,7 @@ def test_contradicting_options_are_refused_before_anything_is_read(options: dict
         ({"decay": [0.5, 0.5 + 1e-15], "output": "ema_{decay}.safetensors"}, "several averages would be written to"),
     ],
 )
-def test_output_names_must_tell_the_averages_apart(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_output_names_must_distinguish_the_averages(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     """A placeholder without a value, or one that gives one name twice, is refused."""
     options["output"] = tmp_path / options["output"]
     with pytest.raises(UsageError, match=message):
@@ -350,7 +350,7 @@ def test_no_file_stays_open_when_planning_fails(options: dict[str, Any], tmp_pat
     assert open_files() == before
 
 
-def test_the_fingerprint_of_the_options_tells_averages_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_of_the_options_distinguishes_averages(tmp_path: Path) -> None:
     """Every option that changes bytes changes the header; options that only split the work do not."""
     paths = write_series(tmp_path, [MODEL] * 3)
     base: dict[str, Any] = {"decay": 0.5}

@@ -63,7 +63,7 @@ def test_names_that_would_collide_are_kept() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
-def test_a_prefix_of_some_names_is_told(prefix: str) -> None:
+def test_a_prefix_of_some_names_is_reported(prefix: str) -> None:
     """A single name without the wrapper's prefix keeps it on all, and is named; ``--strip-prefix`` silences that."""
     names = [f"{prefix}a", f"{prefix}b", "head"]
     assert stripped(names) == (names, ())

@@ -123,7 +123,7 @@ def test_one_checkpoint_has_it_all(decay: float, init: Init) -> None:
     assert uniform_time((5,)) == power((0,), 0.1) == power((9,), 0.1) == lr_decay((5,), "cosine") == (1.0,)
 
 
-def test_two_checkpoints_by_hand() -> None:
+def test_two_checkpoints_have_known_weights() -> None:
     """N = 2, one step apart: theta_2 is one step of the EMA; two apart, the middle is half of each."""
     assert ema_linear((10, 11), Decay.of(0.75)) == (0.75, 0.25)
     assert ema_linear((10, 12), Decay.of(0.5)) == pytest.approx((0.25 + 0.125, 0.5 + 0.125), rel=1e-15)

@@ -234,7 +234,7 @@ def test_a_server_that_stays_wrong_is_refused(fault: str, said: str, site: Site,
     assert not list(tmp_path.glob("*b.safetensors*"))
 
 
-def test_a_server_that_stays_busy_is_told(site: Site, tmp_path: Path) -> None:
+def test_a_server_that_stays_busy_is_reported(site: Site, tmp_path: Path) -> None:
     """After some tries the run ends with the reason, and leaves nothing."""
     site.fail = lambda n: n > 9
     with pytest.raises(EmaAvgError, match=r"cannot be (read at byte|reached).*503"):
@@ -307,16 +307,16 @@ def test_announced_ranges_are_fetched_once() -> None:
         fetched.append((begin, end))
         return data[begin:end]
 
-    ahead = Prefetcher(fetch)
+    prefetcher = Prefetcher(fetch)
     for begin in range(0, 40_000, 1000):
-        ahead.announce(begin, begin + 1000)
-    ahead.announce(500, 2500)
+        prefetcher.announce(begin, begin + 1000)
+    prefetcher.announce(500, 2500)
     for begin, length in ((0, 1500), (500, 2000), (1500, 38_500)):  # all within one part
         out = bytearray(length)
-        assert ahead.take(begin, memoryview(out)) == length
+        assert prefetcher.take(begin, memoryview(out)) == length
         assert out == data[begin : begin + length]
     assert fetched == [(0, 40_000)]
-    assert ahead.take(0, memoryview(bytearray(1))) == 0
+    assert prefetcher.take(0, memoryview(bytearray(1))) == 0
 
 
 @given(st.data())
@@ -324,33 +324,33 @@ def test_every_byte_comes_out_as_it_is(data: st.DataObject) -> None:
     """In whatever order ranges are announced and taken, bytes are right or absent, and none is in memory in the end."""
     size = 700_000
     content = np.random.default_rng(0).bytes(size)
-    ahead = Prefetcher(lambda begin, end: content[begin:end])
+    prefetcher = Prefetcher(lambda begin, end: content[begin:end])
     spans = st.tuples(st.integers(0, size - 1), st.integers(1, 300_000)).map(lambda s: (s[0], min(size, sum(s))))
     announced = data.draw(st.lists(spans, max_size=6))
     for begin, end in announced:
-        ahead.announce(begin, end)
+        prefetcher.announce(begin, end)
     for begin, end in data.draw(st.permutations(announced)):
         done = begin
         while done < end:
             out = bytearray(end - done)
-            taken = ahead.take(done, memoryview(out))
+            taken = prefetcher.take(done, memoryview(out))
             assert out[:taken] == content[done : done + taken]
             assert taken > 0
             done += taken
-    assert held(ahead) == 0
+    assert bytes_in_memory(prefetcher) == 0
 
 
-def test_what_was_taken_of_a_request_is_not_held() -> None:
+def test_bytes_taken_from_a_request_are_freed() -> None:
     """A request is freed part by part, not when all of it was taken."""
-    ahead = Prefetcher(lambda begin, end: bytes(end - begin))
-    ahead.announce(0, 1 << 20)
+    prefetcher = Prefetcher(lambda begin, end: bytes(end - begin))
+    prefetcher.announce(0, 1 << 20)
     done = 0
     while done < 1 << 19:
-        done += ahead.take(done, memoryview(bytearray((1 << 19) - done)))
-    assert held(ahead) == 1 << 19
+        done += prefetcher.take(done, memoryview(bytearray((1 << 19) - done)))
+    assert bytes_in_memory(prefetcher) == 1 << 19
 
 
-def held(ahead: Prefetcher) -> int:
+def bytes_in_memory(prefetcher: Prefetcher) -> int:
     """Return the number of bytes that were fetched and not freed."""
-    futures = [chunk.future for chunk in ahead._requests if chunk.future is not None]
+    futures = [chunk.future for chunk in prefetcher._requests if chunk.future is not None]
     return sum(len(part) for future in futures for part in future.result())

@@ -61,7 +61,7 @@ def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     assert from_json(json.dumps(document)) == report
 
 
-def test_the_report_is_the_file_beside_the_output(tmp_path: Path) -> None:
+def test_the_report_is_the_file_next_to_the_output(tmp_path: Path) -> None:
     """The call returns the report that was written, and any JSON reader reads it."""
     output = tmp_path / "ema_0.5.safetensors"
     report = ema_cli.average(write_series(tmp_path, random_states(3)), decay=0.5, output=output)

@@ -189,7 +189,7 @@ def test_a_line_that_no_run_wrote_counts_for_nothing(
 
 
 @pytest.mark.parametrize("change", ["inputs", "options", "size"])
-def test_a_journal_of_another_run_is_ignored_with_a_word(change: str, run: Path) -> None:
+def test_a_journal_of_another_run_is_ignored_with_a_message(change: str, run: Path) -> None:
     """With changed inputs or options the run starts anew; the result is that of the new ones."""
     interrupt(run)
     options: dict[str, Any] = {}
@@ -262,7 +262,7 @@ def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
     """A signal under ``--resume`` keeps the complete tensors, and the message says so."""
     for step in range(6):
         write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{n}": 4_000_000 for n in range(10)})

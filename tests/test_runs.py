@@ -13,7 +13,7 @@ from ema_cli.batch.find_runs import find_runs
 from ema_cli.errors import InputRefused, NothingMatched
 from tests.helpers.folders import write_folder
 from tests.helpers.program import Run
-from tests.helpers.series import averaged_by_hand, load, random_states, write_one
+from tests.helpers.series import load, random_states, reference_average, write_one
 
 
 def found(*names: object) -> list[str]:
@@ -60,7 +60,7 @@ def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
     assert [warning.code for warning in find_runs([str(tmp_path)]).warnings] == ["runs-in-runs"]
 
 
-def test_an_impossible_name_is_refused_in_words() -> None:
+def test_an_impossible_name_is_refused_with_a_message() -> None:
     """A name that the system cannot even look up causes no internal error."""
     with pytest.raises(InputRefused, match="cannot be searched: File name too long"):
         found("x" * 5000)
@@ -93,6 +93,6 @@ def test_a_batch_over_runs_of_the_trainer(tmp_path: Path, ema_avg: Run) -> None:
     assert done.returncode == 0, done.stderr
     for name, states in runs.items():
         output = load(tmp_path / "runs" / name / "ema.safetensors")
-        by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.25, 0.25, 0.5])
-        assert torch.equal(output["layer.weight"], torch.from_numpy(by_hand).float())
+        reference = reference_average([state["layer.weight"] for state in states], [0.25, 0.25, 0.5])
+        assert torch.equal(output["layer.weight"], torch.from_numpy(reference).float())
     assert "2 up to date" in ema_avg(*arguments).stdout

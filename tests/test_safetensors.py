@@ -195,7 +195,7 @@ def test_the_data_must_be_exactly_what_the_header_declares(tmp_path: Path) -> No
             open_file(path)
 
 
-def test_header_lengths_that_lie_are_refused(tmp_path: Path) -> None:
+def test_false_header_lengths_are_refused(tmp_path: Path) -> None:
     """A header longer than the file or than the limit is not read."""
     for length in (3, 1000, LARGEST_HEADER, LARGEST_HEADER + 1, (1 << 64) - 1):
         path = overwrite(tmp_path / "length.safetensors", length.to_bytes(8, "little") + b'{"w":1}')
@@ -268,7 +268,7 @@ def test_mutated_files_are_judged_as_the_library_does(changes: list[tuple[int, i
         assert checkpoint.unreadable or found == expected(load_file(path))
 
 
-def test_types_that_are_not_known_are_told(tmp_path: Path) -> None:
+def test_unknown_types_are_reported(tmp_path: Path) -> None:
     """A tensor of a type from the future, or of half a byte, is reported by name; its bytes are counted anyway."""
     entries = {
         "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},

@@ -66,7 +66,7 @@ def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
     assert all(functions > files > 10 for functions, files in counts)
 
 
-def test_the_campaign_of_faults_counts_what_held() -> None:
+def test_the_campaign_of_faults_counts_passed_cases() -> None:
     """The command tries cases of the parts that are named, and prints a line for each part."""
     command = [sys.executable, "-m", "tests.faults", "--only", "random-kills", "--cases", "2"]
     done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, check=False)

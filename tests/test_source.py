@@ -72,7 +72,7 @@ def test_an_unreadable_place_is_named(file: Path, monkeypatch: pytest.MonkeyPatc
             source.read(0, 100)
 
 
-def test_a_file_that_shrank_is_told_by_its_end(file: Path) -> None:
+def test_a_file_that_shrank_is_an_error(file: Path) -> None:
     """A read beyond the new end of a file is an error, not zeros and not a crash."""
     with FileSource(file) as source:
         os.truncate(file, 100)
@@ -82,7 +82,7 @@ def test_a_file_that_shrank_is_told_by_its_end(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "data.bin/below", "\0"])
-def test_what_is_not_there_is_told(file: Path, name: str) -> None:
+def test_a_missing_file_is_reported(file: Path, name: str) -> None:
     """A missing file is ``NothingMatched``, an impossible name is refused."""
     kind = NothingMatched if name == "missing.pt" else InputRefused
     with pytest.raises(kind):

@@ -129,9 +129,9 @@ def test_a_pickled_module_equals_its_state_dict(tmp_path: Path, protocol: int, *
 
 def test_the_usual_names_win_in_order() -> None:
     """The usual names are looked for in order, whatever else the file contains."""
-    beside = {"generator": {"w": T}, "loss_ema": SCALAR, "mean": T, "optimizer": {"state": {"w": T}}}
+    others = {"generator": {"w": T}, "loss_ema": SCALAR, "mean": T, "optimizer": {"state": {"w": T}}}
     for name in ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights"):
-        assert keys_of({**beside, name: {"a": T}}) == (name, ["a"])
+        assert keys_of({**others, name: {"a": T}}) == (name, ["a"])
     assert keys_of({"weights": {"a": T}, "state_dict": {"b": T}})[0] == "state_dict"
 
 
@@ -141,7 +141,7 @@ def test_a_plain_state_dict_is_the_top_level() -> None:
     assert keys_of(dict.fromkeys(names, T)) == ("", names)
 
 
-def test_stray_scalars_and_counters_are_left_beside() -> None:
+def test_stray_scalars_and_counters_are_ignored() -> None:
     """A model is preferred to a root with a few tensors."""
     root = {"net_g": {"w": T}, "loss_ema": SCALAR, "rng_state": T, "epoch": 3}
     found = find_state_dict(root)
@@ -378,13 +378,13 @@ def test_whole_numbers_are_steps(tmp_path: Path, protocol: int, value: object, s
 
 def test_steps_come_best_first(tmp_path: Path) -> None:
     """The order of the keys decides, however a step is stored; epochs come last."""
-    beside = {"epoch": 2, "updates": 6, "step": 5, "global_step": torch.tensor(3), "num_updates": np.int64(4)}
-    path = save(tmp_path / "steps.pt", {"state_dict": {"w": torch.ones(1)}, **beside})
+    others = {"epoch": 2, "updates": 6, "step": 5, "global_step": torch.tensor(3), "num_updates": np.int64(4)}
+    path = save(tmp_path / "steps.pt", {"state_dict": {"w": torch.ones(1)}, **others})
     assert steps_of(path) == [("step", 3), ("step", 5), ("step", 4), ("step", 6), ("epoch", 2)]
 
 
 @pytest.mark.parametrize(
-    ("beside", "steps"),
+    ("others", "steps"),
     [
         ({"train_state": {"step": torch.tensor(8)}}, [("step", 8)]),
         ({"iteration": 4, "args": 1}, [("step", 4)]),
@@ -400,10 +400,10 @@ def test_steps_come_best_first(tmp_path: Path) -> None:
     ],
 )
 def test_trainers_keep_steps_in_other_places(
-    tmp_path: Path, beside: dict[str, object], steps: list[tuple[str, int]]
+    tmp_path: Path, others: dict[str, object], steps: list[tuple[str, int]]
 ) -> None:
     """The steps of torchtitan, Megatron, DeepSpeed and fairseq are found at their usual keys."""
-    assert steps_of(save(tmp_path / "steps.pt", {"model": {"w": torch.ones(1)}, **beside})) == steps
+    assert steps_of(save(tmp_path / "steps.pt", {"model": {"w": torch.ones(1)}, **others})) == steps
 
 
 def test_a_step_outside_the_file_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import ema_cli
 from ema_cli.report.model import Tensor
 from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
-from tests.helpers.series import State, averaged_by_hand, random_states, to_numpy, write_series
+from tests.helpers.series import State, random_states, reference_average, to_numpy, write_series
 
 
 def tensors_of(folder: Path, states: list[State], *, decay: float = 0.5, **options: Any) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def test_statistics_are_those_of_whole_tensors(dtype: torch.dtype, tmp_path: Pat
     states = random_states(4, dtype)
     found = tensors_of(tmp_path, states, decay=0.8, max_memory=1 << 18, threads=2)
     for name in ("layer.weight", "layer.bias", "scale"):
-        average = averaged_by_hand([state[name] for state in states], ema(4, Decay.of(0.8))).ravel()
+        average = reference_average([state[name] for state in states], ema(4, Decay.of(0.8))).ravel()
         last = to_numpy(states[-1][name]).ravel()
         norm, size = np.linalg.norm(average), np.linalg.norm(last)
         assert found[name].norm == pytest.approx(norm, rel=1e-13)

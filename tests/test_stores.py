@@ -93,7 +93,7 @@ def test_outputs_that_cannot_be(output: str, folder: bool, said: str, tmp_path: 
     ("scheme", "extra", "module"),
     [("s3", "s3", "s3fs"), ("gs", "gcs", "gcsfs"), ("hf", "hf", "huggingface_hub"), ("https", "http", "aiohttp")],
 )
-def test_a_missing_library_is_told_with_the_extra(scheme: str, extra: str, module: str) -> None:
+def test_a_missing_library_is_reported_with_the_extra(scheme: str, extra: str, module: str) -> None:
     """The hint names the package to install."""
     code = f"import sys; sys.modules[{module!r}] = None\nfrom ema_cli.__main__ import main; main()"
     command = [sys.executable, "-c", code, "plan", f"{scheme}://a/b/c.pt", "--decay", "0.5"]
@@ -103,7 +103,7 @@ def test_a_missing_library_is_told_with_the_extra(scheme: str, extra: str, modul
     assert f"pip install 'ema-avg[{extra}]'" in done.stderr
 
 
-def test_errors_of_stores_are_told_apart() -> None:
+def test_errors_of_stores_are_distinguished() -> None:
     """Errors are distinguished by their status, wherever their libraries put it, on one line, without secrets."""
     url = Url("https://me:secret@host/a.pt?signature=hidden")
 

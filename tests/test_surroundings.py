@@ -155,8 +155,8 @@ def test_a_small_file_is_not_there_before_it_is_published(tmp_path: Path) -> Non
     """It is durable under another name, and that name is removed."""
     file = SmallFile(tmp_path / "x")
     file.write(b"abc")
-    (beside,) = tmp_path.iterdir()
-    assert (beside.name.startswith(".x."), beside.read_bytes()) == (True, b"abc")
+    (temporary,) = tmp_path.iterdir()
+    assert (temporary.name.startswith(".x."), temporary.read_bytes()) == (True, b"abc")
     file.discard()
     assert not list(tmp_path.iterdir())
     file.write(b"abc")
@@ -166,7 +166,7 @@ def test_a_small_file_is_not_there_before_it_is_published(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mebibytes", [60, 100, 250])
-def test_too_little_address_space_is_told_before_anything_is_written(mebibytes: int, run: Path) -> None:
+def test_too_little_address_space_is_reported_before_anything_is_written(mebibytes: int, run: Path) -> None:
     """The BLAS would end the process, in the middle of the work."""
     done = average(run, "--threads", "4", preexec_fn=limited(resource.RLIMIT_AS, mebibytes << 20))
     assert done.returncode == 71

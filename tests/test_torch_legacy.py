@@ -135,7 +135,7 @@ def test_other_systems_are_refused(tmp_path: Path) -> None:
         ([], b""),
     ],
 )
-def test_lists_of_storages_that_lie_are_refused(tmp_path: Path, keys: object, tail: bytes) -> None:
+def test_false_lists_of_storages_are_refused(tmp_path: Path, keys: object, tail: bytes) -> None:
     """A list of storages that is no list, names others, repeats one or has a wrong count is refused."""
     path = legacy(tmp_path / "lie.pth", stop(mapping(w=tensor())), keys, tail=tail)
     with pytest.raises(InputRefused):

@@ -46,7 +46,7 @@ def test_plain_weights_equal_the_safe_loader(small: Path) -> None:
     assert read_file(small) == expected(torch.load(small, weights_only=True))
 
 
-def test_repacked_archives_are_read_where_they_lie(tmp_path: Path) -> None:
+def test_repacked_archives_are_read_without_unpacking(tmp_path: Path) -> None:
     """An archive that was unpacked and zipped again has unaligned records; they are read from their own headers."""
     path = save(tmp_path / "every.pt", every_kind())
     again = rezip(path, tmp_path / "again.pt")
@@ -250,8 +250,8 @@ def test_odd_tensors_are_refused_by_name_in_the_weights_only(tmp_path: Path, kin
     assert name == f"bad.{kind}"
     assert reason.startswith(("is ", "has "))
     assert read_file(inside) == expected({"good": torch.ones(2)})
-    beside = save(tmp_path / "beside.pt", {"model": {"good": torch.ones(2)}, "aux": [ODD[kind]()]}, legacy=legacy)
-    assert read_file(beside) == expected({"good": torch.ones(2)})
+    ignored = save(tmp_path / "beside.pt", {"model": {"good": torch.ones(2)}, "aux": [ODD[kind]()]}, legacy=legacy)
+    assert read_file(ignored) == expected({"good": torch.ones(2)})
 
 
 def unreadable_in(path: Path) -> tuple[tuple[str, str], ...]:
@@ -261,7 +261,7 @@ def unreadable_in(path: Path) -> tuple[tuple[str, str], ...]:
     return checkpoint.unreadable
 
 
-def test_all_damaged_tensors_are_told_at_once(tmp_path: Path) -> None:
+def test_all_damaged_tensors_are_reported_at_once(tmp_path: Path) -> None:
     """A message names several tensors that are not inside their records, and counts the rest."""
     root = b"}(" + b"".join(text(f"layer.{i}") + tensor(shape=(5,)) for i in range(8)) + b"u"
     path = archive(tmp_path / "odd.pt", stop(root), {"0": bytes(16)})
@@ -321,7 +321,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
-def test_declarations_that_lie_are_refused(tmp_path: Path, lie: str) -> None:
+def test_false_declarations_are_refused(tmp_path: Path, lie: str) -> None:
     """A tensor that is not inside its record is refused by name, in printable words."""
     path = archive(tmp_path / "lie.pt", stop(mapping(w=LIES[lie])), {"0": bytes(16)})
     with pytest.raises(InputRefused, match=r"tensor .w. |has no record|a tensor has a damaged shape") as raised:

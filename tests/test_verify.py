@@ -586,10 +586,10 @@ def test_a_report_of_another_method_fails(change: dict[str, object], tmp_path: P
     paths = write_series(tmp_path / "run", states())
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.5, output=output)
-    beside = tmp_path / "ema.report.json"
-    document = json.loads(beside.read_text())
+    report_file = tmp_path / "ema.report.json"
+    document = json.loads(report_file.read_text())
     document["averages"][0]["method"] |= change
-    beside.write_text(json.dumps(document))
+    report_file.write_text(json.dumps(document))
     failed = verify(output).failures
     assert [check.name for check in failed] == ["method"]
     assert "in the metadata of the file" in failed[0].message

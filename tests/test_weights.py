@@ -105,7 +105,7 @@ def test_ramp_grows_by_equal_steps(count: int) -> None:
     assert math.fsum(weights) == pytest.approx(1, abs=1e-15)
 
 
-def test_manual_weights_are_divided_by_their_sum_unless_told_not_to() -> None:
+def test_manual_weights_are_divided_by_their_sum_by_default() -> None:
     """``--no-normalize`` keeps the given weights."""
     assert manual((1, 3), normalize=True) == (0.25, 0.75)
     assert manual((1, 3), normalize=False) == (1, 3)
@@ -140,7 +140,7 @@ def test_solve_dispatches_on_the_method(method: Method, expected: tuple[float, .
     assert solve(method, timeline) == pytest.approx(expected, rel=1e-14)
 
 
-def test_weights_by_hand_must_be_there() -> None:
+def test_manual_weights_must_be_given() -> None:
     """``manual`` without weights says how to give them."""
     with pytest.raises(UsageError, match="needs weights"):
         solve(Method(name="manual", normalize=True), Timeline(count=2))
@@ -180,7 +180,7 @@ def test_one_checkpoint_has_the_whole_share(method: Method) -> None:
     inside=st.integers(1, 12),
 )
 @settings(deadline=None, max_examples=300)
-def test_an_average_can_be_gone_on_from(method: Method, gaps: list[int], inside: int) -> None:
+def test_an_average_can_be_continued(method: Method, gaps: list[int], inside: int) -> None:
     """C A + e theta_M + the rest has the shares of all at once, and c and e are never negative."""
     steps = [7 + sum(gaps[:i]) for i in range(len(gaps) + 1)]
     inside = min(inside, len(steps) - 1)
@@ -199,7 +199,7 @@ def test_an_average_can_be_gone_on_from(method: Method, gaps: list[int], inside:
 
 
 @pytest.mark.parametrize("inside", [3, 10, 500])
-def test_an_average_whose_shares_shift_cannot(inside: int) -> None:
+def test_an_average_with_shifting_shares_cannot_be_continued(inside: int) -> None:
     """The cosine changes the ratios of earlier shares, so an average of them cannot be used."""
     method = Method(name="lr-decay", shape="cosine")
     timeline = Timeline.of(range(inside + 1), "step")

@@ -18,7 +18,7 @@ import torch
 from ema_cli.weights.reconstruction import gamma_from_sigma_rel
 from tests.helpers.exact import debiased_shares, ema_shares, per_step_shares, power_shares, warmup_shares
 from tests.helpers.program import Run
-from tests.helpers.series import FORMATS, State, averaged_by_hand, load, random_states
+from tests.helpers.series import FORMATS, State, load, random_states, reference_average
 
 STEPS = (40, 100, 130, 400, 410)
 COUNT = len(STEPS)
@@ -80,12 +80,12 @@ def assert_is_average(output: Path, states: list[State], weights: list[float]) -
     """The output is the reference weighted sum, to a few roundings in float64."""
     found = load(output)
     for name, value in found.items():
-        expected = averaged_by_hand([state[name] for state in states], weights)
+        expected = reference_average([state[name] for state in states], weights)
         assert np.allclose(value.numpy(), expected, rtol=1e-13, atol=1e-14 * sum(weights)), name
 
 
 @pytest.mark.parametrize("arguments", CASES)
-def test_every_method_is_the_average_by_hand(
+def test_every_method_is_the_reference_average(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run
 ) -> None:
     """The options, the weights of the report and the numbers in the file agree."""
@@ -183,7 +183,7 @@ def test_many_averages_are_compared_in_one_table(
     assert len(list(tmp_path.glob("e_*.safetensors"))) == 9
 
 
-def test_the_plan_tells_the_reconstruction(run: tuple[list[Path], list[State]], ema_avg: Run) -> None:
+def test_the_plan_shows_the_reconstruction(run: tuple[list[Path], list[State]], ema_avg: Run) -> None:
     """u, the estimated error and the unobserved mass are in the terminal and in the document."""
     done = ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99")
     assert "u = median gap x (1-d) = 0.45" in done.stderr
@@ -226,7 +226,7 @@ def test_epochs_are_not_taken_for_steps(tmp_path: Path, ema_avg: Run) -> None:
         assert ema_avg(".", "--method", free, "-o", f"{free}.safetensors").returncode == 0
 
 
-def test_steps_unknown_is_an_error_with_a_way_out(tmp_path: Path, ema_avg: Run) -> None:
+def test_steps_unknown_is_an_error_with_a_hint(tmp_path: Path, ema_avg: Run) -> None:
     """Without steps nothing is averaged per step, and the hint works."""
     for name, state in zip("abc", random_states(3), strict=True):
         torch.save(state, tmp_path / f"{name}.pt")

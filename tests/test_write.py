@@ -242,7 +242,7 @@ def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])
-def test_impossible_outputs_are_refused_in_words(name: str, tmp_path: Path) -> None:
+def test_impossible_outputs_are_refused_with_a_message(name: str, tmp_path: Path) -> None:
     """A name that is too long, or the name of a folder, is an error of the output."""
     (tmp_path / "folder.safetensors").mkdir()
     paths = write_series(tmp_path, random_states(2))

@@ -45,10 +45,10 @@ def write_series(folder: Path, states: Sequence[State], *, form: str = "zip") ->
     return paths
 
 
-def write_one(path: Path, value: Any = 1.0, **beside: Any) -> Path:
+def write_one(path: Path, value: Any = 1.0, **others: Any) -> Path:
     """Write a nested checkpoint with one small tensor, and ``others`` at its top level."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": {"w": torch.full((2,), float(value))}, **beside}, path)
+    torch.save({"model": {"w": torch.full((2,), float(value))}, **others}, path)
     return path
 
 
@@ -70,7 +70,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     return np.asarray(real.to(torch.float64).numpy())
 
 
-def averaged_by_hand(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> NDArray[np.float64]:
+def reference_average(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> NDArray[np.float64]:
     """Return ``sum_i w_i theta_i`` in float64, each product and each sum rounded, in order."""
     total = np.asarray(weights[0] * to_numpy(tensors[0]))
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):

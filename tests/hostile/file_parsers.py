@@ -15,7 +15,7 @@ from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
-from tests.hostile.held import Held
+from tests.hostile.in_memory import MemorySource
 from tests.hostile.legacy_cases import legacy
 from tests.hostile.mutate import ZIP_WORDS, mutated
 from tests.hostile.opcodes import call, glob, mapping, num, stop, storage, tensor, text, tup
@@ -95,7 +95,7 @@ def pickles() -> list[bytes]:
 
 def read(data: bytes) -> None:
     """Read a file, as ``open_checkpoint`` does."""
-    structure = read_file(Held(data), None, LayoutPool())
+    structure = read_file(MemorySource(data), None, LayoutPool())
     strip_prefixes([layout.name for layout in structure.layouts], None)
 
 

@@ -25,11 +25,11 @@ _METADATA = "torch.distributed.checkpoint.metadata"
 def _folder(contents: Contents) -> Maker:
     def make(path: Path) -> None:
         path.mkdir()
-        for name, held in contents.items():
-            if isinstance(held, str):
-                (path / name).symlink_to(held)
+        for name, content in contents.items():
+            if isinstance(content, str):
+                (path / name).symlink_to(content)
             else:
-                (path / name).write_bytes(held)
+                (path / name).write_bytes(content)
 
     return make
 

@@ -37,7 +37,7 @@ def own_parsers(folder: Path) -> dict[str, Parser]:
     keys = _keys()
     return {
         "report": _report(output),
-        "earlier": _earlier(output),
+        "earlier": _previous(output),
         "journal": _journal(folder),
         "config": _config(folder, keys),
         "manifest": _manifest(folder, keys),
@@ -67,7 +67,7 @@ def _report(output: Path) -> Parser:
     return simple(seeds, JSON, run)
 
 
-def _earlier(output: Path) -> Parser:
+def _previous(output: Path) -> Parser:
     """The metadata of an average that is continued."""
     whole = output.read_bytes()
     length = int.from_bytes(whole[:8], "little")

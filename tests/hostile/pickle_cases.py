@@ -283,7 +283,7 @@ def _lengthened(opcodes: bytes, canary: Path) -> bytes:
     made, position = b"", 0
     while (start := opcodes.find(b"X", position)) >= 0:
         size = int.from_bytes(opcodes[start + 1 : start + 5], "little")
-        held = opcodes[start + 5 : start + 5 + size].decode()
-        made += opcodes[position:start] + text(held.replace("CANARY", str(canary)))
+        content = opcodes[start + 5 : start + 5 + size].decode()
+        made += opcodes[position:start] + text(content.replace("CANARY", str(canary)))
         position = start + 5 + size
     return made + opcodes[position:]

@@ -14,7 +14,7 @@ class Gate:
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self.application = application
-        self.held: str | None = None
+        self.delayed: str | None = None
         """Part of the paths of uploads that wait."""
         self.arrived = threading.Event()
         """Set once such an upload waits."""
@@ -26,8 +26,8 @@ class Gate:
 
     def __call__(self, environment: dict[str, Any], start: Any) -> Iterable[bytes]:
         """Pass a request on, now or when the gate is opened."""
-        held = self.held is not None and self.held in environment["PATH_INFO"]
-        if held and environment["REQUEST_METHOD"] == "PUT":
+        delayed = self.delayed is not None and self.delayed in environment["PATH_INFO"]
+        if delayed and environment["REQUEST_METHOD"] == "PUT":
             self.arrived.set()
             self.opened.wait(60)
         method, query = environment["REQUEST_METHOD"], environment.get("QUERY_STRING", "")

@@ -44,16 +44,16 @@ def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, t
     network().load_state_dict(found)
 
 
-def test_stage_3_is_joined_by_the_command_that_is_told(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+def test_stage_3_is_joined_by_the_command_in_the_hint(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
     """Parameters in pieces are refused; the commands of the hints join them, and the joined files are averaged."""
     folder = saved / "stage_3"
     for step in STEPS:
         refused = ema_avg(folder / "run" / f"global_step{step}", "--decay", DECAY, "-o", "ema.safetensors")
         assert refused.returncode == 3
         assert not (tmp_path / "ema.safetensors").exists()
-        told = re.search(r"python (\S*zero_to_fp32\.py .*)", refused.stderr)
-        assert told, refused.stderr
-        done = subprocess.run([sys.executable, *shlex.split(told[1])], capture_output=True, text=True, check=False)
+        hint = re.search(r"python (\S*zero_to_fp32\.py .*)", refused.stderr)
+        assert hint, refused.stderr
+        done = subprocess.run([sys.executable, *shlex.split(hint[1])], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     average(ema_avg, *(folder / "run" / f"global_step{step}_joined" for step in STEPS), "-o", "ema.safetensors")
     assert_fold(load(tmp_path / "ema.safetensors"), kept(folder))

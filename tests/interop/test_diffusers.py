@@ -78,8 +78,8 @@ def test_the_run_is_refused_with_a_way_that_works(run: Path, ema_avg: Run, tmp_p
     """A checkpoint may contain several models, so the run itself is refused; the folder in the hint is averaged."""
     refused = ema_avg(run / "checkpoint-500", "--decay", DECAY, "-o", "averaged/")
     assert refused.returncode == 3
-    told = re.search(r"ema-avg '([^']+)'", refused.stderr)
-    assert told, refused.stderr
-    average(ema_avg, told[1], "-o", "averaged/", "--max-shard-size", "10KB")
+    pattern = re.search(r"ema-avg '([^']+)'", refused.stderr)
+    assert pattern, refused.stderr
+    average(ema_avg, pattern[1], "-o", "averaged/", "--max-shard-size", "10KB")
     assert f"{NAME}.safetensors.index.json" in names_in(tmp_path / "averaged")
     assert_unet(tmp_path / "averaged", run)

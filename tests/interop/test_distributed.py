@@ -42,8 +42,8 @@ def kept(folder: Path) -> list[State]:
 @pytest.mark.parametrize("way", ["run", "async"])
 def test_an_fsdp2_run_is_averaged(way: str, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
     """A folder of sharded checkpoints, saved at once or in the background, gives the average of the whole tensors."""
-    told = json.loads(average(ema_avg, saved / "fsdp2" / way, "-o", "ema.safetensors", "--json").stdout)
-    assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
+    report = json.loads(average(ema_avg, saved / "fsdp2" / way, "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     found = load(tmp_path / "ema.safetensors")
     assert_fold(found, kept(saved / "fsdp2"))
     Net().load_state_dict(found)
@@ -64,8 +64,8 @@ def test_what_torch_loads_is_what_is_averaged(saved: Path, ema_avg: Run, tmp_pat
 def test_checkpoints_of_accelerate_are_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
     """In ``checkpoint-N`` the model is ``pytorch_model_fsdp_0``; the optimizer, which is as large, is not read."""
     assert names_in(saved / "accelerate" / "checkpoint-9") == {"pytorch_model_fsdp_0", "optimizer_0"}
-    told = json.loads(average(ema_avg, saved / "accelerate", "-o", "ema.safetensors", "--json").stdout)
-    assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
+    report = json.loads(average(ema_avg, saved / "accelerate", "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     assert_fold(load(tmp_path / "ema.safetensors"), kept(saved / "fsdp2"))
 
 

@@ -71,7 +71,7 @@ def test_from_store_to_store_and_again(form: str, store: Gcs, ema_avg: Run, tmp_
     assert store.objects["out/ema.safetensors"][0] == generation
 
 
-def test_what_is_refused_is_told_in_one_line(store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
+def test_refusals_are_reported_in_one_line(store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
     """Missing objects, folders and buckets are reported; without permission to read, the error says how to log in."""
     upload(store, write_series(tmp_path / "run", states_of(2, 1000)))
     for name in (f"gs://{BUCKET}/run/none.pt", f"gs://{BUCKET}/empty", "gs://no-such-bucket/run"):
@@ -125,7 +125,7 @@ def test_a_killed_run_leaves_nothing_under_the_name(store: Gcs, tmp_path: Path) 
     """A run that is interrupted during the upload of its output leaves no object, and no upload."""
     write_series(tmp_path / "run", states_of(2, LARGE), form="safetensors")
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"gs://{BUCKET}/killed.safetensors"]
-    store.held = "killed"
+    store.delayed = "killed"
     environment = {**os.environ, **store.environment}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -134,8 +134,8 @@ def test_a_killed_run_leaves_nothing_under_the_name(store: Gcs, tmp_path: Path) 
             process.send_signal(signal.SIGTERM)
         finally:
             store.opened.set()
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "Traceback" not in told
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
     assert not store.objects
     assert not store.uploads

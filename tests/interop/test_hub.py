@@ -83,7 +83,7 @@ def test_a_folder_is_one_commit(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
     assert "up to date" in average(ema_avg, *job, **hub.environment).stdout
 
 
-def test_what_is_refused_is_told(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
+def test_refusals_are_reported(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
     """Missing files, revisions and repositories are reported; without permission, the error says how to log in."""
     (path, *_) = write_series(tmp_path / "run", states_of(2, 1000))
     hub.commit({"c.pt": path.read_bytes()})
@@ -129,7 +129,7 @@ def test_a_killed_run_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"hf://{REPO}/ema.safetensors"]
-    hub.held = True
+    hub.delayed = True
     environment = {**os.environ, **hub.environment, "TMPDIR": str(temporary)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -30,8 +30,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_of_megatron_core_is_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
     """The joined halves of each tensor, and the layers stored in one tensor, are those that Megatron itself loads."""
-    told = json.loads(average(ema_avg, saved / "run", "-o", "ema.safetensors", "--json").stdout)
-    assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
+    report = json.loads(average(ema_avg, saved / "run", "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     states = [torch.load(saved / f"whole_{step}.pt", weights_only=True) for step in STEPS]
     found = load(tmp_path / "ema.safetensors")
     assert_fold(found, states)

@@ -111,7 +111,7 @@ def test_from_store_to_store_and_again(store: Store, ema_avg: Run, tmp_path: Pat
     assert_fold(load(tmp_path / "got.safetensors"), states)
 
 
-def test_an_output_in_the_store_is_gone_on_from_and_verified(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+def test_an_output_in_the_store_is_continued_and_verified(store: Store, ema_avg: Run, tmp_path: Path) -> None:
     """``--continue-from``, ``--report``, ``verify``, ``diff`` and ``inspect`` take files in the store."""
     states = states_of(4, 20_000)
     paths = write_series(tmp_path / "run", states)
@@ -240,13 +240,13 @@ def test_a_killed_run_leaves_no_folder(store: Store, tmp_path: Path) -> None:
     states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, LARGE)]
     write_models(tmp_path / "run", states)
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", FOLDER, "--max-shard-size", "14MB"]
-    store.gate.held = "model-00002"
+    store.gate.delayed = "model-00002"
     assert kill(store, command, tmp_path) == 128 + signal.SIGTERM
     assert store.names() == set()
     assert store.unfinished() == []
 
 
-def test_what_is_missing_is_told(store: Store, ema_avg: Run) -> None:
+def test_missing_objects_are_reported(store: Store, ema_avg: Run) -> None:
     """A missing object, folder or bucket is named, without a traceback."""
     for name in (f"s3://{BUCKET}/run/none.pt", f"s3://{BUCKET}/empty", "s3://no-such-bucket/run"):
         done = ema_avg(name, "--decay", DECAY, "-o", "ema.safetensors", **store.environment)
@@ -259,7 +259,7 @@ def test_a_killed_run_leaves_nothing_under_the_name(store: Store, tmp_path: Path
     """A run that is interrupted during the upload of its output leaves no object, and no parts that cost money."""
     write_series(tmp_path / "run", states_of(2, LARGE), form="safetensors")
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"s3://{BUCKET}/killed.safetensors"]
-    store.gate.held = "killed"
+    store.gate.delayed = "killed"
     assert kill(store, command, tmp_path) == 128 + signal.SIGTERM
     assert store.names() == set()
     assert store.unfinished() == []
@@ -278,12 +278,12 @@ def kill(store: Store, command: list[str], folder: Path) -> int:
         finally:
             store.gate.opened.set()
         _, told = process.communicate(timeout=60)
-    store.gate.held = None
+    store.gate.delayed = None
     assert "Traceback" not in told
     return process.returncode
 
 
-def test_who_may_not_read_is_told(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+def test_missing_credentials_are_reported(store: Store, ema_avg: Run, tmp_path: Path) -> None:
     """Without credentials, or with wrong ones, the message says what to set, on a line of its own."""
     quiet = {**store.environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": str(tmp_path)}
     done = ema_avg("plan", f"s3://{BUCKET}/run", "--decay", DECAY, **quiet)

@@ -96,8 +96,8 @@ def test_a_run_of_the_trainer_becomes_a_model(run: Path, ema_avg: Run, tmp_path:
 def test_the_steps_are_those_of_the_trainer(run: Path, ema_avg: Run, tmp_path: Path) -> None:
     """Each checkpoint has the step in its trainer_state.json, in whatever order the folders are given."""
     folders = [run / f"checkpoint-{step}" for step in (6, 2, 4)]
-    told = json.loads(average(ema_avg, *folders, "-o", "ema.safetensors", "--json").stdout)
-    inputs = [(entry["step"], Path(entry["path"]).name) for entry in told["inputs"]]
+    report = json.loads(average(ema_avg, *folders, "-o", "ema.safetensors", "--json").stdout)
+    inputs = [(entry["step"], Path(entry["path"]).name) for entry in report["inputs"]]
     assert inputs == [(step, f"checkpoint-{step}") for step in STEPS]
     assert load(tmp_path / "ema.safetensors").keys() == load(run / "checkpoint-2" / "model.safetensors").keys()
 
@@ -178,9 +178,9 @@ def test_shards_of_a_given_size_load(make: Any, ema_avg: Run, tmp_path: Path) ->
     index = json.loads((tmp_path / "averaged" / "model.safetensors.index.json").read_text())
     shards = {name: load(tmp_path / "averaged" / name) for name in set(index["weight_map"].values())}
     assert len(shards) > 1
-    assert {name: shard for shard, held in shards.items() for name in held} == index["weight_map"]
-    sizes = {shard: sum(tensor.nbytes for tensor in held.values()) for shard, held in shards.items()}
-    assert all(sizes[shard] <= 6000 or len(held) == 1 for shard, held in shards.items())
+    assert {name: shard for shard, tensors in shards.items() for name in tensors} == index["weight_map"]
+    sizes = {shard: sum(tensor.nbytes for tensor in tensors.values()) for shard, tensors in shards.items()}
+    assert all(sizes[shard] <= 6000 or len(tensors) == 1 for shard, tensors in shards.items())
     assert index["metadata"]["total_size"] == sum(sizes.values())
     assert_model(tmp_path / "averaged", folders)
 
