@@ -4,8 +4,8 @@
     python scripts/bench.py --quick --only speed
 
 Every number is the median of several rounds, the contenders taken in turn. Each command is a whole process, started
-by a small parent of its own: a process inherits the peak memory of the one that starts it, and this one holds torch.
-Before each command the earlier output is deleted, everything is synced, and the checkpoints are read into the page
+by a small parent of its own: a process inherits the peak memory of its parent, and this process has loaded torch.
+Before each command the previous output is deleted, everything is synced, and the checkpoints are read into the page
 cache or evicted from it; the table shows the share that is then really cached.
 """
 
@@ -290,7 +290,7 @@ def _tensors(settings: _Settings) -> _Rows:
 
 
 def _structure(settings: _Settings) -> _Rows:
-    """Compare with how the libraries read what a file with very many tensors holds: names and shapes, no numbers."""
+    """Compare with the libraries' reading of a file with very many tensors: names and shapes, no numbers."""
     yield f"CPU time for {settings.entries:,} tensors", "`ema-avg inspect`", "the library", "ratio", "peak", "library"
     libraries = {".safetensors": "safe_open", ".pt": "torch.load, mapped", ".pth": "torch.load, before torch 1.6"}
     for suffix, library in libraries.items():
@@ -374,7 +374,7 @@ class _Server(NamedTuple):
     log: Path
 
     def sent(self) -> tuple[int, int]:
-        """Return how many requests were made since the last time, plain downloads left out, and the bytes of parts."""
+        """Return the number of requests since the last call, without plain downloads, and the bytes of parts."""
         lines = [line.split() for line in self.log.read_text().splitlines()]
         os.truncate(self.log, 0)
         asked = [int(size) for method, size, kind in lines if method == "HEAD" or kind == "part"]

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ema_cli"
 SENTENCE = ("discovery", "planning", "fold", "write", "report", "verify", "batch", "cli")
-"""The rooms that are steps of the program: a later step may import an earlier one, never the other way round."""
+"""The rooms that are steps of the program: a later step may import an earlier one, never the reverse."""
 SHARED_NOUNS = {"__init__", "file", "folder", "remote"}
 MOST_MODULES_IN_THE_HALL = 14
 HEAVY = ("torch", "sklearn", "numpy", "ml_dtypes", "rich", "typer")
@@ -182,7 +182,7 @@ def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
 
 
 def test_tests_import_no_tests() -> None:
-    """What several test modules need is in a module that holds no tests."""
+    """Shared helpers of test modules are in modules without tests."""
     for path in Path(__file__).parent.rglob("*.py"):
         found = [name for name in imported_names(path) if name.startswith("tests.")]
         assert not any(part.startswith(("test_", "conftest")) for name in found for part in name.split(".")), path

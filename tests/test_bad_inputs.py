@@ -91,7 +91,7 @@ def test_each_case_meets_its_verdict(tmp_path: Path, name: str) -> None:
     case.make(tmp_path / name)
     gc.collect()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is reset
     before, began = status("VmRSS"), time.process_time()
     code, message = verdict(tmp_path / name)
     assert time.process_time() - began < MOST_SECONDS
@@ -104,7 +104,7 @@ def test_each_case_meets_its_verdict(tmp_path: Path, name: str) -> None:
 
 
 def test_the_catalogue_is_large() -> None:
-    """There are at least three hundred bad inputs, and many strange ones that are good."""
+    """There are at least three hundred bad inputs, and many unusual ones that are good."""
     bad = [case for case in CASES.values() if case.code != OK]
     assert len(bad) > 450
     assert len(CASES) - len(bad) > 100

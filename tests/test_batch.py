@@ -532,7 +532,7 @@ def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: s
 
 
 def test_names_of_folders_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: Run) -> None:
-    """Escape sequences and line breaks in the name of a run come out escaped, in lines, table and errors."""
+    """Escape sequences and line breaks in the name of a run are escaped, in lines, table and errors."""
     for name in ("x\x1b[31m[red]", "y\n::error::z"):
         write_series(tmp_path / "runs" / name, random_states(2))
     write_one(tmp_path / "runs" / "y\n::error::z" / "ckpt_300.pt")

@@ -53,7 +53,7 @@ def test_the_word_average_is_optional(form: list[str], run_folder: Path, ema_avg
 
 
 def test_talk_goes_to_stderr_and_the_result_to_stdout(run_folder: Path, ema_avg: Run) -> None:
-    """The standard output holds one line per output; the plan, the warnings and the summary are on stderr."""
+    """The standard output has one line per output; the plan, the warnings and the summary are on stderr."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors")
     assert done.stdout.startswith("wrote ema.safetensors")
     assert done.stdout.count("\n") == 1
@@ -179,7 +179,7 @@ def test_strict_turns_a_warning_into_exit_8(run_folder: Path, ema_avg: Run) -> N
 
 
 def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
-    """Two decays give two outputs, two reports and two lines; the file names hold the decays."""
+    """Two decays give two outputs, two reports and two lines; the file names contain the decays."""
     done = ema_avg(
         run_folder, "--decay", "0.5", "--decay", "0.9", "-o", "ema_{decay}.safetensors", "--report", "all.json"
     )
@@ -269,7 +269,7 @@ def test_all_differences_are_reported_at_once(tmp_path: Path, ema_avg: Run) -> N
 
 
 def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: Run) -> None:
-    """Escape sequences, markup and line breaks in tensor names come out escaped."""
+    """Escape sequences, markup and line breaks in tensor names are escaped."""
     name = "x\x1b[31m[red]\n::error::y"
     for step in (1, 2):
         save_file({name: torch.full((2,), float("inf"))}, tmp_path / f"s_{step}.safetensors")

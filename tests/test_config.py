@@ -288,7 +288,7 @@ def test_files_that_cannot_be_read_are_usage_errors(tmp_path: Path, ema_avg: Run
 
 
 def test_a_link_that_leads_nowhere_is_no_configuration(tmp_path: Path, ema_avg: Run) -> None:
-    """The search ignores what is not a file."""
+    """The search ignores everything that is not a file."""
     (tmp_path / "ema-avg.toml").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pyproject.toml")
     assert shown(ema_avg)["decay"]["origin"] == "default"

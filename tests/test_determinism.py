@@ -102,7 +102,7 @@ def test_sums_of_blocks_are_the_sum_of_the_whole(rows: int, tail: int, cuts: set
 
 
 def test_squares_that_are_too_large_to_add_up_are_no_failure(tmp_path: Path) -> None:
-    """The norm of numbers near the end of float64 is not known, and the average is written all the same."""
+    """A norm near the limit of float64 overflows and is undefined; the average is still written."""
     for step in (1, 2):
         save_file({"w": torch.full((20_000,), 1e152, dtype=torch.float64)}, tmp_path / f"c_{step}.safetensors")
     output = tmp_path / "ema.safetensors"

@@ -158,7 +158,7 @@ def test_a_short_decay_stays_a_decay(decay: float) -> None:
     ("value", "text"), [(144.5, "140"), (0.0421, "0.042"), (9.96, "10.0"), (1, "1.0"), (123456, "120000")]
 )
 def test_two_digits_are_written_out(value: float, text: str) -> None:
-    """Hints hold numbers that can be typed."""
+    """Hints contain numbers that can be typed."""
     assert two_digits(value) == text
 
 

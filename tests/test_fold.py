@@ -265,7 +265,7 @@ def test_half_life_and_debias(tmp_path: Path) -> None:
 
 
 def test_integers_and_bools_are_copied_from_the_last(tmp_path: Path) -> None:
-    """A mean of counters, indices or masks means nothing."""
+    """A mean of counters, indices or masks is meaningless."""
     integers = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.bool]
     states = [
         {"w": torch.tensor([float(i)])}

@@ -195,7 +195,7 @@ def test_there_may_be_no_geometry(options: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_what_is_not_finite_has_no_geometry(tmp_path: Path) -> None:
-    """NaN in a checkpoint that is folded all the same leaves null, not NaN."""
+    """A NaN that ``--allow-nonfinite`` folds is null in the report, not NaN."""
     states = [{"w": torch.tensor([1.0, math.nan])}, {"w": torch.ones(2)}]
     report = average(tmp_path, states, allow_nonfinite=True)
     assert report.geometry is None

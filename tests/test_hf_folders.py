@@ -120,7 +120,7 @@ def test_models_adapters_and_parts_of_pipelines(name: str, stem: str, tmp_path: 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "my_net.safetensors.index.json"])
 def test_indexes_of_other_names(index: str, tmp_path: Path) -> None:
-    """An index with a variant, or of a model that is called otherwise, is as good as any."""
+    """An index with a variant, or of a model with another name, is accepted too."""
     (state,) = random_states(1)
     write_shards(tmp_path, state).rename(tmp_path / index)
     assert read_file(tmp_path) == expected(state)
@@ -443,7 +443,7 @@ def test_what_is_a_model_folder(names: list[str], answer: bool) -> None:
 
 @pytest.mark.parametrize("answer", [True, False])
 def test_what_is_numbered(answer: bool) -> None:
-    """Only a word for a step, or nothing at all, in front of a number makes it one of a series."""
+    """A number makes a name part of a series only after a word for a step, or after nothing."""
     names = {
         True: ["checkpoint-500", "ckpt_1", "iter_0001000", "ep1-ba100", "epoch=1-step=5.ckpt", "global_step7", "7"],
         False: ["gemma-2b-it-4bit", "text_encoder_2", "vae", "seed1", "optimizer_0", "a7", "final", "mp_rank_00"],

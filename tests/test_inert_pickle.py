@@ -88,7 +88,7 @@ def test_old_protocols_are_read(value: object, protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_positions_of_pickles_in_a_row(protocol: int) -> None:
-    """Several pickles in a row are read one by one, and the bytes behind them are not read."""
+    """Several pickles in a row are read one by one, and the bytes after them are not read."""
     data = b"".join(pickle.dumps(number, protocol) for number in range(3)) + b"tail"
     position, values = 0, []
     for _ in range(3):

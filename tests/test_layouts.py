@@ -84,7 +84,7 @@ def lightning(number: int, **others: Any) -> dict[str, Any]:
 
 
 def deepspeed(number: int, module: State | None = None) -> dict[str, Any]:
-    """Return the model file of DeepSpeed; at ZeRO stage 3 its module holds placeholders."""
+    """Return the model file of DeepSpeed; at ZeRO stage 3 its module has placeholders."""
     found = weights(number)
     shapes = collections.OrderedDict((name, tensor.shape) for name, tensor in found.items())
     return {

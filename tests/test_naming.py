@@ -67,7 +67,7 @@ def test_steps_are_read_from_a_series(names: list[str], expected: list[int | Non
 
 @pytest.mark.parametrize("names", [["epoch=3-val=0.25.ckpt", "epoch=12-val=0.50.ckpt"], ["ep3.pt", "ep12.pt"]])
 def test_epochs_are_distinguished_from_steps(names: list[str]) -> None:
-    """The word in front of the number is its unit."""
+    """The word before the number is its unit."""
     assert [(step.value, step.unit) for step in steps_from_names(names) if step] == [(3, "epoch"), (12, "epoch")]
 
 

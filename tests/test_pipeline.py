@@ -119,7 +119,7 @@ def test_further_averages_of_the_same_run(paths: Paths, tmp_path: Path) -> None:
 
 
 def test_a_report_can_be_asked_for_later(paths: Paths, output: Path, tmp_path: Path) -> None:
-    """When the output is up to date, a further report is written all the same."""
+    """When the output is up to date, a further report is still written."""
     run(paths, output)
     assert run(paths, output, report=[tmp_path / "late.json"]).up_to_date
     assert (tmp_path / "late.json").read_bytes() == (tmp_path / "ema.report.json").read_bytes()

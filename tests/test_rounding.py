@@ -32,7 +32,7 @@ def codes_of(values: NDArray[np.float64], name: str) -> list[int]:
 
 
 def same(a: float, b: float) -> bool:
-    """Whether two numbers are equal, with the sign of a zero; one NaN is as good as another."""
+    """Whether two numbers are equal, including the sign of a zero; all NaNs are equal."""
     return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
 
 

@@ -254,7 +254,7 @@ SEED = save({"w": torch.arange(3.0), "v": torch.zeros(2, 2, dtype=torch.bfloat16
 @settings(deadline=None, max_examples=800)
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutated_files_are_judged_as_the_library_does(changes: list[tuple[int, int]]) -> None:
-    """Random bytes give a result or ``InputRefused``; what is read is what the library reads, if it knows the types."""
+    """Random bytes give a result or ``InputRefused``; a result equals the library's, if it knows the types."""
     raw = bytearray(SEED)
     for place, value in changes:
         raw[place] = value

@@ -1,4 +1,4 @@
-"""The JSON Schema in the package is that of the records, and real reports keep to it."""
+"""The JSON Schema in the package is that of the records, and real reports conform to it."""
 
 from __future__ import annotations
 

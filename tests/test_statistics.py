@@ -100,7 +100,7 @@ def test_opposite_and_orthogonal_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-160, 1e160])
 def test_norms_too_far_apart_have_no_cosine(scale: float, tmp_path: Path) -> None:
-    """The law of cosines cannot give the angle of such a pair, and a report never holds infinity or NaN."""
+    """The law of cosines cannot give the angle of such a pair, and a report never contains infinity or NaN."""
     states = [{"w": torch.tensor([1.0, 2.0], dtype=torch.float64)}]
     states.append({"w": torch.tensor([scale, -scale], dtype=torch.float64)})
     found = tensors_of(tmp_path, states)["w"]

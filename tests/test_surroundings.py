@@ -102,7 +102,7 @@ def test_five_hundred_shards_and_a_thousand_checkpoints_take_few_descriptors() -
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("place", [broken_pipe, full_device])
 def test_what_becomes_of_files_does_not_depend_on_the_streams(stream: str, place: Any, run: Path) -> None:
-    """Nobody reads the messages, or there is no room for them: the average is made all the same."""
+    """Nobody reads the messages, or there is no room for them: the average is still made."""
     with place() as descriptor:
         done = average(run, **{stream: descriptor})
     assert done.returncode == 0

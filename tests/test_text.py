@@ -146,5 +146,5 @@ def test_plural() -> None:
 
 @pytest.mark.parametrize(("value", "fits"), [("plain", True), ("ünï", True), ("", True), ("\udc80", False), (3, False)])
 def test_writable_text_is_what_utf8_can_hold(value: object, fits: bool) -> None:
-    """Undecodable bytes of file names, and what is not text, cannot be written as metadata."""
+    """Undecodable bytes of file names, and values that are not text, cannot be written as metadata."""
     assert is_writable_text(value) is fits

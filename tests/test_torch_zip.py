@@ -354,7 +354,7 @@ def test_a_small_expanded_tensor_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["__metadata__", "x" * 70_000, "\ud800"])
 def test_names_that_cannot_be_written_are_refused(tmp_path: Path, name: str) -> None:
     """A reserved, endless or unencodable name is refused while reading, not when the output is written."""
-    # Protocol 0 text can hold a lone surrogate.
+    # Protocol 0 text can contain a lone surrogate.
     written = text(name) if name.isascii() else b"V\\ud800\n"
     pickle = stop(b"}(" + written + tensor() + b"u")
     with pytest.raises(InputRefused, match="has a name that cannot be written"):

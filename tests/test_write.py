@@ -276,7 +276,7 @@ def test_names_with_pattern_characters_are_swept_literally(tmp_path: Path) -> No
 
 
 def test_a_second_run_is_locked_out(tmp_path: Path) -> None:
-    """While one run holds the lock, another process stops at once and leaves nothing behind."""
+    """While one run has the lock, another process stops at once and leaves no files."""
     paths = write_series(tmp_path / "run", random_states(2))
     output = tmp_path / "ema.safetensors"
     code = "import sys, ema_cli; ema_cli.average(sys.argv[2:], decay=0.5, output=sys.argv[1])"

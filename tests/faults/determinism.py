@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AVERAGED = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64")
 _COPIED = ("int64", "int32", "uint8", "bool")
 _VARIANTS = 4
-"""Runs of each series besides the first."""
+"""Further runs of each series."""
 _FEATURES = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3"
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "PYTHONHASHSEED": ("0", "1", "random"),

@@ -21,7 +21,7 @@ def after_refusal(
         scene: of the run.
         ended: how it ended.
         reasons: the error must have at least one.
-        statuses: exit statuses that are allowed besides 0.
+        statuses: exit statuses that are allowed in addition to 0.
         earlier: whether there was an output before.
 
     """

@@ -79,13 +79,13 @@ class Scene:
         return result
 
     def command(self, *more: str) -> list[str]:
-        """Return the command line of a run that replaces what is there."""
+        """Return the command line of a run that replaces the outputs."""
         paths = sorted(map(str, self.inputs.iterdir()))
         options = [*self._options, "--decay", "0.9", "--force", "-o", str(self.output)]
         return [*PROGRAM, *paths, *options, *more]
 
     def start(self, environment: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
-        """Start a run that replaces what is there; ``how`` is passed to ``Popen``."""
+        """Start a run that replaces the outputs; ``how`` is passed to ``Popen``."""
         standard = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             self.command("-q"), env={**os.environ, **(environment or {})}, text=True, **{**standard, **how}

@@ -87,7 +87,7 @@ class Stage:
         )
 
     def victims(self, mode: str) -> list[Path]:
-        """Return the files that a command depends on, and the folders that hold them."""
+        """Return the files that a command depends on, and their folders."""
         tops = [*self.read(mode), *([self.made] if mode == "verify" else [])]
         return [file for top in tops for file in ([top] if top.is_file() else sorted(top.iterdir()))]
 

@@ -187,7 +187,7 @@ def power_shares(steps: Sequence[int], p: float) -> list[Decimal]:
 
 
 def warmup_shares(decays: Sequence[Decimal]) -> list[Decimal]:
-    """Fold literally, with a decay of its own for each update."""
+    """Fold step by step, with a decay of its own for each update."""
     with localcontext() as context:
         context.prec = DIGITS
         shares = [Decimal(1)]

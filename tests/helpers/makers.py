@@ -1,4 +1,4 @@
-"""Makers of checkpoint files, real and hostile, and the readers' way from a file to the bytes of its tensors."""
+"""Makers of checkpoint files, real and hostile, and readers of the bytes of their tensors."""
 
 from __future__ import annotations
 

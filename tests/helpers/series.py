@@ -91,7 +91,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def data_section(path: Path | str) -> bytes:
-    """Return the bytes of a safetensors file behind its header."""
+    """Return the bytes of a safetensors file after its header."""
     raw = Path(path).read_bytes()
     return raw[8 + int.from_bytes(raw[:8], "little") :]
 

@@ -67,7 +67,7 @@ def main() -> None:
         _check_seeds(chosen, watch)
         gc.collect()
         gc.freeze()  # the seeds and the catalogue stay
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: the catalogue has large files
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is reset: the catalogue has large files
         fuzz(chosen, tallies, given, Path(folder), watch)
     _print(tallies, given.seed)
     sys.exit(any(tally.findings for tally in tallies.values()))

@@ -1,4 +1,4 @@
-"""Files and folders that are only in memory: a fuzzer need not write what a parser reads."""
+"""Files and folders that are only in memory, so that a fuzzer need not write the files that a parser reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MemorySource(ByteSource):
         return len(self._data)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill the buffer; a range that is not there is a bug of the parser."""
+        """Fill the buffer; a range outside the data is a bug of the parser."""
         if offset < 0 or offset + len(buffer) > len(self._data):
             raise AssertionError(f"read of {len(buffer)} bytes at {offset} of {len(self._data)}")
         buffer[:] = self._data[offset : offset + len(buffer)]
@@ -49,7 +49,7 @@ class MemoryFolder(Folder):
         self._contents = files
 
     def open(self, name: str) -> int:
-        """Open a file as the folder on a disk does, which refuses what is not there."""
+        """Open a file as the folder on a disk does, which refuses missing files."""
         if name not in self.files:
             return super().open(name)
         self.sources.append(MemorySource(self._contents[name], name))
@@ -57,7 +57,7 @@ class MemoryFolder(Folder):
         return len(self.sources) - 1
 
     def inside(self, name: str) -> MemoryFolder:
-        """Return a folder in this one."""
+        """Return a subfolder."""
         start = f"{name}/"
         inner = {path.removeprefix(start): data for path, data in self._contents.items() if path.startswith(start)}
         return MemoryFolder(inner, self.sources)

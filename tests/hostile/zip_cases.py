@@ -37,7 +37,7 @@ def _long(size: int, packed: int, header: int | None = None) -> bytes:
 
 
 def _long_end(*, count: int = 2, size: int | None = None, begin: int | None = None, at: int | None = None) -> bytes:
-    """Return a checkpoint with the end record of large archives in front of the usual one."""
+    """Return a checkpoint with the end record of large archives before the usual one."""
     plain = _WHOLE
     *_, real_size, real_begin, _ = struct.unpack("<4s4H2LH", plain[-22:])
     size = real_size if size is None else size

@@ -51,7 +51,7 @@ class Ending:
     first_disk: int = 0
     comment_size: int | None = None
     between: bytes = b""
-    """Bytes in front of the end record."""
+    """Bytes before the end record."""
     tail: bytes = b""
 
 

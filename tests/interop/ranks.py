@@ -1,6 +1,6 @@
 """Two processes of distributed training on the CPU, and what they save: ``python -m tests.interop.ranks FOLDER``.
 
-The first process also keeps the whole tensors of each step in ``whole_STEP.pt``, for the judge.
+The first process also stores the whole tensors of each step in ``whole_STEP.pt``, for the judge.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two processes of DeepSpeed on the CPU, and what it saves: ``python -m tests.interop.ranks_of_deepspeed FOLDER``.
 
-For each run of a stage of ZeRO, the first process also keeps the whole tensors of each step, for the judge.
+For each run of a stage of ZeRO, the first process also stores the whole tensors of each step, for the judge.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints of DeepSpeed: one file holds the model up to ZeRO stage 2; stage 3 is joined by its own script first."""
+"""Checkpoints of DeepSpeed: one file has the model up to ZeRO stage 2; at stage 3 DeepSpeed's script joins it first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saved of trainings with each stage of ZeRO."""
+    """The files that two processes saved during training with each stage of ZeRO."""
     folder = tmp_path_factory.mktemp("deepspeed")
     command = [sys.executable, "-m", "tests.interop.ranks_of_deepspeed", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
@@ -30,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path) -> list[State]:
-    """Return the whole tensors that the processes kept, oldest first."""
+    """Return the whole tensors that the processes stored, oldest first."""
     return [torch.load(folder / f"whole_{step}.pt", weights_only=True) for step in STEPS]
 
 

@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saved of a training."""
+    """The files that two processes saved during training."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.interop.ranks", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
@@ -35,7 +35,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path) -> list[State]:
-    """Return the whole tensors that the processes kept, oldest first."""
+    """Return the whole tensors that the processes stored, oldest first."""
     return [torch.load(folder / f"whole_{step}.pt", weights_only=True) for step in STEPS]
 
 
@@ -83,7 +83,7 @@ def test_every_placement_is_put_together(saved: Path, ema_avg: Run, tmp_path: Pa
 
 
 def test_parts_in_safetensors_are_put_together(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The hub's writer leaves each rank's part of a tensor in a file of its own, until someone consolidates them."""
+    """The hub's writer leaves each rank's part of a tensor in a file of its own, until it is consolidated."""
     shards = names_in(saved / "hub" / "step-9")
     assert len([name for name in shards if name.startswith("shard-")]) == 2
     average(ema_avg, saved / "hub", "-o", "ema.safetensors")

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saved of a model."""
+    """The files that two processes saved of a model."""
     folder = tmp_path_factory.mktemp("megatron")
     command = [sys.executable, "-m", "tests.interop.ranks_of_megatron", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
