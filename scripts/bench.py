@@ -129,7 +129,7 @@ _Rows = Iterator[tuple[str, ...]]
 
 @contextmanager
 def _on_disk(series: _Series, settings: _Settings) -> Iterator[list[Path]]:
-    """Make the checkpoints, or reuse those that are there; delete what was made, unless it is to be kept."""
+    """Make the checkpoints, or reuse existing ones; delete new ones unless they are to be kept."""
     name = f"{_name(series.dtype)}-{series.tensors}x{series.elements}{'-sparse' * series.sparse}{series.suffix}"
     folder = settings.folder / name
     folder.mkdir(exist_ok=True)
@@ -331,7 +331,7 @@ def _memory(settings: _Settings) -> _Rows:
 
 
 def _geometry(settings: _Settings) -> _Rows:
-    """Measure what the geometry of the report costs the fold."""
+    """Measure the cost of the report's geometry during the fold."""
     yield "checkpoints, warm", "fold: none", "fold: sample", "cost"
     elements = settings.model_bytes // 4 // 40
     some = _Series(settings.checkpoints, 40, elements)
@@ -350,7 +350,7 @@ def _geometry(settings: _Settings) -> _Rows:
 
 
 def _startup(settings: _Settings) -> _Rows:
-    """Measure what a run costs that has next to nothing to do."""
+    """Measure the cost of a run with almost no work."""
     ten, fifty = _Series(10, 20, 12_500), _Series(50, 20, 100)
     pickled = ten._replace(suffix=".pt")
     with _on_disk(ten, settings) as st, _on_disk(pickled, settings) as pt, _on_disk(fifty, settings) as small:

@@ -99,7 +99,7 @@ def test_no_import_circle() -> None:
 
 
 def test_the_hall_is_small() -> None:
-    """Only what everything uses, and the sentence itself, are directly in the package."""
+    """Only modules that everything uses, and the modules of the sentence itself, are directly in the package."""
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_IN_THE_HALL
 
 

@@ -28,7 +28,7 @@ from tests.helpers.shown import obeyed
     ],
 )
 def test_services_are_known_by_their_variables(mode: str, environment: dict[str, str], service: str) -> None:
-    """``--ci`` decides; ``auto`` looks at what the services document."""
+    """``--ci`` decides; ``auto`` uses the variables that the services document."""
     assert detect(mode, environment) == service  # type: ignore[arg-type]
 
 

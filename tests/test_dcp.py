@@ -37,7 +37,7 @@ HINT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What four processes saved."""
+    """The folder that four processes saved."""
     base = tmp_path_factory.getbasetemp()
     return dcp_makers.four_ranks(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
@@ -92,7 +92,7 @@ def fold(series: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("layout", ["run/ckpt-{}", "titan/step-{}", "pieces/step-{}"])
 def test_sharded_tensors_are_read_whole(ranks: Path, layout: str, step: int) -> None:
-    """Rows, columns, grids, uneven and empty shards, replicas: bit for bit what was distributed over the ranks."""
+    """Rows, columns, grids, uneven and empty shards, replicas: bit for bit the tensors distributed over the ranks."""
     found = makers.read_file(ranks / layout.format(step))
     assert found == makers.expected(full_tensors(step))
 
@@ -195,7 +195,7 @@ def test_one_file_per_item(tmp_path: Path) -> None:
 
 
 def test_archives_that_look_alike_and_are_not(tmp_path: Path) -> None:
-    """Chunks of one size, type and shape may still differ in their strides: each is read as it is."""
+    """Chunks of one size, type and shape may have different strides: each is read by its own."""
     plain = torch.randn(4, 4)
     tensors = {"plain": plain, "turned": torch.randn(4, 4).t(), "again": torch.randn(4, 4)}
     folder = dcp_makers.save(tmp_path / "ckpt", tensors)
@@ -386,7 +386,7 @@ def test_tiling_is_bounded_work() -> None:
         check_tiling((5_000, 5_100), [*steps, ((0, 0), (5_000, 5_000))])
 
 
-# What is refused, each with its reason.
+# Refusals, each with its reason.
 
 
 def refusal(path: Path) -> str:
@@ -434,7 +434,7 @@ def set_chunk(**fields: object) -> dcp_makers.Edit:
 
 
 def set_tensor(**fields: object) -> dcp_makers.Edit:
-    """Change what is declared of a tensor."""
+    """Change the declaration of a tensor."""
     return lambda metadata: vars(metadata.state_dict_metadata["model.w"]).update(fields)
 
 

@@ -1,4 +1,4 @@
-"""One average has one result: its bytes and its findings do not depend on how, where and in what pieces it is made."""
+"""One average has one result: its bytes and its findings do not depend on threads, blocks, order or folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def average(paths: Sequence[Path], **options: Any) -> tuple[bytes, dict[str, Any]]:
-    """Average; return the bytes, and what was found."""
+    """Average; return the bytes, and the findings."""
     output = paths[0].parent.parent / "ema.safetensors"
     report = ema_cli.average(paths, output=output, force=True, **{"decay": 0.9, **options})
     return output.read_bytes(), findings(dataclasses.asdict(report))
@@ -77,7 +77,7 @@ def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
 
 
 def test_several_averages_of_one_read_are_found_as_each_alone(paths: list[Path]) -> None:
-    """Bytes and findings of an average are the same whatever else is made of the same read."""
+    """Bytes and findings of an average are the same if other averages are made in the same pass."""
     output = paths[0].parent.parent / "several_{decay}.safetensors"
     together = ema_cli.average(paths, decay=[0.5, 0.9, 0.99], output=output)
     for k, decay in enumerate((0.5, 0.9, 0.99)):

@@ -89,7 +89,7 @@ FLOATS = [d for d in DTYPES if (d.is_floating_point or d.is_complex) and d is no
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_float_type(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Random bits of every type, in tensors of several blocks; only what is finite has a distance."""
+    """Random bits of every type, in tensors of several blocks; only finite numbers have a distance."""
     torch.manual_seed(0)
     a, b = (torch.randn(BLOCK + 77).to(dtype) for _ in range(2))
     assert_distance(distance(tmp_path, a, b), a, b)

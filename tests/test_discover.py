@@ -278,7 +278,7 @@ def test_hostile_names_are_shown_harmlessly(tmp_path: Path) -> None:
 @given(names=st.sets(st.sampled_from([f"{stem}{n}.pt" for stem in ("a", "b_") for n in (1, 2, 10)]), min_size=1))
 @settings(max_examples=15, deadline=None)
 def test_a_folder_and_its_files_are_the_same_inputs(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
-    """Naming a folder finds what naming its files finds."""
+    """Naming a folder finds the same as naming its files."""
     folder = tmp_path_factory.mktemp("run")
     for name in names:
         torch.save({"w": torch.ones(1)}, folder / name)

@@ -326,7 +326,7 @@ def test_json_is_parsed_within_bounds() -> None:
 @pytest.mark.slow
 @given(value=st.dictionaries(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=9)))
 def test_json_of_others_is_read_as_it_is(value: dict[str, object]) -> None:
-    """What the standard library writes is read back."""
+    """JSON that the standard library writes is read back."""
     assert parse_object(json.dumps(value).encode()) == value
 
 

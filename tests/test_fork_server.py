@@ -1,4 +1,4 @@
-"""Forked runs, which most tests use, are the runs that a shell starts: what they print, write and return."""
+"""Forked runs, which most tests use, equal the runs that a shell starts: their messages, files and exit status."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Command(NamedTuple):
 
 
 def show(*arguments: str, **environment: str) -> str:
-    """Return what a command prints."""
+    """Return the output of a command."""
     done = CliRunner().invoke(app, arguments, env={"NO_COLOR": "1", "COLUMNS": "80", **environment})
     assert done.exit_code == 0, done.exception
     return done.output
@@ -124,7 +124,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("path", TOPICS, ids=lambda path: path.stem)
 def test_a_topic_has_the_form_of_one(path: Path) -> None:
-    """Its name, one sentence that says what it is for, then at most 120 lines of at most 120 characters, in UTF-8."""
+    """Its name, one sentence about its purpose, then at most 120 lines of at most 120 characters, in UTF-8."""
     title, blank, purpose, other, *rest = path.read_text(encoding="utf-8").splitlines()
     assert (title, blank, other) == (f"# {path.stem}", "", "")
     assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*[.?]", purpose)

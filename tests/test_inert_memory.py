@@ -66,7 +66,7 @@ def machine(data: bytes) -> Machine:
 
 @pytest.mark.parametrize("name", sorted(FILLED))
 def test_no_opcode_takes_more_than_is_counted(name: str) -> None:
-    """What Python allocates for 100,000 of the same opcodes, or 300 kB, is at most what was counted, and a tenth."""
+    """Python allocates for 100,000 of the same opcodes, or 300 kB, at most the counted memory plus a tenth."""
     head, unit = FILLED[name]
     made = machine(head + unit * min(100_000, 300_000 // len(unit)) + b".")
     gc.collect()
@@ -82,7 +82,7 @@ def test_no_opcode_takes_more_than_is_counted(name: str) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_hundred_thousand_tensors_with_the_state_of_adam_fit(tmp_path: Path, *, legacy: bool) -> None:
-    """A real checkpoint of a thousandth of that size is counted as less than a thousandth of the limit."""
+    """A real checkpoint of a hundredth of that size is counted as less than a hundredth of the limit."""
     count = 1000
     model = {f"model.layers.{number}.self_attn.weight": torch.zeros(1) for number in range(count)}
     moments = ("step", "exp_avg", "exp_avg_sq")

@@ -65,7 +65,7 @@ plain = st.recursive(
 @settings(deadline=None, max_examples=300)
 @given(plain, st.sampled_from([3, 4, 5]))
 def test_plain_values_come_out_as_they_are(value: object, protocol: int) -> None:
-    """Numbers, text, bytes, lists, tuples and dictionaries of any nesting equal what went in."""
+    """Numbers, text, bytes, lists, tuples and dictionaries of any nesting equal the pickled values."""
     assert value_of(pickle.dumps(value, protocol)) == value
 
 

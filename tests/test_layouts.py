@@ -44,7 +44,7 @@ def detector(number: int) -> Detector:
 
 
 def fairseq(number: int) -> dict[str, Any]:
-    """Return what fairseq saves: the last entry of the optimizer's history has the number of updates."""
+    """Return a checkpoint of fairseq: the last entry of the optimizer's history has the number of updates."""
     return {
         "cfg": {"task": "translation"},
         "model": weights(number),
@@ -56,7 +56,7 @@ def fairseq(number: int) -> dict[str, Any]:
 
 
 def megatron(number: int) -> dict[str, Any]:
-    """Return what one rank of Megatron saves: nested mappings of layers."""
+    """Return a checkpoint of one rank of Megatron: nested mappings of layers."""
     found = weights(number)
     encoder = {"layers.0.weight": found["layers.0.weight"], "layers.0._extra_state": None}
     return {
@@ -69,7 +69,7 @@ def megatron(number: int) -> dict[str, Any]:
 
 
 def lightning(number: int, **others: Any) -> dict[str, Any]:
-    """Return what Lightning saves: the prefix is the attribute of the module, and stays."""
+    """Return a checkpoint of Lightning: the prefix is the attribute of the module, and stays."""
     return {
         "epoch": number,
         "global_step": 400 * number,

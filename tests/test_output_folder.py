@@ -470,7 +470,7 @@ def test_diff_compares_folders_with_files(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_a_folder_can_be_continued(tmp_path: Path, ema_avg: Run) -> None:
-    """Folding two checkpoints, then one more, gives what folding all three at once gives; in place, too."""
+    """Folding two checkpoints, then one more, gives the same as folding all three at once; in place, too."""
     folders = model_folders(tmp_path / "run", states())
     ema_avg(*folders[:2], "--decay", "0.5", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64")
     ema_avg(*folders, "--decay", "0.5", "-o", "all/", "--dtype", "float64")

@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 class Page(HTMLParser):
-    """Collects what a browser would see: tags with their attributes, and text."""
+    """Collects the parts that a browser would see: tags with their attributes, and text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

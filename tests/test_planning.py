@@ -1,4 +1,4 @@
-"""The plan: what will be read, written and copied, and every reason why it cannot be."""
+"""The plan: the data that will be read, written and copied, and every reason to refuse."""
 
 from __future__ import annotations
 

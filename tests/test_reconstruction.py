@@ -243,7 +243,7 @@ def test_lr_decay_at_equal_spacing_is_minus_sqrt() -> None:
 @given(steps=series(10**12, most=30), scale=st.integers(1, 1000))
 @settings(deadline=None)
 def test_scale_free_methods_do_not_care_for_the_clock(steps: tuple[int, ...], scale: int) -> None:
-    """Counting tokens instead of steps changes nothing where no decay is involved."""
+    """Counting tokens instead of steps changes nothing if no decay is involved."""
     tokens = tuple(step * scale for step in steps)
     assert lr_decay(tokens, "cosine") == pytest.approx(lr_decay(steps, "cosine"), rel=1e-9, abs=1e-15)
     assert uniform_time(tokens) == pytest.approx(uniform_time(steps), rel=1e-14)

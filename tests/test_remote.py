@@ -56,7 +56,7 @@ class Site:
 
 
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
-    """Return what answers for a site."""
+    """Return the request handler of a site."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -28,7 +28,7 @@ from tests.helpers.series import random_states, save_zip, write_one, write_serie
 @given(reports())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_reports_survive_json(report: model.Report) -> None:
-    """What ``to_json`` writes is ASCII, and ``from_json`` reads the very same report back."""
+    """``to_json`` writes ASCII, and ``from_json`` reads the very same report back."""
     text = to_json(report)
     assert text.isascii()
     assert text.endswith("}\n")

@@ -113,7 +113,7 @@ def test_what_is_complete_is_not_folded_again(kept: int, run: Path, whole: tuple
     lines = journal(run).read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + COUNT
     journal(run).write_bytes(b"".join(lines[: 1 + kept]) + lines[-1][: -(len(lines[-1]) // 2)])
-    for path in partial(run):  # what the journal does not vouch for may be anything
+    for path in partial(run):  # parts that the journal does not confirm may have any bytes
         path.write_bytes(path.read_bytes() if kept == COUNT else spoil(path, lines[1 + kept :]))
     events: list[Event] = []
     report = average(run, events.append, resume=True)

@@ -54,7 +54,7 @@ class Stage:
         return self.inputs / "made.safetensors"
 
     def _make(self, place: Path, seed: int, elements: int) -> None:
-        """Write the series and its averages where they will be read, and keep them at ``place``."""
+        """Write the series and its averages where they will be read, and copy them to ``place``."""
         self.inputs.mkdir(parents=True)
         for step, path in zip(_STEPS, self.checkpoints, strict=True):
             self._form.save(random_state(seed + step, elements), path)
@@ -73,7 +73,7 @@ class Stage:
         self.out.mkdir()
 
     def load(self, path: Path) -> Arrays | None:
-        """Read a checkpoint as it is now, ``None`` if the official library cannot."""
+        """Read a checkpoint in its current state, ``None`` if the official library cannot."""
         try:
             state = load_safetensors(path) if path == self.earlier else self._form.load(path)
             return {name: tensor.numpy() for name, tensor in state.items()}

@@ -22,7 +22,7 @@ class Format:
     """Of the normal numbers."""
     largest: Fraction
     infinity: bool
-    """Whether the type has infinities; without, what is too large is NaN."""
+    """Whether the type has infinities; without, numbers that are too large are NaN."""
     signed_zero: bool = True
 
     @property
@@ -77,7 +77,7 @@ def value_of(code: int, form: Format) -> float:
 
 
 def rounded(value: float | Fraction, form: Format) -> float:
-    """Return ``value`` rounded to nearest, ties to even; too large becomes infinity, or NaN where there is none."""
+    """Return ``value`` rounded to nearest, ties to even; too large becomes infinity, or NaN for a type without it."""
     if isinstance(value, float) and not math.isfinite(value):
         return value if form.infinity else math.nan
     if value == 0:

@@ -51,7 +51,7 @@ class _Order:
 
 
 class Running:
-    """A run that was started, and what it prints until it is closed.
+    """A run that was started, and its output until it is closed.
 
     Args:
         line: reports the process id, and at the end the exit status.
@@ -73,7 +73,7 @@ class Running:
         return self._line.recv() if self._line.poll(seconds) else None
 
     def output(self) -> tuple[str, str]:
-        """Return what the run printed on standard output and standard error, its lines ended as ``subprocess`` does."""
+        """Return the run's standard output and standard error, with line ends as in ``subprocess``."""
         for file in self._captured:
             file.seek(0)
         texts = (file.read().decode(errors="replace") for file in self._captured)
@@ -150,7 +150,7 @@ class ForkServer:
 
 @cache
 def shared(*libraries: str) -> ForkServer:
-    """Return the server of this process that has imported some libraries, started when it is needed first."""
+    """Return the server of this process that has imported some libraries, started on first use."""
     server = ForkServer(libraries=libraries)
     atexit.register(server.close)
     return server

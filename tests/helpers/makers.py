@@ -72,7 +72,7 @@ def read_file(path: Path, *, key: str | None = None) -> dict[str, tuple[str, tup
 
 
 def expected(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Return what ``read_all`` must find for tensors that a framework loaded."""
+    """Return the result that ``read_all`` must give for tensors that a framework loaded."""
     return {name: (str(value.dtype), tuple(value.shape), tensor_bytes(value)) for name, value in tensors.items()}
 
 

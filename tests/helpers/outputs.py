@@ -1,4 +1,4 @@
-"""What a run writes, and system calls that fail during the run."""
+"""Parts of the output of a run, and system calls that fail during the run."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ REFUSED = 3
 MISSING = 7
 
 Maker = Callable[[Path], object]
-"""Makes what is at a path; nothing is there before."""
+"""Creates the file or folder at a path where nothing exists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

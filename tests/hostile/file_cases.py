@@ -1,4 +1,4 @@
-"""What is no checkpoint at all: other formats, things that are not files, names that attack a terminal."""
+"""Files that are not checkpoints: other formats, things that are not files, names that attack a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parsers of what this program writes or gets from its user: reports, journals, previous averages, settings."""
+"""The parsers of this program's own files: reports, journals, previous averages, settings."""
 
 from __future__ import annotations
 

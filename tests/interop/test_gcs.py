@@ -49,7 +49,7 @@ def upload(store: Gcs, paths: list[Path]) -> None:
 
 
 def always(status: int) -> Callable[[Request], int | None]:
-    """Return what refuses every request."""
+    """Return a function that refuses every request."""
     return lambda _: status
 
 

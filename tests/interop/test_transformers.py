@@ -126,7 +126,7 @@ def test_file_and_folder_hold_the_same_tensors(run: Path, ema_avg: Run, tmp_path
 
 
 def write_bin(model: Any, folder: Path, size: str) -> None:
-    """Write ``pytorch_model.bin``, in shards where it is larger than ``size``."""
+    """Write ``pytorch_model.bin``, in shards if it is larger than ``size``."""
     from huggingface_hub import save_torch_state_dict
 
     pattern = "pytorch_model{suffix}.bin"
@@ -138,7 +138,7 @@ def write_bin(model: Any, folder: Path, size: str) -> None:
 
 
 def write_safetensors(model: Any, folder: Path, size: str) -> None:
-    """Write ``model.safetensors``, in shards where it is larger than ``size``."""
+    """Write ``model.safetensors``, in shards if it is larger than ``size``."""
     model.save_pretrained(folder, max_shard_size=size)
 
 
