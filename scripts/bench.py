@@ -4,9 +4,9 @@
     python scripts/bench.py --quick --only speed
 
 Every number is the median of several rounds, the contenders taken in turn. Each command is a whole process, started
-by a small parent of its own: a process inherits the peak memory of the one that starts it, and this one holds torch.
-Before each command the earlier output is deleted, everything is synced, and the checkpoints are read into the page
-cache or evicted from it; the share that is then really cached stands in the table.
+by a small parent of its own: a process inherits the peak memory of its parent, and this process has loaded torch.
+Before each command the previous output is deleted, everything is synced, and the checkpoints are read into the page
+cache or evicted from it; the table shows the share that is then really cached.
 """
 
 import argparse
@@ -129,7 +129,7 @@ _Rows = Iterator[tuple[str, ...]]
 
 @contextmanager
 def _on_disk(series: _Series, settings: _Settings) -> Iterator[list[Path]]:
-    """Make the checkpoints, or reuse those that are there; delete what was made, unless it is to be kept."""
+    """Make the checkpoints, or reuse existing ones; delete new ones unless they are to be kept."""
     name = f"{_name(series.dtype)}-{series.tensors}x{series.elements}{'-sparse' * series.sparse}{series.suffix}"
     folder = settings.folder / name
     folder.mkdir(exist_ok=True)
@@ -228,7 +228,7 @@ def _set_cache(path: Path, *, cold: bool) -> None:
 
 
 def _cached_share(path: Path) -> float:
-    """Return the share of a file's pages in the page cache, as mincore(2) tells it."""
+    """Return the share of a file's pages that mincore(2) reports in the page cache."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         flags = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
         start = ctypes.c_char.from_buffer(mapped)
@@ -290,7 +290,7 @@ def _tensors(settings: _Settings) -> _Rows:
 
 
 def _structure(settings: _Settings) -> _Rows:
-    """Compare with how the libraries read what a file with very many tensors holds: names and shapes, no numbers."""
+    """Compare with the libraries' reading of a file with very many tensors: names and shapes, no numbers."""
     yield f"CPU time for {settings.entries:,} tensors", "`ema-avg inspect`", "the library", "ratio", "peak", "library"
     libraries = {".safetensors": "safe_open", ".pt": "torch.load, mapped", ".pth": "torch.load, before torch 1.6"}
     for suffix, library in libraries.items():
@@ -331,7 +331,7 @@ def _memory(settings: _Settings) -> _Rows:
 
 
 def _geometry(settings: _Settings) -> _Rows:
-    """Measure what the geometry of the report costs the fold."""
+    """Measure the cost of the report's geometry during the fold."""
     yield "checkpoints, warm", "fold: none", "fold: sample", "cost"
     elements = settings.model_bytes // 4 // 40
     some = _Series(settings.checkpoints, 40, elements)
@@ -350,7 +350,7 @@ def _geometry(settings: _Settings) -> _Rows:
 
 
 def _startup(settings: _Settings) -> _Rows:
-    """Measure what a run costs that has next to nothing to do."""
+    """Measure the cost of a run with almost no work."""
     ten, fifty = _Series(10, 20, 12_500), _Series(50, 20, 100)
     pickled = ten._replace(suffix=".pt")
     with _on_disk(ten, settings) as st, _on_disk(pickled, settings) as pt, _on_disk(fifty, settings) as small:
@@ -374,7 +374,7 @@ class _Server(NamedTuple):
     log: Path
 
     def sent(self) -> tuple[int, int]:
-        """Return how many requests were made since the last time, plain downloads left out, and the bytes of parts."""
+        """Return the number of requests since the last call, without plain downloads, and the bytes of parts."""
         lines = [line.split() for line in self.log.read_text().splitlines()]
         os.truncate(self.log, 0)
         asked = [int(size) for method, size, kind in lines if method == "HEAD" or kind == "part"]

@@ -4,8 +4,8 @@
                                                          demo/run/*.pt nested, demo/run/safetensors/* flat
     python scripts/digits.py evaluate demo/run ema.safetensors
 
-Every batch is blurred by noise and the learning rate stays high, so that the last steps still jump about: the case
-that averaging is for.
+Every batch is blurred by noise and the learning rate stays high, so that the last steps still fluctuate: averaging is
+made for this case.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def accuracy(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> float
 
 
 def evaluate(folder: Path, average: Path) -> None:
-    """Compare the last checkpoint and the average on the images that training never saw."""
+    """Compare the last checkpoint and the average on the held-out images."""
     _, held_out = load_data()
     model = make_model()
     last = max((folder / "safetensors").iterdir(), key=lambda path: int(path.stem.partition("_")[2]))

@@ -5,7 +5,7 @@
 
 The first command, with the extra "dev", records which tests execute which lines. The second draws places at random: a
 comparison is flipped, an arithmetic operator or a constant changed, and/or swapped, a not dropped. In a copy of the
-repository the tests that execute the line run until one fails. Changes that no test notices are harmless, or lack one.
+repository the tests that execute the line run until one fails. A change that no test notices is harmless or untested.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OPERATORS = {
     "And": "and or",
     "Or": "or and",
 }
-"""Of the syntax tree: how each is written, and what takes its place."""
+"""Nodes of the syntax tree: how each is written, and its replacement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Mutant:
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """Yield every change of a file; annotations, decorators and f-strings are left alone."""
+    """Yield every change of a file; annotations, decorators and f-strings are not changed."""
     source = (ROOT / path).read_bytes()
     starts = list(accumulate(map(len, source.splitlines(keepends=True)), initial=0))
 
@@ -94,7 +94,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 def _changes(node: ast.AST, source: bytes, starts: list[int]) -> Iterator[tuple[int, int, str]]:
-    """Yield where an operator or a value begins and ends, and what takes its place."""
+    """Yield the start and the end of an operator or a value, and its replacement."""
 
     def span(node: ast.expr) -> tuple[int, int]:
         last, column = node.end_lineno or 0, node.end_col_offset or 0
@@ -133,7 +133,7 @@ def tests_of(mutant: Mutant, data: CoverageData) -> list[str]:
 
 
 def outcome(mutant: Mutant, tests: list[str], copy: Path, seconds: float) -> str:
-    """Run tests with the change made in a copy of the repository; return what came of it."""
+    """Run tests with the change made in a copy of the repository; return the result."""
     if not tests:
         return "not executed"
     listed = copy / "tests.txt"
@@ -156,7 +156,7 @@ def outcome(mutant: Mutant, tests: list[str], copy: Path, seconds: float) -> str
 
 
 def main() -> None:
-    """Draw the changes, run the tests of each, and print what came of them."""
+    """Draw the changes, run the tests of each, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", type=Path, nargs="*", default=[Path("ema_cli")], help="folders and modules")
     parser.add_argument("--coverage", type=Path, default=Path(".coverage"), help="database with a context per test")

@@ -4,9 +4,9 @@
     python scripts/reconstruct.py --every 500 --run digits
 
 Each run is trained with every step's weights folded into the true EMA, E = d E + (1-d) theta from step 0 on, in
-float64. The checkpoints it leaves, as trainers write them, are averaged by ``ema-avg`` on the command line. Printed are
+float64. Its checkpoints, saved as trainers do, are averaged by ``ema-avg`` on the command line. The script prints
 the distance ||average - EMA|| / ||EMA||, over that of the last checkpoint, and the loss on held-out data: whether
-the EMA that was asked for was rebuilt, not whether it is a better model.
+the requested EMA was rebuilt, not whether it is a better model.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ RUNS = {"digits": digits_run, "text": text_run}
 
 
 def saved_steps(steps: int, every: int, *, uneven: bool) -> set[int]:
-    """Return the steps at which checkpoints are kept; uneven gaps have the same mean, and end at the last step."""
+    """Return the steps at which checkpoints are saved; uneven gaps have the same mean, and end at the last step."""
     if not uneven:
         return set(range(every, steps + 1, every))
     source = random.Random(0)
@@ -132,7 +132,7 @@ def saved_steps(steps: int, every: int, *, uneven: bool) -> set[int]:
 
 
 def train(run: Run, steps: int, decay: float, kept: dict[Path, set[int]]) -> State:
-    """Train, save the checkpoints that each folder keeps, and return the EMA over every step, in float64."""
+    """Train, save the checkpoints of each folder, and return the EMA over every step, in float64."""
     ema = {name: value.double() for name, value in run.model.state_dict().items()}
     for step in range(1, steps + 1):
         loss = run.batch()

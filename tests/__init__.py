@@ -1,1 +1,1 @@
-"""The tests of ema-avg; each says in one line what it holds the program to."""
+"""The tests of ema-avg; the docstring of each test states in one line what it checks."""

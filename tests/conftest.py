@@ -1,4 +1,4 @@
-"""What several test modules share: a run of real checkpoints, and the command line as a process."""
+"""Fixtures of several test modules: a run of real checkpoints, and the command line as a process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG = ("test_scripts.py", "test_dcp.py", "test_changes.py", "test_faults.py", "
 
 
 def pytest_configure() -> None:
-    """Let signals end the processes of the tests where they are ignored in this one (``&``, ``nohup``)."""
+    """Restore the default signal handlers for the tests' processes, if this process ignores them (``&``, ``nohup``)."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -25,12 +25,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that take seconds, so that at the end no process of the tests waits for another."""
+    """Begin with the slow tests, so that at the end no process of the tests waits for another."""
     items.sort(key=lambda item: not item.path.is_relative_to(HERE / "interop") and item.path.name not in LONG)
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what was imported, and torch share the processors with other processes."""
+    """Let the garbage collector skip the imported modules, and torch share the processors with other processes."""
     gc.collect()
     gc.freeze()
     if torch := sys.modules.get("torch"):

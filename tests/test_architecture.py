@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ema_cli"
 SENTENCE = ("discovery", "planning", "fold", "write", "report", "verify", "batch", "cli")
-"""The rooms that are steps of the program: a later step may import an earlier one, never the other way round."""
+"""The rooms that are steps of the program: a later step may import an earlier one, never the reverse."""
 SHARED_NOUNS = {"__init__", "file", "folder", "remote"}
 MOST_MODULES_IN_THE_HALL = 14
 HEAVY = ("torch", "sklearn", "numpy", "ml_dtypes", "rich", "typer")
@@ -81,7 +81,7 @@ def test_rooms_form_layers() -> None:
 
 
 def test_steps_import_only_earlier_steps() -> None:
-    """The rooms that are steps stand in the order of the sentence: no step imports a later one, directly or not."""
+    """The rooms that are steps are in the order of the sentence: no step imports a later one, directly or not."""
     graph = arrows()
 
     def reachable(room: str, seen: set[str]) -> set[str]:
@@ -99,7 +99,7 @@ def test_no_import_circle() -> None:
 
 
 def test_the_hall_is_small() -> None:
-    """Only what everything uses, and the sentence itself, stand directly in the package."""
+    """Only modules that everything uses, and the modules of the sentence itself, are directly in the package."""
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES_IN_THE_HALL
 
 
@@ -122,7 +122,7 @@ def test_heavy_libraries_stay_in_their_place(path: Path) -> None:
 
 
 def test_the_fold_knows_no_format_and_no_option() -> None:
-    """The fold reads extents; which file format they came from, and what the user typed, is none of its business."""
+    """The fold reads extents; it does not know the file formats or the options."""
     assert not arrows()["fold"] & {"formats", "options"}
 
 
@@ -182,7 +182,7 @@ def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
 
 
 def test_tests_import_no_tests() -> None:
-    """What several test modules need is in a module that holds no tests."""
+    """Shared helpers of test modules are in modules without tests."""
     for path in Path(__file__).parent.rglob("*.py"):
         found = [name for name in imported_names(path) if name.startswith("tests.")]
         assert not any(part.startswith(("test_", "conftest")) for name in found for part in name.split(".")), path

@@ -71,7 +71,7 @@ def verdict(path: Path) -> tuple[int, str]:
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """Return parameters, of which those that take seconds are marked as slow."""
+    """Return parameters, and mark those that take seconds as slow."""
     return [
         pytest.param(name, marks=[pytest.mark.slow] if any(part in name for part in LONG) else []) for name in names
     ]
@@ -79,7 +79,7 @@ def marked(names: Iterable[str]) -> list[Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap() -> None:
-    """Let the collections of garbage between the cases pass over all that is there before the first."""
+    """Let the garbage collections between the cases skip all objects that existed before the first."""
     gc.collect()
     gc.freeze()
 
@@ -91,7 +91,7 @@ def test_each_case_meets_its_verdict(tmp_path: Path, name: str) -> None:
     case.make(tmp_path / name)
     gc.collect()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is reset
     before, began = status("VmRSS"), time.process_time()
     code, message = verdict(tmp_path / name)
     assert time.process_time() - began < MOST_SECONDS
@@ -104,7 +104,7 @@ def test_each_case_meets_its_verdict(tmp_path: Path, name: str) -> None:
 
 
 def test_the_catalogue_is_large() -> None:
-    """There are at least three hundred bad inputs, and many strange ones that are good."""
+    """There are at least three hundred bad inputs, and many unusual ones that are good."""
     bad = [case for case in CASES.values() if case.code != OK]
     assert len(bad) > 450
     assert len(CASES) - len(bad) > 100
@@ -138,7 +138,7 @@ def test_as_a_process(tmp_path: Path, ema_avg: Run, name: str) -> None:
 
 @pytest.mark.slow
 def test_names_do_nothing_in_any_output(tmp_path: Path, ema_avg: Run) -> None:
-    """All names at once, averaged with every report: no output holds what a terminal, a page or a log would act on."""
+    """All names at once, averaged with every report: no output has text that a terminal, page or log would act on."""
     names = {name: 4 * number for number, name in enumerate(dict.fromkeys(NAMES.values()))}
     header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]} for name, at in names.items()}
     for number in (1, 2):
@@ -170,7 +170,7 @@ def test_names_do_nothing_in_any_output(tmp_path: Path, ema_avg: Run) -> None:
 
 @pytest.mark.slow
 def test_the_script_makes_all_of_them(tmp_path: Path) -> None:
-    """The files and the folders lie there, with a list of their verdicts."""
+    """The files and the folders are there, with a list of their verdicts."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.hostile.bad_inputs", tmp_path],
         cwd=ROOT,

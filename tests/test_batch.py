@@ -1,4 +1,4 @@
-"""Many runs, one average each: what is a run, how each job comes out, and that one failure stays one failure."""
+"""Many runs, one average each: what is a run, how each job ends, and that a failed job does not stop the others."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from ema_cli.planning.outputs import output_path
 from ema_cli.report.render import INDEX_SUFFIXES, is_index
 from tests.helpers.program import Run
 from tests.helpers.series import (
-    averaged_by_hand,
     load,
     open_files,
     random_states,
+    reference_average,
     to_numpy,
     write_one,
     write_series,
@@ -85,7 +85,7 @@ def test_folders_that_hold_checkpoints_are_runs(tmp_path: Path) -> None:
 
 
 def test_a_run_is_found_once(tmp_path: Path) -> None:
-    """Named twice, through its root, through a link, or on a loop of links: one job."""
+    """A run that is given twice, through its root, through a link, or on a loop of links is one job."""
     write_one(tmp_path / "root" / "r" / "ckpt_1.pt")
     (tmp_path / "root" / "r" / "up").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "loop").symlink_to(tmp_path)
@@ -97,7 +97,7 @@ def test_a_run_is_found_once(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_searched_further_and_says_so(tmp_path: Path) -> None:
-    """Checkpoints in a folder inside a run are not averaged; a warning tells of them."""
+    """Checkpoints in a folder inside a run are not averaged; a warning lists them."""
     write_one(tmp_path / "root" / "best.pt")
     write_one(tmp_path / "root" / "r" / "ckpt_1.pt")
     search = find_runs([str(tmp_path / "root")])
@@ -116,7 +116,7 @@ def test_outputs_of_ours_make_no_run(runs: Path, ema_avg: Run) -> None:
 
 
 def test_what_holds_nothing_is_a_job_that_says_so(tmp_path: Path) -> None:
-    """Beside good runs, a missing or empty folder is a job that fails; a file is left out with a warning."""
+    """A missing or empty folder among good runs is a job that fails; a file is skipped with a warning."""
     write_one(tmp_path / "r" / "ckpt_1.pt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("")
@@ -127,7 +127,7 @@ def test_what_holds_nothing_is_a_job_that_says_so(tmp_path: Path) -> None:
 
 
 def test_no_run_at_all_is_an_error(tmp_path: Path) -> None:
-    """A root without runs, a missing name and a file are told in different words."""
+    """A root without runs, a missing name and a file have different messages."""
     (tmp_path / "a.pt").write_text("")
     (tmp_path / "empty").mkdir()
     for name, kind, words in (
@@ -147,7 +147,7 @@ def test_no_run_at_all_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_run_gets_its_average(workers: int, runs: Path) -> None:
-    """The outputs are the averages by hand, whatever the number of workers; no descriptor stays open."""
+    """The outputs are the reference averages, whatever the number of workers; no descriptor stays open."""
     before, events = open_files(), list[BatchEvent]()
     jobs = [job(runs / f"r{number}") for number in range(3)]
     results = run_batch(jobs, events.append, workers=workers)
@@ -156,7 +156,7 @@ def test_every_run_gets_its_average(workers: int, runs: Path) -> None:
     for number, result in enumerate(results):
         states = random_states(4, seed=number)
         for name, value in load(Path(result.outputs[0])).items():
-            expected = averaged_by_hand([state[name] for state in states], [1 / 8, 1 / 8, 1 / 4, 1 / 2])
+            expected = reference_average([state[name] for state in states], [1 / 8, 1 / 8, 1 / 4, 1 / 2])
             assert torch.equal(value, torch.from_numpy(expected).float().reshape(value.shape)), name
             assert to_numpy(value).shape == expected.shape
         assert all(Path(path).exists() for path in result.reports)
@@ -168,7 +168,7 @@ def test_every_run_gets_its_average(workers: int, runs: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bug_in_one_job_ends_no_other(workers: int, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that nobody expected is the result of its job."""
+    """An unexpected exception is the result of its job."""
     original = run_average
 
     def broken(options: Options, *arguments: Any) -> Any:
@@ -183,7 +183,7 @@ def test_a_bug_in_one_job_ends_no_other(workers: int, runs: Path, monkeypatch: p
 
 
 def test_a_failed_job_holds_on_to_nothing(runs: Path) -> None:
-    """The frames of a failed job, with all that it read, are let go; its message stays."""
+    """The frames of a failed job are released, with all that it read; its message stays."""
     (runs / "r0" / "ckpt_100.pt").write_bytes(b"nothing")
     (result,) = run_batch([job(runs / "r0" / "ckpt_100.pt", str(runs / "x.safetensors"))], ignore)
     assert isinstance(result.error, InputRefused)
@@ -193,7 +193,7 @@ def test_a_failed_job_holds_on_to_nothing(runs: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupt_stops_every_job(workers: int, runs: Path) -> None:
-    """What interrupts the caller goes through it once the jobs have cleaned up; no partial file and no lock stays."""
+    """An interrupt reaches the caller once the jobs have cleaned up; no partial file and no lock stays."""
 
     class InterruptedHere(BaseException):
         pass
@@ -208,7 +208,7 @@ def test_an_interrupt_stops_every_job(workers: int, runs: Path) -> None:
 
 
 def test_run_and_name_are_filled_in_once(tmp_path: Path) -> None:
-    """The fields of a run go into output, reports and ``--continue-from``; what a folder is called is not filled in."""
+    """The fields of a run are filled into output, reports and ``--continue-from``; those in a folder's name are not."""
     made = job(
         Path("a/{name}"), "{run}/{name}.safetensors", report=(Path("{name}.json"),), continue_from=Path("{run}/e.st")
     )
@@ -234,7 +234,7 @@ def test_a_folder_that_is_called_like_a_field_keeps_its_average(tmp_path: Path, 
 
 
 def test_jobs_that_would_write_one_file_are_refused(tmp_path: Path) -> None:
-    """Equal names, reports, several decays, links to one folder, and the index: told before anything is read."""
+    """Equal names, reports, several decays, links to one folder, and the index: refused before anything is read."""
     (tmp_path / "link").symlink_to(tmp_path)
     here = str(tmp_path)
     for jobs, index in (
@@ -256,7 +256,7 @@ def test_an_index_has_a_writer_per_suffix() -> None:
 # The command
 
 
-def test_a_batch_goes_on_where_runs_fail(runs: Path, ema_avg: Run) -> None:
+def test_a_batch_continues_after_failed_runs(runs: Path, ema_avg: Run) -> None:
     """Failures of every kind among good runs: exit 9, the good ones written, each failure with its own code."""
     good = {f"runs/r{number}" for number in range(3)}
     write_series(runs / "cut", random_states(2))
@@ -297,7 +297,7 @@ def test_a_batch_goes_on_where_runs_fail(runs: Path, ema_avg: Run) -> None:
 
 
 def test_the_table_has_a_row_per_run(runs: Path, ema_avg: Run) -> None:
-    """Run, result, checkpoints and seconds, or the error in one line; a line for each job while it runs."""
+    """Run, result, checkpoints and seconds, or the error in one line; a line for each job during the batch."""
     write_series(runs / "bad", random_states(2))
     write_one(runs / "bad" / "ckpt_300.pt")
     done = ema_avg("batch", "runs", "--decay", "0.5")
@@ -311,7 +311,7 @@ def test_the_table_has_a_row_per_run(runs: Path, ema_avg: Run) -> None:
     assert "\x1b" not in done.stderr
 
 
-def test_quiet_tells_failures_alone(runs: Path, ema_avg: Run) -> None:
+def test_quiet_reports_failures_only(runs: Path, ema_avg: Run) -> None:
     """``-q`` is silent when all goes well; a failed job is named on stderr."""
     assert ema_avg("batch", "runs", "--decay", "0.5", "-q").stderr == ""
     write_series(runs / "bad", random_states(2))
@@ -326,7 +326,7 @@ def test_quiet_tells_failures_alone(runs: Path, ema_avg: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_sixty_runs_in_one_go(jobs: int, tmp_path: Path) -> None:
-    """Sixty runs need no more descriptors than a few do, and their index leads to every report."""
+    """Sixty runs need no more descriptors than a few do, and their index links to every report."""
     states = random_states(3)
     for number in range(60):
         write_series(tmp_path / "runs" / f"r{number}", states)
@@ -348,7 +348,7 @@ def test_sixty_runs_in_one_go(jobs: int, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(runs: Path, ema_avg: Run) -> None:
-    """``--dry-run`` tells what each job would do: write, nothing, or fail."""
+    """``--dry-run`` shows what each job would do: write, nothing, or fail."""
     assert ema_avg("batch", "runs/r0", "--decay", "0.5").returncode == 0
     write_series(runs / "bad", random_states(2))
     write_one(runs / "bad" / "ckpt_300.pt")
@@ -367,7 +367,7 @@ def test_a_dry_run_writes_nothing(runs: Path, ema_avg: Run) -> None:
 
 
 def test_the_options_of_the_main_job_apply_to_every_job(runs: Path, ema_avg: Run) -> None:
-    """Several decays, a type, a selection and further reports: for each run as for one."""
+    """Several decays, a type, a selection and further reports: for each run as for a single average."""
     flags = ["--decay", "0.5", "--decay", "0.9", "--dtype", "float64", "--last", "2"]
     done = ema_avg("batch", "runs", *flags, "-o", "{name}_{decay}.safetensors", "--report", "{run}/all.json")
     assert done.returncode == 0, done.stderr
@@ -379,7 +379,7 @@ def test_the_options_of_the_main_job_apply_to_every_job(runs: Path, ema_avg: Run
 
 
 def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
-    """A file may hold the options of the batch, too; the main job takes no offence at them."""
+    """A file may have the options of the batch, too; the main job ignores them."""
     (runs.parent / "ema-avg.toml").write_text('decay = 0.5\njobs = 2\noutput = "{name}.safetensors"\n')
     assert ema_avg("batch", "runs").returncode == 0
     assert (runs.parent / "r2.safetensors").exists()
@@ -411,7 +411,7 @@ def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
 def test_a_wrong_command_line_starts_nothing(
     arguments: list[str], code: int, words: str, runs: Path, ema_avg: Run
 ) -> None:
-    """What is wrong with the whole batch is told before any job, with the exit code of its kind."""
+    """What is wrong with the whole batch is reported before any job, with the exit code of its kind."""
     (runs.parent / "foreign.json").write_text('{"jobs": []}')
     done = ema_avg("batch", *arguments)
     assert done.returncode == code, done.stderr
@@ -427,7 +427,7 @@ def manifest(folder: Path, text: str) -> Path:
 
 
 def test_a_manifest_gives_each_job_its_options(runs: Path, ema_avg: Run) -> None:
-    """What is nearer to a job wins: flags, its table, ``[defaults]``, and only then configuration."""
+    """The setting nearest to a job wins: flags, its table, ``[defaults]``, and then the configuration."""
     manifest(
         runs.parent,
         """
@@ -481,7 +481,7 @@ def test_a_manifest_gives_each_job_its_options(runs: Path, ema_avg: Run) -> None
     ],
 )
 def test_a_wrong_manifest_starts_nothing(text: str, words: str, tmp_path: Path, ema_avg: Run) -> None:
-    """What no job understands is an error with the file, the job and a suggestion."""
+    """A key that no job knows is an error with the file, the job and a suggestion."""
     manifest(tmp_path, text)
     done = ema_avg("batch", "--manifest", "jobs.toml")
     assert done.returncode == 2, done.stderr
@@ -490,7 +490,7 @@ def test_a_wrong_manifest_starts_nothing(text: str, words: str, tmp_path: Path, 
 
 
 def test_a_path_in_a_manifest_may_be_impossible(tmp_path: Path, ema_avg: Run) -> None:
-    """The job fails that has it, with the system's reason."""
+    """Only the job with the error fails, with the system's reason."""
     manifest(tmp_path, f"[[job]]\npaths = ['{'x' * 5000}']\ndecay = 0.5")
     done = ema_avg("batch", "--manifest", "jobs.toml", "-o", "ema.safetensors")
     assert done.returncode == 9, done.stderr
@@ -498,7 +498,7 @@ def test_a_path_in_a_manifest_may_be_impossible(tmp_path: Path, ema_avg: Run) ->
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until something holds, half a minute at most."""
+    """Wait until a condition is true, half a minute at most."""
     deadline = time.monotonic() + 30
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -519,12 +519,12 @@ def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: s
         text=True,
     )
     assert process.stderr is not None
-    told = [process.stderr.readline() for _ in range(3)]
+    printed = [process.stderr.readline() for _ in range(3)]
     wait_for(lambda: list((runs / "s").glob(".*.partial")))
     process.send_signal(number)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 128 + number, talk
-    assert all(" wrote " in line for line in told)
+    assert all(" wrote " in line for line in printed)
     assert "3 of 4 runs are done" in talk
     assert (runs / "r0" / "ema.safetensors").exists()
     assert not (runs / "s" / "ema.safetensors").exists()
@@ -532,7 +532,7 @@ def test_an_interrupted_batch_keeps_what_is_done(number: signal.Signals, jobs: s
 
 
 def test_names_of_folders_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: Run) -> None:
-    """Escape sequences and line breaks in the name of a run come out escaped, in lines, table and errors."""
+    """Escape sequences and line breaks in the name of a run are escaped, in lines, table and errors."""
     for name in ("x\x1b[31m[red]", "y\n::error::z"):
         write_series(tmp_path / "runs" / name, random_states(2))
     write_one(tmp_path / "runs" / "y\n::error::z" / "ckpt_300.pt")
@@ -544,7 +544,7 @@ def test_names_of_folders_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: 
 
 
 def test_a_name_that_is_not_utf8_is_a_run(tmp_path: Path, ema_avg: Run) -> None:
-    """A folder whose name cannot be decoded is averaged, and told of in ASCII."""
+    """A folder with a name that cannot be decoded is averaged, and listed in ASCII."""
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/runs/\xff")
     write_series(Path(folder), random_states(2))
     done = ema_avg("batch", "runs", "--decay", "0.5", "--json")
@@ -565,7 +565,7 @@ def test_a_batch_imports_no_torch(runs: Path) -> None:
 
 
 def test_the_index_may_be_a_page(runs: Path, ema_avg: Run) -> None:
-    """A row for each run, with links to its reports that lead there, whatever the run is called."""
+    """A row for each run, with working links to its reports, whatever the run is called."""
     (runs / "r1" / "ckpt_200.pt").write_bytes(b"broken")
     evil = runs / 'a"><script>&?#'
     shutil.copytree(runs / "r0", evil)

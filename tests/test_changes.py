@@ -1,4 +1,4 @@
-"""Inputs that are changed while they are read: the run fails and says so, or what it made is of one age."""
+"""Inputs that are changed during a read: the run fails with an error, or its result has one age."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ema_cli.pipeline import run_average
 from tests.faults.slices import campaign
 from tests.helpers.folders import write_shards
 from tests.helpers.listeners import during
-from tests.helpers.series import State, averaged_by_hand, load, random_states, same_bits, write_series
+from tests.helpers.series import State, load, random_states, reference_average, same_bits, write_series
 
 BEFORE, AFTER = random_states(3, seed=1), random_states(3, seed=2)
 
@@ -35,14 +35,14 @@ def overwrite_quietly(path: Path, other: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_changes_at_any_call_are_told_or_harmless() -> None:
+def test_changes_at_any_call_are_reported_or_harmless() -> None:
     """A slice of the campaign: every form of checkpoint, every command that reads some, every kind of change."""
     campaign("changes", 2)
 
 
 @pytest.mark.campaign
 def test_other_programs_that_change_the_output_are_reported_or_harmless() -> None:
-    """What they put there is kept, what they did to it is not published, and the end of the run tells it."""
+    """Files that the other program puts there are kept, its changes are not published, and the run reports it."""
     campaign("foreign-files", 3)
 
 
@@ -88,7 +88,7 @@ def test_a_folder_that_is_replaced_while_it_is_opened_is_no_mix(
 
 @pytest.mark.parametrize("form", ["zip", "safetensors"])
 def test_damage_that_comes_during_the_run_is_a_change(form: str, tmp_path: Path) -> None:
-    """A checksum that does not fit, or a NaN, is not blamed on a checkpoint that was sound until it was written to."""
+    """A wrong checksum or a NaN is not blamed on a checkpoint that was sound until it was overwritten."""
     paths = write_series(tmp_path / "run", BEFORE, form=form)
     nan = [{name: torch.full_like(tensor, torch.nan) for name, tensor in AFTER[0].items()}]
     (other,) = write_series(tmp_path / "new", nan, form=form)
@@ -96,16 +96,16 @@ def test_damage_that_comes_during_the_run_is_a_change(form: str, tmp_path: Path)
     with pytest.raises(InputChanged, match=r"ckpt_200.* was changed while it was being read"):
         run_average(options, during(lambda: overwrite_quietly(paths[1], other)))
     assert not (tmp_path / "ema.safetensors").exists()
-    with pytest.raises(InputRefused):  # now it lies there as it is
+    with pytest.raises(InputRefused):  # now the file is refused for its contents
         run_average(options)
 
 
 class Stopped(BaseException):
-    """Stands for a signal."""
+    """Used in place of a signal."""
 
 
 def test_a_run_is_not_resumed_on_other_contents(tmp_path: Path) -> None:
-    """What was folded of contents that are gone is folded again, although size and time of the file are the same."""
+    """Blocks folded from old contents are folded again, although size and time of the file are the same."""
     paths = write_series(tmp_path / "run", BEFORE, form="safetensors")
     (other,) = write_series(tmp_path / "new", AFTER[:1], form="safetensors")
     options = make_options(paths, decay=0.5, output=tmp_path / "ema.safetensors", resume=True)
@@ -125,13 +125,13 @@ def test_a_run_is_not_resumed_on_other_contents(tmp_path: Path) -> None:
 def is_average(result: State, series: list[State]) -> bool:
     """Whether a result is the average of a series with a decay of one half."""
     return all(
-        same_bits(tensor, torch.from_numpy(averaged_by_hand([s[name] for s in series], [0.25, 0.25, 0.5])).float())
+        same_bits(tensor, torch.from_numpy(reference_average([s[name] for s in series], [0.25, 0.25, 0.5])).float())
         for name, tensor in result.items()
     )
 
 
 def test_a_comparison_of_files_that_lost_their_names_says_so(tmp_path: Path) -> None:
-    """What was compared is whole, but it is not what lies there now."""
+    """The comparison used whole files, but these are no longer the current ones."""
     paths = write_series(tmp_path, [BEFORE[0], BEFORE[0]], form="safetensors")
     heard: list[str] = []
 

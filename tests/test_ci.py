@@ -28,7 +28,7 @@ from tests.helpers.shown import obeyed
     ],
 )
 def test_services_are_known_by_their_variables(mode: str, environment: dict[str, str], service: str) -> None:
-    """``--ci`` decides; ``auto`` looks at what the services document."""
+    """``--ci`` decides; ``auto`` uses the variables that the services document."""
     assert detect(mode, environment) == service  # type: ignore[arg-type]
 
 
@@ -72,7 +72,7 @@ def test_github_gets_annotations_of_errors(ema_avg: Run) -> None:
 
 
 def test_names_are_not_obeyed(tmp_path: Path, ema_avg: Run) -> None:
-    """A file named like a command stays a name, at whatever column it is wrapped."""
+    """A file with the name of a command stays a name, at whatever column it is wrapped."""
     name = "::error::forged " * 8
     for step in (1, 2):
         save_file({f"::warning::{name}": torch.full((2,), float(step))}, tmp_path / f"{name}{step}.safetensors")
@@ -84,7 +84,7 @@ def test_names_are_not_obeyed(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_gitlab_gets_a_section(run_folder: Path, ema_avg: Run) -> None:
-    """The plan is folded away; the result stays in sight."""
+    """The plan is in a collapsed section; the result stays visible."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors", GITLAB_CI="true")
     starts = re.findall(r"section_start:(\d+):ema_avg_plan\[collapsed=true\]\s\x1b\[0Kema-avg plan", done.stderr)
     assert len(starts) == 1

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: as a process, judged by its streams, its exit status and its files."""
+"""The command line as users see it: a process, judged by its streams, its exit status and its files."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", [[], ["average"]])
-def test_the_word_average_may_be_left_out(form: list[str], run_folder: Path, ema_avg: Run) -> None:
+def test_the_word_average_is_optional(form: list[str], run_folder: Path, ema_avg: Run) -> None:
     """``ema-avg average`` is the bare form."""
     assert ema_avg(*form, run_folder, "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
 
 
 def test_talk_goes_to_stderr_and_the_result_to_stdout(run_folder: Path, ema_avg: Run) -> None:
-    """The standard output holds one line per output; the plan, the warnings and the summary are on stderr."""
+    """The standard output has one line per output; the plan, the warnings and the summary are on stderr."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors")
     assert done.stdout.startswith("wrote ema.safetensors")
     assert done.stdout.count("\n") == 1
@@ -64,7 +64,7 @@ def test_talk_goes_to_stderr_and_the_result_to_stdout(run_folder: Path, ema_avg:
 
 
 def test_json_is_the_report(run_folder: Path, ema_avg: Run) -> None:
-    """``--json`` puts exactly the report on stdout, as it lies beside the output."""
+    """``--json`` prints exactly the report on stdout, with the bytes of the report file."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors", "--json")
     document = json.loads(done.stdout)
     assert document == json.loads((run_folder.parent / "ema.report.json").read_text())
@@ -73,7 +73,7 @@ def test_json_is_the_report(run_folder: Path, ema_avg: Run) -> None:
     assert sum(document["averages"][0]["weights"]) == pytest.approx(1, abs=1e-15)
 
 
-def test_json_tells_errors_too(ema_avg: Run) -> None:
+def test_json_reports_errors_too(ema_avg: Run) -> None:
     """Under ``--json`` a failure is one document with the exit code, the message and the hint."""
     done = ema_avg("missing.pt", "--decay", "0.5", "-o", "ema.safetensors", "--json")
     assert done.returncode == 7
@@ -84,7 +84,7 @@ def test_json_tells_errors_too(ema_avg: Run) -> None:
     }
 
 
-def test_json_tells_usage_errors_too(ema_avg: Run) -> None:
+def test_json_reports_usage_errors_too(ema_avg: Run) -> None:
     """An option that does not exist is a document under ``--json`` as well."""
     done = ema_avg("a.pt", "--json", "--no-such-option")
     assert done.returncode == 2
@@ -92,14 +92,14 @@ def test_json_tells_usage_errors_too(ema_avg: Run) -> None:
 
 
 def test_quiet_says_nothing(run_folder: Path, ema_avg: Run) -> None:
-    """``-q`` is silent when all goes well, and still tells an error."""
+    """``-q`` is silent when all goes well, and still prints an error."""
     done = ema_avg(run_folder, "--decay", "0.999", "-o", "ema.safetensors", "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "there is no" in ema_avg("missing.pt", "--decay", "0.9", "-o", "e.safetensors", "-q").stderr
 
 
 def test_verbose_shows_every_row(tmp_path: Path, ema_avg: Run) -> None:
-    """Long tables are cut in the middle, unless ``-v`` asks for all of it."""
+    """Long tables are shortened in the middle, unless ``-v`` asks for all rows."""
     for step in range(40):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"s_{step}.safetensors")
     short = ema_avg("plan", "s_*.safetensors", "--decay", "0.5").stderr
@@ -129,8 +129,8 @@ def test_plan_json(run_folder: Path, ema_avg: Run) -> None:
     assert document["bytes_written"] > 2 * document["bytes_read"] / 5
 
 
-def test_plan_tells_that_the_output_is_in_the_way(run_folder: Path, ema_avg: Run) -> None:
-    """The plan names what would keep it from being carried out."""
+def test_plan_reports_that_the_output_exists(run_folder: Path, ema_avg: Run) -> None:
+    """The plan names what would stop the run."""
     (run_folder.parent / "ema.safetensors").write_bytes(b"something else")
     done = ema_avg("plan", run_folder, "--decay", "0.9", "-o", "ema.safetensors")
     assert done.returncode == 0
@@ -138,7 +138,7 @@ def test_plan_tells_that_the_output_is_in_the_way(run_folder: Path, ema_avg: Run
 
 
 def test_without_a_decay_the_choices_are_shown(run_folder: Path, ema_avg: Run) -> None:
-    """There is no default decay: the error shows what some would do to these checkpoints."""
+    """There is no default decay: the error shows the effect of some on these checkpoints."""
     done = ema_avg(run_folder, "-o", "ema.safetensors")
     assert done.returncode == 2
     assert "For these 5 checkpoints" in done.stderr
@@ -162,7 +162,7 @@ def test_rerun_is_up_to_date_and_a_different_one_is_refused(run_folder: Path, em
 
 
 def test_an_output_in_the_run_folder_is_known_again(run_folder: Path, ema_avg: Run) -> None:
-    """An output called ``ema.safetensors`` among the checkpoints may be overwritten; a foreign one may not."""
+    """A previous average ``ema.safetensors`` among the checkpoints may be overwritten; a foreign file may not."""
     arguments = [run_folder, "--decay", "0.5", "-o", run_folder / "ema.safetensors"]
     assert ema_avg(*arguments).returncode == 0
     assert ema_avg(*arguments).stdout.startswith("up to date")
@@ -179,7 +179,7 @@ def test_strict_turns_a_warning_into_exit_8(run_folder: Path, ema_avg: Run) -> N
 
 
 def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
-    """Two decays give two outputs, two reports and two lines; the file names hold the decays."""
+    """Two decays give two outputs, two reports and two lines; the file names contain the decays."""
     done = ema_avg(
         run_folder, "--decay", "0.5", "--decay", "0.9", "-o", "ema_{decay}.safetensors", "--report", "all.json"
     )
@@ -223,7 +223,7 @@ def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
 def test_failures_are_one_clear_message(
     arguments: list[str], code: int, words: str, run_folder: Path, ema_avg: Run
 ) -> None:
-    """A user's or a file's fault has its exit code and its words; no traceback, no output, no leftovers."""
+    """A user's or a file's fault has its exit code and its message; no traceback, no output, no leftovers."""
     folder = run_folder.parent
     (folder / "empty.pt").write_bytes(b"")
     (folder / "text.pt").write_text("this is a note, not a checkpoint")
@@ -242,7 +242,7 @@ def test_failures_are_one_clear_message(
 
 
 def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, ema_avg: Run) -> None:
-    """A checkpoint whose pickle calls os.system is read for its weights; the call is not made."""
+    """A checkpoint with a call of os.system in its pickle is read for its weights; the call is not made."""
 
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -255,8 +255,8 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, ema_avg: Run) -> 
     assert not (tmp_path / "canary").exists()
 
 
-def test_all_differences_are_told_at_once(tmp_path: Path, ema_avg: Run) -> None:
-    """Names, shapes and kinds that differ are gathered over all checkpoints."""
+def test_all_differences_are_reported_at_once(tmp_path: Path, ema_avg: Run) -> None:
+    """Names, shapes and kinds that differ are collected over all checkpoints."""
     save_file({"a": torch.zeros(2), "b": torch.zeros(2), "n": torch.zeros(1)}, tmp_path / "s_1.safetensors")
     save_file({"a": torch.zeros(3), "c": torch.zeros(2), "n": torch.zeros(1)}, tmp_path / "s_2.safetensors")
     save_file(
@@ -269,7 +269,7 @@ def test_all_differences_are_told_at_once(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: Run) -> None:
-    """Escape sequences, markup and line breaks in tensor names come out escaped."""
+    """Escape sequences, markup and line breaks in tensor names are escaped."""
     name = "x\x1b[31m[red]\n::error::y"
     for step in (1, 2):
         save_file({name: torch.full((2,), float("inf"))}, tmp_path / f"s_{step}.safetensors")
@@ -306,7 +306,7 @@ def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
 
 
 def test_a_closed_stdout_does_not_undo_the_result(run_folder: Path) -> None:
-    """The output decides the exit status; a reader that went away does not."""
+    """The output decides the exit status; a reader that closed the pipe does not."""
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "ema_cli", str(run_folder), "--decay", "0.5", "-o", "ema.safetensors"]
@@ -317,7 +317,7 @@ def test_a_closed_stdout_does_not_undo_the_result(run_folder: Path) -> None:
 
 
 def test_no_color_and_forced_color(run_folder: Path, ema_avg: Run) -> None:
-    """Colour follows NO_COLOR, --no-color and FORCE_COLOR; a log is never animated."""
+    """Color follows NO_COLOR, --no-color and FORCE_COLOR; a log is never animated."""
     plain = ema_avg("plan", run_folder, "--decay", "0.999")
     assert "\x1b" not in plain.stderr
     forced = ema_avg("plan", run_folder, "--decay", "0.999", FORCE_COLOR="1")
@@ -327,7 +327,7 @@ def test_no_color_and_forced_color(run_folder: Path, ema_avg: Run) -> None:
 
 
 def test_inspect(run_folder: Path, ema_avg: Run) -> None:
-    """``inspect`` tells format, place of the weights, step, types, and what lies beside the weights."""
+    """``inspect`` shows format, key of the weights, step, types, and the other entries of the file."""
     done = ema_avg("inspect", run_folder / "ckpt_100.pt", "-v")
     assert done.returncode == 0
     for words in ("torch zip", 'under "model"', "step 100", "float32", "optimizer", "0.weight", "(5, 6)"):
@@ -367,8 +367,8 @@ def test_the_output_among_the_inputs_is_refused(run_folder: Path, ema_avg: Run) 
     assert load_file(run_folder.parent / "s_2.safetensors")["w"].tolist() == [1, 1]
 
 
-def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, ema_avg: Run) -> None:
-    """``ckpt_*.safetensors`` also matches an average written there before: it is named, and not folded in."""
+def test_a_previous_average_that_matches_a_pattern_is_skipped(tmp_path: Path, ema_avg: Run) -> None:
+    """``ckpt_*.safetensors`` also matches a previous average there: it is named, and not folded."""
     for step in (1, 2):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"ckpt_{step}.safetensors")
     assert ema_avg("ckpt_*.safetensors", "--decay", "0.5", "-o", "ckpt_ema.safetensors").returncode == 0
@@ -380,7 +380,7 @@ def test_a_pattern_that_catches_an_earlier_output_leaves_it_out(tmp_path: Path, 
 
 
 def test_names_without_a_step_among_others_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:
-    """A file that has no number among numbered ones makes the order doubtful, and ``--strict`` fails."""
+    """A file without a number among numbered ones makes the order doubtful, and ``--strict`` fails."""
     for name in ("model_100", "model_200", "export"):
         save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     done = ema_avg("plan", "*.safetensors", "--decay", "0.5", "--strict")
@@ -409,7 +409,7 @@ def test_an_empty_argument_is_an_unset_variable(ema_avg: Run) -> None:
 
 
 def test_a_newer_last_checkpoint_is_used(run_folder: Path, ema_avg: Run) -> None:
-    """``last.ckpt`` is left out as a copy, unless the step inside is beyond all others."""
+    """``last.ckpt`` is skipped as a copy, unless the step inside is beyond all others."""
     newest = torch.load(run_folder / "ckpt_500.pt", weights_only=False)
     torch.save(newest, run_folder / "last.ckpt")
     assert 'skipped "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
@@ -445,7 +445,7 @@ def test_averages_that_are_not_finite_are_warned_about(tmp_path: Path, ema_avg: 
 
 
 def test_plan_names_a_missing_folder(run_folder: Path, ema_avg: Run) -> None:
-    """The plan tells what would stop the run: no folder for the output."""
+    """The plan reports what would stop the run: no folder for the output."""
     done = ema_avg("plan", run_folder, "--decay", "0.5", "-o", "missing/ema.safetensors")
     assert done.returncode == 0
     assert "output-in-the-way" in done.stderr
@@ -453,7 +453,7 @@ def test_plan_names_a_missing_folder(run_folder: Path, ema_avg: Run) -> None:
 
 
 def test_a_checkpoint_that_was_found_is_never_overwritten(tmp_path: Path, ema_avg: Run) -> None:
-    """Neither the selection nor ``--force`` nor ``--report`` makes an input an output."""
+    """No selection, ``--force`` or ``--report`` lets a run overwrite an input."""
     for step in (1, 2, 3):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"c_{step}.safetensors")
     torch.save({"w": torch.zeros(2)}, tmp_path / "in.json")
@@ -502,7 +502,7 @@ def test_without_standard_streams_the_output_is_written(run_folder: Path) -> Non
 
 
 def test_the_wrong_prefix_is_a_usage_error(run_folder: Path, ema_avg: Run) -> None:
-    """A prefix that the names do not have is told; no file is left out for it."""
+    """A prefix that the names do not have is reported; no file is skipped because of it."""
     assert ema_avg("plan", run_folder, "--decay", "0.5", "--strip-prefix", "z.").returncode == 2
 
 
@@ -518,7 +518,7 @@ def test_the_wrong_prefix_is_a_usage_error(run_folder: Path, ema_avg: Run) -> No
 def test_no_part_of_a_model_is_dropped_in_silence(
     checkpoint: dict[str, object], code: int, words: str, tmp_path: Path, ema_avg: Run
 ) -> None:
-    """What could be part of the model is used, or the checkpoint is refused."""
+    """A tensor that could be part of the model is used, or the checkpoint is refused."""
 
     def tensors(value: object) -> object:
         if isinstance(value, dict):
@@ -535,7 +535,7 @@ def test_no_part_of_a_model_is_dropped_in_silence(
 
 
 def test_numbers_that_are_no_steps_make_the_order_doubtful(tmp_path: Path, ema_avg: Run) -> None:
-    """Names whose numbers cannot be read as steps are folded by name, with a warning."""
+    """Names with numbers that cannot be read as steps are folded by name, with a warning."""
     for name in ("ckpt-5e2", "ckpt-1e3", "ckpt-2e3"):
         save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     done = ema_avg("plan", "*.safetensors", "--decay", "0.5")
@@ -543,7 +543,7 @@ def test_numbers_that_are_no_steps_make_the_order_doubtful(tmp_path: Path, ema_a
 
 
 def test_an_empty_view_may_begin_anywhere(tmp_path: Path, ema_avg: Run) -> None:
-    """A view without elements is read although its offset lies beyond its storage, as torch reads it."""
+    """A view without elements is read although its offset is beyond its storage, as torch reads it."""
     for step in (1, 2):
         weights = {"w": torch.ones(3), "e": torch.zeros(0).as_strided((0, 3), (3, 1), 7)}
         torch.save(weights, tmp_path / f"x_{step}.pt")
@@ -553,7 +553,7 @@ def test_an_empty_view_may_begin_anywhere(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_few_descriptors_leave_no_checkpoint_out(tmp_path: Path) -> None:
-    """Files that cannot all be open at once take turns: none is left out of the average."""
+    """Files that cannot all be open at once take turns: none is missing from the average."""
     for step in range(40):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"s_{step}.safetensors")
     command = (

@@ -45,7 +45,7 @@ def shown(ema_avg: Run, *arguments: object, **environment: str) -> dict[str, Any
 
 
 def test_values_of_a_file_have_their_types() -> None:
-    """Numbers, words, switches, lists and tables come out as Click takes them."""
+    """Numbers, words, switches, lists and tables have the types that Click takes."""
     assert table(decay=0.5, half_life=[1, 2.5], strict=True) == {"decay": [0.5], "half_life": [1, 2.5], "strict": True}
     assert table(**{"half-life": 3, "from": 7}) == {"half_life": [3], "from_step": 7}
     assert table(steps=[100, 200], metadata={"a": "b"}) == {"steps": "100,200", "metadata": ["a=b"]}
@@ -75,7 +75,7 @@ def test_values_of_a_file_have_their_types() -> None:
         ({"half-life": 3, "half_life": 4}, "twice"),
     ],
 )
-def test_wrong_values_of_a_file_are_told(values: dict[str, object], words: str) -> None:
+def test_wrong_values_of_a_file_are_reported(values: dict[str, object], words: str) -> None:
     """An unknown key or a wrong type names the file and what would be right."""
     with pytest.raises(UsageError) as refused:
         from_table(values, OPTIONS, Path("c.toml"))
@@ -83,7 +83,7 @@ def test_wrong_values_of_a_file_are_told(values: dict[str, object], words: str) 
     assert "c.toml" in refused.value.message
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_reported_at_once() -> None:
     """Several wrong settings are one message, each with what would be right."""
     with pytest.raises(UsageError, match="2 settings") as refused:
         from_table({"strct": True, "per": "steps"}, OPTIONS, Path("c.toml"))
@@ -92,7 +92,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_variables_are_read_by_the_type_of_their_option() -> None:
-    """Lists have commas, switches words, and an empty variable says nothing."""
+    """Lists have commas, switches words, and an empty variable sets nothing."""
     found = variables(EMA_AVG_DECAY="0.5, 0.9", EMA_AVG_STRICT="off", EMA_AVG_FROM="7", EMA_AVG_PER="", HOME="/x")
     assert found == {"decay": [0.5, 0.9], "strict": False, "from_step": 7}
     assert variables(EMA_AVG_DEBUG="1", EMA_AVG_OUTPUT="a,b.safetensors") == {"output": "a,b.safetensors"}
@@ -109,8 +109,8 @@ def test_variables_are_read_by_the_type_of_their_option() -> None:
         ("EMA_AVG_CONFIG", "a.toml", "only be given on the command line"),
     ],
 )
-def test_wrong_variables_are_told(name: str, text: str, words: str) -> None:
-    """An unknown variable, or one whose text means nothing, is an error with its name."""
+def test_wrong_variables_are_reported(name: str, text: str, words: str) -> None:
+    """An unknown variable, or one with a meaningless value, is an error with its name."""
     with pytest.raises(UsageError) as refused:
         from_environment({name: text}, OPTIONS)
     assert words in refused.value.message + refused.value.hint
@@ -162,7 +162,7 @@ def test_the_nearest_file_wins(tmp_path: Path) -> None:
 def test_weaker_settings_that_contradict_are_dropped(
     strong: dict[str, object], weak: dict[str, object], left: set[str]
 ) -> None:
-    """What a stronger layer says of the weights rules out what cannot stand beside it, and nothing else."""
+    """A weight setting of a stronger layer removes the settings that contradict it, and nothing else."""
     kept, dropped = resolve([layer(**strong), layer(**weak)])
     assert set(kept) == set(strong) | left
     assert {one.parameter for one in dropped} == set(weak) - left
@@ -170,14 +170,14 @@ def test_weaker_settings_that_contradict_are_dropped(
 
 
 def test_a_stronger_value_replaces_a_weaker_one() -> None:
-    """Each option has the value of the strongest layer that says something of it."""
+    """Each option has the value of the strongest layer that sets it."""
     kept, dropped = resolve([layer(decay=1), layer(decay=2, every=2), layer(every=3, last=3)])
     assert {name: setting.value for name, setting in kept.items()} == {"decay": 1, "every": 2, "last": 3}
     assert dropped == []
 
 
 def test_flags_before_the_environment_before_the_file_before_defaults(tmp_path: Path, ema_avg: Run) -> None:
-    """``--show-config`` tells each value's origin, and needs no checkpoints."""
+    """``--show-config`` shows each value's origin, and needs no checkpoints."""
     (tmp_path / "pyproject.toml").write_text('[tool.ema-avg]\nevery = 2\nlast = 5\ndtype = "float64"\n')
     found = shown(ema_avg, "--dtype", "float32", EMA_AVG_LAST="3", EMA_AVG_DTYPE="float16")
     assert found["dtype"] == {"value": "float32", "origin": "flag", "where": "--dtype", "dropped": None}
@@ -189,7 +189,7 @@ def test_flags_before_the_environment_before_the_file_before_defaults(tmp_path: 
 
 @pytest.mark.parametrize("command", [[], ["average"], ["plan"]])
 def test_every_averaging_command_shows_its_configuration(command: list[str], tmp_path: Path, ema_avg: Run) -> None:
-    """The lines have option, value and origin; what was dropped says why."""
+    """The lines have option, value and origin; a dropped value has its reason."""
     (tmp_path / "ema-avg.toml").write_text('half-life = 4\nper = "step"\n')
     done = ema_avg(*command, "--show-config", "--decay", "0.5")
     assert done.returncode == 0, done.stderr
@@ -216,7 +216,7 @@ def test_a_configured_run_is_the_run_with_flags(run_folder: Path, ema_avg: Run) 
 
 
 def test_configured_weights_give_way_to_flags(run_folder: Path, ema_avg: Run) -> None:
-    """A flag that says the same in another way is no contradiction; two ways in one file are."""
+    """A flag that sets the same in another way is no contradiction; two ways in one file are."""
     config = run_folder.parent / "ema-avg.toml"
     config.write_text("decay = 0.9\n")
     plan = json.loads(ema_avg("plan", run_folder, "--half-life", "2", "--json").stdout)
@@ -232,7 +232,7 @@ def test_configured_weights_give_way_to_flags(run_folder: Path, ema_avg: Run) ->
 
 
 def test_what_the_environment_lost_to_flags_leaves_the_file(run_folder: Path, ema_avg: Run) -> None:
-    """A variable that a flag rules out does not hide what the file says of the same option."""
+    """A variable that a flag overrules does not hide the file's value of the same option."""
     (run_folder.parent / "ema-avg.toml").write_text('method = ["ema-hold"]\n')
     found = shown(ema_avg, "--decay", "0.5", EMA_AVG_METHOD="uniform")
     assert found["method"]["value"] == ["ema-hold"]
@@ -288,14 +288,14 @@ def test_files_that_cannot_be_read_are_usage_errors(tmp_path: Path, ema_avg: Run
 
 
 def test_a_link_that_leads_nowhere_is_no_configuration(tmp_path: Path, ema_avg: Run) -> None:
-    """What is not a file is passed over in the search."""
+    """The search ignores everything that is not a file."""
     (tmp_path / "ema-avg.toml").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pyproject.toml")
     assert shown(ema_avg)["decay"]["origin"] == "default"
 
 
 def test_inspect_and_help_need_no_configuration(run_folder: Path, ema_avg: Run) -> None:
-    """A broken file stands in the way of averaging alone."""
+    """A broken file stops averages only."""
     (run_folder.parent / "ema-avg.toml").write_text("=")
     assert ema_avg("inspect", run_folder / "ckpt_100.pt").returncode == 0
     assert ema_avg("--help").returncode == 0

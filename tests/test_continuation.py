@@ -1,4 +1,4 @@
-"""Going on from an earlier output: the average of all checkpoints, or a refusal that says why."""
+"""Continuing from a previous average: the result is the average of all checkpoints, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ONE_SHOT: dict[str, dict[str, Any]] = {
 
 
 def write_steps(folder: Path, states: list[State], steps: tuple[int, ...], *, form: str = "zip") -> list[Path]:
-    """Write checkpoints whose steps stand in their names."""
+    """Write checkpoints with their steps in their names."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix, save = FORMATS[form]
     paths = [folder / f"step_{step}{suffix}" for step in steps]
@@ -86,7 +86,7 @@ def test_going_on_is_the_average_of_all_at_once(name: str, inside: int, paths: l
 
 
 def assert_same_story(found: Report, expected: Report) -> None:
-    """The shares and what follows from them are those of the average of all checkpoints."""
+    """The shares, and all numbers computed from them, are those of the average of all checkpoints."""
     (one,), (other,) = found.averages, expected.averages
     assert one.continued is not None
     assert one.continued.shares == pytest.approx(other.weights, rel=1e-12, abs=1e-300)
@@ -131,7 +131,7 @@ def test_the_stored_type_bounds_the_error(form: str, tmp_path: Path) -> None:
 
 
 def test_what_is_inside_is_not_folded_twice(paths: list[Path], tmp_path: Path) -> None:
-    """Naming everything again folds the new ones alone, and says which were known; files may have moved."""
+    """If all checkpoints are given again, only the new are folded, and the known are listed; files may have moved."""
     part, both, fresh = (tmp_path / f"{what}.safetensors" for what in ("part", "both", "fresh"))
     ema_cli.average(paths[:3], decay=0.7, output=part)
     ema_cli.average(paths[3:], continue_from=part, output=fresh)
@@ -144,7 +144,7 @@ def test_what_is_inside_is_not_folded_twice(paths: list[Path], tmp_path: Path) -
 
 
 def test_checkpoints_without_steps_are_known_by_name(tmp_path: Path) -> None:
-    """Where nothing counts steps, the names tell what is inside."""
+    """Without stored steps, the names show which checkpoints are inside."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name, state in zip("abcd", random_states(4), strict=True):
@@ -159,8 +159,8 @@ def test_checkpoints_without_steps_are_known_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["ckpt_{}.pt", "checkpoint-{}/model.pt"])
-def test_steps_that_only_the_series_tells_are_understood(layout: str, tmp_path: Path) -> None:
-    """One new file alone has no number that differs; together with the names inside it has."""
+def test_steps_known_only_from_the_series_are_understood(layout: str, tmp_path: Path) -> None:
+    """A single new file has no number that differs; together with the names inside it has."""
     paths = [tmp_path / layout.format(step) for step in (10, 20, 30)]
     for path, state in zip(paths, random_states(3), strict=True):
         path.parent.mkdir(exist_ok=True)
@@ -176,7 +176,7 @@ def test_steps_that_only_the_series_tells_are_understood(layout: str, tmp_path: 
 
 
 def test_the_last_checkpoint_is_found_or_asked_for(paths: list[Path], tmp_path: Path) -> None:
-    """Methods on lines need the end of the earlier average again: where it was, beside the new ones, or named."""
+    """Methods on lines need the last checkpoint again: in its old place, with the new ones, or named."""
     part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
     ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
     moved = [shutil.move(path, tmp_path / path.name) for path in paths[2:]]
@@ -194,7 +194,7 @@ def test_the_last_checkpoint_is_found_or_asked_for(paths: list[Path], tmp_path: 
 
 
 def test_another_file_of_that_name_is_not_taken(paths: list[Path], tmp_path: Path) -> None:
-    """A file beside the new ones whose own step contradicts is not the checkpoint that was folded."""
+    """A file among the new ones with a contradicting step inside is not the checkpoint that was folded."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
     torch.save({"model": torch.load(paths[2]), "step": 7}, paths[2])
@@ -215,8 +215,8 @@ def test_nothing_new_is_said(paths: list[Path], tmp_path: Path) -> None:
     assert part.read_bytes() == before
 
 
-def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: Path) -> None:
-    """What lies before the end of the earlier average cannot be folded in; between its checkpoints it is missed."""
+def test_late_checkpoints_are_skipped_with_a_warning(paths: list[Path], tmp_path: Path) -> None:
+    """A checkpoint between those of the previous average cannot be folded in; it is skipped with a warning."""
     part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
     ema_cli.average([paths[1], paths[3]], decay=0.7, output=part)
     report = ema_cli.average(paths, continue_from=part, output=both)
@@ -240,7 +240,7 @@ def test_late_checkpoints_are_left_out_with_a_word(paths: list[Path], tmp_path: 
 def test_another_average_is_not_mixed_in(
     options: dict[str, Any], message: str, paths: list[Path], tmp_path: Path
 ) -> None:
-    """Options that say something else than the earlier file are refused."""
+    """Options that contradict the previous average are refused."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.7, output=part)
     with pytest.raises(UsageError, match=message):
@@ -259,15 +259,15 @@ def test_another_average_is_not_mixed_in(
         {"init": "first"},
     ],
 )
-def test_the_same_method_may_be_said_again(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
-    """In whatever way it is written, or not at all."""
+def test_the_same_method_may_be_repeated(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
+    """The same options may be written in another way, or not at all."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part)
     assert len(ema_cli.plan(paths, continue_from=part, **options).series.members) == 4
 
 
-def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path) -> None:
-    """A cosine shifts the earlier shares; weights by hand and foreign files have no continuation."""
+def test_what_cannot_be_continued_is_refused_with_a_reason(paths: list[Path], tmp_path: Path) -> None:
+    """A cosine shifts the previous shares; manual weights and foreign files cannot be continued."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:4], shape="cosine", output=part)
     with pytest.raises(InputRefused, match="change the relative shares of those in it"):
@@ -283,7 +283,7 @@ def test_what_cannot_be_gone_on_from_says_why(paths: list[Path], tmp_path: Path)
 
 
 def test_a_changed_model_is_refused(paths: list[Path], tmp_path: Path) -> None:
-    """The tensors must be those of the earlier average, by name and shape; unless they are left out on both sides."""
+    """The tensors must have the names and shapes of the previous average, unless both sides exclude them."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part, exclude="bias")
     with pytest.raises(InputRefused, match="the checkpoints are not of one model"):
@@ -293,7 +293,7 @@ def test_a_changed_model_is_refused(paths: list[Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_rounded_average_warns(dtype: str, paths: list[Path], tmp_path: Path) -> None:
-    """What is stored in two bytes stays rounded; the way out is a wider file."""
+    """A file with two bytes per number stays rounded; the hint is a wider type."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part, dtype=dtype)  # type: ignore[arg-type]
     (warning,) = ema_cli.plan(paths, continue_from=part).warnings
@@ -303,7 +303,7 @@ def test_a_rounded_average_warns(dtype: str, paths: list[Path], tmp_path: Path) 
 
 
 def test_other_units_are_refused(paths: list[Path], tmp_path: Path) -> None:
-    """Epochs do not go on where steps ended, nor do checkpoints without any number."""
+    """Epochs cannot continue a series of steps, and neither can checkpoints without any number."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], decay=0.5, output=part)
     epochs = [tmp_path / f"epoch_{n}.pt" for n in (2000, 3000)]
@@ -357,7 +357,7 @@ HOSTILE = [
 def test_metadata_that_contradict_themselves_are_refused(
     changes: dict[str, str | None], paths: list[Path], tmp_path: Path
 ) -> None:
-    """Whatever stands in the file, the answer is one clear refusal, and no file stays open."""
+    """Whatever the file contains, the answer is one clear refusal, and no file stays open."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], per="step", decay=0.5, output=part)
     metadata = metadata_of(part)
@@ -386,8 +386,8 @@ def test_steps_from_another_source_are_not_mixed(tmp_path: Path) -> None:
     assert [member.step.value for member in made.series.members if member.step] == [3, 4]
 
 
-def test_a_single_checkpoint_is_told_from_those_to_come(tmp_path: Path) -> None:
-    """One ``checkpoint-500/model.pt`` has its number in its name, so the next ``model.pt`` is another one."""
+def test_a_single_checkpoint_is_distinguished_from_later_ones(tmp_path: Path) -> None:
+    """The path ``checkpoint-500/model.pt`` has a number, so the next ``model.pt`` is another checkpoint."""
     paths = [tmp_path / f"checkpoint-{step}" / "model.pt" for step in (500, 1000, 1500)]
     for path, state in zip(paths, random_states(3), strict=True):
         path.parent.mkdir()
@@ -400,7 +400,7 @@ def test_a_single_checkpoint_is_told_from_those_to_come(tmp_path: Path) -> None:
 
 
 def test_a_shallow_path_is_named_from_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named from inside its folder, a checkpoint still has the name that the others have."""
+    """From inside its folder, a checkpoint still has a name like those of the others."""
     paths = [tmp_path / f"checkpoint-{step}" / "model.pt" for step in (500, 1000, 1500)]
     for path, state in zip(paths, random_states(3), strict=True):
         path.parent.mkdir()
@@ -412,7 +412,7 @@ def test_a_shallow_path_is_named_from_above(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_order_given_is_kept(tmp_path: Path) -> None:
-    """With ``--order given`` all that is not inside is new, in the order given; the order must be said again."""
+    """With ``--order given`` every checkpoint that is not inside is new, in the order given; repeat the option."""
     paths = {name: tmp_path / f"{name}.pt" for name in "zmab"}
     for path, state in zip(paths.values(), random_states(4), strict=True):
         torch.save(state, path)
@@ -427,7 +427,7 @@ def test_the_order_given_is_kept(tmp_path: Path) -> None:
 
 
 def test_another_model_in_the_files_is_not_mixed_in(tmp_path: Path) -> None:
-    """An average of one --key is not gone on from with another."""
+    """An average of one --key is not continued with another."""
     paths = [tmp_path / f"ckpt_{step}.pt" for step in (1, 2, 3)]
     for path, state in zip(paths, random_states(3), strict=True):
         torch.save({"model": state, "teacher": state}, path)
@@ -440,7 +440,7 @@ def test_another_model_in_the_files_is_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_prefixes_that_were_kept_are_kept(tmp_path: Path) -> None:
-    """With ``--strip-prefix ''`` the names of the output have the prefix, and go on having it."""
+    """With ``--strip-prefix ''`` the names of the output have the prefix, and keep it when continued."""
     states = [{f"module.{name}": value for name, value in state.items()} for state in random_states(3)]
     paths = write_steps(tmp_path / "run", states, (1, 2, 3))
     part, both = tmp_path / "part.safetensors", tmp_path / "both.safetensors"
@@ -452,7 +452,7 @@ def test_prefixes_that_were_kept_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_touched_last_checkpoint_warns(paths: list[Path], tmp_path: Path) -> None:
-    """The file that is read again should be the one that was folded: its fingerprint is in the report."""
+    """The file that is read again should be the file that was folded: its fingerprint is in the report."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
     assert "again-touched" not in {warning.code for warning in ema_cli.plan(paths, continue_from=part).warnings}
@@ -466,7 +466,7 @@ def test_a_touched_last_checkpoint_warns(paths: list[Path], tmp_path: Path) -> N
 def test_the_file_that_was_folded_is_preferred(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative path in the report may mean another file from here; the fingerprint tells which is meant."""
+    """A relative path in the report may be another file from here; the fingerprint shows which file it means."""
     monkeypatch.chdir(tmp_path)
     ema_cli.average([Path("run") / path.name for path in paths[:3]], per="step", decay=0.99, output="part.safetensors")
     elsewhere = tmp_path / "elsewhere"
@@ -480,7 +480,7 @@ def test_the_file_that_was_folded_is_preferred(
 
 @pytest.mark.parametrize("name", ["step_350.PT", "step_350.pth.tar", "step_350"])
 def test_the_last_checkpoint_is_found_whatever_its_suffix(name: str, paths: list[Path], tmp_path: Path) -> None:
-    """Its name is what counts."""
+    """The checkpoint is recognized by its name."""
     part = tmp_path / "part.safetensors"
     last = paths[2].rename(paths[2].with_name(name))
     ema_cli.average([*paths[:2], last], per="step", decay=0.99, output=part)
@@ -491,14 +491,14 @@ def test_the_last_checkpoint_is_found_whatever_its_suffix(name: str, paths: list
     "options", [{"dtype": "bfloat16"}, {"include": "bias"}, {"metadata": {"a": "b"}}, {"sha256": True}]
 )
 def test_in_place_something_else_is_not_up_to_date(options: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
-    """With nothing new, only what is there can be had."""
+    """Without new checkpoints, only the existing average can be repeated."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths, decay=0.7, output=part)
     with pytest.raises(NothingNew, match="cannot be made again"):
         ema_cli.average(paths, continue_from=part, output=part, force=True, **options)
 
 
-def test_in_place_late_checkpoints_and_damage_are_told(paths: list[Path], tmp_path: Path) -> None:
+def test_in_place_late_checkpoints_and_damage_are_reported(paths: list[Path], tmp_path: Path) -> None:
     """A checkpoint that came too late warns, and fails under --strict; a damaged file is not up to date."""
     part, more = tmp_path / "part.safetensors", tmp_path / "more.json"
     ema_cli.average([*paths[:2], *paths[3:]], decay=0.7, output=part)
@@ -516,7 +516,7 @@ def test_in_place_late_checkpoints_and_damage_are_told(paths: list[Path], tmp_pa
 
 
 def test_the_average_is_not_folded_into_itself(paths: list[Path], tmp_path: Path) -> None:
-    """In a folder with nothing else, the earlier output is no new checkpoint."""
+    """In a folder with nothing else, the previous average is no new checkpoint."""
     folder = tmp_path / "alone"
     folder.mkdir()
     part = folder / "ema.safetensors"
@@ -527,14 +527,14 @@ def test_the_average_is_not_folded_into_itself(paths: list[Path], tmp_path: Path
 
 @pytest.mark.slow
 def test_a_report_of_unreasonable_size_is_not_read(paths: list[Path], tmp_path: Path) -> None:
-    """The next run looks at the report beside an output, and takes one that would fill the memory for none."""
+    """The next run reads the report of an output, and treats one that would fill the memory as no report."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths, per="step", decay=0.9, output=part)
-    beside = tmp_path / "part.report.json"
-    document = beside.read_bytes()
-    beside.write_bytes(document[:1] + b" " * 120_000_000 + document[1:])
+    report_file = tmp_path / "part.report.json"
+    document = report_file.read_bytes()
+    report_file.write_bytes(document[:1] + b" " * 120_000_000 + document[1:])
     assert read_report(part) is None
-    beside.write_bytes(document)
+    report_file.write_bytes(document)
     assert read_report(part) is not None
 
 
@@ -550,16 +550,16 @@ def test_a_report_of_unreasonable_size_is_not_read(paths: list[Path], tmp_path: 
     ids=str,
 )
 def test_a_damaged_report_is_no_report(change: dict[str, Any], paths: list[Path], tmp_path: Path) -> None:
-    """Whatever stands in the file beside an output, it is one clear answer."""
+    """Whatever the report of an output contains, the answer is one clear message."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths, per="step", decay=0.9, output=part)
-    beside = tmp_path / "part.report.json"
-    document = json.loads(beside.read_text())
+    report_file = tmp_path / "part.report.json"
+    document = json.loads(report_file.read_text())
     for key, value in change.items():
         document[key] = value
         if value and isinstance(value, list):
-            document[key] = [{**json.loads(beside.read_text())[key][0], **value[0]}]
-    beside.write_text(json.dumps(document))
+            document[key] = [{**json.loads(report_file.read_text())[key][0], **value[0]}]
+    report_file.write_text(json.dumps(document))
     with pytest.raises(EmaAvgError):
         ema_cli.average(paths, continue_from=part, output=part, force=True)
     with pytest.raises(EmaAvgError):
@@ -567,7 +567,7 @@ def test_a_damaged_report_is_no_report(change: dict[str, Any], paths: list[Path]
 
 
 def test_files_are_closed(paths: list[Path], tmp_path: Path) -> None:
-    """The earlier average and the checkpoint that was found again are closed with the others."""
+    """The previous average and the checkpoint that was found again are closed with the other files."""
     part = tmp_path / "part.safetensors"
     ema_cli.average(paths[:3], per="step", decay=0.99, output=part)
     before = open_files()
@@ -576,7 +576,7 @@ def test_files_are_closed(paths: list[Path], tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_that_is_read_again_is_never_overwritten(tmp_path: Path) -> None:
-    """Found or named, it is an input; only the earlier average itself may be replaced, with --force."""
+    """The previous average is an input, found or named; only its own file may be replaced, with --force."""
     safe = write_steps(tmp_path / "flat", random_states(6), STEPS, form="safetensors")
     part = tmp_path / "part.safetensors"
     ema_cli.average(safe[:3], per="step", decay=0.99, output=part)
@@ -597,8 +597,8 @@ def test_a_second_run_is_up_to_date(paths: list[Path], tmp_path: Path) -> None:
     assert same_bits(load(both)["scale"], load(both)["scale"])
 
 
-def test_the_command_line_goes_on(paths: list[Path], ema_avg: Run) -> None:
-    """The plan says from what, which checkpoint is read again, and what each gets; the exit codes are clear."""
+def test_the_command_line_continues(paths: list[Path], ema_avg: Run) -> None:
+    """The plan shows the previous average, the checkpoint that is read again, and all shares; exit codes are clear."""
     first, more = paths[:4], paths[4:]
     assert ema_avg(*first, "--per", "step", "--decay", "0.99", "-o", "a.safetensors").returncode == 0
     done = ema_avg(*more, "--continue-from", "a.safetensors", "-o", "b.safetensors")

@@ -73,7 +73,7 @@ def test_both_lanes_fold_mixed_types_alike(tmp_path: Path) -> None:
 
 
 def test_both_lanes_name_what_is_not_finite(tmp_path: Path) -> None:
-    """The search for the culprit runs on the lane's buffers, and finds the same one."""
+    """The search for non-finite inputs runs on the lane's buffers, and finds the same tensor."""
     states = [{"w": torch.ones(100)} for _ in range(5)]
     states[3]["w"][41] = math.inf
     paths = write_series(tmp_path, states)
@@ -137,7 +137,7 @@ def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_auto_takes_a_gpu_only_if_torch_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a driver torch is not asked; with a driver but no usable GPU the CPU is taken."""
+    """Without a driver torch is not imported; with a driver but no usable GPU the CPU is used."""
     monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "nothing")
     assert resolve_device("auto") == "cpu"
     monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path)

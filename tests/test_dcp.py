@@ -30,14 +30,14 @@ from tests.helpers import dcp_makers, makers
 from tests.helpers.dcp_makers import STEPS, full_tensors
 from tests.helpers.program import Run, run_python
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dcp")]  # four processes save once for all of them
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dcp")]  # four processes save once for all of these tests
 DECAY = 0.75
 HINT = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR out.pt"
 
 
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What four processes saved."""
+    """The folder that four processes saved."""
     base = tmp_path_factory.getbasetemp()
     return dcp_makers.four_ranks(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
@@ -80,7 +80,7 @@ def in_two(folder: Path, axis: int, shape: tuple[int, int], seed: int = 0) -> to
 
 
 def fold(series: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Fold by hand in float64, as the definition says; integers are those of the last."""
+    """Fold in float64, as the definition says; integers are those of the last."""
     weights = [DECAY ** (len(series) - 1), *((1 - DECAY) * DECAY**age for age in range(len(series) - 2, -1, -1))]
     folded = {}
     for name, last in series[-1].items():
@@ -92,7 +92,7 @@ def fold(series: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("layout", ["run/ckpt-{}", "titan/step-{}", "pieces/step-{}"])
 def test_sharded_tensors_are_read_whole(ranks: Path, layout: str, step: int) -> None:
-    """Rows, columns, grids, uneven and empty shards, replicas: bit for bit what was distributed over the ranks."""
+    """Rows, columns, grids, uneven and empty shards, replicas: bit for bit the tensors distributed over the ranks."""
     found = makers.read_file(ranks / layout.format(step))
     assert found == makers.expected(full_tensors(step))
 
@@ -113,7 +113,7 @@ def test_fsdp_models_are_read(ranks: Path, step: int) -> None:
 
 
 def test_what_four_ranks_sharded_is_put_together(ranks: Path) -> None:
-    """Rectangles become parts, in the order of their places; what lies whole in one place has none."""
+    """Rectangles become parts, in the order of their offsets; a tensor in one chunk has no parts."""
     with closing(makers.open_file(ranks / "run/ckpt-100").index) as index:
         found = {extent.layout.name: extent for extent in index}
     parts = {name: [part.origin for part in extent.layout.parts] for name, extent in found.items()}
@@ -128,7 +128,7 @@ def test_what_four_ranks_sharded_is_put_together(ranks: Path) -> None:
 
 
 def test_checkpoints_of_a_run_share_their_layout(ranks: Path) -> None:
-    """Rectangles are held once; each checkpoint has its own places, and so its own tensors."""
+    """Equal lists of rectangles are stored once; each checkpoint has its own locations, and so its own tensors."""
     pool = LayoutPool()
     checkpoints = [open_checkpoint(ranks / f"run/ckpt-{step}", pool=pool) for step in STEPS]
     assert len({id(checkpoint.index.layouts) for checkpoint in checkpoints}) == 1
@@ -138,7 +138,7 @@ def test_checkpoints_of_a_run_share_their_layout(ranks: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["run", "titan", "pieces", "fsdp"])
 def test_the_average_is_the_fold(ranks: Path, ema_avg: Run, tmp_path: Path, layout: str) -> None:
-    """The command line finds the folders of a run, orders them by step and folds them as float64 by hand."""
+    """The command line finds the folders of a run, orders them by step and averages them like a float64 reference."""
     steps = ["--steps", "100,200,300"] if layout == "pieces" else []
     folders = sorted((ranks / layout).iterdir())
     done = ema_avg(*folders, "--decay", DECAY, "-o", "ema.safetensors", *steps)
@@ -173,7 +173,7 @@ def test_every_kind_of_tensor_of_one_process(tmp_path: Path) -> None:
 
 
 def test_strides_are_kept(tmp_path: Path) -> None:
-    """A transposed tensor is stored as it lay in memory."""
+    """A transposed tensor is stored in the order that it had in memory."""
     folder = dcp_makers.save(tmp_path / "ckpt", {"t": torch.arange(6.0).reshape(2, 3).t()})
     with closing(makers.open_file(folder).index) as index:
         assert makers.whole(index.extent(0)).layout.strides == (1, 3)
@@ -195,7 +195,7 @@ def test_one_file_per_item(tmp_path: Path) -> None:
 
 
 def test_archives_that_look_alike_and_are_not(tmp_path: Path) -> None:
-    """Chunks of one size, type and shape may still differ in their strides: each is read as it is."""
+    """Chunks of one size, type and shape may have different strides: each is read by its own."""
     plain = torch.randn(4, 4)
     tensors = {"plain": plain, "turned": torch.randn(4, 4).t(), "again": torch.randn(4, 4)}
     folder = dcp_makers.save(tmp_path / "ckpt", tensors)
@@ -213,7 +213,7 @@ MODEL = {"w": torch.ones(2, 3), "b": torch.zeros(2)}
 
 @dataclass
 class TrainState:
-    """What a trainer might count in."""
+    """Entries that count the progress of a trainer."""
 
     step: int
 
@@ -232,7 +232,7 @@ class TrainState:
     ids=["flat", "model", "trainer", "app", "state_dict", "titan", "flattened"],
 )
 def test_the_weights_are_found(tmp_path: Path, state: Any, key: str, ignored: tuple[str, ...] | None) -> None:
-    """Nested states are seen as they were saved; what belongs to the optimizer is left out by its name."""
+    """Nested states are read as they were saved; the optimizer's tensors are excluded by name."""
     folder = dcp_makers.save(tmp_path / "ckpt", state)
     checkpoint = makers.open_file(folder)
     assert checkpoint.key == key
@@ -241,7 +241,7 @@ def test_the_weights_are_found(tmp_path: Path, state: Any, key: str, ignored: tu
 
 
 def test_flat_saves_without_paths(small: Path) -> None:
-    """Planners that flatten by themselves write no paths: the parts of the optimizer are told by their names."""
+    """Planners that flatten by themselves write no paths: the optimizer's parts are recognized by their names."""
 
     def forget(metadata: Any) -> None:
         metadata.planner_data = None
@@ -253,7 +253,7 @@ def test_flat_saves_without_paths(small: Path) -> None:
 
 
 def test_key_chooses(tmp_path: Path) -> None:
-    """``--key`` leads to any dictionary of the state; what is not there is told."""
+    """``--key`` selects any dictionary of the state; a key that does not exist is reported."""
     state = {"generator": {"w": torch.ones(2)}, "critic": {"w": torch.zeros(2)}}
     folder = dcp_makers.save(tmp_path / "ckpt", state)
     assert makers.read_file(folder, key="critic") == makers.expected(state["critic"])
@@ -264,7 +264,7 @@ def test_key_chooses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("beside", "step", "source"),
+    ("others", "step", "source"),
     [
         ({"step": 1234}, 1234, "step"),
         ({"global_step": 7, "epoch": 2}, 7, "global_step"),
@@ -277,9 +277,9 @@ def test_key_chooses(tmp_path: Path) -> None:
         ({}, None, ""),
     ],
 )
-def test_steps_are_found(tmp_path: Path, beside: dict[str, object], step: int | None, source: str) -> None:
+def test_steps_are_found(tmp_path: Path, others: dict[str, object], step: int | None, source: str) -> None:
     """A step is a pickled object, or a tensor of one number."""
-    folder = dcp_makers.save(tmp_path / "ckpt", {"model": MODEL, **beside})
+    folder = dcp_makers.save(tmp_path / "ckpt", {"model": MODEL, **others})
     with closing(makers.open_file(folder).index):
         steps = makers.open_file(folder).steps
     if step is None:
@@ -288,7 +288,7 @@ def test_steps_are_found(tmp_path: Path, beside: dict[str, object], step: int | 
         assert (steps[0].value, steps[0].source) == (step, f"inside: {source}")
 
 
-def test_unreadable_tensors_are_told_only_if_wanted(tmp_path: Path) -> None:
+def test_unreadable_tensors_are_reported_only_if_selected(tmp_path: Path) -> None:
     """A tensor of a type that cannot be averaged is listed, and the others are read."""
     folder = dcp_makers.save(tmp_path / "ckpt", {"w": torch.ones(2), "z": torch.ones(2, dtype=torch.complex128)})
     checkpoint = makers.open_file(folder)
@@ -378,7 +378,7 @@ def test_what_does_not_tile_is_refused(made: tuple[tuple[int, ...], Rectangles],
 
 
 def test_tiling_is_bounded_work() -> None:
-    """Half a million columns are checked, and as many that overlap are refused, in no time that grows faster."""
+    """Half a million columns are checked, and overlaps among 5,000 pieces are refused, in little time."""
     columns: Rectangles = [((0, number), (3, 1)) for number in range(500_000)]
     check_tiling((3, 500_000), columns)
     steps: Rectangles = [((number, number), (1, 100)) for number in range(5_000)]
@@ -386,7 +386,7 @@ def test_tiling_is_bounded_work() -> None:
         check_tiling((5_000, 5_100), [*steps, ((0, 0), (5_000, 5_000))])
 
 
-# What is refused, each with its reason.
+# Refusals, each with its reason.
 
 
 def refusal(path: Path) -> str:
@@ -405,7 +405,7 @@ def test_a_save_that_did_not_finish(small: Path) -> None:
 
 
 def test_missing_and_short_files(small: Path) -> None:
-    """A file that is not there, or not to its end."""
+    """A file is missing or too short."""
     data = (small / "__0_0.distcp").read_bytes()
     (small / "__0_0.distcp").write_bytes(data[:-1500])
     assert '"__0_0.distcp" has' in refusal(small)
@@ -414,7 +414,7 @@ def test_missing_and_short_files(small: Path) -> None:
 
 
 def place_of(metadata: Any, name: str = "model.w") -> Any:
-    """Return the place of a tensor of one chunk."""
+    """Return the location of a tensor with one chunk."""
     return next(info for index, info in metadata.storage_data.items() if index.fqn == name)
 
 
@@ -424,7 +424,7 @@ def chunks_of(metadata: Any, name: str = "model.w") -> Any:
 
 
 def set_place(**fields: object) -> dcp_makers.Edit:
-    """Change where a tensor lies."""
+    """Change the location of a tensor."""
     return lambda metadata: vars(place_of(metadata)).update(fields)
 
 
@@ -434,7 +434,7 @@ def set_chunk(**fields: object) -> dcp_makers.Edit:
 
 
 def set_tensor(**fields: object) -> dcp_makers.Edit:
-    """Change what is declared of a tensor."""
+    """Change the declaration of a tensor."""
     return lambda metadata: vars(metadata.state_dict_metadata["model.w"]).update(fields)
 
 
@@ -454,7 +454,7 @@ def same_bytes(metadata: Any) -> None:
 
 
 def two_places(metadata: Any) -> None:
-    """Add a place of a chunk that has one."""
+    """Add a second location of a chunk."""
     index = torch_metadata.MetadataIndex("model.w", torch.Size([0, 0]))
     other = torch_metadata.MetadataIndex("model.w", torch.Size([9, 9]))
     metadata.storage_data = {index: place_of(metadata), other: place_of(metadata), **metadata.storage_data}
@@ -462,7 +462,7 @@ def two_places(metadata: Any) -> None:
 
 
 def lost_place(metadata: Any) -> None:
-    """Drop the place of a tensor."""
+    """Drop the location of a tensor."""
     metadata.storage_data = {key: place for key, place in metadata.storage_data.items() if key.fqn != "model.w"}
 
 
@@ -472,7 +472,7 @@ def inside_itself(metadata: Any) -> None:
 
 
 def other_dtype(metadata: Any) -> None:
-    """Declare another type than is there."""
+    """Declare another type than is stored."""
     metadata.state_dict_metadata["model.w"].properties.dtype = torch.int32
 
 
@@ -532,14 +532,14 @@ def object_for_tensor(metadata: Any) -> None:
     ],
 )
 def test_what_does_not_fit_together_is_refused(small: Path, edit: Callable[[Any], object], reason: str) -> None:
-    """Every number of the metadata is checked against the others and against the bytes that are there."""
+    """Every number of the metadata is checked against the others and against the bytes of the files."""
     dcp_makers.edit_metadata(small, edit)
     with pytest.raises(InputRefused, match=reason):
         makers.open_file(small)
 
 
 def test_an_unknown_kind_names_the_official_conversion(small: Path) -> None:
-    """What cannot be read here may still be converted by torch."""
+    """Torch may still be able to convert what cannot be read here."""
     dcp_makers.edit_metadata(small, set_all(version="9"))
     assert HINT in refusal(small)
 
@@ -566,7 +566,7 @@ class Payload:
 
 
 def test_nothing_in_the_metadata_is_run(small: Path, tmp_path: Path) -> None:
-    """A command in the metadata, which torch would run, is not run; beside sound metadata it changes nothing."""
+    """A command in the metadata, which torch would run, is not run; sound metadata around it is read as usual."""
     canary = tmp_path / "canary"
     dcp_makers.edit_metadata(small, lambda _: Payload(f"touch {canary}"))
     assert "a Metadata object is missing" in refusal(small)
@@ -594,7 +594,7 @@ def test_damaged_pickles(small: Path) -> None:
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose metadata is damaged again and again."""
+    """A folder with its metadata damaged again and again."""
     state = {"model": {"w": torch.ones(3, 4), "b": torch.ones(3)}, "optimizer": {"w": torch.ones(3)}, "step": 12}
     folder = dcp_makers.save(tmp_path_factory.mktemp("victim") / "ckpt", state)
     shutil.copy(folder / ".metadata", folder / "sound")
@@ -621,7 +621,7 @@ def test_any_damage_is_an_error_or_harmless(victim: Path, data: st.DataObject) -
 
 
 def test_a_rank_alone_is_refused(ranks: Path) -> None:
-    """One rank's file is a part of every tensor, and says so; that of the first rank only by its name."""
+    """One rank's file is a part of every tensor. Its header states it; the first rank's shows it only by its name."""
     for file in sorted((ranks / "pieces/step-100").iterdir()):
         assert "holds pieces of tensors" in refusal(file)
 
@@ -634,8 +634,8 @@ def test_renamed_pieces_are_refused(ranks: Path, tmp_path: Path) -> None:
     assert "holds pieces of tensors" in refusal(tmp_path)
 
 
-def test_an_index_beside_pieces_changes_nothing(ranks: Path, tmp_path: Path) -> None:
-    """The pieces say themselves what they are of."""
+def test_an_index_next_to_pieces_changes_nothing(ranks: Path, tmp_path: Path) -> None:
+    """The header of each piece names its tensor."""
     folder = tmp_path / "ckpt"
     shutil.copytree(ranks / "pieces/step-100", folder)
     names = sorted(path.name for path in folder.iterdir())
@@ -655,14 +655,14 @@ def test_whole_tensors_of_the_same_writer(tmp_path: Path) -> None:
 
 
 def test_a_missing_rank_leaves_a_hole(ranks: Path, tmp_path: Path) -> None:
-    """Without the second rank's files there are rows that nobody has."""
+    """Without the second rank's files some rows are in no file."""
     folder = tmp_path / "ckpt"
     shutil.copytree(ranks / "pieces/step-100", folder)
     for file in folder.glob("shard-00002-*"):
         file.unlink()
-    told = refusal(folder)
-    assert 'tensor "rows" is incomplete: 6 of its 24 elements are in no piece' in told
-    assert "files of all ranks" in told
+    message = refusal(folder)
+    assert 'tensor "rows" is incomplete: 6 of its 24 elements are in no piece' in message
+    assert "files of all ranks" in message
 
 
 def test_key_does_not_apply_to_pieces(ranks: Path) -> None:
@@ -672,7 +672,7 @@ def test_key_does_not_apply_to_pieces(ranks: Path) -> None:
 
 
 def test_mosaics_know_their_tiles(ranks: Path) -> None:
-    """A tensor in pieces is a mosaic whose tiles lie in the files of several ranks."""
+    """A tensor in pieces is a mosaic of tiles from the files of several ranks."""
     with closing(makers.open_file(ranks / "pieces/step-100").index) as index:
         located = {extent.layout.name: extent for extent in index}
     rows = located["rows"]

@@ -1,4 +1,4 @@
-"""One average has one result: its bytes and its findings do not depend on how, where and in what pieces it is made."""
+"""One average has one result: its bytes and its findings do not depend on threads, blocks, order or folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_random_series_under_random_settings() -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Checkpoints whose tensors are larger than the smallest blocks."""
+    """Checkpoints with tensors larger than the smallest blocks."""
     generator = torch.Generator().manual_seed(0)
     (tmp_path / "run").mkdir()
     made = [tmp_path / "run" / f"c_{step}.safetensors" for step in (1, 2, 3, 4)]
@@ -44,7 +44,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def average(paths: Sequence[Path], **options: Any) -> tuple[bytes, dict[str, Any]]:
-    """Average; return the bytes, and what was found."""
+    """Average; return the bytes, and the findings."""
     output = paths[0].parent.parent / "ema.safetensors"
     report = ema_cli.average(paths, output=output, force=True, **{"decay": 0.9, **options})
     return output.read_bytes(), findings(dataclasses.asdict(report))
@@ -66,10 +66,10 @@ def test_the_cutting_of_the_work_shows_nowhere(cut: dict[str, int], paths: list[
 
 
 def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
-    """With steps inside the names, given by hand, or with weights of their own: they are folded as the steps say."""
+    """Steps may come from the names, from ``--steps``, or absent with manual weights: the fold follows the steps."""
     steps, weights = [10, 20, 30, 40], [0.125, 0.5, 0.25, 0.125]
-    by_hand = {"method": "manual", "decay": ()}
-    for name, values, method in (("", [], {}), ("steps", steps, {}), ("weights", weights, by_hand)):
+    manual = {"method": "manual", "decay": ()}
+    for name, values, method in (("", [], {}), ("steps", steps, {}), ("weights", weights, manual)):
         expected = average(paths, order="step", **({name: values} if name else {}), **method)
         for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
             turned = {name: [values[i] for i in order]} if name else {}
@@ -77,7 +77,7 @@ def test_the_order_of_the_arguments_does_not_show(paths: list[Path]) -> None:
 
 
 def test_several_averages_of_one_read_are_found_as_each_alone(paths: list[Path]) -> None:
-    """Bytes and findings of an average are the same whatever else is made of the same read."""
+    """Bytes and findings of an average are the same if other averages are made in the same pass."""
     output = paths[0].parent.parent / "several_{decay}.safetensors"
     together = ema_cli.average(paths, decay=[0.5, 0.9, 0.99], output=output)
     for k, decay in enumerate((0.5, 0.9, 0.99)):
@@ -102,7 +102,7 @@ def test_sums_of_blocks_are_the_sum_of_the_whole(rows: int, tail: int, cuts: set
 
 
 def test_squares_that_are_too_large_to_add_up_are_no_failure(tmp_path: Path) -> None:
-    """The norm of numbers near the end of float64 is not known, and the average is written all the same."""
+    """A norm near the limit of float64 overflows and is undefined; the average is still written."""
     for step in (1, 2):
         save_file({"w": torch.full((20_000,), 1e152, dtype=torch.float64)}, tmp_path / f"c_{step}.safetensors")
     output = tmp_path / "ema.safetensors"

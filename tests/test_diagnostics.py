@@ -39,7 +39,7 @@ def per_step(value: float, **changes: Any) -> Method:
 
 
 def every(gap: int, count: int, start: int = 0) -> Timeline:
-    """Return checkpoints that lie ``gap`` steps apart."""
+    """Return checkpoints that are ``gap`` steps apart."""
     return Timeline.of([start + gap * i for i in range(count)], "step")
 
 
@@ -100,7 +100,7 @@ def test_diagnostics_are_what_they_say(decay: float, count: int) -> None:
 
 
 def test_uniform_counts_every_checkpoint() -> None:
-    """Equal shares make N checkpoints count as N, and the mean age half the way."""
+    """N checkpoints with equal shares are N effective checkpoints, and the mean age is half of the span."""
     found = diagnose(Method(name="uniform"), uniform(5), Timeline(count=5))
     assert found.effective_checkpoints == pytest.approx(5, rel=1e-15)
     assert found.mean_age == pytest.approx(2, rel=1e-15)
@@ -108,7 +108,7 @@ def test_uniform_counts_every_checkpoint() -> None:
 
 
 def test_weights_that_are_not_normalised_are_described_all_the_same() -> None:
-    """Effective number and age do not depend on the sum; the implied rate tells it."""
+    """Effective number and age do not depend on the sum; the implied rate depends on it."""
     found = diagnose(Method(name="manual", normalize=False), (2.0, 2.0), Timeline(count=2))
     assert (found.effective_checkpoints, found.mean_age, found.implied_lr) == (2, 0.5, (4.0, 2.0))
 
@@ -136,7 +136,7 @@ def test_the_numbers_of_a_reconstruction() -> None:
 
 
 def test_the_unobserved_part_of_a_power_profile() -> None:
-    """(t_1/T)^(gamma+1) of it lies before the first checkpoint; there is no u."""
+    """(t_1/T)^(gamma+1) of it belongs to steps before the first checkpoint; there is no u."""
     found = look_at(Method(name="power", sigma_rel=0.1), Timeline.of([500, 1000], "step"))
     assert found.unobserved_mass == pytest.approx(0.5 ** (gamma_from_sigma_rel(0.1) + 1))
     assert (found.window_ratio_u, found.predicted_error) == (None, None)
@@ -146,7 +146,7 @@ def test_the_unobserved_part_of_a_power_profile() -> None:
 @given(st.floats(0, 1, exclude_max=True))
 @settings(deadline=None)
 def test_a_short_decay_stays_a_decay(decay: float) -> None:
-    """What is shown of a decay is one that can be given back: below 1, and close to it in 1 - d."""
+    """A decay is shown in a form that can be passed back: below 1, and close to it in 1 - d."""
     shown = float(short_decay(decay))
     assert 0 <= shown <= 1
     assert 1 - shown == pytest.approx(1 - decay, rel=0.06)
@@ -158,12 +158,12 @@ def test_a_short_decay_stays_a_decay(decay: float) -> None:
     ("value", "text"), [(144.5, "140"), (0.0421, "0.042"), (9.96, "10.0"), (1, "1.0"), (123456, "120000")]
 )
 def test_two_digits_are_written_out(value: float, text: str) -> None:
-    """Hints hold numbers that can be typed."""
+    """Hints contain numbers that can be typed."""
     assert two_digits(value) == text
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 100, 1000, 5000])
-def test_the_way_out_of_a_dominating_first_checkpoint_works(count: int) -> None:
+def test_the_hint_for_a_dominating_first_checkpoint_works(count: int) -> None:
     """The hint names a decay that leaves the first checkpoint about the tenth that it promises."""
     method = Method(name="ema", decay=Decay.of(1 - 1e-6), per="checkpoint", init="first")
     found = warnings_of(method, Timeline(count=count))
@@ -178,7 +178,7 @@ def test_the_way_out_of_a_dominating_first_checkpoint_works(count: int) -> None:
 
 
 @pytest.mark.parametrize(("gap", "count"), [(100, 5), (1, 400), (10_000, 2)])
-def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
+def test_the_hint_for_a_long_window_works(gap: int, count: int) -> None:
     """Per step, the half-life of the hint leaves a tenth before the first checkpoint."""
     found = warnings_of(per_step(1 - 1e-9), every(gap, count, 50))
     assert list(found) == ["first-dominates", "unobserved-mass"]
@@ -193,7 +193,7 @@ def test_the_way_out_of_a_long_window_works(gap: int, count: int) -> None:
 
 
 def test_the_unobserved_mass_warns_above_a_tenth() -> None:
-    """A reconstruction that leans on what was before the first checkpoint says how much."""
+    """A reconstruction that depends on steps before the first checkpoint states how much."""
     assert warnings_of(per_step(0.99), every(10, 24)) == {}
     (warning,) = warnings_of(per_step(0.99), every(10, 20)).values()
     assert warning.code == "unobserved-mass"
@@ -203,7 +203,7 @@ def test_the_unobserved_mass_warns_above_a_tenth() -> None:
 
 
 def test_a_window_shorter_than_the_spacing_warns() -> None:
-    """U > 1: what comes out is nearly the last checkpoint."""
+    """U > 1: the result is nearly the last checkpoint."""
     assert "window-too-short" not in warnings_of(per_step(0.9), every(10, 30))
     (warning,) = warnings_of(per_step(0.9), every(50, 30)).values()
     assert warning.code == "window-too-short"
@@ -233,7 +233,7 @@ def test_fewer_checkpoints_than_the_window_holds_warn() -> None:
     ids=lambda method: method.label,
 )
 def test_a_plain_mean_under_another_name_warns(method: Method) -> None:
-    """Shares that are all but equal are told as what they are."""
+    """Shares that are all but equal are reported as equal."""
     timeline = Timeline.of([99, 100, 101, 102], "step") if method.name == "ema-hold" else every(100, 5)
     (warning,) = warnings_of(method, timeline if method.name != "ema-hold" else every(1, 5)).values()
     assert warning.code == "plain-mean"
@@ -257,12 +257,12 @@ def test_a_plain_mean_under_another_name_warns(method: Method) -> None:
     ids=lambda value: getattr(value, "label", ""),
 )
 def test_reasonable_shares_are_not_warned_about(method: Method, count: int) -> None:
-    """What was chosen well needs no warning."""
+    """Good choices give no warning."""
     assert warnings_of(method, every(10, count)) == {}
 
 
 def test_one_checkpoint_is_warned_about() -> None:
-    """An average of one checkpoint is a copy, which is rarely meant."""
+    """An average of one checkpoint is a copy, which is rarely intended."""
     assert warnings_of(EMA, Timeline(count=1)).keys() == {"one-checkpoint"}
 
 
@@ -274,7 +274,7 @@ def choices(timeline: Timeline, *names: Any, per: Any = None) -> tuple[str, str]
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 230, 500, 2302])
 @pytest.mark.parametrize("known", [False, True])
 def test_every_choice_offered_can_be_made(count: int, known: bool) -> None:
-    """Each row of the table shown without a decay holds options that are valid, and the shares that they give."""
+    """Each row of the table shown without a decay has valid options and the shares that they give."""
     timeline = every(100, count) if known else Timeline(count=count)
     message, hint = choices(timeline)
     assert message.startswith("neither --decay nor --half-life was given")
@@ -310,7 +310,7 @@ def test_choices_for_other_methods_are_theirs() -> None:
 
 
 def test_choices_show_the_true_shares() -> None:
-    """A row of the table holds the first share, the last share and the effective number of its decay."""
+    """A row of the table has the first share, the last share and the effective number of its decay."""
     row = next(line for line in choices(Timeline(count=5))[0].splitlines() if "--decay 0.5 " in line)
     assert row.split()[2:] == ["6.2", "%", "50.0", "%", "3.0"]
 
@@ -326,6 +326,6 @@ def test_fitting_parameters_leave_a_tenth() -> None:
     ("share", "text"),
     [(0, "0.0 %"), (1, "100.0 %"), (0.1234, "12.3 %"), (1e-5, "0.001 %"), (4e-6, "0.0004 %"), (4e-9, "< 0.0001 %")],
 )
-def test_shares_are_told_in_percent(share: float, text: str) -> None:
-    """Nothing that counts reads as zero."""
+def test_shares_are_shown_in_percent(share: float, text: str) -> None:
+    """No number other than zero is shown as zero."""
     assert percent(share) == text

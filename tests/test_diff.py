@@ -35,7 +35,7 @@ def found(a: Path, b: Path, **options: Any) -> Comparison:
 
 
 def write(path: Path, state: State) -> Path:
-    """Write a state in the format that the suffix names."""
+    """Write a state in the format of the suffix."""
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
     else:
@@ -89,7 +89,7 @@ FLOATS = [d for d in DTYPES if (d.is_floating_point or d.is_complex) and d is no
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_float_type(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Random bits of every type, in tensors of several blocks; only what is finite has a distance."""
+    """Random bits of every type, in tensors of several blocks; only finite numbers have a distance."""
     torch.manual_seed(0)
     a, b = (torch.randn(BLOCK + 77).to(dtype) for _ in range(2))
     assert_distance(distance(tmp_path, a, b), a, b)
@@ -151,7 +151,7 @@ def test_equal_means_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_every_layout_equals_itself_in_another_format(tmp_path: Path) -> None:
-    """Views, transposed and tied tensors of every type are equal to what safetensors has of them."""
+    """Views, transposed and tied tensors of every type are equal to the same tensors in safetensors."""
     state = {name: value.detach().as_subclass(torch.Tensor) for name, value in every_kind().items()}
     a, b = write(tmp_path / "a.pt", state), write(tmp_path / "b.safetensors", state)
     comparison = found(a, b)
@@ -185,7 +185,7 @@ def test_another_type_is_different_and_measured(tmp_path: Path) -> None:
 
 
 def test_the_total_is_about_floats(tmp_path: Path) -> None:
-    """A counter does not hide how near the weights are; its elements are counted with the others."""
+    """A counter does not hide a small distance of the weights; its elements are counted with the others."""
     a = write(tmp_path / "a.pt", {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor([7_000])})
     b = write(tmp_path / "b.pt", {"w": torch.tensor([1.5, 2.0]), "n": torch.tensor([8_000])})
     total = found(a, b).total
@@ -194,7 +194,7 @@ def test_the_total_is_about_floats(tmp_path: Path) -> None:
 
 
 def test_names_and_shapes_that_differ(tmp_path: Path) -> None:
-    """What one side alone has is named; another shape is not measured."""
+    """A tensor that only one side has is named; a tensor of another shape is not measured."""
     a = write(tmp_path / "a.pt", {"w": torch.zeros(2, 3), "x": torch.zeros(1), "same": torch.ones(1)})
     b = write(tmp_path / "b.pt", {"w": torch.zeros(3, 2), "y": torch.zeros(1), "same": torch.ones(1)})
     comparison = found(a, b)
@@ -210,7 +210,7 @@ def test_names_and_shapes_that_differ(tmp_path: Path) -> None:
 
 
 def test_a_key_is_for_the_nested_side(tmp_path: Path) -> None:
-    """It finds the weights of a nested checkpoint beside a flat file, and is refused when both are flat."""
+    """It finds the weights of a nested checkpoint compared with a flat file, and is refused when both are flat."""
     state = {"w": torch.ones(3)}
     nested, flat = tmp_path / "nested.pt", write(tmp_path / "flat.safetensors", state)
     torch.save({"model": {"w": torch.zeros(3)}, "ema": state}, nested)
@@ -224,7 +224,7 @@ def test_a_key_is_for_the_nested_side(tmp_path: Path) -> None:
 
 
 def test_a_prefix_is_taken_off_where_it_is(tmp_path: Path) -> None:
-    """Wrappers' prefixes come off by themselves, another one when it is named; one that nobody has is an error."""
+    """Wrappers' prefixes are removed automatically, and another one on request; one that no name has is an error."""
     plain = write(tmp_path / "plain.safetensors", {"w": torch.ones(3)})
     wrapped = write(tmp_path / "wrapped.pt", {"module.w": torch.ones(3)})
     lightning = write(tmp_path / "lightning.pt", {"net.w": torch.ones(3)})
@@ -238,7 +238,7 @@ def test_a_prefix_is_taken_off_where_it_is(tmp_path: Path) -> None:
 
 
 def test_missing_and_strange_files_are_refused(tmp_path: Path) -> None:
-    """Each is an error of its kind, and none is waited for."""
+    """Each is an error of its kind, and none makes the program wait."""
     good = write(tmp_path / "good.pt", {"w": torch.ones(3)})
     with pytest.raises(NothingMatched):
         found(good, tmp_path / "missing.pt")
@@ -254,7 +254,7 @@ def test_missing_and_strange_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_progress_comes_to_the_announced_end(tmp_path: Path) -> None:
-    """The bytes add up to both files' tensors, those that cannot be compared left out."""
+    """The bytes add up to both files' tensors, except those that cannot be compared."""
     a = write(tmp_path / "a.pt", {"w": torch.zeros(3 * BLOCK), "x": torch.zeros(5)})
     b = write(tmp_path / "b.pt", {"w": torch.zeros(3 * BLOCK).bfloat16(), "x": torch.zeros(6)})
     events: list[Event] = []
@@ -265,7 +265,7 @@ def test_progress_comes_to_the_announced_end(tmp_path: Path) -> None:
 
 
 def test_the_command_line(tmp_path: Path, ema_avg: Run) -> None:
-    """Equal is exit 0, different exit 1; the result is one line on stdout, the table is talk."""
+    """Equal is exit 0, different exit 1; the result is one line on stdout, the table is on stderr."""
     states = random_states(2)
     write(tmp_path / "a.pt", states[0])
     write(tmp_path / "b.safetensors", {**states[1], "new": torch.zeros(1)})
@@ -284,7 +284,7 @@ def test_the_command_line(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_the_json_document(tmp_path: Path, ema_avg: Run) -> None:
-    """One document with every tensor, whose undefined numbers are null; an error is a document too."""
+    """One document with every tensor, in which undefined numbers are null; an error is a document too."""
     write(tmp_path / "a.pt", {"w": torch.tensor([1.0, float("nan")]), "n": torch.tensor([2**62])})
     write(tmp_path / "b.pt", {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor([-(2**62) - 1])})
     done = ema_avg("diff", "a.pt", "b.pt", "--json")
@@ -336,7 +336,7 @@ def test_the_table_is_cut_and_cannot_be_forged(tmp_path: Path, ema_avg: Run) -> 
 
 
 @pytest.mark.parametrize("exponent", [-300, -165, -162, -161, 160, 300])
-def test_numbers_whose_squares_leave_float64_are_undefined(exponent: int, tmp_path: Path, ema_avg: Run) -> None:
+def test_numbers_with_squares_beyond_float64_are_undefined(exponent: int, tmp_path: Path, ema_avg: Run) -> None:
     """If tensors differ, never a distance of zero or a cosine of one: null instead, and the exit code is 1."""
     for name, values in (("a", (2.0, 3.0)), ("b", (1.5, 3.0))):
         write(tmp_path / f"{name}.pt", {"w": torch.tensor(values, dtype=torch.float64) * 10.0**exponent})

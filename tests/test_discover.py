@@ -1,4 +1,4 @@
-"""What the words of a command line stand for: files, folders and patterns, and what is left out of them."""
+"""The arguments of a command line: files, folders and patterns, and the files in them that are skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.series import open_files, random_states, write_one, write_ser
 
 
 def test_files_are_taken_as_they_are_named(tmp_path: Path) -> None:
-    """Named files keep the order of the command line; whatever they are called."""
+    """Named files keep the order of the command line, whatever they are called."""
     paths = [write_one(tmp_path / name) for name in ("b.pt", "a.weird", "best.ckpt")]
     assert names_of(find(*paths)) == ["b.pt", "a.weird", "best.ckpt"]
 
@@ -36,7 +36,7 @@ def test_a_folder_is_searched_in_natural_order(tmp_path: Path) -> None:
 
 
 def test_the_order_of_a_folder_does_not_depend_on_its_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that mean one number still have an order of their own."""
+    """Different names with the same number are always in the same order."""
     paths = [write_one(tmp_path / name) for name in ("ckpt_1.pt", "ckpt_01.pt", "ckpt_001.pt")]
     orders = []
     for listing in (paths, paths[::-1]):
@@ -54,7 +54,7 @@ def test_patterns_match_in_natural_order(tmp_path: Path) -> None:
     assert len(find(f"{tmp_path}/**/*.pt").checkpoints) == 2
 
 
-def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
+def test_a_file_with_a_pattern_as_its_name_is_that_file(tmp_path: Path) -> None:
     """``ckpt[1].pt`` is taken literally when it exists."""
     write_one(tmp_path / "ckpt1.pt")
     path = write_one(tmp_path / "ckpt[1].pt")
@@ -75,14 +75,16 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
         find(tmp_path / name)
 
 
-def test_an_impossible_name_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_impossible_name_is_refused_with_a_message(tmp_path: Path) -> None:
     """A name that the system cannot even look up is refused like any other, without a traceback."""
     with pytest.raises(InputRefused, match="cannot be searched: File name too long"):
         find(tmp_path / ("x" * 5000))
 
 
-def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Missing permissions are told with the name of the folder."""
+def test_a_folder_that_cannot_be_read_is_refused_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing permissions are reported with the name of the folder."""
 
     def forbidden(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
@@ -92,8 +94,8 @@ def test_a_folder_that_cannot_be_read_is_refused_in_words(tmp_path: Path, monkey
         find(tmp_path)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
-    """Several unusable inputs are one error that lists them; what is missing decides its kind."""
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    """Several unusable inputs are one error that lists them; a missing input decides its kind."""
     good = write_one(tmp_path / "good.pt")
     bad = tmp_path / "bad.pt"
     bad.write_bytes(b"not a checkpoint")
@@ -105,7 +107,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_many_faults_are_capped(tmp_path: Path) -> None:
-    """A long list of faults is cut, and the rest counted."""
+    """A long list of faults is shortened, and the rest counted."""
     with pytest.raises(NothingMatched, match="25 inputs cannot be used:") as refused:
         find(*(tmp_path / f"missing_{k}.pt" for k in range(25)))
     lines = refused.value.message.splitlines()
@@ -114,22 +116,22 @@ def test_many_faults_are_capped(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
-    """A folder without checkpoints says so, and how checkpoints are called."""
+    """The error for a folder without checkpoints says how checkpoints are called."""
     with pytest.raises(NothingMatched, match="no checkpoint in") as refused:
         find(tmp_path)
     assert ".safetensors" in refused.value.hint
 
 
-def test_why_a_folder_gives_nothing_is_told(tmp_path: Path) -> None:
-    """When everything was left out, the reasons are in the message."""
+def test_the_error_for_an_unusable_folder_has_the_reasons(tmp_path: Path) -> None:
+    """When everything was skipped, the reasons are in the message."""
     write_one(tmp_path / "optimizer.pt")
     with pytest.raises(NothingMatched, match=r"optimizer\.pt.*state of the trainer"):
         find(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"])
-def test_the_trainers_state_is_left_out_of_folders(name: str, tmp_path: Path) -> None:
-    """Optimizer, scheduler and random states are no models; named outright, a file is taken."""
+def test_the_trainers_state_is_skipped_in_folders(name: str, tmp_path: Path) -> None:
+    """Optimizer, scheduler and random states are no models; named directly, a file is taken."""
     write_one(tmp_path / "model_1.pt")
     write_one(tmp_path / name)
     found = find(tmp_path)
@@ -138,7 +140,7 @@ def test_the_trainers_state_is_left_out_of_folders(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "last-v1.ckpt", "best.pt", "model_final.pth", "latest.pt", "ema.pt"])
-def test_aliases_are_left_out_of_a_numbered_series(name: str, tmp_path: Path) -> None:
+def test_aliases_are_skipped_in_a_numbered_series(name: str, tmp_path: Path) -> None:
     """``last.ckpt`` is a copy of a checkpoint that has its own number: it would be folded twice."""
     write_one(tmp_path / "epoch=1.ckpt")
     write_one(tmp_path / "epoch=2.ckpt")
@@ -162,7 +164,7 @@ def test_a_numbered_best_is_a_checkpoint(tmp_path: Path) -> None:
     assert len(find(tmp_path).checkpoints) == 2
 
 
-def test_own_outputs_are_left_out(tmp_path: Path) -> None:
+def test_own_outputs_are_skipped(tmp_path: Path) -> None:
     """An average that was written among its checkpoints is not averaged again, in a folder or by a pattern."""
     paths = write_series(tmp_path, random_states(2), form="safetensors")
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out.safetensors")
@@ -173,7 +175,7 @@ def test_own_outputs_are_left_out(tmp_path: Path) -> None:
 
 
 def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
-    """When all inputs are earlier outputs, they are what was meant."""
+    """When all inputs are previous averages, they are averaged."""
     paths = write_series(tmp_path, random_states(2))
     outputs = [tmp_path / f"e{k}.safetensors" for k in range(2)]
     for output in outputs:
@@ -183,8 +185,8 @@ def test_averages_can_be_averaged_with_a_warning(tmp_path: Path) -> None:
     assert [warning.code for warning in found.warnings] == ["averages-averaged"]
 
 
-def test_a_half_written_file_is_left_out_of_a_folder_with_a_warning(tmp_path: Path) -> None:
-    """What is still being written, or was cut off, does not stop the folder; named outright it is refused."""
+def test_an_incomplete_file_in_a_folder_is_skipped_with_a_warning(tmp_path: Path) -> None:
+    """A file that is incomplete or truncated does not stop the folder; named directly it is refused."""
     paths = write_series(tmp_path, random_states(3))
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     found = find(tmp_path)
@@ -209,15 +211,15 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("marker", ["model.safetensors.index.json", "pytorch_model.bin.index.json", ".metadata"])
-def test_a_damaged_sharded_checkpoint_is_refused_in_words(marker: str, tmp_path: Path) -> None:
-    """The shards of one model are not checkpoints of a series, also if what joins them is damaged."""
+def test_a_damaged_sharded_checkpoint_is_refused_with_a_message(marker: str, tmp_path: Path) -> None:
+    """The shards of one model are not checkpoints of a series, even if their index is damaged."""
     write_one(tmp_path / "model-00001-of-00002.safetensors")
     (tmp_path / marker).write_text("{}")
     with pytest.raises(InputRefused, match=re.escape(marker)):
         find(tmp_path)
 
 
-def test_a_shard_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_shard_is_refused_with_a_message(tmp_path: Path) -> None:
     """A shard that is named is not a whole model; its folder may be one."""
     with pytest.raises(InputRefused, match="is shard 1 of 2 of a model") as refused:
         find(write_one(tmp_path / "model-00001-of-00002.pt"))
@@ -244,8 +246,8 @@ def test_no_file_stays_open_after_a_failure(spoil: str, kind: type[EmaAvgError],
     assert open_files() == before
 
 
-def test_left_out_files_are_closed(tmp_path: Path) -> None:
-    """Repeats and own outputs do not stay open."""
+def test_skipped_files_are_closed(tmp_path: Path) -> None:
+    """Repeated files and the run's own outputs do not stay open."""
     paths = write_series(tmp_path, random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out.safetensors")
     before = open_files()
@@ -256,7 +258,7 @@ def test_left_out_files_are_closed(tmp_path: Path) -> None:
 
 
 def test_opening_is_announced(tmp_path: Path) -> None:
-    """A listener hears which of how many inputs is being opened."""
+    """A listener is informed which of how many inputs is being opened."""
     events: list[Event] = []
     found = discover(make_options(write_series(tmp_path, random_states(3))), events.append)
     close_all(found.checkpoints)
@@ -276,7 +278,7 @@ def test_hostile_names_are_shown_harmlessly(tmp_path: Path) -> None:
 @given(names=st.sets(st.sampled_from([f"{stem}{n}.pt" for stem in ("a", "b_") for n in (1, 2, 10)]), min_size=1))
 @settings(max_examples=15, deadline=None)
 def test_a_folder_and_its_files_are_the_same_inputs(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
-    """Naming a folder finds what naming its files finds."""
+    """Naming a folder finds the same as naming its files."""
     folder = tmp_path_factory.mktemp("run")
     for name in names:
         torch.save({"w": torch.ones(1)}, folder / name)

@@ -1,4 +1,4 @@
-"""Checkpoint folders on the command line: what is one checkpoint, what is a run of them, what is left out."""
+"""Checkpoint folders on the command line: what is one checkpoint, what is a run of them, what is skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.series import open_files, write_one
     "form", ["checkpoint-{}", "step-{}", "iter_{:07}", "global_step{}", "epoch_{}", "epoch=1-step={}.ckpt", "{}"]
 )
 def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> None:
-    """A folder of them is searched, in natural order; they are taken one by one and by a pattern, too."""
+    """A folder of them is searched, in natural order; single folders and patterns work, too."""
     names = [form.format(number) for number in (5, 10, 200)]
     for name in names:
         write_folder(tmp_path / "run" / name)
@@ -46,7 +46,7 @@ def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> Non
     assert not find(tmp_path / "run").warnings
 
 
-def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
+def test_the_final_weights_of_a_run_are_skipped(tmp_path: Path) -> None:
     """``Trainer.save_model`` puts a copy of the last checkpoint into the run, whole or in shards."""
     for step in (500, 1000):
         write_folder(tmp_path / f"checkpoint-{step}", step)
@@ -65,7 +65,7 @@ def test_the_final_weights_of_a_run_are_left_out(tmp_path: Path) -> None:
 
 
 def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
-    """Both are taken; files without a number are left out beside numbered folders."""
+    """Both are taken; files without a number are skipped next to numbered folders."""
     write_folder(tmp_path / "step-1")
     write_one(tmp_path / "step-2.pt")
     write_one(tmp_path / "weights.pt")
@@ -75,8 +75,8 @@ def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
     assert set(skipped(found)) == {"weights.pt", "last.ckpt"}
 
 
-def test_incomplete_folders_are_left_out_of_a_run_and_refused_by_name(tmp_path: Path) -> None:
-    """What a trainer that was stopped leaves: no metadata, missing shards, no weights at all."""
+def test_incomplete_folders_are_skipped_in_a_run_and_refused_by_name(tmp_path: Path) -> None:
+    """A trainer that was stopped leaves folders without metadata, with missing shards, or without weights."""
     for step in (500, 1000):
         write_folder(tmp_path / f"checkpoint-{step}", step)
     index = {"weight_map": {"w": "model-00001-of-00002.safetensors"}}
@@ -102,7 +102,7 @@ def test_incomplete_folders_are_left_out_of_a_run_and_refused_by_name(tmp_path: 
 
 
 def test_a_run_of_incomplete_folders_says_why(tmp_path: Path) -> None:
-    """When none is usable, all reasons are told as an error."""
+    """When none is usable, the error lists all reasons."""
     for step in (1, 2):
         write_folder(tmp_path / f"step-{step}", file="model-00001-of-00002.safetensors")
     with pytest.raises(InputRefused, match="2 inputs cannot be used") as refused:
@@ -110,7 +110,7 @@ def test_a_run_of_incomplete_folders_says_why(tmp_path: Path) -> None:
     assert "it has 1 of 2 shards" in refused.value.message
 
 
-def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:
+def test_shards_next_to_numbered_files_are_skipped(tmp_path: Path) -> None:
     """A final model in shards does not make a folder of numbered files one checkpoint."""
     for name in ("ckpt_1.pt", "ckpt_2.pt", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         write_one(tmp_path / name)
@@ -125,7 +125,7 @@ def test_shards_beside_numbered_files_are_left_out(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("part", ["", "unet"])
 def test_steps_are_read_from_the_names_of_folders(form: str, unit: str, part: str, tmp_path: Path) -> None:
-    """Where no step stands inside, the folder's name gives it, also if the checkpoint lies in a folder below."""
+    """Without a step inside, the folder's name gives it, also if the checkpoint is in a folder below."""
     for number in (10, 5, 1000):
         write_folder(tmp_path / form.format(number) / part)
     plan = ema_cli.plan([f"{tmp_path}/*/{part}"], decay=0.5)
@@ -134,7 +134,7 @@ def test_steps_are_read_from_the_names_of_folders(form: str, unit: str, part: st
 
 
 def test_steps_inside_come_before_names(tmp_path: Path) -> None:
-    """A folder may have been renamed; what the trainer wrote counts."""
+    """A folder may have been renamed; the step that the trainer wrote counts."""
     for number, step in ((1, 300), (2, 200), (3, 100)):
         write_folder(tmp_path / f"checkpoint-{number}", step)
     members = ema_cli.plan([tmp_path], decay=0.5).series.members
@@ -142,7 +142,7 @@ def test_steps_inside_come_before_names(tmp_path: Path) -> None:
     assert members[0].step == FoundStep(value=100, unit="step", source="inside: trainer_state.json")
 
 
-def test_what_lies_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
+def test_a_folder_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
     """DeepSpeed's folder in a checkpoint of the trainer does not make the checkpoint a run."""
     write_folder(tmp_path / "checkpoint-500", 500)
     inner = tmp_path / "checkpoint-500" / "global_step500"
@@ -151,7 +151,7 @@ def test_what_lies_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
     torch.save({"module": {"w": torch.zeros(2)}}, inner / states)
     assert names_of(find(tmp_path / "checkpoint-500")) == ["checkpoint-500"]
     assert names_of(find(tmp_path)) == ["checkpoint-500"]
-    write_folder(tmp_path / "ds")  # joined by zero_to_fp32.py, beside the checkpoints of DeepSpeed itself
+    write_folder(tmp_path / "ds")  # joined by zero_to_fp32.py, next to the checkpoints of DeepSpeed itself
     for step in (1, 2):
         (tmp_path / "ds" / f"global_step{step}").mkdir()
         torch.save({"module": {"w": torch.zeros(2)}}, tmp_path / "ds" / f"global_step{step}" / states)
@@ -159,7 +159,7 @@ def test_what_lies_inside_a_checkpoint_is_part_of_it(tmp_path: Path) -> None:
 
 
 def test_parts_of_pipelines_are_found_by_a_pattern(tmp_path: Path) -> None:
-    """A run of pipelines is refused with the command that averages one part, and that one works."""
+    """A run of pipelines is refused with the command that averages one part, and this command works."""
     for step in (5, 10):
         write_folder(tmp_path / f"checkpoint-{step}" / "unet", file="diffusion_pytorch_model.safetensors")
         (tmp_path / f"checkpoint-{step}" / "model_index.json").write_text("{}")
@@ -172,7 +172,7 @@ def test_parts_of_pipelines_are_found_by_a_pattern(tmp_path: Path) -> None:
 
 
 def test_unnumbered_checkpoint_folders_are_pointed_at(tmp_path: Path) -> None:
-    """Folders without numbers may be anything: parts, other models. They are not taken, and the hint takes them."""
+    """Folders without numbers may be anything: parts, other models. They are skipped; the hint takes them all."""
     for name in ("a", "b"):
         write_folder(tmp_path / name)
     with pytest.raises(NothingMatched) as refused:
@@ -182,7 +182,7 @@ def test_unnumbered_checkpoint_folders_are_pointed_at(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_the_file_in_it_are_one_checkpoint(tmp_path: Path) -> None:
-    """Named in both ways, through a link, or twice, a checkpoint is folded once."""
+    """A checkpoint that is given in two ways, through a link, or twice is folded once."""
     folder = write_folder(tmp_path / "checkpoint-500", 500)
     (tmp_path / "link").symlink_to(folder)
     for names in (
@@ -195,8 +195,8 @@ def test_a_folder_and_the_file_in_it_are_one_checkpoint(tmp_path: Path) -> None:
         assert all("the same" in left.reason for left in found.skipped)
 
 
-def test_a_checkpoint_that_was_rotated_away_is_left_out_of_a_run(tmp_path: Path) -> None:
-    """A trainer that keeps the last few checkpoints deletes the oldest while the run is read."""
+def test_a_checkpoint_that_was_rotated_away_is_skipped(tmp_path: Path) -> None:
+    """A trainer that keeps the last few checkpoints deletes the oldest during the run."""
     for step in (1, 2, 3):
         write_folder(tmp_path / f"step-{step}")
 

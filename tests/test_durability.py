@@ -1,4 +1,4 @@
-"""In which order a run asks the system for things: nothing has its name before its bytes are on the disk."""
+"""The order of a run's system calls: no file gets its name before its bytes are on the disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def final(path: Path) -> str:
 
 
 def check_file(calls: Calls, temp: Path) -> None:
-    """Check one file: after its last write it is made durable, then it has its name, then the folder is durable."""
+    """Check one file: after its last write it is made durable, then it gets its name, then the folder is durable."""
     of_file = [call for call, path in calls if path == temp]
     renamed = calls.index(("rename", temp))
     assert {"write", "pwrite"} & set(of_file)
@@ -47,7 +47,7 @@ def check_file(calls: Calls, temp: Path) -> None:
 
 
 def temporaries(calls: Calls, names: Sequence[str]) -> list[Path]:
-    """Return what outputs and reports were called before they were whole, in the order in which they were named."""
+    """Return the temporary names of outputs and reports, in the order in which they were renamed."""
     found = [path for call, path in calls if call == "rename"]
     assert [final(path) for path in found] == names
     return found
@@ -77,7 +77,7 @@ def test_files_and_their_reports(more: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_folder_and_its_report(earlier: bool, tmp_path: Path) -> None:
-    """Every file of a folder, and the folder, are on the disk before it takes the place of an earlier one."""
+    """Every file of a folder, and the folder, are on the disk before it replaces an existing one."""
     folders = model_folders(tmp_path / "run", random_states(3))
     if earlier:
         (tmp_path / "out").mkdir()

@@ -1,4 +1,4 @@
-"""A slice of the campaign of faults: system calls that fail, and reads that bring less than was asked for."""
+"""A slice of the campaign of faults: system calls that fail, and reads that return less than was requested."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_failing_calls_on_the_output_are_reported_and_leave_it_whole() -> None:
 
 @pytest.mark.campaign
 def test_failing_calls_on_an_input_are_never_silent() -> None:
-    """Half of what was asked for changes no byte of the average; an error ends the run and names the file."""
+    """Short reads change no byte of the average; an error ends the run and names the file."""
     campaign("reads", 8)
 
 
 def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that was wanted of it has been read."""
+    """All bytes that the run needs have been read."""
     (tmp_path / "x").write_bytes(b"abc")
     source = FileSource(tmp_path / "x")
     monkeypatch.setattr(os, "close", close_and_fail)
@@ -35,7 +35,7 @@ def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatc
 
 
 def test_a_close_that_fails_when_all_is_durable_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output has its name and is durable by then: neither its descriptor nor that of the lock matters any more."""
+    """The output has its name and is durable by then: an error of its descriptor or of the lock's does not matter."""
     output = tmp_path / "ema.safetensors"
     header = b"{}      "
     with output_lock(output):

@@ -32,10 +32,10 @@ from tests.helpers.series import (
 )
 from tests.helpers.series import (
     State,
-    averaged_by_hand,
     data_section,
     load,
     random_states,
+    reference_average,
     same_bits,
     to_numpy,
     write_series,
@@ -75,13 +75,13 @@ def average(folder: Path, states: list[State], *, form: str = "zip", **options: 
 @pytest.mark.parametrize("form", sorted(FILE_FORMATS))
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.filterwarnings("ignore:.*float8")
-def test_the_average_is_the_fold_by_hand(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
+def test_the_average_is_the_reference_fold(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
     """For every element type and file format: float64 products and sums in order, rounded once, correctly."""
     states = random_states(4, dtype)
     result = average(tmp_path, states, form=form, decay=0.7)
     assert set(result) == set(states[0])
     for name, tensor in result.items():
-        expected = averaged_by_hand([state[name] for state in states], ema(4, Decay.of(0.7)))
+        expected = reference_average([state[name] for state in states], ema(4, Decay.of(0.7)))
         assert tensor.dtype is dtype
         assert tensor.shape == states[0][name].shape
         if dtype is torch.float64:
@@ -104,7 +104,7 @@ def test_float32_is_the_exact_average_correctly_rounded(
     result = average(tmp_path_factory.mktemp("run"), [{"w": tensor} for tensor in tensors], decay=decay, threads=1)
     for value, column in zip(numbers(result["w"]), columns, strict=True):
         terms = [share * Fraction(x) for share, x in zip(ema_shares(3, decay), column, strict=True)]
-        error = 6 * Fraction(2) ** -52 * sum(abs(term) for term in terms)  # what six float64 roundings can leave
+        error = 6 * Fraction(2) ** -52 * sum(abs(term) for term in terms)  # the most that six float64 roundings can add
         least, most = (rounded(sum(terms) + sign * error, FORMATS["F32"]) for sign in (-1, 1))
         assert least <= value <= most
         assert min(column) <= value <= max(column)
@@ -153,7 +153,7 @@ def test_any_shapes_in_any_blocks(
                 assert copied.tolist() == states[-1][tensor.name].flatten().tolist()
                 continue
             found = np.frombuffer(data, np.float32, tensor.elements, tensor.offset)
-            expected = averaged_by_hand([state[tensor.name] for state in states], (0.5, 0.5)).astype(np.float32)
+            expected = reference_average([state[tensor.name] for state in states], (0.5, 0.5)).astype(np.float32)
             assert found.tolist() == expected.ravel().tolist()
 
 
@@ -177,7 +177,7 @@ def test_strided_inputs_are_read_in_order(tmp_path: Path) -> None:
 
 
 def test_it_matches_the_framework_ema(tmp_path: Path) -> None:
-    """The AveragedModel of torch with its EMA function, fed the same checkpoints, agrees to float32 precision."""
+    """The AveragedModel of torch with its EMA function, given the same checkpoints, agrees to float32 precision."""
     model = torch.nn.Linear(8, 4)
     reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
     states = []
@@ -192,7 +192,7 @@ def test_it_matches_the_framework_ema(tmp_path: Path) -> None:
 
 
 def test_uniform_matches_the_framework_average(tmp_path: Path) -> None:
-    """The AveragedModel of torch as it comes is the equal-weights average: SWA."""
+    """The AveragedModel of torch with its defaults is the equal-weights average: SWA."""
     model = torch.nn.Linear(8, 4)
     reference = AveragedModel(model)
     states = []
@@ -208,8 +208,8 @@ def test_uniform_matches_the_framework_average(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", FORM_OF, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("options", [{"decay": 0.9}, {"method": "uniform"}, {"decay": 0.95, "init": "debias"}])
-def test_every_element_lies_between_its_inputs(dtype: torch.dtype, options: dict[str, Any], tmp_path: Path) -> None:
-    """With weights that sum to one, no average of float32 or narrower leaves the range of what it averages."""
+def test_every_element_is_between_its_inputs(dtype: torch.dtype, options: dict[str, Any], tmp_path: Path) -> None:
+    """With weights that sum to one, no average of float32 or narrower leaves the range of its inputs."""
     states = random_states(7, dtype, seed=3)
     states.append(states[0])
     for name, tensor in average(tmp_path, states, **options).items():
@@ -236,7 +236,7 @@ def test_decay_zero_is_the_last_checkpoint_byte_for_byte(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_without_a_share_is_not_added_as_zero(tmp_path: Path) -> None:
-    """Adding 0 x theta would turn -0.0 into 0.0: what has no share takes no part, in any of several averages."""
+    """Adding 0 x theta would turn -0.0 into 0.0: a checkpoint without a share is not added, in any of the averages."""
     states = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([-0.0])}]
     paths = write_series(tmp_path, states)
     ema_cli.average(paths, decay=[0.0, 0.5], output=tmp_path / "ema_{decay}.safetensors")
@@ -257,15 +257,15 @@ def test_several_averages_of_one_read_equal_single_runs(tmp_path: Path) -> None:
 
 
 def test_half_life_and_debias(tmp_path: Path) -> None:
-    """A half-life is a decay in other words, and ``init`` reaches the weights."""
+    """A half-life sets the same decay, and ``init`` reaches the weights."""
     states = random_states(4, torch.float64)
     result = average(tmp_path, states, half_life=2, init="debias")
-    expected = averaged_by_hand([state["scale"] for state in states], ema(4, Decay.of(2**-0.5), "debias"))
+    expected = reference_average([state["scale"] for state in states], ema(4, Decay.of(2**-0.5), "debias"))
     assert numbers(result["scale"]) == expected.ravel().tolist()
 
 
 def test_integers_and_bools_are_copied_from_the_last(tmp_path: Path) -> None:
-    """A mean of counters, indices or masks means nothing."""
+    """A mean of counters, indices or masks is meaningless."""
     integers = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.bool]
     states = [
         {"w": torch.tensor([float(i)])}
@@ -308,7 +308,7 @@ def test_mixed_types_are_folded_exactly_as_they_are(tmp_path: Path) -> None:
     states = [{"w": torch.randn(500, dtype=torch.float64).to(dtype)} for dtype in dtypes]
     result = average(tmp_path, states, decay=0.6)["w"]
     assert result.dtype is torch.float32
-    expected = averaged_by_hand([state["w"] for state in states], ema(4, Decay.of(0.6)))
+    expected = reference_average([state["w"] for state in states], ema(4, Decay.of(0.6)))
     assert numbers(result) == round_all(expected, FORMATS["F32"])
 
 
@@ -319,7 +319,7 @@ def test_dtype_sets_the_type_of_averaged_tensors(dtype: torch.dtype, tmp_path: P
         {"w": torch.randn(50), "c": torch.randn(3, dtype=torch.complex64), "n": torch.tensor(i)} for i in range(3)
     ]
     result = average(tmp_path, states, decay=0.5, dtype=str(dtype).removeprefix("torch."))
-    expected = averaged_by_hand([state["w"] for state in states], ema(3, Decay.of(0.5)))
+    expected = reference_average([state["w"] for state in states], ema(3, Decay.of(0.5)))
     assert result["w"].dtype is dtype
     exact = expected.tolist() if dtype is torch.float64 else round_all(expected, FORMATS[FORM_OF[dtype]])
     assert numbers(result["w"]) == exact
@@ -347,14 +347,14 @@ def test_an_overflow_of_the_output_type_is_an_error(source: torch.dtype, dtype: 
 
 
 def test_the_largest_numbers_average_to_themselves(tmp_path: Path) -> None:
-    """At the edge of a type nothing overflows by rounding of the sums."""
+    """At the limit of a type nothing overflows by rounding of the sums."""
     states = [{name: torch.full((3,), torch.finfo(dtype).max, dtype=dtype) for dtype, name in FORM_OF.items()}] * 5
     result = average(tmp_path, states, decay=0.9)
     assert all(same_bits(result[name], states[0][name]) for name in result)
 
 
 def test_a_float64_sum_that_overflows_is_refused(tmp_path: Path) -> None:
-    """Finite float64 inputs whose weighted sum is not finite are distinguished from non-finite inputs."""
+    """A weighted sum of finite float64 inputs that overflows is distinguished from non-finite inputs."""
     states = [{"w": torch.full((2,), torch.finfo(torch.float64).max, dtype=torch.float64)}] * 4
     with pytest.raises(InputRefused, match='tensor "w" is too large to be averaged in float64'):
         average(tmp_path, states, decay=0.99)
@@ -405,7 +405,7 @@ def test_the_gravest_failure_stops_all_workers(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_byte_read(tmp_path: Path) -> None:
-    """The bytes reported at the end are those that the plan announced and the report states."""
+    """The bytes reported at the end are those in the plan and in the report."""
     paths = write_series(tmp_path, random_states(3))
     seen: list[int] = []
     with planned(make_options(paths, decay=0.5)) as plan:

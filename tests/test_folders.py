@@ -23,11 +23,11 @@ from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.json_text import JsonError, parse_object
 from tests.helpers.makers import expected, open_file, read_all, read_file
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
+from tests.helpers.series import State, load, open_files, random_states, reference_average
 
 
 def refusal(folder: Path, **options: Any) -> InputRefused:
-    """Return how a folder is refused; no file stays open."""
+    """Return the message that refuses a folder; no file stays open."""
     before = open_files()
     with pytest.raises(InputRefused) as refused:
         open_file(folder, **options)
@@ -37,7 +37,7 @@ def refusal(folder: Path, **options: Any) -> InputRefused:
 
 
 def write_deepspeed(folder: Path, state: State, step: int, *, name: str = "mp_rank_00_model_states.pt") -> Path:
-    """Write the model states as DeepSpeed's engine does, with the optimizer's state of two ranks beside them."""
+    """Write the model states as DeepSpeed's engine does, with the optimizer's state of two ranks."""
     folder.mkdir(parents=True)
     states = {
         "module": state,
@@ -62,7 +62,7 @@ def write_deepspeed(folder: Path, state: State, step: int, *, name: str = "mp_ra
 
 
 def test_deepspeed_up_to_stage_2(tmp_path: Path) -> None:
-    """The module is read, its step stands inside, and the optimizer's state is named as ignored."""
+    """The module is read, its step is inside, and the optimizer's state is listed as ignored."""
     (state,) = random_states(1, torch.bfloat16)
     found = open_file(write_deepspeed(tmp_path / "global_step500", state, 500))
     assert found.key == "module"
@@ -72,7 +72,7 @@ def test_deepspeed_up_to_stage_2(tmp_path: Path) -> None:
 
 
 def test_the_command_that_joins_it_runs_nothing_that_a_name_says(tmp_path: Path) -> None:
-    """The name of a folder may hold what a shell would run; pasted, it is one word."""
+    """The name of a folder may contain text that a shell would run; in a pasted command it is one word."""
     folder = tmp_path / "global_step5; touch canary"
     write_deepspeed(folder, {"w": torch.zeros(0)}, 500, name="zero_pp_rank_0_mp_rank_00_model_states.pt")
     command = shlex.split(refusal(folder).hint.partition("python ")[2])
@@ -81,7 +81,7 @@ def test_the_command_that_joins_it_runs_nothing_that_a_name_says(tmp_path: Path)
 
 @pytest.mark.parametrize("script", ["beside", "inside", "nowhere"])
 def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp_path: Path) -> None:
-    """The script that DeepSpeed leaves beside its checkpoints is named, or else its module."""
+    """The hint names the script that DeepSpeed leaves with its checkpoints, or else its module."""
     run = tmp_path / "a run"
     folder = run / "global_step500"
     write_deepspeed(folder, {"w": torch.zeros(0)}, 500, name="zero_pp_rank_0_mp_rank_00_model_states.pt")
@@ -120,7 +120,7 @@ def test_parts_of_model_parallelism_are_refused(tmp_path: Path) -> None:
 
 
 def test_model_states_without_a_module_are_refused(tmp_path: Path) -> None:
-    """A file of the name that does not hold what it should; a key of one's own is an error of usage."""
+    """A file with the right name and wrong contents is refused; a key of the user is a usage error."""
     folder = tmp_path / "global_step5"
     folder.mkdir()
     torch.save(
@@ -166,7 +166,7 @@ def test_megatron_of_one_rank(rank: str, name: str, tmp_path: Path) -> None:
 
 
 def test_megatron_of_several_ranks_is_refused(tmp_path: Path) -> None:
-    """What model parallelism cut is not joined; the tool that does it is named."""
+    """A model in parallel parts is not joined; the tool that joins it is named."""
     for rank in ("mp_rank_00", "mp_rank_01"):
         write_megatron(tmp_path / "iter_0001000", random_states(1)[0], 1000, rank=rank)
     refused = refusal(tmp_path / "iter_0001000")
@@ -175,7 +175,7 @@ def test_megatron_of_several_ranks_is_refused(tmp_path: Path) -> None:
 
 
 def test_megatron_without_its_file_is_incomplete(tmp_path: Path) -> None:
-    """A rank's folder without the model is a save that was broken off; a damaged file is named with its folder."""
+    """A rank's folder without the model is an incomplete save; a damaged file is named with its folder."""
     folder = tmp_path / "iter_0001000"
     (folder / "mp_rank_00").mkdir(parents=True)
     assert "is incomplete" in refusal(folder).message
@@ -187,14 +187,14 @@ def test_megatron_without_its_file_is_incomplete(tmp_path: Path) -> None:
 
 
 def write_state(folder: Path, step: int) -> None:
-    """Write what a trainer leaves in its checkpoint."""
+    """Write the files that a trainer leaves in its checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (folder / "config.json").write_text("{}")
 
 
 def test_deepspeed_in_a_checkpoint_of_the_trainer(tmp_path: Path) -> None:
-    """``checkpoint-500/global_step500`` is read where no weights lie in the checkpoint itself."""
+    """``checkpoint-500/global_step500`` is read if the checkpoint itself has no weights."""
     state, other = random_states(2)
     folder = tmp_path / "checkpoint-500"
     write_state(folder, 500)
@@ -239,14 +239,14 @@ def test_fsdp_in_a_checkpoint_of_the_trainer(tmp_path: Path) -> None:
 
 
 def test_several_models_of_fsdp_are_refused(tmp_path: Path) -> None:
-    """A training of two models has two folders, of which one is to be named."""
+    """A training of two models has two folders, and the user must name one."""
     for number in range(2):
         (tmp_path / "checkpoint_1" / f"pytorch_model_fsdp_{number}").mkdir(parents=True)
     refused = refusal(tmp_path / "checkpoint_1")
     assert 'several models: "pytorch_model_fsdp_0", "pytorch_model_fsdp_1"' in refused.message
 
 
-# Pipelines and what is no checkpoint
+# Pipelines and folders that are no checkpoints
 
 
 @pytest.mark.parametrize("marker", ["model_index.json", "optimizer.bin"])
@@ -268,17 +268,17 @@ def test_a_pipeline_is_refused_with_the_command_for_a_part(marker: str, tmp_path
 
 
 def test_what_is_no_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
-    """A folder that is named where one checkpoint is needed tells what lies in it."""
+    """The error for a folder in place of a single checkpoint lists the contents of the folder."""
     assert refusal(tmp_path).message.endswith("is a folder, but not a checkpoint: it is empty")
     for name in ("a.pt", "b.pt", "c.pt", "d.pt", "e\x1b.pt"):
         (tmp_path / name).write_text("")
     (tmp_path / "runs").mkdir()
-    told = 'it contains "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
-    assert refusal(tmp_path).message.endswith(f"is a folder, but not a checkpoint: {told}")
+    listed = 'it contains "a.pt", "b.pt", "c.pt", "d.pt" and 2 more'
+    assert refusal(tmp_path).message.endswith(f"is a folder, but not a checkpoint: {listed}")
 
 
 def test_names_alone_say_what_a_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file is opened to recognise a folder."""
+    """No file is opened to recognize a folder."""
     write_deepspeed(tmp_path / "global_step5", random_states(1)[0], 5)
     write_megatron(tmp_path / "iter_1", random_states(1)[0], 1)
     save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
@@ -306,15 +306,15 @@ def test_runs_of_other_trainers_are_averaged(
     assert done.returncode == 0, done.stderr
     output = load(tmp_path / "ema.safetensors")
     (weight,) = (value for key, value in output.items() if key.endswith("layer.weight"))
-    by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.75, 0.25])
-    assert torch.equal(weight, torch.from_numpy(by_hand).float())
+    reference = reference_average([state["layer.weight"] for state in states], [0.75, 0.25])
+    assert torch.equal(weight, torch.from_numpy(reference).float())
 
 
 # JSON
 
 
 def test_json_is_parsed_within_bounds() -> None:
-    """Entries are counted before anything is made; NaN passes only where it is expected."""
+    """Entries are counted before anything is created; NaN is accepted only where it is expected."""
     assert parse_object(b'{"a": [1, 2, {"b": null}]}', most=5) == {"a": [1, 2, {"b": None}]}
     with pytest.raises(JsonError, match="more than 4 entries"):
         parse_object(b'{"a": [1, 2, {"b": null}]}', most=4)
@@ -326,12 +326,12 @@ def test_json_is_parsed_within_bounds() -> None:
 @pytest.mark.slow
 @given(value=st.dictionaries(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=9)))
 def test_json_of_others_is_read_as_it_is(value: dict[str, object]) -> None:
-    """What the standard library writes is read back."""
+    """JSON that the standard library writes is read back."""
     assert parse_object(json.dumps(value).encode()) == value
 
 
 @given(raw=st.binary() | st.text(alphabet='{}[]",:1aN').map(str.encode))
 def test_no_bytes_break_the_parser(raw: bytes) -> None:
-    """Any bytes are an object or refused in words."""
+    """Any bytes are an object, or are refused with a message."""
     with suppress(JsonError):
         assert isinstance(parse_object(raw, most=1000), dict)

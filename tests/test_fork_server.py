@@ -1,4 +1,4 @@
-"""Forked runs, which most tests use, are the runs that a shell starts: what they print, write and return."""
+"""Forked runs, which most tests use, equal the runs that a shell starts: their messages, files and exit status."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_forked_run_prints_what_a_started_one_prints(
 
 
 def test_a_forked_run_writes_what_a_started_one_writes(folders: tuple[Path, Path]) -> None:
-    """The bytes of the output are the same, and the reports tell of the same command."""
+    """The bytes of the output are the same, and the reports have the same command."""
     runs: list[Run] = [forked(folders[0]), started(folders[1])]
     assert [run(*AVERAGE).returncode for run in runs] == [0, 0]
     outputs = [(folder / "ema.safetensors").read_bytes() for folder in folders]

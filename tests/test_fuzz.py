@@ -1,4 +1,4 @@
-"""A slice of the fuzzing of every parser, and the fuzzer itself: what it must find, it finds."""
+"""A slice of the fuzzing of every parser, and tests that the fuzzer finds what it must find."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from ema_cli.errors import InputRefused
 from tests.hostile import fuzz
-from tests.hostile.held import Held
+from tests.hostile.in_memory import MemorySource
 from tests.hostile.mutate import JSON_WORDS, mutated
 from tests.hostile.parser import Parser
 from tests.hostile.parsers import parsers
@@ -51,7 +51,7 @@ def test_the_same_seed_makes_the_same_inputs(tmp_path: Path) -> None:
 
 
 def test_mutations_change_most_seeds() -> None:
-    """A mutation is of the seed, and seldom the seed itself."""
+    """A mutation is made from the seed, and seldom equals it."""
     random = Random(1)
     seed = b'{"weight_map": {"a": "b"}}'
     assert sum(mutated(seed, [seed], JSON_WORDS, random) != seed for _ in range(200)) > 150
@@ -89,7 +89,7 @@ def _talk(message: str, hint: str = "") -> Callable[[bytes], None]:
 def test_the_fuzzer_finds_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[bytes], object], found: str
 ) -> None:
-    """A parser that raises another error, that does not end, or whose message a terminal would act on, is a finding."""
+    """A parser with other errors, without an end, or with a message that a terminal would act on, is a finding."""
     monkeypatch.setattr(fuzz, "_HANG_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGALRM)
     try:
@@ -103,6 +103,6 @@ def test_the_fuzzer_finds_what_is_wrong(
 
 
 def test_a_read_outside_the_file_is_a_finding() -> None:
-    """The source of the fuzzer does not forgive a parser that asks for what is not there."""
+    """The source of the fuzzer does not accept a read beyond its end."""
     with pytest.raises(AssertionError, match="read of 2 bytes at 3 of 4"):
-        Held(b"abcd").read(3, 2)
+        MemorySource(b"abcd").read(3, 2)

@@ -25,7 +25,7 @@ from tests.helpers.series import State, random_states, to_numpy, write_series
 
 
 def average(folder: Path, states: list[State], **options: Any) -> Report:
-    """Average a series by a decay of one half, if nothing else is said."""
+    """Average a series by a decay of one half, unless another is given."""
     if not {"decay", "method", "weights"} & set(options):
         options["decay"] = 0.5
     output = folder / "ema_{decay}.safetensors" if isinstance(options.get("decay"), list) else folder / "e.safetensors"
@@ -97,7 +97,7 @@ def test_the_sample_estimates_the_whole(tmp_path: Path) -> None:
 
 
 def test_a_small_model_is_sampled_whole(tmp_path: Path) -> None:
-    """Where the sample has room for all elements, it holds all of them, and is exact."""
+    """A sample with room for all elements takes all of them, and is exact."""
     states = walk(4, 500)
     found = geometry_of(average(tmp_path, states))
     assert found.sampled_fraction == 1
@@ -142,7 +142,7 @@ def test_the_path_is_that_of_principal_components(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.averages_2d[0], np.array(report.averages[0].weights) @ path, rtol=1e-9)  # type: ignore[arg-type]
 
 
-def test_cosines_tell_bouncing_from_travelling(tmp_path: Path) -> None:
+def test_cosines_distinguish_bouncing_from_traveling(tmp_path: Path) -> None:
     """Straight on is 1, back and forth is -1, a standstill has none."""
     for places, expected in (((0, 1, 2, 3), [1.0, 1.0]), ((0, 1, 0, 1), [-1.0, -1.0]), ((1, 1, 2, 3), [None, 1.0])):
         states = [{"w": torch.full((10,), float(place))} for place in places]
@@ -150,7 +150,7 @@ def test_cosines_tell_bouncing_from_travelling(tmp_path: Path) -> None:
 
 
 def test_close_checkpoints_keep_their_digits(tmp_path: Path) -> None:
-    """Differences a hundred-millionth of the weights are still measured, since all is measured from the last."""
+    """Differences a hundred-millionth of the weights are still measured: distances are measured from the last."""
     base = torch.randn(1000, dtype=torch.float64)
     states = [{"w": base + 1e-8 * i} for i in range(4)]
     found = geometry_of(average(tmp_path, states))
@@ -188,12 +188,12 @@ def test_the_full_geometry_is_refused_with_the_modes_that_exist(tmp_path: Path, 
 
 @pytest.mark.parametrize("options", [{"geometry": "none"}, {"last": 1}])
 def test_there_may_be_no_geometry(options: dict[str, Any], tmp_path: Path) -> None:
-    """If it is not wanted, or there is one checkpoint."""
+    """There is no geometry if it is not requested, or if there is one checkpoint."""
     assert average(tmp_path, random_states(3), **options).geometry is None
 
 
 def test_what_is_not_finite_has_no_geometry(tmp_path: Path) -> None:
-    """NaN in a checkpoint that is folded all the same leaves null, not NaN."""
+    """A NaN that ``--allow-nonfinite`` folds is null in the report, not NaN."""
     states = [{"w": torch.tensor([1.0, math.nan])}, {"w": torch.ones(2)}]
     report = average(tmp_path, states, allow_nonfinite=True)
     assert report.geometry is None
@@ -201,7 +201,7 @@ def test_what_is_not_finite_has_no_geometry(tmp_path: Path) -> None:
 
 
 def test_checkpoints_without_a_share_take_no_part(tmp_path: Path) -> None:
-    """What is not read has no place; the inputs that have are named by their positions."""
+    """A checkpoint that is not read has no position; the others keep the positions of their inputs."""
     found = geometry_of(average(tmp_path, walk(4), weights=(1, 0, 1, 0)))
     assert found.inputs == (0, 2, 3)
     assert len(found.pairwise_distance) == 3
@@ -235,7 +235,7 @@ def test_of_many_checkpoints_some_are_placed(tmp_path: Path) -> None:
     assert len(to_html(report)) < 300_000
 
 
-def test_equal_checkpoints_lie_in_one_point(tmp_path: Path) -> None:
+def test_equal_checkpoints_are_one_point(tmp_path: Path) -> None:
     """No distance, no direction, no division by zero."""
     found = geometry_of(average(tmp_path, [random_states(1)[0]] * 3))
     assert np.array(found.pairwise_distance).max() == 0
@@ -243,7 +243,7 @@ def test_equal_checkpoints_lie_in_one_point(tmp_path: Path) -> None:
 
 
 def test_many_tensors_take_one_element_each_at_least(tmp_path: Path) -> None:
-    """The sample does not pass over small tensors, however many there are."""
+    """The sample includes small tensors, however many there are."""
     states = [{f"t{k}": torch.full((50,), float(i)) for k in range(400)} for i in range(3)]
     report = average(tmp_path, states)
     assert all(tensor.spread for tensor in report.averages[0].tensors)

@@ -1,4 +1,4 @@
-"""``ema-avg help``: every topic shows, says what is true, and its commands run; so do those of the README."""
+"""``ema-avg help``: every topic is shown and correct, and its commands run; so do those of the README."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Command(NamedTuple):
 
 
 def show(*arguments: str, **environment: str) -> str:
-    """Return what a command prints."""
+    """Return the output of a command."""
     done = CliRunner().invoke(app, arguments, env={"NO_COLOR": "1", "COLUMNS": "80", **environment})
     assert done.exit_code == 0, done.exception
     return done.output
@@ -104,7 +104,7 @@ def _in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands of the pages name: a run, several runs, a manifest, outputs."""
+    """A folder with everything that the commands of the pages name: a run, several runs, a manifest, outputs."""
     folder = tmp_path_factory.mktemp("pages")
     runs = ("run", "runs/r0", "runs/r1", "runs/baseline", "runs/long")
     for name in runs:
@@ -124,7 +124,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("path", TOPICS, ids=lambda path: path.stem)
 def test_a_topic_has_the_form_of_one(path: Path) -> None:
-    """Its name, one sentence that says what it is for, then at most 120 lines of at most 120 characters, in UTF-8."""
+    """Its name, one sentence about its purpose, then at most 120 lines of at most 120 characters, in UTF-8."""
     title, blank, purpose, other, *rest = path.read_text(encoding="utf-8").splitlines()
     assert (title, blank, other) == (f"# {path.stem}", "", "")
     assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*[.?]", purpose)
@@ -162,7 +162,7 @@ def test_the_name_of_a_command_shows_its_options(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "hint"), [("metods", "ema-avg help methods"), ("../README", "ema-avg help")])
 def test_an_unknown_topic_is_refused_with_the_nearest(name: str, hint: str) -> None:
-    """A wrong name is an error of usage, with the command that was probably meant; a path is no topic."""
+    """A wrong name is a usage error with the command that was probably meant; a path is no topic."""
     error = CliRunner().invoke(app, ["help", name]).exception
     assert isinstance(error, UsageError)
     assert exit_code(error) is ExitCode.USAGE
@@ -217,14 +217,14 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
 
 
 def test_the_readme_links_to_every_topic() -> None:
-    """Nobody has to search for one."""
+    """The README links to the file of every topic."""
     linked = re.findall(r"\(ema_cli/help/([\w-]+)\.md\)", README.read_text(encoding="utf-8"))
     assert set(linked) == {path.stem for path in TOPICS}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """A link to a file has that file, and the heading behind its ``#``."""
+    """The target file of a link exists, and has the heading behind the ``#``."""
     for target, heading in re.findall(r"\]\(([^)#:]+)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
         path = page.parent / target
         assert path.exists(), target
@@ -254,7 +254,7 @@ def test_commands_in_the_text_exist() -> None:
 
 @pytest.mark.parametrize("command", list(commands()), ids=lambda one: f"{one.page}: {' '.join(one.arguments)[:60]}")
 def test_commands_of_the_pages_run(command: Command, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each parses; averages and batches are planned, the rest is run, and ends as the page shows."""
+    """Each parses; averages and batches are planned, the others are run, and end as the page shows."""
     monkeypatch.chdir(workplace)
     for variable, value in command.variables.items():
         monkeypatch.setenv(variable, value)

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's layout, made with ``save_file`` and ``torch.save``, and the files that those read back."""
+"""Folders of Hugging Face's layout, made with ``save_file`` and ``torch.save``, and read back with these libraries."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ema_cli.storage.extents import LayoutPool
 from tests.helpers.folders import write_shards
 from tests.helpers.makers import every_kind, expected, fifo, open_file, read_all, read_file
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, open_files, random_states
+from tests.helpers.series import State, load, open_files, random_states, reference_average
 
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state.pth", "training_args.bin", "scaler.pt")
 
 
 def write_trainer(folder: Path, step: int) -> None:
-    """Write what a trainer leaves beside the weights."""
+    """Write the files that a trainer stores with the weights."""
     for name in TRAINER_FILES:
         torch.save({"state": {0: {"exp_avg": torch.randn(3)}}}, folder / name)
     log = [{"step": k, "loss": float("nan"), "epoch": k / 7} for k in range(step)]
@@ -39,7 +39,7 @@ def write_trainer(folder: Path, step: int) -> None:
 
 
 def refusal(folder: Path, **options: Any) -> InputRefused:
-    """Return how a folder is refused; no file stays open."""
+    """Return the message that refuses a folder; no file stays open."""
     before = open_files()
     with pytest.raises(InputRefused) as refused:
         open_file(folder, **options)
@@ -48,7 +48,7 @@ def refusal(folder: Path, **options: Any) -> InputRefused:
     return refused.value
 
 
-# What is read
+# Folders that are read
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -70,8 +70,8 @@ def test_pickled_shards_hold_tensors_of_every_kind(tmp_path: Path) -> None:
     assert read_file(tmp_path) == expected(state)
 
 
-def test_a_single_file_and_its_companions(tmp_path: Path) -> None:
-    """A folder with one model is that model; what is needed to load it goes along, state of the training does not."""
+def test_a_single_file_and_its_side_files(tmp_path: Path) -> None:
+    """A folder with one model is that model; files for loading it are side files, the state of the training is not."""
     (state,) = random_states(1)
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     write_trainer(tmp_path, 500)
@@ -108,7 +108,7 @@ def test_a_single_file_and_its_companions(tmp_path: Path) -> None:
     ],
 )
 def test_models_adapters_and_parts_of_pipelines(name: str, stem: str, tmp_path: Path) -> None:
-    """Whatever the weights are called, the folder is the checkpoint, and the output is called after them."""
+    """Whatever the name of the weights, the folder is the checkpoint, and the output is named after them."""
     (state,) = random_states(1)
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -120,14 +120,14 @@ def test_models_adapters_and_parts_of_pipelines(name: str, stem: str, tmp_path: 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "my_net.safetensors.index.json"])
 def test_indexes_of_other_names(index: str, tmp_path: Path) -> None:
-    """An index with a variant, or of a model that is called otherwise, is as good as any."""
+    """An index with a variant, or of a model with another name, is accepted too."""
     (state,) = random_states(1)
     write_shards(tmp_path, state).rename(tmp_path / index)
     assert read_file(tmp_path) == expected(state)
 
 
 def test_safetensors_come_before_pickles(tmp_path: Path) -> None:
-    """Of two copies of one model the libraries load the safetensors; the other one is named as ignored."""
+    """Of two copies of one model the libraries load the safetensors; the other copy is listed as ignored."""
     old, new = random_states(2)
     write_shards(tmp_path, old, suffix="bin", count=2)
     save_file(new, tmp_path / "model.safetensors")
@@ -137,7 +137,7 @@ def test_safetensors_come_before_pickles(tmp_path: Path) -> None:
 
 
 def test_stale_shards_are_ignored(tmp_path: Path) -> None:
-    """What the index does not name does not count: shards of an earlier save, and tensors that were taken away."""
+    """Files that the index does not name are ignored: shards of a previous save, and removed tensors."""
     (state,) = random_states(1)
     save_file({"old": torch.zeros(2)}, tmp_path / "model-00004-of-00004.safetensors")
     index = write_shards(tmp_path, state)
@@ -165,7 +165,7 @@ def test_links_into_a_cache_are_followed(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_a_run_share_their_layouts(tmp_path: Path) -> None:
-    """What is equal in the checkpoints of a run is held once, in either format."""
+    """Structure that is equal in the checkpoints of a run is stored once, in either format."""
     for suffix in ("safetensors", "bin"):
         pool = LayoutPool()
         states = random_states(4)
@@ -179,7 +179,7 @@ def test_checkpoints_of_a_run_share_their_layouts(tmp_path: Path) -> None:
 
 
 def test_equal_shards_under_another_index_are_another_checkpoint(tmp_path: Path) -> None:
-    """What is remembered of a run does not hide that one index names fewer tensors than the others."""
+    """The cache for a run does not hide that one index names fewer tensors than the others."""
     (state,) = random_states(1)
     pool = LayoutPool()
     for number in range(3):
@@ -192,7 +192,7 @@ def test_equal_shards_under_another_index_are_another_checkpoint(tmp_path: Path)
         assert found.keys() == {name for name in state if number != 1 or name != "empty"}
 
 
-def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_every_file(tmp_path: Path) -> None:
     """Other structure in any shard, in the index or in the trainer's state is another fingerprint."""
     (state,) = random_states(1)
     seen = set()
@@ -206,7 +206,7 @@ def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
-# What is refused
+# Folders that are refused
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_the_fingerprint_tells_of_every_file(tmp_path: Path) -> None:
         (b'{"weight_map": {"w": "a\\u0000b"}}', "are missing"),
     ],
 )
-def test_a_damaged_index_is_refused_in_words(index: bytes, words: str, tmp_path: Path) -> None:
-    """Whatever the index says, nothing outside the folder is opened, and the reason is told."""
+def test_a_damaged_index_is_refused_with_a_message(index: bytes, words: str, tmp_path: Path) -> None:
+    """Whatever the index contains, nothing outside the folder is opened, and the reason is reported."""
     (tmp_path / "inner").mkdir()
     save_file({"w": torch.ones(2)}, tmp_path.parent / "model.safetensors")
     (tmp_path / "model.safetensors.index.json").write_bytes(index)
@@ -295,7 +295,7 @@ def test_no_index_breaks_the_reader(index: bytes, tmp_path_factory: pytest.TempP
 
 
 def test_missing_shards_are_named_together(tmp_path: Path) -> None:
-    """All missing shards are told at once: a copy that was broken off lacks many."""
+    """All missing shards are reported at once: an incomplete copy lacks many."""
     write_shards(tmp_path, random_states(1)[0])
     for number in (1, 3):
         (tmp_path / f"model-0000{number}-of-00003.safetensors").unlink()
@@ -318,7 +318,7 @@ def test_a_tensor_that_is_not_in_its_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kept", "words"), [((1, 2), "it has 2 of 3 shards"), ((3,), "it has 1 of 3 shards")])
 def test_an_incomplete_set_without_an_index_is_refused(kept: tuple[int, ...], words: str, tmp_path: Path) -> None:
-    """Nothing but the count in the names says that shards are missing."""
+    """Only the count in the names shows that shards are missing."""
     write_shards(tmp_path, random_states(1)[0], index=False)
     for number in {1, 2, 3} - set(kept):
         (tmp_path / f"model-0000{number}-of-00003.safetensors").unlink()
@@ -328,7 +328,7 @@ def test_an_incomplete_set_without_an_index_is_refused(kept: tuple[int, ...], wo
 
 
 def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> None:
-    """Nothing says which of them counts."""
+    """A tensor that two files have is refused, because nothing shows which copy counts."""
     for number in (1, 2):
         save_file({"w": torch.ones(number)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
     assert '"w" in "model-00001-of-00002.safetensors"' in refusal(tmp_path).message
@@ -346,8 +346,8 @@ def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> N
         ("model.fp16.safetensors", "model.ema.safetensors"),
     ],
 )
-def test_several_models_are_refused_in_words(names: tuple[str, ...], tmp_path: Path) -> None:
-    """Where two could be meant, none is chosen, and all are named."""
+def test_several_models_are_refused_with_their_names(names: tuple[str, ...], tmp_path: Path) -> None:
+    """If there are several candidates, none is chosen, and all are named."""
     for name in names:
         save_file({"w": torch.ones(2)}, tmp_path / name)
     refused = refusal(tmp_path)
@@ -357,7 +357,7 @@ def test_several_models_are_refused_in_words(names: tuple[str, ...], tmp_path: P
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    """A shard that was cut off is refused with its name and that of the folder."""
+    """A truncated shard is refused with its name and that of the folder."""
     write_shards(tmp_path, random_states(1)[0])
     path = tmp_path / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
@@ -373,7 +373,7 @@ def test_a_fifo_as_a_shard_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_shard_behind_a_dangling_link_is_missing(tmp_path: Path) -> None:
-    """A link to nothing is told as what it is, and is no traceback."""
+    """A link to nothing is reported as a link to nothing, without a traceback."""
     write_shards(tmp_path, random_states(1)[0])
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     (tmp_path / "model-00002-of-00003.safetensors").symlink_to("gone")
@@ -382,14 +382,14 @@ def test_a_shard_behind_a_dangling_link_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", [b"", b'{"global_step": 5', b"[]", b'{"global_step": 1, "global_step": 2}'])
 def test_a_damaged_state_of_the_trainer_is_refused(state: bytes, tmp_path: Path) -> None:
-    """A trainer that was stopped while saving leaves files that are cut off."""
+    """A trainer that was stopped while saving leaves truncated files."""
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "trainer_state.json").write_bytes(state)
     assert '"trainer_state.json" is damaged' in refusal(tmp_path).message
 
 
 def test_the_log_of_a_long_training_is_not_parsed(tmp_path: Path) -> None:
-    """The trainer's state may have millions of entries; the step stands in front of them."""
+    """The trainer's state may have millions of entries; the step is before them."""
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     log = [{"loss": 1.0, "learning_rate": 1e-5, "global_step": 1, "step": step} for step in range(20_000)]
     state = {"log_history": log, "global_step": 20_000, "epoch": float("nan"), "max_steps": 30_000}
@@ -443,7 +443,7 @@ def test_what_is_a_model_folder(names: list[str], answer: bool) -> None:
 
 @pytest.mark.parametrize("answer", [True, False])
 def test_what_is_numbered(answer: bool) -> None:
-    """Only a word for a step, or nothing at all, in front of a number makes it one of a series."""
+    """A number makes a name part of a series only after a word for a step, or after nothing."""
     names = {
         True: ["checkpoint-500", "ckpt_1", "iter_0001000", "ep1-ba100", "epoch=1-step=5.ckpt", "global_step7", "7"],
         False: ["gemma-2b-it-4bit", "text_encoder_2", "vae", "seed1", "optimizer_0", "a7", "final", "mp_rank_00"],
@@ -459,7 +459,7 @@ def test_what_is_numbered(answer: bool) -> None:
     )
 )
 def test_the_choice_of_weights_does_not_depend_on_the_listing(names: set[str]) -> None:
-    """Whatever lies there, the same is chosen, or nothing."""
+    """Whatever the folder contains, the same files are chosen, or none."""
 
     def choice(listed: list[str]) -> object:
         if not holds_weights(listed):
@@ -472,8 +472,8 @@ def test_the_choice_of_weights_does_not_depend_on_the_listing(names: set[str]) -
     assert choice(sorted(names)) == choice(sorted(names, reverse=True))
 
 
-def test_scripts_that_convert_are_no_companions() -> None:
-    """The model's own code goes along; the training's does not, nor what was told of the original."""
+def test_scripts_that_convert_are_no_side_files() -> None:
+    """The model's own code is copied; the training's is not, nor is the description of the original."""
     names = ["zero_to_fp32.py", "modeling_x.py", "README.md", "config.json", "..py", "x.json", "tokenizer.model"]
     assert find_side_files(names) == ("config.json", "modeling_x.py", "tokenizer.model")
 
@@ -483,7 +483,7 @@ def test_scripts_that_convert_are_no_companions() -> None:
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_a_run_of_the_trainer_is_averaged(suffix: str, tmp_path: Path, ema_avg: Run) -> None:
-    """Checkpoints are ordered by the step inside; the final model in the run, a copy of the last, is left out."""
+    """Checkpoints are ordered by the step inside; the final model in the run, a copy of the last, is skipped."""
     states = random_states(3)
     for state, step in zip(states, (500, 1000, 1500), strict=True):
         write_shards(tmp_path / "run" / f"checkpoint-{step}", state, suffix=suffix)
@@ -497,8 +497,8 @@ def test_a_run_of_the_trainer_is_averaged(suffix: str, tmp_path: Path, ema_avg: 
     assert "skipped" in done.stderr
     output = load(tmp_path / "ema.safetensors")
     for name, value in output.items():
-        by_hand = averaged_by_hand([state[name] for state in states], [0.25, 0.25, 0.5])
-        assert torch.equal(value, torch.from_numpy(by_hand).float().reshape(value.shape)), name
+        reference = reference_average([state[name] for state in states], [0.25, 0.25, 0.5])
+        assert torch.equal(value, torch.from_numpy(reference).float().reshape(value.shape)), name
     assert set(output) == set(states[0])
     assert ema_avg("verify", "ema.safetensors").returncode == 0
     again = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
@@ -522,8 +522,8 @@ def test_adapters_are_averaged_from_a_pattern(tmp_path: Path, ema_avg: Run) -> N
         assert done.returncode == 0, done.stderr
         outputs.append(load(tmp_path / f"{number}.safetensors"))
     assert all(torch.equal(output[name], outputs[0][name]) for output in outputs for name in states[0])
-    by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.5, 0.5])
-    assert torch.equal(outputs[0]["layer.weight"], torch.from_numpy(by_hand).float())
+    reference = reference_average([state["layer.weight"] for state in states], [0.5, 0.5])
+    assert torch.equal(outputs[0]["layer.weight"], torch.from_numpy(reference).float())
 
 
 def test_formats_may_be_mixed(tmp_path: Path, ema_avg: Run) -> None:
@@ -536,8 +536,8 @@ def test_formats_may_be_mixed(tmp_path: Path, ema_avg: Run) -> None:
     done = ema_avg("run", "--method", "uniform", "-o", "mean.safetensors")
     assert done.returncode == 0, done.stderr
     output = load(tmp_path / "mean.safetensors")
-    by_hand = averaged_by_hand([state["layer.bias"] for state in states], [1 / 3] * 3)
-    assert torch.equal(output["layer.bias"], torch.from_numpy(by_hand).float())
+    reference = reference_average([state["layer.bias"] for state in states], [1 / 3] * 3)
+    assert torch.equal(output["layer.bias"], torch.from_numpy(reference).float())
     assert json.loads((tmp_path / "mean.report.json").read_text())["inputs"][0]["path"].endswith("step-1")
 
 
@@ -553,7 +553,7 @@ def test_a_folder_can_be_inspected_and_compared(tmp_path: Path, ema_avg: Run) ->
 
 
 def test_one_file_in_several_folders_is_opened_once_each(tmp_path: Path) -> None:
-    """Two links to one shard are two names of one file, and no repeat of the checkpoint."""
+    """Two links to one shard are two names of one file, and not a repeated checkpoint."""
     first, second = random_states(2)
     write_shards(tmp_path / "checkpoint-1", first)
     write_shards(tmp_path / "checkpoint-2", second)
@@ -566,8 +566,8 @@ def test_one_file_in_several_folders_is_opened_once_each(tmp_path: Path) -> None
         checkpoint.index.close()
 
 
-def test_a_configuration_that_is_cut_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says of quantization is not taken for nothing."""
+def test_a_configuration_truncated_during_the_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A truncated configuration is an error, because it may say that the weights are quantized."""
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     original = os.preadv

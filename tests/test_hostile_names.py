@@ -39,7 +39,7 @@ COMMANDS: dict[str, list[str]] = {
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Runs in folders of such names, with files of such names, in them tensors of such names."""
+    """Runs in folders with such names, files with such names, and tensors with such names."""
     names = {name: 4 * number for number, name in enumerate(dict.fromkeys(NAMES.values()))}
     header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]} for name, at in names.items()}
     data = file(json.dumps(header).encode(), bytes(4 * len(names)))
@@ -53,7 +53,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def _check(log: str, service: str) -> None:
-    """Only what is ours is a command to the service."""
+    """Only our own lines are commands to the service."""
     if service == "github":
         assert all(line.startswith(("::error title=ema-avg", "::warning title=ema-avg")) for line in obeyed(log)), log
         log = "\n".join(line for line in log.splitlines() if not line.startswith("::"))
@@ -91,7 +91,7 @@ def test_names_do_nothing_in_any_command(runs: Path, ema_avg: Run, service: str,
 
 
 def _environment(service: str) -> dict[str, str]:
-    """Return what the service sets, and nothing that another one would."""
+    """Return what the service sets, and nothing that another service would set."""
     return {
         "GITHUB_ACTIONS": "true" if service == "github" else "",
         "GITLAB_CI": "true" if service == "gitlab" else "",
@@ -100,7 +100,7 @@ def _environment(service: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_names_do_nothing_in_json(runs: Path, ema_avg: Run) -> None:
-    """Every command with --json: one document on stdout, and nothing in it or beside it that a terminal acts on."""
+    """Every command with --json: one document on stdout, and nothing in it or in a file that a terminal acts on."""
     first, second = sorted(str(path) for path in (runs / PATHS[1]).iterdir())
     for name, words in COMMANDS.items():
         arguments = [word.format(first=first, second=second, run="{run}") for word in words if word != "-v"]

@@ -60,13 +60,13 @@ FILLED: dict[str, tuple[bytes, bytes]] = {
 
 
 def machine(data: bytes) -> Machine:
-    """Return the machine that would read a pickle of a torch checkpoint, with memory without end."""
+    """Return the machine that would read a pickle of a torch checkpoint, with unlimited memory."""
     return Machine(data, 0, reduce, storage_from_persistent_id, 1 << 60)
 
 
 @pytest.mark.parametrize("name", sorted(FILLED))
 def test_no_opcode_takes_more_than_is_counted(name: str) -> None:
-    """What Python allocates for 100,000 of the same opcodes, or 300 kB, is at most what was counted, and a tenth."""
+    """Python allocates for 100,000 of the same opcodes, or 300 kB, at most the counted memory plus a tenth."""
     head, unit = FILLED[name]
     made = machine(head + unit * min(100_000, 300_000 // len(unit)) + b".")
     gc.collect()
@@ -82,7 +82,7 @@ def test_no_opcode_takes_more_than_is_counted(name: str) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_hundred_thousand_tensors_with_the_state_of_adam_fit(tmp_path: Path, *, legacy: bool) -> None:
-    """What a real checkpoint of a thousandth of that size is counted for is less than a thousandth of the limit."""
+    """A real checkpoint of a hundredth of that size is counted as less than a hundredth of the limit."""
     count = 1000
     model = {f"model.layers.{number}.self_attn.weight": torch.zeros(1) for number in range(count)}
     moments = ("step", "exp_avg", "exp_avg_sq")
@@ -110,13 +110,13 @@ def _pickles(path: Path, *, legacy: bool) -> list[bytes]:
 
 @pytest.mark.parametrize("unit", [b"]", b"N", b"\x8f", b"\x94"])
 def test_more_than_the_limit_is_refused(unit: bytes) -> None:
-    """A pickle whose values would take more than it may is refused, and the message says so."""
+    """A pickle with values larger than the limit is refused, and the message states the limit."""
     with pytest.raises(PickleError, match="would take more than 1,000,000 bytes"):
         read_pickle(b"N" + unit * 200_000 + b".", most_bytes=1_000_000)
 
 
 def test_long_texts_and_bytes_are_not_kept() -> None:
-    """What is too long to be a name is passed over; it cannot be a key."""
+    """Text that is too long for a name is skipped; it cannot be a key."""
     long = b"x" * ((1 << 20) + 1)
     head = struct.pack("<I", len(long))
     for opcodes in (b"X" + head + long, b"B" + head + long, b"V" + long + b"\n", b"S'" + long + b"'\n"):
@@ -139,7 +139,7 @@ def test_arguments_are_forgotten_only_where_nothing_else_holds_them(again: bytes
 
 
 def test_what_is_deep_is_freed_without_a_crash() -> None:
-    """A million values in each other are made, and freed, without an end of the stack."""
+    """A million nested values are made, and freed, without a stack overflow."""
     for data in (b"]" * 1_000_000 + b"a" * 999_999 + b".", b")" + b"\x85" * 1_000_000 + b"."):
         value, _ = read_pickle(data)
         del value

@@ -1,4 +1,4 @@
-"""Pickles are read and never run: values come out as they are, calls as records, and hostile bytes as an error."""
+"""Pickles are read and never run: values are returned unchanged, calls as records, and hostile bytes as an error."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ plain = st.recursive(
 @settings(deadline=None, max_examples=300)
 @given(plain, st.sampled_from([3, 4, 5]))
 def test_plain_values_come_out_as_they_are(value: object, protocol: int) -> None:
-    """Numbers, text, bytes, lists, tuples and dictionaries of any nesting equal what went in."""
+    """Numbers, text, bytes, lists, tuples and dictionaries of any nesting equal the pickled values."""
     assert value_of(pickle.dumps(value, protocol)) == value
 
 
@@ -88,7 +88,7 @@ def test_old_protocols_are_read(value: object, protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_positions_of_pickles_in_a_row(protocol: int) -> None:
-    """Several pickles one behind the other are read one by one, and what is behind them is left alone."""
+    """Several pickles in a row are read one by one, and the bytes after them are not read."""
     data = b"".join(pickle.dumps(number, protocol) for number in range(3)) + b"tail"
     position, values = 0, []
     for _ in range(3):
@@ -99,7 +99,7 @@ def test_positions_of_pickles_in_a_row(protocol: int) -> None:
 
 
 class Colour(enum.Enum):
-    """An enumeration, as a configuration holds."""
+    """An enumeration, as in a configuration."""
 
     RED = 1
 
@@ -122,7 +122,7 @@ def test_objects_become_records(protocol: int) -> None:
 
 
 def trainer_state() -> dict[str, object]:
-    """Return what trainers store beside the weights."""
+    """Return objects that trainers store with the weights."""
     counts: collections.defaultdict[str, int] = collections.defaultdict(int)
     counts["seen"] = 5
     return {
@@ -154,7 +154,7 @@ def trainer_state() -> dict[str, object]:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_all_that_trainers_store_is_read(protocol: int) -> None:
-    """No object that a trainer stores stops the reader, in any protocol, and plain values beside them are right."""
+    """No object that a trainer stores stops the reader, in any protocol, and plain values around it are right."""
     value = value_of(pickle.dumps(trainer_state(), protocol))
     assert isinstance(value, dict)
     assert list(value) == list(trainer_state())
@@ -165,8 +165,8 @@ def test_all_that_trainers_store_is_read(protocol: int) -> None:
     assert isinstance(value["class"], Global)
 
 
-def test_out_of_band_buffers_are_left_out() -> None:
-    """A pickle whose buffers lie outside is read without them."""
+def test_out_of_band_buffers_are_ignored() -> None:
+    """A pickle with buffers outside it is read without them."""
     data = pickle.dumps(np.arange(3), 5, buffer_callback=lambda _: None)
     assert isinstance(value_of(data), Inert)
 
@@ -213,7 +213,7 @@ EVIL = {
 
 @pytest.mark.parametrize("attack", sorted(EVIL))
 def test_nothing_is_run(tmp_path: Path, attack: str) -> None:
-    """A call of anything is recorded, by every opcode that calls, and the weights beside it are read."""
+    """A call of anything is recorded, by every opcode that calls, and the other weights are read."""
     canary = tmp_path / "canary"
     pickle_of = stop(mapping(model=mapping(w=tensor()), evil=lengthened(EVIL[attack], canary)))
     assert read_file(archive(tmp_path / "evil.pt", pickle_of, {"0": bytes(16)})) == expected({"w": torch.zeros(4)})
@@ -225,21 +225,21 @@ def lengthened(opcodes: bytes, canary: Path) -> bytes:
     made, position = b"", 0
     while (start := opcodes.find(b"X", position)) >= 0:
         size = int.from_bytes(opcodes[start + 1 : start + 5], "little")
-        held = opcodes[start + 5 : start + 5 + size].decode()
-        made += opcodes[position:start] + text(held.replace("CANARY", str(canary)))
+        content = opcodes[start + 5 : start + 5 + size].decode()
+        made += opcodes[position:start] + text(content.replace("CANARY", str(canary)))
         position = start + 5 + size
     return made + opcodes[position:]
 
 
 def test_the_attacks_are_real(tmp_path: Path) -> None:
-    """The standard library runs what we record: the canary of these tests works."""
+    """The standard library runs the calls that we record: this proves that the canary of these tests works."""
     canary = tmp_path / "canary"
     pickle.loads(stop(touch(canary)))
     assert canary.exists()
 
 
 def laughs(levels: int, leaf: bytes, wrap: bytes = b"\x86") -> bytes:
-    """Return a value that holds itself twice at every level: two to the ``levels`` leaves in a few bytes."""
+    """Return a value that contains itself twice at every level: two to the ``levels`` leaves in a few bytes."""
     return leaf + b"".join(b"2" + wrap for _ in range(levels))
 
 
@@ -332,7 +332,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", sorted(REFUSED))
 def test_nonsense_is_refused(case: str) -> None:
-    """A pickle that does nonsense is ``PickleError``, as its message says in a few printable words."""
+    """A meaningless pickle is a ``PickleError`` with a message of a few printable words."""
     with pytest.raises(PickleError) as raised:
         read_pickle(REFUSED[case])
     assert str(raised.value).isprintable()
@@ -340,8 +340,8 @@ def test_nonsense_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_truncation_is_told_from_damage(protocol: int) -> None:
-    """A pickle that ends early anywhere is ``PickleTruncated``: a reader with more bytes can go on."""
+def test_truncation_is_distinguished_from_damage(protocol: int) -> None:
+    """A pickle that ends early anywhere is ``PickleTruncated``: a reader with more bytes can continue."""
     value = {"a": [1, 300, 70_000, 1 << 40, 0.5, "text" * 100, b"bytes", (1, 2, 3), True, None], "b": Colour.RED}
     data = pickle.dumps(value, protocol)
     for length in range(len(data)):
@@ -350,7 +350,7 @@ def test_truncation_is_told_from_damage(protocol: int) -> None:
 
 
 def test_escapes_of_python_2_are_read() -> None:
-    """Byte strings of the text protocol are decoded, with escapes that Python 2 knew and some that it left alone."""
+    """Byte strings of the text protocol are decoded, with the escapes of Python 2, known and unknown."""
     assert value_of(b"S'a\\n\\x41\\d'\n.") == "a\nA\\d"
     assert value_of(b'S"\xc3\xbc"\n.') == "ü"
     assert value_of(b"S'\\xff'\n.") == "\\xff"

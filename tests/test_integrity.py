@@ -55,7 +55,7 @@ KINDS: dict[str, Callable[[], torch.Tensor]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_flipped_bit_is_found(kind: str, place: int, run: Path) -> None:
-    """Any flipped bit of a record that is used is an error that names the file, whatever the tensor takes of it."""
+    """Any flipped bit of a record that is read is an error that names the file, whatever part of it the tensor uses."""
     for step in (1, 2):
         tensor = KINDS[kind]()
         save(run / f"c_{step}.pt", {"w": tensor, "other": torch.zeros(5)})
@@ -92,7 +92,7 @@ def test_records_that_are_not_used_are_not_read(run: Path) -> None:
 
 
 def oracle(tensors: dict[str, torch.Tensor]) -> str:
-    """Work the digest of a checkpoint out from whole tensors."""
+    """Compute the digest of a checkpoint from whole tensors."""
     total = 0
     for name, tensor in tensors.items():
         dtype = {torch.float32: "F32", torch.bfloat16: "BF16"}[tensor.dtype]
@@ -103,7 +103,7 @@ def oracle(tensors: dict[str, torch.Tensor]) -> str:
 
 @pytest.mark.parametrize("options", [{}, {"threads": 1}, {"threads": 4, "max_memory": 2_000_000}])
 def test_the_digest_of_contents_depends_on_nothing_else(options: dict[str, Any], run: Path) -> None:
-    """Format, order in the file, strides, threads and blocks do not show in it; copied tensors are left out."""
+    """The digest does not depend on format, order, strides, threads or blocks; it excludes copied tensors."""
     w, b = torch.randn(300, 500), torch.randn(7).to(torch.bfloat16)
     save(run / "c_1.pt", {"b": b, "w": w.t().contiguous().t(), "n": torch.tensor(3)})
     save_file({"w": w, "b": b, "n": torch.tensor(4)}, run / "c_2.safetensors")
@@ -114,7 +114,7 @@ def test_the_digest_of_contents_depends_on_nothing_else(options: dict[str, Any],
 
 @given(st.data())
 def test_pieces_in_any_order_give_the_checksum_of_the_record(data: st.DataObject) -> None:
-    """However a record is cut and in whatever order it is read, its checksum comes out once it is whole, and once."""
+    """In whatever pieces and order a record is read, its checksum is returned once it is whole, and only once."""
     content = data.draw(st.binary(min_size=1, max_size=40))
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(content) - 1)))) & set(range(1, len(content))))
     pieces = list(zip([0, *cuts], [*cuts, len(content)], strict=True))
@@ -154,7 +154,7 @@ def test_a_table_finds_the_record_of_a_byte() -> None:
 
 
 def test_copies_are_reported(run: Path) -> None:
-    """Two checkpoints of the same weights are named in a warning, in any format; others are not."""
+    """Two checkpoints with the same weights are named in a warning, in any format; others are not."""
     save(run / "c_1.pt", {"w": BIG, "n": torch.tensor(1)})
     save_file({"w": BIG, "n": torch.tensor(2)}, run / "c_2.safetensors")
     save(run / "c_3.pt", {"w": BIG + 1, "n": torch.tensor(2)})

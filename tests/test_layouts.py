@@ -1,4 +1,4 @@
-"""Single files as trainers write them, from the command line: the weights, the step, and what is told besides."""
+"""Single files as trainers write them, from the command line: the weights, the step, and the reported messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, same_bits
+from tests.helpers.series import State, load, reference_average, same_bits
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
 SHARES = (0.25, 0.25, 0.5)
@@ -22,7 +22,7 @@ SHARES = (0.25, 0.25, 0.5)
 
 
 class Detector(nn.Module):
-    """A model with attributes that are no parts of it, as ultralytics pickles whole."""
+    """A model with attributes that are not parameters, pickled whole as ultralytics does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Detector(nn.Module):
 
 
 def weights(number: int, prefix: str = "") -> State:
-    """Return the weights of a small model after a while."""
+    """Return the weights of a small model after some steps."""
     torch.manual_seed(number)
     return {f"{prefix}layers.0.weight": torch.randn(4, 3), f"{prefix}layers.0.bias": torch.randn(4)}
 
@@ -44,7 +44,7 @@ def detector(number: int) -> Detector:
 
 
 def fairseq(number: int) -> dict[str, Any]:
-    """Return what fairseq saves: the updates stand in the last entry of the optimizer's history."""
+    """Return a checkpoint of fairseq: the last entry of the optimizer's history has the number of updates."""
     return {
         "cfg": {"task": "translation"},
         "model": weights(number),
@@ -56,7 +56,7 @@ def fairseq(number: int) -> dict[str, Any]:
 
 
 def megatron(number: int) -> dict[str, Any]:
-    """Return what one rank of Megatron saves: nested mappings of layers."""
+    """Return a checkpoint of one rank of Megatron: nested mappings of layers."""
     found = weights(number)
     encoder = {"layers.0.weight": found["layers.0.weight"], "layers.0._extra_state": None}
     return {
@@ -69,7 +69,7 @@ def megatron(number: int) -> dict[str, Any]:
 
 
 def lightning(number: int, **others: Any) -> dict[str, Any]:
-    """Return what Lightning saves: the prefix is the attribute of the module, and stays."""
+    """Return a checkpoint of Lightning: the prefix is the attribute of the module, and stays."""
     return {
         "epoch": number,
         "global_step": 400 * number,
@@ -84,7 +84,7 @@ def lightning(number: int, **others: Any) -> dict[str, Any]:
 
 
 def deepspeed(number: int, module: State | None = None) -> dict[str, Any]:
-    """Return the model file of DeepSpeed; at ZeRO stage 3 its module holds placeholders."""
+    """Return the model file of DeepSpeed; at ZeRO stage 3 its module has placeholders."""
     found = weights(number)
     shapes = collections.OrderedDict((name, tensor.shape) for name, tensor in found.items())
     return {
@@ -212,7 +212,7 @@ def write(folder: Path, name: str, value: Any) -> Path:
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layout: str) -> None:
-    """The folder of a run gives the average of the raw weights, by hand from what went in, and its steps."""
+    """The folder of a run gives the reference average of the raw weights, and its steps."""
     name, make, raw, steps = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
@@ -224,14 +224,14 @@ def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layo
     for key, tensor in found.items():
         series = [state[key] for state in states]
         if tensor.dtype.is_floating_point:
-            by_hand = torch.from_numpy(averaged_by_hand(series, SHARES)).to(tensor.dtype)
-            assert same_bits(tensor, by_hand.reshape(tensor.shape)), key
+            reference = torch.from_numpy(reference_average(series, SHARES)).to(tensor.dtype)
+            assert same_bits(tensor, reference.reshape(tensor.shape)), key
         else:
             assert same_bits(tensor, series[-1]), key
 
 
 @pytest.mark.parametrize(
-    ("layout", "told"),
+    ("layout", "expected"),
     [
         ("lightning with an average", 'the raw weights are used, not the trainer\'s own average "state_dict"'),
         ("timm", 'the raw weights are used, not the trainer\'s own average "state_dict_ema"'),
@@ -241,14 +241,14 @@ def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layo
         ("torch's AveragedModel", "the weights are those of torch's AveragedModel: this averages averages"),
     ],
 )
-def test_averages_of_the_trainer_are_told(tmp_path: Path, ema_avg: Run, layout: str, told: str) -> None:
-    """Where a checkpoint holds an average, it is said once for all files which weights were used."""
+def test_averages_of_the_trainer_are_reported(tmp_path: Path, ema_avg: Run, layout: str, expected: str) -> None:
+    """If a checkpoint has an average, one message for all files says which weights were used."""
     name, make, _, _ = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
     warnings = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)["warnings"]
     (message,) = [one["message"] for one in warnings if one["code"] == "weights-chosen"]
-    assert told in message
+    assert expected in message
     assert "and 2 more" in message
 
 
@@ -257,7 +257,7 @@ def test_averages_of_the_trainer_are_told(tmp_path: Path, ema_avg: Run, layout: 
     [("timm", "state_dict_ema"), ("older timm", "model_ema"), ("lightning with an average", "state_dict")],
 )
 def test_a_key_chooses_the_trainers_average(tmp_path: Path, ema_avg: Run, layout: str, key: str) -> None:
-    """``--key`` takes the average in place of the raw weights, and then nothing has to be told."""
+    """``--key`` takes the average in place of the raw weights, and then nothing is reported."""
     name, make, _, _ = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
@@ -265,12 +265,12 @@ def test_a_key_chooses_the_trainers_average(tmp_path: Path, ema_avg: Run, layout
     assert done.returncode == 0, done.stderr
     series = [make(number)[key] for number in (1, 2, 3)]
     for name, tensor in load(tmp_path / "ema.safetensors").items():
-        by_hand = averaged_by_hand([state[name] for state in series], SHARES)
-        assert same_bits(tensor, torch.from_numpy(by_hand).to(torch.float32))
+        reference = reference_average([state[name] for state in series], SHARES)
+        assert same_bits(tensor, torch.from_numpy(reference).to(torch.float32))
 
 
-def test_copies_of_the_last_checkpoint_are_left_out(tmp_path: Path, ema_avg: Run) -> None:
-    """``last.ckpt`` and ``last-v1.ckpt`` beside numbered files are named and left out, unless they are newer."""
+def test_copies_of_the_last_checkpoint_are_skipped(tmp_path: Path, ema_avg: Run) -> None:
+    """``last.ckpt`` and ``last-v1.ckpt`` next to numbered files are named and skipped, unless they are newer."""
     for number in (1, 2):
         write(tmp_path / "run", f"epoch={number}-step={400 * number}.ckpt", lightning(number))
     for name in ("last.ckpt", "last-v1.ckpt"):
@@ -305,8 +305,8 @@ def test_several_models_are_listed(tmp_path: Path, ema_avg: Run) -> None:
         assert [one["name"] for one in document["tensors"]] == list(weights(1))
 
 
-def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: Run) -> None:
-    """The state of diffusers' ``EMAModel`` is a list of tensors: what they belong to is not in the file."""
+def test_an_average_without_names_is_refused_with_a_message(tmp_path: Path, ema_avg: Run) -> None:
+    """The state of diffusers' ``EMAModel`` is a list of tensors: the file does not have their names."""
     value = {"decay": 0.99, "optimization_step": 100, "shadow_params": [torch.ones(2)], "collected_params": None}
     done = ema_avg("inspect", write(tmp_path / "run", "ema.pt", value))
     assert done.returncode == 3
@@ -315,7 +315,7 @@ def test_an_average_without_names_is_refused_in_words(tmp_path: Path, ema_avg: R
 
 @pytest.mark.parametrize("key", [(), ("--key", "module"), ("--key", ".")])
 def test_placeholders_of_zero_are_refused(tmp_path: Path, ema_avg: Run, key: tuple[str, ...]) -> None:
-    """The model file of ZeRO stage 3 holds empty tensors; the error names the script that finds the weights."""
+    """The model file of ZeRO stage 3 has empty tensors; the error names the script that finds the weights."""
     module = {name: torch.empty(0, dtype=torch.bfloat16) for name in weights(1)}
     path = write(tmp_path / "run", "zero_pp_rank_0_mp_rank_00_model_states.pt", deepspeed(1, module))
     done = ema_avg(path, "--decay", "0.5", "-o", "ema.safetensors", *key)
@@ -325,15 +325,15 @@ def test_placeholders_of_zero_are_refused(tmp_path: Path, ema_avg: Run, key: tup
 
 
 def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: Run) -> None:
-    """A parameter whose declared shape is empty is no placeholder."""
+    """A parameter with a declared shape without elements is no placeholder."""
     value = deepspeed(1)
     value["module"]["none"] = torch.empty(0, 3)
     value["param_shapes"][0]["none"] = torch.Size([0, 3])
     assert ema_avg("inspect", write(tmp_path / "run", "mp_rank_00_model_states.pt", value)).returncode == 0
 
 
-def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> None:
-    """A wrapper's prefix on a part of the names stays on all of them, and is told; by hand it is silent."""
+def test_a_prefix_that_some_names_lack_is_reported(tmp_path: Path, ema_avg: Run) -> None:
+    """A wrapper's prefix on some names stays on all of them, and is reported; with ``--strip-prefix`` it is not."""
     for number in (1, 2, 3):
         model = {**weights(number, "module."), "head.weight": torch.ones(1)}
         write(tmp_path / "run", f"ckpt_{number}.pt", {"model": model})
@@ -346,13 +346,13 @@ def test_a_prefix_that_some_names_lack_is_told(tmp_path: Path, ema_avg: Run) -> 
     assert ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strip-prefix", "", "--strict").returncode == 0
 
 
-def test_what_was_ignored_is_told(tmp_path: Path, ema_avg: Run) -> None:
-    """With ``-v``, and as JSON, the plan says of every checkpoint what else it holds."""
+def test_ignored_entries_are_listed(tmp_path: Path, ema_avg: Run) -> None:
+    """With ``-v``, and as JSON, the plan lists the other contents of every checkpoint."""
     for number in (1, 2, 3):
         write(tmp_path / "run", f"checkpoint_{number}_{number}000.pt", fairseq(number))
-    beside = ["cfg", "criterion", "optimizer_history", "extra_state", "last_optimizer_state"]
+    extra = ["cfg", "criterion", "optimizer_history", "extra_state", "last_optimizer_state"]
     plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
-    assert [one["ignored"] for one in plan["inputs"]] == [beside] * 3
+    assert [one["ignored"] for one in plan["inputs"]] == [extra] * 3
     done = ema_avg("plan", "run", "--decay", "0.5", "-v")
     text = " ".join(done.stderr.split())
     assert 'ignored in "checkpoint_1_1000.pt", "checkpoint_2_2000.pt" and 1 more, not model tensors: "cfg"' in text

@@ -1,4 +1,4 @@
-"""Where the lock of an output cannot be had: file systems that have none, and calls on it that fail."""
+"""Outputs that cannot be locked: file systems without locks, and lock calls that fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 def test_a_file_system_without_locks_is_written_with_a_warning(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bytes as ever, and nothing left; files of a run that may still work are not removed."""
+    """The bytes are the same, and nothing is left; files of a run that may still be working are not removed."""
     paths = write_series(tmp_path / "run", random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "locked.safetensors")
     refuse_locks(monkeypatch, code)
@@ -48,7 +48,7 @@ def test_a_file_system_without_locks_is_written_with_a_warning(
 
 
 def test_runs_without_locks_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each writes under a name of its own, and each output is whole."""
+    """Each run writes under a name of its own, and each output is whole."""
     paths = write_series(tmp_path / "run", random_states(2))
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.5, output=output)
@@ -73,7 +73,7 @@ def test_runs_without_locks_do_not_disturb_each_other(tmp_path: Path, monkeypatc
 
 
 def test_nothing_is_resumed_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs would share the file that is half written."""
+    """Two runs would share the incomplete file."""
     paths = write_series(tmp_path / "run", random_states(2))
     refuse_locks(monkeypatch, errno.ENOSYS)
     with pytest.raises(OutputError, match="file system without locks: Function not implemented") as refused:
@@ -83,7 +83,7 @@ def test_nothing_is_resumed_without_locks(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another run may hold it, so nothing is written."""
+    """Another run may have the lock, so nothing is written."""
     refuse_locks(monkeypatch, errno.EIO)
     files = open_files()
     with pytest.raises(OutputError, match="cannot be written: Input/output error"):
@@ -95,7 +95,7 @@ def test_a_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_lock_that_cannot_be_looked_at_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the file nor its descriptor stays."""
+    """Neither the lock's file nor its descriptor stays."""
     fail_at(monkeypatch, "fstat", 1, errno.EIO)
     files = open_files()
     with pytest.raises(OutputError, match="Input/output error"), output_lock(tmp_path / "ema.safetensors"):
@@ -106,7 +106,7 @@ def test_a_lock_that_cannot_be_looked_at_is_given_back(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_strict_runs_need_locks(tmp_path: Path, ema_avg: Run) -> None:
-    """As a process, with the words that a user sees."""
+    """As a process, with the messages that a user sees."""
     write_series(tmp_path / "run", random_states(2))
     site = tmp_path / "site"
     site.mkdir()

@@ -1,4 +1,4 @@
-"""The methods: what the options mean, how they are called, and that the help defines them."""
+"""The methods: what the options mean, the names of the methods, and that the help defines them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def meant(**options: Any) -> list[Method]:
     ],
 )
 def test_a_parameter_names_its_method(options: dict[str, Any], name: str) -> None:
-    """What only one method has need not be said twice."""
+    """Options of a single method select it."""
     (method,) = meant(**options)
     assert method.name == name
 
 
 def test_defaults_are_those_of_the_help() -> None:
-    """Per checkpoint and from the first checkpoint; tf warm-up; 1-sqrt; inv-gamma 1 and 2/3; weights normalised."""
+    """Per checkpoint and from the first checkpoint; tf warm-up; 1-sqrt; inv-gamma 1 and 2/3; weights normalized."""
     assert meant(decay=0.9) == [Method(name="ema", decay=Decay.of(0.9), per="checkpoint", init="first")]
     assert meant(method="ema-hold", decay=0.9) == [
         Method(name="ema-hold", decay=Decay.of(0.9), per="step", init="first")
@@ -57,13 +57,13 @@ def test_defaults_are_those_of_the_help() -> None:
 
 
 def test_several_methods_and_decays_are_all_combinations() -> None:
-    """Each method that has a decay is made with each of them; the others once."""
+    """Each method with a decay is made with each of them; the others once."""
     labels = [method.label for method in meant(method=["ema", "uniform", "ema-hold"], decay=[0.5, 0.9])]
     assert labels == ["ema 0.5", "ema 0.9", "uniform", "ema-hold 0.5", "ema-hold 0.9"]
 
 
-def test_labels_tell_methods_apart() -> None:
-    """They are short, and never let a decay read as 1."""
+def test_labels_distinguish_methods() -> None:
+    """They are short, and never show a decay as 1."""
     made = meant(method=["ema", "power", "lr-decay"], half_life=[1000], sigma_rel=[0.05, 0.1], shape="linear")
     assert [method.label for method in made] == ["ema H=1000", "power 0.05", "power 0.1", "lr-decay linear"]
     assert decay_text(Decay.of_complement(1e-15)) == "1-1e-15"
@@ -73,7 +73,7 @@ def test_labels_tell_methods_apart() -> None:
 @given(st.floats(1e-100, 1))
 @settings(deadline=None)
 def test_a_decay_keeps_what_one_minus_it_says(complement: float) -> None:
-    """1 - d is held as it was given, and lambda = -ln d is exact from either side."""
+    """1 - d is stored exactly as given, and lambda = -ln d is exact from either side."""
     decay = Decay.of_complement(complement)
     assert decay.complement == complement
     if complement < 1:
@@ -83,7 +83,7 @@ def test_a_decay_keeps_what_one_minus_it_says(complement: float) -> None:
 @given(half_life=st.floats(1e-2, 1e15))
 @settings(deadline=None)
 def test_a_half_life_halves(half_life: float) -> None:
-    """d^H = 1/2, also where d itself reads as 1."""
+    """d^H = 1/2, even if d itself is rounded to 1."""
     decay = Decay.of_half_life(half_life)
     assert 0 <= decay.value <= 1
     assert half_life * decay.rate == pytest.approx(math.log(2), rel=1e-12)
@@ -99,8 +99,8 @@ def test_one_decay_is_one_method_however_it_is_given() -> None:
     assert not decay.same_as(meant(method="uniform")[0])
 
 
-def test_weights_may_stand_behind_the_paths() -> None:
-    """``PATH:WEIGHT``; a path may hold colons itself."""
+def test_weights_may_follow_the_paths() -> None:
+    """``PATH:WEIGHT``; a path may contain colons itself."""
     assert split_weights(["a.pt:1", "b:c.pt:2.5", "d:1e-3"]) == (("a.pt", "b:c.pt", "d"), (1.0, 2.5, 0.001))
     options = make_options(["a.pt:1", "b.pt:3"], method="manual")
     assert (options.paths, options.weights) == (("a.pt", "b.pt"), (1.0, 3.0))
@@ -119,8 +119,8 @@ def test_weights_may_stand_behind_the_paths() -> None:
         ({"decay": -0.0, "output": "n_{decay}.safetensors"}, ["n_0"]),
     ],
 )  # fmt: skip
-def test_output_names_tell_averages_apart(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
-    """Any field will do that does, whichever way the decay was given."""
+def test_output_names_distinguish_averages(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
+    """Any field that has a value works, whichever way the decay was given."""
     paths = write_series(tmp_path, random_states(3))
     made = ema_cli.plan(paths, **options)
     assert [output.path.stem for output in made.outputs] == names
@@ -139,7 +139,7 @@ def test_output_names_tell_averages_apart(options: dict[str, Any], names: list[s
 def test_names_that_do_not_are_refused_before_anything_is_read(
     options: dict[str, Any], message: str, hint: str
 ) -> None:
-    """And the hint names a field that does."""
+    """The hint names a field that has a value."""
     with pytest.raises(UsageError, match=message) as refused:
         make_options("missing", **options)
     assert hint in refused.value.hint
@@ -156,13 +156,13 @@ def test_names_that_do_not_are_refused_before_anything_is_read(
     ],
 )
 def test_numbers_beyond_all_sense_are_refused(options: dict[str, Any]) -> None:
-    """What would overflow on the way is a usage error."""
+    """A value that would overflow is a usage error."""
     with pytest.raises(UsageError):
         make_options("run", **options)
 
 
-def test_nothing_said_is_nothing_said() -> None:
-    """Options of other kinds are no word about the weights."""
+def test_other_options_select_no_weights() -> None:
+    """Options of other kinds do not select weights."""
     assert not make_options("run", dtype="float64", clock="tokens").chooses_weights
     for said in ({"decay": 0.5}, {"method": "uniform"}, {"init": "first", "decay": 0.1}, {"weights": (1.0,)}):
         assert make_options("run", **said).chooses_weights
@@ -171,7 +171,7 @@ def test_nothing_said_is_nothing_said() -> None:
 
 
 def test_plain_values_hold_every_parameter() -> None:
-    """What goes into reports and metadata is flat, and has d, 1 - d and the half-life."""
+    """The method in reports and metadata is flat, and has d, 1 - d and the half-life."""
     plain = meant(half_life=1)[0].plain()
     assert plain["decay"] == plain["one_minus_decay"] == pytest.approx(0.5)
     assert plain["half_life"] == 1
@@ -190,7 +190,7 @@ def test_the_help_defines_each_method(name: str) -> None:
 
 @pytest.mark.parametrize("command", [["--help"], ["average", "--help"], ["plan", "--help"]])
 def test_every_help_of_the_main_job_has_the_table(command: list[str]) -> None:
-    """Wherever the options are explained, so are the methods."""
+    """The methods are explained wherever the options are explained."""
     shown = CliRunner().invoke(app, command, env={"COLUMNS": "120", "NO_COLOR": "1"}).output
     assert shown.count("Methods") == 1
     assert "uniform-time" in shown

@@ -1,4 +1,4 @@
-"""Checkpoints that do not hold the same tensors (``--on-missing``), or hold one under several names (``--tied``)."""
+"""Checkpoints with different tensors (``--on-missing``), or with several names of one tensor (``--tied``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 import ema_cli
 from ema_cli.errors import InputRefused, UsageError
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, same_bits, write_series
+from tests.helpers.series import State, load, reference_average, same_bits, write_series
 
 SHARES = (0.25, 0.25, 0.5)
 """Of three checkpoints with a decay of one half."""
@@ -31,9 +31,9 @@ def growing() -> list[State]:
     return states
 
 
-def by_hand(states: list[State], name: str) -> torch.Tensor:
+def reference(states: list[State], name: str) -> torch.Tensor:
     """Return the average of a tensor of three checkpoints."""
-    return torch.from_numpy(averaged_by_hand([state[name] for state in states], SHARES)).to(torch.float32)
+    return torch.from_numpy(reference_average([state[name] for state in states], SHARES)).to(torch.float32)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -48,14 +48,14 @@ def codes_of(document: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_tensors_of_the_last_checkpoint_decide(tmp_path: Path, ema_avg: Run) -> None:
-    """What others lack is copied from the last, what it lacks is left out; both are named, and the rest is averaged."""
+    """A tensor that only the last has is copied, one that it lacks is dropped; both are named, the rest is averaged."""
     states = growing()
     write_series(tmp_path / "run", states)
     done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--on-missing", "last", "--json")
     assert done.returncode == 0, done.stderr
     found = load(tmp_path / "ema.safetensors")
     assert found.keys() == {"w", "n", "new"}
-    assert same_bits(found["w"], by_hand(states, "w"))
+    assert same_bits(found["w"], reference(states, "w"))
     assert same_bits(found["new"], states[2]["new"])
     assert found["n"].item() == 3
     document = json.loads(done.stdout)
@@ -84,7 +84,7 @@ def test_the_plan_says_what_is_copied_and_why(tmp_path: Path, ema_avg: Run) -> N
 
 
 def test_without_the_option_it_is_named_where_it_would_help(tmp_path: Path, ema_avg: Run) -> None:
-    """The error of missing tensors names the way out; not where shapes differ too, or nothing is in common."""
+    """The error of missing tensors has a hint, but not if shapes differ too, or if nothing is in common."""
     states = growing()
     write_series(tmp_path / "run", states)
     done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors")
@@ -114,8 +114,8 @@ def test_shapes_and_kinds_must_be_equal_all_the_same(tmp_path: Path) -> None:
         ema_cli.plan(write_series(tmp_path, states), decay=0.5, on_missing="last")
 
 
-def test_odd_tensors_that_are_left_out_are_no_fault(tmp_path: Path) -> None:
-    """A sparse tensor that only an earlier checkpoint has is not wanted; one that the last has is."""
+def test_odd_tensors_that_are_dropped_are_no_fault(tmp_path: Path) -> None:
+    """A sparse tensor of an earlier checkpoint is ignored if the last lacks the name, and refused otherwise."""
     states = growing()
     states[0]["old"] = torch.eye(2).to_sparse()
     made = ema_cli.plan(write_series(tmp_path, states), decay=0.5, on_missing="last")
@@ -142,7 +142,7 @@ def test_statistics_that_the_first_checkpoint_lacks(tmp_path: Path, ema_avg: Run
 
 
 def test_going_on_copies_what_was_copied(tmp_path: Path) -> None:
-    """Going on from an average with copied tensors gives the same tensors as averaging all at once."""
+    """Continuing from an average with copied tensors gives the same tensors as averaging all at once."""
     paths = write_series(tmp_path, growing())
     options: dict[str, Any] = {"on_missing": "last", "dtype": "float64"}
     ema_cli.average(paths, decay=0.5, output=tmp_path / "all.safetensors", **options)
@@ -159,23 +159,23 @@ def test_going_on_copies_what_was_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["3", "{}", "[1]", "["])
-def test_metadata_that_lie_about_what_was_copied_are_refused(tmp_path: Path, said: str) -> None:
-    """What an earlier output says of its tensors is checked as all of its metadata are."""
+def test_metadata_with_false_copied_tensors_are_refused(tmp_path: Path, said: str) -> None:
+    """The tensors in the metadata of a previous average are checked like all of its metadata."""
     paths = write_series(tmp_path, growing())
     first = tmp_path / "first.safetensors"
     ema_cli.average(paths[:2], decay=0.5, output=first, on_missing="last")
     raw = first.read_bytes()
-    told = json.dumps(json.dumps(["new"])).encode()
+    stored = json.dumps(json.dumps(["new"])).encode()
     spaced = json.dumps(said.ljust(len('["new"]'))).encode()
-    assert raw.count(told) == 1
-    changed = raw.replace(told, spaced + b" " * (len(told) - len(spaced)))
+    assert raw.count(stored) == 1
+    changed = raw.replace(stored, spaced + b" " * (len(stored) - len(spaced)))
     first.write_bytes(changed)
     with pytest.raises(InputRefused, match="do not list its checkpoints correctly"):
         ema_cli.plan(paths[2:], continue_from=first, on_missing="last")
 
 
 def test_both_options_come_from_the_configuration(tmp_path: Path, ema_avg: Run) -> None:
-    """A file and the environment may set them; another word is refused; they decide the fingerprint of the options."""
+    """A file and the environment may set them; another value is refused; they change the fingerprint of the options."""
     write_series(tmp_path / "run", growing())
     (tmp_path / "ema-avg.toml").write_text('on-missing = "last"\n', encoding="utf-8")
     done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--json", EMA_AVG_TIED="drop")
@@ -198,7 +198,7 @@ def test_both_options_come_from_the_configuration(tmp_path: Path, ema_avg: Run) 
 
 
 class Language(nn.Module):
-    """A model whose output layer shares the weights of its embedding."""
+    """A model with the same weights in its embedding and its output layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,13 +209,13 @@ class Language(nn.Module):
 
 
 def language(seed: int) -> Language:
-    """Return the model after a while."""
+    """Return the model after some steps."""
     torch.manual_seed(seed)
     return Language()
 
 
 def write_language(folder: Path, *, untied: tuple[int, ...] = ()) -> list[Path]:
-    """Write three checkpoints of the tied model, of which some have an output layer of its own."""
+    """Write three checkpoints of the tied model; some have an output layer of their own."""
     states = [dict(language(seed).state_dict()) for seed in (1, 2, 3)]
     for number in untied:
         states[number]["lm_head.weight"] = torch.randn(5, 3)
@@ -237,7 +237,7 @@ def test_tied_tensors_are_written_once_as_save_model_does(tmp_path: Path, ema_av
     assert not any(load_model(model, tmp_path / "ema.safetensors"))
     states = [dict(language(seed).state_dict()) for seed in (1, 2, 3)]
     for name, tensor in model.state_dict().items():
-        assert same_bits(tensor, by_hand(states, name)), name
+        assert same_bits(tensor, reference(states, name)), name
     assert model.wte.weight is model.lm_head.weight
     kept = {one["name"]: one["stands_for"] for one in json.loads(done.stdout)["averages"][0]["tensors"]}
     assert kept == {"lm_head.weight": ["wte.weight"], "mid.bias": [], "mid.weight": []}
@@ -247,7 +247,7 @@ def test_tied_tensors_are_written_once_as_save_model_does(tmp_path: Path, ema_av
 
 
 def test_every_name_is_written_unless_it_is_said(tmp_path: Path) -> None:
-    """By default a loader that knows nothing of ties finds every name; the report tells of the tie."""
+    """By default a loader that knows nothing of ties finds every name; the report lists the tie."""
     report = ema_cli.average(write_language(tmp_path), decay=0.5, output=tmp_path / "ema.safetensors")
     found = load(tmp_path / "ema.safetensors")
     assert set(found) == set(language(1).state_dict())
@@ -258,7 +258,7 @@ def test_every_name_is_written_unless_it_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("untied", [0, 1])
 def test_a_tie_that_another_checkpoint_has_not_is_kept(tmp_path: Path, ema_avg: Run, untied: int) -> None:
-    """Their averages differ, so both names are written, and that is told."""
+    """Their averages differ, so both names are written, and that is reported."""
     write_language(tmp_path / "run", untied=(untied,))
     done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--tied", "drop", "--json")
     assert "tied-kept" in codes_of(json.loads(done.stdout))
@@ -268,14 +268,14 @@ def test_a_tie_that_another_checkpoint_has_not_is_kept(tmp_path: Path, ema_avg: 
 
 
 def test_a_tie_that_only_the_last_has_not_is_none(tmp_path: Path) -> None:
-    """The last checkpoint decides: what is not tied there is written under every name, and nothing is told."""
+    """The last checkpoint decides: if it has no tie, every name is written, and nothing is reported."""
     made = ema_cli.plan(write_language(tmp_path, untied=(2,)), decay=0.5, tied="drop")
     assert {tensor.name for tensor in made.tensors} == set(language(1).state_dict())
     assert made.warnings == ()
 
 
 def test_a_name_that_was_dropped_before_is_no_difference(tmp_path: Path) -> None:
-    """Checkpoints of which some were saved without the tied name are one model, by the name that all have."""
+    """If some checkpoints were saved without the tied name, all are one model, by the name that all have."""
     paths = write_language(tmp_path / "run")
     torch.save({k: v for k, v in torch.load(paths[0]).items() if k != "lm_head.weight"}, paths[0])
     made = ema_cli.plan(paths, decay=0.5, tied="drop")
@@ -285,14 +285,14 @@ def test_a_name_that_was_dropped_before_is_no_difference(tmp_path: Path) -> None
 
 
 def test_excluded_names_are_not_kept(tmp_path: Path) -> None:
-    """A tie to a tensor that is not wanted is none."""
+    """A tie to an excluded tensor is ignored."""
     made = ema_cli.plan(write_language(tmp_path), decay=0.5, tied="drop", exclude="lm_head")
     assert {tensor.name for tensor in made.tensors} == {"wte.weight", "mid.weight", "mid.bias"}
     assert all(tensor.stands_for == () for tensor in made.tensors)
 
 
 def test_going_on_from_an_output_without_tied_names(tmp_path: Path) -> None:
-    """The earlier output lacks the dropped name, and so does the next; with nothing new it is up to date."""
+    """The previous average lacks the dropped name, and so does the next; without new checkpoints it is up to date."""
     paths = write_language(tmp_path / "run")
     first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
     ema_cli.average(paths[:2], decay=0.5, output=first, tied="drop")
@@ -307,7 +307,7 @@ def test_going_on_from_an_output_without_tied_names(tmp_path: Path) -> None:
 
 
 def test_metadata_of_the_user_win(tmp_path: Path) -> None:
-    """A key of the user that is called like a dropped tensor stays, as ``save_model`` does it."""
+    """A metadata key of the user with the name of a dropped tensor stays, as in ``save_model``."""
     paths = write_language(tmp_path)
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.5, output=output, tied="drop", metadata={"wte.weight": "mine"})

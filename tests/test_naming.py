@@ -59,15 +59,15 @@ def test_natural_order_is_total(names: list[str], shuffle: random.Random) -> Non
     ],
 )
 def test_steps_are_read_from_a_series(names: list[str], expected: list[int | None]) -> None:
-    """The number behind a step's word, or the one number that differs while all else is equal."""
+    """The number after a step's word, or the only number that differs."""
     found = steps_from_names(names)
     assert [step.value if step else None for step in found] == expected
     assert all(step.unit == "step" for step in found if step)
 
 
 @pytest.mark.parametrize("names", [["epoch=3-val=0.25.ckpt", "epoch=12-val=0.50.ckpt"], ["ep3.pt", "ep12.pt"]])
-def test_epochs_are_told_from_steps(names: list[str]) -> None:
-    """The word in front of the number is its unit."""
+def test_epochs_are_distinguished_from_steps(names: list[str]) -> None:
+    """The word before the number is its unit."""
     assert [(step.value, step.unit) for step in steps_from_names(names) if step] == [(3, "epoch"), (12, "epoch")]
 
 
@@ -86,20 +86,20 @@ def test_a_number_alone_proves_nothing(names: list[str]) -> None:
     ],
 )
 def test_decimals_are_not_steps(names: list[str]) -> None:
-    """The digits behind a point belong to a loss or a version; what is left must still tell the files apart."""
+    """The digits after a point belong to a loss or a version; the other numbers must still distinguish the files."""
     steps = [step.value if step else None for step in steps_from_names(names)]
     assert steps in ([100, 200], [None, None])
 
 
 def test_numbers_that_disagree_are_not_steps() -> None:
-    """Where two numbers differ and order the files differently, neither is taken for the step."""
+    """If two numbers differ and order the files differently, neither is taken as the step."""
     assert steps_from_names(["ckpt_100_seed9.pt", "ckpt_200_seed3.pt"]) == [None, None]
 
 
 @given(st.lists(NAMES, max_size=6))
 @settings(deadline=None)
 def test_any_names_have_steps_or_none(names: list[str]) -> None:
-    """There is one answer per name, and a number in it stands in the name."""
+    """There is one answer per name, and its number is in the name."""
     found = steps_from_names(names)
     assert len(found) == len(names)
     assert all(step is None or step.value >= 0 for step in found)
@@ -122,7 +122,7 @@ def test_batch_norm_statistics_are_known_by_name(name: str, is_statistic: bool) 
 
 
 def test_output_names_are_filled() -> None:
-    """Fields stand for the parameters of the average; what it does not have stays, to be complained of."""
+    """Fields are replaced by the parameters of the average; an unknown field stays, and is reported later."""
     values = {"method": "ema", "decay": 0.999, "half_life": 1.0, "sigma_rel": None}
     assert fill_output_name("ema_{decay}.safetensors", values) == "ema_0.999.safetensors"
     assert fill_output_name("h{half_life}_{method}", values) == "h1_ema"
@@ -145,13 +145,13 @@ def test_output_names_are_filled() -> None:
         ([], ["a"], []),
     ],
 )
-def test_names_are_as_short_as_they_tell_apart(paths: list[str], taken: list[str], names: list[str]) -> None:
-    """A checkpoint is called by the end of its path, whatever its folder and its format."""
+def test_names_are_the_shortest_that_are_distinct(paths: list[str], taken: list[str], names: list[str]) -> None:
+    """The label of a checkpoint is the end of its path, whatever its folder and its format."""
     assert distinct_names(paths, taken) == names
 
 
 def test_names_that_cannot_be_decoded_are_escaped() -> None:
-    """What is written into metadata is text."""
+    """Metadata values are text."""
     assert distinct_names(["a\udcff.pt"]) == ["a\\udcff"]
 
 
@@ -163,6 +163,6 @@ def test_names_that_cannot_be_decoded_are_escaped() -> None:
         ("a.safetensors.safetensors", "a.safetensors.report.json"),
     ],
 )
-def test_the_report_lies_beside_its_output(output: str, report: str) -> None:
+def test_the_report_is_next_to_its_output(output: str, report: str) -> None:
     """A final ``.safetensors`` is replaced, nothing else."""
     assert report_name(output) == report

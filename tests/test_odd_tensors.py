@@ -1,4 +1,4 @@
-"""Tensors that are not plain floats in C order: folded exactly, copied, or refused where they are wanted."""
+"""Tensors that are not plain floats in C order: folded exactly, copied, or refused if they are selected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ema_cli.planning.quantization import find_codes
 from tests.helpers.exact import FORMATS, rounded
 from tests.helpers.makers import random_tensor, safetensors_file
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, load, same_bits, to_numpy, write_series
+from tests.helpers.series import State, load, reference_average, same_bits, to_numpy, write_series
 
 SHARES = (0.25, 0.25, 0.5)
 """Of three checkpoints with a decay of one half."""
@@ -56,26 +56,26 @@ def state(seed: int) -> State:
 
 
 def check_average(found: State, series: list[State]) -> None:
-    """Compare an output with the fold by hand, bit for bit; integers and bools are those of the last checkpoint."""
+    """Compare an output with the reference average, bit for bit; integers and bools are those of the last one."""
     assert found.keys() == series[-1].keys()
     for name, tensor in found.items():
         tensors = [one[name] for one in series]
         if not (tensor.dtype.is_floating_point or tensor.is_complex()):
             assert same_bits(tensor, tensors[-1]), name
             continue
-        by_hand = averaged_by_hand(tensors, SHARES)
+        reference = reference_average(tensors, SHARES)
         if tensor.dtype is torch.bfloat16:
-            expected = [rounded(float(value), FORMATS["BF16"]) for value in by_hand.reshape(-1)]
+            expected = [rounded(float(value), FORMATS["BF16"]) for value in reference.reshape(-1)]
             assert to_numpy(tensor).reshape(-1).tolist() == expected, name
         elif tensor.is_complex():
-            assert np.array_equal(torch.view_as_real(tensor).numpy(), by_hand.astype(np.float32)), name
+            assert np.array_equal(torch.view_as_real(tensor).numpy(), reference.astype(np.float32)), name
         else:
-            assert same_bits(tensor, torch.from_numpy(by_hand).to(tensor.dtype).reshape(tensor.shape)), name
+            assert same_bits(tensor, torch.from_numpy(reference).to(tensor.dtype).reshape(tensor.shape)), name
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_every_type_and_order_gives_the_right_bytes(tmp_path: Path, ema_avg: Run, form: str) -> None:
-    """The output equals a float64 fold by hand of what ``torch.load`` gives, from either format of torch and theirs."""
+    """The output equals a float64 reference average of what ``torch.load`` gives, in all formats."""
     series = [state(seed) for seed in (1, 2, 3)]
     if form == "safetensors":
         series = [{name: tensor.contiguous().clone() for name, tensor in one.items()} for one in series]
@@ -95,7 +95,7 @@ def test_every_type_and_order_gives_the_right_bytes(tmp_path: Path, ema_avg: Run
 
 @pytest.mark.parametrize("last", [torch.float32, torch.bfloat16, torch.float16, *FLOAT8], ids=str)
 def test_types_that_change_are_folded_exactly(tmp_path: Path, last: torch.dtype) -> None:
-    """Checkpoints in half, single and eighth precision are decoded each by itself; the last type is the output's."""
+    """Checkpoints in half, single and eighth precision are decoded separately; the output has the last type."""
     torch.manual_seed(0)
     types = (torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2, last)
     series = [{"w": torch.randn(64, dtype=torch.float64).to(dtype)} for dtype in types]
@@ -103,12 +103,12 @@ def test_types_that_change_are_folded_exactly(tmp_path: Path, last: torch.dtype)
     assert "dtypes-differ" in {one.code for one in report.warnings}
     found = load(tmp_path / "ema.safetensors")["w"]
     assert found.dtype is last
-    by_hand = averaged_by_hand([one["w"] for one in series], report.averages[0].weights)
+    reference = reference_average([one["w"] for one in series], report.averages[0].weights)
     form = BY_TORCH_NAME[str(last).removeprefix("torch.")].name
     if form in FORMATS:
-        assert to_numpy(found).tolist() == [rounded(float(value), FORMATS[form]) for value in by_hand]
+        assert to_numpy(found).tolist() == [rounded(float(value), FORMATS[form]) for value in reference]
     else:
-        assert same_bits(found, torch.from_numpy(by_hand).to(last))
+        assert same_bits(found, torch.from_numpy(reference).to(last))
 
 
 ODD: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
@@ -132,7 +132,7 @@ ODD: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", sorted(ODD))
 def test_odd_tensors_are_refused_only_where_they_are_wanted(tmp_path: Path, ema_avg: Run, kind: str) -> None:
-    """Inside the weights they are named with the reason and the files; excluded, or beside those, they are not."""
+    """Inside the weights they are named with the reason and the files; excluded, or elsewhere, they are not."""
     make, reason = ODD[kind]
     series = [{"w": torch.full((2,), float(number)), "odd": make()} for number in (1, 2, 3)]
     write_series(tmp_path / "run", series)
@@ -144,22 +144,22 @@ def test_odd_tensors_are_refused_only_where_they_are_wanted(tmp_path: Path, ema_
     assert ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--exclude", "^odd$").returncode == 0
     assert load(tmp_path / "ema.safetensors")["w"].tolist() == [2.25, 2.25]
     for number in (1, 2, 3):
-        beside = {"model": {"w": torch.full((2,), float(number))}, "mask": [make()], "step": number}
-        torch.save(beside, tmp_path / "run" / f"ckpt_{number}00.pt")
+        checkpoint = {"model": {"w": torch.full((2,), float(number))}, "mask": [make()], "step": number}
+        torch.save(checkpoint, tmp_path / "run" / f"ckpt_{number}00.pt")
     assert ema_avg("run", "--decay", "0.5", "-o", "beside.safetensors").returncode == 0
     assert load(tmp_path / "beside.safetensors").keys() == {"w"}
 
 
 def test_many_odd_tensors_are_capped(tmp_path: Path) -> None:
-    """A hundred sparse tensors are not a hundred lines."""
+    """A hundred sparse tensors are a short message."""
     sparse = {f"t{number}": torch.eye(2).to_sparse() for number in range(100)}
     with pytest.raises(InputRefused, match="and 92 more") as refused:
         ema_cli.plan(write_series(tmp_path, [{"w": torch.ones(1), **sparse}] * 2), decay=0.5)
     assert refused.value.message.count("\n") == 9
 
 
-def test_odd_tensors_are_told_by_inspect_and_diff(tmp_path: Path, ema_avg: Run) -> None:
-    """``inspect`` names them with the reason; ``diff`` does not call two files equal that it has not compared."""
+def test_odd_tensors_are_reported_by_inspect_and_diff(tmp_path: Path, ema_avg: Run) -> None:
+    """``inspect`` names them with the reason; ``diff`` does not report files as equal if it could not compare them."""
     paths = write_series(tmp_path / "run", [{"w": torch.ones(2), "odd": torch.eye(2).to_sparse()}] * 2)
     (found,) = json.loads(ema_avg("inspect", paths[0], "--json").stdout)["checkpoints"]
     assert found["unreadable"] == {"odd": "is a sparse tensor, which has no plain data"}
@@ -203,7 +203,7 @@ for placement in (Shard(0), Replicate(), Partial()):
 
 
 def test_types_of_safetensors_that_are_not_known(tmp_path: Path, ema_avg: Run) -> None:
-    """Four-bit floats, and types from the future, are refused where they are wanted, and only there."""
+    """Four-bit floats, and types from the future, are refused if they are selected, and only then."""
     for number in (1, 2):
         entries = {
             "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
@@ -295,7 +295,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, ema_avg: Run, kind: str, 
 
 @pytest.mark.filterwarnings("ignore")
 def test_quantized_tensors_of_torch_are_refused(tmp_path: Path) -> None:
-    """The state dict of a dynamically quantized module is named for what it is."""
+    """The error names the state dict of a dynamically quantized module as quantized."""
     packed = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     paths = write_series(tmp_path, [{"w": packed, "b": torch.ones(1)}] * 2)
     with pytest.raises(
@@ -318,19 +318,19 @@ ORDINARY: dict[str, State] = {
 
 @pytest.mark.parametrize("kind", sorted(ORDINARY))
 def test_ordinary_models_are_not_called_quantized(tmp_path: Path, kind: str) -> None:
-    """Parameters that are called like scales, beside weights that are plain numbers, are averaged."""
+    """Parameters with names like scales are averaged if the weights next to them are plain numbers."""
     paths = write_series(tmp_path, [ORDINARY[kind]] * 2)
     assert len(ema_cli.plan(paths, decay=0.5).tensors) == len(ORDINARY[kind])
 
 
 def test_float8_without_scales_is_averaged_with_a_warning(tmp_path: Path) -> None:
-    """Weights in eight bits that mean themselves are averaged, and it is said what that loses."""
+    """Eight-bit weights without scales are averaged, and a warning says what is lost."""
     paths = write_series(tmp_path, [{"l.weight": torch.ones(4).to(F8), "other.scale": torch.ones(1)}] * 3)
     assert [warning.code for warning in ema_cli.plan(paths, decay=0.5).warnings] == ["float8-averaged"]
 
 
-def test_two_checkpoints_of_which_one_is_quantized(tmp_path: Path) -> None:
-    """The quantized one is named, wherever it stands."""
+def test_one_quantized_checkpoint_among_two(tmp_path: Path) -> None:
+    """The quantized checkpoint is named, wherever it is in the series."""
     for number, tensors in ((1, {"l.weight": torch.ones(4, 4)}), (2, QUANTIZED["int8"][0])):
         torch.save(tensors, tmp_path / f"c_{number}.pt")
     with pytest.raises(InputRefused, match=r'c_2\.pt" is quantized: 1 tensor of codes, .* \(int8\)'):
@@ -350,7 +350,7 @@ CONFIGS: dict[str, tuple[str, Any, str]] = {
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_a_configuration_says_that_weights_are_quantized(tmp_path: Path, ema_avg: Run, kind: str) -> None:
-    """A folder whose configuration says so is refused; plain tensors that were chosen from it are averaged."""
+    """A folder with a configuration for quantization is refused; plain tensors selected from it are averaged."""
     name, config, message = CONFIGS[kind]
     for number in (1, 2):
         folder = tmp_path / f"checkpoint-{number}"
@@ -369,7 +369,7 @@ def test_a_configuration_says_that_weights_are_quantized(tmp_path: Path, ema_avg
 
 @pytest.mark.parametrize("config", [b'{"quantization_config": null}', b"{", b"[]", b'{"a": 1}', b""])
 def test_a_configuration_that_says_nothing(tmp_path: Path, config: bytes) -> None:
-    """No quantization, or a file that is no configuration, keeps no weights from being averaged."""
+    """A configuration without an entry for quantization, or an unreadable one, stops no average."""
     for number in (1, 2):
         folder = tmp_path / f"checkpoint-{number}"
         folder.mkdir()
@@ -385,7 +385,7 @@ parts = st.sampled_from(
 
 @given(st.dictionaries(st.lists(parts, max_size=3).map(".".join), st.sampled_from([*BY_TORCH_NAME.values(), None])))
 def test_pairs_of_codes_and_scales_are_sound(types: dict[str, DType | None]) -> None:
-    """Both names of a pair are there, they are two, and the codes are of a type that can hold codes."""
+    """Codes and scales are different tensors, both exist, and the codes have a type for codes."""
     for coded, scale in find_codes(types):
         assert coded != scale
         assert scale in types

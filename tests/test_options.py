@@ -1,4 +1,4 @@
-"""An option is declared once: command line, configuration, environment, Python and documentation follow from that."""
+"""An option is declared once, for the command line, configuration, environment, Python and documentation."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_new_option_can_be_configured(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_new_option_is_shown_with_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--show-config`` knows it."""
+    """``--show-config`` shows it."""
     monkeypatch.chdir(tmp_path)
     _, shown = probe("--show-config", "--json", "--flavor", "sour", EMA_AVG_NO_SALT="1")
     options = json.loads(shown)["options"]
@@ -100,7 +100,7 @@ def test_a_new_option_is_shown_with_its_origin(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_new_option_is_in_the_table_of_the_documentation() -> None:
-    """The table has every option of a record in its panel, and the options of the commands if they are asked for."""
+    """The table has every option of a record in its panel, and the options of the commands on request."""
     table = options_table(MoreOptions)
     assert "| `--flavor` `sweet`, `sour` | `sweet` | How it tastes. |" in table
     assert "| `--no-salt` |  | Leave the salt out. |" in table
@@ -131,7 +131,7 @@ def test_every_keyword_is_documented() -> None:
 
 
 def test_an_unknown_keyword_is_a_type_error() -> None:
-    """Python refuses it, as for any function."""
+    """Python refuses an unknown keyword, as for any function."""
     with pytest.raises(TypeError, match="half_lief"):
         ema_cli.plan("run", half_lief=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="half_lief"):
@@ -166,7 +166,7 @@ def test_text_means_the_same_everywhere() -> None:
     ],
 )
 def test_errors_from_python_name_keywords(options: dict[str, Any], message: str, hint: str) -> None:
-    """Message and hint can be read, and copied, as Python."""
+    """Message and hint are written, and can be copied, as Python."""
     with pytest.raises(EmaAvgError) as refused:
         ema_cli.plan("missing", **options)
     assert refused.value.message.startswith(message)
@@ -183,7 +183,7 @@ def test_errors_from_python_name_keywords(options: dict[str, Any], message: str,
     ],
 )
 def test_errors_from_the_command_line_name_flags(arguments: list[str], words: tuple[str, ...], ema_avg: Run) -> None:
-    """The same errors in the words of the shell."""
+    """The same errors in the notation of the shell."""
     done = ema_avg("plan", "missing", *arguments)
     assert done.returncode == 2
     assert all(word in done.stderr for word in words)

@@ -62,7 +62,7 @@ def test_a_series_is_ordered_by_its_steps(
 
 
 def test_steps_inside_the_files_count_more_than_names(tmp_path: Path) -> None:
-    """What a trainer stored is better than what a file is called."""
+    """A step that a trainer stored is better than a step in a file name."""
     a = write_one(tmp_path / "ckpt_1.pt", step=500)
     b = write_one(tmp_path / "ckpt_2.pt", step=400)
     series = order(a, b)
@@ -82,7 +82,7 @@ def test_steps_of_safetensors_metadata(tmp_path: Path) -> None:
 
 
 def test_steps_come_from_one_source(tmp_path: Path) -> None:
-    """Where only some files hold a step inside, all names are read instead."""
+    """If only some files have a step inside, the names of all are read instead."""
     a = write_one(tmp_path / "ckpt_300.pt", step=1)
     b = write_one(tmp_path / "ckpt_200.pt")
     series = order(a, b)
@@ -102,7 +102,7 @@ def test_steps_are_better_than_epochs(tmp_path: Path) -> None:
 
 
 def test_a_constant_step_says_nothing(tmp_path: Path) -> None:
-    """If all files claim one step, it is not the step of the series; the names may still know."""
+    """If all files have one step inside, it is not the step of the series; the names may have it."""
     paths = [write_one(tmp_path / f"ckpt_{n}.pt", step=7) for n in (10, 2)]
     series = order(*paths)
     assert (steps_of(series), series.reason) == ([2, 10], "by step (name)")
@@ -117,7 +117,7 @@ def test_without_steps_names_decide(tmp_path: Path) -> None:
 
 
 def test_incomplete_steps_are_warned_about(tmp_path: Path) -> None:
-    """When the order falls back to names although some files know their step, the others are named."""
+    """When the order uses names although some files have their step inside, the others are named."""
     paths = [write_one(tmp_path / "a.pt", step=9), write_one(tmp_path / "b.pt")]
     series = order(*paths)
     assert codes_of(series) == ["steps-incomplete"]
@@ -133,14 +133,14 @@ def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
 
 
 def test_mixed_units_are_refused(tmp_path: Path) -> None:
-    """A step and an epoch cannot be compared; an order that needs neither can be asked for."""
+    """A step and an epoch cannot be compared; the user can request an order that needs neither."""
     paths = [write_one(tmp_path / "a.pt", step=100), write_one(tmp_path / "b.pt", epoch=3)]
     with pytest.raises(InputRefused, match=r'in different units: "a\.pt" has step 100, "b\.pt" has epoch 3'):
         order(*paths)
     assert names_of(order(*paths, order="name")) == ["a", "b"]
 
 
-def test_steps_by_hand(tmp_path: Path) -> None:
+def test_steps_from_the_user(tmp_path: Path) -> None:
     """``--steps`` overrules every other source, in the order of the arguments."""
     paths = [write_one(tmp_path / f"{name}.pt", step=n) for n, name in enumerate("abc")]
     series = order(*paths, steps=(30, 10, 20))
@@ -148,15 +148,15 @@ def test_steps_by_hand(tmp_path: Path) -> None:
     assert series.reason == "by step (--steps)"
 
 
-def test_steps_by_hand_must_be_as_many_as_checkpoints(tmp_path: Path) -> None:
-    """A wrong number of steps is told with both numbers."""
+def test_steps_from_the_user_must_be_as_many_as_checkpoints(tmp_path: Path) -> None:
+    """The error for a wrong number of steps states both numbers."""
     paths = [write_one(tmp_path / f"{name}.pt") for name in "ab"]
     with pytest.raises(UsageError, match="--steps gives 3 steps for 2 checkpoints"):
         order(*paths, steps=(1, 2, 3))
 
 
 def test_the_given_order_is_kept(tmp_path: Path) -> None:
-    """``--order given`` folds as named, and warns if the steps contradict it."""
+    """``--order given`` folds in the given order, and warns if the steps contradict it."""
     paths = [write_one(tmp_path / f"ckpt_{n}.pt") for n in (2, 10, 1)]
     series = order(*paths, order="given")
     assert names_of(series) == ["ckpt_2", "ckpt_10", "ckpt_1"]
@@ -183,7 +183,7 @@ def test_the_order_of_modification(tmp_path: Path) -> None:
 
 
 def test_the_order_of_steps_needs_steps(tmp_path: Path) -> None:
-    """``--order step`` is refused where not every checkpoint has one."""
+    """``--order step`` is refused if some checkpoint has no step."""
     paths = [write_one(tmp_path / f"{name}.pt") for name in ("x", "yy")]
     with pytest.raises(UsageError, match="--order step, but the checkpoints have no steps"):
         order(*paths, order="step")
@@ -225,8 +225,8 @@ def test_bounds_need_steps(tmp_path: Path) -> None:
         order(*paths, from_step=1)
 
 
-def test_names_are_told_apart_from_their_common_folder_on(tmp_path: Path) -> None:
-    """In ``run/checkpoint-500/model.pt`` the folder's name carries the step; numbers further up do not matter."""
+def test_names_are_distinguished_below_their_common_folder(tmp_path: Path) -> None:
+    """In ``run/checkpoint-500/model.pt`` the folder's name has the step; numbers in higher folders do not matter."""
     paths = [write_one(tmp_path / "exp7_1" / f"checkpoint-{n}" / "model.pt") for n in (500, 60)]
     assert steps_of(order(*paths)) == [60, 500]
 
@@ -237,8 +237,8 @@ def test_a_loss_in_the_name_is_not_a_step(tmp_path: Path) -> None:
     assert names_of(order(*paths[::-1])) == ["ckpt_100_2.31", "ckpt_200_2.11", "ckpt_1000_1.99"]
 
 
-def test_steps_by_hand_that_contradict_those_inside_warn(tmp_path: Path) -> None:
-    """A shell sorts ckpt_1000 before ckpt_200: steps typed in another order than the arguments are noticed."""
+def test_steps_from_the_user_that_contradict_those_inside_warn(tmp_path: Path) -> None:
+    """A shell sorts ckpt_1000 before ckpt_200: steps in another order than the arguments are detected."""
     paths = [write_one(tmp_path / f"ckpt_{step}.pt", step=step) for step in (1000, 200, 300)]
     wrong = ema_cli.plan(paths, decay=0.5, steps=(200, 300, 1000))
     (warning,) = [warning for warning in wrong.warnings if warning.code == "steps-contradict"]

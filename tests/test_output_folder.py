@@ -75,7 +75,7 @@ def failures(out: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("size", [1, 100, 4_000, 10_000, 80_000, 100_000])
 def test_the_shards_are_the_one_file_cut_up(size: int, tmp_path: Path) -> None:
-    """One after the other, their data sections are that of the one file; the index knows where everything is."""
+    """In a row, their data sections are that of the single file; the index has the file of every tensor."""
     paths = write_series(tmp_path / "run", states())
     ema_cli.average(paths, decay=0.7, output=tmp_path / "one.safetensors")
     ema_cli.average(paths, decay=0.7, output=tmp_path / "many", max_shard_size=size)
@@ -115,7 +115,7 @@ def test_each_header_is_that_of_the_library(size: int, tmp_path: Path) -> None:
 
 
 def test_what_fits_into_one_file_needs_no_index(tmp_path: Path) -> None:
-    """Then it is called ``model.safetensors``, and has the bytes of an output that is a file."""
+    """Then the file is ``model.safetensors``, and has the bytes of a file output."""
     paths = write_series(tmp_path / "run", states())
     ema_cli.average(paths, decay=0.7, output=tmp_path / "one.safetensors")
     found = ema_cli.average(paths, decay=0.7, output=f"{tmp_path}/out/").averages[0].output
@@ -133,15 +133,15 @@ def test_files_are_filled_greedily(sizes: list[int], most: int) -> None:
     layouts = [
         TensorLayout(name=f"{n:03d}", dtype=BY_NAME["U8"], shape=(size,), strides=None) for n, size in enumerate(sizes)
     ]
-    files, beside = plan_files(layouts, {}, "m", most)
-    held = [list(json.loads(file.header[8:])) for file in files]
-    assert [name for names in held for name in names] == [layout.name for layout in layouts]
+    files, index_file = plan_files(layouts, {}, "m", most)
+    names_in_shards = [list(json.loads(file.header[8:])) for file in files]
+    assert [name for names in names_in_shards for name in names] == [layout.name for layout in layouts]
     assert [file.begin for file in files] == [sum(f.data_bytes for f in files[:k]) for k in range(len(files))]
-    for names, following in pairwise(held):
+    for names, following in pairwise(names_in_shards):
         used = sum(sizes[int(name)] for name in names)
         assert used + sizes[int(following[0])] > most
         assert used <= most or len(names) == 1
-    assert bool(beside) == (len(files) > 1)
+    assert bool(index_file) == (len(files) > 1)
 
 
 def test_more_files_than_names_are_refused() -> None:
@@ -152,7 +152,7 @@ def test_more_files_than_names_are_refused() -> None:
 
 
 def test_the_default_size_is_that_of_the_libraries() -> None:
-    """A slash at the end means a folder; what is said is not overruled by it."""
+    """A slash at the end means a folder; a given size replaces the default."""
     for output, asked, path, limit in (
         ("out/", None, "out", DEFAULT_SHARD_BYTES),
         ("out/", 7, "out", 7),
@@ -182,7 +182,7 @@ def test_the_default_size_is_that_of_the_libraries() -> None:
 def test_names_that_cannot_be_are_refused(
     arguments: list[str], message: str, hint: str, run_folder: Path, ema_avg: Run
 ) -> None:
-    """The error says what was meant, probably, and nothing is written."""
+    """The error names the likely intention, and nothing is written."""
     (run_folder.parent / "there").mkdir()
     before = listing(run_folder.parent)
     done = ema_avg(run_folder.name, "--decay", "0.5", *arguments)
@@ -204,7 +204,7 @@ def test_sizes_are_decimal_as_in_the_libraries(text: str, size: int, tmp_path: P
 
 
 def test_several_averages_fill_several_folders(run_folder: Path, ema_avg: Run) -> None:
-    """Fields in the name of a folder distinguish them; each has its report."""
+    """Fields in the name of a folder distinguish the folders; each has its report."""
     done = ema_avg(run_folder, "--decay", "0.5", "--decay", "0.9", "-o", "e_{decay}/", "--max-shard-size", "100")
     assert done.returncode == 0, done.stderr
     for decay in (0.5, 0.9):
@@ -239,8 +239,8 @@ def test_a_folder_can_be_configured(run_folder: Path, ema_avg: Run) -> None:
     assert len(shards_of(run_folder.parent / "a")) > len(shards_of(run_folder.parent / "b")) == 1
 
 
-def test_the_report_tells_of_every_file(run_folder: Path, ema_avg: Run) -> None:
-    """Sizes and digests are those of ``sha256sum``, and the one digest is that of the lines that it prints."""
+def test_the_report_lists_every_file(run_folder: Path, ema_avg: Run) -> None:
+    """Sizes and digests are those of ``sha256sum``, and the single digest is the digest of the lines that it prints."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "out/", "--max-shard-size", "150", "--json")
     document = json.loads(done.stdout)
     check_schema(document)
@@ -260,7 +260,7 @@ def test_the_report_tells_of_every_file(run_folder: Path, ema_avg: Run) -> None:
 
 
 def touch_everything(folder: Path) -> None:
-    """Give every file another time of modification."""
+    """Change the modification time of every file."""
     for path in folder.iterdir():
         os.utime(path, ns=(1, 1))
 
@@ -280,7 +280,7 @@ def touch_everything(folder: Path) -> None:
     ids=range(8),
 )
 def test_what_is_up_to_date_and_what_is_not(change: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
-    """A folder is as it was if all its files are; what somebody put beside them is no matter."""
+    """A folder is unchanged if all its files are; added files of other programs do not matter."""
     folders = model_folders(tmp_path / "run", states())
     out = tmp_path / "out"
     options: Any = {"decay": 0.5, "output": out, "max_shard_size": 20_000}
@@ -299,13 +299,13 @@ def test_what_is_up_to_date_and_what_is_not(change: Callable[[Path], object], re
 
 
 def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
-    """And so are a folder and a file of one name; a foreign folder is never touched without --force."""
+    """Another size needs --force, like a foreign folder; an empty folder is free."""
     paths = write_series(tmp_path / "run", states())
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out", max_shard_size=20_000)
     with pytest.raises(OutputError, match="made with other options"):
         ema_cli.average(paths, decay=0.5, output=tmp_path / "out", max_shard_size=30_000)
     (tmp_path / "mine").mkdir()
-    ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/mine/")  # an empty one is as good as none
+    ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/mine/")  # an empty folder may be used
     (tmp_path / "yours").mkdir()
     (tmp_path / "yours" / "notes.txt").write_text("keep")
     with pytest.raises(OutputError, match="already exists, without a readable report beside it"):
@@ -345,7 +345,7 @@ def test_what_is_no_plain_folder_is_not_replaced(kind: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("force", [False, True])
 def test_inputs_are_never_written_over(force: bool, tmp_path: Path) -> None:
-    """A folder that is an input, holds one, or is inside one, is no output; links do not hide it."""
+    """A folder that is an input, contains an input, or is inside one, is no output; links do not hide it."""
     folders = model_folders(tmp_path / "run", states())
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for output, message in (
@@ -360,7 +360,7 @@ def test_inputs_are_never_written_over(force: bool, tmp_path: Path) -> None:
 
 
 def test_side_files_are_copied(tmp_path: Path) -> None:
-    """What belongs to the model is copied byte for byte from the last checkpoint, and listed in the report."""
+    """The model's side files are copied byte for byte from the last checkpoint, and listed in the report."""
     folders = model_folders(tmp_path / "run", states())
     (folders[-1] / "tokenizer.json").write_bytes(b"the last one \xff")
     found = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
@@ -375,8 +375,8 @@ def test_side_files_are_copied(tmp_path: Path) -> None:
     assert row[1].endswith(" in 1 shard, with config.json, tokenizer.json")
 
 
-def test_the_configuration_tells_the_new_type(tmp_path: Path) -> None:
-    """``--dtype`` changes that value and nothing else; where the type stays, nothing is changed at all."""
+def test_the_configuration_has_the_new_type(tmp_path: Path) -> None:
+    """``--dtype`` changes that value and nothing else; if the type stays, nothing is changed at all."""
     folders = model_folders(tmp_path / "run", states())
     for dtype in ("float32", "bfloat16"):
         ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/{dtype}/", dtype=dtype)
@@ -402,7 +402,7 @@ def test_the_configuration_tells_the_new_type(tmp_path: Path) -> None:
     ids=range(8),
 )
 def test_configurations_of_any_kind(config: str, expected: str | None, tmp_path: Path) -> None:
-    """One that names no type stays as it is; so does one that cannot be read, with a word."""
+    """A configuration without a type is unchanged; so is an unreadable one, with a warning."""
     folders = model_folders(tmp_path / "run", states(1), config__json=config.encode("latin-1"))
     report = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/", dtype="bfloat16")
     written = (tmp_path / "out" / "config.json").read_bytes()
@@ -418,8 +418,8 @@ def test_side_files_that_are_no_files_are_not_copied(tmp_path: Path) -> None:
         sparse.truncate(10**9 + 1)
     report = ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/out/")
     assert listing(tmp_path / "out") == {"model.safetensors", "config.json", "tokenizer.json"}
-    told = " ".join(one.message for one in report.warnings if one.code == "companion-left-out")
-    assert "merges.txt" in told
+    messages = " ".join(one.message for one in report.warnings if one.code == "companion-left-out")
+    assert "merges.txt" in messages
 
 
 @pytest.mark.parametrize("stem", ["adapter_model", "diffusion_pytorch_model"])
@@ -435,8 +435,8 @@ def test_the_weights_are_called_as_in_the_checkpoint(stem: str, tmp_path: Path) 
     assert set(index_of(tmp_path / "cut", stem)["weight_map"]) == set(load_folder(tmp_path / "out"))
 
 
-def test_a_plan_tells_the_files(tmp_path: Path, ema_avg: Run) -> None:
-    """Without writing them: shards and side files, as JSON and as text."""
+def test_a_plan_lists_the_files(tmp_path: Path, ema_avg: Run) -> None:
+    """The plan lists shards and side files without writing them, as JSON and as text."""
     model_folders(tmp_path / "run", states())
     arguments = ["plan", "run", "--decay", "0.5", "-o", "out/", "--max-shard-size", "20kB"]
     files = json.loads(ema_avg(*arguments, "--json").stdout)["averages"][0]["files"]
@@ -448,8 +448,8 @@ def test_a_plan_tells_the_files(tmp_path: Path, ema_avg: Run) -> None:
     assert "up to date" in ema_avg(*arguments).stderr
 
 
-def test_a_folder_is_left_out_of_the_next_run(tmp_path: Path, ema_avg: Run) -> None:
-    """In the folder of the run, an earlier output is no checkpoint; by itself it can be averaged, with a warning."""
+def test_an_output_folder_is_skipped_in_the_next_run(tmp_path: Path, ema_avg: Run) -> None:
+    """In the folder of the run, a previous average is no checkpoint; alone it can be averaged, with a warning."""
     model_folders(tmp_path / "run", states())
     for number in range(2):
         done = ema_avg("run", "--decay", "0.5", "-o", "run/out_5/", "--max-shard-size", "20kB")
@@ -470,7 +470,7 @@ def test_diff_compares_folders_with_files(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_a_folder_can_be_continued(tmp_path: Path, ema_avg: Run) -> None:
-    """Folding two checkpoints, then one more, gives what folding all three at once gives; in place, too."""
+    """Folding two checkpoints, then one more, gives the same as folding all three at once; in place, too."""
     folders = model_folders(tmp_path / "run", states())
     ema_avg(*folders[:2], "--decay", "0.5", "-o", "a/", "--max-shard-size", "9kB", "--dtype", "float64")
     ema_avg(*folders, "--decay", "0.5", "-o", "all/", "--dtype", "float64")
@@ -498,7 +498,7 @@ def test_a_batch_of_folders(tmp_path: Path, ema_avg: Run) -> None:
 
 
 def test_a_folder_is_verified(tmp_path: Path, ema_avg: Run) -> None:
-    """All checks are made of a fresh folder, and whatever is planted is found and named."""
+    """All checks of a fresh folder pass, and every planted fault is found and named."""
     folders = model_folders(tmp_path / "run", states())
     out = tmp_path / "out"
     ema_cli.average(folders, decay=0.5, output=out, max_shard_size=20_000, sha256=True)

@@ -1,4 +1,4 @@
-"""What is installed: the wheel, its entry point, its types, its help topics; and the options that the README names."""
+"""The installed package: the wheel, its entry point, its types, its help topics; and the options in the README."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_wheel_works_without_the_source_tree(wheel: Path, run_folder: Path) 
 
 
 def test_the_readme_names_options_that_exist() -> None:
-    """Each option in the README and in the help topics is one of a command."""
+    """Each option in the README and in the help topics is an option of a command."""
     pages = [ROOT / "README.md", *(ROOT / "ema_cli" / "help").glob("*.md")]
     runner = CliRunner()
     commands = ("average", "batch", "inspect", "diff", "verify", "help")

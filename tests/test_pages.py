@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 class Page(HTMLParser):
-    """Collects what a browser would see: tags with their attributes, and text."""
+    """Collects the parts that a browser would see: tags with their attributes, and text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ class Page(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag."""
+        """Record a tag."""
         self.tags.append((tag, dict(attrs)))
         if tag not in {"meta", "link", "img", "br", "path", "circle", "i", "td", "th", "tr"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag that closes itself."""
+        """Record a tag that closes itself."""
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
@@ -119,7 +119,7 @@ def test_the_page_needs_nothing_else(report: Report) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: name[:12])
 def test_names_cannot_break_the_page(report: Report, name: str) -> None:
-    """Whatever files and tensors are called, the page has the tags that it had."""
+    """Whatever the names of files and tensors, the page has the same tags."""
     plain, hostile = (Page(to_html(renamed(report, text))) for text in ("name", name))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert "49" not in re.findall(r"\{\{ 7.*?\}\}", hostile.text)
@@ -226,7 +226,7 @@ def test_a_large_report_stays_small(report: Report) -> None:
     ],
 )
 def test_movement_is_described_in_words(report: Report, cosines: tuple[float | None, ...], words: str) -> None:
-    """Oscillation, one direction, or neither; never that the average is better."""
+    """Oscillation, one direction, or neither; the text never says that the average is better."""
     assert report.geometry is not None
     sentence = movement(dataclasses.replace(report.geometry, step_cosines=cosines))
     assert words in sentence

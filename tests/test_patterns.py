@@ -1,4 +1,4 @@
-"""What a name on the command line means: one file, one folder, or all that match it, here and in a store."""
+"""The meaning of a name on the command line: one file, one folder, or all that match it, here and in a store."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_a_pattern_means_the_same_here_and_in_a_store(pattern: str, found: list[
 
 @pytest.mark.parametrize("name", ["s3://bucket/run/x.pt", "https://host/model.safetensors?download=true"])
 def test_a_url_that_is_no_pattern_is_itself(name: str) -> None:
-    """No store is asked for it; a question mark begins a query."""
+    """A URL without a pattern is not looked up in a store; a question mark begins a query."""
     assert matches(name) == [Url(name)]

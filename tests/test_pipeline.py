@@ -1,4 +1,4 @@
-"""The whole sentence, from finding to reporting; and what happens when the world changes meanwhile."""
+"""The whole run, from finding to reporting, and files that change during it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def paths(tmp_path: Path) -> Paths:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """Where the average goes."""
+    """The output of the average."""
     return tmp_path / "ema.safetensors"
 
 
@@ -67,7 +67,7 @@ def test_a_second_run_finds_the_output_up_to_date(paths: Paths, output: Path) ->
     ],
 )
 def test_another_average_does_not_overwrite(change: dict[str, Any], paths: Paths, output: Path) -> None:
-    """An output of other options is in the way: refused with the way out, and overwritten with ``force``."""
+    """An output of other options exists: refused with a hint, and overwritten with ``force``."""
     run(paths, output)
     before = output.read_bytes()
     with pytest.raises(OutputError, match=r"ema\.safetensors. already exists, ") as refused:
@@ -88,7 +88,7 @@ def test_changed_inputs_are_noticed(paths: Paths, output: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "header", "no report", "broken report", "foreign"])
 def test_a_damaged_output_is_not_up_to_date(damage: str, paths: Paths, output: Path) -> None:
-    """What is not the whole file with its report is never taken for it."""
+    """A damaged file, or one without its report, is never up to date."""
     run(paths, output)
     report = output.with_name("ema.report.json")
     raw = output.read_bytes()
@@ -109,7 +109,7 @@ def test_a_damaged_output_is_not_up_to_date(damage: str, paths: Paths, output: P
 
 
 def test_further_averages_of_the_same_run(paths: Paths, tmp_path: Path) -> None:
-    """A decay that is added computes all again, without being stopped by what is up to date."""
+    """With an additional decay all outputs are computed again, even those that are up to date."""
     template = tmp_path / "ema_{decay}.safetensors"
     run(paths, template, decay=[0.5])
     assert not run(paths, template, decay=[0.5, 0.9]).up_to_date
@@ -119,7 +119,7 @@ def test_further_averages_of_the_same_run(paths: Paths, tmp_path: Path) -> None:
 
 
 def test_a_report_can_be_asked_for_later(paths: Paths, output: Path, tmp_path: Path) -> None:
-    """When the output is up to date, a further report is written all the same."""
+    """When the output is up to date, a further report is still written."""
     run(paths, output)
     assert run(paths, output, report=[tmp_path / "late.json"]).up_to_date
     assert (tmp_path / "late.json").read_bytes() == (tmp_path / "ema.report.json").read_bytes()
@@ -127,7 +127,7 @@ def test_a_report_can_be_asked_for_later(paths: Paths, output: Path, tmp_path: P
 
 @pytest.mark.parametrize("change", ["append", "truncate", "overwrite"])
 def test_an_input_that_changes_is_never_published(change: str, paths: Paths, output: Path) -> None:
-    """Grown, cut or rewritten in place during the run: the error names the file, and there is no output."""
+    """A file is appended to, truncated or rewritten during the run: the error names it, and there is no output."""
 
     def spoil() -> None:
         raw = paths[1].read_bytes()
@@ -148,7 +148,7 @@ def test_an_input_that_changes_is_never_published(change: str, paths: Paths, out
 
 @pytest.mark.parametrize("change", ["unlink", "replace"])
 def test_an_input_that_loses_its_name_is_averaged_with_a_warning(change: str, paths: Paths, output: Path) -> None:
-    """A rotated checkpoint is still whole behind the open file: the run finishes, and says so."""
+    """A rotated checkpoint is still readable through the open file: the run finishes, and reports it."""
     expected = run(paths, output.with_name("expected.safetensors")).report
 
     def spoil() -> None:
@@ -169,14 +169,14 @@ def test_an_input_that_loses_its_name_is_averaged_with_a_warning(change: str, pa
 
 
 def test_strict_refuses_an_input_that_lost_its_name(paths: Paths, output: Path) -> None:
-    """Under ``strict`` a warning that comes after the fold still keeps the output from being published."""
+    """Under ``strict`` a warning after the fold still keeps the output from being published."""
     with pytest.raises(StrictWarnings, match=r"1 warning under --strict.*input-replaced"):
         run_average(make_options(paths, decay=0.5, output=output, strict=True), during(paths[0].unlink))
     assert sorted(path.name for path in output.parent.iterdir()) == ["run"]
 
 
 def test_strict_fails_on_a_warning_before_the_work(paths: Paths, output: Path) -> None:
-    """A planned warning stops the run, whether or not an earlier run without ``strict`` wrote the output."""
+    """A planned warning stops the run, whether or not a previous run without ``strict`` wrote the output."""
     with pytest.raises(StrictWarnings, match="first-dominates"):
         run(paths, output, decay=0.99, strict=True)
     assert not output.exists()
@@ -186,7 +186,7 @@ def test_strict_fails_on_a_warning_before_the_work(paths: Paths, output: Path) -
 
 
 def test_strict_passes_without_warnings(paths: Paths, output: Path) -> None:
-    """A clean run is a clean run."""
+    """A run without warnings succeeds under ``strict``."""
     assert run(paths, output, strict=True).report.warnings == ()
 
 
@@ -217,13 +217,13 @@ def test_digests_of_the_inputs(paths: Paths, output: Path) -> None:
 
 
 def test_an_output_must_be_named(paths: Paths) -> None:
-    """``run_average`` without an output is a usage error that shows both ways out."""
+    """``run_average`` without an output is a usage error with both ways to give one."""
     with pytest.raises(UsageError, match="no output was named"):
         run_average(make_options(paths, decay=0.5))
 
 
 def test_the_file_loads_into_a_real_model(tmp_path: Path) -> None:
-    """A model with BatchNorm takes the average with ``strict=True``, from nested training checkpoints."""
+    """A model with BatchNorm loads the average with ``strict=True``, from nested training checkpoints."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
     paths = []
     for step in (10, 20, 30):
@@ -247,7 +247,7 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_open_and_no_thread_runs_on(paths: Paths, output: Path) -> None:
-    """After a run, whatever came of it, descriptors and threads are as before."""
+    """After a run, successful or not, descriptors and threads are as before."""
     run(paths, output)
     files, threads = open_files(), threading.active_count()
     run(paths, output, force=True)
@@ -283,7 +283,7 @@ def test_the_package_offers_its_functions_lazily() -> None:
 
 
 def test_a_large_norm_is_no_overflow(tmp_path: Path) -> None:
-    """Squares can leave float64 where the numbers do not: nothing is warned of, and the statistics are undefined."""
+    """Squares can leave float64 where the numbers do not: there is no warning, and the statistics are undefined."""
     states = [{"w": torch.full((4,), 1e200 * i, dtype=torch.float64)} for i in range(1, 5)]
     outcome = run(write_series(tmp_path / "run", states), tmp_path / "e.safetensors", strict=True)
     assert outcome.report.warnings == ()
@@ -292,7 +292,7 @@ def test_a_large_norm_is_no_overflow(tmp_path: Path) -> None:
 
 
 def test_a_touched_output_is_read_before_it_is_believed(paths: Paths, output: Path) -> None:
-    """A changed byte is noticed, whatever the times of the files say; a copy with the same bytes is up to date."""
+    """A changed byte is detected, whatever the times of the files; a copy with the same bytes is up to date."""
     run(paths, output)
     raw = output.read_bytes()
     output.write_bytes(raw)
@@ -304,7 +304,7 @@ def test_a_touched_output_is_read_before_it_is_believed(paths: Paths, output: Pa
 
 
 def test_each_report_has_the_geometry_of_its_average(paths: Paths, tmp_path: Path) -> None:
-    """The report beside an output is whole; together they are that of the run."""
+    """The report of each output is complete; together they are that of the run."""
     template = tmp_path / "ema_{decay}.safetensors"
     whole = run(paths, template, decay=[0.5, 0.9]).report
     again = run(paths, template, decay=[0.5, 0.9]).report
@@ -339,15 +339,15 @@ def test_each_report_has_the_geometry_of_its_average(paths: Paths, tmp_path: Pat
 def test_a_report_that_is_not_sound_is_none(
     place: tuple[Any, ...], value: object, paths: Paths, output: Path, tmp_path: Path
 ) -> None:
-    """Whatever stands beside an output, the answer is one sentence, and no page is made of it."""
+    """Whatever the report of an output contains, the answer is one sentence, and no page is made of it."""
     run(paths, output)
-    beside = tmp_path / "ema.report.json"
-    document = json.loads(beside.read_text())
+    report_file = tmp_path / "ema.report.json"
+    document = json.loads(report_file.read_text())
     inner = document
     for step in place[:-1]:
         inner = inner[step]
     inner[place[-1]] = value
-    beside.write_text(json.dumps(document))
+    report_file.write_text(json.dumps(document))
     with pytest.raises(OutputError, match=r"without a readable report beside it|exists and is not a report of ema-avg"):
         run(paths, output, report=[tmp_path / "x.html", tmp_path / "x.md"])
     assert not (tmp_path / "x.html").exists()

@@ -1,4 +1,4 @@
-"""The plan: what will be read, written and copied, and every reason why it cannot be."""
+"""The plan: the data that will be read, written and copied, and every reason to refuse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.series import State, open_files, random_states, write_series
 
 
 def plan(folder: Path, states: list[State], **options: Any) -> Plan:
-    """Write a series and plan it; with a decay of one half if nothing else is said."""
+    """Write a series and plan it, with a decay of one half unless another is given."""
     if not {"decay", "half_life", "method"} & set(options):
         options["decay"] = 0.5
     return ema_cli.plan(write_series(folder, states), **options)
@@ -52,7 +52,7 @@ def test_what_is_averaged_and_what_is_copied(tmp_path: Path) -> None:
     assert made.write_bytes == len(made.outputs[0].files[0].header) + made.data_bytes
 
 
-def test_tensors_lie_one_behind_the_other(tmp_path: Path) -> None:
+def test_tensors_are_stored_in_a_row(tmp_path: Path) -> None:
     """The data section has no holes, and every tensor is aligned to its element size."""
     made = plan(tmp_path, random_states(2))
     position = 0
@@ -64,7 +64,7 @@ def test_tensors_lie_one_behind_the_other(tmp_path: Path) -> None:
 
 
 def test_planning_reads_no_tensor_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only structure is read: far less than the tensors hold."""
+    """Only structure is read: far fewer bytes than the tensors have."""
     read = []
     original = FileSource.read_into
 
@@ -87,7 +87,7 @@ def test_include_and_exclude_choose_tensors(tmp_path: Path) -> None:
         plan(tmp_path, states, include=("nothing",))
 
 
-def test_all_differences_are_told_at_once(tmp_path: Path) -> None:
+def test_all_differences_are_reported_at_once(tmp_path: Path) -> None:
     """Missing, additional, reshaped and retyped tensors are named with their files, in one error."""
     last = {"a": torch.ones(2), "b": torch.ones(3), "n": torch.tensor(1), "only_last": torch.ones(1)}
     first = {"a": torch.ones(5), "b": torch.arange(3), "n": torch.tensor(1), "only_first": torch.ones(1)}
@@ -102,14 +102,14 @@ def test_all_differences_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_many_differences_are_capped(tmp_path: Path) -> None:
-    """A hundred reshaped tensors are not a hundred lines."""
+    """A hundred reshaped tensors are a short message."""
     states = [{f"t{k}": torch.ones(size) for k in range(100)} for size in (1, 2)]
     with pytest.raises(InputRefused, match="and 88 more"):
         plan(tmp_path, states)
 
 
 def test_integers_of_two_sizes_are_a_difference(tmp_path: Path) -> None:
-    """What is copied must be of one type in all checkpoints."""
+    """A copied tensor must have one type in all checkpoints."""
     states = [{"w": torch.ones(1), "n": torch.tensor(1, dtype=dtype)} for dtype in (torch.int32, torch.int64)]
     with pytest.raises(InputRefused, match='"n": int32'):
         plan(tmp_path, states)
@@ -134,8 +134,8 @@ def test_tensors_are_matched_by_name(tmp_path: Path) -> None:
     assert [tensor.drift for tensor in found.tensors] == [0, 0]
 
 
-def test_tied_tensors_are_told(tmp_path: Path) -> None:
-    """A tensor that shares its bytes with an earlier one is written twice, and said to be tied."""
+def test_tied_tensors_are_reported(tmp_path: Path) -> None:
+    """A tensor that shares its bytes with a previous one is written twice, and reported as tied."""
     shared = torch.ones(4)
     made = plan(tmp_path, [{"embed": shared, "head": shared, "w": torch.ones(4)}] * 2)
     assert {t.name: t.tied_to for t in made.tensors} == {"embed": None, "head": "embed", "w": None}
@@ -270,7 +270,7 @@ def test_contradicting_options_are_refused_before_anything_is_read(options: dict
         ({"decay": [0.5, 0.5 + 1e-15], "output": "ema_{decay}.safetensors"}, "several averages would be written to"),
     ],
 )
-def test_output_names_must_tell_the_averages_apart(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_output_names_must_distinguish_the_averages(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     """A placeholder without a value, or one that gives one name twice, is refused."""
     options["output"] = tmp_path / options["output"]
     with pytest.raises(UsageError, match=message):
@@ -278,7 +278,7 @@ def test_output_names_must_tell_the_averages_apart(options: dict[str, Any], mess
 
 
 def test_an_input_is_never_the_output(tmp_path: Path) -> None:
-    """Neither by its own name nor by a link."""
+    """An input is not overwritten, by its own name or by a link."""
     paths = write_series(tmp_path, random_states(2), form="safetensors")
     link = tmp_path / "link.safetensors"
     link.symlink_to(paths[1])
@@ -297,7 +297,7 @@ def test_an_input_is_never_the_output(tmp_path: Path) -> None:
 def test_memory_stays_within_the_bound(
     series_of_two: list[Path], max_memory: int, threads: int | None, decays: int
 ) -> None:
-    """The buffers keep within ``--max-memory`` and the asked threads, or too little is refused with the least."""
+    """The buffers fit in ``--max-memory`` with the requested threads, or the error states the minimum."""
     options: dict[str, Any] = {
         "decay": [k / 10 for k in range(decays)],
         "max_memory": max_memory,
@@ -340,7 +340,7 @@ def test_a_small_model_takes_small_buffers(tmp_path: Path) -> None:
     ],
 )
 def test_no_file_stays_open_when_planning_fails(options: dict[str, Any], tmp_path: Path) -> None:
-    """Whatever is refused after the files were opened, they are closed; after a plan they are, too."""
+    """Files that were opened are closed after every refusal, and after a plan."""
     paths = write_series(tmp_path, random_states(3))
     before = open_files()
     with pytest.raises(EmaAvgError):
@@ -350,8 +350,8 @@ def test_no_file_stays_open_when_planning_fails(options: dict[str, Any], tmp_pat
     assert open_files() == before
 
 
-def test_the_fingerprint_of_the_options_tells_averages_apart(tmp_path: Path) -> None:
-    """Every option that decides bytes changes the header; those that only cut up the work do not."""
+def test_the_fingerprint_of_the_options_distinguishes_averages(tmp_path: Path) -> None:
+    """Every option that changes bytes changes the header; options that only split the work do not."""
     paths = write_series(tmp_path, [MODEL] * 3)
     base: dict[str, Any] = {"decay": 0.5}
     header = ema_cli.plan(paths, **base).outputs[0].files[0].header

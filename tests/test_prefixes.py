@@ -1,4 +1,4 @@
-"""Wrappers' prefixes come off when the rule is uniform, and only then."""
+"""Wrappers' prefixes are removed if all names have them, and only then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def stripped(names: list[str], prefix: str | None = None) -> tuple[list[str], tu
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 def test_a_wrapper_of_the_whole_model_is_taken_off(prefix: str) -> None:
-    """A wrapper's prefix that all names carry is removed, and told."""
+    """A wrapper's prefix that all names have is removed, and reported."""
     assert stripped([f"{prefix}a.w", f"{prefix}b"]) == (["a.w", "b"], (prefix,))
 
 
@@ -29,7 +29,7 @@ def test_nested_wrappers_are_taken_off() -> None:
 
 
 def test_a_prefix_that_some_names_lack_stays() -> None:
-    """A model may have a part called ``module`` beside others."""
+    """A model may have a part called ``module`` and others."""
     names = ["module.a", "head.b"]
     assert stripped(names) == (names, ())
 
@@ -55,7 +55,7 @@ def test_wrappers_of_inner_modules_are_taken_off() -> None:
 
 
 def test_names_that_would_collide_are_kept() -> None:
-    """When two names would become one, nothing is removed, and that is told."""
+    """When two names would become equal, nothing is removed, and that is reported."""
     names = ["a.w", "a._orig_mod.w"]
     assert stripped(names) == (names, ())
     (note,) = strip_prefixes(names, None).notes
@@ -63,8 +63,8 @@ def test_names_that_would_collide_are_kept() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
-def test_a_prefix_of_some_names_is_told(prefix: str) -> None:
-    """One name without the wrapper keeps it on all, and is named; a prefix by hand silences that."""
+def test_a_prefix_of_some_names_is_reported(prefix: str) -> None:
+    """A single name without the wrapper's prefix keeps it on all, and is named; ``--strip-prefix`` silences that."""
     names = [f"{prefix}a", f"{prefix}b", "head"]
     assert stripped(names) == (names, ())
     (note,) = strip_prefixes(names, None).notes
@@ -74,7 +74,7 @@ def test_a_prefix_of_some_names_is_told(prefix: str) -> None:
 
 
 def test_a_given_prefix_must_be_in_front_of_all_names() -> None:
-    """A prefix by hand is removed from every name, or refused with the first name that lacks it."""
+    """A prefix that the user gives is removed from every name, or refused with the first name that lacks it."""
     assert stripped(["net.a", "net.b"], "net.") == (["a", "b"], ("net.",))
     assert stripped(["net.a", "b"], "") == (["net.a", "b"], ())
     with pytest.raises((InputRefused, UsageError), match=r'tensor "b" does not begin with --strip-prefix "net\."'):
@@ -82,7 +82,7 @@ def test_a_given_prefix_must_be_in_front_of_all_names() -> None:
 
 
 def test_a_given_prefix_cannot_be_a_whole_name() -> None:
-    """A tensor without a name could not be loaded by anything."""
+    """A tensor without a name could not be loaded by any program."""
     with pytest.raises((InputRefused, UsageError), match='tensor "net" would have an empty name'):
         strip_prefixes(["net.a", "net"], "net")
 

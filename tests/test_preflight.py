@@ -32,19 +32,19 @@ def foreign(name: str) -> Callable[[Path], object]:
 
 
 def the_average(folder: Path) -> None:
-    """Write the average that will be asked for."""
+    """Write the average that will be requested."""
     run_average(make_options(folder / "run", decay=0.5, output=folder / "ema.safetensors"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What is in the folder, what is asked for, and the expected answer."""
+    """The contents of the folder, the requested average, and the expected answer."""
 
     prepare: Callable[[Path], object] = nothing
     options: dict[str, Any] = field(default_factory=dict)
     output: str = "ema.safetensors"
     codes: tuple[str, ...] = ()
-    """Of the warnings that a plan shows, in order."""
+    """The warnings that a plan shows, in order."""
     plan_raises: type[EmaAvgError] | None = None
     run_raises: type[EmaAvgError] | None = None
 

@@ -61,5 +61,5 @@ def test_recipes_run_as_written(service: str, variables: dict[str, str], run_fol
 
 
 def test_the_readme_has_the_recipe_of_the_topic() -> None:
-    """What the README shows for GitHub is what is run above."""
+    """The README's recipe for GitHub is the recipe that is run above."""
     assert script_of("github", README) == script_of("github")

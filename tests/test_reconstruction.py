@@ -23,7 +23,7 @@ from tests.helpers.exact import per_step_shares, per_step_shares_closed, power_s
 WORST = 1e-12
 """Relative error of a weight that is allowed."""
 LEAST = 1e-290
-"""Weights below it are subnormal numbers somewhere on the way, and contribute nothing."""
+"""Weights below it are subnormal numbers in some step, and contribute nothing."""
 
 COMPLEMENTS = st.one_of(
     st.floats(-15, math.log10(0.5)).map(lambda exponent: 10.0**exponent),
@@ -34,7 +34,7 @@ INITS = st.sampled_from(["first", "debias"])
 
 
 def steps_of(gaps: Sequence[int], start: int = 0) -> tuple[int, ...]:
-    """Return the steps that lie ``gaps`` apart."""
+    """Return the steps that are ``gaps`` apart."""
     return tuple(np.cumsum([start, *gaps]).tolist())
 
 
@@ -97,7 +97,7 @@ def test_small_decays_hold_too(steps: tuple[int, ...], decay: float, init: Init)
 
 
 def test_the_oracles_agree() -> None:
-    """The walk and the textbook formula are one and the same where both can go."""
+    """The walk and the textbook formula agree where both can be computed."""
     steps, complement = steps_of([3, 50, 1, 17]), Fraction(1, 1000)
     for debias in (False, True):
         walked = per_step_shares(steps, complement, debias=debias)
@@ -123,7 +123,7 @@ def test_one_checkpoint_has_it_all(decay: float, init: Init) -> None:
     assert uniform_time((5,)) == power((0,), 0.1) == power((9,), 0.1) == lr_decay((5,), "cosine") == (1.0,)
 
 
-def test_two_checkpoints_by_hand() -> None:
+def test_two_checkpoints_have_known_weights() -> None:
     """N = 2, one step apart: theta_2 is one step of the EMA; two apart, the middle is half of each."""
     assert ema_linear((10, 11), Decay.of(0.75)) == (0.75, 0.25)
     assert ema_linear((10, 12), Decay.of(0.5)) == pytest.approx((0.25 + 0.125, 0.5 + 0.125), rel=1e-15)
@@ -148,7 +148,7 @@ def test_hold_at_equal_spacing_is_the_fold_with_the_power_of_the_gap(gap: int, c
 
 
 def test_debiased_tends_to_the_mean_over_steps() -> None:
-    """As d -> 1, with ``debias`` every step counts alike, so the checkpoints have the trapezoid's weights."""
+    """As d -> 1, with ``debias`` every step has the same weight, so the checkpoints have the trapezoid's weights."""
     steps = steps_of([100, 300, 50], 1000)
     found = ema_linear(steps, Decay.of_complement(1e-14), "debias")
     per_step = np.array([np.interp(np.arange(1000, 1451), steps, unit) for unit in np.eye(4)]).mean(axis=1)
@@ -157,7 +157,7 @@ def test_debiased_tends_to_the_mean_over_steps() -> None:
 
 
 def test_first_tends_to_the_first_checkpoint() -> None:
-    """As d -> 1, with ``first`` all of the average is what stood at the beginning."""
+    """As d -> 1, with ``first`` all of the average is the first checkpoint."""
     assert ema_linear((0, 10, 20), Decay.of_complement(1e-15))[0] == pytest.approx(1, abs=1e-13)
 
 
@@ -196,13 +196,13 @@ def test_gamma_is_that_of_the_literature(sigma_rel: float, gamma: float) -> None
 @settings(deadline=None)
 @example(WIDEST_SIGMA_REL)
 def test_gamma_gives_back_the_width(sigma_rel: float) -> None:
-    """The standard deviation of the profile with that exponent is the width that was asked for."""
+    """The standard deviation of the profile with that exponent is the requested width."""
     gamma = gamma_from_sigma_rel(sigma_rel)
     assert math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) == pytest.approx(sigma_rel, rel=1e-12)
 
 
 def test_power_at_every_step_has_the_width_asked_for() -> None:
-    """Measured on the weights: mean and standard deviation of the time at which they sit."""
+    """Measured on the weights: mean and standard deviation of their time."""
     steps = tuple(range(2001))
     weights = np.array(power(steps, 0.1))
     times = np.array(steps) / steps[-1]
@@ -243,7 +243,7 @@ def test_lr_decay_at_equal_spacing_is_minus_sqrt() -> None:
 @given(steps=series(10**12, most=30), scale=st.integers(1, 1000))
 @settings(deadline=None)
 def test_scale_free_methods_do_not_care_for_the_clock(steps: tuple[int, ...], scale: int) -> None:
-    """Counting tokens instead of steps changes nothing where no decay is involved."""
+    """Counting tokens instead of steps changes nothing if no decay is involved."""
     tokens = tuple(step * scale for step in steps)
     assert lr_decay(tokens, "cosine") == pytest.approx(lr_decay(steps, "cosine"), rel=1e-9, abs=1e-15)
     assert uniform_time(tokens) == pytest.approx(uniform_time(steps), rel=1e-14)
@@ -261,7 +261,7 @@ def test_a_decay_belongs_to_the_clock() -> None:
 
 @pytest.mark.parametrize("steps", [None, (3, 3, 4), (5, 4, 6)])
 def test_steps_must_be_known_and_grow(steps: tuple[int, ...] | None) -> None:
-    """What cannot be weighed by steps is refused, with a way out; nothing else is weighed in its place."""
+    """Steps that cannot be used are refused, with a hint; no other weights are used in their place."""
     timeline = Timeline.of(steps or [None, None, None], "step")
     for method in (
         Method(name="ema", decay=Decay.of(0.9), per="step", init="first"),

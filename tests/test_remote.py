@@ -1,4 +1,4 @@
-"""A web server with ranges: what is read from it, how often, and what happens when it misbehaves."""
+"""A web server with ranges: the requests to it, their number, and its faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytest.importorskip("aiohttp")
 
 @dataclass
 class Site:
-    """A folder on the web, and what was asked of it."""
+    """A folder on the web, and a log of the requests."""
 
     folder: Path
     address: str = ""
@@ -39,7 +39,7 @@ class Site:
     etag: str = '"one"'
     accepts: bool = True
     heeds: bool = True
-    """Whether it answers with 412 where another entity tag is wanted."""
+    """Whether it answers with 412 if another entity tag is requested."""
     fail: Callable[[int], bool] = lambda _: False
     """Whether the n-th part is refused with 503."""
     cut: Callable[[int], bool] = lambda _: False
@@ -47,16 +47,16 @@ class Site:
     drop: Callable[[int], bool] = lambda _: False
     """Whether the connection is lost in the middle of the n-th part."""
     shift: Callable[[int], bool] = lambda _: False
-    """Whether another part is sent in place of the n-th, which the server says."""
+    """Whether another part is sent in place of the n-th, which the server states."""
     whole: Callable[[int], bool] = lambda _: False
     """Whether the whole file is sent in place of the n-th part."""
     asked: int = 0
     meeting: threading.Barrier | None = None
-    """Where questions for what a file is wait for each other."""
+    """Requests for the properties of a file wait for each other here."""
 
 
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
-    """Return what answers for a site."""
+    """Return the request handler of a site."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -153,7 +153,7 @@ def names(site: Site, suffix: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) -> None:
-    """The average is that of the files, and little more than the weights goes over the wire, in few requests."""
+    """The average is that of the files, and little more than the weights is transferred, in few requests."""
     ema_cli.average(
         [site.folder / Path(n).name for n in names(site, suffix)], decay=0.5, output=tmp_path / "a.safetensors"
     )
@@ -166,12 +166,12 @@ def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) 
     needed = 4 * 3 * 200 * 1000 * 4
     sent = sum(length for *_, length in site.ranges)
     assert needed <= sent + 4 * (1 << 16)
-    assert sent <= needed + planned + 1000  # the copied tensor besides
+    assert sent <= needed + planned + 1000  # plus the copied tensor
     assert len(site.ranges) <= 4 * 8
 
 
 def test_files_are_opened_several_at_a_time(site: Site) -> None:
-    """All four are asked about before any is answered; what cannot be opened is told as it is one by one."""
+    """All four are requested before any is answered; a file that cannot be opened has the same error as alone."""
     site.meeting = threading.Barrier(4, timeout=60)
     assert len(ema_cli.plan(names(site, "pt"), decay=0.5).checkpoints) == 4
     site.meeting = None
@@ -184,7 +184,7 @@ def test_files_are_opened_several_at_a_time(site: Site) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["transposed", "channels-last", "sliced"])
 def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) -> None:
-    """A tensor that lies in another order is read in many pieces, which come from one copy of it."""
+    """A tensor with another order of elements is read in many pieces, which come from one copy of it."""
     generator = torch.Generator().manual_seed(1)
     for step in range(2):
         values = torch.randn(12, 32, 40, 40, generator=generator)
@@ -203,13 +203,13 @@ def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) 
 
 
 def sometimes(every: int) -> Callable[[int], bool]:
-    """Return what is true of every so many parts, once the structures were read."""
+    """Return a function that is true for every n-th part, once the structures were read."""
     return lambda n: n > 8 and n % every == 0
 
 
 @pytest.mark.parametrize("fault", ["fail", "cut", "drop", "shift", "whole"])
 def test_what_passes_is_tried_again(fault: str, site: Site, tmp_path: Path) -> None:
-    """A busy server, and answers that are not what was asked for, cost time, not the result."""
+    """A busy server, and wrong answers, cost time, not the result."""
     setattr(site, fault, sometimes(4))
     ema_cli.average(names(site, "safetensors"), method="uniform", output=tmp_path / "b.safetensors")
     expected = np.mean([load_file(site.folder / f"c_{n}.safetensors")["w1"].double().numpy() for n in range(4)], axis=0)
@@ -227,14 +227,14 @@ def test_what_passes_is_tried_again(fault: str, site: Site, tmp_path: Path) -> N
     ],
 )
 def test_a_server_that_stays_wrong_is_refused(fault: str, said: str, site: Site, tmp_path: Path) -> None:
-    """Bytes that were not asked for are never taken for those that were."""
+    """Bytes that were not requested are never used in place of the requested ones."""
     setattr(site, fault, lambda n: n > 9)
     with pytest.raises(InputChanged, match=said):
         ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
     assert not list(tmp_path.glob("*b.safetensors*"))
 
 
-def test_a_server_that_stays_busy_is_told(site: Site, tmp_path: Path) -> None:
+def test_a_server_that_stays_busy_is_reported(site: Site, tmp_path: Path) -> None:
     """After some tries the run ends with the reason, and leaves nothing."""
     site.fail = lambda n: n > 9
     with pytest.raises(EmaAvgError, match=r"cannot be (read at byte|reached).*503"):
@@ -299,7 +299,7 @@ def test_local_runs_import_nothing_remote(tmp_path: Path) -> None:
 
 
 def test_announced_ranges_are_fetched_once() -> None:
-    """Ranges that touch or overlap become one request; each byte comes once, and is forgotten when it was taken."""
+    """Ranges that touch or overlap become one request; each byte is sent once, and is freed when it was taken."""
     data = bytes(range(256)) * 200
     fetched: list[tuple[int, int]] = []
 
@@ -307,50 +307,50 @@ def test_announced_ranges_are_fetched_once() -> None:
         fetched.append((begin, end))
         return data[begin:end]
 
-    ahead = Prefetcher(fetch)
+    prefetcher = Prefetcher(fetch)
     for begin in range(0, 40_000, 1000):
-        ahead.announce(begin, begin + 1000)
-    ahead.announce(500, 2500)
+        prefetcher.announce(begin, begin + 1000)
+    prefetcher.announce(500, 2500)
     for begin, length in ((0, 1500), (500, 2000), (1500, 38_500)):  # all within one part
         out = bytearray(length)
-        assert ahead.take(begin, memoryview(out)) == length
+        assert prefetcher.take(begin, memoryview(out)) == length
         assert out == data[begin : begin + length]
     assert fetched == [(0, 40_000)]
-    assert ahead.take(0, memoryview(bytearray(1))) == 0
+    assert prefetcher.take(0, memoryview(bytearray(1))) == 0
 
 
 @given(st.data())
 def test_every_byte_comes_out_as_it_is(data: st.DataObject) -> None:
-    """Whatever is announced and taken in whatever order, bytes are right or not there, and none is held in the end."""
+    """In whatever order ranges are announced and taken, bytes are right or absent, and none is in memory in the end."""
     size = 700_000
     content = np.random.default_rng(0).bytes(size)
-    ahead = Prefetcher(lambda begin, end: content[begin:end])
+    prefetcher = Prefetcher(lambda begin, end: content[begin:end])
     spans = st.tuples(st.integers(0, size - 1), st.integers(1, 300_000)).map(lambda s: (s[0], min(size, sum(s))))
     announced = data.draw(st.lists(spans, max_size=6))
     for begin, end in announced:
-        ahead.announce(begin, end)
+        prefetcher.announce(begin, end)
     for begin, end in data.draw(st.permutations(announced)):
         done = begin
         while done < end:
             out = bytearray(end - done)
-            taken = ahead.take(done, memoryview(out))
+            taken = prefetcher.take(done, memoryview(out))
             assert out[:taken] == content[done : done + taken]
             assert taken > 0
             done += taken
-    assert held(ahead) == 0
+    assert bytes_in_memory(prefetcher) == 0
 
 
-def test_what_was_taken_of_a_request_is_not_held() -> None:
-    """A request is forgotten part by part, not when all of it was taken."""
-    ahead = Prefetcher(lambda begin, end: bytes(end - begin))
-    ahead.announce(0, 1 << 20)
+def test_bytes_taken_from_a_request_are_freed() -> None:
+    """A request is freed part by part, not when all of it was taken."""
+    prefetcher = Prefetcher(lambda begin, end: bytes(end - begin))
+    prefetcher.announce(0, 1 << 20)
     done = 0
     while done < 1 << 19:
-        done += ahead.take(done, memoryview(bytearray((1 << 19) - done)))
-    assert held(ahead) == 1 << 19
+        done += prefetcher.take(done, memoryview(bytearray((1 << 19) - done)))
+    assert bytes_in_memory(prefetcher) == 1 << 19
 
 
-def held(ahead: Prefetcher) -> int:
-    """Return the bytes that were fetched and not forgotten."""
-    futures = [chunk.future for chunk in ahead._requests if chunk.future is not None]
+def bytes_in_memory(prefetcher: Prefetcher) -> int:
+    """Return the number of bytes that were fetched and not freed."""
+    futures = [chunk.future for chunk in prefetcher._requests if chunk.future is not None]
     return sum(len(part) for future in futures for part in future.result())

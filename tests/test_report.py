@@ -28,7 +28,7 @@ from tests.helpers.series import random_states, save_zip, write_one, write_serie
 @given(reports())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_reports_survive_json(report: model.Report) -> None:
-    """What ``to_json`` writes is ASCII, and ``from_json`` reads the very same report back."""
+    """``to_json`` writes ASCII, and ``from_json`` reads the very same report back."""
     text = to_json(report)
     assert text.isascii()
     assert text.endswith("}\n")
@@ -61,8 +61,8 @@ def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     assert from_json(json.dumps(document)) == report
 
 
-def test_the_report_is_the_file_beside_the_output(tmp_path: Path) -> None:
-    """What the call returns is what was written, and what any JSON reader finds."""
+def test_the_report_is_the_file_next_to_the_output(tmp_path: Path) -> None:
+    """The call returns the report that was written, and any JSON reader reads it."""
     output = tmp_path / "ema_0.5.safetensors"
     report = ema_cli.average(write_series(tmp_path, random_states(3)), decay=0.5, output=output)
     assert from_json((tmp_path / "ema_0.5.report.json").read_text()) == report
@@ -128,7 +128,7 @@ def test_a_report_never_holds_nan(tmp_path: Path) -> None:
 
 
 def test_each_output_has_its_own_report_and_a_further_one_has_all(tmp_path: Path) -> None:
-    """Beside each output is the report of its average; ``reports`` get the whole run."""
+    """Each output has the report of its average; ``reports`` get the whole run."""
     paths = write_series(tmp_path, random_states(3))
     more = tmp_path / "all.json"
     report = ema_cli.average(paths, decay=[0.1, 0.9], output=tmp_path / "e_{decay}.safetensors", report=[more])
@@ -138,7 +138,7 @@ def test_each_output_has_its_own_report_and_a_further_one_has_all(tmp_path: Path
 
 
 def test_ages_are_in_the_unit_of_the_series(tmp_path: Path) -> None:
-    """Steps, epochs, or checkpoints where there are none, or where the order contradicts them."""
+    """The clock is steps, epochs, or checkpoints if there are none, or if the order contradicts them."""
     epochs = [write_one(tmp_path / f"{name}.pt", epoch=n) for name, n in (("a", 3), ("b", 7))]
     plain = [write_one(tmp_path / f"{name}.pt") for name in ("x", "yy")]
     for paths, options, unit, age in (

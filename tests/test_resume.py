@@ -34,12 +34,12 @@ COUNT = 12
 
 
 class Stopped(BaseException):
-    """Stands for a signal."""
+    """Used in place of a signal."""
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Three checkpoints of some tensors, one of them copied, one empty."""
+    """Three checkpoints of some tensors; one is copied, one is empty."""
     folder = tmp_path / "run"
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
@@ -67,12 +67,12 @@ def interrupt(run: Path, **options: Any) -> None:
 
 
 def partial(run: Path) -> list[Path]:
-    """Return what an interrupted run left."""
+    """Return the files that an interrupted run left."""
     return [run.parent / ".e_0.5.safetensors.resume.partial", run.parent / ".e_0.9.safetensors.resume.partial"]
 
 
 def journal(run: Path) -> Path:
-    """Return the journal beside the first output."""
+    """Return the journal of the first output."""
     return run.parent / ".e_0.5.safetensors.journal"
 
 
@@ -82,7 +82,7 @@ def results(run: Path) -> list[bytes]:
 
 
 def facts(report: Report) -> dict[str, Any]:
-    """Return what of a report does not depend on when it was made, or on whether it was resumed."""
+    """Return the part of a report that does not depend on when it was made, or on whether it was resumed."""
     plain = dataclasses.asdict(report)
     for average in plain["averages"]:
         for file in [average["output"], *(average["output"].get("files") or [])]:
@@ -92,7 +92,7 @@ def facts(report: Report) -> dict[str, Any]:
 
 @pytest.fixture
 def whole(run: Path) -> Iterator[tuple[list[bytes], Report]]:
-    """What a run makes that is not interrupted."""
+    """The outputs of a run that is not interrupted."""
     report = average(run)
     expected = results(run)
     for path in run.parent.glob("e_*"):
@@ -113,7 +113,7 @@ def test_what_is_complete_is_not_folded_again(kept: int, run: Path, whole: tuple
     lines = journal(run).read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + COUNT
     journal(run).write_bytes(b"".join(lines[: 1 + kept]) + lines[-1][: -(len(lines[-1]) // 2)])
-    for path in partial(run):  # what the journal does not vouch for may be anything
+    for path in partial(run):  # parts that the journal does not confirm may have any bytes
         path.write_bytes(path.read_bytes() if kept == COUNT else spoil(path, lines[1 + kept :]))
     events: list[Event] = []
     report = average(run, events.append, resume=True)
@@ -126,7 +126,7 @@ def test_what_is_complete_is_not_folded_again(kept: int, run: Path, whole: tuple
 
 
 def spoil(path: Path, lines: list[bytes]) -> bytes:
-    """Return a partial output in which the tensors of some journal lines are not what they should be."""
+    """Return a partial output that has wrong bytes in the tensors of some journal lines."""
     data = bytearray(path.read_bytes())
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     header.pop("__metadata__")
@@ -141,7 +141,7 @@ def spoil(path: Path, lines: list[bytes]) -> bytes:
 def test_a_damaged_partial_output_is_folded_again_where_it_is_damaged(
     run: Path, whole: tuple[list[bytes], Report]
 ) -> None:
-    """Bytes of one output that are not what the journal says cost their tensor, not the result."""
+    """A tensor with other bytes than the journal states is computed again, and the result is right."""
     interrupt(run)
     path = partial(run)[1]
     data = bytearray(path.read_bytes())
@@ -177,7 +177,7 @@ def forged(document: dict[str, Any]) -> bytes:
 def test_a_line_that_no_run_wrote_counts_for_nothing(
     run: Path, change: dict[str, Any], whole: tuple[list[bytes], Report]
 ) -> None:
-    """A line with a right checksum that does not fit the plan is as one that was cut off."""
+    """A line with a right checksum that does not fit the plan is treated as truncated."""
     interrupt(run)
     lines = journal(run).read_bytes().splitlines(keepends=True)
     document = json.loads(lines[1].partition(b" ")[2])
@@ -189,8 +189,8 @@ def test_a_line_that_no_run_wrote_counts_for_nothing(
 
 
 @pytest.mark.parametrize("change", ["inputs", "options", "size"])
-def test_a_journal_of_another_run_is_ignored_with_a_word(change: str, run: Path) -> None:
-    """Changed inputs or options begin anew; the result is that of the new ones."""
+def test_a_journal_of_another_run_is_ignored_with_a_message(change: str, run: Path) -> None:
+    """With changed inputs or options the run starts anew; the result is that of the new ones."""
     interrupt(run)
     options: dict[str, Any] = {}
     if change == "inputs":
@@ -202,7 +202,7 @@ def test_a_journal_of_another_run_is_ignored_with_a_word(change: str, run: Path)
         partial(run)[0].write_bytes(b"short")
     events: list[Event] = []
     report = average(run, events.append, resume=True, **options)
-    assert report.summary.resumed_tensors == (change == "size")  # the empty tensor is always there
+    assert report.summary.resumed_tensors == (change == "size")  # the empty tensor is always complete
     assert (change == "size") != any("a run with other inputs or options" in message for message in said(events))
     resumed = results(run)
     average(run, force=True, **options)
@@ -211,7 +211,7 @@ def test_a_journal_of_another_run_is_ignored_with_a_word(change: str, run: Path)
 
 
 def test_a_run_without_resume_sweeps_what_is_left(run: Path, whole: tuple[list[bytes], Report]) -> None:
-    """The partial outputs and the journal do not outlive a run that does not ask for them."""
+    """A run without ``--resume`` removes the partial outputs and the journal."""
     interrupt(run)
     assert all(path.exists() for path in [*partial(run), journal(run)])
     average(run)
@@ -219,7 +219,7 @@ def test_a_run_without_resume_sweeps_what_is_left(run: Path, whole: tuple[list[b
 
 
 def test_a_run_that_fails_keeps_nothing(run: Path) -> None:
-    """An input that is refused would be refused again: there is nothing to go on with."""
+    """An input that is refused would be refused again: there is nothing to continue."""
     save_file({"w0": torch.full((40, 50), float("nan"))}, run / "c_4.safetensors")
     with pytest.raises(InputRefused, match="holds nan"):
         average(run, resume=True, include=["w0"])
@@ -234,7 +234,7 @@ def test_what_cannot_be_resumed_is_refused(run: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
-    """However often a run is killed or terminated, with ``--resume`` it ends with the bytes of an undisturbed one."""
+    """However often a run is killed or terminated, with ``--resume`` it ends with the bytes of an undisturbed run."""
     folder = tmp_path / "run"
     folder.mkdir()
     for step in range(4):
@@ -262,8 +262,8 @@ def test_killed_and_interrupted_runs_are_continued(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_it_goes_on(tmp_path: Path) -> None:
-    """A signal under ``--resume`` keeps what is complete, and says so."""
+def test_an_interrupted_run_says_how_to_continue(tmp_path: Path) -> None:
+    """A signal under ``--resume`` keeps the complete tensors, and the message says so."""
     for step in range(6):
         write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{n}": 4_000_000 for n in range(10)})
     process = subprocess.Popen(

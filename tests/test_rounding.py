@@ -32,12 +32,12 @@ def codes_of(values: NDArray[np.float64], name: str) -> list[int]:
 
 
 def same(a: float, b: float) -> bool:
-    """Whether two numbers are equal, with the sign of a zero; one NaN is as good as another."""
+    """Whether two numbers are equal, including the sign of a zero; all NaNs are equal."""
     return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
 
 
 def assert_rounds(values: list[float], name: str) -> None:
-    """Each value becomes the code whose number is the correctly rounded one."""
+    """Each value becomes the code of the correctly rounded number."""
     form = FORMATS[name]
     for value, code in zip(values, codes_of(np.array(values), name), strict=True):
         assert same(value_of(code, form), rounded(value, form)), (value.hex(), hex(code), name)
@@ -52,7 +52,7 @@ def finite_values(form: Format) -> list[float]:
 @given(values=st.lists(PATTERNS, min_size=1, max_size=20))
 @settings(deadline=None)
 def test_any_float64_is_rounded_correctly(name: str, values: list[float]) -> None:
-    """Over all bit patterns: NaN, infinities, subnormals, zeros of both signs, and what is too large."""
+    """Over all bit patterns: NaN, infinities, subnormals, zeros of both signs, and numbers that are too large."""
     assert_rounds(values, name)
 
 
@@ -65,13 +65,13 @@ def test_any_float64_is_rounded_correctly(name: str, values: list[float]) -> Non
 @example(value=math.nextafter(2.0**-150, 1))
 @example(value=2.0**-150)
 def test_usual_values_are_rounded_correctly(name: str, value: float) -> None:
-    """In the range that weights of models live in."""
+    """In the usual range of model weights."""
     assert_rounds([value, value * 2.0**-20, value * 2.0**-130], name)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_midpoint_and_its_neighbours(name: str) -> None:
-    """Between all neighbouring numbers of a type: below, on and above the middle, for both signs.
+    """Between all neighboring numbers of a type: below, on and above the middle, for both signs.
 
     These are the values that a cast through float32 gets wrong.
     """
@@ -93,7 +93,7 @@ def test_every_number_of_a_type_rounds_to_itself(name: str) -> None:
     form = FORMATS[name]
     codes = np.arange(1 << form.bits, dtype=f"<u{form.bits // 8}")
     values = np.empty(len(codes))
-    with np.errstate(invalid="ignore"):  # signalling NaNs
+    with np.errstate(invalid="ignore"):  # signaling NaNs
         decode(codes.view(np.uint8), BY_NAME[name], values)
     assert all(same(float(value), value_of(code, form)) for code, value in enumerate(values))
     numbers = ~np.isnan(values)
@@ -102,7 +102,7 @@ def test_every_number_of_a_type_rounds_to_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_edge_of_what_is_too_large(name: str) -> None:
-    """Half a unit above the largest number the type ends; just below that it does not."""
+    """Half a unit above the largest number the type overflows; just below that it does not."""
     form = FORMATS[name]
     largest = float(form.largest)
     unit = largest - rounded(Fraction(largest) * (1 - Fraction(2) ** -form.precision), form)

@@ -1,4 +1,4 @@
-"""What is a run for ``ema-avg batch`` where checkpoints are folders: names decide, and nothing is opened."""
+"""The runs of ``ema-avg batch`` if checkpoints are folders: names decide, and nothing is opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ema_cli.batch.find_runs import find_runs
 from ema_cli.errors import InputRefused, NothingMatched
 from tests.helpers.folders import write_folder
 from tests.helpers.program import Run
-from tests.helpers.series import averaged_by_hand, load, random_states, write_one
+from tests.helpers.series import load, random_states, reference_average, write_one
 
 
 def found(*names: object) -> list[str]:
@@ -22,7 +22,7 @@ def found(*names: object) -> list[str]:
 
 
 def test_a_folder_of_checkpoint_folders_is_a_run(tmp_path: Path) -> None:
-    """At any depth, beside runs of files; the final model in a run does not hide that it is one."""
+    """Runs are found at any depth, next to runs of files; the final model in a run does not hide the run."""
     for name in ("a/checkpoint-1", "a/checkpoint-2", "b/deep/step-5", "b/deep/step-6"):
         write_folder(tmp_path / "root" / name)
     write_folder(tmp_path / "root" / "a")
@@ -36,7 +36,7 @@ def test_a_folder_of_checkpoint_folders_is_a_run(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
-    """Named beside runs it is left out with a word, named alone it is an error that names the folder above."""
+    """A checkpoint among runs is skipped with a warning; alone it is an error that names the folder above."""
     folder = write_folder(tmp_path / "run" / "checkpoint-1", 1)
     write_one(tmp_path / "other" / "ckpt_1.pt")
     search = find_runs([str(folder), str(tmp_path / "other")])
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
 
 
 def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
-    """Only folders that are runs themselves are told of: not the checkpoints, the final model, or empty ones."""
+    """Only folders that are runs themselves are reported: not the checkpoints, the final model, or empty folders."""
     for name in ("checkpoint-1", "checkpoint-2", "final", "optimizer_0"):
         write_folder(tmp_path / name)
     (tmp_path / "runs").mkdir()
@@ -60,8 +60,8 @@ def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
     assert [warning.code for warning in find_runs([str(tmp_path)]).warnings] == ["runs-in-runs"]
 
 
-def test_an_impossible_name_is_refused_in_words() -> None:
-    """A name that the system cannot even look up is no bug."""
+def test_an_impossible_name_is_refused_with_a_message() -> None:
+    """A name that the system cannot even look up causes no internal error."""
     with pytest.raises(InputRefused, match="cannot be searched: File name too long"):
         found("x" * 5000)
 
@@ -80,7 +80,7 @@ def test_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_batch_over_runs_of_the_trainer(tmp_path: Path, ema_avg: Run) -> None:
-    """Every run gets its average; the second time all are up to date, though the averages lie in the runs."""
+    """Every run gets its average; the second time all are up to date, though the averages are in the runs."""
     runs = {name: random_states(3, seed=seed) for seed, name in enumerate(("a", "b"))}
     for name, states in runs.items():
         for step, state in enumerate(states, 1):
@@ -93,6 +93,6 @@ def test_a_batch_over_runs_of_the_trainer(tmp_path: Path, ema_avg: Run) -> None:
     assert done.returncode == 0, done.stderr
     for name, states in runs.items():
         output = load(tmp_path / "runs" / name / "ema.safetensors")
-        by_hand = averaged_by_hand([state["layer.weight"] for state in states], [0.25, 0.25, 0.5])
-        assert torch.equal(output["layer.weight"], torch.from_numpy(by_hand).float())
+        reference = reference_average([state["layer.weight"] for state in states], [0.25, 0.25, 0.5])
+        assert torch.equal(output["layer.weight"], torch.from_numpy(reference).float())
     assert "2 up to date" in ema_avg(*arguments).stdout

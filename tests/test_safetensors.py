@@ -33,13 +33,13 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 def layout_of(name: str, tensor: torch.Tensor) -> TensorLayout:
-    """Return the layout that a tensor is written with."""
+    """Return the layout with which a tensor is written."""
     dtype = BY_TORCH_NAME[str(tensor.dtype).removeprefix("torch.")]
     return TensorLayout(name=name, dtype=dtype, shape=tuple(tensor.shape), strides=None)
 
 
 def header_of(raw: bytes) -> bytes:
-    """Return the bytes in front of the data section of a file."""
+    """Return the bytes before the data section of a file."""
     return raw[: 8 + int.from_bytes(raw[:8], "little")]
 
 
@@ -68,7 +68,7 @@ def test_every_tensor_equals_the_library(every: Path) -> None:
 
 
 def test_metadata_and_steps_are_read(every: Path) -> None:
-    """The metadata is kept as it is, and a step in it is found."""
+    """The metadata is returned unchanged, and a step in it is found."""
     checkpoint = open_file(every)
     assert checkpoint.metadata == {"format": "pt", "step": "12"}
     assert [(step.value, step.unit, step.source) for step in checkpoint.steps] == [(12, "step", "inside: step")]
@@ -85,7 +85,7 @@ def test_metadata_and_steps_are_read(every: Path) -> None:
     ],
 )
 def test_only_plain_numbers_are_steps(tmp_path: Path, metadata: dict[str, str], steps: list[tuple[str, int]]) -> None:
-    """Negative, fractional and endless numbers are no steps."""
+    """Negative, fractional and infinite numbers are no steps."""
     save_file({"w": torch.ones(1)}, tmp_path / "steps.safetensors", metadata=metadata)
     with closing(open_file(tmp_path / "steps.safetensors").index):
         found = open_file(tmp_path / "steps.safetensors")
@@ -93,7 +93,7 @@ def test_only_plain_numbers_are_steps(tmp_path: Path, metadata: dict[str, str], 
 
 
 def test_headers_need_not_be_in_order(tmp_path: Path) -> None:
-    """The entries may stand in another order than the data, and the header need not be padded."""
+    """The order of the entries may differ from that of the data, and the header need not be padded."""
     header = {"b": {"dtype": "I8", "shape": [1], "data_offsets": [8, 9]}, "a": ONE}
     path = safetensors_file(tmp_path / "order.safetensors", json.dumps(header).encode(), bytes(range(9)))
     assert read_file(path) == expected(load_file(path))
@@ -188,14 +188,14 @@ def test_forbidden_headers_are_refused(tmp_path: Path, case: str) -> None:
 
 
 def test_the_data_must_be_exactly_what_the_header_declares(tmp_path: Path) -> None:
-    """Bytes behind the last tensor, or missing at the end, are told with their number."""
+    """The error for bytes after the last tensor, or missing at the end, states their number."""
     for size, message in ((9, "has 1 bytes after its last tensor"), (7, "need 8 bytes of data, but it has 7")):
         path = safetensors_file(tmp_path / "size.safetensors", entry(), bytes(size))
         with pytest.raises(InputRefused, match=message):
             open_file(path)
 
 
-def test_header_lengths_that_lie_are_refused(tmp_path: Path) -> None:
+def test_false_header_lengths_are_refused(tmp_path: Path) -> None:
     """A header longer than the file or than the limit is not read."""
     for length in (3, 1000, LARGEST_HEADER, LARGEST_HEADER + 1, (1 << 64) - 1):
         path = overwrite(tmp_path / "length.safetensors", length.to_bytes(8, "little") + b'{"w":1}')
@@ -204,7 +204,7 @@ def test_header_lengths_that_lie_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_beginnings_are_not_safetensors() -> None:
-    """A file is taken for safetensors by a plausible length and an opening brace."""
+    """A file is recognized as safetensors by a plausible length and an opening brace."""
     assert looks_like_safetensors(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}")
     for head in (b"", b"\x02" + bytes(7), b"\x02" + bytes(7) + b"[]", b"PK\x03\x04" + b"\xff" * 4 + b"{"):
         assert not looks_like_safetensors(head)
@@ -220,7 +220,7 @@ tensors = st.dictionaries(
 @settings(deadline=None, max_examples=300)
 @given(tensors, st.booleans())
 def test_headers_equal_the_library(drawn: dict[str, tuple[torch.dtype, list[int]]], described: bool) -> None:
-    """The bytes in front of the data equal those of ``safetensors.torch.save``, for any types, shapes and names."""
+    """The bytes before the data equal those of ``safetensors.torch.save``, for any types, shapes and names."""
     made = {name: random_tensor(dtype, *shape) for name, (dtype, shape) in drawn.items()}
     metadata = {"format": "pt"} if described else {}
     raw = save(made, metadata or None)
@@ -254,7 +254,7 @@ SEED = save({"w": torch.arange(3.0), "v": torch.zeros(2, 2, dtype=torch.bfloat16
 @settings(deadline=None, max_examples=800)
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutated_files_are_judged_as_the_library_does(changes: list[tuple[int, int]]) -> None:
-    """Random bytes give a result or ``InputRefused``; what is read is what the library reads, if it knows the types."""
+    """Random bytes give a result or ``InputRefused``; a result equals the library's, if it knows the types."""
     raw = bytearray(SEED)
     for place, value in changes:
         raw[place] = value
@@ -268,8 +268,8 @@ def test_mutated_files_are_judged_as_the_library_does(changes: list[tuple[int, i
         assert checkpoint.unreadable or found == expected(load_file(path))
 
 
-def test_types_that_are_not_known_are_told(tmp_path: Path) -> None:
-    """A tensor of a type from the future, or of half a byte, is told by name; its bytes are counted all the same."""
+def test_unknown_types_are_reported(tmp_path: Path) -> None:
+    """A tensor of a type from the future, or of half a byte, is reported by name; its bytes are counted anyway."""
     entries = {
         "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
         "four": {"dtype": "F4", "shape": [8], "data_offsets": [4, 8]},
@@ -286,7 +286,7 @@ def test_types_that_are_not_known_are_told(tmp_path: Path) -> None:
 
 
 def test_the_library_refuses_too(tmp_path: Path) -> None:
-    """Of what we refuse the library accepts no more than duplicate keys and what is merely out of proportion."""
+    """Of the files that we refuse, the library accepts only those with duplicate keys or extreme sizes."""
     ours_alone = {"duplicate", "duplicate escaped", "duplicate metadata", "many dimensions", "long name"}
     for case, (header, _) in FORBIDDEN.items():
         path = safetensors_file(tmp_path / "forbidden.safetensors", header, bytes(20 if case == "hole" else 8))

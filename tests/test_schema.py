@@ -1,4 +1,4 @@
-"""The JSON Schema in the package is that of the records, and real reports keep to it."""
+"""The JSON Schema in the package is that of the records, and real reports conform to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_schema_is_made_from_the_records() -> None:
-    """After a change of the records the file is made anew (scripts/make_schema.py)."""
+    """The file must equal the schema of the records (scripts/make_schema.py)."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     script = runpy.run_path(str(ROOT / "scripts" / "make_schema.py"))
     assert script["report_schema"]() == SCHEMA
@@ -40,14 +40,14 @@ def test_the_schema_is_made_from_the_records() -> None:
     ids=str,
 )
 def test_real_reports_keep_to_the_schema(options: dict[str, Any], tmp_path: Path) -> None:
-    """Whatever was averaged, the report beside the output is one."""
+    """Whatever was averaged, the report of the output is valid."""
     output = tmp_path / options.pop("output", "e.safetensors")
     report = ema_cli.average(write_series(tmp_path / "run", random_states(4)), output=output, **options)
     check(json.loads(to_json(report)))
 
 
 def test_the_report_on_stdout_keeps_to_the_schema(run_folder: Path, ema_avg: Run) -> None:
-    """Of a continuation, too; and a document of another kind does not."""
+    """The report of a continuation is valid, too; a document of another kind is not."""
     first = [run_folder / f"ckpt_{step}.pt" for step in (100, 200)]
     assert ema_avg(*first, "--decay", "0.5", "-o", "a.safetensors", "-q").returncode == 0
     check(json.loads(ema_avg(run_folder, "--continue-from", "a.safetensors", "-o", "b.safetensors", "--json").stdout))
@@ -58,7 +58,7 @@ def test_the_report_on_stdout_keeps_to_the_schema(run_folder: Path, ema_avg: Run
 @given(reports())
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_report_keeps_to_the_schema(report: Report) -> None:
-    """Undefined numbers, no averages, names of any kind."""
+    """Reports with undefined numbers, no averages, or names of any kind are valid."""
     document = json.loads(to_json(report))
     document["schema_version"] = "1.0"
     check(document)

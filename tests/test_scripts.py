@@ -39,7 +39,7 @@ def test_the_demonstration_trains_averages_and_compares(tmp_path: Path, ema_avg:
 
 
 def test_the_per_step_ema_is_rebuilt_from_a_real_run(tmp_path: Path) -> None:
-    """Of all weightings, the one on lines comes closest to the EMA that was kept at every step of the training."""
+    """Of all weightings, the one on lines comes closest to the EMA over every training step."""
     arguments = ("--run", "digits", "--steps", 300, "--every", 20, "--decay", 0.98)
     shown = run_script("reconstruct.py", *arguments, folder=tmp_path)
     rows = re.findall(r"^\| ([^|]+?) \| [\d.]+ % \| ([\d.]+) \|", shown, re.MULTILINE)
@@ -66,7 +66,7 @@ def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
     assert all(functions > files > 10 for functions, files in counts)
 
 
-def test_the_campaign_of_faults_counts_what_held() -> None:
+def test_the_campaign_of_faults_counts_passed_cases() -> None:
     """The command tries cases of the parts that are named, and prints a line for each part."""
     command = [sys.executable, "-m", "tests.faults", "--only", "random-kills", "--cases", "2"]
     done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, check=False)

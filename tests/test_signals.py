@@ -9,5 +9,5 @@ from tests.faults.slices import campaign
 
 @pytest.mark.campaign
 def test_a_signal_or_a_storm_of_them_ends_a_run_cleanly() -> None:
-    """128 + n, the old output as it was, and nothing left; or the signal came too late, and all is there."""
+    """128 + n, the old output unchanged, and nothing left; or the signal came too late, and all outputs are there."""
     campaign("signals", 5)

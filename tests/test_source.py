@@ -1,4 +1,4 @@
-"""Files as sources of bytes: what is opened, what is refused, and what happens when a file changes under the reader."""
+"""Files as sources of bytes: which are opened, which are refused, and files that change during a read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_short_reads_are_continued(file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unreadable_place_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An I/O error tells the file, the byte and what the system said."""
+    """An I/O error states the file, the byte and the system's message."""
     real = os.preadv
 
     def broken(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
@@ -72,8 +72,8 @@ def test_an_unreadable_place_is_named(file: Path, monkeypatch: pytest.MonkeyPatc
             source.read(0, 100)
 
 
-def test_a_file_that_shrank_is_told_by_its_end(file: Path) -> None:
-    """Reading behind the new end of a file is an error, not zeros and not a crash."""
+def test_a_file_that_shrank_is_an_error(file: Path) -> None:
+    """A read beyond the new end of a file is an error, not zeros and not a crash."""
     with FileSource(file) as source:
         os.truncate(file, 100)
         assert source.read(0, 100) == DATA[:100]
@@ -82,7 +82,7 @@ def test_a_file_that_shrank_is_told_by_its_end(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "data.bin/below", "\0"])
-def test_what_is_not_there_is_told(file: Path, name: str) -> None:
+def test_a_missing_file_is_reported(file: Path, name: str) -> None:
     """A missing file is ``NothingMatched``, an impossible name is refused."""
     kind = NothingMatched if name == "missing.pt" else InputRefused
     with pytest.raises(kind):
@@ -109,7 +109,7 @@ def test_links_are_followed_and_loops_refused(file: Path) -> None:
 
 
 def test_a_forbidden_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that may not be read is refused with the reason that the system gave."""
+    """A file that may not be read is refused with the system's reason."""
 
     def forbidden(*_: object) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -120,7 +120,7 @@ def test_a_forbidden_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_file_that_cannot_be_looked_at_ends_the_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it is opened, and when it is looked at for the last time; no descriptor stays."""
+    """Errors are reported when the file is opened, and at its last check; no descriptor stays."""
 
     def failing(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_looked_at_ends_the_run(file: Path, monkeypatch: p
 
 
 def test_changes_are_noticed(file: Path) -> None:
-    """An untouched file is fine; a rewritten one raises; a replaced or removed one is still whole behind its name."""
+    """An untouched file is fine; a rewritten one raises; a replaced or removed one is still readable."""
     with FileSource(file) as source:
         assert source.raise_if_changed() is False
         (file.parent / "new").write_bytes(b"other")
@@ -170,7 +170,7 @@ def test_the_descriptor_limit_is_raised_when_it_is_reached(file: Path) -> None:
 
 
 def test_a_folder_is_not_blamed_for_too_few_descriptors(tmp_path: Path) -> None:
-    """A folder that cannot be listed for the want of a descriptor is not left out of a run as unusable."""
+    """A folder that cannot be listed for lack of a descriptor is not skipped as unusable."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest_free)
@@ -183,7 +183,7 @@ def test_a_folder_is_not_blamed_for_too_few_descriptors(tmp_path: Path) -> None:
 
 
 def test_more_files_than_descriptors(tmp_path: Path) -> None:
-    """Under a hard limit files take turns: each gives its bytes whenever it is asked, also from several threads."""
+    """Under a hard limit files take turns: each returns its bytes at any time, also to several threads."""
     script = f"""
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -216,7 +216,7 @@ for source in sources:
 
 
 def test_closing_twice_is_harmless(file: Path) -> None:
-    """A closed source can be closed again, and read ahead can be asked for any range before it."""
+    """A closed source can be closed again, and any range can be prefetched before that."""
     source = FileSource(file)
     source.will_need(0, 1 << 40)
     source.close()

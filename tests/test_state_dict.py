@@ -1,4 +1,4 @@
-"""Where the weights and the step lie in the checkpoints that trainers write."""
+"""The location of the weights and the step in the checkpoints that trainers write."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def steps_of(path: Path) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_training_checkpoint_gives_its_model(tmp_path: Path, protocol: int, *, legacy: bool) -> None:
-    """Beside the weights may lie all that trainers store; the weights equal ``torch.load`` and the step is found."""
+    """Whatever a trainer stores with the weights, they equal ``torch.load`` and the step is found."""
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -128,21 +128,21 @@ def test_a_pickled_module_equals_its_state_dict(tmp_path: Path, protocol: int, *
 
 
 def test_the_usual_names_win_in_order() -> None:
-    """The usual names are looked for in order, whatever lies beside them."""
-    beside = {"generator": {"w": T}, "loss_ema": SCALAR, "mean": T, "optimizer": {"state": {"w": T}}}
+    """The usual names are looked for in order, whatever else the file contains."""
+    others = {"generator": {"w": T}, "loss_ema": SCALAR, "mean": T, "optimizer": {"state": {"w": T}}}
     for name in ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights"):
-        assert keys_of({**beside, name: {"a": T}}) == (name, ["a"])
+        assert keys_of({**others, name: {"a": T}}) == (name, ["a"])
     assert keys_of({"weights": {"a": T}, "state_dict": {"b": T}})[0] == "state_dict"
 
 
 def test_a_plain_state_dict_is_the_top_level() -> None:
-    """Tensors at the top level are the weights, also when a part bears a name that trainers use for other things."""
+    """Tensors at the top level are the weights, also when a part has a name that trainers use for other things."""
     names = ["scaler.weight", "degradation.0.bias", "weights", "model", "optim_head.w", "rng"]
     assert keys_of(dict.fromkeys(names, T)) == ("", names)
 
 
-def test_stray_scalars_and_counters_are_left_beside() -> None:
-    """A root with a few tensors beside one model loses against the model."""
+def test_stray_scalars_and_counters_are_ignored() -> None:
+    """A model is preferred to a root with a few tensors."""
     root = {"net_g": {"w": T}, "loss_ema": SCALAR, "rng_state": T, "epoch": 3}
     found = find_state_dict(root)
     assert (found.key, list(found.tensors)) == ("net_g", ["w"])
@@ -151,7 +151,7 @@ def test_stray_scalars_and_counters_are_left_beside() -> None:
 
 
 def test_two_models_are_refused_by_name() -> None:
-    """Two children that could both be the model are refused with their names and the way out."""
+    """Two children that could both be the model are refused with their names and a hint."""
     with pytest.raises(InputRefused, match='several models, or parts of one: "generator", "discriminator"') as raised:
         find_state_dict({"generator": {"w": T}, "discriminator": {"w": T}, "optimizer_g": {"w": T}})
     assert "--key" in raised.value.hint
@@ -161,7 +161,7 @@ def test_two_models_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["ema", "model_ema", "state_dict_ema", "ema_model", "swa", "averaged"])
 def test_raw_weights_win_over_the_trainers_average(name: str) -> None:
-    """The raw weights are used and the average is told; an average alone is used with a warning."""
+    """The raw weights are used and the average is reported; an average alone is used with a warning."""
     found = find_state_dict({name: {"w": T}, "model": {"v": T}})
     assert (found.key, list(found.tensors)) == ("model", ["v"])
     assert f'not the trainer\'s own average "{name}"' in found.notes[0]
@@ -185,7 +185,7 @@ def test_nested_layers_are_joined_by_dots() -> None:
 
 
 def test_a_checkpoint_in_a_checkpoint_is_looked_into() -> None:
-    """Below one child of no usual name the same rule applies again, so its optimizer stays out of the weights."""
+    """The same rule applies to a single child without a usual name, so its optimizer stays out of the weights."""
     inner = {"model": {"w": T}, "optimizer": {"state": {"w": T}}, "ema": {"w": T}}
     found = find_state_dict({"checkpoint": inner, "version": 2})
     assert (found.key, list(found.tensors)) == ("checkpoint.model", ["w"])
@@ -195,7 +195,7 @@ def test_a_checkpoint_in_a_checkpoint_is_looked_into() -> None:
 
 
 def test_an_optimizer_is_never_the_model() -> None:
-    """Subtrees of optimizers, schedulers, scalers and the like hold no weights."""
+    """Subtrees of optimizers, schedulers, scalers and the like have no weights."""
     for name in (
         "optimizer",
         "optim_states",
@@ -212,13 +212,13 @@ def test_an_optimizer_is_never_the_model() -> None:
 
 @pytest.mark.parametrize("root", [None, 3, [T, T], T, {}, {"model": {}}, {0: {"w": T}}, {"model": {0: T}}, ((),)])
 def test_no_weights_are_refused(root: object) -> None:
-    """A file without tensors under names is refused, with what it holds instead."""
+    """A file without named tensors is refused, and the error lists its contents."""
     with pytest.raises(InputRefused, match="no state dict found"):
         find_state_dict(root)
 
 
 def test_a_key_goes_anywhere() -> None:
-    """``--key`` follows dotted names, names with dots in them, and modules, and is not judged by its words."""
+    """``--key`` follows dotted names, names with dots in them, and modules; any name is allowed."""
     module = Inert(Global("x", "Net"), state={"_parameters": {"w": T}, "_buffers": {}, "_modules": {}})
     top = Inert(Global("x", "Net"), state={"_parameters": {}, "_buffers": {}, "_modules": {"backbone": module}})
     root = {"a": {"b.c": {"w": T}, "b": {"d": {"v": T}}}, "grad_model": {"u": T}, "ema": top, "lone": T}
@@ -234,7 +234,7 @@ def test_a_key_goes_anywhere() -> None:
 
 
 def test_the_key_of_the_top_level_takes_all_but_the_trainer() -> None:
-    """``--key .`` takes several models together, without the optimizer beside them."""
+    """``--key .`` takes several models together, without the optimizer next to them."""
     root = {"g": {"w": T}, "d": {"w": T}, "optimizer": {"state": {"w": T}}, "epoch": 1}
     found = find_state_dict(root, ".")
     assert (found.key, list(found.tensors)) == ("", ["g.w", "d.w"])
@@ -242,7 +242,7 @@ def test_the_key_of_the_top_level_takes_all_but_the_trainer() -> None:
 
 
 def test_two_tensors_of_one_dotted_name_are_refused() -> None:
-    """Joining names must not make one name of two tensors."""
+    """Joined names of two tensors must not be equal."""
     with pytest.raises(InputRefused, match=r'two tensors with the name "a\.b"'):
         find_state_dict({"model": {"a.b": T, "a": {"b": T}}})
 
@@ -267,14 +267,14 @@ def test_what_contains_itself_is_a_leaf() -> None:
 
 
 def shared(levels: int, width: int, leaf: object) -> object:
-    """Return dictionaries that hold the next level under ``width`` names each."""
+    """Return dictionaries with ``width`` names each for the next level."""
     for _ in range(levels):
         leaf = {f"k{number}": leaf for number in range(width)}
     return leaf
 
 
 def laughing_list() -> list[object]:
-    """Return a list whose text would be endless."""
+    """Return a list with an endless text."""
     made: list[object] = []
     for _ in range(99):
         made = [made, made]
@@ -319,14 +319,14 @@ def test_shared_values_cost_no_more_than_their_bytes(
 
 
 def test_long_names_are_not_repeated_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long name that stands in front of many others is not written out for each of them."""
+    """A long name of a parent is not written out for each of its many children."""
     monkeypatch.setattr("ema_cli.formats.state_dict.tree._MOST_TEXT", 1 << 20)
     with pytest.raises(InputRefused, match="names of excessive length"):
         find_state_dict({"model": {"n" * 60_000: shared(6, 2, {"w": T})}})
 
 
 def test_laughing_files_are_read_or_refused(tmp_path: Path) -> None:
-    """The same, in a file: a laughing key, flag and step beside or inside the weights."""
+    """The same, in a file: a shared value as key, flag and step, outside or inside the weights."""
     laugh = b"]" + b"".join(b"q%c0](h%ch%ce" % (level, level, level) for level in range(90))
     record = b"cx\ny\n" + laugh + b"\x85R"
     flags = b"}" + record + b"\x88s"
@@ -378,13 +378,13 @@ def test_whole_numbers_are_steps(tmp_path: Path, protocol: int, value: object, s
 
 def test_steps_come_best_first(tmp_path: Path) -> None:
     """The order of the keys decides, however a step is stored; epochs come last."""
-    beside = {"epoch": 2, "updates": 6, "step": 5, "global_step": torch.tensor(3), "num_updates": np.int64(4)}
-    path = save(tmp_path / "steps.pt", {"state_dict": {"w": torch.ones(1)}, **beside})
+    others = {"epoch": 2, "updates": 6, "step": 5, "global_step": torch.tensor(3), "num_updates": np.int64(4)}
+    path = save(tmp_path / "steps.pt", {"state_dict": {"w": torch.ones(1)}, **others})
     assert steps_of(path) == [("step", 3), ("step", 5), ("step", 4), ("step", 6), ("epoch", 2)]
 
 
 @pytest.mark.parametrize(
-    ("beside", "steps"),
+    ("others", "steps"),
     [
         ({"train_state": {"step": torch.tensor(8)}}, [("step", 8)]),
         ({"iteration": 4, "args": 1}, [("step", 4)]),
@@ -400,14 +400,14 @@ def test_steps_come_best_first(tmp_path: Path) -> None:
     ],
 )
 def test_trainers_keep_steps_in_other_places(
-    tmp_path: Path, beside: dict[str, object], steps: list[tuple[str, int]]
+    tmp_path: Path, others: dict[str, object], steps: list[tuple[str, int]]
 ) -> None:
-    """The steps of torchtitan, Megatron, DeepSpeed and fairseq are found where these put them."""
-    assert steps_of(save(tmp_path / "steps.pt", {"model": {"w": torch.ones(1)}, **beside})) == steps
+    """The steps of torchtitan, Megatron, DeepSpeed and fairseq are found at their usual keys."""
+    assert steps_of(save(tmp_path / "steps.pt", {"model": {"w": torch.ones(1)}, **others})) == steps
 
 
 def test_a_step_outside_the_file_is_refused(tmp_path: Path) -> None:
-    """A step tensor that does not lie inside its record shows that the file is damaged."""
+    """A step tensor that is not inside its record shows that the file is damaged."""
     step = tensor(
         b"(X\x07\x00\x00\x00storage" + b"ctorch\nLongStorage\nX\x01\x00\x00\x001X\x03\x00\x00\x00cpuK\x01tQ", shape=()
     )

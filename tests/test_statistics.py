@@ -16,11 +16,11 @@ import ema_cli
 from ema_cli.report.model import Tensor
 from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
-from tests.helpers.series import State, averaged_by_hand, random_states, to_numpy, write_series
+from tests.helpers.series import State, random_states, reference_average, to_numpy, write_series
 
 
 def tensors_of(folder: Path, states: list[State], *, decay: float = 0.5, **options: Any) -> dict[str, Tensor]:
-    """Average a series and return what the report says of each tensor."""
+    """Average a series and return the statistics of each tensor."""
     report = ema_cli.average(
         write_series(folder, states), decay=decay, output=folder / "ema.safetensors", force=True, **options
     )
@@ -33,7 +33,7 @@ def test_statistics_are_those_of_whole_tensors(dtype: torch.dtype, tmp_path: Pat
     states = random_states(4, dtype)
     found = tensors_of(tmp_path, states, decay=0.8, max_memory=1 << 18, threads=2)
     for name in ("layer.weight", "layer.bias", "scale"):
-        average = averaged_by_hand([state[name] for state in states], ema(4, Decay.of(0.8))).ravel()
+        average = reference_average([state[name] for state in states], ema(4, Decay.of(0.8))).ravel()
         last = to_numpy(states[-1][name]).ravel()
         norm, size = np.linalg.norm(average), np.linalg.norm(last)
         assert found[name].norm == pytest.approx(norm, rel=1e-13)
@@ -90,7 +90,7 @@ def test_a_tensor_that_became_zero_has_a_norm_but_no_drift(tmp_path: Path) -> No
 
 
 def test_opposite_and_orthogonal_tensors(tmp_path: Path) -> None:
-    """Cosines of -1 and 0 come out as such."""
+    """Cosines of -1 and 0 are exact."""
     first = {"o": torch.tensor([-3.0, 0.0]), "r": torch.tensor([-1.0, 2.0])}
     last = {"o": torch.tensor([1.0, 0.0]), "r": torch.tensor([1.0, 0.0])}
     found = tensors_of(tmp_path, [first, last])
@@ -100,7 +100,7 @@ def test_opposite_and_orthogonal_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-160, 1e160])
 def test_norms_too_far_apart_have_no_cosine(scale: float, tmp_path: Path) -> None:
-    """The law of cosines cannot give the angle of such a pair, and a report never holds infinity or NaN."""
+    """The law of cosines cannot give the angle of such a pair, and a report never contains infinity or NaN."""
     states = [{"w": torch.tensor([1.0, 2.0], dtype=torch.float64)}]
     states.append({"w": torch.tensor([scale, -scale], dtype=torch.float64)})
     found = tensors_of(tmp_path, states)["w"]
@@ -110,7 +110,7 @@ def test_norms_too_far_apart_have_no_cosine(scale: float, tmp_path: Path) -> Non
 
 
 def test_several_averages_have_their_own_statistics(tmp_path: Path) -> None:
-    """A larger decay is further from the last checkpoint, in a run that moves one way."""
+    """A larger decay is further from the last checkpoint, in a run that moves in one direction."""
     states = [{"w": torch.full((10,), float(i))} for i in range(1, 6)]
     paths = write_series(tmp_path, states)
     report = ema_cli.average(paths, decay=[0.1, 0.5, 0.9], output=tmp_path / "ema_{decay}.safetensors")

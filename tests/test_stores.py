@@ -1,4 +1,4 @@
-"""A store in memory, in this process: both ends of an average, what is said, and what cannot be an output."""
+"""A store in memory, in this process: inputs and outputs in it, the messages, and invalid outputs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_both_ends_may_be_in_memory(form: str, memory: fsspec.AbstractFileSystem
 
 
 def test_a_folder_may_be_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    """Its files are those of a folder on the disk."""
+    """The files of the folder are those of a folder on the disk."""
     upload(memory, write_series(tmp_path / "run", random_states(3))[0].parent)
     ema_cli.average(tmp_path / "run", decay=0.5, output=tmp_path / "averaged", max_shard_size=4000)
     ema_cli.average("memory://run", decay=0.5, output="memory://averaged", max_shard_size=4000)
@@ -60,7 +60,7 @@ def test_a_folder_may_be_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: 
 def test_a_store_that_refuses_keeps_nothing(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was sent under another name goes when it cannot be given its own, and the disk is as it was."""
+    """An object that cannot be renamed is removed, and the disk is unchanged."""
     write_series(tmp_path / "run", random_states(3))
 
     def refuse(*_: object, **__: object) -> None:
@@ -93,8 +93,8 @@ def test_outputs_that_cannot_be(output: str, folder: bool, said: str, tmp_path: 
     ("scheme", "extra", "module"),
     [("s3", "s3", "s3fs"), ("gs", "gcs", "gcsfs"), ("hf", "hf", "huggingface_hub"), ("https", "http", "aiohttp")],
 )
-def test_a_missing_library_is_told_with_the_extra(scheme: str, extra: str, module: str) -> None:
-    """What has to be installed stands in the hint."""
+def test_a_missing_library_is_reported_with_the_extra(scheme: str, extra: str, module: str) -> None:
+    """The hint names the package to install."""
     code = f"import sys; sys.modules[{module!r}] = None\nfrom ema_cli.__main__ import main; main()"
     command = [sys.executable, "-c", code, "plan", f"{scheme}://a/b/c.pt", "--decay", "0.5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -103,8 +103,8 @@ def test_a_missing_library_is_told_with_the_extra(scheme: str, extra: str, modul
     assert f"pip install 'ema-avg[{extra}]'" in done.stderr
 
 
-def test_errors_of_stores_are_told_apart() -> None:
-    """By their status, wherever their libraries put it, on one line, without secrets."""
+def test_errors_of_stores_are_distinguished() -> None:
+    """Errors are distinguished by their status, wherever their libraries put it, on one line, without secrets."""
     url = Url("https://me:secret@host/a.pt?signature=hidden")
 
     class CodedError(Exception):

@@ -28,7 +28,7 @@ ITEMS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
 
 
 class Memory(ByteSource):
-    """Bytes in memory that remember how they were read."""
+    """Bytes in memory that record how they were read."""
 
     name = "memory"
     identity = "memory"
@@ -44,14 +44,14 @@ class Memory(ByteSource):
         return len(self.data)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Copy a range that must lie inside the bytes."""
+        """Copy a range that must be inside the bytes."""
         view = memoryview(buffer).cast("B")
         assert 0 <= offset <= offset + len(view) <= len(self.data)
         self.reads.append((offset, len(view)))
         view[:] = self.data[offset : offset + len(view)]
 
     def will_need(self, offset: int, length: int) -> None:
-        """Remember what was announced, which must lie inside the bytes."""
+        """Record the announced range, which must be inside the bytes."""
         assert 0 <= offset < offset + length <= len(self.data)
         self.announced.append((offset, length))
 
@@ -121,7 +121,7 @@ def test_a_contiguous_range_is_one_read() -> None:
 
 
 def test_a_transposed_matrix_is_read_in_bounded_pieces() -> None:
-    """No single read of a strided tensor is much larger than what was asked for, and few reads are made."""
+    """No single read of a strided tensor is much larger than requested, and few reads are made."""
     rows, columns = 3000, 40
     stored = np.arange(rows * columns, dtype=np.uint32)
     source = Memory(stored.tobytes())
@@ -142,7 +142,7 @@ def test_a_far_stretched_view_reads_no_gaps() -> None:
 
 
 def test_64_dimensions_are_read() -> None:
-    """The deepest shape that a reader accepts can also be gathered."""
+    """The deepest shape that a reader accepts can also be read with strides."""
     shape = (2, *[1] * 62, 3)
     source = Memory(bytes(range(6)))
     out = np.zeros(4, dtype=np.uint8)
@@ -152,7 +152,7 @@ def test_64_dimensions_are_read() -> None:
 
 @given(shapes)
 def test_contiguous_strides_are_numpys(shape: tuple[int, ...]) -> None:
-    """The strides of C order are those of numpy, and count as no strides at all."""
+    """The strides of C order are those of numpy, and are stored as no strides."""
     strides = contiguous_strides(shape)
     assert strides == np.empty(shape, dtype=np.uint8).strides
     assert normal_strides(shape, strides) is None
@@ -168,7 +168,7 @@ def test_strides_of_single_and_empty_dimensions_mean_nothing() -> None:
 
 
 def test_ties_are_equal_places() -> None:
-    """Names are tied when type, shape, strides and place are equal; views and empty tensors are not ties."""
+    """Names are tied when type, shape, strides and location are equal; views and empty tensors are not ties."""
     f32, i32 = BY_NAME["F32"], BY_NAME["I32"]
     rows = (
         ("a", f32, (4,), 0),
@@ -249,7 +249,7 @@ def test_a_tensor_in_rectangles_is_put_together(
 def test_places_go_on_behind_a_tensor_in_rectangles(
     drawn: tuple[TensorIndex, np.typing.NDArray[np.uint16], list[Memory]],
 ) -> None:
-    """The tensors in front of and behind one in several places lie where they lie."""
+    """The tensors before and after a tensor with several locations keep their locations."""
     index, _, sources = drawn
     before, after = index.extent(0), index.extent(2)
     assert isinstance(before, Extent)
@@ -260,7 +260,7 @@ def test_places_go_on_behind_a_tensor_in_rectangles(
 
 
 def test_ties_need_the_same_file() -> None:
-    """Equal offsets in two files are two tensors; equal places in one are tied, in rectangles too."""
+    """Equal offsets in two files are two tensors; equal locations in one file are tied, in rectangles too."""
     parts = tuple(Part(origin=(row,), shape=(1,), strides=None) for row in range(2))
     whole = [TensorLayout(name=name, dtype=BY_NAME["U8"], shape=(2,), strides=None) for name in "ab"]
     cut_up = [TensorLayout(name=name, dtype=BY_NAME["U8"], shape=(2,), strides=None, parts=parts) for name in "cde"]

@@ -1,4 +1,4 @@
-"""What a run meets outside of its files: full disks, limits, permissions, streams that are closed, full or broken."""
+"""The surroundings of a run: full disks, limits, permissions, streams that are closed, full or broken."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def call(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
 
 
 def average(run: Path, *more: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Average into ``ema.safetensors`` beside the run."""
+    """Average into ``ema.safetensors`` next to the run."""
     return call(run, "--decay", "0.5", "-o", run.parent / "ema.safetensors", *more, **how)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return what the files of a folder hold, the hidden ones included."""
+    """Return the contents of the files of a folder, including hidden ones."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @contextlib.contextmanager
 def broken_pipe() -> Iterator[int]:
-    """Give the end of a pipe that nobody reads."""
+    """Return the write end of a pipe that nobody reads."""
     read, write = os.pipe()
     os.close(read)
     yield write
@@ -77,7 +77,7 @@ def broken_pipe() -> Iterator[int]:
 
 @contextlib.contextmanager
 def full_device() -> Iterator[int]:
-    """Give a device that takes no bytes."""
+    """Return a device that accepts no bytes."""
     device = os.open("/dev/full", os.O_WRONLY)
     yield device
     os.close(device)
@@ -89,20 +89,20 @@ def full_device() -> Iterator[int]:
     [("full-disk", 3), ("file-limits", 2), ("memory-limits", 2), ("permissions", 2), ("terminals", 4), ("resume", 1)],
 )
 def test_a_slice_of_the_campaign(part: str, cases: int) -> None:
-    """The output is the right one, or the run tells why not and leaves everything as it was."""
+    """The output is right, or the run reports the reason and leaves everything unchanged."""
     campaign(part, cases)
 
 
 @pytest.mark.campaign
 def test_five_hundred_shards_and_a_thousand_checkpoints_take_few_descriptors() -> None:
-    """The hard limit is 64 first: that must do."""
+    """The hard limit is 64 first, which must be enough."""
     campaign("descriptors", 1)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("place", [broken_pipe, full_device])
 def test_what_becomes_of_files_does_not_depend_on_the_streams(stream: str, place: Any, run: Path) -> None:
-    """Nobody reads what the program says, or there is no room for it: the average is made all the same."""
+    """Nobody reads the messages, or there is no room for them: the average is still made."""
     with place() as descriptor:
         done = average(run, **{stream: descriptor})
     assert done.returncode == 0
@@ -111,7 +111,7 @@ def test_what_becomes_of_files_does_not_depend_on_the_streams(stream: str, place
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["--show-config"]])
 def test_what_cannot_be_shown_for_lack_of_room_is_an_error(arguments: list[str]) -> None:
-    """It was asked for; a reader who had enough of it is none."""
+    """Requested text that cannot be written is an error; a reader that closed the pipe is not."""
     with full_device() as descriptor:
         done = call(*arguments, stdout=descriptor)
     assert done.returncode == 5, done.stderr
@@ -121,14 +121,14 @@ def test_what_cannot_be_shown_for_lack_of_room_is_an_error(arguments: list[str])
 
 
 def test_an_error_that_cannot_be_shown_keeps_its_status() -> None:
-    """The document with the error has no room either."""
+    """There is no room for the document with the error either."""
     with full_device() as descriptor:
         done = call("--decay", "7", "--json", "x", stdout=descriptor)
     assert (done.returncode, done.stderr) == (2, "")
 
 
 def test_a_file_never_takes_the_place_of_a_closed_stream(run: Path) -> None:
-    """What a library prints on a closed stream would go into the file that has its number."""
+    """A library's message to a closed stream would be written to the file with the same descriptor."""
     script = f"""
 import os
 from ema_cli.cli.process import reserve_descriptors
@@ -140,7 +140,7 @@ raise SystemExit(os.open({str(run / "c_1.safetensors")!r}, os.O_RDONLY))
 
 
 def test_no_output_gets_its_name_before_there_is_room_for_its_report(run: Path) -> None:
-    """A report that is larger than a file may be leaves the old pair as it was."""
+    """A report beyond the limit for file sizes leaves the old output and report unchanged."""
     assert average(run).returncode == 0
     before = contents(run.parent)
     limit = len(before["ema.safetensors"]) + 500
@@ -152,11 +152,11 @@ def test_no_output_gets_its_name_before_there_is_room_for_its_report(run: Path) 
 
 
 def test_a_small_file_is_not_there_before_it_is_published(tmp_path: Path) -> None:
-    """It is durable under another name, which goes away with it."""
+    """It is durable under another name, and that name is removed."""
     file = SmallFile(tmp_path / "x")
     file.write(b"abc")
-    (beside,) = tmp_path.iterdir()
-    assert (beside.name.startswith(".x."), beside.read_bytes()) == (True, b"abc")
+    (temporary,) = tmp_path.iterdir()
+    assert (temporary.name.startswith(".x."), temporary.read_bytes()) == (True, b"abc")
     file.discard()
     assert not list(tmp_path.iterdir())
     file.write(b"abc")
@@ -166,8 +166,8 @@ def test_a_small_file_is_not_there_before_it_is_published(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mebibytes", [60, 100, 250])
-def test_too_little_address_space_is_told_before_anything_is_written(mebibytes: int, run: Path) -> None:
-    """The BLAS would end the process by itself, in the middle of the work."""
+def test_too_little_address_space_is_reported_before_anything_is_written(mebibytes: int, run: Path) -> None:
+    """The BLAS would end the process, in the middle of the work."""
     done = average(run, "--threads", "4", preexec_fn=limited(resource.RLIMIT_AS, mebibytes << 20))
     assert done.returncode == 71
     assert done.stderr.splitlines()[-2].startswith("error: there is not enough memory: the address space is limited to")
@@ -176,7 +176,7 @@ def test_too_little_address_space_is_told_before_anything_is_written(mebibytes: 
 
 @pytest.mark.parametrize("mebibytes", range(340, 400, 12))
 def test_the_threads_that_write_are_counted(mebibytes: int, run: Path) -> None:
-    """Where their heaps took the last of the address space, the BLAS ended the process with 1."""
+    """When their heaps took the last of the address space, the BLAS ended the process with 1."""
     options = ("--decay", "0.5", "--decay", "0.9", "--threads", "2", "-o", run.parent / "ema_{decay}.safetensors")
     done = call(run, *options, preexec_fn=limited(resource.RLIMIT_AS, mebibytes << 20))
     assert done.returncode in (0, 71), done.stderr
@@ -192,7 +192,7 @@ def test_address_space_without_a_limit_is_enough() -> None:
 
 @pytest.mark.parametrize("failure", ["MemoryError()", "OSError(24, 'Too many open files')", "ImportError('no such')"])
 def test_a_program_that_cannot_be_loaded_says_so_in_one_line(failure: str) -> None:
-    """Also where there is not even memory for the code that tells of errors."""
+    """Also if there is not even memory for the code that reports errors."""
     script = f"""
 import sys
 class Finder:
@@ -244,7 +244,7 @@ def fail(*_: object) -> NoReturn:
 def test_a_partial_output_that_cannot_be_read_is_an_error_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a bug."""
+    """It is an error of the output, not an internal error."""
     file = ResumableFile(tmp_path / "x", b"{}      ", 8)
     file.open()
     monkeypatch.setattr(os, "pread", fail)
@@ -255,7 +255,7 @@ def test_a_partial_output_that_cannot_be_read_is_an_error_that_names_it(
 
 
 def test_a_close_of_the_journal_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says is checked before it counts."""
+    """The journal is checked before it is used, so a failed close does no harm."""
     journal = Journal(tmp_path / "x", "run")
     journal.begin([])
     monkeypatch.setattr(os, "close", close_and_fail)
@@ -265,7 +265,7 @@ def test_a_close_of_the_journal_that_fails_is_no_failure(tmp_path: Path, monkeyp
 
 
 def test_a_failure_of_the_write_back_thread_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that has no memory left is no reason to say that bytes are missing."""
+    """A thread without memory raises ``MemoryError``, not an error about missing bytes."""
 
     def exhausted(_: int) -> NoReturn:
         raise MemoryError
@@ -280,13 +280,13 @@ def test_a_failure_of_the_write_back_thread_ends_the_run(tmp_path: Path, monkeyp
 
 
 class Interrupted(BaseException):
-    """Stands for a signal."""
+    """Used in place of a signal."""
 
 
 def test_a_block_of_many_checkpoints_is_left_when_the_run_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only between blocks: one block of a thousand checkpoints on a slow disk takes long."""
+    """A run stops inside a block, too: one block of a thousand checkpoints on a slow disk takes long."""
     count = 400
     for step in range(count):
         save_file({"w": torch.zeros(5)}, tmp_path / f"c_{step}.safetensors")

@@ -24,7 +24,7 @@ ANY_TEXT = st.text(st.characters(codec=None), max_size=400)
 @given(ANY_TEXT)
 @settings(deadline=None)
 def test_safe_text_is_printable_and_bounded(text: str) -> None:
-    """Whatever a file holds becomes printable characters of bounded length on one line."""
+    """Whatever a file contains becomes printable characters of bounded length on one line."""
     shown = safe_text(text)
     assert shown.isprintable()
     assert len(shown) <= 10 * LONGEST_NAME
@@ -50,7 +50,7 @@ def test_harmless_text_is_left_alone(text: str) -> None:
     ],
 )
 def test_control_characters_are_escaped(text: str, shown: str) -> None:
-    """Escape sequences, line breaks, reversed text and undecodable bytes are shown as what they are."""
+    """Escape sequences, line breaks, reversed text and undecodable bytes are shown as escapes."""
     assert safe_text(text) == shown
 
 
@@ -135,7 +135,7 @@ def test_a_listing_says_how_many_lines_it_leaves_out() -> None:
 
 
 def test_plural() -> None:
-    """One thing is singular, all else plural, with thousands separated."""
+    """One is singular, all other numbers plural, with thousands separated."""
     assert [plural(count, "tensor") for count in (0, 1, 2, 1234)] == [
         "0 tensors",
         "1 tensor",
@@ -146,5 +146,5 @@ def test_plural() -> None:
 
 @pytest.mark.parametrize(("value", "fits"), [("plain", True), ("ünï", True), ("", True), ("\udc80", False), (3, False)])
 def test_writable_text_is_what_utf8_can_hold(value: object, fits: bool) -> None:
-    """Undecodable bytes of file names, and what is not text, cannot be written as metadata."""
+    """Undecodable bytes of file names, and values that are not text, cannot be written as metadata."""
     assert is_writable_text(value) is fits

@@ -1,4 +1,4 @@
-"""The format before torch 1.6: every tensor equals what ``torch.load`` gives, and what is not whole is refused."""
+"""The format before torch 1.6: every tensor equals what ``torch.load`` gives, and incomplete files are refused."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def test_every_truncation_is_refused(small: Path) -> None:
 
 
 def test_bytes_behind_the_last_storage_are_refused(small: Path) -> None:
-    """The storages must end where the file ends: anything else shows that the walk went wrong."""
+    """The storages must end where the file ends: anything else shows that the reader lost its position."""
     overwrite(small, small.read_bytes() + b"\0")
     with pytest.raises(InputRefused, match="has 1 bytes after its last storage"):
         open_file(small)
 
 
 def test_a_pickle_may_be_cut_anywhere_by_the_first_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pickle longer than one read is read on, wherever the first read happened to end."""
+    """A pickle longer than one read is read further, wherever the first read ended."""
     size = small.stat().st_size
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # takes long where much is loaded
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # takes long if much is loaded
     for first in range(1, size):
         monkeypatch.setattr(torch_legacy, "_FIRST_READ", first)
         assert len(open_file(small).index) == len(SMALL)
@@ -89,14 +89,14 @@ def test_a_pickle_may_be_cut_anywhere_by_the_first_read(small: Path, monkeypatch
 
 @pytest.mark.slow
 def test_a_large_pickle_is_read(tmp_path: Path) -> None:
-    """A pickle of several megabytes is read, and the storages behind it are found."""
+    """A pickle of several megabytes is read, and the storages after it are found."""
     value = {"model": SMALL, "log": [str(number) for number in range(300_000)]}
     path = save(tmp_path / "large.pth", value, legacy=True)
     assert read_file(path) == expected(SMALL)
 
 
 def test_a_giant_pickle_is_not_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading on stops at the limit."""
+    """Further reading stops at the limit."""
     monkeypatch.setattr(torch_legacy, "_FIRST_READ", 16)
     monkeypatch.setattr(torch_legacy, "LARGEST_PICKLE", 64)
     with pytest.raises(InputRefused, match="has a pickle of more than 64 bytes"):
@@ -104,7 +104,7 @@ def test_a_giant_pickle_is_not_read(small: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_bare_pickle_is_no_checkpoint(tmp_path: Path) -> None:
-    """A file that the pickle module wrote is told as such."""
+    """The error for a file that the pickle module wrote says so."""
     path = overwrite(tmp_path / "bare.pt", pickle.dumps({"w": [1.0, 2.0]}))
     with pytest.raises(InputRefused, match="is a bare pickle") as raised:
         open_file(path)
@@ -135,8 +135,8 @@ def test_other_systems_are_refused(tmp_path: Path) -> None:
         ([], b""),
     ],
 )
-def test_lists_of_storages_that_lie_are_refused(tmp_path: Path, keys: object, tail: bytes) -> None:
-    """A list of storages that is no list, names others, repeats one or counts wrongly is refused."""
+def test_false_lists_of_storages_are_refused(tmp_path: Path, keys: object, tail: bytes) -> None:
+    """A list of storages that is no list, names others, repeats one or has a wrong count is refused."""
     path = legacy(tmp_path / "lie.pth", stop(mapping(w=tensor())), keys, tail=tail)
     with pytest.raises(InputRefused):
         open_file(path)
@@ -152,7 +152,7 @@ def test_views_of_storages_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_whole_module_is_read(tmp_path: Path) -> None:
-    """Module classes are stored as persistent ids with their source, and nothing of it is used."""
+    """Module classes are stored as persistent ids with their source, and none of it is used."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     path = save(tmp_path / "module.pth", module, legacy=True)
     assert read_file(path) == expected(module.state_dict())

@@ -1,4 +1,4 @@
-"""The zip format of ``torch.save``: every tensor equals what ``torch.load`` gives, and what is not whole is refused."""
+"""The zip format of ``torch.save``: every tensor equals what ``torch.load`` gives, and incomplete files are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_plain_weights_equal_the_safe_loader(small: Path) -> None:
     assert read_file(small) == expected(torch.load(small, weights_only=True))
 
 
-def test_repacked_archives_are_read_where_they_lie(tmp_path: Path) -> None:
+def test_repacked_archives_are_read_without_unpacking(tmp_path: Path) -> None:
     """An archive that was unpacked and zipped again has unaligned records; they are read from their own headers."""
     path = save(tmp_path / "every.pt", every_kind())
     again = rezip(path, tmp_path / "again.pt")
@@ -56,7 +56,7 @@ def test_repacked_archives_are_read_where_they_lie(tmp_path: Path) -> None:
 
 
 def test_an_archive_behind_other_bytes_is_not_taken_for_one(small: Path) -> None:
-    """A file is recognised by its first bytes, so an archive behind a prefix is no checkpoint."""
+    """A file is recognized by its first bytes, so an archive after a prefix is no checkpoint."""
     overwrite(small, b"prefix--" + small.read_bytes())
     with pytest.raises(InputRefused, match="is not a checkpoint: it begins with"):
         open_file(small)
@@ -69,7 +69,7 @@ def test_older_archives_lack_records(small: Path, tmp_path: Path) -> None:
 
 
 def test_offsets_beyond_four_gigabytes(tmp_path: Path) -> None:
-    """A tensor behind 5 GB of others is found; the file is sparse, so nothing of that size is written."""
+    """A tensor after 5 GB of others is found; the file is sparse, so nothing of that size is written."""
     path = tmp_path / "large.pt"
     large = torch.from_file(str(tmp_path / "storage"), shared=True, size=5 << 28)
     with torch.serialization.skip_data():
@@ -86,13 +86,13 @@ def test_offsets_beyond_four_gigabytes(tmp_path: Path) -> None:
 
 
 def test_names_of_files_do_not_matter(tmp_path: Path) -> None:
-    """The folder in the archive is named after the file; any name and none is read."""
+    """The folder in the archive is named after the file; any name works, and so does none."""
     for name in ("模型.pt", "a b.ckpt", "no-suffix", "x.safetensors"):
         assert read_file(save(tmp_path / name, SMALL)) == expected(SMALL)
 
 
 def test_compressed_archives_are_refused_with_the_fix(small: Path, tmp_path: Path) -> None:
-    """Compressed records cannot be read piece by piece: the message names the line that saves them again."""
+    """Compressed records cannot be read piece by piece: the message has the line that saves them again."""
     for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
         with pytest.raises(InputRefused, match="is a compressed archive") as raised:
             open_file(rezip(small, tmp_path / "packed.pt", method=method))
@@ -101,7 +101,7 @@ def test_compressed_archives_are_refused_with_the_fix(small: Path, tmp_path: Pat
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_torchscript_is_refused_with_the_fix(small: Path, tmp_path: Path) -> None:
-    """A TorchScript archive is told from a checkpoint by its constants."""
+    """A TorchScript archive is distinguished from a checkpoint by its constants."""
     with pytest.raises(InputRefused, match="is a TorchScript archive") as raised:
         open_file(rezip(small, tmp_path / "packed.pt", replaced={"constants.pkl": b"\x80\x02)."}))
     assert "torch.jit.load" in raised.value.hint
@@ -132,7 +132,7 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
-    """Readers disagree which of two records of one name counts."""
+    """Readers disagree on which of two records with one name counts."""
     path = archive(tmp_path / "twice.pt", stop(mapping(w=tensor())), {"0": bytes(16)})
     with zipfile.ZipFile(path, "a") as made, pytest.warns(UserWarning, match="Duplicate name"):
         made.writestr("archive/data/0", bytes(16))
@@ -141,7 +141,7 @@ def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_record_is_named(small: Path, tmp_path: Path) -> None:
-    """A tensor whose bytes are not in the archive is named, with the record that is missing."""
+    """A tensor without its bytes in the archive is named, with the record that is missing."""
     with pytest.raises(InputRefused, match='has no record "small/data/0"'):
         open_file(rezip(small, tmp_path / "missing.pt", replaced={"data/0": None}))
 
@@ -162,7 +162,7 @@ def test_a_wrong_checksum_of_the_pickle_is_refused(small: Path) -> None:
 
 
 def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
-    """Torch can be told to compute no checksums; it then writes zeros."""
+    """Torch can be set to compute no checksums; it then writes zeros."""
     torch.serialization.set_crc32_options(compute_crc32=False)
     try:
         path = save(tmp_path / "unchecked.pt", SMALL)
@@ -204,7 +204,7 @@ def test_a_record_inside_another_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_renamed_record_is_refused(small: Path) -> None:
-    """The name in front of a record must be the one in the directory."""
+    """The name before a record must be the name in the directory."""
     raw = small.read_bytes()
     overwrite(small, raw.replace(b"small/data/0", b"small/data/9", 1))
     with pytest.raises(InputRefused, match="damaged record"):
@@ -222,7 +222,7 @@ def test_every_truncation_is_refused(small: Path) -> None:
 
 
 def test_empty_files_are_refused(tmp_path: Path) -> None:
-    """An empty file is told as such."""
+    """The error for an empty file says so."""
     with pytest.raises(InputRefused, match=r'empty\.pt" is empty'):
         open_file(overwrite(tmp_path / "empty.pt", b""))
 
@@ -244,14 +244,14 @@ ODD: dict[str, Callable[[], torch.Tensor]] = {
 @pytest.mark.parametrize("kind", sorted(ODD))
 @pytest.mark.parametrize("legacy", [False, True])
 def test_odd_tensors_are_refused_by_name_in_the_weights_only(tmp_path: Path, kind: str, *, legacy: bool) -> None:
-    """A tensor without plain data is told by its name inside the weights, and ignored beside them."""
+    """A tensor without plain data is reported by its name inside the weights, and ignored elsewhere."""
     inside = save(tmp_path / "inside.pt", {"good": torch.ones(2), f"bad.{kind}": ODD[kind]()}, legacy=legacy)
     ((name, reason),) = unreadable_in(inside)
     assert name == f"bad.{kind}"
     assert reason.startswith(("is ", "has "))
     assert read_file(inside) == expected({"good": torch.ones(2)})
-    beside = save(tmp_path / "beside.pt", {"model": {"good": torch.ones(2)}, "aux": [ODD[kind]()]}, legacy=legacy)
-    assert read_file(beside) == expected({"good": torch.ones(2)})
+    ignored = save(tmp_path / "beside.pt", {"model": {"good": torch.ones(2)}, "aux": [ODD[kind]()]}, legacy=legacy)
+    assert read_file(ignored) == expected({"good": torch.ones(2)})
 
 
 def unreadable_in(path: Path) -> tuple[tuple[str, str], ...]:
@@ -261,8 +261,8 @@ def unreadable_in(path: Path) -> tuple[tuple[str, str], ...]:
     return checkpoint.unreadable
 
 
-def test_all_damaged_tensors_are_told_at_once(tmp_path: Path) -> None:
-    """A message names several tensors that do not lie inside their records, and counts the rest."""
+def test_all_damaged_tensors_are_reported_at_once(tmp_path: Path) -> None:
+    """A message names several tensors that are not inside their records, and counts the rest."""
     root = b"}(" + b"".join(text(f"layer.{i}") + tensor(shape=(5,)) for i in range(8)) + b"u"
     path = archive(tmp_path / "odd.pt", stop(root), {"0": bytes(16)})
     with pytest.raises(InputRefused, match=r'"layer\.0" .*"layer\.4" .* and 3 more'):
@@ -279,7 +279,7 @@ def distributed(local: int, whole: int) -> bytes:
 
 
 def test_a_distributed_tensor_is_read_when_it_is_whole(tmp_path: Path) -> None:
-    """A replicated distributed tensor is its local part; one rank's shard of a larger one is told."""
+    """A replicated distributed tensor is its local part; one rank's shard of a larger one is reported."""
     data = {"0": struct.pack("<4f", 1, 2, 3, 4)}
     whole = archive(tmp_path / "whole.pt", stop(mapping(w=distributed(4, 4))), data)
     assert read_file(whole) == expected({"w": torch.tensor([1.0, 2, 3, 4])})
@@ -290,7 +290,7 @@ def test_a_distributed_tensor_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_unknown_rebuild_functions_are_not_ignored(tmp_path: Path) -> None:
-    """A kind of tensor that a newer torch may invent is told by name, never left out of the model in silence."""
+    """A kind of tensor that a newer torch may invent is reported by name; the model never silently lacks it."""
     strange = call(glob("torch._utils", "_rebuild_tensor_v9"), num(1))
     path = archive(tmp_path / "new.pt", stop(mapping(w=tensor(), v=strange)), {"0": bytes(16)})
     assert unreadable_in(path) == (("v", "is a _rebuild_tensor_v9 tensor, which has no plain data"),)
@@ -321,8 +321,8 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
-def test_declarations_that_lie_are_refused(tmp_path: Path, lie: str) -> None:
-    """A tensor that does not lie inside its record is refused by name, in printable words."""
+def test_false_declarations_are_refused(tmp_path: Path, lie: str) -> None:
+    """A tensor that is not inside its record is refused by name, in printable words."""
     path = archive(tmp_path / "lie.pt", stop(mapping(w=LIES[lie])), {"0": bytes(16)})
     with pytest.raises(InputRefused, match=r"tensor .w. |has no record|a tensor has a damaged shape") as raised:
         open_file(path)
@@ -338,7 +338,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("strange", sorted(STRANGE))
 def test_strange_tensors_are_not_read(tmp_path: Path, strange: str) -> None:
-    """A tensor that is much larger than its bytes, or of an unknown type, is told by name, in printable words."""
+    """A tensor that is much larger than its bytes, or of an unknown type, is reported by name, in printable words."""
     path = archive(tmp_path / "strange.pt", stop(mapping(w=STRANGE[strange])), {"0": bytes(16)})
     ((name, reason),) = unreadable_in(path)
     assert name == "w"
@@ -346,7 +346,7 @@ def test_strange_tensors_are_not_read(tmp_path: Path, strange: str) -> None:
 
 
 def test_a_small_expanded_tensor_is_read(tmp_path: Path) -> None:
-    """An expanded tensor of moderate size is no bomb."""
+    """An expanded tensor of moderate size is accepted."""
     path = archive(tmp_path / "small.pt", stop(mapping(w=tensor(shape=(1000, 4), strides=(0, 1)))), {"0": bytes(16)})
     assert read_file(path) == expected({"w": torch.zeros(1000, 4)})
 
@@ -354,7 +354,7 @@ def test_a_small_expanded_tensor_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["__metadata__", "x" * 70_000, "\ud800"])
 def test_names_that_cannot_be_written_are_refused(tmp_path: Path, name: str) -> None:
     """A reserved, endless or unencodable name is refused while reading, not when the output is written."""
-    # Protocol 0 text can hold a lone surrogate.
+    # Protocol 0 text can contain a lone surrogate.
     written = text(name) if name.isascii() else b"V\\ud800\n"
     pickle = stop(b"}(" + written + tensor() + b"u")
     with pytest.raises(InputRefused, match="has a name that cannot be written"):
@@ -362,7 +362,7 @@ def test_names_that_cannot_be_written_are_refused(tmp_path: Path, name: str) -> 
 
 
 def test_pickles_in_archives_are_refused_when_damaged(tmp_path: Path) -> None:
-    """A pickle that ends early or does nonsense is refused as damaged."""
+    """A pickle that ends early or is meaningless is refused as damaged."""
     for pickle in (b"", b"\x80\x02}", b"\x80\x09}.", b"\x80\x02(.", b"\x80\x02\x95."):
         with pytest.raises(InputRefused, match="has a damaged pickle"):
             open_file(archive(tmp_path / "damaged.pt", pickle))
@@ -376,7 +376,7 @@ def test_a_giant_pickle_is_not_read(small: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def a_small_archive() -> bytes:
-    """Return the bytes of a small archive without alignment, so that most of its bytes mean something."""
+    """Return the bytes of a small archive without alignment, so that most of its bytes have a meaning."""
     kept = {"w": torch.arange(6.0).reshape(2, 3).t(), "step": torch.tensor(3)}
     buffer = io.BytesIO()
     torch.save({"model": kept, "step": 3}, buffer)

@@ -1,4 +1,4 @@
-"""A real training run: the offline average of its checkpoints is the average that training kept."""
+"""A real training run: the offline average of its checkpoints is the average computed during training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training run left."""
+    """The files and averages of a training run."""
 
     folder: Path
     ema: State
@@ -72,7 +72,7 @@ def assert_same_weights(found: State, kept: State) -> None:
 
 
 def test_the_offline_ema_is_the_one_kept_during_training(training: Training, tmp_path: Path) -> None:
-    """Folding the checkpoints with the same decay gives the EMA that torch kept after each of them."""
+    """Folding the checkpoints with the same decay gives the EMA of torch after each of them."""
     report = ema_cli.average(training.folder, decay=DECAY, output=tmp_path / "ema.safetensors")
     assert [found.step for found in report.inputs] == list(range(1, EPOCHS + 1))
     assert report.averages[0].diagnostics.mean_age_unit == "epoch"
@@ -80,7 +80,7 @@ def test_the_offline_ema_is_the_one_kept_during_training(training: Training, tmp
 
 
 def test_the_offline_average_is_the_one_kept_during_training(training: Training, tmp_path: Path) -> None:
-    """``uniform`` is what stochastic weight averaging keeps."""
+    """``uniform`` is the average of stochastic weight averaging."""
     ema_cli.average(training.folder, method="uniform", output=tmp_path / "swa.safetensors")
     assert_same_weights(load(tmp_path / "swa.safetensors"), training.swa)
 

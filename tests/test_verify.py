@@ -33,7 +33,7 @@ CHECKS = ["report", "size", "sha256", "tensors", "method", "input 1", "input 2",
 
 
 def states(count: int = 3, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
-    """Return states with averaged and copied tensors, one of them of several pieces, and BatchNorm statistics."""
+    """Return states with averaged and copied tensors, a tensor of several pieces, and BatchNorm statistics."""
     made = random_states(count, dtype)
     for number, state in enumerate(made):
         torch.manual_seed(number)
@@ -61,7 +61,7 @@ def check(output: Path, **options: Any) -> Verification:
 
 
 def failed(output: Path, **options: Any) -> dict[str, str]:
-    """Return the checks that fail, with what they say."""
+    """Return the checks that fail, with their messages."""
     return {one.name: one.message for one in check(output, **options).failures}
 
 
@@ -74,7 +74,7 @@ def change_report(output: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def change_number(output: Path, name: str, index: int, bit: int = 0) -> None:
-    """Flip one bit of one number of a tensor, leaving the rest of the file as it was."""
+    """Flip one bit of one number of a tensor; the rest of the file is unchanged."""
     raw = bytearray(output.read_bytes())
     header = 8 + int.from_bytes(raw[:8], "little")
     entry = json.loads(raw[8:header])[name]
@@ -140,7 +140,7 @@ def test_names_with_a_wrapper_in_the_output(tmp_path: Path) -> None:
 
 
 def test_an_input_without_a_weight_takes_no_part(tmp_path: Path) -> None:
-    """It is not multiplied with zero: what is not finite in it does not matter, nor that it is missing."""
+    """It is not multiplied by zero: its non-finite numbers do not matter, and no other check fails without it."""
     made = states()
     made[1]["scale"] = torch.tensor(float("inf"))
     paths = write_series(tmp_path / "run", made)
@@ -173,7 +173,7 @@ def test_a_flipped_bit_is_found_twice(name: str, output: Path) -> None:
 
 
 def test_the_sample_alone_finds_what_the_digest_forgives(output: Path) -> None:
-    """With the digest in the report made to fit, the recomputed pieces still differ."""
+    """With the digest in the report adjusted, the recomputed pieces still differ."""
     change_number(output, "layer.bias", 3, bit=31)
     digest = hashlib.sha256(output.read_bytes()).hexdigest()
     change_report(output, lambda document: document["averages"][0]["output"].update(sha256=digest))
@@ -185,7 +185,7 @@ def test_the_sample_alone_finds_what_the_digest_forgives(output: Path) -> None:
 
 
 def test_other_weights_are_found(output: Path) -> None:
-    """Weights that were not used give other numbers."""
+    """Other weights in the report give other numbers."""
     change_report(output, lambda document: document["averages"][0].update(weights=[0.2, 0.3, 0.5]))
     assert list(failed(output)) == ["samples"]
 
@@ -200,7 +200,7 @@ def test_a_truncated_output_fails_every_check(output: Path) -> None:
 
 
 def test_different_tensors_are_reported(output: Path) -> None:
-    """Names, types and shapes that are not those of the report."""
+    """Names, types and shapes that differ from the report."""
     state = load(output)
     state["scale"] = state["scale"].half()
     state["other"] = state.pop("layer.bias")
@@ -214,7 +214,7 @@ def test_different_tensors_are_reported(output: Path) -> None:
 
 
 def test_a_missing_input_is_reported(output: Path) -> None:
-    """It is named; what does not need it is recomputed."""
+    """It is named; pieces that do not need it are recomputed."""
     (output.parent / "run" / "ckpt_100.pt").unlink()
     wrong = failed(output)
     assert set(wrong) == {"input 1", "samples"}
@@ -243,7 +243,7 @@ def test_a_changed_input_is_reported(output: Path) -> None:
 
 
 def test_a_digest_decides_over_the_time(output: Path) -> None:
-    """A touched input counts as changed, unless the digest of its weights or of its file is the same."""
+    """A touched input is reported as changed, unless the digest of its weights or of its file is the same."""
     path = output.parent / "run" / "ckpt_200.pt"
     os.utime(path, (1, 1))
     assert list(failed(output, quick=True)) == ["input 2"]
@@ -262,7 +262,7 @@ def test_a_digest_decides_over_the_time(output: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_single_bit_is_found_behind_an_untouched_face(form: str, tmp_path: Path) -> None:
-    """A flipped bit of a weight, with size, time and structure as before, is found without drawing its piece."""
+    """A flipped bit of a weight, with the old size, time and structure, is found without drawing its piece."""
     paths = write_series(tmp_path / "run", states(), form=form)
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.7, output=output)
@@ -279,7 +279,7 @@ def test_a_single_bit_is_found_behind_an_untouched_face(form: str, tmp_path: Pat
 def test_inputs_are_found_from_here_and_from_the_report(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paths are relative to where the run was started; of two files the one that was averaged is taken."""
+    """Paths are relative to the working directory of the run; of two files, the averaged one is taken."""
     monkeypatch.chdir(tmp_path)
     ema_cli.average("run", decay=0.7, output=output.name, force=True)
     assert json.loads((tmp_path / "ema.report.json").read_text())["inputs"][0]["path"] == "run/ckpt_100.pt"
@@ -295,7 +295,7 @@ def test_inputs_are_found_from_here_and_from_the_report(
 
 
 def test_a_long_list_of_failures_is_cut(tmp_path: Path) -> None:
-    """The error has room for 24 lines; the records have them all."""
+    """The error has room for 24 lines; the records have all of them."""
     paths = write_series(tmp_path / "run", [{"w": torch.ones(1)} for _ in range(40)])
     ema_cli.average(paths, decay=0.9, output=tmp_path / "ema.safetensors")
     shutil.rmtree(tmp_path / "run")
@@ -413,14 +413,14 @@ def test_hostile_reports_are_refused(name: str, output: Path) -> None:
     "raw", [b"", b"null", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"averages": 1}', b"9" * 10_000], ids=repr
 )
 def test_other_files_are_not_reports(raw: bytes, output: Path) -> None:
-    """Neither JSON nor text has to be in the file."""
+    """The file may contain neither JSON nor text."""
     output.with_name("ema.report.json").write_bytes(raw)
     assert "is not a report" in failed(output)["report"]
 
 
 @pytest.mark.parametrize("place", ["missing", "folder", "fifo", "device"])
 def test_a_report_is_a_regular_file(place: str, output: Path) -> None:
-    """Nothing is waited for, and no device is read."""
+    """Verifying does not wait for a FIFO, and reads no device."""
     path = output.with_name("ema.report.json")
     path.unlink()
     match place:
@@ -447,7 +447,7 @@ def test_paths_in_a_report_are_opened_with_care(path: str, output: Path) -> None
 
 
 def test_inputs_that_do_not_fit_are_reported(output: Path) -> None:
-    """A report whose copied tensors are of another type, and whose averaged ones are complex, is not computed with."""
+    """A report with another type for copied tensors, or complex averaged ones, is not used for computing."""
     narrow = torch.ones(2, dtype=torch.int32)
     made = [{"w": torch.ones(2, dtype=dtype), "n": narrow} for dtype in (torch.complex64, torch.float64)]
     for path, state in zip(sorted((output.parent / "run").iterdir()), [*made, made[1]], strict=True):
@@ -569,7 +569,7 @@ def test_the_json_document(run_folder: Path, ema_avg: Run) -> None:
 
 
 def test_a_hostile_report_is_no_bug(run_folder: Path, ema_avg: Run) -> None:
-    """As a process too: exit 10, one error, no traceback, nothing that speaks to the terminal."""
+    """As a process too: exit 10, one error, no traceback, no commands to the terminal."""
     output = run_folder.parent / "ema.safetensors"
     assert ema_avg(run_folder, "--decay", "0.5", "-o", output.name).returncode == 0
     change_report(output, lambda document: document["inputs"][0].update(path="\x1b[31m\n::error::x"))
@@ -586,10 +586,10 @@ def test_a_report_of_another_method_fails(change: dict[str, object], tmp_path: P
     paths = write_series(tmp_path / "run", states())
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.5, output=output)
-    beside = tmp_path / "ema.report.json"
-    document = json.loads(beside.read_text())
+    report_file = tmp_path / "ema.report.json"
+    document = json.loads(report_file.read_text())
     document["averages"][0]["method"] |= change
-    beside.write_text(json.dumps(document))
+    report_file.write_text(json.dumps(document))
     failed = verify(output).failures
     assert [check.name for check in failed] == ["method"]
     assert "in the metadata of the file" in failed[0].message

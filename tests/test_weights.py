@@ -1,4 +1,4 @@
-"""Weights that depend on the number of checkpoints alone, against the recurrence itself in exact arithmetic."""
+"""Weights that depend on the number of checkpoints alone, compared with the recurrence in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_ema_weights_are_those_of_the_recurrence(decay: float, count: int) -> No
 @example(decay=math.nextafter(1, 0), count=40)
 @example(decay=5e-324, count=4)
 def test_debiased_weights_are_those_of_the_recurrence_from_zero(decay: float, count: int) -> None:
-    """``debias`` is the fold that starts at zero, divided by the weight that it has gathered."""
+    """``debias`` is the fold that starts at zero, divided by the sum of its weights."""
     assert_close(ema(count, Decay.of(decay), "debias"), debiased_shares(count, decay))
 
 
@@ -105,8 +105,8 @@ def test_ramp_grows_by_equal_steps(count: int) -> None:
     assert math.fsum(weights) == pytest.approx(1, abs=1e-15)
 
 
-def test_manual_weights_are_divided_by_their_sum_unless_told_not_to() -> None:
-    """``--no-normalize`` keeps what was given."""
+def test_manual_weights_are_divided_by_their_sum_by_default() -> None:
+    """``--no-normalize`` keeps the given weights."""
     assert manual((1, 3), normalize=True) == (0.25, 0.75)
     assert manual((1, 3), normalize=False) == (1, 3)
     with pytest.raises(UsageError, match="sum to zero"):
@@ -140,7 +140,7 @@ def test_solve_dispatches_on_the_method(method: Method, expected: tuple[float, .
     assert solve(method, timeline) == pytest.approx(expected, rel=1e-14)
 
 
-def test_weights_by_hand_must_be_there() -> None:
+def test_manual_weights_must_be_given() -> None:
     """``manual`` without weights says how to give them."""
     with pytest.raises(UsageError, match="needs weights"):
         solve(Method(name="manual", normalize=True), Timeline(count=2))
@@ -180,7 +180,7 @@ def test_one_checkpoint_has_the_whole_share(method: Method) -> None:
     inside=st.integers(1, 12),
 )
 @settings(deadline=None, max_examples=300)
-def test_an_average_can_be_gone_on_from(method: Method, gaps: list[int], inside: int) -> None:
+def test_an_average_can_be_continued(method: Method, gaps: list[int], inside: int) -> None:
     """C A + e theta_M + the rest has the shares of all at once, and c and e are never negative."""
     steps = [7 + sum(gaps[:i]) for i in range(len(gaps) + 1)]
     inside = min(inside, len(steps) - 1)
@@ -199,8 +199,8 @@ def test_an_average_can_be_gone_on_from(method: Method, gaps: list[int], inside:
 
 
 @pytest.mark.parametrize("inside", [3, 10, 500])
-def test_an_average_whose_shares_shift_cannot(inside: int) -> None:
-    """The cosine moves the shares of earlier checkpoints against each other, so an average of them is of no use."""
+def test_an_average_with_shifting_shares_cannot_be_continued(inside: int) -> None:
+    """The cosine changes the ratios of earlier shares, so an average of them cannot be used."""
     method = Method(name="lr-decay", shape="cosine")
     timeline = Timeline.of(range(inside + 1), "step")
     assert continuation_factors(solve(method, timeline.until(inside)), solve(method, timeline)) is None
@@ -208,7 +208,7 @@ def test_an_average_whose_shares_shift_cannot(inside: int) -> None:
 
 @pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
 def test_a_checkpoint_is_never_taken_back(shape: Shape) -> None:
-    """These curves keep the proportions, but where theta_M would have to lose weight, there is no going on."""
+    """These curves keep the proportions, but if theta_M would lose weight, the average cannot be continued."""
     method = Method(name="lr-decay", shape=shape)
     timeline = Timeline.of([0, 100, 200, 210], "step")
     assert continuation_factors(solve(method, timeline.until(3)), solve(method, timeline)) is None

@@ -1,4 +1,4 @@
-"""Every method through the command line, on unevenly spaced checkpoints, against averages by hand."""
+"""Every method through the command line, on unevenly spaced checkpoints, compared with reference averages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from ema_cli.weights.reconstruction import gamma_from_sigma_rel
 from tests.helpers.exact import debiased_shares, ema_shares, per_step_shares, power_shares, warmup_shares
 from tests.helpers.program import Run
-from tests.helpers.series import FORMATS, State, averaged_by_hand, load, random_states
+from tests.helpers.series import FORMATS, State, load, random_states, reference_average
 
 STEPS = (40, 100, 130, 400, 410)
 COUNT = len(STEPS)
@@ -66,7 +66,7 @@ CASES: dict[str, list[float]] = {
 
 @pytest.fixture(scope="module", params=["zip", "safetensors"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[State]]:
-    """Unevenly spaced checkpoints in one format, and what is in them."""
+    """Unevenly spaced checkpoints in one format, and their contents."""
     folder = tmp_path_factory.mktemp("run")
     suffix, save = FORMATS[request.param]
     states = random_states(COUNT)
@@ -77,18 +77,18 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_is_average(output: Path, states: list[State], weights: list[float]) -> None:
-    """The output is the weighted sum by hand, to a few roundings in float64."""
+    """The output is the reference weighted sum, to a few roundings in float64."""
     found = load(output)
     for name, value in found.items():
-        expected = averaged_by_hand([state[name] for state in states], weights)
+        expected = reference_average([state[name] for state in states], weights)
         assert np.allclose(value.numpy(), expected, rtol=1e-13, atol=1e-14 * sum(weights)), name
 
 
 @pytest.mark.parametrize("arguments", CASES)
-def test_every_method_is_the_average_by_hand(
+def test_every_method_is_the_reference_average(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run
 ) -> None:
-    """The options, the weights of the report and the numbers in the file all say the same."""
+    """The options, the weights of the report and the numbers in the file agree."""
     paths, states = run
     done = ema_avg(*paths, *arguments.split(), "--dtype", "float64", "-o", "ema.safetensors")
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ SWEEPS = {
 def test_a_sweep_is_one_read_and_the_same_bytes(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run
 ) -> None:
-    """Several averages from one pass are those of several runs; one report has them all, each output its own."""
+    """Several averages from one pass are those of several runs; one report has all of them, each output its own."""
     paths, _ = run
     field, *values = SWEEPS[arguments]
     swept = ema_avg(*paths, *arguments.split(), "-o", f"s_{field}.safetensors", "--report", "all.json")
@@ -183,8 +183,8 @@ def test_many_averages_are_compared_in_one_table(
     assert len(list(tmp_path.glob("e_*.safetensors"))) == 9
 
 
-def test_the_plan_tells_the_reconstruction(run: tuple[list[Path], list[State]], ema_avg: Run) -> None:
-    """u, the estimated error and the unobserved mass stand in the terminal and in the document."""
+def test_the_plan_shows_the_reconstruction(run: tuple[list[Path], list[State]], ema_avg: Run) -> None:
+    """u, the estimated error and the unobserved mass are in the terminal and in the document."""
     done = ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99")
     assert "u = median gap x (1-d) = 0.45" in done.stderr
     looks = [0.99 ** (2 * (410 - step)) for step in STEPS[1:]]
@@ -215,7 +215,7 @@ def test_the_clock_changes_the_unit_alone(
 
 
 def test_epochs_are_not_taken_for_steps(tmp_path: Path, ema_avg: Run) -> None:
-    """A decay per step says nothing about epochs, unless the user says that it is one per epoch."""
+    """A decay per step has no meaning for epochs, unless the user says that it is one per epoch."""
     for epoch, state in enumerate(random_states(3), start=1):
         torch.save(state, tmp_path / f"epoch_{epoch}.pt")
     arguments = (".", "--per", "step", "--decay", "0.5", "-o", "ema.safetensors")
@@ -226,8 +226,8 @@ def test_epochs_are_not_taken_for_steps(tmp_path: Path, ema_avg: Run) -> None:
         assert ema_avg(".", "--method", free, "-o", f"{free}.safetensors").returncode == 0
 
 
-def test_steps_unknown_is_an_error_with_a_way_out(tmp_path: Path, ema_avg: Run) -> None:
-    """Without steps nothing is averaged per step, and the way out works."""
+def test_steps_unknown_is_an_error_with_a_hint(tmp_path: Path, ema_avg: Run) -> None:
+    """Without steps nothing is averaged per step, and the hint works."""
     for name, state in zip("abc", random_states(3), strict=True):
         torch.save(state, tmp_path / f"{name}.pt")
     arguments = (*(f"{name}.pt" for name in "abc"), "--per", "step", "--decay", "0.5", "-o", "ema.safetensors")
@@ -237,7 +237,7 @@ def test_steps_unknown_is_an_error_with_a_way_out(tmp_path: Path, ema_avg: Run) 
 
 
 def test_an_unnormalised_sum_that_overflows_is_refused(tmp_path: Path, ema_avg: Run) -> None:
-    """Weights that add up to more than one can leave the type of the output: an error, not infinity."""
+    """Weights that add up to more than one can overflow the type of the output: an error, not infinity."""
     for step in (1, 2):
         torch.save({"w": torch.full((3,), 3e38)}, tmp_path / f"step_{step}.pt")
     done = ema_avg(".", "--weights", "1,1", "--no-normalize", "-o", "sum.safetensors")

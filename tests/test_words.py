@@ -1,4 +1,4 @@
-"""The words that users read: plain English, and none of the words that this project once had for itself."""
+"""The words that users read: plain English, and no words of the project's former private language."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_report_holds_the_digest_and_the_size(tmp_path: Path) -> None:
-    """What was read back from the disk is the file that is there."""
+    """The bytes that were read back from the disk are those of the file."""
     output = tmp_path / "ema.safetensors"
     found = ema_cli.average(write_series(tmp_path, random_states(2)), decay=0.5, output=output).averages[0].output
     assert found.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
@@ -129,7 +129,7 @@ def test_the_report_holds_the_digest_and_the_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
-    """The output and its report are as readable as any new file, unlike the library's."""
+    """The output and its report have the permissions of any new file, unlike the library's."""
     paths = write_series(tmp_path, random_states(2))
     before = os.umask(umask)
     try:
@@ -187,7 +187,7 @@ def test_every_failure_leaves_a_whole_file_or_none(call: str, tmp_path: Path, mo
 
 
 def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that returns other bytes than were written is found out before the rename."""
+    """A disk that returns other bytes than were written is detected before the rename."""
     original = WriteBack._read_back
 
     def flipped(write_back: WriteBack, begin: int, end: int) -> Iterator[memoryview]:
@@ -203,7 +203,7 @@ def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatc
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The space is asked for before anything is folded, and the error says how much is missing."""
+    """The space is reserved before anything is folded, and the error states how much is missing."""
     original = os.fstatvfs
 
     def nearly_full(descriptor: int) -> os.statvfs_result:
@@ -220,7 +220,7 @@ def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytes
 def test_a_file_system_without_reservation_is_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the space cannot be reserved the file is given its size and written."""
+    """If the space cannot be reserved the file is set to its size and written."""
     fail_at(monkeypatch, "posix_fallocate", 1, errno.EOPNOTSUPP)
     paths = write_series(tmp_path, random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
@@ -242,8 +242,8 @@ def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])
-def test_impossible_outputs_are_refused_in_words(name: str, tmp_path: Path) -> None:
-    """A name that is too long, and a folder in the way, are errors of the output."""
+def test_impossible_outputs_are_refused_with_a_message(name: str, tmp_path: Path) -> None:
+    """A name that is too long, or the name of a folder, is an error of the output."""
     (tmp_path / "folder.safetensors").mkdir()
     paths = write_series(tmp_path, random_states(2))
     with pytest.raises(OutputError):
@@ -276,7 +276,7 @@ def test_names_with_pattern_characters_are_swept_literally(tmp_path: Path) -> No
 
 
 def test_a_second_run_is_locked_out(tmp_path: Path) -> None:
-    """While one run holds the lock, another process stops at once and leaves nothing behind."""
+    """While one run has the lock, another process stops at once and leaves no files."""
     paths = write_series(tmp_path / "run", random_states(2))
     output = tmp_path / "ema.safetensors"
     code = "import sys, ema_cli; ema_cli.average(sys.argv[2:], decay=0.5, output=sys.argv[1])"
@@ -316,7 +316,7 @@ def test_many_runs_at_once_leave_one_whole_output(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_looked_up_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was once taken for a free path, and the existing file for a foreign file."""
+    """Such a path was once treated as free, and the existing file as a foreign file."""
     output = tmp_path / "ema.safetensors"
     output.write_bytes(b"old")
     file = OutputFile(output, b"", 0)
@@ -344,7 +344,7 @@ def test_the_lock_is_no_link_to_elsewhere(tmp_path: Path) -> None:
 def test_pieces_may_come_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], shuffle: Any, run_bytes: int
 ) -> None:
-    """A file that is filled from several threads is whole, durable piece by piece, and its digest that of the file."""
+    """A file that is filled from several threads is whole, durable piece by piece, and its digest is right."""
     folder = tmp_path_factory.mktemp("out")
     data = b"".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
@@ -380,7 +380,7 @@ def test_a_piece_that_was_never_written_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_the_library_refuses_is_not_published(tmp_path: Path) -> None:
-    """The official parser has the last word before the rename."""
+    """The official parser checks the file last, before the rename."""
     file = OutputFile(tmp_path / "x.safetensors", (3).to_bytes(8, "little") + b"{x}", 0)
     file.open()
     with pytest.raises(OutputError, match="was written, but safetensors refuses it"):
@@ -390,7 +390,7 @@ def test_a_file_that_the_library_refuses_is_not_published(tmp_path: Path) -> Non
 
 
 def test_small_files_are_written_whole(tmp_path: Path) -> None:
-    """A report replaces an earlier one at once, and its name is made durable."""
+    """A report replaces an existing one at once, and its name is made durable."""
     path = tmp_path / "r.json"
     for data in (b"one", b"", b"x" * 100_000):
         write_atomically(path, data)
@@ -421,7 +421,7 @@ def test_durability_comes_before_the_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_what_another_program_puts_there_meanwhile_is_kept(earlier: bool, tmp_path: Path) -> None:
-    """Nobody agreed to the loss of a file that appeared, or was replaced, after the run had looked."""
+    """The user did not agree to lose a file that appeared, or was replaced, after the run had checked."""
     paths = write_series(tmp_path / "run", random_states(2))
     output = tmp_path / "ema.safetensors"
     if earlier:
@@ -441,7 +441,7 @@ def test_what_another_program_puts_there_meanwhile_is_kept(earlier: bool, tmp_pa
 
 @pytest.mark.parametrize("change", ["touch", "remove"])
 def test_a_finished_file_that_was_changed_is_not_published(change: str, tmp_path: Path) -> None:
-    """Between the last check and the rename nothing may happen to the bytes that were checked."""
+    """Between the last check and the rename nothing may change the bytes that were checked."""
     file = OutputFile(tmp_path / "ema.safetensors", bytes_header(2), 2)
     file.open()
     file.write(0, memoryview(bytes(2)))

@@ -37,7 +37,7 @@ from tests.helpers.program import Run
 from tests.helpers.series import open_files, random_states, write_series, write_sparse
 
 SIZE = 1_500
-"""Bytes of a shard: the states of these tests make several."""
+"""Bytes of a shard: the states of these tests need several."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def fill(folder: OutputFolder, total: int = 200) -> None:
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[dict[str, bytes], dict[str, bytes], Any]:
-    """Return what an old and a new output hold, with the old one in its place, and how to write the new one."""
+    """Return the contents of an old and a new output, with the old one in place, and how to write the new one."""
     folders = model_folders(tmp_path / "run", random_states(2))
     options: Any = {"max_shard_size": SIZE, "threads": 1}
     ema_cli.average(folders, decay=0.9, output=tmp_path / "new", **options)
@@ -83,7 +83,7 @@ def two(tmp_path: Path) -> tuple[dict[str, bytes], dict[str, bytes], Any]:
 
 @pytest.fixture(params=["exchange", "rename"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Replace folders by one call, or by two as where the system has no such call."""
+    """Replace folders by one call, or by two if the system has no such call."""
     way: str = request.param
     if way == "rename":
         monkeypatch.setattr("ema_cli.write.folder.exchange", lambda *_: False)
@@ -101,7 +101,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_failure_leaves_the_old_folder_or_the_new(
     call: str, code: int, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The n-th call fails, for growing n until a run succeeds: nothing else is in the place, nothing half beside it."""
+    """The n-th call fails, for growing n until a run succeeds: the folder is the old or the new one, and complete."""
     old, new, write_new = two
     out, files, threads = tmp_path / "out", open_files(), set(threading.enumerate())
     for number in range(1, 200):
@@ -138,7 +138,7 @@ def test_an_exchange_that_is_refused_leaves_the_old_folder(
 def test_where_names_cannot_be_exchanged_the_old_folder_steps_aside(
     lacking: object, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A C library, a kernel or a file system may not have it."""
+    """A C library, a kernel or a file system may not have this call."""
     _, new, write_new = two
     library = Namespace() if lacking == "the function" else Namespace(renameat2=lambda *_: -1)
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: library)
@@ -154,7 +154,7 @@ def test_where_names_cannot_be_exchanged_the_old_folder_steps_aside(
 def test_a_failing_rename_puts_the_old_folder_back(
     number: int, two: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it cannot step aside, or the new one cannot take its place."""
+    """The old folder cannot be moved away, or the new one cannot be given its name."""
     old, _, write_new = two
     report = (tmp_path / "out.report.json").read_bytes()
     fail_at(monkeypatch, "rename", number, errno.EACCES)
@@ -237,7 +237,7 @@ def crash(tmp_path: Path, call: int) -> None:
 
 @pytest.mark.slow
 def test_a_crash_between_the_renames_loses_nothing(two: tuple[Any, ...], tmp_path: Path, ema_avg: Run) -> None:
-    """Then the place is empty; the next run, whatever it is to make, finds the old folder there again."""
+    """Then the name is free; the next run, whatever it makes, restores the old folder first."""
     old, new, write_new = two
     crash(tmp_path, 2)
     assert not (tmp_path / "out").exists()
@@ -258,7 +258,7 @@ def test_a_crash_between_the_renames_loses_nothing(two: tuple[Any, ...], tmp_pat
 
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tmp_path: Path) -> None:
-    """Before them the old folder has the name, after them the new; the next run removes what is left beside it."""
+    """Before them the old folder has the name, after them the new; the next run removes the leftovers."""
     old, new, write_new = two
     crash(tmp_path, call)
     assert contents(tmp_path / "out") == (old if call == 1 else new)
@@ -289,7 +289,7 @@ def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
 
 @pytest.mark.slow
 def test_runs_that_are_killed_at_any_time_leave_a_whole_folder(two: tuple[Any, ...], tmp_path: Path) -> None:
-    """A process that writes two averages in turn is killed, again and again: one of the two is always there."""
+    """A process that writes two averages in turn is killed, again and again: one of the two always has the name."""
     old, new, _ = two
     code = (
         "import ema_cli, itertools, sys\n"
@@ -336,7 +336,7 @@ def test_many_runs_at_once_leave_one_whole_folder(two: tuple[Any, ...], tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
-    """An interrupted run removes its half folder, keeps the old one, and exits with 128 + n."""
+    """An interrupted run removes its incomplete folder, keeps the old one, and exits with 128 + n."""
     for step in range(6):
         write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{k}": 8_000_000 for k in range(5)})
     (tmp_path / "out").mkdir()
@@ -359,7 +359,7 @@ def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
 
 
 def test_leftovers_are_swept(tmp_path: Path) -> None:
-    """Half-built folders go; one that had stepped aside goes if its place is taken, and comes back if not."""
+    """Incomplete folders are removed; a moved one is removed if its name is taken, and restored if not."""
 
     def leave(path: Path) -> Path:
         path.mkdir()
@@ -379,7 +379,7 @@ def test_leftovers_are_swept(tmp_path: Path) -> None:
 
 
 def test_links_among_the_leftovers_lead_nowhere(tmp_path: Path) -> None:
-    """A link that is called like a leftover is removed, and not what it leads to."""
+    """A link with the name of a leftover is removed, and its target is not."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("keep")
     temporary_name(tmp_path / "out").symlink_to(tmp_path / "mine")
@@ -391,7 +391,7 @@ def test_links_among_the_leftovers_lead_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_takes_the_place_of_the_old_folder_is_kept(kind: str, tmp_path: Path) -> None:
-    """What another program put there during the run is not what was to be replaced."""
+    """A folder that another program put there during the run is not replaced."""
     place = tmp_path / "averaged"
     place.mkdir()
     (place / "model.safetensors").write_bytes(b"old")
@@ -413,14 +413,14 @@ def test_what_takes_the_place_of_the_old_folder_is_kept(kind: str, tmp_path: Pat
 
 
 def copied(path: Path) -> SideFile:
-    """Plan to copy a file as it is now."""
+    """Plan to copy a file in its current state."""
     with FileSource(path) as source:
         size, state = source.size(), source.state
     return SideFile(name=path.name, role=FileRole.SIDE_FILE, nbytes=size, source=path, state=state)
 
 
 def test_pieces_may_come_in_any_order(tmp_path: Path) -> None:
-    """A file is complete when its last piece is there, whichever that is; the folder has its name only at the end."""
+    """A file is complete with its last piece, whichever that is; the folder gets its name only at the end."""
     source = tmp_path / "tokenizer.json"
     source.write_bytes(b"t" * 3_000_000)
     sides = (
@@ -456,7 +456,7 @@ def test_a_piece_that_was_never_written_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_file_is_open_only_while_it_is_filled(tmp_path: Path) -> None:
-    """Before its first piece and after its last one it takes no descriptor."""
+    """Before its first piece and after its last one a file needs no descriptor."""
     before = open_files()
     folder = OutputFolder(planned(tmp_path / "out"))
     folder.open()
@@ -469,7 +469,7 @@ def test_a_file_is_open_only_while_it_is_filled(tmp_path: Path) -> None:
 
 
 def test_what_appears_in_the_place_meanwhile_is_kept(tmp_path: Path) -> None:
-    """A folder that somebody else filled during the run is not replaced."""
+    """A folder that another program filled during the run is not replaced."""
     (tmp_path / "out").mkdir()
     folder = OutputFolder(planned(tmp_path / "out"))
     folder.open()
@@ -487,7 +487,7 @@ def test_what_appears_in_the_place_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_a_file_that_reads_back_differently_is_not_published(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that returns other bytes than were written is found out, for every file of the folder."""
+    """A disk that returns other bytes than were written is detected, for every file of the folder."""
     original = WriteBack._read_back
 
     def flipped(write_back: WriteBack, begin: int, end: int) -> Iterator[memoryview]:
@@ -517,7 +517,7 @@ def test_a_side_file_that_vanishes_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["overwrite", "replace"])
 def test_a_side_file_that_changed_ends_the_run(change: str, tmp_path: Path) -> None:
-    """A configuration of the next save does not go with the weights of this one, however alike the files look."""
+    """A configuration of the next save is not copied with the weights of this one, even if the files look the same."""
     path = tmp_path / "config.json"
     path.write_text('{"a": 1}')
     times = path.stat()
@@ -535,7 +535,7 @@ def test_a_side_file_that_changed_ends_the_run(change: str, tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The space for all files together is asked for before anything is folded."""
+    """The space for all files together is reserved before anything is folded."""
     original = os.statvfs
 
     def nearly_full(path: Path) -> os.statvfs_result:
@@ -551,7 +551,7 @@ def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytes
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
-    """Folder and files are as readable as any new ones."""
+    """Folder and files have the permissions of any new ones."""
     folders = model_folders(tmp_path / "run", random_states(2))
     before = os.umask(0o027)
     try:

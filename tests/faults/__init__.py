@@ -1,1 +1,1 @@
-"""Runs of ema-avg under faults: the state that every run must leave behind, and how often it did."""
+"""Runs of ema-avg under faults: the state that every run must leave, and how often it did."""

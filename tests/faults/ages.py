@@ -53,7 +53,7 @@ def _of_one_age(stage: Stage, mode: str, kind: str, ended: Ended, *, surely: boo
 
 
 def _is_of(mode: str, ended: Ended, stage: Stage, contents: list[Arrays | None]) -> bool:
-    """Return whether a result is that of these contents, computed by hand."""
+    """Return whether a result is the reference average of these contents."""
     known = [arrays for arrays in contents if arrays is not None]
     if len(known) < len(contents) or len({frozenset(arrays) for arrays in known}) > 1:
         return False

@@ -1,4 +1,4 @@
-"""The same weights give the same bytes, whatever else differs, and the bytes of a fold by hand."""
+"""The same weights give the same bytes, whatever else differs, and these are the bytes of a reference fold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AVERAGED = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64")
 _COPIED = ("int64", "int32", "uint8", "bool")
 _VARIANTS = 4
-"""Runs of each series besides the first."""
+"""Further runs of each series."""
 _FEATURES = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3"
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "PYTHONHASHSEED": ("0", "1", "random"),
@@ -68,7 +68,7 @@ class Made:
 
 
 def determinism(root: Path, random: Random) -> Iterator[Case]:
-    """Random series, weights and settings: the same bytes and numbers every time, equal to a fold by hand."""
+    """Random series, weights and settings: the same bytes and numbers every time, equal to a reference fold."""
     while True:
         folder = root / "series"
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +78,9 @@ def determinism(root: Path, random: Random) -> Iterator[Case]:
         places = {name: _write(folder / name, FORMS[name], states) for name in random.sample([*FORMS], 2)}
         plain, other = places
         made = _run(places[plain], weights, folder / "plain.safetensors")
-        yield Case(f"{plain}, {len(states)} checkpoints: by hand", _compare_by_hand(made, states, weights))
+        yield Case(
+            f"{plain}, {len(states)} checkpoints: reference fold", _compare_with_reference(made, states, weights)
+        )
         for number in range(_VARIANTS):
             environment, options = _setting(random), _cutting(random)
             shuffled = random.sample(range(len(states)), len(states))
@@ -202,14 +204,14 @@ def findings(report: Mapping[str, Any]) -> dict[str, Any]:
     return dict(plain)
 
 
-def _compare_by_hand(made: Made, states: Sequence[State], weights: Sequence[float]) -> list[str]:
+def _compare_with_reference(made: Made, states: Sequence[State], weights: Sequence[float]) -> list[str]:
     names = states[0].keys()
     extra = made.header.keys() - names - {"__metadata__"}
-    wrong = [name for name in names if made.tensor(name) != fold_by_hand([state[name] for state in states], weights)]
-    return [f"{name} is not the fold by hand" for name in wrong] + [f"{name} is in no checkpoint" for name in extra]
+    wrong = [name for name in names if made.tensor(name) != reference_fold([state[name] for state in states], weights)]
+    return [f"{name} is not the reference fold" for name in wrong] + [f"{name} is in no checkpoint" for name in extra]
 
 
-def fold_by_hand(series: Sequence[torch.Tensor], weights: Sequence[float]) -> bytes:
+def reference_fold(series: Sequence[torch.Tensor], weights: Sequence[float]) -> bytes:
     """Multiply and add in float64, in order, and round once; copy tensors that are not averaged."""
     import torch  # noqa: PLC0415
 

@@ -156,7 +156,7 @@ def _filling(disk: Disk, shape: str, scene_of: Callable[[str], Scene], shim: Shi
 
 
 def _wait_for_stop(process: subprocess.Popen[str]) -> bool:
-    """Wait until a process has stopped; return whether it did before it ended."""
+    """Wait until a process has stopped; return whether it stopped before it ended."""
     while process.poll() is None:
         state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
         if state == "T":

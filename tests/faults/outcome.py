@@ -20,8 +20,8 @@ def after_refusal(
     Args:
         scene: of the run.
         ended: how it ended.
-        reasons: one of them must be in the error.
-        statuses: exit statuses that are allowed besides 0.
+        reasons: the error must have at least one.
+        statuses: exit statuses that are allowed in addition to 0.
         earlier: whether there was an output before.
 
     """

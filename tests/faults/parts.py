@@ -1,4 +1,4 @@
-"""The parts of the campaign. Each yields its cases one by one: what was tried, and the problems found after it."""
+"""The parts of the campaign. Each yields its cases one by one: the fault, and the problems found after it."""
 
 from __future__ import annotations
 

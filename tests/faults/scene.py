@@ -79,13 +79,13 @@ class Scene:
         return result
 
     def command(self, *more: str) -> list[str]:
-        """Return the command line of a run that replaces what is there."""
+        """Return the command line of a run that replaces the outputs."""
         paths = sorted(map(str, self.inputs.iterdir()))
         options = [*self._options, "--decay", "0.9", "--force", "-o", str(self.output)]
         return [*PROGRAM, *paths, *options, *more]
 
     def start(self, environment: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
-        """Start a run that replaces what is there; ``how`` is passed on to ``Popen``."""
+        """Start a run that replaces the outputs; ``how`` is passed to ``Popen``."""
         standard = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             self.command("-q"), env={**os.environ, **(environment or {})}, text=True, **{**standard, **how}
@@ -99,7 +99,7 @@ class Scene:
         loud: bool = False,
         **how: Any,
     ) -> Ended:
-        """Run to the end, quietly unless ``loud``; ``how`` is passed on to ``Popen``."""
+        """Run to the end, quietly unless ``loud``; ``how`` is passed to ``Popen``."""
         command = self.command(*more, *(() if loud else ("-q",)))
         if self._nursery and not how:
             return self._nursery.run(command, environment)
@@ -120,7 +120,7 @@ class Scene:
         return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def outputs(self) -> Contents:
-        """Return the digests of the files of weights, whose bytes are known in advance."""
+        """Return the digests of the weight files; their bytes are known in advance."""
         return {name: digest for name, digest in self.read(self.out).items() if _is_output(name)}
 
     def untouched(self, *, earlier: bool = True) -> bool:
@@ -128,7 +128,7 @@ class Scene:
         return self.read(self.out) == (self.read(self._earlier) if earlier else {})
 
     def leftovers(self) -> list[str]:
-        """Return the hidden names beside the outputs."""
+        """Return the hidden names next to the outputs."""
         return sorted(path.name for path in self.out.iterdir() if path.name.startswith("."))
 
     def whole(self, *, earlier: bool) -> list[str]:

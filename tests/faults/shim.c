@@ -70,7 +70,7 @@ static void run(void) {
         while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
 }
 
-/* Whether the call on `fd` (`path` beside it, if there is one) is the one that was chosen. */
+/* Whether the call on `fd` (and `path`, if there is one) is the chosen one. */
 static int chosen(const char *name, int fd, const char *path) {
     char full[2 * PATH_MAX], link[64];
     ssize_t length = 0;

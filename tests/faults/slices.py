@@ -1,4 +1,4 @@
-"""Slices of the campaign as tests: some cases of a part, all of which must pass."""
+"""Slices of the campaign as tests: some cases of a part; each must pass."""
 
 from __future__ import annotations
 

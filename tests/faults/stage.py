@@ -1,4 +1,4 @@
-"""A series of any form whose files are changed while it is read, with its contents before and after."""
+"""A series of any form, with its contents before and after; its files are changed during a read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stage:
         root: folder of everything.
         form: how the checkpoints are stored.
         elements: of each tensor.
-        nursery: where the processes come from that average what is there before.
+        nursery: forks the processes that average the old contents.
 
     """
 
@@ -54,7 +54,7 @@ class Stage:
         return self.inputs / "made.safetensors"
 
     def _make(self, place: Path, seed: int, elements: int) -> None:
-        """Write the series and its averages where they will be read, and keep them at ``place``."""
+        """Write the series and its averages where they will be read, and copy them to ``place``."""
         self.inputs.mkdir(parents=True)
         for step, path in zip(_STEPS, self.checkpoints, strict=True):
             self._form.save(random_state(seed + step, elements), path)
@@ -73,7 +73,7 @@ class Stage:
         self.out.mkdir()
 
     def load(self, path: Path) -> Arrays | None:
-        """Read a checkpoint as it is now, ``None`` if the official library cannot."""
+        """Read a checkpoint in its current state, ``None`` if the official library cannot."""
         try:
             state = load_safetensors(path) if path == self.earlier else self._form.load(path)
             return {name: tensor.numpy() for name, tensor in state.items()}
@@ -81,13 +81,13 @@ class Stage:
             return None
 
     def read(self, mode: str) -> list[Path]:
-        """Return the checkpoints whose tensors a command reads, in the order of the fold."""
+        """Return the checkpoints from which a command reads tensors, in the order of the fold."""
         return {"continue": [self.earlier, self.checkpoints[-1]], "diff": self.checkpoints[:2]}.get(
             mode, self.checkpoints
         )
 
     def victims(self, mode: str) -> list[Path]:
-        """Return the files that a command depends on, and the folders that hold them."""
+        """Return the files that a command depends on, and their folders."""
         tops = [*self.read(mode), *([self.made] if mode == "verify" else [])]
         return [file for top in tops for file in ([top] if top.is_file() else sorted(top.iterdir()))]
 

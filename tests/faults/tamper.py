@@ -25,7 +25,7 @@ def overwrite(path: Path, other: Path) -> None:
 
 
 def overwrite_quietly(path: Path, other: Path) -> None:
-    """Write over the file, in place, and put its times back."""
+    """Write over the file, in place, and restore its times."""
     before = path.stat()
     overwrite(path, other)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

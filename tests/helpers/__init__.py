@@ -1,1 +1,1 @@
-"""What tests share: makers of checkpoints, exact folds to compare with, servers."""
+"""Helpers that tests share: makers of checkpoints, exact folds to compare with, servers."""

@@ -40,7 +40,7 @@ def save_with(writer: dcp.StorageWriter, state: Mapping[str, object]) -> None:
 
 
 def load(folder: Path, wanted: Mapping[str, torch.Tensor], *above: str) -> dict[str, torch.Tensor]:
-    """Load tensors of known shapes with torch, whole; ``above`` is the path of the dictionary that holds them."""
+    """Load tensors of known shapes with torch, whole; ``above`` is the path of the dictionary that contains them."""
     empty = {name: torch.empty_like(tensor, memory_format=torch.contiguous_format) for name, tensor in wanted.items()}
     nested: dict[str, Any] = empty
     for name in reversed(above):
@@ -61,7 +61,7 @@ def edit_metadata(folder: Path, edit: Edit) -> Path:
 
 
 def four_ranks(temporary: Path) -> Path:
-    """Return a folder with what four processes saved, made once for all workers of a test session."""
+    """Return a folder saved by four processes, made once for all workers of a test session."""
     folder = temporary / "four_ranks"
     with (temporary / "four_ranks.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -138,7 +138,7 @@ def _save_model(folder: Path) -> None:
 
 
 def _save_titan(folder: Path) -> None:
-    """Save as torchtitan does: the model's names at the top level, the trainer's state beside them."""
+    """Save as torchtitan does: the model's names and the trainer's state, all at the top level."""
     for step in STEPS:
         state = {
             **_sharded(full_tensors(step)),
@@ -196,7 +196,7 @@ def _rank(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    # Imported once, before the processes part.
+    # Imported once, before the processes are forked.
     import torch.distributed.checkpoint.hf_storage
     import torch.distributed.checkpoint.state_dict
     import torch.distributed.fsdp

@@ -22,7 +22,7 @@ class Format:
     """Of the normal numbers."""
     largest: Fraction
     infinity: bool
-    """Whether the type has infinities; without, what is too large is NaN."""
+    """Whether the type has infinities; without, numbers that are too large are NaN."""
     signed_zero: bool = True
 
     @property
@@ -36,7 +36,7 @@ def _power(exponent: int) -> Fraction:
 
 
 def ieee(bits: int, precision: int) -> Format:
-    """Return an IEEE 754 type, whose all-ones exponent is for infinity and NaN."""
+    """Return an IEEE 754 type: the all-ones exponent is for infinity and NaN."""
     top = (1 << (bits - precision - 1)) - 1
     largest = (2 - _power(1 - precision)) * _power(top)
     return Format(bits=bits, precision=precision, least_exponent=1 - top, largest=largest, infinity=True)
@@ -60,7 +60,7 @@ FORMATS = {
 
 
 def value_of(code: int, form: Format) -> float:
-    """Return the number that the bits ``code`` stand for. A float holds every one of them exactly."""
+    """Return the number with the bits ``code``. A Python float represents every such number exactly."""
     sign = -1.0 if code >> (form.bits - 1) else 1.0
     magnitude = code & ((1 << (form.bits - 1)) - 1)
     if not form.signed_zero and sign < 0 and magnitude == 0:
@@ -77,7 +77,7 @@ def value_of(code: int, form: Format) -> float:
 
 
 def rounded(value: float | Fraction, form: Format) -> float:
-    """Return ``value`` rounded to nearest, ties to even; too large becomes infinity, or NaN where there is none."""
+    """Return ``value`` rounded to nearest, ties to even; too large becomes infinity, or NaN for a type without it."""
     if isinstance(value, float) and not math.isfinite(value):
         return value if form.infinity else math.nan
     if value == 0:
@@ -109,7 +109,7 @@ def ema_shares(checkpoints: int, decay: float) -> list[Fraction]:
 
 
 def debiased_shares(checkpoints: int, decay: float) -> list[Fraction]:
-    """Run ``E_0 = 0, E_n = d E_(n-1) + (1 - d) theta_n`` and divide by what it has gathered, ``1 - d^N``."""
+    """Run ``E_0 = 0, E_n = d E_(n-1) + (1 - d) theta_n`` and divide by the sum of its weights, ``1 - d^N``."""
     d = Fraction(decay)
     shares: list[Fraction] = []
     for _ in range(checkpoints):
@@ -126,7 +126,7 @@ def per_step_shares(
 ) -> list[Decimal]:
     """Take every training step once: ``E = d E + (1 - d) theta(s)`` for s = t_1 + 1, ..., T, on the shares.
 
-    theta(s) lies on the line between the checkpoints around s or, with ``hold``, is the next checkpoint. E begins as
+    theta(s) is on the line between the checkpoints around s or, with ``hold``, is the next checkpoint. E begins as
     theta_1; with ``debias``, as ``(1 - d) theta_1``, and the end is divided by the sum.
     """
     with localcontext() as context:
@@ -136,7 +136,7 @@ def per_step_shares(
         power = Decimal(1)
         for i in range(len(steps) - 1, 0, -1):
             gap = steps[i] - steps[i - 1]
-            for j in range(gap, 0, -1):  # the step that is j after the earlier checkpoint, latest first
+            for j in range(gap, 0, -1):  # the step that is j after the checkpoint before it, latest first
                 along = Decimal(1) if hold else Decimal(j) / gap
                 shares[i] += new * power * along
                 shares[i - 1] += new * power * (1 - along)
@@ -147,7 +147,7 @@ def per_step_shares(
 
 
 def per_step_shares_closed(steps: Sequence[int], complement: Fraction, *, debias: bool = False) -> list[Decimal]:
-    """The same on lines by the textbook formula, for gaps too long to walk; at 400 digits nothing cancels away."""
+    """The same on lines by the textbook formula, for gaps with too many steps to walk; 400 digits are enough for it."""
     with localcontext() as context:
         context.prec = 400
         new = Decimal(complement.numerator) / Decimal(complement.denominator)
@@ -187,7 +187,7 @@ def power_shares(steps: Sequence[int], p: float) -> list[Decimal]:
 
 
 def warmup_shares(decays: Sequence[Decimal]) -> list[Decimal]:
-    """Fold literally, with a decay of its own for each update."""
+    """Fold step by step, with a decay of its own for each update."""
     with localcontext() as context:
         context.prec = DIGITS
         shares = [Decimal(1)]

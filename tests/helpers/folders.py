@@ -16,7 +16,7 @@ STEMS = {"safetensors": "model", "bin": "pytorch_model"}
 
 
 def model_folders(run: Path, made: Sequence[State], **files: bytes) -> list[Path]:
-    """Write checkpoint folders as Hugging Face's trainer does, with files beside the weights."""
+    """Write checkpoint folders as Hugging Face's trainer does: the weights and other files."""
     folders = [run / f"checkpoint-{100 * number}" for number in range(1, len(made) + 1)]
     for folder, state in zip(folders, made, strict=True):
         folder.mkdir(parents=True)

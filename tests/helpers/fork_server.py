@@ -1,7 +1,7 @@
 """A process that has run the program once, and forks a process for each further run: start-up is paid once.
 
 Each run is a process of its own, with its own arguments, environment, working directory and standard streams, as if a
-shell had started it. It only does not import the program again, which is most of the time that a small run takes.
+shell had started it. It only skips the import of the program, which is most of the time that a small run takes.
 Tests of start-up itself (signals that arrive during it, limits, closed streams, variables that Python reads) start
 the program for real.
 """
@@ -41,7 +41,7 @@ _INTERRUPTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
-    """What to run; the standard streams travel beside it."""
+    """What to run; the standard streams are sent along with it."""
 
     arguments: Sequence[str]
     folder: Path
@@ -51,7 +51,7 @@ class _Order:
 
 
 class Running:
-    """A run that was started, and what it prints until it is closed.
+    """A run that was started, and its output until it is closed.
 
     Args:
         line: reports the process id, and at the end the exit status.
@@ -73,7 +73,7 @@ class Running:
         return self._line.recv() if self._line.poll(seconds) else None
 
     def output(self) -> tuple[str, str]:
-        """Return what the run printed on standard output and standard error, its lines ended as ``subprocess`` does."""
+        """Return the run's standard output and standard error, with line ends as in ``subprocess``."""
         for file in self._captured:
             file.seek(0)
         texts = (file.read().decode(errors="replace") for file in self._captured)
@@ -81,7 +81,7 @@ class Running:
         return stdout, stderr
 
     def close(self) -> None:
-        """Close what the run prints to on this side; it need not have ended."""
+        """Close this side of the standard streams; the run need not have ended."""
         self._line.close()
         for file in self._captured:
             file.close()
@@ -91,7 +91,7 @@ class ForkServer:
     """Starts runs of the program as forks of one process.
 
     Args:
-        variables: of the environment in which that process is started, beside those of this process.
+        variables: added to the environment in which that process is started.
         libraries: modules that the runs need, and that the program imports only for some.
 
     """
@@ -143,14 +143,14 @@ class ForkServer:
         return Running(line, captured)
 
     def close(self) -> None:
-        """End the process; runs that were started go on."""
+        """End the process; runs that were started continue."""
         self._orders.close()
         self._server.wait()
 
 
 @cache
 def shared(*libraries: str) -> ForkServer:
-    """Return the server of this process that has imported some libraries, started when it is needed first."""
+    """Return the server of this process that has imported some libraries, started on first use."""
     server = ForkServer(libraries=libraries)
     atexit.register(server.close)
     return server
@@ -169,7 +169,7 @@ def _serve(orders: socket.socket, libraries: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()
     while True:
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch the runs
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that watch the runs
         _, descriptors, *_ = socket.recv_fds(orders, 1, 4)
         if not descriptors:
             return
@@ -190,7 +190,7 @@ def _watch(line: Connection, streams: Sequence[int]) -> None:
         _become(order, streams)
     for descriptor in streams:
         os.close(descriptor)
-    with contextlib.suppress(OSError):  # who gave the order may be gone
+    with contextlib.suppress(OSError):  # the process that gave the order may be gone
         line.send(child)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         line.send(status)
@@ -237,7 +237,7 @@ def _measure() -> None:
 
 
 def _run_once() -> None:
-    """Run the program, so that all that it imports is there."""
+    """Run the program, so that all its modules are imported."""
     streams, arguments, variables = (sys.stdout, sys.stderr), sys.argv, dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="fork-server-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""What a search for checkpoints found."""
+"""The results of a search for checkpoints."""
 
 from __future__ import annotations
 

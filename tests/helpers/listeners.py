@@ -8,7 +8,7 @@ from ema_cli.events import Event, Planned
 
 
 def during(action: Callable[[], None]) -> Callable[[Event], None]:
-    """Return a listener that acts once, when the plan stands and nothing has been folded."""
+    """Return a listener that acts once, after planning and before the fold."""
 
     def listen(event: Event) -> None:
         if isinstance(event, Planned):

@@ -1,4 +1,4 @@
-"""Makers of checkpoint files, real and hostile, and the readers' way from a file to the bytes of its tensors."""
+"""Makers of checkpoint files, real and hostile, and readers of the bytes of their tensors."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def open_file(path: Path, *, key: str | None = None, strip_prefix: str | None = 
 
 
 def whole(located: Located) -> Extent:
-    """Return a tensor that lies in one place."""
+    """Return a tensor that is stored in one piece."""
     assert isinstance(located, Extent)
     return located
 
 
 def read_all(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Read every tensor through its extent: ``{name: (torch dtype, shape, bytes)}``; the file is closed after it."""
+    """Read every tensor through its extent: ``{name: (torch dtype, shape, bytes)}``; then close the file."""
     found = {}
     with closing(checkpoint.index):
         for extent in checkpoint.index:
@@ -72,7 +72,7 @@ def read_file(path: Path, *, key: str | None = None) -> dict[str, tuple[str, tup
 
 
 def expected(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Return what ``read_all`` must find for tensors that a framework loaded."""
+    """Return the result that ``read_all`` must give for tensors that a framework loaded."""
     return {name: (str(value.dtype), tuple(value.shape), tensor_bytes(value)) for name, value in tensors.items()}
 
 

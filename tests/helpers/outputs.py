@@ -1,4 +1,4 @@
-"""What a run writes, and calls of the system that fail while it does."""
+"""Parts of the output of a run, and system calls that fail during the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def header_of(path: Path) -> bytes:
 
 
 def sorted_metadata(header: bytes) -> bytes:
-    """Return a header of the library with its metadata, whose order it shuffles, in sorted order."""
+    """Return a header of the library with its metadata in sorted order; the library shuffles them."""
     text = header[8:].decode()
     metadata = json.loads(text)["__metadata__"]
     end = text.index("}") + 1

@@ -19,7 +19,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def forked(folder: Path, *libraries: str) -> Run:
-    """Return what runs the program in a folder, without a terminal; some libraries are imported already."""
+    """Return a function that runs the program in a folder, without a terminal; some libraries are imported already."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         if any(name.startswith(_READ_AT_START) for name in environment):
@@ -37,7 +37,7 @@ def forked(folder: Path, *libraries: str) -> Run:
 
 
 def started(folder: Path) -> Run:
-    """Return what starts the program in a folder as a shell does, without a terminal."""
+    """Return a function that starts the program in a folder as a shell does, without a terminal."""
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

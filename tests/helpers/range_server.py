@@ -1,8 +1,8 @@
-"""A web server that gives parts of the files of a folder, and notes what it was asked for.
+"""A web server that gives parts of the files of a folder, and logs the requests.
 
     python -m tests.helpers.range_server FOLDER LOG      # prints its port, and serves until its input ends
 
-Each request is a line of the log: the method, the bytes that were sent, and whether a part was asked for.
+Each request is a line of the log: the method, the bytes that were sent, and whether it was for a part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TextIO
 
 
 def handler(folder: Path, log: TextIO) -> type[BaseHTTPRequestHandler]:
-    """Return what answers."""
+    """Return the request handler."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

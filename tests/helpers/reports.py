@@ -1,4 +1,4 @@
-"""Reports of any content, and the schema that they keep to."""
+"""Reports of any content, and the check against their schema."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def reports() -> st.SearchStrategy[model.Report]:
 
 
 def check(document: dict[str, Any]) -> None:
-    """Raise if a document does not keep to the schema in the package."""
+    """Raise if a document violates the schema in the package."""
     jsonschema.Draft202012Validator(SCHEMA).validate(document)

@@ -1,4 +1,4 @@
-"""Series of real checkpoints, written by torch and safetensors themselves, and their averages by hand."""
+"""Series of real checkpoints, written by torch and safetensors themselves, and their reference averages."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def write_series(folder: Path, states: Sequence[State], *, form: str = "zip") ->
     return paths
 
 
-def write_one(path: Path, value: Any = 1.0, **beside: Any) -> Path:
-    """Write a nested checkpoint with one small tensor, and ``beside`` at its top level."""
+def write_one(path: Path, value: Any = 1.0, **others: Any) -> Path:
+    """Write a nested checkpoint with one small tensor, and ``others`` at its top level."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": {"w": torch.full((2,), float(value))}, **beside}, path)
+    torch.save({"model": {"w": torch.full((2,), float(value))}, **others}, path)
     return path
 
 
@@ -70,7 +70,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     return np.asarray(real.to(torch.float64).numpy())
 
 
-def averaged_by_hand(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> NDArray[np.float64]:
+def reference_average(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> NDArray[np.float64]:
     """Return ``sum_i w_i theta_i`` in float64, each product and each sum rounded, in order."""
     total = np.asarray(weights[0] * to_numpy(tensors[0]))
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
@@ -91,7 +91,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def data_section(path: Path | str) -> bytes:
-    """Return the bytes of a safetensors file behind its header."""
+    """Return the bytes of a safetensors file after its header."""
     raw = Path(path).read_bytes()
     return raw[8 + int.from_bytes(raw[:8], "little") :]
 

@@ -1,4 +1,4 @@
-"""What terminals and CI services would act on in the output of a run."""
+"""Parts of the output of a run that terminals and CI services would act on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FORBIDDEN = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u200e\u200
 
 
 def check_text(shown: str) -> None:
-    """Whatever stood in the file, no line of the output is a command to a terminal or to a CI service."""
+    """Whatever the file contains, no line of the output is a command to a terminal or to a CI service."""
     for line in shown.splitlines():
         assert not any(c in line for c in FORBIDDEN), ascii(line)
         assert not line.lstrip().startswith(("::", "##")), line

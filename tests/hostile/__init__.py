@@ -1,1 +1,1 @@
-"""Checkpoints that nobody should trust: makers of bad files, each with the verdict that it must meet."""
+"""Checkpoints that nobody should trust: makers of bad files, each with the verdict that it must get."""

@@ -1,7 +1,7 @@
 """Make the catalogue of bad inputs: files and folders, and in ``catalogue.json`` the verdict that each must meet.
 
 ``python -m tests.hostile.bad_inputs FOLDER`` makes all of them; ``ema-avg plan`` then has to end with the exit
-code that stands there, a message that holds the word, no file called ``canary``, within 512 MB and 10 seconds.
+code in that list, a message that contains the word, no file called ``canary``, within 512 MB and 10 seconds.
 """
 
 from __future__ import annotations

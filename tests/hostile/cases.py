@@ -12,7 +12,7 @@ REFUSED = 3
 MISSING = 7
 
 Maker = Callable[[Path], object]
-"""Makes what is at a path; nothing is there before."""
+"""Creates the file or folder at a path where nothing exists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,11 @@ class Case:
     code: int = REFUSED
     """Exit code of ``ema-avg plan``."""
     word: str = ""
-    """Text that the message must hold."""
+    """Text that the message must contain."""
 
 
 Bytes = bytes | Callable[[], bytes]
-"""The bytes of a file; large ones are made when they are wanted."""
+"""The bytes of a file; large ones are made on demand."""
 
 
 def of_bytes(group: str, suffix: str, table: Mapping[str, tuple[Bytes, str]], *, code: int = REFUSED) -> list[Case]:

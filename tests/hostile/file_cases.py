@@ -1,4 +1,4 @@
-"""What is no checkpoint at all: other formats, things that are no files, names that attack a terminal."""
+"""Files that are not checkpoints: other formats, things that are not files, names that attack a terminal."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ NAMES = {
 
 
 def _tar() -> bytes:
-    held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode="w", format=tarfile.USTAR_FORMAT) as made:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as made:
         made.addfile(tarfile.TarInfo("storages"))
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 _FILES: dict[str, tuple[bytes, str]] = {
@@ -88,9 +88,11 @@ _FILES: dict[str, tuple[bytes, str]] = {
 
 
 def file_cases() -> list[Case]:
-    """Return them; and good checkpoints with names of tensors that attack what shows them."""
-    named = {name: (checkpoint(pickle=stop(b"}(" + text(held) + tensor() + b"u")), "") for name, held in NAMES.items()}
-    quoted = {name: (one(name=_escaped(held)), "") for name, held in NAMES.items()}
+    """Return these cases, and good checkpoints with tensor names that attack the programs that show them."""
+    named = {
+        name: (checkpoint(pickle=stop(b"}(" + text(shown) + tensor() + b"u")), "") for name, shown in NAMES.items()
+    }
+    quoted = {name: (one(name=_escaped(shown)), "") for name, shown in NAMES.items()}
     return [
         *of_bytes("file", ".pt", _FILES),
         Case(name="file_folder.pt", make=Path.mkdir, word="no checkpoint in", code=MISSING),
@@ -133,6 +135,6 @@ def _socket(path: Path) -> None:
 
 
 def _linked(path: Path) -> None:
-    held = path.with_suffix(".held")
-    held.write_bytes(checkpoint())
-    path.symlink_to(held.name)
+    target = path.with_suffix(".held")
+    target.write_bytes(checkpoint())
+    path.symlink_to(target.name)

@@ -15,7 +15,7 @@ from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
-from tests.hostile.held import Held
+from tests.hostile.in_memory import MemorySource
 from tests.hostile.legacy_cases import legacy
 from tests.hostile.mutate import ZIP_WORDS, mutated
 from tests.hostile.opcodes import call, glob, mapping, num, stop, storage, tensor, text, tup
@@ -29,7 +29,7 @@ _EXTREMES = (0, 1, 15, 16, 17, 0xFFFF, 0xFFFFFFFF)
 
 
 def file_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
-    """Return the parsers of files; ``folder`` is where a seed lies for a moment."""
+    """Return the parsers of files; ``folder`` is for temporary seed files."""
     return {
         "pickle": simple(pickles(), PICKLE, _run_pickle),
         "zip": _zip(_seeds(cases, folder, "zip_", "good_zip", "lie_")),
@@ -95,7 +95,7 @@ def pickles() -> list[bytes]:
 
 def read(data: bytes) -> None:
     """Read a file, as ``open_checkpoint`` does."""
-    structure = read_file(Held(data), None, LayoutPool())
+    structure = read_file(MemorySource(data), None, LayoutPool())
     strip_prefixes([layout.name for layout in structure.layouts], None)
 
 
@@ -114,9 +114,9 @@ def _zip(seeds: Sequence[bytes]) -> Parser:
 
 
 def archive(random: Random, values: Sequence[bytes]) -> bytes:
-    """Return an archive around a pickle, perhaps a mutated one, with at most two lies in its headers.
+    """Return an archive around a pickle, perhaps a mutated one, with at most two false fields in its headers.
 
-    The checksums are right unless they are the lie, so that the mutations are seen.
+    The checksums are right unless they are the false field, so that the mutations are read.
     """
     pickle = random.choice(values)
     if random.randrange(2):
@@ -136,7 +136,7 @@ def archive(random: Random, values: Sequence[bytes]) -> bytes:
 
 
 def _lie(random: Random) -> dict[str, Any]:
-    """Return a field of a record and what it says."""
+    """Return a field of a record and its value."""
     names = ("archive/data/1", "archive/data/0", "archive/data.pkl", "x/data.pkl", "../x", "", "archive/constants.pkl")
     extra = (b"\x01\0\x10\0" + bytes(16), b"\x01\0\x08\0" + b"\xff" * 8, b"\x01\0\xff\xff", b"\x75\x70\x02\0ab")
     field, values = random.choice(

@@ -1,4 +1,4 @@
-"""Checkpoint folders that lie: indexes that name what is elsewhere, shards of two saves, DCP metadata that attacks."""
+"""Checkpoint folders that lie: indexes that name files elsewhere, shards of two saves, DCP metadata that attacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.hostile.safetensors_cases import entry, one
 from tests.hostile.zips import checkpoint
 
 Contents = Mapping[str, bytes | str]
-"""What lies in a folder; text is what a link leads to."""
+"""The contents of a folder; text is the target of a link."""
 _INDEX = "model.safetensors.index.json"
 _FIRST, _SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 _SHARDS = {_FIRST: one(name=b"a"), _SECOND: one(name=b"b")}
@@ -25,11 +25,11 @@ _METADATA = "torch.distributed.checkpoint.metadata"
 def _folder(contents: Contents) -> Maker:
     def make(path: Path) -> None:
         path.mkdir()
-        for name, held in contents.items():
-            if isinstance(held, str):
-                (path / name).symlink_to(held)
+        for name, content in contents.items():
+            if isinstance(content, str):
+                (path / name).symlink_to(content)
             else:
-                (path / name).write_bytes(held)
+                (path / name).write_bytes(content)
 
     return make
 
@@ -118,7 +118,7 @@ def _made(name: str, module: str = _METADATA, **fields: bytes) -> bytes:
 
 
 def dcp_chunk(offsets: bytes = numbers((0,)), sizes: bytes = numbers((4,))) -> bytes:
-    """Push the place of a piece in its tensor."""
+    """Push the offsets of a piece in its tensor."""
     return _made("ChunkStorageMetadata", offsets=offsets, sizes=sizes)
 
 
@@ -127,17 +127,17 @@ PIECE = checkpoint(pickle=stop(tensor()))
 """The archive of one tensor."""
 _SQUARE = checkpoint(pickle=stop(tensor(shape=(2, 2), strides=(2, 1))))
 DATA = "__0_0.distcp"
-"""The file that it lies in."""
+"""The file with the archive."""
 
 
 def dcp_tensor(chunks: bytes | None = None, *, size: bytes = numbers((4,)), properties: bytes = _PROPERTIES) -> bytes:
-    """Push what is declared of a tensor."""
+    """Push the declaration of a tensor."""
     listed = b"](" + (dcp_chunk() if chunks is None else chunks) + b"e"
     return _made("TensorStorageMetadata", properties=properties, size=size, chunks=listed)
 
 
 def dcp_place(file: bytes | None = None, offset: int = 0, length: int | None = None, **more: bytes) -> bytes:
-    """Push where a piece lies."""
+    """Push the location of a piece."""
     fields = {
         "relative_path": text(DATA) if file is None else file,
         "offset": num(offset),

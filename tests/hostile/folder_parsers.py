@@ -1,4 +1,4 @@
-"""The parsers of checkpoint folders: indexes, what trainers leave beside the weights, DCP, files of ranks, layouts."""
+"""The parsers of checkpoint folders: indexes, what trainers store with the weights, DCP, files of ranks, layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
 from tests.hostile.file_parsers import archive, pickles
 from tests.hostile.folder_cases import DATA, PIECE, dcp_at, dcp_metadata, dcp_place
-from tests.hostile.held import HeldFolder
+from tests.hostile.in_memory import MemoryFolder
 from tests.hostile.opcodes import call, glob, mapping, num, stop, storage, tensor, tup
 from tests.hostile.parser import Parser, simple
 from tests.hostile.safetensors_cases import entry, file, one
@@ -36,7 +36,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
     """Return the parsers of folders; ``folder`` is where seeds are made."""
     return {
         "index": _index(),
-        "beside": _beside(),
+        "beside": _side_files(),
         "dcp": _dcp(cases, folder),
         "pieces": _pieces(),
         "ranks": _ranks(),
@@ -46,7 +46,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
 
 
 def _read(files: Mapping[str, bytes]) -> None:
-    read_folder(HeldFolder(files), None, LayoutPool())
+    read_folder(MemoryFolder(files), None, LayoutPool())
 
 
 def _index() -> Parser:
@@ -58,8 +58,8 @@ def _index() -> Parser:
     return simple(seeds, JSON, lambda data: _read({"model.safetensors.index.json": data, **_SHARDS}))
 
 
-def _beside() -> Parser:
-    """What a trainer and a library leave beside the weights: the state, the configuration."""
+def _side_files() -> Parser:
+    """The files that a trainer and a library store with the weights: the state, the configuration."""
     trained = {"global_step": 5, "epoch": 1.5, "log_history": [{"loss": 1.5, "step": 5}], "is_local": True}
     configured = {"model_type": "x", "quantization_config": {"quant_method": "gptq", "bits": 4}, "torch_dtype": "f"}
     seeds = [json.dumps(trained).encode(), json.dumps(configured).encode(), b'{"quantization_config": null}']
@@ -83,7 +83,7 @@ def _dcp(cases: Sequence[Case], folder: Path) -> Parser:
 
 
 def _pieces() -> Parser:
-    """The pieces that good metadata lead to; their length is the one that is declared."""
+    """The pieces to which good metadata lead; their length is the declared length."""
     values = [stop(tensor()), *pickles()[:2]]
 
     def mutate(seed: bytes, random: Random) -> bytes:
@@ -97,7 +97,7 @@ def _pieces() -> Parser:
 
 
 def _ranks() -> Parser:
-    """The file of one of two ranks, each of which has half of a tensor."""
+    """The file of one of two ranks; each rank has half of a tensor."""
     infos = [json.dumps({"w": {"saved_offsets": [place]}}).encode() for place in (0, 4)]
     headers = [_of_rank(info) for info in infos]
     other = file(headers[1], bytes(16))
@@ -112,9 +112,9 @@ def _ranks() -> Parser:
 
 
 def _of_rank(info: bytes) -> bytes:
-    """Return the header of a rank's file around what it says of its pieces."""
-    told = json.dumps(info.decode("utf-8", "surrogateescape")).encode()
-    return b'{"__metadata__":{"DCP_SHARDING_INFO":' + told + b'},"w":' + entry() + b"}"
+    """Return the header of a rank's file with its declaration of its pieces."""
+    info_json = json.dumps(info.decode("utf-8", "surrogateescape")).encode()
+    return b'{"__metadata__":{"DCP_SHARDING_INFO":' + info_json + b'},"w":' + entry() + b"}"
 
 
 def _trainers() -> Parser:
@@ -161,7 +161,7 @@ _NAMES = (
 
 @cache
 def _content(name: str) -> bytes:
-    """Return what lies in a file of that name."""
+    """Return the contents of a file with that name."""
     if name.endswith(".safetensors"):
         return _SHARDS.get(name, one())
     if name.endswith("index.json"):

@@ -32,12 +32,12 @@ _BATCH = 500
 _SHOWN = 100
 _LONGEST_MESSAGE = 4_000
 _MEMORY = Path("/dev/shm")
-"""Where files of parsers that open them by name lie, so that no disk is waited for."""
+"""The folder of files for parsers that open them by name; it is in memory, so no parser waits for a disk."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of one parser."""
+    """The results of one parser."""
 
     executions: int = 0
     accepted: int = 0
@@ -67,7 +67,7 @@ def main() -> None:
         _check_seeds(chosen, watch)
         gc.collect()
         gc.freeze()  # the seeds and the catalogue stay
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: the catalogue has large files
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is reset: the catalogue has large files
         fuzz(chosen, tallies, given, Path(folder), watch)
     _print(tallies, given.seed)
     sys.exit(any(tally.findings for tally in tallies.values()))
@@ -92,7 +92,7 @@ class Watch:
 def fuzz(
     chosen: dict[str, Parser], tallies: dict[str, Tally], given: argparse.Namespace, folder: Path, watch: Watch
 ) -> None:
-    """Give the parser that had the least time of the processor a batch, until the time or the count is used up."""
+    """Give a batch to the parser with the least processor time, until the time or the count is used up."""
     randoms = {name: Random(f"{given.seed}/{name}") for name in chosen}
     names = sorted(str(path) for path in folder.rglob("*"))
     left, end = set(chosen), time.monotonic() + given.seconds
@@ -113,7 +113,7 @@ def fuzz(
 
 
 def _batch(parser: Parser, tally: Tally, random: Random, count: int, watch: Watch) -> Iterator[bytes]:
-    """Execute so many times; yield the inputs that are findings, which the tally tells of."""
+    """Execute so many times; yield the inputs that are findings, and count them in the tally."""
     began = time.process_time()
     for _ in range(count):
         data = parser.mutate(random.choice(parser.seeds), random)
@@ -126,12 +126,12 @@ def _batch(parser: Parser, tally: Tally, random: Random, count: int, watch: Watc
 
 
 def execute(parser: Parser, data: bytes, tally: Tally, watch: Watch) -> str:
-    """Parse once; return what is wrong with how that went."""
+    """Parse once; return what went wrong."""
     began = time.perf_counter()
     problem = _parse(parser, data, tally, watch)
     if problem or time.perf_counter() - began < _MOST_SECONDS:
         return problem
-    began = time.process_time()  # it may have waited for the processor, so once more
+    began = time.process_time()  # it may have waited for the processor, so measure again
     _parse(parser, data, Tally(), watch)
     took = time.process_time() - began
     return f"{took:.1f} s" if took > _MOST_SECONDS else ""
@@ -155,7 +155,7 @@ def _parse(parser: Parser, data: bytes, tally: Tally, watch: Watch) -> str:
 
 
 def _fault_of(message: str) -> str:
-    """Return what is wrong with a message: no control character but the newline belongs in it, no mark of direction."""
+    """Return what is wrong with a message: it may have no control character but the newline, and no direction mark."""
     if len(message) > _LONGEST_MESSAGE:
         return f"a message of {len(message):,} characters: {message[:_SHOWN]!a}"
     if not message.replace("\n", "").isprintable():
@@ -166,7 +166,7 @@ def _fault_of(message: str) -> str:
 
 
 def _check_seeds(chosen: dict[str, Parser], watch: Watch) -> None:
-    """Of the seeds of every parser some are good: a fuzzer of what is always refused finds nothing."""
+    """Every parser has some good seeds: a fuzzer with only refused seeds finds nothing."""
     for name, parser in chosen.items():
         tally = Tally()
         for seed in parser.seeds:

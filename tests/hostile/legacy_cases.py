@@ -1,4 +1,4 @@
-"""Files of the format before torch 1.6 that lie: other magic, storages that are not there, lengths that are not."""
+"""Files of the format before torch 1.6 that lie: other magic, missing storages, false lengths."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _GOOD: dict[str, tuple[bytes, str]] = {
 
 
 def legacy_cases() -> list[Case]:
-    """Return the files; a good one cut at every twentieth of its length, too."""
+    """Return the files, and a good one cut at every twentieth of its length."""
     cut = {f"cut at {share} of 20": (_WHOLE[: len(_WHOLE) * share // 20], "") for share in range(1, 20)}
     return [
         *of_bytes("legacy", ".pt", _BAD),

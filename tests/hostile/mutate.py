@@ -1,4 +1,4 @@
-"""Mutations of bytes: blind ones, and such as know the words of a format."""
+"""Mutations of bytes: blind ones, and mutations that know the words of a format."""
 
 from __future__ import annotations
 

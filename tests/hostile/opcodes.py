@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def stop(value: bytes) -> bytes:
-    """Return the pickle whose value is ``value``."""
+    """Return the pickle of the value that ``value`` pushes."""
     return pickle.PROTO + b"\x02" + value + pickle.STOP
 
 
@@ -58,7 +58,7 @@ def storage(key: str = "0", *, kind: str = "FloatStorage", elements: int = 4, ex
 
 
 def tensor(
-    held: bytes | None = None,
+    storage_opcodes: bytes | None = None,
     *,
     offset: int = 0,
     shape: Iterable[int] = (4,),
@@ -68,7 +68,7 @@ def tensor(
     """Push a tensor, however wrong it is; ``extra`` pushes its metadata."""
     function = glob("torch._utils", "_rebuild_tensor_v2")
     view = (num(offset), numbers(shape), numbers(strides), pickle.NEWFALSE, mapping(), extra)
-    return call(function, held if held is not None else storage(), *view)
+    return call(function, storage_opcodes if storage_opcodes is not None else storage(), *view)
 
 
 SHELL = glob("os", "system")

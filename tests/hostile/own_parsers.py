@@ -1,4 +1,4 @@
-"""The parsers of what this program writes or is told itself: reports, journals, earlier averages, settings."""
+"""The parsers of this program's own files: reports, journals, previous averages, settings."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _RUN = "a run"
 
 
 def own_parsers(folder: Path) -> dict[str, Parser]:
-    """Return them; they open files by name, which lie in ``folder``."""
+    """Return these parsers; those that open files by name get them in ``folder``."""
     output = _average(folder)
     keys = _keys()
     return {
         "report": _report(output),
-        "earlier": _earlier(output),
+        "earlier": _previous(output),
         "journal": _journal(folder),
         "config": _config(folder, keys),
         "manifest": _manifest(folder, keys),
@@ -54,7 +54,7 @@ def _average(folder: Path) -> Path:
 
 
 def _report(output: Path) -> Parser:
-    """The report beside an average, as ``verify`` and the next run read it."""
+    """The report of an average, as ``verify`` and the next run read it."""
     path = output.with_name("ema.report.json")
     seeds = [path.read_bytes()]
 
@@ -67,8 +67,8 @@ def _report(output: Path) -> Parser:
     return simple(seeds, JSON, run)
 
 
-def _earlier(output: Path) -> Parser:
-    """The metadata of an average that is gone on from."""
+def _previous(output: Path) -> Parser:
+    """The metadata of an average that is continued."""
     whole = output.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
@@ -128,7 +128,7 @@ def _keys() -> Sequence[Option]:
 
 
 def _config(folder: Path, keys: Sequence[Option]) -> Parser:
-    """A configuration file, whose values are checked against the options of the command."""
+    """A configuration file; its values are checked against the options of the command."""
     path = folder / "ema-avg.toml"
     seeds = [
         b'half-life = 500\nper = "step"\ndecay = [0.9, 0.99]\noutput = "ema.safetensors"\n',

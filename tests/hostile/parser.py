@@ -22,5 +22,5 @@ class Parser:
 
 
 def simple(seeds: Sequence[bytes], grammar: Grammar, run: Callable[[bytes], object]) -> Parser:
-    """Return a parser whose inputs are mutated by one grammar."""
+    """Return a parser; one grammar mutates its inputs."""
     return Parser(seeds=seeds, mutate=lambda seed, random: varied(seed, seeds, grammar, random), run=run)

@@ -1,4 +1,4 @@
-"""What is fuzzed: each parser of the program with valid seeds, a mutation that knows its format, and one execution."""
+"""All parsers of the program with valid seeds, a mutation that knows the format, and one execution."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.hostile.parser import Parser
 
 
 def parsers(folder: Path) -> dict[str, Parser]:
-    """Return them all.
+    """Return all parsers.
 
     Args:
-        folder: empty; where files are put that a parser wants to open by name.
+        folder: empty; for files of parsers that open them by name.
 
     """
     cases = catalogue()

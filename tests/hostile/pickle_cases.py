@@ -12,7 +12,7 @@ from tests.hostile.opcodes import SHELL, call, glob, mapping, num, numbers, stop
 from tests.hostile.zips import checkpoint
 
 CANARY = "canary"
-"""Name of the file beside the case that exists once code of it ran."""
+"""Name of the file that a case creates if its code is run."""
 _TOUCH = text("touch CANARY")
 _HUGE = 1 << 61
 ATTACKS = {
@@ -54,12 +54,12 @@ ATTACKS = {
 
 
 def laughs(levels: int, leaf: bytes = b")") -> bytes:
-    """Push a value that holds itself twice at every level: two to the ``levels`` leaves in a few bytes."""
+    """Push a value that contains itself twice at every level: two to the ``levels`` leaves in a few bytes."""
     return leaf + b"2\x86" * levels
 
 
 def _shared(use: bytes, times: int) -> bytes:
-    """Push a dictionary whose values are made from what lies in memo 0 and 1."""
+    """Push a dictionary; its values are made from memo 0 and 1."""
     return b"}(" + b"".join(text(f"k{number}") + use for number in range(times)) + b"u"
 
 
@@ -236,7 +236,7 @@ STRANGE: dict[str, tuple[bytes, str]] = {
         "",
     ),
 }
-"""What is odd beside sound weights, and would take long if it were believed."""
+"""Odd values next to sound weights, which would take long if the reader believed them."""
 
 
 def pickle_cases() -> list[Case]:
@@ -263,12 +263,12 @@ def _packed(made: Callable[[], bytes]) -> Callable[[], bytes]:
 
 
 def _named(name: str, lie: bytes) -> bytes:
-    """Return a state dict with a lie in it; one of them is a name."""
+    """Return a state dict with one false declaration; it may be a name."""
     return stop(b"}(Vw\\ud800\n" + tensor() + b"u") if name == "half a character" else stop(mapping(w=lie))
 
 
 def _attack(opcodes: bytes, *, alone: bool = False) -> Maker:
-    """Return a maker of a checkpoint with an attack beside its weights, or in place of them."""
+    """Return a maker of a checkpoint with an attack next to its weights, or in place of them."""
 
     def make(path: Path) -> None:
         evil = _lengthened(opcodes, path.parent / CANARY)
@@ -283,7 +283,7 @@ def _lengthened(opcodes: bytes, canary: Path) -> bytes:
     made, position = b"", 0
     while (start := opcodes.find(b"X", position)) >= 0:
         size = int.from_bytes(opcodes[start + 1 : start + 5], "little")
-        held = opcodes[start + 5 : start + 5 + size].decode()
-        made += opcodes[position:start] + text(held.replace("CANARY", str(canary)))
+        content = opcodes[start + 5 : start + 5 + size].decode()
+        made += opcodes[position:start] + text(content.replace("CANARY", str(canary)))
         position = start + 5 + size
     return made + opcodes[position:]

@@ -1,4 +1,4 @@
-"""Headers of safetensors files that lie: keys twice, holes and overlaps, numbers that are none, depth, size."""
+"""Headers of safetensors files that lie: duplicate keys, holes and overlaps, invalid numbers, depth, size."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ _GOOD: dict[str, tuple[bytes, str]] = {
 
 
 def safetensors_cases() -> list[Case]:
-    """Return the files; a good one cut at every twentieth of its length, too."""
+    """Return the files, and a good one cut at every twentieth of its length."""
     cut = {f"cut at {share} of 20": (_WHOLE[: len(_WHOLE) * share // 20], "") for share in range(1, 20)}
     return [
         *of_bytes("safetensors", ".safetensors", _BAD),

@@ -1,4 +1,4 @@
-"""Inputs as the words that they are made of: opcodes, JSON tokens, lines. Changing these gets past the first check."""
+"""Inputs as sequences of words: opcodes, JSON tokens, lines. Changing words gets past the first check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOML = re.compile(rb'"[^"\n]*"|\'[^\'\n]*\'|[-+0-9.eE]+|[\w-]+|\n+|[ \t]+|.', r
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """How the inputs of a format are parted, and words that mean something in it."""
+    """How the inputs of a format are split, and words that mean something in it."""
 
     tokens: Callable[[bytes], Sequence[bytes]]
     words: Sequence[bytes]
@@ -54,7 +54,7 @@ TOML = Grammar(_toml_tokens, TOML_WORDS)
 
 
 def lines(words: Sequence[bytes]) -> Grammar:
-    """Return the grammar of a text of lines, each of which may be one of the words."""
+    """Return the grammar of a text of lines; any line may be one of the words."""
     return Grammar(_lines, words)
 
 

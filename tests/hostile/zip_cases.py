@@ -1,4 +1,4 @@
-"""Zip archives that lie: two records of one name, or in the same bytes, sizes that are not, parts that are missing."""
+"""Zip archives that lie: two records with one name or the same bytes, false sizes, missing parts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _WHOLE = checkpoint()
 
 
 def _with(**changes: object) -> bytes:
-    """Return a checkpoint whose storage record has these fields."""
+    """Return a checkpoint with these fields in its storage record."""
     return pack(_PICKLE, Record(name="archive/data/0", data=FOUR, **changes))  # type: ignore[arg-type]
 
 
 def _pickle_with(**changes: object) -> bytes:
-    """Return a checkpoint whose pickle record has these fields."""
+    """Return a checkpoint with these fields in its pickle record."""
     first = Record(name="archive/data.pkl", data=GOOD, **changes)  # type: ignore[arg-type]
     return pack(first, Record(name="archive/data/0", data=FOUR))
 
@@ -37,7 +37,7 @@ def _long(size: int, packed: int, header: int | None = None) -> bytes:
 
 
 def _long_end(*, count: int = 2, size: int | None = None, begin: int | None = None, at: int | None = None) -> bytes:
-    """Return a checkpoint with the end record of large archives in front of the usual one."""
+    """Return a checkpoint with the end record of large archives before the usual one."""
     plain = _WHOLE
     *_, real_size, real_begin, _ = struct.unpack("<4s4H2LH", plain[-22:])
     size = real_size if size is None else size
@@ -159,7 +159,7 @@ _GOOD: dict[str, tuple[bytes, str]] = {
 
 
 def zip_cases() -> list[Case]:
-    """Return the archives; those that were cut at every tenth of their length, too."""
+    """Return the archives, and a good one cut at every tenth of its length."""
     cut = {f"cut at {share} of 20": (_WHOLE[: len(_WHOLE) * share // 20], "") for share in range(1, 20)}
     return [
         *of_bytes("zip", ".pt", _BAD),

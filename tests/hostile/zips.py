@@ -20,7 +20,7 @@ FOUR = bytes(16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A record, and what its headers say of it; ``None`` is the truth."""
+    """A record, and the fields of its headers; ``None`` is the true value."""
 
     name: str
     data: bytes
@@ -40,7 +40,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What the end record says; ``None`` is the truth."""
+    """The fields of the end record; ``None`` is the true value."""
 
     comment: bytes = b""
     count: int | None = None
@@ -51,7 +51,7 @@ class Ending:
     first_disk: int = 0
     comment_size: int | None = None
     between: bytes = b""
-    """Bytes in front of the end record."""
+    """Bytes before the end record."""
     tail: bytes = b""
 
 

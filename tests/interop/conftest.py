@@ -1,4 +1,4 @@
-"""What the tests with real makers share: a place without network, telemetry or a home of its own."""
+"""What the tests with real makers share: an environment without network, telemetry or a home of its own."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             environment.setenv(name, value)
         yield
     gc.collect()
-    gc.freeze()  # the framework stays, and need not be looked through in every later test
+    gc.freeze()  # the framework stays, and later collections need not look through it

@@ -34,7 +34,7 @@ class Upload:
 
 @dataclass
 class Answers:
-    """What the store says in place of what it would say, for tests of faults."""
+    """The answers of the store that are replaced, for tests of faults."""
 
     refuse: Callable[[Request], int | None] = lambda _: None
     """Return the status of a refusal."""
@@ -50,12 +50,12 @@ class Gcs(Loopback):
         """Generation and data by name."""
         self.uploads: dict[str, Upload] = {}
         self.answers = Answers()
-        self.held: str | None = None
-        """Part of the names whose chunks wait."""
+        self.delayed: str | None = None
+        """Part of the names that have to wait with their chunks."""
         self.asked: list[tuple[str, str]] = []
         """Method and path of every request."""
         self.chunks: dict[str, int] = {}
-        """How many chunks an object was uploaded in."""
+        """The number of chunks in which an object was uploaded."""
         self._numbers = itertools.count(1)
         super().__init__(self._application)
         self.environment = {
@@ -71,7 +71,7 @@ class Gcs(Loopback):
         self.uploads.clear()
         self.asked.clear()
         self.answers = Answers()
-        self.held = None
+        self.delayed = None
         self.arrived.clear()
         self.opened.clear()
 
@@ -175,20 +175,20 @@ class Gcs(Loopback):
 
     def _chunk(self, request: Request, number: str) -> Response:
         upload = self.uploads[number]
-        data, told = request.data, request.headers["Content-Range"]
-        if self.held is not None and self.held in upload.name:
+        data, content_range = request.data, request.headers["Content-Range"]
+        if self.delayed is not None and self.delayed in upload.name:
             self.arrived.set()
             self.opened.wait(60)
-        found = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", told)
-        assert found is not None, told
+        found = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", content_range)
+        assert found is not None, content_range
         if found[1] is not None:
-            assert (int(found[1]), int(found[2])) == (len(upload.data), len(upload.data) + len(data) - 1), told
+            assert (int(found[1]), int(found[2])) == (len(upload.data), len(upload.data) + len(data) - 1), content_range
         upload.data += data
         self.chunks[upload.name] = self.chunks.get(upload.name, 0) + 1
         if found[3] == "*":
-            assert len(data) % _UNIT == 0, told
+            assert len(data) % _UNIT == 0, content_range
             return Response(status=308, headers={"Range": f"bytes=0-{len(upload.data) - 1}"})
-        assert int(found[3]) == len(upload.data), told
+        assert int(found[3]) == len(upload.data), content_range
         self.put(upload.name, bytes(upload.data))
         del self.uploads[number]
         return _json(self._resource(upload.name))

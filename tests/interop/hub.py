@@ -32,11 +32,11 @@ class Hub(Loopback):
         self.branches: dict[str, int] = {}
         """Revisions, and the numbers of their commits."""
         self.large: dict[str, bytes] = {}
-        """What was sent by the protocol of Git LFS, by its SHA-256."""
+        """The files sent by the protocol of Git LFS, by their SHA-256."""
         self.refuse: Callable[[Request], int | None] = lambda _: None
         """Return the status of a refusal."""
-        self.held = False
-        """Whether large files wait on their way in."""
+        self.delayed = False
+        """Whether uploads of large files wait."""
         self.sent: list[tuple[str, int, int]] = []
         """Name, first byte and length of every part that was sent."""
         super().__init__(self._application)
@@ -55,7 +55,7 @@ class Hub(Loopback):
         self.large.clear()
         self.sent.clear()
         self.refuse = lambda _: None
-        self.held = False
+        self.delayed = False
         self.arrived.clear()
         self.opened.clear()
 
@@ -146,7 +146,7 @@ class Hub(Loopback):
 
     def _large(self, request: Request, oid: str) -> Response:
         data = request.data
-        if self.held:
+        if self.delayed:
             self.arrived.set()
             self.opened.wait(60)
         if hashlib.sha256(data).hexdigest() != oid:

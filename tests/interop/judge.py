@@ -1,4 +1,4 @@
-"""The judge of the averages: what the makers load of their checkpoints, folded by hand."""
+"""The judge of the averages: the checkpoints as their makers load them, folded in a reference implementation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 from tests.helpers.exact import FORMATS, ema_shares, rounded
 from tests.helpers.program import Run
-from tests.helpers.series import State, averaged_by_hand, same_bits
+from tests.helpers.series import State, reference_average, same_bits
 
 DECAY = 0.75
-"""Of every average here: its weights are exact in float64, so that the fold by hand has one result."""
+"""Of every average here: its weights are exact in float64, so that the reference fold has one result."""
 
 
 def fold(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
@@ -29,7 +29,7 @@ def _fold(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Te
     last = tensors[-1]
     if not last.is_floating_point():
         return last
-    total = averaged_by_hand(tensors, weights)
+    total = reference_average(tensors, weights)
     if last.dtype is torch.bfloat16:  # torch would round twice
         exact = [rounded(value, FORMATS["BF16"]) for value in total.ravel().tolist()]
         return torch.tensor(exact, dtype=torch.bfloat16).reshape(last.shape)

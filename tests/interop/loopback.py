@@ -1,4 +1,4 @@
-"""A web server on the loopback whose answers can be held back."""
+"""A web server on the loopback that can delay its answers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def llama() -> Any:
 
 
 def output_of(model: Any) -> torch.Tensor:
-    """Return what a model makes of a few words."""
+    """Return the output of a model for a few words."""
     with torch.no_grad():
         logits: torch.Tensor = model.eval()(input_ids=torch.arange(8).reshape(1, 8)).logits
     return logits

@@ -1,6 +1,6 @@
 """Two processes of distributed training on the CPU, and what they save: ``python -m tests.interop.ranks FOLDER``.
 
-Beside the checkpoints, the first process keeps the whole tensors of each step in ``whole_STEP.pt``, for the judge.
+The first process also stores the whole tensors of each step in ``whole_STEP.pt``, for the judge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS = (9, 10, 11)
 
 
 class Net(torch.nn.Module):
-    """A network whose tensors cannot be halved evenly; one of them has a single element."""
+    """A network of tensors that cannot be halved evenly; one has a single element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def train(folder: Path) -> None:
         save_by_accelerate(model, optimizer, folder / "accelerate" / f"checkpoint-{step}")
         save_wrapped(step, folder / "wrapped")
     for step in STEPS:
-        state = by_hand(step, mesh)
+        state = placed_state(step, mesh)
         keep_whole(state, folder / "mixed" / f"whole_{step}.pt")
         dcp.save(state, checkpoint_id=folder / "mixed" / "run" / f"step-{step}")
         save_for_the_hub(state, folder / "hub" / f"step-{step}")
@@ -92,7 +92,7 @@ def save_wrapped(step: int, folder: Path) -> None:
         torch.save({"model": wrapped.state_dict(), "epoch": step}, folder / "run" / f"epoch_{step}.pth")
 
 
-def by_hand(step: int, mesh: Any) -> dict[str, Any]:
+def placed_state(step: int, mesh: Any) -> dict[str, Any]:
     """Return tensors in every placement: rows, columns, a copy on each rank, no DTensor, several types."""
     torch.manual_seed(step)
     rows, columns, copied = torch.randn(5, 3), torch.randn(3, 4, 5), torch.randn(2, 2)

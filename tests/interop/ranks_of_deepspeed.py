@@ -1,6 +1,6 @@
 """Two processes of DeepSpeed on the CPU, and what it saves: ``python -m tests.interop.ranks_of_deepspeed FOLDER``.
 
-Beside each run of a stage of ZeRO, the first process keeps the whole tensors of each step, for the judge.
+For each run of a stage of ZeRO, the first process also stores the whole tensors of each step, for the judge.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def train(stage: int, folder: Path) -> None:
 
 
 def joined(engine: Any) -> dict[str, torch.Tensor]:
-    """Return the float32 parameters that the ranks hold together, and the buffers as float32."""
+    """Return the float32 parameters that the ranks have together, and the buffers as float32."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     tensors = {name: safe_get_full_fp32_param(parameter) for name, parameter in engine.module.named_parameters()}

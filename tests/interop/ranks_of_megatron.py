@@ -1,6 +1,6 @@
 """Two processes of Megatron Core on the CPU, and what it saves: ``python -m tests.interop.ranks_of_megatron FOLDER``.
 
-Each holds half of a model that is split by tensor parallelism. Beside the checkpoints, the first process keeps what
+Each has half of a model that is split by tensor parallelism. The first process also stores what
 Megatron itself loads of each, whole, for the judge.
 """
 

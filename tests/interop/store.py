@@ -1,4 +1,4 @@
-"""A store that speaks S3 on the loopback: moto's server, with a gate that can hold uploads back."""
+"""A store that speaks S3 on the loopback: moto's server, with a gate that can delay uploads."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ BUCKET = "runs"
 
 
 class Gate:
-    """What stands before the store: lets everything through, until it is told to hold what is written to a key."""
+    """The gate before the store: it lets everything through, until it has to delay writes to a key."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self.application = application
-        self.held: str | None = None
-        """Part of the paths whose uploads wait."""
+        self.delayed: str | None = None
+        """Part of the paths of uploads that wait."""
         self.arrived = threading.Event()
         """Set once such an upload waits."""
         self.opened = threading.Event()
         self.refused: str | None = None
         """Part of the paths of uploads that may not be completed."""
         self.written: list[tuple[str, str]] = []
-        """Method and path of what shows or removes an object."""
+        """Method and path of requests that publish or remove an object."""
 
     def __call__(self, environment: dict[str, Any], start: Any) -> Iterable[bytes]:
         """Pass a request on, now or when the gate is opened."""
-        held = self.held is not None and self.held in environment["PATH_INFO"]
-        if held and environment["REQUEST_METHOD"] == "PUT":
+        delayed = self.delayed is not None and self.delayed in environment["PATH_INFO"]
+        if delayed and environment["REQUEST_METHOD"] == "PUT":
             self.arrived.set()
             self.opened.wait(60)
         method, query = environment["REQUEST_METHOD"], environment.get("QUERY_STRING", "")
@@ -75,7 +75,7 @@ class Store:
         return {entry["Key"] for entry in listed.get("Contents", ())}
 
     def unfinished(self) -> list[str]:
-        """Return the keys of uploads in parts that were neither finished nor given up."""
+        """Return the keys of uploads in parts that were neither finished nor aborted."""
         listed = self.client.list_multipart_uploads(Bucket=BUCKET)
         return [entry["Key"] for entry in listed.get("Uploads", ())]
 

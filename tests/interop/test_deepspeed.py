@@ -1,4 +1,4 @@
-"""Checkpoints of DeepSpeed: one file holds the model up to ZeRO stage 2; stage 3 is joined by its own script first."""
+"""Checkpoints of DeepSpeed: one file has the model up to ZeRO stage 2; at stage 3 DeepSpeed's script joins it first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saved of trainings with each stage of ZeRO."""
+    """The files that two processes saved during training with each stage of ZeRO."""
     folder = tmp_path_factory.mktemp("deepspeed")
     command = [sys.executable, "-m", "tests.interop.ranks_of_deepspeed", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
@@ -30,13 +30,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path) -> list[State]:
-    """Return the whole tensors that the processes kept, oldest first."""
+    """Return the whole tensors that the processes stored, oldest first."""
     return [torch.load(folder / f"whole_{step}.pt", weights_only=True) for step in STEPS]
 
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
 def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The model is read, in bfloat16 as it was trained; the parts of the optimizer beside it are not."""
+    """The model is read, in bfloat16 as it was trained; the optimizer's files are not."""
     folder = saved / f"stage_{stage}"
     average(ema_avg, folder / "run", "-o", "ema.safetensors")
     found = load(tmp_path / "ema.safetensors")
@@ -44,16 +44,16 @@ def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, t
     network().load_state_dict(found)
 
 
-def test_stage_3_is_joined_by_the_command_that_is_told(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """Parameters in pieces are refused; the commands of the hints join them, and what they make is averaged."""
+def test_stage_3_is_joined_by_the_command_in_the_hint(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Parameters in pieces are refused; the commands of the hints join them, and the joined files are averaged."""
     folder = saved / "stage_3"
     for step in STEPS:
         refused = ema_avg(folder / "run" / f"global_step{step}", "--decay", DECAY, "-o", "ema.safetensors")
         assert refused.returncode == 3
         assert not (tmp_path / "ema.safetensors").exists()
-        told = re.search(r"python (\S*zero_to_fp32\.py .*)", refused.stderr)
-        assert told, refused.stderr
-        done = subprocess.run([sys.executable, *shlex.split(told[1])], capture_output=True, text=True, check=False)
+        hint = re.search(r"python (\S*zero_to_fp32\.py .*)", refused.stderr)
+        assert hint, refused.stderr
+        done = subprocess.run([sys.executable, *shlex.split(hint[1])], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     average(ema_avg, *(folder / "run" / f"global_step{step}_joined" for step in STEPS), "-o", "ema.safetensors")
     assert_fold(load(tmp_path / "ema.safetensors"), kept(folder))

@@ -1,4 +1,4 @@
-"""Models of diffusers, whose weights are called ``diffusion_pytorch_model``, as its example scripts save them."""
+"""Models of diffusers, saved under ``diffusion_pytorch_model`` as its example scripts do."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_unet(folder: Path, run: Path) -> None:
-    """Assert that diffusers loads the average of a run, and that it denoises as the fold by hand does.
+    """Assert that diffusers loads the average of a run, and that it denoises as the reference average does.
 
-    The weights are equal to the last bit; what is computed from them depends on where they lie in memory.
+    The weights are equal to the last bit; what is computed from them depends on where they are in memory.
     """
     from diffusers import UNet2DModel
 
@@ -68,18 +68,18 @@ def assert_unet(folder: Path, run: Path) -> None:
 
 
 def test_a_unet_is_averaged(run: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The folder of one model in each checkpoint is averaged into a folder that is called and loads like them."""
+    """The folder of one model in each checkpoint is averaged into a folder with the same names that loads like them."""
     average(ema_avg, f"{run}/*/unet", "-o", "averaged/")
     assert {"config.json", f"{NAME}.safetensors"} <= names_in(tmp_path / "averaged")
     assert_unet(tmp_path / "averaged", run)
 
 
 def test_the_run_is_refused_with_a_way_that_works(run: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """A checkpoint may hold several models, so the run itself is refused; what the hint names is averaged."""
+    """A checkpoint may contain several models, so the run itself is refused; the folder in the hint is averaged."""
     refused = ema_avg(run / "checkpoint-500", "--decay", DECAY, "-o", "averaged/")
     assert refused.returncode == 3
-    told = re.search(r"ema-avg '([^']+)'", refused.stderr)
-    assert told, refused.stderr
-    average(ema_avg, told[1], "-o", "averaged/", "--max-shard-size", "10KB")
+    pattern = re.search(r"ema-avg '([^']+)'", refused.stderr)
+    assert pattern, refused.stderr
+    average(ema_avg, pattern[1], "-o", "averaged/", "--max-shard-size", "10KB")
     assert f"{NAME}.safetensors.index.json" in names_in(tmp_path / "averaged")
     assert_unet(tmp_path / "averaged", run)

@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saved of a training."""
+    """The files that two processes saved during training."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.interop.ranks", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
@@ -35,15 +35,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kept(folder: Path) -> list[State]:
-    """Return the whole tensors that the processes kept, oldest first."""
+    """Return the whole tensors that the processes stored, oldest first."""
     return [torch.load(folder / f"whole_{step}.pt", weights_only=True) for step in STEPS]
 
 
 @pytest.mark.parametrize("way", ["run", "async"])
 def test_an_fsdp2_run_is_averaged(way: str, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
     """A folder of sharded checkpoints, saved at once or in the background, gives the average of the whole tensors."""
-    told = json.loads(average(ema_avg, saved / "fsdp2" / way, "-o", "ema.safetensors", "--json").stdout)
-    assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
+    report = json.loads(average(ema_avg, saved / "fsdp2" / way, "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     found = load(tmp_path / "ema.safetensors")
     assert_fold(found, kept(saved / "fsdp2"))
     Net().load_state_dict(found)
@@ -62,15 +62,15 @@ def test_what_torch_loads_is_what_is_averaged(saved: Path, ema_avg: Run, tmp_pat
 
 
 def test_checkpoints_of_accelerate_are_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """In ``checkpoint-N`` the model is ``pytorch_model_fsdp_0``; the optimizer beside it, as large, is not read."""
+    """In ``checkpoint-N`` the model is ``pytorch_model_fsdp_0``; the optimizer, which is as large, is not read."""
     assert names_in(saved / "accelerate" / "checkpoint-9") == {"pytorch_model_fsdp_0", "optimizer_0"}
-    told = json.loads(average(ema_avg, saved / "accelerate", "-o", "ema.safetensors", "--json").stdout)
-    assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
+    report = json.loads(average(ema_avg, saved / "accelerate", "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     assert_fold(load(tmp_path / "ema.safetensors"), kept(saved / "fsdp2"))
 
 
 def test_model_folders_of_accelerate_can_be_named(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The sharded model of each checkpoint may be named itself."""
+    """The path of each checkpoint's sharded model can be given directly."""
     folders = [saved / "accelerate" / f"checkpoint-{step}" / "pytorch_model_fsdp_0" for step in reversed(STEPS)]
     average(ema_avg, *folders, "-o", "ema.safetensors")
     assert_fold(load(tmp_path / "ema.safetensors"), kept(saved / "fsdp2"))
@@ -83,7 +83,7 @@ def test_every_placement_is_put_together(saved: Path, ema_avg: Run, tmp_path: Pa
 
 
 def test_parts_in_safetensors_are_put_together(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The hub's writer leaves each rank's part of a tensor in a file of its own, until someone consolidates them."""
+    """The hub's writer leaves each rank's part of a tensor in a file of its own, until it is consolidated."""
     shards = names_in(saved / "hub" / "step-9")
     assert len([name for name in shards if name.startswith("shard-")]) == 2
     average(ema_avg, saved / "hub", "-o", "ema.safetensors")
@@ -106,7 +106,7 @@ def test_folders_and_files_of_the_same_weights_are_equal(saved: Path, ema_avg: R
 
 
 def test_states_of_accelerate_in_one_process(ema_avg: Run, tmp_path: Path) -> None:
-    """``save_state`` names its folders ``checkpoint_0``, ``checkpoint_1``, ... and has the optimizer beside."""
+    """``save_state`` names its folders ``checkpoint_0``, ``checkpoint_1``, ... and stores the optimizer in them too."""
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 

@@ -49,7 +49,7 @@ def upload(store: Gcs, paths: list[Path]) -> None:
 
 
 def always(status: int) -> Callable[[Request], int | None]:
-    """Return what refuses every request."""
+    """Return a function that refuses every request."""
     return lambda _: status
 
 
@@ -71,8 +71,8 @@ def test_from_store_to_store_and_again(form: str, store: Gcs, ema_avg: Run, tmp_
     assert store.objects["out/ema.safetensors"][0] == generation
 
 
-def test_what_is_refused_is_told_in_one_line(store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
-    """Missing objects, folders and buckets; and who may not read is told how to log in."""
+def test_refusals_are_reported_in_one_line(store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
+    """Missing objects, folders and buckets are reported; without permission to read, the error says how to log in."""
     upload(store, write_series(tmp_path / "run", states_of(2, 1000)))
     for name in (f"gs://{BUCKET}/run/none.pt", f"gs://{BUCKET}/empty", "gs://no-such-bucket/run"):
         done = ema_avg("plan", name, "--decay", DECAY, **store.environment)
@@ -87,7 +87,7 @@ def test_what_is_refused_is_told_in_one_line(store: Gcs, ema_avg: Run, tmp_path:
 
 
 def test_what_passes_is_tried_again(store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
-    """A store that is busy at times, and slow, costs time only."""
+    """A store that is slow and sometimes busy costs time only."""
     states = states_of(2, 1000)
     upload(store, write_series(tmp_path / "run", states))
     asked: list[str] = []
@@ -104,7 +104,7 @@ def test_what_passes_is_tried_again(store: Gcs, ema_avg: Run, tmp_path: Path) ->
 
 
 def test_an_object_that_is_replaced_is_an_error(store: Gcs, ema_avg: Run, tmp_path: Path) -> None:
-    """Parts are asked for by generation: those of another object, of the same size, are never taken."""
+    """Parts are requested by generation: parts of another object of the same size are never used."""
     paths = write_series(tmp_path / "run", states_of(2, LARGE), form="safetensors")
     upload(store, paths)
 
@@ -122,10 +122,10 @@ def test_an_object_that_is_replaced_is_an_error(store: Gcs, ema_avg: Run, tmp_pa
 
 
 def test_a_killed_run_leaves_nothing_under_the_name(store: Gcs, tmp_path: Path) -> None:
-    """A run that is told to end while its output is on the way leaves no object, and no upload."""
+    """A run that is interrupted during the upload of its output leaves no object, and no upload."""
     write_series(tmp_path / "run", states_of(2, LARGE), form="safetensors")
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"gs://{BUCKET}/killed.safetensors"]
-    store.held = "killed"
+    store.delayed = "killed"
     environment = {**os.environ, **store.environment}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -134,8 +134,8 @@ def test_a_killed_run_leaves_nothing_under_the_name(store: Gcs, tmp_path: Path) 
             process.send_signal(signal.SIGTERM)
         finally:
             store.opened.set()
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "Traceback" not in told
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
     assert not store.objects
     assert not store.uploads

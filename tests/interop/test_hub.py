@@ -30,13 +30,13 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub) -> Hub:
-    """The hub, whose repository is empty."""
+    """The hub with an empty repository."""
     server.clear()
     return server
 
 
 def test_a_revision_is_read(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
-    """Folders and files of a branch; each needed byte comes once."""
+    """Folders and files of a branch are read; each needed byte is sent once."""
     states = states_of(3, 300_000)
     paths = write_series(tmp_path / "run", states, form="safetensors")
     hub.branches["dev"] = 0
@@ -51,7 +51,7 @@ def test_a_revision_is_read(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
 
 
 def test_an_output_is_a_commit(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
-    """The output goes through a temporary file, which is said, and is there when it is whole; then it is up to date."""
+    """The output goes through a temporary file, which is reported, and appears whole; then it is up to date."""
     states = states_of(2, 100_000)
     write_series(tmp_path / "run", states)
     average(ema_avg, "run", "-o", "ema.safetensors")
@@ -66,7 +66,7 @@ def test_an_output_is_a_commit(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_one_commit(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
-    """All files of a folder come at once, and weights of an earlier one that are no part of it go with that commit."""
+    """All files of a folder are published at once, and that commit removes old weights that are no part of it."""
     states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, 5_000)]
     write_series(tmp_path / "run", states)
     hub.commit({"out/model.safetensors": b"old", "out/README.md": b"mine"})
@@ -83,8 +83,8 @@ def test_a_folder_is_one_commit(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
     assert "up to date" in average(ema_avg, *job, **hub.environment).stdout
 
 
-def test_what_is_refused_is_told(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
-    """Missing files, revisions and repositories; and who may not read or write is told how to log in."""
+def test_refusals_are_reported(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
+    """Missing files, revisions and repositories are reported; without permission, the error says how to log in."""
     (path, *_) = write_series(tmp_path / "run", states_of(2, 1000))
     hub.commit({"c.pt": path.read_bytes()})
     for name in (f"hf://{REPO}/none.pt", f"hf://{REPO}@none/c.pt", "hf://org/none/c.pt"):
@@ -108,7 +108,7 @@ def test_what_is_refused_is_told(hub: Hub, ema_avg: Run, tmp_path: Path) -> None
 
 
 def test_a_busy_hub_is_asked_again(hub: Hub, ema_avg: Run, tmp_path: Path) -> None:
-    """What passes costs time only."""
+    """Faults that pass cost time only."""
     states = states_of(2, 1000)
     paths = write_series(tmp_path / "run", states)
     hub.commit({f"run/{path.name}": path.read_bytes() for path in paths})
@@ -124,12 +124,12 @@ def test_a_busy_hub_is_asked_again(hub: Hub, ema_avg: Run, tmp_path: Path) -> No
 
 
 def test_a_killed_run_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
-    """A run that is told to end while its output is on the way changes nothing, here or there."""
+    """A run that is interrupted during the upload of its output changes nothing, here or there."""
     write_series(tmp_path / "run", states_of(2, 100_000))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"hf://{REPO}/ema.safetensors"]
-    hub.held = True
+    hub.delayed = True
     environment = {**os.environ, **hub.environment, "TMPDIR": str(temporary)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -1,4 +1,4 @@
-"""Runs of Lightning: its checkpoints hold the module under ``state_dict``, beside loops, callbacks and optimizers."""
+"""Runs of Lightning: its checkpoints have the module under ``state_dict``, next to loops, callbacks and optimizers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saved of a model."""
+    """The files that two processes saved of a model."""
     folder = tmp_path_factory.mktemp("megatron")
     command = [sys.executable, "-m", "tests.interop.ranks_of_megatron", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
@@ -29,9 +29,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_of_megatron_core_is_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The halves of each tensor, and the layers that lie in one tensor, are those that Megatron itself loads."""
-    told = json.loads(average(ema_avg, saved / "run", "-o", "ema.safetensors", "--json").stdout)
-    assert [entry["step"] for entry in told["inputs"]] == list(STEPS)
+    """The joined halves of each tensor, and the layers stored in one tensor, are those that Megatron itself loads."""
+    report = json.loads(average(ema_avg, saved / "run", "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     states = [torch.load(saved / f"whole_{step}.pt", weights_only=True) for step in STEPS]
     found = load(tmp_path / "ema.safetensors")
     assert_fold(found, states)

@@ -36,7 +36,7 @@ def ema_avg(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def store(server: Store) -> Iterator[Store]:
-    """The store, whose bucket is emptied after the test."""
+    """The store; its bucket is emptied after the test."""
     server.gate.written.clear()
     yield server
     for name in server.names():
@@ -97,7 +97,7 @@ def test_the_output_may_be_in_the_store(store: Store, ema_avg: Run, tmp_path: Pa
 
 
 def test_from_store_to_store_and_again(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """Both ends in the store; the second run finds the output up to date, and another average is refused."""
+    """Inputs and output are in the store; the second run finds the output up to date, another average is refused."""
     states = states_of(3, 1000)
     write_series(tmp_path / "run", states)
     upload(store, tmp_path / "run")
@@ -111,8 +111,8 @@ def test_from_store_to_store_and_again(store: Store, ema_avg: Run, tmp_path: Pat
     assert_fold(load(tmp_path / "got.safetensors"), states)
 
 
-def test_an_output_in_the_store_is_gone_on_from_and_verified(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """``--continue-from``, ``--report``, ``verify``, ``diff`` and ``inspect`` take what lies in the store."""
+def test_an_output_in_the_store_is_continued_and_verified(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """``--continue-from``, ``--report``, ``verify``, ``diff`` and ``inspect`` take files in the store."""
     states = states_of(4, 20_000)
     paths = write_series(tmp_path / "run", states)
     upload(store, tmp_path / "run")
@@ -140,7 +140,7 @@ def test_an_output_in_the_store_is_gone_on_from_and_verified(store: Store, ema_a
 
 
 def test_only_a_report_is_overwritten_by_a_report(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """What somebody else put there stays unless ``--force`` is given; a report is replaced."""
+    """An object of another program stays unless ``--force`` is given; a report is replaced."""
     write_series(tmp_path / "run", states_of(2, 1000))
     job = ("run", "-o", "ema.safetensors", "--report", f"s3://{BUCKET}/page.html")
     store.put("page.html", b"somebody's page")
@@ -155,7 +155,7 @@ FOLDER = f"s3://{BUCKET}/out/averaged/"
 
 
 def fetch(store: Store, folder: Path) -> State:
-    """Fetch the output folder, and return the tensors of the files that its index names."""
+    """Fetch the output folder, and return the tensors of the files in its index."""
     folder.mkdir()
     for name in store.names("out/averaged/"):
         (folder / Path(name).name).write_bytes(store.get(name))
@@ -176,7 +176,7 @@ def write_models(folder: Path, states: list[State]) -> None:
 
 
 def test_a_folder_may_be_written_to_the_store(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """Shards, what goes along, and the index last: the bytes of a local run, up to date the second time."""
+    """Shards, side files, and the index last: the bytes of a local run, up to date the second time."""
     states = [{f"w{n}": state["w"] * (n + 1) for n in range(3)} for state in states_of(2, LARGE)]
     write_models(tmp_path / "run", states)
     size = ("--max-shard-size", "14MB")
@@ -201,7 +201,7 @@ def report(folder: Path) -> bytes:
 
 
 def test_a_folder_in_the_store_is_replaced_as_a_whole(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """Without --force it stays; with it, weights that are no part of the new one are gone, and other files stay."""
+    """Without --force the old output stays; with it, old weights are removed, and other files stay."""
     states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, 5_000)]
     write_models(tmp_path / "run", states)
     index = "model.safetensors.index.json"
@@ -222,7 +222,7 @@ def test_a_folder_in_the_store_is_replaced_as_a_whole(store: Store, ema_avg: Run
 
 
 def test_a_folder_that_cannot_be_completed_has_no_index(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """Where the store takes one shard and not the next, there is no index that names them, and no upload is left."""
+    """If the store takes one shard and refuses the next, no index is written, and no upload is left."""
     states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, 5_000)]
     write_models(tmp_path / "run", states)
     store.gate.refused = "model-00002"
@@ -236,18 +236,18 @@ def test_a_folder_that_cannot_be_completed_has_no_index(store: Store, ema_avg: R
 
 
 def test_a_killed_run_leaves_no_folder(store: Store, tmp_path: Path) -> None:
-    """A run that is told to end while its second shard is on the way leaves no object, and no parts of any."""
+    """A run that is interrupted during the upload of its second shard leaves no object, and no parts."""
     states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, LARGE)]
     write_models(tmp_path / "run", states)
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", FOLDER, "--max-shard-size", "14MB"]
-    store.gate.held = "model-00002"
+    store.gate.delayed = "model-00002"
     assert kill(store, command, tmp_path) == 128 + signal.SIGTERM
     assert store.names() == set()
     assert store.unfinished() == []
 
 
-def test_what_is_missing_is_told(store: Store, ema_avg: Run) -> None:
-    """An object, a folder and a bucket that are not there are named, without a traceback."""
+def test_missing_objects_are_reported(store: Store, ema_avg: Run) -> None:
+    """A missing object, folder or bucket is named, without a traceback."""
     for name in (f"s3://{BUCKET}/run/none.pt", f"s3://{BUCKET}/empty", "s3://no-such-bucket/run"):
         done = ema_avg(name, "--decay", DECAY, "-o", "ema.safetensors", **store.environment)
         assert done.returncode == 7, done.stderr
@@ -256,17 +256,17 @@ def test_what_is_missing_is_told(store: Store, ema_avg: Run) -> None:
 
 
 def test_a_killed_run_leaves_nothing_under_the_name(store: Store, tmp_path: Path) -> None:
-    """A run that is told to end while its output is on the way leaves no object, and no parts that cost money."""
+    """A run that is interrupted during the upload of its output leaves no object, and no parts that cost money."""
     write_series(tmp_path / "run", states_of(2, LARGE), form="safetensors")
     command = [sys.executable, "-m", "ema_cli", "run", "--decay", str(DECAY), "-o", f"s3://{BUCKET}/killed.safetensors"]
-    store.gate.held = "killed"
+    store.gate.delayed = "killed"
     assert kill(store, command, tmp_path) == 128 + signal.SIGTERM
     assert store.names() == set()
     assert store.unfinished() == []
 
 
 def kill(store: Store, command: list[str], folder: Path) -> int:
-    """Run a command, tell it to end once an upload waits at the gate, and return its status."""
+    """Run a command, interrupt it once an upload waits at the gate, and return its status."""
     environment = {**os.environ, **store.environment}
     store.gate.arrived.clear()
     store.gate.opened.clear()
@@ -278,12 +278,12 @@ def kill(store: Store, command: list[str], folder: Path) -> int:
         finally:
             store.gate.opened.set()
         _, told = process.communicate(timeout=60)
-    store.gate.held = None
+    store.gate.delayed = None
     assert "Traceback" not in told
     return process.returncode
 
 
-def test_who_may_not_read_is_told(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+def test_missing_credentials_are_reported(store: Store, ema_avg: Run, tmp_path: Path) -> None:
     """Without credentials, or with wrong ones, the message says what to set, on a line of its own."""
     quiet = {**store.environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": str(tmp_path)}
     done = ema_avg("plan", f"s3://{BUCKET}/run", "--decay", DECAY, **quiet)

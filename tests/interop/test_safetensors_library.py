@@ -13,7 +13,7 @@ from tests.interop.judge import assert_fold, average, disturb, fold
 
 
 class Tied(torch.nn.Module):
-    """A network whose output layer is its embedding, with a buffer that is a part of nothing."""
+    """A network with one tensor for its embedding and output layer, and a buffer that is a part of nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_save_model_leaves_ties_out_and_load_model_puts_them_back(ema_avg: Run, 
 
 
 def test_tied_names_of_a_pickle_are_all_in_the_average(ema_avg: Run, tmp_path: Path) -> None:
-    """``torch.save`` keeps both names of a tied tensor; the average has both, so that any loader finds its own."""
+    """``torch.save`` keeps both names of a tied tensor; the average has both, so that any loader finds its name."""
     states = write_run(tmp_path / "ties")
     (tmp_path / "run").mkdir()
     for number, state in enumerate(states):

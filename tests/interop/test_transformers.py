@@ -21,7 +21,7 @@ MODEL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "token
 
 
 def gpt2() -> Any:
-    """Return a tiny GPT-2, whose output layer is its embedding."""
+    """Return a tiny GPT-2; its output layer is its embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the Trainer: six steps, saved every two with all that it keeps, and the model at the end beside them."""
+    """A run of the Trainer: six steps, saved every two with everything that it saves, and then the final model."""
     from transformers import Trainer, TrainingArguments
 
     folder = tmp_path_factory.mktemp("trainer") / "out"
@@ -86,7 +86,7 @@ def assert_model(folder: Path, checkpoints: list[Path]) -> None:
 def test_a_run_of_the_trainer_becomes_a_model(run: Path, ema_avg: Run, tmp_path: Path) -> None:
     """The folder of a run is a series of checkpoint folders; the average is a folder that transformers loads.
 
-    The final model beside them is the last one again, which is not counted twice.
+    The final model is a copy of the last checkpoint, and is not counted twice.
     """
     assert "model.safetensors" in names_in(run)
     average(ema_avg, run, "-o", "averaged/")
@@ -94,10 +94,10 @@ def test_a_run_of_the_trainer_becomes_a_model(run: Path, ema_avg: Run, tmp_path:
 
 
 def test_the_steps_are_those_of_the_trainer(run: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """Each checkpoint has the step that its trainer_state.json tells, in whatever order the folders are given."""
+    """Each checkpoint has the step in its trainer_state.json, in whatever order the folders are given."""
     folders = [run / f"checkpoint-{step}" for step in (6, 2, 4)]
-    told = json.loads(average(ema_avg, *folders, "-o", "ema.safetensors", "--json").stdout)
-    inputs = [(entry["step"], Path(entry["path"]).name) for entry in told["inputs"]]
+    report = json.loads(average(ema_avg, *folders, "-o", "ema.safetensors", "--json").stdout)
+    inputs = [(entry["step"], Path(entry["path"]).name) for entry in report["inputs"]]
     assert inputs == [(step, f"checkpoint-{step}") for step in STEPS]
     assert load(tmp_path / "ema.safetensors").keys() == load(run / "checkpoint-2" / "model.safetensors").keys()
 
@@ -116,7 +116,7 @@ def test_what_belongs_to_the_model_goes_along(run: Path, ema_avg: Run, tmp_path:
 
 
 def test_file_and_folder_hold_the_same_tensors(run: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """The weights in an output folder are the bytes of an output file; so are those of the checkpoints' own files."""
+    """The weights in an output folder have the bytes of an output file; the same holds for averages of single files."""
     average(ema_avg, run, "-o", "averaged/")
     average(ema_avg, run, "-o", "one.safetensors")
     average(ema_avg, *(run / f"checkpoint-{step}" / "model.safetensors" for step in STEPS), "-o", "files.safetensors")
@@ -126,7 +126,7 @@ def test_file_and_folder_hold_the_same_tensors(run: Path, ema_avg: Run, tmp_path
 
 
 def write_bin(model: Any, folder: Path, size: str) -> None:
-    """Write ``pytorch_model.bin``, in shards where it is larger than ``size``."""
+    """Write ``pytorch_model.bin``, in shards if it is larger than ``size``."""
     from huggingface_hub import save_torch_state_dict
 
     pattern = "pytorch_model{suffix}.bin"
@@ -138,7 +138,7 @@ def write_bin(model: Any, folder: Path, size: str) -> None:
 
 
 def write_safetensors(model: Any, folder: Path, size: str) -> None:
-    """Write ``model.safetensors``, in shards where it is larger than ``size``."""
+    """Write ``model.safetensors``, in shards if it is larger than ``size``."""
     model.save_pretrained(folder, max_shard_size=size)
 
 
@@ -148,7 +148,7 @@ SAVED: dict[str, tuple[Callable[[Any, Path, str], None], str]] = {
     "pytorch_model.bin.index.json": (write_bin, "4KB"),
     "pytorch_model.bin": (write_bin, "1GB"),
 }
-"""How a folder comes to hold such a file, with the size of its shards."""
+"""How a folder is given such a file, with the size of its shards."""
 
 
 @pytest.mark.parametrize("named", SAVED)
@@ -168,7 +168,7 @@ def test_models_as_they_are_saved(make: Any, named: str, ema_avg: Run, tmp_path:
 
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_shards_of_a_given_size_load(make: Any, ema_avg: Run, tmp_path: Path) -> None:
-    """With --max-shard-size the output is in shards that transformers loads, none larger unless it is one tensor."""
+    """With --max-shard-size the output is in shards that transformers loads; only a single tensor may be larger."""
     model = make()
     folders = [tmp_path / "saved" / f"checkpoint-{number}" for number in range(3)]
     for number, folder in enumerate(folders):
@@ -178,9 +178,9 @@ def test_shards_of_a_given_size_load(make: Any, ema_avg: Run, tmp_path: Path) ->
     index = json.loads((tmp_path / "averaged" / "model.safetensors.index.json").read_text())
     shards = {name: load(tmp_path / "averaged" / name) for name in set(index["weight_map"].values())}
     assert len(shards) > 1
-    assert {name: shard for shard, held in shards.items() for name in held} == index["weight_map"]
-    sizes = {shard: sum(tensor.nbytes for tensor in held.values()) for shard, held in shards.items()}
-    assert all(sizes[shard] <= 6000 or len(held) == 1 for shard, held in shards.items())
+    assert {name: shard for shard, tensors in shards.items() for name in tensors} == index["weight_map"]
+    sizes = {shard: sum(tensor.nbytes for tensor in tensors.values()) for shard, tensors in shards.items()}
+    assert all(sizes[shard] <= 6000 or len(tensors) == 1 for shard, tensors in shards.items())
     assert index["metadata"]["total_size"] == sum(sizes.values())
     assert_model(tmp_path / "averaged", folders)
 
@@ -206,7 +206,7 @@ def test_runs_of_the_trainer_are_a_batch(run: Path, ema_avg: Run, tmp_path: Path
 
 
 def test_a_folder_with_one_checkpoint_folder_named(run: Path, ema_avg: Run) -> None:
-    """A checkpoint folder by itself is one checkpoint: its average is itself, and inspect tells its format."""
+    """A single checkpoint folder is one checkpoint: its average equals it, and inspect shows its format."""
     done = ema_avg("inspect", run / "checkpoint-4", "--json")
     assert done.returncode == 0, done.stderr
     assert "safetensors" in done.stdout

@@ -1,4 +1,4 @@
-"""Files and folders that are only in memory: a fuzzer need not write what a parser reads."""
+"""Files and folders that are only in memory, so that a fuzzer need not write the files that a parser reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.storage.source import ByteSource
 
 
-class Held(ByteSource):
+class MemorySource(ByteSource):
     """Bytes in memory as a source."""
 
     def __init__(self, data: bytes, name: str = "fuzzed") -> None:
@@ -31,13 +31,13 @@ class Held(ByteSource):
         return len(self._data)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill the buffer; a range that is not there is a bug of the parser."""
+        """Fill the buffer; a range outside the data is a bug of the parser."""
         if offset < 0 or offset + len(buffer) > len(self._data):
             raise AssertionError(f"read of {len(buffer)} bytes at {offset} of {len(self._data)}")
         buffer[:] = self._data[offset : offset + len(buffer)]
 
 
-class HeldFolder(Folder):
+class MemoryFolder(Folder):
     """A folder of such files; the name of a file in a folder inside has a slash."""
 
     def __init__(self, files: Mapping[str, bytes], sources: list[ByteSource] | None = None) -> None:
@@ -46,18 +46,18 @@ class HeldFolder(Folder):
         self.opened = set()
         self.files = frozenset(name for name in files if "/" not in name)
         self.folders = frozenset(name.partition("/")[0] for name in files if "/" in name)
-        self._held = files
+        self._contents = files
 
     def open(self, name: str) -> int:
-        """Open a file as the folder on a disk does, which refuses what is not there."""
+        """Open a file as the folder on a disk does, which refuses missing files."""
         if name not in self.files:
             return super().open(name)
-        self.sources.append(Held(self._held[name], name))
+        self.sources.append(MemorySource(self._contents[name], name))
         self.opened.add(name)
         return len(self.sources) - 1
 
-    def inside(self, name: str) -> HeldFolder:
-        """Return a folder in this one."""
+    def inside(self, name: str) -> MemoryFolder:
+        """Return a subfolder."""
         start = f"{name}/"
-        inner = {path.removeprefix(start): data for path, data in self._held.items() if path.startswith(start)}
-        return HeldFolder(inner, self.sources)
+        inner = {path.removeprefix(start): data for path, data in self._contents.items() if path.startswith(start)}
+        return MemoryFolder(inner, self.sources)
