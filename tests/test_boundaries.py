@@ -16,6 +16,9 @@ from ema_cli.fold import address_space
 from ema_cli.fold.geometry.trajectory import _plane
 from ema_cli.fold.value_errors import refuse_overflow
 from ema_cli.formats.folder import Folder
+from ema_cli.formats.huggingface.weight_names import find_weights
+from ema_cli.formats.inert_pickle.values import Global, Inert
+from ema_cli.formats.state_dict.tree import parts
 from ema_cli.records.plan import Action, Buffers, PlannedTensor
 from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.weights.share_warnings import warn_of_shares
@@ -165,3 +168,25 @@ def test_a_checkpoint_inside_a_checkpoint_is_opened_and_what_is_beside_it_is_lis
     assert found.key == "model.model"
     assert "ema" in found.ignored
     assert any('"ema"' in warning for warning in found.warnings)
+
+
+def test_an_archive_on_several_disks_is_damaged(tmp_path: Path) -> None:
+    """An entry that names another disk is refused, although all of it fits into the directory."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(checkpoint(Record(name="archive/last", data=b"0", disk=1)))
+    with pytest.raises(InputRefused, match="no valid zip directory"):
+        open_file(path)
+
+
+def test_an_index_of_a_known_name_goes_before_others() -> None:
+    """An index of an unknown name counts only if there is no other."""
+    unknown, known = "mine.safetensors.index.json", "model.safetensors.index.json"
+    assert find_weights([unknown]).index == unknown
+    assert find_weights([unknown, known]).index == known
+
+
+def test_an_object_with_attributes_is_no_module() -> None:
+    """Its parts are its items; only a module has its parameters among the attributes."""
+    kind = Global(module="collections", name="OrderedDict")
+    made = Inert(kind=kind, state={"_metadata": 1}, items={"w": 2})
+    assert dict(parts(made)) == {"w": 2}
