@@ -165,7 +165,7 @@ def test_plan_compares(run: tuple[list[Path], list[State]], tmp_path: Path, ema_
     assert done.returncode == 0, done.stderr
     for label in ("ema H=50", "ema H=100", "ema-hold H=50", "ema-hold H=100", "uniform"):
         assert done.stderr.count(label) >= 2
-    for title in ("effective", "mean age", "before", "largest"):
+    for title in ("effective", "mean age", "before", "max"):
         assert title in done.stderr
     assert list(tmp_path.iterdir()) == []
 
