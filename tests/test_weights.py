@@ -180,6 +180,9 @@ def test_one_checkpoint_has_the_whole_share(method: Method) -> None:
     inside=st.integers(1, 12),
 )
 @settings(deadline=None, max_examples=300)
+@example(
+    method=next(m for m in METHODS if m.name == "ema-hold" and m.decay == Decay.of(0.99)), gaps=[71411, 3], inside=2
+)
 def test_an_average_can_be_continued(method: Method, gaps: list[int], inside: int) -> None:
     """C A + e theta_M + the rest has the shares of all at once, and c and e are never negative."""
     steps = [7 + sum(gaps[:i]) for i in range(len(gaps) + 1)]

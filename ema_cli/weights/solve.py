@@ -87,7 +87,13 @@ def _steps(method: Method, timeline: Timeline) -> Sequence[int]:
 def continuation_factors(before: Sequence[float], full: Sequence[float]) -> tuple[float, float] | None:
     """Return c and e, ``None`` if the average cannot be continued.
 
-    ``before`` are v, the weights of the first M checkpoints alone; ``full`` are w, the weights of all, at least M.
+    ``before`` are v, the weights of the first M checkpoints alone; ``full`` are w, the weights of all, at least M. From
+    A = sum_(i<=M) v_i theta_i the average of all is
+
+        sum_i w_i theta_i = c A + e theta_M + sum_(i>M) w_i theta_i,    e = w_M - c v_M
+
+    if the earlier weights keep their proportions: w_i = c v_i for i < M. Methods that draw a line from theta_M to
+    theta_(M+1) give theta_M more than before, e > 0; the others do not look back, e = 0.
     """
     *older, last = zip(before, full[: len(before)], strict=True)
     largest, its_share = max(older, default=last)
@@ -99,5 +105,6 @@ def continuation_factors(before: Sequence[float], full: Sequence[float]) -> tupl
         return None
     rest = last[1] - scale * last[0]
     if abs(rest) <= _ROUNDING * last[1] + doubt * last[0] + _LAST_DIGITS:
-        return scale, 0.0
+        precise = doubt <= _ROUNDING * scale  # otherwise all weights but the last are near the smallest float64
+        return scale if precise else last[1] / last[0], 0.0
     return (scale, rest) if rest > 0 else None
