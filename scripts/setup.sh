@@ -21,3 +21,4 @@ if [ "$missing" ]; then
     for extra in ${extras//,/ }; do echo "$wanted" >".venv/installed-$extra"; done
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+unset PYTHONDONTWRITEBYTECODE # compiled modules save a second or two of every start

@@ -129,6 +129,7 @@ ODD: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", sorted(ODD))
 def test_odd_tensors_are_refused_only_where_they_are_wanted(tmp_path: Path, ema_avg: Run, kind: str) -> None:
@@ -271,6 +272,7 @@ QUANTIZED: dict[str, tuple[State, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", sorted(QUANTIZED))
 def test_quantized_weights_are_refused(tmp_path: Path, ema_avg: Run, kind: str, suffix: str) -> None:

@@ -89,6 +89,7 @@ def test_outputs_that_cannot_be(output: str, folder: bool, said: str, tmp_path: 
         ema_cli.average(tmp_path / "none", decay=0.5, output=output, max_shard_size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "extra", "module"),
     [("s3", "s3", "s3fs"), ("gs", "gcs", "gcsfs"), ("hf", "hf", "huggingface_hub"), ("https", "http", "aiohttp")],

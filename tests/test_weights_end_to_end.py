@@ -84,6 +84,7 @@ def assert_is_average(output: Path, states: list[State], weights: list[float]) -
         assert np.allclose(value.numpy(), expected, rtol=1e-13, atol=1e-14 * sum(weights)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", CASES)
 def test_every_method_is_the_reference_average(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run
@@ -127,6 +128,7 @@ SWEEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", SWEEPS)
 def test_a_sweep_is_one_read_and_the_same_bytes(
     arguments: str, run: tuple[list[Path], list[State]], tmp_path: Path, ema_avg: Run

@@ -256,6 +256,7 @@ def test_a_crash_between_the_renames_loses_nothing(two: tuple[Any, ...], tmp_pat
     assert not [name for name in listing(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tmp_path: Path) -> None:
     """Before them the old folder has the name, after them the new; the next run removes the leftovers."""
@@ -268,6 +269,7 @@ def test_a_crash_before_or_after_the_renames(call: int, two: tuple[Any, ...], tm
     assert not [name for name in listing(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
     number: int, two: tuple[Any, ...], tmp_path: Path
