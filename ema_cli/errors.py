@@ -18,16 +18,32 @@ Exit codes belong to the command line and are assigned there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """The command of the user with other inputs or options. A message shows it only if it could be planned."""
+
+    reason: str
+    """Why it should work, in words that a command can follow: ``the folders inside contain checkpoints``."""
+    changes: Mapping[str, Any]
+    """The fields of the options that differ, with their values."""
 
 
 class EmaAvgError(Exception):
-    """An expected failure: one sentence and, where there is one, a hint."""
+    """An expected failure: one sentence and, where there is one, a hint.
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    The first of the ``proposals`` that can be planned replaces the hint.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", proposals: Sequence[Proposal] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.proposals = tuple(proposals)
 
 
 class UsageError(EmaAvgError):

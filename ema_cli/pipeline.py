@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
-from ema_cli.errors import UsageError
+from ema_cli.errors import EmaAvgError, Proposal, UsageError
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
+from ema_cli.options.shell_command import shell_command
 from ema_cli.planning.make_plan import make_plan
 from ema_cli.preflight.check_plan import Preflight, fail_if_strict, preflight
 from ema_cli.records.plan import Plan
@@ -41,17 +42,42 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
 
     """
     with ExitStack() as opened:
-        found = discover(options, listener)
-        opened.callback(close_all, found.checkpoints)
-        if options.continue_from is None:
-            series = order_series(found, options)
-        else:
-            from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
+        try:
+            plan = _make_plan(options, listener, opened)
+        except EmaAvgError as error:
+            opened.close()
+            error.hint = _first_that_works(error.proposals, options) or error.hint
+            raise
+        yield plan
 
-            series = continue_series(found, options, opened)
-        if options.device == "auto":
-            options = replace(options, device=resolve_device("auto"))
-        yield make_plan(series, options)
+
+def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
+    """Return the plan; ``opened`` closes the checkpoints."""
+    found = discover(options, listener)
+    opened.callback(close_all, found.checkpoints)
+    if options.continue_from is None:
+        series = order_series(found, options)
+    else:
+        from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
+
+        series = continue_series(found, options, opened)
+    if options.device == "auto":
+        options = replace(options, device=resolve_device("auto"))
+    return make_plan(series, options)
+
+
+def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
+    """Return the first of the proposals that can be planned, as a hint; an empty string if there is none."""
+    for proposal in proposals:
+        try:
+            proposed = replace(options, **proposal.changes)
+            tried = replace(proposed, method=("uniform",)) if proposed.lacks_decay else proposed
+            with ExitStack() as opened:
+                _make_plan(tried, ignore, opened)
+        except EmaAvgError:
+            continue
+        return f"{proposal.reason}: {shell_command(proposed)}"
+    return ""
 
 
 def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:

@@ -17,7 +17,7 @@ from functools import partial
 
 from ema_cli.discovery.folder_listing import Candidate, look_into, matches
 from ema_cli.discovery.search import Search, raise_faults
-from ema_cli.errors import InputRefused, NothingMatched, RunWarning
+from ema_cli.errors import InputRefused, NothingMatched, Proposal, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.file_names import SUFFIXES, parse_shard_name
 from ema_cli.formats.folder import Folder
@@ -159,10 +159,11 @@ def _raise_nothing(options: Options, search: Search) -> None:
     reasons = shortlist(f"{quoted(entry.path.name)} ({entry.reason})" for entry in search.skipped)
     why = f"; skipped {reasons}" if reasons else ""
     hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that contains them"
-    nested = next((found for name in options.paths for found in _nested(name)), "")
-    if nested:
-        hint = f"the folders inside contain checkpoints: ema-avg '{nested}'"
-    raise NothingMatched(f"no checkpoint in {named}{why}", hint=hint)
+    nested = dict.fromkeys(found for name in options.paths for found in _nested(name))
+    proposals = [
+        Proposal(reason="the folders inside contain checkpoints", changes={"paths": (pattern,)}) for pattern in nested
+    ]
+    raise NothingMatched(f"no checkpoint in {named}{why}", hint=hint, proposals=proposals)
 
 
 def _nested(name: str) -> Iterator[str]:
