@@ -149,6 +149,12 @@ class Options(OutputOptions):
     )
     strict: bool = option(False, help="Fail on any warning (exit 8), and publish nothing.", panel="Run")
 
+    @property
+    def order_matters(self) -> bool:
+        """Whether the order changes more than what is copied from the last: not if all have a weight of their own."""
+        selects = self.last is not None or self.every > 1
+        return selects or not set(self.method_names) <= {"uniform", "manual"}
+
     def kept_on_continue(self) -> dict[str, str | None]:
         """Return the options that the metadata of an output store, and that a continued average must repeat.
 
