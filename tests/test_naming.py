@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ema_cli.step_names import steps_from_names
 from ema_cli.naming import (
     distinct_names,
     fields_in,
@@ -15,7 +16,6 @@ from ema_cli.naming import (
     is_batch_norm_statistic,
     natural_key,
     report_name,
-    steps_from_names,
 )
 
 NAMES = st.text("aB_.019٣", max_size=5)

@@ -1,0 +1,188 @@
+"""The witnesses of the order of a series: numbers stored inside the checkpoints, and numbers in their names.
+
+The order follows one of them, whose numbers are all different. The others must not contradict it, or the user is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from ema_cli.formats.state_dict.steps import INSIDE, may_restart
+from ema_cli.naming import name_depth, name_of
+from ema_cli.records.series import Checkpoint, Folded, FoundStep
+from ema_cli.step_names import inversion, name_columns, steps_from_names
+from ema_cli.storage.locations import absolute
+
+_RANKS = (("step", True), ("step", False), ("epoch", True), ("epoch", False))
+"""Units and places, inside or in the name, from the best: a step is finer than an epoch, and names may be changed."""
+_EPOCH_FACTOR = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """One number for each checkpoint of a series, from one source."""
+
+    unit: str
+    """``step``, ``epoch``, ``time`` or ``epoch and step``; only the first two are positions in training."""
+    source: str
+    """``inside: global_step``, or ``name``."""
+    values: tuple[int | None, ...]
+    restarts: bool = False
+    """It may begin again in every epoch."""
+    worded: bool = True
+    """A word or a key says what it counts."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether the numbers are stored in the checkpoints."""
+        return self.source != "name"
+
+    @property
+    def varies(self) -> bool:
+        """Whether there are two different numbers, or a single checkpoint."""
+        return len({value for value in self.values if value is not None}) >= min(len(self.values), 2)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every checkpoint has a number, and they are not all the same."""
+        return None not in self.values and self.varies
+
+    @property
+    def distinct(self) -> bool:
+        """Whether all numbers differ."""
+        return self.complete and len(set(self.values)) == len(self.values)
+
+    @property
+    def steps(self) -> list[FoundStep | None]:
+        """The numbers as positions in training; nothing if they only give an order."""
+        is_position = self.unit in ("step", "epoch")
+        return [
+            FoundStep(value=value, unit=self.unit, source=self.source) if value is not None and is_position else None
+            for value in self.values
+        ]
+
+    def contradicts(self, other: Witness) -> bool:
+        """Whether two checkpoints are in another order."""
+        return inversion(self.values, other.values) is not None
+
+
+def find_witnesses(checkpoints: Sequence[Checkpoint], folded: Sequence[Folded] = ()) -> list[Witness]:
+    """Return all witnesses, best first. The names of those ``folded`` in a previous average help to read names."""
+    found = [*_inside(checkpoints), *_in_names(checkpoints, folded)]
+    found.sort(key=lambda one: _RANKS.index(rank) if (rank := (one.unit, one.inside)) in _RANKS else len(_RANKS))
+    return [*found, *_of_epoch_and_step(found)]
+
+
+def choose(witnesses: Sequence[Witness]) -> Witness | None:
+    """Return the witness to follow: the best whose numbers all differ, else the best that has numbers for all.
+
+    Steps that begin again in every epoch, and thus contradict the epochs, are not followed. If others are the same in
+    two checkpoints, these are copies or of two runs, whatever their names.
+    """
+    epochs = [one for one in witnesses if one.unit == "epoch" and one.complete]
+    usable = [one for one in witnesses if one.complete and not (one.restarts and any(map(one.contradicts, epochs)))]
+    if constant_step(witnesses) is not None:
+        usable = [one for one in usable if one.worded]
+    usable = [one for one in usable if one.worded or not _counts_epochs(one, epochs)]
+    is_final = (one for one in usable if one.distinct or (one.unit == "step" and one.inside and not one.restarts))
+    return next(is_final, next(iter(usable), None))
+
+
+def find_contradiction(chosen: Witness, witnesses: Sequence[Witness]) -> Witness | None:
+    """Return the best witness that contradicts the chosen one, unless it begins again in every epoch."""
+    explained = chosen.unit in ("epoch", "epoch and step") or any(
+        one.unit == "epoch" and one.complete and not one.contradicts(chosen) for one in witnesses
+    )
+    others = (one for one in witnesses if one.varies and not (one.restarts and explained))
+    return next((one for one in others if chosen.contradicts(one)), None)
+
+
+def constant_step(witnesses: Sequence[Witness]) -> Witness | None:
+    """Return a step inside that is the same in all checkpoints, though it should not be: they may be parts of one."""
+    if any(one.unit == "epoch" and one.inside and one.varies for one in witnesses):
+        return None
+    constant = (one for one in witnesses if one.unit == "step" and one.inside and None not in one.values)
+    return next((one for one in constant if not one.varies and one.values[0]), None)
+
+
+def _counts_epochs(bare: Witness, epochs: Sequence[Witness]) -> bool:
+    """Whether a number without a word is the epoch that is stored inside, counted from 0 or 1."""
+    differences = (
+        {(a or 0) - (b or 0) for a, b in zip(bare.values, one.values, strict=True)} for one in epochs if one.inside
+    )
+    return any(len(found) == 1 for found in differences)
+
+
+def _inside(checkpoints: Sequence[Checkpoint]) -> Iterator[Witness]:
+    """Yield a witness for each key with steps, in the order of the keys, and for each unit the best of each file."""
+    found = [{step.source: step for step in reversed(checkpoint.steps)} for checkpoint in checkpoints]
+    first = {source: step for steps in reversed(found) for source, step in reversed(steps.items())}
+    keys = dict.fromkeys(step.source for checkpoint in checkpoints for step in checkpoint.steps)
+    for source in keys:
+        steps = [steps.get(source) for steps in found]
+        step = first[source]
+        yield _witness(steps, step.unit, source, restarts=may_restart(step))
+    for unit in ("step", "epoch"):
+        best = [next((step for step in one.steps if step.unit == unit), None) for one in checkpoints]
+        sources = {step.source for step in best if step}
+        if len(sources) > 1:
+            yield _witness(best, unit, INSIDE + " or ".join(sorted(one.removeprefix(INSIDE) for one in sources)))
+
+
+def _witness(steps: Sequence[FoundStep | None], unit: str, source: str, *, restarts: bool = False) -> Witness:
+    values = tuple(step.value if step else None for step in steps)
+    return Witness(unit=unit, source=source, values=values, restarts=restarts)
+
+
+def _in_names(checkpoints: Sequence[Checkpoint], folded: Sequence[Folded]) -> Iterator[Witness]:
+    """Yield the witnesses in the paths below the common folder (``checkpoint-500/model.pt``), else in the file names.
+
+    If there are checkpoints ``folded`` into a previous average of the same run, their names help to read the new names.
+    """
+    paths = [absolute(checkpoint.path) for checkpoint in checkpoints]
+    if folded:
+        yield from _like_those_inside(paths, folded)
+        return
+    columns = name_columns(names_below(paths))
+    if not any(None not in column.values for column in columns):
+        last = name_columns([path.rpartition("/")[2] for path in paths])
+        columns = last if any(None not in column.values for column in last) else columns
+    for column in columns:
+        restarts = column.unit == "step"
+        yield Witness(
+            unit=column.unit, source="name", values=column.values, restarts=restarts, worded=column.worded
+        )
+
+
+def names_below(paths: Sequence[str]) -> list[str]:
+    """Return the parts of absolute paths below their common folder; of a single path, its last part."""
+    split = [path.split("/") for path in paths]
+    folders = zip(*(parts[:-1] for parts in split), strict=False)
+    common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
+    return ["/".join(parts[common:]) for parts in split]
+
+
+def _like_those_inside(paths: Sequence[str], folded: Sequence[Folded]) -> Iterator[Witness]:
+    """Read the names together with those in a previous average, if these give the steps that they had."""
+    known = [one.name for one in folded]
+    names = [name_of(path, name_depth(known)) for path in paths]
+    series = list(dict.fromkeys([*known, *names]))
+    steps = dict(zip(series, steps_from_names(series), strict=True))
+    if any(found is None or found.value != one.step for one in folded for found in [steps[one.name]]):
+        return
+    for unit in ("step", "epoch"):
+        values = tuple(found.value if (found := steps[name]) and found.unit == unit else None for name in names)
+        if any(value is not None for value in values):
+            yield Witness(unit=unit, source="name", values=values)
+
+
+def _of_epoch_and_step(witnesses: Sequence[Witness]) -> Iterator[Witness]:
+    """Yield the order by epoch, then by step, for steps that begin again in every epoch."""
+    for epoch in (one for one in witnesses if one.unit == "epoch" and one.complete and not one.distinct):
+        for step in (one for one in witnesses if one.restarts and one.complete and one.inside == epoch.inside):
+            values = tuple(
+                (a or 0) * _EPOCH_FACTOR + (b or 0) for a, b in zip(epoch.values, step.values, strict=True)
+            )
+            yield Witness(unit="epoch and step", source=epoch.source if epoch.inside else "name", values=values)
