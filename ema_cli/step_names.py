@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 
 SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
 """Suffixes of checkpoint files, which belong to no name."""
@@ -36,6 +37,7 @@ _BARE_UNITS = ("", "k", "K", "M", "B")
 """Units of a number without a word: ``7b`` and ``100m`` are sizes of models."""
 _WORD_BEFORE = re.compile(r"([A-Za-z]+)[=_.+ -]{0,2}$")
 _WORD_AFTER = re.compile(rf"[ _-]?({_AFTER})(?![a-z])(?![=_.+ -]{{0,2}}\d)|[-_](of)[-_]\d", re.IGNORECASE)
+_NEXT_WORD = re.compile(rf"(?:{_AFTER})[=_-]?\d", re.IGNORECASE)
 _CAMEL = re.compile(r"[A-Z][a-z]+$")
 _SHORT = 2
 """Letters of a word that is not read directly after a digit, where it may belong to a hash."""
@@ -136,7 +138,7 @@ def inversion(first: Sequence[int | None], second: Sequence[int | None]) -> tupl
     """
     both = [n for n, pair in enumerate(zip(first, second, strict=True)) if None not in pair]
     ordered = sorted(both, key=lambda n: (first[n] or 0, second[n] or 0))
-    for earlier, later in zip(ordered, ordered[1:], strict=False):
+    for earlier, later in pairwise(ordered):
         if (second[earlier] or 0) > (second[later] or 0):
             return earlier, later
     return None
@@ -170,10 +172,7 @@ def _kind(before: str, after: str, *, adjacent: bool) -> str:
 
 def _is_whole(after: str) -> bool:
     """Whether the text after a number lets it end there: no letter, or a word that counts this or the next number."""
-    glued = re.match(r"[A-Za-z]+", after)
-    return glued is None or _WORD_AFTER.match(after) is not None or (
-        _KINDS.get(glued[0].lower()) in ("step", "epoch") and re.match(r"[=_-]?\d", after[glued.end() :]) is not None
-    )
+    return re.match(r"[A-Za-z]", after) is None or bool(_WORD_AFTER.match(after) or _NEXT_WORD.match(after))
 
 
 def _value(found: re.Match[str], kind: str) -> int | None:

@@ -26,12 +26,14 @@ _PART = re.compile(
     re.IGNORECASE,
 )
 _NAMES = {
-    "part": "parts",
-    "layer": "layers of a model",
-    "stage": "stages",
-    "shard": "shards of a model",
-    "consolidated": "tensor-parallel parts of a model",
+    "consolidated": "tensor-parallel parts",
+    "tp": "tensor-parallel parts",
+    "pp": "stages of a pipeline",
+    "mp": "model-parallel parts",
 }
+"""What the numbers after a word count, if it is not the word itself."""
+_UNSURE = ("part", "layer", "stage")
+"""Words that also name parts of a training: one of them in each checkpoint is no reason to refuse it."""
 _JOINED_BY = (
     (r"consolidated", "transformers' convert_llama_weights_to_hf.py (--input_dir, --model_size, --output_dir)"),
     (r"layer_\d+-model_|model_states", "DeepSpeed's ds_to_universal.py or the script of the training framework"),
@@ -40,18 +42,22 @@ _JOINED_BY = (
     (r"(?:mp|tp|pp)_rank", "Megatron-LM's tools/checkpoint/convert.py"),
 )
 """What joins the parts with such names."""
-_DEEPEST = 2
-"""Parts of a path, from its end, beside which other parts are searched: the file, and its folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A number in a path that may be that of a part."""
+    """What the parts of one checkpoint share."""
 
-    kind: str
-    number: str
-    whole: tuple[str, str]
-    """The path without the number, which all parts of one checkpoint share."""
+    word: str
+    """``rank``, ``shard`` and the like."""
+    begin: str
+    """The path before the number of the part."""
+    end: str
+
+    @property
+    def plural(self) -> str:
+        """What the parts are."""
+        return _NAMES.get(self.word, f"{self.word}s")
 
 
 def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
@@ -64,72 +70,76 @@ def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
     for checkpoint in checkpoints:
         if PIPELINE_LAYER.fullmatch(checkpoint.path.name):
             name = quoted(str(checkpoint.path))
-            raise InputRefused(f"{name} is one layer of a pipeline-parallel model", hint=_hint(checkpoint.path.name))
+            message = f"{name} is a part of a checkpoint: one layer of a pipeline-parallel model"
+            raise InputRefused(message, hint=_joining(checkpoint.path.name))
     if options.steps is not None:
         return
-    wholes: dict[tuple[str, str], dict[str, Checkpoint]] = defaultdict(dict)
+    wholes: dict[_Part, dict[str, Checkpoint]] = defaultdict(dict)
     for checkpoint in checkpoints:
-        for part in _parts(absolute(checkpoint.path)):
-            wholes[part.whole].setdefault(part.number, checkpoint)
-    for whole, found in wholes.items():
+        for number, part in _parts(absolute(checkpoint.path)):
+            wholes[part].setdefault(number, checkpoint)
+    for part, found in wholes.items():
         if len(found) > 1 and not _are_a_series(list(found.values())):
-            paths = [str(checkpoint.path) for checkpoint in found.values()]
-            raise _refusal(whole, f"{shortlist(map(quoted, paths))} are")
+            paths = shortlist(quoted(str(checkpoint.path)) for checkpoint in found.values())
+            raise InputRefused(f"{paths} are {part.plural} of one checkpoint, not a series", hint=_hint(part))
     _refuse_lone_parts(checkpoints)
 
 
-def _parts(path: str) -> Iterator[_Part]:
+def _parts(path: str) -> Iterator[tuple[str, _Part]]:
+    """Yield the numbers in a path that may be those of parts."""
     for found in _PART.finditer(path):
         group = next(name for name in ("number", "shard", "split") if found[name])
-        word = (found["word"] or "shard").lower().rpartition("_")[2]
-        kind = word.removesuffix("s") if group == "number" else "shard"
-        yield _Part(kind, found[group], (path[: found.start(group)], path[found.end(group) :]))
+        word = (found["word"] or "shard").lower().rpartition("_")[2].removesuffix("s")
+        yield found[group], _Part(word, path[: found.start(group)], path[found.end(group) :])
 
 
 def _are_a_series(checkpoints: Sequence[Checkpoint]) -> bool:
     """Whether all have a step inside, and all of these differ."""
-    steps = {checkpoint.steps[0] for checkpoint in checkpoints if checkpoint.steps}
-    return len(steps) == len(checkpoints)
+    first = [checkpoint.steps[0] for checkpoint in checkpoints if checkpoint.steps]
+    return len({(step.unit, step.value) for step in first}) == len(checkpoints)
 
 
 def _refuse_lone_parts(checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse one part of each checkpoint: another part is beside it, and was not named."""
+    named = {absolute(checkpoint.path) for checkpoint in checkpoints}
     listed: dict[Location, set[str]] = {}
     for checkpoint in checkpoints:
-        location = checkpoint.path
-        for _ in range(_DEEPEST):
-            parts = list(_parts(location.name))
-            if parts and location.parent not in listed:
-                listed[location.parent] = _names(location.parent)
-            for part in parts:
-                beside = sorted(name for name in listed[location.parent] if _is_other(name, part))
-                if beside:
-                    message = f"{quoted(str(checkpoint.path))} is, like {quoted(beside[0])} beside it,"
-                    raise _refusal(part.whole, message, kind=part.kind)
-            location = location.parent
+        path = checkpoint.path
+        for part, name, other in (*_others(path, "", listed), *_others(path.parent, path.name, listed)):
+            if absolute(other) not in named:
+                message = f"{quoted(str(path))} is one of several {part.plural} of a checkpoint"
+                raise InputRefused(f"{message}: {quoted(name)} is beside it", hint=_hint(part))
 
 
-def _names(folder: Location) -> set[str]:
-    try:
-        return set(names_in(folder))
-    except OSError:
-        return set()
+def _others(location: Location, inner: str, listed: dict[Location, set[str]]) -> Iterator[tuple[_Part, str, Location]]:
+    """Yield the other parts beside a file, or beside a folder that contain a file called ``inner`` too."""
+    for number, part in _parts(location.name):
+        if part.word in _UNSURE:
+            continue
+        for name in sorted(_names(location.parent, listed)):
+            if any(found == part and other != number for other, found in _parts(name)):
+                beside = location.parent / name
+                if not inner:
+                    yield part, name, beside
+                elif inner in _names(beside, listed):
+                    yield part, name, beside / inner
 
 
-def _is_other(name: str, part: _Part) -> bool:
-    return any(other.whole == part.whole and other.number != part.number for other in _parts(name))
+def _names(folder: Location, listed: dict[Location, set[str]]) -> set[str]:
+    """Return the names in a folder, which is listed once; nothing if it cannot be."""
+    if folder not in listed:
+        try:
+            listed[folder] = set(names_in(folder))
+        except OSError:
+            listed[folder] = set()
+    return listed[folder]
 
 
-def _refusal(whole: tuple[str, str], are: str, kind: str = "") -> InputRefused:
-    begin, end = whole
-    kind = kind or next(part.kind for part in _parts(f"{begin}0{end}") if part.whole == whole)
-    what = _NAMES.get(kind, f"the parts of single ranks ({kind})" if kind != "rank" else "the parts of single ranks")
-    name = f"{begin.rpartition('/')[2]}0{end.partition('/')[0]}"
-    message = f"{are} {what if ' are' in are else what}: parts of one checkpoint, not a series"
-    return InputRefused(message, hint=_hint(name))
+def _hint(part: _Part) -> str:
+    joining = _joining(f"{part.begin.rpartition('/')[2]}0{part.end.partition('/')[0]}")
+    return f"{joining}; if each is a whole checkpoint of a series, give the steps with --steps"
 
 
-def _hint(name: str) -> str:
+def _joining(name: str) -> str:
     joined_by = next((tool for pattern, tool in _JOINED_BY if re.search(pattern, name, re.IGNORECASE)), "")
-    join = joined_by or "the tool of the trainer that wrote them"
-    return f"join the parts of each checkpoint first, with {join}"
+    return f"join the parts of each checkpoint first, with {joined_by or 'the tool of the trainer that wrote them'}"

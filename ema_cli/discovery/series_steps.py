@@ -1,4 +1,4 @@
-"""The order of a series by its steps, and what to warn about: no steps, steps for some only, witnesses that disagree."""
+"""The order of a series by its steps, and what to warn about: no steps, steps of some only, witnesses that disagree."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def refuse_equal_steps(checkpoints: Sequence[Checkpoint], values: Sequence[int |
     by_step: dict[int | None, list[str]] = defaultdict(list)
     for checkpoint, value in zip(checkpoints, values, strict=True):
         by_step[value].append(quoted(str(checkpoint.path)))
-    shown = (lambda value: f"{value:,}: ") if unit in ("step", "epoch") else lambda _: ""
+    is_position = unit in ("step", "epoch")
     twice = [
-        f"{shown(value)}{', '.join(paths)}"
+        f"{f'{value:,}: ' if is_position else ''}{', '.join(paths)}"
         for value, paths in sorted(by_step.items(), key=lambda entry: entry[0] or 0)
         if value is not None and len(paths) > 1
     ]
@@ -95,12 +95,12 @@ def _without_steps(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witnes
     """Return the order of checkpoints of which not all have a step, with a warning that shows it."""
     names = names_below([absolute(checkpoint.path) for checkpoint in checkpoints])
     _refuse_equal_names(checkpoints, names)
-    partial = max((one for one in witnesses if one.varies), key=_count, default=None)
+    partial = max((one for one in witnesses if None in one.values), key=_count, default=None)
     if options.order_matters:
         _refuse_mixed_units(checkpoints, witnesses)
     if options.order == "step":
         _refuse_missing_steps(checkpoints, partial)
-    if partial is not None and None in partial.values:
+    if partial is not None:
         positions = sorted(range(len(names)), key=lambda n: _among_stepped(partial.values[n], names[n]))
         reason = f"by {partial.unit} ({partial.source}), those without one by name"
         warning = _incomplete(checkpoints, partial, positions)
@@ -158,7 +158,7 @@ def _refuse_mixed_units(checkpoints: Sequence[Checkpoint], witnesses: Sequence[W
 
 
 def _refuse_missing_steps(checkpoints: Sequence[Checkpoint], partial: Witness | None) -> None:
-    if partial is None or None not in partial.values:
+    if partial is None:
         message = "--order step, but the checkpoints have no steps, neither inside nor in their names"
         raise UsageError(message, hint=ORDER_HINT)
     raise UsageError(f"--order step, but {_missing(checkpoints, partial)}", hint=f"leave those out; or {ORDER_HINT}")
@@ -192,8 +192,8 @@ def _incomplete(checkpoints: Sequence[Checkpoint], partial: Witness, positions: 
 def _doubtful(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], positions: Sequence[int]) -> RunWarning:
     """Return the warning that the order rests on the alphabet alone."""
     same = constant_step(witnesses)
-    why = f"all have {same.unit} {same.values[0]:,} inside, and " if same else ""
-    message = f"{why}the order is that of the names, as the checkpoints have no steps: "
+    why = f"all have the same {same.unit} {same.values[0]:,} ({same.source})" if same else "no steps were found"
+    message = f"the order is that of the names, as {why}: "
     message += _shown(checkpoints, positions)
     times = [checkpoint.index.version for checkpoint in checkpoints]
     if len(set(times)) == len(times) and inversion([positions.index(n) for n in range(len(times))], times):

@@ -91,12 +91,13 @@ def choose(witnesses: Sequence[Witness]) -> Witness | None:
 
 
 def find_contradiction(chosen: Witness, witnesses: Sequence[Witness]) -> Witness | None:
-    """Return the best witness that contradicts the chosen one, unless it begins again in every epoch."""
-    explained = chosen.unit in ("epoch", "epoch and step") or any(
-        one.unit == "epoch" and one.complete and not one.contradicts(chosen) for one in witnesses
-    )
-    others = (one for one in witnesses if one.varies and not (one.restarts and explained))
-    return next((one for one in others if chosen.contradicts(one)), None)
+    """Return the best witness that contradicts the chosen one, except steps that begin again in every epoch.
+
+    Whether they do is known from the epochs at the same place, inside or in the names.
+    """
+    epochs = [one for one in witnesses if one.unit == "epoch" and one.varies and not one.contradicts(chosen)]
+    others = (one for one in witnesses if one.varies and chosen.contradicts(one))
+    return next((one for one in others if not (one.restarts and any(e.inside == one.inside for e in epochs))), None)
 
 
 def constant_step(witnesses: Sequence[Witness]) -> Witness | None:
@@ -150,10 +151,8 @@ def _in_names(checkpoints: Sequence[Checkpoint], folded: Sequence[Folded]) -> It
         last = name_columns([path.rpartition("/")[2] for path in paths])
         columns = last if any(None not in column.values for column in last) else columns
     for column in columns:
-        restarts = column.unit == "step"
-        yield Witness(
-            unit=column.unit, source="name", values=column.values, restarts=restarts, worded=column.worded
-        )
+        restarts = column.unit == "step" and any(other.unit == "epoch" for other in columns)
+        yield Witness(unit=column.unit, source="name", values=column.values, restarts=restarts, worded=column.worded)
 
 
 def names_below(paths: Sequence[str]) -> list[str]:
@@ -182,7 +181,5 @@ def _of_epoch_and_step(witnesses: Sequence[Witness]) -> Iterator[Witness]:
     """Yield the order by epoch, then by step, for steps that begin again in every epoch."""
     for epoch in (one for one in witnesses if one.unit == "epoch" and one.complete and not one.distinct):
         for step in (one for one in witnesses if one.restarts and one.complete and one.inside == epoch.inside):
-            values = tuple(
-                (a or 0) * _EPOCH_FACTOR + (b or 0) for a, b in zip(epoch.values, step.values, strict=True)
-            )
+            values = tuple((a or 0) * _EPOCH_FACTOR + (b or 0) for a, b in zip(epoch.values, step.values, strict=True))
             yield Witness(unit="epoch and step", source=epoch.source if epoch.inside else "name", values=values)
