@@ -73,8 +73,8 @@ class NameColumn:
     unit: str
     """``step``, ``epoch`` or ``time``, which is a date."""
     values: tuple[int | None, ...]
-    worded: bool
-    """A word marks it; otherwise it is the only number that differs."""
+    word: str
+    """The kind of the word that marks it, such as ``checkpoint``; empty if it is the only number that differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +196,12 @@ def _columns_of_places(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
     for unit in ("step", "epoch"):
         columns = [_values(place) for place in places if place[0].kind == unit and None not in _values(place)]
         differing = [column for column in columns if len(set(column)) > 1]
-        worded += [NameColumn(unit=unit, values=column, worded=True) for column in (differing or columns)[-1:]]
+        worded += [NameColumn(unit=unit, values=column, word=unit) for column in (differing or columns)[-1:]]
     yield from worded
     if all(column.unit == "epoch" and len(set(column.values)) < len(parsed) for column in worded):
         yield from (bare for bare in _bare(places) if not any(inversion(bare.values, one.values) for one in worded))
     times = [_values(place) for place in places if place[0].kind == "time"]
-    yield from (NameColumn(unit="time", values=column, worded=True) for column in times[:1] if len(set(column)) > 1)
+    yield from (NameColumn(unit="time", values=column, word="time") for column in times[:1] if len(set(column)) > 1)
 
 
 def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:
@@ -220,7 +220,7 @@ def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:
     chosen = counted[-1] if last == sorted(last) else None
     chosen = chosen or next((place for place in counted if place[0].kind == "checkpoint"), None)
     if chosen is not None:
-        yield NameColumn(unit="step", values=_values(chosen), worded=chosen[0].kind == "checkpoint")
+        yield NameColumn(unit="step", values=_values(chosen), word=chosen[0].kind)
 
 
 def _columns_of_words(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
@@ -229,8 +229,8 @@ def _columns_of_words(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
     bare = [None if epoch is not None else other for epoch, other in zip(epochs, _by_likeness(parsed), strict=True)]
     spelled = [one.last("step") for one in parsed]
     steps = [other if step is None else step for step, other in zip(spelled, bare, strict=True)]
-    yield NameColumn(unit="step", values=tuple(steps), worded=True)
-    yield NameColumn(unit="epoch", values=tuple(epochs), worded=True)
+    yield NameColumn(unit="step", values=tuple(steps), word="step" if any(spelled) else "checkpoint")
+    yield NameColumn(unit="epoch", values=tuple(epochs), word="epoch")
 
 
 def _by_likeness(parsed: Sequence[_Parsed]) -> list[int | None]:

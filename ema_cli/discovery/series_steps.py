@@ -205,17 +205,17 @@ def _disagreement(checkpoints: Sequence[Checkpoint], chosen: Witness, other: Wit
     """Return the warning that two witnesses order the checkpoints differently, with an example."""
     earlier, later = inversion(chosen.values, other.values) or (0, 0)
     names = _short_names(checkpoints)
-    message = f"the order follows the {_named(chosen)}, but the {_named(other)} contradicts it: {names[earlier]} is"
-    message += f" before {names[later]} by {_pair(chosen, earlier, later)}, after it by {_pair(other, earlier, later)}"
+    message = f"the order follows the {_named(chosen)}, but the {_named(other)} contradicts it: {names[earlier]} is "
+    message += f"before {names[later]}{_pair(chosen, earlier, later)}, after it{_pair(other, earlier, later)}"
     hint = f"check which one is right; to follow another order, {ORDER_HINT}"
     return RunWarning(code="order-disagrees", message=message, hint=hint)
 
 
 def _named(witness: Witness) -> str:
-    return f"{witness.unit} {witness.source if witness.inside else 'in the names'}"
+    return f"{witness.unit} ({witness.source})"
 
 
 def _pair(witness: Witness, *positions: int) -> str:
-    if witness.unit not in ("step", "epoch"):
-        return witness.unit
-    return " and ".join(f"{witness.values[n]:,}" for n in positions)
+    """Return the numbers of two checkpoints, if they are for people to read."""
+    is_position = witness.unit in ("step", "epoch")
+    return f" by {' and '.join(f'{witness.values[n]:,}' for n in positions)}" if is_position else ""

@@ -31,8 +31,10 @@ class Witness:
     values: tuple[int | None, ...]
     restarts: bool = False
     """It may begin again in every epoch."""
-    worded: bool = True
-    """A word or a key says what it counts."""
+    word: str = "key"
+    """What says that it is a step: ``key`` inside; ``step``, ``checkpoint`` and the like in names, or nothing."""
+    proven: bool = False
+    """It gives the steps that a previous average lists."""
 
     @property
     def inside(self) -> bool:
@@ -71,8 +73,13 @@ class Witness:
 def find_witnesses(checkpoints: Sequence[Checkpoint], folded: Sequence[Folded] = ()) -> list[Witness]:
     """Return all witnesses, best first. The names of those ``folded`` in a previous average help to read names."""
     found = [*_inside(checkpoints), *_in_names(checkpoints, folded)]
-    found.sort(key=lambda one: _RANKS.index(rank) if (rank := (one.unit, one.inside)) in _RANKS else len(_RANKS))
+    found.sort(key=_rank)
     return [*found, *_of_epoch_and_step(found)]
+
+
+def _rank(witness: Witness) -> int:
+    rank = (witness.unit, witness.inside)
+    return -1 if witness.proven else _RANKS.index(rank) if rank in _RANKS else len(_RANKS)
 
 
 def choose(witnesses: Sequence[Witness]) -> Witness | None:
@@ -81,23 +88,32 @@ def choose(witnesses: Sequence[Witness]) -> Witness | None:
     Steps that begin again in every epoch, and thus contradict the epochs, are not followed. If others are the same in
     two checkpoints, these are copies or of two runs, whatever their names.
     """
-    epochs = [one for one in witnesses if one.unit == "epoch" and one.complete]
-    usable = [one for one in witnesses if one.complete and not (one.restarts and any(map(one.contradicts, epochs)))]
+    usable = [one for one in witnesses if one.complete and not (one.restarts and _begins_again(one, witnesses))]
     if constant_step(witnesses) is not None:
-        usable = [one for one in usable if one.worded]
-    usable = [one for one in usable if one.worded or not _counts_epochs(one, epochs)]
+        usable = [one for one in usable if one.word]
+    usable = [one for one in usable if one.word not in ("", "checkpoint") or not _counts_epochs(one, usable)]
     is_final = (one for one in usable if one.distinct or (one.unit == "step" and one.inside and not one.restarts))
     return next(is_final, next(iter(usable), None))
 
 
 def find_contradiction(chosen: Witness, witnesses: Sequence[Witness]) -> Witness | None:
-    """Return the best witness that contradicts the chosen one, except steps that begin again in every epoch.
-
-    Whether they do is known from the epochs at the same place, inside or in the names.
-    """
-    epochs = [one for one in witnesses if one.unit == "epoch" and one.varies and not one.contradicts(chosen)]
+    """Return the best witness that contradicts the chosen one, except steps that begin again in every epoch."""
     others = (one for one in witnesses if one.varies and chosen.contradicts(one))
-    return next((one for one in others if not (one.restarts and any(e.inside == one.inside for e in epochs))), None)
+    return next((one for one in others if not (one.restarts and _is_explained(one, chosen, witnesses))), None)
+
+
+def _begins_again(steps: Witness, witnesses: Sequence[Witness]) -> bool:
+    """Whether steps contradict the epochs, and the names do not show that it is the epochs that began again."""
+    epochs = [one for one in witnesses if one.unit == "epoch" and one.complete and one.contradicts(steps)]
+    names = [one for one in witnesses if not (one.inside or one.restarts or one.contradicts(steps)) and one.complete]
+    return any(not any(name.contradicts(epoch) for name in names) for epoch in epochs)
+
+
+def _is_explained(steps: Witness, chosen: Witness, witnesses: Sequence[Witness]) -> bool:
+    """Whether steps that contradict the order begin again in every epoch: epochs and names agree with the order."""
+    agreeing = [one for one in witnesses if one.varies and not one.contradicts(chosen)]
+    has_epochs = any(one.unit == "epoch" and one.inside == steps.inside for one in agreeing)
+    return has_epochs and any(not one.inside for one in agreeing)
 
 
 def constant_step(witnesses: Sequence[Witness]) -> Witness | None:
@@ -108,11 +124,10 @@ def constant_step(witnesses: Sequence[Witness]) -> Witness | None:
     return next((one for one in constant if not one.varies and one.values[0]), None)
 
 
-def _counts_epochs(bare: Witness, epochs: Sequence[Witness]) -> bool:
-    """Whether a number without a word is the epoch that is stored inside, counted from 0 or 1."""
-    differences = (
-        {(a or 0) - (b or 0) for a, b in zip(bare.values, one.values, strict=True)} for one in epochs if one.inside
-    )
+def _counts_epochs(bare: Witness, witnesses: Sequence[Witness]) -> bool:
+    """Whether a number in the names is the epoch that is stored inside, counted from 0 or 1."""
+    epochs = (one for one in witnesses if one.unit == "epoch" and one.inside)
+    differences = ({(a or 0) - (b or 0) for a, b in zip(bare.values, one.values, strict=True)} for one in epochs)
     return any(len(found) == 1 for found in differences)
 
 
@@ -152,7 +167,7 @@ def _in_names(checkpoints: Sequence[Checkpoint], folded: Sequence[Folded]) -> It
         columns = last if any(None not in column.values for column in last) else columns
     for column in columns:
         restarts = column.unit == "step" and any(other.unit == "epoch" for other in columns)
-        yield Witness(unit=column.unit, source="name", values=column.values, restarts=restarts, worded=column.worded)
+        yield Witness(unit=column.unit, source="name", values=column.values, restarts=restarts, word=column.word)
 
 
 def names_below(paths: Sequence[str]) -> list[str]:
@@ -174,7 +189,7 @@ def _like_those_inside(paths: Sequence[str], folded: Sequence[Folded]) -> Iterat
     for unit in ("step", "epoch"):
         values = tuple(found.value if (found := steps[name]) and found.unit == unit else None for name in names)
         if any(value is not None for value in values):
-            yield Witness(unit=unit, source="name", values=values)
+            yield Witness(unit=unit, source="name", values=values, word=unit, proven=True)
 
 
 def _of_epoch_and_step(witnesses: Sequence[Witness]) -> Iterator[Witness]:
@@ -182,4 +197,5 @@ def _of_epoch_and_step(witnesses: Sequence[Witness]) -> Iterator[Witness]:
     for epoch in (one for one in witnesses if one.unit == "epoch" and one.complete and not one.distinct):
         for step in (one for one in witnesses if one.restarts and one.complete and one.inside == epoch.inside):
             values = tuple((a or 0) * _EPOCH_FACTOR + (b or 0) for a, b in zip(epoch.values, step.values, strict=True))
-            yield Witness(unit="epoch and step", source=epoch.source if epoch.inside else "name", values=values)
+            source = f"{epoch.source}, {step.source.removeprefix(INSIDE)}" if epoch.inside else "name"
+            yield Witness(unit="epoch and step", source=source, values=values)

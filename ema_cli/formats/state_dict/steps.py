@@ -181,7 +181,7 @@ def _decoded(kind: str, raw: bytes, order: Literal["little", "big"]) -> int | fl
 
 def _tensor_value(key: str, tensor: TensorRef, source: ByteSource, find_storage: FindStorage) -> int | None:
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
-    if dtype is None or tensor.shape not in ((), (1,)) or dtype.torch_name not in _KINDS:
+    if dtype is None or tensor.shape != () or dtype.torch_name not in _KINDS:
         return None
     try:
         start, size = find_storage(tensor.storage.key)
