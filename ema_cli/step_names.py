@@ -25,9 +25,10 @@ _WORDS = {
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 """What the number after a word counts. The numbers of parts and of runs are not steps."""
 _AFTER = r"(?:steps?|iters?|iterations?|updates?|batches|ba|epochs?|ep)"
+_CLOCK = r"[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?"
+_DATE = rf"(?:19|20)\d\d(?:([-_.])(?:0[1-9]|1[0-2])\2[0-3]\d(?:{_CLOCK})?|(?:0[1-9]|1[0-2])[0-3]\d{_CLOCK})"
 _NUMBER = re.compile(
-    r"(?P<date>(?<!\d)(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\2[0-3]\d"
-    r"(?:[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?)(?!\d))"
+    rf"(?P<date>(?<!\d){_DATE}(?!\d))"
     r"|(?P<digits>\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
     rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
     re.IGNORECASE,

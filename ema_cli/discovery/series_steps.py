@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ema_cli.discovery.witnesses import Witness, choose, constant_step, find_contradiction, names_below
 from ema_cli.errors import InputRefused, RunWarning, UsageError
@@ -195,8 +196,9 @@ def _doubtful(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], p
     why = f"all have the same {same.unit} {same.values[0]:,} ({same.source})" if same else "no steps were found"
     message = f"the order is that of the names, as {why}: "
     message += _shown(checkpoints, positions)
-    times = [checkpoint.index.version for checkpoint in checkpoints]
-    if len(set(times)) == len(times) and inversion([positions.index(n) for n in range(len(times))], times):
+    times = [checkpoint.index.version for checkpoint in checkpoints if isinstance(checkpoint.path, Path)]
+    known = len(set(times)) == len(checkpoints)
+    if known and inversion([positions.index(n) for n in range(len(times))], times):
         message += "; they were written in another order"
     return RunWarning(code="order-doubtful", message=message, hint=_BY_NAME_HINT)
 

@@ -132,19 +132,22 @@ def _counts_epochs(bare: Witness, witnesses: Sequence[Witness]) -> bool:
 
 
 def _inside(checkpoints: Sequence[Checkpoint]) -> Iterator[Witness]:
-    """Yield a witness for each key with steps, in the order of the keys, and for each unit the best of each file."""
-    found = [{step.source: step for step in reversed(checkpoint.steps)} for checkpoint in checkpoints]
-    first = {source: step for steps in reversed(found) for source, step in reversed(steps.items())}
-    keys = dict.fromkeys(step.source for checkpoint in checkpoints for step in checkpoint.steps)
-    for source in keys:
-        steps = [steps.get(source) for steps in found]
-        step = first[source]
-        yield _witness(steps, step.unit, source, restarts=may_restart(step))
-    for unit in ("step", "epoch"):
+    """Yield a witness for each key with steps, in the order of the keys, and for each unit the best of each file.
+
+    The latter only if no key is in all of them, as keys may count differently.
+    """
+    found = [{step.source: step for step in checkpoint.steps} for checkpoint in checkpoints]
+    keys = {step.source: step for checkpoint in checkpoints for step in checkpoint.steps}
+    common = set[str]()
+    for key, step in keys.items():
+        steps = [one.get(key) for one in found]
+        common |= {step.unit} if None not in steps else set()
+        yield _witness(steps, step.unit, key, restarts=may_restart(step))
+    for unit in (unit for unit in ("step", "epoch") if unit not in common):
         best = [next((step for step in one.steps if step.unit == unit), None) for one in checkpoints]
-        sources = {step.source for step in best if step}
+        sources = {step.source.removeprefix(INSIDE) for step in best if step}
         if len(sources) > 1:
-            yield _witness(best, unit, INSIDE + " or ".join(sorted(one.removeprefix(INSIDE) for one in sources)))
+            yield _witness(best, unit, INSIDE + " or ".join(sorted(sources)))
 
 
 def _witness(steps: Sequence[FoundStep | None], unit: str, source: str, *, restarts: bool = False) -> Witness:
