@@ -124,6 +124,8 @@ def _steps_at(
 
 def _nested_keys(root: object, unit: str) -> Iterator[str]:
     """Yield the keys of steps in the small dictionaries of ``root``, outermost first."""
+    if is_module(root) or len(parts(root)) > _MOST_ENTRIES:
+        return
     level = [("", root)]
     for _ in range(_DEEPEST):
         level = [(join(path, name), child) for path, node in level for name, child in _dictionaries(node)]
