@@ -34,6 +34,12 @@ def _k_diffusion(point: Point) -> dict[str, object]:
     return {"config": {}, **model, "opt": ADAM, "sched": {}, "epoch": 0, "step": point.at, "ema_stats": {"loss": 0.1}}
 
 
+def _lucidrains(point: Point) -> dict[str, object]:
+    counters = {"initted": torch.tensor(True), "step": torch.tensor(1000 * point.at)}
+    ema = {**counters, **weights(point, "online_model."), **average(point, "ema_model.")}
+    return {"step": 1000 * point.at, "model": weights(point), "opt": ADAM, "ema": ema, "scaler": None, "version": "2"}
+
+
 def _edm2(point: Point) -> dict[str, object]:
     state = {"cur_nimg": point.at * 1000, "total_elapsed_time": 1.5}
     ema = {"stds": [0.05, 0.1], "emas": [average(point), average(point)]}
@@ -82,6 +88,23 @@ GENERATIVE = {
         key="model",
         names=names("inner_model."),
         warned=("model_ema",),
+    ),
+    "DiT": Trainer(
+        source="facebookresearch/DiT train.py",
+        at=(50000, 100000, 150000),
+        save=lambda p: {
+            f"checkpoints/{p.at:07d}.pt": {"model": weights(p), "ema": average(p), "opt": ADAM, "args": {}}
+        },
+        paths=("checkpoints",),
+        key="model",
+        warned=("ema",),
+    ),
+    "denoising-diffusion-pytorch": Trainer(
+        source="lucidrains/denoising-diffusion-pytorch denoising_diffusion_pytorch.py Trainer.save, by milestone",
+        save=lambda p: {f"results/model-{p.at}.pt": _lucidrains(p)},
+        paths=("results",),
+        key="model",
+        warned=("ema",),
     ),
     "edm2": Trainer(
         source="NVlabs/edm2 training/training_loop.py, torch_utils/distributed.py CheckpointIO.save",

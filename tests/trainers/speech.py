@@ -47,6 +47,12 @@ def _critic(point: Point, epoch: int) -> dict[str, object]:
     return {"model": other_model(point), "iteration": epoch, "optimizer": ADAM, "learning_rate": 2e-4}
 
 
+def _f5(point: Point) -> dict[str, object]:
+    ema = {**average(point, "ema_model."), "initted": torch.tensor(True), "step": torch.tensor(point.at)}
+    states = {"model_state_dict": weights(point), "ema_model_state_dict": ema, "optimizer_state_dict": ADAM}
+    return {**states, "scheduler_state_dict": {"last_epoch": 1}, "update": point.at}
+
+
 def _rvc(point: Point) -> dict[str, object]:
     return {"weight": weights(point), "config": [1025, 32, 192], "info": f"{point.at}epoch", "sr": "40k", "f0": 1}
 
@@ -158,6 +164,18 @@ SPEECH = {
         save=lambda p: {f"logs/44k/G_{p.at}.pth": _vits(p, p.at // 100), f"logs/44k/D_{p.at}.pth": _critic(p, 9)},
         paths=("logs/44k/G_*.pth",),
         key="model",
+    ),
+    "F5-TTS": Trainer(
+        source="SWivid/F5-TTS src/f5_tts/model/trainer.py save_checkpoint",
+        at=(8000, 9000, 10000),
+        save=lambda p: {f"model_{p.at}.pt": _f5(p)},
+        beside=lambda ps: {
+            "model_last.pt": _f5(ps[-1]),
+            "pretrained_model_1200000.pt": {"ema_model_state_dict": average(Point(number=1, at=0), "ema_model.")},
+        },
+        skipped=("model_last.pt", "pretrained_model_1200000.pt"),
+        key="model_state_dict",
+        warned=("ema_model_state_dict",),
     ),
     "RVC": Trainer(
         source="RVC-Project/Retrieval-based-Voice-Conversion-WebUI train/process_ckpt.py savee",

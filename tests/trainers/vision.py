@@ -32,6 +32,11 @@ def _epoch(point: Point) -> dict[str, object]:
     return {"model": weights(point), "optimizer": ADAM, "lr_scheduler": {"last_epoch": 1}, "epoch": point.at}
 
 
+def _sam2(point: Point) -> dict[str, object]:
+    counters = {"epoch": point.at, "steps": {"train": 400 * point.at, "val": 0}, "time_elapsed": 9.5}
+    return {"model": weights(point), "optimizer": ADAM, "loss": {"all": {}}, **counters, "best_meter_values": {}}
+
+
 def _moco(point: Point) -> dict[str, object]:
     return {"epoch": point.at + 1, "arch": "resnet50", "state_dict": weights(point, "module."), "optimizer": ADAM}
 
@@ -209,6 +214,13 @@ VISION = {
         save=lambda p: {f"model_{p.at}.pth": {**_epoch(p), "args": {"lr": 0.1}}},
         beside=lambda ps: {"checkpoint.pth": {**_epoch(ps[-1]), "args": {"lr": 0.1}}},
         skipped=("checkpoint.pth",),
+        key="model",
+    ),
+    "SAM 2": Trainer(
+        source="facebookresearch/sam2 training/trainer.py save_checkpoint",
+        save=lambda p: {f"checkpoint_{p.at}.pt": _sam2(p)},
+        beside=lambda ps: {"checkpoint.pt": _sam2(ps[-1])},
+        skipped=("checkpoint.pt",),
         key="model",
     ),
     "semseg": Trainer(
