@@ -33,6 +33,11 @@ def _colossal(point: Point) -> Files:
     }
 
 
+def _rl_games(point: Point) -> dict[str, object]:
+    counters = {"epoch": point.at, "frame": 4096 * point.at, "last_mean_rewards": 1.5}
+    return {"model": weights(point, "a2c_network."), "optimizer": ADAM, **counters}
+
+
 def _fairseq2(point: Point) -> Files:
     folder = f"checkpoints/step_{point.at}"
     return {
@@ -110,7 +115,7 @@ UNLISTED = {
     ),
     "metaseq: parts behind the step": Trainer(
         source="facebookresearch/metaseq metaseq/checkpoint_utils.py",
-        at=(1000,),
+        at=(1000, 2000),
         save=lambda p: {
             f"checkpoint_{p.at}-model_part-{n}-shard0.pt": {"model": weights(Point(number=n, at=p.at))} for n in (0, 1)
         },
@@ -143,15 +148,9 @@ UNLISTED = {
     "rl_games: every name begins with last, and ends with a reward": Trainer(
         source="Denys88/rl_games rl_games/common/a2c_common.py",
         at=(50, 100, 150),
-        save=lambda p: {
-            f"nn/last_Ant_ep_{p.at}_rew_{9000.5 - p.at * 50}.pth": {
-                "model": weights(p, "a2c_network."),
-                "epoch": p.at,
-                "frame": 4096 * p.at,
-                "optimizer": ADAM,
-                "last_mean_rewards": 1.5,
-            }
-        },
+        save=lambda p: {f"nn/last_Ant_ep_{p.at}_rew_{9000.5 - p.at * 50}.pth": _rl_games(p)},
+        beside=lambda ps: {"nn/Ant.pth": _rl_games(ps[1])},
+        skipped=("nn/Ant.pth",),
         paths=("nn",),
         key="model",
         names=names("a2c_network."),
