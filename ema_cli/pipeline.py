@@ -68,12 +68,15 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
 
 def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
     """Return the first of the proposals that can be planned, as a hint; an empty string if there is none."""
+    tried: list[Proposal] = []
     for proposal in proposals:
+        if proposal in tried:
+            continue
+        tried.append(proposal)
         try:
             proposed = replace(options, **proposal.changes)
-            tried = replace(proposed, method=("uniform",)) if proposed.lacks_decay else proposed
             with ExitStack() as opened:
-                _make_plan(tried, ignore, opened)
+                _make_plan(replace(proposed, method=("uniform",)) if proposed.lacks_decay else proposed, ignore, opened)
         except EmaAvgError:
             continue
         return f"{proposal.reason}: {shell_command(proposed)}"

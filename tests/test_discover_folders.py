@@ -165,7 +165,7 @@ def test_parts_of_pipelines_are_found_by_a_pattern(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}" / "model_index.json").write_text("{}")
     with pytest.raises(InputRefused, match="is a pipeline of several models") as refused:
         find(tmp_path)
-    pattern = refused.value.hint.split("'")[1]
+    (pattern,) = refused.value.proposals[0].changes["paths"]
     assert pattern == f"{tmp_path}/*/unet"
     found = find(pattern)
     assert [checkpoint.path.parent.name for checkpoint in found.checkpoints] == ["checkpoint-5", "checkpoint-10"]
@@ -177,7 +177,7 @@ def test_unnumbered_checkpoint_folders_are_pointed_at(tmp_path: Path) -> None:
         write_folder(tmp_path / name)
     with pytest.raises(NothingMatched) as refused:
         find(tmp_path)
-    pattern = refused.value.hint.split("'")[1]
+    (pattern,) = refused.value.proposals[0].changes["paths"]
     assert names_of(find(pattern)) == ["a", "b"]
 
 

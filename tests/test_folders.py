@@ -261,7 +261,7 @@ def test_a_pipeline_is_refused_with_the_command_for_a_part(marker: str, tmp_path
     (folder / "unet" / "config.json").write_text("{}")
     refused = refusal(folder)
     assert 'is a pipeline of several models: "text_encoder", "unet"' in refused.message
-    assert f"ema-avg '{tmp_path}/run/*/text_encoder' -o text_encoder.safetensors" in refused.hint
+    assert refused.proposals[0].changes["paths"] == (f"{tmp_path}/run/*/text_encoder",)
     found = open_file(folder / "unet")
     assert found.stem == "diffusion_pytorch_model"
     assert read_all(found) == expected(state)

@@ -82,4 +82,5 @@ def refusal_of(name: str, refused: InputRefused) -> InputRefused:
     if refused.message.startswith(quoted(name)):
         return refused
     verb = refused.message.partition(" ")[0] in _VERBS
-    return InputRefused(f"{quoted(name)}{'' if verb else ':'} {refused.message}", hint=refused.hint)
+    message = f"{quoted(name)}{'' if verb else ':'} {refused.message}"
+    return InputRefused(message, hint=refused.hint, proposals=refused.proposals)

@@ -11,7 +11,11 @@ from ema_cli.options.declaration import Option, declared
 
 def shell_command(options: Options) -> str:
     """Return the command of these options; without an output, ``ema-avg plan``."""
-    words = ["ema-avg", *(["plan"] if options.output is None else []), *options.paths]
+    words = [
+        "ema-avg",
+        *(["plan"] if options.output is None else []),
+        *(f"./{path}" if path.startswith("-") else path for path in options.paths),
+    ]
     for one in declared(Options):
         value = getattr(options, one.name)
         if value != one.read(None):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn
 
-from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched, Proposal
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.sharded_model import read_shards
@@ -67,10 +67,11 @@ def refuse_pipeline(folder: Folder, _key: str | None, _pool: LayoutPool) -> NoRe
 
     """
     parts = sorted(name for name in folder.folders if _COMPONENT.fullmatch(name)) or ["unet"]
-    raise InputRefused(
-        f"is a pipeline of several models: {shortlist(map(quoted, parts))}",
-        hint=f"average each model by itself: ema-avg '{folder.location.parent}/*/{parts[0]}' -o {parts[0]}.safetensors",
-    )
+    proposals = [
+        Proposal(reason="average each model by itself", changes={"paths": (f"{folder.location.parent}/*/{part}",)})
+        for part in parts
+    ]
+    raise InputRefused(f"is a pipeline of several models: {shortlist(map(quoted, parts))}", proposals=proposals)
 
 
 def _quantization(folder: Folder) -> str:
