@@ -19,7 +19,7 @@ _WORDS = {
     "step": "step steps iter iters iteration iterations ite it its update updates ba batch batches",
     "epoch": "epoch epochs ep e",
     "checkpoint": "checkpoint checkpoints ckpt ckpts chkpt chkpnt snapshot snapshots",
-    "part": "rank ranks shard shards part parts layer layers stage stages tp pp mp consolidated of",
+    "part": "rank ranks shard shards part parts layer layers stage stages tp pp mp dp sdp consolidated of",
     "run": "seed fold run trial exp lr wd bs size split member gpu node worker expert top",
 }
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}

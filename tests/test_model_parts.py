@@ -38,6 +38,7 @@ PARTS = [
     (["ft-1_of_2.pt", "ft-2_of_2.pt"], "shards", "the trainer that wrote them"),
     (["s_1/rank_0.pt", "s_1/rank_1.pt", "s_2/rank_0.pt", "s_2/rank_1.pt"], "ranks", "the trainer that wrote them"),
     (["layer_00.pt", "layer_01.pt"], "layers", "the trainer that wrote them"),
+    (["s_1/pp_00/tp_00/sdp_00.pt", "s_1/pp_00/tp_00/sdp_01.pt"], "data-parallel shards", "the trainer that wrote them"),
     (["pp0.pt", "pp1.pt"], "stages of a pipeline", "the trainer that wrote them"),
 ]
 

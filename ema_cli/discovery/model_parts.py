@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.deepspeed import PIPELINE_LAYER
+from ema_cli.formats.deepspeed import is_pipeline_layer
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location, absolute, names_in
@@ -21,7 +21,7 @@ from ema_cli.text import quoted, shortlist
 
 _PART = re.compile(
     r"(?<![a-z])(?P<word>(?:mp_|tp_|pp_|dp_|model_)?ranks?|(?:model_)?parts?|shards?|layers?|stages?|consolidated|tp|pp"
-    r"|mp)[=_.-]{0,2}(?P<number>[0-9]+)(?![0-9a-z])"
+    r"|mp|s?dp)[=_.-]{0,2}(?P<number>[0-9]+)(?![0-9a-z])"
     r"|(?<![0-9])(?P<shard>[0-9]+)[-_]of[-_][0-9]+(?![0-9])|(?<![a-z])model(?P<split>[0-9]+)-mp[0-9]+(?![0-9a-z])",
     re.IGNORECASE,
 )
@@ -30,6 +30,8 @@ _NAMES = {
     "tp": "tensor-parallel parts",
     "pp": "stages of a pipeline",
     "mp": "model-parallel parts",
+    "dp": "data-parallel shards",
+    "sdp": "data-parallel shards",
 }
 """What the numbers after a word count, if it is not the word itself."""
 _UNSURE = ("part", "layer", "stage")
@@ -68,7 +70,7 @@ def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
 
     """
     for checkpoint in checkpoints:
-        if PIPELINE_LAYER.fullmatch(checkpoint.path.name):
+        if is_pipeline_layer(checkpoint.path.name):
             name = quoted(str(checkpoint.path))
             message = f"{name} is a part of a checkpoint: one layer of a pipeline-parallel model"
             raise InputRefused(message, hint=_joining(checkpoint.path.name))

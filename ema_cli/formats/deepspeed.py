@@ -20,14 +20,18 @@ from ema_cli.storage.locations import Location, names_in
 from ema_cli.text import plural, quoted, shortlist
 
 _MODEL_STATES = re.compile(r"(zero_pp_rank_[0-9]+_)?mp_rank_[0-9]+(?:_[0-9]+)*_model_states\.pt")
-PIPELINE_LAYER = re.compile(r"layer_[0-9]+-model_(?:[0-9]+-model_)?states\.pt")
-"""The file of one layer of a pipeline-parallel model."""
+_STAGES = re.compile(r"layer_[0-9]+-model_(?:[0-9]+-model_)?states\.pt")
 _SCRIPT = "zero_to_fp32.py"
 
 
 def is_deepspeed_folder(folder: Folder) -> bool:
     """Whether a folder has model states of DeepSpeed."""
     return any(_MODEL_STATES.fullmatch(name) for name in folder.files)
+
+
+def is_pipeline_layer(name: str) -> bool:
+    """Whether a file is called like one layer of a pipeline-parallel model."""
+    return _STAGES.fullmatch(name) is not None
 
 
 def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
@@ -40,7 +44,7 @@ def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structu
     states = sorted(name for name in folder.files if _MODEL_STATES.fullmatch(name))
     if any(name.startswith("zero_pp_rank_") for name in states):
         raise _stage_3(folder.location)
-    if any(PIPELINE_LAYER.fullmatch(name) for name in folder.files):
+    if any(_STAGES.fullmatch(name) for name in folder.files):
         raise InputRefused(
             "is split by pipeline parallelism (layer_*-model_states.pt), and the stages cannot be joined here"
         )
