@@ -1,4 +1,4 @@
-"""Natural order, steps in a series of names, and the names of outputs."""
+"""Natural order, names of tensors, and the names of outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ema_cli.naming import (
     is_batch_norm_statistic,
     natural_key,
     report_name,
-    steps_from_names,
 )
 
 NAMES = st.text("aB_.019٣", max_size=5)
@@ -38,71 +37,6 @@ def test_natural_order_is_total(names: list[str], shuffle: random.Random) -> Non
     shuffle.shuffle(shuffled)
     assert sorted(names, key=natural_key) == sorted(shuffled, key=natural_key)
     assert len({natural_key(name) for name in names}) == len(names)
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["ckpt_2.pt", "ckpt_10.pt"], [2, 10]),
-        (["model_step=200.ckpt", "model_step=1000.ckpt"], [200, 1000]),
-        (["epoch=1-step=100.ckpt", "epoch=2-step=50.ckpt"], [None, None]),
-        (["checkpoint-500/model.bin", "checkpoint-1500/model.bin"], [500, 1500]),
-        (["iter_0000100/m.pt", "iter_0000200/m.pt"], [100, 200]),
-        (["global_step100.pt", "global_step200.pt"], [100, 200]),
-        (["a.pth.tar", "b.pth.tar"], [None, None]),
-        (["vit16_100.pt", "vit16_200.pt"], [100, 200]),
-        (["commit4_100.pt", "commit4_200.pt"], [100, 200]),
-        (["kit3_100.pt", "kit5_200.pt"], [100, 200]),
-        (["checkpoint_1_500.pt", "checkpoint_1_1000.pt", "checkpoint_2_1500.pt"], [500, 1000, 1500]),
-        (["checkpoint-500/model_500.bin", "checkpoint-1500/model_1500.bin"], [500, 1500]),
-        (["update7.pt", "it9.pt"], [7, 9]),
-    ],
-)
-def test_steps_are_read_from_a_series(names: list[str], expected: list[int | None]) -> None:
-    """The number after a step's word, or the only number that differs."""
-    found = steps_from_names(names)
-    assert [step.value if step else None for step in found] == expected
-    assert all(step.unit == "step" for step in found if step)
-
-
-@pytest.mark.parametrize("names", [["epoch=3-val=0.25.ckpt", "epoch=12-val=0.50.ckpt"], ["ep3.pt", "ep12.pt"]])
-def test_epochs_are_distinguished_from_steps(names: list[str]) -> None:
-    """The word before the number is its unit."""
-    assert [(step.value, step.unit) for step in steps_from_names(names) if step] == [(3, "epoch"), (12, "epoch")]
-
-
-@pytest.mark.parametrize("names", [["resnet50.pth"], ["yolov8n.pt"], ["a.pt", "b.pt"], ["x1.pt", "y2.pt"]])
-def test_a_number_alone_proves_nothing(names: list[str]) -> None:
-    """One name, or names that differ in more than a number, give no step."""
-    assert set(steps_from_names(names)) == {None}
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["ckpt_100_2.31.pt", "ckpt_200_2.11.pt"],
-        ["loss0.31_a.pt", "loss0.11_a.pt"],
-        ["v1.2.3.pt", "v1.2.4.pt"],
-    ],
-)
-def test_decimals_are_not_steps(names: list[str]) -> None:
-    """The digits after a point belong to a loss or a version; the other numbers must still distinguish the files."""
-    steps = [step.value if step else None for step in steps_from_names(names)]
-    assert steps in ([100, 200], [None, None])
-
-
-def test_numbers_that_disagree_are_not_steps() -> None:
-    """If two numbers differ and order the files differently, neither is taken as the step."""
-    assert steps_from_names(["ckpt_100_seed9.pt", "ckpt_200_seed3.pt"]) == [None, None]
-
-
-@given(st.lists(NAMES, max_size=6))
-@settings(deadline=None)
-def test_any_names_have_steps_or_none(names: list[str]) -> None:
-    """There is one answer per name, and its number is in the name."""
-    found = steps_from_names(names)
-    assert len(found) == len(names)
-    assert all(step is None or step.value >= 0 for step in found)
 
 
 @pytest.mark.parametrize(

@@ -62,14 +62,14 @@ def test_a_series_is_ordered_by_its_steps(
 
 
 def test_steps_inside_the_files_count_more_than_names(tmp_path: Path) -> None:
-    """A step that a trainer stored is better than a step in a file name."""
+    """A step that a trainer stored is better than a step in a file name, which is reported if it disagrees."""
     a = write_one(tmp_path / "ckpt_1.pt", step=500)
     b = write_one(tmp_path / "ckpt_2.pt", step=400)
     series = order(a, b)
     assert names_of(series) == ["ckpt_2", "ckpt_1"]
     assert steps_of(series) == [400, 500]
     assert series.reason == "by step (inside: step)"
-    assert codes_of(series) == []
+    assert codes_of(series) == ["order-disagrees"]
 
 
 def test_steps_of_safetensors_metadata(tmp_path: Path) -> None:
@@ -117,11 +117,185 @@ def test_without_steps_names_decide(tmp_path: Path) -> None:
 
 
 def test_incomplete_steps_are_warned_about(tmp_path: Path) -> None:
-    """When the order uses names although some files have their step inside, the others are named."""
-    paths = [write_one(tmp_path / "a.pt", step=9), write_one(tmp_path / "b.pt")]
-    series = order(*paths)
+    """Where only some have a step, those come in its order, and the warning shows the whole order."""
+    paths = [write_one(tmp_path / f"{name}.pt", **more) for name, more in (("a", {}), ("c", {"step": 3}))]
+    paths.append(write_one(tmp_path / "d.pt", step=1))
+    series = order(*paths, decay=(0.5,))
+    assert names_of(series) == ["d", "c", "a"]
     assert codes_of(series) == ["steps-incomplete"]
-    assert '"b.pt"' in series.warnings[0].message
+    assert '2 of 3 checkpoints have a step (inside: step), but "a.pt" has none' in series.warnings[0].message
+    assert '"d.pt", "c.pt", "a.pt"' in series.warnings[0].message
+
+
+def test_names_say_where_checkpoints_without_a_step_belong(tmp_path: Path) -> None:
+    """Initial weights come first, whatever else has no step comes last; never by the alphabet among the steps."""
+    names = ("final/m", "init/m", "step-100/m", "step-20/m")
+    series = order(*(write_one(tmp_path / f"{name}.pt") for name in names), decay=(0.5,))
+    assert [member.checkpoint.path.parent.name for member in series.members] == ["init", "step-20", "step-100", "final"]
+    assert steps_of(series) == [None] * 4
+    assert codes_of(series) == ["steps-incomplete"]
+
+
+@pytest.mark.parametrize("method", ["uniform", "ema"])
+def test_an_order_by_the_alphabet_alone_is_warned_about(tmp_path: Path, method: str) -> None:
+    """Also without numbers; but not for a mean, which has no order."""
+    paths = [write_one(tmp_path / f"{name}.pt") for name in "badce"]
+    decay = {"decay": (0.5,)} if method == "ema" else {}
+    series = order(*paths, method=(method,), **decay)
+    assert names_of(series) == ["a", "b", "c", "d", "e"]
+    assert codes_of(series) == (["order-doubtful"] if method == "ema" else [])
+    if method == "ema":
+        assert '"a.pt", "b.pt", "c.pt", "d.pt" and 1 more' in series.warnings[0].message
+        assert "--order name" in series.warnings[0].hint
+        assert codes_of(order(*paths, order="name", method=(method,), **decay)) == []
+
+
+def test_times_are_mentioned_only_where_names_alone_decide(tmp_path: Path) -> None:
+    """Copies have any times, so they never raise a warning, but help where there is one."""
+    for names, mentioned in ((("a", "b"), True), (("ckpt_1", "ckpt_2"), False)):
+        paths = [write_one(tmp_path / f"{name}.pt") for name in names]
+        for path, when in zip(paths, (300, 100), strict=True):
+            os.utime(path, (when, when))
+        messages = [warning.message for warning in order(*paths, decay=(0.5,)).warnings]
+        assert any("written in another order" in message for message in messages) == mentioned
+        assert bool(messages) == mentioned
+
+
+def test_the_same_step_inside_makes_bare_numbers_doubtful(tmp_path: Path) -> None:
+    """Numbers without a word may count parts or seeds, if all files have one step; after a word they are steps."""
+    bare = [write_one(tmp_path / f"model_{n}.pt", global_step=500) for n in (1, 2)]
+    series = order(*bare, decay=(0.5,))
+    assert (steps_of(series), codes_of(series)) == ([None, None], ["order-doubtful"])
+    assert "all have the same step 500 (inside: global_step)" in series.warnings[0].message
+    worded = [write_one(tmp_path / f"iter_{n}.pt", global_step=500) for n in (1, 2)]
+    assert (steps_of(order(*worded)), codes_of(order(*worded))) == ([1, 2], [])
+
+
+@pytest.mark.parametrize("names", [("step_005.pt", "step_5.pt"), ("step_1k.pt", "step_1000.pt"), ("m_5.pt", "m_5.pth")])
+def test_two_files_that_claim_one_step_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    """As three are: they are copies, or one is not what it seems. Different steps inside decide otherwise."""
+    with pytest.raises(InputRefused, match="the names of checkpoints state the same step: ") as refused:
+        order(*(write_one(tmp_path / name) for name in names))
+    assert "--order name" not in refused.value.hint
+    paths = [write_one(tmp_path / name, step=step) for name, step in zip(names, (20, 10), strict=True)]
+    assert steps_of(order(*paths)) == [10, 20]
+
+
+def test_steps_that_begin_again_in_every_epoch_are_no_clock(tmp_path: Path) -> None:
+    """Epochs and names agree on the order; the step is that within the epoch."""
+    inside = [{"epoch": n, "step": step} for n, step in ((1, 950), (2, 30), (3, 500))]
+    series = order(*(write_one(tmp_path / f"epoch_{one['epoch']}.pt", **one) for one in inside), decay=(0.5,))
+    assert (steps_of(series), series.unit, codes_of(series)) == ([1, 2, 3], "epoch", [])
+    anonymous = order(*(write_one(tmp_path / f"{'xyz'[n]}.pt", **one) for n, one in enumerate(inside)), decay=(0.5,))
+    assert names_of(anonymous) == ["x", "y", "z"]
+    assert codes_of(anonymous) == ["order-disagrees"], "no third witness says which one is right"
+
+
+def test_several_checkpoints_in_an_epoch_are_ordered_by_epoch_and_step(tmp_path: Path) -> None:
+    """The order is by both, inside or in the names, and the numbers are not used as steps."""
+    pairs = [(1, 900), (1, 500), (2, 100), (2, 700)]
+    named = [write_one(tmp_path / f"epoch{epoch}_iter{step}.pt") for epoch, step in pairs]
+    series = order(*named, decay=(0.5,))
+    assert names_of(series) == ["epoch1_iter500", "epoch1_iter900", "epoch2_iter100", "epoch2_iter700"]
+    assert (steps_of(series), series.reason, codes_of(series)) == ([None] * 4, "by epoch and step (name)", [])
+    inside = [write_one(tmp_path / f"{'dcba'[n]}.pt", epoch=e, step=s) for n, (e, s) in enumerate(pairs)]
+    assert names_of(order(*inside)) == ["c", "d", "b", "a"]
+
+
+def test_epochs_of_a_resumed_run_begin_again(tmp_path: Path) -> None:
+    """Names and steps agree against the epochs, so the steps are followed, and the epochs are reported."""
+    inside = [{"step": 100, "epoch": 5}, {"step": 200, "epoch": 6}, {"step": 300, "epoch": 1}]
+    series = order(*(write_one(tmp_path / f"ckpt_{one['step']}.pt", **one) for one in inside), decay=(0.5,))
+    assert steps_of(series) == [100, 200, 300]
+    assert codes_of(series) == ["order-disagrees"]
+    assert "the epoch (inside: epoch) contradicts it" in series.warnings[0].message
+
+
+def test_a_global_step_is_followed_against_epochs_and_names(tmp_path: Path) -> None:
+    """Its name says that it does not begin again; the example has the numbers of both."""
+    paths = [write_one(tmp_path / f"epoch_{n}.pt", global_step=step, epoch=n) for n, step in ((1, 60), (2, 50))]
+    series = order(*paths, decay=(0.5,))
+    assert steps_of(series) == [50, 60]
+    (warning,) = series.warnings
+    assert warning.code == "order-disagrees"
+    assert '"epoch_2.pt" is before "epoch_1.pt" by 50 and 60, after it by 2 and 1' in warning.message
+    assert codes_of(order(*paths, method=("uniform",))) == []
+
+
+def test_a_common_clock_inside_orders_names_of_two_kinds(tmp_path: Path) -> None:
+    """Icefall saves by epoch and by batch, and both kinds of files have ``batch_idx_train``."""
+    saved = {"epoch-1": (3000, 1), "epoch-2": (6000, 2), "epoch-10": (30000, 10), "checkpoint-4000": (4000, 2)}
+    paths = [
+        write_one(tmp_path / f"{name}.pt", batch_idx_train=batch, cur_epoch=epoch)
+        for name, (batch, epoch) in saved.items()
+    ]
+    series = order(*paths, decay=(0.5,))
+    assert steps_of(series) == [3000, 4000, 6000, 30000]
+    assert (series.reason, codes_of(series)) == ("by step (inside: batch_idx_train)", [])
+
+
+def test_two_kinds_of_names_alone_have_no_order(tmp_path: Path) -> None:
+    """Without a clock inside they are refused, with a hint that works; for a mean they need no order."""
+    paths = [write_one(tmp_path / f"{name}.pt") for name in ("epoch-1", "epoch-2", "checkpoint-4000")]
+    with pytest.raises(InputRefused, match="numbered in different units") as refused:
+        order(*paths, decay=(0.5,))
+    assert "--order name" not in refused.value.hint
+    assert codes_of(order(*paths, method=("uniform",))) == []
+
+
+def test_a_coarse_number_inside_gives_way_to_finer_names(tmp_path: Path) -> None:
+    """VITS stores the epoch as ``iteration``, and names its files by the step."""
+    paths = [write_one(tmp_path / f"G_{n}.pth", iteration=it) for n, it in ((1000, 1), (2000, 1), (3000, 2))]
+    series = order(*paths, decay=(0.5,))
+    assert (steps_of(series), codes_of(series)) == ([1000, 2000, 3000], [])
+
+
+def test_numbers_in_names_that_are_the_epochs_inside_are_epochs(tmp_path: Path) -> None:
+    """Timm and torchvision name files by the epoch, counted from 0 or 1, without that word."""
+    paths = [write_one(tmp_path / f"checkpoint-{n}.pth.tar", epoch=n + 1) for n in (3, 10)]
+    series = order(*paths, decay=(0.5,))
+    assert (steps_of(series), series.unit, codes_of(series)) == ([4, 11], "epoch", [])
+
+
+def test_dates_in_names_order_a_series(tmp_path: Path) -> None:
+    """Later saves come later; a date is no step."""
+    days = ("2024-01-02", "2023-12-31", "2024-01-10")
+    paths = [write_one(tmp_path / f"CKPT+{day}+10-00-00+00" / "model.ckpt") for day in days]
+    series = order(*paths, decay=(0.5,))
+    assert [member.checkpoint.path.parent.name[5:15] for member in series.members] == sorted(days)
+    assert (steps_of(series), series.reason, codes_of(series)) == ([None] * 3, "by time (name)", [])
+
+
+@pytest.mark.parametrize(
+    ("inside", "source"),
+    [
+        ([{"iter_num": n, "best_val_loss": torch.tensor(0.5)} for n in (9, 10)], "iter_num"),
+        ([{"step_count": n, "iter_num": 4 * n} for n in (9, 10)], "step_count"),
+        ([{"meta": {"epoch": n, "iter": 100 * n, "seed": 1}} for n in (9, 10)], "meta.iter"),
+        ([{"optim": {"training_step": n, "optimizer": {}}} for n in (9, 10)], "optim.training_step"),
+        (
+            [{"state": {"timestamp": {"Timestamp": {"batch": n, "epoch": 0}}}} for n in (9, 10)],
+            "state.timestamp.Timestamp.batch",
+        ),
+        ([{"trainer": {"global_step": n}} for n in (9, 10)], "trainer.global_step"),
+        ([{"progress": {"counters": {"step": float(n)}}} for n in (9, 10)], "progress.counters.step"),
+        ([{"info": {"global_step": str(n)}} for n in (9, 10)], "info.global_step"),
+        ([{"steps_run": n, "epochs_run": 1} for n in (9, 10)], "steps_run"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_steps_are_found_where_trainers_store_them(tmp_path: Path, inside: list[dict[str, Any]], source: str) -> None:
+    """At the top level or in a dictionary of the trainer's; the names are in the order of the alphabet, 10 and 9."""
+    series = order(*(write_one(tmp_path / f"{'ba'[n]}.pt", **one) for n, one in enumerate(inside)))
+    assert names_of(series) == ["b", "a"]
+    assert series.reason == f"by step (inside: {source})"
+
+
+@pytest.mark.parametrize("name", ["config", "args", "optimizer", "lr_scheduler", "best", "val_loop", "dataloader"])
+def test_settings_are_no_steps(tmp_path: Path, name: str) -> None:
+    """Numbers called ``step`` in the settings, in the optimizer or of the best checkpoint are not read."""
+    series = order(*(write_one(tmp_path / f"m_{n}.pt", **{name: {"step": 9 - n, "epoch": 9 - n}}) for n in (1, 2)))
+    assert (names_of(series), series.reason) == (["m_1", "m_2"], "by step (name)")
 
 
 def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
@@ -129,7 +303,8 @@ def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     paths = [write_one(tmp_path / f"{name}.pt", step=step) for name, step in (("a", 5), ("b", 5), ("c", 6))]
     with pytest.raises(InputRefused, match=r"checkpoints have the same step: 5: .*a.pt.*b.pt") as refused:
         order(*paths)
-    assert "--order name" in refused.value.hint
+    assert "--order given" in refused.value.hint
+    assert "--order name" not in refused.value.hint, "which is wrong for steps in names"
 
 
 def test_mixed_units_are_refused(tmp_path: Path) -> None:

@@ -5,16 +5,17 @@ Input -> output: opened checkpoints -> ``Series``.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ema_cli.discovery.checkpoints import Found
-from ema_cli.discovery.series_steps import ORDER_HINT, check_missing_steps, step_inside, steps_in_names, steps_of
-from ema_cli.errors import InputRefused, NothingMatched, RunWarning, UsageError
+from ema_cli.discovery.model_parts import refuse_parts
+from ema_cli.discovery.series_steps import SeriesOrder, order_by_witnesses, refuse_equal_steps, steps_by_hand
+from ema_cli.discovery.witnesses import Witness, choose, find_witnesses
+from ema_cli.errors import NothingMatched, RunWarning, UsageError
 from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
-from ema_cli.records.series import Folded, FoundStep, OrderedCheckpoint, Series
+from ema_cli.records.series import Checkpoint, Folded, FoundStep, OrderedCheckpoint, Series
 from ema_cli.text import plural, quoted, shortlist
 
 
@@ -23,27 +24,52 @@ def order_series(found: Found, options: Options, inside: Sequence[Folded] = ()) 
 
     Raises:
         UsageError: the options do not fit the checkpoints.
-        InputRefused: two checkpoints have the same step, or they are numbered in different units.
+        InputRefused: they are parts of one checkpoint, two have the same step, or they are numbered in different units.
         NothingMatched: none was selected.
 
     """
-    named = steps_in_names(found.checkpoints, inside)
-    steps = steps_of(found.checkpoints, named, options)
-    members = [
-        OrderedCheckpoint(checkpoint=checkpoint, step=step, weight=weight)
-        for checkpoint, step, weight in zip(found.checkpoints, steps, _weights_of(found, options), strict=True)
+    refuse_parts(found.checkpoints, options)
+    by_hand = steps_by_hand(found.checkpoints, options) if options.steps is not None else None
+    witnesses = find_witnesses(found.checkpoints, inside) if by_hand is None else []
+    order = _order(found.checkpoints, by_hand, witnesses, options)
+    weights = _weights_of(found, options)
+    ordered = [
+        OrderedCheckpoint(checkpoint=found.checkpoints[n], step=order.steps[n], weight=weights[n])
+        for n in order.positions
     ]
-    by_name = not any(steps) and options.order in ("auto", "step")
-    warnings = check_missing_steps(found.checkpoints, named, options) if by_name else []
-    ordered, reason = _sorted(members, options)
     return Series(
         members=tuple(_select(ordered, options)),
-        reason=reason,
+        reason=order.reason,
         unit=_unit(ordered, options),
         found=found.checkpoints,
         skipped=found.skipped,
-        warnings=(*found.warnings, *warnings, *_contradictions(ordered, options)),
+        warnings=(*found.warnings, *order.warnings, *_contradictions(ordered, options)),
     )
+
+
+def _order(
+    checkpoints: Sequence[Checkpoint],
+    by_hand: Sequence[FoundStep | None] | None,
+    witnesses: Sequence[Witness],
+    options: Options,
+) -> SeriesOrder:
+    """Return the order that the options ask for, with the steps of the checkpoints."""
+    count = range(len(checkpoints))
+    chosen = choose(witnesses)
+    steps = by_hand or (chosen.steps if chosen else [None] * len(checkpoints))
+    if options.order == "given":
+        return SeriesOrder(positions=tuple(count), reason="as given", steps=steps)
+    if options.order == "mtime":
+        by_time = sorted(count, key=lambda n: checkpoints[n].index.version)
+        return SeriesOrder(positions=tuple(by_time), reason="by modification time", steps=steps)
+    if options.order == "name":
+        by_name = sorted(count, key=lambda n: natural_key(str(checkpoints[n].path)))
+        return SeriesOrder(positions=tuple(by_name), reason="by name, in natural order", steps=steps)
+    if by_hand is None:
+        return order_by_witnesses(checkpoints, witnesses, options)
+    values = [step.value if step else 0 for step in by_hand]
+    refuse_equal_steps(checkpoints, values, "step")
+    return SeriesOrder(positions=tuple(sorted(count, key=lambda n: values[n])), reason="by step (--steps)", steps=steps)
 
 
 def _weights_of(found: Found, options: Options) -> Sequence[float | None]:
@@ -65,38 +91,6 @@ def _unit(members: Sequence[OrderedCheckpoint], options: Options) -> str:
     if options.clock is not None:
         return options.clock.removesuffix("s")
     return next((member.step.unit for member in members if member.step), "checkpoint")
-
-
-def _sorted(members: list[OrderedCheckpoint], options: Options) -> tuple[list[OrderedCheckpoint], str]:
-    stepped = [member.step for member in members if member.step]
-    order = options.order
-    if order == "step" and not stepped:
-        raise UsageError(
-            "--order step, but the checkpoints have no steps, neither inside nor in their names", hint=ORDER_HINT
-        )
-    if order == "given":
-        return members, "as given"
-    if order == "mtime":
-        return sorted(members, key=lambda m: m.checkpoint.index.version), "by modification time"
-    if order == "name" or not stepped:
-        return sorted(members, key=lambda m: natural_key(str(m.checkpoint.path))), "by name, in natural order"
-    _refuse_equal_steps(members)
-    unit = stepped[0].unit
-    return sorted(members, key=lambda m: m.step.value if m.step else 0), f"by {unit} ({stepped[0].source})"
-
-
-def _refuse_equal_steps(members: Sequence[OrderedCheckpoint]) -> None:
-    """Refuse two files with the same step: they are copies, or from two runs."""
-    by_step: dict[int, list[str]] = defaultdict(list)
-    for member in members:
-        if member.step:
-            by_step[member.step.value].append(quoted(str(member.checkpoint.path)))
-    twice = [f"{step:,}: {', '.join(paths)}" for step, paths in sorted(by_step.items()) if len(paths) > 1]
-    if twice:
-        raise InputRefused(
-            f"checkpoints have the same {members[0].step.unit if members[0].step else 'step'}: {shortlist(twice)}",
-            hint=f"two runs? use ema-avg batch; two copies? leave one out; otherwise {ORDER_HINT}",
-        )
 
 
 def _select(members: Sequence[OrderedCheckpoint], options: Options) -> Sequence[OrderedCheckpoint]:
@@ -126,11 +120,13 @@ def _nothing_selected(steps: Sequence[FoundStep], options: Options) -> NothingMa
 
 def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> Iterator[RunWarning]:
     """Yield warnings if the order contradicts the steps, or ``--steps`` the order of the steps inside."""
+    if not options.order_matters:
+        return
     steps = [member.step.value for member in members if member.step]
     if steps != sorted(steps):
         message = "the checkpoints are not averaged in the order of their steps"
         yield RunWarning(code="order-against-steps", message=message)
-    inside = [step.value for member in members if (step := step_inside(member.checkpoint, "step"))]
+    inside = [step.value for member in members if (step := _step_inside(member.checkpoint))]
     if options.steps is None or len(inside) < len(members) or inside == sorted(inside):
         return
     wrong, own = next((member, a) for member, (a, b) in zip(members, pairwise(inside), strict=False) if a > b)
@@ -138,3 +134,8 @@ def _contradictions(members: Sequence[OrderedCheckpoint], options: Options) -> I
     message += f"but the step inside is {own:,}, and the order differs"
     hint = "--steps follows the order of the arguments; a shell sorts ckpt_1000 before ckpt_200"
     yield RunWarning(code="steps-contradict", message=message, hint=hint)
+
+
+def _step_inside(checkpoint: Checkpoint) -> FoundStep | None:
+    """Return the best step inside a checkpoint."""
+    return next((step for step in checkpoint.steps if step.unit == "step"), None)

@@ -1,127 +1,223 @@
-"""The steps of a series, all from one source: ``--steps``, inside every file, every name, or none; never mixed."""
+"""The order of a series by its steps, and what to warn about: no steps, steps of some only, witnesses that disagree."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import takewhile
+from dataclasses import dataclass
+from pathlib import Path
 
+from ema_cli.discovery.witnesses import Witness, choose, constant_step, find_contradiction, names_below
 from ema_cli.errors import InputRefused, RunWarning, UsageError
-from ema_cli.naming import NamedStep, name_depth, name_of, steps_from_names
+from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
-from ema_cli.records.series import Checkpoint, Folded, FoundStep
+from ema_cli.records.series import Checkpoint, FoundStep
+from ema_cli.step_names import canonical_name, inversion
 from ema_cli.storage.locations import absolute
 from ema_cli.text import plural, quoted, shortlist
 
-ORDER_HINT = "set the order with --order name or --order given, or the steps with --steps"
+ORDER_HINT = "name them oldest first, with --order given; or give their steps with --steps"
+_BY_NAME_HINT = f"if that is right, confirm it with --order name; otherwise {ORDER_HINT}"
+_INITIAL = re.compile(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
+"""A checkpoint without a step that comes before the others; any other comes after them."""
+_MOST_SHOWN = 4
 
 
-def steps_of(
-    checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options
-) -> Sequence[FoundStep | None]:
-    """Return the step of each checkpoint, all from one source, or ``None`` for all; ``named`` are those in the names.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesOrder:
+    """The order of some checkpoints, with its reason."""
+
+    positions: tuple[int, ...]
+    """Of the checkpoints, oldest first."""
+    reason: str
+    steps: Sequence[FoundStep | None]
+    """Of each checkpoint, as they were given: all from one source, or ``None`` for all."""
+    warnings: tuple[RunWarning, ...] = ()
+
+
+def steps_by_hand(checkpoints: Sequence[Checkpoint], options: Options) -> list[FoundStep | None]:
+    """Return the steps of ``--steps``.
 
     Raises:
-        UsageError: ``--steps`` has another number of steps.
-        InputRefused: the checkpoints are numbered in different units.
+        UsageError: they have another number.
 
     """
-    if options.steps is not None:
-        if len(options.steps) != len(checkpoints):
-            counts = f"{plural(len(options.steps), 'step')} for {plural(len(checkpoints), 'checkpoint')}"
-            hint = "give one step per checkpoint, in the order of the arguments"
-            raise UsageError(f"--steps gives {counts}", hint=hint)
-        return [FoundStep(value=value, unit="step", source="--steps") for value in options.steps]
-    sources = (
-        [step_inside(checkpoint, "step") for checkpoint in checkpoints],
-        [step if step and step.unit == "step" else None for step in named],
-        [step_inside(checkpoint, "epoch") for checkpoint in checkpoints],
-        [step if step and step.unit == "epoch" else None for step in named],
+    given = options.steps or ()
+    if len(given) != len(checkpoints):
+        counts = f"{plural(len(given), 'step')} for {plural(len(checkpoints), 'checkpoint')}"
+        hint = "give one step per checkpoint, in the order of the arguments"
+        raise UsageError(f"--steps gives {counts}", hint=hint)
+    return [FoundStep(value=value, unit="step", source="--steps") for value in given]
+
+
+def order_by_witnesses(
+    checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], options: Options
+) -> SeriesOrder:
+    """Return the order by the best witness; by name, with a warning, if none has a number for every checkpoint.
+
+    Raises:
+        UsageError: ``--order step``, but not every checkpoint has a step.
+        InputRefused: two checkpoints have the same step, or they are numbered in different units.
+
+    """
+    chosen = choose(witnesses)
+    if chosen is None:
+        return _without_steps(checkpoints, witnesses, options)
+    refuse_equal_steps(checkpoints, [value or 0 for value in chosen.values], chosen.unit)
+    warnings = [_disagreement(checkpoints, chosen, other) for other in [find_contradiction(chosen, witnesses)] if other]
+    return SeriesOrder(
+        positions=tuple(sorted(range(len(checkpoints)), key=lambda n: chosen.values[n] or 0)),
+        reason=f"by {chosen.unit} ({chosen.source})",
+        steps=chosen.steps,
+        warnings=tuple(warnings) if options.order_matters else (),
     )
-    for source in sources:
-        if all(source) and not _is_constant(source):
-            return source
-    _refuse_mixed_units(checkpoints, named, options)
-    return [None] * len(checkpoints)
 
 
-def check_missing_steps(
-    checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options
-) -> list[RunWarning]:
-    """Return a warning if some checkpoints have a step and others have none, or if numbers in names are not steps.
+def refuse_equal_steps(checkpoints: Sequence[Checkpoint], values: Sequence[int | None], unit: str) -> None:
+    """Refuse checkpoints with the same step: they are copies, or from two runs."""
+    by_step: dict[int | None, list[str]] = defaultdict(list)
+    for checkpoint, value in zip(checkpoints, values, strict=True):
+        by_step[value].append(quoted(str(checkpoint.path)))
+    is_position = unit in ("step", "epoch")
+    twice = [
+        f"{f'{value:,}: ' if is_position else ''}{', '.join(paths)}"
+        for value, paths in sorted(by_step.items(), key=lambda entry: entry[0] or 0)
+        if value is not None and len(paths) > 1
+    ]
+    if twice:
+        raise InputRefused(
+            f"checkpoints have the same {unit}: {shortlist(twice)}",
+            hint=f"two runs? use ema-avg batch; two copies? leave one out; otherwise {ORDER_HINT}",
+        )
 
-    Raises:
-        UsageError: under ``--order step``, instead of the warning.
 
-    """
-    inside = [next(iter(checkpoint.steps), None) for checkpoint in checkpoints]
-    steps = max(inside, list(named), key=lambda steps: sum(step is not None for step in steps))
-    without = [quoted(c.path.name) for c, step in zip(checkpoints, steps, strict=True) if step is None]
-    if len(without) == len(checkpoints):
-        numbers = {tuple(re.findall(r"\d+", checkpoint.path.stem)) for checkpoint in checkpoints}
-        if options.order == "step" or len(numbers) == 1:
-            return []
-        message = "the numbers in the names are not steps: the checkpoints are ordered by name, which may be wrong"
-        return [RunWarning(code="order-doubtful", message=message, hint=ORDER_HINT)]
-    source = next(step.source for step in steps if step)
-    message = f"{len(checkpoints) - len(without)} of {len(checkpoints)} checkpoints have a step ({source}), "
-    message += f"but {shortlist(without)} has none"
-    hint = f"leave out the checkpoints without a step; or {ORDER_HINT}"
+def _without_steps(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], options: Options) -> SeriesOrder:
+    """Return the order of checkpoints of which not all have a step, with a warning that shows it."""
+    names = names_below([absolute(checkpoint.path) for checkpoint in checkpoints])
+    _refuse_equal_names(checkpoints, names)
+    partial = max((one for one in witnesses if None in one.values), key=_count, default=None)
+    if options.order_matters:
+        _refuse_mixed_units(checkpoints, witnesses)
     if options.order == "step":
-        raise UsageError(message, hint=hint)
-    message += ": the checkpoints are ordered by name, which may be wrong"
-    return [RunWarning(code="steps-incomplete", message=message, hint=hint)]
+        _refuse_missing_steps(checkpoints, partial)
+    if partial is not None:
+        positions = sorted(range(len(names)), key=lambda n: _among_stepped(partial.values[n], names[n]))
+        reason = f"by {partial.unit} ({partial.source}), those without one by name"
+        warning = _incomplete(checkpoints, partial, positions)
+    else:
+        positions = sorted(range(len(names)), key=lambda n: natural_key(str(checkpoints[n].path)))
+        reason = "by name, in natural order"
+        warning = _doubtful(checkpoints, witnesses, positions)
+    warned = options.order_matters and len(checkpoints) > 1
+    return SeriesOrder(
+        positions=tuple(positions),
+        reason=reason,
+        steps=[None] * len(names),
+        warnings=(warning,) if warned else (),
+    )
 
 
-def step_inside(checkpoint: Checkpoint, unit: str) -> FoundStep | None:
-    """Return the best step of a unit inside a checkpoint."""
-    return next((step for step in checkpoint.steps if step.unit == unit), None)
+def _count(witness: Witness) -> int:
+    return sum(value is not None for value in witness.values)
 
 
-def steps_in_names(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
-    """Read steps from the paths below the common folder (``checkpoint-500/model.pt``), else from the file names.
-
-    If there are checkpoints ``inside`` a previous average of the same run, their names help to read the new names.
-    """
-    if inside:
-        return _steps_like_those_inside(checkpoints, inside)
-    paths = [absolute(checkpoint.path).split("/") for checkpoint in checkpoints]
-    folders = zip(*(path[:-1] for path in paths), strict=False)
-    common = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, folders))
-    below = steps_from_names(["/".join(path[common:]) for path in paths])
-    steps = below if all(below) else steps_from_names([path[-1] for path in paths])
-    return [_found_in_name(step) for step in steps]
+def _among_stepped(value: int | None, name: str) -> tuple[object, ...]:
+    """Return the sort key of a name: initial weights, then by step, then those without a step."""
+    if value is not None:
+        return 1, value
+    return (0 if _INITIAL.search(name) else 2), natural_key(name)
 
 
-def _steps_like_those_inside(checkpoints: Sequence[Checkpoint], inside: Sequence[Folded]) -> list[FoundStep | None]:
-    """Read steps from the names together with those inside a previous average, if these give the steps they had."""
-    known = [folded.name for folded in inside]
-    names = [name_of(absolute(checkpoint.path), name_depth(known)) for checkpoint in checkpoints]
-    series = list(dict.fromkeys([*known, *names]))
-    steps = dict(zip(series, steps_from_names(series), strict=True))
-    if any(found is None or found.value != folded.step for folded in inside for found in [steps[folded.name]]):
-        return [None] * len(checkpoints)
-    return [_found_in_name(steps[name]) for name in names]
+def _refuse_equal_names(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> None:
+    """Refuse checkpoints with names that mean the same step: ``step_005`` and ``step_5``."""
+    same: dict[object, list[int]] = defaultdict(list)
+    for position, name in enumerate(names):
+        key = canonical_name(name)
+        if any(isinstance(part, int) for part in key):
+            same[key].append(position)
+    twice = [", ".join(quoted(str(checkpoints[n].path)) for n in found) for found in same.values() if len(found) > 1]
+    if twice:
+        raise InputRefused(
+            f"the names of checkpoints state the same step: {shortlist(twice)}",
+            hint=f"two copies? leave one out; otherwise {ORDER_HINT}",
+        )
 
 
-def _found_in_name(step: NamedStep | None) -> FoundStep | None:
-    return FoundStep(value=step.value, unit=step.unit, source="name") if step else None
-
-
-def _is_constant(steps: Sequence[FoundStep | None]) -> bool:
-    """Whether all checkpoints have the same step: then it is not a step of the run."""
-    return len(steps) > 1 and len({step.value for step in steps if step}) == 1
-
-
-def _refuse_mixed_units(checkpoints: Sequence[Checkpoint], named: Sequence[FoundStep | None], options: Options) -> None:
-    if options.order not in ("auto", "step"):
-        return
-    best = [next(iter(c.steps), None) or name for c, name in zip(checkpoints, named, strict=True)]
-    by_unit: dict[str, list[str]] = defaultdict(list)
-    for checkpoint, step in zip(checkpoints, best, strict=True):
-        if step:
-            by_unit[step.unit].append(f"{quoted(checkpoint.path.name)} has {step.unit} {step.value:,}")
+def _refuse_mixed_units(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness]) -> None:
+    """Refuse checkpoints of which some have only steps, and the others only epochs."""
+    by_unit: dict[str, str] = {}
+    for position, checkpoint in enumerate(checkpoints):
+        known = [(one.unit, one.values[position]) for one in witnesses if one.values[position] is not None]
+        units = {unit for unit, _ in known}
+        if len(units) == 1 and units <= {"step", "epoch"}:
+            unit, value = known[0]
+            by_unit.setdefault(unit, f"{quoted(checkpoint.path.name)} has {unit} {value:,}")
     if len(by_unit) > 1:
-        examples = shortlist(found[0] for found in by_unit.values())
-        raise InputRefused(f"the checkpoints are numbered in different units: {examples}", hint=ORDER_HINT)
+        message = f"the checkpoints are numbered in different units: {shortlist(by_unit.values())}"
+        raise InputRefused(message, hint=f"select those of one kind; or {ORDER_HINT}")
+
+
+def _refuse_missing_steps(checkpoints: Sequence[Checkpoint], partial: Witness | None) -> None:
+    if partial is None:
+        message = "--order step, but the checkpoints have no steps, neither inside nor in their names"
+        raise UsageError(message, hint=ORDER_HINT)
+    raise UsageError(f"--order step, but {_missing(checkpoints, partial)}", hint=f"leave those out; or {ORDER_HINT}")
+
+
+def _missing(checkpoints: Sequence[Checkpoint], partial: Witness) -> str:
+    names = _short_names(checkpoints)
+    without = [name for name, value in zip(names, partial.values, strict=True) if value is None]
+    unit = f"{'an' if partial.unit == 'epoch' else 'a'} {partial.unit}"
+    have = f"{_count(partial)} of {len(checkpoints)} checkpoints have {unit} ({partial.source})"
+    return f"{have}, but {shortlist(without)} {'has' if len(without) == 1 else 'have'} none"
+
+
+def _shown(checkpoints: Sequence[Checkpoint], positions: Sequence[int]) -> str:
+    names = _short_names(checkpoints)
+    return shortlist((names[n] for n in positions), most=_MOST_SHOWN)
+
+
+def _short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return the names of the checkpoints below their common folder, for messages."""
+    return [quoted(name) for name in names_below([absolute(checkpoint.path) for checkpoint in checkpoints])]
+
+
+def _incomplete(checkpoints: Sequence[Checkpoint], partial: Witness, positions: Sequence[int]) -> RunWarning:
+    message = f"{_missing(checkpoints, partial)}: the order in use, which may be wrong, is "
+    message += _shown(checkpoints, positions)
+    hint = f"leave out the checkpoints without a step; or {ORDER_HINT}"
+    return RunWarning(code="steps-incomplete", message=message, hint=hint)
+
+
+def _doubtful(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], positions: Sequence[int]) -> RunWarning:
+    """Return the warning that the order rests on the alphabet alone."""
+    same = constant_step(witnesses)
+    why = f"all have the same {same.unit} {same.values[0]:,} ({same.source})" if same else "no steps were found"
+    message = f"the order is that of the names, as {why}: "
+    message += _shown(checkpoints, positions)
+    times = [checkpoint.index.version for checkpoint in checkpoints if isinstance(checkpoint.path, Path)]
+    known = len(set(times)) == len(checkpoints)
+    if known and inversion([positions.index(n) for n in range(len(times))], times):
+        message += "; they were written in another order"
+    return RunWarning(code="order-doubtful", message=message, hint=_BY_NAME_HINT)
+
+
+def _disagreement(checkpoints: Sequence[Checkpoint], chosen: Witness, other: Witness) -> RunWarning:
+    """Return the warning that two witnesses order the checkpoints differently, with an example."""
+    earlier, later = inversion(chosen.values, other.values) or (0, 0)
+    names = _short_names(checkpoints)
+    message = f"the order follows the {_named(chosen)}, but the {_named(other)} contradicts it: {names[earlier]} is "
+    message += f"before {names[later]}{_pair(chosen, earlier, later)}, after it{_pair(other, earlier, later)}"
+    hint = f"check which one is right; to follow another order, {ORDER_HINT}"
+    return RunWarning(code="order-disagrees", message=message, hint=hint)
+
+
+def _named(witness: Witness) -> str:
+    return f"{witness.unit} ({witness.source})"
+
+
+def _pair(witness: Witness, *positions: int) -> str:
+    """Return the numbers of two checkpoints, if they are for people to read."""
+    is_position = witness.unit in ("step", "epoch")
+    return f" by {' and '.join(f'{witness.values[n]:,}' for n in positions)}" if is_position else ""

@@ -29,6 +29,11 @@ def is_deepspeed_folder(folder: Folder) -> bool:
     return any(_MODEL_STATES.fullmatch(name) for name in folder.files)
 
 
+def is_pipeline_layer(name: str) -> bool:
+    """Whether a file is called like one layer of a pipeline-parallel model."""
+    return _STAGES.fullmatch(name) is not None
+
+
 def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     """Read the weights of a checkpoint of ZeRO stage 0, 1 or 2.
 

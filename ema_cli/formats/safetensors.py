@@ -17,21 +17,14 @@ from collections.abc import Iterable, Mapping
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
+from ema_cli.formats.state_dict.steps import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
-from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
-_STEP_KEYS = {
-    "step": "step",
-    "global_step": "step",
-    "iteration": "step",
-    "num_updates": "step",
-    "epoch": "epoch",
-}
 _ALIGNMENT = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
@@ -73,7 +66,7 @@ def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
         unreadable=tuple((name, reason) for name, (reason, _, _) in tensors.items() if isinstance(reason, str)),
         digest=digest,
         metadata=metadata,
-        steps=_steps(metadata),
+        steps=tuple(steps_in_texts(metadata)),
     )
 
 
@@ -150,11 +143,3 @@ def _check_ranges(ranges: list[tuple[int, int]], data_bytes: int) -> None:
         raise InputRefused(f"is truncated: its tensors need {position:,} bytes of data, but it has {data_bytes:,}")
     if position < data_bytes:
         raise InputRefused(f"has {data_bytes - position:,} bytes after its last tensor")
-
-
-def _steps(metadata: Mapping[str, str]) -> tuple[FoundStep, ...]:
-    return tuple(
-        FoundStep(value=int(metadata[key]), unit=unit, source=f"inside: {key}")
-        for key, unit in _STEP_KEYS.items()
-        if metadata.get(key, "").isdecimal() and len(metadata[key]) < 19  # noqa: PLR2004 - fits 64 bits
-    )

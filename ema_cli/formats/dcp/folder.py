@@ -23,7 +23,7 @@ from ema_cli.formats.dcp.saved_tree import ChosenItems, choose
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
-from ema_cli.formats.state_dict.steps import KEYS, read_steps
+from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
 from ema_cli.formats.structure import Structure
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
@@ -148,4 +148,5 @@ def _read_steps(counters: Mapping[str, ByteRange], files: DataFiles) -> tuple[Fo
         if isinstance(value, Inert) and isinstance(value.state, dict):
             value = value.state  # the attributes of an object such as a dataclass of the trainer
         found.extend(read_steps({path: value}, window, archive.storage))
-    return tuple(sorted(found, key=lambda step: KEYS.index(step.source.removeprefix("inside: "))))
+    best = {f"{INSIDE}{key}": rank for rank, key in enumerate(KEYS)}
+    return tuple(sorted(found, key=lambda step: best.get(step.source, len(best))))

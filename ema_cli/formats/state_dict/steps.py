@@ -5,12 +5,15 @@ Input -> output: the inert value of a pickle -> the steps and epochs under the k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
-from ema_cli.dtypes import BY_TORCH_NAME, Kind
+from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Global, Inert
-from ema_cli.formats.state_dict.tree import follow
+from ema_cli.formats.state_dict.tree import follow, is_module, join, parts
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensor
 from ema_cli.records.series import FoundStep
@@ -27,29 +30,114 @@ _STEP_KEYS = (
     "train_state.step",
     "updates",
     "optimizer_history.num_updates",
+    "step_count",  # litgpt, where iter_num counts the parts of a step
+    "iter_num",  # nanoGPT
+    "batch_idx_train",  # icefall
+    "steps_run",  # torchtune
+    "steps",
+    "iterations",
+    "current_iter",
+    "current_step",
+    "meta.iter",  # mmengine
+    "optim.training_step",  # OpenNMT
+    "state.timestamp.Timestamp.batch",  # Composer
+    "state.timestamp.batch",
 )
-_EPOCH_KEYS = ("epoch", "extra_state.train_iterator.epoch")
+_EPOCH_KEYS = (
+    "epoch",
+    "extra_state.train_iterator.epoch",  # fairseq
+    "cur_epoch",
+    "current_epoch",
+    "epochs_run",
+    "meta.epoch",
+    "state.timestamp.Timestamp.epoch",
+    "state.timestamp.epoch",
+)
 KEYS = (*_STEP_KEYS, *_EPOCH_KEYS)
 """Keys of a position in training, best first."""
+_RESTARTING = frozenset({"step", "steps", "iteration", "iterations", "iter", "current_iter", "current_step"})
+"""Last parts of keys under which some trainers count from the beginning of the epoch."""
+_NESTED = {
+    "step": ("global_step", "global_steps", "num_updates", "step", "iteration", "iter", "iter_num", "current_iter"),
+    "epoch": ("epoch", "cur_epoch", "current_epoch"),
+}
+"""Keys of a position in a dictionary of the trainer's own, such as ``progress.step``, by unit."""
+_NO_PROGRESS = re.compile(
+    r"optim|sched|scaler|conf|cfg|arg|param|hyper|model|net|weight|state_dict|ema|module|loader|sampl|data|rng|callback"
+    r"|loop|best|eval|val|test|early|loss|metric|^opt$|^lr",
+    re.IGNORECASE,
+)
+"""Names of dictionaries whose numbers are settings, or count something else."""
+_DEEPEST = 2
+_MOST_ENTRIES = 64
+_MOST_DIGITS = 18
+_FLOATS = {2: "e", 4: "f", 8: "d"}
+_KINDS = {
+    **dict.fromkeys(("int8", "int16", "int32", "int64"), "i"),
+    **dict.fromkeys(("uint8", "uint16", "uint32", "uint64"), "u"),
+    **dict.fromkeys(("float16", "float32", "float64"), "f"),
+}
+INSIDE = "inside: "
+"""The source of a step inside a file begins with it, followed by its key."""
 STEP_LIMIT = 1 << 62
 """Valid steps are below this."""
 
 
 def read_steps(root: object, source: ByteSource, find_storage: FindStorage) -> Iterator[FoundStep]:
-    """Yield the steps in ``root``, best first: Python and numpy integers, and zero-dimensional integer tensors.
+    """Yield the steps in ``root``, best first: whole numbers of Python and numpy, as text, or tensors of one number.
 
-    The values of such tensors are the only tensor data that is read while planning.
+    Dictionaries of unknown trainers are searched if there is none under the keys of known ones.
 
     Raises:
         InputRefused: a tensor that should hold a step exceeds its storage.
 
     """
     for unit, keys in (("step", _STEP_KEYS), ("epoch", _EPOCH_KEYS)):
+        known = list(_steps_at(keys, unit, root, source, find_storage))
+        yield from known or _steps_at(_nested_keys(root, unit), unit, root, source, find_storage)
+
+
+def steps_in_texts(metadata: Mapping[str, str]) -> Iterator[FoundStep]:
+    """Yield the steps in the metadata of a file, which are texts, best first."""
+    for unit, keys in (("step", (*_STEP_KEYS, "ss_steps")), ("epoch", (*_EPOCH_KEYS, "ss_epoch"))):  # ss_: kohya
         for key in keys:
-            value = _value(root, key)
-            number = _tensor_value(key, value, source, find_storage) if isinstance(value, TensorRef) else _number(value)
-            if number is not None and 0 <= number < STEP_LIMIT:  # negative ones mark stripped files
-                yield FoundStep(value=number, unit=unit, source=f"inside: {key}")
+            number = _number(metadata.get(key))
+            if number is not None:
+                yield FoundStep(value=number, unit=unit, source=f"{INSIDE}{key}")
+
+
+def may_restart(step: FoundStep) -> bool:
+    """Whether some trainers count the number under this key from the beginning of every epoch."""
+    key = step.source.removeprefix(INSIDE)
+    return key in _RESTARTING or (key not in KEYS and key.rpartition(".")[2] in _RESTARTING)
+
+
+def _steps_at(
+    keys: Iterable[str], unit: str, root: object, source: ByteSource, find_storage: FindStorage
+) -> Iterator[FoundStep]:
+    for key in keys:
+        value = _value(root, key)
+        number = _tensor_value(key, value, source, find_storage) if isinstance(value, TensorRef) else _number(value)
+        if number is not None:
+            yield FoundStep(value=number, unit=unit, source=f"{INSIDE}{key}")
+
+
+def _nested_keys(root: object, unit: str) -> Iterator[str]:
+    """Yield the keys of steps in the small dictionaries of ``root``, outermost first."""
+    if is_module(root) or len(parts(root)) > _MOST_ENTRIES:
+        return
+    level = [("", root)]
+    for _ in range(_DEEPEST):
+        level = [(join(path, name), child) for path, node in level for name, child in _dictionaries(node)]
+        yield from (join(path, leaf) for path, node in level for leaf in _NESTED[unit] if leaf in parts(node))
+
+
+def _dictionaries(node: object) -> Iterator[tuple[str, object]]:
+    """Yield the small dictionaries in a dictionary that may hold the trainer's progress."""
+    for name, child in parts(node).items():
+        small = isinstance(child, dict | Inert) and not is_module(child) and 0 < len(parts(child)) <= _MOST_ENTRIES
+        if isinstance(name, str) and small and not _NO_PROGRESS.search(name):
+            yield name, child
 
 
 def _value(root: object, key: str) -> object:
@@ -60,27 +148,42 @@ def _value(root: object, key: str) -> object:
 
 
 def _number(value: object) -> int | None:
-    """Return a Python integer, or a numpy integer, pickled as ``numpy.core.multiarray.scalar(dtype, bytes)``."""
+    """Return a whole number that is valid as a step: of Python, of numpy, or in decimal digits.
+
+    numpy pickles its numbers as ``numpy.core.multiarray.scalar(dtype, bytes)``.
+    """
     match value:
         case Inert(kind=Global(name="scalar"), args=(Inert(kind=Global(name="dtype")) as dtype, raw)):
-            return _numpy_integer(dtype, raw)
-    return value if type(value) is int else None
+            value = _numpy_number(dtype, raw)
+        case str() if value.isdecimal() and len(value) <= _MOST_DIGITS:
+            value = int(value)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < STEP_LIMIT else None  # negative ones mark stripped files
 
 
-def _numpy_integer(dtype: Inert, raw: object) -> int | None:
-    """Decode the bytes of a numpy integer: its type has a name like ``i8``, and the state ``(version, order, ...)``."""
+def _numpy_number(dtype: Inert, raw: object) -> int | float | None:
+    """Decode the bytes of a numpy number: its type has a name like ``i8``, and the state ``(version, order, ...)``."""
     match raw:
         case Inert(kind=Global(module="_codecs", name="encode"), args=(str(text), "latin1")):
             raw = text.encode("latin1")
     match dtype.args, dtype.state:
-        case (str(name), *_), (_, str(order), *_) if name[:1] in ("i", "u") and isinstance(raw, bytes):
-            return int.from_bytes(raw, "big" if order == ">" else "little", signed=name[0] == "i")
+        case (str(name), *_), (_, str(order), *_) if isinstance(raw, bytes):
+            return _decoded(name[:1], raw, "big" if order == ">" else "little")
     return None
+
+
+def _decoded(kind: str, raw: bytes, order: Literal["little", "big"]) -> int | float | None:
+    """Decode a number of kind ``i``, ``u`` or ``f``."""
+    if kind in ("i", "u"):
+        return int.from_bytes(raw, order, signed=kind == "i")
+    form = _FLOATS.get(len(raw)) if kind == "f" else None
+    return None if form is None else float(struct.unpack((">" if order == "big" else "<") + form, raw)[0])
 
 
 def _tensor_value(key: str, tensor: TensorRef, source: ByteSource, find_storage: FindStorage) -> int | None:
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
-    if dtype is None or dtype.kind is not Kind.INTEGER or tensor.shape != ():
+    if dtype is None or tensor.shape != () or dtype.torch_name not in _KINDS:
         return None
     try:
         start, size = find_storage(tensor.storage.key)
@@ -88,4 +191,4 @@ def _tensor_value(key: str, tensor: TensorRef, source: ByteSource, find_storage:
     except InputRefused as refused:
         raise InputRefused(f"{quoted(key)} {refused.message}", hint=refused.hint) from refused
     raw = source.read(start + offset, dtype.itemsize)
-    return int.from_bytes(raw, "little", signed=not dtype.name.startswith("U"))
+    return _number(_decoded(_KINDS[dtype.torch_name], raw, "little"))

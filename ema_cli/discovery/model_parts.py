@@ -1,0 +1,147 @@
+"""Parts of one checkpoint: ranks, shards and layers look like a series, but their average is no model.
+
+Checkpoints are parts if their paths differ only in the number after a word such as ``rank`` or ``shard``. The part of
+one rank in each of several checkpoints is a part too, if the other ranks are beside it. Different steps inside, or
+``--steps``, show that numbers that seem to count parts count checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.deepspeed import is_pipeline_layer
+from ema_cli.options.average import Options
+from ema_cli.records.series import Checkpoint
+from ema_cli.storage.locations import Location, absolute, names_in
+from ema_cli.text import quoted, shortlist
+
+_PART = re.compile(
+    r"(?<![a-z])(?P<word>(?:mp_|tp_|pp_|dp_|model_)?ranks?|(?:model_)?parts?|shards?|layers?|stages?|consolidated|tp|pp"
+    r"|mp|s?dp)[=_.-]{0,2}(?P<number>[0-9]+)(?![0-9a-z])"
+    r"|(?<![0-9])(?P<shard>[0-9]+)[-_]of[-_][0-9]+(?![0-9])|(?<![a-z])model(?P<split>[0-9]+)-mp[0-9]+(?![0-9a-z])",
+    re.IGNORECASE,
+)
+_NAMES = {
+    "consolidated": "tensor-parallel parts",
+    "tp": "tensor-parallel parts",
+    "pp": "stages of a pipeline",
+    "mp": "model-parallel parts",
+    "dp": "data-parallel shards",
+    "sdp": "data-parallel shards",
+}
+"""What the numbers after a word count, if it is not the word itself."""
+_UNSURE = ("part", "layer", "stage")
+"""Words that also name parts of a training: one of them in each checkpoint is no reason to refuse it."""
+_JOINED_BY = (
+    (r"consolidated", "transformers' convert_llama_weights_to_hf.py (--input_dir, --model_size, --output_dir)"),
+    (r"layer_\d+-model_|model_states", "DeepSpeed's ds_to_universal.py or the script of the training framework"),
+    (r"model_world_size_\d+_rank", "python -m verl.model_merger merge"),
+    (r"model_part|-shard\d", "python -m metaseq.scripts.reshard_fsdp"),
+    (r"(?:mp|tp|pp)_rank", "Megatron-LM's tools/checkpoint/convert.py"),
+)
+"""What joins the parts with such names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the parts of one checkpoint share."""
+
+    word: str
+    """``rank``, ``shard`` and the like."""
+    begin: str
+    """The path before the number of the part."""
+    end: str
+
+    @property
+    def plural(self) -> str:
+        """What the parts are."""
+        return _NAMES.get(self.word, f"{self.word}s")
+
+
+def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
+    """Refuse checkpoints that are parts of one.
+
+    Raises:
+        InputRefused: saying what they are, and what joins them.
+
+    """
+    for checkpoint in checkpoints:
+        if is_pipeline_layer(checkpoint.path.name):
+            name = quoted(str(checkpoint.path))
+            message = f"{name} is a part of a checkpoint: one layer of a pipeline-parallel model"
+            raise InputRefused(message, hint=_joining(checkpoint.path.name))
+    if options.steps is not None:
+        return
+    wholes: dict[_Part, dict[str, Checkpoint]] = defaultdict(dict)
+    for checkpoint in checkpoints:
+        for number, part in _parts(absolute(checkpoint.path)):
+            wholes[part].setdefault(number, checkpoint)
+    for part, found in wholes.items():
+        if len(found) > 1 and not _are_a_series(list(found.values())):
+            paths = shortlist(quoted(str(checkpoint.path)) for checkpoint in found.values())
+            raise InputRefused(f"{paths} are {part.plural} of one checkpoint, not a series", hint=_hint(part))
+    _refuse_lone_parts(checkpoints)
+
+
+def _parts(path: str) -> Iterator[tuple[str, _Part]]:
+    """Yield the numbers in a path that may be those of parts."""
+    for found in _PART.finditer(path):
+        group = next(name for name in ("number", "shard", "split") if found[name])
+        word = (found["word"] or "shard").lower().rpartition("_")[2].removesuffix("s")
+        yield found[group], _Part(word, path[: found.start(group)], path[found.end(group) :])
+
+
+def _are_a_series(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether all have a step inside, and all of these differ."""
+    first = [checkpoint.steps[0] for checkpoint in checkpoints if checkpoint.steps]
+    return len({(step.unit, step.value) for step in first}) == len(checkpoints)
+
+
+def _refuse_lone_parts(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse one part of each checkpoint: another part is beside it, and was not named."""
+    named = {absolute(checkpoint.path) for checkpoint in checkpoints}
+    listed: dict[Location, set[str]] = {}
+    for checkpoint in checkpoints:
+        path = checkpoint.path
+        for part, name, other in (*_others(path, "", listed), *_others(path.parent, path.name, listed)):
+            if absolute(other) not in named:
+                message = f"{quoted(str(path))} is one of several {part.plural} of a checkpoint"
+                raise InputRefused(f"{message}: {quoted(name)} is beside it", hint=_hint(part))
+
+
+def _others(location: Location, inner: str, listed: dict[Location, set[str]]) -> Iterator[tuple[_Part, str, Location]]:
+    """Yield the other parts beside a file, or beside a folder that contain a file called ``inner`` too."""
+    for number, part in _parts(location.name):
+        if part.word in _UNSURE:
+            continue
+        for name in sorted(_names(location.parent, listed)):
+            if any(found == part and other != number for other, found in _parts(name)):
+                beside = location.parent / name
+                if not inner:
+                    yield part, name, beside
+                elif inner in _names(beside, listed):
+                    yield part, name, beside / inner
+
+
+def _names(folder: Location, listed: dict[Location, set[str]]) -> set[str]:
+    """Return the names in a folder, which is listed once; nothing if it cannot be."""
+    if folder not in listed:
+        try:
+            listed[folder] = set(names_in(folder))
+        except OSError:
+            listed[folder] = set()
+    return listed[folder]
+
+
+def _hint(part: _Part) -> str:
+    joining = _joining(f"{part.begin.rpartition('/')[2]}0{part.end.partition('/')[0]}")
+    return f"{joining}; if each is a whole checkpoint of a series, give the steps with --steps"
+
+
+def _joining(name: str) -> str:
+    joined_by = next((tool for pattern, tool in _JOINED_BY if re.search(pattern, name, re.IGNORECASE)), "")
+    return f"join the parts of each checkpoint first, with {joined_by or 'the tool of the trainer that wrote them'}"
