@@ -1,39 +1,35 @@
-"""From a name on the command line to possible checkpoints, by the names of files and folders: nothing is opened.
+"""The possible checkpoints in a folder, by the names of files and folders: nothing is opened.
 
-A name is a file, a folder or a pattern. A folder is one checkpoint (``checkpoint-500``), or a run that contains
-checkpoints: files, folders or both. In a run, a model beside numbered checkpoint folders is a copy of the last
-checkpoint, which trainers write when they finish.
+A folder is one checkpoint (``checkpoint-500``), or a run that contains checkpoints: files, folders or both. A folder
+of a run may have its only checkpoint inside: ``step-100/lit_model.pth``, ``000100/pretrained_model/``. In a run, a
+model beside numbered checkpoint folders is a copy of the last checkpoint, which trainers write when they finish.
 """
 
 from __future__ import annotations
 
-import glob
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, parse_shard_name, skeleton
+from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, is_weights, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
-from ema_cli.naming import natural_key
+from ema_cli.formats.series_names import is_counted, is_special, split_names
+from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
-from ema_cli.storage.locations import Location, is_file, is_folder, locate, names_in
-from ema_cli.storage.url import Url
+from ema_cli.storage.locations import Location, identity_of, is_file, is_link
 
-ALIAS_REASON = "its name suggests a copy or average of the numbered checkpoints (name the file to use it)"
-_ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
-_LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.IGNORECASE)
+COPY_REASON = "its name suggests a copy of the last checkpoint (name the file to use it)"
+DANGLING = "a link to a file that is gone"
+MOST_LEVELS = 3
+"""Levels of folders that are searched, the named one included."""
+_MOST_FOLDERS = 200
+"""Folders without a number that are searched for the checkpoints of one folder."""
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
 _INNER = re.compile(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
-_MAGIC = re.compile(r"[*\[]")
-"""Characters that make a URL a pattern; a question mark begins its query."""
-_ROOT_PARTS = 2
-"""Parts of a URL before the first folder: the scheme, and the bucket or host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +39,14 @@ class Candidate:
     path: Location
     in_folder: bool
     """Found in a folder, not named."""
-    is_copy: bool = False
-    """Its name says that it is the last of a numbered series, so it is usually a copy of another file."""
+    entry: str = ""
+    """Its name in that folder: of the file, or of the folder that it is in."""
+    run: Location | None = None
+    """That folder."""
+    beside: bool = False
+    """It has no place in the numbered series of the folder by its name."""
+    reason: str = ""
+    """Why it is skipped, unless it is an output of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,120 +56,171 @@ class FolderListing:
     whole: bool = False
     """The folder itself is a checkpoint."""
     members: tuple[str, ...] = ()
-    """Names of the checkpoint folders in it, in natural order."""
+    """Names of the numbered checkpoint folders in it, in natural order."""
     candidates: tuple[Candidate, ...] = ()
     """The checkpoints of a run: these folders, and files."""
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint."""
+        return not self.whole and not self.candidates
 
-def matches(name: str) -> list[Location]:
-    """Return the file or folder of that name or, if there is none and it is a pattern, all that match.
+    @property
+    def is_series(self) -> bool:
+        """Whether there are several numbered checkpoints."""
+        return sum(is_counted(candidate.entry) for candidate in self.candidates if not candidate.beside) > 1
 
-    Raises:
-        OSError: the system cannot look it up.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """A folder below another that has checkpoints."""
+
+    location: Location
+    listing: FolderListing
+
+    @property
+    def models(self) -> list[Location]:
+        """The checkpoints in it that are not beside a series."""
+        if self.listing.whole:
+            return [self.location]
+        return [candidate.path for candidate in self.listing.candidates if not candidate.beside]
+
+
+@dataclass(slots=True)
+class _Budget:
+    """Bounds a search, which visits no folder twice."""
+
+    left: int = _MOST_FOLDERS
+    seen: set[object] = field(default_factory=set)
+
+    def allows(self, location: Location) -> bool:
+        identity = identity_of(location)
+        if identity is None or identity in self.seen or not self.left:
+            return False
+        self.seen.add(identity)
+        self.left -= 1
+        return True
+
+
+def look_into(folder: Folder, levels: int = MOST_LEVELS) -> FolderListing:
+    """Return the possible checkpoints in a folder.
+
+    Args:
+        folder: the folder.
+        levels: of folders that may be searched, this one included.
 
     """
-    location = locate(name)
-    if isinstance(location, Url):
-        return _matching_urls(name) if _MAGIC.search(name) else [location]
-    if location.exists() or not glob.has_magic(name):
-        return [location]
-    pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - a pattern
-    return [locate(match) for match in sorted(found, key=natural_key)]
-
-
-def _matching_urls(pattern: str) -> list[Location]:
-    """Return the matches of a pattern in a store, which lists one folder at a time."""
-    parts = Url(pattern).parts
-    found: list[Location] = [Url(*parts[:_ROOT_PARTS])]
-    for part in parts[_ROOT_PARTS:]:
-        found = [match for folder in found if is_folder(folder) for match in _matching_names(folder, part)]
-    if pattern.endswith("/"):
-        found = [match for match in found if is_folder(match)]
-    return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
-
-
-def _matching_names(folder: Location, part: str) -> Iterator[Location]:
-    """Yield the matches of one part of a pattern in one folder; ``**`` matches the folder and all below it."""
-    names = names_in(folder)
-    if part != "**":
-        yield from (folder / name for name in names if name == part or (fnmatchcase(name, part) and name[0] != "."))
-        return
-    yield folder
-    for name, inner in names.items():
-        if inner and name[0] != ".":
-            yield from _matching_names(folder / name, part)
-
-
-def look_into(folder: Folder) -> FolderListing:
-    """Return the possible checkpoints in a folder."""
     whole = format_of(folder) is not None
-    members = _members(folder)
-    if whole and (not members or (len(members) == 1 and _INNER.fullmatch(members[0]))):
+    members = _members(folder, levels=1 if whole else levels)
+    if whole and (not members or (len(members) == 1 and _INNER.fullmatch(next(iter(members))))):
         return FolderListing(whole=True)
-    folders = [Candidate(path=folder.location / name, in_folder=True) for name in members]
-    found = [*folders, *(_alias_folders(folder) if members else ()), *_files(folder, is_run=bool(members))]
+    copies = names_of_weights(folder.files) if members else ()
+    skipped = [Skipped(path=folder.location / name, reason=COPY_REASON) for name in copies]
+    skipped.extend(_useless(folder, copies))
+    paths = {**members, **{name: folder.location / name for name in _files(folder, copies)}}
+    if members or any(map(is_counted, paths)):
+        paths |= _special_folders(folder, members, levels)
+    found = list(_candidates(folder, paths))
     return FolderListing(
         members=tuple(members),
         candidates=tuple(entry for entry in found if isinstance(entry, Candidate)),
-        skipped=tuple(entry for entry in found if isinstance(entry, Skipped)),
+        skipped=(*skipped, *(entry for entry in found if isinstance(entry, Skipped))),
     )
 
 
-def _members(folder: Folder) -> list[str]:
-    """Return the numbered checkpoint folders, and incomplete folders with the same kind of name."""
+def homes_below(folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None = None) -> list[Home]:
+    """Return the nearest folders below a folder that have checkpoints; the search is bounded, and ends at links."""
+    budget = budget or _Budget(seen={identity_of(folder.location)})
+    homes: list[Home] = []
+    for name in sorted(folder.folders, key=natural_key):
+        if levels < 2 or _UNFINISHED.search(name) or not budget.allows(folder.location / name):  # noqa: PLR2004
+            continue
+        try:
+            inner = folder.inside(name)
+        except InputRefused:
+            continue
+        listing = look_into(inner, levels - 1)
+        if listing.is_empty:
+            homes.extend(homes_below(inner, levels - 1, budget))
+        else:
+            homes.append(Home(location=inner.location, listing=listing))
+    return homes
+
+
+def _members(folder: Folder, levels: int) -> dict[str, Location]:
+    """Return the numbered checkpoint folders by name, and incomplete folders with the same kind of name."""
     numbered = [
         name
         for name in sorted(folder.folders, key=natural_key)
         if is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
     ]
-    kinds = {name: _kind(folder, name) for name in numbered}
-    alike = {skeleton(name) for name, kind in kinds.items() if kind == "checkpoint"}
-    return [name for name, kind in kinds.items() if kind and (kind == "checkpoint" or skeleton(name) in alike)]
+    places = {name: _place(folder, name, levels) for name in numbered}
+    alike = {skeleton(name) for name, place in places.items() if isinstance(place, Location)}
+    return {
+        name: place if isinstance(place, Location) else folder.location / name
+        for name, place in places.items()
+        if place and (isinstance(place, Location) or skeleton(name) in alike)
+    }
 
 
-def _kind(folder: Folder, name: str) -> str:
-    """Return ``checkpoint``, ``unreadable``, ``other``, or an empty string for an empty folder."""
+def _place(folder: Folder, name: str, levels: int) -> Location | str:
+    """Return the one checkpoint that a folder is or has inside; else ``other``, or nothing for an empty folder."""
     try:
         inner = folder.inside(name)
-        if format_of(inner) is not None:
-            return "checkpoint"
     except InputRefused:
-        return "unreadable"
+        return "other"
+    if format_of(inner) is not None:
+        return inner.location
+    models = _models_in(inner, levels - 1) if levels > 1 else []
+    if len(models) == 1:
+        return models[0]
     return "other" if inner.files or inner.folders else ""
 
 
-def _alias_folders(folder: Folder) -> Iterator[Skipped]:
-    """Yield the checkpoint folders of a run that are called ``final`` or similar, without a number."""
-    for name in sorted(folder.folders):
-        if _ALIAS.search(name) and not is_numbered(name) and _kind(folder, name) == "checkpoint":
-            yield Skipped(path=folder.location / name, reason=ALIAS_REASON)
+def _models_in(folder: Folder, levels: int) -> list[Location]:
+    """Return the checkpoints in a folder that is none itself."""
+    here = Home(location=folder.location, listing=look_into(folder, levels))
+    homes = homes_below(folder, levels) if here.listing.is_empty else [here]
+    return [model for home in homes for model in home.models]
 
 
-def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
-    """Yield the checkpoint files of a folder, and skipped ones; a run also has numbered checkpoint folders."""
-    suffixed = [name for name in folder.files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    names = sorted(suffixed, key=natural_key)
-    numbered = is_run or any(re.search(r"\d", PurePosixPath(name).stem) and not _ALIAS.search(name) for name in names)
-    copies = names_of_weights(folder.files) if is_run else ()
-    yield from (Skipped(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
-    for name in names:
+def _special_folders(folder: Folder, members: Mapping[str, Location], levels: int) -> dict[str, Location]:
+    """Return the checkpoint folders of a run that are called ``final`` or similar."""
+    names = [name for name in sorted(folder.folders) if is_special(name) and name not in members]
+    places = {name: _place(folder, name, levels) for name in names if not _UNFINISHED.search(name)}
+    return {name: place for name, place in places.items() if isinstance(place, Location)}
+
+
+def _useless(folder: Folder, copies: tuple[str, ...]) -> Iterator[Skipped]:
+    """Yield what cannot be a checkpoint: state of the trainer, shards, links to nothing."""
+    for name in sorted(folder.files, key=natural_key):
         path = folder.location / name
-        if name in copies or (copies and parse_shard_name(name)) or not is_file(path):
-            continue
-        alias = numbered and _is_alias(name, is_run=is_run)
-        if parse_shard_name(name):
-            yield Skipped(path=path, reason="one shard of a model, beside complete checkpoints")
-        elif TRAINER_STATE.search(name):
+        suffixed = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        if not is_file(path):
+            if is_link(path) and identity_of(path) is None and (suffixed or is_numbered(name)):
+                yield Skipped(path=path, reason=DANGLING)
+        elif suffixed and parse_shard_name(name):
+            if not copies:
+                yield Skipped(path=path, reason="one shard of a model, beside complete checkpoints")
+        elif suffixed and TRAINER_STATE.search(name):
             yield Skipped(path=path, reason="state of the trainer, not a model")
-        elif alias and not _LAST.search(PurePosixPath(name).stem):
-            yield Skipped(path=path, reason=ALIAS_REASON)
+
+
+def _files(folder: Folder, copies: tuple[str, ...]) -> list[str]:
+    """Return the names of the files that may be checkpoints."""
+    names = [name for name in folder.files if is_weights(name) and not parse_shard_name(name) and name not in copies]
+    return [name for name in sorted(names, key=natural_key) if is_file(folder.location / name)]
+
+
+def _candidates(folder: Folder, paths: Mapping[str, Location]) -> Iterator[Candidate | Skipped]:
+    """Yield the possible checkpoints of a folder, those beside its series last, and skipped ones."""
+    split = split_names(list(paths))
+    found = Candidate(path=folder.location, in_folder=True, run=folder.location)
+    yield from (replace(found, path=paths[name], entry=name) for name in split.series)
+    yield from (replace(found, path=paths[name], entry=name, beside=True) for name in split.beside)
+    for name, reason in split.aside.items():
+        if report_name(name) in folder.files:  # it may be an output of this program
+            yield replace(found, path=paths[name], entry=name, beside=True, reason=reason)
         else:
-            yield Candidate(path=path, in_folder=True, is_copy=alias)
-
-
-def _is_alias(name: str, *, is_run: bool) -> bool:
-    """Whether a name has no number and is like ``last`` or ``best``; beside numbered folders, any name without one."""
-    stem = re.sub(r"-v\d+$", "", PurePosixPath(name).stem)
-    return (is_run or _ALIAS.search(stem) is not None) and not re.search(r"\d", stem)
+            yield Skipped(path=paths[name], reason=reason)
