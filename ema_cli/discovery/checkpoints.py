@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ema_cli.discovery.beside_series import Entry
-from ema_cli.discovery.folder_listing import Candidate, Home, homes_below, look_into
+from ema_cli.discovery.folder_listing import Candidate, homes_below, look_into
+from ema_cli.discovery.mixed_series import refuse_mixed_series
 from ema_cli.discovery.nothing_found import describe_homes, hint_for, proposals_for, proposals_for_models
 from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
@@ -68,6 +69,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         search.skip_own_outputs()
         search.skip_repeats()
         search.skip_second_saves()
+        refuse_mixed_series(search.entries)
         search.place_beside()
         if not search.entries:
             _raise_nothing(options, search)
@@ -113,14 +115,16 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
         search.faults.append(refusal_of(str(location), refused))
         return
     search.skipped.extend(contents.skipped)
-    home = homes[0] if len(homes) == 1 else Home(location=location, listing=contents)
-    if home.listing is not contents:
-        search.skipped.extend(home.listing.skipped)
-    if len(homes) > 1:
+    if contents.is_empty and (len(homes) != 1 or homes[0].is_parts(location)):
         search.homes[location] = homes
-    if home.listing.whole:
-        yield Candidate(path=home.location, in_folder=False)
-    yield from home.listing.candidates
+        return
+    if contents.is_empty:
+        contents = homes[0].listing
+        search.skipped.extend(contents.skipped)
+    if contents.whole:
+        yield Candidate(path=homes[0].location if homes else location, in_folder=False)
+    alone = len(contents.candidates) == 1
+    yield from (replace(candidate, in_folder=not alone) for candidate in contents.candidates)
 
 
 def _open_in_turn(
@@ -179,6 +183,7 @@ def _raise_nothing(options: Options, search: Search) -> None:
     why = f"; skipped {reasons}" if reasons else ""
     homes = [home for found in search.homes.values() for home in found]
     inside = describe_homes(homes) if homes else ""
-    hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that contains them"
     proposals = [proposal for place, found in search.homes.items() for proposal in proposals_for(place, found)]
-    raise NothingMatched(f"no checkpoint in {named}{why}{inside}", hint=hint_for(homes) or hint, proposals=proposals)
+    hints = [hint_for(place, found) for place, found in search.homes.items()]
+    hint = next(filter(None, hints), "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or their folder")
+    raise NothingMatched(f"no checkpoint in {named}{why}{inside}", hint=hint, proposals=proposals)

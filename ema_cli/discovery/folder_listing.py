@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, is_weights, parse_shard_name, skeleton
@@ -25,8 +25,8 @@ COPY_REASON = "its name suggests a copy of the last checkpoint (name the file to
 DANGLING = "a link to a file that is gone"
 MOST_LEVELS = 3
 """Levels of folders that are searched, the named one included."""
-_MOST_FOLDERS = 200
-"""Folders without a number that are searched for the checkpoints of one folder."""
+_MOST_FOLDERS = 1000
+"""Folders that are searched in vain."""
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
 _INNER = re.compile(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
@@ -56,7 +56,7 @@ class FolderListing:
     whole: bool = False
     """The folder itself is a checkpoint."""
     members: tuple[str, ...] = ()
-    """Names of the numbered checkpoint folders in it, in natural order."""
+    """Names of the checkpoint folders in it: numbered, in natural order, then others such as ``final``."""
     candidates: tuple[Candidate, ...] = ()
     """The checkpoints of a run: these folders, and files."""
     skipped: tuple[Skipped, ...] = ()
@@ -86,76 +86,89 @@ class Home:
             return [self.location]
         return [candidate.path for candidate in self.listing.candidates if not candidate.beside]
 
+    def is_parts(self, above: Location) -> bool:
+        """Whether it has a series in a numbered folder below ``above``: the ranks or layers of one checkpoint."""
+        below = self.location.parts[len(above.parts) :]
+        return self.listing.is_series and any(map(is_numbered, below))
+
 
 @dataclass(slots=True)
 class _Budget:
-    """Bounds a search, which visits no folder twice."""
+    """Bounds the search of folders without checkpoints."""
 
     left: int = _MOST_FOLDERS
-    seen: set[object] = field(default_factory=set)
-
-    def allows(self, location: Location) -> bool:
-        identity = identity_of(location)
-        if identity is None or identity in self.seen or not self.left:
-            return False
-        self.seen.add(identity)
-        self.left -= 1
-        return True
 
 
-def look_into(folder: Folder, levels: int = MOST_LEVELS) -> FolderListing:
+def look_into(folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None = None) -> FolderListing:
     """Return the possible checkpoints in a folder.
 
     Args:
         folder: the folder.
         levels: of folders that may be searched, this one included.
+        budget: shared by the parts of one search.
 
     """
+    budget = budget or _Budget()
     whole = format_of(folder) is not None
-    members = _members(folder, levels=1 if whole else levels)
+    members = _members(folder, 1 if whole else levels, budget)
     if whole and (not members or (len(members) == 1 and _INNER.fullmatch(next(iter(members))))):
         return FolderListing(whole=True)
     copies = names_of_weights(folder.files) if members else ()
     skipped = [Skipped(path=folder.location / name, reason=COPY_REASON) for name in copies]
     skipped.extend(_useless(folder, copies))
     paths = {**members, **{name: folder.location / name for name in _files(folder, copies)}}
+    special = {}
     if members or any(map(is_counted, paths)):
-        paths |= _special_folders(folder, members, levels)
-    found = list(_candidates(folder, paths))
+        special = _special_folders(folder, members, levels, budget)
+    found = list(_candidates(folder, {**paths, **special}))
     return FolderListing(
-        members=tuple(members),
+        members=(*members, *special),
         candidates=tuple(entry for entry in found if isinstance(entry, Candidate)),
         skipped=(*skipped, *(entry for entry in found if isinstance(entry, Skipped))),
     )
 
 
-def homes_below(folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None = None) -> list[Home]:
-    """Return the nearest folders below a folder that have checkpoints; the search is bounded, and ends at links."""
-    budget = budget or _Budget(seen={identity_of(folder.location)})
+def homes_below(
+    folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None = None, seen: set[object] | None = None
+) -> list[Home]:
+    """Return the nearest folders below a folder that have checkpoints, each once. The search is bounded.
+
+    Args:
+        folder: it has no checkpoints itself.
+        levels: of folders that may be searched, this one included.
+        budget: shared by the parts of one search.
+        seen: identities of the folders that were searched.
+
+    """
+    budget = budget or _Budget()
+    seen = {identity_of(folder.location)} if seen is None else seen
     homes: list[Home] = []
-    for name in sorted(folder.folders, key=natural_key):
-        if levels < 2 or _UNFINISHED.search(name) or not budget.allows(folder.location / name):  # noqa: PLR2004
+    for name in sorted(folder.folders, key=natural_key) if levels > 1 else ():
+        identity = identity_of(folder.location / name)
+        if _UNFINISHED.search(name) or identity is None or identity in seen or not budget.left:
             continue
+        seen.add(identity)
+        budget.left -= 1
         try:
             inner = folder.inside(name)
         except InputRefused:
             continue
-        listing = look_into(inner, levels - 1)
+        listing = look_into(inner, levels - 1, budget)
         if listing.is_empty:
-            homes.extend(homes_below(inner, levels - 1, budget))
+            homes.extend(homes_below(inner, levels - 1, budget, seen))
         else:
             homes.append(Home(location=inner.location, listing=listing))
     return homes
 
 
-def _members(folder: Folder, levels: int) -> dict[str, Location]:
+def _members(folder: Folder, levels: int, budget: _Budget) -> dict[str, Location]:
     """Return the numbered checkpoint folders by name, and incomplete folders with the same kind of name."""
     numbered = [
         name
         for name in sorted(folder.folders, key=natural_key)
         if is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
     ]
-    places = {name: _place(folder, name, levels) for name in numbered}
+    places = {name: _place(folder, name, levels, budget) for name in numbered}
     alike = {skeleton(name) for name, place in places.items() if isinstance(place, Location)}
     return {
         name: place if isinstance(place, Location) else folder.location / name
@@ -164,7 +177,7 @@ def _members(folder: Folder, levels: int) -> dict[str, Location]:
     }
 
 
-def _place(folder: Folder, name: str, levels: int) -> Location | str:
+def _place(folder: Folder, name: str, levels: int, budget: _Budget) -> Location | str:
     """Return the one checkpoint that a folder is or has inside; else ``other``, or nothing for an empty folder."""
     try:
         inner = folder.inside(name)
@@ -172,33 +185,40 @@ def _place(folder: Folder, name: str, levels: int) -> Location | str:
         return "other"
     if format_of(inner) is not None:
         return inner.location
-    models = _models_in(inner, levels - 1) if levels > 1 else []
+    before = budget.left
+    models = _models_in(inner, levels - 1, budget) if levels > 1 and budget.left else []
     if len(models) == 1:
+        budget.left = before
         return models[0]
     return "other" if inner.files or inner.folders else ""
 
 
-def _models_in(folder: Folder, levels: int) -> list[Location]:
+def _models_in(folder: Folder, levels: int, budget: _Budget) -> list[Location]:
     """Return the checkpoints in a folder that is none itself."""
-    here = Home(location=folder.location, listing=look_into(folder, levels))
-    homes = homes_below(folder, levels) if here.listing.is_empty else [here]
+    budget.left -= 1
+    here = Home(location=folder.location, listing=look_into(folder, levels, budget))
+    homes = homes_below(folder, levels, budget) if here.listing.is_empty else [here]
     return [model for home in homes for model in home.models]
 
 
-def _special_folders(folder: Folder, members: Mapping[str, Location], levels: int) -> dict[str, Location]:
+def _special_folders(
+    folder: Folder, members: Mapping[str, Location], levels: int, budget: _Budget
+) -> dict[str, Location]:
     """Return the checkpoint folders of a run that are called ``final`` or similar."""
     names = [name for name in sorted(folder.folders) if is_special(name) and name not in members]
-    places = {name: _place(folder, name, levels) for name in names if not _UNFINISHED.search(name)}
+    places = {name: _place(folder, name, levels, budget) for name in names if not _UNFINISHED.search(name)}
     return {name: place for name, place in places.items() if isinstance(place, Location)}
 
 
 def _useless(folder: Folder, copies: tuple[str, ...]) -> Iterator[Skipped]:
     """Yield what cannot be a checkpoint: state of the trainer, shards, links to nothing."""
     for name in sorted(folder.files, key=natural_key):
-        path = folder.location / name
         suffixed = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        if not suffixed and not is_numbered(name):
+            continue
+        path = folder.location / name
         if not is_file(path):
-            if is_link(path) and identity_of(path) is None and (suffixed or is_numbered(name)):
+            if is_link(path) and identity_of(path) is None:
                 yield Skipped(path=path, reason=DANGLING)
         elif suffixed and parse_shard_name(name):
             if not copies:

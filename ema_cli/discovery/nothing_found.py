@@ -23,8 +23,10 @@ def describe_homes(homes: Sequence[Home]) -> str:
     return f"; the folders inside have checkpoints: {shortlist(inside)}"
 
 
-def hint_for(homes: Sequence[Home]) -> str:
-    """Return what to do about several runs in one folder; empty if there are not several."""
+def hint_for(location: Location, homes: Sequence[Home]) -> str:
+    """Return what to do about several series in the folders below a folder; empty if there are not several."""
+    if any(home.is_parts(location) for home in homes):
+        return "name the checkpoints by a quoted pattern: ema-avg 'RUN/*/NAME.pt'"
     if sum(home.listing.is_series for home in homes) > 1:
         return "name one of the folders, or average each run by itself: ema-avg batch RUNS/"
     return ""
@@ -33,13 +35,12 @@ def hint_for(homes: Sequence[Home]) -> str:
 def proposals_for(location: Location, homes: Sequence[Home]) -> Iterator[Proposal]:
     """Yield commands for what is below a folder, if it is one run or one model of several.
 
-    Folders with a series each are runs: they are never proposed together.
+    Folders with a series each are runs: they are never proposed together. Nor are parts of one checkpoint.
     """
     runs = [home for home in homes if home.listing.is_series]
+    if len(runs) == 1 and not runs[0].is_parts(location):
+        yield Proposal(reason="one of the folders inside has a series", changes={"paths": (str(runs[0].location),)})
     if runs:
-        if len(runs) == 1:
-            changes = {"paths": (str(runs[0].location),)}
-            yield Proposal(reason="one of the folders inside has a series", changes=changes)
         return
     tails: dict[tuple[str, ...], list[Location]] = {}
     depth = len(location.parts)

@@ -15,18 +15,18 @@ from ema_cli.formats.file_names import is_numbered
 
 HINT = "(name the file to use it)"
 _ASIDE = {
-    "an average": re.compile(r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages)(?:\d|[._-]|$)", re.IGNORECASE),
+    "an average": re.compile(
+        r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)", re.IGNORECASE
+    ),
     "the start of a training": re.compile(r"(?:^|[._-])(?:init|initial|pre-?trained)(?:[._-]|$)", re.IGNORECASE),
-    "a backup": re.compile(r"(?:^|[._-])(?:backup|bak)(?:[._-]|$)", re.IGNORECASE),
+    "a backup": re.compile(r"(?:^|[._-])(?:backup|bak|recovery)(?:[._-]|$)", re.IGNORECASE),
 }
-"""What is no checkpoint of the series, whatever step is inside."""
+"""What is no checkpoint of the series, whatever step is inside. ``avg_loss=0.31`` is a value, and names no average."""
 _ALIAS = re.compile(r"(?:^|[._-])(?:last|latest|best|final)(?:[._-]|$)", re.IGNORECASE)
 _VERSION = re.compile(r"-v\d+$")
 """Lightning's number of a file of the same name: ``last-v1.ckpt``."""
-_METRIC = re.compile(r"(?<![a-z])(?!\w*(?:epoch|step|iter))[a-z]\w*=", re.IGNORECASE)
-"""The name of a value in a name: ``avg_loss=`` does not make ``epoch=3-avg_loss=0.31`` an average."""
 _FEWEST = 2
-"""Numbered averages that are a series of their own."""
+"""Numbered names that are a series."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,8 @@ def split_names(names: Collection[str]) -> SplitNames:
     counted = [name for name in others if is_counted(name)]
     if len(counted) == 1 and not is_numbered(counted[0]):
         counted = []  # the number of "resnet50.pt" is no step
-    series = [name for name in counted if not _ALIAS.search(_stem(name))] or counted or others
+    plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
+    series = plain or counted or others
     return SplitNames(
         series=tuple(series),
         beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not is_counted(name))),
@@ -80,6 +81,12 @@ def is_counted(name: str) -> bool:
     return re.search(r"\d", _stem(name)) is not None
 
 
+def _begins_others(name: str, counted: Collection[str]) -> bool:
+    """Whether several names are this one with a further number: ``mine_v2-000001`` and ``mine_v2-000002``."""
+    further = re.compile(re.escape(_stem(name)) + r"[._-]\D*\d.*")
+    return sum(further.fullmatch(_stem(other)) is not None for other in counted) >= _FEWEST
+
+
 def _stem(name: str) -> str:
-    """Return a name without its suffix, its version and the names of values."""
-    return _METRIC.sub("", _VERSION.sub("", PurePosixPath(name).stem))
+    """Return a name without its suffix and its version."""
+    return _VERSION.sub("", PurePosixPath(name).stem)
