@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ema_cli.discovery.folder_listing import Candidate
+from ema_cli.discovery.candidates import Candidate
 from ema_cli.formats.series_names import HINT
 from ema_cli.naming import steps_from_names
 from ema_cli.records.series import Checkpoint

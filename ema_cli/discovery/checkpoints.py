@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ema_cli.discovery.beside_series import Entry
-from ema_cli.discovery.folder_listing import Candidate, homes_below, look_into
+from ema_cli.discovery.candidates import Candidate
+from ema_cli.discovery.folder_listing import homes_below, look_into
 from ema_cli.discovery.mixed_series import refuse_mixed_series
 from ema_cli.discovery.nothing_found import describe_homes, hint_for, proposals_for, proposals_for_models
 from ema_cli.discovery.patterns import matches

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from ema_cli.discovery.candidates import Candidate, FolderListing, Home
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, is_weights, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
@@ -24,7 +25,9 @@ from ema_cli.storage.locations import Location, identity_of, is_file, is_link
 COPY_REASON = "its name suggests a copy of the last checkpoint (name the file to use it)"
 DANGLING = "a link to a file that is gone"
 MOST_LEVELS = 3
-"""Levels of folders that are searched, the named one included."""
+"""Levels of folders below the named one that are searched for a run."""
+_INNER_LEVELS = 2
+"""Levels of folders below a numbered one that are searched for its checkpoint."""
 _MOST_FOLDERS = 1000
 """Folders that are searched in vain."""
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
@@ -32,85 +35,25 @@ _INNER = re.compile(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A file or a folder that may be a checkpoint."""
-
-    path: Location
-    in_folder: bool
-    """Found in a folder, not named."""
-    entry: str = ""
-    """Its name in that folder: of the file, or of the folder that it is in."""
-    run: Location | None = None
-    """That folder."""
-    beside: bool = False
-    """It has no place in the numbered series of the folder by its name."""
-    reason: str = ""
-    """Why it is skipped, unless it is an output of this program."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderListing:
-    """The possible checkpoints in a folder."""
-
-    whole: bool = False
-    """The folder itself is a checkpoint."""
-    members: tuple[str, ...] = ()
-    """Names of the checkpoint folders in it: numbered, in natural order, then others such as ``final``."""
-    candidates: tuple[Candidate, ...] = ()
-    """The checkpoints of a run: these folders, and files."""
-    skipped: tuple[Skipped, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no checkpoint."""
-        return not self.whole and not self.candidates
-
-    @property
-    def is_series(self) -> bool:
-        """Whether there are several numbered checkpoints."""
-        return sum(is_counted(candidate.entry) for candidate in self.candidates if not candidate.beside) > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Home:
-    """A folder below another that has checkpoints."""
-
-    location: Location
-    listing: FolderListing
-
-    @property
-    def models(self) -> list[Location]:
-        """The checkpoints in it that are not beside a series."""
-        if self.listing.whole:
-            return [self.location]
-        return [candidate.path for candidate in self.listing.candidates if not candidate.beside]
-
-    def is_parts(self, above: Location) -> bool:
-        """Whether it has a series in a numbered folder below ``above``: the ranks or layers of one checkpoint."""
-        below = self.location.parts[len(above.parts) :]
-        return self.listing.is_series and any(map(is_numbered, below))
-
-
 @dataclass(slots=True)
 class _Budget:
     """Bounds the search of folders without checkpoints."""
 
-    left: int = _MOST_FOLDERS
+    left: int = field(default_factory=lambda: _MOST_FOLDERS)
 
 
-def look_into(folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None = None) -> FolderListing:
+def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None = None) -> FolderListing:
     """Return the possible checkpoints in a folder.
 
     Args:
         folder: the folder.
-        levels: of folders that may be searched, this one included.
+        inner: levels below a numbered folder that may be searched.
         budget: shared by the parts of one search.
 
     """
     budget = budget or _Budget()
     whole = format_of(folder) is not None
-    members = _members(folder, 1 if whole else levels, budget)
+    members = _members(folder, 0 if whole else inner, budget)
     if whole and (not members or (len(members) == 1 and _INNER.fullmatch(next(iter(members))))):
         return FolderListing(whole=True)
     copies = names_of_weights(folder.files) if members else ()
@@ -119,7 +62,7 @@ def look_into(folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None 
     paths = {**members, **{name: folder.location / name for name in _files(folder, copies)}}
     special = {}
     if members or any(map(is_counted, paths)):
-        special = _special_folders(folder, members, levels, budget)
+        special = _special_folders(folder, members, inner, budget)
     found = list(_candidates(folder, {**paths, **special}))
     return FolderListing(
         members=(*members, *special),
@@ -129,13 +72,18 @@ def look_into(folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None 
 
 
 def homes_below(
-    folder: Folder, levels: int = MOST_LEVELS, budget: _Budget | None = None, seen: set[object] | None = None
+    folder: Folder,
+    levels: int = MOST_LEVELS,
+    inner: int = _INNER_LEVELS,
+    budget: _Budget | None = None,
+    seen: set[object] | None = None,
 ) -> list[Home]:
     """Return the nearest folders below a folder that have checkpoints, each once. The search is bounded.
 
     Args:
         folder: it has no checkpoints itself.
-        levels: of folders that may be searched, this one included.
+        levels: below it that may be searched.
+        inner: levels below a numbered folder that may be searched.
         budget: shared by the parts of one search.
         seen: identities of the folders that were searched.
 
@@ -143,32 +91,32 @@ def homes_below(
     budget = budget or _Budget()
     seen = {identity_of(folder.location)} if seen is None else seen
     homes: list[Home] = []
-    for name in sorted(folder.folders, key=natural_key) if levels > 1 else ():
+    for name in sorted(folder.folders, key=natural_key) if levels else ():
         identity = identity_of(folder.location / name)
         if _UNFINISHED.search(name) or identity is None or identity in seen or not budget.left:
             continue
         seen.add(identity)
         budget.left -= 1
         try:
-            inner = folder.inside(name)
+            below = folder.inside(name)
         except InputRefused:
             continue
-        listing = look_into(inner, levels - 1, budget)
+        listing = look_into(below, inner, budget)
         if listing.is_empty:
-            homes.extend(homes_below(inner, levels - 1, budget, seen))
+            homes.extend(homes_below(below, levels - 1, inner, budget, seen))
         else:
-            homes.append(Home(location=inner.location, listing=listing))
+            homes.append(Home(location=below.location, listing=listing))
     return homes
 
 
-def _members(folder: Folder, levels: int, budget: _Budget) -> dict[str, Location]:
+def _members(folder: Folder, inner: int, budget: _Budget) -> dict[str, Location]:
     """Return the numbered checkpoint folders by name, and incomplete folders with the same kind of name."""
     numbered = [
         name
         for name in sorted(folder.folders, key=natural_key)
         if is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
     ]
-    places = {name: _place(folder, name, levels, budget) for name in numbered}
+    places = {name: _place(folder, name, inner, budget) for name in numbered}
     alike = {skeleton(name) for name, place in places.items() if isinstance(place, Location)}
     return {
         name: place if isinstance(place, Location) else folder.location / name
@@ -177,36 +125,36 @@ def _members(folder: Folder, levels: int, budget: _Budget) -> dict[str, Location
     }
 
 
-def _place(folder: Folder, name: str, levels: int, budget: _Budget) -> Location | str:
+def _place(folder: Folder, name: str, inner: int, budget: _Budget) -> Location | str:
     """Return the one checkpoint that a folder is or has inside; else ``other``, or nothing for an empty folder."""
     try:
-        inner = folder.inside(name)
+        below = folder.inside(name)
     except InputRefused:
         return "other"
-    if format_of(inner) is not None:
-        return inner.location
+    if format_of(below) is not None:
+        return below.location
     before = budget.left
-    models = _models_in(inner, levels - 1, budget) if levels > 1 and budget.left else []
+    models = _models_in(below, inner, budget) if inner and budget.left else []
     if len(models) == 1:
         budget.left = before
         return models[0]
-    return "other" if inner.files or inner.folders else ""
+    return "other" if below.files or below.folders else ""
 
 
-def _models_in(folder: Folder, levels: int, budget: _Budget) -> list[Location]:
+def _models_in(folder: Folder, inner: int, budget: _Budget) -> list[Location]:
     """Return the checkpoints in a folder that is none itself."""
     budget.left -= 1
-    here = Home(location=folder.location, listing=look_into(folder, levels, budget))
-    homes = homes_below(folder, levels, budget) if here.listing.is_empty else [here]
+    here = Home(location=folder.location, listing=look_into(folder, inner - 1, budget))
+    homes = homes_below(folder, inner, inner - 1, budget) if here.listing.is_empty else [here]
     return [model for home in homes for model in home.models]
 
 
 def _special_folders(
-    folder: Folder, members: Mapping[str, Location], levels: int, budget: _Budget
+    folder: Folder, members: Mapping[str, Location], inner: int, budget: _Budget
 ) -> dict[str, Location]:
     """Return the checkpoint folders of a run that are called ``final`` or similar."""
     names = [name for name in sorted(folder.folders) if is_special(name) and name not in members]
-    places = {name: _place(folder, name, levels, budget) for name in names if not _UNFINISHED.search(name)}
+    places = {name: _place(folder, name, inner, budget) for name in names if not _UNFINISHED.search(name)}
     return {name: place for name, place in places.items() if isinstance(place, Location)}
 
 

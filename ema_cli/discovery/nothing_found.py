@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 
-from ema_cli.discovery.folder_listing import Home
+from ema_cli.discovery.candidates import Home
 from ema_cli.discovery.patterns import literal
 from ema_cli.errors import Proposal
 from ema_cli.formats.file_names import is_numbered, skeleton

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ema_cli.naming import natural_key
-from ema_cli.storage.locations import Location, identity_of, is_folder, locate, names_in
+from ema_cli.storage.locations import Location, identity_of, is_folder, is_link, locate, names_in
 from ema_cli.storage.url import Url
 
 _ANY_DEPTH = "**"
@@ -71,12 +71,11 @@ def _below(root: Path) -> Iterator[Path]:
         seen.add(identity)
         yield folder
         try:
-            with os.scandir(folder) as entries:
-                inner = sorted((e.name, e.is_symlink()) for e in entries if e.is_dir() and not e.name.startswith("."))
+            names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
         except OSError:
             continue
-        for name, is_link in inner:
-            (links if is_link else waiting).append(folder / name)
+        for inner in (folder / name for name in names if not name.startswith(".") and (folder / name).is_dir()):
+            (links if is_link(inner) else waiting).append(inner)
 
 
 def _matching_urls(pattern: str) -> list[Location]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ema_cli.discovery.beside_series import Entry, is_same_save, prefers, reason_to_skip
-from ema_cli.discovery.folder_listing import Candidate, Home
+from ema_cli.discovery.candidates import Candidate, Home
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.structure import NoWeights
 from ema_cli.records.series import Checkpoint, Skipped
