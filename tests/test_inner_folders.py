@@ -209,6 +209,27 @@ def test_two_models_with_their_own_series_are_a_choice(tmp_path: Path) -> None:
     assert len(find(commands[0][0]).checkpoints) == 2
 
 
+def test_a_file_beside_inner_folders_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    """A file of the data loader beside the folders of two models makes neither the checkpoint; both are listed."""
+    for step in STEPS:
+        write_one(tmp_path / f"global_step_{step}" / "data.pt", 1)
+        for part in ("actor", "critic"):
+            write_folder(tmp_path / f"global_step_{step}" / part, value=float(step))
+    commands = commands_in(hint_of(tmp_path))
+    assert [command[0] for command in commands] == [
+        f"{tmp_path}/global_step_*/{name}" for name in ("data.pt", "actor", "critic")
+    ]
+    assert len(find(commands[1][0]).checkpoints) == 2
+
+
+def test_state_beside_the_model_does_not_matter(tmp_path: Path) -> None:
+    """A folder that is called state of the trainer is not searched."""
+    for step in STEPS:
+        write_one(tmp_path / f"epoch_{step}" / "model.pt", step)
+        write_one(tmp_path / f"epoch_{step}" / "recipe_state" / "recipe.pt", 1)
+    assert [one.path.name for one in find(tmp_path).checkpoints] == ["model.pt", "model.pt"]
+
+
 def test_runs_below_a_folder_are_never_mixed(tmp_path: Path) -> None:
     """Folders with a series each lead to ``ema-avg batch``, and no pattern over them is proposed."""
     for run in ("a", "b"):

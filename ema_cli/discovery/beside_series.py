@@ -60,14 +60,6 @@ def reason_to_skip(entry: Entry, members: Sequence[Entry]) -> str:
     return "" if clocks else NO_PLACE
 
 
-def is_same_save(one: Entry, other: Entry) -> bool:
-    """Whether two numbered checkpoints are one: the same steps inside, and the same weights."""
-    steps = one.checkpoint.steps
-    if not steps or steps != other.checkpoint.steps:
-        return False
-    return have_equal_checksums(one.checkpoint.index, other.checkpoint.index)
-
-
 def prefers(entry: Entry) -> bool:
     """Sort key: of two names of one checkpoint, one that is no link is kept."""
     run, name = entry.candidate.run, entry.candidate.entry

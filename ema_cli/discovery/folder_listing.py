@@ -31,6 +31,8 @@ _INNER_LEVELS = 2
 _MOST_FOLDERS = 1000
 """Folders that are searched in vain."""
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
+_STATE = re.compile(rf"{TRAINER_STATE.pattern}|(?<!model)_state$", re.IGNORECASE)
+"""Names of folders that hold no weights: ``training_state`` of lerobot, ``recipe_state`` of torchtune."""
 _INNER = re.compile(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
 
@@ -78,7 +80,7 @@ def homes_below(
     budget: _Budget | None = None,
     seen: set[object] | None = None,
 ) -> list[Home]:
-    """Return the nearest folders below a folder that have checkpoints, each once. The search is bounded.
+    """Return the folders below a folder that have checkpoints, each once. The search is bounded, and ends at series.
 
     Args:
         folder: it has no checkpoints itself.
@@ -93,7 +95,7 @@ def homes_below(
     homes: list[Home] = []
     for name in sorted(folder.folders, key=natural_key) if levels else ():
         identity = identity_of(folder.location / name)
-        if _UNFINISHED.search(name) or identity is None or identity in seen or not budget.left:
+        if _UNFINISHED.search(name) or _STATE.search(name) or identity is None or identity in seen or not budget.left:
             continue
         seen.add(identity)
         budget.left -= 1
@@ -102,10 +104,10 @@ def homes_below(
         except InputRefused:
             continue
         listing = look_into(below, inner, budget)
-        if listing.is_empty:
-            homes.extend(homes_below(below, levels - 1, inner, budget, seen))
-        else:
+        if not listing.is_empty:
             homes.append(Home(location=below.location, listing=listing))
+        if not listing.whole and not listing.is_series:
+            homes.extend(homes_below(below, levels - 1, inner, budget, seen))
     return homes
 
 
@@ -145,8 +147,8 @@ def _models_in(folder: Folder, inner: int, budget: _Budget) -> list[Location]:
     """Return the checkpoints in a folder that is none itself."""
     budget.left -= 1
     here = Home(location=folder.location, listing=look_into(folder, inner - 1, budget))
-    homes = homes_below(folder, inner, inner - 1, budget) if here.listing.is_empty else [here]
-    return [model for home in homes for model in home.models]
+    below = homes_below(folder, inner, inner - 1, budget)
+    return [model for home in (here, *below) for model in home.models]
 
 
 def _special_folders(

@@ -9,7 +9,7 @@ from ema_cli.discovery.candidates import Home
 from ema_cli.discovery.patterns import literal
 from ema_cli.errors import Proposal
 from ema_cli.formats.file_names import is_numbered, skeleton
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, locate
 from ema_cli.text import plural, quoted, shortlist
 
 _MOST_PATHS = 8
@@ -65,9 +65,9 @@ def proposals_for_models(several: Mapping[Location, Sequence[str]], named: Seque
     folders = list(several)
     shared = [model for model in next(iter(several.values()), ()) if all(model in names for names in several.values())]
     for model in shared:
-        if all(str(folder) in named for folder in folders):
-            by_name = {str(folder): str(folder / model) for folder in folders}
-            paths = tuple(by_name.get(name, name) for name in named)
+        by_name = {str(folder): str(folder / model) for folder in folders}
+        if set(by_name) <= {str(locate(name)) for name in named}:
+            paths = tuple(by_name.get(str(locate(name)), name) for name in named)
         else:
             paths = _everywhere(folders[0].parent, folders, model) or _one_by_one(folders[0].parent, folders, model)
         yield Proposal(reason="name the model to average", changes={"paths": paths})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ema_cli.discovery.beside_series import Entry, is_same_save, prefers, reason_to_skip
+from ema_cli.discovery.beside_series import Entry, have_equal_checksums, prefers, reason_to_skip
 from ema_cli.discovery.candidates import Candidate, Home
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.structure import NoWeights
@@ -111,15 +111,18 @@ class Search:
     def skip_second_saves(self) -> None:
         """Skip a numbered checkpoint of a folder with the steps and the weights of another one there."""
         kept: list[Entry] = []
+        saves: dict[object, list[Entry]] = {}
         for entry in self.entries:
-            run = entry.candidate.run
-            same = [known for known in kept if run is not None and known.candidate.run == run]
-            copied = next((known for known in same if is_same_save(known, entry)), None)
-            if copied is None:
+            run, steps = entry.candidate.run, entry.checkpoint.steps
+            known = saves.setdefault((run, steps), []) if run is not None and steps else []
+            same = next(
+                (one for one in known if have_equal_checksums(one.checkpoint.index, entry.checkpoint.index)), None
+            )
+            if same is None:
+                known.append(entry)
                 kept.append(entry)
             else:
-                reason = f"a copy of {quoted(copied.candidate.entry)}: the same step and weights inside"
-                self._skip(entry, reason)
+                self._skip(entry, f"a copy of {quoted(same.candidate.entry)}: the same step and weights inside")
         self.entries = kept
 
     def _skip(self, entry: Entry, reason: str, *, made_by_us: bool = False) -> None:

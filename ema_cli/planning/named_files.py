@@ -8,7 +8,7 @@ Sources: ``transformers.dynamic_module_utils``, ``SentenceTransformer.load`` in 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from json import JSONDecodeError, loads
+from json import loads
 
 from ema_cli.storage.source import ByteSource
 
@@ -17,7 +17,7 @@ _CONFIGURATION = "config.json"
 """The end of the names of configurations: ``config.json``, ``tokenizer_config.json``."""
 _ELSEWHERE = "--"
 """Between the name of a repository and a module in it."""
-_MOST_BYTES = 1 << 24
+_MOST_BYTES = 1 << 20
 
 
 def names_missing(name: str, source: ByteSource, copied: Collection[str]) -> list[str]:
@@ -29,7 +29,7 @@ def names_missing(name: str, source: ByteSource, copied: Collection[str]) -> lis
         return []
     try:
         document = loads(source.read(0, source.size()))
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return []
     named = _folders(document) if name == _MODULES else _modules(document)
     return [other for other in dict.fromkeys(named) if other not in copied]
