@@ -19,6 +19,9 @@ from ema_cli.preflight.check_plan import Preflight, fail_if_strict, preflight
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
 
+_MOST_COMMANDS = 3
+"""Alternatives that a hint shows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -67,10 +70,14 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
 
 
 def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
-    """Return the first of the proposals that can be planned, as a hint; an empty string if there is none."""
+    """Return the first of the proposals that can be planned, as a hint, with others of the same reason: a choice.
+
+    The result is empty if none can be planned.
+    """
     tried: list[Proposal] = []
+    reason, commands = "", list[str]()
     for proposal in proposals:
-        if proposal in tried:
+        if proposal in tried or (reason and proposal.reason != reason) or len(commands) == _MOST_COMMANDS:
             continue
         tried.append(proposal)
         try:
@@ -79,8 +86,9 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
                 _make_plan(replace(proposed, method=("uniform",)) if proposed.lacks_decay else proposed, ignore, opened)
         except EmaAvgError:
             continue
-        return f"{proposal.reason}: {shell_command(proposed)}"
-    return ""
+        reason = proposal.reason
+        commands.append(shell_command(proposed))
+    return f"{reason}: {'; or '.join(commands)}" if commands else ""
 
 
 def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -176,8 +177,11 @@ def test_unnumbered_checkpoint_folders_are_pointed_at(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_folder(tmp_path / name)
     with pytest.raises(NothingMatched) as refused:
-        find(tmp_path)
-    (pattern,) = refused.value.proposals[0].changes["paths"]
+        ema_cli.plan(tmp_path, decay=0.5)
+    reason, _, command = refused.value.hint.partition(": ")
+    assert reason == "the folders inside contain checkpoints"
+    program, plan, pattern, *_ = shlex.split(command)
+    assert (program, plan) == ("ema-avg", "plan")
     assert names_of(find(pattern)) == ["a", "b"]
 
 

@@ -375,6 +375,39 @@ def test_side_files_are_copied(tmp_path: Path) -> None:
     assert row[1].endswith(" in 1 shard, with config.json, tokenizer.json")
 
 
+MODULES = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling", "type": "Pooling"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "missing"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "modeling_x.Model"}}, "modeling_x.py"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenizing.Slow", None]}}, "tokenizing.py"),
+        ("modules.json", MODULES, "1_Pooling/"),
+        ("config.json", {"auto_map": {"AutoModel": "code.modeling.Model"}}, "code/modeling.py"),
+        ("config.json", {"auto_map": {"AutoModel": "modeling_mine.Model", "AutoConfig": "config_mine.C"}}, ""),
+        ("config.json", {"auto_map": {"AutoModel": "someone/model--modeling_x.Model"}}, ""),
+        ("config.json", {"auto_map": [1], "_name_or_path": "/elsewhere"}, ""),
+        ("modules.json", MODULES[:1], ""),
+        ("modules.json", {"path": "1_Pooling"}, ""),
+    ],
+)
+def test_a_side_file_is_copied_only_with_what_it_names(
+    name: str, content: object, missing: str, tmp_path: Path
+) -> None:
+    """Code of the model, and folders of further modules: without them, no library can load the folder."""
+    code = {"modeling_mine__py": b"1", "config_mine__py": b"2"}
+    folders = model_folders(tmp_path / "run", states(2), **code)
+    (folders[-1] / "1_Pooling").mkdir()
+    (folders[-1] / name).write_text(json.dumps(content))
+    report = ema_cli.average(folders, method="uniform", output=f"{tmp_path}/out/")
+    warnings = [one for one in report.warnings if one.code == "companion-left-out"]
+    assert (name in listing(tmp_path / "out")) == (not missing)
+    assert {"modeling_mine.py", "config_mine.py", "tokenizer.json"} < listing(tmp_path / "out")
+    assert len(warnings) == bool(missing)
+    assert all(name in one.message and missing in one.message for one in warnings)
+
+
 def test_the_configuration_has_the_new_type(tmp_path: Path) -> None:
     """``--dtype`` changes that value and nothing else; if the type stays, nothing is changed at all."""
     folders = model_folders(tmp_path / "run", states())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.discovery.folder_listing import matches
+from ema_cli.discovery.patterns import matches
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
 
@@ -39,8 +39,8 @@ def store(tree: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     def names_in(location: Location) -> dict[str, bool]:
         return {path.name: path.is_dir() for path in local(location).iterdir()}
 
-    monkeypatch.setattr("ema_cli.discovery.folder_listing.is_folder", lambda location: local(location).is_dir())
-    monkeypatch.setattr("ema_cli.discovery.folder_listing.names_in", names_in)
+    monkeypatch.setattr("ema_cli.discovery.patterns.is_folder", lambda location: local(location).is_dir())
+    monkeypatch.setattr("ema_cli.discovery.patterns.names_in", names_in)
     return "s3://bucket"
 
 

@@ -12,15 +12,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from ema_cli.discovery.folder_listing import look_into, matches
+from ema_cli.discovery.folder_listing import look_into
+from ema_cli.discovery.patterns import matches
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning, UsageError
 from ema_cli.formats.file_names import is_weights
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.torch.legacy_format import looks_like_pickle
 from ema_cli.formats.torch.zip_archive import looks_like_zip
 from ema_cli.naming import natural_key, report_name
-from ema_cli.storage.locations import Location, is_file, is_folder, locate, open_source
-from ema_cli.storage.url import Url
+from ema_cli.storage.locations import Location, identity_of, is_file, is_folder, locate, open_source
 from ema_cli.text import quoted, shortlist
 
 _VAGUE = (".bin", ".tar")
@@ -97,7 +97,7 @@ def _walk(root: Location, search: _Search) -> Iterator[Location]:
     waiting = [root]
     while waiting:
         location = waiting.pop()
-        identity = _identity(location)
+        identity = identity_of(location)
         if identity is None or identity in search.seen:
             continue
         search.seen.add(identity)
@@ -152,17 +152,6 @@ def _begins_like_torch(location: Location) -> bool:
     except EmaAvgError:
         return True  # the job will report the error
     return looks_like_zip(head) or looks_like_pickle(head)
-
-
-def _identity(location: Location) -> object:
-    """Return the identity of a folder, links followed; ``None`` if it does not exist."""
-    if isinstance(location, Url):
-        return location
-    try:
-        status = location.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _warnings(search: _Search, named: Collection[Location]) -> Iterator[RunWarning]:

@@ -12,18 +12,22 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from ema_cli.discovery.folder_listing import Candidate, look_into, matches
+from ema_cli.discovery.beside_series import Entry
+from ema_cli.discovery.candidates import Candidate
+from ema_cli.discovery.folder_listing import homes_below, look_into
+from ema_cli.discovery.mixed_series import refuse_mixed_series
+from ema_cli.discovery.nothing_found import describe_homes, hint_for, proposals_for, proposals_for_models
+from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
-from ema_cli.errors import InputRefused, NothingMatched, Proposal, RunWarning
+from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
-from ema_cli.formats.file_names import SUFFIXES, parse_shard_name
+from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.formats.structure import refusal_of
+from ema_cli.formats.structure import SeveralModels, refusal_of
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
@@ -60,14 +64,18 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
             for number, (candidate, open_one) in enumerate(zip(candidates, opened, strict=True)):
                 listener(Opening(done=number, total=len(candidates)))
                 _sort_in(candidate, open_one, search)
+        search.sort_out_weightless()
+        _propose_models(search, options)
         raise_faults(search.faults)
-        search.skip_copies()
         search.skip_own_outputs()
         search.skip_repeats()
-        if not search.checkpoints:
+        search.skip_second_saves()
+        refuse_mixed_series(search.entries)
+        search.place_beside()
+        if not search.entries:
             _raise_nothing(options, search)
     except BaseException:
-        close_all([*search.checkpoints, *search.copies])
+        close_all(entry.checkpoint for entry in [*search.entries, *search.beside])
         raise
     return Found(checkpoints=tuple(search.checkpoints), skipped=tuple(search.skipped), warnings=tuple(search.warnings))
 
@@ -99,16 +107,25 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
 
 
 def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
-    """Yield the folder itself if it is a checkpoint, else the checkpoints in it."""
+    """Yield the folder itself if it is a checkpoint, else the checkpoints in it, or in the one folder below."""
     try:
-        contents = look_into(Folder(location))
+        folder = Folder(location)
+        contents = look_into(folder)
+        homes = homes_below(folder) if contents.is_empty else []
     except InputRefused as refused:
         search.faults.append(refusal_of(str(location), refused))
         return
-    if contents.whole:
-        yield Candidate(path=location, in_folder=False)
     search.skipped.extend(contents.skipped)
-    yield from contents.candidates
+    if contents.is_empty and (len(homes) != 1 or homes[0].is_parts(location)):
+        search.homes[location] = homes
+        return
+    if contents.is_empty:
+        contents = homes[0].listing
+        search.skipped.extend(contents.skipped)
+    if contents.whole:
+        yield Candidate(path=homes[0].location if homes else location, in_folder=False)
+    alone = len(contents.candidates) == 1
+    yield from (replace(candidate, in_folder=not alone) for candidate in contents.candidates)
 
 
 def _open_in_turn(
@@ -142,14 +159,21 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
     try:
         checkpoint = open_one()
     except (InputRefused, NothingMatched) as refused:
+        if isinstance(refused, SeveralModels):
+            search.several[candidate.path] = refused.models
         if not candidate.in_folder:
             search.faults.append(refused)
             return
-        search.refused.append(refused)
-        message = f"skipped {refused.message}"
-        search.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
+        search.refuse(candidate, refused)
     else:
-        (search.copies if candidate.is_copy else search.checkpoints).append(checkpoint)
+        search.add(Entry(candidate=candidate, checkpoint=checkpoint))
+
+
+def _propose_models(search: Search, options: Options) -> None:
+    """Add to the refusal of folders with several models the command for each of them."""
+    refusals = [refused for refused in [*search.faults, *search.refused] if isinstance(refused, SeveralModels)]
+    if refusals:
+        refusals[0].proposals = tuple(proposals_for_models(search.several, options.paths))
 
 
 def _raise_nothing(options: Options, search: Search) -> None:
@@ -158,20 +182,9 @@ def _raise_nothing(options: Options, search: Search) -> None:
     named = shortlist(quoted(name) for name in options.paths)
     reasons = shortlist(f"{quoted(entry.path.name)} ({entry.reason})" for entry in search.skipped)
     why = f"; skipped {reasons}" if reasons else ""
-    hint = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or the folder that contains them"
-    nested = dict.fromkeys(found for name in options.paths for found in _nested(name))
-    proposals = [
-        Proposal(reason="the folders inside contain checkpoints", changes={"paths": (pattern,)}) for pattern in nested
-    ]
-    raise NothingMatched(f"no checkpoint in {named}{why}", hint=hint, proposals=proposals)
-
-
-def _nested(name: str) -> Iterator[str]:
-    """Yield patterns for the checkpoints in the subfolders of a folder."""
-    for location in filter(is_folder, matches(name)):
-        folder = Folder(location)
-        for inner in sorted(folder.folders):
-            found = folder.inside(inner)
-            if format_of(found) is not None:
-                yield f"{location}/*/"
-            yield from (f"{location}/*/{file}" for file in sorted(found.files) if file.lower().endswith(SUFFIXES))
+    homes = [home for found in search.homes.values() for home in found]
+    inside = describe_homes(homes) if homes else ""
+    proposals = [proposal for place, found in search.homes.items() for proposal in proposals_for(place, found)]
+    hints = [hint_for(place, found) for place, found in search.homes.items()]
+    hint = next(filter(None, hints), "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or their folder")
+    raise NothingMatched(f"no checkpoint in {named}{why}{inside}", hint=hint, proposals=proposals)

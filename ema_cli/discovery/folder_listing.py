@@ -1,173 +1,196 @@
-"""From a name on the command line to possible checkpoints, by the names of files and folders: nothing is opened.
+"""The possible checkpoints in a folder, by the names of files and folders: nothing is opened.
 
-A name is a file, a folder or a pattern. A folder is one checkpoint (``checkpoint-500``), or a run that contains
-checkpoints: files, folders or both. In a run, a model beside numbered checkpoint folders is a copy of the last
-checkpoint, which trainers write when they finish.
+A folder is one checkpoint (``checkpoint-500``), or a run that contains checkpoints: files, folders or both. A folder
+of a run may have its only checkpoint inside: ``step-100/lit_model.pth``, ``000100/pretrained_model/``. In a run, a
+model beside numbered checkpoint folders is a copy of the last checkpoint, which trainers write when they finish.
 """
 
 from __future__ import annotations
 
-import glob
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+from ema_cli.discovery.candidates import Candidate, FolderListing, Home
 from ema_cli.errors import InputRefused
-from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, parse_shard_name, skeleton
+from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, is_weights, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
-from ema_cli.naming import natural_key
+from ema_cli.formats.series_names import is_counted, is_special, split_names
+from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
-from ema_cli.storage.locations import Location, is_file, is_folder, locate, names_in
-from ema_cli.storage.url import Url
+from ema_cli.storage.locations import Location, identity_of, is_file, is_link
 
-ALIAS_REASON = "its name suggests a copy or average of the numbered checkpoints (name the file to use it)"
-_ALIAS = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|best|final|ema|swa|avg|averaged?)(?:[._-]|$)", re.IGNORECASE)
-_LAST = re.compile(r"(?:^|[._-])(?:last(?:-v\d+)?|latest|final)(?:[._-]|$)", re.IGNORECASE)
+COPY_REASON = "its name suggests a copy of the last checkpoint (name the file to use it)"
+DANGLING = "a link to a file that is gone"
+MOST_LEVELS = 3
+"""Levels of folders below the named one that are searched for a run."""
+_INNER_LEVELS = 2
+"""Levels of folders below a numbered one that are searched for its checkpoint."""
+_MOST_FOLDERS = 1000
+"""Folders that are searched in vain."""
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
+_STATE = re.compile(rf"{TRAINER_STATE.pattern}|(?<!model)_state$", re.IGNORECASE)
+"""Names of folders that hold no weights: ``training_state`` of lerobot, ``recipe_state`` of torchtune."""
 _INNER = re.compile(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
-_MAGIC = re.compile(r"[*\[]")
-"""Characters that make a URL a pattern; a question mark begins its query."""
-_ROOT_PARTS = 2
-"""Parts of a URL before the first folder: the scheme, and the bucket or host."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A file or a folder that may be a checkpoint."""
+@dataclass(slots=True)
+class _Budget:
+    """Bounds the search of folders without checkpoints."""
 
-    path: Location
-    in_folder: bool
-    """Found in a folder, not named."""
-    is_copy: bool = False
-    """Its name says that it is the last of a numbered series, so it is usually a copy of another file."""
+    left: int = field(default_factory=lambda: _MOST_FOLDERS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderListing:
-    """The possible checkpoints in a folder."""
+def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None = None) -> FolderListing:
+    """Return the possible checkpoints in a folder.
 
-    whole: bool = False
-    """The folder itself is a checkpoint."""
-    members: tuple[str, ...] = ()
-    """Names of the checkpoint folders in it, in natural order."""
-    candidates: tuple[Candidate, ...] = ()
-    """The checkpoints of a run: these folders, and files."""
-    skipped: tuple[Skipped, ...] = ()
-
-
-def matches(name: str) -> list[Location]:
-    """Return the file or folder of that name or, if there is none and it is a pattern, all that match.
-
-    Raises:
-        OSError: the system cannot look it up.
+    Args:
+        folder: the folder.
+        inner: levels below a numbered folder that may be searched.
+        budget: shared by the parts of one search.
 
     """
-    location = locate(name)
-    if isinstance(location, Url):
-        return _matching_urls(name) if _MAGIC.search(name) else [location]
-    if location.exists() or not glob.has_magic(name):
-        return [location]
-    pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - a pattern
-    return [locate(match) for match in sorted(found, key=natural_key)]
-
-
-def _matching_urls(pattern: str) -> list[Location]:
-    """Return the matches of a pattern in a store, which lists one folder at a time."""
-    parts = Url(pattern).parts
-    found: list[Location] = [Url(*parts[:_ROOT_PARTS])]
-    for part in parts[_ROOT_PARTS:]:
-        found = [match for folder in found if is_folder(folder) for match in _matching_names(folder, part)]
-    if pattern.endswith("/"):
-        found = [match for match in found if is_folder(match)]
-    return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
-
-
-def _matching_names(folder: Location, part: str) -> Iterator[Location]:
-    """Yield the matches of one part of a pattern in one folder; ``**`` matches the folder and all below it."""
-    names = names_in(folder)
-    if part != "**":
-        yield from (folder / name for name in names if name == part or (fnmatchcase(name, part) and name[0] != "."))
-        return
-    yield folder
-    for name, inner in names.items():
-        if inner and name[0] != ".":
-            yield from _matching_names(folder / name, part)
-
-
-def look_into(folder: Folder) -> FolderListing:
-    """Return the possible checkpoints in a folder."""
+    budget = budget or _Budget()
     whole = format_of(folder) is not None
-    members = _members(folder)
-    if whole and (not members or (len(members) == 1 and _INNER.fullmatch(members[0]))):
+    members = _members(folder, 0 if whole else inner, budget)
+    if whole and (not members or (len(members) == 1 and _INNER.fullmatch(next(iter(members))))):
         return FolderListing(whole=True)
-    folders = [Candidate(path=folder.location / name, in_folder=True) for name in members]
-    found = [*folders, *(_alias_folders(folder) if members else ()), *_files(folder, is_run=bool(members))]
+    copies = names_of_weights(folder.files) if members else ()
+    skipped = [Skipped(path=folder.location / name, reason=COPY_REASON) for name in copies]
+    skipped.extend(_useless(folder, copies))
+    paths = {**members, **{name: folder.location / name for name in _files(folder, copies)}}
+    special = {}
+    if members or any(map(is_counted, paths)):
+        special = _special_folders(folder, members, inner, budget)
+    found = list(_candidates(folder, {**paths, **special}))
     return FolderListing(
-        members=tuple(members),
+        members=(*members, *special),
         candidates=tuple(entry for entry in found if isinstance(entry, Candidate)),
-        skipped=tuple(entry for entry in found if isinstance(entry, Skipped)),
+        skipped=(*skipped, *(entry for entry in found if isinstance(entry, Skipped))),
     )
 
 
-def _members(folder: Folder) -> list[str]:
-    """Return the numbered checkpoint folders, and incomplete folders with the same kind of name."""
+def homes_below(
+    folder: Folder,
+    levels: int = MOST_LEVELS,
+    inner: int = _INNER_LEVELS,
+    budget: _Budget | None = None,
+    seen: set[object] | None = None,
+) -> list[Home]:
+    """Return the folders below a folder that have checkpoints, each once. The search is bounded, and ends at series.
+
+    Args:
+        folder: it has no checkpoints itself.
+        levels: below it that may be searched.
+        inner: levels below a numbered folder that may be searched.
+        budget: shared by the parts of one search.
+        seen: identities of the folders that were searched.
+
+    """
+    budget = budget or _Budget()
+    seen = {identity_of(folder.location)} if seen is None else seen
+    homes: list[Home] = []
+    for name in sorted(folder.folders, key=natural_key) if levels else ():
+        identity = identity_of(folder.location / name)
+        if _UNFINISHED.search(name) or _STATE.search(name) or identity is None or identity in seen or not budget.left:
+            continue
+        seen.add(identity)
+        budget.left -= 1
+        try:
+            below = folder.inside(name)
+        except InputRefused:
+            continue
+        listing = look_into(below, inner, budget)
+        if not listing.is_empty:
+            homes.append(Home(location=below.location, listing=listing))
+        if not listing.whole and not listing.is_series:
+            homes.extend(homes_below(below, levels - 1, inner, budget, seen))
+    return homes
+
+
+def _members(folder: Folder, inner: int, budget: _Budget) -> dict[str, Location]:
+    """Return the numbered checkpoint folders by name, and incomplete folders with the same kind of name."""
     numbered = [
         name
         for name in sorted(folder.folders, key=natural_key)
         if is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
     ]
-    kinds = {name: _kind(folder, name) for name in numbered}
-    alike = {skeleton(name) for name, kind in kinds.items() if kind == "checkpoint"}
-    return [name for name, kind in kinds.items() if kind and (kind == "checkpoint" or skeleton(name) in alike)]
+    places = {name: _place(folder, name, inner, budget) for name in numbered}
+    alike = {skeleton(name) for name, place in places.items() if isinstance(place, Location)}
+    return {
+        name: place if isinstance(place, Location) else folder.location / name
+        for name, place in places.items()
+        if place and (isinstance(place, Location) or skeleton(name) in alike)
+    }
 
 
-def _kind(folder: Folder, name: str) -> str:
-    """Return ``checkpoint``, ``unreadable``, ``other``, or an empty string for an empty folder."""
+def _place(folder: Folder, name: str, inner: int, budget: _Budget) -> Location | str:
+    """Return the one checkpoint that a folder is or has inside; else ``other``, or nothing for an empty folder."""
     try:
-        inner = folder.inside(name)
-        if format_of(inner) is not None:
-            return "checkpoint"
+        below = folder.inside(name)
     except InputRefused:
-        return "unreadable"
-    return "other" if inner.files or inner.folders else ""
+        return "other"
+    if format_of(below) is not None:
+        return below.location
+    before = budget.left
+    models = _models_in(below, inner, budget) if inner and budget.left else []
+    if len(models) == 1:
+        budget.left = before
+        return models[0]
+    return "other" if below.files or below.folders else ""
 
 
-def _alias_folders(folder: Folder) -> Iterator[Skipped]:
-    """Yield the checkpoint folders of a run that are called ``final`` or similar, without a number."""
-    for name in sorted(folder.folders):
-        if _ALIAS.search(name) and not is_numbered(name) and _kind(folder, name) == "checkpoint":
-            yield Skipped(path=folder.location / name, reason=ALIAS_REASON)
+def _models_in(folder: Folder, inner: int, budget: _Budget) -> list[Location]:
+    """Return the checkpoints in a folder that is none itself."""
+    budget.left -= 1
+    here = Home(location=folder.location, listing=look_into(folder, inner - 1, budget))
+    below = homes_below(folder, inner, inner - 1, budget)
+    return [model for home in (here, *below) for model in home.models]
 
 
-def _files(folder: Folder, *, is_run: bool) -> Iterator[Candidate | Skipped]:
-    """Yield the checkpoint files of a folder, and skipped ones; a run also has numbered checkpoint folders."""
-    suffixed = [name for name in folder.files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    names = sorted(suffixed, key=natural_key)
-    numbered = is_run or any(re.search(r"\d", PurePosixPath(name).stem) and not _ALIAS.search(name) for name in names)
-    copies = names_of_weights(folder.files) if is_run else ()
-    yield from (Skipped(path=folder.location / name, reason=ALIAS_REASON) for name in copies)
-    for name in names:
-        path = folder.location / name
-        if name in copies or (copies and parse_shard_name(name)) or not is_file(path):
+def _special_folders(
+    folder: Folder, members: Mapping[str, Location], inner: int, budget: _Budget
+) -> dict[str, Location]:
+    """Return the checkpoint folders of a run that are called ``final`` or similar."""
+    names = [name for name in sorted(folder.folders) if is_special(name) and name not in members]
+    places = {name: _place(folder, name, inner, budget) for name in names if not _UNFINISHED.search(name)}
+    return {name: place for name, place in places.items() if isinstance(place, Location)}
+
+
+def _useless(folder: Folder, copies: tuple[str, ...]) -> Iterator[Skipped]:
+    """Yield what cannot be a checkpoint: state of the trainer, shards, links to nothing."""
+    for name in sorted(folder.files, key=natural_key):
+        suffixed = name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        if not suffixed and not is_numbered(name):
             continue
-        alias = numbered and _is_alias(name, is_run=is_run)
-        if parse_shard_name(name):
-            yield Skipped(path=path, reason="one shard of a model, beside complete checkpoints")
-        elif TRAINER_STATE.search(name):
+        path = folder.location / name
+        if not is_file(path):
+            if is_link(path) and identity_of(path) is None:
+                yield Skipped(path=path, reason=DANGLING)
+        elif suffixed and parse_shard_name(name):
+            if not copies:
+                yield Skipped(path=path, reason="one shard of a model, beside complete checkpoints")
+        elif suffixed and TRAINER_STATE.search(name):
             yield Skipped(path=path, reason="state of the trainer, not a model")
-        elif alias and not _LAST.search(PurePosixPath(name).stem):
-            yield Skipped(path=path, reason=ALIAS_REASON)
+
+
+def _files(folder: Folder, copies: tuple[str, ...]) -> list[str]:
+    """Return the names of the files that may be checkpoints."""
+    names = [name for name in folder.files if is_weights(name) and not parse_shard_name(name) and name not in copies]
+    return [name for name in sorted(names, key=natural_key) if is_file(folder.location / name)]
+
+
+def _candidates(folder: Folder, paths: Mapping[str, Location]) -> Iterator[Candidate | Skipped]:
+    """Yield the possible checkpoints of a folder, those beside its series last, and skipped ones."""
+    split = split_names(list(paths))
+    found = Candidate(path=folder.location, in_folder=True, run=folder.location)
+    yield from (replace(found, path=paths[name], entry=name) for name in split.series)
+    yield from (replace(found, path=paths[name], entry=name, beside=True) for name in split.beside)
+    for name, reason in split.aside.items():
+        if report_name(name) in folder.files:  # it may be an output of this program
+            yield replace(found, path=paths[name], entry=name, beside=True, reason=reason)
         else:
-            yield Candidate(path=path, in_folder=True, is_copy=alias)
-
-
-def _is_alias(name: str, *, is_run: bool) -> bool:
-    """Whether a name has no number and is like ``last`` or ``best``; beside numbered folders, any name without one."""
-    stem = re.sub(r"-v\d+$", "", PurePosixPath(name).stem)
-    return (is_run or _ALIAS.search(stem) is not None) and not re.search(r"\d", stem)
+            yield Skipped(path=paths[name], reason=reason)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ema_cli.discovery.folder_listing import ALIAS_REASON
+from ema_cli.discovery.beside_series import Entry, have_equal_checksums, prefers, reason_to_skip
+from ema_cli.discovery.candidates import Candidate, Home
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
+from ema_cli.formats.structure import NoWeights
 from ema_cli.records.series import Checkpoint, Skipped
+from ema_cli.storage.locations import Location
 from ema_cli.text import listing, plural, quoted
 
 AVERAGES_AVERAGED = "averages-averaged"
 """Code of the warning that all inputs are outputs of this program."""
+_OWN_OUTPUT = "an output of ema-avg"
 _MOST_FAULTS = 10
 
 
@@ -18,61 +22,113 @@ _MOST_FAULTS = 10
 class Search:
     """Everything found so far."""
 
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    copies: list[Checkpoint] = field(default_factory=list)
-    """Checkpoints with names that say that they are copies of the last checkpoint."""
+    entries: list[Entry] = field(default_factory=list)
+    """The checkpoints that were named, or are in the series of a folder."""
+    beside: list[Entry] = field(default_factory=list)
+    """Checkpoints beside the numbered series of a folder."""
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
     refused: list[EmaAvgError] = field(default_factory=list)
     """Why files of a folder were skipped."""
+    weightless: list[tuple[Candidate, InputRefused | NothingMatched]] = field(default_factory=list)
+    """Files of a folder that hold no weights."""
+    several: dict[Location, tuple[str, ...]] = field(default_factory=dict)
+    """Folders that hold several models: the files to choose from."""
+    homes: dict[Location, list[Home]] = field(default_factory=dict)
+    """Folders that were named and have no checkpoints, but several folders with checkpoints below them."""
 
-    def skip_copies(self) -> None:
-        """Skip ``last.ckpt`` and the like, unless the step inside is newer than those of all numbered checkpoints."""
-        steps = {checkpoint.steps[0] for checkpoint in self.checkpoints if checkpoint.steps}
-        units = {step.unit for step in steps}
-        for copy in self.copies:
-            newest = copy.steps[0] if copy.steps else None
-            if newest and units == {newest.unit} and newest.value > max(step.value for step in steps):
-                self.checkpoints.append(copy)
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that take part, in order."""
+        return [entry.checkpoint for entry in self.entries]
+
+    def add(self, entry: Entry) -> None:
+        """Add a checkpoint that could be opened."""
+        (self.beside if entry.candidate.beside else self.entries).append(entry)
+
+    def refuse(self, candidate: Candidate, refused: InputRefused | NothingMatched) -> None:
+        """Skip a file or folder in a folder that cannot be used, with a warning."""
+        if isinstance(refused, NoWeights):
+            self.weightless.append((candidate, refused))
+            return
+        self.refused.append(refused)
+        message = f"skipped {refused.message}"
+        self.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
+
+    def sort_out_weightless(self) -> None:
+        """Skip files without weights beside checkpoints: they are state of the trainer. A folder of them is refused."""
+        runs = {entry.candidate.run for entry in self.entries}
+        for candidate, refused in self.weightless:
+            if candidate.run in runs:
+                self.skipped.append(Skipped(path=candidate.path, reason="holds no weights"))
             else:
-                self._skip(copy, ALIAS_REASON)
+                self.refused.append(refused)
+
+    def place_beside(self) -> None:
+        """Give the checkpoints beside a series their place in it by the step inside, or skip them."""
+        for entry in self.beside:
+            members = [member for member in self.entries if member.candidate.run == entry.candidate.run]
+            if entry.checkpoint.made_by_us:
+                self._skip(entry, _OWN_OUTPUT, made_by_us=True)
+            elif reason := reason_to_skip(entry, members):
+                self._skip(entry, reason)
+            else:
+                self.entries.append(entry)
 
     def skip_own_outputs(self) -> None:
         """Skip outputs of this program, which a pattern or folder may include, unless all inputs are outputs."""
-        ours = [checkpoint for checkpoint in self.checkpoints if checkpoint.made_by_us]
+        ours = [entry for entry in self.entries if entry.checkpoint.made_by_us]
         if not ours:
             return
-        if len(ours) == len(self.checkpoints):
+        if len(ours) == len(self.entries):
             message = "all inputs are outputs of ema-avg: this is an average of averages"
             self.warnings.append(RunWarning(code=AVERAGES_AVERAGED, message=message))
             return
-        self.checkpoints = [checkpoint for checkpoint in self.checkpoints if not checkpoint.made_by_us]
-        for checkpoint in ours:
-            self._skip(checkpoint, "an output of ema-avg", made_by_us=True)
+        self.entries = [entry for entry in self.entries if not entry.checkpoint.made_by_us]
+        for entry in ours:
+            self._skip(entry, _OWN_OUTPUT, made_by_us=True)
 
     def skip_repeats(self) -> None:
         """Keep a checkpoint that is named twice once, even if the second name is that of a file in its folder."""
         owners: dict[object, Checkpoint] = {}
-        kept: list[Checkpoint] = []
-        for checkpoint in self.checkpoints:
-            files = checkpoint.index.identity
+        repeated: set[int] = set()
+        for entry in sorted(self.entries, key=prefers):
+            files = entry.checkpoint.index.identity
             sharing = [owners[file] for file in files if file in owners]
             same = next(
                 (known for known in sharing if files <= known.index.identity or files >= known.index.identity), None
             )
             if same is not None:
                 kind = "file" if files == same.index.identity else "checkpoint"
-                self._skip(checkpoint, f"the same {kind} as {quoted(str(same.path))}")
+                self._skip(entry, f"the same {kind} as {quoted(str(same.path))}")
+                repeated.add(id(entry))
                 continue
-            kept.append(checkpoint)
             for file in files:
-                owners.setdefault(file, checkpoint)
-        self.checkpoints = kept
+                owners.setdefault(file, entry.checkpoint)
+        self.entries = [entry for entry in self.entries if id(entry) not in repeated]
 
-    def _skip(self, checkpoint: Checkpoint, reason: str, *, made_by_us: bool = False) -> None:
-        self.skipped.append(Skipped(path=checkpoint.path, reason=reason, made_by_us=made_by_us))
-        checkpoint.index.close()
+    def skip_second_saves(self) -> None:
+        """Skip a numbered checkpoint of a folder with the steps and the weights of another one there."""
+        kept: list[Entry] = []
+        saves: dict[object, list[Entry]] = {}
+        for entry in self.entries:
+            run, steps = entry.candidate.run, entry.checkpoint.steps
+            known = saves.setdefault((run, steps), []) if run is not None and steps else []
+            same = next(
+                (one for one in known if have_equal_checksums(one.checkpoint.index, entry.checkpoint.index)), None
+            )
+            if same is None:
+                known.append(entry)
+                kept.append(entry)
+            else:
+                self._skip(entry, f"a copy of {quoted(same.candidate.entry)}: the same step and weights inside")
+        self.entries = kept
+
+    def _skip(self, entry: Entry, reason: str, *, made_by_us: bool = False) -> None:
+        path = entry.candidate.path
+        self.skipped.append(Skipped(path=path, reason=reason, made_by_us=made_by_us))
+        entry.checkpoint.index.close()
 
 
 def raise_faults(faults: list[EmaAvgError]) -> None:

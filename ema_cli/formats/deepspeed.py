@@ -25,8 +25,8 @@ _SCRIPT = "zero_to_fp32.py"
 
 
 def is_deepspeed_folder(folder: Folder) -> bool:
-    """Whether a folder has model states of DeepSpeed."""
-    return any(_MODEL_STATES.fullmatch(name) for name in folder.files)
+    """Whether a folder has model states of DeepSpeed, or of the layers of a pipeline."""
+    return any(_MODEL_STATES.fullmatch(name) or _STAGES.fullmatch(name) for name in folder.files)
 
 
 def is_pipeline_layer(name: str) -> bool:

@@ -9,11 +9,13 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import read_folder
+from ema_cli.formats.huggingface.model_folder import read_indexed_model
+from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.structure import Structure, refusal_of
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
-from ema_cli.storage.locations import Location, is_folder, open_source
+from ema_cli.storage.locations import Location, is_file, is_folder, open_source
 from ema_cli.storage.source import ByteSource
 
 
@@ -23,7 +25,8 @@ def open_checkpoint(
     """Read the structure of a checkpoint; its files stay open for the fold.
 
     Args:
-        path: a file of any supported format, whatever its name, or a folder that is one checkpoint.
+        path: a file of any supported format, whatever its name, a folder that is one checkpoint, or the index of the
+            shards of a model.
         pool: shares layouts between the checkpoints of a run.
         key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
         strip_prefix: prefix to remove from the names; ``None`` for the prefixes of known wrappers.
@@ -68,11 +71,12 @@ def open_checkpoint(
 
 def _read(path: Location, key: str | None, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
     """Return the structure of a file or a folder, and its open files, which ``opened`` closes."""
-    if not is_folder(path):
+    indexed = is_index(path.name) and not is_folder(path) and is_file(path)
+    if not is_folder(path) and not indexed:
         source = opened.enter_context(open_source(path))
         return read_file(source, key, pool), [source]
-    folder = Folder(path)
+    folder = Folder(path.parent if indexed else path)
     opened.callback(folder.close)
-    structure = read_folder(folder, key, pool)
+    structure = read_indexed_model(folder, path.name, key, pool) if indexed else read_folder(folder, key, pool)
     folder.raise_if_replaced()
     return structure, folder.sources

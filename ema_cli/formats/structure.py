@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
@@ -58,6 +59,16 @@ class UnreadableTensor(InputRefused):
     """A tensor is valid but not plain numbers. It is refused only where it is wanted."""
 
 
+class NoWeights(InputRefused):
+    """A file is valid but holds no weights, such as the state of an optimizer."""
+
+
+class SeveralModels(InputRefused):
+    """A folder holds several models, and ``models`` are the names of the files to choose from."""
+
+    models: tuple[str, ...] = ()
+
+
 def writable_name(name: str) -> bool:
     """Whether a safetensors header can hold a tensor of this name: it is UTF-8, not too long and not reserved."""
     try:
@@ -82,5 +93,7 @@ def refusal_of(name: str, refused: InputRefused) -> InputRefused:
     if refused.message.startswith(quoted(name)):
         return refused
     verb = refused.message.partition(" ")[0] in _VERBS
-    message = f"{quoted(name)}{'' if verb else ':'} {refused.message}"
-    return InputRefused(message, hint=refused.hint, proposals=refused.proposals)
+    named = copy(refused)
+    named.message = f"{quoted(name)}{'' if verb else ':'} {refused.message}"
+    named.args = (named.message,)
+    return named

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
+from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.options.average import Options
+from ema_cli.planning.named_files import names_missing
 from ema_cli.records.files import FileRole, SideFile, is_weights
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.locations import open_source
+from ema_cli.storage.locations import Location, open_source
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import human_bytes, quoted
+from ema_cli.text import human_bytes, quoted, shortlist
 
 _LARGEST_BYTES = 1_000_000_000
 _LARGEST_CONFIG_BYTES = 1 << 24
@@ -31,27 +34,43 @@ def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile,
     dtype = None if options.dtype == "same" else options.dtype
     found: list[SideFile] = []
     warnings: list[RunWarning] = []
+    folder = last.path.parent if is_index(last.path.name) else last.path
     for name in last.side_files:
         if PurePath(name).name != name or is_weights(name):
             continue  # a path leads out of the folder, and the weights are averaged
-        path = last.path / name
         try:
-            with open_source(path) as source:
-                if source.size() > _LARGEST_BYTES:
-                    size = f"{human_bytes(source.size())}, more than {human_bytes(_LARGEST_BYTES)}"
-                    raise InputRefused(f"{quoted(str(path))} has {size}")
-                content = _with_dtype(source, dtype, warnings) if dtype is not None and name == _CONFIG else None
-                nbytes = source.size() if content is None else len(content)
-                state = source.state
+            found.append(_plan_side_file(folder / name, last.side_files, dtype, warnings))
         except (InputRefused, NothingMatched) as refused:
-            message = f"not copied: {refused.message}"
-            warnings.append(RunWarning(code="companion-left-out", message=message, hint="copy it yourself"))
-            continue
-        origin = path if content is None else None
-        found.append(
-            SideFile(name=name, role=FileRole.SIDE_FILE, nbytes=nbytes, content=content, source=origin, state=state)
-        )
+            message, hint = f"not copied: {refused.message}", refused.hint or "copy it yourself"
+            warnings.append(RunWarning(code="companion-left-out", message=message, hint=hint))
     return tuple(found), tuple(warnings)
+
+
+def _plan_side_file(path: Location, names: Collection[str], dtype: str | None, warnings: list[RunWarning]) -> SideFile:
+    """Return the copy of a side file, one of ``names``.
+
+    Raises:
+        NothingMatched: it does not exist.
+        InputRefused: it cannot be read, is too large, or names files that are not copied.
+
+    """
+    with open_source(path) as source:
+        if source.size() > _LARGEST_BYTES:
+            size = f"{human_bytes(source.size())}, more than {human_bytes(_LARGEST_BYTES)}"
+            raise InputRefused(f"{quoted(str(path))} has {size}")
+        missing = names_missing(path.name, source, names)
+        if missing:
+            message = f"{quoted(str(path))} needs {shortlist(map(quoted, missing))}, which is not a side file beside it"
+            raise InputRefused(message, hint="copy both yourself")
+        content = _with_dtype(source, dtype, warnings) if dtype is not None and path.name == _CONFIG else None
+        return SideFile(
+            name=path.name,
+            role=FileRole.SIDE_FILE,
+            nbytes=source.size() if content is None else len(content),
+            content=content,
+            source=path if content is None else None,
+            state=source.state,
+        )
 
 
 def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> bytes | None:

@@ -80,6 +80,22 @@ def is_file(location: Location) -> bool:
     return isinstance(location, Url) or location.is_file()
 
 
+def is_link(location: Location) -> bool:
+    """Whether a location is a symbolic link, which may lead to nothing. A store has none."""
+    return isinstance(location, Path) and location.is_symlink()
+
+
+def identity_of(folder: Location) -> object:
+    """Return the identity of a file or folder, links followed; ``None`` if it does not exist."""
+    if isinstance(folder, Url):
+        return folder
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def names_in(folder: Location) -> dict[str, bool]:
     """Return the names in a folder, and whether each is a folder itself.
 

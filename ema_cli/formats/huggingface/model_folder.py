@@ -17,7 +17,7 @@ from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.sharded_model import read_shards
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
-from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
+from ema_cli.formats.huggingface.weight_names import Weights, find_weights, holds_weights, weights_of_index
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Structure
@@ -45,7 +45,20 @@ def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Stru
         InputRefused: there are several models, or the files cannot be used or do not fit together.
 
     """
-    weights = find_weights(folder.files)
+    return _read_weights(folder, find_weights(folder.files), key, pool)
+
+
+def read_indexed_model(folder: Folder, index: str, key: str | None, pool: LayoutPool) -> Structure:
+    """Read the model whose index of shards has this name, whatever else is in the folder.
+
+    Raises:
+        InputRefused: the files cannot be used or do not fit together.
+
+    """
+    return _read_weights(folder, weights_of_index(index), key, pool)
+
+
+def _read_weights(folder: Folder, weights: Weights, key: str | None, pool: LayoutPool) -> Structure:
     if weights.sharded:
         structure = read_shards(folder, weights, key, pool)
     else:

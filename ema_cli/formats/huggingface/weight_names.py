@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import TRAINER_STATE, is_numbered, is_weights, parse_shard_name
+from ema_cli.formats.structure import SeveralModels
 from ema_cli.text import quoted, shortlist
 
 _MODEL = {
@@ -69,6 +69,19 @@ def holds_weights(files: Iterable[str]) -> bool:
     return sharded or not others or any(name in _CONFIGURATION or TRAINER_STATE.search(name) for name in names)
 
 
+def is_index(name: str) -> bool:
+    """Whether a name is that of the index of shards: ``model.safetensors.index.json``."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def weights_of_index(name: str) -> Weights:
+    """Return the weights whose index has this name."""
+    found = _INDEX.fullmatch(name)
+    if found is None:
+        raise ValueError(name)
+    return _weights_of(found)
+
+
 def names_of_weights(files: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the files, or of the indexes, that are the weights of a whole model."""
     return tuple(sorted(one.name for one in _all_weights(frozenset(files))))
@@ -87,11 +100,13 @@ def find_weights(files: Iterable[str]) -> Weights:
     best = [one for one in usual if one.suffix == "safetensors"] or usual
     more = [name for name in names if _FURTHER.fullmatch(name)]
     if len({one.model for one in usual}) > 1 or len(best) > 1 or more:
-        some = shortlist(map(quoted, sorted([*(one.name for one in usual), *more])))
-        raise InputRefused(
-            f"holds several models, or two copies of one: {some}",
+        models = sorted([*(one.name for one in usual), *more], key=lambda name: ("adapter" in name, name))
+        refused = SeveralModels(
+            f"holds several models, or two copies of one: {shortlist(map(quoted, models))}",
             hint="name one of the files, or move the others out of the folder",
         )
+        refused.models = tuple(models)
+        raise refused
     return best[0]
 
 
@@ -102,12 +117,13 @@ def _all_weights(names: frozenset[str]) -> list[Weights]:
 
 def _indexed(names: frozenset[str]) -> list[Weights]:
     """Return the weights with an index; those of unknown names only if there are no others."""
-    found = [
-        Weights(model=_MODEL.get(one[1], one[1]), variant=one[3] or "", suffix=one[2], index=one[0])
-        for one in map(_INDEX.fullmatch, names)
-        if one is not None
-    ]
+    found = [_weights_of(one) for one in map(_INDEX.fullmatch, names) if one is not None]
     return [one for one in found if one.model in _MODEL.values()] or found
+
+
+def _weights_of(index: re.Match[str]) -> Weights:
+    stem, suffix, variant = index.groups()
+    return Weights(model=_MODEL.get(stem, stem), variant=variant or "", suffix=suffix, index=index[0])
 
 
 def _single_files(names: frozenset[str]) -> list[Weights]:

@@ -28,6 +28,7 @@ from ema_cli.formats.state_dict.trainer_layouts import (
     refuse_placeholders,
 )
 from ema_cli.formats.state_dict.tree import Tensor, follow, is_module, join, leaves, named, parts
+from ema_cli.formats.structure import NoWeights
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.text import quoted, safe_text, shortlist
 
@@ -70,7 +71,7 @@ def find_state_dict(root: object, key: str | None = None) -> StateDict:
         return _at_key(root, "" if key == "." else key)
     found = _WeightSearch().run(root)
     if found is None:
-        raise InputRefused(f"no state dict found: {_contents(root)}")
+        raise NoWeights(f"no state dict found: {_contents(root)}")
     refuse_placeholders(root, found.tensors)
     return found
 

@@ -1,0 +1,106 @@
+"""Checkpoints beside a numbered series: the step inside gives them a place in it, or they are skipped.
+
+``last.ckpt`` is a copy of a member, or the newest of all: only the step inside says which. The order of the members
+never depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ema_cli.discovery.candidates import Candidate
+from ema_cli.formats.series_names import HINT
+from ema_cli.naming import steps_from_names
+from ema_cli.records.series import Checkpoint
+from ema_cli.storage.extents import Extent, TensorIndex
+from ema_cli.storage.locations import is_link
+from ema_cli.text import quoted
+
+Clock = tuple[int, ...]
+"""A position in training, in numbers that can be compared: a step, or an epoch and a step that begins again in it."""
+NO_PLACE = f"no step inside gives it a place in the numbered series, of which it may be a copy {HINT}"
+_EPOCH = "epoch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An opened checkpoint of a folder."""
+
+    candidate: Candidate
+    checkpoint: Checkpoint
+
+    @property
+    def steps(self) -> Mapping[str, tuple[str, int]]:
+        """The unit and value of each step, by the place where it was read: inside, or else in the name."""
+        (named,) = steps_from_names([self.candidate.entry])
+        inside = {step.source: (step.unit, step.value) for step in self.checkpoint.steps}
+        return inside | ({f"name: {named.unit}": (named.unit, named.value)} if named else {})
+
+
+def reason_to_skip(entry: Entry, members: Sequence[Entry]) -> str:
+    """Return why a checkpoint beside the ``members`` of a series is skipped; empty if it is another member."""
+    index = entry.checkpoint.index
+    same = next((one for one in members if one.checkpoint.index.identity == index.identity), None)
+    if same is not None:
+        return f"a link to {quoted(same.candidate.entry)}"
+    if entry.candidate.reason:
+        return entry.candidate.reason
+    if not any(one.checkpoint.index.layouts is index.layouts for one in members):
+        return f"its tensors are not those of the numbered checkpoints {HINT}"
+    clocks = _clocks([*members, entry])
+    own = clocks[-1] if clocks else None
+    same = next((member for member, clock in zip(members, clocks, strict=False) if clock == own), None)
+    if same is not None:
+        return f"a copy of {quoted(same.candidate.entry)}: the same step inside"
+    same = next((one for one in members if have_equal_checksums(one.checkpoint.index, index)), None)
+    if same is not None:
+        return f"a copy of {quoted(same.candidate.entry)}: the same weights"
+    return "" if clocks else NO_PLACE
+
+
+def prefers(entry: Entry) -> bool:
+    """Sort key: of two names of one checkpoint, one that is no link is kept."""
+    run, name = entry.candidate.run, entry.candidate.entry
+    return is_link(entry.checkpoint.path) or (run is not None and is_link(run / name))
+
+
+def have_equal_checksums(one: TensorIndex, other: TensorIndex) -> bool:
+    """Whether two files hold the same weights by the checksums that they store; false where a file stores none."""
+    if one.layouts is not other.layouts or one.size() == 0:
+        return False
+    checksums = [
+        (_checksum(one, position), _checksum(other, position))
+        for position, layout in enumerate(one.layouts)
+        if layout.elements
+    ]
+    return bool(checksums) and all(a is not None and a == b for a, b in checksums)
+
+
+def _checksum(index: TensorIndex, position: int) -> tuple[int, int, int] | None:
+    """Return the checksum of the record that a tensor is in, its size, and the tensor's place in it."""
+    extent = index.extent(position)
+    if not isinstance(extent, Extent) or extent.record is None:
+        return None
+    return extent.record.crc32, extent.record.size, extent.offset - extent.record.offset
+
+
+def _clocks(entries: Sequence[Entry]) -> list[Clock]:
+    """Return the position of each checkpoint by the best step that all have; empty if there is none."""
+    steps = [entry.steps for entry in entries]
+    common = [place for place in steps[-1] if all(place in found for found in steps)]
+    for place in common:
+        values = [found[place][1] for found in steps]
+        if len(values) > 2 and len(set(values[:-1])) == 1:  # noqa: PLR2004 - equal in all members: no step
+            continue
+        epochs = [[found[other][1] for found in steps] for other in common if steps[-1][other][0] == _EPOCH]
+        if epochs and steps[-1][place][0] != _EPOCH and _starts_again(epochs[0], values):
+            return list(zip(epochs[0], values, strict=True))
+        return [(value,) for value in values]
+    return []
+
+
+def _starts_again(epochs: Sequence[int], steps: Sequence[int]) -> bool:
+    """Whether the steps do not increase with the epochs."""
+    return any(a > b for (_, a), (_, b) in pairwise(sorted(zip(epochs, steps, strict=True))))

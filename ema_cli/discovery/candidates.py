@@ -1,0 +1,73 @@
+"""The records of what a folder may contain: possible checkpoints, and the folders that they are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ema_cli.formats.file_names import is_numbered
+from ema_cli.formats.series_names import is_counted
+from ema_cli.records.series import Skipped
+from ema_cli.storage.locations import Location
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A file or a folder that may be a checkpoint."""
+
+    path: Location
+    in_folder: bool
+    """Found in a folder, not named."""
+    entry: str = ""
+    """Its name in that folder: of the file, or of the folder that it is in."""
+    run: Location | None = None
+    """That folder."""
+    beside: bool = False
+    """It has no place in the numbered series of the folder by its name."""
+    reason: str = ""
+    """Why it is skipped, unless it is an output of this program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderListing:
+    """The possible checkpoints in a folder."""
+
+    whole: bool = False
+    """The folder itself is a checkpoint."""
+    members: tuple[str, ...] = ()
+    """Names of the checkpoint folders in it: numbered, in natural order, then others such as ``final``."""
+    candidates: tuple[Candidate, ...] = ()
+    """The checkpoints of a run: these folders, and files."""
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint."""
+        return not self.whole and not self.candidates
+
+    @property
+    def is_series(self) -> bool:
+        """Whether there are several numbered checkpoints."""
+        return sum(is_counted(candidate.entry) for candidate in self.candidates if not candidate.beside) > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """A folder below another that has checkpoints."""
+
+    location: Location
+    listing: FolderListing
+
+    @property
+    def models(self) -> list[Location]:
+        """The checkpoints in it that are not beside a series."""
+        if self.listing.whole:
+            return [self.location]
+        return [candidate.path for candidate in self.listing.candidates if not candidate.beside]
+
+    def is_parts(self, above: Location) -> bool:
+        """Whether it has a series in a numbered folder below ``above``: the ranks or layers of one checkpoint.
+
+        A folder with a name of digits alone may as well be a run.
+        """
+        below = self.location.parts[len(above.parts) :]
+        return self.listing.is_series and any(is_numbered(name) and not name.isdecimal() for name in below)

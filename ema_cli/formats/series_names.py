@@ -1,0 +1,92 @@
+"""Which names in a folder are a numbered series, and which are beside it: ``final``, ``best``, ``ema``, ``init``.
+
+Trainers write further files beside the numbered checkpoints: averages, the start of the training, copies of one of
+them. Names decide what cannot be a member of the series; what may be one is decided by the step inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from ema_cli.formats.file_names import is_numbered
+
+HINT = "(name the file to use it)"
+_ASIDE = {
+    "an average": re.compile(
+        r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)", re.IGNORECASE
+    ),
+    "the start of a training": re.compile(r"(?:^|[._-])(?:init|initial|pre-?trained)(?:[._-]|$)", re.IGNORECASE),
+    "a backup": re.compile(r"(?:^|[._-])(?:backup|bak|recovery)(?:[._-]|$)", re.IGNORECASE),
+}
+"""What is no checkpoint of the series, whatever step is inside. ``avg_loss=0.31`` is a value, and names no average."""
+_ALIAS = re.compile(r"(?:^|[._-])(?:last|latest|best|final)(?:[._-]|$)", re.IGNORECASE)
+_VERSION = re.compile(r"-v\d+$")
+"""Lightning's number of a file of the same name: ``last-v1.ckpt``."""
+_FEWEST = 2
+"""Numbered names that are a series."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitNames:
+    """The names of the possible checkpoints in a folder."""
+
+    series: tuple[str, ...]
+    """The numbered series; if nothing is numbered, all names that may be checkpoints."""
+    beside: tuple[str, ...] = ()
+    """Members of the series only with a step of their own; those with a number come first."""
+    aside: dict[str, str] = field(default_factory=dict)
+    """No members of the series, with the reasons."""
+
+
+def split_names(names: Collection[str]) -> SplitNames:
+    """Split the names of files and folders that may be checkpoints; the order is kept.
+
+    Averages are the series only if there are no other numbered names.
+    """
+    reasons = {name: aside(name) for name in names}
+    others = [name for name in names if not reasons[name]]
+    averages = [name for name in names if reasons[name] and is_counted(name)]
+    if len(averages) >= _FEWEST and not any(map(is_counted, others)):
+        beside = {name: f"beside numbered averages {HINT}" for name in names if name not in averages}
+        return SplitNames(series=tuple(averages), aside=beside)
+    if not others:
+        return SplitNames(series=tuple(names))
+    counted = [name for name in others if is_counted(name)]
+    if len(counted) == 1 and not is_numbered(counted[0]):
+        counted = []  # the number of "resnet50.pt" is no step
+    plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
+    series = plain or counted or others
+    return SplitNames(
+        series=tuple(series),
+        beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not is_counted(name))),
+        aside={name: f"its name says that it is {reason} {HINT}" for name, reason in reasons.items() if reason},
+    )
+
+
+def aside(name: str) -> str:
+    """Return what a name says a file is that is no checkpoint of a series; empty for other names."""
+    return next((what for what, pattern in _ASIDE.items() if pattern.search(_stem(name))), "")
+
+
+def is_special(name: str) -> bool:
+    """Whether a name has one of the words that are usual beside a series."""
+    return bool(aside(name)) or _ALIAS.search(_stem(name)) is not None
+
+
+def is_counted(name: str) -> bool:
+    """Whether a name has a number, other than Lightning's version."""
+    return re.search(r"\d", _stem(name)) is not None
+
+
+def _begins_others(name: str, counted: Collection[str]) -> bool:
+    """Whether several names are this one with a further number: ``mine_v2-000001`` and ``mine_v2-000002``."""
+    further = re.compile(re.escape(_stem(name)) + r"[._-]\D*\d.*")
+    return sum(further.fullmatch(_stem(other)) is not None for other in counted) >= _FEWEST
+
+
+def _stem(name: str) -> str:
+    """Return a name without its suffix and its version."""
+    return _VERSION.sub("", PurePosixPath(name).stem)
