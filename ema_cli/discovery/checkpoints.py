@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ema_cli.discovery.folder_listing import Candidate, look_into, matches
+from ema_cli.discovery.other_files import other_files
 from ema_cli.discovery.search import Search, raise_faults
 from ema_cli.errors import InputRefused, NothingMatched, Proposal, RunWarning
 from ema_cli.events import Listener, Opening, ignore
@@ -30,8 +31,9 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import listing, quoted, shortlist
 
+_MOST_LINES = 8
 _OPENERS = DaemonPool("open", threads=16)
 
 
@@ -163,6 +165,16 @@ def _raise_nothing(options: Options, search: Search) -> None:
     proposals = [
         Proposal(reason="the folders inside contain checkpoints", changes={"paths": (pattern,)}) for pattern in nested
     ]
+    others = [kind for name in options.paths for location in matches(name) for kind in other_files(location)]
+    proposals += [
+        Proposal(reason="these files are checkpoints, whatever their suffix", changes={"paths": (kind.pattern,)})
+        for kind in others
+        if kind.pattern
+    ]
+    lines = [kind.line for kind in others if kind.line]
+    if lines:
+        why = listing(f"{why}, but files of other formats:", lines, most=_MOST_LINES)
+        hint = next(kind.next_step for kind in others if kind.line)
     raise NothingMatched(f"no checkpoint in {named}{why}", hint=hint, proposals=proposals)
 
 
