@@ -22,9 +22,7 @@ _HOW = "as shown by: ema-avg help formats"
 _ONNX_FIRST = re.compile(rb"\x08[\x01-\x1f]\x12([\x01-\x7f])")
 _MINDSPORE_FIRST = re.compile(rb"\n[\x04-\xff][\x80-\xff]{0,8}[\x00-\x7f]?\n([\x01-\x7f])")
 _MSGPACK_FIRST = re.compile(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:([\xa1-\xbf])|\xd9([\x01-\xff]))", re.DOTALL)
-_PAGE = re.compile(
-    rb"(?:<\?xml[^>]*>\s*)?(?:<!--.{0,200}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.DOTALL
-)
+_PAGE = re.compile(rb"(?:<\?xml[^>]*>\s*)?(?:<!--.{0,200}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.DOTALL)
 _STORE_ERROR = re.compile(r"<Code>(\w{1,60})</Code>")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _TENSORFLOW_NAME = re.compile(r".\.(?:data-\d{5}-of-\d{5}|index|meta)$")

@@ -12,7 +12,8 @@ from ema_cli.formats.file import read_file
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import reduce
+from ema_cli.formats.torch.storages import storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
 from tests.hostile.in_memory import MemorySource

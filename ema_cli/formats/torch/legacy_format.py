@@ -15,7 +15,8 @@ from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.torch.objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import reduce
+from ema_cli.formats.torch.storages import StorageRef, element_bytes, storage_from_persistent_id
 from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
