@@ -76,6 +76,11 @@ def foreign_file(head: bytes, name: str) -> InputRefused:
     return InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")
 
 
+def pointer_in(head: bytes) -> ForeignFormat | None:
+    """Return what a file is that only points to a file elsewhere, as version control keeps it; otherwise ``None``."""
+    return next((known for known in _POINTERS if known.matches(head)), None)
+
+
 def _text(head: bytes) -> str | None:
     """Return the text that a file begins with; ``None`` if it is not UTF-8 text. The last character may be cut."""
     try:
@@ -134,7 +139,7 @@ def _is_msgpack(head: bytes) -> bool:
 
 
 TENSORFLOW_STEP = f"export its variables to safetensors with tf.train.load_checkpoint, {_HOW}"
-_FORMATS = (
+_POINTERS = (
     ForeignFormat(
         kind="a git-lfs pointer",
         next_step="fetch the file itself: git lfs pull",
@@ -144,6 +149,10 @@ _FORMATS = (
         kind="a git-annex pointer", next_step="fetch the file itself: git annex get FILE", begins=(b"/annex/objects/",)
     ),
     ForeignFormat(kind="a DVC pointer", next_step="fetch the file itself: dvc pull", begins=(b"outs:\n- md5:",)),
+)
+"""Small texts in place of files that are stored elsewhere."""
+_FORMATS = (
+    *_POINTERS,
     ForeignFormat(kind="a web page", next_step=_FETCH, looks_like=_is_page),
     ForeignFormat(
         kind="a file that begins with zeros",
