@@ -6,7 +6,6 @@ import errno
 from collections.abc import Sequence
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
-from ema_cli.formats.foreign_formats import pointer_in
 from ema_cli.storage.locations import Location, names_in, open_source
 from ema_cli.storage.source import OF_THE_SYSTEM, ByteSource
 from ema_cli.text import quoted, shortlist
@@ -59,17 +58,13 @@ class Folder:
         """Return the bytes of a small file, which then belongs to the structure of the checkpoint.
 
         Raises:
-            InputRefused: there is no such file, it has more than ``most`` bytes, or it is only a pointer.
+            InputRefused: there is no such file, or it has more than ``most`` bytes.
 
         """
         source = self.sources[self.open(name)]
         if source.size() > most:
             raise InputRefused(f"has {quoted(name)} of {source.size():,} bytes, more than the limit of {most:,}")
-        data = source.read(0, source.size())
-        pointer = pointer_in(data)
-        if pointer is not None:
-            raise InputRefused(f"{quoted(name)} is {pointer.kind}, not the file itself", hint=pointer.next_step)
-        return data
+        return source.read(0, source.size())
 
     def inside(self, name: str) -> Folder:
         """Return a folder inside this one. Its files are numbered together with those of this folder."""

@@ -70,10 +70,10 @@ def _with_files(kind: str, names: Collection[str], command: str) -> ForeignFile 
     inside = [name for name in names if is_weights(PurePosixPath(name).name)]
     if not inside:
         return None
-    listed = shortlist(map(quoted, sorted(inside, key=_is_beside_a_policy)), most=2)
+    listed = [quoted(name) for name in sorted(inside, key=_is_beside_a_policy)]
     return ForeignFile(
-        f"{kind} that contains {listed}",
-        f"unpack each archive into a folder of its own ({command}), and name the files that were in them",
+        f"{kind} that contains {shortlist(listed, most=2)}",
+        f"unpack each archive into a folder of its own, {command}, and name {listed[0]} in each folder",
     )
 
 

@@ -1,7 +1,7 @@
 """Files of other programs, named by their first bytes, whatever their suffix, each with one step that helps.
 
 Sources of the signatures: the specifications of git-lfs, GGUF (``ggml/docs/gguf.md``), HDF5 (superblock), numpy
-(``numpy.lib.format``), ONNX (``onnx.proto``: ``ir_version``, then ``producer_name``), MindSpore
+(``numpy.lib.format``), ONNX (``onnx.proto``: ``ir_version``, then ``producer_name`` or ``graph``), MindSpore
 (``checkpoint.proto``), FlatBuffers (identifiers at byte 4: TFL3 of LiteRT, ET12 of ExecuTorch), msgpack, and
 ``magic(5)`` for compressed files.
 """
@@ -20,6 +20,7 @@ _FETCH = "download the file again, logged in where the server asks for it"
 _ARRAYS = "from safetensors.numpy import save_file"
 _HOW = "as shown by: ema-avg help formats"
 _ONNX_FIRST = re.compile(rb"\x08[\x01-\x1f]\x12([\x01-\x7f])")
+_ONNX_GRAPH = re.compile(rb"\x08[\x01-\x1f]:[\x80-\xff]{0,8}[\x00-\x7f][\n\x12\x2a]")
 _MINDSPORE_FIRST = re.compile(rb"\n[\x04-\xff][\x80-\xff]{0,8}[\x00-\x7f]?\n([\x01-\x7f])")
 _MSGPACK_FIRST = re.compile(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:([\xa1-\xbf])|\xd9([\x01-\xff]))", re.DOTALL)
 _PAGE = re.compile(rb"(?:<\?xml[^>]*>\s*)?(?:<!--.{0,200}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.DOTALL)
@@ -76,9 +77,16 @@ def foreign_file(head: bytes, name: str) -> InputRefused:
     return InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")
 
 
-def pointer_in(head: bytes) -> ForeignFormat | None:
-    """Return what a file is that only points to a file elsewhere, as version control keeps it; otherwise ``None``."""
-    return next((known for known in _POINTERS if known.matches(head)), None)
+def refuse_pointer(head: bytes, name: str) -> None:
+    """Raise if a file that belongs to a checkpoint only points to a file elsewhere, as version control keeps it.
+
+    Raises:
+        InputRefused: naming the file, with the command that fetches it.
+
+    """
+    known = next((known for known in _POINTERS if known.matches(head)), None)
+    if known is not None:
+        raise InputRefused(f"{quoted(name)} is {known.kind}, not the file itself", hint=known.next_step)
 
 
 def _text(head: bytes) -> str | None:
@@ -119,8 +127,9 @@ def _has_string(head: bytes, found: re.Match[bytes] | None, length: int) -> bool
 
 
 def _is_onnx(head: bytes) -> bool:
+    """Whether a file begins with the version, then the name of the producer in printable text, or the graph."""
     found = _ONNX_FIRST.match(head)
-    return _has_string(head, found, found[1][0] if found else 0)
+    return _has_string(head, found, found[1][0] if found else 0) or _ONNX_GRAPH.match(head) is not None
 
 
 def _is_mindspore(head: bytes) -> bool:

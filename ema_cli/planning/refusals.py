@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused
+from ema_cli.formats.torch.objects import QUANTIZE_LATER
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import wanted
 from ema_cli.planning.quantization import find_codes
@@ -17,7 +18,6 @@ from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_LINES = 8
-_QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
 
 
 def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> None:
@@ -72,13 +72,13 @@ def refuse_quantized(checkpoints: Sequence[Checkpoint], options: Options) -> Non
             raise InputRefused(
                 f"{quoted(str(checkpoint.path))} is quantized: {count} of codes, which cannot be averaged, such as "
                 f"{quoted(codes)}{of_type} with the scale {quoted(scale)}",
-                hint=_QUANTIZE_LATER,
+                hint=QUANTIZE_LATER,
             )
     for checkpoint in checkpoints:
         if checkpoint.quantized and not _are_plain_by_choice(checkpoint, options, is_wanted):
             raise InputRefused(
                 f"{quoted(str(checkpoint.path))} {checkpoint.quantized}, and quantized weights cannot be averaged",
-                hint=f"{_QUANTIZE_LATER}; if the weights are plain numbers after all, select them with --include .",
+                hint=f"{QUANTIZE_LATER}; if the weights are plain numbers after all, select them with --include .",
             )
 
 
@@ -93,7 +93,7 @@ def refuse_scales(types: Iterator[tuple[str, DType]]) -> None:
     if scales:
         raise InputRefused(
             f"scales of a quantized model cannot be averaged: {shortlist(scales)}",
-            hint=f"{_QUANTIZE_LATER}; or exclude the scales with --exclude",
+            hint=f"{QUANTIZE_LATER}; or exclude the scales with --exclude",
         )
 
 

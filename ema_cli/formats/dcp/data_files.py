@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import ByteRange
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.foreign_formats import pointer_in
+from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted, shortlist
 
@@ -62,7 +62,6 @@ class DataFiles:
         self._folder = folder
         self._numbers: dict[str, int] = {}
         faults = []
-        pointer = None
         for name, least in sizes.items():
             try:
                 self._numbers[name] = folder.open(name)
@@ -71,10 +70,8 @@ class DataFiles:
             else:
                 size = self.source(name).size()
                 if size < least:
-                    pointer = pointer or pointer_in(self.source(name).read(0, min(size, _POINTER_BYTES)))
+                    refuse_pointer(self.source(name).read(0, min(size, _POINTER_BYTES)), name)
                     faults.append(f"is incomplete: {quoted(name)} has {size:,} bytes but should have {least:,}")
-        if pointer is not None:
-            raise InputRefused(f"has {pointer.kind} in place of a data file", hint=pointer.next_step)
         if faults:
             raise InputRefused(shortlist(faults), hint=_INCOMPLETE)
 

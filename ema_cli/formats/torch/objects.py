@@ -19,12 +19,14 @@ from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
 from ema_cli.text import safe_text
 
 _ONE_SHARD = "and this file has one rank's shard of it; save with torch.distributed.checkpoint or full_state_dict=True"
-_QUANTIZED = "and its codes cannot be averaged; average the training checkpoints, then quantize"
+QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
+_QUANTIZED = f"and its codes cannot be averaged; {QUANTIZE_LATER}"
 _SPARSE = "which has no plain data; save it with .to_dense()"
 _NESTED = "which has no plain data; save its parts, tensor.unbind(), under names of their own"
 _META = "which has no values; save the checkpoint when the weights are loaded or gathered, not on the meta device"
 _DEVICE = "whose data are in the pickle; save it with xm.save, or model.cpu().state_dict()"
 _LAZY = "which has no values yet; save the model after its first forward pass"
+_CODES = "quantized"
 _MOST_FLAGS = 16
 _INDEX_BYTES = 8
 """Integers of this size are offsets and indices, not codes."""
@@ -52,6 +54,11 @@ class UnsupportedTensor:
     kind: str
     why: str = "which has no plain data"
     """Why it cannot be averaged, and what to do about it."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it consists of codes."""
+        return self.kind == _CODES
 
 
 def reduce(kind: Global, args: tuple[object, ...]) -> object:
@@ -151,14 +158,14 @@ def _in_parts(kind: object, attributes: object) -> UnsupportedTensor:
     values = list(attributes.values())[:MOST_DIMENSIONS] if isinstance(attributes, dict) else []
     inside = [value for value in values if isinstance(value, TensorRef | UnsupportedTensor)]
     if any(_is_of_codes(tensor) for tensor in inside):
-        return UnsupportedTensor(kind="quantized", why=f"{name}{_QUANTIZED}")
+        return UnsupportedTensor(kind=_CODES, why=f"{name}{_QUANTIZED}")
     return UnsupportedTensor(kind="wrapped", why=f"{name}which has no plain data; save plain tensors")
 
 
 def _is_of_codes(tensor: TensorRef | UnsupportedTensor) -> bool:
     """Whether a part of a tensor is a matrix of integers or of eight-bit floats, or quantized itself."""
     if isinstance(tensor, UnsupportedTensor):
-        return tensor.kind == "quantized"
+        return tensor.is_quantized
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     if dtype is None:
         return True
@@ -210,7 +217,7 @@ _REBUILD: dict[str, Callable[..., object]] = {
     "_rebuild_sparse_tensor": _unsupported("sparse", _SPARSE),
     "_rebuild_sparse_csr_tensor": _unsupported("sparse", _SPARSE),
     "_rebuild_nested_tensor": _unsupported("nested", _NESTED),
-    "_rebuild_qtensor": _unsupported("quantized", _QUANTIZED),
+    "_rebuild_qtensor": _unsupported(_CODES, _QUANTIZED),
     "_rebuild_meta_tensor_no_storage": _unsupported("meta", _META),
     "_rebuild_xla_tensor": _unsupported("device (XLA)", _DEVICE),
     "_rebuild_device_tensor_from_numpy": _unsupported("device (XLA)", _DEVICE),
