@@ -57,7 +57,7 @@ def other_files(location: Location) -> Iterator[OtherFiles]:
 
 
 def _kind_of(location: Location, suffix: str, names: Sequence[str]) -> OtherFiles | None:
-    """Return what the first of several files is; ``None`` if nothing is known about it, or it is ordinary text."""
+    """Return what the first of several files is; ``None`` if nothing is known about it."""
     path = location / names[0]
     if not is_file(path):
         return None
@@ -67,7 +67,7 @@ def _kind_of(location: Location, suffix: str, names: Sequence[str]) -> OtherFile
     except ForeignFile as foreign:
         more = f" (and {len(names) - 1:,} more *{suffix})" if len(names) > 1 else ""
         line = f"{quoted(str(path))}{more} is {foreign.kind}"
-        return OtherFiles(line=line, next_step=foreign.hint) if foreign.is_weights else None
+        return OtherFiles(line=line, next_step=foreign.hint)
     except EmaAvgError:
         return None
     return OtherFiles(pattern=f"{location}/*{suffix}") if suffix else None

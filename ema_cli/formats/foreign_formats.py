@@ -18,13 +18,14 @@ from ema_cli.text import quoted
 
 _FETCH = "download the file again, logged in where the server asks for it"
 _ARRAYS = "from safetensors.numpy import save_file"
-_HOW = "as shown by: ema-avg help formats"
+_HOW = "as shown by: ema-avg help converting"
 _ONNX_FIRST = re.compile(rb"\x08[\x01-\x1f]\x12([\x01-\x7f])")
 _ONNX_GRAPH = re.compile(rb"\x08[\x01-\x1f]:[\x80-\xff]{0,8}[\x00-\x7f][\n\x12\x2a]")
 _MINDSPORE_FIRST = re.compile(rb"\n[\x04-\xff][\x80-\xff]{0,8}[\x00-\x7f]?\n([\x01-\x7f])")
 _MSGPACK_FIRST = re.compile(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:([\xa1-\xbf])|\xd9([\x01-\xff]))", re.DOTALL)
 _PAGE = re.compile(rb"(?:<\?xml[^>]*>\s*)?(?:<!--.{0,200}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.DOTALL)
 _STORE_ERROR = re.compile(r"<Code>(\w{1,60})</Code>")
+_JSON_ERROR = re.compile(r'\{\s*"(?:error|errors|message|detail)"')
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _TENSORFLOW_NAME = re.compile(r".\.(?:data-\d{5}-of-\d{5}|index|meta)$")
 _LONGEST_LINE = 60
@@ -33,12 +34,10 @@ _LONGEST_LINE = 60
 class ForeignFile(InputRefused):
     """A file is of a known format that is not read."""
 
-    def __init__(self, kind: str, next_step: str, *, is_weights: bool = True) -> None:
+    def __init__(self, kind: str, next_step: str) -> None:
         super().__init__(f"is {kind}, not a torch or safetensors checkpoint", hint=next_step)
         self.kind = kind
         """With its article: ``a GGUF file``."""
-        self.is_weights = is_weights
-        """Whether such a file is meant to hold weights, or to be replaced by them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +104,12 @@ def _text_file(text: str) -> InputRefused:
     code = _STORE_ERROR.search(text)
     if code is not None:
         return ForeignFile(f"the error message {quoted(code[1])} of a store", _FETCH)
+    if _JSON_ERROR.match(text):
+        return ForeignFile("the error message of a server", _FETCH)
     if text.startswith("{") and '"weight_map"' in text:
         return ForeignFile("the index of a sharded model", "name the folder that contains it and the shards")
-    if text.startswith(("{", "[")):
-        kind = "an error message" if re.match(r'\{\s*"(?:error|errors|message|detail)"', text) else "JSON text"
-    else:
-        kind = f"text that begins with {quoted(text.splitlines()[0][:_LONGEST_LINE])}" if text else "empty text"
-    return ForeignFile(kind, f"if it should be a checkpoint: {_FETCH}", is_weights=kind == "an error message")
+    begin = f"it begins with the text {quoted(text.splitlines()[0][:_LONGEST_LINE])}" if text else "it is blank"
+    return InputRefused(f"is not a checkpoint: {begin}", hint=f"if it should be one: {_FETCH}")
 
 
 def _is_page(head: bytes) -> bool:

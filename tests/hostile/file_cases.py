@@ -63,7 +63,7 @@ _FILES: dict[str, tuple[bytes, str]] = {
     "escape": (b"\x1b[2J\x1b[31m", "not a checkpoint"),
     "image": (b"\x89PNG\r\n\x1a\n" + bytes(64), "not a checkpoint"),
     "program": (b"\x7fELF" + bytes(64), "not a checkpoint"),
-    "script": (b"#!/bin/sh\ntouch canary\n", "text that begins with"),
+    "script": (b"#!/bin/sh\ntouch canary\n", "not a checkpoint"),
 }
 
 

@@ -75,7 +75,7 @@ _HF_BAD: dict[str, tuple[Contents, str]] = {
     "million entries": (_sharded(b'{"a":[' + b"0," * 1_000_000 + b"0]}"), "entries"),
     "shard is cut": (_sharded(_index(_MAP), **{_FIRST: one(name=b"a")[:-1]}), "truncated"),
     "shard is empty": (_sharded(_index(_MAP), **{_FIRST: b""}), "is empty"),
-    "shard is text": (_sharded(_index(_MAP), **{_FIRST: b"404"}), 'text that begins with "404"'),
+    "shard is text": (_sharded(_index(_MAP), **{_FIRST: b"404"}), 'begins with the text "404"'),
     "shard is a pointer": (_sharded(_index(_MAP), **{_FIRST: POINTER}), "git lfs pull"),
     "index is a pointer": (_sharded(POINTER), "git lfs pull"),
     "shards alike with marks in their names": (

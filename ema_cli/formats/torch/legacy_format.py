@@ -24,7 +24,7 @@ from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 
-_RESAVE = "load it with the program that wrote it, if you trust the file, and save its state dict with torch.save"
+_RESAVE = "if you trust it: load it with the program that wrote it, and save its state dict with torch.save"
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _FIRST_READ, _SECOND_READ = 1 << 20, 16 << 20
