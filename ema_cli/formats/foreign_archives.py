@@ -34,7 +34,7 @@ def foreign_zip(names: Collection[str]) -> InputRefused:
         step = "write it to safetensors: from safetensors.numpy import save_file; "
         return ForeignFile("a numpy archive (.npz)", f'{step}save_file(dict(numpy.load(path)), "model.safetensors")')
     if set(names) >= _KERAS:
-        step = "write its arrays to safetensors with keras.models.load_model, as shown by: ema-avg help converting"
+        step = "write its arrays to safetensors with keras.models.load_model, as shown by: ema-avg help formats"
         return ForeignFile("a Keras model (.keras)", step)
     if any(map(_EXPORTED.fullmatch, names)):
         return ForeignFile(

@@ -94,12 +94,12 @@ _LAYOUTS = (
     ForeignFolder(kind="a TensorFlow checkpoint", next_step=TENSORFLOW_STEP, recognize=_is_tensorflow),
     ForeignFolder(
         kind="an Orbax checkpoint (JAX)",
-        next_step="write its arrays to safetensors with orbax.checkpoint, as shown by: ema-avg help converting",
+        next_step="write its arrays to safetensors with orbax.checkpoint, as shown by: ema-avg help formats",
         recognize=_is_orbax,
     ),
     ForeignFolder(
         kind="a checkpoint of zarr arrays (Megatron Core or T5X)",
-        next_step="convert it with Megatron-LM, by its options ckpt-convert-format=torch_dist and ckpt-convert-save=FOLDER",
+        next_step="convert it with Megatron-LM: --ckpt-convert-format torch_dist --ckpt-convert-save FOLDER",
         recognize=_is_zarr,
     ),
     ForeignFolder(

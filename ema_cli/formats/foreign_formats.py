@@ -18,7 +18,7 @@ from ema_cli.text import quoted
 
 _FETCH = "download the file again, logged in where the server asks for it"
 _ARRAYS = "from safetensors.numpy import save_file"
-_HOW = "as shown by: ema-avg help converting"
+_HOW = "as shown by: ema-avg help formats"
 _ONNX_FIRST = re.compile(rb"\x08[\x01-\x1f]\x12([\x01-\x7f])")
 _ONNX_GRAPH = re.compile(rb"\x08[\x01-\x1f]:[\x80-\xff]{0,8}[\x00-\x7f][\n\x12\x2a]")
 _MINDSPORE_FIRST = re.compile(rb"\n[\x04-\xff][\x80-\xff]{0,8}[\x00-\x7f]?\n([\x01-\x7f])")
