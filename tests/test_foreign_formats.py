@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
@@ -177,8 +178,10 @@ def test_formats_of_a_folder_are_listed_once_each(tmp_path: Path) -> None:
     inner.mkdir()
     (inner / "flax_model.msgpack").write_bytes(flax_bytes())
     (inner / "config.json").write_text("{}", encoding="utf-8")
+    for number in range(2, 9):
+        shutil.copytree(inner, tmp_path / f"checkpoint-{number}")
     lines = refusal(tmp_path).message.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert '"' + str(inner / "flax_model.msgpack") + '" is a msgpack file (Flax)' in lines[3]
 
 
@@ -302,6 +305,20 @@ def test_little_is_read(tmp_path: Path) -> None:
             read_file(source, None, LayoutPool())
         assert source.read_bytes < most
     assert not list(tmp_path.iterdir())
+
+
+def test_in_a_store_they_are_named_as_well() -> None:
+    """Files and folders of a store go through the same reader, and an archive costs few requests."""
+    store = fsspec.filesystem("memory")
+    for number in (1, 2):
+        store.pipe(f"/foreign/run/a_{number}.nemo", tarred(NEMO))
+        store.pipe(f"/foreign/lfs/step_{number}.pt", POINTER)
+        store.pipe(f"/foreign/orbax/{number}/default/manifest.ocdbt", b"")
+    for name, message in (("run", '"model_weights.ckpt"'), ("lfs", "git-lfs"), ("orbax", "an Orbax checkpoint")):
+        with pytest.raises(EmaAvgError) as raised:
+            ema_cli.plan(f"memory://foreign/{name}", decay=0.5)
+        assert message in raised.value.message
+    store.rm("/foreign", recursive=True)
 
 
 def test_unpacking_works(tmp_path: Path, ema_avg: Run) -> None:

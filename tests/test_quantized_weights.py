@@ -39,10 +39,10 @@ def layouts(shapes: Shapes) -> dict[str, TensorLayout | None]:
     }
 
 
-def hqq(dtype: str, rows: int) -> Shapes:
+def hqq(dtype: str, rows: int, groups: int = 128) -> Shapes:
     """Return the tensors of a layer of HQQ, which stores its settings as tensors."""
     settings: Shapes = {"l.nbits": ("I32", ()), "l.shape": ("I64", (2,)), "l.packing": ("U8", (7,))}
-    return {"l.W_q": (dtype, (rows, 64)), "l.scale": ("F16", (128, 1)), "l.zero": ("F16", (128, 1)), **settings}
+    return {"l.W_q": (dtype, (rows, 64)), "l.scale": ("F16", (groups, 1)), "l.zero": ("F16", (groups, 1)), **settings}
 
 
 def quanto(codes: str, dtype: str, rows: int, *, shift: bool = False) -> Shapes:
@@ -69,6 +69,7 @@ CODES: dict[str, tuple[Shapes, str]] = {
     "HQQ, eight bits": (hqq("U8", 128), "l.W_q"),
     "HQQ, four bits": (hqq("U8", 64), "l.W_q"),
     "HQQ, three bits": (hqq("I32", 13), "l.W_q"),
+    "HQQ, three bits, 96 inputs": (hqq("I32", 10, groups=96), "l.W_q"),
     "HQQ, two bits": (hqq("U8", 32), "l.W_q"),
     "quanto int8": (quanto("_data", "I8", 64), "l.weight._data"),
     "quanto int4": (quanto("_data._data", "U8", 32, shift=True), "l.weight._data._data"),
@@ -174,7 +175,14 @@ ORDINARY: dict[str, Shapes] = {
         "attn.logit_scale": ("F32", (16, 1, 1)),
         "attn.relative_position_index": ("I32", (16, 16)),
     },
-    "indices and a scale per row": {"x.index": ("I64", (64, 128)), "x.scale": ("F32", (64, 1))},
+    "indices, a scale and a bias per row": {
+        "x.index": ("I64", (64, 128)),
+        "x.scale": ("F32", (64, 1)),
+        "x.bias": ("F32", (64, 1)),
+    },
+    "images and a scale per channel": {"x.images": ("U8", (16, 3, 8, 8)), "x.scale": ("F32", (3, 1, 1))},
+    "a scale per byte": {"x.table": ("U8", (64, 4)), "x.scales": ("F32", (64, 8))},
+    "an integer kernel and one scale": {"x.kernel": ("I32", (27, 2)), "x.scale": ("F32", (1,))},
     "position ids": {"e.position_ids": ("I32", (1, 512)), "e.scale": ("F32", (1,)), "e.weight": ("F32", (512, 8))},
     "layer scale in float8": {"b.weight": ("F8_E4M3", (64, 64)), "b.layer_scale": ("F32", (64,))},
     "float8 without scales": {"b.weight": ("F8_E4M3", (64, 64)), "n.scale": ("F32", (64,))},
