@@ -21,7 +21,7 @@ from tests.hostile.parsers import parsers
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
-    *("pickle", "zip", "legacy", "safetensors"),
+    *("pickle", "zip", "legacy", "safetensors", "foreign"),
     *("index", "beside", "dcp", "pieces", "ranks", "trainers", "layouts"),
     *("report", "earlier", "journal", "config", "manifest"),
 )

@@ -15,7 +15,8 @@ from ema_cli.formats.inert_pickle.costs import MOST_BYTES
 from ema_cli.formats.inert_pickle.machine import Machine
 from ema_cli.formats.inert_pickle.reader import read_pickle, run
 from ema_cli.formats.inert_pickle.values import PickleError, TooLong
-from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import reduce
+from ema_cli.formats.torch.storages import storage_from_persistent_id
 from tests.helpers.makers import save
 from tests.hostile.opcodes import call, glob, num, stop, storage, tensor, text
 

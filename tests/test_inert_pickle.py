@@ -31,7 +31,8 @@ import ema_cli
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.inert_pickle.reader import OPERATIONS, read_pickle, unknown_opcode
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError, PickleTruncated
-from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import reduce
+from ema_cli.formats.torch.storages import storage_from_persistent_id
 from tests.helpers.makers import archive, expected, open_file, read_file
 from tests.hostile.opcodes import SHELL, call, glob, mapping, num, stop, tensor, text, touch
 

@@ -19,7 +19,8 @@ from torch import nn
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.find_weights import find_state_dict
-from ema_cli.formats.torch.objects import StorageRef, TensorRef
+from ema_cli.formats.torch.objects import TensorRef
+from ema_cli.formats.torch.storages import StorageRef
 from ema_cli.records.series import FoundStep
 from tests.helpers.makers import archive, expected, open_file, read_file, save
 from tests.hostile.opcodes import mapping, stop, tensor

@@ -20,9 +20,10 @@ from ema_cli.discovery.candidates import Candidate
 from ema_cli.discovery.folder_listing import homes_below, look_into
 from ema_cli.discovery.mixed_series import refuse_mixed_series
 from ema_cli.discovery.nothing_found import describe_homes, hint_for, proposals_for, proposals_for_models
+from ema_cli.discovery.other_files import other_files
 from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
-from ema_cli.errors import InputRefused, NothingMatched, RunWarning
+from ema_cli.errors import InputRefused, NothingMatched, Proposal, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.folder import Folder
@@ -34,8 +35,9 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import listing, quoted, shortlist
 
+_MOST_LINES = 8
 _OPENERS = DaemonPool("open", threads=16)
 
 
@@ -185,6 +187,16 @@ def _raise_nothing(options: Options, search: Search) -> None:
     homes = [home for found in search.homes.values() for home in found]
     inside = describe_homes(homes) if homes else ""
     proposals = [proposal for place, found in search.homes.items() for proposal in proposals_for(place, found)]
+    others = [kind for name in options.paths for location in matches(name) for kind in other_files(location)]
+    proposals += [
+        Proposal(reason="these files are checkpoints, whatever their suffix", changes={"paths": (kind.pattern,)})
+        for kind in others
+        if kind.pattern
+    ]
     hints = [hint_for(place, found) for place, found in search.homes.items()]
+    hints += [kind.next_step for kind in others if kind.line]
     hint = next(filter(None, hints), "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or their folder")
+    lines = [kind.line for kind in others if kind.line]
+    if lines:
+        inside = listing(f"{inside}, but files of other formats:", lines, most=_MOST_LINES)
     raise NothingMatched(f"no checkpoint in {named}{why}{inside}", hint=hint, proposals=proposals)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.piece_header import refuse_lone_piece
+from ema_cli.formats.foreign_archives import foreign_tar, is_tar
+from ema_cli.formats.foreign_formats import foreign_file
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
 from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch.legacy_format import looks_like_pickle, read_torch_legacy
@@ -13,7 +15,6 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 
 _HEAD_BYTES = 512
-_TAR_MAGIC = slice(257, 262)
 
 
 def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
@@ -41,11 +42,7 @@ def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structur
         return read_torch_zip(source, key, pool)
     if looks_like_pickle(head):
         return read_torch_legacy(source, key, pool)
-    if head[_TAR_MAGIC] == b"ustar":
-        raise InputRefused(
-            "is a tar archive, the format of torch before 0.2", hint="load it and save it again with a newer torch"
-        )
-    raise InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")
+    raise foreign_tar(source) if is_tar(head) else foreign_file(head, source.name)
 
 
 def is_flat(source: ByteSource) -> bool:

@@ -12,6 +12,7 @@ from ema_cli.formats.dcp.rank_files import is_sharded_safetensors, read_sharded_
 from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
+from ema_cli.formats.foreign_folders import is_foreign_folder, refuse_foreign_folder
 from ema_cli.formats.huggingface.model_folder import is_model_folder, is_pipeline, read_model_folder, refuse_pipeline
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
@@ -71,6 +72,7 @@ FORMATS: tuple[FolderFormat, ...] = (
     FolderFormat(recognize=is_megatron_folder, read=read_megatron),
     FolderFormat(recognize=lambda folder: bool(folders_of_weights(folder)), read=_read_inside),
     FolderFormat(recognize=is_pipeline, read=refuse_pipeline),
+    FolderFormat(recognize=is_foreign_folder, read=refuse_foreign_folder),
 )
 """In this order; the first format that recognizes a folder reads it."""
 

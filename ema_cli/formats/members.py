@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
+from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.structure import Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool, TensorLayout
@@ -118,6 +119,7 @@ def parse_json(raw: bytes, name: str, pool: LayoutPool, *, nan: bool = False) ->
     try:
         made = pool.branch(name).remember(digest, lambda: parse_object(raw, most=_MOST_JSON_ENTRIES, nan=nan))
     except JsonError as error:
+        refuse_pointer(raw, name)
         raise InputRefused(f"{quoted(name)} is damaged: it {error}") from error
     return made, digest
 

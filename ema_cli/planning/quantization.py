@@ -1,21 +1,28 @@
 """Recognize quantized weights: integer codes with scales in another tensor. The mean of codes is not a useful code.
 
-Input -> output: names and element types -> pairs of codes and scale. A name alone proves nothing:
-``logit_scale`` and ``layer.scale`` are parameters of ordinary models, so a scale counts only if the codes that it
-scales are there, too. Sources of the names: compressed-tensors, AutoGPTQ and AutoAWQ (``qweight``, ``qzeros``,
-``scales``), bitsandbytes (``absmax``, ``quant_state``, ``SCB``), DeepSeek (``weight_scale_inv``), MXFP4 (``_blocks``,
-``_scales``).
+Input -> output: the layouts of all tensors -> pairs of codes and scale. A name alone proves nothing: ``logit_scale``
+and ``layer.scale`` are parameters of ordinary models, so a scale counts only if the codes that it scales are there,
+too. Two kinds of evidence:
+
+* the name of the scale is made of the name of the codes. Sources of these names: compressed-tensors, AutoGPTQ and
+  AutoAWQ (``qweight``, ``qzeros``, ``scales``), bitsandbytes (``absmax``, ``quant_state``, ``SCB``), DeepSeek
+  (``weight_scale_inv``), MXFP4 (``_blocks``, ``_scales``);
+* the structure: a module that has a matrix of integers or of eight-bit floats in place of its weight, and a smaller
+  tensor, called a scale, with one element per row or per group of it. So are MLX, HQQ, quanto, torchao, AQLM, EXL2
+  and the scaled float8 of ComfyUI.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 from ema_cli.dtypes import DType, Kind
+from ema_cli.storage.extents import TensorLayout
 
-Types = Mapping[str, DType | None]
-"""Element types by name; ``None`` for unknown types, such as four bits."""
+Tensors = Mapping[str, TensorLayout | None]
+"""Layouts by name; ``None`` for tensors of unknown types, such as four bits."""
 
 _BEHIND = re.compile(
     r"(?P<codes>.+?)(?:_scale_inv|_global_scale|_scales?(?:_\d)?|_zero_points?|_zeros|_scb"
@@ -28,16 +35,30 @@ _BESIDE = re.compile(r"(?:input_scale|output_scale|scales?|zero_point|zeros|qzer
 _WEIGHTS = ("weight", "qweight", "weight_packed")
 _PACKED = re.compile(r"(?:qweight|_packed|_blocks)$")
 """Integers of any size with several codes in each."""
+_PART = re.compile(r"(?<=[a-z])\._(?=[a-z])")
+"""Parts of a tensor with a name of their own: ``weight._data``, ``weight._scale``."""
+_SCALES = {"scale", "scales", "wscale", "wscales", "absmax", "scb"}
+_OFFSETS = {"zero", "zeros", "point", "points", "bias", "biases", "shift", "shifts", "min"}
+_DETAILS = {"inv", "max", "global", "block", "group"}
+_WORDS_OF_WEIGHTS = {"weight", "kernel", "w", "qweight", "qdata", "data", "codes", "packed", "blocks"}
+_MOST_CODES = 64
+"""Of one module; real modules have one."""
+_INDEX_BYTES = 8
+"""Integers of this size are indices and counters, never codes."""
 
 
-def find_codes(types: Types) -> Iterator[tuple[str, str]]:
+def find_codes(tensors: Tensors) -> Iterator[tuple[str, str]]:
     """Yield pairs of names, of codes and of their scale, each scale once, among all tensors of a checkpoint."""
-    for name in types:
-        codes = next(
-            (other for other in _possible_codes(name) if other in types and _may_be_codes(other, types[other])), None
-        )
+    found = set()
+    for name in tensors:
+        codes = next((other for other in _possible_codes(name) if _may_be_codes(other, tensors)), None)
         if codes is not None and codes != name:
+            found.add(name)
             yield codes, name
+    for codes, scale in _find_by_structure([layout for layout in tensors.values() if layout is not None]):
+        if scale not in found:
+            found.add(scale)
+            yield codes, scale
 
 
 def _possible_codes(name: str) -> Iterator[str]:
@@ -51,10 +72,96 @@ def _possible_codes(name: str) -> Iterator[str]:
         yield from (f"{module}.{weight}" if module else weight for weight in _WEIGHTS)
 
 
-def _may_be_codes(name: str, dtype: DType | None) -> bool:
-    """Whether elements of this type can be codes: one byte each, or packed in larger integers."""
-    if dtype is None:
+def _may_be_codes(name: str, tensors: Tensors) -> bool:
+    """Whether a tensor exists and its elements can be codes: one byte each, or packed in larger integers."""
+    if name not in tensors:
+        return False
+    layout = tensors[name]
+    if layout is None or (layout.dtype.kind is Kind.INTEGER and _PACKED.search(name)):
         return True
-    if dtype.kind is Kind.INTEGER and _PACKED.search(name):
-        return True
+    return _is_byte(layout.dtype)
+
+
+def _is_byte(dtype: DType) -> bool:
     return dtype.itemsize == 1 and dtype.kind is not Kind.BOOL
+
+
+def _find_by_structure(layouts: Sequence[TensorLayout]) -> Iterator[tuple[str, str]]:
+    modules: dict[str, list[tuple[set[str], TensorLayout]]] = defaultdict(list)
+    if any(_may_be_matrix_of_codes(layout) for layout in layouts):
+        for layout in layouts:
+            module, _, part = _PART.sub("_", layout.name).rpartition(".")
+            modules[module].append((set(re.findall(r"[a-z]+", part.lower())), layout))
+    for members in modules.values():
+        codes = [
+            (words, layout)
+            for words, layout in members
+            if _may_be_matrix_of_codes(layout) and not words & (_SCALES | _OFFSETS)
+        ][:_MOST_CODES]
+        scales = [(words, layout) for words, layout in members if codes and _is_scale(words, layout)]
+        for words, scale in scales:
+            for of, matrix in codes:
+                if _belongs(words - _SCALES - _DETAILS - _OFFSETS, scale, of, matrix, members):
+                    yield matrix.name, scale.name
+                    break
+
+
+def _may_be_matrix_of_codes(layout: TensorLayout) -> bool:
+    """Whether a tensor has at least two dimensions and elements that can be codes."""
+    integer = layout.dtype.kind is Kind.INTEGER and layout.dtype.itemsize < _INDEX_BYTES
+    return len(layout.shape) > 1 and (integer or _is_byte(layout.dtype))
+
+
+def _is_scale(words: set[str], layout: TensorLayout) -> bool:
+    return bool(words & _SCALES) and (layout.dtype.averaged or _is_byte(layout.dtype))
+
+
+def _belongs(
+    rest: set[str],
+    scale: TensorLayout,
+    of: set[str],
+    matrix: TensorLayout,
+    members: Sequence[tuple[set[str], TensorLayout]],
+) -> bool:
+    """Whether a scale is that of a matrix of codes.
+
+    Args:
+        rest: the words in its name that do not say that it is a scale.
+        scale: the tensor with that name.
+        of: the words in the name of the matrix.
+        matrix: what may be codes. A floating-point tensor of its shape is the weight instead, and it is a mask.
+        members: all tensors of the module.
+
+    """
+    if not rest <= of or 2 * scale.elements > matrix.nbytes:
+        return False
+    if any(other.shape == matrix.shape and other.dtype.averaged and not _is_byte(other.dtype) for _, other in members):
+        return False
+    is_weight = bool(of & _WORDS_OF_WEIGHTS)
+    if rest and is_weight:
+        return True
+    if scale.elements == 1:
+        return is_weight and _is_byte(matrix.dtype)
+    has_offset = any(words & _OFFSETS and other.shape == scale.shape for words, other in members)
+    return _fits(scale.shape, matrix.shape) and (is_weight or has_offset or sum(size > 1 for size in scale.shape) > 1)
+
+
+def _fits(scale: tuple[int, ...], matrix: tuple[int, ...]) -> bool:
+    """Whether a scale has one element per row or per group of a matrix: ``(R,)`` or ``(R, G)`` for ``(R, C)``.
+
+    Several codes may be packed into one element, along either dimension.
+    """
+    scale, matrix = tuple(size for size in scale if size != 1), tuple(size for size in matrix if size != 1)
+    if len(scale) == 1:
+        return any(_is_packed(scale[0], size) for size in matrix)
+    if len(scale) != len(matrix):
+        return False
+    pairs = list(zip(scale, matrix, strict=True))
+    return any(_is_packed(*pair) for pair in pairs) and all(
+        _is_packed(rows, size) or (rows and size % rows == 0) for rows, size in pairs
+    )
+
+
+def _is_packed(rows: int, size: int) -> bool:
+    """Whether ``rows`` codes are in ``size`` elements: one in each, or 2, 4, 8, ... or ten of three bits."""
+    return size > 0 and (rows in (size, 2 * size, 4 * size, 8 * size, 16 * size, 32 * size) or -(-rows // 10) == size)

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused
+from ema_cli.formats.torch.objects import QUANTIZE_LATER
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import wanted
 from ema_cli.planning.quantization import find_codes
 from ema_cli.records.series import Checkpoint
+from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_LINES = 8
-_QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
 
 
 def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> None:
@@ -44,7 +45,7 @@ def refuse_unreadable(checkpoints: Sequence[Checkpoint], options: Options) -> No
     ]
     raise InputRefused(
         listing("some tensors cannot be averaged:", lines, most=_MOST_LINES),
-        hint="exclude them with --exclude, or save the checkpoints with dense tensors",
+        hint="save the checkpoints again with plain tensors, or exclude these with --exclude",
     )
 
 
@@ -58,26 +59,26 @@ def refuse_quantized(checkpoints: Sequence[Checkpoint], options: Options) -> Non
     is_wanted = wanted(options)
     by_layouts = {id(checkpoint.index.layouts): checkpoint for checkpoint in checkpoints}
     for checkpoint in by_layouts.values():
-        types: dict[str, DType | None] = {
+        tensors: dict[str, TensorLayout | None] = {
             **dict.fromkeys(name for name, _ in checkpoint.unreadable),
-            **{layout.name: layout.dtype for layout in checkpoint.index.layouts},
+            **{layout.name: layout for layout in checkpoint.index.layouts},
         }
-        pairs = [(codes, by) for codes, by in find_codes(types) if is_wanted(codes) or is_wanted(by)]
+        pairs = [(codes, by) for codes, by in find_codes(tensors) if is_wanted(codes) or is_wanted(by)]
         if pairs:
             codes, scale = pairs[0]
             count = plural(len({codes for codes, _ in pairs}), "tensor")
-            dtype = types[codes]
-            of_type = f" ({dtype.torch_name})" if dtype is not None else ""
+            layout = tensors[codes]
+            of_type = f" ({layout.dtype.torch_name})" if layout is not None else ""
             raise InputRefused(
                 f"{quoted(str(checkpoint.path))} is quantized: {count} of codes, which cannot be averaged, such as "
                 f"{quoted(codes)}{of_type} with the scale {quoted(scale)}",
-                hint=_QUANTIZE_LATER,
+                hint=QUANTIZE_LATER,
             )
     for checkpoint in checkpoints:
         if checkpoint.quantized and not _are_plain_by_choice(checkpoint, options, is_wanted):
             raise InputRefused(
                 f"{quoted(str(checkpoint.path))} {checkpoint.quantized}, and quantized weights cannot be averaged",
-                hint=f"{_QUANTIZE_LATER}; if the weights are plain numbers after all, select them with --include .",
+                hint=f"{QUANTIZE_LATER}; if the weights are plain numbers after all, select them with --include .",
             )
 
 
@@ -92,7 +93,7 @@ def refuse_scales(types: Iterator[tuple[str, DType]]) -> None:
     if scales:
         raise InputRefused(
             f"scales of a quantized model cannot be averaged: {shortlist(scales)}",
-            hint=f"{_QUANTIZE_LATER}; or exclude the scales with --exclude",
+            hint=f"{QUANTIZE_LATER}; or exclude the scales with --exclude",
         )
 
 

@@ -1,4 +1,4 @@
-"""The parsers of single files: pickles, zip archives, the format before torch 1.6, safetensors."""
+"""The parsers of single files: pickles, zip archives, the format before torch 1.6, safetensors, foreign files."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ema_cli.formats.file import read_file
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.torch.objects import reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import reduce
+from ema_cli.formats.torch.storages import storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
 from tests.hostile.in_memory import MemorySource
 from tests.hostile.legacy_cases import legacy
-from tests.hostile.mutate import ZIP_WORDS, mutated
+from tests.hostile.mutate import FOREIGN_WORDS, ZIP_WORDS, mutated
 from tests.hostile.opcodes import call, glob, mapping, num, stop, storage, tensor, text, tup
 from tests.hostile.parser import Parser, simple
 from tests.hostile.safetensors_cases import file
 from tests.hostile.tokens import JSON, PICKLE, varied
-from tests.hostile.zips import Ending, Record, pack
+from tests.hostile.zips import Ending, Record, checkpoint, pack
 
 _LARGEST_SEED = 20_000
 _EXTREMES = (0, 1, 15, 16, 17, 0xFFFF, 0xFFFFFFFF)
@@ -35,6 +36,7 @@ def file_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
         "zip": _zip(_seeds(cases, folder, "zip_", "good_zip", "lie_")),
         "legacy": _legacy(_seeds(cases, folder, "legacy_", "good_legacy")),
         "safetensors": _safetensors(_seeds(cases, folder, "safetensors_", "good_safetensors")),
+        "foreign": _foreign([*_seeds(cases, folder, "foreign_"), checkpoint()]),
     }
 
 
@@ -97,6 +99,10 @@ def read(data: bytes) -> None:
     """Read a file, as ``open_checkpoint`` does."""
     structure = read_file(MemorySource(data), None, LayoutPool())
     strip_prefixes([layout.name for layout in structure.layouts], None)
+
+
+def _foreign(seeds: Sequence[bytes]) -> Parser:
+    return Parser(seeds=seeds, mutate=lambda seed, random: mutated(seed, seeds, FOREIGN_WORDS, random), run=read)
 
 
 def _run_pickle(data: bytes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.hostile.cases import OK, REFUSED, Case, Maker
+from tests.hostile.foreign_cases import POINTER
 from tests.hostile.opcodes import SHELL, call, glob, mapping, num, numbers, stop, tensor, text, tup
 from tests.hostile.pickle_cases import CANARY, laughs
 from tests.hostile.safetensors_cases import entry, one
@@ -55,7 +56,7 @@ _HF_BAD: dict[str, tuple[Contents, str]] = {
     "NUL in a name": (_sharded(_index({"a": "a\0b"})), "incomplete"),
     "escape in a name": (_sharded(_index({"a": "\x1b[31m"})), "incomplete"),
     "half a character in a name": (_sharded(_index({"a": "\ud800"})), "incomplete"),
-    "itself": (_sharded(_index({"a": _INDEX})), "not a checkpoint"),
+    "itself": (_sharded(_index({"a": _INDEX})), "the index of a sharded model"),
     "tensor elsewhere": (_sharded(_index({"a": _SECOND, "b": _FIRST})), "missing from the shards"),
     "tensor of nobody": (_sharded(_index({**_MAP, "c": _FIRST})), "missing from the shards"),
     "empty map": (_sharded(_index({})), "no weight_map"),
@@ -74,7 +75,9 @@ _HF_BAD: dict[str, tuple[Contents, str]] = {
     "million entries": (_sharded(b'{"a":[' + b"0," * 1_000_000 + b"0]}"), "entries"),
     "shard is cut": (_sharded(_index(_MAP), **{_FIRST: one(name=b"a")[:-1]}), "truncated"),
     "shard is empty": (_sharded(_index(_MAP), **{_FIRST: b""}), "is empty"),
-    "shard is text": (_sharded(_index(_MAP), **{_FIRST: b"404"}), "not a checkpoint"),
+    "shard is text": (_sharded(_index(_MAP), **{_FIRST: b"404"}), 'begins with the text "404"'),
+    "shard is a pointer": (_sharded(_index(_MAP), **{_FIRST: POINTER}), "git lfs pull"),
+    "index is a pointer": (_sharded(POINTER), "git lfs pull"),
     "shards alike with marks in their names": (
         {"\x1b[31m-00001-of-00002.safetensors": one(name=b"a"), "\x1b[31m-00002-of-00002.safetensors": one(name=b"a")},
         "two shards",
@@ -213,6 +216,8 @@ _DCP_BAD: dict[str, tuple[Contents, str]] = {
         _dcp(dcp_metadata(places=dcp_at() + dcp_place() + dcp_at(text("v")) + dcp_place())),
         "in the same bytes",
     ),
+    "metadata is a pointer": (_dcp(POINTER), "git lfs pull"),
+    "piece is a pointer": (_dcp(piece=POINTER), "git lfs pull"),
     "file of traversal": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(text("../" + DATA)))), ""),
     "absolute file": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(text("/etc/passwd")))), ""),
     "file of nobody": (_dcp(dcp_metadata(places=dcp_at() + dcp_place(text("\x1b[31m")))), ""),

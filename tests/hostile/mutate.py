@@ -40,6 +40,17 @@ JSON_WORDS = (
     ),
 )
 ZIP_WORDS = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x07\x08", b"\x01\0\x10\0")
+FOREIGN_WORDS = (
+    *(b"GGUF", b"\x89HDF\r\n\x1a\n", b"\x93NUMPY", b"TFL3", b"ET12", b"\x08\x07\x12\x07", b"\n\x29\n\x0b", b"\x81\xa6"),
+    *(
+        b"<!doctype html",
+        b"<?xml",
+        b"<Code>",
+        b'{"error":',
+        b"version https://git-lfs.github.com/spec/",
+        b"ustar\x0000",
+    ),
+)
 TOML_WORDS = (b"[", b"]", b"[[", b"=", b'"', b"'", b'"""', b"\n", b".", b"inf", b"nan", b"true", b"9" * 30, b"{a=1}")
 
 

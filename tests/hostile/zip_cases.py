@@ -58,6 +58,22 @@ _BAD: dict[str, tuple[bytes, str]] = {
     "parent as root": (checkpoint(root="../x"), "not written by torch.save"),
     "absolute root": (checkpoint(root="/etc"), "not written by torch.save"),
     "no records": (pack(), "not a checkpoint"),
+    "numpy": (pack(Record(name="w.npy", data=b"x"), Record(name="\x1b[31m.npy", data=b"")), "a numpy archive"),
+    "Keras": (
+        pack(*(Record(name=name, data=b"x") for name in ("metadata.json", "config.json", "model.weights.h5"))),
+        "a Keras model",
+    ),
+    "policy": (
+        pack(Record(name="data", data=b"{}"), *(Record(name=f"{n}.pth", data=b"") for n in ("a", "policy"))),
+        'contains "policy.pth", "a.pth"',
+    ),
+    "checkpoints of bad names": (
+        pack(*(Record(name=f"../\x1b[31m{number}" + "n" * 9000 + ".ckpt", data=b"") for number in range(50))),
+        "and 48 more",
+    ),
+    "export": (pack(Record(name="m/archive_format", data=b"pt2")), "torch.export"),
+    "package": (pack(Record(name="m/.data/extern_modules", data=b"torch")), "torch.package"),
+    "documents": (pack(Record(name="word/document.xml", data=b"x")), 'it contains "word/document.xml"'),
     "missing storage": (pack(_PICKLE), "incomplete"),
     "storage of traversal": (
         checkpoint(pickle=stop(mapping(w=tensor(storage("../../etc/passwd"))))),

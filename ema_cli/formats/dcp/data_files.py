@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import ByteRange
 from ema_cli.formats.folder import Folder
+from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted, shortlist
 
 _INCOMPLETE = "exclude it, or copy it again"
+_POINTER_BYTES = 64
 
 
 class Window(ByteSource):
@@ -68,6 +70,7 @@ class DataFiles:
             else:
                 size = self.source(name).size()
                 if size < least:
+                    refuse_pointer(self.source(name).read(0, min(size, _POINTER_BYTES)), name)
                     faults.append(f"is incomplete: {quoted(name)} has {size:,} bytes but should have {least:,}")
         if faults:
             raise InputRefused(shortlist(faults), hint=_INCOMPLETE)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.saved_items import ByteRange, Chunk, SavedItems, SavedTensor, Sizes
 from ema_cli.formats.dcp.tiling import check_tiling
+from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.formats.inert_pickle.costs import MOST_BYTES
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
@@ -44,6 +45,7 @@ def parse_metadata(raw: bytes) -> SavedItems:
     try:
         root, _ = read_pickle(raw, reduce=reduce, most_bytes=max(MOST_BYTES, _MOST_PER_BYTE * len(raw)))
     except PickleError as error:
+        refuse_pointer(raw, ".metadata")
         raise InputRefused(f"has a damaged .metadata: {error}") from error
     fields = _fields(root, "Metadata")
     version = fields.get("version")

@@ -16,7 +16,8 @@ from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import KEYS
 from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.structure import MOST_TENSORS
-from ema_cli.formats.torch.objects import StorageRef, TensorRef
+from ema_cli.formats.torch.objects import TensorRef
+from ema_cli.formats.torch.storages import StorageRef
 from ema_cli.text import quoted, shortlist
 
 _OPTIMIZERS = frozenset({"optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers"})

@@ -29,7 +29,7 @@ from ema_cli.formats.state_dict.trainer_layouts import (
 )
 from ema_cli.formats.state_dict.tree import Tensor, follow, is_module, join, leaves, named, parts
 from ema_cli.formats.structure import NoWeights
-from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
+from ema_cli.formats.torch.objects import QUANTIZE_LATER, TensorRef, UnsupportedTensor
 from ema_cli.text import quoted, safe_text, shortlist
 
 _SEARCH_DEPTH = 3
@@ -205,7 +205,7 @@ def _chosen(path: str, node: object) -> StateDict:
     tensors: dict[str, Tensor] = {}
     for name, leaf in leaves(node):
         if _hides_weights(leaf):
-            raise InputRefused(f"holds tensors in a list, without names: {quoted(name)}")
+            raise _in_a_list(name, leaf)
         if not name or not isinstance(leaf, Tensor):
             beside.append(name)
         elif name in tensors:
@@ -233,6 +233,13 @@ def _hides_weights(leaf: object) -> bool:
         for entry in entries[:_MOST_ENTRIES]
         for value in (entry, *named(entry).values())
     )
+
+
+def _in_a_list(name: str, leaf: object) -> InputRefused:
+    """Return the refusal of a list of tensors among the weights: quantized modules keep their codes in one."""
+    if isinstance(leaf, list | tuple) and any(isinstance(e, UnsupportedTensor) and e.is_quantized for e in leaf):
+        return InputRefused(f"is quantized: {quoted(name)} holds codes, which cannot be averaged", hint=QUANTIZE_LATER)
+    return InputRefused(f"holds tensors in a list, without names: {quoted(name)}")
 
 
 def _at_key(root: object, key: str) -> StateDict:

@@ -10,18 +10,21 @@ import gc
 import hashlib
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.foreign_formats import ForeignFile
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.torch.objects import StorageRef, element_bytes, reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import reduce
+from ema_cli.formats.torch.storages import StorageRef, element_bytes, storage_from_persistent_id
 from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 
+_RESAVE = "if you trust it: load it with the program that wrote it, and save its state dict with torch.save"
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _FIRST_READ, _SECOND_READ = 1 << 20, 16 << 20
@@ -43,7 +46,7 @@ def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> 
     """
     stream = _PickleStream(source)
     if stream.next() != MAGIC:
-        raise InputRefused("is a bare pickle, not a torch checkpoint", hint="save checkpoints with torch.save")
+        raise ForeignFile("a bare pickle", _RESAVE)
     if stream.next() != _PROTOCOL:
         raise InputRefused("has an unknown version of the torch format before 1.6")
     system = stream.next()

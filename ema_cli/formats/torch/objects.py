@@ -12,47 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from ema_cli.dtypes import BY_TORCH_NAME
+from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
 from ema_cli.formats.structure import MOST_DIMENSIONS
+from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
 from ema_cli.text import safe_text
 
-_STORAGE_DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "QInt8Storage": "qint8",
-    "QUInt8Storage": "quint8",
-    "QInt32Storage": "qint32",
-    "QUInt4x2Storage": "quint4x2",
-    "QUInt2x4Storage": "quint2x4",
-    "UntypedStorage": "uint8",
-}
-_UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
-"""Element sizes of types that cannot be written, but may occur beside the weights."""
 _ONE_SHARD = "and this file has one rank's shard of it; save with torch.distributed.checkpoint or full_state_dict=True"
-_QUANTIZED = "and its codes cannot be averaged; average the training checkpoints, then quantize"
+QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
+_QUANTIZED = f"and its codes cannot be averaged; {QUANTIZE_LATER}"
+_SPARSE = "which has no plain data; save it with .to_dense()"
+_NESTED = "which has no plain data; save its parts, tensor.unbind(), under names of their own"
+_META = "which has no values; save the checkpoint when the weights are loaded or gathered, not on the meta device"
+_DEVICE = "whose data are in the pickle; save it with xm.save, or model.cpu().state_dict()"
+_LAZY = "which has no values yet; save the model after its first forward pass"
+_CODES = "quantized"
 _MOST_FLAGS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StorageRef:
-    """A block of bytes that the file stores under ``key``."""
-
-    key: str
-    kind: str
-    """The torch class, such as ``FloatStorage``."""
-    elements: int
-    """Declared number of elements of ``kind``."""
+_INDEX_BYTES = 8
+"""Integers of this size are offsets and indices, not codes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,31 +55,10 @@ class UnsupportedTensor:
     why: str = "which has no plain data"
     """Why it cannot be averaged, and what to do about it."""
 
-
-def storage_dtype_name(kind: str) -> str:
-    """Return the torch name of the element type of a storage class; of an unknown class, the name of the class."""
-    return _STORAGE_DTYPES.get(kind, kind)
-
-
-def element_bytes(kind: str) -> int | None:
-    """Return the bytes of one element of a storage class; ``None`` if the class is unknown."""
-    name = storage_dtype_name(kind)
-    dtype = BY_TORCH_NAME.get(name)
-    return dtype.itemsize if dtype else _UNWRITABLE_BYTES.get(name)
-
-
-def storage_from_persistent_id(pid: object) -> object:
-    """Return the ``StorageRef`` of torch's persistent id ``('storage', class, key, location, elements[, view])``."""
-    match pid:
-        case ("module", thing, *_):
-            return thing
-        case ("storage", Global(name=kind), str(key), _, int(elements)):
-            return StorageRef(key=key, kind=kind, elements=elements)
-        case ("storage", Global(name=kind), str(key), _, int(elements), None):
-            return StorageRef(key=key, kind=kind, elements=elements)
-        case ("storage", _, str(), _, int(), (_, _, _)):
-            raise PickleError("it has views of storages, the format of torch before 0.4")
-    raise PickleError("a persistent id is not a torch storage")
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it consists of codes."""
+        return self.kind == _CODES
 
 
 def reduce(kind: Global, args: tuple[object, ...]) -> object:
@@ -161,6 +117,12 @@ def _first_argument(first: object, *_: object) -> object:
     return first
 
 
+def _from_cpu_tensor(tensor: object, dtype: object, *_: object) -> object:
+    """``_rebuild_device_tensor_from_cpu_tensor(tensor, dtype, device, ...)``: of XLA and others, saved from the CPU."""
+    same = isinstance(tensor, TensorRef) and isinstance(dtype, Global) and dtype.name == tensor.dtype_name
+    return tensor if same else UnsupportedTensor(kind="device (XLA)", why=_DEVICE)
+
+
 def _from_type(function: object, _type: object, args: object, state: object = None, *_: object) -> object:
     """``_rebuild_from_type_v2(function, type, args, state)``: a subclass, or a tensor with attributes."""
     if not isinstance(function, Global) or not isinstance(args, tuple) or len(args) > MOST_DIMENSIONS:
@@ -181,13 +143,34 @@ def _whole_local(args: tuple[object, ...], state: object) -> object:
     """
     attributes = state[-1] if isinstance(state, tuple) and state else state
     if not isinstance(attributes, dict) or "_local_tensor" not in attributes:
-        return UnsupportedTensor(kind="wrapped")
+        return _in_parts(args[0] if args else None, attributes)
     local = attributes["_local_tensor"]
     if not isinstance(local, TensorRef):
         return UnsupportedTensor(kind="distributed")
     if len(args) > 2 and local.shape == args[2] and not _is_summand(attributes.get("_spec")):  # noqa: PLR2004
         return local
     return UnsupportedTensor(kind="distributed", why=_ONE_SHARD)
+
+
+def _in_parts(kind: object, attributes: object) -> UnsupportedTensor:
+    """Return the record of a tensor subclass that keeps its data in other tensors; with integers, they are codes."""
+    name = f"of the class {safe_text(str(kind))}, " if isinstance(kind, Global) else ""
+    values = list(attributes.values())[:MOST_DIMENSIONS] if isinstance(attributes, dict) else []
+    inside = [value for value in values if isinstance(value, TensorRef | UnsupportedTensor)]
+    if any(_is_of_codes(tensor) for tensor in inside):
+        return UnsupportedTensor(kind=_CODES, why=f"{name}{_QUANTIZED}")
+    return UnsupportedTensor(kind="wrapped", why=f"{name}which has no plain data; save plain tensors")
+
+
+def _is_of_codes(tensor: TensorRef | UnsupportedTensor) -> bool:
+    """Whether a part of a tensor is a matrix of integers or of eight-bit floats, or quantized itself."""
+    if isinstance(tensor, UnsupportedTensor):
+        return tensor.is_quantized
+    dtype = BY_TORCH_NAME.get(tensor.dtype_name)
+    if dtype is None:
+        return True
+    is_byte = dtype.itemsize == 1 and dtype.kind is not Kind.BOOL
+    return len(tensor.shape) > 1 and (is_byte or (dtype.kind is Kind.INTEGER and dtype.itemsize < _INDEX_BYTES))
 
 
 def _is_summand(spec: object) -> bool:
@@ -231,15 +214,15 @@ _REBUILD: dict[str, Callable[..., object]] = {
     "_rebuild_parameter": _first_argument,
     "_rebuild_parameter_with_state": _first_argument,
     "_rebuild_from_type_v2": _from_type,
-    "_rebuild_sparse_tensor": _unsupported("sparse"),
-    "_rebuild_sparse_csr_tensor": _unsupported("sparse"),
-    "_rebuild_nested_tensor": _unsupported("nested"),
-    "_rebuild_qtensor": _unsupported("quantized", _QUANTIZED),
-    "_rebuild_meta_tensor_no_storage": _unsupported("meta"),
-    "_rebuild_xla_tensor": _unsupported("device"),
-    "_rebuild_device_tensor_from_numpy": _unsupported("device"),
-    "_rebuild_device_tensor_from_cpu_tensor": _unsupported("device"),
+    "_rebuild_sparse_tensor": _unsupported("sparse", _SPARSE),
+    "_rebuild_sparse_csr_tensor": _unsupported("sparse", _SPARSE),
+    "_rebuild_nested_tensor": _unsupported("nested", _NESTED),
+    "_rebuild_qtensor": _unsupported(_CODES, _QUANTIZED),
+    "_rebuild_meta_tensor_no_storage": _unsupported("meta", _META),
+    "_rebuild_xla_tensor": _unsupported("device (XLA)", _DEVICE),
+    "_rebuild_device_tensor_from_numpy": _unsupported("device (XLA)", _DEVICE),
+    "_rebuild_device_tensor_from_cpu_tensor": _from_cpu_tensor,
     "_rebuild_wrapper_subclass": _unsupported("wrapped"),
-    "UninitializedParameter": _unsupported("lazy, uninitialized"),
-    "UninitializedBuffer": _unsupported("lazy, uninitialized"),
+    "UninitializedParameter": _unsupported("lazy, uninitialized", _LAZY),
+    "UninitializedBuffer": _unsupported("lazy, uninitialized", _LAZY),
 }

@@ -9,7 +9,8 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import Tensor
 from ema_cli.formats.structure import UnreadableTensor, are_sizes, writable_name
-from ema_cli.formats.torch.objects import StorageRef, TensorRef, UnsupportedTensor, element_bytes
+from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
+from ema_cli.formats.torch.storages import StorageRef, element_bytes
 from ema_cli.storage.extents import LayoutPool, TensorLayout, normal_strides, span
 from ema_cli.text import quoted, shortlist
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.foreign_archives import foreign_zip
 from ema_cli.formats.torch.zip_directory import FETCH_AGAIN, LOCAL_HEADER, ZipDirectory, ZipEntry
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.source import ByteSource
@@ -41,7 +42,7 @@ class Archive:
     def _find_root(self) -> str:
         roots = [name.removesuffix("data.pkl") for name in self._entries.names if name.endswith("/data.pkl")]
         if len(roots) != 1 or roots[0].count("/") != 1:
-            raise InputRefused("is a zip archive, but was not written by torch.save")
+            raise foreign_zip(self._entries.names)
         return roots[0]
 
     def read(self, name: str, *, most: int) -> bytes:

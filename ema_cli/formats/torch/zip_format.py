@@ -14,7 +14,8 @@ from ema_cli.formats.inert_pickle.values import PickleError
 from ema_cli.formats.state_dict.find_weights import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Structure
-from ema_cli.formats.torch.objects import TensorRef, reduce, storage_from_persistent_id
+from ema_cli.formats.torch.objects import TensorRef, reduce
+from ema_cli.formats.torch.storages import storage_from_persistent_id
 from ema_cli.formats.torch.tensor_locations import locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE, Archive
 from ema_cli.storage.extents import LayoutPool
