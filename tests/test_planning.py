@@ -108,11 +108,17 @@ def test_many_differences_are_capped(tmp_path: Path) -> None:
         plan(tmp_path, states)
 
 
-def test_integers_of_two_sizes_are_a_difference(tmp_path: Path) -> None:
-    """A copied tensor must have one type in all checkpoints."""
+def test_copied_tensors_need_not_agree(tmp_path: Path) -> None:
+    """Only the last is read for integers of another type or shape; floats in one checkpoint are a difference."""
     states = [{"w": torch.ones(1), "n": torch.tensor(1, dtype=dtype)} for dtype in (torch.int32, torch.int64)]
-    with pytest.raises(InputRefused, match='"n": int32'):
+    assert {t.name: t.dtype.torch_name for t in plan(tmp_path, states).tensors} == {"w": "float32", "n": "int64"}
+    states[0]["n"], states[1]["n"] = torch.arange(7), torch.ones(2, 3, dtype=torch.bool)
+    assert {t.name: t.shape for t in plan(tmp_path, states).tensors} == {"w": (1,), "n": (2, 3)}
+    states[0]["n"] = torch.ones(2, 3)
+    with pytest.raises(InputRefused, match=r'"n": float32 in "ckpt_100\.pt", bool in "ckpt_200\.pt"'):
         plan(tmp_path, states)
+    with pytest.raises(InputRefused, match=r'"n": bool in "ckpt_100\.pt", float32 in "ckpt_200\.pt"'):
+        plan(tmp_path, states[::-1])
 
 
 def test_floats_of_two_sizes_are_folded_with_a_warning(tmp_path: Path) -> None:

@@ -11,13 +11,11 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from ema_cli.dtypes import DType
 from ema_cli.fold.conversion import Bytes, numbers_in, round_to
 from ema_cli.records.plan import Plan
 from ema_cli.storage.extents import Located
-from ema_cli.storage.strided_read import announce, read_elements
+from ema_cli.storage.strided_read import announce, read_block
 
 _ROUNDING = 1e-9
 """Weights that sum to one are at most this far from it."""
@@ -89,13 +87,6 @@ class Constants:
         return self._plan.extent(self._plan.tensors[number], self._plan.used[row])
 
 
-def read_block(extent: Located, start: int, count: int) -> Bytes:
-    """Return ``count`` elements of a tensor as they are stored, in memory of their own."""
-    raw = np.empty(count * extent.layout.dtype.itemsize, dtype=np.uint8)
-    read_elements(extent, start, raw)
-    return raw
-
-
 def as_written(raw: Bytes, stored: DType, written: DType) -> Bytes:
     """Return elements of the type ``stored`` as elements of the type ``written``."""
     return raw if stored is written else round_to(numbers_in(raw, stored), written)
@@ -104,7 +95,7 @@ def as_written(raw: Bytes, stored: DType, written: DType) -> Bytes:
 def equal_numbers(a: Bytes, b: Bytes, of_a: DType, of_b: DType) -> bool:
     """Whether two pieces have the same bits; of different types, the same bits as float64, which holds all exactly."""
     if of_a is not of_b:
-        a, b = numbers_in(a, of_a).view(np.uint8), numbers_in(b, of_b).view(np.uint8)
+        a, b = numbers_in(a, of_a).view("u1"), numbers_in(b, of_b).view("u1")
     return a.tobytes() == b.tobytes()
 
 

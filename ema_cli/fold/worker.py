@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ema_cli.fold.constants import as_written, read_block
+from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
 from ema_cli.fold.lanes import Lane
 from ema_cli.fold.schedule import Block
@@ -16,7 +16,7 @@ from ema_cli.fold.statistics import Sum, dot
 from ema_cli.fold.value_errors import refuse_nonfinite, refuse_overflow
 from ema_cli.records.plan import Action
 from ema_cli.storage.extents import Extent, Located
-from ema_cli.storage.strided_read import read_elements
+from ema_cli.storage.strided_read import read_block, read_elements
 
 
 class Worker:

@@ -19,7 +19,6 @@ from ema_cli.weights.methods import Weighting
 from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
-
 _ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
 """Warnings about the default of an option, which are silent if the option was given by hand."""
 

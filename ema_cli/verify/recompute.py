@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ema_cli.dtypes import DType, Kind
-from ema_cli.fold.constants import as_written, equal_numbers, read_block
+from ema_cli.fold.constants import as_written, equal_numbers
 from ema_cli.fold.conversion import Bytes, numbers_in, round_to
 from ema_cli.storage.extents import Located
+from ema_cli.storage.strided_read import read_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

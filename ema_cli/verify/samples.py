@@ -15,13 +15,13 @@ from itertools import accumulate
 
 from ema_cli.errors import InputRefused
 from ema_cli.events import Counted, Listener, ignore
-from ema_cli.fold.constants import read_block
 from ema_cli.fold.conversion import Bytes
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report, Tensor
 from ema_cli.storage.extents import Located, TensorLayout
+from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.verify.inputs import FoundInput
 from ema_cli.verify.output import Check
