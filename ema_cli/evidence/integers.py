@@ -44,8 +44,8 @@ def warn_of_integers(plan: Plan) -> list[RunWarning]:
     return [
         RunWarning(
             code="integers-differ",
-            message=f"{plural(len(differing), 'tensor')} of integers or bools changed from checkpoint to checkpoint "
-            f"and copied from the last: {shortlist(named)}",
+            message=f"{plural(len(differing), 'tensor')} of integers or bools changed from checkpoint to checkpoint; "
+            f"the output has the values of the last: {shortlist(named)}",
             hint="codes of quantized weights do not fit averaged scales: average first, then quantize; counters and "
             "caches are rightly copied",
         )
