@@ -59,9 +59,9 @@ def average(
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
     on_missing: OnMissing = "error",
-    buffers: BufferPolicy = "average",
+    buffers: BufferPolicy | None = None,
     device: str = "cpu",
-    dtype: OutputDtype = "same",
+    dtype: OutputDtype | None = None,
     threads: int | None = None,
     max_memory: int | str | None = None,
     geometry: GeometryMode = "sample",
@@ -114,9 +114,10 @@ def average(
         exclude: regular expressions: no tensors whose name matches one of them.
         strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
         on_missing: ``"last"``: if not all checkpoints have the same tensors, write those of the last one.
-        buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint.
+        buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
+            ``"average"``, with a warning.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
-        dtype: type of averaged tensors in the output; ``"same"``: as in the last checkpoint.
+        dtype: type of averaged tensors in the output; ``None`` for ``"same"``: as in the last checkpoint.
         threads: number of worker threads; by default one per core, at most 4.
         max_memory: limit for the buffers of the fold.
         geometry: measure the distances between the checkpoints on a sample of elements, or not.
@@ -173,9 +174,9 @@ def plan(
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
     on_missing: OnMissing = "error",
-    buffers: BufferPolicy = "average",
+    buffers: BufferPolicy | None = None,
     device: str = "cpu",
-    dtype: OutputDtype = "same",
+    dtype: OutputDtype | None = None,
     threads: int | None = None,
     max_memory: int | str | None = None,
     geometry: GeometryMode = "sample",

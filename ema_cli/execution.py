@@ -122,7 +122,8 @@ def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Run
     names = [
         quoted(tensor.name)
         for position, tensor in enumerate(plan.tensors)
-        if tensor.action is Action.AVERAGED and not all(found[position].finite for found in folded.statistics)
+        if tensor.action is Action.AVERAGED
+        and not all(found[position].finite or found[position].kept for found in folded.statistics)
     ]
     warnings = warn_of_same_weights(plan, folded.contents)
     if names:

@@ -11,6 +11,7 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import EmaAvgError, Proposal, UsageError
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
+from ema_cli.evidence.integers import warn_of_integers
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.options.shell_command import shell_command
@@ -51,7 +52,7 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
             opened.close()
             error.hint = _first_that_works(error.proposals, options) or error.hint
             raise
-        yield plan
+        yield replace(plan, warnings=(*plan.warnings, *warn_of_integers(plan)))
 
 
 def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:

@@ -265,7 +265,7 @@ def test_a_batch_continues_after_failed_runs(runs: Path, ema_avg: Run) -> None:
     write_series(runs / "mixed", random_states(2))
     write_one(runs / "mixed" / "ckpt_300.pt")
     for step in (1, 2):
-        save_file({"w": torch.tensor([1.0, float("nan")])}, write_one(runs / "nan" / f"s_{step}.safetensors"))
+        save_file({"w": torch.tensor([float(step), float("nan")])}, write_one(runs / "nan" / f"s_{step}.safetensors"))
     write_series(runs / "taken", random_states(2))
     (runs / "taken" / "ema.safetensors").mkdir()
     write_series(runs / "locked", random_states(2))

@@ -272,7 +272,7 @@ def test_names_from_files_cannot_speak_to_the_terminal(tmp_path: Path, ema_avg: 
     """Escape sequences, markup and line breaks in tensor names are escaped."""
     name = "x\x1b[31m[red]\n::error::y"
     for step in (1, 2):
-        save_file({name: torch.full((2,), float("inf"))}, tmp_path / f"s_{step}.safetensors")
+        save_file({name: torch.tensor([step, float("inf")])}, tmp_path / f"s_{step}.safetensors")
     done = ema_avg("s_*.safetensors", "--decay", "0.5", "-o", "ema.safetensors", FORCE_COLOR="1")
     assert done.returncode == 3
     assert "\x1b[31m[red]" not in done.stderr
@@ -438,7 +438,7 @@ def test_an_output_that_was_changed_is_not_up_to_date(run_folder: Path, ema_avg:
 def test_averages_that_are_not_finite_are_warned_about(tmp_path: Path, ema_avg: Run) -> None:
     """``--allow-nonfinite`` folds NaN, and says so."""
     for step in (1, 2):
-        save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / f"s_{step}.safetensors")
+        save_file({"w": torch.tensor([step, float("nan")])}, tmp_path / f"s_{step}.safetensors")
     done = ema_avg("s_*.safetensors", "--decay", "0.5", "-o", "ema.safetensors", "--allow-nonfinite")
     assert done.returncode == 0
     assert "nonfinite-written" in done.stderr

@@ -355,7 +355,8 @@ def test_the_largest_numbers_average_to_themselves(tmp_path: Path) -> None:
 
 def test_a_float64_sum_that_overflows_is_refused(tmp_path: Path) -> None:
     """A weighted sum of finite float64 inputs that overflows is distinguished from non-finite inputs."""
-    states = [{"w": torch.full((2,), torch.finfo(torch.float64).max, dtype=torch.float64)}] * 4
+    largest = torch.finfo(torch.float64).max
+    states = [{"w": torch.tensor([largest, number], dtype=torch.float64)} for number in range(4)]
     with pytest.raises(InputRefused, match='tensor "w" is too large to be averaged in float64'):
         average(tmp_path, states, decay=0.99)
 

@@ -312,3 +312,43 @@ def test_metadata_of_the_user_win(tmp_path: Path) -> None:
     output = tmp_path / "ema.safetensors"
     ema_cli.average(paths, decay=0.5, output=output, tied="drop", metadata={"wte.weight": "mine"})
     assert metadata_of(output)["wte.weight"] == "mine"
+
+
+def test_a_copied_tensor_need_not_have_one_shape(tmp_path: Path, ema_avg: Run) -> None:
+    """A tensor that some checkpoint lacks is copied from the last, whatever the others call by its name."""
+    states = growing()
+    states[1]["new"] = torch.randn(5, dtype=torch.float64)
+    write_series(tmp_path / "run", states)
+    done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--on-missing", "last")
+    assert done.returncode == 0, done.stderr
+    assert same_bits(load(tmp_path / "ema.safetensors")["new"], states[2]["new"])
+    assert "dtypes-differ" not in done.stderr
+    assert ema_avg("verify", "ema.safetensors").returncode == 0
+
+
+@pytest.mark.parametrize("buffers", ["first", "last"])
+def test_copied_statistics_have_the_shape_of_their_own_checkpoint(tmp_path: Path, ema_avg: Run, buffers: str) -> None:
+    """A layer that grew: its statistics are copied from one checkpoint, and the output verifies."""
+    states: list[State] = [
+        {"w": torch.full((2,), float(n)), "bn.running_var": torch.full((n,), float(n))} for n in (1, 2, 3)
+    ]
+    write_series(tmp_path / "run", states)
+    assert ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors").returncode == 3
+    done = ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors", "--buffers", buffers)
+    assert done.returncode == 0, done.stderr
+    expected = states[0 if buffers == "first" else 2]["bn.running_var"]
+    assert same_bits(load(tmp_path / "ema.safetensors")["bn.running_var"], expected)
+    assert ema_avg("verify", "ema.safetensors").returncode == 0
+
+
+def test_continuing_copies_integers_of_another_shape(tmp_path: Path) -> None:
+    """The previous average holds the extra state of its last checkpoint; the new last one decides."""
+    states: list[State] = [
+        {"w": torch.full((2,), float(n)), "_extra_state": torch.zeros(n, dtype=torch.uint8)} for n in (1, 2, 3, 4)
+    ]
+    paths = write_series(tmp_path, states)
+    first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
+    ema_cli.average(paths[:2], decay=0.5, output=first)
+    report = ema_cli.average(paths[2:], decay=0.5, output=again, continue_from=first)
+    assert load(again)["_extra_state"].shape == (4,)
+    assert not [warning for warning in report.warnings if warning.code != "continued-from-rounded"]

@@ -115,7 +115,9 @@ def test_a_new_option_is_in_the_table_of_the_documentation() -> None:
 def test_the_keywords_in_python_are_the_options(function: Any) -> None:
     """Every field of the record is a typed keyword with its default, and nothing else is."""
     parameters = inspect.signature(function).parameters
-    defaults = {one.name: None if one.default is dict else one.default for one in declared(Options)}
+    defaults = {
+        one.name: None if one.default is dict or one.default_warned else one.default for one in declared(Options)
+    }
     names = {"paths": inspect.Parameter.empty, **defaults, "run": None}
     if function is ema_cli.average:
         names["output"] = inspect.Parameter.empty

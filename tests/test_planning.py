@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 import ema_cli
 from ema_cli.api import make_options
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
+from ema_cli.options.shell_command import shell_command
 from ema_cli.records.plan import Action, Plan
 from ema_cli.storage.source import FileSource
+from tests.helpers.program import Run
 from tests.helpers.series import State, open_files, random_states, write_series
 
 
@@ -108,11 +110,17 @@ def test_many_differences_are_capped(tmp_path: Path) -> None:
         plan(tmp_path, states)
 
 
-def test_integers_of_two_sizes_are_a_difference(tmp_path: Path) -> None:
-    """A copied tensor must have one type in all checkpoints."""
+def test_copied_tensors_need_not_agree(tmp_path: Path) -> None:
+    """Only the last is read for integers of another type or shape; floats in one checkpoint are a difference."""
     states = [{"w": torch.ones(1), "n": torch.tensor(1, dtype=dtype)} for dtype in (torch.int32, torch.int64)]
-    with pytest.raises(InputRefused, match='"n": int32'):
+    assert {t.name: t.dtype.torch_name for t in plan(tmp_path, states).tensors} == {"w": "float32", "n": "int64"}
+    states[0]["n"], states[1]["n"] = torch.arange(7), torch.ones(2, 3, dtype=torch.bool)
+    assert {t.name: t.shape for t in plan(tmp_path, states).tensors} == {"w": (1,), "n": (2, 3)}
+    states[0]["n"] = torch.ones(2, 3)
+    with pytest.raises(InputRefused, match=r'"n": float32 in "ckpt_100\.pt", bool in "ckpt_200\.pt"'):
         plan(tmp_path, states)
+    with pytest.raises(InputRefused, match=r'"n": bool in "ckpt_100\.pt", float32 in "ckpt_200\.pt"'):
+        plan(tmp_path, states[::-1])
 
 
 def test_floats_of_two_sizes_are_folded_with_a_warning(tmp_path: Path) -> None:
@@ -397,3 +405,66 @@ def test_numbers_of_numpy_are_plain_numbers(tmp_path: Path) -> None:
         assert ema_cli.plan(paths, decay=decay).outputs[0].files[0].header == expected
     whole, real = (ema_cli.plan(paths, decay=decay).outputs[0].files[0].header for decay in (0, 0.0))
     assert whole == real
+
+
+@pytest.mark.parametrize(
+    ("states", "by_default", "codes", "by_hand"),
+    [
+        ([{"bn.running_mean": torch.ones(1)}] * 3, {}, ["batchnorm-averaged"], {"buffers": "average"}),
+        ([{"w": torch.ones(2)}, {"w": torch.ones(2).half()}], {}, ["dtypes-differ"], {"dtype": "same"}),
+        ([{"w": torch.ones(2)}, {"w": torch.ones(2).half()}], {}, ["dtypes-differ"], {"dtype": "float32"}),
+        ([{"w": torch.ones(1).to(torch.float8_e4m3fn)}] * 3, {}, ["float8-averaged"], {"dtype": "same"}),
+        ([{"w": torch.ones(1)}] * 4, {"half_life": 150, "per": "step"}, ["unobserved-mass"], {"init": "first"}),
+    ],
+)
+def test_an_option_by_hand_silences_the_warning_about_its_default(
+    states: list[State], by_default: dict[str, Any], codes: list[str], by_hand: dict[str, Any], tmp_path: Path
+) -> None:
+    """From Python; another option that is given does not silence it."""
+    options = by_default or {"decay": 0.3}
+    assert codes_of(plan(tmp_path, states, **options)) == codes
+    assert codes_of(plan(tmp_path, states, **options, threads=1, geometry="sample")) == codes
+    assert codes_of(plan(tmp_path, states, **options, **by_hand)) == []
+
+
+def test_types_of_copied_tensors_may_differ(tmp_path: Path) -> None:
+    """The output has the type of the one that is copied, so there is nothing to warn of."""
+    states = [{"w": torch.ones(1), "bn.running_mean": torch.ones(2).to(dtype)} for dtype in (torch.float32, torch.half)]
+    made = plan(tmp_path, states, buffers="first")
+    assert codes_of(made) == []
+    assert {t.name: t.dtype.torch_name for t in made.tensors}["bn.running_mean"] == "float32"
+    states[0]["bn.running_mean"] = torch.ones(3)
+    made = plan(tmp_path, states, buffers="first")
+    assert {t.name: t.shape for t in made.tensors}["bn.running_mean"] == (3,)
+    with pytest.raises(InputRefused, match=r"bn\.running_mean"):
+        plan(tmp_path, states)
+
+
+@pytest.mark.parametrize("where", ["flag", "file", "environment"])
+def test_a_default_is_confirmed_from_anywhere(tmp_path: Path, ema_avg: Run, where: str) -> None:
+    """On the command line, in the configuration, in the environment; ``--strict`` passes then, and only then."""
+    states = [{"bn.running_mean": torch.full((2,), float(n)), "w": torch.full((2,), float(n))} for n in range(3)]
+    write_series(tmp_path / "run", states)
+    command = ("run", "--method", "uniform", "-o", "ema.safetensors", "--strict")
+    assert ema_avg(*command).returncode == 8
+    environment = {"EMA_AVG_BUFFERS": "average"} if where == "environment" else {}
+    if where == "file":
+        (tmp_path / "ema-avg.toml").write_text('buffers = "average"\n')
+    flags = ("--buffers", "average") if where == "flag" else ()
+    done = ema_avg(*command, *flags, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "batchnorm" not in done.stderr.lower()
+
+
+def test_a_confirmed_default_changes_no_byte(tmp_path: Path) -> None:
+    """Outputs of both are the same, so that one is up to date for the other; commands that are proposed repeat it."""
+    paths = write_series(tmp_path, [{"bn.running_mean": torch.ones(2), "w": torch.ones(2)}] * 2)
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(paths, decay=0.3, output=output)
+    before = output.read_bytes()
+    report = ema_cli.average(paths, decay=0.3, output=output, buffers="average", dtype="same", force=True)
+    assert output.read_bytes() == before
+    assert report.command.options["buffers"] == "average"
+    options = make_options("run", buffers="average", decay=0.5)
+    assert "--buffers average" in shell_command(options)
+    assert "--buffers" not in shell_command(make_options("run", decay=0.5))

@@ -202,6 +202,23 @@ def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) 
     assert len(site.ranges) <= 2 * 8
 
 
+def test_constants_and_integers_of_a_web_server(site: Site, tmp_path: Path) -> None:
+    """A plan compares integers with at most 8 reads of a file; a constant is sent twice, other weights once."""
+    mask = torch.full((2000, 1000), -torch.inf).triu(1)
+    integers = {f"ids{n}": torch.arange(30_000) for n in range(12)}
+    for step in (1, 2):
+        weights = {"w": torch.randn(500_000, generator=torch.manual_seed(step))}
+        save_file({"mask": mask, **weights, **integers}, site.folder / f"m_{step}.safetensors")
+    addresses = [f"{site.address}/m_{step}.safetensors" for step in (1, 2)]
+    assert ema_cli.plan(addresses, decay=0.5).warnings == ()
+    assert len(site.ranges) <= 2 * (3 + 8)
+    site.ranges.clear()
+    ema_cli.average(addresses, decay=0.5, output=tmp_path / "ema.safetensors")
+    assert load_file(tmp_path / "ema.safetensors")["mask"].equal(mask)
+    averaged, copied = 4 * 500_000 + 2 * mask.nbytes, 12 * 8 * 30_000
+    assert sum(length for _, _, length in site.ranges) <= 2 * averaged + copied + 2 * (1 << 20)
+
+
 def sometimes(every: int) -> Callable[[int], bool]:
     """Return a function that is true for every n-th part, once the structures were read."""
     return lambda n: n > 8 and n % every == 0

@@ -141,9 +141,12 @@ def _parameter(one: Option) -> inspect.Parameter:
     value: Any = Literal[one.choices] if one.choices else _TYPES.get(one.kind, str)
     value = Path if one.form is _FILE else value  # shells complete its name
     default = str(one.default) if isinstance(one.default, Path) else one.default
+    unset = one.unset
+    if one.default_warned:
+        default, unset = None, unset or str(one.default)
     if one.many or one.negated:
         value, default = (list[value], None) if one.many else (value, False)
-    text = f"{one.help} [default: {one.unset}]" if one.unset else one.help
+    text = f"{one.help} [default: {unset}]" if unset else one.help
     info = typer.Option(
         *filter(None, (one.flag, one.short)),
         help=text.replace("[", "\\["),  # a bracket is markup for Rich

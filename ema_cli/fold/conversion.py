@@ -52,6 +52,13 @@ def decode(raw: Bytes, dtype: DType, out: Float64) -> None:
         np.copyto(out, raw.view(NUMPY_TYPES[dtype.name]))
 
 
+def numbers_in(raw: Bytes, dtype: DType) -> Float64:
+    """Return the numbers in ``raw``, in memory of their own."""
+    values = np.empty(len(raw) // dtype.itemsize * components(dtype))
+    decode(raw, dtype, values)
+    return values
+
+
 @cache
 def _table(name: str) -> Float64:
     """Return the value of each of the 256 codes of an 8-bit type."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ema_cli.fold.constants import Constants
 from ema_cli.fold.content_digests import ContentDigests, TensorChecksums
 from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.fold.geometry.trajectory import describe_run
@@ -17,6 +18,11 @@ from ema_cli.records.plan import Action, Plan
 
 _LARGEST_SUM = 1 + 1e-9
 """Of the weights of an average: one, plus rounding."""
+
+
+class Stopped(Exception):  # noqa: N818 - this thread met no error
+    """The fold is over because another thread failed."""
+
 
 OnTensor = Callable[[TensorOutcome], None]
 """Called with the outcome of every tensor that is complete, from the threads of the fold."""
@@ -51,6 +57,7 @@ class FoldState:
         self.schedule = Schedule(plan, frozenset(outcome.number for outcome in done))
         self.statistics = Statistics(plan)
         self.integrity = IntegrityCheck()
+        self.constants = Constants(plan, self.raise_if_stopping)
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
         """Per checkpoint, its weight in each average."""
         self.expands = [math.fsum(output.weighting.weights) > _LARGEST_SUM for output in plan.outputs]
@@ -60,6 +67,16 @@ class FoldState:
         self._on_tensor = on_tensor
         for outcome in done:
             self._restore(outcome)
+
+    def raise_if_stopping(self) -> None:
+        """Raise if the threads must stop.
+
+        Raises:
+            Stopped: they must.
+
+        """
+        if self.stopping:
+            raise Stopped
 
     def close(self, block: Block, read: Sequence[int], lengths: Sequence[int], written: Sequence[int]) -> None:
         """Complete a block: it is in all sinks, and its sums are in the statistics.

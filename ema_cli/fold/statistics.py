@@ -53,6 +53,7 @@ class Statistics:
         self._plan = plan
         self._open: dict[int, tuple[list[array[float]], int]] = {}
         self._nonfinite: set[tuple[int, int]] = set()
+        self._kept: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         self.by_average: list[list[TensorStatistics]] = [[_UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
 
@@ -69,13 +70,19 @@ class Statistics:
             if missing == 1:
                 del self._open[block.number]
                 for k, values_of_blocks in enumerate(parts):
-                    finite = (k, block.number) not in self._nonfinite
-                    self.by_average[k][block.number] = replace(_describe(values_of_blocks), finite=finite)
+                    found, key = _describe(values_of_blocks), (k, block.number)
+                    finite, kept = key not in self._nonfinite, key in self._kept
+                    self.by_average[k][block.number] = replace(found, finite=finite, kept=kept)
 
     def mark_nonfinite(self, k: int, block: Block) -> None:
         """Record that average k of a tensor holds NaN or infinity. Call it before ``add`` for the block."""
         with self._lock:
             self._nonfinite.add((k, block.number))
+
+    def mark_kept(self, k: int, block: Block) -> None:
+        """Record that average k of a constant tensor is not what its sum would be. Call it before ``add``."""
+        with self._lock:
+            self._kept.add((k, block.number))
 
 
 def add_spreads(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import InputRefused
-from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode
+from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in
 from ema_cli.fold.lanes import Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.records.plan import Plan, PlannedTensor
@@ -42,14 +42,13 @@ def refuse_nonfinite(plan: Plan, block: Block, extents: Sequence[tuple[int, Loca
         dtype = extent.layout.dtype
         raw = lane.buffer(block.count * dtype.itemsize)
         read_elements(extent, block.start, raw)
-        values = np.empty(block.count * components(dtype))
-        decode(raw, dtype, values)
+        values = numbers_in(raw, dtype)
         nonfinite = np.flatnonzero(~np.isfinite(values))
         if len(nonfinite):
-            index = _index(tensor, block.start + int(nonfinite[0]) // components(dtype))
+            where = _place(tensor, block.start + int(nonfinite[0]) // components(dtype))
             raise InputRefused(
                 f"tensor {quoted(tensor.name)} of {quoted(str(plan.checkpoints[i].path))} holds "
-                f"{values[nonfinite[0]]} at index {index}",
+                f"{values[nonfinite[0]]}{where}",
                 hint="average without that checkpoint, --exclude the tensor, or accept it with --allow-nonfinite",
             )
     raise InputRefused(f"tensor {quoted(tensor.name)} is too large to be averaged in float64")
@@ -80,5 +79,6 @@ def refuse_overflow(tensor: PlannedTensor, values: Float64, rounded: Bytes) -> N
         )
 
 
-def _index(tensor: PlannedTensor, flat: int) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.unravel_index(flat, tensor.shape)) if tensor.shape else ()
+def _place(tensor: PlannedTensor, flat: int) -> str:
+    """Return where an element is, in words; nothing for a scalar, which has no index."""
+    return f" at index {tuple(int(i) for i in np.unravel_index(flat, tensor.shape))}" if tensor.shape else ""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, round_to
+from ema_cli.fold.constants import as_written
+from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
 from ema_cli.fold.lanes import Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
@@ -13,11 +16,7 @@ from ema_cli.fold.statistics import Sum, dot
 from ema_cli.fold.value_errors import refuse_nonfinite, refuse_overflow
 from ema_cli.records.plan import Action
 from ema_cli.storage.extents import Extent, Located
-from ema_cli.storage.strided_read import read_elements
-
-
-class Stopped(Exception):  # noqa: N818 - this thread met no error
-    """The fold is over because another thread failed."""
+from ema_cli.storage.strided_read import read_block, read_elements
 
 
 class Worker:
@@ -28,6 +27,8 @@ class Worker:
         self._lane = lane
         self._last = np.empty(state.plan.buffers.block_elements)
         self._scratch = np.empty(state.plan.buffers.block_elements)
+        self._newest: Bytes = np.empty(0, dtype=np.uint8)
+        """The block as the last checkpoint stores it, in the buffer of the lane."""
         self._tensor = -1
         self._extents: list[tuple[int, Located]] = []
 
@@ -58,8 +59,7 @@ class Worker:
         crcs, lengths = [], []
         self._lane.start(count)
         for row, (i, extent) in enumerate(self._extents):
-            if self._state.stopping:  # on a slow disk, a block of a thousand checkpoints takes too long to wait for
-                raise Stopped
+            self._state.raise_if_stopping()  # a block of a thousand checkpoints takes too long to wait for
             dtype = extent.layout.dtype
             raw = self._lane.buffer(block.count * dtype.itemsize)
             crcs.append(self._read(extent, block, raw))
@@ -68,9 +68,10 @@ class Worker:
             if sampler is not None:
                 sampler.take(row, raw, dtype)
         decode(raw, dtype, last)
+        self._newest = raw
         sums, written = [], []
         for k, total in enumerate(self._lane.sums()):
-            squares, crc = self._finish(k, block, total, last)
+            squares, crc = self._finish(k, block, total, last, crcs)
             sums.append(squares)
             written.append(crc)
         last_squared = dot(last, last)
@@ -89,24 +90,46 @@ class Worker:
         read_elements(extent, block.start, raw, integrity.add)
         return zlib_ng.crc32(raw)
 
-    def _finish(self, k: int, block: Block, total: Float64, last: Float64) -> tuple[tuple[Sum, Sum], int]:
-        """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written."""
+    def _finish(
+        self, k: int, block: Block, total: Float64, last: Float64, crcs: Sequence[int]
+    ) -> tuple[tuple[Sum, Sum], int]:
+        """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written.
+
+        ``crcs`` are those of the block in the checkpoints read.
+        """
         tensor = self._state.plan.tensors[block.number]
         squared = dot(total, total)
         # A square can overflow although the number itself is finite.
-        if not np.isfinite(squared[0]) and not np.isfinite(total).all():
-            self._handle_nonfinite(k, block)
-        rounded = round_to(total, tensor.dtype)
+        finite = bool(np.isfinite(squared[0]) or np.isfinite(total).all())
+        numbers, rounded = total, round_to(total, tensor.dtype)
+        row = self._state.constants.row_of(k, block.number, crcs, finite=finite)
+        stored = None if row is None else self._constant(k, block, row, rounded, finite=finite)
+        if stored is not None:
+            numbers, rounded = stored
+            self._state.statistics.mark_kept(k, block)
+        elif not finite and not self._state.allow_nonfinite:
+            refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
+        if not finite:
+            self._state.statistics.mark_nonfinite(k, block)
         if self._may_overflow(k, tensor.dtype.name):
-            refuse_overflow(tensor, total, rounded)
+            refuse_overflow(tensor, numbers, rounded)
         self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded.data)
         difference = np.subtract(total, last, out=self._scratch[: len(total)])
         return (squared, dot(difference, difference)), zlib_ng.crc32(rounded)
 
-    def _handle_nonfinite(self, k: int, block: Block) -> None:
-        if not self._state.allow_nonfinite:
-            refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
-        self._state.statistics.mark_nonfinite(k, block)
+    def _constant(
+        self, k: int, block: Block, row: int, rounded: Bytes, *, finite: bool
+    ) -> tuple[Float64, Bytes] | None:
+        """Return a block of a constant as it is stored in checkpoint ``row``, unless the sum has given the same."""
+        tensor = self._state.plan.tensors[block.number]
+        extent = self._extents[row][1]
+        dtype = extent.layout.dtype
+        is_last = row == len(self._extents) - 1
+        raw = self._newest if is_last else read_block(extent, block.start, block.count)
+        stored = as_written(raw, dtype, tensor.dtype)
+        if finite and np.array_equal(stored, rounded):
+            return None
+        return (numbers_in(raw, dtype), stored) if self._state.constants.includes(k, block.number) else None
 
     def _may_overflow(self, k: int, output: str) -> bool:
         """Return whether average k may exceed the range of the element type ``output``.

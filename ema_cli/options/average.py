@@ -47,6 +47,8 @@ class Options(OutputOptions):
     """Files, folders and glob patterns."""
     run: str | None = None
     """The folder that ``{run}`` and ``{name}`` in the output stand for; ``None`` for the one folder in ``paths``."""
+    confirmed: tuple[str, ...] = ()
+    """Options with ``default_warned`` whose default was given by hand."""
 
     order: Order = option(
         "auto",
@@ -122,6 +124,7 @@ class Options(OutputOptions):
         panel="Compute",
         in_fingerprint=True,
         kept_on_continue=True,
+        default_warned=True,
     )
     device: str = option("cpu", help="cpu, cuda, cuda:1, ... or auto.", metavar="DEVICE", panel="Compute")
     threads: int | None = option(
@@ -154,6 +157,11 @@ class Options(OutputOptions):
         """Whether the order changes more than what is copied from the last: not if all have a weight of their own."""
         selects = self.last is not None or self.every > 1
         return selects or not set(self.method_names) <= {"uniform", "manual"}
+
+    def is_given(self, name: str) -> bool:
+        """Whether an option with ``default_warned`` was given by hand, be it with its default."""
+        (default,) = (one.default for one in declared(Options) if one.name == name)
+        return name in self.confirmed or getattr(self, name) != default
 
     def kept_on_continue(self) -> dict[str, str | None]:
         """Return the options that the metadata of an output store, and that a continued average must repeat.
@@ -247,4 +255,6 @@ def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     names = tuple(os.fspath(path) for path in listed)
     if "manual" in values["method"] and values["weights"] is None:
         names, values["weights"] = split_weights(names)
-    return Options(paths=names, **values)
+    given_by_hand = (one for one in declared(Options) if one.default_warned and given.get(one.name) is not None)
+    confirmed = tuple(one.name for one in given_by_hand if values[one.name] == one.default)
+    return Options(paths=names, **{"confirmed": confirmed, **values})

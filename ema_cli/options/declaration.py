@@ -63,6 +63,9 @@ class Option:
     """Whether its value is stored in the output's metadata, and must be the same when that average is continued."""
     unstored: tuple[str, ...] = ()
     """Values that the metadata leave out, with ``None``: they all mean the same for a continued average."""
+    default_warned: bool = False
+    """Whether a warning tells about the default: it is silent if the default was given by hand. Such an option is
+    ``None`` on the command line and in Python until it is given."""
     on_command_line: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of its parameter on the command line."""
 

@@ -68,6 +68,7 @@ class OutputOptions(WeightOptions):
         help="Type of averaged tensors in the output. same: as in the last checkpoint.",
         panel="Compute",
         in_fingerprint=True,
+        default_warned=True,
     )
     report: tuple[Location, ...] = option(
         (),

@@ -18,7 +18,7 @@ def shell_command(options: Options) -> str:
     ]
     for one in declared(Options):
         value = getattr(options, one.name)
-        if value != one.read(None):
+        if value != one.read(None) or one.name in options.confirmed:
             words.extend(_spelled(one, value))
     return shlex.join(words)
 

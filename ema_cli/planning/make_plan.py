@@ -75,7 +75,7 @@ def make_plan(series: Series, options: Options) -> Plan:
             *series.warnings,
             *warn_of_chosen_weights(checkpoints),
             *warn_of_unmatched(matched, dropped),
-            *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints]),
+            *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints], options),
             *side_file_warnings,
         ),
     )

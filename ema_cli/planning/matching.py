@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ema_cli.dtypes import Kind
+from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused, UsageError
+from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_DIFFERENCES = 12
+_WHOLE = {Kind.INTEGER, Kind.BOOL}
 
 Chosen = dict[str, tuple[int, TensorLayout]]
 """Tensors by name, with their position in the layout of a checkpoint."""
@@ -68,7 +70,7 @@ def match_tensors(
     options: Options,
     lacked_before: Collection[str] = (),
 ) -> Matched:
-    """Compare every layout with that of the last checkpoint.
+    """Compare every layout with that of the last checkpoint. Copied tensors need not agree in shape and type.
 
     ``layout_numbers`` has the layout of each checkpoint, ``chosen`` the selected tensors of each layout, and
     ``lacked_before`` the tensors that some checkpoint inside the previous average lacks.
@@ -79,20 +81,21 @@ def match_tensors(
     """
     last_name = quoted(checkpoints[-1].path.name)
     reference = chosen[layout_numbers[-1]]
+    others = [tensors for tensors in chosen if tensors is not reference]
+    lacking = {name for tensors in others for name in reference if name not in tensors}
+    lacking.update(name for name in lacked_before if name in reference)
     absent: list[str] = []
     unlike: list[str] = []
     for number, tensors in enumerate(chosen):
         if tensors is not reference:
             name = quoted(checkpoints[layout_numbers.index(number)].path.name)
             absent.extend(_absent(tensors, reference, name, last_name, may_be=options.on_missing == "last"))
-            unlike.extend(_unlike(tensors, reference, name, last_name))
+            unlike.extend(_unlike(_averaged_alike(tensors, reference, lacking, options), name, last_name))
     if absent or unlike:
         raise _different_models([*absent, *unlike], only_absent=not unlike and _share_some(chosen))
-    others = [tensors for tensors in chosen if tensors is not reference]
-    lacking = {name for tensors in others for name in reference if name not in tensors}
     return Matched(
         tensors=tuple(chosen),
-        lacking=frozenset(lacking | {name for name in lacked_before if name in reference}),
+        lacking=frozenset(lacking),
         dropped=tuple(dict.fromkeys(name for tensors in others for name in tensors if name not in reference)),
     )
 
@@ -124,12 +127,33 @@ def _absent(tensors: Chosen, reference: Chosen, name: str, last_name: str, *, ma
             yield f"{other} lacks {plural(len(missing), 'tensor')} of {owner}: {shortlist(missing, most=3)}"
 
 
-def _unlike(tensors: Chosen, reference: Chosen, name: str, last_name: str) -> Iterator[str]:
-    """Yield the tensors that have different shapes, or types that cannot be averaged together."""
-    for tensor, (_, layout) in tensors.items():
-        if tensor not in reference:
+def why_copied(name: str, dtype: DType, options: Options) -> str:
+    """Return why a tensor of this name and type is copied, for people; empty if it is averaged."""
+    if not dtype.averaged:
+        return "no floating-point numbers"
+    return f"--buffers {options.buffers}" if options.buffers != "average" and is_batch_norm_statistic(name) else ""
+
+
+def _averaged_alike(
+    tensors: Chosen, reference: Chosen, lacking: Collection[str], options: Options
+) -> Iterator[tuple[str, TensorLayout, TensorLayout]]:
+    """Yield the tensors that must agree in shape and type with those of the last checkpoint, and both layouts.
+
+    Only one of the checkpoints is read for a tensor that is copied.
+    """
+    for name, (_, layout) in tensors.items():
+        if name not in reference or name in lacking:
             continue
-        expected = reference[tensor][1]
+        expected = reference[name][1]
+        if {layout.dtype.kind, expected.dtype.kind} <= _WHOLE:
+            continue
+        if not (expected.dtype.averaged and why_copied(name, expected.dtype, options)):
+            yield name, layout, expected
+
+
+def _unlike(pairs: Iterable[tuple[str, TensorLayout, TensorLayout]], name: str, last_name: str) -> Iterator[str]:
+    """Yield the tensors that have different shapes, or types that cannot be averaged together."""
+    for tensor, layout, expected in pairs:
         if layout.shape != expected.shape:
             yield f"{quoted(tensor)}: shape {layout.shape} in {name}, {expected.shape} in {last_name}"
         elif layout.dtype is not expected.dtype and {layout.dtype.kind, expected.dtype.kind} != {Kind.FLOAT}:

@@ -8,7 +8,7 @@ from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
-from ema_cli.planning.matching import Matched
+from ema_cli.planning.matching import Matched, why_copied
 from ema_cli.planning.refusals import refuse_scales
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
@@ -38,14 +38,15 @@ def plan_tensors(
     first = matched.tensors[layout_numbers[0]]
     from_first = {name for name in first if options.buffers == "first" and is_batch_norm_statistic(name)}
     sources = {name: 0 if name in from_first else last for name in reference}
+    read = {name: matched.tensors[layout_numbers[source]][name][1] for name, source in sources.items()}
     layouts = [
         TensorLayout(
             name=name,
-            dtype=_output_dtype(matched.tensors[layout_numbers[sources[name]]][name][1].dtype, reasons[name], options),
+            dtype=_output_dtype(layout.dtype, reasons[name], options),
             shape=layout.shape,
             strides=None,
         )
-        for name, (_, layout) in reference.items()
+        for name, layout in read.items()
     ]
     ties = checkpoints[last].ties
     stands_for: dict[str, list[str]] = {}
@@ -77,11 +78,8 @@ def plan_tensors(
 
 def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Options) -> str:
     """Return why a tensor is copied, for people; empty if it is averaged."""
-    if not layout.dtype.averaged:
-        return "no floating-point numbers"
-    if options.buffers != "average" and is_batch_norm_statistic(name):
-        return f"--buffers {options.buffers}"
-    return "not in every checkpoint" if name in matched.lacking else ""
+    reason = why_copied(name, layout.dtype, options)
+    return reason or ("not in every checkpoint" if name in matched.lacking else "")
 
 
 def _output_dtype(dtype: DType, why_copied: str, options: Options) -> DType:

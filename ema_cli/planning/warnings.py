@@ -9,6 +9,7 @@ from dataclasses import replace
 from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.ties import DroppedTies
 from ema_cli.records.plan import Action, Plan, PlannedTensor
@@ -18,17 +19,37 @@ from ema_cli.weights.methods import Weighting
 from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
+_ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
+"""Warnings about the default of an option, which are silent if the option was given by hand."""
+
 
 def warn_of_plan(
-    weightings: Sequence[Weighting], timeline: Timeline, tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
+    weightings: Sequence[Weighting],
+    timeline: Timeline,
+    tensors: Sequence[PlannedTensor],
+    chosen: Sequence[Chosen],
+    options: Options,
 ) -> Iterator[RunWarning]:
     """Yield the warnings about the shares and the tensors of a plan; ``chosen`` has those of each distinct layout."""
+    for warning in _warnings_about_plan(weightings, timeline, tensors, chosen, options):
+        about = _ABOUT_DEFAULTS.get(warning.code)
+        if about is None or not options.is_given(about):
+            yield warning
+
+
+def _warnings_about_plan(
+    weightings: Sequence[Weighting],
+    timeline: Timeline,
+    tensors: Sequence[PlannedTensor],
+    chosen: Sequence[Chosen],
+    options: Options,
+) -> Iterator[RunWarning]:
     averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
     several = timeline.count > 1
-    yield from _warnings_about_shares(weightings if several else weightings[:1], timeline)
+    yield from _warnings_about_shares(weightings if several else weightings[:1], timeline, options)
     if several:
         yield from _warnings_about_averaged(averaged)
-    yield from _warnings_about_dtypes(chosen, {tensor.name for tensor in tensors})
+    yield from _warnings_about_dtypes(chosen, {tensor.name for tensor in averaged})
     if not averaged:
         yield RunWarning(code="nothing-averaged", message="no tensor has floating-point numbers: all are copied")
 
@@ -60,11 +81,19 @@ def warn_of_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWar
             yield RunWarning(code=code, message=message, hint=hint)
 
 
-def _warnings_about_shares(weightings: Sequence[Weighting], timeline: Timeline) -> Iterator[RunWarning]:
-    """Yield each kind of warning once: in full for the first average concerned, the others by name."""
+def _warnings_about_shares(
+    weightings: Sequence[Weighting], timeline: Timeline, options: Options
+) -> Iterator[RunWarning]:
+    """Yield each kind of warning once: in full for the first average concerned, the others by name.
+
+    ``--init first`` by hand says what shall be used for the steps before the first checkpoint.
+    """
     by_code: dict[str, list[tuple[str, RunWarning]]] = {}
     for weighting in weightings:
+        starts_by_hand = options.init is not None and weighting.method.init is not None
         for warning in warn_of_shares(weighting, timeline):
+            if starts_by_hand and warning.code == "unobserved-mass":
+                continue
             by_code.setdefault(warning.code, []).append((weighting.method.label, warning))
     for found in by_code.values():
         label, warning = found[0]

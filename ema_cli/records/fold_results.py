@@ -16,6 +16,9 @@ class TensorStatistics:
 
     finite: bool = True
     """Whether all numbers of the average are finite; its norm can overflow even then."""
+    kept: bool = False
+    """Whether it is a constant, equal in all checkpoints of the average, that was written as it is stored because its
+    sum would be NaN, infinite, or rounded to another number."""
     norm: float | None
     """Euclidean norm of the average."""
     drift: float | None

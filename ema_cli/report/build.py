@@ -165,6 +165,7 @@ def _average(
                 drift=measured.drift,
                 cosine=measured.cosine,
                 spread=measured.spread,
+                kept=measured.kept,
             )
             for tensor, measured in zip(plan.tensors, statistics, strict=True)
         ),

@@ -105,6 +105,9 @@ class Tensor:
     """The reason in words; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
     """Names tied to this tensor and not written (``--tied drop``)."""
+    kept: bool = False
+    """Whether it is equal in all checkpoints of the average and was written as it is stored, because its sum would be
+    NaN, infinite, or rounded to another number."""
     spread: float | None = None
     """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 

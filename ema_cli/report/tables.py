@@ -110,7 +110,8 @@ def tensor_row(tensor: Tensor) -> list[str]:
     """Return the cells of a tensor: name, type, shape, drift, cosine, norm, spread."""
     name = safe_text(tensor.name) + (f" = {safe_text(tensor.tied_to)}" if tensor.tied_to else "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
-    drift = "copied" if tensor.action == "copied" else _number(tensor.drift, percent)
+    drift = "kept" if tensor.kept else _number(tensor.drift, percent)
+    drift = "copied" if tensor.action == "copied" else drift
     return [name, tensor.dtype, shape, drift, *map(_number, (tensor.cosine, tensor.norm, tensor.spread))]
 
 

@@ -67,6 +67,18 @@ def read_elements(extent: Located, start: int, out: Bytes, on_read: OnRead = ign
         extent.source.unspool(*_storage_range(extent), len(out))
 
 
+def read_block(extent: Located, start: int, count: int) -> Bytes:
+    """Return ``count`` elements of a tensor as they are stored, in memory of their own.
+
+    Raises:
+        InputChanged: they cannot be read.
+
+    """
+    raw = np.empty(count * extent.layout.dtype.itemsize, dtype=np.uint8)
+    read_elements(extent, start, raw)
+    return raw
+
+
 def announce(extent: Located, start: int, count: int) -> None:
     """Announce to the sources that the elements ``[start, start + count)`` will be read soon."""
     if count == 0:

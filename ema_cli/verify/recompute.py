@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ema_cli.dtypes import DType, Kind
-from ema_cli.fold.conversion import Bytes, Float64, components, decode, round_to
+from ema_cli.fold.constants import as_written, equal_numbers
+from ema_cli.fold.conversion import Bytes, numbers_in, round_to
 from ema_cli.storage.extents import Located
-from ema_cli.storage.strided_read import read_elements
+from ema_cli.storage.strided_read import read_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,18 +30,6 @@ class Mismatch:
     """Number of elements of the piece that differ."""
 
 
-def read_piece(extent: Located, start: int, count: int) -> Bytes:
-    """Return the bytes of ``count`` elements, as stored in the file.
-
-    Raises:
-        InputChanged: the file cannot be read.
-
-    """
-    raw = np.empty(count * extent.layout.dtype.itemsize, dtype=np.uint8)
-    read_elements(extent, start, raw)
-    return raw
-
-
 def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dtype: DType) -> Bytes:
     """Return ``count`` elements of ``sum_i w_i theta_i`` as the bytes of ``dtype``.
 
@@ -52,11 +41,26 @@ def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dt
 
     """
     with np.errstate(all="ignore"):
-        products = (_numbers(read_piece(extent, start, count), extent.layout.dtype) * w for w, extent in terms)
+        products = (numbers_in(read_block(extent, start, count), extent.layout.dtype) * w for w, extent in terms)
         total = next(products)
         for product in products:
             total = total + product
         return round_to(total, dtype)
+
+
+def keep(terms: Sequence[tuple[float, Located]], start: int, count: int, dtype: DType) -> Bytes | None:
+    """Return ``count`` elements of a constant as the bytes of ``dtype``; ``None`` if the ``terms`` differ in them.
+
+    Raises:
+        InputChanged: an input cannot be read.
+
+    """
+    _, first = terms[0]
+    of_first, raw = first.layout.dtype, read_block(first, start, count)
+    for _, extent in terms[1:]:
+        if not equal_numbers(raw, read_block(extent, start, count), of_first, extent.layout.dtype):
+            return None
+    return as_written(raw, of_first, dtype)
 
 
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:
@@ -65,7 +69,7 @@ def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | Non
     wrong = np.flatnonzero(expected.view(bits) != found.view(bits))
     if dtype.averaged and len(wrong):
         parts = (raw.view(bits)[wrong].view(np.uint8) for raw in (expected, found))
-        x, y = (_numbers(part, dtype).reshape(len(wrong), -1) for part in parts)
+        x, y = (numbers_in(part, dtype).reshape(len(wrong), -1) for part in parts)
         wrong = wrong[~((np.isnan(x) & np.isnan(y)) | (x.view(np.uint64) == y.view(np.uint64))).all(axis=1)]
     if not len(wrong):
         return None
@@ -78,15 +82,9 @@ def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | Non
     )
 
 
-def _numbers(raw: Bytes, dtype: DType) -> Float64:
-    values = np.empty(len(raw) // dtype.itemsize * components(dtype))
-    decode(raw, dtype, values)
-    return values
-
-
 def _shown(raw: Bytes, index: int, dtype: DType) -> str:
     """Return one element as text; its bits if it is not a number."""
     element = raw[index * dtype.itemsize : (index + 1) * dtype.itemsize]
     if dtype.averaged:
-        return " and ".join(repr(float(number)) for number in _numbers(element, dtype))
+        return " and ".join(repr(float(number)) for number in numbers_in(element, dtype))
     return str(element.view(dtype.torch_name)[0]) if dtype.kind is Kind.INTEGER else f"0x{element.tobytes().hex()}"

@@ -21,10 +21,11 @@ from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report, Tensor
 from ema_cli.storage.extents import Located, TensorLayout
+from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.verify.inputs import FoundInput
 from ema_cli.verify.output import Check
-from ema_cli.verify.recompute import find_mismatch, read_piece, recompute
+from ema_cli.verify.recompute import find_mismatch, keep, recompute
 
 PIECE_ELEMENTS = 1 << 14
 _MOST_SHOWN = 3
@@ -96,7 +97,7 @@ def _tensors_as_reported(output: Checkpoint, report: Report) -> list[tuple[Tenso
 
 
 def _compare(tensor: Tensor, extent: Located, piece: Piece, expected: Bytes) -> Iterator[str]:
-    found = read_piece(extent, piece.start, piece.count)
+    found = read_block(extent, piece.start, piece.count)
     mismatch = find_mismatch(expected, found, extent.layout.dtype)
     if mismatch is not None:
         index = _index(tensor.shape, piece.start + mismatch.index)
@@ -150,9 +151,10 @@ class Recipe:
             if extent.layout.dtype is not layout.dtype:
                 path = self._inputs[number].reported.path
                 raise InputRefused(f"{quoted(layout.name)} has a different type in {quoted(path)}")
-            return read_piece(extent, piece.start, piece.count)
+            return read_block(extent, piece.start, piece.count)
         terms = [(weight, self._extent(i, layout)) for i, weight in enumerate(self._weights) if weight != 0]
-        return recompute(terms, piece.start, piece.count, layout.dtype)
+        kept = keep(terms, piece.start, piece.count, layout.dtype) if tensor.kept else None
+        return recompute(terms, piece.start, piece.count, layout.dtype) if kept is None else kept
 
     def _has(self, number: int, name: str) -> bool:
         """Whether an input has a tensor: with ``--on-missing last`` some inputs may lack it."""

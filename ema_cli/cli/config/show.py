@@ -17,7 +17,7 @@ _UNSET = "-"
 
 def show(found: Configured, parameters: Mapping[str, Any], console: Console) -> None:
     """Print the effective values on stdout, as lines or as the JSON document."""
-    values = {option.parameter: _plain(parameters[option.parameter]) for option in found.options}
+    values = {option.parameter: _effective(option, parameters[option.parameter]) for option in found.options}
     if console.style.json:
         console.document(_document(found, values))
         return
@@ -56,6 +56,10 @@ def _explained(found: Configured, option: Option) -> str:
             return f"default; {was} of {safe_text(one.setting.where)} is dropped for --{by}"
     setting = found.settings.get(option.parameter)
     return safe_text(setting.where) if setting else "default"
+
+
+def _effective(option: Option, value: Any) -> Any:  # noqa: ANN401 - what Click parsed
+    return _plain(option.default if value is None and option.default_warned else value)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - what Click parsed

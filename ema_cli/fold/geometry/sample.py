@@ -114,8 +114,10 @@ class GeometrySample:
             (placed + averages, placed + averages) float64, relative to the last checkpoint.
 
         """
-        sample = self._sample
-        sample -= sample[-1].copy()
+        sample, last = self._sample, self._sample[-1].copy()
+        unchanged = sample.view(np.uint64) == last.view(np.uint64)
+        sample -= last
+        sample[unchanged] = 0  # also where both are infinite or NaN
         present = [number for number, taken in enumerate(self._taken) if taken]
         if not present:
             return np.zeros((len(self.placed) + len(self.weights),) * 2)

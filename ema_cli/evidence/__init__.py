@@ -1,0 +1,1 @@
+"""What the bytes of the checkpoints say about a plan, before the fold: bounded reads."""

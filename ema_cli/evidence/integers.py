@@ -1,0 +1,104 @@
+"""Integers that change from checkpoint to checkpoint may be codes of a quantizer: copying those of the last is wrong.
+
+Compared are a sample of each tensor, in the first and the last checkpoint that are read. Not compared: single numbers,
+which are counters, and the bytes of ``get_extra_state``, which belong to the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ema_cli.dtypes import Kind
+from ema_cli.errors import RunWarning
+from ema_cli.records.plan import Action, Plan, PlannedTensor
+from ema_cli.storage.extents import Extent, Located
+from ema_cli.text import plural, quoted, safe_text, shortlist
+
+_EXTRA_STATE = "_extra_state"
+"""The last part of the names under which torch saves the state of ``torch.nn.Module.get_extra_state``."""
+_PIECE_BYTES = 1 << 14
+_MOST_PIECES = 4
+"""Of one tensor."""
+_BUDGET = 256
+"""Pieces that are read of one checkpoint on a disk; the largest tensors come first."""
+_REMOTE_BUDGET = 8
+"""Pieces that are read of one checkpoint in a store."""
+
+
+def warn_of_integers(plan: Plan) -> list[RunWarning]:
+    """Return a warning if copied integers or bools differ between the checkpoints.
+
+    Raises:
+        InputChanged: a checkpoint cannot be read.
+
+    """
+    differing: list[PlannedTensor] = []
+    alike: list[PlannedTensor] = []
+    for tensor in plan.tensors:
+        if _may_be_codes(tensor) and len(_holders(plan, tensor)) > 1:
+            (differing if _differs_in_layout(plan, tensor) else alike).append(tensor)
+    differing += _differing_in_sample(plan, sorted(alike, key=lambda tensor: -tensor.elements))
+    if not differing:
+        return []
+    named = (f"{quoted(tensor.name)} ({safe_text(tensor.dtype.torch_name)} {tensor.shape})" for tensor in differing)
+    return [
+        RunWarning(
+            code="integers-differ",
+            message=f"{plural(len(differing), 'tensor')} of integers or bools changed from checkpoint to checkpoint; "
+            f"the output has the values of the last: {shortlist(named)}",
+            hint="codes of quantized weights do not fit averaged scales: average first, then quantize; counters and "
+            "caches are rightly copied",
+        )
+    ]
+
+
+def _may_be_codes(tensor: PlannedTensor) -> bool:
+    is_whole = tensor.action is Action.COPIED and tensor.dtype.kind in (Kind.INTEGER, Kind.BOOL)
+    is_extra_state = tensor.name.rpartition(".")[2] == _EXTRA_STATE
+    return is_whole and tensor.elements > 1 and tensor.tied_to is None and not is_extra_state
+
+
+def _holders(plan: Plan, tensor: PlannedTensor) -> list[int]:
+    """Return the checkpoints in use that have a tensor."""
+    return [i for i in plan.used if tensor.positions[plan.layout_numbers[i]] >= 0]
+
+
+def _differs_in_layout(plan: Plan, tensor: PlannedTensor) -> bool:
+    layouts = {plan.layout_numbers[i]: plan.layout(tensor, i) for i in _holders(plan, tensor)}
+    return len({(layout.shape, layout.dtype) for layout in layouts.values()}) > 1
+
+
+def _differing_in_sample(plan: Plan, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """Return the tensors that differ in the sample, as far as the budget goes."""
+    is_remote = any(source.is_remote for i in plan.used for source in plan.checkpoints[i].index.sources)
+    left, most = (_REMOTE_BUDGET, 1) if is_remote else (_BUDGET, _MOST_PIECES)
+    differing = []
+    for tensor in tensors:
+        pieces = list(_pieces(tensor, most))
+        left -= len(pieces)
+        if left < 0:
+            break
+        first, last = (plan.extent(tensor, i) for i in (_holders(plan, tensor)[0], tensor.copied_from))
+        if any(_read(first, *piece) != _read(last, *piece) for piece in pieces):
+            differing.append(tensor)
+    return differing
+
+
+def _pieces(tensor: PlannedTensor, most: int) -> Iterator[tuple[int, int]]:
+    """Yield the first element and the number of elements of each piece: all of a small tensor, else evenly spaced."""
+    size, elements = tensor.dtype.itemsize, tensor.elements
+    if elements * size <= _PIECE_BYTES * most:
+        yield 0, elements
+        return
+    count = _PIECE_BYTES // size
+    for number in range(most):
+        yield (elements - count) * number // max(most - 1, 1), count
+
+
+def _read(extent: Located, start: int, count: int) -> bytes:
+    size = extent.layout.dtype.itemsize
+    if isinstance(extent, Extent) and extent.layout.strides is None:
+        return extent.source.read(extent.offset + start * size, count * size)
+    from ema_cli.storage.strided_read import read_block  # noqa: PLC0415 - numpy, not needed to plan
+
+    return read_block(extent, start, count).tobytes()
