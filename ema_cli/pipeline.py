@@ -119,7 +119,7 @@ def examine(plan: Plan, options: Options, locks: ExitStack | None = None) -> tup
     is_stopped = locks is not None and checked.obstacles
     if not options.probe or checked.up_to_date is not None or is_stopped:
         return plan, checked
-    from ema_cli.evidence.examine_series import examine_series  # noqa: PLC0415 - numpy, which other commands need not
+    from ema_cli.evidence.probe import examine_series  # noqa: PLC0415 - numpy, which other commands need not
 
     found = examine_series(plan, options)
     warnings = (*checked.warnings, *mark_allowed(found.warnings, options))

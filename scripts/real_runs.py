@@ -1,12 +1,13 @@
-"""Small real training runs, with every kind of schedule that a series of checkpoints comes from, and ways to spoil them.
+"""Small real training runs with every kind of schedule that series of checkpoints come from.
 
-The runs take seconds to a minute each on one core. ``probe_runs.py`` measures on them what the probe sees.
+The runs take seconds each on one core. ``probe_runs.py`` measures what the probe sees of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,11 +67,10 @@ class Task:
     state: Callable[[], State]
 
 
-def digits(seed: int, *, start: State | None = None, rate: float = 0.1, noise: float = 0.3, classes: int = 10) -> Task:
+def digits(seed: int, *, start: State | None = None, rate: float = 0.1, noise: float = 0.3) -> Task:
     """Return a CNN with BatchNorm on handwritten digits, SGD with momentum."""
     torch.manual_seed(seed)
     (images, labels), _ = load_data()
-    images, labels = images[labels < classes], labels[labels < classes]
     generator = torch.Generator().manual_seed(seed + 1000)
     model = make_model()
     if start is not None:
@@ -82,6 +82,22 @@ def digits(seed: int, *, start: State | None = None, rate: float = 0.1, noise: f
         return functional.cross_entropy(model(blurred), labels[batch])
 
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    return Task(model=model, optimizer=optimizer, loss=loss, state=model.state_dict)
+
+
+def perceptron(seed: int) -> Task:
+    """Return an MLP on handwritten digits under strong weight decay: soon its weights only wander around a point."""
+    torch.manual_seed(seed)
+    (images, labels), _ = load_data()
+    generator = torch.Generator().manual_seed(seed + 1000)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+    def loss() -> torch.Tensor:
+        batch = torch.randint(0, len(labels), (32,), generator=generator)
+        blurred = images[batch] + 0.5 * torch.randn(32, *images.shape[1:], generator=generator)
+        return functional.cross_entropy(model(blurred), labels[batch])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
     return Task(model=model, optimizer=optimizer, loss=loss, state=model.state_dict)
 
 
@@ -119,7 +135,7 @@ def characters(
         from peft import LoraConfig, get_peft_model, get_peft_model_state_dict  # noqa: PLC0415 - slow to import
 
         torch.manual_seed(seed + 2000)
-        model = get_peft_model(model, LoraConfig(r=8, target_modules=["linear1", "linear2", "head"]))  # type: ignore[arg-type]
+        model = get_peft_model(model, LoraConfig(r=8, target_modules=["linear1", "linear2", "head"]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def loss() -> torch.Tensor:
@@ -133,7 +149,7 @@ def characters(
 
 
 def train(task: Task, steps: int, saved: Sequence[int], schedule: Schedule = constant) -> list[State]:
-    """Train, and return the weights after each of the ``saved`` steps; step 0 is the initialisation."""
+    """Train, and return the weights after each of the ``saved`` steps; step 0 is the initialization."""
     states = [copied(task.state())] if 0 in saved else []
     base = [group["lr"] for group in task.optimizer.param_groups]
     task.model.train()
@@ -159,12 +175,13 @@ def evenly(steps: int, saves: int = SAVES, first: int = 0) -> list[int]:
 
 
 def real_series(seed: int) -> Iterator[tuple[str, list[State]]]:
-    """Yield runs as people average them, each with its checkpoints in order. All must stay without a verdict."""
+    """Yield runs as people average them, each with its checkpoints in order."""
     from_zero = [0, *evenly(600)]
     yield "CNN, constant rate, second half", train(digits(seed), 1000, evenly(1000, 13, 500))
     yield "CNN, constant rate, from step 0", train(digits(seed), 600, from_zero)
     yield "CNN, cosine to zero, from step 0", train(digits(seed), 600, from_zero, cosine)
     yield "CNN, long, around a minimum", train(digits(seed, rate=0.02), 3000, evenly(3000, 12, 1800))
+    yield "MLP, at rest around a minimum", train(perceptron(seed), 5200, evenly(5200, 12, 4000))
     yield "CNN, cyclic rate, every low point", train(digits(seed), 1200, evenly(1200, 12), cycles(12))
     yield "CNN, cyclic rate, high and low points", train(digits(seed), 1200, evenly(1200, 12), cycles(6.001))
     yield "CNN, spike", train(digits(seed), 600, evenly(600), spike)
@@ -182,14 +199,7 @@ def real_series(seed: int) -> Iterator[tuple[str, list[State]]]:
     base = train(digits(seed), 600, [600], cosine)[0]
     yield "CNN, fine-tune", train(digits(seed + 50, start=base, rate=1e-3, noise=0.5), 240, [0, *evenly(240)], cosine)
     pretrained = train(characters(seed), 600, [600], warmup_cosine)[0]
-    tuned = characters(seed + 50, start=pretrained, rate=1e-4, source=math_source())
+    tuned = characters(seed + 50, start=pretrained, rate=1e-4, source=statistics.__file__)
     yield "transformer, fine-tune", train(tuned, 240, [0, *evenly(240)], warmup_cosine)
-    adapted = characters(seed + 50, start=pretrained, rate=3e-3, source=math_source(), lora=True)
-    yield "LoRA from initialisation", train(adapted, 240, [0, *evenly(240)], warmup_cosine)
-
-
-def math_source() -> str:
-    """Return the path of another text."""
-    import statistics  # noqa: PLC0415
-
-    return statistics.__file__
+    adapted = characters(seed + 50, start=pretrained, rate=3e-3, source=statistics.__file__, lora=True)
+    yield "LoRA from initialization", train(adapted, 240, [0, *evenly(240)], warmup_cosine)

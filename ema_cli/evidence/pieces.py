@@ -27,7 +27,7 @@ _MOST_WHOLE = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class SampledPiece:
     """A run of elements of one tensor, in the order of their storage."""
 
     number: int
@@ -71,25 +71,29 @@ class _Stretch:
     elements: int
     itemsize: int
 
-    def piece(self, start: int, count: int) -> Piece:
-        return Piece(number=self.number, part=self.part, start=start, count=count)
+    def piece(self, start: int, count: int) -> SampledPiece:
+        return SampledPiece(number=self.number, part=self.part, start=start, count=count)
 
 
-def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[Piece]:
+def is_remote(plan: Plan, rows: Sequence[int]) -> bool:
+    """Whether any of the checkpoints is in a store, where every read is a request."""
+    return any(source.is_remote for i in rows for source in plan.checkpoints[i].index.sources)
+
+
+def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[SampledPiece]:
     """Return the pieces to read of each of the checkpoints ``rows``, in the order of the plan's tensors."""
     stretches = list(_stretches(plan, rows))
-    remote = any(source.is_remote for i in rows for source in plan.checkpoints[i].index.sources)
-    most, most_whole = (MOST_REQUESTS, MOST_REQUESTS) if remote else (MOST_PIECES, _MOST_WHOLE)
+    most, most_whole = (MOST_REQUESTS, MOST_REQUESTS) if is_remote(plan, rows) else (MOST_PIECES, _MOST_WHOLE)
     size = sum(stretch.elements * stretch.itemsize for stretch in stretches)
     if size <= most * PIECE_BYTES and len(stretches) <= most_whole:
         return [stretch.piece(0, stretch.elements) for stretch in stretches]
     return list(_spread(stretches, most))
 
 
-def first_pieces(plan: Plan, rows: Sequence[int], most: int) -> list[Piece]:
+def first_pieces(plan: Plan, rows: Sequence[int], most: int) -> list[SampledPiece]:
     """Return the beginning of every tensor; nothing if there are more than ``most``, or if they are in a store."""
     stretches = list(_stretches(plan, rows))
-    if len(stretches) > most or any(s.is_remote for i in rows for s in plan.checkpoints[i].index.sources):
+    if len(stretches) > most or is_remote(plan, rows):
         return []
     return [one.piece(0, min(one.elements, max(1, PIECE_BYTES // one.itemsize))) for one in stretches]
 
@@ -118,7 +122,7 @@ def _dense_elements(layout: TensorLayout) -> list[int]:
     ]
 
 
-def _spread(stretches: Sequence[_Stretch], most: int) -> Iterator[Piece]:
+def _spread(stretches: Sequence[_Stretch], most: int) -> Iterator[SampledPiece]:
     """Yield ``most`` pieces, or fewer, at equal distances along all tensors, where each counts by its root of size.
 
     The root leaves some pieces for the small tensors beside a large embedding.

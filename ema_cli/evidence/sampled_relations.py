@@ -7,14 +7,14 @@ that are equal in all checkpoints, and elements that are not finite in some, car
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
-from ema_cli.evidence.pieces import Piece
+from ema_cli.evidence.pieces import SampledPiece, is_remote
 from ema_cli.fold.conversion import Float64, components, decode
 from ema_cli.records.plan import Plan
 
@@ -25,22 +25,23 @@ _CONSTANT = 1e-9
 
 
 class SampledRelations:
-    """Distances, cosines and digests of the checkpoints ``rows``, measured on ``pieces``.
+    """Distances, cosines and checksums of the checkpoints ``rows``, measured on ``pieces``.
 
     Raises:
         InputChanged: a file ends early, or cannot be read.
 
     """
 
-    def __init__(self, plan: Plan, rows: Sequence[int], pieces: Sequence[Piece]) -> None:
+    def __init__(self, plan: Plan, rows: Sequence[int], pieces: Sequence[SampledPiece]) -> None:
         count = len(rows)
         self.elements = 0
         """Finite elements per checkpoint, in tensors that differ."""
         self._squares = np.zeros((count, count))
         self._products = np.zeros((count, count))
         self._compared = np.zeros((count, count))
-        self._digests = [hashlib.blake2b(digest_size=16) for _ in rows]
-        for i in rows:
+        self.checksums = [0] * count
+        """Of the sampled bytes of each checkpoint."""
+        for i in rows if is_remote(plan, rows) else ():
             for piece in pieces:
                 piece.announce(plan, i)
         for _, group in groupby(pieces, lambda piece: piece.number):
@@ -57,38 +58,33 @@ class SampledRelations:
         with np.errstate(invalid="ignore"):
             return np.asarray(self._products / self._compared)
 
-    @property
-    def digests(self) -> list[bytes]:
-        """Of the sampled bytes of each checkpoint."""
-        return [digest.digest() for digest in self._digests]
-
-    def _add_tensor(self, plan: Plan, rows: Sequence[int], pieces: Sequence[Piece]) -> None:
+    def _add_tensor(self, plan: Plan, rows: Sequence[int], pieces: Sequence[SampledPiece]) -> None:
         tensor = plan.tensors[pieces[0].number]
-        raws = [np.concatenate([piece.read(plan, i) for piece in pieces]) for i in rows]
+        raws = [_joined([piece.read(plan, i) for piece in pieces]) for i in rows]
         dtypes = [plan.layout(tensor, i).dtype for i in rows]
-        for digest, raw, dtype in zip(self._digests, raws, dtypes, strict=True):
-            digest.update(dtype.name.encode())
-            digest.update(raw.data)
+        self.checksums = [zlib_ng.crc32(raw, known) for raw, known in zip(raws, self.checksums, strict=True)]
         if _all_equal(raws):
             return
         values = np.empty((len(rows), sum(piece.count for piece in pieces) * components(tensor.dtype)))
         for row, raw, dtype in zip(values, raws, dtypes, strict=True):
             decode(raw, dtype, row)
-        values = values[:, np.isfinite(values).all(axis=0)]
-        largest = np.abs(values).max(initial=0)
-        if largest > 0 and (values != values[0]).any():
-            self._compare(values / largest)
+        if not np.isfinite(values).all():
+            values = values[:, np.isfinite(values).all(axis=0)]
+        largest = max(values.max(initial=0), -values.min(initial=0))
+        if largest > 0:
+            values /= largest
+            self._compare(values)
 
     def _compare(self, values: Float64) -> None:
-        """Add a tensor: (checkpoints, elements), at most 1 in magnitude."""
+        """Add a tensor: (checkpoints, elements), the largest magnitude 1."""
         count = values.shape[1]
         self.elements += count
         moved = values - values[-1]
         gram = moved @ moved.T
         own = np.diag(gram)
-        self._squares += np.maximum(own[:, None] + own - 2 * gram, 0) / np.mean(values * values)
+        self._squares += np.maximum(own[:, None] + own - 2 * gram, 0) * (values.size / np.vdot(values, values))
         centred = values - values.mean(axis=1, keepdims=True)
-        norms = np.linalg.norm(centred, axis=1)
+        norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
         present = norms > _CONSTANT * np.sqrt(count)
         if count >= _LEAST_FOR_COSINE:
             centred /= np.where(present, norms, 1)[:, None]
@@ -101,9 +97,13 @@ def _all_equal(raws: Sequence[NDArray[np.uint8]]) -> bool:
     return all(len(raw) == len(raws[0]) and bool((raw == raws[0]).all()) for raw in raws[1:])
 
 
-def groups_of(digests: Iterable[bytes]) -> list[list[int]]:
-    """Return the rows with equal digests, in groups of two or more."""
-    found: dict[bytes, list[int]] = {}
-    for row, digest in enumerate(digests):
-        found.setdefault(digest, []).append(row)
+def _joined(raws: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return raws[0] if len(raws) == 1 else np.concatenate(raws)
+
+
+def groups_of(checksums: Iterable[int]) -> list[list[int]]:
+    """Return the rows with equal checksums, in groups of two or more."""
+    found: dict[int, list[int]] = {}
+    for row, checksum in enumerate(checksums):
+        found.setdefault(checksum, []).append(row)
     return [rows for rows in found.values() if len(rows) > 1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The sampled checkpoints compared with each other; see ``ema_cli.evidence.examine_series``."""
+    """The sampled checkpoints compared with each other; see ``ema_cli.evidence.probe``."""
 
     inputs: tuple[int, ...]
     """Positions of the inputs that were compared, without a previous average: at most 128, evenly chosen."""

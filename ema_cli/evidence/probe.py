@@ -90,11 +90,11 @@ def _rows(plan: Plan) -> list[int]:
 def _copies(plan: Plan, rows: Sequence[int], fresh: Sequence[int], relations: SampledRelations) -> list[list[int]]:
     """Return the groups of rows with equal samples, after a look at the beginning of every tensor."""
     found: list[list[int]] = []
-    for alike in groups_of([relations.digests[row] for row in fresh]):
+    for alike in groups_of(relations.checksums[row] for row in fresh):
         group = [fresh[k] for k in alike]
         members = [rows[row] for row in group]
         pieces = first_pieces(plan, members, _MOST_TENSORS)
-        confirmed = groups_of(SampledRelations(plan, members, pieces).digests) if pieces else []
+        confirmed = groups_of(SampledRelations(plan, members, pieces).checksums) if pieces else []
         found += [[group[k] for k in same] for same in confirmed]
     return found
 
