@@ -216,10 +216,11 @@ def test_copies_are_reported_once(run: list[State], tmp_path: Path) -> None:
 
 
 def test_distances_are_those_of_the_weights(run: list[State], tmp_path: Path) -> None:
-    """A small model is compared whole: root mean square of the differences, relative to that of each tensor."""
+    """A small model is compared whole: root mean square of the differences, relative to that of each piece."""
     evidence = probed(tmp_path / "run", run[:3]).evidence
     assert evidence is not None
-    tensors = [np.stack([to_numpy(state[name]).ravel() for state in run[:3]]) for name in run[0]]
+    whole = [np.stack([to_numpy(state[name]).ravel() for state in run[:3]]) for name in run[0]]
+    tensors = [tensor[:, k : k + 1024] for tensor in whole for k in range(0, tensor.shape[1], 1024)]
     size = sum(tensor.shape[1] for tensor in tensors)
     expected = [
         [sum(((t[i] - t[j]) ** 2).sum() / (t**2).mean() for t in tensors) / size for j in range(3)] for i in range(3)
@@ -239,7 +240,7 @@ def test_layouts_in_storage_do_not_matter(run: list[State], tmp_path: Path) -> N
     for folder in ("strided", "dcp"):
         found = ema_cli.plan(tmp_path / folder, decay=0.8).evidence
         assert found is not None
-        assert np.allclose(found.distances, expected.distances, rtol=1e-9)
+        assert np.allclose(found.distances, expected.distances, rtol=0.02)  # the pieces of a transposed one differ
 
 
 def test_what_is_not_finite_is_left_to_the_fold(run: list[State], tmp_path: Path) -> None:

@@ -72,7 +72,15 @@ class _Stretch:
     itemsize: int
 
     def piece(self, start: int, count: int) -> SampledPiece:
-        return SampledPiece(number=self.number, part=self.part, start=start, count=count)
+        return SampledPiece(number=self.number, part=self.part, start=start, count=min(count, self.elements - start))
+
+    @property
+    def count(self) -> int:
+        """Elements of a piece."""
+        return min(self.elements, max(1, PIECE_BYTES // self.itemsize))
+
+    def cut(self) -> Iterator[SampledPiece]:
+        return (self.piece(start, self.count) for start in range(0, self.elements, self.count))
 
 
 def is_remote(plan: Plan, rows: Sequence[int]) -> bool:
@@ -83,10 +91,10 @@ def is_remote(plan: Plan, rows: Sequence[int]) -> bool:
 def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[SampledPiece]:
     """Return the pieces to read of each of the checkpoints ``rows``, in the order of the plan's tensors."""
     stretches = list(_stretches(plan, rows))
-    most, most_whole = (MOST_REQUESTS, MOST_REQUESTS) if is_remote(plan, rows) else (MOST_PIECES, _MOST_WHOLE)
+    most, most_whole = (MOST_REQUESTS, 1) if is_remote(plan, rows) else (MOST_PIECES, _MOST_WHOLE)
     size = sum(stretch.elements * stretch.itemsize for stretch in stretches)
     if size <= most * PIECE_BYTES and len(stretches) <= most_whole:
-        return [stretch.piece(0, stretch.elements) for stretch in stretches]
+        return [piece for stretch in stretches for piece in stretch.cut()]
     return list(_spread(stretches, most))
 
 
@@ -95,7 +103,7 @@ def first_pieces(plan: Plan, rows: Sequence[int], most: int) -> list[SampledPiec
     stretches = list(_stretches(plan, rows))
     if len(stretches) > most or is_remote(plan, rows):
         return []
-    return [one.piece(0, min(one.elements, max(1, PIECE_BYTES // one.itemsize))) for one in stretches]
+    return [one.piece(0, one.count) for one in stretches]
 
 
 def _stretches(plan: Plan, rows: Sequence[int]) -> Iterator[_Stretch]:
@@ -130,8 +138,7 @@ def _spread(stretches: Sequence[_Stretch], most: int) -> Iterator[SampledPiece]:
     ends = list(accumulate(math.sqrt(stretch.elements) for stretch in stretches))
     marks = [(k + 0.5) * ends[-1] / most for k in range(most)] if ends else []
     for stretch, begin, end in zip(stretches, [0.0, *ends], ends, strict=False):
-        count = min(stretch.elements, max(1, PIECE_BYTES // stretch.itemsize))
-        pieces = min(sum(begin <= mark < end for mark in marks), stretch.elements // count)
+        pieces = min(sum(begin <= mark < end for mark in marks), stretch.elements // stretch.count)
         for k in range(pieces):
             low, high = k * stretch.elements // pieces, (k + 1) * stretch.elements // pieces
-            yield stretch.piece(low + (high - low - count) // 2, count)
+            yield stretch.piece(low + (high - low - stretch.count) // 2, stretch.count)

@@ -1,14 +1,13 @@
 """How far the checkpoints are from each other, from the sampled pieces: distances, cosines, and which are equal.
 
-Each tensor is compared by itself and counts by its sampled elements: the differences relative to its root mean square,
-the cosine after its mean was subtracted, so that neither a large tensor nor the ones of a LayerNorm decide. Tensors
-that are equal in all checkpoints, and elements that are not finite in some, carry no information.
+Each piece is compared by itself and counts by its elements: the differences relative to its root mean square, the
+cosine after its mean was subtracted, so that neither large numbers nor the ones of a LayerNorm decide. Pieces that are
+equal in all checkpoints, and elements that are not finite in some, carry no information.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,11 @@ from ema_cli.fold.conversion import Float64, components, decode
 from ema_cli.records.plan import Plan
 
 _LEAST_FOR_COSINE = 8
-"""Elements of a tensor below which its cosine is chance."""
+"""Elements of a piece below which its cosine is chance."""
 _CONSTANT = 1e-9
 """Relative to the largest element: a smaller deviation from the mean is rounding."""
+_MOST_WAITING = 1 << 22
+"""Bytes of the matrices that are multiplied together."""
 
 
 class SampledRelations:
@@ -34,38 +35,39 @@ class SampledRelations:
 
     def __init__(self, plan: Plan, rows: Sequence[int], pieces: Sequence[SampledPiece]) -> None:
         count = len(rows)
+        self._moved = _InnerProducts(count)
+        self._directions = _InnerProducts(count)
+        self._present = _InnerProducts(count)
         self.elements = 0
-        """Finite elements per checkpoint, in tensors that differ."""
-        self._squares = np.zeros((count, count))
-        self._products = np.zeros((count, count))
-        self._compared = np.zeros((count, count))
+        """Finite elements per checkpoint, in pieces that differ."""
         self.checksums = [0] * count
         """Of the sampled bytes of each checkpoint."""
         for i in rows if is_remote(plan, rows) else ():
             for piece in pieces:
                 piece.announce(plan, i)
-        for _, group in groupby(pieces, lambda piece: piece.number):
-            self._add_tensor(plan, rows, list(group))
+        for piece in pieces:
+            self._add(piece, plan, rows)
 
     @property
     def distances(self) -> Float64:
         """Root mean square of the relative differences, (checkpoints, checkpoints)."""
-        return np.asarray(np.sqrt(self._squares / max(self.elements, 1)))
+        gram = self._moved.total()
+        own = np.diag(gram)
+        return np.asarray(np.sqrt(np.maximum(own[:, None] + own - 2 * gram, 0) / max(self.elements, 1)))
 
     @property
     def cosines(self) -> Float64:
-        """Mean cosine of the tensors, by their elements, (checkpoints, checkpoints); NaN if nothing can be compared."""
+        """Mean cosine of the pieces, by their elements, (checkpoints, checkpoints); NaN if nothing can be compared."""
         with np.errstate(invalid="ignore"):
-            return np.asarray(self._products / self._compared)
+            return np.asarray(self._directions.total() / self._present.total())
 
-    def _add_tensor(self, plan: Plan, rows: Sequence[int], pieces: Sequence[SampledPiece]) -> None:
-        tensor = plan.tensors[pieces[0].number]
-        raws = [_joined([piece.read(plan, i) for piece in pieces]) for i in rows]
-        dtypes = [plan.layout(tensor, i).dtype for i in rows]
+    def _add(self, piece: SampledPiece, plan: Plan, rows: Sequence[int]) -> None:
+        raws = [piece.read(plan, i) for i in rows]
+        dtypes = [plan.layout(plan.tensors[piece.number], i).dtype for i in rows]
         self.checksums = [zlib_ng.crc32(raw, known) for raw, known in zip(raws, self.checksums, strict=True)]
         if _all_equal(raws):
             return
-        values = np.empty((len(rows), sum(piece.count for piece in pieces) * components(tensor.dtype)))
+        values = np.empty((len(rows), piece.count * components(dtypes[0])))
         for row, raw, dtype in zip(values, raws, dtypes, strict=True):
             decode(raw, dtype, row)
         if not np.isfinite(values).all():
@@ -76,29 +78,47 @@ class SampledRelations:
             self._compare(values)
 
     def _compare(self, values: Float64) -> None:
-        """Add a tensor: (checkpoints, elements), the largest magnitude 1."""
+        """Add a piece: (checkpoints, elements), the largest magnitude 1."""
         count = values.shape[1]
         self.elements += count
-        moved = values - values[-1]
-        gram = moved @ moved.T
-        own = np.diag(gram)
-        self._squares += np.maximum(own[:, None] + own - 2 * gram, 0) * (values.size / np.vdot(values, values))
+        self._moved.add((values - values[-1]) * np.sqrt(values.size / np.einsum("ij,ij->", values, values)))
+        if count < _LEAST_FOR_COSINE:
+            return
         centred = values - values.mean(axis=1, keepdims=True)
         norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
         present = norms > _CONSTANT * np.sqrt(count)
-        if count >= _LEAST_FOR_COSINE:
-            centred /= np.where(present, norms, 1)[:, None]
-            both = np.outer(present, present)
-            self._products += count * np.where(both, centred @ centred.T, 0)
-            self._compared += count * both
+        centred *= np.where(present, np.sqrt(count) / np.where(present, norms, 1), 0)[:, None]
+        self._directions.add(centred)
+        self._present.add(np.sqrt(count) * present[:, None])
+
+
+class _InnerProducts:
+    """The sum of the inner products of the rows of matrices; many small matrices are one product.
+
+    A product of its own for each would start the threads of the library each time.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._total = np.zeros((rows, rows))
+        self._waiting: list[Float64] = []
+
+    def add(self, matrix: Float64) -> None:
+        """Add a matrix, (rows, any number of columns)."""
+        self._waiting.append(matrix)
+        if sum(one.nbytes for one in self._waiting) > _MOST_WAITING:
+            self.total()
+
+    def total(self) -> Float64:
+        """Return the sum so far."""
+        if self._waiting:
+            joined = np.concatenate(self._waiting, axis=1)
+            self._total += joined @ joined.T
+            self._waiting.clear()
+        return self._total
 
 
 def _all_equal(raws: Sequence[NDArray[np.uint8]]) -> bool:
     return all(len(raw) == len(raws[0]) and bool((raw == raws[0]).all()) for raw in raws[1:])
-
-
-def _joined(raws: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    return raws[0] if len(raws) == 1 else np.concatenate(raws)
 
 
 def groups_of(checksums: Iterable[int]) -> list[list[int]]:

@@ -12,9 +12,9 @@ class Evidence:
     inputs: tuple[int, ...]
     """Positions of the inputs that were compared, without a previous average: at most 128, evenly chosen."""
     elements: int
-    """Sampled elements per checkpoint that are finite, in tensors that differ between the checkpoints."""
+    """Sampled elements per checkpoint that are finite, in pieces that differ between the checkpoints."""
     distances: tuple[tuple[float, ...], ...]
-    """Between those inputs: the root mean square of the differences, each relative to that of its tensor."""
+    """Between those inputs: the root mean square of the differences, each relative to that of its piece."""
     nearest_cosines: tuple[float | None, ...]
     """Of each of those inputs, the largest cosine to another one; ``None`` if there is nothing to compare."""
     path_ratio: float | None
