@@ -14,8 +14,7 @@ from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Options, Order, make_options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
-from ema_cli.pipeline import planned, run_average
-from ema_cli.preflight.check_plan import preflight
+from ema_cli.pipeline import examine, planned, run_average
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
@@ -65,6 +64,7 @@ def average(
     threads: int | None = None,
     max_memory: int | str | None = None,
     geometry: GeometryMode = "sample",
+    probe: bool = True,
     allow_nonfinite: bool = False,
     max_shard_size: int | str | None = None,
     report: StrPath | Iterable[StrPath] = (),
@@ -74,6 +74,7 @@ def average(
     force: bool = False,
     resume: bool = False,
     strict: bool = False,
+    allow: str | Iterable[str] = (),
     run: str | None = None,
 ) -> Report:
     """Average checkpoints into a safetensors file, and write a report beside it.
@@ -121,6 +122,7 @@ def average(
         threads: number of worker threads; by default one per core, at most 4.
         max_memory: limit for the buffers of the fold.
         geometry: measure the distances between the checkpoints on a sample of elements, or not.
+        probe: read a small sample of every checkpoint before the fold, to see whether they are one series in order.
         allow_nonfinite: average NaN and infinity instead of refusing them.
         max_shard_size: write a folder, in files of at most this size.
         report: further reports, ending in ``.html``, ``.md`` or ``.json``.
@@ -130,6 +132,7 @@ def average(
         force: overwrite an output that is not up to date.
         resume: continue an interrupted run; keep what is complete if this run is interrupted.
         strict: fail on a warning, and publish nothing.
+        allow: codes of warnings that are accepted under ``strict``.
         run: the folder that ``{run}`` and ``{name}`` in ``output`` stand for; by default the one folder in ``paths``.
 
     Returns:
@@ -180,6 +183,7 @@ def plan(
     threads: int | None = None,
     max_memory: int | str | None = None,
     geometry: GeometryMode = "sample",
+    probe: bool = True,
     allow_nonfinite: bool = False,
     max_shard_size: int | str | None = None,
     report: StrPath | Iterable[StrPath] = (),
@@ -189,9 +193,10 @@ def plan(
     force: bool = False,
     resume: bool = False,
     strict: bool = False,
+    allow: str | Iterable[str] = (),
     run: str | None = None,
 ) -> Plan:
-    """Return what ``average`` would do, without reading tensor data or writing anything.
+    """Return what ``average`` would do, without writing anything; of the tensors, only a small sample is read.
 
     The keywords are those of ``average``; ``output`` may be left out. What would stop a run although the plan can be
     made, such as an existing output or a missing device, is a warning of the plan.
@@ -204,7 +209,8 @@ def plan(
     with _keywords_in_errors():
         options = make_options(**given)
         with planned(options) as made:
-            return replace(made, warnings=preflight(made, options).dry_run_warnings())
+            examined, checked = examine(made, options)
+            return replace(examined, warnings=checked.dry_run_warnings())
 
 
 def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:

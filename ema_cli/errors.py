@@ -22,6 +22,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+WARNING_CODES = (
+    *("first-dominates", "unobserved-mass", "window-not-filled", "window-too-short", "plain-mean", "one-checkpoint"),
+    *("steps-incomplete", "steps-contradict", "order-doubtful", "order-against-steps", "same-weights"),
+    *("averages-averaged", "unusable-left-out", "input-replaced", "weights-chosen"),
+    *("evidence-unrelated", "evidence-outlier", "evidence-order", "evidence-copies"),
+    *("batchnorm-averaged", "dtypes-differ", "float8-averaged", "missing-copied", "missing-left-out", "tied-kept"),
+    *("nothing-averaged", "nonfinite-written"),
+    *("late-left-out", "again-touched", "continued-from-rounded"),
+    *("no-locks", "companion-left-out", "config-not-updated"),
+    *("up-to-date", "output-in-the-way", "no-device"),
+    *("not-a-folder", "not-a-run", "runs-in-runs", "folder-unreadable"),
+)
+"""The code of every warning, in the order of the help topic ``warnings``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
@@ -91,5 +105,8 @@ class RunWarning:
     """A warning: a stable code, a sentence and, where there is one, a hint."""
 
     code: str
+    """One of ``WARNING_CODES``."""
     message: str
     hint: str = ""
+    allowed: bool = False
+    """The user accepted it (``--allow``), so it does not fail a run under ``--strict``."""

@@ -9,14 +9,14 @@ from contextlib import ExitStack
 
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.errors import RunWarning
-from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued
+from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued, ignore
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
 from ema_cli.options.average import Options
 from ema_cli.planning.warnings import warn_of_same_weights
-from ema_cli.preflight.check_plan import fail_if_strict
+from ema_cli.preflight.check_plan import fail_if_strict, mark_allowed
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Action, Plan
 from ema_cli.report.build import build_report
@@ -61,7 +61,10 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
             )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
-        warnings = [*plan.warnings, *check_unchanged(plan.checkpoints, listener), *_check_fold(plan, folded, listener)]
+        found = mark_allowed([*check_unchanged(plan.checkpoints, ignore), *_check_fold(plan, folded)], options)
+        for warning in found:
+            listener(WarningIssued(warning=warning))
+        warnings = (*plan.warnings, *found)
         fail_if_strict(warnings, options)
         report = build_report(
             plan,
@@ -117,7 +120,7 @@ def _report_spooling(plan: Plan, listener: Listener) -> None:
             listener(Info(message=f"{quoted(str(output.path))} is {first}, and uploaded when it is complete"))
 
 
-def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[RunWarning]:
+def _check_fold(plan: Plan, folded: FoldOutcome) -> list[RunWarning]:
     """Warn of averages that are not finite (``--allow-nonfinite``), and of inputs with the same weights."""
     names = [
         quoted(tensor.name)
@@ -129,8 +132,6 @@ def _check_fold(plan: Plan, folded: FoldOutcome, listener: Listener) -> list[Run
     if names:
         message = f"NaN, infinity or overflow in {shortlist(names)}"
         warnings.append(RunWarning(code="nonfinite-written", message=message))
-    for warning in warnings:
-        listener(WarningIssued(warning=warning))
     return warnings
 
 

@@ -1,4 +1,4 @@
-"""The sentence of the program: find, order, weigh, plan, check, fold, write, report."""
+"""The sentence of the program: find, order, weigh, plan, examine, check, fold, write, report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.options.shell_command import shell_command
 from ema_cli.planning.make_plan import make_plan
-from ema_cli.preflight.check_plan import Preflight, fail_if_strict, preflight
+from ema_cli.preflight.check_plan import Preflight, fail_if_strict, mark_allowed, preflight
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
 
@@ -103,8 +103,8 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
     started = time.monotonic()
     with ExitStack() as locks, planned(options, listener) as made:
-        checked = preflight(made, options, locks)
-        plan = announce(made, checked, options, listener)
+        examined, checked = examine(made, options, locks)
+        plan = announce(examined, checked, options, listener)
         if checked.up_to_date is not None:
             from ema_cli.report.report_files import write_requested_reports  # noqa: PLC0415 - numpy, not needed to plan
 
@@ -114,6 +114,28 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
         report = carry_out(plan, options, listener, argv, started)
     return Outcome(report=report, up_to_date=False)
+
+
+def examine(plan: Plan, options: Options, locks: ExitStack | None = None) -> tuple[Plan, Preflight]:
+    """Check whether ``plan`` can be carried out and, unless nothing is to be done, whether it averages one series.
+
+    Return the plan with the evidence, and the result of the checks with the warnings that follow from it. A run gives
+    ``locks``, and is not examined if it cannot be carried out; see ``preflight``.
+
+    Raises:
+        EmaAvgError: as ``preflight`` does.
+        InputChanged: a checkpoint ends early, or cannot be read.
+
+    """
+    checked = preflight(plan, options, locks)
+    is_stopped = locks is not None and checked.obstacles
+    if not options.probe or checked.up_to_date is not None or is_stopped:
+        return plan, checked
+    from ema_cli.evidence.probe import examine_series  # noqa: PLC0415 - numpy, which other commands need not
+
+    found = examine_series(plan, options)
+    warnings = (*checked.warnings, *mark_allowed(found.warnings, options))
+    return replace(plan, evidence=found.evidence), replace(checked, warnings=warnings)
 
 
 def announce(plan: Plan, checked: Preflight, options: Options, listener: Listener) -> Plan:

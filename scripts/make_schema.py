@@ -16,7 +16,7 @@ _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", dict:
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the schema (draft 2020-12) of report 1.0. Later minor versions add fields, so unknown ones are allowed."""
+    """Return the schema (draft 2020-12) of report 1.x. Later minor versions add fields, so unknown ones are allowed."""
     definitions = {
         name: _record(record)
         for name, record in inspect.getmembers(model, inspect.isclass)
@@ -35,7 +35,7 @@ def report_schema() -> dict[str, Any]:
 def _record(record: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the schema of a record. Fields with a default were added after 1.0, except the hint of a warning."""
     fields = field_types(record)
-    required = fields if record is RunWarning else required_fields(record)
+    required = required_fields(record) | ({"hint"} if record is RunWarning else set())
     return {
         "type": "object",
         "description": inspect.getdoc(record),

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ema_cli"
-SENTENCE = ("discovery", "planning", "fold", "write", "report", "verify", "batch", "cli")
+SENTENCE = ("discovery", "planning", "fold", "evidence", "write", "report", "verify", "batch", "cli")
 """The rooms that are steps of the program: a later step may import an earlier one, never the reverse."""
 SHARED_NOUNS = {"__init__", "file", "folder", "remote"}
 MOST_MODULES_IN_THE_HALL = 14
 HEAVY = ("torch", "sklearn", "numpy", "ml_dtypes", "rich", "typer")
 ALLOWED_HEAVY = {
     "cli": {"rich", "typer"},
+    "evidence": {"numpy"},
     "fold": {"numpy", "ml_dtypes"},
     "fold/cuda.py": {"torch"},
     "fold/lanes.py": {"torch"},
@@ -148,13 +149,14 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert run_python(code) == "[]"
 
 
-def test_planning_needs_no_numpy(run_folder: Path) -> None:
-    """The plan is made from structures alone: neither numpy nor torch is imported for it."""
+@pytest.mark.parametrize(("arguments", "imported"), [("probe=False", "[]"), ("", "['numpy']")])
+def test_planning_needs_numpy_for_the_probe_alone(run_folder: Path, arguments: str, imported: str) -> None:
+    """The plan is made from structures: torch is never imported for it, and numpy only to sample the checkpoints."""
     code = (
-        "import sys, ema_cli; ema_cli.plan(sys.argv[1:], decay=0.5);"
+        f"import sys, ema_cli; ema_cli.plan(sys.argv[1:], decay=0.5, {arguments});"
         "print([m for m in ('torch', 'numpy') if m in sys.modules])"
     )
-    assert run_python(code, str(run_folder)) == "[]"
+    assert run_python(code, str(run_folder)) == imported
 
 
 @pytest.mark.slow

@@ -65,8 +65,8 @@ def test_tensors_are_stored_in_a_row(tmp_path: Path) -> None:
     assert position == made.data_bytes
 
 
-def test_planning_reads_no_tensor_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only structure is read: far fewer bytes than the tensors have."""
+def test_planning_reads_the_structure_and_a_small_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far fewer bytes are read than the tensors have: the structure and, of each checkpoint, some pieces of 4 KiB."""
     read = []
     original = FileSource.read_into
 
@@ -77,7 +77,8 @@ def test_planning_reads_no_tensor_data(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(FileSource, "read_into", counted)
     made = plan(tmp_path, [{"w": torch.zeros(1_000_000)}] * 2)
     assert made.read_bytes == 8_000_000
-    assert 0 < sum(read) < 2 * 70_000  # the end of an archive, with the longest comment that it may have
+    archive = 70_000  # the end of an archive, with the longest comment that it may have
+    assert 0 < sum(read) < 2 * (archive + 33 * 4096)
 
 
 def test_include_and_exclude_choose_tensors(tmp_path: Path) -> None:

@@ -167,7 +167,24 @@ def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) 
     sent = sum(length for *_, length in site.ranges)
     assert needed <= sent + 4 * (1 << 16)
     assert sent <= needed + planned + 1000  # plus the copied tensor
-    assert len(site.ranges) <= 4 * 8
+    assert len(site.ranges) <= 4 * (8 + 8)  # of the fold and of the sample before it
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_the_sample_is_eight_small_requests(suffix: str, site: Site) -> None:
+    """Beyond the structure, planning asks for at most eight ranges of 4 KiB of each object, as they are in files."""
+    ema_cli.plan(names(site, suffix), decay=0.5, probe=False)
+    structure = list(site.ranges)
+    site.ranges.clear()
+    evidence = ema_cli.plan(names(site, suffix), decay=0.5).evidence
+    sample = site.ranges
+    for one in structure:
+        sample.remove(one)
+    assert evidence is not None
+    assert evidence.elements == 8 * 1024
+    assert all(length == 4096 for *_, length in sample)
+    for step in range(4):
+        assert sum(name == f"c_{step}.{suffix}" for name, *_ in sample) <= 8
 
 
 def test_files_are_opened_several_at_a_time(site: Site) -> None:
@@ -199,7 +216,7 @@ def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) 
         ema_cli.average(paths, decay=0.5, output=tmp_path / output, max_memory=1_000_000, threads=3)
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
     assert sum(length for *_, length in site.ranges) <= 2 * (12 * 32 * 1600 * 4 + 4 * (1 << 16))
-    assert len(site.ranges) <= 2 * 8
+    assert len(site.ranges) <= 2 * (8 + 8)
 
 
 def test_constants_and_integers_of_a_web_server(site: Site, tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from functools import partial
 from ema_cli.batch.jobs import Job
 from ema_cli.errors import EmaAvgError, RunWarning
 from ema_cli.events import Event, WarningIssued
-from ema_cli.pipeline import announce, planned, run_average
+from ema_cli.pipeline import announce, examine, planned, run_average
 from ema_cli.planning.make_plan import default_threads
-from ema_cli.preflight.check_plan import preflight
 from ema_cli.report.beside import report_path
 from ema_cli.storage.locations import Location, locate
 
@@ -196,7 +195,7 @@ def _average(job: Job, listen: Callable[[Event], None], argv: Sequence[str]) -> 
 def _plan(job: Job, listen: Callable[[Event], None]) -> _Outcome:
     """Plan a job and check it as its run would."""
     with planned(job.options, listen) as plan:
-        checked = preflight(plan, job.options)
-        announce(plan, checked, job.options, listen)
+        examined, checked = examine(plan, job.options)
+        announce(examined, checked, job.options, listen)
         status = Status.UP_TO_DATE if checked.up_to_date is not None else Status.PLANNED
         return status, tuple(output.path for output in plan.outputs), len(plan.series.folded)

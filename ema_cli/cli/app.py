@@ -46,7 +46,7 @@ Streams the checkpoints tensor by tensor, in order, into a running EMA: E_1 = th
   ema-avg run/ --per step --half-life 500 -o ema.safetensors\n
   ema-avg run/ --decay 0.8 --decay 0.9 -o 'ema_{decay}.safetensors'
 """
-_PLAN_HELP = "Show order, shares, tensors, bytes and all problems of an average; read no tensor data, write nothing."
+_PLAN_HELP = "Show order, shares, tensors, bytes and all problems of an average; write nothing."
 
 _BATCH_HELP = """\
 Make one average per run folder: continue after failures, skip outputs that are up to date, and report each result.
@@ -79,7 +79,7 @@ def _group(
     PLAN,
     cls=ConfiguredCommand,
     help=_PLAN_HELP,
-    short_help="Show what an average would do; read no tensor data, write nothing.",
+    short_help="Show what an average would do; write nothing.",
 )
 @app.command(
     DEFAULT,

@@ -19,8 +19,8 @@ from ema_cli.discovery.search import AVERAGES_AVERAGED
 from ema_cli.errors import RunWarning
 from ema_cli.events import Event, Planned
 from ema_cli.options.average import Options
-from ema_cli.pipeline import planned, run_average
-from ema_cli.preflight.check_plan import fail_if_strict, preflight
+from ema_cli.pipeline import examine, planned, run_average
+from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.report.preview import checkpoint_document, plan_document
 
 _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
@@ -54,8 +54,8 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
 
 def plan(options: Options, console: Console) -> None:
     """Show the plan, and everything that would keep it from being carried out."""
-    with planned(options) as made:
-        checked = preflight(made, options)
+    with planned(options) as planned_only:
+        made, checked = examine(planned_only, options)
     warnings = checked.dry_run_warnings()
     shown = (*warnings, *([_UP_TO_DATE] if checked.up_to_date is not None else []))
     if console.style.json:

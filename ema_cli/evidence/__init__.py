@@ -1,1 +1,1 @@
-"""What the bytes of the checkpoints say about a plan, before the fold: bounded reads."""
+"""Whether the checkpoints are one series, in the order of training: a small sample of each is read to find out."""

@@ -7,9 +7,10 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
-from ema_cli.errors import UsageError
+from ema_cli.errors import WARNING_CODES, UsageError
 from ema_cli.options.declaration import TextForm, declared, option, read_values
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT, OutputOptions
 from ema_cli.options.weighting import split_weights
@@ -143,6 +144,12 @@ class Options(OutputOptions):
         help="Measure the distances between the checkpoints for the report, on a fixed sample of elements, or not.",
         panel="Compute",
     )
+    probe: bool = option(
+        True,
+        help="Do not read a small sample of every checkpoint before the fold, to see whether they are one series and "
+        "in the right order.",
+        panel="Compute",
+    )
     allow_nonfinite: bool = option(
         False, help="Average NaN and infinity instead of refusing them.", panel="Compute", in_fingerprint=True
     )
@@ -151,6 +158,12 @@ class Options(OutputOptions):
         False, help="Continue an interrupted run; if this run is interrupted, keep what is complete.", panel="Run"
     )
     strict: bool = option(False, help="Fail on any warning (exit 8), and publish nothing.", panel="Run")
+    allow: tuple[str, ...] = option(
+        (),
+        help="Accept warnings of this code under --strict; they are shown, and marked in the report. Repeatable.",
+        metavar="CODE",
+        panel="Run",
+    )
 
     @property
     def order_matters(self) -> bool:
@@ -192,6 +205,8 @@ class Options(OutputOptions):
             raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
         if self.resume and self.output is not None and self.max_shard_size is not None:
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
+        for code in self.allow:
+            _check_code(code)
         if self.continue_from is None:
             self.check_distinct_outputs()
 
@@ -225,6 +240,13 @@ class Options(OutputOptions):
                     f"{flag} selects from all checkpoints, but --continue-from reads only the new ones",
                     hint=f"leave out {flag}, or average all checkpoints at once",
                 )
+
+
+def _check_code(code: str) -> None:
+    if code not in WARNING_CODES:
+        close = get_close_matches(code, WARNING_CODES, n=1)
+        hint = f"--allow {close[0]}" if close else "ema-avg help warnings lists the codes"
+        raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 
 def _check_pattern(flag: str, pattern: str) -> None:

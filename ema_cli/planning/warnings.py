@@ -138,11 +138,19 @@ def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -
 
 
 def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWarning]:
-    """Return a warning if checkpoints have the same ``contents``: the digest of their averaged tensors, by position."""
-    same: dict[str, list[str]] = defaultdict(list)
+    """Return a warning if checkpoints have the same ``contents``: the digest of their averaged tensors, by position.
+
+    Copies that the evidence shows have been reported.
+    """
+    same: dict[str, list[int]] = defaultdict(list)
     for i, digest in contents.items():
-        same[digest].append(quoted(plan.checkpoints[i].path.name))
-    groups = [names for names in same.values() if len(names) > 1]
+        same[digest].append(i)
+    reported = [set(group) for group in plan.evidence.copies] if plan.evidence else []
+    groups = [
+        [quoted(plan.checkpoints[i].path.name) for i in positions]
+        for positions in same.values()
+        if len(positions) > 1 and not any(group.issuperset(positions) for group in reported)
+    ]
     if not groups:
         return []
     copies = sum(len(names) - 1 for names in groups)

@@ -6,9 +6,9 @@ outputs are up to date or may be overwritten. A run raises the first obstacle; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
@@ -70,19 +70,29 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
             up_to_date = find_up_to_date(plan, options)
         except OutputError as error:
             obstacles["output-in-the-way"] = error
-    return Preflight(warnings=(*plan.warnings, *unlocked), obstacles=obstacles, up_to_date=up_to_date)
+    warnings = mark_allowed((*plan.warnings, *unlocked), options)
+    return Preflight(warnings=warnings, obstacles=obstacles, up_to_date=up_to_date)
+
+
+def mark_allowed(warnings: Iterable[RunWarning], options: Options) -> tuple[RunWarning, ...]:
+    """Return the warnings, with those marked that the user accepts (``--allow``)."""
+    return tuple(replace(warning, allowed=warning.code in options.allow) for warning in warnings)
 
 
 def fail_if_strict(warnings: Sequence[RunWarning], options: Options) -> None:
-    """Raise if there are warnings and ``--strict`` was given.
+    """Raise if there are warnings that the user has not accepted, and ``--strict`` was given.
 
     Raises:
         StrictWarnings: naming the codes of the warnings.
 
     """
-    if options.strict and warnings:
-        codes = ", ".join(warning.code for warning in warnings)
-        raise StrictWarnings(f"{plural(len(warnings), 'warning')} under --strict, so nothing was written: {codes}")
+    refused = [warning for warning in warnings if warning.code not in options.allow]
+    if options.strict and refused:
+        codes = ", ".join(warning.code for warning in refused)
+        raise StrictWarnings(
+            f"{plural(len(refused), 'warning')} under --strict, so nothing was written: {codes}",
+            hint="--allow CODE accepts a warning",
+        )
 
 
 def _check_device(device: str) -> None:

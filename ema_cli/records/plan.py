@@ -11,6 +11,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.records.files import FileRole, PlannedFile, SideFile
 from ema_cli.records.series import Checkpoint, Series
+from ema_cli.records.series_evidence import Evidence
 from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.storage.locations import Location
 from ema_cli.weights.methods import Weighting
@@ -117,6 +118,8 @@ class Plan:
     """Size of the data section of each output."""
     buffers: Buffers
     warnings: tuple[RunWarning, ...]
+    evidence: Evidence | None = None
+    """What a sample of the checkpoints shows, once it was read."""
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

@@ -52,6 +52,7 @@ def build_report(
             for output, statistics, of_output in zip(plan.outputs, folded.statistics, written, strict=True)
         ),
         geometry=folded.geometry,
+        evidence=plan.evidence,
         summary=model.Summary(
             tensors=len(plan.tensors),
             parameters=parameters(plan),

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ema_cli.records.fold_results import RunGeometry
+from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import svg, tables, words
 from ema_cli.report.batch_index import BatchIndex, JobEntry
 from ema_cli.report.model import Average, Report, Tensor
@@ -40,7 +41,7 @@ def to_html(report: Report) -> str:
         averages=[_average_view(report, average) for average in report.averages[:_MOST_AVERAGES]],
         warnings=[
             {
-                "code": warning.code,
+                "code": words.warning_code(warning),
                 "message": safe_text(warning.message, limit=_LONGEST_MESSAGE),
                 "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE),
             }
@@ -57,6 +58,7 @@ def to_html(report: Report) -> str:
         outputs=tables.output_rows(report),
         timing=tables.timing_rows(report),
         geometry=_geometry_view(report, report.geometry) if report.geometry is not None else None,
+        evidence=_evidence_view(report, report.evidence) if report.evidence is not None else None,
         command=tables.command_line(report.command.argv),
         environment=tables.environment_line(report),
     )
@@ -162,6 +164,15 @@ def _geometry_view(report: Report, geometry: RunGeometry) -> dict[str, object]:
         "explained": f"{first} and {second}",
         "movement": words.movement(geometry),
         "measured_on": words.measured_on(geometry),
+    }
+
+
+def _evidence_view(report: Report, evidence: Evidence) -> dict[str, object]:
+    return {
+        "sentence": words.evidence(evidence),
+        "elements": f"{evidence.elements:,}",
+        "titles": tables.EVIDENCE_TITLES,
+        "rows": tables.evidence_rows(report, evidence),
     }
 
 

@@ -51,11 +51,13 @@ def _lines(report: Report) -> Iterator[str]:
         yield from ("", f"**{escaped(tables.label(average))}**" if several else "", *_sentences(report, average))
     for warning in report.warnings:
         hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
-        yield from ("", f"> **Warning** {escaped(warning.message)} (`{warning.code}`).{hint}")
+        yield from ("", f"> **Warning** {escaped(warning.message)} (`{words.warning_code(warning)}`).{hint}")
     if several:
         yield from ("", *_table(tables.COMPARISON_TITLES, tables.comparison_rows(report)[:_MOST_COMPARED]))
     for average in report.averages[:_MOST_AVERAGES]:
         yield from _average_lines(report, average)
+    if report.evidence is not None:
+        yield from ("", f"Evidence before the fold: {escaped(words.evidence(report.evidence))}.")
     if report.geometry is not None:
         yield from ("", f"{words.movement(report.geometry)} Distances {words.measured_on(report.geometry)}.".strip())
     yield from ("", *_table(("file", "size", "sha256"), tables.output_rows(report)[:_MOST_COMPARED]))

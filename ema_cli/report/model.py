@@ -1,4 +1,4 @@
-"""Report schema 1.0. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.1. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from ema_cli.errors import RunWarning
 from ema_cli.records.fold_results import RunGeometry
+from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,3 +204,5 @@ class Report:
     warnings: tuple[RunWarning, ...]
     environment: Environment
     geometry: RunGeometry | None = None
+    evidence: Evidence | None = None
+    """What a sample of the checkpoints showed before the fold; ``None`` with ``--no-probe``. Since 1.1."""

@@ -28,6 +28,7 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
             }
             for member in plan.series.members
         ],
+        "evidence": dataclasses.asdict(plan.evidence) if plan.evidence else None,
         "left_out": [{"path": str(left.path), "reason": left.reason} for left in plan.series.skipped],
         "averages": [
             {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TypeVar
 
+from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import words
 from ema_cli.report.model import Average, Input, Report, Tensor
 from ema_cli.text import human_bytes, percent, safe_text
@@ -135,6 +136,30 @@ def input_rows(report: Report) -> list[list[str]]:
         ]
         for known in report.inputs
     ]
+
+
+EVIDENCE_TITLES = ("checkpoint", "nearest", "distance", "to the previous", "cosine to the nearest")
+
+
+def evidence_rows(report: Report, evidence: Evidence) -> list[list[str]]:
+    """Return the sampled distances of every checkpoint that was sampled: relative to the weights."""
+    names = [input_name(report.inputs[i]) for i in evidence.inputs]
+    rows = []
+    for number, (name, distances, cosine) in enumerate(
+        zip(names, evidence.distances, evidence.nearest_cosines, strict=True)
+    ):
+        others = [other for other in range(len(names)) if other != number]
+        nearest = min(others, key=distances.__getitem__, default=None)
+        rows.append(
+            [
+                name,
+                _UNDEFINED if nearest is None else names[nearest],
+                _UNDEFINED if nearest is None else percent(distances[nearest]),
+                percent(distances[number - 1]) if number else _UNDEFINED,
+                _number(cosine, "{:.4f}".format),
+            ]
+        )
+    return rows
 
 
 def output_rows(report: Report) -> list[list[str]]:

@@ -16,6 +16,7 @@ from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.plan import Action
 from ema_cli.records.record_types import describe, field_types
 from ema_cli.records.series import Role
+from ema_cli.records.series_evidence import Evidence
 from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report
 from ema_cli.text import quoted, safe_text
 
@@ -63,6 +64,7 @@ def _contradictions(report: Report) -> Iterator[str]:
         yield f"its schema version is {quoted(report.schema_version)}"
     for average in report.averages:
         yield from _of_average(average, len(report.inputs))
+    yield from _of_evidence(report.evidence, len(report.inputs))
     if report.geometry is not None:
         yield from _of_geometry(report.geometry, len(report.inputs), len(report.averages))
 
@@ -83,6 +85,17 @@ def _of_geometry(geometry: RunGeometry, inputs: int, averages: int) -> Iterator[
         yield "the geometry does not match its inputs and averages"
     if not all(0 <= number < inputs for number in geometry.inputs):
         yield "the geometry names inputs that do not exist"
+
+
+def _of_evidence(evidence: Evidence | None, inputs: int) -> Iterator[str]:
+    """Yield lists of an impossible length, and inputs that do not exist."""
+    if evidence is None:
+        return
+    count = len(evidence.inputs)
+    square = (len(evidence.nearest_cosines), len(evidence.distances), *map(len, evidence.distances))
+    named = (*evidence.inputs, *evidence.shortest_order, *(i for group in evidence.copies for i in group))
+    if any(length != count for length in square) or not all(0 <= number < inputs for number in named):
+        yield "the evidence does not match its inputs"
 
 
 def _of_files(files: Sequence[File]) -> Iterator[str]:

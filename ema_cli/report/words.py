@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from ema_cli.errors import RunWarning
 from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
+from ema_cli.records.series_evidence import Evidence
 from ema_cli.report.model import Average, MethodUsed, Output, Report
 from ema_cli.text import human_bytes, percent, plural, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
@@ -137,6 +139,29 @@ def measured_on(geometry: RunGeometry) -> str:
     return f"estimated from {percent(geometry.sampled_fraction)} of the elements, a fixed sample of every tensor"
 
 
+def evidence(found: Evidence) -> str:
+    """Return what the sampled weights show: whether the checkpoints are one series, and in order."""
+    cosines = [cosine for cosine in found.nearest_cosines if cosine is not None]
+    if not cosines:
+        return "the sampled weights do not differ" if not found.elements else "too few weights differ for a verdict"
+    apart = {"evidence-unrelated", "evidence-outlier"} & set(found.verdicts)
+    series = "not one series" if apart else "one series"
+    return f"{series} (cosine to the nearest {_range(min(cosines), max(cosines))}); {_order(found)}"
+
+
+def _order(found: Evidence) -> str:
+    if "evidence-unrelated" in found.verdicts or found.path_ratio is None:
+        return "nothing to say about the order"
+    if not found.order_decided:
+        return "the weights do not decide the order"
+    agrees = "does not agree" if "evidence-order" in found.verdicts else "agrees"
+    return f"the order {agrees} with the weights (path {found.path_ratio:.2f} x the shortest)"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:z.2f}" if f"{low:z.2f}" == f"{high:z.2f}" else f"{low:z.2f} to {high:z.2f}"
+
+
 def tensor_counts(averaged: int, copied: int) -> str:
     """Return how many tensors are averaged and copied: ``14 tensors averaged, 2 copied``."""
     return f"{plural(averaged, 'tensor')} averaged" + (f", {copied:,} copied" if copied else "")
@@ -151,6 +176,11 @@ def output_size(output: Output) -> str:
     """Return the size of an output and, for a folder, its number of weight files."""
     weights = sum(file.role == FileRole.WEIGHTS for file in output.files)
     return human_bytes(output.bytes) + (f" in {plural(weights, 'shard')}" if weights else "")
+
+
+def warning_code(warning: RunWarning) -> str:
+    """Return the code of a warning, and whether the user accepted it."""
+    return f"{warning.code}, allowed" if warning.allowed else warning.code
 
 
 def side_files(output: Output) -> str:

@@ -57,6 +57,8 @@ def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Tab
         yield from _average_lines(plan, plan.outputs[0])
     else:
         yield _comparison(plan)
+    if plan.evidence is not None:
+        yield f"evidence: {words.evidence(plan.evidence)}"
     yield from _work(plan, options)
 
 

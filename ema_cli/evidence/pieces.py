@@ -1,0 +1,144 @@
+"""Which elements of the checkpoints are sampled: the same few pieces of tensors in all of them.
+
+Input -> output: a plan -> at most 32 pieces of 4 KiB, 8 if a checkpoint is in a store; a small model is taken whole.
+A piece is contiguous in storage, so it is one read or one request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.records.plan import Action, Plan
+from ema_cli.storage.extents import Extent, Mosaic, TensorLayout, span
+
+PIECE_BYTES = 1 << 12
+MOST_PIECES = 32
+MOST_REQUESTS = 8
+"""Pieces of a checkpoint in a store, each of which is one request."""
+_MOST_WHOLE = 128
+"""Tensors of a small model that is taken whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledPiece:
+    """A run of elements of one tensor, in the order of their storage."""
+
+    number: int
+    """Position of the tensor in the plan."""
+    part: int
+    """The rectangle of the tensor, if it consists of several."""
+    start: int
+    count: int
+
+    def locate(self, plan: Plan, i: int) -> Extent:
+        """Return the tensor in checkpoint ``i``, or the rectangle of it, that the piece belongs to."""
+        found = plan.extent(plan.tensors[self.number], i)
+        return found.tiles[self.part][1] if isinstance(found, Mosaic) else found
+
+    def announce(self, plan: Plan, i: int) -> None:
+        """Announce the read of the piece in checkpoint ``i``."""
+        extent = self.locate(plan, i)
+        size = extent.layout.dtype.itemsize
+        extent.source.will_need(extent.offset + self.start * size, self.count * size)
+
+    def read(self, plan: Plan, i: int) -> NDArray[np.uint8]:
+        """Return the bytes of the piece in checkpoint ``i``.
+
+        Raises:
+            InputChanged: the file ends early, or cannot be read.
+
+        """
+        extent = self.locate(plan, i)
+        size = extent.layout.dtype.itemsize
+        raw = np.empty(self.count * size, dtype=np.uint8)
+        extent.source.read_into(extent.offset + self.start * size, raw.data)
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A tensor, or a rectangle of one, whose elements are stored without gaps and in the same order everywhere."""
+
+    number: int
+    part: int
+    elements: int
+    itemsize: int
+
+    def piece(self, start: int, count: int) -> SampledPiece:
+        return SampledPiece(number=self.number, part=self.part, start=start, count=min(count, self.elements - start))
+
+    @property
+    def count(self) -> int:
+        """Elements of a piece."""
+        return min(self.elements, max(1, PIECE_BYTES // self.itemsize))
+
+    def cut(self) -> Iterator[SampledPiece]:
+        return (self.piece(start, self.count) for start in range(0, self.elements, self.count))
+
+
+def is_remote(plan: Plan, rows: Sequence[int]) -> bool:
+    """Whether any of the checkpoints is in a store, where every read is a request."""
+    return any(source.is_remote for i in rows for source in plan.checkpoints[i].index.sources)
+
+
+def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[SampledPiece]:
+    """Return the pieces to read of each of the checkpoints ``rows``, in the order of the plan's tensors."""
+    stretches = list(_stretches(plan, rows))
+    most, most_whole = (MOST_REQUESTS, 1) if is_remote(plan, rows) else (MOST_PIECES, _MOST_WHOLE)
+    size = sum(stretch.elements * stretch.itemsize for stretch in stretches)
+    if size <= most * PIECE_BYTES and len(stretches) <= most_whole:
+        return [piece for stretch in stretches for piece in stretch.cut()]
+    return list(_spread(stretches, most))
+
+
+def first_pieces(plan: Plan, rows: Sequence[int], most: int) -> list[SampledPiece]:
+    """Return the beginning of every tensor; nothing if there are more than ``most``, or if they are in a store."""
+    stretches = list(_stretches(plan, rows))
+    if len(stretches) > most or is_remote(plan, rows):
+        return []
+    return [one.piece(0, one.count) for one in stretches]
+
+
+def _stretches(plan: Plan, rows: Sequence[int]) -> Iterator[_Stretch]:
+    """Yield what can be sampled: the averaged tensors, tied ones once, without the statistics of BatchNorm."""
+    one_of_each = list({plan.layout_numbers[i]: i for i in rows}.values())
+    for number, tensor in enumerate(plan.tensors):
+        if tensor.action is not Action.AVERAGED or tensor.tied_to is not None or is_batch_norm_statistic(tensor.name):
+            continue
+        layouts = [plan.layout(tensor, i) for i in one_of_each]
+        if len({(layout.strides, layout.parts) for layout in layouts}) > 1:
+            continue
+        itemsize = max(layout.dtype.itemsize for layout in layouts)
+        for part, elements in enumerate(_dense_elements(layouts[0])):
+            if elements:
+                yield _Stretch(number, part, elements, itemsize)
+
+
+def _dense_elements(layout: TensorLayout) -> list[int]:
+    """Return the number of elements of each rectangle, 0 for one that is stored with gaps."""
+    forms = [(part.shape, part.strides) for part in layout.parts] or [(layout.shape, layout.strides)]
+    return [
+        math.prod(shape) if strides is None or span(shape, strides) == math.prod(shape) else 0
+        for shape, strides in forms
+    ]
+
+
+def _spread(stretches: Sequence[_Stretch], most: int) -> Iterator[SampledPiece]:
+    """Yield ``most`` pieces, or fewer, at equal distances along all tensors, where each counts by its root of size.
+
+    The root leaves some pieces for the small tensors beside a large embedding.
+    """
+    ends = list(accumulate(math.sqrt(stretch.elements) for stretch in stretches))
+    marks = [(k + 0.5) * ends[-1] / most for k in range(most)] if ends else []
+    for stretch, begin, end in zip(stretches, [0.0, *ends], ends, strict=False):
+        pieces = min(sum(begin <= mark < end for mark in marks), stretch.elements // stretch.count)
+        for k in range(pieces):
+            low, high = k * stretch.elements // pieces, (k + 1) * stretch.elements // pieces
+            yield stretch.piece(low + (high - low - stretch.count) // 2, stretch.count)

@@ -1,0 +1,147 @@
+"""The verdicts on the sampled checkpoints: unrelated, outlier, order, copies; each a warning with its numbers.
+
+The limits are from real training runs (tests/README.md has the table). A real series stays below them by a
+wide margin; a fault that stays below them too is not reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ema_cli.errors import RunWarning
+from ema_cli.evidence.path_order import PathOrder, misplaced
+from ema_cli.fold.conversion import Float64
+from ema_cli.text import plural, shortlist
+
+RELATED = 0.1
+"""Cosine from which two checkpoints are of one run. Other runs: up to 0.06; real series: from 0.14."""
+FAR = 2.5
+"""Distance to the nearest, relative to the largest among the others. Real runs: up to 1.3."""
+LEAST_FOR_DISTANCE = 5
+"""Checkpoints, below which no distance is extraordinary."""
+_HINT = "average the checkpoints of one run; for several runs: ema-avg batch RUNS/"
+
+
+def warn_of_unrelated(cosines: Float64, names: Sequence[str]) -> Iterator[RunWarning]:
+    """Yield a warning if the checkpoints fall into groups that have nothing in common."""
+    groups = related_groups(cosines)
+    if len(groups) == 1:
+        return
+    largest = max(groups, key=len)
+    others = [group for group in groups if group is not largest]
+    between = max(float(cosines[i, j]) for n, a in enumerate(groups) for b in groups[:n] for i in a for j in b)
+    numbers = f"the largest cosine between them is {between:z.2f}, and {RELATED:g} or more within a run"
+    if len(largest) > 1 and all(len(group) == 1 for group in others):
+        alone = shortlist(names[group[0]] for group in others)
+        message = f"{alone}: nothing in common with the other {plural(len(largest), 'checkpoint')}: {numbers}"
+        yield RunWarning(code="evidence-outlier", message=message, hint=f"untrained, or of another run? {_HINT}")
+    elif len(largest) == 1:
+        message = f"the checkpoints have nothing in common: {numbers}"
+        hint = f"parts of one checkpoint, or several models? {_HINT}"
+        yield RunWarning(code="evidence-unrelated", message=message, hint=hint)
+    else:
+        listed = "; ".join(shortlist((names[i] for i in group), most=2) for group in groups[:3])
+        message = f"the checkpoints fall into {len(groups)} groups with nothing in common ({listed}): {numbers}"
+        yield RunWarning(code="evidence-unrelated", message=message, hint=f"two runs? {_HINT}")
+
+
+def related_groups(cosines: Float64) -> list[list[int]]:
+    """Return the groups of checkpoints that are connected by cosines; an undefined cosine connects."""
+    left = list(range(len(cosines)))
+    groups = []
+    while left:
+        group, waiting = [], [left.pop(0)]
+        while waiting:
+            one = waiting.pop()
+            group.append(one)
+            near = [other for other in left if not cosines[one, other] < RELATED]
+            left = [other for other in left if other not in near]
+            waiting += near
+        groups.append(sorted(group))
+    return groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlier:
+    """A checkpoint that is much farther from all others than these are from each other."""
+
+    row: int
+    nearest: int
+    ratio: float
+    """The distance to the nearest, relative to the largest among the others."""
+
+
+def find_outliers(distances: Float64, steps: Sequence[int] | None) -> list[Outlier]:
+    """Return the checkpoints far from all others.
+
+    The first may be far away: an initialization is. So may one after a long gap, if there are ``steps``.
+    """
+    count = len(distances)
+    found = []
+    for i in range(1, count if count >= LEAST_FOR_DISTANCE else 1):
+        others = [j for j in range(1, count) if j != i]
+        nearest = min((j for j in range(count) if j != i), key=distances[i].__getitem__)
+        largest = float(distances[np.ix_(others, others)].max())
+        ratio = float(distances[i, nearest]) / largest if largest > 0 else 0.0
+        if ratio >= FAR * _relative_gap(steps, i, nearest, others):
+            found.append(Outlier(row=i, nearest=nearest, ratio=ratio))
+    return found
+
+
+def warn_of_outliers(found: Sequence[Outlier], names: Sequence[str]) -> Iterator[RunWarning]:
+    """Yield a warning about each outlier."""
+    for one in found:
+        yield RunWarning(
+            code="evidence-outlier",
+            message=f"{names[one.row]} is far from all others: its distance to the nearest, {names[one.nearest]}, is "
+            f"{one.ratio:.1f} times the largest among the others",
+            hint="of another run or scale, or a training that diverged? leave it out",
+        )
+
+
+def _relative_gap(steps: Sequence[int] | None, i: int, nearest: int, others: Sequence[int]) -> float:
+    """Return the steps to the nearest relative to those that the others span, at least 1."""
+    if steps is None:
+        return 1.0
+    span = max(steps[j] for j in others) - min(steps[j] for j in others)
+    return max(1.0, abs(steps[i] - steps[nearest]) / max(span, 1))
+
+
+def warn_of_order(found: PathOrder, names: Sequence[str]) -> Iterator[RunWarning]:
+    """Yield a warning if the path through the checkpoints is much longer than it could be."""
+    if not found.doubtful:
+        return
+    numbers = f"the path through the checkpoints is {found.ratio:.2f} times as long as the shortest"
+    message = f"the order does not agree with the weights: {numbers}; {_difference(found, names)}"
+    hint = "check the order in the plan; --steps, or --order given with the paths in order, changes it"
+    yield RunWarning(code="evidence-order", message=message, hint=hint)
+
+
+def _difference(found: PathOrder, names: Sequence[str]) -> str:
+    """Return which checkpoint to move or which two to swap; else the shortest order."""
+    repaired = found.repaired()
+    if repaired is None:
+        return f"that is {shortlist((names[i] for i in found.shortest), most=12)}, or the reverse"
+    path, kind = repaired
+    if kind == "swap":
+        one, other = misplaced(range(len(names)), path)
+        return f"{names[one]} and {names[other]} seem to be in each other's place"
+    moved = next(i for i in path if [j for j in path if j != i] == [j for j in range(len(path)) if j != i])
+    place = path.index(moved)
+    neighbors = [names[path[k]] for k in (place - 1, place + 1) if 0 <= k < len(path)]
+    where = f"between {neighbors[0]} and {neighbors[1]}" if len(neighbors) > 1 else f"at the end, beside {neighbors[0]}"
+    return f"{names[moved]} seems to belong {where}"
+
+
+def warn_of_copies(groups: Sequence[Sequence[int]], names: Sequence[str]) -> Iterator[RunWarning]:
+    """Yield a warning about checkpoints whose samples are bit-equal."""
+    if not groups:
+        return
+    copies = sum(len(group) - 1 for group in groups)
+    listed = shortlist(" = ".join(names[i] for i in group) for group in groups)
+    message = f"{listed}: the sampled weights are bit-equal, so the average counts {plural(copies, 'checkpoint')} twice"
+    hint = "leave out the copies, unless the weights really did not change between the steps"
+    yield RunWarning(code="evidence-copies", message=message, hint=hint)

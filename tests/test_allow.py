@@ -1,0 +1,71 @@
+"""``--allow CODE``: a warning that the user accepts does not fail a run under ``--strict``, and is marked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ema_cli
+from ema_cli.errors import WARNING_CODES, StrictWarnings, UsageError
+from ema_cli.report.serialize import from_json
+from tests.helpers.program import Run
+from tests.helpers.series import random_states, write_series
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [("evidence-oder", "--allow evidence-order"), ("zzz", "ema-avg help warnings lists the codes")]
+)
+def test_an_unknown_code_is_refused(code: str, hint: str, ema_avg: Run, tmp_path: Path) -> None:
+    """A code that no warning has is an error of usage, with the nearest one."""
+    done = ema_avg("a.pt", "--decay", "0.5", "--allow", code)
+    assert done.returncode == 2
+    assert f"try: {hint}" in done.stderr
+    with pytest.raises(UsageError, match='allow="'):
+        ema_cli.plan(tmp_path, decay=0.5, allow=code)
+
+
+def test_a_warning_of_the_plan_can_be_accepted(tmp_path: Path) -> None:
+    """It no longer stops the run, is in the plan and the report, and is marked there; other warnings still stop it."""
+    write_series(tmp_path / "run", random_states(2))
+    output = tmp_path / "ema.safetensors"
+    with pytest.raises(StrictWarnings, match="first-dominates") as caught:
+        ema_cli.average(tmp_path / "run", decay=0.9, output=output, strict=True, allow="plain-mean")
+    assert caught.value.hint == 'allow="CODE" accepts a warning'
+    options = {"decay": 0.9, "strict": True, "allow": "first-dominates"}
+    assert [w.allowed for w in ema_cli.plan(tmp_path / "run", **options).warnings] == [True]  # type: ignore[arg-type]
+    ema_cli.average(tmp_path / "run", output=output, **options)  # type: ignore[arg-type]
+    (warning,) = from_json((tmp_path / "ema.report.json").read_text()).warnings
+    assert (warning.code, warning.allowed) == ("first-dominates", True)
+
+
+def test_a_warning_after_the_fold_can_be_accepted(tmp_path: Path) -> None:
+    """The same holds for warnings that need all bytes."""
+    write_series(tmp_path / "run", [{"w": torch.ones(3)}] * 2)
+    output = tmp_path / "ema.safetensors"
+    with pytest.raises(StrictWarnings, match="same-weights"):
+        ema_cli.average(tmp_path / "run", decay=0.1, output=output, strict=True)
+    report = ema_cli.average(tmp_path / "run", decay=0.1, output=output, strict=True, allow=["same-weights"])
+    assert [(w.code, w.allowed) for w in report.warnings] == [("same-weights", True)]
+
+
+def test_an_accepted_warning_is_shown(tmp_path: Path, ema_avg: Run) -> None:
+    """On the terminal and in the reports it has its code and that it is allowed; the configuration can name it too."""
+    write_series(tmp_path / "run", random_states(2))
+    (tmp_path / "ema-avg.toml").write_text('allow = ["first-dominates", "plain-mean"]\n')
+    done = ema_avg(
+        "run", "--decay", "0.9", "--strict", "-o", "ema.safetensors", "--report", "r.md", "--report", "r.html"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(first-dominates, allowed)" in done.stderr
+    for page in ("r.md", "r.html"):
+        assert "first-dominates, allowed" in (tmp_path / page).read_text()
+    document = json.loads(ema_avg("plan", "run", "--decay", "0.9", "--json").stdout)
+    assert [(w["code"], w["allowed"]) for w in document["warnings"]] == [("first-dominates", True)]
+
+
+def test_every_code_is_registered_once() -> None:
+    """No code is in the registry twice."""
+    assert len(set(WARNING_CODES)) == len(WARNING_CODES)
