@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from ema_cli.discovery.candidates import Candidate
 from ema_cli.formats.series_names import HINT
-from ema_cli.naming import steps_from_names
 from ema_cli.records.series import Checkpoint
+from ema_cli.step_names import steps_from_names
 from ema_cli.storage.extents import Extent, TensorIndex
 from ema_cli.storage.locations import is_link
 from ema_cli.text import quoted
