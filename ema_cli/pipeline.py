@@ -11,6 +11,7 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import EmaAvgError, Proposal, UsageError
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
+from ema_cli.evidence.lora_difference import warn_of_factors
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.options.shell_command import shell_command
@@ -63,7 +64,12 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
         series = continue_series(found, options, opened)
     if options.device == "auto":
         options = replace(options, device=resolve_device("auto"))
-    return make_plan(series, options)
+    return _with_evidence(make_plan(series, options))
+
+
+def _with_evidence(plan: Plan) -> Plan:
+    """Return the plan with the warnings that rest on the weights themselves."""
+    return replace(plan, warnings=(*plan.warnings, *warn_of_factors(plan)))
 
 
 def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:

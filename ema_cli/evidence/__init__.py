@@ -1,0 +1,1 @@
+"""What the weights themselves say about a plan, from a bounded number of reads before the fold."""
