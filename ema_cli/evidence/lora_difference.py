@@ -47,6 +47,8 @@ def warn_of_factors(plan: Plan) -> Iterator[RunWarning]:
             message=f"the factors of {plural(len(pairs), 'LoRA update')} are averaged one by one: the product of the "
             f"averages differs from the average of the updates B A by {percent(found)} "
             f"(measured on {len(measured):,} of them, such as {quoted(pairs[0].stem)})",
+            hint=f"--lora exact averages the updates, by factors of rank {len(used) * pairs[0].rank:,} instead of "
+            f"{pairs[0].rank:,}",
         )
     yield from _warn_of_configs(plan, used, scales)
 
@@ -66,7 +68,7 @@ def _relative_scales(plan: Plan, used: Sequence[int], scales: UpdateScales, pair
         for i in used if last else ():
             scale = scales.of(i, pair)
             relative[i] = scale / last if scale is not None and last else 1.0
-    except (InputRefused, ValueError):
+    except InputRefused:
         return [1.0] * len(plan.checkpoints)
     return relative
 

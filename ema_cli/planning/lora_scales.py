@@ -9,10 +9,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from ema_cli.errors import InputRefused
 from ema_cli.formats.huggingface.adapter_config import AdapterConfig, read_adapter_config
 from ema_cli.planning.lora_pairs import FactorPair
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import Located, Mosaic
+from ema_cli.text import quoted
 
 _CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "U8": "B"}
 
@@ -40,7 +42,6 @@ class UpdateScales:
 
         Raises:
             InputRefused: the configuration cannot be used.
-            ValueError: its patterns cannot be used.
             InputChanged: the file cannot be read.
 
         """
@@ -60,6 +61,7 @@ class UpdateScales:
         """Return the number in a tensor of one element.
 
         Raises:
+            InputRefused: it is of a type that is not read.
             InputChanged: the file cannot be read.
 
         """
@@ -81,7 +83,9 @@ def _scalar(extent: Located) -> float:
     if isinstance(extent, Mosaic):
         return _scalar(extent.tiles[0][1])
     dtype = extent.layout.dtype
+    if dtype.name not in ("BF16", *_CODES):
+        raise InputRefused(f"{quoted(extent.layout.name)} is an alpha in {dtype.torch_name}, which is not read")
     raw = extent.source.read(extent.offset, dtype.itemsize)
     if dtype.name == "BF16":
         return float(struct.unpack("<f", b"\0\0" + raw)[0])
-    return float(struct.unpack(f"<{_CODES[dtype.name]}", raw)[0]) if dtype.name in _CODES else float("nan")
+    return float(struct.unpack(f"<{_CODES[dtype.name]}", raw)[0])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.options.average import Options
@@ -24,8 +26,13 @@ _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 """The type of the weights as transformers writes it, under the older and the newer key."""
 
 
-def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that an output folder gets from the last checkpoint, and warnings about those it cannot get."""
+def plan_side_files(
+    last: Checkpoint, options: Options, changed: Mapping[str, bytes] = MappingProxyType({})
+) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
+    """Return the files that an output folder gets from the last checkpoint, and warnings about those it cannot get.
+
+    Files in ``changed`` get the content given there.
+    """
     if options.max_shard_size is None:
         return (), ()
     dtype = None if options.dtype == "same" else options.dtype
@@ -40,7 +47,9 @@ def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile,
                 if source.size() > _LARGEST_BYTES:
                     size = f"{human_bytes(source.size())}, more than {human_bytes(_LARGEST_BYTES)}"
                     raise InputRefused(f"{quoted(str(path))} has {size}")
-                content = _with_dtype(source, dtype, warnings) if dtype is not None and name == _CONFIG else None
+                content = changed.get(name)
+                if dtype is not None and name == _CONFIG:
+                    content = _with_dtype(source, dtype, warnings)
                 nbytes = source.size() if content is None else len(content)
                 state = source.state
         except (InputRefused, NothingMatched) as refused:

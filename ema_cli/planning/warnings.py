@@ -23,7 +23,7 @@ def warn_of_plan(
     weightings: Sequence[Weighting], timeline: Timeline, tensors: Sequence[PlannedTensor], chosen: Sequence[Chosen]
 ) -> Iterator[RunWarning]:
     """Yield the warnings about the shares and the tensors of a plan; ``chosen`` has those of each distinct layout."""
-    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
+    averaged = [tensor for tensor in tensors if tensor.action in (Action.AVERAGED, Action.CONCATENATED)]
     several = timeline.count > 1
     yield from _warnings_about_shares(weightings if several else weightings[:1], timeline)
     if several:

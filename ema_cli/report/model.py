@@ -85,6 +85,17 @@ class Continued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPieces:
+    """What a tensor consists of: tensors of the inputs, each times a number, one after the other along an axis."""
+
+    axis: int
+    inputs: tuple[int, ...]
+    """Numbers of the inputs, from 0, in order."""
+    factors: tuple[float, ...]
+    """The number that each is multiplied by, in float64, before the product is rounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
     """One tensor of the output, in file order."""
 
@@ -93,7 +104,7 @@ class Tensor:
     """The safetensors name of the element type."""
     shape: tuple[int, ...]
     action: str
-    """``averaged`` or ``copied``."""
+    """``averaged`` or ``copied``; ``concatenated`` (a factor of a LoRA update) or ``scaled`` (its alpha)."""
     norm: float | None
     drift: float | None
     """``||average - last|| / ||last||``."""
@@ -105,6 +116,8 @@ class Tensor:
     """The reason in words; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
     """Names tied to this tensor and not written (``--tied drop``)."""
+    pieces: TensorPieces | None = None
+    """Of a concatenated or scaled tensor."""
     spread: float | None = None
     """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 

@@ -110,7 +110,7 @@ def tensor_row(tensor: Tensor) -> list[str]:
     """Return the cells of a tensor: name, type, shape, drift, cosine, norm, spread."""
     name = safe_text(tensor.name) + (f" = {safe_text(tensor.tied_to)}" if tensor.tied_to else "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
-    drift = "copied" if tensor.action == "copied" else _number(tensor.drift, percent)
+    drift = _number(tensor.drift, percent) if tensor.action == "averaged" else tensor.action
     return [name, tensor.dtype, shape, drift, *map(_number, (tensor.cosine, tensor.norm, tensor.spread))]
 
 
@@ -196,5 +196,4 @@ def command_line(argv: Sequence[str]) -> str:
 
 def tensor_counts(report: Report) -> str:
     """Return how many tensors were averaged and copied."""
-    copied = sum(tensor.action == "copied" for tensor in report.averages[0].tensors)
-    return words.tensor_counts(report.summary.tensors - copied, copied)
+    return words.tensor_counts(tensor.action for tensor in report.averages[0].tensors)

@@ -5,6 +5,8 @@ Every sentence follows from numbers of the run. None says that the average is be
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from statistics import fmean
 
 from ema_cli.records.files import FileRole
@@ -137,9 +139,13 @@ def measured_on(geometry: RunGeometry) -> str:
     return f"estimated from {percent(geometry.sampled_fraction)} of the elements, a fixed sample of every tensor"
 
 
-def tensor_counts(averaged: int, copied: int) -> str:
+def tensor_counts(actions: Iterable[str]) -> str:
     """Return how many tensors are averaged and copied: ``14 tensors averaged, 2 copied``."""
-    return f"{plural(averaged, 'tensor')} averaged" + (f", {copied:,} copied" if copied else "")
+    counts = Counter(actions)
+    others = "".join(
+        f", {counts[action]:,} {action}" for action in ("concatenated", "scaled", "copied") if counts[action]
+    )
+    return f"{plural(counts['averaged'], 'tensor')} averaged{others}"
 
 
 def output_path(output: Output) -> str:

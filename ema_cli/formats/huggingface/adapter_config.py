@@ -25,6 +25,7 @@ _MOST_BYTES = 1 << 24
 _BASE = "base_model.model."
 """What peft writes before the name of a layer in a file of weights."""
 _LONGEST_NAME = 1000
+_PATTERN = "the pattern {} of rank_pattern or alpha_pattern"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +125,12 @@ def _matching(patterns: Mapping[str, object], module: str) -> str | None:
     """Return the first key that matches a layer, as peft does.
 
     Raises:
-        ValueError: a pattern is not valid, or could take very long.
+        InputRefused: a pattern is not valid, or could take very long.
 
     """
     layer = layer_of(module)
     if patterns and len(layer) > _LONGEST_NAME:
-        raise ValueError(layer)
+        raise InputRefused(f"the name {quoted(layer)} is too long to compare it with patterns")
     return next((key for key in patterns if _compiled(key).match(layer)), None)
 
 
@@ -137,8 +138,8 @@ def _matching(patterns: Mapping[str, object], module: str) -> str | None:
 def _compiled(key: str) -> re.Pattern[str]:
     repetitions = len(re.findall(r"[*+?{]", key))
     if len(key) > _LONGEST_NAME or repetitions > 1 or (repetitions and "(" in key):
-        raise ValueError(key)
+        raise InputRefused(f"{_PATTERN.format(quoted(key))} is too complex")
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(key) from error
+        raise InputRefused(f"{_PATTERN.format(quoted(key))} is not a regular expression: {error}") from error
