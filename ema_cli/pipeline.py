@@ -64,12 +64,12 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
         series = continue_series(found, options, opened)
     if options.device == "auto":
         options = replace(options, device=resolve_device("auto"))
-    return _with_evidence(make_plan(series, options))
+    return _with_evidence(make_plan(series, options), options)
 
 
-def _with_evidence(plan: Plan) -> Plan:
+def _with_evidence(plan: Plan, options: Options) -> Plan:
     """Return the plan with the warnings that rest on the weights themselves."""
-    return replace(plan, warnings=(*plan.warnings, *warn_of_factors(plan)))
+    return replace(plan, warnings=(*plan.warnings, *warn_of_factors(plan, options)))
 
 
 def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:

@@ -274,7 +274,8 @@ def test_what_cannot_be_exact_is_refused(
     with pytest.raises(InputRefused, match=r"(?s).*") as refused:
         plan(folders, **UNIFORM)
     assert words in refused.value.message
-    assert plan(folders, method="uniform").tensors
+    hints = {w.code: w.hint for w in plan(folders, method="uniform").warnings}
+    assert "--lora exact" not in hints["lora-factors"]
 
 
 def test_scales_that_are_not_known(tmp_path: Path) -> None:

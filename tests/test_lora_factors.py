@@ -116,6 +116,7 @@ def test_the_difference_is_measured(tmp_path: Path) -> None:
         (warning,) = warnings_of(*paths, **options)
         assert warning.code == "lora-factors"
         assert f"by {percent(difference(states, weights))} (measured on 1 of them" in warning.message
+        assert f"by factors of rank {2 * (3 - weights.count(0))} instead of 2" in warning.hint
 
 
 def test_the_largest_difference_of_several_averages_is_shown(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ema_cli.errors import InputRefused, RunWarning
+from ema_cli.errors import InputRefused, RunWarning, UsageError
 from ema_cli.formats.huggingface.adapter_config import AdapterConfig
+from ema_cli.options.average import Options
+from ema_cli.planning.lora_exact import ExactUpdates
 from ema_cli.planning.lora_pairs import FactorPair, find_pairs
 from ema_cli.planning.lora_scales import UpdateScales
+from ema_cli.planning.matching import choose_tensors
 from ema_cli.records.plan import Action, Plan
 from ema_cli.storage.url import Url
 from ema_cli.text import percent, plural, quoted, safe_text, shortlist
@@ -24,7 +27,7 @@ _LONGEST_VALUE = 60
 _KEYS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
-def warn_of_factors(plan: Plan) -> Iterator[RunWarning]:
+def warn_of_factors(plan: Plan, options: Options) -> Iterator[RunWarning]:
     """Yield warnings about the LoRA factors that a plan averages one by one.
 
     Raises:
@@ -47,17 +50,36 @@ def warn_of_factors(plan: Plan) -> Iterator[RunWarning]:
             message=f"the factors of {plural(len(pairs), 'LoRA update')} are averaged one by one: the product of the "
             f"averages differs from the average of the updates B A by {percent(found)} "
             f"(measured on {len(measured):,} of them, such as {quoted(pairs[0].stem)})",
-            hint=f"--lora exact averages the updates, by factors of rank {len(used) * pairs[0].rank:,} instead of "
-            f"{pairs[0].rank:,}",
+            hint=_hint(plan, options, f"{len(used) * pairs[0].rank:,} instead of {pairs[0].rank:,}"),
         )
     yield from _warn_of_configs(plan, used, scales)
 
 
+def _hint(plan: Plan, options: Options, rank: str) -> str:
+    """Return what averages the updates: joined factors, if the updates can be joined."""
+    if plan.series.continuation is not None:
+        return "average all checkpoints at once, with --lora exact"
+    layouts = [checkpoint.index.layouts for checkpoint in plan.checkpoints]
+    tensors = {id(own): choose_tensors(own, options) for own in layouts}
+    chosen = [tensors[id(own)] for own in layouts]
+    try:
+        exact = ExactUpdates(plan.checkpoints, chosen, [output.weighting for output in plan.outputs])
+        exact.refuse_settings()
+        if not _is_remote(plan):  # the scales may be in tensors, each of which would be a request
+            _ = exact.updates
+    except (InputRefused, UsageError):
+        return "merge each checkpoint into the base model and average the models"
+    return f"--lora exact averages the updates, by factors of rank {rank}"
+
+
 def _some(plan: Plan, pairs: Sequence[FactorPair]) -> list[FactorPair]:
     """Return a few pairs, evenly spaced; one for checkpoints in a store, where every read is a request."""
-    remote = any(isinstance(plan.checkpoints[i].path, Url) for i in plan.used)
-    count = min(len(pairs), 1 if remote else _MOST_PAIRS)
+    count = min(len(pairs), 1 if _is_remote(plan) else _MOST_PAIRS)
     return [pairs[(2 * number + 1) * len(pairs) // (2 * count)] for number in range(count)]
+
+
+def _is_remote(plan: Plan) -> bool:
+    return any(isinstance(plan.checkpoints[i].path, Url) for i in plan.used)
 
 
 def _relative_scales(plan: Plan, used: Sequence[int], scales: UpdateScales, pair: FactorPair) -> list[float]:

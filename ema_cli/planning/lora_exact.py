@@ -120,16 +120,25 @@ class ExactUpdates:
             InputRefused: a scale is not known, or the updates have another form.
 
         """
-        for i, pairs in self._pairs.items():
-            config = self._scales.configs[i]
-            if config is not None:
-                refuse_settings(config, pairs.values(), self._name(i))
+        self.refuse_settings()
         return tuple(self._join(stem) for stem in self._pairs[self._last])
 
     @cached_property
     def tensors(self) -> dict[str, JoinedTensor]:
         """The factors and alphas of the output, by name."""
         return {name: tensor for update in self.updates for name, tensor in update.tensors.items()}
+
+    def refuse_settings(self) -> None:
+        """Raise if the configuration of a checkpoint gives its factors another meaning.
+
+        Raises:
+            InputRefused: naming the setting, or a configuration that cannot be used.
+
+        """
+        for i, pairs in self._pairs.items():
+            config = self._scales.configs[i]
+            if config is not None:
+                refuse_settings(config, pairs.values(), self._name(i))
 
     def _name(self, i: int) -> str:
         return quoted(str(self._checkpoints[i].path))
