@@ -278,6 +278,29 @@ def test_what_cannot_be_exact_is_refused(
     assert "--lora exact" not in hints["lora-factors"]
 
 
+HOSTILE = {
+    "deep where it counts": b'{"r": 2, "use_rslora": %s1%s, "init_lora_weights": [[]]}' % (b"[" * 900, b"]" * 900),
+    "a large rank": b'{"r": %s}' % (b"9" * 4000),
+    "a large alpha": b'{"r": 2, "lora_alpha": %s}' % (b"9" * 4000),
+    "not finite": b'{"r": 2, "lora_alpha": NaN}',
+    "a list": b'{"r": 2, "rank_pattern": [1]}',
+    "a type of another type": b'{"r": 2, "peft_type": {}}',
+    "not JSON": b"{",
+    "twice": b'{"r": 2, "r": 3}',
+}
+
+
+@pytest.mark.parametrize("config", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_configuration_is_refused(config: bytes, tmp_path: Path) -> None:
+    """A configuration is as untrusted as every file: it is refused or used, and never crashes the program."""
+    folders = write_adapters(tmp_path / "run", [factors(seed) for seed in range(2)])
+    for folder in folders:
+        (folder / "adapter_config.json").write_bytes(config)
+    with pytest.raises(InputRefused):
+        plan(folders, output=f"{tmp_path}/avg/", **UNIFORM)
+    assert [warning.code for warning in plan(folders, method="uniform").warnings] == ["lora-factors"]
+
+
 def test_scales_that_are_not_known(tmp_path: Path) -> None:
     """Without an alpha the ranks must be equal, and the user is told what to set; with it, a folder has it."""
     states = [factors(seed) for seed in range(2)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import InputRefused, RunWarning, UsageError
-from ema_cli.formats.huggingface.adapter_config import AdapterConfig
 from ema_cli.options.average import Options
 from ema_cli.planning.lora_exact import ExactUpdates
 from ema_cli.planning.lora_pairs import FactorPair, find_pairs
@@ -24,7 +23,6 @@ _NEGLIGIBLE = 0.01
 """Of the average update. In ten trainings of a small model with peft: 0.0001 to 0.3 % where the checkpoints are at most
 ten steps apart, after the first hundreds of steps; 0.2 to 41 % where they are 50 or 100 steps apart."""
 _LONGEST_VALUE = 60
-_KEYS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
 def warn_of_factors(plan: Plan, options: Options) -> Iterator[RunWarning]:
@@ -105,14 +103,14 @@ def _warn_of_configs(plan: Plan, used: Sequence[int], scales: UpdateScales) -> I
     if last is None:
         return
     differences = []
-    for key in _KEYS:
+    for key, value in last.settings.items():
         others = [
-            f"{_shown(config, key)} in {quoted(plan.checkpoints[i].path.name)}"
+            f"{_shown(config.settings[key])} in {quoted(plan.checkpoints[i].path.name)}"
             for i in used
-            if (config := configs[i]) is not None and (config.values.get(key) or None) != (last.values.get(key) or None)
+            if (config := configs[i]) is not None and config.settings[key] != value
         ]
         if others:
-            differences.append(f"{key} is {_shown(last, key)} in the last, {shortlist(others, most=2)}")
+            differences.append(f"{key} is {_shown(value)} in the last, {shortlist(others, most=2)}")
     if differences:
         yield RunWarning(
             code="lora-configs-differ",
@@ -121,5 +119,5 @@ def _warn_of_configs(plan: Plan, used: Sequence[int], scales: UpdateScales) -> I
         )
 
 
-def _shown(config: AdapterConfig, key: str) -> str:
-    return safe_text(str(config.values.get(key)), limit=_LONGEST_VALUE)
+def _shown(value: str) -> str:
+    return safe_text(value, limit=_LONGEST_VALUE)

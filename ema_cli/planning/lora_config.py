@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from ema_cli.errors import RunWarning
+from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.huggingface.adapter_config import ADAPTER_CONFIG, AdapterConfig, layer_of
 from ema_cli.planning.lora_exact import ExactUpdates, JoinedUpdate
 from ema_cli.records.plan import Action
@@ -16,13 +16,21 @@ _SCALE_NOT_STORED = "lora-scale-not-stored"
 
 
 def joined_config(config: AdapterConfig, updates: Sequence[JoinedUpdate]) -> bytes:
-    """Return ``adapter_config.json`` with the ranks and alphas of the updates."""
+    """Return ``adapter_config.json`` with the ranks and alphas of the updates.
+
+    Raises:
+        InputRefused: it has lists in lists without end.
+
+    """
     values = dict(config.values)
     ranks = {layer_of(update.pair.module): update.rank for update in updates}
     alphas = {layer_of(update.pair.module): _plain(update.alpha or 0) for update in updates}
     values["r"], values["rank_pattern"] = _with_pattern(ranks)
     values["lora_alpha"], values["alpha_pattern"] = _with_pattern(alphas)
-    return (json.dumps(values, indent=2) + "\n").encode()
+    try:
+        return (json.dumps(values, indent=2) + "\n").encode()
+    except RecursionError as error:
+        raise InputRefused(f"{quoted(ADAPTER_CONFIG)} is nested too deeply") from error
 
 
 def _with_pattern(by_layer: Mapping[str, float]) -> tuple[float, dict[str, float]]:

@@ -72,8 +72,9 @@ def refuse_settings(config: AdapterConfig, pairs: Iterable[FactorPair], checkpoi
 def _other_meanings(values: Mapping[str, object]) -> Iterator[str]:
     kind = values.get("peft_type", "LORA")
     if kind != "LORA":
-        yield f"the type {safe_text(str(kind))}"
+        yield f"the type {safe_text(kind) if isinstance(kind, str) else 'of no name'}"
     yield from (key for key in _VARIANTS if values.get(key))
     start = values.get("init_lora_weights", True)
-    if not str(start).lower().startswith(_HARMLESS_STARTS):
-        yield f"init_lora_weights {safe_text(str(start))}, which changes the base model"
+    word = start.lower() if isinstance(start, str) else "" if isinstance(start, bool) else "unknown"
+    if word and not word.startswith(_HARMLESS_STARTS):
+        yield f"init_lora_weights {quoted(word)}, which changes the base model"

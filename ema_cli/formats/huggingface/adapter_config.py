@@ -24,6 +24,7 @@ _ADAPTER_WEIGHTS = "adapter_model."
 _MOST_BYTES = 1 << 24
 _BASE = "base_model.model."
 """What peft writes before the name of a layer in a file of weights."""
+_LARGEST_RANK = 1 << 31
 _LONGEST_NAME = 1000
 _PATTERN = "the pattern {} of rank_pattern or alpha_pattern"
 
@@ -44,6 +45,17 @@ class AdapterConfig:
     """``rank_pattern``."""
     alphas: Mapping[str, float]
     """``alpha_pattern``."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Everything that decides ranks and scales, by its key in the file, as text."""
+        return {
+            "r": f"{self.rank}",
+            "lora_alpha": repr(self.alpha).removesuffix(".0"),
+            "use_rslora": f"{self.rank_stabilized}",
+            "rank_pattern": f"{dict(self.ranks)}",
+            "alpha_pattern": f"{dict(self.alphas)}",
+        }
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a layer."""
@@ -110,7 +122,7 @@ def _patterns(values: Mapping[str, object], key: str) -> dict[str, object]:
 
 
 def _whole(value: object) -> int:
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= _LARGEST_RANK:
         raise ValueError(value)
     return value
 
