@@ -8,7 +8,8 @@ number of checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,15 +25,29 @@ _WHOLE_BYTES = 1 << 20
 """A factor of at most this size is read in one piece."""
 
 
-def relative_difference(
-    plan: Plan, pairs: Sequence[tuple[FactorPair, Sequence[float]]], weights: Sequence[float]
-) -> float:
-    """Return ``||mean(B) mean(A) - mean(B A)|| / ||mean(B A)||``, over all pairs; 0 if the updates are zero.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPair:
+    """A pair of factors whose updates are compared."""
+
+    pair: FactorPair
+    scales: Sequence[float]
+    """The scale of the update in each checkpoint."""
+    scale_is_averaged: bool
+    """Whether the output has the average of the scales; otherwise it has that of the last checkpoint."""
+
+    def output_scale(self, weights: Sequence[float]) -> float:
+        """Return the scale that the update has in an average."""
+        if self.scale_is_averaged:
+            return math.fsum(w * scale for w, scale in zip(weights, self.scales, strict=True))
+        return self.scales[-1]
+
+
+def relative_difference(plan: Plan, measured: Sequence[MeasuredPair], weights: Sequence[float]) -> float:
+    """Return ``||s mean(B) mean(A) - mean(s_i B_i A_i)|| / ||mean(s_i B_i A_i)||`` over all pairs; 0 if they are zero.
 
     Args:
         plan: that averages the factors one by one.
-        pairs: the pairs that are measured, each with the scale of its update in every checkpoint, relative to the
-            scale that the output has.
+        measured: the pairs.
         weights: of the average, one per checkpoint.
 
     Raises:
@@ -42,8 +57,8 @@ def relative_difference(
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     difference, whole = 0.0, 0.0
     with np.errstate(all="ignore"):
-        for pair, scales in pairs:
-            product_of_means, mean_of_products = _both(plan, pair, tensors, scales, weights)
+        for one in measured:
+            product_of_means, mean_of_products = _both(plan, one, tensors, weights)
             difference += float(np.sum((product_of_means - mean_of_products) ** 2))
             whole += float(np.sum(mean_of_products**2))
     ratio = math.sqrt(difference / whole) if whole > 0 else 0.0
@@ -51,13 +66,10 @@ def relative_difference(
 
 
 def _both(
-    plan: Plan,
-    pair: FactorPair,
-    tensors: dict[str, PlannedTensor],
-    scales: Sequence[float],
-    weights: Sequence[float],
+    plan: Plan, measured: MeasuredPair, tensors: Mapping[str, PlannedTensor], weights: Sequence[float]
 ) -> tuple[Float64, Float64]:
-    """Return the part of ``mean(B) mean(A)`` and of ``mean(B A)``: (rows, columns) float64 each."""
+    """Return the part of ``s mean(B) mean(A)`` and of ``mean(s_i B_i A_i)``: (rows, columns) float64 each."""
+    pair = measured.pair
     up, down = tensors[pair.up], tensors[pair.down]
     mean_b, mean_a, mean = np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1))
     for i in plan.used:
@@ -65,8 +77,8 @@ def _both(
             b = _part(plan.extent(up, i), pair.rank_axis(up.name))
             a = _part(plan.extent(down, i), pair.rank_axis(down.name))
             mean_b, mean_a = mean_b + weights[i] * b, mean_a + weights[i] * a
-            mean = mean + weights[i] * scales[i] * (b @ a.T)
-    return mean_b @ mean_a.T, mean
+            mean = mean + weights[i] * measured.scales[i] * (b @ a.T)
+    return measured.output_scale(weights) * (mean_b @ mean_a.T), mean
 
 
 def _part(extent: Located, rank_axis: int) -> Float64:

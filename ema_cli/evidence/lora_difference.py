@@ -38,9 +38,16 @@ def warn_of_factors(plan: Plan, options: Options) -> Iterator[RunWarning]:
     if not pairs or len(used) < 2:  # noqa: PLR2004 - one checkpoint is its own average
         return
     scales = UpdateScales(plan.checkpoints)
-    measured = [(pair, _relative_scales(plan, used, scales, pair)) for pair in _some(plan, pairs)]
-    from ema_cli.evidence.factor_products import relative_difference  # noqa: PLC0415 - numpy
+    from ema_cli.evidence.factor_products import MeasuredPair, relative_difference  # noqa: PLC0415 - numpy
 
+    measured = [
+        MeasuredPair(
+            pair=pair,
+            scales=_scales_of(plan, used, scales, pair),
+            scale_is_averaged=scales.alpha_name(len(plan.checkpoints) - 1, pair) in averaged,
+        )
+        for pair in _some(plan, pairs)
+    ]
     found = max(relative_difference(plan, measured, output.weighting.weights) for output in plan.outputs)
     if found > _NEGLIGIBLE:
         yield RunWarning(
@@ -80,17 +87,19 @@ def _is_remote(plan: Plan) -> bool:
     return any(isinstance(plan.checkpoints[i].path, Url) for i in plan.used)
 
 
-def _relative_scales(plan: Plan, used: Sequence[int], scales: UpdateScales, pair: FactorPair) -> list[float]:
-    """Return the scale of an update in each checkpoint, relative to that in the last; 1 where it is not known."""
-    relative = [1.0] * len(plan.checkpoints)
+def _scales_of(plan: Plan, used: Sequence[int], scales: UpdateScales, pair: FactorPair) -> list[float]:
+    """Return the scale of an update in each checkpoint; 1 in all of them if not all are known."""
+    unknown = [1.0] * len(plan.checkpoints)
+    found = list(unknown)
     try:
-        last = scales.of(len(relative) - 1, pair)
-        for i in used if last else ():
+        for i in {*used, len(found) - 1}:
             scale = scales.of(i, pair)
-            relative[i] = scale / last if scale is not None and last else 1.0
+            if scale is None:
+                return unknown
+            found[i] = scale
     except InputRefused:
-        return [1.0] * len(plan.checkpoints)
-    return relative
+        return unknown
+    return found
 
 
 def _warn_of_configs(plan: Plan, used: Sequence[int], scales: UpdateScales) -> Iterator[RunWarning]:
