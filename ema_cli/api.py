@@ -11,7 +11,7 @@ from dataclasses import replace
 from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
-from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Options, Order, make_options
+from ema_cli.options.average import BufferPolicy, GeometryMode, LoraMode, OnMissing, Options, Order, make_options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
 from ema_cli.pipeline import examine, planned, run_average
@@ -59,6 +59,7 @@ def average(
     strip_prefix: str | None = None,
     on_missing: OnMissing = "error",
     buffers: BufferPolicy | None = None,
+    lora: LoraMode = "factors",
     device: str = "cpu",
     dtype: OutputDtype | None = None,
     threads: int | None = None,
@@ -117,6 +118,7 @@ def average(
         on_missing: ``"last"``: if not all checkpoints have the same tensors, write those of the last one.
         buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
             ``"average"``, with a warning.
+        lora: ``"exact"``: average the updates B A of LoRA adapters, not their factors; the ranks add up.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
         dtype: type of averaged tensors in the output; ``None`` for ``"same"``: as in the last checkpoint.
         threads: number of worker threads; by default one per core, at most 4.
@@ -178,6 +180,7 @@ def plan(
     strip_prefix: str | None = None,
     on_missing: OnMissing = "error",
     buffers: BufferPolicy | None = None,
+    lora: LoraMode = "factors",
     device: str = "cpu",
     dtype: OutputDtype | None = None,
     threads: int | None = None,

@@ -11,7 +11,6 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import EmaAvgError, Proposal, UsageError
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
-from ema_cli.evidence.integers import warn_of_integers
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.options.shell_command import shell_command
@@ -52,7 +51,7 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
             opened.close()
             error.hint = _first_that_works(error.proposals, options) or error.hint
             raise
-        yield replace(plan, warnings=(*plan.warnings, *warn_of_integers(plan)))
+        yield plan
 
 
 def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
@@ -131,9 +130,9 @@ def examine(plan: Plan, options: Options, locks: ExitStack | None = None) -> tup
     is_stopped = locks is not None and checked.obstacles
     if not options.probe or checked.up_to_date is not None or is_stopped:
         return plan, checked
-    from ema_cli.evidence.probe import examine_series  # noqa: PLC0415 - numpy, which other commands need not
+    from ema_cli.evidence.examine import examine_weights  # noqa: PLC0415 - numpy, which other commands need not
 
-    found = examine_series(plan, options)
+    found = examine_weights(plan, options)
     warnings = (*checked.warnings, *mark_allowed(found.warnings, options))
     return replace(plan, evidence=found.evidence), replace(checked, warnings=warnings)
 

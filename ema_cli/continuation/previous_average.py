@@ -91,6 +91,11 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
             f"{path} was made with --weights, which cannot be continued: new checkpoints have no weights",
             hint="give the weights of all checkpoints at once",
         )
+    if "lora" in ours:
+        raise InputRefused(
+            f"{path} was made with --lora {quoted(ours['lora'])}, which cannot be continued: its rank would grow",
+            hint="average all checkpoints at once, without --continue-from",
+        )
     try:
         unit = ours.get("step_unit", "checkpoint")
         return PreviousAverage(

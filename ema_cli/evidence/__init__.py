@@ -1,1 +1,1 @@
-"""Whether the checkpoints are one series, in the order of training: a small sample of each is read to find out."""
+"""What the weights say about a plan before the fold: whether it is one series, in order. Bounded reads."""

@@ -68,19 +68,19 @@ class ContentDigests:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._sums = [0] * len(plan.used)
+        self._sums = dict.fromkeys(plan.used, 0)
         self._lock = threading.Lock()
 
     def add(self, number: int, crcs: Sequence[int]) -> None:
-        """Add an averaged tensor: its CRC-32 in each checkpoint in use."""
+        """Add a tensor: its CRC-32 in each of its contributors."""
+        tensor = self._plan.tensors[number]
         with self._lock:
-            for row, (i, crc) in enumerate(zip(self._plan.used, crcs, strict=True)):
-                layout = self._plan.layout(self._plan.tensors[number], i)
-                self._sums[row] = (self._sums[row] + _of_tensor(layout, crc)) % _MODULUS
+            for i, crc in zip(self._plan.contributors(tensor), crcs, strict=True):
+                self._sums[i] = (self._sums[i] + _of_tensor(self._plan.layout(tensor, i), crc)) % _MODULUS
 
     def digests(self) -> dict[int, str]:
         """Return the digest of each checkpoint in use, once all tensors were added."""
-        return {i: f"{total:032x}" for i, total in zip(self._plan.used, self._sums, strict=True)}
+        return {i: f"{total:032x}" for i, total in self._sums.items()}
 
 
 def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[int], None] = lambda _: None) -> str:

@@ -51,6 +51,8 @@ def fold(
 
     """
     sample = GeometrySample(plan) if measure_geometry and len(plan.used) > 1 else None
+    if sample is not None and not any(sample.measured) and any(tensor.pieces for tensor in plan.tensors):
+        sample = None  # every factor is concatenated, and no distance was measured
     state = FoldState(plan, sinks, sample, allow_nonfinite=allow_nonfinite, done=done, on_tensor=on_tensor)
     crew = _Crew(state, bytes_of(plan, done))
     threads = [

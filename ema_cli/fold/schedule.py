@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ema_cli.fold.concatenation import piece_shapes, runs_in
 from ema_cli.fold.conversion import components
 from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
@@ -80,11 +81,22 @@ class Schedule:
             if window is None:
                 return
             self._announced_bytes += self._bytes(window)
-            for _, extent in self.extents(window.number):
-                announce(extent, window.start, window.count)
+            extents = [extent for _, extent in self.extents(window.number)]
+            for row, start, count in read_ranges(self._plan, window):
+                announce(extents[row], start, count)
 
     def _bytes(self, block: Block) -> int:
         return block.count * bytes_per_element(self._plan, block.number)
+
+
+def read_ranges(plan: Plan, block: Block) -> Iterator[tuple[int, int, int]]:
+    """Yield what is read for a block: number of the reader, first element there, number of elements."""
+    tensor = plan.tensors[block.number]
+    if tensor.pieces is None:
+        yield from ((row, block.start, block.count) for row in range(len(plan.readers(tensor))))
+        return
+    for run in runs_in(piece_shapes(plan, tensor), tensor.pieces.axis, block.start, block.count):
+        yield run.row, run.start, run.count
 
 
 def bytes_per_element(plan: Plan, number: int) -> int:

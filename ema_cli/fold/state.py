@@ -14,7 +14,7 @@ from ema_cli.fold.integrity import IntegrityCheck
 from ema_cli.fold.schedule import Block, Schedule, bytes_per_element
 from ema_cli.fold.statistics import Statistics, add_spreads
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
-from ema_cli.records.plan import Action, Plan
+from ema_cli.records.plan import Plan
 
 _LARGEST_SUM = 1 + 1e-9
 """Of the weights of an average: one, plus rounding."""
@@ -81,8 +81,8 @@ class FoldState:
     def close(self, block: Block, read: Sequence[int], lengths: Sequence[int], written: Sequence[int]) -> None:
         """Complete a block: it is in all sinks, and its sums are in the statistics.
 
-        ``read`` and ``lengths`` (in bytes) are its CRC-32 and length in each checkpoint in use, empty for a copied
-        tensor; ``written`` is its CRC-32 in each output.
+        ``read`` and ``lengths`` (in bytes) are its CRC-32 and length in each contributor, empty for a copied tensor;
+        ``written`` is its CRC-32 in each output.
         """
         output_bytes = block.count * self.plan.tensors[block.number].dtype.itemsize
         crcs = self._checksums.add(block, [*read, *written], [*lengths, *[output_bytes] * len(written)])
@@ -116,7 +116,7 @@ class FoldState:
     def _restore(self, outcome: TensorOutcome) -> None:
         for row, found in zip(self.statistics.by_average, outcome.statistics, strict=True):
             row[outcome.number] = found
-        if self.plan.tensors[outcome.number].action is Action.AVERAGED:
+        if outcome.read_crc32:
             self._contents.add(outcome.number, outcome.read_crc32)
         if self.sample is not None:
             self.sample.restore(outcome.number, outcome.sample)

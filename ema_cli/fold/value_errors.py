@@ -54,6 +54,19 @@ def refuse_nonfinite(plan: Plan, block: Block, extents: Sequence[tuple[int, Loca
     raise InputRefused(f"tensor {quoted(tensor.name)} is too large to be averaged in float64")
 
 
+def refuse_nonfinite_piece(plan: Plan, tensor: PlannedTensor, i: int) -> NoReturn:
+    """Raise because a piece of a concatenated tensor is not finite; ``i`` is its checkpoint.
+
+    Raises:
+        InputRefused: always.
+
+    """
+    raise InputRefused(
+        f"tensor {quoted(tensor.name)} of {quoted(str(plan.checkpoints[i].path))} holds NaN or infinity",
+        hint="average without that checkpoint",
+    )
+
+
 def refuse_overflow(tensor: PlannedTensor, values: Float64, rounded: Bytes) -> None:
     """Raise if a finite average became infinite in the type of the output.
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from zlib_ng import zlib_ng
 
+from ema_cli.fold.concatenation import PieceRun, piece_shapes, runs_in
 from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
 from ema_cli.fold.lanes import Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
-from ema_cli.fold.value_errors import refuse_nonfinite, refuse_overflow
-from ema_cli.records.plan import Action
+from ema_cli.fold.value_errors import refuse_nonfinite, refuse_nonfinite_piece, refuse_overflow
+from ema_cli.records.plan import Action, Concatenation
 from ema_cli.storage.extents import Extent, Located
 from ema_cli.storage.strided_read import read_block, read_elements
 
@@ -37,9 +38,10 @@ class Worker:
         if block.number != self._tensor:
             self._extents = self._state.schedule.extents(block.number)
             self._tensor = block.number
-        if self._state.plan.tensors[block.number].action is Action.COPIED:
-            return self._copy(block)
-        return self._average(block)
+        tensor = self._state.plan.tensors[block.number]
+        if tensor.pieces is not None:
+            return self._concatenate(block, tensor.pieces)
+        return self._copy(block) if tensor.action is Action.COPIED else self._average(block)
 
     def _copy(self, block: Block) -> int:
         tensor = self._state.plan.tensors[block.number]
@@ -62,7 +64,7 @@ class Worker:
             self._state.raise_if_stopping()  # a block of a thousand checkpoints takes too long to wait for
             dtype = extent.layout.dtype
             raw = self._lane.buffer(block.count * dtype.itemsize)
-            crcs.append(self._read(extent, block, raw))
+            crcs.append(self._read(extent, block.start, raw))
             lengths.append(len(raw))
             self._lane.add(raw, dtype, self._state.weights[i])
             if sampler is not None:
@@ -79,16 +81,52 @@ class Worker:
         self._state.close(block, crcs, lengths, written)
         return sum(lengths)
 
-    def _read(self, extent: Located, block: Block, raw: Bytes) -> int:
-        """Read a block of a checkpoint and return its CRC-32."""
+    def _read(self, extent: Located, start: int, raw: Bytes) -> int:
+        """Read elements of a checkpoint from ``start`` on, and return their CRC-32."""
         integrity = self._state.integrity
         if isinstance(extent, Extent) and extent.layout.strides is None:
-            read_elements(extent, block.start, raw)
+            read_elements(extent, start, raw)
             crc = zlib_ng.crc32(raw)
-            integrity.add_crc(extent, extent.offset + block.start * extent.layout.dtype.itemsize, len(raw), crc)
+            integrity.add_crc(extent, extent.offset + start * extent.layout.dtype.itemsize, len(raw), crc)
             return crc
-        read_elements(extent, block.start, raw, integrity.add)
+        read_elements(extent, start, raw, integrity.add)
         return zlib_ng.crc32(raw)
+
+    def _concatenate(self, block: Block, pieces: Concatenation) -> int:
+        """Put the pieces of a block side by side, then for each average each piece times its number, rounded once.
+
+        The numbers are few, so the host does it in every lane.
+        """
+        plan = self._state.plan
+        tensor = plan.tensors[block.number]
+        runs = list(runs_in(piece_shapes(plan, tensor), pieces.axis, block.start, block.count))
+        values, scratch = self._last[: block.count], self._scratch[: block.count]
+        crcs, lengths = [0] * len(self._extents), [0] * len(self._extents)
+        for run in runs:
+            i, extent = self._extents[run.row]
+            raw = self._lane.buffer(run.count * extent.layout.dtype.itemsize)
+            crcs[run.row] = zlib_ng.crc32_combine(crcs[run.row], self._read(extent, run.start, raw), len(raw))
+            lengths[run.row] += len(raw)
+            decode(raw, extent.layout.dtype, scratch[: run.count])
+            if not np.isfinite(scratch[: run.count]).all():
+                refuse_nonfinite_piece(plan, tensor, i)
+            target = run.place(values)
+            target[...] = scratch[: run.count].reshape(target.shape)
+        written = [self._write_pieces(k, block, runs, factors) for k, factors in enumerate(pieces.factors)]
+        contributes = tensor.action is Action.CONCATENATED
+        self._state.close(block, crcs if contributes else [], lengths if contributes else [], written)
+        return sum(lengths)
+
+    def _write_pieces(self, k: int, block: Block, runs: Sequence[PieceRun], factors: Sequence[float]) -> int:
+        """Multiply the pieces, round and write them for average ``k``; return the CRC-32 written."""
+        tensor = self._state.plan.tensors[block.number]
+        values, scaled = self._last[: block.count], self._scratch[: block.count]
+        for run in runs:
+            np.multiply(run.place(values), factors[run.row], out=run.place(scaled))
+        rounded = round_to(scaled, tensor.dtype)
+        refuse_overflow(tensor, scaled, rounded)
+        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded.data)
+        return zlib_ng.crc32(rounded)
 
     def _finish(
         self, k: int, block: Block, total: Float64, last: Float64, crcs: Sequence[int]

@@ -23,6 +23,7 @@ Order = Literal["auto", "step", "name", "mtime", "given"]
 BufferPolicy = Literal["average", "last", "first"]
 GeometryMode = Literal["sample", "none"]
 OnMissing = Literal["error", "last"]
+LoraMode = Literal["factors", "exact"]
 
 DEFAULT_SAMPLES = 100
 """Tensor pieces that a verification recomputes by default."""
@@ -127,6 +128,15 @@ class Options(OutputOptions):
         kept_on_continue=True,
         default_warned=True,
     )
+    lora: LoraMode = option(
+        "factors",
+        help="LoRA adapters: the factors A and B are averaged one by one, or exact: the updates B A are, by factors of "
+        "all checkpoints side by side, so the ranks add up.",
+        panel="Compute",
+        in_fingerprint=True,
+        kept_on_continue=True,
+        unstored=("factors",),
+    )
     device: str = option("cpu", help="cpu, cuda, cuda:1, ... or auto.", metavar="DEVICE", panel="Compute")
     threads: int | None = option(
         None, help="Number of worker threads.", unset="one per core, at most 4", metavar="N", panel="Compute"
@@ -200,6 +210,8 @@ class Options(OutputOptions):
             raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
         if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
             raise UsageError(f"--threads {self.threads} must be from 1 to {_MOST_THREADS}")
+        if self.lora == "exact" and self.allow_nonfinite:
+            raise UsageError("--lora exact does not take --allow-nonfinite")
         self.check_output()
         if self.resume and isinstance(self.output, Url):
             raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
@@ -229,6 +241,11 @@ class Options(OutputOptions):
     def _check_continuation(self) -> None:
         if len(self.method_names) > 1 or any(len(getattr(self, swept)) > 1 for swept in SWEPT):
             raise UsageError("--continue-from continues one average", hint="continue the averages one by one")
+        if self.lora == "exact":
+            raise UsageError(
+                "--lora exact cannot be used with --continue-from: the rank would grow with every average",
+                hint="average all checkpoints at once",
+            )
         if "manual" in self.method_names:
             raise UsageError(
                 "weights by hand belong to the checkpoints they were given for; --continue-from cannot extend them",

@@ -10,7 +10,10 @@ import os
 from collections.abc import Sequence
 
 from ema_cli.errors import UsageError
+from ema_cli.formats.huggingface.adapter_config import ADAPTER_CONFIG
 from ema_cli.options.average import Options
+from ema_cli.planning.lora_config import joined_config, warn_of_scale
+from ema_cli.planning.lora_exact import ExactUpdates
 from ema_cli.planning.matching import choose_tensors, match_tensors
 from ema_cli.planning.outputs import plan_outputs
 from ema_cli.planning.refusals import refuse_quantized, refuse_unreadable
@@ -57,9 +60,14 @@ def make_plan(series: Series, options: Options) -> Plan:
         dropped = drop_ties([checkpoints[i] for i in used], [chosen[layout_numbers[i]] for i in used])
     chosen = [{name: tensor for name, tensor in c.items() if name not in dropped.replaced_by} for c in chosen]
     lacked = series.continuation.lacking if series.continuation else ()
-    matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked)
-    tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.replaced_by, options)
-    side_files, side_file_warnings = plan_side_files(checkpoints[-1], options)
+    exact = None
+    if options.lora == "exact":
+        exact = ExactUpdates(checkpoints, [chosen[number] for number in layout_numbers], weightings)
+    matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked, joined=exact.axes if exact else {})
+    joined = exact.tensors if exact else {}
+    tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.replaced_by, options, joined=joined)
+    configs = {ADAPTER_CONFIG: joined_config(exact.config, exact.updates)} if exact and exact.config else {}
+    side_files, side_file_warnings = plan_side_files(checkpoints[-1], options, configs)
     # A previous average may be stored in another type, which is no reason to warn.
     members = zip(series.members, layout_numbers, strict=True)
     of_checkpoints = sorted({number for member, number in members if member.role is not Role.AVERAGE})
@@ -77,6 +85,7 @@ def make_plan(series: Series, options: Options) -> Plan:
             *warn_of_unmatched(matched, dropped),
             *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints], options),
             *side_file_warnings,
+            *(warn_of_scale(exact, checkpoints[-1], folder=options.max_shard_size is not None) if exact else ()),
         ),
     )
 

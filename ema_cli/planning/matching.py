@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused, UsageError
@@ -69,11 +70,14 @@ def match_tensors(
     chosen: Sequence[Chosen],
     options: Options,
     lacked_before: Collection[str] = (),
+    *,
+    joined: Mapping[str, int] = MappingProxyType({}),
 ) -> Matched:
     """Compare every layout with that of the last checkpoint. Copied tensors need not agree in shape and type.
 
     ``layout_numbers`` has the layout of each checkpoint, ``chosen`` the selected tensors of each layout, and
-    ``lacked_before`` the tensors that some checkpoint inside the previous average lacks.
+    ``lacked_before`` the tensors that some checkpoint inside the previous average lacks. Tensors in ``joined`` may have
+    any length along the axis given there.
 
     Raises:
         InputRefused: they are not checkpoints of one model; all differences are reported at once.
@@ -90,7 +94,8 @@ def match_tensors(
         if tensors is not reference:
             name = quoted(checkpoints[layout_numbers.index(number)].path.name)
             absent.extend(_absent(tensors, reference, name, last_name, may_be=options.on_missing == "last"))
-            unlike.extend(_unlike(_averaged_alike(tensors, reference, lacking, options), name, last_name))
+            alike = _averaged_alike(tensors, reference, lacking, options)
+            unlike.extend(_unlike(alike, name, last_name, joined))
     if absent or unlike:
         raise _different_models([*absent, *unlike], only_absent=not unlike and _share_some(chosen))
     return Matched(
@@ -151,10 +156,17 @@ def _averaged_alike(
             yield name, layout, expected
 
 
-def _unlike(pairs: Iterable[tuple[str, TensorLayout, TensorLayout]], name: str, last_name: str) -> Iterator[str]:
+def _unlike(
+    pairs: Iterable[tuple[str, TensorLayout, TensorLayout]], name: str, last_name: str, joined: Mapping[str, int]
+) -> Iterator[str]:
     """Yield the tensors that have different shapes, or types that cannot be averaged together."""
     for tensor, layout, expected in pairs:
-        if layout.shape != expected.shape:
+        if _fixed(layout.shape, joined.get(tensor)) != _fixed(expected.shape, joined.get(tensor)):
             yield f"{quoted(tensor)}: shape {layout.shape} in {name}, {expected.shape} in {last_name}"
         elif layout.dtype is not expected.dtype and {layout.dtype.kind, expected.dtype.kind} != {Kind.FLOAT}:
             yield f"{quoted(tensor)}: {layout.dtype.torch_name} in {name}, {expected.dtype.torch_name} in {last_name}"
+
+
+def _fixed(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """Return the lengths that must be equal: all but that along ``axis``."""
+    return shape if axis is None else (*shape[:axis], -1, *shape[axis + 1 :])

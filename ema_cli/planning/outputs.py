@@ -45,7 +45,8 @@ def plan_outputs(
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
     outputs = tuple(
-        _plan_output(layouts, shared, weighting, series, options, side_files=side_files) for weighting in weightings
+        _plan_output(layouts, shared | _numbers(tensors, k), weighting, series, options, side_files=side_files)
+        for k, weighting in enumerate(weightings)
     )
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
@@ -120,6 +121,13 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
     return {**options.metadata, **written, "format": "pt"}
+
+
+def _numbers(tensors: Sequence[PlannedTensor], k: int) -> dict[str, str]:
+    """Return a digest of the numbers that the factors of LoRA updates are multiplied by; configurations decide them."""
+    numbers = {tensor.name: (t.inputs, t.factors[k]) for tensor in tensors if (t := tensor.pieces) is not None}
+    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:32]
+    return {f"{OUR_METADATA}lora_numbers": digest} if numbers else {}
 
 
 def _options_fingerprint(method: Method, series: Series, options: Options) -> str:

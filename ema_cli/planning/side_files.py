@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.huggingface.weight_names import is_index
@@ -27,8 +28,13 @@ _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 """The type of the weights as transformers writes it, under the older and the newer key."""
 
 
-def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
-    """Return the files that an output folder gets from the last checkpoint, and warnings about those it cannot get."""
+def plan_side_files(
+    last: Checkpoint, options: Options, changed: Mapping[str, bytes] = MappingProxyType({})
+) -> tuple[tuple[SideFile, ...], tuple[RunWarning, ...]]:
+    """Return the files that an output folder gets from the last checkpoint, and warnings about those it cannot get.
+
+    Files in ``changed`` get the content given there.
+    """
     if options.max_shard_size is None:
         return (), ()
     dtype = None if options.dtype == "same" else options.dtype
@@ -39,15 +45,17 @@ def plan_side_files(last: Checkpoint, options: Options) -> tuple[tuple[SideFile,
         if PurePath(name).name != name or is_weights(name):
             continue  # a path leads out of the folder, and the weights are averaged
         try:
-            found.append(_plan_side_file(folder / name, last.side_files, dtype, warnings))
+            found.append(_plan_side_file(folder / name, last.side_files, dtype, warnings, changed.get(name)))
         except (InputRefused, NothingMatched) as refused:
             message, hint = f"not copied: {refused.message}", refused.hint or "copy it yourself"
             warnings.append(RunWarning(code="companion-left-out", message=message, hint=hint))
     return tuple(found), tuple(warnings)
 
 
-def _plan_side_file(path: Location, names: Collection[str], dtype: str | None, warnings: list[RunWarning]) -> SideFile:
-    """Return the copy of a side file, one of ``names``.
+def _plan_side_file(
+    path: Location, names: Collection[str], dtype: str | None, warnings: list[RunWarning], content: bytes | None
+) -> SideFile:
+    """Return the copy of a side file, one of ``names``; ``content`` replaces its own.
 
     Raises:
         NothingMatched: it does not exist.
@@ -62,7 +70,8 @@ def _plan_side_file(path: Location, names: Collection[str], dtype: str | None, w
         if missing:
             message = f"{quoted(str(path))} needs {shortlist(map(quoted, missing))}, which is not a side file beside it"
             raise InputRefused(message, hint="copy both yourself")
-        content = _with_dtype(source, dtype, warnings) if dtype is not None and path.name == _CONFIG else None
+        if dtype is not None and path.name == _CONFIG:
+            content = _with_dtype(source, dtype, warnings)
         return SideFile(
             name=path.name,
             role=FileRole.SIDE_FILE,

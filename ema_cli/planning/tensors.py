@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
+from ema_cli.planning.lora_exact import JoinedTensor
 from ema_cli.planning.matching import Matched, why_copied
 from ema_cli.planning.refusals import refuse_scales
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
+
+_ALPHA = "alpha of a LoRA update, which grows with the rank"
 
 
 def plan_tensors(
@@ -21,11 +25,13 @@ def plan_tensors(
     matched: Matched,
     replaced_by: Mapping[str, str],
     options: Options,
+    *,
+    joined: Mapping[str, JoinedTensor] = MappingProxyType({}),
 ) -> tuple[PlannedTensor, ...]:
     """Return the tensors of the output, in the order of its data section.
 
     ``layout_numbers`` has the layout of each checkpoint; ``replaced_by`` the name that is written, by each tied name
-    that is not written.
+    that is not written; ``joined`` how factors of LoRA updates are written (``--lora exact``).
 
     Raises:
         InputRefused: a tensor is of a type that is only used for scales.
@@ -35,6 +41,7 @@ def plan_tensors(
     reference = matched.tensors[layout_numbers[last]]
     refuse_scales((name, layout.dtype) for name, (_, layout) in reference.items())
     reasons = {name: _why_copied(name, layout, matched, options) for name, (_, layout) in reference.items()}
+    reasons |= {name: _ALPHA if tensor.action is Action.SCALED else "" for name, tensor in joined.items()}
     first = matched.tensors[layout_numbers[0]]
     from_first = {name for name in first if options.buffers == "first" and is_batch_norm_statistic(name)}
     sources = {name: 0 if name in from_first else last for name in reference}
@@ -43,7 +50,7 @@ def plan_tensors(
         TensorLayout(
             name=name,
             dtype=_output_dtype(layout.dtype, reasons[name], options),
-            shape=layout.shape,
+            shape=joined[name].shape if name in joined else layout.shape,
             strides=None,
         )
         for name, layout in read.items()
@@ -63,7 +70,8 @@ def plan_tensors(
                 shape=layout.shape,
                 elements=layout.elements,
                 dtype=layout.dtype,
-                action=Action.COPIED if reasons[name] else Action.AVERAGED,
+                action=_action(reasons[name], joined.get(name)),
+                pieces=joined[name].pieces if name in joined else None,
                 why_copied=reasons[name],
                 positions=tuple(found[name][0] if name in found else -1 for found in matched.tensors),
                 copied_from=sources[name],
@@ -74,6 +82,12 @@ def plan_tensors(
         )
         offset += layout.nbytes
     return tuple(planned)
+
+
+def _action(why_copied: str, joined: JoinedTensor | None) -> Action:
+    if joined is not None:
+        return joined.action
+    return Action.COPIED if why_copied else Action.AVERAGED
 
 
 def _why_copied(name: str, layout: TensorLayout, matched: Matched, options: Options) -> str:

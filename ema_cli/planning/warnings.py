@@ -44,7 +44,7 @@ def _warnings_about_plan(
     chosen: Sequence[Chosen],
     options: Options,
 ) -> Iterator[RunWarning]:
-    averaged = [tensor for tensor in tensors if tensor.action is Action.AVERAGED]
+    averaged = [tensor for tensor in tensors if tensor.action in (Action.AVERAGED, Action.CONCATENATED)]
     several = timeline.count > 1
     yield from _warnings_about_shares(weightings if several else weightings[:1], timeline, options)
     if several:

@@ -60,7 +60,7 @@ class TensorOutcome:
     written_crc32: tuple[int, ...]
     """Per average, CRC-32 of the tensor's bytes in the output."""
     read_crc32: tuple[int, ...]
-    """Per checkpoint in use, CRC-32 of the tensor's bytes in that checkpoint; empty for a copied tensor."""
+    """CRC-32 of the tensor's bytes in each checkpoint that contributes to it; empty for a copied tensor."""
     statistics: tuple[TensorStatistics, ...]
     """Per average, without the spread."""
     sample: bytes

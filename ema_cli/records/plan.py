@@ -25,6 +25,21 @@ class Action(StrEnum):
 
     AVERAGED = "averaged"
     COPIED = "copied"
+    CONCATENATED = "concatenated"
+    """A factor of a LoRA update (``--lora exact``): those of the checkpoints, each times a number, side by side."""
+    SCALED = "scaled"
+    """Copied, times a number: the alpha of such an update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concatenation:
+    """The pieces of a tensor, one after the other along an axis: each is a tensor of a checkpoint times a number."""
+
+    axis: int
+    inputs: tuple[int, ...]
+    """Positions of the checkpoints, in fold order."""
+    factors: tuple[tuple[float, ...], ...]
+    """Per average, the number of each input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +60,8 @@ class PlannedTensor:
     """Byte offset in the data section of the output."""
     tied_to: str | None
     """An earlier tensor with the same bytes in the last checkpoint."""
+    pieces: Concatenation | None = None
+    """Of a concatenated tensor; a scaled tensor has one."""
     why_copied: str = ""
     """For people; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
@@ -128,7 +145,13 @@ class Plan:
 
     def readers(self, tensor: PlannedTensor) -> Sequence[int]:
         """Return the positions of the checkpoints that ``tensor`` is read from."""
+        if tensor.pieces is not None:
+            return tensor.pieces.inputs
         return self.used if tensor.action is Action.AVERAGED else (tensor.copied_from,)
+
+    def contributors(self, tensor: PlannedTensor) -> Sequence[int]:
+        """Return the positions of the checkpoints that ``tensor`` is a content of: none for a copied tensor."""
+        return self.readers(tensor) if tensor.action in (Action.AVERAGED, Action.CONCATENATED) else ()
 
     def extent(self, tensor: PlannedTensor, i: int) -> Located:
         """Return where the elements of ``tensor`` are in checkpoint ``i``, one of its ``readers``."""

@@ -48,8 +48,8 @@ def build_report(
             for position, (member, digest) in enumerate(zip(plan.series.members, input_sha256, strict=True))
         ),
         averages=tuple(
-            _average(plan, output, options, statistics, of_output)
-            for output, statistics, of_output in zip(plan.outputs, folded.statistics, written, strict=True)
+            _average(plan, k, options, statistics, of_output)
+            for k, (statistics, of_output) in enumerate(zip(folded.statistics, written, strict=True))
         ),
         geometry=folded.geometry,
         evidence=plan.evidence,
@@ -150,11 +150,12 @@ def tensor_fields(tensor: PlannedTensor) -> dict[str, Any]:
 
 def _average(
     plan: Plan,
-    output: PlannedOutput,
+    k: int,
     options: Options,
     statistics: Sequence[TensorStatistics],
     written: Written,
 ) -> model.Average:
+    output = plan.outputs[k]
     return model.Average(
         method=model.MethodUsed(**output.weighting.method.plain()),
         weights=output.weighting.weights,
@@ -162,6 +163,7 @@ def _average(
         tensors=tuple(
             model.Tensor(
                 **tensor_fields(tensor),
+                pieces=_pieces(tensor, k),
                 norm=measured.norm,
                 drift=measured.drift,
                 cosine=measured.cosine,
@@ -182,6 +184,14 @@ def _average(
     )
 
 
+def _pieces(tensor: PlannedTensor, k: int) -> model.TensorPieces | None:
+    """Return the pieces of a tensor in average ``k``."""
+    pieces = tensor.pieces
+    if pieces is None:
+        return None
+    return model.TensorPieces(axis=pieces.axis, inputs=pieces.inputs, factors=pieces.factors[k])
+
+
 def _files(written: Written) -> tuple[model.File, ...]:
     """Return the files of a folder; none if the output is one file."""
     return tuple(
@@ -192,7 +202,8 @@ def _files(written: Written) -> tuple[model.File, ...]:
 
 def parameters(plan: Plan) -> int:
     """Return the number of averaged elements; tied tensors count once."""
-    return sum(t.elements for t in plan.tensors if t.action is Action.AVERAGED and t.tied_to is None)
+    counted = (Action.AVERAGED, Action.CONCATENATED)
+    return sum(t.elements for t in plan.tensors if t.action in counted and t.tied_to is None)
 
 
 def _environment(device: str) -> model.Environment:

@@ -86,6 +86,17 @@ class Continued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPieces:
+    """What a tensor consists of: tensors of the inputs, each times a number, one after the other along an axis."""
+
+    axis: int
+    inputs: tuple[int, ...]
+    """Numbers of the inputs, from 0, in order."""
+    factors: tuple[float, ...]
+    """The number that each is multiplied by, in float64, before the product is rounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
     """One tensor of the output, in file order."""
 
@@ -94,7 +105,7 @@ class Tensor:
     """The safetensors name of the element type."""
     shape: tuple[int, ...]
     action: str
-    """``averaged`` or ``copied``."""
+    """``averaged`` or ``copied``; ``concatenated`` (a factor of a LoRA update) or ``scaled`` (its alpha)."""
     norm: float | None
     drift: float | None
     """``||average - last|| / ||last||``."""
@@ -109,6 +120,8 @@ class Tensor:
     kept: bool = False
     """Whether it is equal in all checkpoints of the average and was written as it is stored, because its sum would be
     NaN, infinite, or rounded to another number."""
+    pieces: TensorPieces | None = None
+    """Of a concatenated or scaled tensor."""
     spread: float | None = None
     """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 

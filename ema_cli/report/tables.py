@@ -111,8 +111,8 @@ def tensor_row(tensor: Tensor) -> list[str]:
     """Return the cells of a tensor: name, type, shape, drift, cosine, norm, spread."""
     name = safe_text(tensor.name) + (f" = {safe_text(tensor.tied_to)}" if tensor.tied_to else "")
     shape = "x".join(map(str, tensor.shape)) or "scalar"
-    drift = "kept" if tensor.kept else _number(tensor.drift, percent)
-    drift = "copied" if tensor.action == "copied" else drift
+    drift = _number(tensor.drift, percent) if tensor.action == "averaged" else tensor.action
+    drift = "kept" if tensor.kept else drift
     return [name, tensor.dtype, shape, drift, *map(_number, (tensor.cosine, tensor.norm, tensor.spread))]
 
 
@@ -222,5 +222,4 @@ def command_line(argv: Sequence[str]) -> str:
 
 def tensor_counts(report: Report) -> str:
     """Return how many tensors were averaged and copied."""
-    copied = sum(tensor.action == "copied" for tensor in report.averages[0].tensors)
-    return words.tensor_counts(report.summary.tensors - copied, copied)
+    return words.tensor_counts(tensor.action for tensor in report.averages[0].tensors)

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from ema_cli.dtypes import BY_NAME
+from ema_cli.dtypes import BY_NAME, Kind
 from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.plan import Action
 from ema_cli.records.record_types import describe, field_types
 from ema_cli.records.series import Role
 from ema_cli.records.series_evidence import Evidence
-from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report
+from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report, Tensor
 from ema_cli.text import quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
@@ -105,6 +105,20 @@ def _of_files(files: Sequence[File]) -> Iterator[str]:
             yield f"output.files has {quoted(file.name)}, {quoted(file.role)}"
 
 
+def _has_pieces(tensor: Tensor, inputs: int) -> bool:
+    """Whether a tensor has pieces exactly if it needs them, and they are possible."""
+    pieces = tensor.pieces
+    if pieces is None:
+        return tensor.action not in (Action.CONCATENATED, Action.SCALED)
+    return (
+        tensor.action in (Action.CONCATENATED, Action.SCALED)
+        and BY_NAME[tensor.dtype].kind is Kind.FLOAT
+        and 0 <= pieces.axis <= max(len(tensor.shape) - 1, 0)
+        and len(pieces.inputs) == len(pieces.factors) > 0
+        and all(0 <= number < inputs for number in pieces.inputs)
+    )
+
+
 def _of_average(average: Average, inputs: int) -> Iterator[str]:
     if len(average.weights) != inputs:
         yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
@@ -126,3 +140,5 @@ def _of_average(average: Average, inputs: int) -> Iterator[str]:
             yield f"{name} of type {BY_NAME[tensor.dtype].torch_name} cannot be {quoted(tensor.action)}"
         elif min(tensor.shape, default=0) < 0:
             yield f"{name} has the shape {quoted(str(tensor.shape))}"
+        elif not _has_pieces(tensor, inputs):
+            yield f"{name} has pieces that do not fit to its inputs"

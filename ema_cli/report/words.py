@@ -5,6 +5,8 @@ Every sentence follows from numbers of the run. None says that the average is be
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from statistics import fmean
 
 from ema_cli.errors import RunWarning
@@ -162,9 +164,13 @@ def _range(low: float, high: float) -> str:
     return f"{low:z.2f}" if f"{low:z.2f}" == f"{high:z.2f}" else f"{low:z.2f} to {high:z.2f}"
 
 
-def tensor_counts(averaged: int, copied: int) -> str:
+def tensor_counts(actions: Iterable[str]) -> str:
     """Return how many tensors are averaged and copied: ``14 tensors averaged, 2 copied``."""
-    return f"{plural(averaged, 'tensor')} averaged" + (f", {copied:,} copied" if copied else "")
+    counts = Counter(actions)
+    others = "".join(
+        f", {counts[action]:,} {action}" for action in ("concatenated", "scaled", "copied") if counts[action]
+    )
+    return f"{plural(counts['averaged'], 'tensor')} averaged{others}"
 
 
 def output_path(output: Output) -> str:

@@ -55,13 +55,23 @@ def open_inputs(report: Report, output: WrittenOutput, opened: ExitStack, listen
 
     """
     pool = LayoutPool()
-    averaged = frozenset(tensor.name for tensor in report.averages[0].tensors if tensor.action == Action.AVERAGED)
     found = []
     for done, reported in enumerate(report.inputs):
         listener(Opening(done=done, total=len(report.inputs)))
         checkpoint, failure = _find(reported, report, output, opened, pool)
+        averaged = _averaged(report, done)
         found.append(FoundInput(reported=reported, checkpoint=checkpoint, failure=failure, averaged=averaged))
     return found
+
+
+def _averaged(report: Report, number: int) -> frozenset[str]:
+    """Return the tensors that an input contributes to: averaged, or concatenated of it and others."""
+    return frozenset(
+        tensor.name
+        for tensor in report.averages[0].tensors
+        if tensor.action == Action.AVERAGED
+        or (tensor.action == Action.CONCATENATED and tensor.pieces is not None and number in tensor.pieces.inputs)
+    )
 
 
 def _find(

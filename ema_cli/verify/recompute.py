@@ -6,6 +6,7 @@ and add as separate operations in fold order, then round once. Inputs with a wei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,27 @@ def keep(terms: Sequence[tuple[float, Located]], start: int, count: int, dtype: 
         if not equal_numbers(raw, read_block(extent, start, count), of_first, extent.layout.dtype):
             return None
     return as_written(raw, of_first, dtype)
+
+
+def recompute_pieces(pieces: Sequence[tuple[float, Located]], axis: int, start: int, count: int, dtype: DType) -> Bytes:
+    """Return ``count`` elements of tensors side by side along ``axis``, each times its number, as bytes of ``dtype``.
+
+    Raises:
+        InputChanged: an input cannot be read.
+
+    """
+    widths = [math.prod(extent.layout.shape[axis:]) for _, extent in pieces]
+    row, column = np.divmod(np.arange(start, start + count), max(sum(widths), 1))
+    values = np.empty(count)
+    low = 0
+    for (number, extent), width in zip(pieces, widths, strict=True):
+        inside = (column >= low) & (column < low + width)
+        own = row[inside] * width + column[inside] - low  # consecutive elements of the piece
+        if len(own):
+            values[inside] = numbers_in(read_block(extent, int(own[0]), len(own)), extent.layout.dtype) * number
+        low += width
+    with np.errstate(all="ignore"):
+        return round_to(values, dtype)
 
 
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:

@@ -19,13 +19,13 @@ from ema_cli.fold.conversion import Bytes
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
-from ema_cli.report.model import Report, Tensor
+from ema_cli.report.model import Report, Tensor, TensorPieces
 from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.verify.inputs import FoundInput
 from ema_cli.verify.output import Check
-from ema_cli.verify.recompute import find_mismatch, keep, recompute
+from ema_cli.verify.recompute import find_mismatch, keep, recompute, recompute_pieces
 
 PIECE_ELEMENTS = 1 << 14
 _MOST_SHOWN = 3
@@ -152,17 +152,30 @@ class Recipe:
                 path = self._inputs[number].reported.path
                 raise InputRefused(f"{quoted(layout.name)} has a different type in {quoted(path)}")
             return read_block(extent, piece.start, piece.count)
+        if tensor.pieces is not None:
+            return self._join(tensor.pieces, layout, piece)
         terms = [(weight, self._extent(i, layout)) for i, weight in enumerate(self._weights) if weight != 0]
         kept = keep(terms, piece.start, piece.count, layout.dtype) if tensor.kept else None
         return recompute(terms, piece.start, piece.count, layout.dtype) if kept is None else kept
+
+    def _join(self, pieces: TensorPieces, layout: TensorLayout, piece: Piece) -> Bytes:
+        """Return the expected bytes of a piece of a concatenated tensor."""
+        extents = [self._extent(number, layout, pieces.axis) for number in pieces.inputs]
+        if sum(extent.layout.elements for extent in extents) != layout.elements:
+            raise InputRefused(f"the inputs do not have the rank of {quoted(layout.name)} together")
+        terms = list(zip(pieces.factors, extents, strict=True))
+        return recompute_pieces(terms, pieces.axis, piece.start, piece.count, layout.dtype)
 
     def _has(self, number: int, name: str) -> bool:
         """Whether an input has a tensor: with ``--on-missing last`` some inputs may lack it."""
         checkpoint = self._inputs[number].checkpoint
         return checkpoint is None or any(layout.name == name for layout in checkpoint.index.layouts)
 
-    def _extent(self, number: int, layout: TensorLayout) -> Located:
-        """Return a tensor of an input, checked to have the shape and kind of type of the output."""
+    def _extent(self, number: int, layout: TensorLayout, joined: int | None = None) -> Located:
+        """Return a tensor of an input, checked to have the shape and kind of type of the output.
+
+        The length along the axis ``joined`` may be another.
+        """
         checkpoint = self._inputs[number].checkpoint
         if checkpoint is None:
             raise InputRefused(f"input {number + 1} cannot be used")
@@ -173,6 +186,7 @@ class Recipe:
         position = positions.get(layout.name)
         if position is not None:
             own = layouts[position]
-            if own.shape == layout.shape and own.dtype.kind is layout.dtype.kind:
+            shapes = [[n for axis, n in enumerate(shape) if axis != joined] for shape in (own.shape, layout.shape)]
+            if shapes[0] == shapes[1] and own.dtype.kind is layout.dtype.kind:
                 return checkpoint.index.extent(position)
         raise InputRefused(f"{quoted(str(checkpoint.path))} has no {quoted(layout.name)} of that shape and type")

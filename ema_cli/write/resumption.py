@@ -21,7 +21,7 @@ from ema_cli._version import __version__
 from ema_cli.errors import EmaAvgError
 from ema_cli.events import Counted, Info, Listener
 from ema_cli.records.fold_results import TensorOutcome
-from ema_cli.records.plan import Action, Plan
+from ema_cli.records.plan import Plan
 from ema_cli.text import human_bytes, plural, quoted
 from ema_cli.write.file import OutputFile, check_space, reserve_space
 from ema_cli.write.journal import Journal
@@ -156,10 +156,10 @@ class Resumption:
         """Return whether a line of the journal has a tensor of the plan, with as many values as the plan needs."""
         if not 0 <= outcome.number < len(self._plan.tensors):
             return False
-        averaged = self._plan.tensors[outcome.number].action is Action.AVERAGED
+        contributors = self._plan.contributors(self._plan.tensors[outcome.number])
         counts = (len(outcome.written_crc32), len(outcome.statistics), len(outcome.read_crc32))
         outputs = len(self._files)
-        return counts == (outputs, outputs, len(self._plan.used) if averaged else 0)
+        return counts == (outputs, outputs, len(contributors))
 
 
 def _digest_of_run(plan: Plan, geometry: str) -> str:

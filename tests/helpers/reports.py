@@ -24,16 +24,19 @@ SCHEMA = json.loads(resources.files("ema_cli.report").joinpath("report.schema.js
 def reports() -> st.SearchStrategy[model.Report]:
     """Return reports of any content: names from hostile files, undefined numbers, extreme sizes."""
     plain = st.none() | st.booleans() | SIZES | NUMBERS | TEXT
+    numbers = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+    pieces = st.builds(model.TensorPieces, axis=SIZES, inputs=numbers, factors=st.lists(NUMBERS, max_size=3).map(tuple))
     tensors = st.builds(
         model.Tensor,
         name=TEXT,
         dtype=TEXT,
         shape=st.lists(SIZES, max_size=3).map(tuple),
-        action=st.sampled_from(["averaged", "copied"]),
+        action=st.sampled_from(["averaged", "copied", "concatenated", "scaled"]),
         norm=UNDEFINED,
         drift=UNDEFINED,
         cosine=UNDEFINED,
         tied_to=st.none() | TEXT,
+        pieces=st.none() | pieces,
     )
     diagnostics = st.builds(
         Diagnostics,

@@ -90,11 +90,11 @@ def _headline(plan: Plan, folder: str) -> str:
 
 def _work(plan: Plan, options: Options) -> Iterator[str]:
     """Yield how many tensors are averaged, copied and dropped, and how many bytes are read and written."""
-    averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
     copied = Counter(tensor.why_copied for tensor in plan.tensors if tensor.action is Action.COPIED)
     reasons = "; ".join(f"{count:,} {why}" if len(copied) > 1 else why for why, count in copied.items())
-    counts = words.tensor_counts(averaged, copied.total()) + (f" ({reasons})" if reasons else "")
+    counts = words.tensor_counts(tensor.action for tensor in plan.tensors) + (f" ({reasons})" if reasons else "")
     yield f"{counts}; {plural(parameters(plan), 'parameter')}"
+    yield from _ranks(plan)
     dropped = [f"{quoted(name)} ({quoted(tensor.name)})" for tensor in plan.tensors for name in tensor.stands_for]
     if dropped:
         yield f"dropped, tied to another tensor: {shortlist(dropped)}"
@@ -103,6 +103,18 @@ def _work(plan: Plan, options: Options) -> Iterator[str]:
         f"{resolve_device(options.device)}, {plural(plan.buffers.threads, 'thread')}, "
         f"{human_bytes(plan.buffers.total_bytes)} of buffers"
     )
+
+
+def _ranks(plan: Plan) -> Iterator[str]:
+    """Yield the ranks of joined LoRA updates."""
+    ranks = [t.shape[t.pieces.axis] for t in plan.tensors if t.pieces and t.action is Action.CONCATENATED]
+    if ranks:
+        low, high = min(ranks), max(ranks)
+        rank = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        yield (
+            f"LoRA updates averaged exactly, by factors of rank {rank}; for a smaller rank, approximate the output: "
+            'add_weighted_adapter(combination_type="svd") of peft'
+        )
 
 
 def _in_shards(output: PlannedOutput) -> str:

@@ -1,0 +1,25 @@
+"""Everything that the weights say about a plan, asked once, after planning and before the fold.
+
+Input -> output: a plan -> the evidence that it averages one series, and all warnings that rest on the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ema_cli.evidence.integers import warn_of_integers
+from ema_cli.evidence.lora_difference import warn_of_factors
+from ema_cli.evidence.probe import Examined, examine_series
+from ema_cli.options.average import Options
+from ema_cli.records.plan import Plan
+
+
+def examine_weights(plan: Plan, options: Options) -> Examined:
+    """Return what a bounded number of reads finds out.
+
+    Raises:
+        InputChanged: a checkpoint ends early, or cannot be read.
+
+    """
+    found = examine_series(plan, options)
+    return replace(found, warnings=(*found.warnings, *warn_of_integers(plan), *warn_of_factors(plan, options)))
