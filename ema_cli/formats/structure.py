@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import copy
 from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
@@ -93,7 +92,7 @@ def refusal_of(name: str, refused: InputRefused) -> InputRefused:
     if refused.message.startswith(quoted(name)):
         return refused
     verb = refused.message.partition(" ")[0] in _VERBS
-    named = copy(refused)
-    named.message = f"{quoted(name)}{'' if verb else ':'} {refused.message}"
-    named.args = (named.message,)
+    message = f"{quoted(name)}{'' if verb else ':'} {refused.message}"
+    named = type(refused).__new__(type(refused), message)  # the constructor of a subclass may take other arguments
+    vars(named).update(vars(refused), message=message)
     return named
