@@ -94,6 +94,10 @@ def test_steps_by_hand_are_the_way_for_whole_checkpoints(tmp_path: Path) -> None
         plan_of(*paths)
     assert "give the steps with" in refused.value.hint
     assert plan_of(*paths, steps=(100, 200)) == []
+    known = make(tmp_path, ["consolidated.00.pth", "consolidated.01.pth"])
+    with pytest.raises(InputRefused, match="tensor-parallel parts") as refused:
+        plan_of(*known, steps=(100, 200))
+    assert "steps" not in refused.value.hint, "the names of this format leave no doubt"
 
 
 def test_one_part_of_each_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -139,13 +139,13 @@ def test_names_say_where_checkpoints_without_a_step_belong(tmp_path: Path) -> No
 @pytest.mark.parametrize("method", ["uniform", "ema"])
 def test_an_order_by_the_alphabet_alone_is_warned_about(tmp_path: Path, method: str) -> None:
     """Also without numbers; but not for a mean, which has no order."""
-    paths = [write_one(tmp_path / f"{name}.pt") for name in "badce"]
+    paths = [write_one(tmp_path / f"{name}.pt") for name in "badcefg"]
     decay = {"decay": (0.5,)} if method == "ema" else {}
     series = order(*paths, method=(method,), **decay)
-    assert names_of(series) == ["a", "b", "c", "d", "e"]
+    assert names_of(series) == ["a", "b", "c", "d", "e", "f", "g"]
     assert codes_of(series) == (["order-doubtful"] if method == "ema" else [])
     if method == "ema":
-        assert '"a.pt", "b.pt", "c.pt", "d.pt" and 1 more' in series.warnings[0].message
+        assert '"a.pt", "b.pt", "c.pt", 2 more, "f.pt", "g.pt"' in series.warnings[0].message
         assert "--order name" in series.warnings[0].hint
         assert codes_of(order(*paths, order="name", method=(method,), **decay)) == []
 
