@@ -1,8 +1,8 @@
 """Parts of one checkpoint: ranks, shards and layers look like a series, but their average is no model.
 
-Checkpoints are parts if their paths differ only in the number after a word such as ``rank`` or ``shard``. The part of
-one rank in each of several checkpoints is a part too, if the other ranks are beside it. Different steps inside show that
-numbers that seem to count parts count checkpoints, and so does ``--steps``, unless a known format has such names.
+Checkpoints are parts if their paths differ only in the number after a word such as ``rank`` or ``shard``. One rank of
+each of several checkpoints is a part too, if the other ranks are beside it. Different steps inside show that numbers
+that seem to count parts count checkpoints, and so does ``--steps``, unless a known format has such names.
 """
 
 from __future__ import annotations
