@@ -37,11 +37,12 @@ from tests.hostile.zips import Ending, Record, checkpoint
         (torch.tensor(1 << 40), [1 << 40]),
         (torch.arange(100)[70], [70]),
         (torch.tensor([3]), []),
-        (torch.tensor(3.0), []),
+        (torch.tensor(3.0), [3]),
+        (torch.tensor(3.5), []),
     ],
 )
-def test_a_tensor_of_one_integer_is_a_step(step: torch.Tensor, expected: list[int], tmp_path: Path) -> None:
-    """Signed or not, of any size, at any offset of its storage; not a list of one, and not a float."""
+def test_a_tensor_of_one_whole_number_is_a_step(step: torch.Tensor, expected: list[int], tmp_path: Path) -> None:
+    """Signed or not, of any size, at any offset of its storage, a float too; not a list of one."""
     found = open_file(save(tmp_path / "x.pt", {"model": {"w": torch.zeros(2)}, "step": step}))
     assert [one.value for one in found.steps] == expected
 

@@ -536,7 +536,7 @@ def test_no_part_of_a_model_is_dropped_in_silence(
 
 def test_numbers_that_are_no_steps_make_the_order_doubtful(tmp_path: Path, ema_avg: Run) -> None:
     """Names with numbers that cannot be read as steps are folded by name, with a warning."""
-    for name in ("ckpt-5e2", "ckpt-1e3", "ckpt-2e3"):
+    for name in ("model-5x", "model-10x", "model-20x"):
         save_file({"w": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     done = ema_avg("plan", "*.safetensors", "--decay", "0.5")
     assert "order-doubtful" in done.stderr

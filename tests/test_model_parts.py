@@ -68,6 +68,7 @@ SERIES = [
     ["part1_step_1.pt", "part2_step_2.pt"],
     ["layers12_step_100.pt", "layers12_step_200.pt"],
     ["step_1_of_9.pt", "step_2_of_10.pt"],
+    ["rank_0/step_1.pt", "rank_0/step_2.pt", "rank_1/step_3.pt"],
 ]
 
 
@@ -79,6 +80,7 @@ def test_series_with_words_of_parts_are_averaged(tmp_path: Path, names: list[str
 
 def test_different_steps_inside_prove_a_series(tmp_path: Path) -> None:
     """Parts of one checkpoint have one step."""
+    assert plan_of(*make(tmp_path, ["rank1.pt", "rank2.pt"], [{"step": 10}, {"step": 20}])) == []
     names = ["part1.pt", "part2.pt"]
     assert plan_of(*make(tmp_path, names, [{"step": 10}, {"step": 20}])) == []
     with pytest.raises(InputRefused, match="are parts of one checkpoint"):
@@ -92,6 +94,10 @@ def test_steps_by_hand_are_the_way_for_whole_checkpoints(tmp_path: Path) -> None
         plan_of(*paths)
     assert "give the steps with" in refused.value.hint
     assert plan_of(*paths, steps=(100, 200)) == []
+    known = make(tmp_path, ["consolidated.00.pth", "consolidated.01.pth"])
+    with pytest.raises(InputRefused, match="tensor-parallel parts") as refused:
+        plan_of(*known, steps=(100, 200))
+    assert "steps" not in refused.value.hint, "the names of this format leave no doubt"
 
 
 def test_one_part_of_each_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ema_cli.api import make_options
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
-from ema_cli.records.series import Series
+from ema_cli.records.series import Folded, Series
 from tests.helpers.series import write_one
 
 
@@ -139,13 +139,13 @@ def test_names_say_where_checkpoints_without_a_step_belong(tmp_path: Path) -> No
 @pytest.mark.parametrize("method", ["uniform", "ema"])
 def test_an_order_by_the_alphabet_alone_is_warned_about(tmp_path: Path, method: str) -> None:
     """Also without numbers; but not for a mean, which has no order."""
-    paths = [write_one(tmp_path / f"{name}.pt") for name in "badce"]
+    paths = [write_one(tmp_path / f"{name}.pt") for name in "badcefg"]
     decay = {"decay": (0.5,)} if method == "ema" else {}
     series = order(*paths, method=(method,), **decay)
-    assert names_of(series) == ["a", "b", "c", "d", "e"]
+    assert names_of(series) == ["a", "b", "c", "d", "e", "f", "g"]
     assert codes_of(series) == (["order-doubtful"] if method == "ema" else [])
     if method == "ema":
-        assert '"a.pt", "b.pt", "c.pt", "d.pt" and 1 more' in series.warnings[0].message
+        assert '"a.pt", "b.pt", "c.pt", 2 more, "f.pt", "g.pt"' in series.warnings[0].message
         assert "--order name" in series.warnings[0].hint
         assert codes_of(order(*paths, order="name", method=(method,), **decay)) == []
 
@@ -205,7 +205,7 @@ def test_several_checkpoints_in_an_epoch_are_ordered_by_epoch_and_step(tmp_path:
 def test_epochs_of_a_resumed_run_begin_again(tmp_path: Path) -> None:
     """Names and steps agree against the epochs, so the steps are followed, and the epochs are reported."""
     inside = [{"step": 100, "epoch": 5}, {"step": 200, "epoch": 6}, {"step": 300, "epoch": 1}]
-    series = order(*(write_one(tmp_path / f"ckpt_{one['step']}.pt", **one) for one in inside), decay=(0.5,))
+    series = order(*(write_one(tmp_path / f"ckpt_{n}.pt", **one) for n, one in enumerate(inside)), decay=(0.5,))
     assert steps_of(series) == [100, 200, 300]
     assert codes_of(series) == ["order-disagrees"]
     assert "the epoch (inside: epoch) contradicts it" in series.warnings[0].message
@@ -307,6 +307,39 @@ def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     assert "--order name" not in refused.value.hint, "which is wrong for steps in names"
 
 
+def test_copies_under_other_numbers_are_refused(tmp_path: Path) -> None:
+    """A global step that two files share shows a copy, though their names differ."""
+    paths = [write_one(tmp_path / f"model_{n}.pt", global_step=step) for n, step in ((1, 5), (2, 5), (3, 6))]
+    with pytest.raises(InputRefused, match="checkpoints have the same step: 5: "):
+        order(*paths)
+
+
+def test_one_checkpoint_has_an_order(tmp_path: Path) -> None:
+    """There is nothing to warn about."""
+    assert codes_of(order(write_one(tmp_path / "a.pt"), decay=(0.5,))) == []
+
+
+def test_keys_are_not_mixed_if_all_have_one(tmp_path: Path) -> None:
+    """A better key that only one file has is no witness against the common one, nor is one of a nested dictionary."""
+    first = {"global_step": 100, "step": 1}
+    inside = [first, {"step": 2}, {"step": 3}]
+    paths = [write_one(tmp_path / f"{'xyz'[n]}.pt", **one) for n, one in enumerate(inside)]
+    series = order(*paths, decay=(0.5,))
+    assert (steps_of(series), codes_of(series)) == ([1, 2, 3], [])
+    nested = [write_one(tmp_path / f"n{n}.pt", step=n, info={"step": 9 - n}) for n in (1, 2)]
+    assert (steps_of(order(*nested)), codes_of(order(*nested))) == ([1, 2], [])
+
+
+def test_names_that_gave_the_steps_of_an_average_go_on_giving_them(tmp_path: Path) -> None:
+    """A continued average counts as before, also if the new checkpoints have steps inside."""
+    made = make_options([write_one(tmp_path / "epoch_3.pt", global_step=3000)], decay=(0.5,))
+    found = discover(made)
+    folded = [Folded(name=f"epoch_{n}", step=n) for n in (1, 2)]
+    series = order_series(found, made, folded)
+    close_all(found.checkpoints)
+    assert (steps_of(series), series.unit) == ([3], "epoch")
+
+
 def test_mixed_units_are_refused(tmp_path: Path) -> None:
     """A step and an epoch cannot be compared; the user can request an order that needs neither."""
     paths = [write_one(tmp_path / "a.pt", step=100), write_one(tmp_path / "b.pt", epoch=3)]
@@ -337,6 +370,7 @@ def test_the_given_order_is_kept(tmp_path: Path) -> None:
     assert names_of(series) == ["ckpt_2", "ckpt_10", "ckpt_1"]
     assert series.reason == "as given"
     assert codes_of(series) == ["order-against-steps"]
+    assert codes_of(order(*paths, order="given", method=("uniform",))) == [], "a mean has no order"
 
 
 def test_the_order_of_names_can_be_asked_for(tmp_path: Path) -> None:

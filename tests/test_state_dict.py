@@ -381,7 +381,7 @@ def test_laughing_files_are_read_or_refused(tmp_path: Path) -> None:
     ],
 )
 def test_whole_numbers_are_steps(tmp_path: Path, protocol: int, value: object, steps: list[int]) -> None:
-    """Python and numpy integers and zero-dimensional integer tensors are steps; nothing else is."""
+    """Whole numbers of Python and numpy, in digits, and in zero-dimensional tensors are steps; nothing else is."""
     path = save(tmp_path / "step.pt", {"model": {"w": torch.ones(1)}, "step": value}, protocol=protocol)
     assert steps_of(path) == [("step", step) for step in steps]
 

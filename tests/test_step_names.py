@@ -75,6 +75,7 @@ STEPS = [
     (["ckpt_100_2.31.pt", "ckpt_200_2.11.pt"], [100, 200]),
     (["lr_1e-4_10.pt", "lr_1e-4_20.pt"], [10, 20]),
     (["model_20240101_101010_3.pt", "model_20240102_101110_4.pt"], [3, 4]),
+    (["ckpt_100_2.pt", "ckpt_200_1.pt"], [100, 200]),
     (["checkpoint-500/model_500.bin", "checkpoint-1500/model_1500.bin"], [500, 1500]),
     (["layer_norm_3/step_10.pt", "layer_norm_3/step_20.pt"], [10, 20]),
     (["warmup_step_100_step_5.pt", "warmup_step_100_step_7.pt"], [5, 7]),
@@ -122,6 +123,7 @@ def test_epochs_are_distinguished_from_steps(names: list[str], expected: list[in
     [
         ["resnet50.pth"],
         ["yolov8n.pt"],
+        ["net-0676ba61.pt", "best.pt"],
         ["a.pt", "b.pt"],
         ["x1.pt", "y2.pt"],
         ["a.pth.tar", "b.pth.tar"],

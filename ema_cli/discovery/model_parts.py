@@ -1,8 +1,8 @@
 """Parts of one checkpoint: ranks, shards and layers look like a series, but their average is no model.
 
-Checkpoints are parts if their paths differ only in the number after a word such as ``rank`` or ``shard``. The part of
-one rank in each of several checkpoints is a part too, if the other ranks are beside it. Different steps inside, or
-``--steps``, show that numbers that seem to count parts count checkpoints.
+Checkpoints are parts if their paths differ only in the number after a word such as ``rank`` or ``shard``. One rank of
+each of several checkpoints is a part too, if the other ranks are beside it. Different steps inside show that numbers
+that seem to count parts count checkpoints, and so does ``--steps``, unless a known format has such names.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ class _Part:
         """What the parts are."""
         return _NAMES.get(self.word, f"{self.word}s")
 
+    @property
+    def tool(self) -> str:
+        """What joins them, if their name is that of a known format: then they are parts without a doubt."""
+        return _tool(f"{self.begin.rpartition('/')[2]}0{self.end.partition('/')[0]}")
+
 
 def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
     """Refuse checkpoints that are parts of one.
@@ -73,18 +78,16 @@ def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
         if is_pipeline_layer(checkpoint.path.name):
             name = quoted(str(checkpoint.path))
             message = f"{name} is a part of a checkpoint: one layer of a pipeline-parallel model"
-            raise InputRefused(message, hint=_joining(checkpoint.path.name))
-    if options.steps is not None:
-        return
+            raise InputRefused(message, hint=_join_with(_tool(checkpoint.path.name)))
     wholes: dict[_Part, dict[str, Checkpoint]] = defaultdict(dict)
     for checkpoint in checkpoints:
         for number, part in _parts(absolute(checkpoint.path)):
             wholes[part].setdefault(number, checkpoint)
     for part, found in wholes.items():
-        if len(found) > 1 and not _are_a_series(list(found.values())):
+        if len(found) > 1 and not _are_a_series(list(found.values())) and (part.tool or options.steps is None):
             paths = shortlist(quoted(str(checkpoint.path)) for checkpoint in found.values())
             raise InputRefused(f"{paths} are {part.plural} of one checkpoint, not a series", hint=_hint(part))
-    _refuse_lone_parts(checkpoints)
+    _refuse_lone_parts(checkpoints, options)
 
 
 def _parts(path: str) -> Iterator[tuple[str, _Part]]:
@@ -101,14 +104,14 @@ def _are_a_series(checkpoints: Sequence[Checkpoint]) -> bool:
     return len({(step.unit, step.value) for step in first}) == len(checkpoints)
 
 
-def _refuse_lone_parts(checkpoints: Sequence[Checkpoint]) -> None:
+def _refuse_lone_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
     """Refuse one part of each checkpoint: another part is beside it, and was not named."""
     named = {absolute(checkpoint.path) for checkpoint in checkpoints}
     listed: dict[Location, set[str]] = {}
     for checkpoint in checkpoints:
         path = checkpoint.path
         for part, name, other in (*_others(path, "", listed), *_others(path.parent, path.name, listed)):
-            if absolute(other) not in named:
+            if absolute(other) not in named and (part.tool or options.steps is None):
                 message = f"{quoted(str(path))} is one of several {part.plural} of a checkpoint"
                 raise InputRefused(f"{message}: {quoted(name)} is beside it", hint=_hint(part))
 
@@ -138,10 +141,13 @@ def _names(folder: Location, listed: dict[Location, set[str]]) -> set[str]:
 
 
 def _hint(part: _Part) -> str:
-    joining = _joining(f"{part.begin.rpartition('/')[2]}0{part.end.partition('/')[0]}")
-    return f"{joining}; if each is a whole checkpoint of a series, give the steps with --steps"
+    by_hand = "" if part.tool else "; if each is a whole checkpoint of a series, give the steps with --steps"
+    return f"{_join_with(part.tool)}{by_hand}"
 
 
-def _joining(name: str) -> str:
-    joined_by = next((tool for pattern, tool in _JOINED_BY if re.search(pattern, name, re.IGNORECASE)), "")
-    return f"join the parts of each checkpoint first, with {joined_by or 'the tool of the trainer that wrote them'}"
+def _join_with(tool: str) -> str:
+    return f"join the parts of each checkpoint first, with {tool or 'the tool of the trainer that wrote them'}"
+
+
+def _tool(name: str) -> str:
+    return next((tool for pattern, tool in _JOINED_BY if re.search(pattern, name, re.IGNORECASE)), "")

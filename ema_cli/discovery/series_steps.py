@@ -21,7 +21,7 @@ ORDER_HINT = "name them oldest first, with --order given; or give their steps wi
 _BY_NAME_HINT = f"if that is right, confirm it with --order name; otherwise {ORDER_HINT}"
 _INITIAL = re.compile(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
 """A checkpoint without a step that comes before the others; any other comes after them."""
-_MOST_SHOWN = 4
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +174,12 @@ def _missing(checkpoints: Sequence[Checkpoint], partial: Witness) -> str:
 
 
 def _shown(checkpoints: Sequence[Checkpoint], positions: Sequence[int]) -> str:
+    """Return the names in order, of many the first and the last ones."""
     names = _short_names(checkpoints)
-    return shortlist((names[n] for n in positions), most=_MOST_SHOWN)
+    shown = [names[n] for n in positions]
+    if len(shown) > _MOST_SHOWN:
+        shown[_MOST_SHOWN - 2 : -2] = [f"{len(shown) - _MOST_SHOWN:,} more"]
+    return ", ".join(shown)
 
 
 def _short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
