@@ -7,6 +7,7 @@ model is taken whole. A piece is contiguous in storage, so it is one read or one
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -140,7 +141,7 @@ def _spread(stretches: Sequence[_Stretch], most: int) -> Iterator[SampledPiece]:
     ends = list(accumulate(math.sqrt(stretch.elements) for stretch in stretches))
     marks = [(k + 0.5) * ends[-1] / most for k in range(most)] if ends else []
     for stretch, begin, end in zip(stretches, [0.0, *ends], ends, strict=False):
-        pieces = min(sum(begin <= mark < end for mark in marks), stretch.elements // stretch.count)
+        pieces = min(bisect_left(marks, end) - bisect_left(marks, begin), stretch.elements // stretch.count)
         for k in range(pieces):
             low, high = k * stretch.elements // pieces, (k + 1) * stretch.elements // pieces
             yield stretch.piece(low + (high - low - stretch.count) // 2, stretch.count)
