@@ -75,6 +75,17 @@ for name in sys.argv[2:]:
     while answer.readinto(buffer):
         pass
 """
+_PROBE_ALONE = """
+import sys, time
+from ema_cli.evidence.probe import examine_series
+from ema_cli.options.average import make_options
+from ema_cli.pipeline import planned
+options = make_options(sys.argv[1:], decay=0.9)
+with planned(options) as plan:
+    started = time.process_time()
+    examine_series(plan, options)
+    print(time.process_time() - started)
+"""
 _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
 
@@ -349,6 +360,21 @@ def _geometry(settings: _Settings) -> _Rows:
         )
 
 
+def _probe(settings: _Settings) -> _Rows:
+    """Measure the cost of the sample before the fold, in CPU time, without the import of numpy, which a run needs."""
+    yield "checkpoints, warm", "probe, in process", "the whole run", "probe / run"
+    elements = settings.model_bytes // 4 // 40
+    for series in (_Series(settings.checkpoints, 40, elements), _Series(64, 20, 6400)):
+        with _on_disk(series, settings) as paths:
+            run = _in_turn({"run": _Job(_ours(paths, settings), paths)}, settings)["run"]
+            probe = [sys.executable, "-c", _PROBE_ALONE, *map(str, paths)]
+            seconds = statistics.median(float(subprocess.check_output(probe)) for _ in range(settings.rounds))
+        yield (
+            f"{series.checkpoints} x {_size(series.data_bytes())} `.safetensors`",
+            *(f"{seconds:.3f} s", f"{run.cpu_seconds:.2f} s", f"{seconds / run.cpu_seconds:.1%}"),
+        )
+
+
 def _startup(settings: _Settings) -> _Rows:
     """Measure the cost of a run with almost no work."""
     ten, fifty = _Series(10, 20, 12_500), _Series(50, 20, 100)
@@ -463,6 +489,7 @@ def _main() -> None:
         "structure": _structure,
         "memory": _memory,
         "geometry": _geometry,
+        "probe": _probe,
         "startup": _startup,
         "remote": _remote,
     }

@@ -127,11 +127,9 @@ def main() -> None:
         code = FAULTS[fault][0]
         count = sum(code in one.verdicts for one in found)
         cosines = [min(c for c in one.nearest_cosines if c is not None) for one in found]
-        paths = sorted(one.path_ratio for one in found if one.path_ratio is not None and one.order_decided) or [0.0]
-        print(
-            f"| {fault} | {count} of {len(found)} | {min(cosines):z.2f} to {max(cosines):z.2f} | {paths[0]:.2f} | "
-            f"{paths[len(paths) // 2]:.2f} |"
-        )
+        paths = sorted(one.path_ratio for one in found if one.path_ratio is not None and one.order_decided)
+        lengths = f"{paths[0]:.2f} | {paths[len(paths) // 2]:.2f}" if code == "evidence-order" and paths else "|"
+        print(f"| {fault} | {count} of {len(found)} | {min(cosines):z.2f} to {max(cosines):z.2f} | {lengths} |")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def stopped(done: float) -> float:
 
 def spike(done: float) -> float:
     """Return a constant learning rate with a short burst in the middle, after which the loss jumps."""
-    return 30.0 if 0.5 <= done < 0.51 else 1.0
+    return 10.0 if 0.5 <= done < 0.51 else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

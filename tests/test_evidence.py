@@ -356,6 +356,9 @@ def test_the_option_does_not_change_the_output(run: list[State], tmp_path: Path)
     for output, probe in zip(outputs, (True, False), strict=True):
         ema_cli.average(tmp_path / "run", decay=0.5, output=output, probe=probe)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    written = outputs[0].stat().st_mtime_ns
+    ema_cli.average(tmp_path / "run", decay=0.5, output=outputs[0], probe=False)
+    assert outputs[0].stat().st_mtime_ns == written
 
 
 def test_reports_show_the_evidence(run: list[State], tmp_path: Path) -> None:

@@ -154,10 +154,16 @@ def test_a_table_finds_the_record_of_a_byte() -> None:
 
 
 def test_copies_are_reported(run: Path) -> None:
-    """Two checkpoints with the same weights are named in a warning, in any format; others are not."""
+    """Two checkpoints with the same weights are named in a warning, in any format; others are not.
+
+    The sample before the fold finds these, the fold finds all.
+    """
     save(run / "c_1.pt", {"w": BIG, "n": torch.tensor(1)})
     save_file({"w": BIG, "n": torch.tensor(2)}, run / "c_2.safetensors")
     save(run / "c_3.pt", {"w": BIG + 1, "n": torch.tensor(2)})
-    warnings = [warning for warning in average(run).warnings if warning.code == "same-weights"]
+    codes = [warning.code for warning in average(run).warnings]
+    assert "evidence-copies" in codes
+    assert "same-weights" not in codes
+    warnings = [warning for warning in average(run, probe=False).warnings if warning.code == "same-weights"]
     message = '"c_1.pt" = "c_2.safetensors" have the same weights, so the average counts 1 checkpoint twice'
     assert [warning.message for warning in warnings] == [message]

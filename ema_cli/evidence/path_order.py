@@ -18,9 +18,9 @@ from ema_cli.fold.conversion import Float64
 LEAST_FOR_ORDER = 5
 """Checkpoints, below which chance makes an order look shorter than another."""
 LONGER = 1.2
-"""An order is doubtful if its path is longer than the shortest by this factor. Real runs: 1.00."""
+"""An order is doubtful if its path is longer than the shortest by this factor. Real runs: up to 1.09."""
 DECIDED = 1.8
-"""The weights decide an order if a typical path is longer than the shortest by this factor. Around a point: <= 1.5."""
+"""The weights decide an order if a typical path is longer than the shortest by this factor. Around a point: 1.1."""
 _FARTHEST = 4.0
 """Relative to the typical nearest neighbor: a longer distance counts as this much, so that one leap decides nothing."""
 _AS_GOOD = 1.05

@@ -1,12 +1,13 @@
 """Which elements of the checkpoints are sampled: the same few pieces of tensors in all of them.
 
-Input -> output: a plan -> at most 32 pieces of 4 KiB, 8 if a checkpoint is in a store; a small model is taken whole.
-A piece is contiguous in storage, so it is one read or one request.
+Input -> output: a plan -> at most 32 pieces of 4 KiB, 8 if a checkpoint is in a store or if there are 128; a small
+model is taken whole. A piece is contiguous in storage, so it is one read or one request.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,9 +22,9 @@ from ema_cli.storage.extents import Extent, Mosaic, TensorLayout, span
 PIECE_BYTES = 1 << 12
 MOST_PIECES = 32
 MOST_REQUESTS = 8
-"""Pieces of a checkpoint in a store, each of which is one request."""
-_MOST_WHOLE = 128
-"""Tensors of a small model that is taken whole."""
+"""Pieces of a checkpoint in a store, each of which is one request; the least of others."""
+_MOST_READS = 1024
+"""Of all checkpoints together, so that many checkpoints do not take longer than a few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,9 @@ def is_remote(plan: Plan, rows: Sequence[int]) -> bool:
 def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[SampledPiece]:
     """Return the pieces to read of each of the checkpoints ``rows``, in the order of the plan's tensors."""
     stretches = list(_stretches(plan, rows))
-    most, most_whole = (MOST_REQUESTS, 1) if is_remote(plan, rows) else (MOST_PIECES, _MOST_WHOLE)
+    remote = is_remote(plan, rows)
+    most = MOST_REQUESTS if remote else max(MOST_REQUESTS, min(MOST_PIECES, _MOST_READS // len(rows)))
+    most_whole = 1 if remote else 4 * most
     size = sum(stretch.elements * stretch.itemsize for stretch in stretches)
     if size <= most * PIECE_BYTES and len(stretches) <= most_whole:
         return [piece for stretch in stretches for piece in stretch.cut()]
@@ -138,7 +141,7 @@ def _spread(stretches: Sequence[_Stretch], most: int) -> Iterator[SampledPiece]:
     ends = list(accumulate(math.sqrt(stretch.elements) for stretch in stretches))
     marks = [(k + 0.5) * ends[-1] / most for k in range(most)] if ends else []
     for stretch, begin, end in zip(stretches, [0.0, *ends], ends, strict=False):
-        pieces = min(sum(begin <= mark < end for mark in marks), stretch.elements // stretch.count)
+        pieces = min(bisect_left(marks, end) - bisect_left(marks, begin), stretch.elements // stretch.count)
         for k in range(pieces):
             low, high = k * stretch.elements // pieces, (k + 1) * stretch.elements // pieces
             yield stretch.piece(low + (high - low - stretch.count) // 2, stretch.count)

@@ -21,8 +21,6 @@ _LEAST_FOR_COSINE = 8
 """Elements of a piece below which its cosine is chance."""
 _CONSTANT = 1e-9
 """Relative to the largest element: a smaller deviation from the mean is rounding."""
-_MOST_WAITING = 1 << 22
-"""Bytes of the matrices that are multiplied together."""
 
 
 class SampledRelations:
@@ -35,9 +33,9 @@ class SampledRelations:
 
     def __init__(self, plan: Plan, rows: Sequence[int], pieces: Sequence[SampledPiece]) -> None:
         count = len(rows)
-        self._moved = _InnerProducts(count)
-        self._directions = _InnerProducts(count)
-        self._present = _InnerProducts(count)
+        self._squares = np.zeros((count, count))
+        self._cosines: list[Float64] = []
+        self._sizes: list[int] = []
         self.elements = 0
         """Finite elements per checkpoint, in pieces that differ."""
         self.checksums = [0] * count
@@ -51,15 +49,19 @@ class SampledRelations:
     @property
     def distances(self) -> Float64:
         """Root mean square of the relative differences, (checkpoints, checkpoints)."""
-        gram = self._moved.total()
-        own = np.diag(gram)
-        return np.asarray(np.sqrt(np.maximum(own[:, None] + own - 2 * gram, 0) / max(self.elements, 1)))
+        return np.asarray(np.sqrt(self._squares / max(self.elements, 1)))
 
     @property
     def cosines(self) -> Float64:
-        """Mean cosine of the pieces, by their elements, (checkpoints, checkpoints); NaN if nothing can be compared."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self._directions.total() / self._present.total())
+        """Median cosine of the pieces, by their elements, (checkpoints, checkpoints); NaN if nothing is comparable."""
+        if not self._cosines:
+            return np.full_like(self._squares, np.nan)
+        cosines = np.stack(self._cosines)
+        order = cosines.argsort(axis=0)  # NaN comes last
+        cosines = np.take_along_axis(cosines, order, axis=0)
+        sizes = np.where(np.isnan(cosines), 0, np.array(self._sizes)[order]).cumsum(axis=0)
+        middle = (sizes >= sizes[-1] / 2).argmax(axis=0)
+        return np.asarray(np.take_along_axis(cosines, middle[None], axis=0)[0])
 
     def _add(self, piece: SampledPiece, plan: Plan, rows: Sequence[int]) -> None:
         raws = [piece.read(plan, i) for i in rows]
@@ -81,40 +83,22 @@ class SampledRelations:
         """Add a piece: (checkpoints, elements), the largest magnitude 1."""
         count = values.shape[1]
         self.elements += count
-        self._moved.add((values - values[-1]) * np.sqrt(values.size / np.einsum("ij,ij->", values, values)))
-        if count < _LEAST_FOR_COSINE:
-            return
-        centred = values - values.mean(axis=1, keepdims=True)
-        norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
-        present = norms > _CONSTANT * np.sqrt(count)
-        centred *= np.where(present, np.sqrt(count) / np.where(present, norms, 1), 0)[:, None]
-        self._directions.add(centred)
-        self._present.add(np.sqrt(count) * present[:, None])
+        moved = values - values[-1]
+        gram = moved @ moved.T
+        own = np.diag(gram)
+        scale = values.size / np.einsum("ij,ij->", values, values)
+        self._squares += np.maximum(own[:, None] + own - 2 * gram, 0) * scale
+        if count >= _LEAST_FOR_COSINE:
+            self._cosines.append(_centred_cosines(values))
+            self._sizes.append(count)
 
 
-class _InnerProducts:
-    """The sum of the inner products of the rows of matrices; many small matrices are one product.
-
-    A product of its own for each would start the threads of the library each time.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self._total = np.zeros((rows, rows))
-        self._waiting: list[Float64] = []
-
-    def add(self, matrix: Float64) -> None:
-        """Add a matrix, (rows, any number of columns)."""
-        self._waiting.append(matrix)
-        if sum(one.nbytes for one in self._waiting) > _MOST_WAITING:
-            self.total()
-
-    def total(self) -> Float64:
-        """Return the sum so far."""
-        if self._waiting:
-            joined = np.concatenate(self._waiting, axis=1)
-            self._total += joined @ joined.T
-            self._waiting.clear()
-        return self._total
+def _centred_cosines(values: Float64) -> Float64:
+    """Return the cosines of the rows after their means were subtracted; NaN for a row that is constant."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    centred /= np.where(norms > _CONSTANT * np.sqrt(values.shape[1]), norms, np.nan)[:, None]
+    return np.asarray(centred @ centred.T)
 
 
 def _all_equal(raws: Sequence[NDArray[np.uint8]]) -> bool:

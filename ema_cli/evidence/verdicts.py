@@ -17,7 +17,7 @@ from ema_cli.fold.conversion import Float64
 from ema_cli.text import plural, shortlist
 
 RELATED = 0.1
-"""Cosine from which two checkpoints are of one run. Other runs: up to 0.06; real series: from 0.14."""
+"""Cosine from which two checkpoints are of one run. Other runs: up to 0.08; real series: from 0.18."""
 FAR = 2.5
 """Distance to the nearest, relative to the largest among the others. Real runs: up to 1.3."""
 LEAST_FOR_DISTANCE = 5
