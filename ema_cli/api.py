@@ -11,6 +11,7 @@ from dataclasses import replace
 from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import BufferPolicy, GeometryMode, OnMissing, Options, Order, make_options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
@@ -54,7 +55,7 @@ def average(
     to_step: int | None = None,
     every: int = 1,
     last: int | None = None,
-    key: str | None = None,
+    key: str | Iterable[str] = (),
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
@@ -109,7 +110,8 @@ def average(
         to_step: use checkpoints up to this step.
         every: use every K-th checkpoint, counted back from the last.
         last: use only the last K checkpoints.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        key: dotted path to the weights in a nested checkpoint; several for several parts, each under its own prefix;
+            by default they are found.
         include: regular expressions: only tensors whose name matches one of them.
         exclude: regular expressions: no tensors whose name matches one of them.
         strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
@@ -168,7 +170,7 @@ def plan(
     to_step: int | None = None,
     every: int = 1,
     last: int | None = None,
-    key: str | None = None,
+    key: str | Iterable[str] = (),
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
@@ -206,12 +208,13 @@ def plan(
             return replace(made, warnings=preflight(made, options).dry_run_warnings())
 
 
-def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:
+def inspect(path: StrPath, *, key: str | Iterable[str] = (), strip_prefix: str | None = None) -> Checkpoint:
     """Return what a checkpoint contains: its format, where the weights are, steps, tensors. Reads no tensor data.
 
     Args:
         path: a checkpoint file in any supported format.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        key: dotted path to the weights in a nested checkpoint; several for several parts, each under its own prefix;
+            by default they are found.
         strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
 
     Raises:
@@ -219,9 +222,11 @@ def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None =
         ema_cli.errors.NothingMatched: there is no such file.
 
     """
+    keys = (key,) if isinstance(key, str) else tuple(key or ())
     with _keywords_in_errors():
-        checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+        checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), keys=keys, strip_prefix=strip_prefix)
         close_all([checkpoint])
+        refuse_unused_prefix(strip_prefix, [checkpoint.stripped])
         return checkpoint
 
 

@@ -62,7 +62,7 @@ def _find(
     usable: Checkpoint | None = None
     for path in _candidates(previous.last.name, neighbours):
         try:
-            found = open_checkpoint(path, pool=LayoutPool(), key=options.key, strip_prefix=options.strip_prefix)
+            found = open_checkpoint(path, pool=LayoutPool(), keys=options.key, strip_prefix=options.strip_prefix)
         except EmaAvgError:
             continue
         better = _may_be_last(found, previous) and (

@@ -23,6 +23,7 @@ from ema_cli.formats.file_names import SUFFIXES, parse_shard_name
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.formats.structure import refusal_of
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, Skipped
@@ -61,6 +62,9 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
                 listener(Opening(done=number, total=len(candidates)))
                 _sort_in(candidate, open_one, search)
         raise_faults(search.faults)
+        opened_ones = [*search.checkpoints, *search.copies]
+        if opened_ones:
+            refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
         search.skip_copies()
         search.skip_own_outputs()
         search.skip_repeats()
@@ -118,7 +122,7 @@ def _open_in_turn(
 
     Close the generator: it closes checkpoints in a store that were opened and not asked for.
     """
-    open_one = partial(open_checkpoint, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
+    open_one = partial(open_checkpoint, pool=pool, keys=options.key, strip_prefix=options.strip_prefix)
     if not any(isinstance(location, Url) for location in locations):
         yield from (partial(open_one, location) for location in locations)
         return

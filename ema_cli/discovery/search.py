@@ -92,4 +92,5 @@ def raise_faults(faults: list[EmaAvgError]) -> None:
         f"{plural(len(faults), 'input')} cannot be used:", [fault.message for fault in faults], most=_MOST_FAULTS
     )
     hint = next((fault.hint for fault in faults if fault.hint), "")
-    raise kind(message, hint=hint)
+    proposals = next((fault.proposals for fault in faults if fault.proposals), ())
+    raise kind(message, hint=hint, proposals=proposals)

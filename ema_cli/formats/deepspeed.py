@@ -14,7 +14,7 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import read_only_member
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, names_in
 from ema_cli.text import plural, quoted, shortlist
@@ -29,7 +29,7 @@ def is_deepspeed_folder(folder: Folder) -> bool:
     return any(_MODEL_STATES.fullmatch(name) for name in folder.files)
 
 
-def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_deepspeed(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the weights of a checkpoint of ZeRO stage 0, 1 or 2.
 
     Raises:
@@ -49,9 +49,9 @@ def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structu
             hint="merge the parts first, with ds_to_universal.py or the script of the training framework",
         )
     try:
-        structure = read_only_member(folder, states[0], "module" if key is None else key, pool)
+        structure = read_only_member(folder, states[0], keys or ("module",), pool)
     except UsageError as error:
-        if key is not None:
+        if keys:
             raise
         raise InputRefused(f'{quoted(states[0])} has no tensors under "module"', hint=error.hint) from error
     if _is_placeholders(structure):

@@ -11,7 +11,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.json_text import JsonError, parse_object
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -31,7 +31,7 @@ _SIDE_FILE = re.compile(
 _TOOLS = ("zero_to_fp32.py",)
 """Scripts that convert the checkpoint in their folder."""
 
-Read = Callable[[ByteSource, str | None, LayoutPool], Structure]
+Read = Callable[[ByteSource, Keys, LayoutPool], Structure]
 """Reads the structure of a file; the second argument is ``--key``."""
 
 
@@ -56,7 +56,7 @@ class MergedTensors:
     """Tensors of the members that are not among them."""
 
 
-def read_member(folder: Folder, name: str, key: str | None, pool: LayoutPool, *, read: Read = read_file) -> Member:
+def read_member(folder: Folder, name: str, keys: Keys, pool: LayoutPool, *, read: Read = read_file) -> Member:
     """Open one file of a folder and read its structure.
 
     Raises:
@@ -65,19 +65,19 @@ def read_member(folder: Folder, name: str, key: str | None, pool: LayoutPool, *,
     """
     number = folder.open(name)
     try:
-        return Member(name=name, number=number, structure=read(folder.sources[number], key, pool))
+        return Member(name=name, number=number, structure=read(folder.sources[number], keys, pool))
     except InputRefused as refused:
         raise refusal_of(name, refused) from refused
 
 
-def read_only_member(folder: Folder, name: str, key: str | None, pool: LayoutPool) -> Structure:
+def read_only_member(folder: Folder, name: str, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint that has all its tensors in one file of a folder.
 
     Raises:
         InputRefused: it cannot be used; the message names the file.
 
     """
-    member = read_member(folder, name, key, pool)
+    member = read_member(folder, name, keys, pool)
     structure = member.structure
     records = {member.number: structure.records[0]} if structure.records else {}
     return replace(structure, files=(member.number,) * len(structure.offsets), records=records)

@@ -9,8 +9,8 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import read_folder
-from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.state_dict.prefixes import StrippedNames, strip_prefixes
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
 from ema_cli.storage.locations import Location, is_folder, open_source
@@ -18,14 +18,14 @@ from ema_cli.storage.source import ByteSource
 
 
 def open_checkpoint(
-    path: Location, *, pool: LayoutPool, key: str | None = None, strip_prefix: str | None = None
+    path: Location, *, pool: LayoutPool, keys: Keys = (), strip_prefix: str | None = None
 ) -> Checkpoint:
     """Read the structure of a checkpoint; its files stay open for the fold.
 
     Args:
         path: a file of any supported format, whatever its name, or a folder that is one checkpoint.
         pool: shares layouts between the checkpoints of a run.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        keys: dotted paths to the weights in a nested checkpoint; empty to find them.
         strip_prefix: prefix to remove from the names; ``None`` for the prefixes of known wrappers.
 
     Raises:
@@ -36,9 +36,8 @@ def open_checkpoint(
     """
     with ExitStack() as opened:
         try:
-            structure, sources = _read(path, key, pool, opened)
-            unreadable = [name for name, _ in structure.unreadable]
-            clean = strip_prefixes([*(layout.name for layout in structure.layouts), *unreadable], strip_prefix)
+            structure, sources = _read(path, keys, pool, opened)
+            clean = _clean_names(structure, keys, strip_prefix)
         except InputRefused as refused:
             raise refusal_of(str(path), refused) from refused
         opened.pop_all()
@@ -61,18 +60,28 @@ def open_checkpoint(
         unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
         quantized=structure.quantized,
         warnings=(*structure.notes, *clean.notes),
+        choice=structure.choice,
+        dropped=structure.dropped,
         side_files=structure.side_files,
         stem=structure.stem,
     )
 
 
-def _read(path: Location, key: str | None, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
+def _clean_names(structure: Structure, keys: Keys, strip_prefix: str | None) -> StrippedNames:
+    """Return the names of the tensors, then of those that cannot be read, without the prefixes of wrappers."""
+    unreadable = [name for name, _ in structure.unreadable]
+    bare = [layout.name for layout in structure.layouts if not layout.dtype.averaged or layout.elements == 1]
+    names = [*(layout.name for layout in structure.layouts), *unreadable]
+    return strip_prefixes(names, strip_prefix, parts=keys if len(keys) > 1 else (), bare=bare)
+
+
+def _read(path: Location, keys: Keys, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
     """Return the structure of a file or a folder, and its open files, which ``opened`` closes."""
     if not is_folder(path):
         source = opened.enter_context(open_source(path))
-        return read_file(source, key, pool), [source]
+        return read_file(source, keys, pool), [source]
     folder = Folder(path)
     opened.callback(folder.close)
-    structure = read_folder(folder, key, pool)
+    structure = read_folder(folder, keys, pool)
     folder.raise_if_replaced()
     return structure, folder.sources

@@ -24,7 +24,7 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
                 "key": member.checkpoint.key,
                 "role": str(member.role),
                 "ignored": member.checkpoint.ignored,
-                "notes": member.checkpoint.warnings,
+                "notes": member.checkpoint.notes,
             }
             for member in plan.series.members
         ],
@@ -79,7 +79,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "quantized": checkpoint.quantized,
         "ignored": checkpoint.ignored,
         "companions": checkpoint.side_files,
-        "notes": checkpoint.warnings,
+        "notes": checkpoint.notes,
         "tensors": [
             {
                 "name": layout.name,

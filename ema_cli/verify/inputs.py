@@ -81,14 +81,14 @@ def _find(
 
 def _open(reported: Input, report: Report, folder: Location, opened: ExitStack, pool: LayoutPool) -> Checkpoint:
     """Open the file of an input, with the key and prefix of the run."""
-    key, strip_prefix = (_text(report.command.options.get(name)) for name in ("key", "strip_prefix"))
+    keys, strip_prefix = _keys(report.command.options.get("key")), _text(report.command.options.get("strip_prefix"))
     if reported.role == Role.AVERAGE:
-        key, strip_prefix = None, ""  # an output of this program is flat, and its names are final
+        keys, strip_prefix = (), ""  # an output of this program is flat, and its names are final
     usable: list[Checkpoint] = []
     failures: list[EmaAvgError] = []
     for path in _candidates(reported.path, folder):
         try:
-            checkpoint = open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix)
+            checkpoint = open_checkpoint(path, pool=pool, keys=keys, strip_prefix=strip_prefix)
         except (InputRefused, NothingMatched, UsageError) as failure:
             failures.append(failure)
             continue
@@ -109,6 +109,12 @@ def _candidates(path: str, folder: Location) -> tuple[Location, ...]:
 
 def _text(option: object) -> str | None:
     return option if isinstance(option, str) else None
+
+
+def _keys(option: object) -> tuple[str, ...]:
+    """Return the keys in a report: one as text, several as a list, ``None`` for none."""
+    listed = option if isinstance(option, list) else [option]
+    return tuple(key for key in listed if isinstance(key, str))
 
 
 def check_input(number: int, found: FoundInput, count: Counted, *, contents: bool) -> Check:

@@ -20,7 +20,7 @@ from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.members import read_only_member
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted, shortlist
@@ -38,7 +38,7 @@ def is_model_folder(folder: Folder) -> bool:
     return holds_weights(folder.files)
 
 
-def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_model_folder(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read a model of one file or of several.
 
     Raises:
@@ -47,9 +47,9 @@ def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Stru
     """
     weights = find_weights(folder.files)
     if weights.sharded:
-        structure = read_shards(folder, weights, key, pool)
+        structure = read_shards(folder, weights, keys, pool)
     else:
-        structure = read_only_member(folder, weights.files[0], key, pool)
+        structure = read_only_member(folder, weights.files[0], keys, pool)
     return replace(add_trainer_files(folder, structure, pool), stem=weights.model, quantized=_quantization(folder))
 
 
@@ -59,7 +59,7 @@ def is_pipeline(folder: Folder) -> bool:
     return _PIPELINE_INDEX in folder.files or (trained and any(_COMPONENT.fullmatch(name) for name in folder.folders))
 
 
-def refuse_pipeline(folder: Folder, _key: str | None, _pool: LayoutPool) -> NoReturn:
+def refuse_pipeline(folder: Folder, _keys: Keys, _pool: LayoutPool) -> NoReturn:
     """Refuse a pipeline, naming its parts.
 
     Raises:
