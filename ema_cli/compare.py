@@ -23,7 +23,7 @@ from ema_cli.formats.file import is_flat
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import Options
-from ema_cli.planning.matching import Chosen, choose_tensors
+from ema_cli.planning.matching import Chosen, choose_tensors, wanted
 from ema_cli.planning.refusals import refuse_unreadable
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION
@@ -133,7 +133,9 @@ def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[
     for done, path in enumerate(paths):
         listener(Opening(done=done, total=len(paths)))
         keys = () if flat[done] and not all(flat) else options.key
-        checkpoint = open_checkpoint(path, pool=pool, keys=keys, strip_prefix=options.strip_prefix)
+        checkpoint = open_checkpoint(
+            path, pool=pool, keys=keys, strip_prefix=options.strip_prefix, wanted=wanted(options)
+        )
         opened.callback(close_all, [checkpoint])
         checkpoints.append(checkpoint)
     refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in checkpoints])

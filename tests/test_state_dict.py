@@ -65,9 +65,9 @@ class Net(nn.Module):
         self.free = nn.Parameter(torch.randn(2, 3).t())
 
 
-def keys_of(root: object, key: str | None = None) -> tuple[str, list[str]]:
+def keys_of(root: object, *keys: str) -> tuple[str, list[str]]:
     """Return where the weights were found, and their names."""
-    found = find_state_dict(root, key)
+    found = find_state_dict(root, keys)
     return found.key, list(found.tensors)
 
 
@@ -160,11 +160,12 @@ def test_two_models_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["ema", "model_ema", "state_dict_ema", "ema_model", "swa", "averaged"])
-def test_raw_weights_win_over_the_trainers_average(name: str) -> None:
-    """The raw weights are used and the average is reported; an average alone is used with a warning."""
+def test_weights_win_over_the_trainers_average(name: str) -> None:
+    """Weights are preferred to an average by its name, which is stated; an average alone is used with a warning."""
     found = find_state_dict({name: {"w": T}, "model": {"v": T}})
     assert (found.key, list(found.tensors)) == ("model", ["v"])
-    assert f'not the trainer\'s own average "{name}"' in found.notes[0]
+    assert f'not used: "{name}" (by its name an average); chosen by --key {name}' in found.choice[0]
+    assert found.notes == ()
     alone = find_state_dict({name: {"w": T}, "model": None, "epoch": 1})
     assert (alone.key, list(alone.tensors)) == (name, ["w"])
     assert "averages averages" in alone.notes[0]
@@ -190,7 +191,7 @@ def test_a_checkpoint_in_a_checkpoint_is_looked_into() -> None:
     found = find_state_dict({"checkpoint": inner, "version": 2})
     assert (found.key, list(found.tensors)) == ("checkpoint.model", ["w"])
     assert found.ignored == ("version", "optimizer", "ema")
-    assert len(found.notes) == 1
+    assert (len(found.choice), found.notes, found.dropped) == (1, (), ())
     assert keys_of({"a": {"b": {"c": {"w": T}}}}) == ("a.b.c", ["w"])
 
 
@@ -229,14 +230,14 @@ def test_a_key_goes_anywhere() -> None:
     for key in ("missing", "a.missing", "lone", "a.b.c.w", ""):
         if key:
             with pytest.raises(UsageError, match=f'no tensors under --key "{key}"') as raised:
-                find_state_dict(root, key)
+                find_state_dict(root, (key,))
             assert '"grad_model"' in raised.value.hint
 
 
 def test_the_key_of_the_top_level_takes_all_but_the_trainer() -> None:
     """``--key .`` takes several models together, without the optimizer next to them."""
     root = {"g": {"w": T}, "d": {"w": T}, "optimizer": {"state": {"w": T}}, "epoch": 1}
-    found = find_state_dict(root, ".")
+    found = find_state_dict(root, (".",))
     assert (found.key, list(found.tensors)) == ("", ["g.w", "d.w"])
     assert set(found.ignored) == {"optimizer", "epoch"}
 
@@ -300,17 +301,17 @@ LAUGHS = {
 }
 
 
-@pytest.mark.parametrize("key", [None, "."])
+@pytest.mark.parametrize("keys", [(), (".",), (".x", "model.w")])
 @pytest.mark.parametrize("case", sorted(LAUGHS))
 def test_shared_values_cost_no_more_than_their_bytes(
-    case: str, key: str | None, monkeypatch: pytest.MonkeyPatch
+    case: str, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small pickle that shares its values many times over is read or refused at once."""
     monkeypatch.setattr("ema_cli.formats.state_dict.tree.MOST_TENSORS", 100_000)
     monkeypatch.setattr("ema_cli.formats.state_dict.tree._MOST_TEXT", 1 << 24)
     began = time.monotonic()
     try:
-        found = find_state_dict(LAUGHS[case], key)
+        found = find_state_dict(LAUGHS[case], keys)
     except EmaAvgError:
         pass
     else:

@@ -26,6 +26,7 @@ from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.formats.structure import refusal_of
 from ema_cli.options.average import Options
+from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
@@ -122,7 +123,8 @@ def _open_in_turn(
 
     Close the generator: it closes checkpoints in a store that were opened and not asked for.
     """
-    open_one = partial(open_checkpoint, pool=pool, keys=options.key, strip_prefix=options.strip_prefix)
+    wanted = name_filter(options.include, options.exclude)
+    open_one = partial(open_checkpoint, pool=pool, keys=options.key, strip_prefix=options.strip_prefix, wanted=wanted)
     if not any(isinstance(location, Url) for location in locations):
         yield from (partial(open_one, location) for location in locations)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -18,7 +19,12 @@ from ema_cli.storage.source import ByteSource
 
 
 def open_checkpoint(
-    path: Location, *, pool: LayoutPool, keys: Keys = (), strip_prefix: str | None = None
+    path: Location,
+    *,
+    pool: LayoutPool,
+    keys: Keys = (),
+    strip_prefix: str | None = None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Checkpoint:
     """Read the structure of a checkpoint; its files stay open for the fold.
 
@@ -27,6 +33,7 @@ def open_checkpoint(
         pool: shares layouts between the checkpoints of a run.
         keys: dotted paths to the weights in a nested checkpoint; empty to find them.
         strip_prefix: prefix to remove from the names; ``None`` for the prefixes of known wrappers.
+        wanted: whether a tensor is selected, by its name; others need not have a prefix.
 
     Raises:
         NothingMatched: the file does not exist.
@@ -37,7 +44,7 @@ def open_checkpoint(
     with ExitStack() as opened:
         try:
             structure, sources = _read(path, keys, pool, opened)
-            clean = _clean_names(structure, keys, strip_prefix)
+            clean = _clean_names(structure, keys, strip_prefix, wanted)
         except InputRefused as refused:
             raise refusal_of(str(path), refused) from refused
         opened.pop_all()
@@ -67,10 +74,16 @@ def open_checkpoint(
     )
 
 
-def _clean_names(structure: Structure, keys: Keys, strip_prefix: str | None) -> StrippedNames:
+def _clean_names(
+    structure: Structure, keys: Keys, strip_prefix: str | None, wanted: Callable[[str], bool] | None
+) -> StrippedNames:
     """Return the names of the tensors, then of those that cannot be read, without the prefixes of wrappers."""
     unreadable = [name for name, _ in structure.unreadable]
-    bare = [layout.name for layout in structure.layouts if not layout.dtype.averaged or layout.elements == 1]
+    bare = [
+        layout.name
+        for layout in structure.layouts
+        if not layout.dtype.averaged or (wanted is not None and not wanted(layout.name))
+    ]
     names = [*(layout.name for layout in structure.layouts), *unreadable]
     return strip_prefixes(names, strip_prefix, parts=keys if len(keys) > 1 else (), bare=bare)
 

@@ -46,7 +46,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
 
 
 def _read(files: Mapping[str, bytes]) -> None:
-    read_folder(MemoryFolder(files), None, LayoutPool())
+    read_folder(MemoryFolder(files), (), LayoutPool())
 
 
 def _index() -> Parser:

@@ -25,6 +25,7 @@ from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
 from ema_cli.formats.state_dict.steps import KEYS, read_steps
 from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
 
@@ -74,7 +75,7 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         placing.add(name, tensor)
     placing.raise_faults()
     side_files = find_side_files(folder.files)
-    return Structure(
+    structure = Structure(
         format="DCP",
         layouts=tuple(placing.layouts),
         offsets=tuple(placing.offsets),
@@ -90,6 +91,7 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         dropped=chosen.dropped,
         side_files=side_files,
     )
+    return add_weights_beside(folder, structure)
 
 
 def _is_data(name: str) -> bool:

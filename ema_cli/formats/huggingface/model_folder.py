@@ -17,10 +17,11 @@ from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.sharded_model import read_shards
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
-from ema_cli.formats.huggingface.weight_names import find_weights, holds_weights
+from ema_cli.formats.huggingface.weight_names import files_of_weights, find_weights, holds_weights
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted, shortlist
@@ -50,6 +51,7 @@ def read_model_folder(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure
         structure = read_shards(folder, weights, keys, pool)
     else:
         structure = read_only_member(folder, weights.files[0], keys, pool)
+    structure = add_weights_beside(folder, structure, copies=files_of_weights(folder.files))
     return replace(add_trainer_files(folder, structure, pool), stem=weights.model, quantized=_quantization(folder))
 
 

@@ -18,6 +18,7 @@ from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.keyed_parts import weights_at
 from ema_cli.formats.state_dict.missing_weights import refuse_without_weights
 from ema_cli.formats.state_dict.name_copies import nested_copies
+from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import RAW_BESIDE_AVERAGE, USUAL_IN_LIGHTNING, is_average
 from ema_cli.formats.state_dict.trainer_layouts import USUAL_NAMES, is_parameter, may_be_weights, refuse_placeholders
 from ema_cli.formats.state_dict.tree import Tensor, is_module, join, named, parts
@@ -82,7 +83,7 @@ def _weights_without_key(root: object) -> dict[str, Tensor]:
         found = _WeightSearch().run(root)
     except InputRefused:
         return {}
-    return found.tensors if found else {}
+    return without_wrappers(found.tensors) if found else {}
 
 
 class _WeightSearch:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
 
+T = TypeVar("T")
 _PARALLEL = "module."
 """DataParallel and DistributedDataParallel; a model may have a part of this name, so all weights must have it."""
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
@@ -58,6 +60,11 @@ def strip_prefixes(
         prefixes.extend(clean.prefixes)
         notes.extend(clean.notes)
     return StrippedNames(names=found, prefixes=tuple(dict.fromkeys(prefixes)), notes=tuple(dict.fromkeys(notes)))
+
+
+def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return values by name, under names without the prefixes of wrappers."""
+    return dict(zip(_strip_part(list(tensors), None, frozenset()).names, tensors.values(), strict=True))
 
 
 def _strip_part(names: Sequence[str], prefix: str | None, bare: frozenset[str]) -> StrippedNames:

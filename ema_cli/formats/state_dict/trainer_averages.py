@@ -50,21 +50,26 @@ def key_flag(path: str) -> str:
     return f"--key {shlex.quote(safe_text(path or '.'))}"
 
 
-def describe_beside(chosen: str, averages: Sequence[str], copies: Sequence[str]) -> str:
-    """Return what there is beside the chosen weights, in words: averages and other copies of them; empty if nothing."""
+def describe_beside(chosen: str, beside: Sequence[tuple[str, str, bool]]) -> str:
+    """Return what there is beside the chosen weights, in words; empty if nothing.
+
+    Args:
+        chosen: the key of the weights.
+        beside: path of each average and of each other copy, what it is, and whether its tensors have names.
+
+    """
     if chosen.rpartition(".")[2] == RAW_BESIDE_AVERAGE:
-        usual = next((path for path in averages if path.rpartition(".")[2] == USUAL_IN_LIGHTNING), USUAL_IN_LIGHTNING)
+        usual = next((path for path, _, _ in beside if path.rpartition(".")[2] == USUAL_IN_LIGHTNING), "")
         return (
             f"the weights are those under {quoted(chosen)}, where Lightning keeps the raw weights; its own average is "
             f"under {quoted(usual)}, chosen by {key_flag(usual)}"
         )
-    found = [f"{quoted(path)} (by its name an average)" for path in averages]
-    found += [f"{quoted(path)} (the same names)" for path in copies]
-    if not found:
+    if not beside:
         return ""
     where = f"the weights are those under {quoted(chosen)}" if chosen else "the weights are those at the top level"
-    keys = shortlist(map(key_flag, (*averages, *copies)))
-    return f"{where}; also there, and not used: {shortlist(found)}; chosen by {keys}"
+    found = shortlist(f"{quoted(path)} ({kind})" for path, kind, _ in beside)
+    flags = shortlist(key_flag(path) for path, _, is_named in beside if is_named)
+    return f"{where}; also there, and not used: {found}" + (f"; chosen by {flags}" if flags else "")
 
 
 def warn_of_swap(chosen: str, raw: str) -> str:

@@ -32,7 +32,8 @@ _TRAINING_STATE = re.compile(
     re.IGNORECASE,
 )
 _RECORDS = re.compile(
-    r"loss|criteri|metric|fitness|history|hyper_?param|hparams|(?:^|[_.])(?:args|cfg|config|sampler|scores?)(?:[_.\d]|$)",
+    r"(?:^|[_.])(?:loss(?:es)?|criteri(?:on|a)|metrics?|fitness|history|hyper_?parameters|hparams|args|cfg|config|sampler"
+    r"|scores?)(?:_(?:fn|state|state_dict)|[_.]?[0-9]+)?$",
     re.IGNORECASE,
 )
 """Names of what a trainer notes down: no part of the model even if it has tensors."""

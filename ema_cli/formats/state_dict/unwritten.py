@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ema_cli.errors import RunWarning
-from ema_cli.formats.state_dict.found_weights import FoundWeights
+from ema_cli.errors import InputRefused, RunWarning
+from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE, is_number, is_numpy_array, is_trained
 from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
+from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import (
     AVERAGED_MODEL_NOTE,
     COUNTERS,
@@ -54,16 +55,19 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     if by_key:
         return Unwritten(choice=tuple(choice), doubts=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
     groups = [_Beside.of(path, value) for path, value in _parts_beside(found)]
-    averages = [group.path for group in groups if group.is_average and group.tensors]
+    averages = [group for group in groups if group.is_average and group.tensors]
     raw = found.key.rpartition(".")[2] == RAW_BESIDE_AVERAGE
     if raw:
-        averages += [group.path for group in groups if group.name == USUAL_IN_LIGHTNING]
-    others = [group for group in groups if group.tensors and group.may_be_trained and group.path not in averages]
-    copies = [group.path for group in others if group.repeats(found.tensors)]
-    dropped[:0] = _dropped_beside(found.key, [group for group in others if group.path not in copies])
+        averages += [group for group in groups if group.name == USUAL_IN_LIGHTNING]
+    others = [group for group in groups if group.tensors and group.may_be_trained and group not in averages]
+    weights = without_wrappers(found.tensors)
+    copies = [group for group in others if group.repeats(weights)]
+    dropped[:0] = _dropped_beside(found.key, [group for group in others if group not in copies])
     doubts = [*_of_averaged_model(found), *_of_averages(found, groups)]
     if not doubts or raw:
-        choice[:0] = filter(None, [describe_beside(found.key, averages, copies)])
+        beside = [(group.path, "by its name an average", group.is_named) for group in averages]
+        beside += [(group.path, "the same names", group.is_named) for group in copies]
+        choice[:0] = filter(None, [describe_beside(found.key, beside)])
     return Unwritten(choice=tuple(choice), doubts=tuple(doubts), dropped=tuple(dropped))
 
 
@@ -78,6 +82,8 @@ class _Beside:
     counters: frozenset[str]
     may_be_trained: bool
     is_average: bool
+    is_named: bool
+    """Whether ``--key`` can choose it: its tensors have names."""
 
     @classmethod
     def of(cls, path: str, value: object) -> _Beside:
@@ -87,7 +93,8 @@ class _Beside:
         return cls(
             path=path,
             name=name,
-            tensors=dict(_trained(value)) if average or trained else {},
+            tensors=dict(_trained(value, averages=average)) if average or trained else {},
+            is_named=_has_names(path, value),
             counters=frozenset(COUNTERS) & named(value).keys(),
             may_be_trained=trained,
             is_average=average,
@@ -100,8 +107,15 @@ class _Beside:
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
 
 
-def _trained(value: object) -> Iterator[tuple[str, Tensor]]:
-    """Yield the trained tensors below a value, by name; of a single tensor under an empty name."""
+def _has_names(path: str, value: object) -> bool:
+    try:
+        return isinstance(value, Tensor) or bool(weights_below(path, value).tensors)
+    except InputRefused:
+        return False
+
+
+def _trained(value: object, *, averages: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the trained tensors below a value, by name, or without ``averages`` those outside of averages."""
     todo: list[tuple[str, object, int]] = [("", value, 0)]
     seen = set[int]()
     while todo and len(seen) < _MOST_VALUES:
@@ -117,7 +131,7 @@ def _trained(value: object) -> Iterator[tuple[str, Tensor]]:
         todo.extend(
             (join(name, part), member, depth + 1)
             for part, member in reversed(members.items())
-            if may_be_weights(part, member) and (isinstance(member, Tensor) or not is_record(part))
+            if may_be_weights(part, member) and not is_record(part) and (averages or not is_average(part))
         )
 
 
@@ -136,13 +150,13 @@ def _dropped_beside(key: str, groups: Sequence[_Beside]) -> Iterator[RunWarning]
     if not groups:
         return
     parts = [f"{quoted(group.path)} ({plural(len(group.tensors), 'tensor')})" for group in groups]
-    both = " ".join(map(key_flag, [key, *(group.path for group in groups[:_MOST_KEYS])]))
+    named_groups = [group.path for group in groups if group.is_named]
+    both = " ".join(map(key_flag, [key, *named_groups[:_MOST_KEYS]]))
     yield RunWarning(
         code=WEIGHTS_DROPPED,
         message=f"beside the weights there are tensors that are not in the output: {shortlist(parts)}",
-        hint=f"{both} averages each under its own prefix; {key_flag(key)} alone says that the others are not wanted"
-        if key
-        else "--exclude cannot reach them: save them among the weights",
+        hint=(f"{both} averages each under its own prefix; " if key and named_groups else "")
+        + f"{key_flag(key)} alone says that the others are not wanted",
     )
 
 
