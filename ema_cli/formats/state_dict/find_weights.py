@@ -29,6 +29,8 @@ from ema_cli.text import quoted, shortlist
 _SEARCH_DEPTH = 3
 _USUAL_DEPTH = 8
 """Levels below a child with a usual name that are searched for tensors (Megatron nests its layers)."""
+_MOST_KEYS = 8
+"""Keys in one proposed command."""
 _OTHER_DEPTH = 2
 """The same below a child with any other name."""
 
@@ -129,7 +131,7 @@ class _WeightSearch:
             whole = weights or (own and len(own) == len(parts(node)))
             return weights_below(path, node, without=frozenset(averages)) if whole else None
         if usual is None and (len(candidates) > 1 or weights):
-            raise _several_models([join(path, name) for name in [*candidates, *weights]])
+            raise _several_models(path, [*candidates, *weights], lone=bool(weights))
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
         return found and found.below(path, node, candidates[0])
 
@@ -166,10 +168,12 @@ class _WeightSearch:
         return known
 
 
-def _several_models(paths: Sequence[str]) -> InputRefused:
-    """Return the refusal of a checkpoint with several models, or with one in several parts."""
+def _several_models(path: str, names: Sequence[str], *, lone: bool) -> InputRefused:
+    """Return the refusal of a checkpoint with several models, or with one in several parts, ``lone`` tensors too."""
+    paths = [join(path, name) for name in names]
+    keys = (path or ".",) if lone or len(paths) > _MOST_KEYS else tuple(paths)
     return InputRefused(
         f"holds several models, or parts of one: {shortlist(map(quoted, paths))}",
         hint="choose one with --key NAME, several with --key NAME --key OTHER, or take all of them with --key .",
-        proposals=[Proposal(reason="to average all of them, each under its own prefix", changes={"key": tuple(paths)})],
+        proposals=[Proposal(reason="to average all of them, under different prefixes", changes={"key": keys})],
     )

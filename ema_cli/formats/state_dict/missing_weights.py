@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from ema_cli.errors import InputRefused, Proposal
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.found_weights import hides_weights
@@ -11,6 +13,9 @@ from ema_cli.formats.state_dict.tree import Tensor, is_module, leaves, named, nu
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.text import plural, quoted, safe_text, shortlist
 
+_MOST_PARTS = 16
+"""Parts of a list that are examined."""
+_MOST_LEAVES = 10_000
 _KINDS = {list: "a list", tuple: "a tuple", str: "a string", int: "a number", float: "a number"}
 _SAVE = "torch.save(model.state_dict(), path)"
 _AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
@@ -18,12 +23,12 @@ _AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name,
 
 def refuse_without_weights(root: object) -> InputRefused:
     """Return the refusal of a checkpoint without weights."""
-    entries = numbered(root)
+    entries = dict(islice(numbered(root).items(), _MOST_PARTS))
     if entries and isinstance(root, list | tuple):
         holding = [number for number, entry in entries.items() if _tensor_count(entry) and may_be_weights("", entry)]
         if holding:
             return _of_parts(root, entries, holding)
-    arrays = [quoted(name) for name, leaf in leaves(root) if is_numpy_array(leaf)]
+    arrays = [quoted(name) for name, leaf in islice(leaves(root), _MOST_LEAVES) if is_numpy_array(leaf)]
     if arrays:
         return InputRefused(
             f"holds {plural(len(arrays), 'numpy array')} and no tensors: {shortlist(arrays)}", hint=_AS_TENSORS
@@ -50,7 +55,8 @@ def _described(value: object) -> str:
 
 
 def _tensor_count(value: object) -> int:
-    return sum(bool(name) and isinstance(leaf, Tensor) for name, leaf in leaves(value))
+    """Return the number of tensors with names, of the first values that a part has."""
+    return sum(bool(name) and isinstance(leaf, Tensor) for name, leaf in islice(leaves(value), _MOST_LEAVES))
 
 
 def _contents(root: object) -> str:

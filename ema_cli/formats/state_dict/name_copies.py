@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from ema_cli.formats.state_dict.leaf_kinds import is_trained
 from ema_cli.formats.state_dict.trainer_averages import is_average
-from ema_cli.formats.state_dict.trainer_layouts import may_be_weights
-from ema_cli.formats.state_dict.tree import Tensor
+from ema_cli.formats.state_dict.trainer_layouts import is_training_state
+from ema_cli.formats.state_dict.tree import Repeated, Tensor
 from ema_cli.formats.torch.objects import TensorRef
 
 _MOST_GROUPS = 256
+_MOST_ENDINGS = 16
+"""Different prefixes and suffixes in one group."""
 _MOST_PARTS = 32
 """Parts of a name that is examined, between dots; a longer one repeats no name."""
 
@@ -41,7 +43,7 @@ def nested_copies(root: dict[str, object]) -> dict[str, object]:
             groups.setdefault(first, {})[rest] = leaf
     if not 1 < len(groups) + (len(flat) > sum(map(len, groups.values()))) <= _MOST_GROUPS:
         return root
-    copies = {first: group for first, group in groups.items() if _is_copy(first, group, flat)}
+    copies = {first: Repeated(group) for first, group in groups.items() if _is_copy(first, group, flat)}
     copied = {f"{first}.{rest}" for first, group in copies.items() for rest in group}
     return {**{name: value for name, value in root.items() if name not in copied}, **copies} if copies else root
 
@@ -64,13 +66,13 @@ def names_of_weights(group: Tensors, weights: Tensors) -> dict[str, str] | None:
 def _is_copy(first: str, group: Tensors, flat: Tensors) -> bool:
     """Whether all trained tensors of a group repeat weights; without a suffix only if the group is named as a copy."""
     known: set[_Around] = set()
-    is_named = is_average(first) or not may_be_weights(first, {})
+    is_named = is_average(first) or is_training_state(first)
     trained = {name: tensor for name, tensor in group.items() if is_trained(tensor)}
     for name, tensor in trained.items():
         if any(_are_alike(tensor, flat.get(_inner(name, around) or "")) for around in known):
             continue
         around = _find_around(name, tensor, flat, first)
-        if around is None or not (around.behind or is_named):
+        if around is None or not (around.behind or is_named) or len(known) == _MOST_ENDINGS:
             return False
         known.add(around)
     return bool(trained)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 
 from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused
-from ema_cli.formats.state_dict.tree import Tensor, follow, named, parts
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, follow, named, parts
 from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted
@@ -39,6 +40,8 @@ _RECORDS = re.compile(
 """Names of what a trainer notes down: no part of the model even if it has tensors."""
 _OF_OPTIMIZERS = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "max_exp_avg_sq", "acc_delta"})
 """Names in the state of an optimizer, for each parameter; see ``torch/optim``."""
+_MOST_MOMENTS = 8
+"""Names that are examined for them."""
 _WHOLE = "module."
 """Before the names if ``--key .`` takes the weights together with everything beside them."""
 
@@ -51,9 +54,14 @@ def is_parameter(name: str, value: object) -> bool:
 
 def may_be_weights(name: str, value: object) -> bool:
     """Whether a part of a checkpoint may be weights: not state of the training, and not only counters."""
-    if isinstance(value, Tensor):
-        return True
+    if isinstance(value, Tensor | Repeated):
+        return isinstance(value, Tensor)
     return not (_TRAINING_STATE.search(name) or _only_counts(value) or is_optimizer_state(value))
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a part of a checkpoint is state of the training, judged by its name."""
+    return _TRAINING_STATE.search(name) is not None
 
 
 def is_record(name: str) -> bool:
@@ -68,7 +76,8 @@ def is_optimizer_state(value: object) -> bool:
         return True
     first = next(iter(parts(members.get("state")).values()), None)
     some = next(iter(members.values()), None)
-    return any(not _OF_OPTIMIZERS.isdisjoint(map(str, named(held))) for held in (value, first, some))
+    names = [name for held in (value, first, some) for name in islice(parts(held), _MOST_MOMENTS)]
+    return any(isinstance(name, str) and name.rpartition(".")[2] in _OF_OPTIMIZERS for name in names)
 
 
 def _only_counts(value: object) -> bool:

@@ -16,6 +16,11 @@ from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 
 Tensor = TensorRef | UnsupportedTensor
 
+
+class Repeated(dict[object, object]):
+    """Tensors with flat names that repeat those of the weights: an average, or state of an optimizer."""
+
+
 _DEEPEST = 64
 _MOST_ENTRIES = 1000
 """Entries of a list that can be named."""

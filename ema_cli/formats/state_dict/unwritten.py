@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ema_cli.errors import InputRefused, RunWarning
-from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
+from ema_cli.errors import RunWarning
+from ema_cli.formats.state_dict.found_weights import FoundWeights
 from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE, is_number, is_numpy_array, is_trained
 from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
 from ema_cli.formats.state_dict.prefixes import without_wrappers
@@ -26,8 +26,13 @@ from ema_cli.formats.state_dict.trainer_averages import (
     warn_of_average,
     warn_of_swap,
 )
-from ema_cli.formats.state_dict.trainer_layouts import is_record, may_be_weights
-from ema_cli.formats.state_dict.tree import Tensor, join, named, numbered
+from ema_cli.formats.state_dict.trainer_layouts import (
+    is_optimizer_state,
+    is_record,
+    is_training_state,
+    may_be_weights,
+)
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered
 from ema_cli.text import plural, quoted, shortlist
 
 WEIGHTS_DROPPED = "weights-dropped"
@@ -54,7 +59,8 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     choice = [*filter(None, [found.renamed]), *_state_among(found)]
     if by_key:
         return Unwritten(choice=tuple(choice), doubts=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
-    groups = [_Beside.of(path, value) for path, value in _parts_beside(found)]
+    seen = set[int]()
+    groups = [_Beside.of(path, value, seen) for path, value in _parts_beside(found)]
     averages = [group for group in groups if group.is_average and group.tensors]
     raw = found.key.rpartition(".")[2] == RAW_BESIDE_AVERAGE
     if raw:
@@ -62,7 +68,7 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     others = [group for group in groups if group.tensors and group.may_be_trained and group not in averages]
     weights = without_wrappers(found.tensors)
     copies = [group for group in others if group.repeats(weights)]
-    dropped[:0] = _dropped_beside(found.key, [group for group in others if group not in copies])
+    dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
     doubts = [*_of_averaged_model(found), *_of_averages(found, groups)]
     if not doubts or raw:
         beside = [(group.path, "by its name an average", group.is_named) for group in averages]
@@ -71,7 +77,7 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     return Unwritten(choice=tuple(choice), doubts=tuple(doubts), dropped=tuple(dropped))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Beside:
     """A part of the checkpoint beside the weights."""
 
@@ -81,22 +87,27 @@ class _Beside:
     """Those that may have been trained."""
     counters: frozenset[str]
     may_be_trained: bool
+    is_repeated: bool
+    """Whether its flat names repeat those of the weights."""
     is_average: bool
     is_named: bool
     """Whether ``--key`` can choose it: its tensors have names."""
 
     @classmethod
-    def of(cls, path: str, value: object) -> _Beside:
+    def of(cls, path: str, value: object, seen: set[int]) -> _Beside:
         name = path.rpartition(".")[2]
-        average = is_average(name)
-        trained = not is_record(name) and may_be_weights(name, value)
+        average = is_average(name) and not isinstance(value, Tensor)
+        repeated = isinstance(value, Repeated) and not (is_training_state(name) or is_optimizer_state(value))
+        trained = not is_record(name) and not is_average(name) and (repeated or may_be_weights(name, value))
+        tensors = list(_trained(value, seen, averages=average)) if average or trained else []
         return cls(
             path=path,
             name=name,
-            tensors=dict(_trained(value, averages=average)) if average or trained else {},
-            is_named=_has_names(path, value),
+            tensors={name: tensor for name, tensor, _ in tensors},
+            is_named=not any(in_list for _, _, in_list in tensors),
             counters=frozenset(COUNTERS) & named(value).keys(),
             may_be_trained=trained,
+            is_repeated=repeated,
             is_average=average,
         )
 
@@ -107,31 +118,29 @@ class _Beside:
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
 
 
-def _has_names(path: str, value: object) -> bool:
-    try:
-        return isinstance(value, Tensor) or bool(weights_below(path, value).tensors)
-    except InputRefused:
-        return False
+def _trained(value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield the trained tensors below a value: name, tensor, whether it is in a list. Values ``seen`` are left out.
 
-
-def _trained(value: object, *, averages: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield the trained tensors below a value, by name, or without ``averages`` those outside of averages."""
-    todo: list[tuple[str, object, int]] = [("", value, 0)]
-    seen = set[int]()
+    Without ``averages``, those inside averages are left out, too.
+    """
+    todo: list[tuple[str, object, int, bool]] = [("", value, 0, False)]
     while todo and len(seen) < _MOST_VALUES:
-        name, node, depth = todo.pop()
+        name, node, depth, in_list = todo.pop()
         if isinstance(node, Tensor):
             if is_trained(node):
-                yield name, node
+                yield name, node, in_list
             continue
         if id(node) in seen or depth > _DEEPEST:
             continue
         seen.add(id(node))
-        members = named(node) or numbered(node)
+        listed = numbered(node)
+        members = listed or named(node)
         todo.extend(
-            (join(name, part), member, depth + 1)
+            (join(name, part), member, depth + 1, in_list or bool(listed))
             for part, member in reversed(members.items())
-            if may_be_weights(part, member) and not is_record(part) and (averages or not is_average(part))
+            if may_be_weights(part, member)
+            and not is_record(part)
+            and (averages or isinstance(member, Tensor) or not is_average(part))
         )
 
 
