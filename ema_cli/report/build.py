@@ -134,6 +134,8 @@ def input_fields(member: OrderedCheckpoint) -> dict[str, Any]:
         "step_source": step.source if step else None,
         "bytes": checkpoint.index.size(),
         "fingerprint": checkpoint.fingerprint,
+        "key": checkpoint.key,
+        "notes": checkpoint.notes,
     }
 
 

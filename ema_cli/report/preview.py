@@ -21,10 +21,8 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
         "inputs": [
             {
                 **input_fields(member),
-                "key": member.checkpoint.key,
                 "role": str(member.role),
                 "ignored": member.checkpoint.ignored,
-                "notes": member.checkpoint.notes,
             }
             for member in plan.series.members
         ],

@@ -7,7 +7,7 @@ from itertools import islice
 from ema_cli.errors import InputRefused, Proposal
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.found_weights import hides_weights
-from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
+from ema_cli.formats.state_dict.leaf_kinds import AS_TENSORS, is_numpy_array
 from ema_cli.formats.state_dict.trainer_layouts import may_be_weights
 from ema_cli.formats.state_dict.tree import Tensor, is_module, leaves, named, numbered
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
@@ -18,7 +18,6 @@ _MOST_PARTS = 16
 _MOST_LEAVES = 10_000
 _KINDS = {list: "a list", tuple: "a tuple", str: "a string", int: "a number", float: "a number"}
 _SAVE = "torch.save(model.state_dict(), path)"
-_AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
 
 
 def refuse_without_weights(root: object) -> InputRefused:
@@ -31,7 +30,7 @@ def refuse_without_weights(root: object) -> InputRefused:
     arrays = [quoted(name) for name, leaf in islice(leaves(root), _MOST_LEAVES) if is_numpy_array(leaf)]
     if arrays:
         return InputRefused(
-            f"holds {plural(len(arrays), 'numpy array')} and no tensors: {shortlist(arrays)}", hint=_AS_TENSORS
+            f"holds {plural(len(arrays), 'numpy array')} and no tensors: {shortlist(arrays)}", hint=AS_TENSORS
         )
     hint = f"save the weights: {_SAVE}" if isinstance(root, Inert) or any(map(_is_object, named(root).values())) else ""
     return InputRefused(f"no state dict found: {_contents(root)}", hint=hint)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ema_cli.formats.state_dict.leaf_kinds import is_trained
 from ema_cli.formats.state_dict.trainer_averages import is_average
 from ema_cli.formats.state_dict.trainer_layouts import is_training_state
-from ema_cli.formats.state_dict.tree import Repeated, Tensor
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, named
 from ema_cli.formats.torch.objects import TensorRef
 
 _MOST_GROUPS = 256
@@ -33,9 +33,9 @@ class _Around:
     behind: str
 
 
-def nested_copies(root: dict[str, object]) -> dict[str, object]:
+def nested_copies(root: dict[object, object]) -> dict[object, object]:
     """Return a mapping in which flat copies of its weights are below their first part; everything else is unchanged."""
-    flat: dict[str, Tensor] = {name: leaf for name, leaf in root.items() if isinstance(leaf, Tensor)}
+    flat: dict[str, Tensor] = {name: leaf for name, leaf in named(root).items() if isinstance(leaf, Tensor)}
     groups: dict[str, dict[str, Tensor]] = {}
     for name, leaf in flat.items():
         first, dot, rest = name.partition(".")
@@ -43,9 +43,10 @@ def nested_copies(root: dict[str, object]) -> dict[str, object]:
             groups.setdefault(first, {})[rest] = leaf
     if not 1 < len(groups) + (len(flat) > sum(map(len, groups.values()))) <= _MOST_GROUPS:
         return root
-    copies = {first: Repeated(group) for first, group in groups.items() if _is_copy(first, group, flat)}
+    copies = {first: group for first, group in groups.items() if _is_copy(first, group, flat)}
     copied = {f"{first}.{rest}" for first, group in copies.items() for rest in group}
-    return {**{name: value for name, value in root.items() if name not in copied}, **copies} if copies else root
+    others = {name: value for name, value in root.items() if name not in copied}
+    return others | {first: Repeated(group) for first, group in copies.items()} if copies else root
 
 
 def names_of_weights(group: Tensors, weights: Tensors) -> dict[str, str] | None:
