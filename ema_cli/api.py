@@ -248,6 +248,9 @@ _FLAG = re.compile(
     re.VERBOSE,
 )
 
+_STRING = r'"[^"]*"'
+_REPEATED = re.compile(rf"\b(?P<name>\w+)={_STRING}(?: (?P=name)={_STRING})+")
+
 
 def in_keywords(text: str) -> str:
     """Return a message with keywords in place of flags: ``--half-life 4`` becomes ``half_life=4``."""
@@ -267,4 +270,9 @@ def in_keywords(text: str) -> str:
             literal = "{" + literal.replace("=", '": "', 1) + "}"
         return f"{option.name}={literal}"
 
-    return _FLAG.sub(replaced, text)
+    return _REPEATED.sub(_as_list, _FLAG.sub(replaced, text))
+
+
+def _as_list(repeated: re.Match[str]) -> str:
+    """Return ``key=["a", "b"]`` for ``key="a" key="b"``."""
+    return f"{repeated['name']}=[{', '.join(re.findall(_STRING, repeated[0]))}]"

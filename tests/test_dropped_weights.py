@@ -205,7 +205,7 @@ SILENT: dict[str, Callable[[], Any]] = {
     "the best so far": lambda: {"model": weights("module."), "best": weights(seed=1), "init": weights("module.")},
     "a list of averaged tensors": lambda: {"model": weights(), "ema": {"decay": 0.9, "shadow": [torch.ones(4, 3)]}},
     "torch's counter": lambda: {"model": weights(), "n_averaged": torch.tensor(3)},
-    "a plain state dict": lambda: weights(),
+    "a plain state dict": weights,
     "a module": lambda: nn.Linear(3, 4),
 }
 

@@ -412,6 +412,37 @@ def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: 
     assert ema_avg("inspect", write(tmp_path / "run", "mp_rank_00_model_states.pt", value)).returncode == 0
 
 
+@pytest.mark.parametrize("prefix", ["_forward_module.", "module.", "net."])
+def test_a_prefix_in_half_of_the_files_is_no_obstacle(tmp_path: Path, ema_avg: Run, prefix: str) -> None:
+    """Prefixes are removed from the files that have them: those of wrappers by themselves, another one on request."""
+    for number in (1, 2, 3):
+        write(tmp_path / "run", f"ckpt_{number}.pt", {"state_dict": weights(number, prefix if number < 3 else "")})
+    for option in ((), ("--strip-prefix", prefix)):
+        done = ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strict", "--force", *option)
+        assert done.returncode == (3 if prefix == "net." and not option else 0), done.stderr
+    found = load(tmp_path / "e.safetensors")
+    assert found.keys() == weights(1).keys()
+    for name, tensor in found.items():
+        reference = reference_average([weights(number)[name] for number in (1, 2, 3)], SHARES)
+        assert same_bits(tensor, torch.from_numpy(reference).to(torch.float32))
+    done = ema_avg("plan", "run", "--decay", "0.5", "--strip-prefix", "nothing.")
+    assert done.returncode == 2
+    assert 'no tensor begins with --strip-prefix "nothing."' in done.stderr
+
+
+def test_a_tensor_that_is_excluded_needs_no_prefix(tmp_path: Path, ema_avg: Run) -> None:
+    """``module.`` is removed if all weights have it that are wanted; verify and diff agree."""
+    for number in (1, 2, 3):
+        model = {**weights(number, "module."), "head.weight": torch.ones(3)}
+        write(tmp_path / "run", f"ckpt_{number}.pt", {"model": model})
+    done = ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strict", "--exclude", "^head")
+    assert done.returncode == 0, done.stderr
+    assert set(load(tmp_path / "e.safetensors")) == set(weights(1))
+    assert ema_avg("verify", "e.safetensors").returncode == 0
+    same = ema_avg("diff", "e.safetensors", "run/ckpt_3.pt", "--exclude", "^head", "--json")
+    assert json.loads(same.stdout)["total"]["tensors"] == 2
+
+
 def test_a_prefix_that_some_names_lack_is_reported(tmp_path: Path, ema_avg: Run) -> None:
     """A wrapper's prefix on some names stays on all of them, and is reported; with ``--strip-prefix`` it is not."""
     for number in (1, 2, 3):

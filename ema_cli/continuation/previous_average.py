@@ -195,7 +195,11 @@ def _refuse_other_options(previous: PreviousAverage, options: Options) -> None:
             raise UsageError(
                 f"{previous.name} was made {f'with {made}' if values else f'without {flag}'}, and can only be "
                 "continued in the same way",
-                hint=" ".join(f"{flag} {shlex.quote(safe_text(value))}" for value in values) or f"leave out {flag}",
+                hint=made
+                if len(values) > 1
+                else f"{flag} {shlex.quote(safe_text(then))}"
+                if then
+                else f"leave out {flag}",
             )
 
 

@@ -93,6 +93,7 @@ def merged_structure(members: Sequence[Member], merged: MergedTensors, *, form: 
         records={one.number: one.structure.records[0] for one in members if one.structure.records},
         digest=digest,
         metadata=members[0].structure.metadata,
+        dropped=tuple(dict.fromkeys(warning for one in members for warning in one.structure.dropped)),
         unreadable=tuple({name: why for one in members for name, why in one.structure.unreadable}.items()),
     )
 

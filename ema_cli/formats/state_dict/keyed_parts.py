@@ -92,8 +92,9 @@ def _value_at(root: object, key: str) -> object:
 
 
 def _refuse_overlap(keys: Keys) -> None:
-    for key in keys:
-        other = next((one for one in keys if one is not key and f"{key}.".startswith(f"{one}.")), None)
+    for number, key in enumerate(keys):
+        others = (*keys[:number], *keys[number + 1 :])
+        other = next((one for one in others if f"{key}.".startswith(f"{one}.")), None)
         if other is not None or key in ("", "."):
             within = f"is below --key {quoted(other)}" if other is not None else "is the whole checkpoint"
             raise UsageError(f"--key {quoted(key)} {within}: name each part once", hint="leave out one of the two")

@@ -15,7 +15,7 @@ from ema_cli.text import plural, quoted, safe_text, shortlist
 
 _MOST_PARTS = 16
 """Parts of a list that are examined."""
-_MOST_LEAVES = 10_000
+_MOST_LEAVES = 5000
 _KINDS = {list: "a list", tuple: "a tuple", str: "a string", int: "a number", float: "a number"}
 _SAVE = "torch.save(model.state_dict(), path)"
 
@@ -24,9 +24,11 @@ def refuse_without_weights(root: object) -> InputRefused:
     """Return the refusal of a checkpoint without weights."""
     entries = dict(islice(numbered(root).items(), _MOST_PARTS))
     if entries and isinstance(root, list | tuple):
-        holding = [number for number, entry in entries.items() if _tensor_count(entry) and may_be_weights("", entry)]
+        counts = {id(entry): _tensor_count(entry) for entry in {id(one): one for one in entries.values()}.values()}
+        holding = [number for number, entry in entries.items() if counts[id(entry)] and may_be_weights("", entry)]
         if holding:
-            return _of_parts(root, entries, holding)
+            described = [f"{number}: {_described(entry, counts[id(entry)])}" for number, entry in entries.items()]
+            return _of_parts(root, described, holding)
     arrays = [quoted(name) for name, leaf in islice(leaves(root), _MOST_LEAVES) if is_numpy_array(leaf)]
     if arrays:
         return InputRefused(
@@ -36,18 +38,16 @@ def refuse_without_weights(root: object) -> InputRefused:
     return InputRefused(f"no state dict found: {_contents(root)}", hint=hint)
 
 
-def _of_parts(root: object, entries: dict[str, object], holding: list[str]) -> InputRefused:
+def _of_parts(root: list[object] | tuple[object, ...], described: list[str], holding: list[str]) -> InputRefused:
     """Return the refusal of a list or tuple of which some parts hold weights."""
-    described = [f"{number}: {_described(entry)}" for number, entry in entries.items()]
     return InputRefused(
-        f"holds {_kind(root)} of {plural(len(entries), 'part')}: {shortlist(described)}",
+        f"holds {_kind(root)} of {plural(len(root), 'part')}: {shortlist(described)}",
         hint=f"choose one with --key {holding[0]}",
         proposals=[Proposal(reason=f"part {number} holds weights", changes={"key": (number,)}) for number in holding],
     )
 
 
-def _described(value: object) -> str:
-    count = _tensor_count(value)
+def _described(value: object, count: int) -> str:
     if is_module(value):
         return f"a module with {plural(count, 'tensor')}"
     return f"{_kind(value)} with {plural(count, 'tensor')}" if count and isinstance(value, dict) else _kind(value)

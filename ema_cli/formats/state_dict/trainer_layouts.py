@@ -82,9 +82,14 @@ def is_optimizer_state(value: object) -> bool:
 
 def _only_counts(value: object) -> bool:
     """Whether all tensors of a mapping are single integers, such as the ``train_state`` of a trainer."""
-    members = named(value).values()
-    tensors = [member for member in members if isinstance(member, Tensor)]
-    return bool(tensors) and all(_is_count(tensor) for tensor in tensors) and not any(map(parts, members))
+    counts = False
+    for name, member in parts(value).items():
+        if not isinstance(name, str):
+            continue
+        if parts(member) or (isinstance(member, Tensor) and not _is_count(member)):
+            return False
+        counts = counts or isinstance(member, Tensor)
+    return counts
 
 
 def _is_count(tensor: Tensor) -> bool:
