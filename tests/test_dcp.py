@@ -268,8 +268,9 @@ def test_an_average_of_the_trainer_is_no_weight(tmp_path: Path, flat: bool, ema_
     assert 'not used: "ema_optimizer" (by its name an average)' in checkpoint.choice[0]
     assert makers.read_all(checkpoint) == makers.expected(series[0])
     for key, factor in (((), 1), (("--key", "ema_optimizer"), 2)):
-        done = ema_avg("run", "--decay", "0.75", "-o", "out.safetensors", "--force", "--strict", *key)
+        done = ema_avg("run", "--decay", "0.75", "-o", "out.safetensors", "--force", *key)
         assert done.returncode == 0, done.stderr
+        assert "(weights-" not in done.stderr
         found = load_file(tmp_path / "out.safetensors")
         expected = fold([{name: factor * tensor for name, tensor in model.items()} for model in series])
         assert {name: tensor.tolist() for name, tensor in found.items()} == {
