@@ -262,6 +262,22 @@ def test_numpy_arrays_alone_are_refused_by_name(tmp_path: Path, protocol: int, k
     assert "torch.from_numpy" in refused.value.hint
 
 
+def test_what_is_beside_the_module_of_deepspeed_is_a_warning(tmp_path: Path) -> None:
+    """The state that a client gives to DeepSpeed is beside its module; of two models the module is read."""
+    folder = tmp_path / "global_step5"
+    folder.mkdir()
+    path = folder / "mp_rank_00_model_states.pt"
+    plain = {"module": weights(), "optimizer": None, "param_shapes": [], "global_steps": 5}
+    save(path, plain)
+    assert dropped(folder) == ()
+    save(path, {**plain, "head": other_part()})
+    assert dropped(folder)[0].message.endswith('"head" (2 tensors)')
+    save(path, {**plain, "model": other_part()})
+    checkpoint = open_file(folder)
+    checkpoint.index.close()
+    assert (checkpoint.key, len(checkpoint.index.layouts)) == ("module", 2)
+
+
 def test_extra_state_is_stated(tmp_path: Path) -> None:
     """The state of layers that is stored as bytes, such as FP8 scales, is no weight: it is stated, and no warning."""
     model = {**weights(), "fc._extra_state": io.BytesIO(b"scales"), "none._extra_state": None}

@@ -309,6 +309,7 @@ def test_flat_names_that_repeat_the_weights_are_a_copy() -> None:
     ema = find_state_dict(FLAT, ("ema_optimizer",))
     assert list(ema.tensors) == ["fc.weight", "fc.bias"]
     assert '"state.fc.weight.ema_params" is "fc.weight"' in ema.choice[0]
+    assert list(find_state_dict({"model": {"w": T}, "e": {"shadow": {"w": T}}}, ("e",)).tensors) == ["shadow.w"]
     both = find_state_dict({"x": {"fc.weight": T}, "y": {"state": {"fc.weight.avg": T}}}, ("x", "y"))
     assert list(both.tensors) == ["x.fc.weight", "y.state.fc.weight.avg"]  # there is no model to compare with
 

@@ -21,6 +21,7 @@ from ema_cli.text import plural, quoted, shortlist
 
 _MODEL_STATES = re.compile(r"(zero_pp_rank_[0-9]+_)?mp_rank_[0-9]+(?:_[0-9]+)*_model_states\.pt")
 _STAGES = re.compile(r"layer_[0-9]+-model_(?:[0-9]+-model_)?states\.pt")
+_MODULE = "module"
 _SCRIPT = "zero_to_fp32.py"
 
 
@@ -49,7 +50,7 @@ def read_deepspeed(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
             hint="merge the parts first, with ds_to_universal.py or the script of the training framework",
         )
     try:
-        structure = read_only_member(folder, states[0], keys or ("module",), pool)
+        structure = _read_module(folder, states[0], keys, pool)
     except UsageError as error:
         if keys:
             raise
@@ -57,6 +58,19 @@ def read_deepspeed(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     if _is_placeholders(structure):
         raise _stage_3(folder.location)
     return replace(structure, ignored=(*structure.ignored, *folder.others([])))
+
+
+def _read_module(folder: Folder, name: str, keys: Keys, pool: LayoutPool) -> Structure:
+    """Read the weights of a rank's file: those under its own ``module``, whatever a trainer put beside it."""
+    try:
+        structure = read_only_member(folder, name, keys, pool)
+    except InputRefused:
+        if keys:
+            raise
+    else:
+        if keys or structure.key == _MODULE:
+            return structure
+    return read_only_member(folder, name, (_MODULE,), pool)
 
 
 def _is_placeholders(structure: Structure) -> bool:

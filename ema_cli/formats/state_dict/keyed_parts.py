@@ -1,8 +1,8 @@
 """The weights under ``--key``: one part with its bare names, or several, each under its own prefix.
 
 A key is a dotted path through mappings, modules, and lists by number; or the beginning of flat names. Where a part
-repeats the names of the weights with a prefix and a suffix, as an average with flat names does, its tensors get the
-names of the weights.
+repeats the names of the weights with a suffix, as an average with flat names does, its tensors get the names of the
+weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.leaf_kinds import AS_TENSORS, is_numpy_array
 from ema_cli.formats.state_dict.name_copies import names_of_weights
-from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.state_dict.tree import Tensor, follow, join, named, numbered
 from ema_cli.formats.structure import Keys
 from ema_cli.text import plural, quoted, shortlist
@@ -62,7 +61,7 @@ def _part(root: object, key: str, weights: Weights, *, single: bool = False) -> 
         keys = shortlist(quoted(name) for name in named(root) or numbered(root)) or "no string keys"
         raise UsageError(f"there are no tensors under --key {quoted(key or '.')}", hint=f"the top level has {keys}")
     known = names_of_weights(found.tensors, weights()) if key else None
-    if known is None or strip_prefixes(list(known), None).names == list(known.values()):
+    if known is None or all(name.endswith(weight) for name, weight in known.items()):  # only a prefix: the part's own
         return found
     others = [name for name in found.tensors if name not in known]
     name, weight = next(iter(known.items()))
