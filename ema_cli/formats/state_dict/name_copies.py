@@ -7,7 +7,7 @@ shape of that weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ema_cli.formats.state_dict.leaf_kinds import is_trained
@@ -105,6 +105,6 @@ def _are_alike(tensor: Tensor, weight: Tensor | None) -> bool:
     return isinstance(tensor, TensorRef) and isinstance(weight, TensorRef) and tensor.shape == weight.shape
 
 
-def are_repeated(names: Iterable[str], tensors: Tensors, weights: Tensors) -> bool:
-    """Whether most tensors have the name and shape of a weight, and all names are known."""
-    return all(_are_alike(tensors[name], weights.get(name)) for name in names)
+def are_repeated(group: Tensors, weights: Tensors) -> bool:
+    """Whether all tensors of a group have the name and the shape of a weight."""
+    return all(_are_alike(tensor, weights.get(name)) for name, tensor in group.items())

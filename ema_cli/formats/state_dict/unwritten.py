@@ -113,7 +113,7 @@ class _Beside:
 
     def repeats(self, weights: dict[str, Tensor]) -> bool:
         """Whether these are another copy of the weights, such as the best ones so far or those of a teacher."""
-        if are_repeated(self.tensors, self.tensors, weights):
+        if are_repeated(self.tensors, weights):
             return True
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
 
