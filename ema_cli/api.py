@@ -11,6 +11,7 @@ from dataclasses import replace
 from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import BufferPolicy, GeometryMode, LoraMode, OnMissing, Options, Order, make_options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
@@ -53,7 +54,7 @@ def average(
     to_step: int | None = None,
     every: int = 1,
     last: int | None = None,
-    key: str | None = None,
+    key: str | Iterable[str] = (),
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
@@ -111,7 +112,8 @@ def average(
         to_step: use checkpoints up to this step.
         every: use every K-th checkpoint, counted back from the last.
         last: use only the last K checkpoints.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        key: dotted path to the weights in a nested checkpoint; several for several parts, each under its own prefix;
+            by default they are found.
         include: regular expressions: only tensors whose name matches one of them.
         exclude: regular expressions: no tensors whose name matches one of them.
         strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
@@ -174,7 +176,7 @@ def plan(
     to_step: int | None = None,
     every: int = 1,
     last: int | None = None,
-    key: str | None = None,
+    key: str | Iterable[str] = (),
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
@@ -216,12 +218,13 @@ def plan(
             return replace(examined, warnings=checked.dry_run_warnings())
 
 
-def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None = None) -> Checkpoint:
+def inspect(path: StrPath, *, key: str | Iterable[str] = (), strip_prefix: str | None = None) -> Checkpoint:
     """Return what a checkpoint contains: its format, where the weights are, steps, tensors. Reads no tensor data.
 
     Args:
         path: a checkpoint file in any supported format.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        key: dotted path to the weights in a nested checkpoint; several for several parts, each under its own prefix;
+            by default they are found.
         strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
 
     Raises:
@@ -229,9 +232,11 @@ def inspect(path: StrPath, *, key: str | None = None, strip_prefix: str | None =
         ema_cli.errors.NothingMatched: there is no such file.
 
     """
+    keys = (key,) if isinstance(key, str) else tuple(key or ())
     with _keywords_in_errors():
-        checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+        checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), keys=keys, strip_prefix=strip_prefix)
         close_all([checkpoint])
+        refuse_unused_prefix(strip_prefix, [checkpoint.stripped])
         return checkpoint
 
 
@@ -253,6 +258,9 @@ _FLAG = re.compile(
     re.VERBOSE,
 )
 
+_STRING = r'"[^"]*"'
+_REPEATED = re.compile(rf"\b(?P<name>\w+)={_STRING}(?: (?P=name)={_STRING})+")
+
 
 def in_keywords(text: str) -> str:
     """Return a message with keywords in place of flags: ``--half-life 4`` becomes ``half_life=4``."""
@@ -272,4 +280,9 @@ def in_keywords(text: str) -> str:
             literal = "{" + literal.replace("=", '": "', 1) + "}"
         return f"{option.name}={literal}"
 
-    return _FLAG.sub(replaced, text)
+    return _REPEATED.sub(_as_list, _FLAG.sub(replaced, text))
+
+
+def _as_list(repeated: re.Match[str]) -> str:
+    """Return ``key=["a", "b"]`` for ``key="a" key="b"``."""
+    return f"{repeated['name']}=[{', '.join(re.findall(_STRING, repeated[0]))}]"

@@ -21,8 +21,9 @@ from ema_cli.events import Counted, Listener, Opening, ignore
 from ema_cli.fold.tensor_distance import Meter, Sums, comparable
 from ema_cli.formats.file import is_flat
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import Options
-from ema_cli.planning.matching import Chosen, choose_tensors
+from ema_cli.planning.matching import Chosen, choose_tensors, wanted
 from ema_cli.planning.refusals import refuse_unreadable
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION
@@ -126,18 +127,18 @@ def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[
     paths = [locate(path) for path in options.paths]
     if len(paths) != 2:  # noqa: PLR2004 - a and b
         raise UsageError(f"diff needs two checkpoints, got {len(paths)}", hint="ema-avg diff a.pt b.safetensors")
-    flat = [options.key is not None and _is_flat(path) for path in paths]
+    flat = [bool(options.key) and _is_flat(path) for path in paths]
     pool = LayoutPool()
-    checkpoints, unused_prefix = [], []
+    checkpoints = []
     for done, path in enumerate(paths):
         listener(Opening(done=done, total=len(paths)))
-        key = None if flat[done] and not all(flat) else options.key
-        checkpoint, error = _open(path, key, options.strip_prefix, pool)
+        keys = () if flat[done] and not all(flat) else options.key
+        checkpoint = open_checkpoint(
+            path, pool=pool, keys=keys, strip_prefix=options.strip_prefix, wanted=wanted(options)
+        )
         opened.callback(close_all, [checkpoint])
         checkpoints.append(checkpoint)
-        unused_prefix.append(error)
-    if unused_prefix[0] is not None and unused_prefix[1] is not None:
-        raise unused_prefix[0]
+    refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in checkpoints])
     return checkpoints
 
 
@@ -146,18 +147,6 @@ def _is_flat(path: Location) -> bool:
         return False
     with open_source(path) as source:
         return is_flat(source)
-
-
-def _open(
-    path: Location, key: str | None, strip_prefix: str | None, pool: LayoutPool
-) -> tuple[Checkpoint, UsageError | None]:
-    """Open a file. If no name in it has the prefix, open it without the prefix, and return the error as well."""
-    try:
-        return open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix), None
-    except UsageError as error:
-        if not strip_prefix:
-            raise
-        return open_checkpoint(path, pool=pool, key=key, strip_prefix=""), error
 
 
 def _choose(a: Checkpoint, b: Checkpoint, options: Options) -> tuple[Chosen, Chosen]:

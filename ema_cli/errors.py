@@ -24,11 +24,12 @@ from typing import Any
 
 WARNING_CODES = (
     *("first-dominates", "unobserved-mass", "window-not-filled", "window-too-short", "plain-mean", "one-checkpoint"),
-    *("steps-incomplete", "steps-contradict", "order-doubtful", "order-against-steps", "same-weights"),
-    *("averages-averaged", "unusable-left-out", "input-replaced", "weights-chosen"),
+    *("steps-incomplete", "steps-contradict", "order-disagrees", "order-doubtful", "order-against-steps"),
+    *("same-weights", "averages-averaged", "unusable-left-out", "input-replaced", "weights-chosen", "weights-dropped"),
     *("evidence-unrelated", "evidence-outlier", "evidence-order", "evidence-copies"),
     *("batchnorm-averaged", "dtypes-differ", "float8-averaged", "missing-copied", "missing-left-out", "tied-kept"),
-    *("nothing-averaged", "nonfinite-written"),
+    *("nothing-averaged", "nonfinite-written", "integers-differ"),
+    *("lora-factors", "lora-scale-not-stored", "lora-configs-differ"),
     *("late-left-out", "again-touched", "continued-from-rounded"),
     *("no-locks", "companion-left-out", "config-not-updated"),
     *("up-to-date", "output-in-the-way", "no-device"),

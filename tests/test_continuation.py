@@ -15,8 +15,11 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, NothingNew, StrictWarnings, UsageError
+from ema_cli.options.average import Options
+from ema_cli.options.declaration import declared
 from ema_cli.report.beside import read_report
 from ema_cli.report.model import Report
+from ema_cli.verify.checks import verify
 from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, State, load, open_files, random_states, same_bits
 
@@ -437,6 +440,42 @@ def test_another_model_in_the_files_is_not_mixed_in(tmp_path: Path) -> None:
         ema_cli.plan(paths, continue_from=part)
     assert refused.value.hint == 'key="teacher"'
     assert ema_cli.plan(paths, continue_from=part, key="teacher").tensors
+
+
+def test_several_keys_are_continued_with_the_same(tmp_path: Path) -> None:
+    """An average of several parts is continued with the same keys in the same order, up to date, and verified."""
+    paths = [tmp_path / f"ckpt_{step}.pt" for step in (1, 2, 3)]
+    for path, state in zip(paths, random_states(3), strict=True):
+        torch.save({"model": state, "head": {"module.w": state["layer.bias"]}}, path)
+    part, both, whole = (tmp_path / f"{name}.safetensors" for name in ("part", "both", "whole"))
+    keys = ["model", "head"]
+    ema_cli.average(paths[:2], key=keys, decay=0.5, output=part, dtype="float64")
+    for wrong in ((), "model", keys[::-1]):
+        with pytest.raises(UsageError, match=r'was made with key=\["model", "head"\]') as refused:
+            ema_cli.plan(paths, continue_from=part, key=wrong)
+        assert refused.value.hint == 'key=["model", "head"]'
+    ema_cli.average(paths, continue_from=part, key=keys, output=both, dtype="float64")
+    ema_cli.average(paths, key=keys, decay=0.5, output=whole, dtype="float64")
+    assert_same_average(both, whole, ulps=4)
+    assert {name.partition(".")[0] for name in load(whole)} == {"model", "head"}
+    assert "head.w" in load(whole)
+    assert verify(whole).ok
+
+
+def test_one_key_is_stored_as_text(tmp_path: Path) -> None:
+    """A single key is written as in earlier versions, in the metadata and in the report, whatever way it is given."""
+    torch.save({"model": random_states(1)[0]}, tmp_path / "ckpt_1.pt")
+    written = []
+    for key in ("model", ["model"]):
+        out = tmp_path / "out.safetensors"
+        report = ema_cli.average([tmp_path / "ckpt_1.pt"], key=key, decay=0.5, output=out, force=True)
+        written.append(out.read_bytes())
+        assert report.command.options["key"] == "model"
+        with safe_open(out, "pt") as file:
+            assert file.metadata()["ema_avg.key"] == "model"
+    assert written[0] == written[1]
+    (option,) = [one for one in declared(Options) if one.name == "key"]
+    assert [option.plain(value) for value in ((), ("a",), ("a", "b"))] == [None, "a", ["a", "b"]]
 
 
 def test_prefixes_that_were_kept_are_kept(tmp_path: Path) -> None:

@@ -252,6 +252,46 @@ def test_flat_saves_without_paths(small: Path) -> None:
     assert checkpoint.ignored == ("optimizer", "step")
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_average_of_the_trainer_is_no_weight(tmp_path: Path, flat: bool, ema_avg: Run) -> None:
+    """The average of torchtitan is skipped, stated, and chosen by ``--key`` with the names of the weights."""
+    series = []
+    for step in STEPS:
+        model = {name: tensor + step for name, tensor in MODEL.items()}
+        ema = {f"state.{name}.ema_params": 2 * tensor for name, tensor in model.items()}
+        other = {f"ema_optimizer.{name}": tensor for name, tensor in ema.items()} if flat else {"ema_optimizer": ema}
+        moments = {f"state.{name}.exp_avg": tensor for name, tensor in model.items()}
+        state = {**model, **other, "optimizer": moments, "train_state": {"step": torch.tensor(step)}}
+        dcp_makers.save(tmp_path / f"run/step-{step}", state)
+        series.append(model)
+    checkpoint = makers.open_file(tmp_path / "run/step-100")
+    assert 'not used: "ema_optimizer" (by its name an average)' in checkpoint.choice[0]
+    assert makers.read_all(checkpoint) == makers.expected(series[0])
+    for key, factor in (((), 1), (("--key", "ema_optimizer"), 2)):
+        done = ema_avg("run", "--decay", "0.75", "-o", "out.safetensors", "--force", *key)
+        assert done.returncode == 0, done.stderr
+        assert "(weights-" not in done.stderr
+        found = load_file(tmp_path / "out.safetensors")
+        expected = fold([{name: factor * tensor for name, tensor in model.items()} for model in series])
+        assert {name: tensor.tolist() for name, tensor in found.items()} == {
+            name: tensor.tolist() for name, tensor in expected.items()
+        }
+
+
+def test_several_keys_read_several_models(tmp_path: Path) -> None:
+    """Each model has its key in front of its names, and loses its own prefix."""
+    state = {
+        "generator": {"module.w": torch.ones(2)},
+        "critic": {"w": torch.zeros(2)},
+        "optimizer": {"w": torch.ones(2)},
+    }
+    folder = dcp_makers.save(tmp_path / "ckpt", state)
+    checkpoint = makers.open_file(folder, key=("generator", "critic"), strip_prefix=None)
+    assert (checkpoint.key, checkpoint.stripped) == ("generator, critic", ("module.",))
+    wanted = {"generator.w": torch.ones(2), "critic.w": torch.zeros(2)}
+    assert makers.read_all(checkpoint) == makers.expected(wanted)
+
+
 def test_key_chooses(tmp_path: Path) -> None:
     """``--key`` selects any dictionary of the state; a key that does not exist is reported."""
     state = {"generator": {"w": torch.ones(2)}, "critic": {"w": torch.zeros(2)}}

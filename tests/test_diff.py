@@ -215,12 +215,12 @@ def test_a_key_is_for_the_nested_side(tmp_path: Path) -> None:
     nested, flat = tmp_path / "nested.pt", write(tmp_path / "flat.safetensors", state)
     torch.save({"model": {"w": torch.zeros(3)}, "ema": state}, nested)
     assert not found(nested, flat).equal
-    assert found(nested, flat, key="ema").equal
-    assert found(flat, nested, key="ema").equal
+    assert found(nested, flat, key=("ema",)).equal
+    assert found(flat, nested, key=("ema",)).equal
     with pytest.raises(InputRefused, match="--key does not apply"):
-        found(flat, flat, key="ema")
+        found(flat, flat, key=("ema",))
     with pytest.raises(UsageError, match="--key"):
-        found(nested, flat, key="nothing")
+        found(nested, flat, key=("nothing",))
 
 
 def test_a_prefix_is_taken_off_where_it_is(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_missing_and_strange_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NothingMatched):
         found(good, tmp_path / "missing.pt")
     with pytest.raises(NothingMatched):
-        found(good, tmp_path / "missing.pt", key="a")
+        found(good, tmp_path / "missing.pt", key=("a",))
     for path in (fifo(tmp_path / "fifo.pt"), Path("/dev/zero")):
         with pytest.raises(InputRefused, match="not a regular file"):
             found(path, good)

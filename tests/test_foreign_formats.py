@@ -302,7 +302,7 @@ def test_little_is_read(tmp_path: Path) -> None:
     for data, most in ((tarred({"a.ckpt": bytes(4_000_000), **members}), 10_000), (POINTER + bytes(1 << 20), 1024)):
         source = CountedSource(data)
         with pytest.raises(InputRefused):
-            read_file(source, None, LayoutPool())
+            read_file(source, (), LayoutPool())
         assert source.read_bytes < most
     assert not list(tmp_path.iterdir())
 

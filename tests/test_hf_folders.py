@@ -579,3 +579,62 @@ def test_a_configuration_truncated_during_the_read_is_reported(tmp_path: Path, m
     monkeypatch.setattr(os, "preadv", cut)
     with pytest.raises(InputChanged, match=r"config\.json.* ends at byte 0"):
         open_file(tmp_path)
+
+
+# Weights in other files
+
+
+def model_folder(folder: Path, state: State) -> Path:
+    """Write a model of one file with its configuration."""
+    folder.mkdir(parents=True)
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def warnings_of(folder: Path) -> list[str]:
+    """Return the warnings about what is not written; no file stays open."""
+    before = open_files()
+    checkpoint = open_file(folder)
+    checkpoint.index.close()
+    assert open_files() == before
+    return [warning.message for warning in checkpoint.dropped]
+
+
+def test_weights_in_other_files_are_a_warning(tmp_path: Path) -> None:
+    """A projector beside a model, a dense layer in a folder inside, an adapter of another name: each is named."""
+    folder = model_folder(tmp_path / "checkpoint-5", {"w": torch.ones(3, 3)})
+    write_trainer(folder, 5)
+    assert warnings_of(folder) == []
+    torch.save({"proj.weight": torch.ones(2, 2), "proj.bias": torch.ones(2)}, folder / "mm_projector.bin")
+    save_file({"linear.weight": torch.ones(2, 2)}, model_folder(folder / "2_Dense", {}) / "model.safetensors")
+    (folder / "judge").mkdir()
+    save_file({"lora_A.weight": torch.ones(2, 2)}, folder / "judge" / "adapter_model.safetensors")
+    (message,) = warnings_of(folder)
+    assert message.startswith("beside the weights there are files with tensors that are not in the output: ")
+    for part in (
+        '"mm_projector.bin" (2 tensors)',
+        '"2_Dense/model.safetensors" (1 tensor)',
+        '"judge/adapter_model.safetensors" (1 tensor)',
+    ):
+        assert part in message
+
+
+def test_other_files_of_the_same_model_are_none(tmp_path: Path) -> None:
+    """Copies, averages, other forms, numbered checkpoints, states of the trainer and damaged files are no warning."""
+    state, other = {"w": torch.ones(3, 3)}, {"x": torch.ones(3, 3)}
+    folder = model_folder(tmp_path / "run", state)
+    torch.save(state, folder / "pytorch_model.bin")
+    save_file(other, folder / "consolidated.safetensors")
+    save_file(other, folder / "model_ema.safetensors")
+    (folder / "broken.bin").write_bytes(b"no checkpoint")
+    torch.save({"position": 5, "shuffle": torch.ones(4, dtype=torch.int64)}, folder / "sampler.bin")
+    for name in ("best", "ema", "checkpoint-100", "optimizer_0", "global_step5", "original"):
+        (folder / name).mkdir()
+    save_file(state, folder / "best" / "model.safetensors")
+    save_file(other, folder / "ema" / "model.safetensors")
+    save_file(other, folder / "checkpoint-100" / "model.safetensors")
+    torch.save(other, folder / "optimizer_0" / "x.pt")
+    torch.save({"module": other}, folder / "global_step5" / "mp_rank_00_model_states.pt")
+    torch.save(other, folder / "original" / "consolidated.00.pth")
+    assert warnings_of(folder) == []

@@ -160,6 +160,39 @@ LAYOUTS: dict[str, tuple[str, Maker, Callable[[int], State], tuple[int, int, int
         },
         (100, 200, 300),
     ),
+    "icefall": (
+        "checkpoint-{n}000.pt",
+        lambda n: {
+            "model": weights(n),
+            "model_avg": {name: tensor.double() for name, tensor in weights(n + 10).items()},
+            "optimizer": OPTIMIZER,
+            "grad_scaler": {"scale": 65536.0},
+            "sampler": {"epoch": 1, "order": torch.ones(5)},
+            "batch_idx_train": 1000 * n,
+            "best_train_loss": 0.5,
+        },
+        weights,
+        (1000, 2000, 3000),
+    ),
+    "best weights so far": (
+        "ckpt_{n}.pt",
+        lambda n: {"model": weights(n), "best_state": weights(9), "losses": torch.ones(50), "step": n},
+        weights,
+        (1, 2, 3),
+    ),
+    "mmengine with an average": (
+        "epoch_{n}.pth",
+        lambda n: {
+            "meta": {"epoch": n, "mmengine_version": "0.10.4"},
+            "state_dict": weights(n + 10),
+            "message_hub": {"log_scalars": {}, "runtime_info": {"iter": 500 * n}},
+            "ema_state_dict": {"steps": torch.tensor(500 * n), **weights(n, "module.")},
+            "optimizer": OPTIMIZER,
+            "param_schedulers": [{"last_step": 1}],
+        },
+        lambda n: weights(n + 10),
+        (1, 2, 3),
+    ),
     "deepspeed": ("{n}_mp_rank_00_model_states.pt", deepspeed, weights, (10, 20, 30)),
     "stable diffusion": (
         "v1-{n}.ckpt",
@@ -233,16 +266,49 @@ def test_the_layouts_of_trainers_are_averaged(tmp_path: Path, ema_avg: Run, layo
 @pytest.mark.parametrize(
     ("layout", "expected"),
     [
-        ("lightning with an average", 'the raw weights are used, not the trainer\'s own average "state_dict"'),
-        ("timm", 'the raw weights are used, not the trainer\'s own average "state_dict_ema"'),
-        ("older timm", 'the raw weights are used, not the trainer\'s own average "model_ema"'),
-        ("ultralytics", 'the only weights are the trainer\'s own average "ema": this averages averages'),
-        ("older ultralytics", 'the raw weights are used, not the trainer\'s own average "ema"'),
-        ("torch's AveragedModel", "the weights are those of torch's AveragedModel: this averages averages"),
+        (
+            "lightning with an average",
+            '"current_model_state", where Lightning keeps the raw weights; its own average is under "state_dict"',
+        ),
+        (
+            "timm",
+            'also there, and not used: "state_dict_ema" (by its name an average); chosen by --key state_dict_ema',
+        ),
+        ("older timm", 'not used: "model_ema" (by its name an average)'),
+        ("older ultralytics", 'not used: "ema" (by its name an average)'),
+        ("icefall", 'not used: "model_avg" (by its name an average)'),
+        ("best weights so far", 'not used: "best_state" (the same names); chosen by --key best_state'),
     ],
 )
-def test_averages_of_the_trainer_are_reported(tmp_path: Path, ema_avg: Run, layout: str, expected: str) -> None:
-    """If a checkpoint has an average, one message for all files says which weights were used."""
+def test_averages_beside_the_weights_are_stated(tmp_path: Path, ema_avg: Run, layout: str, expected: str) -> None:
+    """What was taken and what else is there is said in the plan, on the screen and in JSON, and is no warning."""
+    name, make, _, _ = LAYOUTS[layout]
+    for number in (1, 2, 3):
+        write(tmp_path / "run", name.format(n=number), make(number))
+    plan = json.loads(ema_avg("plan", "run", "--method", "uniform", "--json", "--strict").stdout)
+    assert [expected in " ".join(one["notes"]) for one in plan["inputs"]] == [True] * 3
+    assert "raw weights are used" not in str(plan)
+    assert not {"weights-chosen", "weights-dropped"} & {one["code"] for one in plan["warnings"]}
+    shown = ema_avg("run", "--method", "uniform", "-o", "out.safetensors", "--buffers", "last").stderr
+    assert expected.partition(";")[0] in shown
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (
+            "ultralytics",
+            'the only weights are under "ema", by its name an average of the trainer: this averages averages',
+        ),
+        ("torch's AveragedModel", "the weights are those of torch's AveragedModel: this averages averages"),
+        (
+            "mmengine with an average",
+            "swaps it with the weights when it saves: this averages averages; --key ema_state_dict takes the raw",
+        ),
+    ],
+)
+def test_averages_of_averages_are_a_warning(tmp_path: Path, ema_avg: Run, layout: str, expected: str) -> None:
+    """If the weights are an average themselves, one warning for all files says so."""
     name, make, _, _ = LAYOUTS[layout]
     for number in (1, 2, 3):
         write(tmp_path / "run", name.format(n=number), make(number))
@@ -250,6 +316,20 @@ def test_averages_of_the_trainer_are_reported(tmp_path: Path, ema_avg: Run, layo
     (message,) = [one["message"] for one in warnings if one["code"] == "weights-chosen"]
     assert expected in message
     assert "and 2 more" in message
+
+
+def test_a_key_takes_the_raw_weights_that_a_trainer_swapped(tmp_path: Path, ema_avg: Run) -> None:
+    """The raw weights of mmengine have names with ``module.`` and a counter beside them: both are no obstacle."""
+    name, make, _, _ = LAYOUTS["mmengine with an average"]
+    for number in (1, 2, 3):
+        write(tmp_path / "run", name.format(n=number), make(number))
+    done = ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--key", "ema_state_dict", "--strict")
+    assert done.returncode == 0, done.stderr
+    found = load(tmp_path / "e.safetensors")
+    assert found.keys() == weights(1).keys()
+    for name, tensor in found.items():
+        reference = reference_average([weights(number)[name] for number in (1, 2, 3)], SHARES)
+        assert same_bits(tensor, torch.from_numpy(reference).to(torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -330,6 +410,37 @@ def test_tensors_that_are_empty_on_purpose_are_weights(tmp_path: Path, ema_avg: 
     value["module"]["none"] = torch.empty(0, 3)
     value["param_shapes"][0]["none"] = torch.Size([0, 3])
     assert ema_avg("inspect", write(tmp_path / "run", "mp_rank_00_model_states.pt", value)).returncode == 0
+
+
+@pytest.mark.parametrize("prefix", ["_forward_module.", "module.", "net."])
+def test_a_prefix_in_half_of_the_files_is_no_obstacle(tmp_path: Path, ema_avg: Run, prefix: str) -> None:
+    """Prefixes are removed from the files that have them: those of wrappers by themselves, another one on request."""
+    for number in (1, 2, 3):
+        write(tmp_path / "run", f"ckpt_{number}.pt", {"state_dict": weights(number, prefix if number < 3 else "")})
+    for option in ((), ("--strip-prefix", prefix)):
+        done = ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strict", "--force", *option)
+        assert done.returncode == (3 if prefix == "net." and not option else 0), done.stderr
+    found = load(tmp_path / "e.safetensors")
+    assert found.keys() == weights(1).keys()
+    for name, tensor in found.items():
+        reference = reference_average([weights(number)[name] for number in (1, 2, 3)], SHARES)
+        assert same_bits(tensor, torch.from_numpy(reference).to(torch.float32))
+    done = ema_avg("plan", "run", "--decay", "0.5", "--strip-prefix", "nothing.")
+    assert done.returncode == 2
+    assert 'no tensor begins with --strip-prefix "nothing."' in done.stderr
+
+
+def test_a_tensor_that_is_excluded_needs_no_prefix(tmp_path: Path, ema_avg: Run) -> None:
+    """``module.`` is removed if all weights have it that are wanted; verify and diff agree."""
+    for number in (1, 2, 3):
+        model = {**weights(number, "module."), "head.weight": torch.ones(3)}
+        write(tmp_path / "run", f"ckpt_{number}.pt", {"model": model})
+    done = ema_avg("run", "--decay", "0.5", "-o", "e.safetensors", "--strict", "--exclude", "^head")
+    assert done.returncode == 0, done.stderr
+    assert set(load(tmp_path / "e.safetensors")) == set(weights(1))
+    assert ema_avg("verify", "e.safetensors").returncode == 0
+    same = ema_avg("diff", "e.safetensors", "run/ckpt_3.pt", "--exclude", "^head", "--json")
+    assert json.loads(same.stdout)["total"]["tensors"] == 2
 
 
 def test_a_prefix_that_some_names_lack_is_reported(tmp_path: Path, ema_avg: Run) -> None:

@@ -1,4 +1,4 @@
-"""Wrappers' prefixes are removed if all names have them, and only then."""
+"""Wrappers' prefixes are removed where they are; ``module.`` only if all weights have it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.formats.state_dict.prefixes import strip_prefixes
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix, strip_prefixes
 
 
 def stripped(names: list[str], prefix: str | None = None) -> tuple[list[str], tuple[str, ...]]:
@@ -16,7 +16,10 @@ def stripped(names: list[str], prefix: str | None = None) -> tuple[list[str], tu
     return found.names, found.prefixes
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+WRAPPERS = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."]
+
+
+@pytest.mark.parametrize("prefix", ["module.", *WRAPPERS])
 def test_a_wrapper_of_the_whole_model_is_taken_off(prefix: str) -> None:
     """A wrapper's prefix that all names have is removed, and reported."""
     assert stripped([f"{prefix}a.w", f"{prefix}b"]) == (["a.w", "b"], (prefix,))
@@ -62,9 +65,34 @@ def test_names_that_would_collide_are_kept() -> None:
     assert note == 'the prefixes …._orig_mod. are kept: without them two tensors would have the name "a.w"'
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
-def test_a_prefix_of_some_names_is_reported(prefix: str) -> None:
-    """A single name without the wrapper's prefix keeps it on all, and is named; ``--strip-prefix`` silences that."""
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_a_name_that_no_model_uses_is_removed_where_it_is(prefix: str) -> None:
+    """The names of wrappers other than ``module`` are never a model's own, so some names may lack them."""
+    assert stripped([f"{prefix}a", f"module.{prefix}b", "head"]) == (["a", "module.b", "head"], (prefix, f"….{prefix}"))
+
+
+def test_what_is_not_wrapped_is_no_obstacle() -> None:
+    """Counters, and tensors that are not wanted, need not have the prefix; two equal names are one."""
+    names = ["steps", "module.a", "module.b"]
+    assert strip_prefixes(names, None, bare=["steps"]).names == ["steps", "a", "b"]
+    assert strip_prefixes(names, None, bare=["steps", "module.a"]).names == ["steps", "a", "b"]
+    assert strip_prefixes(names, None).names == names
+    assert strip_prefixes(["steps", "module.steps"], None, bare=["steps"]).names == ["steps", "module.steps"]
+    assert strip_prefixes(["steps"], None, bare=["steps"]).prefixes == ()
+
+
+def test_each_part_has_its_own_prefixes() -> None:
+    """Of several parts, each loses the prefixes that its own names have."""
+    names = ["g.module.a", "g.module.b", "d.c", "d.module.e", "h.net.a"]
+    found = strip_prefixes(names, None, parts=["g", "d", "h"])
+    assert (found.names, found.prefixes) == (["g.a", "g.b", "d.c", "d.module.e", "h.net.a"], ("module.",))
+    assert "2 names" in found.notes[0]
+    assert strip_prefixes(names, "net.", parts=["g", "d", "h"]).names[-1] == "h.a"
+
+
+def test_a_prefix_of_some_names_is_reported() -> None:
+    """A single name without ``module.`` keeps it on all, and is named; ``--strip-prefix`` silences that."""
+    prefix = "module."
     names = [f"{prefix}a", f"{prefix}b", "head"]
     assert stripped(names) == (names, ())
     (note,) = strip_prefixes(names, None).notes
@@ -73,12 +101,18 @@ def test_a_prefix_of_some_names_is_reported(prefix: str) -> None:
     assert strip_prefixes([f"{prefix}a", f"{prefix}b"], None).notes == ()
 
 
-def test_a_given_prefix_must_be_in_front_of_all_names() -> None:
-    """A prefix that the user gives is removed from every name, or refused with the first name that lacks it."""
+def test_a_given_prefix_is_removed_where_it_is() -> None:
+    """A prefix that the user gives is removed from the names that have it, and refused if that makes two equal."""
     assert stripped(["net.a", "net.b"], "net.") == (["a", "b"], ("net.",))
     assert stripped(["net.a", "b"], "") == (["net.a", "b"], ())
-    with pytest.raises((InputRefused, UsageError), match=r'tensor "b" does not begin with --strip-prefix "net\."'):
-        strip_prefixes(["net.a", "b"], "net.")
+    assert stripped(["net.a", "b"], "net.") == (["a", "b"], ("net.",))
+    assert stripped(["a", "b"], "net.") == (["a", "b"], ())
+    with pytest.raises(UsageError, match='two tensors would have the name "a" after --strip-prefix'):
+        strip_prefixes(["net.a", "a"], "net.")
+    refuse_unused_prefix("net.", [("net.",), ()])
+    refuse_unused_prefix("", [()])
+    with pytest.raises(UsageError, match=r'no tensor begins with --strip-prefix "net\."'):
+        refuse_unused_prefix("net.", [(), ()])
 
 
 def test_a_given_prefix_cannot_be_a_whole_name() -> None:

@@ -66,9 +66,9 @@ class Net(nn.Module):
         self.free = nn.Parameter(torch.randn(2, 3).t())
 
 
-def keys_of(root: object, key: str | None = None) -> tuple[str, list[str]]:
+def keys_of(root: object, *keys: str) -> tuple[str, list[str]]:
     """Return where the weights were found, and their names."""
-    found = find_state_dict(root, key)
+    found = find_state_dict(root, keys)
     return found.key, list(found.tensors)
 
 
@@ -128,6 +128,21 @@ def test_a_pickled_module_equals_its_state_dict(tmp_path: Path, protocol: int, *
     assert read_file(path) == expected(module.state_dict())
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickled_graph_module_equals_its_state_dict(tmp_path: Path, protocol: int) -> None:
+    """A traced module is pickled as a call with the module's dictionary, and read as a module."""
+    module = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    for value in (module, {"model": module, "step": 1}):
+        assert read_file(save(tmp_path / "m.pt", value, protocol=protocol)) == expected(module.state_dict())
+
+
+def test_an_object_without_weights_is_named() -> None:
+    """The refusal names the class, and says what to save."""
+    with pytest.raises(InputRefused, match=r"an object of the class x\.Net") as refused:
+        find_state_dict(Inert(Global("x", "Net"), state={"w": 1}))
+    assert refused.value.hint == "save the weights: torch.save(model.state_dict(), path)"
+
+
 def test_the_usual_names_win_in_order() -> None:
     """The usual names are looked for in order, whatever else the file contains."""
     others = {"generator": {"w": T}, "loss_ema": SCALAR, "mean": T, "optimizer": {"state": {"w": T}}}
@@ -161,11 +176,12 @@ def test_two_models_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["ema", "model_ema", "state_dict_ema", "ema_model", "swa", "averaged"])
-def test_raw_weights_win_over_the_trainers_average(name: str) -> None:
-    """The raw weights are used and the average is reported; an average alone is used with a warning."""
+def test_weights_win_over_the_trainers_average(name: str) -> None:
+    """Weights are preferred to an average by its name, which is stated; an average alone is used with a warning."""
     found = find_state_dict({name: {"w": T}, "model": {"v": T}})
     assert (found.key, list(found.tensors)) == ("model", ["v"])
-    assert f'not the trainer\'s own average "{name}"' in found.notes[0]
+    assert f'not used: "{name}" (by its name an average); chosen by --key {name}' in found.choice[0]
+    assert found.notes == ()
     alone = find_state_dict({name: {"w": T}, "model": None, "epoch": 1})
     assert (alone.key, list(alone.tensors)) == (name, ["w"])
     assert "averages averages" in alone.notes[0]
@@ -191,7 +207,7 @@ def test_a_checkpoint_in_a_checkpoint_is_looked_into() -> None:
     found = find_state_dict({"checkpoint": inner, "version": 2})
     assert (found.key, list(found.tensors)) == ("checkpoint.model", ["w"])
     assert found.ignored == ("version", "optimizer", "ema")
-    assert len(found.notes) == 1
+    assert (len(found.choice), found.notes, found.dropped) == (1, (), ())
     assert keys_of({"a": {"b": {"c": {"w": T}}}}) == ("a.b.c", ["w"])
 
 
@@ -230,16 +246,90 @@ def test_a_key_goes_anywhere() -> None:
     for key in ("missing", "a.missing", "lone", "a.b.c.w", ""):
         if key:
             with pytest.raises(UsageError, match=f'no tensors under --key "{key}"') as raised:
-                find_state_dict(root, key)
+                find_state_dict(root, (key,))
             assert '"grad_model"' in raised.value.hint
 
 
 def test_the_key_of_the_top_level_takes_all_but_the_trainer() -> None:
     """``--key .`` takes several models together, without the optimizer next to them."""
     root = {"g": {"w": T}, "d": {"w": T}, "optimizer": {"state": {"w": T}}, "epoch": 1}
-    found = find_state_dict(root, ".")
+    found = find_state_dict(root, (".",))
     assert (found.key, list(found.tensors)) == ("", ["g.w", "d.w"])
     assert set(found.ignored) == {"optimizer", "epoch"}
+
+
+def test_several_keys_give_each_part_its_prefix() -> None:
+    """Each part has its key in front of its names; a key may lead to one tensor; the order is that of the keys."""
+    root = {"m": {"w": T, "b": T}, "h": {"0": {"w": T}}, "lone": T, "flat.a": T, "flat.b": T, "list": [{"w": T}]}
+    assert keys_of(root, "h", "m") == ("h, m", ["h.0.w", "m.w", "m.b"])
+    assert keys_of(root, "m", "lone", "flat") == ("m, lone, flat", ["m.w", "m.b", "lone", "flat.a", "flat.b"])
+    assert keys_of(root, "list.0", "h.0") == ("list.0, h.0", ["list.0.w", "h.0.w"])
+    with pytest.raises(UsageError, match='no tensors under --key "missing"'):
+        find_state_dict(root, ("m", "missing"))
+
+
+@pytest.mark.parametrize("keys", [("m", "m.w"), ("m.w", "m"), ("m", "m"), ("m", "."), ("", "m")])
+def test_keys_that_overlap_are_refused(keys: tuple[str, ...]) -> None:
+    """No tensor is written twice."""
+    with pytest.raises(UsageError, match="name each part once"):
+        find_state_dict({"m": {"w": {"x": T}}}, keys)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_the_parts_of_a_list_are_listed_and_chosen_by_number(kind: type) -> None:
+    """A list is refused with what its parts hold; ``--key`` takes one by number, also further inside."""
+    module = Inert(Global("x", "Net"), state={"_parameters": {"w": T}, "_buffers": {}, "_modules": {}})
+    root = kind([module, 3, {"state": {}, "param_groups": []}, {"model": {"v": T}, "step": 1}, [{"u": T}]])
+    with pytest.raises(InputRefused, match=f"holds a {kind.__name__} of 5 parts: 0: a module with 1 tensor") as refused:
+        find_state_dict(root)
+    assert "3: a dictionary with 1 tensor" in refused.value.message
+    assert [proposal.changes for proposal in refused.value.proposals] == [{"key": ("0",)}, {"key": ("3",)}]
+    assert keys_of(root, "0") == ("0", ["w"])
+    assert keys_of(root, "3.model") == ("3.model", ["v"])
+    assert keys_of(root, "4.0") == ("4.0", ["u"])
+    assert keys_of(root, "0", "3.model")[1] == ["0.w", "3.model.v"]
+    for key in ("1", "5", "-1", "00", "x"):
+        with pytest.raises(UsageError, match="no tensors under --key") as wrong:
+            find_state_dict(root, (key,))
+        assert '"0", "1", "2", "3", "4"' in wrong.value.hint
+
+
+def copied(name: str) -> dict[str, object]:
+    """Return flat names around that of a weight."""
+    return {f"ema_optimizer.state.{name}.ema_params": T, f"ema_optimizer.state.{name}.step": SCALAR}
+
+
+FLAT = {"fc.weight": T, "fc.bias": T, **copied("fc.weight"), **copied("fc.bias")}
+
+
+def test_flat_names_that_repeat_the_weights_are_a_copy() -> None:
+    """They are not the model, are stated, and have the names of the weights under their key."""
+    found = find_state_dict(FLAT)
+    assert (found.key, list(found.tensors), found.dropped) == ("", ["fc.weight", "fc.bias"], ())
+    assert 'not used: "ema_optimizer" (by its name an average); chosen by --key ema_optimizer' in found.choice[0]
+    ema = find_state_dict(FLAT, ("ema_optimizer",))
+    assert list(ema.tensors) == ["fc.weight", "fc.bias"]
+    assert '"state.fc.weight.ema_params" is "fc.weight"' in ema.choice[0]
+    assert list(find_state_dict({"model": {"w": T}, "e": {"shadow": {"w": T}}}, ("e",)).tensors) == ["shadow.w"]
+    both = find_state_dict({"x": {"fc.weight": T}, "y": {"state": {"fc.weight.avg": T}}}, ("x", "y"))
+    assert list(both.tensors) == ["x.fc.weight", "y.state.fc.weight.avg"]  # there is no model to compare with
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["fc.weight", "head.fc.weight.original"],
+        ["fc.weight", "lora.fc.weight.down", "other.b"],
+        ["model.fc.weight", "ema.fc.weight"],
+        ["fc.weight", "backbone.fc.weight"],
+        ["fc.weight", "fc.weight.extra"],
+    ],
+)
+def test_flat_names_of_a_model_are_no_copy(names: list[str]) -> None:
+    """A group is a copy only if each of its tensors has the shape of the weight in its name; a prefix is not enough."""
+    other = TensorRef(storage=STORAGE, dtype_name="float32", offset=0, shape=(2, 2), strides=(2, 1))
+    root = {name: other if name.endswith(("original", "down")) else T for name in names}
+    assert keys_of(root) == ("", names)
 
 
 def test_two_tensors_of_one_dotted_name_are_refused() -> None:
@@ -289,6 +379,7 @@ def everything_in_itself(width: int) -> dict[str, object]:
     return made
 
 
+BUSHEL = {f"k{number}": {"w": T} for number in range(5000)}
 LAUGHS = {
     "below the model": {"model": {"w": T, "x": shared(60, 2, {})}},
     "empty": {"model": {"w": T}, "x": shared(60, 2, {})},
@@ -298,24 +389,27 @@ LAUGHS = {
     "long names": {"model": {"n" * 50_000: shared(16, 2, {"w": T})}},
     "step": {"model": {"w": T}, "step": Inert(Inert(laughing_list()))},
     "key": {"model": {"w": T}, Inert(laughing_list()): 1},
+    "beside": {"model": {"w": T}, **{f"b{number}": BUSHEL for number in range(5000)}},
+    "list": [shared(60, 2, {"w": T})] * 900,
+    "flat": {"w": T, **{f"{'p.' * 20}{number}.x.w": T for number in range(3000)}},
 }
 
 
-@pytest.mark.parametrize("key", [None, "."])
+@pytest.mark.parametrize("keys", [(), (".",), (".x", "model.w")])
 @pytest.mark.parametrize("case", sorted(LAUGHS))
 def test_shared_values_cost_no_more_than_their_bytes(
-    case: str, key: str | None, monkeypatch: pytest.MonkeyPatch
+    case: str, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small pickle that shares its values many times over is read or refused at once."""
     monkeypatch.setattr("ema_cli.formats.state_dict.tree.MOST_TENSORS", 100_000)
     monkeypatch.setattr("ema_cli.formats.state_dict.tree._MOST_TEXT", 1 << 24)
     began = time.monotonic()
     try:
-        found = find_state_dict(LAUGHS[case], key)
+        found = find_state_dict(LAUGHS[case], keys)
     except EmaAvgError:
         pass
     else:
-        assert [name.rpartition(".")[2] for name in found.tensors] == ["w"]
+        assert {name.rpartition(".")[2] for name in found.tensors} == {"w"}
     assert time.monotonic() - began < 5
 
 

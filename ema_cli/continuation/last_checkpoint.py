@@ -13,6 +13,7 @@ from ema_cli.errors import EmaAvgError, NothingMatched, RunWarning
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import name_depth, name_of
 from ema_cli.options.average import Options
+from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint, FoundStep, OrderedCheckpoint, Role
 from ema_cli.report.beside import read_report
 from ema_cli.report.model import Input
@@ -60,9 +61,12 @@ def _find(
 ) -> Checkpoint:
     """Open the checkpoint by its name; of several, the one with the fingerprint in the report."""
     usable: Checkpoint | None = None
+    wanted = name_filter(options.include, options.exclude)
     for path in _candidates(previous.last.name, neighbours):
         try:
-            found = open_checkpoint(path, pool=LayoutPool(), key=options.key, strip_prefix=options.strip_prefix)
+            found = open_checkpoint(
+                path, pool=LayoutPool(), keys=options.key, strip_prefix=options.strip_prefix, wanted=wanted
+            )
         except EmaAvgError:
             continue
         better = _may_be_last(found, previous) and (

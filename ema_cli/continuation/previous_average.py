@@ -195,8 +195,25 @@ def _refuse_other_options(previous: PreviousAverage, options: Options) -> None:
         then = previous.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
         if then != now:
             flag = f"--{key.replace('_', '-')}"
-            made = f"with {flag} {quoted(then)}" if then is not None else f"without {flag}"
+            values = _values(then)
+            made = " ".join(f"{flag} {quoted(value)}" for value in values)
             raise UsageError(
-                f"{previous.name} was made {made}, and can only be continued in the same way",
-                hint=f"{flag} {shlex.quote(safe_text(then))}" if then is not None else f"leave out {flag}",
+                f"{previous.name} was made {f'with {made}' if values else f'without {flag}'}, and can only be "
+                "continued in the same way",
+                hint=made
+                if len(values) > 1
+                else f"{flag} {shlex.quote(safe_text(then))}"
+                if then
+                else f"leave out {flag}",
             )
+
+
+def _values(stored: str | None) -> list[str]:
+    """Return the values of an option as metadata store them: several are a list in JSON."""
+    if stored is None or not stored.startswith("["):
+        return [] if stored is None else [stored]
+    try:
+        values = json.loads(stored)
+    except (ValueError, RecursionError):
+        return [stored]
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else [stored]

@@ -28,8 +28,10 @@ from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.formats.structure import SeveralModels, refusal_of
 from ema_cli.options.average import Options
+from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
@@ -69,6 +71,9 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         search.sort_out_weightless()
         _propose_models(search, options)
         raise_faults(search.faults)
+        opened_ones = [entry.checkpoint for entry in [*search.entries, *search.beside]]
+        if opened_ones:
+            refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
         search.skip_own_outputs()
         search.skip_repeats()
         search.skip_second_saves()
@@ -137,7 +142,8 @@ def _open_in_turn(
 
     Close the generator: it closes checkpoints in a store that were opened and not asked for.
     """
-    open_one = partial(open_checkpoint, pool=pool, key=options.key, strip_prefix=options.strip_prefix)
+    wanted = name_filter(options.include, options.exclude)
+    open_one = partial(open_checkpoint, pool=pool, keys=options.key, strip_prefix=options.strip_prefix, wanted=wanted)
     if not any(isinstance(location, Url) for location in locations):
         yield from (partial(open_one, location) for location in locations)
         return

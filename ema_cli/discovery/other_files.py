@@ -63,7 +63,7 @@ def _kind_of(location: Location, suffix: str, names: Sequence[str]) -> OtherFile
         return None
     try:
         with open_source(path) as source:
-            read_file(source, None, LayoutPool())
+            read_file(source, (), LayoutPool())
     except ForeignFile as foreign:
         more = f" (and {len(names) - 1:,} more *{suffix})" if len(names) > 1 else ""
         line = f"{quoted(str(path))}{more} is {foreign.kind}"

@@ -14,13 +14,14 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import read_only_member
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, names_in
 from ema_cli.text import plural, quoted, shortlist
 
 _MODEL_STATES = re.compile(r"(zero_pp_rank_[0-9]+_)?mp_rank_[0-9]+(?:_[0-9]+)*_model_states\.pt")
 _STAGES = re.compile(r"layer_[0-9]+-model_(?:[0-9]+-model_)?states\.pt")
+_MODULE = "module"
 _SCRIPT = "zero_to_fp32.py"
 
 
@@ -34,7 +35,7 @@ def is_pipeline_layer(name: str) -> bool:
     return _STAGES.fullmatch(name) is not None
 
 
-def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_deepspeed(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the weights of a checkpoint of ZeRO stage 0, 1 or 2.
 
     Raises:
@@ -54,14 +55,27 @@ def read_deepspeed(folder: Folder, key: str | None, pool: LayoutPool) -> Structu
             hint="merge the parts first, with ds_to_universal.py or the script of the training framework",
         )
     try:
-        structure = read_only_member(folder, states[0], "module" if key is None else key, pool)
+        structure = _read_module(folder, states[0], keys, pool)
     except UsageError as error:
-        if key is not None:
+        if keys:
             raise
         raise InputRefused(f'{quoted(states[0])} has no tensors under "module"', hint=error.hint) from error
     if _is_placeholders(structure):
         raise _stage_3(folder.location)
     return replace(structure, ignored=(*structure.ignored, *folder.others([])))
+
+
+def _read_module(folder: Folder, name: str, keys: Keys, pool: LayoutPool) -> Structure:
+    """Read the weights of a rank's file: those under its own ``module``, whatever a trainer put beside it."""
+    try:
+        structure = read_only_member(folder, name, keys, pool)
+    except InputRefused:
+        if keys:
+            raise
+    else:
+        if keys or structure.key == _MODULE:
+            return structure
+    return read_only_member(folder, name, (_MODULE,), pool)
 
 
 def _is_placeholders(structure: Structure) -> bool:

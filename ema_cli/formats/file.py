@@ -7,7 +7,7 @@ from ema_cli.formats.dcp.piece_header import refuse_lone_piece
 from ema_cli.formats.foreign_archives import foreign_tar, is_tar
 from ema_cli.formats.foreign_formats import foreign_file
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.torch.legacy_format import looks_like_pickle, read_torch_legacy
 from ema_cli.formats.torch.zip_archive import looks_like_zip
 from ema_cli.formats.torch.zip_format import read_torch_zip
@@ -17,12 +17,12 @@ from ema_cli.storage.source import ByteSource
 _HEAD_BYTES = 512
 
 
-def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
+def read_file(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint file.
 
     Args:
         source: the file.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        keys: dotted paths to the weights in a nested checkpoint; empty to find them.
         pool: shares layouts between the checkpoints of a run.
 
     Raises:
@@ -33,15 +33,15 @@ def read_file(source: ByteSource, key: str | None, pool: LayoutPool) -> Structur
     if not head:
         raise InputRefused("is empty")
     if looks_like_safetensors(head):
-        if key is not None:
+        if keys:
             raise InputRefused("is a safetensors file: --key does not apply, as its tensors are not nested")
         structure = read_safetensors(source, pool)
         refuse_lone_piece(structure, source.name)
         return structure
     if looks_like_zip(head):
-        return read_torch_zip(source, key, pool)
+        return read_torch_zip(source, keys, pool)
     if looks_like_pickle(head):
-        return read_torch_legacy(source, key, pool)
+        return read_torch_legacy(source, keys, pool)
     raise foreign_tar(source) if is_tar(head) else foreign_file(head, source.name)
 
 

@@ -16,11 +16,11 @@ from ema_cli.formats.foreign_folders import is_foreign_folder, refuse_foreign_fo
 from ema_cli.formats.huggingface.model_folder import is_model_folder, is_pipeline, read_model_folder, refuse_pipeline
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist
 
-Reader = Callable[[Folder, str | None, LayoutPool], Structure]
+Reader = Callable[[Folder, Keys, LayoutPool], Structure]
 """Reads the structure of a folder; its files stay open in it. The second argument is ``--key``."""
 _MOST_NAMES = 4
 _FSDP = re.compile(r"pytorch_model_fsdp_[0-9]+")
@@ -50,7 +50,7 @@ def folders_of_weights(folder: Folder) -> list[str]:
     return [name for name in named if is_deepspeed_folder(folder.inside(name))]
 
 
-def _read_inside(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def _read_inside(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read a checkpoint with its weights in a folder inside it."""
     names = folders_of_weights(folder)
     if len(names) > 1:
@@ -58,7 +58,7 @@ def _read_inside(folder: Folder, key: str | None, pool: LayoutPool) -> Structure
             f"holds several models: {shortlist(map(quoted, names))}", hint="name the folder of one of them"
         )
     try:
-        structure = read_folder(folder.inside(names[0]), key, pool)
+        structure = read_folder(folder.inside(names[0]), keys, pool)
     except InputRefused as refused:
         raise refusal_of(names[0], refused) from refused
     return add_trainer_files(folder, structure, pool, *names)
@@ -82,7 +82,7 @@ def format_of(folder: Folder) -> FolderFormat | None:
     return next((known for known in FORMATS if known.recognize(folder)), None)
 
 
-def read_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_folder(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint folder; its files stay open in ``folder.sources``.
 
     Raises:
@@ -92,7 +92,7 @@ def read_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
     known = format_of(folder)
     if known is None:
         raise InputRefused(f"is a folder, but not a checkpoint: {_contents(folder)}")
-    return known.read(folder, key, pool)
+    return known.read(folder, keys, pool)
 
 
 def _contents(folder: Folder) -> str:

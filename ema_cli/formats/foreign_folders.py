@@ -17,6 +17,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import SUFFIXES, is_numbered
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import TENSORFLOW_STEP, ForeignFile
+from ema_cli.formats.structure import Keys
 from ema_cli.storage.extents import LayoutPool
 
 _TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
@@ -46,7 +47,7 @@ def is_foreign_folder(folder: Folder) -> bool:
     return foreign_folder(folder) is not None
 
 
-def refuse_foreign_folder(folder: Folder, _key: str | None, _pool: LayoutPool) -> NoReturn:
+def refuse_foreign_folder(folder: Folder, _keys: Keys, _pool: LayoutPool) -> NoReturn:
     """Refuse a checkpoint folder of another program.
 
     Raises:

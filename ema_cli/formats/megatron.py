@@ -12,7 +12,7 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import read_only_member
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 
@@ -26,7 +26,7 @@ def is_megatron_folder(folder: Folder) -> bool:
     return any(_RANK.fullmatch(name) for name in folder.folders)
 
 
-def read_megatron(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_megatron(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the weights of a checkpoint of a single rank.
 
     Raises:
@@ -45,7 +45,7 @@ def read_megatron(folder: Folder, key: str | None, pool: LayoutPool) -> Structur
     if name is None:
         raise InputRefused(f"is incomplete: {quoted(ranks[0])} has no {quoted(_FILES[0])}")
     try:
-        structure = read_only_member(inner, name, key, pool)
+        structure = read_only_member(inner, name, keys, pool)
     except InputRefused as refused:
         raise refusal_of(ranks[0], refused) from refused
     return replace(structure, ignored=(*structure.ignored, *inner.others([]), *folder.others(ranks)))

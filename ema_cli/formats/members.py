@@ -12,7 +12,7 @@ from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.formats.json_text import JsonError, parse_object
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -32,7 +32,7 @@ _SIDE_FILE = re.compile(
 _TOOLS = ("zero_to_fp32.py",)
 """Scripts that convert the checkpoint in their folder."""
 
-Read = Callable[[ByteSource, str | None, LayoutPool], Structure]
+Read = Callable[[ByteSource, Keys, LayoutPool], Structure]
 """Reads the structure of a file; the second argument is ``--key``."""
 
 
@@ -57,7 +57,7 @@ class MergedTensors:
     """Tensors of the members that are not among them."""
 
 
-def read_member(folder: Folder, name: str, key: str | None, pool: LayoutPool, *, read: Read = read_file) -> Member:
+def read_member(folder: Folder, name: str, keys: Keys, pool: LayoutPool, *, read: Read = read_file) -> Member:
     """Open one file of a folder and read its structure.
 
     Raises:
@@ -66,19 +66,19 @@ def read_member(folder: Folder, name: str, key: str | None, pool: LayoutPool, *,
     """
     number = folder.open(name)
     try:
-        return Member(name=name, number=number, structure=read(folder.sources[number], key, pool))
+        return Member(name=name, number=number, structure=read(folder.sources[number], keys, pool))
     except InputRefused as refused:
         raise refusal_of(name, refused) from refused
 
 
-def read_only_member(folder: Folder, name: str, key: str | None, pool: LayoutPool) -> Structure:
+def read_only_member(folder: Folder, name: str, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint that has all its tensors in one file of a folder.
 
     Raises:
         InputRefused: it cannot be used; the message names the file.
 
     """
-    member = read_member(folder, name, key, pool)
+    member = read_member(folder, name, keys, pool)
     structure = member.structure
     records = {member.number: structure.records[0]} if structure.records else {}
     return replace(structure, files=(member.number,) * len(structure.offsets), records=records)
@@ -94,6 +94,7 @@ def merged_structure(members: Sequence[Member], merged: MergedTensors, *, form: 
         records={one.number: one.structure.records[0] for one in members if one.structure.records},
         digest=digest,
         metadata=members[0].structure.metadata,
+        dropped=tuple(dict.fromkeys(warning for one in members for warning in one.structure.dropped)),
         unreadable=tuple({name: why for one in members for name, why in one.structure.unreadable}.items()),
     )
 

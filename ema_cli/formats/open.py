@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -11,8 +12,8 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import read_folder
 from ema_cli.formats.huggingface.model_folder import read_indexed_model
 from ema_cli.formats.huggingface.weight_names import is_index
-from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.state_dict.prefixes import StrippedNames, strip_prefixes
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex
 from ema_cli.storage.locations import Location, is_file, is_folder, open_source
@@ -20,7 +21,12 @@ from ema_cli.storage.source import ByteSource
 
 
 def open_checkpoint(
-    path: Location, *, pool: LayoutPool, key: str | None = None, strip_prefix: str | None = None
+    path: Location,
+    *,
+    pool: LayoutPool,
+    keys: Keys = (),
+    strip_prefix: str | None = None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Checkpoint:
     """Read the structure of a checkpoint; its files stay open for the fold.
 
@@ -28,8 +34,9 @@ def open_checkpoint(
         path: a file of any supported format, whatever its name, a folder that is one checkpoint, or the index of the
             shards of a model.
         pool: shares layouts between the checkpoints of a run.
-        key: dotted path to the weights in a nested checkpoint; ``None`` to find them.
+        keys: dotted paths to the weights in a nested checkpoint; empty to find them.
         strip_prefix: prefix to remove from the names; ``None`` for the prefixes of known wrappers.
+        wanted: whether a tensor is selected, by its name; others need not have a prefix.
 
     Raises:
         NothingMatched: the file does not exist.
@@ -39,9 +46,8 @@ def open_checkpoint(
     """
     with ExitStack() as opened:
         try:
-            structure, sources = _read(path, key, pool, opened)
-            unreadable = [name for name, _ in structure.unreadable]
-            clean = strip_prefixes([*(layout.name for layout in structure.layouts), *unreadable], strip_prefix)
+            structure, sources = _read(path, keys, pool, opened)
+            clean = _clean_names(structure, keys, strip_prefix, wanted)
         except InputRefused as refused:
             raise refusal_of(str(path), refused) from refused
         opened.pop_all()
@@ -64,19 +70,35 @@ def open_checkpoint(
         unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
         quantized=structure.quantized,
         warnings=(*structure.notes, *clean.notes),
+        choice=structure.choice,
+        dropped=structure.dropped,
         side_files=structure.side_files,
         stem=structure.stem,
     )
 
 
-def _read(path: Location, key: str | None, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
+def _clean_names(
+    structure: Structure, keys: Keys, strip_prefix: str | None, wanted: Callable[[str], bool] | None
+) -> StrippedNames:
+    """Return the names of the tensors, then of those that cannot be read, without the prefixes of wrappers."""
+    unreadable = [name for name, _ in structure.unreadable]
+    bare = [
+        layout.name
+        for layout in structure.layouts
+        if not layout.dtype.averaged or (wanted is not None and not wanted(layout.name))
+    ]
+    names = [*(layout.name for layout in structure.layouts), *unreadable]
+    return strip_prefixes(names, strip_prefix, parts=keys if len(keys) > 1 else (), bare=bare)
+
+
+def _read(path: Location, keys: Keys, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
     """Return the structure of a file or a folder, and its open files, which ``opened`` closes."""
     indexed = is_index(path.name) and not is_folder(path) and is_file(path)
     if not is_folder(path) and not indexed:
         source = opened.enter_context(open_source(path))
-        return read_file(source, key, pool), [source]
+        return read_file(source, keys, pool), [source]
     folder = Folder(path.parent if indexed else path)
     opened.callback(folder.close)
-    structure = read_indexed_model(folder, path.name, key, pool) if indexed else read_folder(folder, key, pool)
+    structure = read_indexed_model(folder, path.name, keys, pool) if indexed else read_folder(folder, keys, pool)
     folder.raise_if_replaced()
     return structure, folder.sources

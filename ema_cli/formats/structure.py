@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.checksums import RecordTable
 from ema_cli.storage.extents import TensorLayout
@@ -18,6 +18,8 @@ MOST_DIMENSIONS = 64
 """The limit of numpy."""
 SIZE_LIMIT = 1 << 62
 """Valid sizes, strides and offsets are below this."""
+Keys = tuple[str, ...]
+"""Dotted paths to the weights (``--key``), ``.`` for the top level; empty to find them."""
 _VERBS = ("cannot", "contradicts", "declares", "has", "holds", "is", "names", "refers")
 """A reason that begins with one of these continues the name of the file; any other follows a colon."""
 
@@ -46,8 +48,12 @@ class Structure:
     """Tensors that are not plain numbers: name and reason. They are refused only if they are wanted."""
     quantized: str = ""
     """How a configuration beside the weights says that they are quantized; empty if it does not."""
+    choice: tuple[str, ...] = ()
+    """Which weights were taken, and what else there is, in words."""
     notes: tuple[str, ...] = ()
     """Warnings about the choice of the weights."""
+    dropped: tuple[RunWarning, ...] = ()
+    """Warnings about trained numbers of the checkpoint that are not among its tensors."""
     side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
     stem: str = "model"

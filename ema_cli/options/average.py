@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -72,14 +73,15 @@ class Options(OutputOptions):
     to_step: int | None = option(None, flag="--to", help="Use checkpoints up to a step.", metavar="S", panel="Inputs")
     every: int = option(1, help="Use every K-th checkpoint, counted back from the last.", metavar="K", panel="Inputs")
     last: int | None = option(None, help="Use only the last K checkpoints.", metavar="K", panel="Inputs")
-    key: str | None = option(
-        None,
-        help="Dotted path to the weights in a nested checkpoint.",
+    key: tuple[str, ...] = option(
+        (),
+        help="Dotted path to the weights in a nested checkpoint. Repeatable: several parts, each under its own prefix.",
         unset="found, and printed",
         metavar="A.B",
         panel="Inputs",
         in_fingerprint=True,
         kept_on_continue=True,
+        single_is_bare=True,
     )
     include: tuple[str, ...] = option(
         (), help="Only tensors whose name matches. Repeatable.", metavar="REGEX", panel="Inputs", in_fingerprint=True
@@ -192,8 +194,9 @@ class Options(OutputOptions):
         The value is ``None`` where the metadata leave it out.
         """
         kept = [one for one in declared(type(self)) if one.kept_on_continue]
-        values = {one.name: getattr(self, one.name) for one in kept}
-        return {one.name: None if values[one.name] in one.unstored else values[one.name] for one in kept}
+        values = {one.name: one.plain(getattr(self, one.name)) for one in kept}
+        texts = {name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()}
+        return {one.name: None if texts[one.name] in one.unstored else texts[one.name] for one in kept}
 
     def __post_init__(self) -> None:
         """Raise if the options contradict each other.

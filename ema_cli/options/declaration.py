@@ -66,6 +66,8 @@ class Option:
     default_warned: bool = False
     """Whether a warning tells about the default: it is silent if the default was given by hand. Such an option is
     ``None`` on the command line and in Python until it is given."""
+    single_is_bare: bool = False
+    """Whether metadata and reports store a single value of a repeatable option as text: it once had only one."""
     on_command_line: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of its parameter on the command line."""
 
@@ -96,6 +98,14 @@ class Option:
     def choices(self) -> tuple[str, ...]:
         """The words that the help lists in place of a metavar."""
         return () if self.metavar else self.words
+
+    def plain(self, value: Any) -> Any:  # noqa: ANN401
+        """Return a value as metadata and reports store it: several as a list; if one is text, none is ``None``."""
+        if not isinstance(value, tuple):
+            return value
+        if not self.single_is_bare:
+            return list(value)
+        return list(value) if len(value) > 1 else next(iter(value), None)
 
     def read(self, value: Any) -> Any:  # noqa: ANN401 - of any option
         """Return the value that the record holds for a value given on the command line, in a file or from Python.

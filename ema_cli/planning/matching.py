@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
+from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import listing, plural, quoted, shortlist
@@ -36,15 +36,7 @@ class Matched:
 
 def wanted(options: Options) -> Callable[[str], bool]:
     """Return a function of a name: whether ``--include`` and ``--exclude`` select the tensor."""
-    include = [re.compile(pattern) for pattern in options.include]
-    exclude = [re.compile(pattern) for pattern in options.exclude]
-
-    def is_wanted(name: str) -> bool:
-        if include and not any(pattern.search(name) for pattern in include):
-            return False
-        return not any(pattern.search(name) for pattern in exclude)
-
-    return is_wanted
+    return name_filter(options.include, options.exclude)
 
 
 def choose_tensors(layouts: Sequence[TensorLayout], options: Options) -> Chosen:

@@ -135,6 +135,6 @@ def _options_fingerprint(method: Method, series: Series, options: Options) -> st
     deciding = {
         **method.plain(),
         "weights": series.timeline.given_weights or options.weights,
-        **{option.name: getattr(options, option.name) for option in declared(type(options)) if option.in_fingerprint},
+        **{one.name: one.plain(getattr(options, one.name)) for one in declared(type(options)) if one.in_fingerprint},
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

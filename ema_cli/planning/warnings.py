@@ -56,13 +56,14 @@ def _warnings_about_plan(
 
 def warn_of_chosen_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[RunWarning]:
     """Yield the warnings of the readers about the choice of weights, each once for all checkpoints."""
-    found: dict[str, list[str]] = {}
+    found: dict[RunWarning, list[str]] = {}
     for checkpoint in checkpoints:
-        for text in checkpoint.warnings:
-            found.setdefault(text, []).append(quoted(checkpoint.path.name))
-    for text, names in found.items():
+        chosen = [RunWarning(code="weights-chosen", message=text) for text in checkpoint.warnings]
+        for warning in (*checkpoint.dropped, *chosen):
+            found.setdefault(warning, []).append(quoted(checkpoint.path.name))
+    for warning, names in found.items():
         others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        yield RunWarning(code="weights-chosen", message=f"{names[-1]}{others}: {text}")
+        yield replace(warning, message=f"{names[-1]}{others}: {warning.message}")
 
 
 def warn_of_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWarning]:

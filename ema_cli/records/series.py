@@ -60,7 +60,11 @@ class Checkpoint:
     ignored: tuple[str, ...]
     """Everything else in the file."""
     warnings: tuple[str, ...]
-    """Messages about the choice of weights that the user should read."""
+    """Warnings about the choice of weights."""
+    choice: tuple[str, ...] = ()
+    """Which weights were taken, and what else there is, in words."""
+    dropped: tuple[RunWarning, ...] = ()
+    """Warnings about trained numbers of the checkpoint that are not among its tensors."""
     side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model, not to the training: configuration, tokenizer."""
     stem: str = "model"
@@ -69,6 +73,11 @@ class Checkpoint:
     """Tensors that have no plain numbers: name and reason; refused only if they are wanted."""
     quantized: str = ""
     """Why a configuration beside the weights means that they are quantized; empty if it does not."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Everything about the choice of the weights: what was taken, what is dropped, and warnings."""
+        return (*self.choice, *(warning.message for warning in self.dropped), *self.warnings)
 
     @property
     def ties(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 from ema_cli._version import __version__
 from ema_cli.errors import RunWarning
 from ema_cli.options.average import Options
+from ema_cli.options.declaration import declared
 from ema_cli.records.files import Written
 from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
 from ema_cli.records.plan import Action, Plan, PlannedOutput, PlannedTensor
@@ -110,14 +111,16 @@ _OPTION_KEYS = {
 
 
 def _plain_options(options: Options) -> dict[str, object]:
-    names = [field.name for field in fields(options)]
-    return {_OPTION_KEYS.get(name, name): _plain(getattr(options, name)) for name in names}
+    bare = {one.name: one for one in declared(type(options)) if one.single_is_bare}
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    values |= {name: one.plain(values[name]) for name, one in bare.items()}
+    return {_OPTION_KEYS.get(name, name): _plain(value) for name, value in values.items()}
 
 
 def _plain(value: object) -> object:
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
 
@@ -132,6 +135,8 @@ def input_fields(member: OrderedCheckpoint) -> dict[str, Any]:
         "step_source": step.source if step else None,
         "bytes": checkpoint.index.size(),
         "fingerprint": checkpoint.fingerprint,
+        "key": checkpoint.key,
+        "notes": checkpoint.notes,
     }
 
 

@@ -51,6 +51,10 @@ class Input:
     """Digest of the averaged tensors, independent of the format; ``None`` for an input that no average needed."""
     role: str = "checkpoint"
     """``checkpoint``; ``average``: the previous average, continued; ``again``: the last checkpoint inside it."""
+    key: str = ""
+    """Dotted path to the weights in a nested checkpoint; empty for the top level."""
+    notes: tuple[str, ...] = ()
+    """What else the checkpoint has: averages of the trainer, other weights, and what is not in the output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,8 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, objec
         "inputs": [
             {
                 **input_fields(member),
-                "key": member.checkpoint.key,
                 "role": str(member.role),
                 "ignored": member.checkpoint.ignored,
-                "notes": member.checkpoint.warnings,
             }
             for member in plan.series.members
         ],
@@ -80,7 +78,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "quantized": checkpoint.quantized,
         "ignored": checkpoint.ignored,
         "companions": checkpoint.side_files,
-        "notes": checkpoint.warnings,
+        "notes": checkpoint.notes,
         "tensors": [
             {
                 "name": layout.name,

@@ -22,7 +22,6 @@ from ema_cli.text import quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
 _SHOWN = 60
-_TEXT_OPTIONS = ("key", "strip_prefix")
 
 
 def find_fault(report: Report) -> str | None:
@@ -52,9 +51,11 @@ def _contradictions(report: Report) -> Iterator[str]:
     """Yield values of the right type that are impossible."""
     if len(report.averages) != 1:
         yield f"it has {len(report.averages):,} averages instead of one"
-    for name in _TEXT_OPTIONS:
-        if not isinstance(report.command.options.get(name), str | None):
-            yield f"the option {name} is not text"
+    keys = report.command.options.get("key")
+    if not isinstance(report.command.options.get("strip_prefix"), str | None):
+        yield "the option strip_prefix is not text"
+    if not isinstance(keys, str | None) and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        yield "the option key is not text, nor a list of such"
     for number, known in enumerate(report.inputs):
         if known.bytes < 0:
             yield f"inputs[{number}].bytes is {known.bytes:,}"

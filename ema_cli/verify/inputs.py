@@ -91,14 +91,17 @@ def _find(
 
 def _open(reported: Input, report: Report, folder: Location, opened: ExitStack, pool: LayoutPool) -> Checkpoint:
     """Open the file of an input, with the key and prefix of the run."""
-    key, strip_prefix = (_text(report.command.options.get(name)) for name in ("key", "strip_prefix"))
+    keys, strip_prefix = _texts(report.command.options.get("key")), _text(report.command.options.get("strip_prefix"))
     if reported.role == Role.AVERAGE:
-        key, strip_prefix = None, ""  # an output of this program is flat, and its names are final
+        keys, strip_prefix = (), ""  # an output of this program is flat, and its names are final
+    written = {name for tensor in report.averages[0].tensors for name in (tensor.name, *tensor.stands_for)}
     usable: list[Checkpoint] = []
     failures: list[EmaAvgError] = []
     for path in _candidates(reported.path, folder):
         try:
-            checkpoint = open_checkpoint(path, pool=pool, key=key, strip_prefix=strip_prefix)
+            checkpoint = open_checkpoint(
+                path, pool=pool, keys=keys, strip_prefix=strip_prefix, wanted=written.__contains__
+            )
         except (InputRefused, NothingMatched, UsageError) as failure:
             failures.append(failure)
             continue
@@ -119,6 +122,12 @@ def _candidates(path: str, folder: Location) -> tuple[Location, ...]:
 
 def _text(option: object) -> str | None:
     return option if isinstance(option, str) else None
+
+
+def _texts(option: object) -> tuple[str, ...]:
+    """Return the values of an option in a report: one as text, several as a list, ``None`` for none."""
+    listed = option if isinstance(option, list) else [option]
+    return tuple(text for text in listed if isinstance(text, str))
 
 
 def check_input(number: int, found: FoundInput, count: Counted, *, contents: bool) -> Check:

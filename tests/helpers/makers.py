@@ -43,9 +43,11 @@ class Tagged(torch.Tensor):
     """A tensor subclass."""
 
 
-def open_file(path: Path, *, key: str | None = None, strip_prefix: str | None = "") -> Checkpoint:
+def open_file(path: Path, *, key: str | tuple[str, ...] = (), strip_prefix: str | None = "") -> Checkpoint:
     """Open a checkpoint as the program does, by default without touching the names."""
-    return open_checkpoint(path, pool=LayoutPool(), key=key, strip_prefix=strip_prefix)
+    return open_checkpoint(
+        path, pool=LayoutPool(), keys=(key,) if isinstance(key, str) else key, strip_prefix=strip_prefix
+    )
 
 
 def whole(located: Located) -> Extent:
@@ -66,7 +68,7 @@ def read_all(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], by
     return found
 
 
-def read_file(path: Path, *, key: str | None = None) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def read_file(path: Path, *, key: str | tuple[str, ...] = ()) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Open a checkpoint and read every tensor in it."""
     return read_all(open_file(path, key=key))
 

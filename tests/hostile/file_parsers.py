@@ -97,7 +97,7 @@ def pickles() -> list[bytes]:
 
 def read(data: bytes) -> None:
     """Read a file, as ``open_checkpoint`` does."""
-    structure = read_file(MemorySource(data), None, LayoutPool())
+    structure = read_file(MemorySource(data), (), LayoutPool())
     strip_prefixes([layout.name for layout in structure.layouts], None)
 
 

@@ -46,7 +46,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
 
 
 def _read(files: Mapping[str, bytes]) -> None:
-    read_folder(MemoryFolder(files), None, LayoutPool())
+    read_folder(MemoryFolder(files), (), LayoutPool())
 
 
 def _index() -> Parser:
@@ -79,7 +79,7 @@ def _dcp(cases: Sequence[Case], folder: Path) -> Parser:
         with contextlib.suppress(FileNotFoundError):
             seeds.append((made / ".metadata").read_bytes())
     seeds = [seed for seed in seeds if 0 < len(seed) < _LARGEST_SEED]
-    return simple(seeds, PICKLE, lambda data: choose(parse_metadata(data), None))
+    return simple(seeds, PICKLE, lambda data: choose(parse_metadata(data), ()))
 
 
 def _pieces() -> Parser:

@@ -71,3 +71,23 @@ def test_a_run_of_lightning_is_averaged(run: Path, ema_avg: Run, tmp_path: Path)
     expected.load_state_dict(fold(states))
     words = torch.randn(7, 4)
     assert averaged.eval().net(words).equal(expected.eval().net(words))
+
+
+def test_lightning_keeps_the_raw_weights_beside_its_average(ema_avg: Run, tmp_path: Path) -> None:
+    """With ``EMAWeightAveraging`` the raw weights are averaged, that is stated, and ``--key`` takes the average."""
+    import lightning
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+    folder = tmp_path / "run"
+    saving = ModelCheckpoint(dirpath=folder, every_n_train_steps=2, save_top_k=-1)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    averaging = EMAWeightAveraging(decay=0.5)
+    trainer = lightning.Trainer(max_steps=6, accelerator="cpu", devices=1, callbacks=[averaging, saving], **quiet)
+    numbers = torch.randn(24, 4, generator=torch.Generator().manual_seed(1))
+    trainer.fit(module(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(numbers), batch_size=4))
+    files = [torch.load(folder / f"epoch=0-step={step}.ckpt", weights_only=False) for step in STEPS]
+    for key, options in (("current_model_state", ()), ("state_dict", ("--key", "state_dict"))):
+        done = average(ema_avg, folder, "-o", "ema.safetensors", "--force", *options)
+        assert "(weights-" not in done.stderr
+        assert ("Lightning keeps the raw weights" in done.stderr) == (not options)
+        assert_fold(load(tmp_path / "ema.safetensors"), [file[key] for file in files])

@@ -55,7 +55,8 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "ignored", shortlist(map(quoted, checkpoint.ignored), most=most)
     yield "side files", shortlist(map(quoted, checkpoint.side_files), most=most)
     yield "metadata", shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(checkpoint.metadata.items()))
-    yield "warnings", "; ".join(checkpoint.warnings)
+    yield "choice", "; ".join(checkpoint.choice)
+    yield "warnings", "; ".join((*(warning.message for warning in checkpoint.dropped), *checkpoint.warnings))
 
 
 def _types(checkpoint: Checkpoint) -> Iterator[str]:

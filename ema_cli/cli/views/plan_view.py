@@ -144,13 +144,15 @@ def _shortest(folder: str) -> str:
 
 
 def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
-    """Yield the keys under which the weights were found, and the prefixes that were removed from their names."""
+    """Yield the keys under which the weights were found, the prefixes that were removed, and what else there is."""
     keys = dict.fromkeys(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
+    statements = dict.fromkeys(text for checkpoint in checkpoints for text in checkpoint.choice)
     if keys:
         yield f"weights under {shortlist(map(quoted, keys))}"
     prefixes = dict.fromkeys(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
     if prefixes:
         yield f"prefixes removed from the names: {', '.join(prefixes)}"
+    yield from statements
 
 
 def _ignored(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:

@@ -24,7 +24,8 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
 from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
 
@@ -53,18 +54,18 @@ def is_dcp(folder: Folder) -> bool:
     return METADATA in folder.files or any(map(_is_data, folder.files))
 
 
-def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a DCP folder; equal metadata are parsed once per ``pool``.
 
     Raises:
-        UsageError: there are no tensors under ``key``.
+        UsageError: there are no tensors under one of ``keys``.
         InputRefused: the save is incomplete, of an unknown kind, or inconsistent.
 
     """
     _refuse_unfinished(folder)
     raw = folder.read(METADATA, most=_LARGEST_METADATA)
     shared = pool.remember(
-        ("dcp", items_digest(raw), key), lambda: _SharedStructure(chosen=choose(parse_metadata(raw), key))
+        ("dcp", items_digest(raw), keys), lambda: _SharedStructure(chosen=choose(parse_metadata(raw), keys))
     )
     chosen = shared.chosen
     files = DataFiles(folder, chosen.files)
@@ -74,7 +75,7 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
         placing.add(name, tensor)
     placing.raise_faults()
     side_files = find_side_files(folder.files)
-    return Structure(
+    structure = Structure(
         format="DCP",
         layouts=tuple(placing.layouts),
         offsets=tuple(placing.offsets),
@@ -85,9 +86,12 @@ def read_dcp(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
         key=chosen.key,
         steps=_read_steps(chosen.counters, files),
         ignored=(*chosen.ignored, *folder.others([*side_files, *filter(_is_data, folder.files)])),
+        choice=chosen.choice,
         notes=chosen.notes,
+        dropped=chosen.dropped,
         side_files=side_files,
     )
+    return add_weights_beside(folder, structure)
 
 
 def _is_data(name: str) -> bool:

@@ -23,7 +23,7 @@ from ema_cli.formats.members import (
     read_member,
 )
 from ema_cli.formats.safetensors import read_safetensors
-from ema_cli.formats.structure import Structure, refusal_of
+from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool, Part, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 
@@ -45,18 +45,18 @@ def is_sharded_safetensors(folder: Folder) -> bool:
     return any(map(is_shard_of_a_rank, folder.files))
 
 
-def read_sharded_safetensors(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_sharded_safetensors(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a folder of such files, with or without an index.
 
     Raises:
-        InputRefused: there is a ``key``, a file cannot be used, or the pieces do not fit together.
+        InputRefused: there are ``keys``, a file cannot be used, or the pieces do not fit together.
 
     """
-    if key is not None:
+    if keys:
         raise InputRefused("holds safetensors files: --key does not apply, as their tensors are not nested")
     names = sorted(filter(is_shard_of_a_rank, folder.files))
     members = [
-        read_member(folder, name, None, pool.branch(name), read=lambda source, _, own: read_safetensors(source, own))
+        read_member(folder, name, (), pool.branch(name), read=lambda source, _, own: read_safetensors(source, own))
         for name in names
     ]
     digest = joint_digest(member.structure.digest for member in members)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import KEYS
 from ema_cli.formats.state_dict.tree import follow
-from ema_cli.formats.structure import MOST_TENSORS
+from ema_cli.formats.structure import MOST_TENSORS, Keys
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.formats.torch.storages import StorageRef
 from ema_cli.text import quoted, shortlist
@@ -35,7 +35,10 @@ class ChosenItems:
     tensors: dict[str, SavedTensor]
     """The weights, by their names in the model."""
     ignored: tuple[str, ...]
+    choice: tuple[str, ...]
     notes: tuple[str, ...]
+    dropped: tuple[RunWarning, ...]
+    """These three as in ``StateDict``."""
     files: dict[str, int]
     """The least size of each file with these items, by name."""
     counters: dict[str, ByteRange]
@@ -49,16 +52,16 @@ class _Object:
     stored: ByteRange
 
 
-def choose(saved: SavedItems, key: str | None) -> ChosenItems:
-    """Return the weights among the saved items: those under ``key``, or those that ``find_state_dict`` finds.
+def choose(saved: SavedItems, keys: Keys) -> ChosenItems:
+    """Return the weights among the saved items: those under ``keys``, or those that ``find_state_dict`` finds.
 
     Raises:
-        UsageError: there are no tensors under ``key``.
+        UsageError: there are no tensors under one of ``keys``.
         InputRefused: there are no weights, or several candidates, or the weights were reshaped.
 
     """
     root = _tree(saved)
-    found = find_state_dict(root, key)
+    found = find_state_dict(root, keys)
     names = {name: leaf.storage.key for name, leaf in found.tensors.items() if isinstance(leaf, TensorRef)}
     reshaped = [quoted(name) for name, flat in names.items() if flat in saved.reshaped]
     if reshaped:
@@ -73,7 +76,9 @@ def choose(saved: SavedItems, key: str | None) -> ChosenItems:
         key=found.key,
         tensors=tensors,
         ignored=found.ignored,
+        choice=found.choice,
         notes=found.notes,
+        dropped=found.dropped,
         files={stored.file: saved.ends[stored.file] for stored in (*chunks, *counters.values())},
         counters=counters,
     )

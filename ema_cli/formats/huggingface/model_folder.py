@@ -17,10 +17,17 @@ from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.sharded_model import read_shards
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
-from ema_cli.formats.huggingface.weight_names import Weights, find_weights, holds_weights, weights_of_index
+from ema_cli.formats.huggingface.weight_names import (
+    Weights,
+    files_of_weights,
+    find_weights,
+    holds_weights,
+    weights_of_index,
+)
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.members import read_only_member
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted, shortlist
@@ -38,31 +45,32 @@ def is_model_folder(folder: Folder) -> bool:
     return holds_weights(folder.files)
 
 
-def read_model_folder(folder: Folder, key: str | None, pool: LayoutPool) -> Structure:
+def read_model_folder(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read a model of one file or of several.
 
     Raises:
         InputRefused: there are several models, or the files cannot be used or do not fit together.
 
     """
-    return _read_weights(folder, find_weights(folder.files), key, pool)
+    return _read_weights(folder, find_weights(folder.files), keys, pool)
 
 
-def read_indexed_model(folder: Folder, index: str, key: str | None, pool: LayoutPool) -> Structure:
+def read_indexed_model(folder: Folder, index: str, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the model whose index of shards has this name, whatever else is in the folder.
 
     Raises:
         InputRefused: the files cannot be used or do not fit together.
 
     """
-    return _read_weights(folder, weights_of_index(index), key, pool)
+    return _read_weights(folder, weights_of_index(index), keys, pool)
 
 
-def _read_weights(folder: Folder, weights: Weights, key: str | None, pool: LayoutPool) -> Structure:
+def _read_weights(folder: Folder, weights: Weights, keys: Keys, pool: LayoutPool) -> Structure:
     if weights.sharded:
-        structure = read_shards(folder, weights, key, pool)
+        structure = read_shards(folder, weights, keys, pool)
     else:
-        structure = read_only_member(folder, weights.files[0], key, pool)
+        structure = read_only_member(folder, weights.files[0], keys, pool)
+    structure = add_weights_beside(folder, structure, copies=files_of_weights(folder.files))
     return replace(add_trainer_files(folder, structure, pool), stem=weights.model, quantized=_quantization(folder))
 
 
@@ -72,7 +80,7 @@ def is_pipeline(folder: Folder) -> bool:
     return _PIPELINE_INDEX in folder.files or (trained and any(_COMPONENT.fullmatch(name) for name in folder.folders))
 
 
-def refuse_pipeline(folder: Folder, _key: str | None, _pool: LayoutPool) -> NoReturn:
+def refuse_pipeline(folder: Folder, _keys: Keys, _pool: LayoutPool) -> NoReturn:
     """Refuse a pipeline, naming its parts.
 
     Raises:

@@ -14,12 +14,12 @@ from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.weight_names import Weights
 from ema_cli.formats.members import Member, MergedTensors, joint_digest, merged_structure, read_json, read_member
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
 
 
-def read_shards(folder: Folder, weights: Weights, key: str | None, pool: LayoutPool) -> Structure:
+def read_shards(folder: Folder, weights: Weights, keys: Keys, pool: LayoutPool) -> Structure:
     """Read a model in several files.
 
     Raises:
@@ -30,9 +30,9 @@ def read_shards(folder: Folder, weights: Weights, key: str | None, pool: LayoutP
     if not weights.index:
         _refuse_incomplete(weights.files)
     names = tuple(dict.fromkeys(index.values())) or weights.files
-    shards = [read_member(folder, name, key, pool.branch(name)) for name in names]
+    shards = [read_member(folder, name, keys, pool.branch(name)) for name in names]
     digests = [digest, *(one.structure.digest for one in shards)]
-    merged = pool.remember(("shards", *digests, key), lambda: _merge(shards, index, weights.index))
+    merged = pool.remember(("shards", *digests, keys), lambda: _merge(shards, index, weights.index))
     form = f"{shards[0].structure.format}, {plural(len(shards), 'shard')}"
     return replace(
         merged_structure(shards, merged, form=form, digest=joint_digest(digests)),

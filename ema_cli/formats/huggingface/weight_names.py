@@ -87,6 +87,13 @@ def names_of_weights(files: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(one.name for one in _all_weights(frozenset(files))))
 
 
+def files_of_weights(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of all files that are weights of a whole model, in one copy or another, with their shards."""
+    names = frozenset(files)
+    single = (name for one in _all_weights(names) for name in one.files)
+    return tuple(sorted({*single, *(name for name in names if parse_shard_name(name) is not None)}))
+
+
 def find_weights(files: Iterable[str]) -> Weights:
     """Return the weights in a folder: safetensors rather than pickles, as the libraries choose.
 

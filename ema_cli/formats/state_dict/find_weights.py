@@ -4,42 +4,35 @@ Input -> output: the inert value of a pickle -> ``StateDict`` (the tensors by na
 
 The rule, in order: the given ``--key``; a child with a usual name (``state_dict``, ``model``, ...); a pickled module;
 the only child with tensors; the top level if it has tensors; else the same one level deeper. Optimizers, schedulers
-and the like are never searched. A trainer's own average (``ema``) is used only if there are no raw weights. If two
+and the like are never searched. A trainer's own average (``ema``) is used only if there is nothing else. If two
 children could be the model, the checkpoint is refused, and the message names them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ema_cli.errors import InputRefused, UsageError
-from ema_cli.formats.inert_pickle.values import Global, Inert
-from ema_cli.formats.state_dict.trainer_layouts import (
-    AVERAGED_MODEL_NOTE,
-    COUNTER,
-    RAW_BESIDE_AVERAGE,
-    USUAL_IN_LIGHTNING,
-    USUAL_NAMES,
-    is_average,
-    is_averaged_model,
-    is_parameter,
-    may_be_weights,
-    note_on_choice,
-    refuse_placeholders,
-)
-from ema_cli.formats.state_dict.tree import Tensor, follow, is_module, join, leaves, named, parts
-from ema_cli.formats.structure import NoWeights
-from ema_cli.formats.torch.objects import QUANTIZE_LATER, TensorRef, UnsupportedTensor
-from ema_cli.text import quoted, safe_text, shortlist
+from ema_cli.errors import InputRefused, Proposal, RunWarning
+from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
+from ema_cli.formats.state_dict.keyed_parts import weights_at
+from ema_cli.formats.state_dict.missing_weights import refuse_without_weights
+from ema_cli.formats.state_dict.name_copies import nested_copies
+from ema_cli.formats.state_dict.prefixes import without_wrappers
+from ema_cli.formats.state_dict.trainer_averages import RAW_BESIDE_AVERAGE, USUAL_IN_LIGHTNING, is_average
+from ema_cli.formats.state_dict.trainer_layouts import USUAL_NAMES, is_parameter, may_be_weights, refuse_placeholders
+from ema_cli.formats.state_dict.tree import Tensor, is_module, join, named, parts
+from ema_cli.formats.state_dict.unwritten import describe_unwritten
+from ema_cli.formats.structure import Keys
+from ema_cli.text import quoted, shortlist
 
 _SEARCH_DEPTH = 3
 _USUAL_DEPTH = 8
 """Levels below a child with a usual name that are searched for tensors (Megatron nests its layers)."""
+_MOST_KEYS = 8
+"""Keys in one proposed command."""
 _OTHER_DEPTH = 2
 """The same below a child with any other name."""
-_MOST_ENTRIES = 1000
-"""Entries of a list that are examined."""
-_KINDS = {list: "a list", tuple: "a tuple", str: "a string", int: "a number", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,51 +44,48 @@ class StateDict:
     tensors: dict[str, Tensor]
     ignored: tuple[str, ...]
     """Names of everything beside or among them that is not a tensor of the model."""
-    notes: tuple[str, ...]
+    choice: tuple[str, ...] = ()
+    """Which weights were taken, and what else there is, in words."""
+    notes: tuple[str, ...] = ()
     """Warnings about the choice."""
+    dropped: tuple[RunWarning, ...] = ()
+    """Warnings about trained numbers that are not among the tensors."""
 
 
-def find_state_dict(root: object, key: str | None = None) -> StateDict:
+def find_state_dict(root: object, keys: Keys = ()) -> StateDict:
     """Return the weights in ``root``.
 
     Args:
         root: the value of the pickle.
-        key: dotted path to the weights, ``.`` for the top level; ``None`` to find them.
+        keys: dotted paths to the weights, ``.`` for the top level; empty to find them.
 
     Raises:
-        UsageError: there are no tensors under ``key``.
+        UsageError: there are no tensors under a key.
         InputRefused: there are no weights, or several candidates.
 
     """
-    if key is not None:
-        return _at_key(root, "" if key == "." else key)
-    found = _WeightSearch().run(root)
+    root = nested_copies(root) if isinstance(root, dict) else root
+    found = weights_at(root, keys, lambda: _weights_without_key(root)) if keys else _WeightSearch().run(root)
     if found is None:
-        raise NoWeights(f"no state dict found: {_contents(root)}")
+        raise refuse_without_weights(root)
     refuse_placeholders(root, found.tensors)
-    return found
+    told = describe_unwritten(found, by_key=bool(keys))
+    return StateDict(
+        key=found.key,
+        tensors=found.tensors,
+        ignored=found.ignored,
+        choice=told.choice,
+        notes=told.doubts,
+        dropped=told.dropped,
+    )
 
 
-def _contents(root: object) -> str:
-    """Describe a checkpoint without weights."""
-    nameless = [quoted(name) for name, value in named(root).items() if _hides_weights(value)]
-    if nameless:
-        return f"the tensors in {shortlist(nameless)} are a list, without names"
-    names = [quoted(name) for name in named(root)]
-    keys = f" with the {'key' if len(names) == 1 else 'keys'} {shortlist(names)}" if names else ""
-    return f"the file holds {_kind(root)}{keys}"
-
-
-def _kind(value: object) -> str:
-    """Return the type of a value in words."""
-    match value:
-        case dict():
-            return "a dictionary" if value else "an empty dictionary"
-        case Inert(kind=Global() as kind):
-            return f"an object of the class {safe_text(str(kind))}"
-        case TensorRef() | UnsupportedTensor():
-            return "a single tensor"
-    return _KINDS.get(type(value), "an object")
+def _weights_without_key(root: object) -> dict[str, Tensor]:
+    try:
+        found = _WeightSearch().run(root)
+    except InputRefused:
+        return {}
+    return without_wrappers(found.tensors) if found else {}
 
 
 class _WeightSearch:
@@ -105,7 +95,7 @@ class _WeightSearch:
         self._candidates: dict[int, dict[str, object]] = {}
         self._holds: dict[tuple[int, int], bool] = {}
 
-    def run(self, root: object) -> StateDict | None:
+    def run(self, root: object) -> FoundWeights | None:
         level = {id(root): ("", root)}
         seen = set(level)
         for _ in range(_SEARCH_DEPTH):
@@ -122,36 +112,33 @@ class _WeightSearch:
             seen.update(level)
         return None
 
-    def _best_of(self, path: str, node: object, depth: int) -> StateDict | None:
+    def _best_of(self, path: str, node: object, depth: int) -> FoundWeights | None:
         """Return the weights among the children of ``node``, or in ``node`` itself; ``None`` to look deeper."""
         if is_module(node) or depth == 0:
-            return _chosen(path, node)
+            return weights_below(path, node)
         children = self._children(node)
         holding = [name for name, child in children.items() if self._holds_tensors(child, _OTHER_DEPTH)]
         averages = [name for name in holding if is_average(name)]
-        if RAW_BESIDE_AVERAGE in holding and USUAL_IN_LIGHTNING in holding:
-            raw = _chosen(join(path, RAW_BESIDE_AVERAGE), children[RAW_BESIDE_AVERAGE])
-            return _child(raw, node, RAW_BESIDE_AVERAGE, note=note_on_choice(RAW_BESIDE_AVERAGE, [USUAL_IN_LIGHTNING]))
-        usual = next((name for name in USUAL_NAMES if self._holds_tensors(children.get(name), _USUAL_DEPTH)), None)
-        if usual is not None and self._is_checkpoint_itself(children[usual]):
-            found = self._best_of(join(path, usual), children[usual], depth - 1)
-            return found and _child(found, node, usual, note=note_on_choice(usual, averages))
-        if usual is not None:
-            chosen = _chosen(join(path, usual), children[usual])
-            return _child(chosen, node, usual, note=note_on_choice(usual, averages))
+        usual = self._usual(children)
+        if usual is not None and not self._is_checkpoint_itself(children[usual]):
+            return weights_below(join(path, usual), children[usual]).below(path, node, usual)
         own = [name for name, value in children.items() if isinstance(value, Tensor)]
-        candidates = [name for name in holding if name not in averages] or averages
         weights = [name for name in own if is_parameter(name, children[name])]
+        candidates = [usual] if usual is not None else [name for name in holding if name not in averages]
+        if not candidates and not weights:
+            candidates = averages
         if not candidates:
-            return _chosen(path, node) if weights or (own and len(own) == len(parts(node))) else None
-        if len(candidates) > 1 or weights:
-            names = shortlist(quoted(join(path, name)) for name in [*candidates, *weights])
-            raise InputRefused(
-                f"holds several models, or parts of one: {names}",
-                hint="choose one with --key NAME, or take all of them with --key .",
-            )
+            whole = weights or (own and len(own) == len(parts(node)))
+            return weights_below(path, node, without=frozenset(averages)) if whole else None
+        if usual is None and (len(candidates) > 1 or weights):
+            raise _several_models(path, [*candidates, *weights], lone=bool(weights))
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
-        return found and _child(found, node, candidates[0], note=note_on_choice(candidates[0], averages))
+        return found and found.below(path, node, candidates[0])
+
+    def _usual(self, children: dict[str, object]) -> str | None:
+        """Return the child with a usual name; beside Lightning's average, the raw weights."""
+        names = (RAW_BESIDE_AVERAGE, *USUAL_NAMES) if USUAL_IN_LIGHTNING in children else USUAL_NAMES
+        return next((name for name in names if self._holds_tensors(children.get(name), _USUAL_DEPTH)), None)
 
     def _is_checkpoint_itself(self, node: object) -> bool:
         """Whether ``node`` has weights beside an optimizer or an average, and no tensors directly in it."""
@@ -181,71 +168,12 @@ class _WeightSearch:
         return known
 
 
-def _child(found: StateDict, node: object, name: str, *, note: str) -> StateDict:
-    """Return weights that were found under ``name`` of ``node``, with the names of everything beside them."""
-    beside = [_spelled(other) for other in parts(node) if other != name]
-    return replace(found, ignored=(*beside, *found.ignored), notes=(*filter(None, [note]), *found.notes))
-
-
-def _spelled(key: object) -> str:
-    """Return a key as text; of a key that is not a scalar, which may be large, only the type."""
-    return str(key) if key is None or isinstance(key, str | int | float | bytes) else f"<{type(key).__name__}>"
-
-
-def _chosen(path: str, node: object) -> StateDict:
-    """Return the tensors below ``node`` by dotted names, in order, and the names of everything else.
-
-    A mapping at the top level is a whole checkpoint, which may have an optimizer beside the weights.
-    """
-    beside: list[str] = []
-    if not path and not is_module(node):
-        everything = named(node)
-        node = {name: value for name, value in everything.items() if may_be_weights(name, value)}
-        beside = [name for name in everything if name not in node]
-    tensors: dict[str, Tensor] = {}
-    for name, leaf in leaves(node):
-        if _hides_weights(leaf):
-            raise _in_a_list(name, leaf)
-        if not name or not isinstance(leaf, Tensor):
-            beside.append(name)
-        elif name in tensors:
-            raise InputRefused(f"holds two tensors with the name {quoted(name)}")
-        else:
-            tensors[name] = leaf
-    return _without_counter(StateDict(key=path, tensors=tensors, ignored=tuple(beside), notes=()))
-
-
-def _without_counter(found: StateDict) -> StateDict:
-    """Remove the counter of an ``AveragedModel`` from its weights, so that they lose their prefix, with a warning."""
-    if not is_averaged_model(found.tensors):
-        return found
-    others = {name: tensor for name, tensor in found.tensors.items() if name != COUNTER}
-    return replace(found, tensors=others, ignored=(*found.ignored, COUNTER), notes=(*found.notes, AVERAGED_MODEL_NOTE))
-
-
-def _hides_weights(leaf: object) -> bool:
-    """Whether a list among the weights holds tensors or state dicts. Scalars such as losses do not count."""
-    entries = leaf.entries if isinstance(leaf, Inert) else leaf
-    if not isinstance(entries, list | tuple):
-        return False
-    return any(
-        isinstance(value, Tensor) and is_parameter("", value)
-        for entry in entries[:_MOST_ENTRIES]
-        for value in (entry, *named(entry).values())
+def _several_models(path: str, names: Sequence[str], *, lone: bool) -> InputRefused:
+    """Return the refusal of a checkpoint with several models, or with one in several parts, ``lone`` tensors too."""
+    paths = [join(path, name) for name in names]
+    keys = (path or ".",) if lone or len(paths) > _MOST_KEYS else tuple(paths)
+    return InputRefused(
+        f"holds several models, or parts of one: {shortlist(map(quoted, paths))}",
+        hint="choose one with --key NAME, several with --key NAME --key OTHER, or take all of them with --key .",
+        proposals=[Proposal(reason="to average all of them, under different prefixes", changes={"key": keys})],
     )
-
-
-def _in_a_list(name: str, leaf: object) -> InputRefused:
-    """Return the refusal of a list of tensors among the weights: quantized modules keep their codes in one."""
-    if isinstance(leaf, list | tuple) and any(isinstance(e, UnsupportedTensor) and e.is_quantized for e in leaf):
-        return InputRefused(f"is quantized: {quoted(name)} holds codes, which cannot be averaged", hint=QUANTIZE_LATER)
-    return InputRefused(f"holds tensors in a list, without names: {quoted(name)}")
-
-
-def _at_key(root: object, key: str) -> StateDict:
-    found = _chosen(key, follow(root, key) if key else root)
-    refuse_placeholders(root, found.tensors)
-    if not found.tensors:
-        keys = shortlist(quoted(name) for name in named(root)) or "no string keys"
-        raise UsageError(f"there are no tensors under --key {quoted(key or '.')}", hint=f"the top level has {keys}")
-    return found

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
 
-_LEADING = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""DistributedDataParallel, torch.compile, FSDP and activation checkpointing; removed if all names have it."""
-_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Wrappers of inner modules; no model uses these names for its own parts."""
+T = TypeVar("T")
+_PARALLEL = "module."
+"""DataParallel and DistributedDataParallel; a model may have a part of this name, so all weights must have it."""
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
+"""torch.compile, FSDP, activation checkpointing, and Lightning's strategies; no model uses these names itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,25 +30,53 @@ class StrippedNames:
     """Warnings about prefixes that were not removed."""
 
 
-def strip_prefixes(names: Sequence[str], prefix: str | None) -> StrippedNames:
-    """Remove the prefixes of wrappers, by one rule for all names.
+def strip_prefixes(
+    names: Sequence[str], prefix: str | None, *, parts: Sequence[str] = (), bare: Iterable[str] = ()
+) -> StrippedNames:
+    """Remove the prefixes of wrappers where they are, in each part of a checkpoint by itself.
 
     Args:
         names: of all tensors of a checkpoint.
         prefix: the prefix to remove; ``None`` for the prefixes of known wrappers, empty for none.
+        parts: what the names of each part begin with, as several ``--key`` do; empty if there is one part.
+        bare: names that need not have a prefix, as counters are not wrapped.
 
     Raises:
-        UsageError: a name does not begin with ``prefix``, or would be empty without it.
+        UsageError: a name would be empty without ``prefix``, or two would be equal.
 
     """
+    if not parts:
+        return _strip_part(names, prefix, frozenset(bare))
+    found = list(names)
+    prefixes: list[str] = []
+    notes: list[str] = []
+    for part in parts:
+        head = f"{part}."
+        own = [number for number, name in enumerate(names) if name.startswith(head)]
+        inner = frozenset(name.removeprefix(head) for name in bare if name.startswith(head))
+        clean = _strip_part([names[number].removeprefix(head) for number in own], prefix, inner)
+        for number, name in zip(own, clean.names, strict=True):
+            found[number] = head + name
+        prefixes.extend(clean.prefixes)
+        notes.extend(clean.notes)
+    return StrippedNames(names=found, prefixes=tuple(dict.fromkeys(prefixes)), notes=tuple(dict.fromkeys(notes)))
+
+
+def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return values by name, under names without the prefixes of wrappers."""
+    return dict(zip(_strip_part(list(tensors), None, frozenset()).names, tensors.values(), strict=True))
+
+
+def _strip_part(names: Sequence[str], prefix: str | None, bare: frozenset[str]) -> StrippedNames:
     if prefix is not None:
         return _strip_given(names, prefix)
     cleaned = list(names)
+    wrapped = [name not in bare for name in names]
     stripped: list[str] = []
-    while (leading := _common(cleaned)) is not None:
+    while (leading := _leading(cleaned, wrapped)) is not None:
         cleaned = [name.removeprefix(leading) for name in cleaned]
         stripped.append(leading)
-    for part in _ANYWHERE:
+    for part in _WRAPPERS:
         if any(f".{part}" in name for name in cleaned):
             cleaned = [re.sub(rf"(?<=\.)(?:{re.escape(part)})+", "", name) for name in cleaned]
             stripped.append(f"….{part}")
@@ -56,31 +86,53 @@ def strip_prefixes(names: Sequence[str], prefix: str | None) -> StrippedNames:
             f"the prefixes {', '.join(stripped)} are kept: without them two tensors would have the name {quoted(twice)}"
         )
         return StrippedNames(names=list(names), notes=(note,))
-    return StrippedNames(names=cleaned, prefixes=tuple(stripped), notes=_notes_on_some(cleaned))
+    return StrippedNames(names=cleaned, prefixes=tuple(dict.fromkeys(stripped)), notes=_notes_on_some(cleaned))
+
+
+def _leading(names: Sequence[str], wrapped: Sequence[bool]) -> str | None:
+    """Return a prefix to remove: of a wrapper if any name has it, ``module.`` if all wrapped names have it."""
+    for prefix in (_PARALLEL, *_WRAPPERS):
+        having = [name.startswith(prefix) for name in names]
+        if not any(having) or prefix in names:
+            continue
+        if prefix != _PARALLEL or all(has or not must for has, must in zip(having, wrapped, strict=True)):
+            return prefix
+    return None
 
 
 def _notes_on_some(names: Sequence[str]) -> tuple[str, ...]:
-    """Return warnings about prefixes that only some of the names have."""
-    notes = []
-    for prefix in _LEADING:
-        without = [name for name in names if not name.startswith(prefix)]
-        if 0 < len(without) < len(names):
-            carrying = len(names) - len(without)
-            notes.append(
-                f"the prefix {quoted(prefix)} of {carrying:,} of {len(names):,} names is kept, as other names, such as "
-                f"{quoted(without[0])}, do not have it"
-            )
-    return tuple(notes)
-
-
-def _common(names: Sequence[str]) -> str | None:
-    return next((p for p in _LEADING if names and all(n.startswith(p) and n != p for n in names)), None)
+    """Return a warning about the prefix that only some of the names have."""
+    without = [name for name in names if not name.startswith(_PARALLEL)]
+    carrying = len(names) - len(without)
+    if not (without and carrying):
+        return ()
+    some = quoted(without[0])
+    note = f"the prefix {quoted(_PARALLEL)} of {carrying:,} of {len(names):,} names is kept, as other names, such as "
+    return (f"{note}{some}, do not have it",)
 
 
 def _strip_given(names: Sequence[str], prefix: str) -> StrippedNames:
-    bare = next((name for name in names if not name.startswith(prefix)), None)
-    if bare is not None:
-        raise UsageError(f"tensor {quoted(bare)} does not begin with --strip-prefix {quoted(prefix)}")
     if prefix and prefix in names:
         raise UsageError(f"tensor {quoted(prefix)} would have an empty name after --strip-prefix {quoted(prefix)}")
-    return StrippedNames(names=[name.removeprefix(prefix) for name in names], prefixes=(prefix,) if prefix else ())
+    cleaned = [name.removeprefix(prefix) for name in names]
+    twice = next((name for name, count in Counter(cleaned).items() if count > 1), None)
+    if twice is not None and len(set(names)) == len(names):
+        raise UsageError(f"two tensors would have the name {quoted(twice)} after --strip-prefix {quoted(prefix)}")
+    return StrippedNames(names=cleaned, prefixes=(prefix,) if cleaned != list(names) else ())
+
+
+def refuse_unused_prefix(prefix: str | None, found: Iterable[tuple[str, ...]]) -> None:
+    """Raise if a prefix that the user gave was removed from no name.
+
+    Args:
+        prefix: as given.
+        found: the prefixes that were removed, for each checkpoint.
+
+    Raises:
+        UsageError: no name in any of them begins with it.
+
+    """
+    if prefix and not any(found):
+        raise UsageError(
+            f"no tensor begins with --strip-prefix {quoted(prefix)}", hint="ema-avg inspect lists the names"
+        )

@@ -1,21 +1,20 @@
-"""How trainers lay out a checkpoint: the names of its parts, averages of the weights, placeholders for the weights.
+"""How trainers lay out a checkpoint: the names of its parts, the state of the training, placeholders for the weights.
 
-Sources: ``lightning/pytorch/callbacks/weight_averaging.py``, ``torch/optim/swa_utils.py``,
-``deepspeed/runtime/engine.py``, ``deepspeed/utils/zero_to_fp32.py``; timm, ultralytics and others keep their averages
-under names with ``ema`` or ``swa``.
+Sources: ``deepspeed/runtime/engine.py``, ``deepspeed/utils/zero_to_fp32.py``, ``torch/optim``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
+from itertools import islice
 
 from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused
-from ema_cli.formats.state_dict.tree import Tensor, follow, named, parts
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, follow, named, parts
 from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.objects import TensorRef
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted
 
 USUAL_NAMES = (
     "state_dict",
@@ -29,18 +28,20 @@ USUAL_NAMES = (
     "model_state",
 )
 """Names of the weights, the most usual first."""
-RAW_BESIDE_AVERAGE = "current_model_state"
-"""Lightning's ``WeightAveraging`` puts the raw weights here, and its average in their usual place."""
-USUAL_IN_LIGHTNING = "state_dict"
-"""The usual place of the weights in Lightning."""
-COUNTER = "n_averaged"
-"""A counter of torch's ``AveragedModel``, beside the averaged ``module``."""
-AVERAGED_MODEL_NOTE = "the weights are those of torch's AveragedModel: this averages averages"
 _TRAINING_STATE = re.compile(
     r"optim|scheduler|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
     re.IGNORECASE,
 )
-_AVERAGES = re.compile(r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)", re.IGNORECASE)
+_RECORDS = re.compile(
+    r"(?:^|[_.])(?:loss(?:es)?|criteri(?:on|a)|metrics?|fitness|history|hyper_?parameters|hparams|args|cfg|config|sampler"
+    r"|scores?)(?:_(?:fn|state|state_dict)|[_.]?[0-9]+)?$",
+    re.IGNORECASE,
+)
+"""Names of what a trainer notes down: no part of the model even if it has tensors."""
+_OF_OPTIMIZERS = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "max_exp_avg_sq", "acc_delta"})
+"""Names in the state of an optimizer, for each parameter; see ``torch/optim``."""
+_MOST_MOMENTS = 8
+"""Names that are examined for them."""
 _WHOLE = "module."
 """Before the names if ``--key .`` takes the weights together with everything beside them."""
 
@@ -53,40 +54,47 @@ def is_parameter(name: str, value: object) -> bool:
 
 def may_be_weights(name: str, value: object) -> bool:
     """Whether a part of a checkpoint may be weights: not state of the training, and not only counters."""
-    return isinstance(value, Tensor) or not (_TRAINING_STATE.search(name) or _only_counts(value))
+    if isinstance(value, Tensor | Repeated):
+        return isinstance(value, Tensor)
+    return not (_TRAINING_STATE.search(name) or _only_counts(value) or is_optimizer_state(value))
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a part of a checkpoint is state of the training, judged by its name."""
+    return _TRAINING_STATE.search(name) is not None
+
+
+def is_record(name: str) -> bool:
+    """Whether a part of a checkpoint is a loss, a metric or a setting, judged by its name."""
+    return _RECORDS.search(name) is not None
+
+
+def is_optimizer_state(value: object) -> bool:
+    """Whether a value is the state of an optimizer, whatever its name: ``state`` and ``param_groups``, or moments."""
+    members = parts(value)
+    if "param_groups" in members:
+        return True
+    first = next(iter(parts(members.get("state")).values()), None)
+    some = next(iter(members.values()), None)
+    names = [name for held in (value, first, some) for name in islice(parts(held), _MOST_MOMENTS)]
+    return any(isinstance(name, str) and name.rpartition(".")[2] in _OF_OPTIMIZERS for name in names)
 
 
 def _only_counts(value: object) -> bool:
     """Whether all tensors of a mapping are single integers, such as the ``train_state`` of a trainer."""
-    members = named(value).values()
-    tensors = [member for member in members if isinstance(member, Tensor)]
-    return bool(tensors) and all(_is_count(tensor) for tensor in tensors) and not any(map(parts, members))
+    counts = False
+    for name, member in parts(value).items():
+        if not isinstance(name, str):
+            continue
+        if parts(member) or (isinstance(member, Tensor) and not _is_count(member)):
+            return False
+        counts = counts or isinstance(member, Tensor)
+    return counts
 
 
 def _is_count(tensor: Tensor) -> bool:
     dtype = BY_TORCH_NAME.get(tensor.dtype_name) if isinstance(tensor, TensorRef) and tensor.shape == () else None
     return dtype is not None and dtype.kind is Kind.INTEGER
-
-
-def is_average(name: str) -> bool:
-    """Whether a part of a checkpoint is an average, judged by its name."""
-    return _AVERAGES.search(name) is not None
-
-
-def is_averaged_model(names: Collection[str]) -> bool:
-    """Whether tensors of these names are an ``AveragedModel``: a counter, and everything else under ``module``."""
-    others = [name for name in names if name != COUNTER]
-    return len(others) < len(names) and bool(others) and all(name.startswith("module.") for name in others)
-
-
-def note_on_choice(chosen: str, averages: Sequence[str]) -> str:
-    """Return the warning about weights that were chosen beside or among averages; empty without averages."""
-    if not averages:
-        return ""
-    if chosen in averages:
-        return f"the only weights are the trainer's own average {quoted(chosen)}: this averages averages"
-    names = shortlist(quoted(name) for name in averages)
-    return f"the raw weights are used, not the trainer's own average {names} (choose it with --key)"
 
 
 def refuse_placeholders(root: object, tensors: Mapping[str, Tensor]) -> None:

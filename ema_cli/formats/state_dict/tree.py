@@ -16,7 +16,14 @@ from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 
 Tensor = TensorRef | UnsupportedTensor
 
+
+class Repeated(dict[object, object]):
+    """Tensors with flat names that repeat those of the weights: an average, or state of an optimizer."""
+
+
 _DEEPEST = 64
+_MOST_ENTRIES = 1000
+"""Entries of a list that can be named."""
 _MOST_TEXT = 1 << 26
 """Bytes of all names of one walk together."""
 
@@ -42,7 +49,7 @@ def named(node: object) -> dict[str, object]:
 
 def follow(root: object, path: str) -> object:
     """Return the value at a dotted path, by the longest name that matches at each level; ``None`` if there is none."""
-    here = parts(root)
+    here = parts(root) or numbered(root)
     if path in here:
         return here[path]
     pieces = path.split(".")
@@ -51,6 +58,12 @@ def follow(root: object, path: str) -> object:
         if child is not None:
             return follow(child, ".".join(pieces[length:]))
     return None
+
+
+def numbered(node: object) -> dict[str, object]:
+    """Return the entries of a list or a tuple by their numbers: ``"0"``, ``"1"``; of anything else nothing."""
+    listed = node if isinstance(node, list | tuple) else ()
+    return {str(number): entry for number, entry in enumerate(listed[:_MOST_ENTRIES])}
 
 
 def join(path: str, name: str) -> str:

@@ -15,7 +15,7 @@ from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.torch.objects import reduce
 from ema_cli.formats.torch.storages import StorageRef, element_bytes, storage_from_persistent_id
 from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensors
@@ -37,7 +37,7 @@ def looks_like_pickle(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO and its version
 
 
-def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
+def read_torch_legacy(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint in the format before torch 1.6.
 
     Raises:
@@ -54,9 +54,9 @@ def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> 
         raise InputRefused("holds big-endian data; only little-endian is supported", hint=f"convert it: {RESAVE}")
     root = stream.next()
     find_storage = _find_storages(source, stream)
-    chosen = find_state_dict(root, key)
+    chosen = find_state_dict(root, keys)
     digest = hashlib.sha256(stream.consumed).digest()
-    located = locate_tensors(chosen.tensors, find_storage, pool, (digest, key))
+    located = locate_tensors(chosen.tensors, find_storage, pool, (digest, keys))
     return Structure(
         format="torch legacy",
         layouts=located.layouts,
@@ -66,7 +66,9 @@ def read_torch_legacy(source: ByteSource, key: str | None, pool: LayoutPool) -> 
         steps=tuple(read_steps(root, source, find_storage)),
         ignored=chosen.ignored,
         unreadable=located.unreadable,
+        choice=chosen.choice,
         notes=chosen.notes,
+        dropped=chosen.dropped,
     )
 
 

@@ -66,6 +66,8 @@ def reduce(kind: Global, args: tuple[object, ...]) -> object:
     rebuild = _REBUILD.get(kind.name)
     if rebuild is not None and kind.module.partition(".")[0] in ("torch", "collections"):
         return rebuild(*args)
+    if kind.module == "torch.fx.graph_module":
+        return Inert(kind, args, state=next((part for part in args if isinstance(part, dict)), None))
     if kind.module == "torch._utils" and kind.name.startswith("_rebuild"):
         return UnsupportedTensor(kind=safe_text(kind.name))
     return Inert(kind, args)

@@ -13,7 +13,7 @@ from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.inert_pickle.values import PickleError
 from ema_cli.formats.state_dict.find_weights import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
-from ema_cli.formats.structure import Structure
+from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.torch.objects import TensorRef, reduce
 from ema_cli.formats.torch.storages import storage_from_persistent_id
 from ema_cli.formats.torch.tensor_locations import locate_tensors
@@ -27,7 +27,7 @@ LARGEST_PICKLE = 100_000_000
 _LONGEST_ORDER = 16
 
 
-def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Structure:
+def read_torch_zip(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a zip checkpoint; equal pickles are parsed once per ``pool``.
 
     Raises:
@@ -38,9 +38,9 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
     refuse_other_kinds(archive)
     pickle = archive.read("data.pkl", most=LARGEST_PICKLE)
     digest = hashlib.sha256(pickle).digest()
-    root, chosen = pool.remember(("pickle", digest, key), lambda: _parse(pickle, key))
+    root, chosen = pool.remember(("pickle", digest, keys), lambda: _parse(pickle, keys))
     archive.announce({t.storage.key: None for t in chosen.tensors.values() if isinstance(t, TensorRef)})
-    located = locate_tensors(chosen.tensors, archive.storage, pool, (digest, key))
+    located = locate_tensors(chosen.tensors, archive.storage, pool, (digest, keys))
     return Structure(
         format="torch zip",
         layouts=located.layouts,
@@ -51,13 +51,15 @@ def read_torch_zip(source: ByteSource, key: str | None, pool: LayoutPool) -> Str
         steps=tuple(read_steps(root, source, archive.storage)),
         ignored=chosen.ignored,
         unreadable=located.unreadable,
+        choice=chosen.choice,
         notes=chosen.notes,
+        dropped=chosen.dropped,
     )
 
 
-def _parse(pickle: bytes, key: str | None) -> tuple[object, StateDict]:
+def _parse(pickle: bytes, keys: Keys) -> tuple[object, StateDict]:
     root = parse_pickle(pickle)
-    return root, find_state_dict(root, key)
+    return root, find_state_dict(root, keys)
 
 
 def parse_pickle(pickle: bytes) -> object:

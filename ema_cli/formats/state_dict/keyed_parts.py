@@ -1,0 +1,99 @@
+"""The weights under ``--key``: one part with its bare names, or several, each under its own prefix.
+
+A key is a dotted path through mappings, modules, and lists by number; or the beginning of flat names. Where a part
+repeats the names of the weights with a suffix, as an average with flat names does, its tensors get the names of the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ema_cli.errors import InputRefused, UsageError
+from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
+from ema_cli.formats.state_dict.leaf_kinds import AS_TENSORS, is_numpy_array
+from ema_cli.formats.state_dict.name_copies import names_of_weights
+from ema_cli.formats.state_dict.tree import Tensor, follow, join, named, numbered
+from ema_cli.formats.structure import Keys
+from ema_cli.text import plural, quoted, shortlist
+
+Weights = Callable[[], dict[str, Tensor]]
+"""Returns the weights that are found without a key; empty if there are none."""
+
+
+def weights_at(root: object, keys: Keys, weights: Weights) -> FoundWeights:
+    """Return the tensors under ``keys``: of several, each with its key in front of its names.
+
+    Raises:
+        UsageError: there are no tensors under a key, or one key is below another.
+        InputRefused: tensors have no names, or there are numpy arrays instead.
+
+    """
+    if len(keys) == 1:
+        return _part(root, "" if keys[0] == "." else keys[0], weights)
+    _refuse_overlap(keys)
+    parts = [_part(root, key, weights, single=True) for key in keys]
+    return FoundWeights(
+        key=", ".join(keys),
+        tensors={
+            join(part.key, name) if name else part.key: tensor
+            for part in parts
+            for name, tensor in part.tensors.items()
+        },
+        ignored=tuple(join(part.key, name) for part in parts for name in part.ignored),
+        among=tuple((join(part.key, name), value) for part in parts for name, value in part.among),
+    )
+
+
+def _part(root: object, key: str, weights: Weights, *, single: bool = False) -> FoundWeights:
+    """Return the tensors under one key, or with ``single`` the one tensor at it, without a name."""
+    value = _value_at(root, key) if key else root
+    if single and isinstance(value, Tensor):
+        return FoundWeights(key=key, tensors={"": value})
+    found = weights_below(key, value)
+    arrays = [quoted(name) for name, leaf in found.among if is_numpy_array(leaf)]
+    if not found.tensors and arrays:
+        raise InputRefused(
+            f"holds {plural(len(arrays), 'numpy array')} and no tensors: {shortlist(arrays)}", hint=AS_TENSORS
+        )
+    if not found.tensors:
+        keys = shortlist(quoted(name) for name in named(root) or numbered(root)) or "no string keys"
+        raise UsageError(f"there are no tensors under --key {quoted(key or '.')}", hint=f"the top level has {keys}")
+    known = names_of_weights(found.tensors, weights()) if key else None
+    if known is None or all(name.endswith(weight) for name, weight in known.items()):  # only a prefix: the part's own
+        return found
+    others = [name for name in found.tensors if name not in known]
+    name, weight = next(iter(known.items()))
+    return replace(
+        found,
+        tensors={weight: found.tensors[name] for name, weight in known.items()},
+        ignored=(*found.ignored, *others),
+        renamed=f"the tensors under {quoted(key)} have the names of the weights: {quoted(name)} is {quoted(weight)}",
+    )
+
+
+def _value_at(root: object, key: str) -> object:
+    """Return the value at a path, or the tensors with flat names that begin with it."""
+    value = follow(root, key)
+    pieces = key.split(".")
+    for length in range(len(pieces) - 1, -1, -1):
+        if value is not None:
+            break
+        above = follow(root, ".".join(pieces[:length])) if length else root
+        beginning = ".".join([*pieces[length:], ""])
+        value = {
+            name.removeprefix(beginning): leaf
+            for name, leaf in named(above).items()
+            if name.startswith(beginning) and name != beginning
+        } or None
+    return value
+
+
+def _refuse_overlap(keys: Keys) -> None:
+    for number, key in enumerate(keys):
+        others = (*keys[:number], *keys[number + 1 :])
+        other = next((one for one in others if f"{key}.".startswith(f"{one}.")), None)
+        if other is not None or key in ("", "."):
+            within = f"is below --key {quoted(other)}" if other is not None else "is the whole checkpoint"
+            raise UsageError(f"--key {quoted(key)} {within}: name each part once", hint="leave out one of the two")

@@ -1,0 +1,212 @@
+"""What a checkpoint holds besides the weights that are written: averages, other copies, and trained tensors.
+
+Input -> output: ``FoundWeights`` -> sentences: statements about the choice, warnings about it, and what is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ema_cli.errors import RunWarning
+from ema_cli.formats.state_dict.found_weights import FoundWeights
+from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE, is_number, is_numpy_array, is_trained
+from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
+from ema_cli.formats.state_dict.prefixes import without_wrappers
+from ema_cli.formats.state_dict.trainer_averages import (
+    AVERAGED_MODEL_NOTE,
+    COUNTERS,
+    RAW_BESIDE_AVERAGE,
+    SWAPPED,
+    USUAL_IN_LIGHTNING,
+    describe_beside,
+    is_average,
+    is_swapped,
+    key_flag,
+    warn_of_average,
+    warn_of_swap,
+)
+from ema_cli.formats.state_dict.trainer_layouts import (
+    is_optimizer_state,
+    is_record,
+    is_training_state,
+    may_be_weights,
+)
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered
+from ema_cli.text import plural, quoted, shortlist
+
+WEIGHTS_DROPPED = "weights-dropped"
+_MOST_KEYS = 3
+_MOST_VALUES = 20_000
+_DEEPEST = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwritten:
+    """What is not written, in sentences."""
+
+    choice: tuple[str, ...]
+    """Which weights were taken, and what else there is."""
+    doubts: tuple[str, ...]
+    """Warnings about the choice."""
+    dropped: tuple[RunWarning, ...]
+    """Warnings about trained numbers that are not in the output."""
+
+
+def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
+    """Return what is beside and among the weights; what is beside a key that the user gave is no news."""
+    dropped = list(_dropped_among(found))
+    choice = [*filter(None, [found.renamed]), *_state_among(found)]
+    if by_key:
+        return Unwritten(choice=tuple(choice), doubts=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
+    seen = set[int]()
+    groups = [_Beside.of(path, value, seen) for path, value in _parts_beside(found)]
+    averages = [group for group in groups if group.is_average and group.tensors]
+    raw = found.key.rpartition(".")[2] == RAW_BESIDE_AVERAGE
+    if raw:
+        averages += [group for group in groups if group.name == USUAL_IN_LIGHTNING]
+    others = [group for group in groups if group.tensors and group.may_be_trained and group not in averages]
+    weights = without_wrappers(found.tensors)
+    copies = [group for group in others if group.repeats(weights)]
+    dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
+    doubts = [*_of_averaged_model(found), *_of_averages(found, groups)]
+    if not doubts or raw:
+        beside = [(group.path, "by its name an average", group.is_named) for group in averages]
+        beside += [(group.path, "the same names", group.is_named) for group in copies]
+        choice[:0] = filter(None, [describe_beside(found.key, beside)])
+    return Unwritten(choice=tuple(choice), doubts=tuple(doubts), dropped=tuple(dropped))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Beside:
+    """A part of the checkpoint beside the weights."""
+
+    path: str
+    name: str
+    tensors: dict[str, Tensor]
+    """Those that may have been trained."""
+    counters: frozenset[str]
+    may_be_trained: bool
+    is_repeated: bool
+    """Whether its flat names repeat those of the weights."""
+    is_average: bool
+    is_named: bool
+    """Whether ``--key`` can choose it: its tensors have names."""
+
+    @classmethod
+    def of(cls, path: str, value: object, seen: set[int]) -> _Beside:
+        name = path.rpartition(".")[2]
+        average = is_average(name) and not isinstance(value, Tensor)
+        repeated = isinstance(value, Repeated) and not (is_training_state(name) or is_optimizer_state(value))
+        trained = not is_record(name) and not is_average(name) and (repeated or may_be_weights(name, value))
+        tensors = list(_trained(value, seen, averages=average)) if average or trained else []
+        return cls(
+            path=path,
+            name=name,
+            tensors={name: tensor for name, tensor, _ in tensors},
+            is_named=not any(in_list for _, _, in_list in tensors),
+            counters=frozenset(COUNTERS) & named(value).keys(),
+            may_be_trained=trained,
+            is_repeated=repeated,
+            is_average=average,
+        )
+
+    def repeats(self, weights: dict[str, Tensor]) -> bool:
+        """Whether these are another copy of the weights, such as the best ones so far or those of a teacher."""
+        if are_repeated(self.tensors, weights):
+            return True
+        return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
+
+
+def _trained(value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield the trained tensors below a value: name, tensor, whether it is in a list. Values ``seen`` are left out.
+
+    Without ``averages``, those inside averages are left out, too.
+    """
+    todo: list[tuple[str, object, int, bool]] = [("", value, 0, False)]
+    while todo and len(seen) < _MOST_VALUES:
+        name, node, depth, in_list = todo.pop()
+        if isinstance(node, Tensor):
+            if is_trained(node):
+                yield name, node, in_list
+            continue
+        if id(node) in seen or depth > _DEEPEST:
+            continue
+        seen.add(id(node))
+        listed = numbered(node)
+        members = listed or named(node)
+        todo.extend(
+            (join(name, part), member, depth + 1, in_list or bool(listed))
+            for part, member in reversed(members.items())
+            if may_be_weights(part, member)
+            and not is_record(part)
+            and (averages or isinstance(member, Tensor) or not is_average(part))
+        )
+
+
+def _parts_beside(found: FoundWeights) -> Iterator[tuple[str, object]]:
+    """Yield path and value of what is beside the weights; of a list of mappings or modules each entry."""
+    for path, value in found.beside:
+        entries = numbered(value)
+        if any(map(named, entries.values())):
+            yield from ((join(path, number), entry) for number, entry in entries.items())
+        else:
+            yield path, value
+
+
+def _dropped_beside(key: str, groups: Sequence[_Beside]) -> Iterator[RunWarning]:
+    """Yield the warning about what is trained beside the weights and not written."""
+    if not groups:
+        return
+    parts = [f"{quoted(group.path)} ({plural(len(group.tensors), 'tensor')})" for group in groups]
+    named_groups = [group.path for group in groups if group.is_named]
+    both = " ".join(map(key_flag, [key, *named_groups[:_MOST_KEYS]]))
+    yield RunWarning(
+        code=WEIGHTS_DROPPED,
+        message=f"beside the weights there are tensors that are not in the output: {shortlist(parts)}",
+        hint=(f"{both} averages each under its own prefix; " if key and named_groups else "")
+        + f"{key_flag(key)} alone says that the others are not wanted",
+    )
+
+
+def _dropped_among(found: FoundWeights) -> Iterator[RunWarning]:
+    """Yield the warnings about what is among the weights and is not written, as it is not a tensor."""
+    for noun, is_kind in (("numpy array", is_numpy_array), ("number", is_number)):
+        names = [quoted(name) for name, value in found.among if is_kind(value) and not is_record(name)]
+        if names:
+            verb = "is" if len(names) == 1 else "are"
+            yield RunWarning(
+                code=WEIGHTS_DROPPED,
+                message=f"{plural(len(names), noun)} among the weights {verb} not in the output: {shortlist(names)}",
+                hint="save them as tensors (torch.as_tensor), or add them to the average by hand",
+            )
+
+
+def _state_among(found: FoundWeights) -> Iterator[str]:
+    """Yield the state of layers that is stored as bytes or objects: not weights, but not written either."""
+    names = [
+        quoted(name)
+        for name, value in found.among
+        if value is not None and name.rpartition(".")[2] == EXTRA_STATE and value not in ({}, [], b"", "")
+    ]
+    if names:
+        yield (
+            f"not in the output, as it is no tensor: the extra state of {plural(len(names), 'layer')}, such as FP8 "
+            f"scales of Transformer Engine: {shortlist(names)}"
+        )
+
+
+def _of_averaged_model(found: FoundWeights) -> Iterator[str]:
+    if found.counter == "n_averaged":
+        yield AVERAGED_MODEL_NOTE
+
+
+def _of_averages(found: FoundWeights, groups: Sequence[_Beside]) -> Iterator[str]:
+    """Yield the warning if the chosen weights are an average themselves."""
+    chosen = found.key.rpartition(".")[2]
+    by_name = {group.name: group for group in groups}
+    swapped = by_name.get(SWAPPED)
+    if swapped is not None and is_swapped(chosen, by_name, swapped.counters):
+        yield warn_of_swap(found.key, swapped.path)
+    elif any(map(is_average, found.key.split("."))) and found.counter != "n_averaged":
+        yield warn_of_average(found.key)
