@@ -75,7 +75,8 @@ class NameColumn:
     """``step``, ``epoch`` or ``time``, which is a date."""
     values: tuple[int | None, ...]
     word: str
-    """The kind of the word that marks it, such as ``checkpoint``; empty if it is the only number that differs."""
+    """The kind of the word that marks it, such as ``checkpoint``; empty if it is the only number that differs;
+    ``mixed`` if it is not the same in all names, which may count differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ def _columns_of_words(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
     bare = [None if epoch is not None else other for epoch, other in zip(epochs, _by_likeness(parsed), strict=True)]
     spelled = [one.last("step") for one in parsed]
     steps = [other if step is None else step for step, other in zip(spelled, bare, strict=True)]
-    yield NameColumn(unit="step", values=tuple(steps), word="step" if any(spelled) else "checkpoint")
+    yield NameColumn(unit="step", values=tuple(steps), word="mixed" if any(bare) else "step")
     yield NameColumn(unit="epoch", values=tuple(epochs), word="epoch")
 
 

@@ -6,16 +6,18 @@ never depends on it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from pathlib import Path
 
 from ema_cli.discovery.candidates import Candidate
 from ema_cli.formats.series_names import HINT
 from ema_cli.records.series import Checkpoint
 from ema_cli.step_names import steps_from_names
 from ema_cli.storage.extents import Extent, TensorIndex
-from ema_cli.storage.locations import is_link
+from ema_cli.storage.locations import absolute
 from ema_cli.text import quoted
 
 Clock = tuple[int, ...]
@@ -60,10 +62,14 @@ def reason_to_skip(entry: Entry, members: Sequence[Entry]) -> str:
     return "" if clocks else NO_PLACE
 
 
-def prefers(entry: Entry) -> bool:
-    """Sort key: of two names of one checkpoint, one that is no link is kept."""
-    run, name = entry.candidate.run, entry.candidate.entry
-    return is_link(entry.checkpoint.path) or (run is not None and is_link(run / name))
+def prefers(entry: Entry) -> tuple[bool, int]:
+    """Sort key: of two names of one checkpoint, the one that is no link, and is not behind one, is kept."""
+    path = entry.checkpoint.path
+    if not isinstance(path, Path):
+        return False, 0
+    named, real = absolute(path).split("/"), os.path.realpath(path).split("/")
+    own = sum(1 for _ in takewhile(lambda parts: parts[0] == parts[1], zip(named[::-1], real[::-1], strict=False)))
+    return named != real, -own if named != real else 0
 
 
 def have_equal_checksums(one: TensorIndex, other: TensorIndex) -> bool:

@@ -32,7 +32,8 @@ class Witness:
     restarts: bool = False
     """It may begin again in every epoch."""
     word: str = "key"
-    """What says that it is a step: ``key`` inside; ``step``, ``checkpoint`` and the like in names, or nothing."""
+    """What says that it is a step: ``key`` inside; in names ``step``, ``checkpoint`` and the like, or nothing, or
+    ``mixed`` words."""
     proven: bool = False
     """It gives the steps that a previous average lists."""
 
@@ -91,14 +92,14 @@ def choose(witnesses: Sequence[Witness]) -> Witness | None:
     usable = [one for one in witnesses if one.complete and not (one.restarts and _begins_again(one, witnesses))]
     if constant_step(witnesses) is not None:
         usable = [one for one in usable if one.word]
-    usable = [one for one in usable if one.word not in ("", "checkpoint") or not _counts_epochs(one, usable)]
+    usable = [one for one in usable if one.word not in ("", "checkpoint", "mixed") or not _counts_epochs(one, usable)]
     is_final = (one for one in usable if one.distinct or (one.unit == "step" and one.inside and not one.restarts))
     return next(is_final, next(iter(usable), None))
 
 
 def find_contradiction(chosen: Witness, witnesses: Sequence[Witness]) -> Witness | None:
     """Return the best witness that contradicts the chosen one, except steps that begin again in every epoch."""
-    others = (one for one in witnesses if one.varies and chosen.contradicts(one))
+    others = (one for one in witnesses if one.varies and one.word != "mixed" and chosen.contradicts(one))
     return next((one for one in others if not (one.restarts and _is_explained(one, chosen, witnesses))), None)
 
 

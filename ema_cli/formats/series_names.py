@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
+from ema_cli.step_names import name_columns
 
 HINT = "(name the file to use it)"
 _ASIDE = {
@@ -57,6 +58,7 @@ def split_names(names: Collection[str]) -> SplitNames:
     counted = [name for name in others if is_counted(name)]
     if len(counted) == 1 and not is_numbered(counted[0]):
         counted = []  # the number of "resnet50.pt" is no step
+    counted = _with_words(counted)
     plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
     series = plain or counted or others
     return SplitNames(
@@ -79,6 +81,13 @@ def is_special(name: str) -> bool:
 def is_counted(name: str) -> bool:
     """Whether a name has a number, other than Lightning's version."""
     return re.search(r"\d", _stem(name)) is not None
+
+
+def _with_words(counted: list[str]) -> list[str]:
+    """Return the names with a word for steps or epochs, if several have one; ``loss=0.93.pt`` is beside them."""
+    columns = [column.values for column in name_columns(counted) if column.word in ("step", "epoch")]
+    found = [name for name, *values in zip(counted, *columns, strict=True) if any(v is not None for v in values)]
+    return found if len(found) >= _FEWEST else counted
 
 
 def _begins_others(name: str, counted: Collection[str]) -> bool:

@@ -87,7 +87,6 @@ GENERATIVE = {
         save=lambda p: {f"model_{p.at:08}.pth": _k_diffusion(p)},
         key="model",
         names=names("inner_model."),
-        warned=("model_ema",),
     ),
     "DiT": Trainer(
         source="facebookresearch/DiT train.py",
@@ -97,14 +96,12 @@ GENERATIVE = {
         },
         paths=("checkpoints",),
         key="model",
-        warned=("ema",),
     ),
     "denoising-diffusion-pytorch": Trainer(
         source="lucidrains/denoising-diffusion-pytorch denoising_diffusion_pytorch.py Trainer.save, by milestone",
         save=lambda p: {f"results/model-{p.at}.pt": _lucidrains(p)},
         paths=("results",),
         key="model",
-        warned=("ema",),
     ),
     "edm2": Trainer(
         source="NVlabs/edm2 training/training_loop.py, torch_utils/distributed.py CheckpointIO.save",
@@ -158,7 +155,6 @@ GENERATIVE = {
         paths=("models",),
         skipped=("models/net_g_latest.pth",),
         key="params",
-        warned=("params_ema",),
     ),
     "ESRGAN, the generator": Trainer(
         source="XPixelGroup/BasicSR basicsr/models/srgan_model.py save",

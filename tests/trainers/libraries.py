@@ -156,7 +156,6 @@ LIBRARIES = {
         save=lambda p: {f"{p.number}-{p.at}.ckpt": {**_lightning(p), "ema": {"params": average(p), "decay": 0.999}}},
         key="state_dict",
         names=names("model."),
-        warned=("ema",),
     ),
     "lerobot": Trainer(
         source="huggingface/lerobot src/lerobot/common/train_utils.py save_checkpoint, update_last_checkpoint",

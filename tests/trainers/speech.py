@@ -80,7 +80,6 @@ SPEECH = {
         },
         skipped=("best-train-loss.pt", "best-valid-loss.pt", "epoch-10-avg-2.pt"),
         key="model",
-        warned=("model_avg",),
     ),
     "ESPnet": Trainer(
         source="espnet/espnet espnet2/train/trainer.py, espnet2/main_funcs/average_nbest_models.py",
@@ -175,7 +174,6 @@ SPEECH = {
         },
         skipped=("model_last.pt", "pretrained_model_1200000.pt"),
         key="model_state_dict",
-        warned=("ema_model_state_dict",),
     ),
     "RVC": Trainer(
         source="RVC-Project/Retrieval-based-Voice-Conversion-WebUI train/process_ckpt.py savee",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tests.trainers.files import ADAM, Detector, Link, Point, Trainer, average, names, weights
 
 
@@ -35,6 +37,10 @@ def _epoch(point: Point) -> dict[str, object]:
 def _sam2(point: Point) -> dict[str, object]:
     counters = {"epoch": point.at, "steps": {"train": 400 * point.at, "val": 0}, "time_elapsed": 9.5}
     return {"model": weights(point), "optimizer": ADAM, "loss": {"all": {}}, **counters, "best_meter_values": {}}
+
+
+def _averaged(point: Point) -> dict[str, object]:
+    return {"steps": torch.tensor(point.at), **average(point, "module.")}
 
 
 def _moco(point: Point) -> dict[str, object]:
@@ -81,7 +87,7 @@ VISION = {
     "mmengine by iteration with EMAHook": Trainer(
         source="open-mmlab/mmengine mmengine/hooks/ema_hook.py before_save_checkpoint",
         at=(8000, 16000, 80000, 160000),
-        save=lambda p: {f"iter_{p.at}.pth": {**_mmengine(p), "ema_state_dict": average(p, "module.")}},
+        save=lambda p: {f"iter_{p.at}.pth": {**_mmengine(p), "ema_state_dict": _averaged(p)}},
         key="state_dict",
         warned=("ema_state_dict",),
     ),
@@ -102,7 +108,6 @@ VISION = {
         beside=lambda ps: {"last.pth.tar": {**_timm(ps[-1]), "state_dict_ema": average(ps[-1])}},
         skipped=("last.pth.tar",),
         key="state_dict",
-        warned=("state_dict_ema",),
     ),
     "ultralytics": Trainer(
         source="ultralytics/ultralytics ultralytics/engine/trainer.py BaseTrainer.save_model",
@@ -119,7 +124,6 @@ VISION = {
         beside=lambda ps: {"best.pt": _yolo(ps[1]), "last.pt": _yolo(ps[-1])},
         skipped=("best.pt", "last.pt"),
         key="model",
-        warned=("ema",),
     ),
     "YOLOv7": Trainer(
         source="WongKinYiu/yolov7 train.py",
@@ -133,7 +137,6 @@ VISION = {
         },
         skipped=("init.pt", "best.pt", "best_049.pt", "last.pt"),
         key="model",
-        warned=("ema",),
     ),
     "YOLOv9": Trainer(
         source="WongKinYiu/yolov9 train_dual.py",
@@ -141,7 +144,6 @@ VISION = {
         beside=lambda ps: {"last.pt": _yolo(ps[-1])},
         skipped=("last.pt",),
         key="model",
-        warned=("ema",),
     ),
     "DETR": Trainer(
         source="facebookresearch/detr main.py",
@@ -166,7 +168,6 @@ VISION = {
         },
         skipped=("checkpoint-best.pth", "checkpoint-best-ema.pth"),
         key="model",
-        warned=("model_ema",),
     ),
     "Swin": Trainer(
         source="microsoft/Swin-Transformer utils.py save_checkpoint",

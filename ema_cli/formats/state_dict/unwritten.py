@@ -5,7 +5,8 @@ Input -> output: ``FoundWeights`` -> sentences: statements about the choice, war
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import RunWarning
@@ -33,6 +34,7 @@ from ema_cli.formats.state_dict.trainer_layouts import (
     may_be_weights,
 )
 from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered
+from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted, shortlist
 
 WEIGHTS_DROPPED = "weights-dropped"
@@ -112,10 +114,19 @@ class _Beside:
         )
 
     def repeats(self, weights: dict[str, Tensor]) -> bool:
-        """Whether these are another copy of the weights, such as the best ones so far or those of a teacher."""
+        """Whether these are another copy of the weights, such as the best ones so far or those of a teacher.
+
+        A list has no names: the shapes are those of the weights, as of the master copies in float32.
+        """
+        if not self.is_named:
+            return _shapes(self.tensors) <= _shapes(weights)
         if are_repeated(self.tensors, weights):
             return True
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
+    return Counter(tensor.shape for tensor in tensors.values() if isinstance(tensor, TensorRef))
 
 
 def _trained(value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
@@ -147,7 +158,7 @@ def _trained(value: object, seen: set[int], *, averages: bool) -> Iterator[tuple
 def _parts_beside(found: FoundWeights) -> Iterator[tuple[str, object]]:
     """Yield path and value of what is beside the weights; of a list of mappings or modules each entry."""
     for path, value in found.beside:
-        entries = numbered(value)
+        entries = numbered(value) if may_be_weights(path.rpartition(".")[2], value) else {}
         if any(map(named, entries.values())):
             yield from ((join(path, number), entry) for number, entry in entries.items())
         else:
@@ -172,7 +183,7 @@ def _dropped_beside(key: str, groups: Sequence[_Beside]) -> Iterator[RunWarning]
 def _dropped_among(found: FoundWeights) -> Iterator[RunWarning]:
     """Yield the warnings about what is among the weights and is not written, as it is not a tensor."""
     for noun, is_kind in (("numpy array", is_numpy_array), ("number", is_number)):
-        names = [quoted(name) for name, value in found.among if is_kind(value) and not is_record(name)]
+        names = [quoted(name) for name, value in found.among if is_kind(value) and not _is_state(name)]
         if names:
             verb = "is" if len(names) == 1 else "are"
             yield RunWarning(
@@ -182,12 +193,16 @@ def _dropped_among(found: FoundWeights) -> Iterator[RunWarning]:
             )
 
 
+def _is_state(name: str) -> bool:
+    return is_record(name) or EXTRA_STATE in name.split(".")
+
+
 def _state_among(found: FoundWeights) -> Iterator[str]:
     """Yield the state of layers that is stored as bytes or objects: not weights, but not written either."""
     names = [
         quoted(name)
         for name, value in found.among
-        if value is not None and name.rpartition(".")[2] == EXTRA_STATE and value not in ({}, [], b"", "")
+        if value is not None and EXTRA_STATE in name.split(".") and value not in ({}, [], b"", "")
     ]
     if names:
         yield (
