@@ -409,11 +409,13 @@ def test_an_empty_argument_is_an_unset_variable(ema_avg: Run) -> None:
 
 
 def test_a_newer_last_checkpoint_is_used(run_folder: Path, ema_avg: Run) -> None:
-    """``last.ckpt`` is skipped as a copy, unless the step inside is beyond all others."""
+    """``last.ckpt`` is skipped as a copy, unless the step inside is beyond all others and its weights are its own."""
     newest = torch.load(run_folder / "ckpt_500.pt", weights_only=False)
-    torch.save(newest, run_folder / "last.ckpt")
-    assert 'skipped "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
-    torch.save({**newest, "step": 550}, run_folder / "last.ckpt")
+    for step in (500, 550):
+        torch.save({**newest, "step": step}, run_folder / "last.ckpt")
+        assert 'skipped "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
+    model = {name: value + 1 for name, value in newest["model"].items()}
+    torch.save({**newest, "model": model, "step": 550}, run_folder / "last.ckpt")
     plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
     assert [i["step"] for i in plan["inputs"]] == [100, 200, 300, 400, 500, 550]
 
