@@ -185,12 +185,13 @@ def test_averages_alone_are_a_series(tmp_path: Path) -> None:
     assert "beside numbered averages" in skipped(found)["model.pt"]
 
 
-def test_a_folder_of_files_without_weights_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_files_without_weights_is_refused(tmp_path: Path, ema_avg: Run) -> None:
     """The state of a trainer is skipped quietly only beside checkpoints; otherwise the reason is the error."""
     for number in (1, 2):
         torch.save({"param_groups": []}, tmp_path / f"state_{number}.pt")
     with pytest.raises(InputRefused, match="no state dict found"):
         find(tmp_path)
+    assert ema_avg("plan", "state_1.pt").returncode == 3
 
 
 def test_folders_are_placed_like_files(tmp_path: Path) -> None:

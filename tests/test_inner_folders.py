@@ -187,6 +187,9 @@ def test_an_adapter_beside_the_model_is_a_choice(tmp_path: Path, ema_avg: Run) -
     assert ema_avg("verify", "avg").returncode == 0
     assert ema_avg("inspect", chosen[0]).returncode == 0
     assert ema_avg(*chosen, "--method", "uniform", "-o", "run/epoch_1/").returncode == 2
+    alone = ema_avg("plan", "run/epoch_1", "--method", "uniform")
+    assert alone.returncode == 3, alone.stderr
+    assert f"ema-avg plan run/epoch_1/{index}" in alone.stderr.replace("\n", " ")
 
 
 def test_a_missing_index_and_a_folder_of_its_name_are_no_index(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
 
 
 def exit_code(error: errors.EmaAvgError) -> ExitCode:
-    """Return the exit code of an error."""
-    return _BY_ERROR[type(error)]
+    """Return the exit code of an error: of its class, or of the nearest class above it."""
+    return next(_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
 
 
 def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None:
