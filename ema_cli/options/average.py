@@ -135,7 +135,7 @@ class Options(OutputOptions):
         help="LoRA adapters: the factors A and B are averaged one by one, or exact: the updates B A are, by factors of "
         "all checkpoints side by side, so the ranks add up.",
         panel="Compute",
-        in_fingerprint=True,
+        in_fingerprint="given",
         kept_on_continue=True,
         unstored=("factors",),
     )
