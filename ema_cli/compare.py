@@ -126,7 +126,7 @@ def _open_both(options: Options, listener: Listener, opened: ExitStack) -> list[
     """Open the two files until ``opened`` is closed."""
     paths = [locate(path) for path in options.paths]
     if len(paths) != 2:  # noqa: PLR2004 - a and b
-        raise UsageError(f"diff needs two checkpoints, got {len(paths)}", hint="ema-avg diff a.pt b.safetensors")
+        raise UsageError(f"diff needs two checkpoints, got {len(paths)}", hint="ema-avg diff CKPT CKPT")
     flat = [bool(options.key) and _is_flat(path) for path in paths]
     pool = LayoutPool()
     checkpoints = []

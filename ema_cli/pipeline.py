@@ -99,7 +99,9 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
 
     """
     if options.output is None:
-        raise UsageError("no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan ...")
+        raise UsageError(
+            "no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan CKPT..."
+        )
     started = time.monotonic()
     with ExitStack() as locks, planned(options, listener) as made:
         examined, checked = examine(made, options, locks)

@@ -123,6 +123,12 @@ def name_columns(names: Sequence[str]) -> list[NameColumn]:
     return [column for column in found if any(value is not None for value in column.values)]
 
 
+def has_step_word(name: str) -> bool:
+    """Whether a word says that a number in a name counts steps, epochs or checkpoints."""
+    parsed = _parse(SUFFIXES.sub("", name))
+    return any(parsed.last(kind) is not None for kind in ("step", "epoch", "checkpoint"))
+
+
 def canonical_name(name: str) -> tuple[str | int, ...]:
     """Return a name with its whole numbers as values: equal for ``step_005.pt`` and ``step_5.pt``."""
     stem, parts, begin = SUFFIXES.sub("", name), list[str | int](), 0

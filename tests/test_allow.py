@@ -16,7 +16,8 @@ from tests.helpers.series import random_states, write_series
 
 
 @pytest.mark.parametrize(
-    ("code", "hint"), [("evidence-oder", "--allow evidence-order"), ("zzz", "ema-avg help warnings lists the codes")]
+    ("code", "hint"),
+    [("evidence-oder", "--allow evidence-order"), ("zzz", "the codes are listed by: ema-avg help warnings")],
 )
 def test_an_unknown_code_is_refused(code: str, hint: str, ema_avg: Run, tmp_path: Path) -> None:
     """A code that no warning has is an error of usage, with the nearest one."""

@@ -121,13 +121,15 @@ def test_links_to_members_are_skipped(run: Path) -> None:
     (run / "latest.pt").symlink_to("epoch_10.pt")
     (run / "a_best_3.pt").symlink_to("epoch_2.pt")
     (run / "a_1.pt").symlink_to("epoch_1.pt")
+    (run / "epoch_0.pt").symlink_to("epoch_1.pt")
     os.link(run / "epoch_10.pt", run / "kept.pt")
     found = find(run)
     assert names_of(found) == list(SERIES)
     reasons = skipped(found)
     assert reasons["latest.pt"] == reasons["kept.pt"] == 'a link to "epoch_10.pt"'
     assert reasons["a_best_3.pt"] == 'a link to "epoch_2.pt"'
-    assert reasons["a_1.pt"] == f'the same file as "{run / "epoch_1.pt"}"'
+    assert reasons["a_1.pt"] == 'a link to "epoch_1.pt"'
+    assert reasons["epoch_0.pt"] == f'the same file as "{run / "epoch_1.pt"}"'
     assert not found.warnings
 
 

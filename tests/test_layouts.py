@@ -191,7 +191,7 @@ LAYOUTS: dict[str, tuple[str, Maker, Callable[[int], State], tuple[int, int, int
             "param_schedulers": [{"last_step": 1}],
         },
         lambda n: weights(n + 10),
-        (1, 2, 3),
+        (500, 1000, 1500),
     ),
     "deepspeed": ("{n}_mp_rank_00_model_states.pt", deepspeed, weights, (10, 20, 30)),
     "stable diffusion": (

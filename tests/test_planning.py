@@ -359,6 +359,12 @@ def test_no_file_stays_open_when_planning_fails(options: dict[str, Any], tmp_pat
     assert open_files() == before
 
 
+def test_outputs_of_earlier_versions_stay_up_to_date(tmp_path: Path) -> None:
+    """Without newer options, the fingerprint of the options is the one that version 0.5.0 wrote."""
+    header = ema_cli.plan(write_series(tmp_path, [MODEL] * 3), method="uniform").outputs[0].files[0].header
+    assert b'"ema_avg.options_fingerprint":"b7d18169cfdf50e47710430ff4a125ad"' in header
+
+
 def test_the_fingerprint_of_the_options_distinguishes_averages(tmp_path: Path) -> None:
     """Every option that changes bytes changes the header; options that only split the work do not."""
     paths = write_series(tmp_path, [MODEL] * 3)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
+from typer.main import get_command
 from typer.testing import CliRunner
 
+import ema_cli
+from ema_cli.cli.app import app
 from ema_cli.cli.config.command import ConfiguredCommand
 from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.errors import InputRefused, Proposal
@@ -17,6 +26,9 @@ from ema_cli.options.average import Options, make_options
 from ema_cli.options.declaration import declared
 from ema_cli.options.shell_command import shell_command
 from ema_cli.pipeline import planned
+from tests.helpers.program import Run
+
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 EXAMPLES: dict[str, Any] = {
     "text": "x y'z",
@@ -26,6 +38,7 @@ EXAMPLES: dict[str, Any] = {
     "pairs": {"run": "a=b c", "note": ""},
 }
 SPECIAL = {
+    "allow": ("first-dominates",),
     "sigma_rel": (0.1,),
     "device": "cuda:1",
     "output": Path("out dir/ema.safetensors"),
@@ -72,10 +85,10 @@ def example(option: Any) -> Any:
 
 def parsed(command: str) -> Options:
     """Return the options that the command line reads from a command."""
-    app = typer.Typer()
+    parser = typer.Typer()
     seen: list[Options] = []
 
-    @app.command("average", cls=ConfiguredCommand)
+    @parser.command("average", cls=ConfiguredCommand)
     @takes()
     def _average(paths: Annotated[list[str], typer.Argument()], *, given: Given, line: CommandLine) -> None:
         assert line.verbose in (True, False)
@@ -83,7 +96,7 @@ def parsed(command: str) -> Options:
 
     program, *words = shlex.split(command)
     assert program == "ema-avg"
-    done = CliRunner().invoke(app, words[1:] if words[0] == "plan" else words, catch_exceptions=False)
+    done = CliRunner().invoke(parser, words[1:] if words[0] == "plan" else words, catch_exceptions=False)
     assert not done.exit_code, done.output
     return seen[0]
 
@@ -130,3 +143,144 @@ def test_a_proposal_that_cannot_be_planned_is_not_shown(run_folder: Path, monkey
     assert refused().hint == "the run is there: ema-avg run -o o.safetensors"
     proposals.pop()
     assert refused().hint == "a plain hint"
+
+
+def commands_in(hint: str) -> list[str]:
+    """Return the commands that a hint proposes."""
+    return re.findall(r"ema-avg [^;]+?(?=; or |; |$)", hint)
+
+
+def hints_in(module: Path) -> Iterator[str]:
+    """Yield the texts that a module gives as hints, with ``{}`` in place of values."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        match node:
+            case ast.keyword(arg="hint" | "next_step", value=value):
+                yield from texts_in(value)
+            case ast.Assign(targets=[ast.Name(id="hint" | "hints")], value=value):
+                yield from texts_in(value)
+            case ast.FunctionDef(name="hint_for" | "_hint"):
+                yield from texts_in(node)
+
+
+def texts_in(value: ast.AST) -> Iterator[str]:
+    """Yield the strings in an expression."""
+    for node in ast.walk(value):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+HINTS = {
+    (path.name, command): command
+    for path in Path(ema_cli.__file__).parent.rglob("*.py")
+    for hint in hints_in(path)
+    for command in commands_in(hint)
+}
+
+
+def test_hints_have_commands() -> None:
+    """The search for hints finds them."""
+    assert len(HINTS) > 8
+
+
+@pytest.mark.parametrize("command", list(HINTS.values()))
+def test_commands_in_hints_have_placeholders_and_parse(command: str) -> None:
+    """A hint that no plan stands behind has words in capitals in place of paths, and options that exist."""
+    words = shlex.split(command.replace("...", ""))[1:]
+    is_word = command in ("ema-avg {}", "ema-avg batch --{} ...")  # a command, an option
+    assert is_word or not re.search(r"\{\}", command), command
+    name = words[0] if words[0] in COMMANDS else "average"
+    rest = words[1:] if words[0] in COMMANDS else words
+    assert (
+        all(re.fullmatch(r"-.*|[A-Z*/]+(?:\.pt)?|[\d.]+|ema\.safetensors|\{\}|--\{\}", one) for one in rest)
+        or name == "help"
+    )
+    if not is_word and rest[:1] not in (["--help"], ["--show-config"]):
+        COMMANDS[name].make_context(name, rest)
+
+
+def two_models(folder: Path) -> list[str]:
+    """A run of folders with an adapter beside the model."""
+    for step in (1, 2):
+        for name in ("model", "adapter_model"):
+            save_tensors(folder / f"run/checkpoint-{step}/{name}.safetensors", step)
+    return ["run"]
+
+
+def parts_of_a_list(folder: Path) -> list[str]:
+    """Files that hold a list of a model and an optimizer."""
+    for step in (1, 2):
+        save_torch(folder / f"run/step_{step}.pt", [weights(step), {"state": {}, "param_groups": []}])
+    return ["run/step_1.pt", "run/step_2.pt"]
+
+
+def two_networks(folder: Path) -> list[str]:
+    """Files that hold two networks under names of their own."""
+    for step in (1, 2):
+        save_torch(folder / f"run/step_{step}.pt", {"encoder_net": weights(step), "decoder_net": weights(step)})
+    return ["run"]
+
+
+def pipelines(folder: Path) -> list[str]:
+    """Pipelines of several models, in folders."""
+    for step in (1, 2):
+        for part in ("unet", "vae"):
+            save_tensors(folder / f"my run/checkpoint-{step}/{part}/diffusion_pytorch_model.safetensors", step)
+        (folder / f"my run/checkpoint-{step}/model_index.json").write_text("{}")
+    return ["my run"]
+
+
+def networks_side_by_side(folder: Path) -> list[str]:
+    """Two series of files of different models in one folder."""
+    for step in (1, 2):
+        save_torch(folder / f"run/G_{step}.pth", weights(step))
+        save_torch(folder / f"run/D_{step}.pth", {"conv.weight": torch.ones(3, 3) * step})
+    return ["run"]
+
+
+def unusual_suffix(folder: Path) -> list[str]:
+    """Checkpoints whose names do not end as those of others."""
+    for step in (1, 2):
+        save_torch(folder / f"run/model_{step}.pyth", weights(step))
+    return ["run"]
+
+
+def weights(step: int) -> dict[str, torch.Tensor]:
+    """Return the weights at a step."""
+    return {"fc.weight": torch.full((2, 2), float(step)), "fc.bias": torch.ones(2)}
+
+
+def save_torch(path: Path, value: object) -> None:
+    """Save a value in a new folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(value, path)
+
+
+def save_tensors(path: Path, step: int) -> None:
+    """Save weights as safetensors, in a new folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights(step), path)
+
+
+LAYOUTS = (
+    two_models,
+    parts_of_a_list,
+    two_networks,
+    pipelines,
+    networks_side_by_side,
+    unusual_suffix,
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_commands_that_errors_propose_work(layout: Callable[[Path], list[str]], ema_avg: Run, tmp_path: Path) -> None:
+    """Each command in the hint of a refusal averages, as it is shown."""
+    done = ema_avg(*layout(tmp_path), "--decay", "0.9", "-o", "out.safetensors", "--json")
+    assert done.returncode, done.stdout
+    commands = commands_in(json.loads(done.stdout)["error"]["hint"])
+    assert commands
+    for command in commands:
+        assert "-o out.safetensors" in command
+        again = ema_avg(*shlex.split(command)[1:], "--force")
+        assert again.returncode == 0, (command, again.stderr)

@@ -171,8 +171,8 @@ def test_each_needed_byte_is_sent_once(suffix: str, site: Site, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_the_sample_is_eight_small_requests(suffix: str, site: Site) -> None:
-    """Beyond the structure, planning asks for at most eight ranges of 4 KiB of each object, as they are in files."""
+def test_the_sample_is_a_few_small_requests(suffix: str, site: Site) -> None:
+    """Beyond the structure, planning asks for at most six ranges of 4 KiB of each object, as they are in files."""
     ema_cli.plan(names(site, suffix), decay=0.5, probe=False)
     structure = list(site.ranges)
     site.ranges.clear()
@@ -181,10 +181,10 @@ def test_the_sample_is_eight_small_requests(suffix: str, site: Site) -> None:
     for one in structure:
         sample.remove(one)
     assert evidence is not None
-    assert evidence.elements == 8 * 1024
+    assert evidence.elements == 6 * 1024
     assert all(length == 4096 for *_, length in sample)
     for step in range(4):
-        assert sum(name == f"c_{step}.{suffix}" for name, *_ in sample) <= 8
+        assert sum(name == f"c_{step}.{suffix}" for name, *_ in sample) <= 6
 
 
 def test_files_are_opened_several_at_a_time(site: Site) -> None:
@@ -220,11 +220,12 @@ def test_strided_tensors_are_sent_once(layout: str, site: Site, tmp_path: Path) 
 
 
 def test_constants_and_integers_of_a_web_server(site: Site, tmp_path: Path) -> None:
-    """A plan compares integers with at most 8 reads of a file; a constant is sent twice, other weights once."""
+    """A plan compares integers with at most 2 reads of a file; a constant is sent twice, other weights once."""
     mask = torch.full((2000, 1000), -torch.inf).triu(1)
     integers = {f"ids{n}": torch.arange(30_000) for n in range(12)}
     for step in (1, 2):
-        weights = {"w": torch.randn(500_000, generator=torch.manual_seed(step))}
+        start, change = (torch.randn(500_000, generator=torch.Generator().manual_seed(seed)) for seed in (0, step))
+        weights = {"w": start + 0.01 * change}
         save_file({"mask": mask, **weights, **integers}, site.folder / f"m_{step}.safetensors")
     addresses = [f"{site.address}/m_{step}.safetensors" for step in (1, 2)]
     assert ema_cli.plan(addresses, decay=0.5).warnings == ()

@@ -168,22 +168,21 @@ def _warnings(search: _Search, named: Collection[Location]) -> Iterator[RunWarni
     if search.nested:
         some = shortlist(quoted(str(path)) for path in search.nested)
         message = f"{some} contains checkpoints, so it is a run, and the checkpoints in its subfolders are not averaged"
-        yield RunWarning(
-            code="runs-in-runs", message=message, hint=f"name the subfolders: ema-avg batch '{search.nested[0]}/*/'"
-        )
+        yield RunWarning(code="runs-in-runs", message=message, hint="name the subfolders: ema-avg batch 'RUN/*/'")
 
 
 def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> NoReturn:
     named = shortlist(quoted(name) for name in found)
     if search.files:
-        hint = f"ema-avg {search.files[0]} averages files"
-        raise UsageError(f"no run in {named}: a run is a folder, not a file", hint=hint)
+        raise UsageError(
+            f"no run in {named}: a run is a folder, not a file", hint="files are averaged by: ema-avg CKPT..."
+        )
     if not any(is_folder(location) for locations in found.values() for location in locations):
         raise NothingMatched(f"there is no {named}")
     why = f"; not searched: {shortlist(search.unreadable)}" if search.unreadable else ""
     if search.checkpoints:
         some = shortlist(quoted(str(path)) for path in search.checkpoints)
-        hint = f"a run is the folder that contains checkpoints; ema-avg {search.checkpoints[0]} averages checkpoints"
+        hint = "a run is the folder that contains checkpoints; checkpoints are averaged by: ema-avg CKPT..."
         raise NothingMatched(f"no run in {named}, only single checkpoints: {some}{why}", hint=hint)
     raise NothingMatched(
         f"no run in {named}: no folder there directly contains checkpoints{why}",

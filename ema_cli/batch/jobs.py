@@ -45,12 +45,14 @@ def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:
 
     """
     if not jobs:
-        raise UsageError("no run was named", hint="ema-avg batch runs/ --half-life 4")
+        raise UsageError("no run was named", hint="ema-avg batch RUNS/ --half-life 4")
     taken: dict[str, str] = {} if index is None else {_real_path(index): "the index"}
     for job in jobs:
         if job.options.lacks_decay and job.options.continue_from is None:
-            hint = f"--half-life 4; ema-avg plan {job.run} compares some choices"
-            raise UsageError("neither --decay nor --half-life was given", hint=hint)
+            raise UsageError(
+                "neither --decay nor --half-life was given",
+                hint="--half-life 4; a run alone compares some choices: ema-avg plan RUN",
+            )
         mine = {_real_path(path): path for path in _written(job.options)}
         for real_path, path in mine.items():
             other = taken.get(real_path)

@@ -88,7 +88,7 @@ def refuse_equal_steps(checkpoints: Sequence[Checkpoint], values: Sequence[int |
     if twice:
         raise InputRefused(
             f"checkpoints have the same {unit}: {shortlist(twice)}",
-            hint=f"two runs? use ema-avg batch; two copies? leave one out; otherwise {ORDER_HINT}",
+            hint=f"two runs? ema-avg batch RUNS/; two copies? leave one out; otherwise {ORDER_HINT}",
         )
 
 

@@ -21,7 +21,7 @@ _MOST_PIECES = 4
 """Of one tensor."""
 _BUDGET = 256
 """Pieces that are read of one checkpoint on a disk; the largest tensors come first."""
-_REMOTE_BUDGET = 8
+_REMOTE_BUDGET = 2
 """Pieces that are read of one checkpoint in a store."""
 
 

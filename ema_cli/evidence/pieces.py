@@ -1,6 +1,6 @@
 """Which elements of the checkpoints are sampled: the same few pieces of tensors in all of them.
 
-Input -> output: a plan -> at most 32 pieces of 4 KiB, 8 if a checkpoint is in a store or if there are 128; a small
+Input -> output: a plan -> at most 32 pieces of 4 KiB, 8 if there are 128 checkpoints, 6 if one is in a store; a small
 model is taken whole. A piece is contiguous in storage, so it is one read or one request.
 """
 
@@ -21,8 +21,9 @@ from ema_cli.storage.extents import Extent, Mosaic, TensorLayout, span
 
 PIECE_BYTES = 1 << 12
 MOST_PIECES = 32
-MOST_REQUESTS = 8
-"""Pieces of a checkpoint in a store, each of which is one request; the least of others."""
+_FEWEST_PIECES = 8
+_REMOTE_PIECES = 6
+"""Of a checkpoint in a store, each of which is one request; two more are left for integers."""
 _MOST_READS = 1024
 """Of all checkpoints together, so that many checkpoints do not take longer than a few."""
 
@@ -93,7 +94,7 @@ def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[SampledPiece]:
     """Return the pieces to read of each of the checkpoints ``rows``, in the order of the plan's tensors."""
     stretches = list(_stretches(plan, rows))
     remote = is_remote(plan, rows)
-    most = MOST_REQUESTS if remote else max(MOST_REQUESTS, min(MOST_PIECES, _MOST_READS // len(rows)))
+    most = _REMOTE_PIECES if remote else max(_FEWEST_PIECES, min(MOST_PIECES, _MOST_READS // len(rows)))
     most_whole = 1 if remote else 4 * most
     size = sum(stretch.elements * stretch.itemsize for stretch in stretches)
     if size <= most * PIECE_BYTES and len(stretches) <= most_whole:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
-from ema_cli.step_names import name_columns
+from ema_cli.step_names import has_step_word
 
 NAME_TO_USE = "(name the file to use it)"
 """What to do about a file that is skipped."""
@@ -87,9 +87,8 @@ def has_number(name: str) -> bool:
 
 
 def _with_words(counted: list[str]) -> list[str]:
-    """Return the names with a word for steps or epochs, if several have one; ``loss=0.93.pt`` is beside them."""
-    columns = [column.values for column in name_columns(counted) if column.word in ("step", "epoch")]
-    found = [name for name, *values in zip(counted, *columns, strict=True) if any(v is not None for v in values)]
+    """Return the names with a word before a step, if several have one; ``net_metric=0.93.pt`` is beside them."""
+    found = [name for name in counted if has_step_word(name)]
     return found if len(found) >= _FEWEST else counted
 
 

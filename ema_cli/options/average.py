@@ -135,7 +135,7 @@ class Options(OutputOptions):
         help="LoRA adapters: the factors A and B are averaged one by one, or exact: the updates B A are, by factors of "
         "all checkpoints side by side, so the ranks add up.",
         panel="Compute",
-        in_fingerprint=True,
+        in_fingerprint="given",
         kept_on_continue=True,
         unstored=("factors",),
     )
@@ -227,7 +227,7 @@ class Options(OutputOptions):
 
     def _check_inputs(self) -> None:
         if not self.paths:
-            raise UsageError("no checkpoints were named", hint="ema-avg ckpt_*.pt --decay 0.9 -o ema.safetensors")
+            raise UsageError("no checkpoints were named", hint="ema-avg CKPT... --decay 0.9 -o ema.safetensors")
         if "" in self.paths:
             raise UsageError("a checkpoint path is empty", hint="is a shell variable not set?")
         for flag, value in (("--every", self.every), ("--last", self.last)):
@@ -265,7 +265,7 @@ class Options(OutputOptions):
 def _check_code(code: str) -> None:
     if code not in WARNING_CODES:
         close = get_close_matches(code, WARNING_CODES, n=1)
-        hint = f"--allow {close[0]}" if close else "ema-avg help warnings lists the codes"
+        hint = f"--allow {close[0]}" if close else "the codes are listed by: ema-avg help warnings"
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 

@@ -57,8 +57,9 @@ class Option:
     """What applies if the option is not given, in words, where the default is ``None`` or empty."""
     form: TextForm | None = None
     """How text becomes a value (each value of a repeatable option); ``None`` if text needs no parsing."""
-    in_fingerprint: bool = False
-    """Whether it decides the bytes of an output, and so is part of the output's ``options_fingerprint``."""
+    in_fingerprint: bool | Literal["given"] = False
+    """Whether it decides the bytes of an output, and so is part of the output's ``options_fingerprint``. ``given``:
+    only if it is not the default, so that outputs of versions without this option stay up to date."""
     kept_on_continue: bool = False
     """Whether its value is stored in the output's metadata, and must be the same when that average is continued."""
     unstored: tuple[str, ...] = ()
@@ -106,6 +107,10 @@ class Option:
         if not self.single_is_bare:
             return list(value)
         return list(value) if len(value) > 1 else next(iter(value), None)
+
+    def decides(self, value: Any) -> bool:  # noqa: ANN401
+        """Whether a value is part of the fingerprint of an output."""
+        return value != self.default if self.in_fingerprint == "given" else self.in_fingerprint
 
     def read(self, value: Any) -> Any:  # noqa: ANN401 - of any option
         """Return the value that the record holds for a value given on the command line, in a file or from Python.

@@ -52,7 +52,9 @@ def choose_tensors(layouts: Sequence[TensorLayout], options: Options) -> Chosen:
     if not chosen:
         if not layouts:
             raise InputRefused("the checkpoints contain no tensors")
-        raise UsageError("--include and --exclude select no tensor", hint="ema-avg inspect lists the names")
+        raise UsageError(
+            "--include and --exclude select no tensor", hint="the names are listed by: ema-avg inspect CKPT"
+        )
     return chosen
 
 

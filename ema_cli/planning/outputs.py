@@ -132,9 +132,10 @@ def _numbers(tensors: Sequence[PlannedTensor], k: int) -> dict[str, str]:
 
 def _options_fingerprint(method: Method, series: Series, options: Options) -> str:
     """Hash every option that decides the bytes of an output; weights given by the user in fold order."""
+    values = [(one, getattr(options, one.name)) for one in declared(type(options))]
     deciding = {
         **method.plain(),
         "weights": series.timeline.given_weights or options.weights,
-        **{one.name: one.plain(getattr(options, one.name)) for one in declared(type(options)) if one.in_fingerprint},
+        **{one.name: one.plain(value) for one, value in values if one.decides(value)},
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:32]

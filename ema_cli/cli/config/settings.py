@@ -126,7 +126,7 @@ def _unknown(where: str, name: str, known: Sequence[str]) -> UsageError:
         return UsageError(f"{where}{quoted(name)} can only be given on the command line", hint=f"--{plain}")
     close = get_close_matches(name if name in known else name.replace("_", "-"), known, n=1)
     close = close or get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "ema-avg --show-config lists the options"
+    hint = f"did you mean {close[0]}?" if close else "the options are listed by: ema-avg --show-config"
     return UsageError(f"{where}there is no option {quoted(name)}", hint=hint)
 
 

@@ -134,5 +134,6 @@ def refuse_unused_prefix(prefix: str | None, found: Iterable[tuple[str, ...]]) -
     """
     if prefix and not any(found):
         raise UsageError(
-            f"no tensor begins with --strip-prefix {quoted(prefix)}", hint="ema-avg inspect lists the names"
+            f"no tensor begins with --strip-prefix {quoted(prefix)}",
+            hint="the names are listed by: ema-avg inspect CKPT",
         )

@@ -199,11 +199,11 @@ def _is_state(name: str) -> bool:
 
 def _state_among(found: FoundWeights) -> Iterator[str]:
     """Yield the state of layers that is stored as bytes or objects: not weights, but not written either."""
-    names = [
-        quoted(name)
+    names = dict.fromkeys(
+        quoted(name[: name.index(EXTRA_STATE) + len(EXTRA_STATE)])
         for name, value in found.among
         if value is not None and EXTRA_STATE in name.split(".") and value not in ({}, [], b"", "")
-    ]
+    )
     if names:
         yield (
             f"not in the output, as it is no tensor: the extra state of {plural(len(names), 'layer')}, such as FP8 "
