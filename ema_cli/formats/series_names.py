@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
-from ema_cli.step_names import has_step_word
+from ema_cli.name_numbers import has_step_word
 
 NAME_TO_USE = "(name the file to use it)"
 """What to do about a file that is skipped."""

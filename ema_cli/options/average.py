@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, UsageError
+from ema_cli.name_numbers import MOST_DIGITS
 from ema_cli.options.declaration import TextForm, declared, option, read_values
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT, OutputOptions
 from ema_cli.options.weighting import split_weights
@@ -28,13 +29,12 @@ LoraMode = Literal["factors", "exact"]
 
 DEFAULT_SAMPLES = 100
 """Tensor pieces that a verification recomputes by default."""
-_MOST_DIGITS = 18
 _MOST_THREADS = 256
 
 
 def _parse_steps(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts):
+    if not all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
         raise ValueError(text)
     return tuple(int(part) for part in parts)
 
