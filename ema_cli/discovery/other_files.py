@@ -5,12 +5,14 @@ One file of each suffix is opened, in the folder and in the first folders inside
 
 from __future__ import annotations
 
+import glob
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from ema_cli.discovery.patterns import literal
 from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE
@@ -70,4 +72,4 @@ def _kind_of(location: Location, suffix: str, names: Sequence[str]) -> OtherFile
         return OtherFiles(line=line, next_step=foreign.hint)
     except EmaAvgError:
         return None
-    return OtherFiles(pattern=f"{location}/*{suffix}") if suffix else None
+    return OtherFiles(pattern=f"{literal(location)}/*{glob.escape(suffix)}") if suffix else None

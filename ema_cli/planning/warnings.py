@@ -19,6 +19,7 @@ from ema_cli.weights.methods import Weighting
 from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
+COPIES_HINT = "leave out the copies, unless the weights really did not change between the steps"
 _ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
 """Warnings about the default of an option, which are silent if the option was given by hand."""
 
@@ -157,5 +158,4 @@ def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWar
     copies = sum(len(names) - 1 for names in groups)
     message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, "
     message += f"so the average counts {plural(copies, 'checkpoint')} twice"
-    hint = "leave out the copies, unless the weights really did not change between the steps"
-    return [RunWarning(code="same-weights", message=message, hint=hint)]
+    return [RunWarning(code="same-weights", message=message, hint=COPIES_HINT)]

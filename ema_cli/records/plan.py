@@ -61,7 +61,7 @@ class PlannedTensor:
     tied_to: str | None
     """An earlier tensor with the same bytes in the last checkpoint."""
     pieces: Concatenation | None = None
-    """Of a concatenated tensor; a scaled tensor has one."""
+    """Of a concatenated tensor; one of a scaled tensor."""
     why_copied: str = ""
     """For people; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ class Plan:
         return self.used if tensor.action is Action.AVERAGED else (tensor.copied_from,)
 
     def contributors(self, tensor: PlannedTensor) -> Sequence[int]:
-        """Return the positions of the checkpoints that ``tensor`` is a content of: none for a copied tensor."""
+        """Return the positions of the checkpoints whose digest ``tensor`` is in: none for a copied or scaled tensor."""
         return self.readers(tensor) if tensor.action in (Action.AVERAGED, Action.CONCATENATED) else ()
 
     def extent(self, tensor: PlannedTensor, i: int) -> Located:

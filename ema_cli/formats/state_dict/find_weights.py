@@ -46,7 +46,7 @@ class StateDict:
     """Names of everything beside or among them that is not a tensor of the model."""
     choice: tuple[str, ...] = ()
     """Which weights were taken, and what else there is, in words."""
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Warnings about the choice."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers that are not among the tensors."""
@@ -69,14 +69,14 @@ def find_state_dict(root: object, keys: Keys = ()) -> StateDict:
     if found is None:
         raise refuse_without_weights(root)
     refuse_placeholders(root, found.tensors)
-    told = describe_unwritten(found, by_key=bool(keys))
+    unwritten = describe_unwritten(found, by_key=bool(keys))
     return StateDict(
         key=found.key,
         tensors=found.tensors,
         ignored=found.ignored,
-        choice=told.choice,
-        notes=told.doubts,
-        dropped=told.dropped,
+        choice=unwritten.choice,
+        warnings=unwritten.warnings,
+        dropped=unwritten.dropped,
     )
 
 
@@ -131,7 +131,7 @@ class _WeightSearch:
             whole = weights or (own and len(own) == len(parts(node)))
             return weights_below(path, node, without=frozenset(averages)) if whole else None
         if usual is None and (len(candidates) > 1 or weights):
-            raise _several_models(path, [*candidates, *weights], lone=bool(weights))
+            raise _several_models(path, [*candidates, *weights], with_tensors=bool(weights))
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
         return found and found.below(path, node, candidates[0])
 
@@ -168,10 +168,10 @@ class _WeightSearch:
         return known
 
 
-def _several_models(path: str, names: Sequence[str], *, lone: bool) -> InputRefused:
-    """Return the refusal of a checkpoint with several models, or with one in several parts, ``lone`` tensors too."""
+def _several_models(path: str, names: Sequence[str], *, with_tensors: bool) -> InputRefused:
+    """Return the refusal of a checkpoint with several models, or one in several parts, some of them tensors."""
     paths = [join(path, name) for name in names]
-    keys = (path or ".",) if lone or len(paths) > _MOST_KEYS else tuple(paths)
+    keys = (path or ".",) if with_tensors or len(paths) > _MOST_KEYS else tuple(paths)
     return InputRefused(
         f"holds several models, or parts of one: {shortlist(map(quoted, paths))}",
         hint="choose one with --key NAME, several with --key NAME --key OTHER, or take all of them with --key .",
