@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from ema_cli.discovery.beside_series import OpenedCheckpoint
-from ema_cli.discovery.patterns import literal
 from ema_cli.errors import InputRefused, Proposal
 from ema_cli.formats.file_names import skeleton
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, literal
 from ema_cli.text import quoted, shortlist
 
 _FEWEST = 2

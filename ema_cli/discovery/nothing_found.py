@@ -6,10 +6,9 @@ import glob
 from collections.abc import Iterator, Mapping, Sequence
 
 from ema_cli.discovery.candidates import InnerFolder
-from ema_cli.discovery.patterns import literal
 from ema_cli.errors import Proposal
 from ema_cli.formats.file_names import is_numbered, skeleton
-from ema_cli.storage.locations import Location, locate
+from ema_cli.storage.locations import Location, literal, locate
 from ema_cli.text import plural, quoted, shortlist
 
 _MOST_PATHS = 8

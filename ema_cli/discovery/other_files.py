@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from ema_cli.discovery.patterns import literal
 from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE
@@ -20,7 +19,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import ForeignFile
 from ema_cli.naming import natural_key
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, is_file, is_folder, open_source
+from ema_cli.storage.locations import Location, is_file, is_folder, literal, open_source
 from ema_cli.text import quoted
 
 _MOST_KINDS = 12

@@ -29,7 +29,7 @@ from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import open_source
+from ema_cli.storage.locations import literal, open_source
 from ema_cli.text import quoted, shortlist
 
 _CONFIG = "config.json"
@@ -87,9 +87,9 @@ def refuse_pipeline(folder: Folder, _keys: Keys, _pool: LayoutPool) -> NoReturn:
 
     """
     parts = sorted(name for name in folder.folders if _COMPONENT.fullmatch(name)) or ["unet"]
+    run = literal(folder.location.parent)
     proposals = [
-        Proposal(reason="average each model by itself", changes={"paths": (f"{folder.location.parent}/*/{part}",)})
-        for part in parts
+        Proposal(reason="average each model by itself", changes={"paths": (f"{run}/*/{part}",)}) for part in parts
     ]
     raise InputRefused(f"is a pipeline of several models: {shortlist(map(quoted, parts))}", proposals=proposals)
 
