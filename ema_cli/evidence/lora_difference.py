@@ -120,6 +120,7 @@ def _warn_of_configs(plan: Plan, used: Sequence[int], scales: UpdateScales) -> I
             code="lora-configs-differ",
             message=f"the adapter_config.json of the checkpoints differ, and only the last is kept: "
             f"{'; '.join(differences)}",
+            hint="check rank and scale where you load the output; --lora exact counts those of each checkpoint",
         )
 
 

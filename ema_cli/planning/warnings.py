@@ -12,7 +12,7 @@ from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.ties import DroppedTies
-from ema_cli.records.plan import Action, Plan, PlannedTensor
+from ema_cli.records.plan import Plan, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.weights.methods import Weighting
@@ -45,7 +45,7 @@ def _warnings_about_plan(
     chosen: Sequence[Chosen],
     options: Options,
 ) -> Iterator[RunWarning]:
-    averaged = [tensor for tensor in tensors if tensor.action in (Action.AVERAGED, Action.CONCATENATED)]
+    averaged = [tensor for tensor in tensors if tensor.action.combines]
     several = timeline.count > 1
     yield from _warnings_about_shares(weightings if several else weightings[:1], timeline, options)
     if several:

@@ -30,6 +30,11 @@ class Action(StrEnum):
     SCALED = "scaled"
     """Copied, times a number: the alpha of such an update."""
 
+    @property
+    def combines(self) -> bool:
+        """Whether the tensors of several checkpoints contribute."""
+        return self in (Action.AVERAGED, Action.CONCATENATED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concatenation:
@@ -151,7 +156,7 @@ class Plan:
 
     def contributors(self, tensor: PlannedTensor) -> Sequence[int]:
         """Return the positions of the checkpoints whose digest ``tensor`` is in: none for a copied or scaled tensor."""
-        return self.readers(tensor) if tensor.action in (Action.AVERAGED, Action.CONCATENATED) else ()
+        return self.readers(tensor) if tensor.action.combines else ()
 
     def extent(self, tensor: PlannedTensor, i: int) -> Located:
         """Return where the elements of ``tensor`` are in checkpoint ``i``, one of its ``readers``."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ema_cli.errors import InputRefused, Proposal, RunWarning
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.keyed_parts import weights_at
-from ema_cli.formats.state_dict.missing_weights import refuse_without_weights
+from ema_cli.formats.state_dict.missing_weights import no_weights
 from ema_cli.formats.state_dict.name_copies import nested_copies
 from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import RAW_BESIDE_AVERAGE, USUAL_IN_LIGHTNING, is_average
@@ -67,7 +67,7 @@ def find_state_dict(root: object, keys: Keys = ()) -> StateDict:
     root = nested_copies(root) if isinstance(root, dict) else root
     found = weights_at(root, keys, lambda: _weights_without_key(root)) if keys else _WeightSearch().run(root)
     if found is None:
-        raise refuse_without_weights(root)
+        raise no_weights(root)
     refuse_placeholders(root, found.tensors)
     unwritten = describe_unwritten(found, by_key=bool(keys))
     return StateDict(

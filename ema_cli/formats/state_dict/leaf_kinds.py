@@ -9,8 +9,6 @@ from ema_cli.formats.torch.objects import UnsupportedTensor
 
 EXTRA_STATE = "_extra_state"
 """The name under which ``nn.Module.get_extra_state`` is stored; Transformer Engine keeps its FP8 scales there."""
-AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
-"""What to do about numpy arrays."""
 _ARRAYS = ("_reconstruct", "_frombuffer")
 """The functions that rebuild a numpy array: protocols up to 4, and 5."""
 
