@@ -12,8 +12,9 @@ from ema_cli.discovery.checkpoints import close_all
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
-from ema_cli.options.average import BufferPolicy, GeometryMode, LoraMode, OnMissing, Options, Order, make_options
+from ema_cli.options.average import BufferPolicy, GeometryMode, LoraMode, Options, make_options
 from ema_cli.options.declaration import declared
+from ema_cli.options.input_options import OnMissing, Order
 from ema_cli.options.output_options import OutputDtype, TiedPolicy
 from ema_cli.pipeline import examine, planned, run_average
 from ema_cli.records.plan import Plan

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+_INDEX_BYTES = 8
+
 
 class Kind(Enum):
     """The kind of an element, which decides whether tensors of it are averaged."""
@@ -37,6 +39,12 @@ class DType:
     def averaged(self) -> bool:
         """Whether tensors of this type are averaged. Other tensors are copied."""
         return self.kind in (Kind.FLOAT, Kind.COMPLEX)
+
+    @property
+    def may_be_codes(self) -> bool:
+        """Whether a quantizer stores codes in this type. Integers of eight bytes are indices and counters."""
+        is_small_integer = self.kind is Kind.INTEGER and self.itemsize < _INDEX_BYTES
+        return is_small_integer or (self.itemsize == 1 and self.kind is not Kind.BOOL)
 
 
 def _dtype(name: str, torch_name: str, itemsize: int, kind: Kind = Kind.FLOAT) -> DType:

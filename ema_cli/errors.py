@@ -111,3 +111,8 @@ class RunWarning:
     hint: str = ""
     allowed: bool = False
     """The user accepted it (``--allow``), so it does not fail a run under ``--strict``."""
+
+    @property
+    def label(self) -> str:
+        """The code for people, who also see that it is allowed."""
+        return f"{self.code}, allowed" if self.allowed else self.code

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ema_cli.step_names import SUFFIXES
+from ema_cli.name_numbers import SUFFIXES
 
 _DIGITS = re.compile(r"(\d+)")
 _DEEPEST_NUMBER = 3

@@ -67,6 +67,14 @@ def test_an_accepted_warning_is_shown(tmp_path: Path, ema_avg: Run) -> None:
     assert [(w["code"], w["allowed"]) for w in document["warnings"]] == [("first-dominates", True)]
 
 
+def test_what_stops_a_run_cannot_be_accepted(tmp_path: Path, ema_avg: Run) -> None:
+    """A plan shows an output in the way as a warning; ``--allow`` does not accept it, as the run fails all the same."""
+    write_series(tmp_path / "run", random_states(2))
+    (tmp_path / "ema.safetensors").write_bytes(b"foreign")
+    command = ("plan", "run", "--method", "uniform", "-o", "ema.safetensors", "--strict")
+    assert ema_avg(*command, "--allow", "output-in-the-way", "--allow", "plain-mean").returncode == 8
+
+
 def test_every_code_is_registered_once() -> None:
     """No code is in the registry twice."""
     assert len(set(WARNING_CODES)) == len(WARNING_CODES)

@@ -268,4 +268,4 @@ def test_names_are_split(names: str, series: int, beside: str) -> None:
     split = split_names(names.split())
     assert len(split.series) == series
     assert " ".join(split.beside) == beside
-    assert len(split.series) + len(split.beside) + len(split.aside) == len(names.split())
+    assert len(split.series) + len(split.beside) + len(split.skipped) == len(names.split())

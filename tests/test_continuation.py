@@ -250,6 +250,15 @@ def test_another_average_is_not_mixed_in(
         ema_cli.plan(paths, continue_from=part, **options)
 
 
+def test_the_hint_repeats_an_option_without_text(paths: list[Path], tmp_path: Path) -> None:
+    """An average that kept all prefixes is continued with ``--strip-prefix ''``."""
+    part = tmp_path / "part.safetensors"
+    ema_cli.average(paths[:3], decay=0.7, output=part, strip_prefix="")
+    with pytest.raises(UsageError) as refused:
+        ema_cli.plan(paths, continue_from=part)
+    assert refused.value.hint == 'strip_prefix=""'
+
+
 @pytest.mark.parametrize(
     "options",
     [

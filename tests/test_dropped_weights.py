@@ -276,6 +276,7 @@ def test_what_is_beside_the_module_of_deepspeed_is_a_warning(tmp_path: Path) -> 
     checkpoint = open_file(folder)
     checkpoint.index.close()
     assert (checkpoint.key, len(checkpoint.index.layouts)) == ("module", 2)
+    assert checkpoint.index.size() == path.stat().st_size
 
 
 def test_extra_state_is_stated(tmp_path: Path) -> None:

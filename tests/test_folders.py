@@ -252,7 +252,7 @@ def test_several_models_of_fsdp_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("marker", ["model_index.json", "optimizer.bin"])
 def test_a_pipeline_is_refused_with_the_command_for_a_part(marker: str, tmp_path: Path) -> None:
     """Each part is a model of its own, and a part's folder is a checkpoint."""
-    folder = tmp_path / "run" / "checkpoint-5"
+    folder = tmp_path / "run[a]" / "checkpoint-5"
     (state,) = random_states(1)
     for name in ("unet", "text_encoder", "scheduler"):
         (folder / name).mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_a_pipeline_is_refused_with_the_command_for_a_part(marker: str, tmp_path
     (folder / "unet" / "config.json").write_text("{}")
     refused = refusal(folder)
     assert 'is a pipeline of several models: "text_encoder", "unet"' in refused.message
-    assert refused.proposals[0].changes["paths"] == (f"{tmp_path}/run/*/text_encoder",)
+    assert refused.proposals[0].changes["paths"] == (f"{tmp_path}/run[[]a]/*/text_encoder",)
     found = open_file(folder / "unet")
     assert found.stem == "diffusion_pytorch_model"
     assert read_all(found) == expected(state)

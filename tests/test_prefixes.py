@@ -61,7 +61,7 @@ def test_names_that_would_collide_are_kept() -> None:
     """When two names would become equal, nothing is removed, and that is reported."""
     names = ["a.w", "a._orig_mod.w"]
     assert stripped(names) == (names, ())
-    (note,) = strip_prefixes(names, None).notes
+    (note,) = strip_prefixes(names, None).warnings
     assert note == 'the prefixes …._orig_mod. are kept: without them two tensors would have the name "a.w"'
 
 
@@ -86,7 +86,7 @@ def test_each_part_has_its_own_prefixes() -> None:
     names = ["g.module.a", "g.module.b", "d.c", "d.module.e", "h.net.a"]
     found = strip_prefixes(names, None, parts=["g", "d", "h"])
     assert (found.names, found.prefixes) == (["g.a", "g.b", "d.c", "d.module.e", "h.net.a"], ("module.",))
-    assert "2 names" in found.notes[0]
+    assert "2 names" in found.warnings[0]
     assert strip_prefixes(names, "net.", parts=["g", "d", "h"]).names[-1] == "h.a"
 
 
@@ -95,10 +95,10 @@ def test_a_prefix_of_some_names_is_reported() -> None:
     prefix = "module."
     names = [f"{prefix}a", f"{prefix}b", "head"]
     assert stripped(names) == (names, ())
-    (note,) = strip_prefixes(names, None).notes
+    (note,) = strip_prefixes(names, None).warnings
     assert note == f'the prefix "{prefix}" of 2 of 3 names is kept, as other names, such as "head", do not have it'
-    assert strip_prefixes(names, "").notes == ()
-    assert strip_prefixes([f"{prefix}a", f"{prefix}b"], None).notes == ()
+    assert strip_prefixes(names, "").warnings == ()
+    assert strip_prefixes([f"{prefix}a", f"{prefix}b"], None).warnings == ()
 
 
 def test_a_given_prefix_is_removed_where_it_is() -> None:

@@ -163,7 +163,7 @@ def test_stray_scalars_and_counters_are_ignored() -> None:
     found = find_state_dict(root)
     assert (found.key, list(found.tensors)) == ("net_g", ["w"])
     assert found.ignored == ("loss_ema", "rng_state", "epoch")
-    assert found.notes == ()
+    assert found.warnings == ()
 
 
 def test_two_models_are_refused_by_name() -> None:
@@ -181,10 +181,10 @@ def test_weights_win_over_the_trainers_average(name: str) -> None:
     found = find_state_dict({name: {"w": T}, "model": {"v": T}})
     assert (found.key, list(found.tensors)) == ("model", ["v"])
     assert f'not used: "{name}" (by its name an average); chosen by --key {name}' in found.choice[0]
-    assert found.notes == ()
+    assert found.warnings == ()
     alone = find_state_dict({name: {"w": T}, "model": None, "epoch": 1})
     assert (alone.key, list(alone.tensors)) == (name, ["w"])
-    assert "averages averages" in alone.notes[0]
+    assert "averages averages" in alone.warnings[0]
 
 
 def test_nested_layers_are_joined_by_dots() -> None:
@@ -207,7 +207,7 @@ def test_a_checkpoint_in_a_checkpoint_is_looked_into() -> None:
     found = find_state_dict({"checkpoint": inner, "version": 2})
     assert (found.key, list(found.tensors)) == ("checkpoint.model", ["w"])
     assert found.ignored == ("version", "optimizer", "ema")
-    assert (len(found.choice), found.notes, found.dropped) == (1, (), ())
+    assert (len(found.choice), found.warnings, found.dropped) == (1, (), ())
     assert keys_of({"a": {"b": {"c": {"w": T}}}}) == ("a.b.c", ["w"])
 
 

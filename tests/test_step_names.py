@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ema_cli.step_names import canonical_name, inversion, name_columns, steps_from_names
+from ema_cli.name_numbers import canonical_name
+from ema_cli.step_names import inversion, name_columns, steps_from_names
 
 NAMES = st.text("aB_.-019٣kMe", max_size=6)
 UNITS = {"": 1, "k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "b": 10**9, "B": 10**9}

@@ -79,8 +79,7 @@ class Console:
     def warning(self, warning: RunWarning) -> None:
         """Show a warning and its hint."""
         if not self.style.quiet:
-            code = f"{warning.code}, allowed" if warning.allowed else warning.code
-            self._labelled("warning", "yellow", f"{warning.message} ({code})", warning.hint)
+            self._labelled("warning", "yellow", f"{warning.message} ({warning.label})", warning.hint)
             self._annotate("warning", f"ema-avg: {warning.code}", warning.message, warning.hint)
 
     def error(self, error: EmaAvgError, code: int) -> None:

@@ -197,14 +197,11 @@ def _refuse_other_options(previous: PreviousAverage, options: Options) -> None:
             flag = f"--{key.replace('_', '-')}"
             values = _values(then)
             made = " ".join(f"{flag} {quoted(value)}" for value in values)
+            hint = f"{flag} {shlex.quote(safe_text(values[0]))}" if values else f"leave out {flag}"
             raise UsageError(
                 f"{previous.name} was made {f'with {made}' if values else f'without {flag}'}, and can only be "
                 "continued in the same way",
-                hint=made
-                if len(values) > 1
-                else f"{flag} {shlex.quote(safe_text(then))}"
-                if then
-                else f"leave out {flag}",
+                hint=made if len(values) > 1 else hint,
             )
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from ema_cli.discovery.candidates import Candidate
-from ema_cli.formats.series_names import HINT
+from ema_cli.formats.series_names import NAME_TO_USE
 from ema_cli.records.series import Checkpoint
 from ema_cli.step_names import steps_from_names
 from ema_cli.storage.extents import Extent, TensorIndex
@@ -22,12 +22,12 @@ from ema_cli.text import quoted
 
 Clock = tuple[int, ...]
 """A position in training, in numbers that can be compared: a step, or an epoch and a step that begins again in it."""
-NO_PLACE = f"no step inside gives it a place in the numbered series, of which it may be a copy {HINT}"
+NO_PLACE = f"no step inside gives it a place in the numbered series, of which it may be a copy {NAME_TO_USE}"
 _EPOCH = "epoch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class OpenedCheckpoint:
     """An opened checkpoint of a folder."""
 
     candidate: Candidate
@@ -36,35 +36,35 @@ class Entry:
     @property
     def steps(self) -> Mapping[str, tuple[str, int]]:
         """The unit and value of each step, by the place where it was read: inside, or else in the name."""
-        (named,) = steps_from_names([self.candidate.entry])
+        (named,) = steps_from_names([self.candidate.name])
         inside = {step.source: (step.unit, step.value) for step in self.checkpoint.steps}
         return inside | ({f"name: {named.unit}": (named.unit, named.value)} if named else {})
 
 
-def reason_to_skip(entry: Entry, members: Sequence[Entry]) -> str:
+def reason_to_skip(opened: OpenedCheckpoint, members: Sequence[OpenedCheckpoint]) -> str:
     """Return why a checkpoint beside the ``members`` of a series is skipped; empty if it is another member."""
-    index = entry.checkpoint.index
+    index = opened.checkpoint.index
     same = next((one for one in members if one.checkpoint.index.identity == index.identity), None)
     if same is not None:
-        return f"a link to {quoted(same.candidate.entry)}"
-    if entry.candidate.reason:
-        return entry.candidate.reason
+        return f"a link to {quoted(same.candidate.name)}"
+    if opened.candidate.reason:
+        return opened.candidate.reason
     if not any(one.checkpoint.index.layouts is index.layouts for one in members):
-        return f"its tensors are not those of the numbered checkpoints {HINT}"
-    clocks = _clocks([*members, entry])
+        return f"its tensors are not those of the numbered checkpoints {NAME_TO_USE}"
+    clocks = _clocks([*members, opened])
     own = clocks[-1] if clocks else None
     same = next((member for member, clock in zip(members, clocks, strict=False) if clock == own), None)
     if same is not None:
-        return f"a copy of {quoted(same.candidate.entry)}: the same step inside"
+        return f"a copy of {quoted(same.candidate.name)}: the same step inside"
     same = next((one for one in members if have_equal_checksums(one.checkpoint.index, index)), None)
     if same is not None:
-        return f"a copy of {quoted(same.candidate.entry)}: the same weights"
+        return f"a copy of {quoted(same.candidate.name)}: the same weights"
     return "" if clocks else NO_PLACE
 
 
-def prefers(entry: Entry) -> tuple[bool, int]:
+def prefers(opened: OpenedCheckpoint) -> tuple[bool, int]:
     """Sort key: of two names of one checkpoint, the one that is no link, and is not behind one, is kept."""
-    path = entry.checkpoint.path
+    path = opened.checkpoint.path
     if not isinstance(path, Path):
         return False, 0
     named, real = absolute(path).split("/"), os.path.realpath(path).split("/")
@@ -92,9 +92,9 @@ def _checksum(index: TensorIndex, position: int) -> tuple[int, int, int] | None:
     return extent.record.crc32, extent.record.size, extent.offset - extent.record.offset
 
 
-def _clocks(entries: Sequence[Entry]) -> list[Clock]:
+def _clocks(checkpoints: Sequence[OpenedCheckpoint]) -> list[Clock]:
     """Return the position of each checkpoint by the best step that all have; empty if there is none."""
-    steps = [entry.steps for entry in entries]
+    steps = [opened.steps for opened in checkpoints]
     common = [place for place in steps[-1] if all(place in found for found in steps)]
     for place in common:
         values = [found[place][1] for found in steps]

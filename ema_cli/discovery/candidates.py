@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ema_cli.formats.file_names import is_numbered
-from ema_cli.formats.series_names import is_counted
+from ema_cli.formats.series_names import has_number
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location
 
@@ -17,10 +17,10 @@ class Candidate:
     path: Location
     in_folder: bool
     """Found in a folder, not named."""
-    entry: str = ""
-    """Its name in that folder: of the file, or of the folder that it is in."""
     run: Location | None = None
     """That folder."""
+    name: str = ""
+    """In that folder: of the file itself, or of the folder that holds it."""
     beside: bool = False
     """It has no place in the numbered series of the folder by its name."""
     reason: str = ""
@@ -47,11 +47,11 @@ class FolderListing:
     @property
     def is_series(self) -> bool:
         """Whether there are several numbered checkpoints."""
-        return sum(is_counted(candidate.entry) for candidate in self.candidates if not candidate.beside) > 1
+        return sum(has_number(candidate.name) for candidate in self.candidates if not candidate.beside) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Home:
+class InnerFolder:
     """A folder below another that has checkpoints."""
 
     location: Location

@@ -15,11 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ema_cli.discovery.beside_series import Entry
+from ema_cli.discovery.beside_series import OpenedCheckpoint
 from ema_cli.discovery.candidates import Candidate
-from ema_cli.discovery.folder_listing import homes_below, look_into
+from ema_cli.discovery.folder_listing import inner_folders, look_into
 from ema_cli.discovery.mixed_series import refuse_mixed_series
-from ema_cli.discovery.nothing_found import describe_homes, hint_for, proposals_for, proposals_for_models
+from ema_cli.discovery.nothing_found import describe_inner, hint_for, proposals_for, proposals_for_models
 from ema_cli.discovery.other_files import other_files
 from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
@@ -71,18 +71,18 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         search.sort_out_weightless()
         _propose_models(search, options)
         raise_faults(search.faults)
-        opened_ones = [entry.checkpoint for entry in [*search.entries, *search.beside]]
+        opened_ones = [one.checkpoint for one in [*search.members, *search.beside]]
         if opened_ones:
             refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
         search.skip_own_outputs()
         search.skip_repeats()
         search.skip_second_saves()
-        refuse_mixed_series(search.entries)
+        refuse_mixed_series(search.members)
         search.place_beside()
-        if not search.entries:
+        if not search.members:
             _raise_nothing(options, search)
     except BaseException:
-        close_all(entry.checkpoint for entry in [*search.entries, *search.beside])
+        close_all(one.checkpoint for one in [*search.members, *search.beside])
         raise
     return Found(checkpoints=tuple(search.checkpoints), skipped=tuple(search.skipped), warnings=tuple(search.warnings))
 
@@ -118,19 +118,19 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
     try:
         folder = Folder(location)
         contents = look_into(folder)
-        homes = homes_below(folder) if contents.is_empty else []
+        inner = inner_folders(folder) if contents.is_empty else []
     except InputRefused as refused:
         search.faults.append(refusal_of(str(location), refused))
         return
     search.skipped.extend(contents.skipped)
-    if contents.is_empty and (len(homes) != 1 or homes[0].is_parts(location)):
-        search.homes[location] = homes
+    if contents.is_empty and (len(inner) != 1 or inner[0].is_parts(location)):
+        search.inner[location] = inner
         return
     if contents.is_empty:
-        contents = homes[0].listing
+        contents = inner[0].listing
         search.skipped.extend(contents.skipped)
     if contents.whole:
-        yield Candidate(path=homes[0].location if homes else location, in_folder=False)
+        yield Candidate(path=inner[0].location if inner else location, in_folder=False)
     alone = len(contents.candidates) == 1
     yield from (replace(candidate, in_folder=not alone) for candidate in contents.candidates)
 
@@ -174,7 +174,7 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
             return
         search.refuse(candidate, refused)
     else:
-        search.add(Entry(candidate=candidate, checkpoint=checkpoint))
+        search.add(OpenedCheckpoint(candidate=candidate, checkpoint=checkpoint))
 
 
 def _propose_models(search: Search, options: Options) -> None:
@@ -190,16 +190,16 @@ def _raise_nothing(options: Options, search: Search) -> None:
     named = shortlist(quoted(name) for name in options.paths)
     reasons = shortlist(f"{quoted(entry.path.name)} ({entry.reason})" for entry in search.skipped)
     why = f"; skipped {reasons}" if reasons else ""
-    homes = [home for found in search.homes.values() for home in found]
-    inside = describe_homes(homes) if homes else ""
-    proposals = [proposal for place, found in search.homes.items() for proposal in proposals_for(place, found)]
+    inner = [one for found in search.inner.values() for one in found]
+    inside = describe_inner(inner) if inner else ""
+    proposals = [proposal for place, found in search.inner.items() for proposal in proposals_for(place, found)]
     others = [kind for name in options.paths for location in matches(name) for kind in other_files(location)]
     proposals += [
         Proposal(reason="these files are checkpoints, whatever their suffix", changes={"paths": (kind.pattern,)})
         for kind in others
         if kind.pattern
     ]
-    hints = [hint_for(place, found) for place, found in search.homes.items()]
+    hints = [hint_for(place, found) for place, found in search.inner.items()]
     hints += [kind.next_step for kind in others if kind.line]
     hint = next(filter(None, hints), "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or their folder")
     lines = [kind.line for kind in others if kind.line]

@@ -11,18 +11,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ema_cli.discovery.candidates import Candidate, FolderListing, Home
+from ema_cli.discovery.candidates import Candidate, FolderListing, InnerFolder
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, is_weights, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
-from ema_cli.formats.series_names import is_counted, is_special, split_names
+from ema_cli.formats.series_names import NAME_TO_USE, has_number, is_special, split_names
 from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, identity_of, is_file, is_link
 
-COPY_REASON = "its name suggests a copy of the last checkpoint (name the file to use it)"
+COPY_REASON = f"its name suggests a copy of the last checkpoint {NAME_TO_USE}"
 DANGLING = "a link to a file that is gone"
 MOST_LEVELS = 3
 """Levels of folders below the named one that are searched for a run."""
@@ -63,7 +63,7 @@ def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None
     skipped.extend(_useless(folder, copies))
     paths = {**members, **{name: folder.location / name for name in _files(folder, copies)}}
     special = {}
-    if members or any(map(is_counted, paths)):
+    if members or any(map(has_number, paths)):
         special = _special_folders(folder, members, inner, budget)
     found = list(_candidates(folder, {**paths, **special}))
     return FolderListing(
@@ -73,13 +73,13 @@ def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None
     )
 
 
-def homes_below(
+def inner_folders(
     folder: Folder,
     levels: int = MOST_LEVELS,
     inner: int = _INNER_LEVELS,
     budget: _Budget | None = None,
     seen: set[object] | None = None,
-) -> list[Home]:
+) -> list[InnerFolder]:
     """Return the folders below a folder that have checkpoints, each once. The search is bounded, and ends at series.
 
     Args:
@@ -92,7 +92,7 @@ def homes_below(
     """
     budget = budget or _Budget()
     seen = {identity_of(folder.location)} if seen is None else seen
-    homes: list[Home] = []
+    found: list[InnerFolder] = []
     for name in sorted(folder.folders, key=natural_key) if levels else ():
         identity = identity_of(folder.location / name)
         if _UNFINISHED.search(name) or _STATE.search(name) or identity is None or identity in seen or not budget.left:
@@ -105,10 +105,10 @@ def homes_below(
             continue
         listing = look_into(below, inner, budget)
         if not listing.is_empty:
-            homes.append(Home(location=below.location, listing=listing))
+            found.append(InnerFolder(location=below.location, listing=listing))
         if not listing.whole and not listing.is_series:
-            homes.extend(homes_below(below, levels - 1, inner, budget, seen))
-    return homes
+            found.extend(inner_folders(below, levels - 1, inner, budget, seen))
+    return found
 
 
 def _members(folder: Folder, inner: int, budget: _Budget) -> dict[str, Location]:
@@ -146,9 +146,9 @@ def _place(folder: Folder, name: str, inner: int, budget: _Budget) -> Location |
 def _models_in(folder: Folder, inner: int, budget: _Budget) -> list[Location]:
     """Return the checkpoints in a folder that is none itself."""
     budget.left -= 1
-    here = Home(location=folder.location, listing=look_into(folder, inner - 1, budget))
-    below = homes_below(folder, inner, inner - 1, budget)
-    return [model for home in (here, *below) for model in home.models]
+    here = InnerFolder(location=folder.location, listing=look_into(folder, inner - 1, budget))
+    below = inner_folders(folder, inner, inner - 1, budget)
+    return [model for one in (here, *below) for model in one.models]
 
 
 def _special_folders(
@@ -187,10 +187,10 @@ def _candidates(folder: Folder, paths: Mapping[str, Location]) -> Iterator[Candi
     """Yield the possible checkpoints of a folder, those beside its series last, and skipped ones."""
     split = split_names(list(paths))
     found = Candidate(path=folder.location, in_folder=True, run=folder.location)
-    yield from (replace(found, path=paths[name], entry=name) for name in split.series)
-    yield from (replace(found, path=paths[name], entry=name, beside=True) for name in split.beside)
-    for name, reason in split.aside.items():
+    yield from (replace(found, path=paths[name], name=name) for name in split.series)
+    yield from (replace(found, path=paths[name], name=name, beside=True) for name in split.beside)
+    for name, reason in split.skipped.items():
         if report_name(name) in folder.files:  # it may be an output of this program
-            yield replace(found, path=paths[name], entry=name, beside=True, reason=reason)
+            yield replace(found, path=paths[name], name=name, beside=True, reason=reason)
         else:
             yield Skipped(path=paths[name], reason=reason)

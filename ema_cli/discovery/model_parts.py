@@ -63,7 +63,7 @@ class _Part:
 
     @property
     def tool(self) -> str:
-        """What joins them, if their name is that of a known format: then they are parts without a doubt."""
+        """What joins them, if their name is that of a known format: then they are certainly parts."""
         return _tool(f"{self.begin.rpartition('/')[2]}0{self.end.partition('/')[0]}")
 
 
@@ -87,7 +87,7 @@ def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
         if len(found) > 1 and not _are_a_series(list(found.values())) and (part.tool or options.steps is None):
             paths = shortlist(quoted(str(checkpoint.path)) for checkpoint in found.values())
             raise InputRefused(f"{paths} are {part.plural} of one checkpoint, not a series", hint=_hint(part))
-    _refuse_lone_parts(checkpoints, options)
+    _refuse_single_parts(checkpoints, options)
 
 
 def _parts(path: str) -> Iterator[tuple[str, _Part]]:
@@ -104,7 +104,7 @@ def _are_a_series(checkpoints: Sequence[Checkpoint]) -> bool:
     return len({(step.unit, step.value) for step in first}) == len(checkpoints)
 
 
-def _refuse_lone_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
+def _refuse_single_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
     """Refuse one part of each checkpoint: another part is beside it, and was not named."""
     named = {absolute(checkpoint.path) for checkpoint in checkpoints}
     listed: dict[Location, set[str]] = {}

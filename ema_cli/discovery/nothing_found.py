@@ -5,11 +5,10 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 
-from ema_cli.discovery.candidates import Home
-from ema_cli.discovery.patterns import literal
+from ema_cli.discovery.candidates import InnerFolder
 from ema_cli.errors import Proposal
 from ema_cli.formats.file_names import is_numbered, skeleton
-from ema_cli.storage.locations import Location, locate
+from ema_cli.storage.locations import Location, literal, locate
 from ema_cli.text import plural, quoted, shortlist
 
 _MOST_PATHS = 8
@@ -17,34 +16,34 @@ _MOST_PATHS = 8
 _FOLDERS_INSIDE = "the folders inside contain checkpoints"
 
 
-def describe_homes(homes: Sequence[Home]) -> str:
+def describe_inner(inner: Sequence[InnerFolder]) -> str:
     """Return what the folders below a folder contain, in words."""
-    inside = [f"{quoted(str(home.location))} ({plural(len(home.models), 'checkpoint')})" for home in homes]
+    inside = [f"{quoted(str(one.location))} ({plural(len(one.models), 'checkpoint')})" for one in inner]
     return f"; the folders inside have checkpoints: {shortlist(inside)}"
 
 
-def hint_for(location: Location, homes: Sequence[Home]) -> str:
+def hint_for(location: Location, inner: Sequence[InnerFolder]) -> str:
     """Return what to do about several series in the folders below a folder; empty if there are not several."""
-    if any(home.is_parts(location) for home in homes):
+    if any(one.is_parts(location) for one in inner):
         return "name the checkpoints by a quoted pattern: ema-avg 'RUN/*/NAME.pt'"
-    if sum(home.listing.is_series for home in homes) > 1:
+    if sum(one.listing.is_series for one in inner) > 1:
         return "name one of the folders, or average each run by itself: ema-avg batch RUNS/"
     return ""
 
 
-def proposals_for(location: Location, homes: Sequence[Home]) -> Iterator[Proposal]:
+def proposals_for(location: Location, inner: Sequence[InnerFolder]) -> Iterator[Proposal]:
     """Yield commands for what is below a folder, if it is one run or one model of several.
 
     Folders with a series each are runs: they are never proposed together. Nor are parts of one checkpoint.
     """
-    runs = [home for home in homes if home.listing.is_series]
+    runs = [one for one in inner if one.listing.is_series]
     if len(runs) == 1 and not runs[0].is_parts(location):
         yield Proposal(reason="one of the folders inside has a series", changes={"paths": (str(runs[0].location),)})
     if runs:
         return
     tails: dict[tuple[str, ...], list[Location]] = {}
     depth = len(location.parts)
-    for model in (model for home in homes for model in home.models):
+    for model in (model for one in inner for model in one.models):
         tails.setdefault(model.parts[depth + 1 :], []).append(location / model.parts[depth])
     shared = [("/".join(tail), folders) for tail, folders in tails.items() if len(folders) > 1]
     for reason, spelled in ((_FOLDERS_INSIDE, _everywhere), (f"{_FOLDERS_INSIDE}, here one by one", _one_by_one)):

@@ -5,6 +5,7 @@ One file of each suffix is opened, in the folder and in the first folders inside
 
 from __future__ import annotations
 
+import glob
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import ForeignFile
 from ema_cli.naming import natural_key
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, is_file, is_folder, open_source
+from ema_cli.storage.locations import Location, is_file, is_folder, literal, open_source
 from ema_cli.text import quoted
 
 _MOST_KINDS = 12
@@ -70,4 +71,4 @@ def _kind_of(location: Location, suffix: str, names: Sequence[str]) -> OtherFile
         return OtherFiles(line=line, next_step=foreign.hint)
     except EmaAvgError:
         return None
-    return OtherFiles(pattern=f"{location}/*{suffix}") if suffix else None
+    return OtherFiles(pattern=f"{literal(location)}/*{glob.escape(suffix)}") if suffix else None

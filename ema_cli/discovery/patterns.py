@@ -38,11 +38,6 @@ def matches(name: str) -> list[Location]:
     return [locate(match) for match in sorted(dict.fromkeys(_matching_paths(pattern)), key=natural_key)]
 
 
-def literal(location: Location) -> str:
-    """Return the pattern that matches a location alone."""
-    return str(location) if isinstance(location, Url) else glob.escape(str(location))
-
-
 def _matching_paths(pattern: str) -> list[str]:
     """Return the matches of a pattern. Links to folders are followed, and every folder is searched once."""
     parts = pattern.split("/")

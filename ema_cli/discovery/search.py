@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ema_cli.discovery.beside_series import Entry, have_equal_checksums, prefers, reason_to_skip
-from ema_cli.discovery.candidates import Candidate, Home
+from ema_cli.discovery.beside_series import OpenedCheckpoint, have_equal_checksums, prefers, reason_to_skip
+from ema_cli.discovery.candidates import Candidate, InnerFolder
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.structure import NoWeights
 from ema_cli.records.series import Checkpoint, Skipped
@@ -22,9 +22,9 @@ _MOST_FAULTS = 10
 class Search:
     """Everything found so far."""
 
-    entries: list[Entry] = field(default_factory=list)
+    members: list[OpenedCheckpoint] = field(default_factory=list)
     """The checkpoints that were named, or are in the series of a folder."""
-    beside: list[Entry] = field(default_factory=list)
+    beside: list[OpenedCheckpoint] = field(default_factory=list)
     """Checkpoints beside the numbered series of a folder."""
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
@@ -35,17 +35,17 @@ class Search:
     """Files of a folder that hold no weights."""
     several: dict[Location, tuple[str, ...]] = field(default_factory=dict)
     """Folders that hold several models: the files to choose from."""
-    homes: dict[Location, list[Home]] = field(default_factory=dict)
+    inner: dict[Location, list[InnerFolder]] = field(default_factory=dict)
     """Folders that were named and have no checkpoints, but several folders with checkpoints below them."""
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints that take part, in order."""
-        return [entry.checkpoint for entry in self.entries]
+        return [opened.checkpoint for opened in self.members]
 
-    def add(self, entry: Entry) -> None:
+    def add(self, opened: OpenedCheckpoint) -> None:
         """Add a checkpoint that could be opened."""
-        (self.beside if entry.candidate.beside else self.entries).append(entry)
+        (self.beside if opened.candidate.beside else self.members).append(opened)
 
     def refuse(self, candidate: Candidate, refused: InputRefused | NothingMatched) -> None:
         """Skip a file or folder in a folder that cannot be used, with a warning."""
@@ -58,7 +58,7 @@ class Search:
 
     def sort_out_weightless(self) -> None:
         """Skip files without weights beside checkpoints: they are state of the trainer. A folder of them is refused."""
-        runs = {entry.candidate.run for entry in self.entries}
+        runs = {opened.candidate.run for opened in self.members}
         for candidate, refused in self.weightless:
             if candidate.run in runs:
                 self.skipped.append(Skipped(path=candidate.path, reason="holds no weights"))
@@ -67,68 +67,68 @@ class Search:
 
     def place_beside(self) -> None:
         """Give the checkpoints beside a series their place in it by the step inside, or skip them."""
-        for entry in self.beside:
-            members = [member for member in self.entries if member.candidate.run == entry.candidate.run]
-            if entry.checkpoint.made_by_us:
-                self._skip(entry, _OWN_OUTPUT, made_by_us=True)
-            elif reason := reason_to_skip(entry, members):
-                self._skip(entry, reason)
+        for opened in self.beside:
+            members = [member for member in self.members if member.candidate.run == opened.candidate.run]
+            if opened.checkpoint.made_by_us:
+                self._skip(opened, _OWN_OUTPUT, made_by_us=True)
+            elif reason := reason_to_skip(opened, members):
+                self._skip(opened, reason)
             else:
-                self.entries.append(entry)
+                self.members.append(opened)
 
     def skip_own_outputs(self) -> None:
         """Skip outputs of this program, which a pattern or folder may include, unless all inputs are outputs."""
-        ours = [entry for entry in self.entries if entry.checkpoint.made_by_us]
+        ours = [opened for opened in self.members if opened.checkpoint.made_by_us]
         if not ours:
             return
-        if len(ours) == len(self.entries):
+        if len(ours) == len(self.members):
             message = "all inputs are outputs of ema-avg: this is an average of averages"
             self.warnings.append(RunWarning(code=AVERAGES_AVERAGED, message=message))
             return
-        self.entries = [entry for entry in self.entries if not entry.checkpoint.made_by_us]
-        for entry in ours:
-            self._skip(entry, _OWN_OUTPUT, made_by_us=True)
+        self.members = [opened for opened in self.members if not opened.checkpoint.made_by_us]
+        for opened in ours:
+            self._skip(opened, _OWN_OUTPUT, made_by_us=True)
 
     def skip_repeats(self) -> None:
         """Keep a checkpoint that is named twice once, even if the second name is that of a file in its folder."""
         owners: dict[object, Checkpoint] = {}
         repeated: set[int] = set()
-        for entry in sorted(self.entries, key=prefers):
-            files = entry.checkpoint.index.identity
+        for opened in sorted(self.members, key=prefers):
+            files = opened.checkpoint.index.identity
             sharing = [owners[file] for file in files if file in owners]
             same = next(
                 (known for known in sharing if files <= known.index.identity or files >= known.index.identity), None
             )
             if same is not None:
                 kind = "file" if files == same.index.identity else "checkpoint"
-                self._skip(entry, f"the same {kind} as {quoted(str(same.path))}")
-                repeated.add(id(entry))
+                self._skip(opened, f"the same {kind} as {quoted(str(same.path))}")
+                repeated.add(id(opened))
                 continue
             for file in files:
-                owners.setdefault(file, entry.checkpoint)
-        self.entries = [entry for entry in self.entries if id(entry) not in repeated]
+                owners.setdefault(file, opened.checkpoint)
+        self.members = [opened for opened in self.members if id(opened) not in repeated]
 
     def skip_second_saves(self) -> None:
         """Skip a numbered checkpoint of a folder with the steps and the weights of another one there."""
-        kept: list[Entry] = []
-        saves: dict[object, list[Entry]] = {}
-        for entry in self.entries:
-            run, steps = entry.candidate.run, entry.checkpoint.steps
+        kept: list[OpenedCheckpoint] = []
+        saves: dict[object, list[OpenedCheckpoint]] = {}
+        for opened in self.members:
+            run, steps = opened.candidate.run, opened.checkpoint.steps
             known = saves.setdefault((run, steps), []) if run is not None and steps else []
             same = next(
-                (one for one in known if have_equal_checksums(one.checkpoint.index, entry.checkpoint.index)), None
+                (one for one in known if have_equal_checksums(one.checkpoint.index, opened.checkpoint.index)), None
             )
             if same is None:
-                known.append(entry)
-                kept.append(entry)
+                known.append(opened)
+                kept.append(opened)
             else:
-                self._skip(entry, f"a copy of {quoted(same.candidate.entry)}: the same step and weights inside")
-        self.entries = kept
+                self._skip(opened, f"a copy of {quoted(same.candidate.name)}: the same step and weights inside")
+        self.members = kept
 
-    def _skip(self, entry: Entry, reason: str, *, made_by_us: bool = False) -> None:
-        path = entry.candidate.path
+    def _skip(self, opened: OpenedCheckpoint, reason: str, *, made_by_us: bool = False) -> None:
+        path = opened.candidate.path
         self.skipped.append(Skipped(path=path, reason=reason, made_by_us=made_by_us))
-        entry.checkpoint.index.close()
+        opened.checkpoint.index.close()
 
 
 def raise_faults(faults: list[EmaAvgError]) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ema_cli.discovery.witnesses import Witness, choose, constant_step, find_contradiction, names_below
 from ema_cli.errors import InputRefused, RunWarning, UsageError
+from ema_cli.name_numbers import canonical_name
 from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, FoundStep
-from ema_cli.step_names import canonical_name, inversion
+from ema_cli.step_names import inversion
 from ema_cli.storage.locations import absolute
 from ema_cli.text import plural, quoted, shortlist
 

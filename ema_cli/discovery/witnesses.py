@@ -1,6 +1,6 @@
 """The witnesses of the order of a series: numbers stored inside the checkpoints, and numbers in their names.
 
-The order follows one of them, whose numbers are all different. The others must not contradict it, or the user is told.
+The order follows one of them, whose numbers are all different. If another contradicts it, there is a warning.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ema_cli.fold.conversion import Float64, decode
+from ema_cli.fold.conversion import Float64, numbers_in
 from ema_cli.planning.lora_pairs import FactorPair
 from ema_cli.records.plan import Plan, PlannedTensor
 from ema_cli.storage.extents import Located
-from ema_cli.storage.strided_read import read_elements
+from ema_cli.storage.strided_read import read_block
 
 _MOST_ROWS = 256
 """Rows of B, and columns of A."""
@@ -96,8 +96,4 @@ def _part(extent: Located, rank_axis: int) -> Float64:
 
 
 def _read(extent: Located, start: int, count: int) -> Float64:
-    raw = np.empty(count * extent.layout.dtype.itemsize, dtype=np.uint8)
-    read_elements(extent, start, raw)
-    values = np.empty(count)
-    decode(raw, extent.layout.dtype, values)
-    return values
+    return numbers_in(read_block(extent, start, count), extent.layout.dtype)

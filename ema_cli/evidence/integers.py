@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from ema_cli.dtypes import Kind
 from ema_cli.errors import RunWarning
+from ema_cli.evidence.pieces import is_remote
+from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE
 from ema_cli.records.plan import Action, Plan, PlannedTensor
-from ema_cli.storage.extents import Extent, Located
+from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, safe_text, shortlist
 
-_EXTRA_STATE = "_extra_state"
-"""The last part of the names under which torch saves the state of ``torch.nn.Module.get_extra_state``."""
 _PIECE_BYTES = 1 << 14
 _MOST_PIECES = 4
 """Of one tensor."""
@@ -54,7 +54,7 @@ def warn_of_integers(plan: Plan) -> list[RunWarning]:
 
 def _may_be_codes(tensor: PlannedTensor) -> bool:
     is_whole = tensor.action is Action.COPIED and tensor.dtype.kind in (Kind.INTEGER, Kind.BOOL)
-    is_extra_state = tensor.name.rpartition(".")[2] == _EXTRA_STATE
+    is_extra_state = tensor.name.rpartition(".")[2] == EXTRA_STATE
     return is_whole and tensor.elements > 1 and tensor.tied_to is None and not is_extra_state
 
 
@@ -70,8 +70,7 @@ def _differs_in_layout(plan: Plan, tensor: PlannedTensor) -> bool:
 
 def _differing_in_sample(plan: Plan, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     """Return the tensors that differ in the sample, as far as the budget goes."""
-    is_remote = any(source.is_remote for i in plan.used for source in plan.checkpoints[i].index.sources)
-    left, most = (_REMOTE_BUDGET, 1) if is_remote else (_BUDGET, _MOST_PIECES)
+    left, most = (_REMOTE_BUDGET, 1) if is_remote(plan, plan.used) else (_BUDGET, _MOST_PIECES)
     differing = []
     for tensor in tensors:
         pieces = list(_pieces(tensor, most))
@@ -79,7 +78,7 @@ def _differing_in_sample(plan: Plan, tensors: Sequence[PlannedTensor]) -> list[P
         if left < 0:
             break
         first, last = (plan.extent(tensor, i) for i in (_holders(plan, tensor)[0], tensor.copied_from))
-        if any(_read(first, *piece) != _read(last, *piece) for piece in pieces):
+        if any((read_block(first, *piece) != read_block(last, *piece)).any() for piece in pieces):
             differing.append(tensor)
     return differing
 
@@ -93,12 +92,3 @@ def _pieces(tensor: PlannedTensor, most: int) -> Iterator[tuple[int, int]]:
     count = _PIECE_BYTES // size
     for number in range(most):
         yield (elements - count) * number // max(most - 1, 1), count
-
-
-def _read(extent: Located, start: int, count: int) -> bytes:
-    size = extent.layout.dtype.itemsize
-    if isinstance(extent, Extent) and extent.layout.strides is None:
-        return extent.source.read(extent.offset + start * size, count * size)
-    from ema_cli.storage.strided_read import read_block  # noqa: PLC0415 - numpy, not needed to plan
-
-    return read_block(extent, start, count).tobytes()

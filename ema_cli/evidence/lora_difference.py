@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import InputRefused, RunWarning, UsageError
+from ema_cli.evidence.factor_products import MeasuredPair, relative_difference
+from ema_cli.evidence.pieces import is_remote
 from ema_cli.options.average import Options
 from ema_cli.planning.lora_exact import ExactUpdates
 from ema_cli.planning.lora_pairs import FactorPair, find_pairs
 from ema_cli.planning.lora_scales import UpdateScales
 from ema_cli.planning.matching import choose_tensors
 from ema_cli.records.plan import Action, Plan
-from ema_cli.storage.url import Url
 from ema_cli.text import percent, plural, quoted, safe_text, shortlist
 
 _MOST_PAIRS = 4
@@ -38,8 +39,6 @@ def warn_of_factors(plan: Plan, options: Options) -> Iterator[RunWarning]:
     if not pairs or len(used) < 2:  # noqa: PLR2004 - one checkpoint is its own average
         return
     scales = UpdateScales(plan.checkpoints)
-    from ema_cli.evidence.factor_products import MeasuredPair, relative_difference  # noqa: PLC0415 - numpy
-
     measured = [
         MeasuredPair(
             pair=pair,
@@ -70,7 +69,7 @@ def _hint(plan: Plan, options: Options, rank: str) -> str:
     try:
         exact = ExactUpdates(plan.checkpoints, chosen, [output.weighting for output in plan.outputs])
         exact.refuse_settings()
-        if not _is_remote(plan):  # the scales may be in tensors, each of which would be a request
+        if not is_remote(plan, plan.used):  # the scales may be in tensors, each of which would be a request
             _ = exact.updates
     except (InputRefused, UsageError):
         return "merge each checkpoint into the base model and average the models"
@@ -79,12 +78,8 @@ def _hint(plan: Plan, options: Options, rank: str) -> str:
 
 def _some(plan: Plan, pairs: Sequence[FactorPair]) -> list[FactorPair]:
     """Return a few pairs, evenly spaced; one for checkpoints in a store, where every read is a request."""
-    count = min(len(pairs), 1 if _is_remote(plan) else _MOST_PAIRS)
+    count = min(len(pairs), 1 if is_remote(plan, plan.used) else _MOST_PAIRS)
     return [pairs[(2 * number + 1) * len(pairs) // (2 * count)] for number in range(count)]
-
-
-def _is_remote(plan: Plan) -> bool:
-    return any(isinstance(plan.checkpoints[i].path, Url) for i in plan.used)
 
 
 def _scales_of(plan: Plan, used: Sequence[int], scales: UpdateScales, pair: FactorPair) -> list[float]:
@@ -125,6 +120,7 @@ def _warn_of_configs(plan: Plan, used: Sequence[int], scales: UpdateScales) -> I
             code="lora-configs-differ",
             message=f"the adapter_config.json of the checkpoints differ, and only the last is kept: "
             f"{'; '.join(differences)}",
+            hint="check rank and scale where you load the output; --lora exact counts those of each checkpoint",
         )
 
 

@@ -1,6 +1,7 @@
 """Are the checkpoints one series, and in order? Asked once, after planning and before the fold.
 
-Input -> output: a plan -> its ``Evidence`` and the warnings that follow. Reads at most 128 KiB per checkpoint.
+Input -> output: a plan -> its ``Evidence`` and the warnings that follow. Reads at most 128 KiB per checkpoint; of those
+with equal samples also the beginning of every tensor, unless there are too many.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import numpy as np
 from ema_cli.errors import RunWarning
 from ema_cli.evidence.path_order import PathOrder, misplaced
 from ema_cli.fold.conversion import Float64
+from ema_cli.planning.warnings import COPIES_HINT
 from ema_cli.text import plural, shortlist
 
 RELATED = 0.1
@@ -143,5 +144,4 @@ def warn_of_copies(groups: Sequence[Sequence[int]], names: Sequence[str]) -> Ite
     copies = sum(len(group) - 1 for group in groups)
     listed = shortlist(" = ".join(names[i] for i in group) for group in groups)
     message = f"{listed}: the sampled weights are bit-equal, so the average counts {plural(copies, 'checkpoint')} twice"
-    hint = "leave out the copies, unless the weights really did not change between the steps"
-    yield RunWarning(code="evidence-copies", message=message, hint=hint)
+    yield RunWarning(code="evidence-copies", message=message, hint=COPIES_HINT)

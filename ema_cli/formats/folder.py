@@ -24,8 +24,8 @@ class Folder:
         self.location = location
         self.sources: list[ByteSource] = [] if sources is None else sources
         """Every file that was opened, in this folder or in one inside it, by number."""
-        self.opened: set[str] = set()
-        """Names of the files that were opened in this folder."""
+        self.opened: dict[str, int] = {}
+        """Names and numbers of the files that were opened in this folder."""
         try:
             listed = names_in(location)
         except OSError as error:
@@ -37,7 +37,7 @@ class Folder:
         self.folders = frozenset(name for name, is_folder in listed.items() if is_folder)
 
     def open(self, name: str) -> int:
-        """Open a file of the folder and return its number. Only names in this folder are opened, never a path.
+        """Open a file of the folder, once, and return its number. Only names in this folder are opened, never a path.
 
         Raises:
             InputRefused: there is no such file, or it cannot be read.
@@ -47,12 +47,14 @@ class Folder:
             outside = "/" in name or "\\" in name or name in ("", ".", "..")
             why = "which is not a name in this folder" if outside else "which is missing: the folder is incomplete"
             raise InputRefused(f"refers to the file {quoted(name)}, {why}")
+        if name in self.opened:
+            return self.opened[name]
         try:
             self.sources.append(open_source(self.location / name))
         except NothingMatched as missing:
             raise InputRefused(f"has lost its file {quoted(name)}") from missing
-        self.opened.add(name)
-        return len(self.sources) - 1
+        self.opened[name] = len(self.sources) - 1
+        return self.opened[name]
 
     def read(self, name: str, *, most: int) -> bytes:
         """Return the bytes of a small file, which then belongs to the structure of the checkpoint.

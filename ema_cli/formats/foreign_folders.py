@@ -16,7 +16,7 @@ from typing import NoReturn
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import SUFFIXES, is_numbered
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.foreign_formats import TENSORFLOW_STEP, ForeignFile
+from ema_cli.formats.foreign_formats import CONVERT_LATER, TENSORFLOW_STEP, ForeignFile
 from ema_cli.formats.structure import Keys
 from ema_cli.storage.extents import LayoutPool
 
@@ -105,7 +105,7 @@ _LAYOUTS = (
     ),
     ForeignFolder(
         kind="a Core ML package",
-        next_step="average the checkpoints that it was converted from, then convert the average",
+        next_step=CONVERT_LATER,
         recognize=lambda folder: "Manifest.json" in folder.files and "Data" in folder.folders,
     ),
 )

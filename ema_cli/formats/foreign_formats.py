@@ -145,6 +145,8 @@ def _is_msgpack(head: bytes) -> bool:
     return _has_string(head, found, length)
 
 
+CONVERT_LATER = "average the checkpoints that it was converted from, then convert the average"
+_EXPORT_LATER = "average the checkpoints that it was exported from, then export the average"
 TENSORFLOW_STEP = f"export its variables to safetensors with tf.train.load_checkpoint, {_HOW}"
 _POINTERS = (
     ForeignFormat(
@@ -168,7 +170,7 @@ _FORMATS = (
     ),
     ForeignFormat(
         kind="a GGUF file (llama.cpp)",
-        next_step="average the checkpoints that it was converted from, then convert the average",
+        next_step=CONVERT_LATER,
         begins=(b"GGUF", b"lmgg", b"tjgg", b"fmgg", b"algg"),
     ),
     ForeignFormat(
@@ -183,17 +185,17 @@ _FORMATS = (
     ),
     ForeignFormat(
         kind="an ONNX model",
-        next_step="average the checkpoints that it was exported from, then export the average",
+        next_step=_EXPORT_LATER,
         looks_like=_is_onnx,
     ),
     ForeignFormat(
         kind="a LiteRT model (.tflite)",
-        next_step="average the checkpoints that it was converted from, then convert the average",
+        next_step=CONVERT_LATER,
         looks_like=lambda head: head[4:8] == b"TFL3",
     ),
     ForeignFormat(
         kind="an ExecuTorch program (.pte)",
-        next_step="average the checkpoints that it was exported from, then export the average",
+        next_step=_EXPORT_LATER,
         looks_like=lambda head: re.fullmatch(rb"ET\d\d", head[4:8]) is not None,
     ),
     ForeignFormat(

@@ -7,7 +7,11 @@ import re
 from collections import Counter
 from typing import NoReturn
 
+from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
+
+MOST_CONFIG_BYTES = 1 << 24
+"""Of a configuration file, such as ``config.json``."""
 
 _MOST_BYTES = 330_000_000
 """Memory that a text and its values may take. A safetensors header of 300,000 tensors takes two thirds of it."""
@@ -48,6 +52,18 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
     if not isinstance(value, dict):
         raise JsonError("is not a JSON object")
     return value
+
+
+def read_config(source: ByteSource) -> dict[str, object]:
+    """Parse a configuration file, which may have NaN.
+
+    Raises:
+        JsonError: it is not a JSON object, or too large.
+
+    """
+    if source.size() > MOST_CONFIG_BYTES:
+        raise JsonError(f"has more than {MOST_CONFIG_BYTES:,} bytes")
+    return parse_object(source.read(0, source.size()), nan=True)
 
 
 def refuse_large(raw: bytes) -> None:

@@ -69,7 +69,7 @@ def open_checkpoint(
         ignored=structure.ignored,
         unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
         quantized=structure.quantized,
-        warnings=(*structure.notes, *clean.notes),
+        warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
         dropped=structure.dropped,
         side_files=structure.side_files,

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
-from ema_cli.step_names import has_step_word
+from ema_cli.name_numbers import has_step_word
 
-HINT = "(name the file to use it)"
-_ASIDE = {
+NAME_TO_USE = "(name the file to use it)"
+"""What to do about a file that is skipped."""
+_SKIPPED = {
     "an average": re.compile(
         r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)", re.IGNORECASE
     ),
@@ -38,8 +39,8 @@ class SplitNames:
     """The numbered series; if nothing is numbered, all names that may be checkpoints."""
     beside: tuple[str, ...] = ()
     """Members of the series only with a step of their own; those with a number come first."""
-    aside: dict[str, str] = field(default_factory=dict)
-    """No members of the series, with the reasons."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Never members of the series, with the reasons."""
 
 
 def split_names(names: Collection[str]) -> SplitNames:
@@ -47,15 +48,15 @@ def split_names(names: Collection[str]) -> SplitNames:
 
     Averages are the series only if there are no other numbered names.
     """
-    reasons = {name: aside(name) for name in names}
+    reasons = {name: why_skipped(name) for name in names}
     others = [name for name in names if not reasons[name]]
-    averages = [name for name in names if reasons[name] and is_counted(name)]
-    if len(averages) >= _FEWEST and not any(map(is_counted, others)):
-        beside = {name: f"beside numbered averages {HINT}" for name in names if name not in averages}
-        return SplitNames(series=tuple(averages), aside=beside)
+    averages = [name for name in names if reasons[name] and has_number(name)]
+    if len(averages) >= _FEWEST and not any(map(has_number, others)):
+        skipped = {name: f"beside numbered averages {NAME_TO_USE}" for name in names if name not in averages}
+        return SplitNames(series=tuple(averages), skipped=skipped)
     if not others:
         return SplitNames(series=tuple(names))
-    counted = [name for name in others if is_counted(name)]
+    counted = [name for name in others if has_number(name)]
     if len(counted) == 1 and not is_numbered(counted[0]):
         counted = []  # the number of "resnet50.pt" is no step
     counted = _with_words(counted)
@@ -63,22 +64,24 @@ def split_names(names: Collection[str]) -> SplitNames:
     series = plain or counted or others
     return SplitNames(
         series=tuple(series),
-        beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not is_counted(name))),
-        aside={name: f"its name says that it is {reason} {HINT}" for name, reason in reasons.items() if reason},
+        beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not has_number(name))),
+        skipped={
+            name: f"its name says that it is {reason} {NAME_TO_USE}" for name, reason in reasons.items() if reason
+        },
     )
 
 
-def aside(name: str) -> str:
+def why_skipped(name: str) -> str:
     """Return what a name says a file is that is no checkpoint of a series; empty for other names."""
-    return next((what for what, pattern in _ASIDE.items() if pattern.search(_stem(name))), "")
+    return next((what for what, pattern in _SKIPPED.items() if pattern.search(_stem(name))), "")
 
 
 def is_special(name: str) -> bool:
     """Whether a name has one of the words that are usual beside a series."""
-    return bool(aside(name)) or _ALIAS.search(_stem(name)) is not None
+    return bool(why_skipped(name)) or _ALIAS.search(_stem(name)) is not None
 
 
-def is_counted(name: str) -> bool:
+def has_number(name: str) -> bool:
     """Whether a name has a number, other than Lightning's version."""
     return re.search(r"\d", _stem(name)) is not None
 

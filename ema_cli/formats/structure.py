@@ -50,7 +50,7 @@ class Structure:
     """How a configuration beside the weights says that they are quantized; empty if it does not."""
     choice: tuple[str, ...] = ()
     """Which weights were taken, and what else there is, in words."""
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Warnings about the choice of the weights."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""

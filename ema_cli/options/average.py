@@ -5,108 +5,36 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, UsageError
-from ema_cli.options.declaration import TextForm, declared, option, read_values
-from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT, OutputOptions
+from ema_cli.options.declaration import declared, option, read_values
+from ema_cli.options.input_options import InputOptions
+from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT
 from ema_cli.options.weighting import split_weights
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.weights.methods import Clock
 
-Order = Literal["auto", "step", "name", "mtime", "given"]
 BufferPolicy = Literal["average", "last", "first"]
 GeometryMode = Literal["sample", "none"]
-OnMissing = Literal["error", "last"]
 LoraMode = Literal["factors", "exact"]
 
 DEFAULT_SAMPLES = 100
 """Tensor pieces that a verification recomputes by default."""
-_MOST_DIGITS = 18
 _MOST_THREADS = 256
 
 
-def _parse_steps(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts):
-        raise ValueError(text)
-    return tuple(int(part) for part in parts)
-
-
-_STEPS = TextForm(parse=_parse_steps, noun="a list of whole numbers", example="100,200,300")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(OutputOptions):
+class Options(InputOptions):
     """What to average, how, and where to write it. Only ``paths`` has no default."""
 
-    paths: tuple[str, ...]
-    """Files, folders and glob patterns."""
-    run: str | None = None
-    """The folder that ``{run}`` and ``{name}`` in the output stand for; ``None`` for the one folder in ``paths``."""
     confirmed: tuple[str, ...] = ()
     """Options with ``default_warned`` whose default was given by hand."""
-
-    order: Order = option(
-        "auto",
-        help="How the checkpoints are ordered. auto: by step if every checkpoint has one, else by natural name order.",
-        panel="Inputs",
-        kept_on_continue=True,
-        unstored=("auto", "step", "name"),
-    )
-    steps: tuple[int, ...] | None = option(
-        None,
-        help="The steps of the checkpoints, in the order of the arguments.",
-        metavar="S,S,...",
-        form=_STEPS,
-        panel="Inputs",
-    )
-    from_step: int | None = option(
-        None, flag="--from", help="Use checkpoints from a step on.", metavar="S", panel="Inputs"
-    )
-    to_step: int | None = option(None, flag="--to", help="Use checkpoints up to a step.", metavar="S", panel="Inputs")
-    every: int = option(1, help="Use every K-th checkpoint, counted back from the last.", metavar="K", panel="Inputs")
-    last: int | None = option(None, help="Use only the last K checkpoints.", metavar="K", panel="Inputs")
-    key: tuple[str, ...] = option(
-        (),
-        help="Dotted path to the weights in a nested checkpoint. Repeatable: several parts, each under its own prefix.",
-        unset="found, and printed",
-        metavar="A.B",
-        panel="Inputs",
-        in_fingerprint=True,
-        kept_on_continue=True,
-        single_is_bare=True,
-    )
-    include: tuple[str, ...] = option(
-        (), help="Only tensors whose name matches. Repeatable.", metavar="REGEX", panel="Inputs", in_fingerprint=True
-    )
-    exclude: tuple[str, ...] = option(
-        (), help="No tensors whose name matches. Repeatable.", metavar="REGEX", panel="Inputs", in_fingerprint=True
-    )
-    strip_prefix: str | None = option(
-        None,
-        help="Prefix to remove from every tensor name; '' for none.",
-        unset="those of DDP, FSDP and torch.compile",
-        metavar="P",
-        panel="Inputs",
-        in_fingerprint=True,
-        kept_on_continue=True,
-    )
-    on_missing: OnMissing = option(
-        "error",
-        help="What to do if not all checkpoints have the same tensors. last: copy tensors that only the last one has, "
-        "and drop those that it lacks.",
-        panel="Inputs",
-        in_fingerprint=True,
-        kept_on_continue=True,
-        unstored=("error",),
-    )
 
     clock: Clock | None = option(
         None,
@@ -206,7 +134,7 @@ class Options(OutputOptions):
 
         """
         self.check_weights()
-        self._check_inputs()
+        self.check_inputs()
         if self.continue_from is not None:
             self._check_continuation()
         if re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", self.device) is None:
@@ -224,22 +152,6 @@ class Options(OutputOptions):
             _check_code(code)
         if self.continue_from is None:
             self.check_distinct_outputs()
-
-    def _check_inputs(self) -> None:
-        if not self.paths:
-            raise UsageError("no checkpoints were named", hint="ema-avg CKPT... --decay 0.9 -o ema.safetensors")
-        if "" in self.paths:
-            raise UsageError("a checkpoint path is empty", hint="is a shell variable not set?")
-        for flag, value in (("--every", self.every), ("--last", self.last)):
-            if value is not None and value < 1:
-                raise UsageError(f"{flag} {value} must be at least 1")
-        if min(self.steps or (), default=0) < 0:
-            raise UsageError("--steps must be whole numbers, 0 or more", hint="--steps 100,200,300")
-        if self.from_step is not None and self.to_step is not None and self.from_step > self.to_step:
-            raise UsageError(f"--from {self.from_step} is after --to {self.to_step}")
-        for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
-            for pattern in patterns:
-                _check_pattern(flag, pattern)
 
     def _check_continuation(self) -> None:
         if len(self.method_names) > 1 or any(len(getattr(self, swept)) > 1 for swept in SWEPT):
@@ -267,15 +179,6 @@ def _check_code(code: str) -> None:
         close = get_close_matches(code, WARNING_CODES, n=1)
         hint = f"--allow {close[0]}" if close else "the codes are listed by: ema-avg help warnings"
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
-
-
-def _check_pattern(flag: str, pattern: str) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about patterns that a later Python will read differently
-            re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"{flag} {quoted(pattern)} is not a regular expression: {error}") from error
 
 
 def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **given: Any) -> Options:  # noqa: ANN401

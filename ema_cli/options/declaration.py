@@ -65,7 +65,7 @@ class Option:
     unstored: tuple[str, ...] = ()
     """Values that the metadata leave out, with ``None``: they all mean the same for a continued average."""
     default_warned: bool = False
-    """Whether a warning tells about the default: it is silent if the default was given by hand. Such an option is
+    """Whether a warning is about the default: it is silent if the default was given by hand. Such an option is
     ``None`` on the command line and in Python until it is given."""
     single_is_bare: bool = False
     """Whether metadata and reports store a single value of a repeatable option as text: it once had only one."""

@@ -21,7 +21,7 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.huggingface.adapter_config import AdapterConfig
 from ema_cli.planning.lora_pairs import FactorPair, find_pairs
 from ema_cli.planning.lora_refusals import OTHERWISE, refuse_inexact, refuse_settings
-from ema_cli.planning.lora_scales import UpdateScales
+from ema_cli.planning.lora_scales import STRUCT_CODES, UpdateScales
 from ema_cli.planning.matching import Chosen
 from ema_cli.records.plan import Action, Concatenation
 from ema_cli.records.series import Checkpoint
@@ -29,7 +29,6 @@ from ema_cli.text import quoted
 from ema_cli.weights.methods import Weighting
 
 _ROUNDING = 1e-9
-_STRUCT = {"F64": "d", "F32": "f", "F16": "e"}
 _BF16_BITS = 8
 """Of the significand."""
 
@@ -232,10 +231,10 @@ def _pairs_of(tensors: Chosen) -> dict[str, FactorPair]:
 
 
 def _rounded(value: float, dtype: DType) -> float | None:
-    """Return a number as a type holds it, ``None`` if it cannot."""
+    """Return a number as a type of floats holds it, ``None`` if it cannot."""
     try:
-        if dtype.name in _STRUCT:
-            code = f"<{_STRUCT[dtype.name]}"
+        if dtype.name in STRUCT_CODES:
+            code = f"<{STRUCT_CODES[dtype.name]}"
             return float(struct.unpack(code, struct.pack(code, value))[0])
         if dtype.name == "BF16":
             mantissa, exponent = math.frexp(value)

@@ -72,7 +72,7 @@ def refuse_settings(config: AdapterConfig, pairs: Iterable[FactorPair], checkpoi
 def _other_meanings(values: Mapping[str, object]) -> Iterator[str]:
     kind = values.get("peft_type", "LORA")
     if kind != "LORA":
-        yield f"the type {safe_text(kind) if isinstance(kind, str) else 'of no name'}"
+        yield f"the type {safe_text(kind)}" if isinstance(kind, str) else "a peft_type that is not text"
     yield from (key for key in _VARIANTS if values.get(key))
     start = values.get("init_lora_weights", True)
     word = start.lower() if isinstance(start, str) else "" if isinstance(start, bool) else "unknown"

@@ -16,7 +16,8 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import Located, Mosaic
 from ema_cli.text import quoted
 
-_CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "U8": "B"}
+STRUCT_CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "U8": "B"}
+"""The codes of Python's ``struct`` for types that it knows."""
 
 
 class UpdateScales:
@@ -83,9 +84,9 @@ def _scalar(extent: Located) -> float:
     if isinstance(extent, Mosaic):
         return _scalar(extent.tiles[0][1])
     dtype = extent.layout.dtype
-    if dtype.name not in ("BF16", *_CODES):
+    if dtype.name not in ("BF16", *STRUCT_CODES):
         raise InputRefused(f"{quoted(extent.layout.name)} is an alpha in {dtype.torch_name}, which is not read")
     raw = extent.source.read(extent.offset, dtype.itemsize)
     if dtype.name == "BF16":
         return float(struct.unpack("<f", b"\0\0" + raw)[0])
-    return float(struct.unpack(f"<{_CODES[dtype.name]}", raw)[0])
+    return float(struct.unpack(f"<{STRUCT_CODES[dtype.name]}", raw)[0])

@@ -43,8 +43,6 @@ _DETAILS = {"inv", "max", "global", "block", "group"}
 _WORDS_OF_WEIGHTS = {"weight", "kernel", "w", "qweight", "qdata", "data", "codes", "packed", "blocks"}
 _MOST_CODES = 64
 """Of one module; real modules have one."""
-_INDEX_BYTES = 8
-"""Integers of this size are indices and counters, never codes."""
 
 
 def find_codes(tensors: Tensors) -> Iterator[tuple[str, str]]:
@@ -108,8 +106,7 @@ def _find_by_structure(layouts: Sequence[TensorLayout]) -> Iterator[tuple[str, s
 
 def _may_be_matrix_of_codes(layout: TensorLayout) -> bool:
     """Whether a tensor has at least two dimensions and elements that can be codes."""
-    integer = layout.dtype.kind is Kind.INTEGER and layout.dtype.itemsize < _INDEX_BYTES
-    return len(layout.shape) > 1 and (integer or _is_byte(layout.dtype))
+    return len(layout.shape) > 1 and layout.dtype.may_be_codes
 
 
 def _is_scale(words: set[str], layout: TensorLayout) -> bool:

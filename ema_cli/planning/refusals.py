@@ -101,7 +101,4 @@ def _are_plain_by_choice(checkpoint: Checkpoint, options: Options, is_wanted: Ca
     """Whether the user selected tensors, and none of them can be codes."""
     if not (options.include or options.exclude):
         return False
-    types = [layout.dtype for layout in checkpoint.index.layouts if is_wanted(layout.name)]
-    return all(
-        dtype.name == "I64" or dtype.kind is Kind.BOOL or (dtype.averaged and dtype.itemsize > 1) for dtype in types
-    )
+    return not any(layout.dtype.may_be_codes for layout in checkpoint.index.layouts if is_wanted(layout.name))

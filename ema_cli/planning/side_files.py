@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.huggingface.weight_names import is_index
+from ema_cli.formats.json_text import MOST_CONFIG_BYTES
 from ema_cli.options.average import Options
 from ema_cli.planning.named_files import names_missing
 from ema_cli.records.files import FileRole, SideFile, is_weights
@@ -22,7 +23,6 @@ from ema_cli.storage.source import ByteSource
 from ema_cli.text import human_bytes, quoted, shortlist
 
 _LARGEST_BYTES = 1_000_000_000
-_LARGEST_CONFIG_BYTES = 1 << 24
 _CONFIG = "config.json"
 _DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 """The type of the weights as transformers writes it, under the older and the newer key."""
@@ -85,7 +85,7 @@ def _plan_side_file(
 def _with_dtype(source: ByteSource, dtype: str, warnings: list[RunWarning]) -> bytes | None:
     """Return a configuration with the new type of the weights, ``None`` if it has none or cannot be read."""
     try:
-        if source.size() > _LARGEST_CONFIG_BYTES:
+        if source.size() > MOST_CONFIG_BYTES:
             raise ValueError("the file is too large")
         text = source.read(0, source.size()).decode("utf-8")
         document = json.loads(text)

@@ -12,13 +12,14 @@ from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.ties import DroppedTies
-from ema_cli.records.plan import Action, Plan, PlannedTensor
+from ema_cli.records.plan import Plan, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.weights.methods import Weighting
 from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
+COPIES_HINT = "leave out the copies, unless the weights really did not change between the steps"
 _ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
 """Warnings about the default of an option, which are silent if the option was given by hand."""
 
@@ -44,7 +45,7 @@ def _warnings_about_plan(
     chosen: Sequence[Chosen],
     options: Options,
 ) -> Iterator[RunWarning]:
-    averaged = [tensor for tensor in tensors if tensor.action in (Action.AVERAGED, Action.CONCATENATED)]
+    averaged = [tensor for tensor in tensors if tensor.action.combines]
     several = timeline.count > 1
     yield from _warnings_about_shares(weightings if several else weightings[:1], timeline, options)
     if several:
@@ -157,5 +158,4 @@ def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWar
     copies = sum(len(names) - 1 for names in groups)
     message = f"{shortlist(' = '.join(names) for names in groups)} have the same weights, "
     message += f"so the average counts {plural(copies, 'checkpoint')} twice"
-    hint = "leave out the copies, unless the weights really did not change between the steps"
-    return [RunWarning(code="same-weights", message=message, hint=hint)]
+    return [RunWarning(code="same-weights", message=message, hint=COPIES_HINT)]

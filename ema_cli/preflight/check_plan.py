@@ -86,7 +86,7 @@ def fail_if_strict(warnings: Sequence[RunWarning], options: Options) -> None:
         StrictWarnings: naming the codes of the warnings.
 
     """
-    refused = [warning for warning in warnings if warning.code not in options.allow]
+    refused = [warning for warning in warnings if not warning.allowed]
     if options.strict and refused:
         codes = ", ".join(warning.code for warning in refused)
         raise StrictWarnings(

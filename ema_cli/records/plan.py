@@ -30,6 +30,11 @@ class Action(StrEnum):
     SCALED = "scaled"
     """Copied, times a number: the alpha of such an update."""
 
+    @property
+    def combines(self) -> bool:
+        """Whether the tensors of several checkpoints contribute."""
+        return self in (Action.AVERAGED, Action.CONCATENATED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concatenation:
@@ -61,7 +66,7 @@ class PlannedTensor:
     tied_to: str | None
     """An earlier tensor with the same bytes in the last checkpoint."""
     pieces: Concatenation | None = None
-    """Of a concatenated tensor; a scaled tensor has one."""
+    """Of a concatenated tensor; one of a scaled tensor."""
     why_copied: str = ""
     """For people; empty for an averaged tensor."""
     stands_for: tuple[str, ...] = ()
@@ -150,8 +155,8 @@ class Plan:
         return self.used if tensor.action is Action.AVERAGED else (tensor.copied_from,)
 
     def contributors(self, tensor: PlannedTensor) -> Sequence[int]:
-        """Return the positions of the checkpoints that ``tensor`` is a content of: none for a copied tensor."""
-        return self.readers(tensor) if tensor.action in (Action.AVERAGED, Action.CONCATENATED) else ()
+        """Return the positions of the checkpoints whose digest ``tensor`` is in: none for a copied or scaled tensor."""
+        return self.readers(tensor) if tensor.action.combines else ()
 
     def extent(self, tensor: PlannedTensor, i: int) -> Located:
         """Return where the elements of ``tensor`` are in checkpoint ``i``, one of its ``readers``."""

@@ -16,7 +16,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.records.files import Written
 from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
-from ema_cli.records.plan import Action, Plan, PlannedOutput, PlannedTensor
+from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
 from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
@@ -207,8 +207,7 @@ def _files(written: Written) -> tuple[model.File, ...]:
 
 def parameters(plan: Plan) -> int:
     """Return the number of averaged elements; tied tensors count once."""
-    counted = (Action.AVERAGED, Action.CONCATENATED)
-    return sum(t.elements for t in plan.tensors if t.action in counted and t.tied_to is None)
+    return sum(t.elements for t in plan.tensors if t.action.combines and t.tied_to is None)
 
 
 def _environment(device: str) -> model.Environment:

@@ -41,7 +41,7 @@ def to_html(report: Report) -> str:
         averages=[_average_view(report, average) for average in report.averages[:_MOST_AVERAGES]],
         warnings=[
             {
-                "code": words.warning_code(warning),
+                "code": warning.label,
                 "message": safe_text(warning.message, limit=_LONGEST_MESSAGE),
                 "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE),
             }

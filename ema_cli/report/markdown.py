@@ -51,7 +51,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield from ("", f"**{escaped(tables.label(average))}**" if several else "", *_sentences(report, average))
     for warning in report.warnings:
         hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
-        yield from ("", f"> **Warning** {escaped(warning.message)} (`{words.warning_code(warning)}`).{hint}")
+        yield from ("", f"> **Warning** {escaped(warning.message)} (`{warning.label}`).{hint}")
     if several:
         yield from ("", *_table(tables.COMPARISON_TITLES, tables.comparison_rows(report)[:_MOST_COMPARED]))
     for average in report.averages[:_MOST_AVERAGES]:

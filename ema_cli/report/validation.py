@@ -108,11 +108,11 @@ def _of_files(files: Sequence[File]) -> Iterator[str]:
 
 def _has_pieces(tensor: Tensor, inputs: int) -> bool:
     """Whether a tensor has pieces exactly if it needs them, and they are possible."""
-    pieces = tensor.pieces
+    pieces, needed = tensor.pieces, tensor.action in (Action.CONCATENATED, Action.SCALED)
     if pieces is None:
-        return tensor.action not in (Action.CONCATENATED, Action.SCALED)
+        return not needed
     return (
-        tensor.action in (Action.CONCATENATED, Action.SCALED)
+        needed
         and BY_NAME[tensor.dtype].kind is Kind.FLOAT
         and 0 <= pieces.axis <= max(len(tensor.shape) - 1, 0)
         and len(pieces.inputs) == len(pieces.factors) > 0

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from statistics import fmean
 
-from ema_cli.errors import RunWarning
 from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
@@ -182,11 +181,6 @@ def output_size(output: Output) -> str:
     """Return the size of an output and, for a folder, its number of weight files."""
     weights = sum(file.role == FileRole.WEIGHTS for file in output.files)
     return human_bytes(output.bytes) + (f" in {plural(weights, 'shard')}" if weights else "")
-
-
-def warning_code(warning: RunWarning) -> str:
-    """Return the code of a warning, and whether the user accepted it."""
-    return f"{warning.code}, allowed" if warning.allowed else warning.code
 
 
 def side_files(output: Output) -> str:

@@ -6,6 +6,7 @@ operations (``name``, ``parent``, ``/``). The functions here ask the file system
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -94,6 +95,11 @@ def identity_of(folder: Location) -> object:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def literal(location: Location) -> str:
+    """Return the pattern that matches a location alone."""
+    return str(location) if isinstance(location, Url) else glob.escape(str(location))
 
 
 def names_in(folder: Location) -> dict[str, bool]:

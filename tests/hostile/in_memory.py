@@ -43,18 +43,17 @@ class MemoryFolder(Folder):
     def __init__(self, files: Mapping[str, bytes], sources: list[ByteSource] | None = None) -> None:
         self.location = Path("fuzzed")
         self.sources = [] if sources is None else sources
-        self.opened = set()
+        self.opened = {}
         self.files = frozenset(name for name in files if "/" not in name)
         self.folders = frozenset(name.partition("/")[0] for name in files if "/" in name)
         self._contents = files
 
     def open(self, name: str) -> int:
         """Open a file as the folder on a disk does, which refuses missing files."""
-        if name not in self.files:
-            return super().open(name)
-        self.sources.append(MemorySource(self._contents[name], name))
-        self.opened.add(name)
-        return len(self.sources) - 1
+        if name in self.files and name not in self.opened:
+            self.sources.append(MemorySource(self._contents[name], name))
+            self.opened[name] = len(self.sources) - 1
+        return super().open(name)
 
     def inside(self, name: str) -> MemoryFolder:
         """Return a subfolder."""

@@ -87,7 +87,7 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         steps=_read_steps(chosen.counters, files),
         ignored=(*chosen.ignored, *folder.others([*side_files, *filter(_is_data, folder.files)])),
         choice=chosen.choice,
-        notes=chosen.notes,
+        warnings=chosen.warnings,
         dropped=chosen.dropped,
         side_files=side_files,
     )

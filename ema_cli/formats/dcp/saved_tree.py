@@ -36,7 +36,7 @@ class ChosenItems:
     """The weights, by their names in the model."""
     ignored: tuple[str, ...]
     choice: tuple[str, ...]
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     dropped: tuple[RunWarning, ...]
     """These three as in ``StateDict``."""
     files: dict[str, int]
@@ -77,7 +77,7 @@ def choose(saved: SavedItems, keys: Keys) -> ChosenItems:
         tensors=tensors,
         ignored=found.ignored,
         choice=found.choice,
-        notes=found.notes,
+        warnings=found.warnings,
         dropped=found.dropped,
         files={stored.file: saved.ends[stored.file] for stored in (*chunks, *counters.values())},
         counters=counters,

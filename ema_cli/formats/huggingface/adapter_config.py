@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ema_cli.errors import InputRefused, NothingMatched
-from ema_cli.formats.json_text import JsonError, parse_object
+from ema_cli.formats.json_text import JsonError, read_config
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model."
-_MOST_BYTES = 1 << 24
 _BASE = "base_model.model."
 """What peft writes before the name of a layer in a file of weights."""
 _LARGEST_RANK = 1 << 31
@@ -86,9 +85,7 @@ def read_adapter_config(checkpoint: Checkpoint) -> AdapterConfig | None:
         path = path.parent
     try:
         with open_source(path / ADAPTER_CONFIG) as source:
-            if source.size() > _MOST_BYTES:
-                raise JsonError(f"has more than {_MOST_BYTES:,} bytes")
-            values = parse_object(source.read(0, source.size()), nan=True)
+            values = read_config(source)
         return _config(values) if "r" in values else None
     except NothingMatched:
         return None

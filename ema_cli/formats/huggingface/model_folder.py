@@ -24,18 +24,17 @@ from ema_cli.formats.huggingface.weight_names import (
     holds_weights,
     weights_of_index,
 )
-from ema_cli.formats.json_text import JsonError, parse_object
+from ema_cli.formats.json_text import JsonError, read_config
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import open_source
+from ema_cli.storage.locations import literal, open_source
 from ema_cli.text import quoted, shortlist
 
 _CONFIG = "config.json"
 _QUANTIZATION = "quantization_config"
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-_MOST_CONFIG_BYTES = 1 << 24
 _PIPELINE_INDEX = "model_index.json"
 _COMPONENT = re.compile(r"(?:unet|transformer|vae|text_encoder|controlnet|prior|image_encoder)(?:_(?:ema|lora|[0-9]))?")
 
@@ -88,9 +87,9 @@ def refuse_pipeline(folder: Folder, _keys: Keys, _pool: LayoutPool) -> NoReturn:
 
     """
     parts = sorted(name for name in folder.folders if _COMPONENT.fullmatch(name)) or ["unet"]
+    run = literal(folder.location.parent)
     proposals = [
-        Proposal(reason="average each model by itself", changes={"paths": (f"{folder.location.parent}/*/{part}",)})
-        for part in parts
+        Proposal(reason="average each model by itself", changes={"paths": (f"{run}/*/{part}",)}) for part in parts
     ]
     raise InputRefused(f"is a pipeline of several models: {shortlist(map(quoted, parts))}", proposals=proposals)
 
@@ -125,7 +124,6 @@ def _method(found: Mapping[str, object]) -> str:
 def _read_config(folder: Folder) -> dict[str, object]:
     try:
         with open_source(folder.location / _CONFIG) as source:
-            raw = source.read(0, source.size()) if source.size() <= _MOST_CONFIG_BYTES else b"{}"
-        return parse_object(raw, nan=True)
+            return read_config(source)
     except (InputRefused, NothingMatched, JsonError):
         return {}

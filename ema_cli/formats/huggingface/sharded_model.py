@@ -38,11 +38,11 @@ def read_shards(folder: Folder, weights: Weights, keys: Keys, pool: LayoutPool) 
         merged_structure(shards, merged, form=form, digest=joint_digest(digests)),
         steps=shards[0].structure.steps,
         ignored=merged.dropped,
-        notes=_notes(merged.dropped, weights.index),
+        warnings=_warnings(merged.dropped, weights.index),
     )
 
 
-def _notes(unmapped: Sequence[str], index: str) -> tuple[str, ...]:
+def _warnings(unmapped: Sequence[str], index: str) -> tuple[str, ...]:
     if not unmapped:
         return ()
     some = shortlist(map(quoted, unmapped))

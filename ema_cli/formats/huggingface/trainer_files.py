@@ -12,8 +12,8 @@ from dataclasses import replace
 from ema_cli.errors import InputRefused
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import find_side_files, joint_digest, parse_json
-from ema_cli.formats.state_dict.steps import STEP_LIMIT
 from ema_cli.formats.structure import Structure
+from ema_cli.name_numbers import STEP_LIMIT
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ema_cli.errors import InputRefused, Proposal, RunWarning
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.keyed_parts import weights_at
-from ema_cli.formats.state_dict.missing_weights import refuse_without_weights
+from ema_cli.formats.state_dict.missing_weights import no_weights
 from ema_cli.formats.state_dict.name_copies import nested_copies
 from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import RAW_BESIDE_AVERAGE, USUAL_IN_LIGHTNING, is_average
@@ -46,7 +46,7 @@ class StateDict:
     """Names of everything beside or among them that is not a tensor of the model."""
     choice: tuple[str, ...] = ()
     """Which weights were taken, and what else there is, in words."""
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Warnings about the choice."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers that are not among the tensors."""
@@ -67,16 +67,16 @@ def find_state_dict(root: object, keys: Keys = ()) -> StateDict:
     root = nested_copies(root) if isinstance(root, dict) else root
     found = weights_at(root, keys, lambda: _weights_without_key(root)) if keys else _WeightSearch().run(root)
     if found is None:
-        raise refuse_without_weights(root)
+        raise no_weights(root)
     refuse_placeholders(root, found.tensors)
-    told = describe_unwritten(found, by_key=bool(keys))
+    unwritten = describe_unwritten(found, by_key=bool(keys))
     return StateDict(
         key=found.key,
         tensors=found.tensors,
         ignored=found.ignored,
-        choice=told.choice,
-        notes=told.doubts,
-        dropped=told.dropped,
+        choice=unwritten.choice,
+        warnings=unwritten.warnings,
+        dropped=unwritten.dropped,
     )
 
 
@@ -131,7 +131,7 @@ class _WeightSearch:
             whole = weights or (own and len(own) == len(parts(node)))
             return weights_below(path, node, without=frozenset(averages)) if whole else None
         if usual is None and (len(candidates) > 1 or weights):
-            raise _several_models(path, [*candidates, *weights], lone=bool(weights))
+            raise _several_models(path, [*candidates, *weights], with_tensors=bool(weights))
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
         return found and found.below(path, node, candidates[0])
 
@@ -168,10 +168,10 @@ class _WeightSearch:
         return known
 
 
-def _several_models(path: str, names: Sequence[str], *, lone: bool) -> InputRefused:
-    """Return the refusal of a checkpoint with several models, or with one in several parts, ``lone`` tensors too."""
+def _several_models(path: str, names: Sequence[str], *, with_tensors: bool) -> InputRefused:
+    """Return the refusal of a checkpoint with several models, or one in several parts, some of them tensors."""
     paths = [join(path, name) for name in names]
-    keys = (path or ".",) if lone or len(paths) > _MOST_KEYS else tuple(paths)
+    keys = (path or ".",) if with_tensors or len(paths) > _MOST_KEYS else tuple(paths)
     return InputRefused(
         f"holds several models, or parts of one: {shortlist(map(quoted, paths))}",
         hint="choose one with --key NAME, several with --key NAME --key OTHER, or take all of them with --key .",

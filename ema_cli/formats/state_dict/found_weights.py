@@ -8,12 +8,9 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.state_dict.trainer_averages import wrapped_counter
 from ema_cli.formats.state_dict.trainer_layouts import is_parameter, may_be_weights
-from ema_cli.formats.state_dict.tree import Tensor, is_module, join, leaves, named, parts
+from ema_cli.formats.state_dict.tree import MOST_ENTRIES, Tensor, is_module, join, leaves, named, parts
 from ema_cli.formats.torch.objects import QUANTIZE_LATER, UnsupportedTensor
 from ema_cli.text import quoted
-
-_MOST_ENTRIES = 1000
-"""Entries of a list that are examined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +79,7 @@ def hides_weights(leaf: object) -> bool:
         return False
     return any(
         isinstance(value, Tensor) and is_parameter("", value)
-        for entry in entries[:_MOST_ENTRIES]
+        for entry in entries[:MOST_ENTRIES]
         for value in (entry, *named(entry).values())
     )
 

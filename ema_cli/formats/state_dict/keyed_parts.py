@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ema_cli.errors import InputRefused, UsageError
+from ema_cli.errors import UsageError
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
-from ema_cli.formats.state_dict.leaf_kinds import AS_TENSORS, is_numpy_array
+from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
+from ema_cli.formats.state_dict.missing_weights import only_arrays
 from ema_cli.formats.state_dict.name_copies import names_of_weights
 from ema_cli.formats.state_dict.tree import Tensor, follow, join, named, numbered
 from ema_cli.formats.structure import Keys
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import quoted, shortlist
 
 Weights = Callable[[], dict[str, Tensor]]
 """Returns the weights that are found without a key; empty if there are none."""
@@ -52,11 +53,9 @@ def _part(root: object, key: str, weights: Weights, *, single: bool = False) -> 
     if single and isinstance(value, Tensor):
         return FoundWeights(key=key, tensors={"": value})
     found = weights_below(key, value)
-    arrays = [quoted(name) for name, leaf in found.among if is_numpy_array(leaf)]
+    arrays = [name for name, leaf in found.among if is_numpy_array(leaf)]
     if not found.tensors and arrays:
-        raise InputRefused(
-            f"holds {plural(len(arrays), 'numpy array')} and no tensors: {shortlist(arrays)}", hint=AS_TENSORS
-        )
+        raise only_arrays(arrays)
     if not found.tensors:
         keys = shortlist(quoted(name) for name in named(root) or numbered(root)) or "no string keys"
         raise UsageError(f"there are no tensors under --key {quoted(key or '.')}", hint=f"the top level has {keys}")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.tree import Tensor
-from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
+from ema_cli.formats.torch.objects import UnsupportedTensor
 
 EXTRA_STATE = "_extra_state"
 """The name under which ``nn.Module.get_extra_state`` is stored; Transformer Engine keeps its FP8 scales there."""
-AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
-"""What to do about numpy arrays."""
 _ARRAYS = ("_reconstruct", "_frombuffer")
 """The functions that rebuild a numpy array: protocols up to 4, and 5."""
 
@@ -22,12 +20,6 @@ def is_trained(tensor: Tensor) -> bool:
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     alone = all(size == 1 for size in tensor.shape)
     return (dtype is None or dtype.averaged) and not alone and 0 not in tensor.shape
-
-
-def is_bare(tensor: Tensor) -> bool:
-    """Whether a tensor is a counter or another single number, or has no floating-point numbers at all."""
-    dtype = BY_TORCH_NAME.get(tensor.dtype_name) if isinstance(tensor, TensorRef) else None
-    return dtype is not None and (not dtype.averaged or not is_trained(tensor))
 
 
 def is_numpy_array(value: object) -> bool:

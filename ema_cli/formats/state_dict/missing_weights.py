@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from ema_cli.errors import InputRefused, Proposal
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.found_weights import hides_weights
-from ema_cli.formats.state_dict.leaf_kinds import AS_TENSORS, is_numpy_array
+from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
 from ema_cli.formats.state_dict.trainer_layouts import may_be_weights
 from ema_cli.formats.state_dict.tree import Tensor, is_module, leaves, named, numbered
 from ema_cli.formats.structure import NoWeights
@@ -18,10 +19,11 @@ _MOST_PARTS = 16
 """Parts of a list that are examined."""
 _MOST_LEAVES = 5000
 _KINDS = {list: "a list", tuple: "a tuple", str: "a string", int: "a number", float: "a number"}
+_AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
 _SAVE = "torch.save(model.state_dict(), path)"
 
 
-def refuse_without_weights(root: object) -> InputRefused:
+def no_weights(root: object) -> InputRefused:
     """Return the refusal of a checkpoint without weights."""
     entries = dict(islice(numbered(root).items(), _MOST_PARTS))
     if entries and isinstance(root, list | tuple):
@@ -30,13 +32,17 @@ def refuse_without_weights(root: object) -> InputRefused:
         if holding:
             described = [f"{number}: {_described(entry, counts[id(entry)])}" for number, entry in entries.items()]
             return _of_parts(root, described, holding)
-    arrays = [quoted(name) for name, leaf in islice(leaves(root), _MOST_LEAVES) if is_numpy_array(leaf)]
+    arrays = [name for name, leaf in islice(leaves(root), _MOST_LEAVES) if is_numpy_array(leaf)]
     if arrays:
-        return InputRefused(
-            f"holds {plural(len(arrays), 'numpy array')} and no tensors: {shortlist(arrays)}", hint=AS_TENSORS
-        )
+        return only_arrays(arrays)
     hint = f"save the weights: {_SAVE}" if isinstance(root, Inert) or any(map(_is_object, named(root).values())) else ""
     return NoWeights(f"no state dict found: {_contents(root)}", hint=hint)
+
+
+def only_arrays(names: Sequence[str]) -> InputRefused:
+    """Return the refusal of a checkpoint with numpy arrays in place of tensors."""
+    listed = shortlist(map(quoted, names))
+    return InputRefused(f"holds {plural(len(names), 'numpy array')} and no tensors: {listed}", hint=_AS_TENSORS)
 
 
 def _of_parts(root: list[object] | tuple[object, ...], described: list[str], holding: list[str]) -> InputRefused:

@@ -26,7 +26,7 @@ class StrippedNames:
     """In the order of the original names."""
     prefixes: tuple[str, ...] = ()
     """The prefixes that were removed."""
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Warnings about prefixes that were not removed."""
 
 
@@ -49,7 +49,7 @@ def strip_prefixes(
         return _strip_part(names, prefix, frozenset(bare))
     found = list(names)
     prefixes: list[str] = []
-    notes: list[str] = []
+    warnings: list[str] = []
     for part in parts:
         head = f"{part}."
         own = [number for number, name in enumerate(names) if name.startswith(head)]
@@ -58,8 +58,8 @@ def strip_prefixes(
         for number, name in zip(own, clean.names, strict=True):
             found[number] = head + name
         prefixes.extend(clean.prefixes)
-        notes.extend(clean.notes)
-    return StrippedNames(names=found, prefixes=tuple(dict.fromkeys(prefixes)), notes=tuple(dict.fromkeys(notes)))
+        warnings.extend(clean.warnings)
+    return StrippedNames(names=found, prefixes=tuple(dict.fromkeys(prefixes)), warnings=tuple(dict.fromkeys(warnings)))
 
 
 def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
@@ -82,11 +82,11 @@ def _strip_part(names: Sequence[str], prefix: str | None, bare: frozenset[str]) 
             stripped.append(f"….{part}")
     if len(set(cleaned)) != len(set(names)):
         twice = Counter(cleaned).most_common(1)[0][0]
-        note = (
+        warning = (
             f"the prefixes {', '.join(stripped)} are kept: without them two tensors would have the name {quoted(twice)}"
         )
-        return StrippedNames(names=list(names), notes=(note,))
-    return StrippedNames(names=cleaned, prefixes=tuple(dict.fromkeys(stripped)), notes=_notes_on_some(cleaned))
+        return StrippedNames(names=list(names), warnings=(warning,))
+    return StrippedNames(names=cleaned, prefixes=tuple(dict.fromkeys(stripped)), warnings=_warnings_on_some(cleaned))
 
 
 def _leading(names: Sequence[str], wrapped: Sequence[bool]) -> str | None:
@@ -100,15 +100,14 @@ def _leading(names: Sequence[str], wrapped: Sequence[bool]) -> str | None:
     return None
 
 
-def _notes_on_some(names: Sequence[str]) -> tuple[str, ...]:
+def _warnings_on_some(names: Sequence[str]) -> tuple[str, ...]:
     """Return a warning about the prefix that only some of the names have."""
     without = [name for name in names if not name.startswith(_PARALLEL)]
     carrying = len(names) - len(without)
     if not (without and carrying):
         return ()
-    some = quoted(without[0])
-    note = f"the prefix {quoted(_PARALLEL)} of {carrying:,} of {len(names):,} names is kept, as other names, such as "
-    return (f"{note}{some}, do not have it",)
+    kept = f"the prefix {quoted(_PARALLEL)} of {carrying:,} of {len(names):,} names is kept"
+    return (f"{kept}, as other names, such as {quoted(without[0])}, do not have it",)
 
 
 def _strip_given(names: Sequence[str], prefix: str) -> StrippedNames:

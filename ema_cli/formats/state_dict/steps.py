@@ -16,6 +16,7 @@ from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.tree import follow, is_module, join, parts
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensor
+from ema_cli.name_numbers import MOST_DIGITS, STEP_LIMIT
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -70,7 +71,6 @@ _NO_PROGRESS = re.compile(
 """Names of dictionaries whose numbers are settings, or count something else."""
 _DEEPEST = 2
 _MOST_ENTRIES = 64
-_MOST_DIGITS = 18
 _FLOATS = {2: "e", 4: "f", 8: "d"}
 _KINDS = {
     **dict.fromkeys(("int8", "int16", "int32", "int64"), "i"),
@@ -79,8 +79,6 @@ _KINDS = {
 }
 INSIDE = "inside: "
 """The source of a step inside a file begins with it, followed by its key."""
-STEP_LIMIT = 1 << 62
-"""Valid steps are below this."""
 
 
 def read_steps(root: object, source: ByteSource, find_storage: FindStorage) -> Iterator[FoundStep]:
@@ -155,7 +153,7 @@ def _number(value: object) -> int | None:
     match value:
         case Inert(kind=Global(name="scalar"), args=(Inert(kind=Global(name="dtype")) as dtype, raw)):
             value = _numpy_number(dtype, raw)
-        case str() if value.isdecimal() and len(value) <= _MOST_DIGITS:
+        case str() if value.isdecimal() and len(value) <= MOST_DIGITS:
             value = int(value)
     if type(value) is float and value.is_integer():
         value = int(value)

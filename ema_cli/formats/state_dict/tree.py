@@ -22,8 +22,8 @@ class Repeated(dict[object, object]):
 
 
 _DEEPEST = 64
-_MOST_ENTRIES = 1000
-"""Entries of a list that can be named."""
+MOST_ENTRIES = 1000
+"""Entries of a list that are examined and can be named."""
 _MOST_TEXT = 1 << 26
 """Bytes of all names of one walk together."""
 
@@ -63,7 +63,7 @@ def follow(root: object, path: str) -> object:
 def numbered(node: object) -> dict[str, object]:
     """Return the entries of a list or a tuple by their numbers: ``"0"``, ``"1"``; of anything else nothing."""
     listed = node if isinstance(node, list | tuple) else ()
-    return {str(number): entry for number, entry in enumerate(listed[:_MOST_ENTRIES])}
+    return {str(number): entry for number, entry in enumerate(listed[:MOST_ENTRIES])}
 
 
 def join(path: str, name: str) -> str:

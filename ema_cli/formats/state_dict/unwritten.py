@@ -49,7 +49,7 @@ class Unwritten:
 
     choice: tuple[str, ...]
     """Which weights were taken, and what else there is."""
-    doubts: tuple[str, ...]
+    warnings: tuple[str, ...]
     """Warnings about the choice."""
     dropped: tuple[RunWarning, ...]
     """Warnings about trained numbers that are not in the output."""
@@ -60,7 +60,7 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     dropped = list(_dropped_among(found))
     choice = [*filter(None, [found.renamed]), *_state_among(found)]
     if by_key:
-        return Unwritten(choice=tuple(choice), doubts=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
+        return Unwritten(choice=tuple(choice), warnings=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
     seen = set[int]()
     groups = [_Beside.of(path, value, seen) for path, value in _parts_beside(found)]
     averages = [group for group in groups if group.is_average and group.tensors]
@@ -71,12 +71,12 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     weights = without_wrappers(found.tensors)
     copies = [group for group in others if group.repeats(weights)]
     dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
-    doubts = [*_of_averaged_model(found), *_of_averages(found, groups)]
-    if not doubts or raw:
+    warnings = [*_of_averaged_model(found), *_of_averages(found, groups)]
+    if not warnings or raw:
         beside = [(group.path, "by its name an average", group.is_named) for group in averages]
         beside += [(group.path, "the same names", group.is_named) for group in copies]
         choice[:0] = filter(None, [describe_beside(found.key, beside)])
-    return Unwritten(choice=tuple(choice), doubts=tuple(doubts), dropped=tuple(dropped))
+    return Unwritten(choice=tuple(choice), warnings=tuple(warnings), dropped=tuple(dropped))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

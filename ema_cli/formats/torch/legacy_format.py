@@ -24,7 +24,7 @@ from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 
-_RESAVE = "if you trust it: load it with the program that wrote it, and save its state dict with torch.save"
+_SAVE_WEIGHTS = "if you trust it: load it with the program that wrote it, and save its state dict with torch.save"
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _FIRST_READ, _SECOND_READ = 1 << 20, 16 << 20
@@ -46,7 +46,7 @@ def read_torch_legacy(source: ByteSource, keys: Keys, pool: LayoutPool) -> Struc
     """
     stream = _PickleStream(source)
     if stream.next() != MAGIC:
-        raise ForeignFile("a bare pickle", _RESAVE)
+        raise ForeignFile("a bare pickle", _SAVE_WEIGHTS)
     if stream.next() != _PROTOCOL:
         raise InputRefused("has an unknown version of the torch format before 1.6")
     system = stream.next()
@@ -67,7 +67,7 @@ def read_torch_legacy(source: ByteSource, keys: Keys, pool: LayoutPool) -> Struc
         ignored=chosen.ignored,
         unreadable=located.unreadable,
         choice=chosen.choice,
-        notes=chosen.notes,
+        warnings=chosen.warnings,
         dropped=chosen.dropped,
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from ema_cli.dtypes import BY_TORCH_NAME, Kind
+from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
 from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
@@ -28,8 +28,6 @@ _DEVICE = "whose data are in the pickle; save it with xm.save, or model.cpu().st
 _LAZY = "which has no values yet; save the model after its first forward pass"
 _CODES = "quantized"
 _MOST_FLAGS = 16
-_INDEX_BYTES = 8
-"""Integers of this size are offsets and indices, not codes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,10 +167,7 @@ def _is_of_codes(tensor: TensorRef | UnsupportedTensor) -> bool:
     if isinstance(tensor, UnsupportedTensor):
         return tensor.is_quantized
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
-    if dtype is None:
-        return True
-    is_byte = dtype.itemsize == 1 and dtype.kind is not Kind.BOOL
-    return len(tensor.shape) > 1 and (is_byte or (dtype.kind is Kind.INTEGER and dtype.itemsize < _INDEX_BYTES))
+    return dtype is None or (len(tensor.shape) > 1 and dtype.may_be_codes)
 
 
 def _is_summand(spec: object) -> bool:

@@ -52,7 +52,7 @@ def read_torch_zip(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structur
         ignored=chosen.ignored,
         unreadable=located.unreadable,
         choice=chosen.choice,
-        notes=chosen.notes,
+        warnings=chosen.warnings,
         dropped=chosen.dropped,
     )
 
