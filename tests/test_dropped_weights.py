@@ -82,6 +82,11 @@ BESIDE: dict[str, tuple[Callable[[], Any], str, str]] = {
         '"d" (2 tensors)',
         "--key model --key d averages",
     ),
+    "a second model of the same names and shapes": (
+        lambda: {"model": weights(), "critic": weights(seed=1), "model_B": weights(seed=2), "step": 1},
+        '"critic" (2 tensors), "model_B" (2 tensors)',
+        "--key model --key critic --key model_B averages",
+    ),
     "running statistics": (
         lambda: {"model_state_dict": weights(), "obs_norm_state_dict": {"_mean": torch.ones(1, 8)}, "iter": 1},
         '"obs_norm_state_dict" (1 tensor)',
@@ -133,6 +138,12 @@ def composer() -> dict[str, Any]:
         },
         "rng": [{"python": (3, (1, 2), None), "cuda": torch.ones(8, dtype=torch.uint8)}],
     }
+
+
+def twice() -> dict[str, Any]:
+    """Return the same tensors under two names."""
+    model = weights()
+    return {"model": model, "network": dict(model)}
 
 
 SILENT: dict[str, Callable[[], Any]] = {
@@ -209,6 +220,12 @@ SILENT: dict[str, Callable[[], Any]] = {
     },
     "an average": lambda: {"model": weights(), "model_avg": weights(seed=1)},
     "the best so far": lambda: {"model": weights("module."), "best": weights(seed=1), "init": weights("module.")},
+    "names of copies": lambda: {
+        "model": weights(),
+        **{name: weights(seed=1) for name in ("teacher", "target_net", "momentum_encoder", "best_model", "encoder_k")},
+        **{name: weights(seed=2) for name in ("master_params", "model_prev", "net_avg", "ref_model", "old_policy")},
+    },
+    "the same tensors twice": twice,
     "a list of averaged tensors": lambda: {"model": weights(), "ema": {"decay": 0.9, "shadow": [torch.ones(4, 3)]}},
     "torch's counter": lambda: {"model": weights(), "n_averaged": torch.tensor(3)},
     "a plain state dict": weights,
