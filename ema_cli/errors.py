@@ -27,7 +27,7 @@ WARNING_CODES = (
     *("steps-incomplete", "steps-contradict", "order-disagrees", "order-doubtful", "order-against-steps"),
     *("same-weights", "averages-averaged", "unusable-left-out", "input-replaced", "weights-chosen", "weights-dropped"),
     *("evidence-unrelated", "evidence-outlier", "evidence-order", "evidence-copies"),
-    *("batchnorm-averaged", "dtypes-differ", "float8-averaged", "missing-copied", "missing-left-out", "tied-kept"),
+    *("pattern-unused", "batchnorm-averaged", "dtypes-differ", "float8-averaged", "missing-copied", "missing-left-out", "tied-kept"),
     *("nothing-averaged", "nonfinite-written", "integers-differ"),
     *("lora-factors", "lora-scale-not-stored", "lora-configs-differ"),
     *("late-left-out", "again-touched", "continued-from-rounded"),

@@ -162,7 +162,7 @@ def _refuse_missing_steps(checkpoints: Sequence[Checkpoint], partial: Witness | 
     if partial is None:
         message = "--order step, but the checkpoints have no steps, neither inside nor in their names"
         raise UsageError(message, hint=ORDER_HINT)
-    raise UsageError(f"--order step, but {_missing(checkpoints, partial)}", hint=f"leave those out; or {ORDER_HINT}")
+    raise UsageError(f"--order step, but {_missing(checkpoints, partial)}", hint=f"name only the others; or {ORDER_HINT}")
 
 
 def _missing(checkpoints: Sequence[Checkpoint], partial: Witness) -> str:
@@ -190,7 +190,7 @@ def _short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
 def _incomplete(checkpoints: Sequence[Checkpoint], partial: Witness, positions: Sequence[int]) -> RunWarning:
     message = f"{_missing(checkpoints, partial)}: the order in use, which may be wrong, is "
     message += _shown(checkpoints, positions)
-    hint = f"leave out the checkpoints without a step; or {ORDER_HINT}"
+    hint = f"name only the checkpoints with a step; or {ORDER_HINT}"
     return RunWarning(code="steps-incomplete", message=message, hint=hint)
 
 

@@ -108,7 +108,7 @@ def _refuse_unfinished(folder: Folder) -> None:
         )
     raise InputRefused(
         "has no .metadata, which is written last: the save did not finish, or a copy omitted hidden files",
-        hint="exclude it, or copy it again",
+        hint="copy it again, or name only the other checkpoints",
     )
 
 
