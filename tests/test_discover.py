@@ -221,7 +221,7 @@ def test_a_damaged_sharded_checkpoint_is_refused_with_a_message(marker: str, tmp
 
 def test_a_shard_is_refused_with_a_message(tmp_path: Path) -> None:
     """A shard that is named is not a whole model; its folder may be one."""
-    with pytest.raises(InputRefused, match="is shard 1 of 2 of a model") as refused:
+    with pytest.raises(InputRefused, match="is one of the 2 shards of a model") as refused:
         find(write_one(tmp_path / "model-00001-of-00002.pt"))
     assert refused.value.hint == f"name the folder that contains all shards: {tmp_path}"
 

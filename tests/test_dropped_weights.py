@@ -329,12 +329,13 @@ def test_the_warning_is_given_once_for_a_series(tmp_path: Path, ema_avg: Run) ->
 
 
 def test_several_models_are_proposed_together(tmp_path: Path, ema_avg: Run) -> None:
-    """Two models of unknown names are refused with the command that averages both; the command works."""
+    """Two models of unknown names are refused with the commands for each, and for both, which work."""
     for number in (1, 2):
         save(tmp_path / f"ckpt_{number}.pt", {"g": weights(seed=number), "d": other_part(), "d_optim": adam()})
     done = ema_avg("ckpt_1.pt", "ckpt_2.pt", "--method", "uniform", "-o", "out.safetensors")
     assert done.returncode == 3
-    proposed = done.stderr.partition("prefixes: ")[2].strip()
+    *single, proposed = done.stderr.partition("prefixes: ")[2].strip().split("; or ")
+    assert single == [f"ema-avg ckpt_1.pt ckpt_2.pt --key {key} --method uniform -o out.safetensors" for key in "gd"]
     assert proposed == "ema-avg ckpt_1.pt ckpt_2.pt --key g --key d --method uniform -o out.safetensors"
     assert ema_avg(*proposed.split()[1:]).returncode == 0
     assert {name.partition(".")[0] for name in load(tmp_path / "out.safetensors")} == {"g", "d"}

@@ -162,7 +162,9 @@ def _refuse_missing_steps(checkpoints: Sequence[Checkpoint], partial: Witness | 
     if partial is None:
         message = "--order step, but the checkpoints have no steps, neither inside nor in their names"
         raise UsageError(message, hint=ORDER_HINT)
-    raise UsageError(f"--order step, but {_missing(checkpoints, partial)}", hint=f"name only the others; or {ORDER_HINT}")
+    raise UsageError(
+        f"--order step, but {_missing(checkpoints, partial)}", hint=f"name only the others; or {ORDER_HINT}"
+    )
 
 
 def _missing(checkpoints: Sequence[Checkpoint], partial: Witness) -> str:

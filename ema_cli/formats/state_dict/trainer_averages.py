@@ -32,7 +32,7 @@ _COPIES = re.compile(
     r"|reference|anchor|lookahead|(?<![a-z])(?:avg|copy|fp32|init|k|key|mean|old|prev|ref|slow|tgt)(?![a-z])",
     re.IGNORECASE,
 )
-"""Names of copies: averages that follow the weights (mean teacher, DINO, MoCo, BYOL, DQN), the best or first weights."""
+"""Names of copies: averages that follow the weights (DINO, MoCo, BYOL, DQN), the best or first ones."""
 
 
 def is_average(name: str) -> bool:
