@@ -54,6 +54,8 @@ class Proposal:
     """Why it should work, in words that a command can follow: ``the folders inside contain checkpoints``."""
     changes: Mapping[str, Any]
     """The fields of the options that differ, with their values."""
+    runs: tuple[str, ...] = ()
+    """Folders that ``ema-avg batch`` averages one by one, instead of the paths."""
 
 
 class EmaAvgError(Exception):

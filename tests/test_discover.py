@@ -206,7 +206,9 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
     os.link(path, tmp_path / "hard.pt")
     found = find(path, path, tmp_path / "link.pt", tmp_path / "hard.pt")
     assert names_of(found) == ["a.pt"]
-    assert all("the same file as" in reason for reason in skipped(found).values())
+    reasons = skipped(found)
+    assert reasons.pop("a.pt") == "named twice"
+    assert all("the same file as" in reason for reason in reasons.values())
     assert len(found.skipped) == 3
 
 

@@ -40,6 +40,9 @@ def proposals_for(location: Location, homes: Sequence[Home]) -> Iterator[Proposa
     runs = [home for home in homes if home.listing.is_series]
     if len(runs) == 1 and not runs[0].is_parts(location):
         yield Proposal(reason="one of the folders inside has a series", changes={"paths": (str(runs[0].location),)})
+    if 1 < len(runs) <= _MOST_PATHS and not any(home.is_parts(location) for home in homes):
+        each = tuple(str(home.location) for home in runs)
+        yield Proposal(reason="name one of the folders, or average each run by itself", changes={}, runs=each)
     if runs:
         return
     tails: dict[tuple[str, ...], list[Location]] = {}

@@ -11,7 +11,7 @@ from ema_cli.discovery.candidates import Candidate, Home
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.structure import NoWeights
 from ema_cli.records.series import Checkpoint, Skipped
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, absolute
 from ema_cli.text import listing, plural, quoted, shortlist
 
 AVERAGES_AVERAGED = "averages-averaged"
@@ -108,7 +108,8 @@ class Search:
             )
             if same is not None:
                 kind = "file" if files == same.index.identity else "checkpoint"
-                self._skip(entry, f"the same {kind} as {quoted(str(same.path))}")
+                own = absolute(same.path) == absolute(entry.checkpoint.path)
+                self._skip(entry, "named twice" if own else f"the same {kind} as {quoted(str(same.path))}")
                 repeated.add(id(entry))
                 continue
             for file in files:
