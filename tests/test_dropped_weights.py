@@ -341,6 +341,36 @@ def test_several_models_are_proposed_together(tmp_path: Path, ema_avg: Run) -> N
     assert {name.partition(".")[0] for name in load(tmp_path / "out.safetensors")} == {"g", "d"}
 
 
+@pytest.mark.parametrize(
+    ("key", "message", "hint"),
+    [
+        ("optimizer", '--key "optimizer" is state of the optimizer, not weights', 'the top level has "model", '),
+        ("scheduler", '--key "scheduler" is state of the training, not weights', 'the top level has "model", '),
+        ("modell", 'there are no tensors under --key "modell"', 'did you mean --key model? the top level has "model"'),
+        ("model.layer", 'there are no tensors under --key "model.layer"', "did you mean --key model.layers? "),
+        ("step", 'there are no tensors under --key "step"', 'the top level has "model", '),
+        ("zzz", 'there are no tensors under --key "zzz"', 'the top level has "model", '),
+    ],
+)
+def test_a_key_without_weights_is_explained(tmp_path: Path, key: str, message: str, hint: str) -> None:
+    """State of the training is called so; of a key that is not there, the nearest one is named."""
+    model = {"layers": nn.Linear(2, 2).state_dict()}
+    root = {"model": model, "optimizer": adam(), "scheduler": {"last_epoch": 1}, "step": 5}
+    with pytest.raises(UsageError) as refused:
+        open_file(save(tmp_path / "ckpt_1.pt", root), key=key)
+    assert refused.value.message == message
+    assert refused.value.hint.startswith(hint)
+
+
+def test_two_keys_are_shown_apart(tmp_path: Path, ema_avg: Run) -> None:
+    """The plan and the inspection have each key in quotes of its own."""
+    for number in (1, 2):
+        save(tmp_path / f"ckpt_{number}.pt", {"g": weights(seed=number), "d": other_part()})
+    keys = ("--key", "g", "--key", "d")
+    assert 'weights under "g", "d"\n' in ema_avg("plan", ".", *keys, "--method", "uniform").stderr
+    assert 'under "g", "d"' in ema_avg("inspect", "ckpt_1.pt", *keys).stderr
+
+
 def test_a_loose_tensor_beside_a_model_proposes_the_whole(tmp_path: Path) -> None:
     """Where single tensors are beside a model of an unknown name, the proposal is the level that has both."""
     path = save(
