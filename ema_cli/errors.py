@@ -27,7 +27,15 @@ WARNING_CODES = (
     *("steps-incomplete", "steps-contradict", "order-disagrees", "order-doubtful", "order-against-steps"),
     *("same-weights", "averages-averaged", "unusable-left-out", "input-replaced", "weights-chosen", "weights-dropped"),
     *("evidence-unrelated", "evidence-outlier", "evidence-order", "evidence-copies"),
-    *("batchnorm-averaged", "dtypes-differ", "float8-averaged", "missing-copied", "missing-left-out", "tied-kept"),
+    *(
+        "pattern-unused",
+        "batchnorm-averaged",
+        "dtypes-differ",
+        "float8-averaged",
+        "missing-copied",
+        "missing-left-out",
+        "tied-kept",
+    ),
     *("nothing-averaged", "nonfinite-written", "integers-differ"),
     *("lora-factors", "lora-scale-not-stored", "lora-configs-differ"),
     *("late-left-out", "again-touched", "continued-from-rounded"),
@@ -46,6 +54,8 @@ class Proposal:
     """Why it should work, in words that a command can follow: ``the folders inside contain checkpoints``."""
     changes: Mapping[str, Any]
     """The fields of the options that differ, with their values."""
+    runs: tuple[str, ...] = ()
+    """Folders that ``ema-avg batch`` averages one by one, instead of the paths."""
 
 
 class EmaAvgError(Exception):

@@ -82,12 +82,16 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
         tried.append(proposal)
         try:
             proposed = replace(options, **proposal.changes)
-            with ExitStack() as opened:
-                _make_plan(replace(proposed, method=("uniform",)) if proposed.lacks_decay else proposed, ignore, opened)
+            if proposal.runs and proposed.lacks_decay:  # a batch does not show the choices
+                continue
+            tries = [replace(proposed, paths=(run,), output=None, report=()) for run in proposal.runs] or [proposed]
+            for one in tries:
+                with ExitStack() as opened:
+                    _make_plan(replace(one, method=("uniform",)) if one.lacks_decay else one, ignore, opened)
         except EmaAvgError:
             continue
         reason = proposal.reason
-        commands.append(shell_command(proposed))
+        commands.append(shell_command(proposed, proposal.runs))
     return f"{reason}: {'; or '.join(commands)}" if commands else ""
 
 

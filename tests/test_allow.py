@@ -17,7 +17,12 @@ from tests.helpers.series import random_states, write_series
 
 @pytest.mark.parametrize(
     ("code", "hint"),
-    [("evidence-oder", "--allow evidence-order"), ("zzz", "the codes are listed by: ema-avg help warnings")],
+    [
+        ("evidence-oder", "--allow evidence-order"),
+        ("plain-mean, evidence-oder", "--allow plain-mean --allow evidence-order"),
+        ("plain-mean,zzz", "the codes are listed by: ema-avg help warnings"),
+        ("zzz", "the codes are listed by: ema-avg help warnings"),
+    ],
 )
 def test_an_unknown_code_is_refused(code: str, hint: str, ema_avg: Run, tmp_path: Path) -> None:
     """A code that no warning has is an error of usage, with the nearest one."""
@@ -34,7 +39,7 @@ def test_a_warning_of_the_plan_can_be_accepted(tmp_path: Path) -> None:
     output = tmp_path / "ema.safetensors"
     with pytest.raises(StrictWarnings, match="first-dominates") as caught:
         ema_cli.average(tmp_path / "run", decay=0.9, output=output, strict=True, allow="plain-mean")
-    assert caught.value.hint == 'allow="CODE" accepts a warning'
+    assert caught.value.hint == 'change that, or accept it: allow="first-dominates"'
     options = {"decay": 0.9, "strict": True, "allow": "first-dominates"}
     assert [w.allowed for w in ema_cli.plan(tmp_path / "run", **options).warnings] == [True]  # type: ignore[arg-type]
     ema_cli.average(tmp_path / "run", output=output, **options)  # type: ignore[arg-type]
@@ -73,6 +78,24 @@ def test_what_stops_a_run_cannot_be_accepted(tmp_path: Path, ema_avg: Run) -> No
     (tmp_path / "ema.safetensors").write_bytes(b"foreign")
     command = ("plan", "run", "--method", "uniform", "-o", "ema.safetensors", "--strict")
     assert ema_avg(*command, "--allow", "output-in-the-way", "--allow", "plain-mean").returncode == 8
+
+
+def test_the_hint_accepts_what_stops_the_run(tmp_path: Path, ema_avg: Run) -> None:
+    """Each code is named once, with what it takes to accept it; an output in the way cannot be accepted."""
+    write_series(tmp_path / "run", [{"a.running_mean": torch.ones(2), "w": torch.ones(3)}] * 3)
+    (tmp_path / "ema.safetensors").write_bytes(b"something else")
+    command = ("run", "--decay", "0.9", "--strict", "-o", "ema.safetensors")
+    done = ema_avg("plan", *command)
+    assert done.returncode == 8
+    assert "so the run would stop: first-dominates, batchnorm-averaged, output-in-the-way" in done.stderr
+    hint = "change that, or accept it: --allow first-dominates --allow batchnorm-averaged"
+    assert done.stderr.endswith(f"try: {hint}\n")
+    (tmp_path / "ema.safetensors").unlink()
+    done = ema_avg(*command)
+    assert done.returncode == 8
+    assert "so nothing was written: first-dominates, batchnorm-averaged\n" in done.stderr
+    accepted = hint.partition(": ")[2].split()
+    assert ema_avg("plan", *command, *accepted).returncode == 0
 
 
 def test_every_code_is_registered_once() -> None:

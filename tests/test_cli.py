@@ -398,7 +398,8 @@ def test_one_step_in_two_folders_is_refused(tmp_path: Path, ema_avg: Run) -> Non
             save_file({"w": torch.zeros(2)}, tmp_path / folder / f"model_{step}.safetensors")
     done = ema_avg("plan", "a1", "b", "--decay", "0.5")
     assert done.returncode == 3
-    assert "checkpoints have the same step" in done.stderr
+    assert '100: "a1/model_100.safetensors", "b/model_100.safetensors"; 200: "a1/' in done.stderr
+    assert "average each by itself: ema-avg batch a1 b --decay 0.5 --dry-run" in done.stderr
 
 
 def test_an_empty_argument_is_an_unset_variable(ema_avg: Run) -> None:

@@ -251,6 +251,7 @@ def test_configured_json_speaks_json(tmp_path: Path, ema_avg: Run) -> None:
     ("text", "words"),
     [
         ("half-lief = 3", 'there is no option "half-lief"'),
+        ("[ema-avg]\nper = 'step'", "remove the table header [ema-avg]"),
         ("half-life = ", "is not TOML"),
         ("a = " + "[" * 5000, "is not TOML"),
         ("half-life = " + "9" * 5000, "is not TOML"),

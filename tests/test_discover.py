@@ -206,7 +206,9 @@ def test_a_file_is_folded_once(tmp_path: Path) -> None:
     os.link(path, tmp_path / "hard.pt")
     found = find(path, path, tmp_path / "link.pt", tmp_path / "hard.pt")
     assert names_of(found) == ["a.pt"]
-    assert all("the same file as" in reason for reason in skipped(found).values())
+    reasons = skipped(found)
+    assert reasons.pop("a.pt") == "named twice"
+    assert all("the same file as" in reason for reason in reasons.values())
     assert len(found.skipped) == 3
 
 
@@ -221,7 +223,7 @@ def test_a_damaged_sharded_checkpoint_is_refused_with_a_message(marker: str, tmp
 
 def test_a_shard_is_refused_with_a_message(tmp_path: Path) -> None:
     """A shard that is named is not a whole model; its folder may be one."""
-    with pytest.raises(InputRefused, match="is shard 1 of 2 of a model") as refused:
+    with pytest.raises(InputRefused, match="is one of the 2 shards of a model") as refused:
         find(write_one(tmp_path / "model-00001-of-00002.pt"))
     assert refused.value.hint == f"name the folder that contains all shards: {tmp_path}"
 

@@ -82,6 +82,11 @@ BESIDE: dict[str, tuple[Callable[[], Any], str, str]] = {
         '"d" (2 tensors)',
         "--key model --key d averages",
     ),
+    "a second model of the same names and shapes": (
+        lambda: {"model": weights(), "critic": weights(seed=1), "model_B": weights(seed=2), "step": 1},
+        '"critic" (2 tensors), "model_B" (2 tensors)',
+        "--key model --key critic --key model_B averages",
+    ),
     "running statistics": (
         lambda: {"model_state_dict": weights(), "obs_norm_state_dict": {"_mean": torch.ones(1, 8)}, "iter": 1},
         '"obs_norm_state_dict" (1 tensor)',
@@ -133,6 +138,12 @@ def composer() -> dict[str, Any]:
         },
         "rng": [{"python": (3, (1, 2), None), "cuda": torch.ones(8, dtype=torch.uint8)}],
     }
+
+
+def twice() -> dict[str, Any]:
+    """Return the same tensors under two names."""
+    model = weights()
+    return {"model": model, "network": dict(model)}
 
 
 SILENT: dict[str, Callable[[], Any]] = {
@@ -209,6 +220,12 @@ SILENT: dict[str, Callable[[], Any]] = {
     },
     "an average": lambda: {"model": weights(), "model_avg": weights(seed=1)},
     "the best so far": lambda: {"model": weights("module."), "best": weights(seed=1), "init": weights("module.")},
+    "names of copies": lambda: {
+        "model": weights(),
+        **{name: weights(seed=1) for name in ("teacher", "target_net", "momentum_encoder", "best_model", "encoder_k")},
+        **{name: weights(seed=2) for name in ("master_params", "model_prev", "net_avg", "ref_model", "old_policy")},
+    },
+    "the same tensors twice": twice,
     "a list of averaged tensors": lambda: {"model": weights(), "ema": {"decay": 0.9, "shadow": [torch.ones(4, 3)]}},
     "torch's counter": lambda: {"model": weights(), "n_averaged": torch.tensor(3)},
     "a plain state dict": weights,
@@ -313,15 +330,46 @@ def test_the_warning_is_given_once_for_a_series(tmp_path: Path, ema_avg: Run) ->
 
 
 def test_several_models_are_proposed_together(tmp_path: Path, ema_avg: Run) -> None:
-    """Two models of unknown names are refused with the command that averages both; the command works."""
+    """Two models of unknown names are refused with the commands for each, and for both, which work."""
     for number in (1, 2):
         save(tmp_path / f"ckpt_{number}.pt", {"g": weights(seed=number), "d": other_part(), "d_optim": adam()})
     done = ema_avg("ckpt_1.pt", "ckpt_2.pt", "--method", "uniform", "-o", "out.safetensors")
     assert done.returncode == 3
-    proposed = done.stderr.partition("prefixes: ")[2].strip()
+    *single, proposed = done.stderr.partition("prefixes: ")[2].strip().split("; or ")
+    assert single == [f"ema-avg ckpt_1.pt ckpt_2.pt --key {key} --method uniform -o out.safetensors" for key in "gd"]
     assert proposed == "ema-avg ckpt_1.pt ckpt_2.pt --key g --key d --method uniform -o out.safetensors"
     assert ema_avg(*proposed.split()[1:]).returncode == 0
     assert {name.partition(".")[0] for name in load(tmp_path / "out.safetensors")} == {"g", "d"}
+
+
+@pytest.mark.parametrize(
+    ("key", "message", "hint"),
+    [
+        ("optimizer", '--key "optimizer" is state of the optimizer, not weights', 'the top level has "model", '),
+        ("scheduler", '--key "scheduler" is state of the training, not weights', 'the top level has "model", '),
+        ("modell", 'there are no tensors under --key "modell"', 'did you mean --key model? the top level has "model"'),
+        ("model.layer", 'there are no tensors under --key "model.layer"', "did you mean --key model.layers? "),
+        ("step", 'there are no tensors under --key "step"', 'the top level has "model", '),
+        ("zzz", 'there are no tensors under --key "zzz"', 'the top level has "model", '),
+    ],
+)
+def test_a_key_without_weights_is_explained(tmp_path: Path, key: str, message: str, hint: str) -> None:
+    """State of the training is called so; of a key that is not there, the nearest one is named."""
+    model = {"layers": nn.Linear(2, 2).state_dict()}
+    root = {"model": model, "optimizer": adam(), "scheduler": {"last_epoch": 1}, "step": 5}
+    with pytest.raises(UsageError) as refused:
+        open_file(save(tmp_path / "ckpt_1.pt", root), key=key)
+    assert refused.value.message == message
+    assert refused.value.hint.startswith(hint)
+
+
+def test_two_keys_are_shown_apart(tmp_path: Path, ema_avg: Run) -> None:
+    """The plan and the inspection have each key in quotes of its own."""
+    for number in (1, 2):
+        save(tmp_path / f"ckpt_{number}.pt", {"g": weights(seed=number), "d": other_part()})
+    keys = ("--key", "g", "--key", "d")
+    assert 'weights under "g", "d"\n' in ema_avg("plan", ".", *keys, "--method", "uniform").stderr
+    assert 'under "g", "d"' in ema_avg("inspect", "ckpt_1.pt", *keys).stderr
 
 
 def test_a_loose_tensor_beside_a_model_proposes_the_whole(tmp_path: Path) -> None:

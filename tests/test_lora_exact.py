@@ -454,6 +454,17 @@ def test_the_plan_shows_the_rank(tmp_path: Path, ema_avg: Any) -> None:
         save_file(factors(step), tmp_path / f"step_{step}.safetensors")
     done = ema_avg("plan", tmp_path, "--method", "uniform", "--lora", "exact")
     assert done.returncode == 0, done.stderr
-    assert "0 tensors averaged, 2 concatenated" in done.stdout + done.stderr
+    assert "\n2 factors of 1 LoRA update concatenated; " in done.stdout + done.stderr
     assert "factors of rank 4" in done.stdout + done.stderr
     assert "svd" in done.stdout + done.stderr
+
+
+def test_the_outcome_has_no_drift_of_joined_factors(tmp_path: Path, ema_avg: Any) -> None:
+    """They have another shape than those of the last checkpoint, so nothing is said about a drift."""
+    for step in (1, 2):
+        save_file(factors(step), tmp_path / f"step_{step}.safetensors")
+    done = ema_avg(tmp_path, "--method", "uniform", "--lora", "exact", "-o", "out/")
+    assert done.returncode == 0, done.stderr
+    assert "drift" not in done.stdout + done.stderr
+    done = ema_avg(tmp_path, "--method", "uniform", "-o", "factors.safetensors")
+    assert "drift from the last checkpoint" in done.stdout + done.stderr

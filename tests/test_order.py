@@ -72,6 +72,27 @@ def test_steps_inside_the_files_count_more_than_names(tmp_path: Path) -> None:
     assert codes_of(series) == ["order-disagrees"]
 
 
+def test_names_that_disagree_with_steps_inside_are_an_example(tmp_path: Path) -> None:
+    """The warning has the numbers of both for two checkpoints, and the steps that follow the names."""
+    paths = [write_one(tmp_path / f"ckpt_{name}.pt", step=step) for name, step in ((100, 100), (500, 500), (900, 0))]
+    (warning,) = order(tmp_path, decay=(0.5,)).warnings
+    example = 'inside, "ckpt_900.pt" has step 0 and "ckpt_100.pt" step 100; their names say 900 and 100'
+    assert (
+        warning.message == f"the order follows the step (inside: step), but the step (name) contradicts it: {example}"
+    )
+    assert warning.hint == "if the names are right: --steps 100,500,900"
+    assert names_of(order(*paths, steps=(100, 500, 900), decay=(0.5,))) == ["ckpt_100", "ckpt_500", "ckpt_900"]
+
+
+def test_many_contradicted_steps_are_not_listed(tmp_path: Path) -> None:
+    """A list of steps that no one would read is not proposed."""
+    for number in range(20):
+        write_one(tmp_path / f"ckpt_{number}.pt", step=20 - number)
+    (warning,) = order(tmp_path, decay=(0.5,)).warnings
+    assert warning.code == "order-disagrees"
+    assert "--steps 1" not in warning.hint
+
+
 def test_steps_of_safetensors_metadata(tmp_path: Path) -> None:
     """A step in the metadata of a safetensors file is a step inside."""
     for name, step in (("a", 20), ("b", 10)):
@@ -156,9 +177,10 @@ def test_times_are_mentioned_only_where_names_alone_decide(tmp_path: Path) -> No
         paths = [write_one(tmp_path / f"{name}.pt") for name in names]
         for path, when in zip(paths, (300, 100), strict=True):
             os.utime(path, (when, when))
-        messages = [warning.message for warning in order(*paths, decay=(0.5,)).warnings]
-        assert any("written in another order" in message for message in messages) == mentioned
-        assert bool(messages) == mentioned
+        warnings = order(*paths, decay=(0.5,)).warnings
+        assert any('written in another order: "b.pt", "a.pt"' in warning.message for warning in warnings) == mentioned
+        assert any("of the times is: --order mtime" in warning.hint for warning in warnings) == mentioned
+        assert bool(warnings) == mentioned
 
 
 def test_the_same_step_inside_makes_bare_numbers_doubtful(tmp_path: Path) -> None:
@@ -218,7 +240,9 @@ def test_a_global_step_is_followed_against_epochs_and_names(tmp_path: Path) -> N
     assert steps_of(series) == [50, 60]
     (warning,) = series.warnings
     assert warning.code == "order-disagrees"
-    assert '"epoch_2.pt" is before "epoch_1.pt" by 50 and 60, after it by 2 and 1' in warning.message
+    example = 'inside, "epoch_2.pt" has step 50 and "epoch_1.pt" step 60; inside, their epochs are 2 and 1'
+    assert warning.message.endswith(f"contradicts it: {example}")
+    assert warning.hint == "if the epochs inside are right: --steps 1,2"
     assert codes_of(order(*paths, method=("uniform",))) == []
 
 
@@ -303,6 +327,7 @@ def test_two_checkpoints_of_one_step_are_refused(tmp_path: Path) -> None:
     paths = [write_one(tmp_path / f"{name}.pt", step=step) for name, step in (("a", 5), ("b", 5), ("c", 6))]
     with pytest.raises(InputRefused, match=r"checkpoints have the same step: 5: .*a.pt.*b.pt") as refused:
         order(*paths)
+    assert "; " not in refused.value.message
     assert "--order given" in refused.value.hint
     assert "--order name" not in refused.value.hint, "which is wrong for steps in names"
 

@@ -90,6 +90,27 @@ def test_include_and_exclude_choose_tensors(tmp_path: Path) -> None:
         plan(tmp_path, states, include=("nothing",))
 
 
+def test_a_pattern_that_finds_no_tensor_is_a_warning(tmp_path: Path) -> None:
+    """Each such pattern is named; if it finds checkpoints, the hint says that it does not select them."""
+    states = [{"enc.w": torch.ones(1), "enc.b": torch.ones(1)}] * 3
+    made = plan(tmp_path, states, include=("enc", "^dec"), exclude=("b$", "ckpt_200"))
+    unused = [(one.message, one.hint) for one in made.warnings if one.code == "pattern-unused"]
+    assert unused == [
+        ('no tensor has a name that --include "^dec" finds', "the names are listed by: ema-avg inspect CKPT"),
+        (
+            'no tensor has a name that --exclude "ckpt_200" finds',
+            'it selects tensors, not checkpoints: name those to average, without "ckpt_200.pt"',
+        ),
+    ]
+
+
+def test_a_pattern_that_one_checkpoint_needs_is_used(tmp_path: Path) -> None:
+    """A tensor of any checkpoint, or one that cannot be read, is enough."""
+    states = [{"w": torch.ones(1), "old": torch.ones(1)}, {"w": torch.ones(1), "odd": torch.ones(1).to_sparse()}]
+    made = plan(tmp_path, states, exclude=("old", "odd"))
+    assert "pattern-unused" not in {one.code for one in made.warnings}
+
+
 def test_all_differences_are_reported_at_once(tmp_path: Path) -> None:
     """Missing, additional, reshaped and retyped tensors are named with their files, in one error."""
     last = {"a": torch.ones(2), "b": torch.ones(3), "n": torch.tensor(1), "only_last": torch.ones(1)}

@@ -27,6 +27,7 @@ from ema_cli.options.declaration import declared
 from ema_cli.options.shell_command import shell_command
 from ema_cli.pipeline import planned
 from tests.helpers.program import Run
+from tests.helpers.series import random_states, write_series
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -113,6 +114,37 @@ def test_a_command_means_the_options_it_was_made_from(option: Any) -> None:
 def test_a_file_name_is_no_option() -> None:
     """A name that begins with a dash is spelled so that it stays a name."""
     assert shell_command(Options(paths=("-b.pt",), decay=(0.9,))) == "ema-avg plan ./-b.pt --decay 0.9"
+
+
+def test_a_batch_has_its_runs_and_outputs_of_its_own() -> None:
+    """An output that all runs would share is left out; one with the name of the run stays; without one it is dry."""
+    shared = Options(paths=("a", "b"), decay=(0.9,), output=Path("o.safetensors"), report=(Path("r.html"),))
+    assert shell_command(shared, ["-a", "b"]) == "ema-avg batch ./-a b --decay 0.9"
+    own = Options(paths=("a",), decay=(0.9,), output=Path("{name}.safetensors"))
+    assert shell_command(own, ["a", "b"]) == "ema-avg batch a b --decay 0.9 -o '{name}.safetensors'"
+    assert shell_command(Options(paths=("a",), decay=(0.9,)), ["a"]) == "ema-avg batch a --decay 0.9 --dry-run"
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a/*.pt", "b/*.pt"), (".",)])
+def test_several_runs_are_a_batch(tmp_path: Path, ema_avg: Run, names: tuple[str, ...]) -> None:
+    """Runs with the same steps, or in one folder, are proposed as a batch, which works."""
+    for run in ("a", "b"):
+        write_series(tmp_path / run, random_states(3))
+    done = ema_avg(*names, "--decay", "0.5", "-o", "o.safetensors")
+    assert done.returncode in (3, 7), done.stderr
+    command = done.stderr.partition("average each")[2].partition("itself: ")[2].strip()
+    assert command == "ema-avg batch a b --decay 0.5"
+    assert ema_avg(*command.split()[1:]).returncode == 0
+    assert {(tmp_path / run / "ema.safetensors").exists() for run in ("a", "b")} == {True}
+
+
+def test_a_batch_is_not_proposed_where_it_fails(tmp_path: Path, ema_avg: Run) -> None:
+    """One of the runs cannot be averaged, or no decay was given: the hint has placeholders only."""
+    for run in ("a", "b"):
+        write_series(tmp_path / run, random_states(3))
+    assert "ema-avg batch RUNS/" in ema_avg("plan", "a", "b").stderr
+    torch.save({"other": torch.ones(2), "step": 400}, tmp_path / "b" / "ckpt_400.pt")
+    assert "ema-avg batch RUNS/" in ema_avg("plan", "a", "b", "--decay", "0.5").stderr
 
 
 def test_without_an_output_the_command_plans() -> None:

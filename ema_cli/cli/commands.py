@@ -64,7 +64,7 @@ def plan(options: Options, console: Console) -> None:
     show_plan(made, options, console)
     for warning in shown:
         console.warning(warning)
-    fail_if_strict(warnings, options)
+    fail_if_strict(warnings, options, dry_run=True)
 
 
 def inspect(options: Options, console: Console) -> None:

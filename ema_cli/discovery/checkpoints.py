@@ -18,6 +18,7 @@ from functools import partial
 from ema_cli.discovery.beside_series import OpenedCheckpoint
 from ema_cli.discovery.candidates import Candidate
 from ema_cli.discovery.folder_listing import inner_folders, look_into
+from ema_cli.discovery.lone_shards import lone_shard, proposals_for_shards
 from ema_cli.discovery.mixed_series import refuse_mixed_series
 from ema_cli.discovery.nothing_found import describe_inner, hint_for, proposals_for, proposals_for_models
 from ema_cli.discovery.other_files import other_files
@@ -25,7 +26,6 @@ from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
 from ema_cli.errors import InputRefused, NothingMatched, Proposal, RunWarning
 from ema_cli.events import Listener, Opening, ignore
-from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
@@ -70,7 +70,9 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
                 _sort_in(candidate, open_one, search)
         search.sort_out_weightless()
         _propose_models(search, options)
-        raise_faults(search.faults)
+        if search.shards:
+            search.shards[0].proposals = tuple(proposals_for_shards(options.paths))
+        raise_faults([*search.shards, *search.faults])
         opened_ones = [one.checkpoint for one in [*search.members, *search.beside]]
         if opened_ones:
             refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
@@ -100,13 +102,10 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
         if not found:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
         for location in found:
-            shard = parse_shard_name(location.name)
             if is_folder(location):
                 yield from _in_folder(location, search)
-            elif shard is not None and shard.count > 1:
-                message = f"{quoted(str(location))} is shard {shard.number:,} of {shard.count:,} of a model"
-                hint = f"name the folder that contains all shards: {location.parent}"
-                search.faults.append(InputRefused(message, hint=hint))
+            elif shard := lone_shard(location):
+                search.shards.append(shard)
             else:
                 yield Candidate(path=location, in_folder=False)
     except OSError as error:

@@ -39,6 +39,9 @@ def proposals_for(location: Location, inner: Sequence[InnerFolder]) -> Iterator[
     runs = [one for one in inner if one.listing.is_series]
     if len(runs) == 1 and not runs[0].is_parts(location):
         yield Proposal(reason="one of the folders inside has a series", changes={"paths": (str(runs[0].location),)})
+    if 1 < len(runs) <= _MOST_PATHS and not any(one.is_parts(location) for one in inner):
+        each = tuple(str(one.location) for one in runs)
+        yield Proposal(reason="name one of the folders, or average each run by itself", changes={}, runs=each)
     if runs:
         return
     tails: dict[tuple[str, ...], list[Location]] = {}

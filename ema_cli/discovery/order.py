@@ -68,7 +68,7 @@ def _order(
     if by_hand is None:
         return order_by_witnesses(checkpoints, witnesses, options)
     values = [step.value if step else 0 for step in by_hand]
-    refuse_equal_steps(checkpoints, values, "step")
+    refuse_equal_steps(checkpoints, values, "step", options)
     return SeriesOrder(positions=tuple(sorted(count, key=lambda n: values[n])), reason="by step (--steps)", steps=steps)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ema_cli.discovery.beside_series import OpenedCheckpoint, have_equal_checksums, prefers, reason_to_skip
@@ -9,13 +11,16 @@ from ema_cli.discovery.candidates import Candidate, InnerFolder
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.structure import NoWeights
 from ema_cli.records.series import Checkpoint, Skipped
-from ema_cli.storage.locations import Location
-from ema_cli.text import listing, plural, quoted
+from ema_cli.storage.locations import Location, absolute
+from ema_cli.text import listing, plural, quoted, shortlist
 
 AVERAGES_AVERAGED = "averages-averaged"
 """Code of the warning that all inputs are outputs of this program."""
 _OWN_OUTPUT = "an output of ema-avg"
 _MOST_FAULTS = 10
+_MOST_NAMES = 3
+_FAULT = re.compile(r'(".*?")([ :].+)', re.DOTALL)
+"""A name in quotes, and what is wrong with it."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,8 @@ class Search:
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[RunWarning] = field(default_factory=list)
     faults: list[EmaAvgError] = field(default_factory=list)
+    shards: list[EmaAvgError] = field(default_factory=list)
+    """Faults of files that were named and are a shard of a checkpoint."""
     refused: list[EmaAvgError] = field(default_factory=list)
     """Why files of a folder were skipped."""
     weightless: list[tuple[Candidate, InputRefused | NothingMatched]] = field(default_factory=list)
@@ -101,7 +108,8 @@ class Search:
             )
             if same is not None:
                 kind = "file" if files == same.index.identity else "checkpoint"
-                self._skip(opened, f"the same {kind} as {quoted(str(same.path))}")
+                own = absolute(same.path) == absolute(opened.checkpoint.path)
+                self._skip(opened, "named twice" if own else f"the same {kind} as {quoted(str(same.path))}")
                 repeated.add(id(opened))
                 continue
             for file in files:
@@ -144,8 +152,19 @@ def raise_faults(faults: list[EmaAvgError]) -> None:
     if len(faults) == 1:
         raise faults[0]
     kind = NothingMatched if any(isinstance(fault, NothingMatched) for fault in faults) else InputRefused
-    message = listing(
-        f"{plural(len(faults), 'input')} cannot be used:", [fault.message for fault in faults], most=_MOST_FAULTS
-    )
+    title = f"{plural(len(faults), 'input')} cannot be used:"
+    message = listing(title, list(_by_reason(faults)), most=_MOST_FAULTS)
     hint = next((fault.hint for fault in faults if fault.hint), "")
     raise kind(message, hint=hint, proposals=[proposal for fault in faults for proposal in fault.proposals])
+
+
+def _by_reason(faults: Sequence[EmaAvgError]) -> Iterator[str]:
+    """Yield the messages, those that differ only in the name at their beginning together."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for fault in faults:
+        parts = _FAULT.fullmatch(fault.message)
+        name, reason = parts.groups() if parts else ("", "")
+        found.setdefault(reason or fault.message, []).append((name, fault.message))
+    for (_, message), *others in found.values():
+        names = [name for name, _ in others if name]
+        yield message + (f"; the same: {shortlist(names, most=_MOST_NAMES)}" if names else "")

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ema_cli.discovery.witnesses import Witness, choose, constant_step, find_contradiction, names_below
-from ema_cli.errors import InputRefused, RunWarning, UsageError
+from ema_cli.discovery.order_warnings import (
+    ORDER_HINT,
+    count_steps,
+    missing_steps,
+    warn_of_disagreement,
+    warn_of_doubtful_order,
+    warn_of_incomplete_steps,
+)
+from ema_cli.discovery.witnesses import Witness, choose, find_contradiction, names_below
+from ema_cli.errors import InputRefused, Proposal, RunWarning, UsageError
 from ema_cli.name_numbers import canonical_name
 from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, FoundStep
-from ema_cli.step_names import inversion
-from ema_cli.storage.locations import absolute
+from ema_cli.storage.locations import absolute, is_folder, locate
 from ema_cli.text import plural, quoted, shortlist
 
-ORDER_HINT = "name them oldest first, with --order given; or give their steps with --steps"
-_BY_NAME_HINT = f"if that is right, confirm it with --order name; otherwise {ORDER_HINT}"
 _INITIAL = re.compile(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
 """A checkpoint without a step that comes before the others; any other comes after them."""
 _MOST_SHOWN = 5
+_MOST_RUNS = 8
+"""Runs that are planned before they are proposed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +71,10 @@ def order_by_witnesses(
     chosen = choose(witnesses)
     if chosen is None:
         return _without_steps(checkpoints, witnesses, options)
-    refuse_equal_steps(checkpoints, [value or 0 for value in chosen.values], chosen.unit)
-    warnings = [_disagreement(checkpoints, chosen, other) for other in [find_contradiction(chosen, witnesses)] if other]
+    refuse_equal_steps(checkpoints, [value or 0 for value in chosen.values], chosen.unit, options)
+    warnings = [
+        warn_of_disagreement(checkpoints, chosen, other) for other in [find_contradiction(chosen, witnesses)] if other
+    ]
     return SeriesOrder(
         positions=tuple(sorted(range(len(checkpoints)), key=lambda n: chosen.values[n] or 0)),
         reason=f"by {chosen.unit} ({chosen.source})",
@@ -75,7 +83,9 @@ def order_by_witnesses(
     )
 
 
-def refuse_equal_steps(checkpoints: Sequence[Checkpoint], values: Sequence[int | None], unit: str) -> None:
+def refuse_equal_steps(
+    checkpoints: Sequence[Checkpoint], values: Sequence[int | None], unit: str, options: Options
+) -> None:
     """Refuse checkpoints with the same step: they are copies, or from two runs."""
     by_step: dict[int | None, list[str]] = defaultdict(list)
     for checkpoint, value in zip(checkpoints, values, strict=True):
@@ -88,16 +98,35 @@ def refuse_equal_steps(checkpoints: Sequence[Checkpoint], values: Sequence[int |
     ]
     if twice:
         raise InputRefused(
-            f"checkpoints have the same {unit}: {shortlist(twice)}",
-            hint=f"two runs? ema-avg batch RUNS/; two copies? leave one out; otherwise {ORDER_HINT}",
+            f"checkpoints have the same {unit}: {_joined(twice)}",
+            hint=f"two runs? ema-avg batch RUNS/; two copies? name one of them; otherwise {ORDER_HINT}",
+            proposals=list(_each_run(checkpoints, options)),
         )
+
+
+def _each_run(checkpoints: Sequence[Checkpoint], options: Options) -> Iterator[Proposal]:
+    """Yield the command that averages each of the folders by itself, if several with a series each were named."""
+    runs = list(options.paths)
+    if not all(is_folder(locate(path)) for path in runs):
+        members = Counter(str(checkpoint.path.parent) for checkpoint in checkpoints)
+        runs = [folder for folder, count in members.items() if count > 1]
+        if sum(members[folder] for folder in runs) < len(checkpoints):
+            return
+    if 1 < len(runs) <= _MOST_RUNS:
+        yield Proposal(reason="several runs? average each by itself", changes={}, runs=tuple(runs))
+
+
+def _joined(groups: Sequence[str]) -> str:
+    """Return groups of names, which have commas inside."""
+    more = [f"and {len(groups) - _MOST_SHOWN:,} more"] if len(groups) > _MOST_SHOWN else []
+    return "; ".join([*groups[:_MOST_SHOWN], *more])
 
 
 def _without_steps(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], options: Options) -> SeriesOrder:
     """Return the order of checkpoints of which not all have a step, with a warning that shows it."""
     names = names_below([absolute(checkpoint.path) for checkpoint in checkpoints])
     _refuse_equal_names(checkpoints, names)
-    partial = max((one for one in witnesses if None in one.values), key=_count, default=None)
+    partial = max((one for one in witnesses if None in one.values), key=count_steps, default=None)
     if options.order_matters:
         _refuse_mixed_units(checkpoints, witnesses)
     if options.order == "step":
@@ -105,11 +134,11 @@ def _without_steps(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witnes
     if partial is not None:
         positions = sorted(range(len(names)), key=lambda n: _among_stepped(partial.values[n], names[n]))
         reason = f"by {partial.unit} ({partial.source}), those without one by name"
-        warning = _incomplete(checkpoints, partial, positions)
+        warning = warn_of_incomplete_steps(checkpoints, partial, positions)
     else:
         positions = sorted(range(len(names)), key=lambda n: natural_key(str(checkpoints[n].path)))
         reason = "by name, in natural order"
-        warning = _doubtful(checkpoints, witnesses, positions)
+        warning = warn_of_doubtful_order(checkpoints, witnesses, positions)
     warned = options.order_matters and len(checkpoints) > 1
     return SeriesOrder(
         positions=tuple(positions),
@@ -117,10 +146,6 @@ def _without_steps(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witnes
         steps=[None] * len(names),
         warnings=(warning,) if warned else (),
     )
-
-
-def _count(witness: Witness) -> int:
-    return sum(value is not None for value in witness.values)
 
 
 def _among_stepped(value: int | None, name: str) -> tuple[object, ...]:
@@ -140,8 +165,8 @@ def _refuse_equal_names(checkpoints: Sequence[Checkpoint], names: Sequence[str])
     twice = [", ".join(quoted(str(checkpoints[n].path)) for n in found) for found in same.values() if len(found) > 1]
     if twice:
         raise InputRefused(
-            f"the names of checkpoints state the same step: {shortlist(twice)}",
-            hint=f"two copies? leave one out; otherwise {ORDER_HINT}",
+            f"the names of checkpoints state the same step: {_joined(twice)}",
+            hint=f"two copies? name one of them; otherwise {ORDER_HINT}",
         )
 
 
@@ -163,66 +188,6 @@ def _refuse_missing_steps(checkpoints: Sequence[Checkpoint], partial: Witness | 
     if partial is None:
         message = "--order step, but the checkpoints have no steps, neither inside nor in their names"
         raise UsageError(message, hint=ORDER_HINT)
-    raise UsageError(f"--order step, but {_missing(checkpoints, partial)}", hint=f"leave those out; or {ORDER_HINT}")
-
-
-def _missing(checkpoints: Sequence[Checkpoint], partial: Witness) -> str:
-    names = _short_names(checkpoints)
-    without = [name for name, value in zip(names, partial.values, strict=True) if value is None]
-    unit = f"{'an' if partial.unit == 'epoch' else 'a'} {partial.unit}"
-    have = f"{_count(partial)} of {len(checkpoints)} checkpoints have {unit} ({partial.source})"
-    return f"{have}, but {shortlist(without)} {'has' if len(without) == 1 else 'have'} none"
-
-
-def _shown(checkpoints: Sequence[Checkpoint], positions: Sequence[int]) -> str:
-    """Return the names in order, of many the first and the last ones."""
-    names = _short_names(checkpoints)
-    shown = [names[n] for n in positions]
-    if len(shown) > _MOST_SHOWN:
-        shown[_MOST_SHOWN - 2 : -2] = [f"{len(shown) - _MOST_SHOWN:,} more"]
-    return ", ".join(shown)
-
-
-def _short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return the names of the checkpoints below their common folder, for messages."""
-    return [quoted(name) for name in names_below([absolute(checkpoint.path) for checkpoint in checkpoints])]
-
-
-def _incomplete(checkpoints: Sequence[Checkpoint], partial: Witness, positions: Sequence[int]) -> RunWarning:
-    message = f"{_missing(checkpoints, partial)}: the order in use, which may be wrong, is "
-    message += _shown(checkpoints, positions)
-    hint = f"leave out the checkpoints without a step; or {ORDER_HINT}"
-    return RunWarning(code="steps-incomplete", message=message, hint=hint)
-
-
-def _doubtful(checkpoints: Sequence[Checkpoint], witnesses: Sequence[Witness], positions: Sequence[int]) -> RunWarning:
-    """Return the warning that the order rests on the alphabet alone."""
-    same = constant_step(witnesses)
-    why = f"all have the same {same.unit} {same.values[0]:,} ({same.source})" if same else "no steps were found"
-    message = f"the order is that of the names, as {why}: "
-    message += _shown(checkpoints, positions)
-    times = [checkpoint.index.version for checkpoint in checkpoints if isinstance(checkpoint.path, Path)]
-    known = len(set(times)) == len(checkpoints)
-    if known and inversion([positions.index(n) for n in range(len(times))], times):
-        message += "; they were written in another order"
-    return RunWarning(code="order-doubtful", message=message, hint=_BY_NAME_HINT)
-
-
-def _disagreement(checkpoints: Sequence[Checkpoint], chosen: Witness, other: Witness) -> RunWarning:
-    """Return the warning that two witnesses order the checkpoints differently, with an example."""
-    earlier, later = inversion(chosen.values, other.values) or (0, 0)
-    names = _short_names(checkpoints)
-    message = f"the order follows the {_named(chosen)}, but the {_named(other)} contradicts it: {names[earlier]} is "
-    message += f"before {names[later]}{_pair(chosen, earlier, later)}, after it{_pair(other, earlier, later)}"
-    hint = f"check which one is right; to follow another order, {ORDER_HINT}"
-    return RunWarning(code="order-disagrees", message=message, hint=hint)
-
-
-def _named(witness: Witness) -> str:
-    return f"{witness.unit} ({witness.source})"
-
-
-def _pair(witness: Witness, *positions: int) -> str:
-    """Return the numbers of two checkpoints, if they are for people to read."""
-    is_position = witness.unit in ("step", "epoch")
-    return f" by {' and '.join(f'{witness.values[n]:,}' for n in positions)}" if is_position else ""
+    raise UsageError(
+        f"--order step, but {missing_steps(checkpoints, partial)}", hint=f"name only the others; or {ORDER_HINT}"
+    )

@@ -7,7 +7,7 @@ from ema_cli.formats.dcp.piece_header import refuse_lone_piece
 from ema_cli.formats.foreign_archives import foreign_tar, is_tar
 from ema_cli.formats.foreign_formats import foreign_file
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
-from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.structure import Keys, Structure, refuse_keys
 from ema_cli.formats.torch.legacy_format import looks_like_pickle, read_torch_legacy
 from ema_cli.formats.torch.zip_archive import looks_like_zip
 from ema_cli.formats.torch.zip_format import read_torch_zip
@@ -34,7 +34,7 @@ def read_file(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
         raise InputRefused("is empty")
     if looks_like_safetensors(head):
         if keys:
-            raise InputRefused("is a safetensors file: --key does not apply, as its tensors are not nested")
+            raise refuse_keys("is a safetensors file: --key does not apply, as its tensors are not nested")
         structure = read_safetensors(source, pool)
         refuse_lone_piece(structure, source.name)
         return structure

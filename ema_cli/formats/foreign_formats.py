@@ -165,7 +165,7 @@ _FORMATS = (
     ForeignFormat(kind="a web page", next_step=_FETCH, looks_like=_is_page),
     ForeignFormat(
         kind="a file that begins with zeros",
-        next_step="its data may never have been written: exclude it, or copy it again",
+        next_step="its data may never have been written: copy it again, or name only the other checkpoints",
         looks_like=lambda head: len(head) > 1 and not head.strip(b"\0"),
     ),
     ForeignFormat(

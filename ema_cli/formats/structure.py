@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ema_cli.errors import InputRefused, RunWarning
+from ema_cli.errors import InputRefused, Proposal, RunWarning
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.checksums import RecordTable
 from ema_cli.storage.extents import TensorLayout
@@ -72,6 +72,13 @@ class SeveralModels(InputRefused):
     """A folder holds several models, and ``models`` are the names of the files to choose from."""
 
     models: tuple[str, ...] = ()
+
+
+def refuse_keys(message: str) -> InputRefused:
+    """Return the refusal of ``--key`` for a format without nested tensors."""
+    return InputRefused(
+        message, hint="leave out --key", proposals=[Proposal(reason="leave out --key", changes={"key": ()})]
+    )
 
 
 def writable_name(name: str) -> bool:

@@ -176,8 +176,10 @@ class Options(InputOptions):
 
 def _check_code(code: str) -> None:
     if code not in WARNING_CODES:
-        close = get_close_matches(code, WARNING_CODES, n=1)
-        hint = f"--allow {close[0]}" if close else "the codes are listed by: ema-avg help warnings"
+        close = [get_close_matches(part.strip(), WARNING_CODES, n=1) for part in code.split(",")]
+        hint = "the codes are listed by: ema-avg help warnings"
+        if all(close):
+            hint = " ".join(f"--allow {found[0]}" for found in close)
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from ema_cli.naming import RUN_FIELDS
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, declared
 
 
-def shell_command(options: Options) -> str:
-    """Return the command of these options; without an output, ``ema-avg plan``."""
-    words = [
-        "ema-avg",
-        *(["plan"] if options.output is None else []),
-        *(f"./{path}" if path.startswith("-") else path for path in options.paths),
-    ]
+def shell_command(options: Options, runs: Sequence[str] = ()) -> str:
+    """Return the command of these options; without an output, ``ema-avg plan``.
+
+    With ``runs``, the command is ``ema-avg batch`` for these folders, and its outputs are where batch writes them,
+    unless the name of the output is different for every run; without an output it is a dry run.
+    """
+    command = "batch" if runs else "plan" if options.output is None else ""
+    words = ["ema-avg", *filter(None, [command]), *map(_path, runs or options.paths)]
     for one in declared(Options):
         value = getattr(options, one.name)
-        if value != one.read(None) or one.name in options.confirmed:
+        shared = runs and one.name in ("output", "report") and not _differs_by_run(value)
+        if not shared and (value != one.read(None) or one.name in options.confirmed):
             words.extend(_spelled(one, value))
-    return shlex.join(words)
+    return shlex.join([*words, *(["--dry-run"] if runs and options.output is None else [])])
+
+
+def _path(path: str) -> str:
+    return f"./{path}" if path.startswith("-") else path
+
+
+def _differs_by_run(value: object) -> bool:
+    return any(f"{{{field}}}" in str(value) for field in RUN_FIELDS)
 
 
 def _spelled(one: Option, value: object) -> Iterator[str]:

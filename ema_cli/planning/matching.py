@@ -107,7 +107,7 @@ def _share_some(chosen: Sequence[Chosen]) -> bool:
 
 def _different_models(differences: Sequence[str], *, only_absent: bool) -> InputRefused:
     message = listing("the checkpoints are not of one model:", differences, most=_MOST_DIFFERENCES)
-    hint = "leave out the checkpoints that differ, or exclude the tensors that differ with --exclude"
+    hint = "name only checkpoints that agree, or exclude the tensors that differ with --exclude"
     if only_absent:
         hint += "; or --on-missing last, which copies tensors that only the last has and drops those it lacks"
     return InputRefused(message, hint=hint)

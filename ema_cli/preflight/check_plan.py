@@ -21,6 +21,9 @@ from ema_cli.report.model import Report
 from ema_cli.text import plural, quoted
 from ema_cli.write.lock import output_lock
 
+_OBSTACLES = ("output-in-the-way", "no-device")
+"""Codes of obstacles in a dry run, which no user can accept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
@@ -79,7 +82,7 @@ def mark_allowed(warnings: Iterable[RunWarning], options: Options) -> tuple[RunW
     return tuple(replace(warning, allowed=warning.code in options.allow) for warning in warnings)
 
 
-def fail_if_strict(warnings: Sequence[RunWarning], options: Options) -> None:
+def fail_if_strict(warnings: Sequence[RunWarning], options: Options, *, dry_run: bool = False) -> None:
     """Raise if there are warnings that the user has not accepted, and ``--strict`` was given.
 
     Raises:
@@ -88,10 +91,12 @@ def fail_if_strict(warnings: Sequence[RunWarning], options: Options) -> None:
     """
     refused = [warning for warning in warnings if not warning.allowed]
     if options.strict and refused:
-        codes = ", ".join(warning.code for warning in refused)
+        codes = list(dict.fromkeys(warning.code for warning in refused))
+        effect = "the run would stop" if dry_run else "nothing was written"
+        accepted = " ".join(f"--allow {code}" for code in codes if code not in _OBSTACLES)
         raise StrictWarnings(
-            f"{plural(len(refused), 'warning')} under --strict, so nothing was written: {codes}",
-            hint="--allow CODE accepts a warning",
+            f"{plural(len(refused), 'warning')} under --strict, so {effect}: {', '.join(codes)}",
+            hint=f"change that, or accept it: {accepted}" if accepted else "",
         )
 
 

@@ -13,7 +13,7 @@ from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report.model import Average, MethodUsed, Output, Report
-from ema_cli.text import human_bytes, percent, plural, safe_text, shortlist
+from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
 from ema_cli.weights.methods import decay_words
 from ema_cli.weights.share_warnings import UNOBSERVED
@@ -164,12 +164,19 @@ def _range(low: float, high: float) -> str:
 
 
 def tensor_counts(actions: Iterable[str]) -> str:
-    """Return how many tensors are averaged and copied: ``14 tensors averaged, 2 copied``."""
+    """Return how many tensors are averaged, copied or else: ``14 tensors averaged, 2 copied``."""
     counts = Counter(actions)
-    others = "".join(
-        f", {counts[action]:,} {action}" for action in ("concatenated", "scaled", "copied") if counts[action]
-    )
-    return f"{plural(counts['averaged'], 'tensor')} averaged{others}"
+    factors = counts["concatenated"]
+    parts = [f"{plural(counts['averaged'], 'tensor')} averaged"] if counts["averaged"] or not factors else []
+    if factors:
+        parts.append(f"{plural(factors, 'factor')} of {plural(factors // 2, 'LoRA update')} concatenated")
+    parts += [f"{counts[action]:,} {action}" for action in ("scaled", "copied") if counts[action]]
+    return ", ".join(parts)
+
+
+def weights_keys(keys: Iterable[str]) -> str:
+    """Return where the weights are, each key in quotes: ``"generator", "discriminator"`` for two keys together."""
+    return shortlist(map(quoted, dict.fromkeys(key for joined in keys for key in joined.split(", "))))
 
 
 def output_path(output: Output) -> str:

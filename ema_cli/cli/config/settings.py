@@ -69,6 +69,9 @@ def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, 
 
     def one(name: str) -> tuple[str, Setting]:
         option = by_key.get(name.replace("_", "-"))
+        if option is None and isinstance(table[name], dict):
+            hint = f"remove the table header [{safe_text(name)}]: options are at the top of the file"
+            raise UsageError(f"{where}: there is no option {quoted(name)}", hint=hint)
         if option is None:
             raise _unknown(f"{where}: ", name, list(by_key))
         value = _checked(option, table[name], f"{where}: {name} = {_shown(table[name])}")

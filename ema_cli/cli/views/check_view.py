@@ -10,6 +10,7 @@ from rich.text import Text
 from ema_cli.cli.console import Console, clean
 from ema_cli.cli.views import plain_table
 from ema_cli.records.series import Checkpoint
+from ema_cli.report import words
 from ema_cli.text import plural, quoted, safe_text, shortlist
 
 if TYPE_CHECKING:  # each of the two commands needs only its own
@@ -71,7 +72,7 @@ def _only_in_one(comparison: Comparison) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _headline(label: str, checkpoint: Checkpoint) -> str:
-    key = f", weights under {quoted(checkpoint.key)}" if checkpoint.key else ""
+    key = f", weights under {words.weights_keys([checkpoint.key])}" if checkpoint.key else ""
     prefixes = f", prefixes removed: {safe_text(', '.join(checkpoint.stripped))}" if checkpoint.stripped else ""
     return f"{label}: {safe_text(str(checkpoint.path))}, {checkpoint.format}{key}{prefixes}"
 

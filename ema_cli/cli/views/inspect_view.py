@@ -14,6 +14,7 @@ from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.dtypes import DType
 from ema_cli.records.series import Checkpoint
+from ema_cli.report import words
 from ema_cli.text import human_bytes, plural, quoted, safe_text, shortlist
 
 _MOST_NAMES = 8
@@ -40,7 +41,7 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     layouts = checkpoint.index.layouts
     names = [quoted(PurePath(source.name).name) for source in checkpoint.index.sources]
     yield "files", f"{len(names):,}: {shortlist(names, most=most)}" if len(names) > 1 else ""
-    yield "weights", f"under {quoted(checkpoint.key)}" if checkpoint.key else "at the top level"
+    yield "weights", f"under {words.weights_keys([checkpoint.key])}" if checkpoint.key else "at the top level"
     yield "prefix", f"removed: {', '.join(checkpoint.stripped)}" if checkpoint.stripped else ""
     steps = shortlist(f"{step.unit} {step.value:,} ({step.source})" for step in checkpoint.steps)
     yield "step", steps or "none inside"

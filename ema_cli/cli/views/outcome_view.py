@@ -5,6 +5,7 @@ from __future__ import annotations
 from ema_cli.cli.console import Console
 from ema_cli.options.average import Options
 from ema_cli.pipeline import Outcome
+from ema_cli.records.plan import Action
 from ema_cli.report import tables, words
 from ema_cli.report.beside import report_path
 from ema_cli.report.model import Average, Report, Summary
@@ -40,6 +41,8 @@ def _show_drift(report: Report, console: Console) -> None:
         if tensors:
             largest = f"{percent(tensors[-1].drift or 0)} in {quoted(tensors[-1].name)}"
             line = f"drift from the last checkpoint: median {tables.median_drift(average)}, largest {largest}"
+        elif any(tensor.action == Action.CONCATENATED for tensor in average.tensors):  # of another shape than the last
+            continue
         else:
             line = "no tensor has a drift from the last checkpoint"
         console.talk(label + line)

@@ -148,7 +148,7 @@ def _names_of_weights(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
     keys = dict.fromkeys(checkpoint.key for checkpoint in checkpoints if checkpoint.key)
     statements = dict.fromkeys(text for checkpoint in checkpoints for text in checkpoint.choice)
     if keys:
-        yield f"weights under {shortlist(map(quoted, keys))}"
+        yield f"weights under {words.weights_keys(keys)}"
     prefixes = dict.fromkeys(prefix for checkpoint in checkpoints for prefix in checkpoint.stripped)
     if prefixes:
         yield f"prefixes removed from the names: {', '.join(prefixes)}"

@@ -11,7 +11,7 @@ from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted, shortlist
 
-_INCOMPLETE = "exclude it, or copy it again"
+_INCOMPLETE = "copy it again, or name only the other checkpoints"
 _POINTER_BYTES = 64
 
 

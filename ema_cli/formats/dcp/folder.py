@@ -51,7 +51,7 @@ class _SharedStructure:
 
 def is_dcp(folder: Folder) -> bool:
     """Whether a folder was saved by torch.distributed.checkpoint, completely or not."""
-    return METADATA in folder.files or any(map(_is_data, folder.files))
+    return METADATA in folder.files or any(map(is_data, folder.files))
 
 
 def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
@@ -85,7 +85,7 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         digest=hashlib.sha256(raw).digest(),
         key=chosen.key,
         steps=_read_steps(chosen.counters, files),
-        ignored=(*chosen.ignored, *folder.others([*side_files, *filter(_is_data, folder.files)])),
+        ignored=(*chosen.ignored, *folder.others([*side_files, *filter(is_data, folder.files)])),
         choice=chosen.choice,
         warnings=chosen.warnings,
         dropped=chosen.dropped,
@@ -94,7 +94,8 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     return add_weights_beside(folder, structure)
 
 
-def _is_data(name: str) -> bool:
+def is_data(name: str) -> bool:
+    """Whether a file has the name of one with data."""
     return name.endswith(_DATA_SUFFIX)
 
 
@@ -108,7 +109,7 @@ def _refuse_unfinished(folder: Folder) -> None:
         )
     raise InputRefused(
         "has no .metadata, which is written last: the save did not finish, or a copy omitted hidden files",
-        hint="exclude it, or copy it again",
+        hint="copy it again, or name only the other checkpoints",
     )
 
 

@@ -23,7 +23,7 @@ from ema_cli.formats.members import (
     read_member,
 )
 from ema_cli.formats.safetensors import read_safetensors
-from ema_cli.formats.structure import Keys, Structure, refusal_of
+from ema_cli.formats.structure import Keys, Structure, refusal_of, refuse_keys
 from ema_cli.storage.extents import LayoutPool, Part, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 
@@ -53,7 +53,7 @@ def read_sharded_safetensors(folder: Folder, keys: Keys, pool: LayoutPool) -> St
 
     """
     if keys:
-        raise InputRefused("holds safetensors files: --key does not apply, as their tensors are not nested")
+        raise refuse_keys("holds safetensors files: --key does not apply, as their tensors are not nested")
     names = sorted(filter(is_shard_of_a_rank, folder.files))
     members = [
         read_member(folder, name, (), pool.branch(name), read=lambda source, _, own: read_safetensors(source, own))

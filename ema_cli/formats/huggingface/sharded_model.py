@@ -86,20 +86,24 @@ def _refuse_incomplete(names: Sequence[str]) -> None:
 def _merge(shards: Sequence[Member], index: Mapping[str, str], index_name: str) -> MergedTensors:
     """Put the tensors of all shards into one order, by shard."""
     found: dict[str, tuple[int, int]] = {}
-    twice: list[str] = []
+    twice: dict[str, str] = {}
     unmapped: list[str] = []
     for which, one in enumerate(shards):
         for position, layout in enumerate(one.structure.layouts):
             if index and index.get(layout.name) != one.name:
                 unmapped.append(layout.name)
             elif layout.name in found:
-                twice.append(
-                    f"{quoted(layout.name)} in {quoted(shards[found[layout.name][0]].name)} and {quoted(one.name)}"
-                )
+                twice.setdefault(layout.name, f"{quoted(shards[found[layout.name][0]].name)} and {quoted(one.name)}")
             else:
                 found[layout.name] = which, position
     if twice:
-        raise InputRefused(f"holds tensors in two shards, and has no index: {shortlist(twice)}")
+        name, shards_of_it = next(iter(twice.items()))
+        raise InputRefused(
+            f"holds {plural(len(twice), 'tensor')} in several shards, and has no index: such as {quoted(name)} in "
+            f"{shards_of_it}",
+            hint="the index, *.index.json, says which are right: copy it too, or save the model again; if the files "
+            "are checkpoints of their own, give them names without -of-",
+        )
     _refuse_absent(shards, index, index_name, found)
     return MergedTensors(
         layouts=tuple(shards[which].structure.layouts[position] for which, position in found.values()),

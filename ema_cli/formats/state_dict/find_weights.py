@@ -31,6 +31,8 @@ _USUAL_DEPTH = 8
 """Levels below a child with a usual name that are searched for tensors (Megatron nests its layers)."""
 _MOST_KEYS = 8
 """Keys in one proposed command."""
+_MOST_SINGLE = 2
+"""Parts that are proposed alone."""
 _OTHER_DEPTH = 2
 """The same below a child with any other name."""
 
@@ -171,9 +173,11 @@ class _WeightSearch:
 def _several_models(path: str, names: Sequence[str], *, with_tensors: bool) -> InputRefused:
     """Return the refusal of a checkpoint with several models, or one in several parts, some of them tensors."""
     paths = [join(path, name) for name in names]
-    keys = (path or ".",) if with_tensors or len(paths) > _MOST_KEYS else tuple(paths)
+    whole = with_tensors or len(paths) > _MOST_KEYS
+    choices = [(path or ".",)] if whole else [*((one,) for one in paths[:_MOST_SINGLE]), tuple(paths)]
+    reason = f"to average {'' if whole else 'one of them, or '}all of them, under different prefixes"
     return InputRefused(
         f"holds several models, or parts of one: {shortlist(map(quoted, paths))}",
         hint="choose one with --key NAME, several with --key NAME --key OTHER, or take all of them with --key .",
-        proposals=[Proposal(reason="to average all of them, under different prefixes", changes={"key": keys})],
+        proposals=[Proposal(reason=reason, changes={"key": keys}) for keys in choices],
     )

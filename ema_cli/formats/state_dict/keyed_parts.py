@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 
 from ema_cli.errors import UsageError
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
 from ema_cli.formats.state_dict.missing_weights import only_arrays
 from ema_cli.formats.state_dict.name_copies import names_of_weights
+from ema_cli.formats.state_dict.trainer_averages import key_flag
+from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state, is_training_state
 from ema_cli.formats.state_dict.tree import Tensor, follow, join, named, numbered
 from ema_cli.formats.structure import Keys
 from ema_cli.text import quoted, shortlist
@@ -57,8 +60,7 @@ def _part(root: object, key: str, weights: Weights, *, single: bool = False) -> 
     if not found.tensors and arrays:
         raise only_arrays(arrays)
     if not found.tensors:
-        keys = shortlist(quoted(name) for name in named(root) or numbered(root)) or "no string keys"
-        raise UsageError(f"there are no tensors under --key {quoted(key or '.')}", hint=f"the top level has {keys}")
+        raise _nothing_under(root, key, value)
     known = names_of_weights(found.tensors, weights()) if key else None
     if known is None or all(name.endswith(weight) for name, weight in known.items()):  # only a prefix: the part's own
         return found
@@ -70,6 +72,22 @@ def _part(root: object, key: str, weights: Weights, *, single: bool = False) -> 
         ignored=(*found.ignored, *others),
         renamed=f"the tensors under {quoted(key)} have the names of the weights: {quoted(name)} is {quoted(weight)}",
     )
+
+
+def _nothing_under(root: object, key: str, value: object) -> UsageError:
+    """Return the error about a key that is not there, is spelled otherwise, or is the state of an optimizer."""
+    names = [str(name) for name in named(root) or numbered(root)]
+    hint = f"the top level has {shortlist(map(quoted, names)) or 'no string keys'}"
+    above, _, last = key.rpartition(".")
+    close = get_close_matches(last, list(named(follow(root, above) if above else root)), n=1)
+    message = f"there are no tensors under --key {quoted(key or '.')}"
+    if value is not None and is_optimizer_state(value):
+        message = f"--key {quoted(key)} is state of the optimizer, not weights"
+    elif value is not None and is_training_state(last):
+        message = f"--key {quoted(key)} is state of the training, not weights"
+    elif value is None and close:
+        hint = f"did you mean {key_flag(join(above, close[0]))}? {hint}"
+    return UsageError(message, hint=hint)
 
 
 def _value_at(root: object, key: str) -> object:

@@ -27,11 +27,22 @@ _AVERAGES = re.compile(
     r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)|^avg_|_avg$",
     re.IGNORECASE,
 )
+_COPIES = re.compile(
+    r"teacher|target|best|momentum|master|shadow|average|polyak|backup|initial|pretrained|frozen|original|previous"
+    r"|reference|anchor|lookahead|(?<![a-z])(?:avg|copy|fp32|init|k|key|mean|old|prev|ref|slow|tgt)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Names of copies: averages that follow the weights (DINO, MoCo, BYOL, DQN), the best or first ones."""
 
 
 def is_average(name: str) -> bool:
     """Whether a part of a checkpoint is an average, judged by its name."""
     return _AVERAGES.search(name) is not None
+
+
+def is_copy(name: str) -> bool:
+    """Whether a part with the names of the weights is a copy of them, judged by its name: not a second model."""
+    return is_average(name) or _COPIES.search(name) is not None
 
 
 def wrapped_counter(names: Collection[str]) -> str | None:

@@ -22,6 +22,7 @@ from ema_cli.formats.state_dict.trainer_averages import (
     USUAL_IN_LIGHTNING,
     describe_beside,
     is_average,
+    is_copy,
     is_swapped,
     key_flag,
     warn_of_average,
@@ -116,10 +117,15 @@ class _Beside:
     def repeats(self, weights: dict[str, Tensor]) -> bool:
         """Whether these are another copy of the weights, such as the best ones so far or those of a teacher.
 
-        A list has no names: the shapes are those of the weights, as of the master copies in float32.
+        Names and shapes alone may as well be those of a second model, as of two critics: the copy must be called one,
+        or be stored in the same place. A list has no names: the shapes are those of the weights, as of the master
+        copies in float32.
         """
         if not self.is_named:
             return _shapes(self.tensors) <= _shapes(weights)
+        is_called_copy = any(map(is_copy, self.path.split(".")))
+        if not (is_called_copy or set(self.tensors.values()) <= set(weights.values())):
+            return False
         if are_repeated(self.tensors, weights):
             return True
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1

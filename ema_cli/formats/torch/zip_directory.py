@@ -14,7 +14,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
-FETCH_AGAIN = "exclude it, or copy it again"
+FETCH_AGAIN = "copy it again, or name only the other checkpoints"
 MOST_RECORDS = 600_000
 """100,000 tensors with the state of Adam are 400,000 records."""
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
