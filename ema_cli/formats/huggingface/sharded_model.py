@@ -37,7 +37,7 @@ def read_shards(folder: Folder, weights: Weights, keys: Keys, pool: LayoutPool) 
     return replace(
         merged_structure(shards, merged, form=form, digest=joint_digest(digests)),
         steps=shards[0].structure.steps,
-        ignored=merged.dropped,
+        ignored=(*merged.dropped, *(name for one in shards for name in one.structure.ignored)),
         notes=_notes(merged.dropped, weights.index),
     )
 
@@ -113,7 +113,8 @@ def _refuse_absent(
 ) -> None:
     """Refuse an index with tensors that their files do not hold."""
     unreadable = {name for one in shards for name, _ in one.structure.unreadable}
-    absent = [name for name in index if name not in found and name not in unreadable]
+    known = unreadable.union(*(one.structure.ignored for one in shards))
+    absent = [name for name in index if name not in found and name not in known]
     if absent:
         some = shortlist(f"{quoted(name)} in {quoted(index[name])}" for name in absent)
         raise InputRefused(
