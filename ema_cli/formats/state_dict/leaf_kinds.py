@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.tree import Tensor
@@ -13,6 +15,12 @@ AS_TENSORS = "save tensors: torch.save({name: torch.from_numpy(array) for name, 
 """What to do about numpy arrays."""
 _ARRAYS = ("_reconstruct", "_frombuffer")
 """The functions that rebuild a numpy array: protocols up to 4, and 5."""
+_TRAINED_NUMBERS = re.compile(
+    r"(?:^|[_.])(?:logit_(?:scale|bias)|log_(?:alpha|std|sigma|vars?|temperature|temp|ent_coef))$", re.IGNORECASE
+)
+"""Single numbers that are trained: of CLIP and SigLIP, of SAC and other policies, of weighted losses."""
+_RESULTS = re.compile(r"loss|err|cost", re.IGNORECASE)
+"""Names of results, which some trainers save without detaching them."""
 
 
 def is_trained(tensor: Tensor) -> bool:
@@ -22,6 +30,21 @@ def is_trained(tensor: Tensor) -> bool:
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     alone = all(size == 1 for size in tensor.shape)
     return (dtype is None or dtype.averaged) and not alone and 0 not in tensor.shape
+
+
+def is_trained_number(name: str, tensor: Tensor) -> bool:
+    """Whether a single number is trained: it was saved as a parameter, or its name says so."""
+    if not isinstance(tensor, TensorRef) or any(size != 1 for size in tensor.shape):
+        return False
+    dtype = BY_TORCH_NAME.get(tensor.dtype_name)
+    trained = tensor.requires_grad or _TRAINED_NUMBERS.search(name) is not None
+    return dtype is not None and dtype.averaged and trained and _RESULTS.search(name) is None
+
+
+def is_layer(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is the matrix of a layer: called ``weight``, with two or more dimensions."""
+    matrix = isinstance(tensor, TensorRef) and sum(size > 1 for size in tensor.shape) > 1
+    return matrix and is_trained(tensor) and name.rpartition(".")[2] == "weight"
 
 
 def is_bare(tensor: Tensor) -> bool:

@@ -10,8 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import RunWarning
+from ema_cli.formats.state_dict.flat_optimizers import repeat_names
 from ema_cli.formats.state_dict.found_weights import FoundWeights
-from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE, is_number, is_numpy_array, is_trained
+from ema_cli.formats.state_dict.leaf_kinds import (
+    EXTRA_STATE,
+    is_layer,
+    is_number,
+    is_numpy_array,
+    is_trained,
+    is_trained_number,
+)
 from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
 from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import (
@@ -67,8 +75,8 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     raw = found.key.rpartition(".")[2] == RAW_BESIDE_AVERAGE
     if raw:
         averages += [group for group in groups if group.name == USUAL_IN_LIGHTNING]
-    others = [group for group in groups if group.tensors and group.may_be_trained and group not in averages]
     weights = without_wrappers(found.tensors)
+    others = [group for group in groups if group.is_missed(weights) and group not in averages]
     copies = [group for group in others if group.repeats(weights)]
     dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
     doubts = [*_of_averaged_model(found), *_of_averages(found, groups)]
@@ -92,6 +100,8 @@ class _Beside:
     is_repeated: bool
     """Whether its flat names repeat those of the weights."""
     is_average: bool
+    is_state_by_name: bool
+    """Whether its name says that it is state of the training, or a record, although it has layers."""
     is_named: bool
     """Whether ``--key`` can choose it: its tensors have names."""
 
@@ -100,8 +110,12 @@ class _Beside:
         name = path.rpartition(".")[2]
         average = is_average(name) and not isinstance(value, Tensor)
         repeated = isinstance(value, Repeated) and not (is_training_state(name) or is_optimizer_state(value))
-        trained = not is_record(name) and not is_average(name) and (repeated or may_be_weights(name, value))
-        tensors = list(_trained(value, seen, averages=average)) if average or trained else []
+        by_name = is_record(name) or is_training_state(name)
+        trained = not is_average(name) and not by_name and (repeated or may_be_weights(name, value))
+        tensors = list(_trained(name, value, seen, averages=average)) if average or trained else []
+        if by_name and not isinstance(value, Tensor | Repeated) and not is_optimizer_state(value):
+            tensors = list(_trained(name, value, set(), averages=False))
+            trained = any(is_layer(inner, tensor) for inner, tensor, _ in tensors)
         return cls(
             path=path,
             name=name,
@@ -111,7 +125,14 @@ class _Beside:
             may_be_trained=trained,
             is_repeated=repeated,
             is_average=average,
+            is_state_by_name=by_name,
         )
+
+    def is_missed(self, weights: dict[str, Tensor]) -> bool:
+        """Whether it is trained; what is state by its name must have other tensors than the weights have."""
+        if not (self.tensors and self.may_be_trained):
+            return False
+        return not (self.is_state_by_name and repeat_names(self.tensors, weights))
 
     def repeats(self, weights: dict[str, Tensor]) -> bool:
         """Whether these are another copy of the weights, such as the best ones so far or those of a teacher.
@@ -129,16 +150,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
     return Counter(tensor.shape for tensor in tensors.values() if isinstance(tensor, TensorRef))
 
 
-def _trained(value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield the trained tensors below a value: name, tensor, whether it is in a list. Values ``seen`` are left out.
+def _trained(whole: str, value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield the trained tensors below the value called ``whole``: name, tensor, whether it is in a list.
 
-    Without ``averages``, those inside averages are left out, too.
+    Values ``seen`` are not examined; without ``averages``, those inside averages are not, either.
     """
     todo: list[tuple[str, object, int, bool]] = [("", value, 0, False)]
     while todo and len(seen) < _MOST_VALUES:
         name, node, depth, in_list = todo.pop()
         if isinstance(node, Tensor):
-            if is_trained(node):
+            if is_trained(node) or is_trained_number(name or whole, node):
                 yield name, node, in_list
             continue
         if id(node) in seen or depth > _DEEPEST:
