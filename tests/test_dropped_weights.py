@@ -294,15 +294,24 @@ def test_what_is_no_tensor_among_the_weights_is_a_warning(tmp_path: Path, protoc
         "half": np.ones(2, dtype=np.float16),
         "scale": 0.07,
         "gain": np.float32(2),
+        "centers": [1, 0.5],
+        "rows": ((0.5, 1.0), (1.5, 2.0)),
+        "parts": [np.ones(2), np.ones(3)],
+        "sizes": [1, 2],
+        "words": ["a"],
+        "none": [],
+        "losses": [0.5],
+        "lr_history": [0.5],
         "ids": np.arange(3),
         "depth": 12,
         "flag": True,
         "name": "net",
         "loss": 0.5,
     }
-    arrays, numbers = dropped(save(tmp_path / "ckpt_1.pt", {"model": model}, protocol=protocol))
+    arrays, numbers, lists = dropped(save(tmp_path / "ckpt_1.pt", {"model": model}, protocol=protocol))
     assert arrays.message == '2 numpy arrays among the weights are not in the output: "freq", "half"'
     assert numbers.message == '2 numbers among the weights are not in the output: "scale", "gain"'
+    assert lists.message == ('3 lists of numbers among the weights are not in the output: "centers", "rows", "parts"')
     assert "torch.as_tensor" in arrays.hint
 
 

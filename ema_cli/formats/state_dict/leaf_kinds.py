@@ -19,6 +19,9 @@ _TRAINED_NUMBERS = re.compile(
     r"(?:^|[_.])(?:logit_(?:scale|bias)|log_(?:alpha|std|sigma|vars?|temperature|temp|ent_coef))$", re.IGNORECASE
 )
 """Single numbers that are trained: of CLIP and SigLIP, of SAC and other policies, of weighted losses."""
+_DEEPEST_LIST = 3
+_MOST_ENTRIES = 100
+"""Entries of a list that are examined."""
 _RESULTS = re.compile(r"loss|err|cost", re.IGNORECASE)
 """Names of results, which some trainers save without detaching them."""
 
@@ -61,6 +64,17 @@ def is_numpy_array(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a floating-point number of Python or numpy."""
     return isinstance(value, float) or _is_of_numpy(value, ("scalar",))
+
+
+def is_list_of_numbers(value: object) -> bool:
+    """Whether a value is a list, or a list of lists, that begins with floating-point numbers or arrays of them."""
+    for _ in range(_DEEPEST_LIST):
+        if not isinstance(value, list | tuple) or not value:
+            return False
+        if any(is_number(entry) or is_numpy_array(entry) for entry in value[:_MOST_ENTRIES]):
+            return True
+        value = value[0]
+    return False
 
 
 def _is_of_numpy(value: object, functions: tuple[str, ...]) -> bool:

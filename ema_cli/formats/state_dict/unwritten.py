@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from ema_cli.errors import RunWarning
 from ema_cli.formats.state_dict.flat_optimizers import repeat_names
 from ema_cli.formats.state_dict.found_weights import FoundWeights
-from ema_cli.formats.state_dict.leaf_kinds import (
-    EXTRA_STATE,
-    is_layer,
-    is_number,
-    is_numpy_array,
-    is_trained,
-    is_trained_number,
-)
+from ema_cli.formats.state_dict.leaf_kinds import is_layer, is_trained, is_trained_number
+from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED, describe_state, warn_of_leaves
 from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
 from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import (
@@ -45,7 +39,6 @@ from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbe
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted, shortlist
 
-WEIGHTS_DROPPED = "weights-dropped"
 _MOST_KEYS = 3
 _MOST_VALUES = 20_000
 _DEEPEST = 8
@@ -65,8 +58,8 @@ class Unwritten:
 
 def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     """Return what is beside and among the weights; what is beside a key that the user gave is no news."""
-    dropped = list(_dropped_among(found))
-    choice = [*filter(None, [found.renamed]), *_state_among(found)]
+    dropped = list(warn_of_leaves(found.among))
+    choice = [*filter(None, [found.renamed]), *describe_state(found.among)]
     if by_key:
         return Unwritten(choice=tuple(choice), doubts=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
     seen = set[int]()
@@ -199,37 +192,6 @@ def _dropped_beside(key: str, groups: Sequence[_Beside]) -> Iterator[RunWarning]
         hint=(f"{both} averages each under its own prefix; " if key and named_groups else "")
         + f"{key_flag(key)} alone says that the others are not wanted",
     )
-
-
-def _dropped_among(found: FoundWeights) -> Iterator[RunWarning]:
-    """Yield the warnings about what is among the weights and is not written, as it is not a tensor."""
-    for noun, is_kind in (("numpy array", is_numpy_array), ("number", is_number)):
-        names = [quoted(name) for name, value in found.among if is_kind(value) and not _is_state(name)]
-        if names:
-            verb = "is" if len(names) == 1 else "are"
-            yield RunWarning(
-                code=WEIGHTS_DROPPED,
-                message=f"{plural(len(names), noun)} among the weights {verb} not in the output: {shortlist(names)}",
-                hint="save them as tensors (torch.as_tensor), or add them to the average by hand",
-            )
-
-
-def _is_state(name: str) -> bool:
-    return is_record(name) or EXTRA_STATE in name.split(".")
-
-
-def _state_among(found: FoundWeights) -> Iterator[str]:
-    """Yield the state of layers that is stored as bytes or objects: not weights, but not written either."""
-    names = dict.fromkeys(
-        quoted(name[: name.index(EXTRA_STATE) + len(EXTRA_STATE)])
-        for name, value in found.among
-        if value is not None and EXTRA_STATE in name.split(".") and value not in ({}, [], b"", "")
-    )
-    if names:
-        yield (
-            f"not in the output, as it is no tensor: the extra state of {plural(len(names), 'layer')}, such as FP8 "
-            f"scales of Transformer Engine: {shortlist(names)}"
-        )
 
 
 def _of_averaged_model(found: FoundWeights) -> Iterator[str]:
