@@ -25,11 +25,11 @@ def warn_of_leaves(among: Leaves) -> Iterator[RunWarning]:
     for noun, nouns, is_kind in _NUMBERS:
         names = [quoted(name) for name, value in among if is_kind(value) and not _is_state(name)]
         if names:
+            count = f"{len(names):,} {noun if len(names) == 1 else nouns}"
             verb = "is" if len(names) == 1 else "are"
             yield RunWarning(
                 code=WEIGHTS_DROPPED,
-                message=f"{len(names):,} {noun if len(names) == 1 else nouns} among the weights {verb} not in the output: "
-                f"{shortlist(names)}",
+                message=f"{count} among the weights {verb} not in the output: {shortlist(names)}",
                 hint="save them as tensors (torch.as_tensor), or add them to the average by hand",
             )
 
