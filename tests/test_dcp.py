@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -238,6 +239,30 @@ def test_the_weights_are_found(tmp_path: Path, state: Any, key: str, ignored: tu
     assert checkpoint.key == key
     assert ignored is None or checkpoint.ignored == ignored
     assert makers.read_all(checkpoint) == makers.expected(MODEL)
+
+
+def test_numbers_among_the_weights_are_missed(tmp_path: Path) -> None:
+    """As in a file: numbers and arrays that are not tensors are named; text, whole numbers and extra state are not."""
+    model = {
+        "w": torch.ones(4, 3),
+        "scale": 0.07,
+        "centers": [1.0, 2.0],
+        "freq": np.ones(3),
+        "depth": 3,
+        "name": "net",
+        "none": None,
+        "fc._extra_state": io.BytesIO(b"scales"),
+    }
+    found = makers.open_file(
+        dcp_makers.save(tmp_path / "ckpt_1", {"model": model, "lr": 0.1, "optimizer": {"lr": 0.1}})
+    )
+    found.index.close()
+    assert [warning.message.partition(" among")[0] for warning in found.dropped] == [
+        "1 numpy array",
+        "1 number",
+        "1 list of numbers",
+    ]
+    assert found.dropped[1].message.endswith('"scale"')
 
 
 def test_flat_saves_without_paths(small: Path) -> None:

@@ -43,6 +43,11 @@ def other_part() -> State:
     return {"0.weight": torch.ones(5, 4), "0.bias": torch.ones(5)}
 
 
+def other_matrices() -> State:
+    """Return trained weights of two layers, one inside the other part."""
+    return {"head.0.weight": torch.ones(5, 4), "head.0.bias": torch.ones(5)}
+
+
 def dropped(path: Path) -> tuple[RunWarning, ...]:
     """Return the warnings about what is not written."""
     checkpoint = open_file(path, strip_prefix=None)
@@ -76,6 +81,36 @@ BESIDE: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: {"model": weights(), "embeddings": [torch.ones(3, 3), torch.ones(3, 3)]},
         '"embeddings" (2 tensors)',
         "--key model alone says that the others are not wanted",
+    ),
+    "a trained scale": (
+        lambda: {"model": weights(), "scale": nn.Parameter(torch.tensor(2.0)), "step": torch.tensor(5.0)},
+        '"scale" (1 tensor)',
+        "--key model --key scale averages",
+    ),
+    "the temperature of a policy": (
+        lambda: {"model": weights(), "alpha": torch.zeros(1, requires_grad=True), "log_alpha": torch.zeros(1)},
+        '"alpha" (1 tensor), "log_alpha" (1 tensor)',
+        "--key model --key alpha --key log_alpha averages",
+    ),
+    "a part with the name of state": (
+        lambda: {
+            "model": weights(),
+            "scaler_net": other_matrices(),
+            "noise_scheduler": nn.Linear(2, 3),
+            "optimizer": adam(),
+        },
+        '"scaler_net" (2 tensors), "noise_scheduler" (2 tensors)',
+        "--key model --key scaler_net --key noise_scheduler averages",
+    ),
+    "a loss with layers": (
+        lambda: {"model": weights(), "criterion": other_matrices(), "loss_fn": {"center": torch.ones(3, 3)}},
+        '"criterion" (2 tensors)',
+        "--key model --key criterion averages",
+    ),
+    "a part that begins like an optimizer": (
+        lambda: {"model": weights(), "optimus_encoder": other_part()},
+        '"optimus_encoder" (2 tensors)',
+        "--key model --key optimus_encoder averages",
     ),
     "a discriminator": (
         lambda: {"model": weights(), "d": other_part(), "g_optim": adam(), "d_optim": adam()},
@@ -218,6 +253,26 @@ SILENT: dict[str, Callable[[], Any]] = {
         "moments": {"layers.0.weight": {"momentum_buffer": torch.ones(3, 2)}},
         "flat": {"state.layers.0.weight.exp_avg": torch.ones(3, 2)},
     },
+    "optimizers of many names": lambda: {
+        "model": weights(),
+        **{
+            name: {"master": [torch.ones(12)]}
+            for name in ("optimG", "optimizerD", "d_optim", "optim_state", "OPTIMIZER")
+        },
+        "optimizer": {"mu": weights(), "nu": weights()},
+        "optimizers": {"generator": adam()},
+        "lr_scheduler": {"base_lrs": [0.1], "weight": torch.ones(9)},
+        "noise_scheduler": {"betas": torch.ones(1000)},
+        "callbacks": {"EMACallback": {"shadow": weights("model.")}},
+    },
+    "results with a graph": lambda: {
+        "model": weights(),
+        "loss": torch.ones(1, requires_grad=True),
+        "lossD": torch.ones(1, requires_grad=True) * 2,
+        "temperature": torch.tensor(0.7),
+        "frozen": nn.Parameter(torch.tensor(2.0), requires_grad=False),
+        "count": nn.Parameter(torch.tensor(2), requires_grad=False),
+    },
     "an average": lambda: {"model": weights(), "model_avg": weights(seed=1)},
     "the best so far": lambda: {"model": weights("module."), "best": weights(seed=1), "init": weights("module.")},
     "names of copies": lambda: {
@@ -256,15 +311,24 @@ def test_what_is_no_tensor_among_the_weights_is_a_warning(tmp_path: Path, protoc
         "half": np.ones(2, dtype=np.float16),
         "scale": 0.07,
         "gain": np.float32(2),
+        "centers": [1, 0.5],
+        "rows": ((0.5, 1.0), (1.5, 2.0)),
+        "parts": [np.ones(2), np.ones(3)],
+        "sizes": [1, 2],
+        "words": ["a"],
+        "none": [],
+        "losses": [0.5],
+        "lr_history": [0.5],
         "ids": np.arange(3),
         "depth": 12,
         "flag": True,
         "name": "net",
         "loss": 0.5,
     }
-    arrays, numbers = dropped(save(tmp_path / "ckpt_1.pt", {"model": model}, protocol=protocol))
+    arrays, numbers, lists = dropped(save(tmp_path / "ckpt_1.pt", {"model": model}, protocol=protocol))
     assert arrays.message == '2 numpy arrays among the weights are not in the output: "freq", "half"'
     assert numbers.message == '2 numbers among the weights are not in the output: "scale", "gain"'
+    assert lists.message == ('3 lists of numbers among the weights are not in the output: "centers", "rows", "parts"')
     assert "torch.as_tensor" in arrays.hint
 
 

@@ -152,6 +152,25 @@ def test_stale_shards_are_ignored(tmp_path: Path) -> None:
     assert read_all(found) == expected({name: value for name, value in state.items() if name != "empty"})
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_index_that_names_too_few_shards_is_a_warning(kept: bool, tmp_path: Path) -> None:
+    """The names of the shards count them: what the index does not name is missed, whether its file is there or not."""
+    (state,) = random_states(1)
+    index = write_shards(tmp_path, state)
+    last = "model-00003-of-00003.safetensors"
+    document = json.loads(index.read_text())
+    document["weight_map"] = {name: file for name, file in document["weight_map"].items() if file != last}
+    index.write_text(json.dumps(document))
+    if not kept:
+        (tmp_path / last).unlink()
+    found = open_file(tmp_path)
+    found.index.close()
+    (warning,) = found.dropped
+    rest = f'the tensors of "{last}"' if kept else "those of the other shards"
+    assert warning.code == "weights-dropped"
+    assert f'"model.safetensors.index.json" names 2 of 3 shards; {rest} are not in the output' in warning.message
+
+
 def test_links_into_a_cache_are_followed(tmp_path: Path) -> None:
     """The cache of the Hugging Face hub keeps files under their hashes, and folders of links to them."""
     (state,) = random_states(1)

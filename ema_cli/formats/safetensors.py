@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
+from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
 from ema_cli.formats.state_dict.steps import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
 from ema_cli.storage.extents import LayoutPool, TensorLayout
@@ -57,8 +58,11 @@ def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
 def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
     entries, metadata = _parse(raw)
     data_start = 8 + len(raw)
-    tensors = {name: _entry(name, entry) for name, entry in entries.items()}
-    _check_ranges([(begin, end) for _, begin, end in tensors.values()], data_bytes)
+    read = {name: _entry(name, entry) for name, entry in entries.items()}
+    _check_ranges([(begin, end) for _, begin, end in read.values()], data_bytes)
+    states = find_flat_optimizers({name: getattr(layout, "shape", None) for name, (layout, _, _) in read.items()})
+    ignored = frozenset(name for names in states.values() for name in names)
+    tensors = {name: entry for name, entry in read.items() if name not in ignored}
     return Structure(
         format="safetensors",
         layouts=tuple(layout for layout, _, _ in tensors.values() if isinstance(layout, TensorLayout)),
@@ -67,6 +71,7 @@ def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
         digest=digest,
         metadata=metadata,
         steps=tuple(steps_in_texts(metadata)),
+        ignored=tuple(name for name in read if name in ignored),
     )
 
 

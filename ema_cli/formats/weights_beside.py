@@ -14,8 +14,8 @@ from ema_cli.errors import EmaAvgError, RunWarning
 from ema_cli.formats.file import read_file
 from ema_cli.formats.file_names import TRAINER_STATE, is_numbered, is_weights
 from ema_cli.formats.folder import Folder
+from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED
 from ema_cli.formats.state_dict.trainer_averages import is_average
-from ema_cli.formats.state_dict.unwritten import WEIGHTS_DROPPED
 from ema_cli.formats.structure import Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, open_source

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import pickle  # for the names of the opcodes only: nothing is ever unpickled
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ema_cli.errors import InputRefused
@@ -23,6 +24,7 @@ from ema_cli.formats.dcp.saved_tree import ChosenItems, choose
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
+from ema_cli.formats.state_dict.leaves_among import warn_of_leaves
 from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
@@ -88,7 +90,7 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         ignored=(*chosen.ignored, *folder.others([*side_files, *filter(is_data, folder.files)])),
         choice=chosen.choice,
         warnings=chosen.warnings,
-        dropped=chosen.dropped,
+        dropped=(*chosen.dropped, *warn_of_leaves(list(_read_objects(chosen.objects, files)))),
         side_files=side_files,
     )
     return add_weights_beside(folder, structure)
@@ -137,6 +139,13 @@ def _unframed(raw: bytes) -> list[bytes]:
         position = begin + int.from_bytes(raw[position + 1 : begin], "little")
         parts.append(raw[begin:position])
     return [*parts, raw[position:]]
+
+
+def _read_objects(objects: Mapping[str, ByteRange], files: DataFiles) -> Iterator[tuple[str, object]]:
+    """Yield name and inert value of the objects that can be read."""
+    for name, stored in objects.items():
+        with suppress(InputRefused):
+            yield name, open_archive(files.window(stored))[1]
 
 
 def _read_steps(counters: Mapping[str, ByteRange], files: DataFiles) -> tuple[FoundStep, ...]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor
 from ema_cli.formats.state_dict.find_weights import find_state_dict
+from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE
 from ema_cli.formats.state_dict.steps import KEYS
 from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.structure import MOST_TENSORS, Keys
@@ -23,13 +25,15 @@ from ema_cli.text import quoted, shortlist
 _OPTIMIZERS = frozenset({"optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers"})
 """First parts of flat names that are not parameters."""
 _MOST_NODES = 8 * MOST_TENSORS
-_LARGEST_COUNTER_BYTES = 1 << 20
-"""A larger object is not read for a step."""
+_LARGEST_OBJECT_BYTES = 1 << 20
+"""A larger object is not read."""
+_MOST_OBJECTS = 16
+"""Among the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenItems:
-    """The items of a folder that are read: the weights, and those that may hold the step."""
+    """The items of a folder that are read: the weights, what is among them, and those that may hold the step."""
 
     key: str
     tensors: dict[str, SavedTensor]
@@ -43,6 +47,8 @@ class ChosenItems:
     """The least size of each file with these items, by name."""
     counters: dict[str, ByteRange]
     """Objects, and tensors of one number, that may hold the step, by the key of the step."""
+    objects: dict[str, ByteRange]
+    """A few small objects among the weights, by name: numbers, which are not tensors, may be weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,10 @@ class _Object:
     """A leaf that is not a tensor."""
 
     stored: ByteRange
+
+    def is_read(self, name: str) -> bool:
+        """Whether it may be a number that is a weight: small, and no state of a layer."""
+        return self.stored.length <= _LARGEST_OBJECT_BYTES and EXTRA_STATE not in name.split(".")
 
 
 def choose(saved: SavedItems, keys: Keys) -> ChosenItems:
@@ -71,6 +81,8 @@ def choose(saved: SavedItems, keys: Keys) -> ChosenItems:
         )
     tensors = {name: item for name, flat in names.items() if isinstance(item := saved.items[flat], SavedTensor)}
     counters = dict(_counters(root, saved))
+    objects = {name: leaf.stored for name, leaf in found.among if isinstance(leaf, _Object) and leaf.is_read(name)}
+    objects = dict(islice(objects.items(), _MOST_OBJECTS))
     chunks = (chunk.stored for tensor in tensors.values() for chunk in tensor.chunks)
     return ChosenItems(
         key=found.key,
@@ -79,8 +91,9 @@ def choose(saved: SavedItems, keys: Keys) -> ChosenItems:
         choice=found.choice,
         warnings=found.warnings,
         dropped=found.dropped,
-        files={stored.file: saved.ends[stored.file] for stored in (*chunks, *counters.values())},
+        files={stored.file: saved.ends[stored.file] for stored in (*chunks, *counters.values(), *objects.values())},
         counters=counters,
+        objects=objects,
     )
 
 
@@ -125,7 +138,7 @@ def _counters(root: Mapping[str, object], saved: SavedItems) -> Iterator[tuple[s
         for length in range(len(pieces), 0, -1):
             path = ".".join(pieces[:length])
             match follow(root, path):
-                case _Object(stored=stored) if stored.length <= _LARGEST_COUNTER_BYTES:
+                case _Object(stored=stored) if stored.length <= _LARGEST_OBJECT_BYTES:
                     yield path, stored
                 case TensorRef(shape=(), storage=StorageRef(key=name)):
                     item = saved.items[name]

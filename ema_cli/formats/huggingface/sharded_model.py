@@ -6,14 +6,15 @@ The index is ``{"metadata": {...}, "weight_map": {tensor: file}}``; reference: `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.huggingface.weight_names import Weights
 from ema_cli.formats.members import Member, MergedTensors, joint_digest, merged_structure, read_json, read_member
+from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted, shortlist
@@ -34,12 +35,35 @@ def read_shards(folder: Folder, weights: Weights, keys: Keys, pool: LayoutPool) 
     digests = [digest, *(one.structure.digest for one in shards)]
     merged = pool.remember(("shards", *digests, keys), lambda: _merge(shards, index, weights.index))
     form = f"{shards[0].structure.format}, {plural(len(shards), 'shard')}"
+    structure = merged_structure(shards, merged, form=form, digest=joint_digest(digests))
     return replace(
-        merged_structure(shards, merged, form=form, digest=joint_digest(digests)),
+        structure,
+        dropped=(*structure.dropped, *_warn_of_unnamed(folder, names, weights.index)),
         steps=shards[0].structure.steps,
-        ignored=merged.dropped,
+        ignored=(*merged.dropped, *(name for one in shards for name in one.structure.ignored)),
         warnings=_warnings(merged.dropped, weights.index),
     )
+
+
+def _warn_of_unnamed(folder: Folder, names: Sequence[str], index: str) -> Iterator[RunWarning]:
+    """Yield a warning if an index names fewer shards than their names count: it is of another save, or was edited."""
+    named = {name: found.shard_set for name in names if (found := parse_shard_name(name)) is not None}
+    for shard_set in dict.fromkeys(named.values() if index else ()):
+        have, count = list(named.values()).count(shard_set), shard_set[1]
+        if have >= count:
+            continue
+        beside = [name for name in sorted(folder.files) if name not in named and _is_of(name, shard_set)]
+        rest = f"the tensors of {shortlist(map(quoted, beside))}" if beside else "those of the other shards"
+        yield RunWarning(
+            code=WEIGHTS_DROPPED,
+            message=f"{quoted(index)} names {have:,} of {plural(count, 'shard')}; {rest} are not in the output",
+            hint="save the checkpoint again, or correct the weight_map of the index",
+        )
+
+
+def _is_of(name: str, shard_set: tuple[str, int, str]) -> bool:
+    found = parse_shard_name(name)
+    return found is not None and found.shard_set == shard_set
 
 
 def _warnings(unmapped: Sequence[str], index: str) -> tuple[str, ...]:
@@ -117,7 +141,8 @@ def _refuse_absent(
 ) -> None:
     """Refuse an index with tensors that their files do not hold."""
     unreadable = {name for one in shards for name, _ in one.structure.unreadable}
-    absent = [name for name in index if name not in found and name not in unreadable]
+    known = unreadable.union(*(one.structure.ignored for one in shards))
+    absent = [name for name in index if name not in found and name not in known]
     if absent:
         some = shortlist(f"{quoted(name)} in {quoted(index[name])}" for name in absent)
         raise InputRefused(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ema_cli.errors import InputRefused, Proposal, RunWarning
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.keyed_parts import weights_at
+from ema_cli.formats.state_dict.leaves_among import Leaves
 from ema_cli.formats.state_dict.missing_weights import no_weights
 from ema_cli.formats.state_dict.name_copies import nested_copies
 from ema_cli.formats.state_dict.prefixes import without_wrappers
@@ -52,6 +53,8 @@ class StateDict:
     """Warnings about the choice."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers that are not among the tensors."""
+    among: Leaves = ()
+    """Name and value of the leaves among them that are not tensors."""
 
 
 def find_state_dict(root: object, keys: Keys = ()) -> StateDict:
@@ -79,6 +82,7 @@ def find_state_dict(root: object, keys: Keys = ()) -> StateDict:
         choice=unwritten.choice,
         warnings=unwritten.warnings,
         dropped=unwritten.dropped,
+        among=found.among,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers, shape_of
 from ema_cli.formats.state_dict.leaf_kinds import is_trained
 from ema_cli.formats.state_dict.trainer_averages import is_average
 from ema_cli.formats.state_dict.trainer_layouts import is_training_state
@@ -34,7 +35,8 @@ class _Around:
 
 
 def nested_copies(root: dict[object, object]) -> dict[object, object]:
-    """Return a mapping in which flat copies of its weights are below their first part; everything else is unchanged."""
+    """Return a mapping in which flat copies of its weights, and state of optimizers, are below their first part."""
+    root = _with_nested_optimizers(root)
     flat: dict[str, Tensor] = {name: leaf for name, leaf in named(root).items() if isinstance(leaf, Tensor)}
     groups: dict[str, dict[str, Tensor]] = {}
     for name, leaf in flat.items():
@@ -47,6 +49,18 @@ def nested_copies(root: dict[object, object]) -> dict[object, object]:
     copied = {f"{first}.{rest}" for first, group in copies.items() for rest in group}
     others = {name: value for name, value in root.items() if name not in copied}
     return others | {first: Repeated(group) for first, group in copies.items()} if copies else root
+
+
+def _with_nested_optimizers(root: dict[object, object]) -> dict[object, object]:
+    """Return a mapping in which flat names of optimizer state are below its prefix."""
+    shapes = {name: shape_of(leaf) for name, leaf in named(root).items() if isinstance(leaf, Tensor)}
+    found = {prefix: names for prefix, names in find_flat_optimizers(shapes).items() if prefix not in root}
+    taken = {name for names in found.values() for name in names}
+    others = {name: value for name, value in root.items() if name not in taken}
+    return others | {
+        prefix: Repeated({name.removeprefix(f"{prefix}."): root[name] for name in names})
+        for prefix, names in found.items()
+    }
 
 
 def names_of_weights(group: Tensors, weights: Tensors) -> dict[str, str] | None:

@@ -29,7 +29,7 @@ USUAL_NAMES = (
 )
 """Names of the weights, the most usual first."""
 _TRAINING_STATE = re.compile(
-    r"optim|scheduler|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
+    r"optimi[sz]er|(?:optims?|schedulers?)(?!(?-i:[a-z]))|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
     re.IGNORECASE,
 )
 _RECORDS = re.compile(
@@ -38,7 +38,12 @@ _RECORDS = re.compile(
     re.IGNORECASE,
 )
 """Names of what a trainer notes down: no part of the model even if it has tensors."""
-_OF_OPTIMIZERS = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "max_exp_avg_sq", "acc_delta"})
+OF_OPTIMIZERS = frozenset(
+    {
+        *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "exp_inf"),
+        *("momentum_buffer", "square_avg", "acc_delta"),
+    }
+)
 """Names in the state of an optimizer, for each parameter; see ``torch/optim``."""
 _MOST_MOMENTS = 8
 """Names that are examined for them."""
@@ -77,7 +82,7 @@ def is_optimizer_state(value: object) -> bool:
     first = next(iter(parts(members.get("state")).values()), None)
     some = next(iter(members.values()), None)
     names = [name for held in (value, first, some) for name in islice(parts(held), _MOST_MOMENTS)]
-    return any(isinstance(name, str) and name.rpartition(".")[2] in _OF_OPTIMIZERS for name in names)
+    return any(isinstance(name, str) and name.rpartition(".")[2] in OF_OPTIMIZERS for name in names)
 
 
 def _only_counts(value: object) -> bool:

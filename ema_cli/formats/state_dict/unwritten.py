@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import RunWarning
+from ema_cli.formats.state_dict.flat_optimizers import repeat_names
 from ema_cli.formats.state_dict.found_weights import FoundWeights
-from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE, is_number, is_numpy_array, is_trained
+from ema_cli.formats.state_dict.leaf_kinds import is_layer, is_trained, is_trained_number
+from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED, describe_state, warn_of_leaves
 from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
 from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import (
@@ -38,7 +40,6 @@ from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbe
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted, shortlist
 
-WEIGHTS_DROPPED = "weights-dropped"
 _MOST_KEYS = 3
 _MOST_VALUES = 20_000
 _DEEPEST = 8
@@ -58,8 +59,8 @@ class Unwritten:
 
 def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     """Return what is beside and among the weights; what is beside a key that the user gave is no news."""
-    dropped = list(_dropped_among(found))
-    choice = [*filter(None, [found.renamed]), *_state_among(found)]
+    dropped = list(warn_of_leaves(found.among))
+    choice = [*filter(None, [found.renamed]), *describe_state(found.among)]
     if by_key:
         return Unwritten(choice=tuple(choice), warnings=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
     seen = set[int]()
@@ -68,8 +69,8 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     raw = found.key.rpartition(".")[2] == RAW_BESIDE_AVERAGE
     if raw:
         averages += [group for group in groups if group.name == USUAL_IN_LIGHTNING]
-    others = [group for group in groups if group.tensors and group.may_be_trained and group not in averages]
     weights = without_wrappers(found.tensors)
+    others = [group for group in groups if group.is_missed(weights) and group not in averages]
     copies = [group for group in others if group.repeats(weights)]
     dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
     warnings = [*_of_averaged_model(found), *_of_averages(found, groups)]
@@ -93,6 +94,8 @@ class _Beside:
     is_repeated: bool
     """Whether its flat names repeat those of the weights."""
     is_average: bool
+    is_state_by_name: bool
+    """Whether its name says that it is state of the training, or a record, although it has layers."""
     is_named: bool
     """Whether ``--key`` can choose it: its tensors have names."""
 
@@ -101,8 +104,12 @@ class _Beside:
         name = path.rpartition(".")[2]
         average = is_average(name) and not isinstance(value, Tensor)
         repeated = isinstance(value, Repeated) and not (is_training_state(name) or is_optimizer_state(value))
-        trained = not is_record(name) and not is_average(name) and (repeated or may_be_weights(name, value))
-        tensors = list(_trained(value, seen, averages=average)) if average or trained else []
+        by_name = is_record(name) or is_training_state(name)
+        trained = not is_average(name) and not by_name and (repeated or may_be_weights(name, value))
+        tensors = list(_trained(name, value, seen, averages=average)) if average or trained else []
+        if by_name and not isinstance(value, Tensor | Repeated) and not is_optimizer_state(value):
+            tensors = list(_trained(name, value, set(), averages=False))
+            trained = any(is_layer(inner, tensor) for inner, tensor, _ in tensors)
         return cls(
             path=path,
             name=name,
@@ -112,7 +119,14 @@ class _Beside:
             may_be_trained=trained,
             is_repeated=repeated,
             is_average=average,
+            is_state_by_name=by_name,
         )
+
+    def is_missed(self, weights: dict[str, Tensor]) -> bool:
+        """Whether it is trained; what is state by its name must have other tensors than the weights have."""
+        if not (self.tensors and self.may_be_trained):
+            return False
+        return not (self.is_state_by_name and repeat_names(self.tensors, weights))
 
     def repeats(self, weights: dict[str, Tensor]) -> bool:
         """Whether these are another copy of the weights, such as the best ones so far or those of a teacher.
@@ -135,16 +149,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
     return Counter(tensor.shape for tensor in tensors.values() if isinstance(tensor, TensorRef))
 
 
-def _trained(value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield the trained tensors below a value: name, tensor, whether it is in a list. Values ``seen`` are left out.
+def _trained(whole: str, value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield the trained tensors below the value called ``whole``: name, tensor, whether it is in a list.
 
-    Without ``averages``, those inside averages are left out, too.
+    Values ``seen`` are not examined; without ``averages``, those inside averages are not, either.
     """
     todo: list[tuple[str, object, int, bool]] = [("", value, 0, False)]
     while todo and len(seen) < _MOST_VALUES:
         name, node, depth, in_list = todo.pop()
         if isinstance(node, Tensor):
-            if is_trained(node):
+            if is_trained(node) or is_trained_number(name or whole, node):
                 yield name, node, in_list
             continue
         if id(node) in seen or depth > _DEEPEST:
@@ -184,37 +198,6 @@ def _dropped_beside(key: str, groups: Sequence[_Beside]) -> Iterator[RunWarning]
         hint=(f"{both} averages each under its own prefix; " if key and named_groups else "")
         + f"{key_flag(key)} alone says that the others are not wanted",
     )
-
-
-def _dropped_among(found: FoundWeights) -> Iterator[RunWarning]:
-    """Yield the warnings about what is among the weights and is not written, as it is not a tensor."""
-    for noun, is_kind in (("numpy array", is_numpy_array), ("number", is_number)):
-        names = [quoted(name) for name, value in found.among if is_kind(value) and not _is_state(name)]
-        if names:
-            verb = "is" if len(names) == 1 else "are"
-            yield RunWarning(
-                code=WEIGHTS_DROPPED,
-                message=f"{plural(len(names), noun)} among the weights {verb} not in the output: {shortlist(names)}",
-                hint="save them as tensors (torch.as_tensor), or add them to the average by hand",
-            )
-
-
-def _is_state(name: str) -> bool:
-    return is_record(name) or EXTRA_STATE in name.split(".")
-
-
-def _state_among(found: FoundWeights) -> Iterator[str]:
-    """Yield the state of layers that is stored as bytes or objects: not weights, but not written either."""
-    names = dict.fromkeys(
-        quoted(name[: name.index(EXTRA_STATE) + len(EXTRA_STATE)])
-        for name, value in found.among
-        if value is not None and EXTRA_STATE in name.split(".") and value not in ({}, [], b"", "")
-    )
-    if names:
-        yield (
-            f"not in the output, as it is no tensor: the extra state of {plural(len(names), 'layer')}, such as FP8 "
-            f"scales of Transformer Engine: {shortlist(names)}"
-        )
 
 
 def _of_averaged_model(found: FoundWeights) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from ema_cli.dtypes import BY_TORCH_NAME
@@ -43,6 +43,8 @@ class TensorRef:
     strides: tuple[int, ...]
     flags: str = ""
     """Lazy operations that torch would apply on access (``conj``, ``neg``)."""
+    requires_grad: bool = field(default=False, compare=False)
+    """Whether it was saved as a tensor that is trained; a state dict has detached tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def _tensor(storage: object, *view: object) -> object:
     """``_rebuild_tensor(storage, offset, shape, strides)``, v2 with ``(..., requires_grad, hooks, metadata)``."""
     if not isinstance(storage, StorageRef):
         return storage if isinstance(storage, UnsupportedTensor) else UnsupportedTensor(kind="wrapped")
-    return _view(storage, storage_dtype_name(storage.kind), view[:3], view[5] if len(view) > 5 else None)  # noqa: PLR2004
+    return _view(storage, storage_dtype_name(storage.kind), view[:4], view[5] if len(view) > 5 else None)  # noqa: PLR2004
 
 
 def _tensor_v3(storage: object, *view: object) -> object:
@@ -83,11 +85,12 @@ def _tensor_v3(storage: object, *view: object) -> object:
     dtype = view[5]
     if not isinstance(storage, StorageRef) or not isinstance(dtype, Global):
         return UnsupportedTensor(kind="wrapped")
-    return _view(storage, dtype.name, view[:3], view[6] if len(view) > 6 else None)  # noqa: PLR2004
+    return _view(storage, dtype.name, view[:4], view[6] if len(view) > 6 else None)  # noqa: PLR2004
 
 
 def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metadata: object) -> TensorRef:
-    offset, shape, strides = view
+    offset, shape, strides, *more = view
+    requires_grad = more[0] if more else False
     if not (isinstance(offset, int) and _are_sizes(shape) and _are_sizes(strides)):
         raise PickleError("a tensor has a damaged shape")
     flags = _flags(metadata) if isinstance(metadata, dict) and metadata else []
@@ -98,6 +101,7 @@ def _view(storage: StorageRef, dtype_name: str, view: tuple[object, ...], metada
         shape=shape,
         strides=strides,
         flags=", ".join(flags),
+        requires_grad=requires_grad is True,
     )
 
 
@@ -112,9 +116,9 @@ def _flags(metadata: dict[object, object]) -> list[str]:
     return [safe_text(flag) for flag, on in metadata.items() if on and isinstance(flag, str)]
 
 
-def _first_argument(first: object, *_: object) -> object:
-    """``_rebuild_parameter(tensor, ...)``: a parameter is its tensor."""
-    return first
+def _parameter(tensor: object, requires_grad: object, *_: object) -> object:
+    """``_rebuild_parameter(tensor, requires_grad, ...)``: a parameter is its tensor."""
+    return replace(tensor, requires_grad=requires_grad is True) if isinstance(tensor, TensorRef) else tensor
 
 
 def _from_cpu_tensor(tensor: object, dtype: object, *_: object) -> object:
@@ -208,8 +212,8 @@ _REBUILD: dict[str, Callable[..., object]] = {
     "_rebuild_tensor": _tensor,
     "_rebuild_tensor_v2": _tensor,
     "_rebuild_tensor_v3": _tensor_v3,
-    "_rebuild_parameter": _first_argument,
-    "_rebuild_parameter_with_state": _first_argument,
+    "_rebuild_parameter": _parameter,
+    "_rebuild_parameter_with_state": _parameter,
     "_rebuild_from_type_v2": _from_type,
     "_rebuild_sparse_tensor": _unsupported("sparse", _SPARSE),
     "_rebuild_sparse_csr_tensor": _unsupported("sparse", _SPARSE),
