@@ -19,17 +19,28 @@ _WORDS = {
     "step": "step steps iter iters iteration iterations ite it its update updates ba batch batches",
     "epoch": "epoch epochs ep e",
     "checkpoint": "checkpoint checkpoints ckpt ckpts chkpt chkpnt snapshot snapshots",
-    "part": "rank ranks shard shards part parts layer layers stage stages tp pp mp dp sdp consolidated of",
-    "run": "seed fold run trial exp lr wd bs size split member gpu node worker expert top",
+    "part": "rank ranks localrank globalrank shard shards part parts layer layers stage stages tp pp mp dp sdp of"
+    " consolidated",
+    "run": "seed fold kfold cv run trial exp lr wd bs size split member gpu cuda device proc process node worker expert"
+    " top client drop dropout",
+    "index": "agent task head block chunk ens ensemble",
+    "value": "loss wer cer eer ppl perplexity fid kid bleu rouge acc accuracy map miou iou dice auc score reward rew"
+    " psnr ssim lpips mse rmse mae nll err error recall precision metric val remaining",
 }
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-"""What the number after a word counts. The numbers of parts and of runs are not steps."""
+"""What the number after a word counts. The numbers of parts and runs are not steps, nor are results. An ``index`` may
+be either: ``agent_0`` and ``agent_1`` are two, ``agent_5000`` and ``agent_10000`` are steps."""
+_VALUE = re.compile(
+    r"(?:loss|score|reward|accuracy|error)[=_.+ -]{0,2}$|(?:^|[^a-z])(?:f|acc|top|bleu|rouge|recall)@?\d[=_-]$",
+    re.IGNORECASE,
+)
+"""The end of what is before a result: ``valloss90``, ``f1_90``."""
 _AFTER = r"(?:steps?|iters?|iterations?|updates?|batches|ba|epochs?|ep)"
 _CLOCK = r"[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?"
 _DATE = rf"(?:19|20)\d\d(?:([-_.])(?:0[1-9]|1[0-2])\2[0-3]\d(?:{_CLOCK})?|(?:0[1-9]|1[0-2])[0-3]\d{_CLOCK})"
 _NUMBER = re.compile(
     rf"(?P<date>(?<!\d){_DATE}(?!\d))"
-    r"|(?P<digits>\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
+    r"|(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
     rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
     re.IGNORECASE,
 )
@@ -40,6 +51,7 @@ _WORD_BEFORE = re.compile(r"([A-Za-z]+)[=_.+ -]{0,2}$")
 _WORD_AFTER = re.compile(rf"[ _-]?({_AFTER})(?![a-z])(?![=_.+ -]{{0,2}}\d)|[-_](of)[-_]\d", re.IGNORECASE)
 _NEXT_WORD = re.compile(rf"(?:{_AFTER})[=_-]?\d", re.IGNORECASE)
 _CAMEL = re.compile(r"[A-Z][a-z]+$")
+_NEGATIVE = re.compile(r"[=_]-$")
 _SHORT = 2
 """Letters of a word that is not read directly after a digit, where it may belong to a hash."""
 _MOST_DIGITS = 18
@@ -64,7 +76,7 @@ class NameNumber:
     value: int | None
     """``None`` if it is not whole, or is part of a word."""
     kind: str
-    """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``time``; empty without a word."""
+    """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``index``, ``value``, ``time``; empty without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +169,8 @@ def _parse(stem: str) -> _Parsed:
     for found in _NUMBER.finditer(stem):
         before, after = stem[begin : found.start()], stem[found.end() :]
         kind = "time" if found["date"] else _kind(before, after, adjacent=bool(begin))
-        whole = _is_whole(after) or kind == "time"
+        kind = "value" if not kind and _VALUE.search(stem[: found.start()]) else kind
+        whole = (_is_whole(after) and not _NEGATIVE.search(before)) or kind == "time"
         numbers.append(NameNumber(value=_value(found, kind) if whole else None, kind=kind))
         skeleton.append(before)
         begin = found.end()
@@ -191,9 +204,10 @@ def _value(found: re.Match[str], kind: str) -> int | None:
     counted = kind in ("step", "epoch") or unit in _BARE_UNITS
     if not counted or exponent.startswith("-") or (fraction and not (unit or exponent)) or fraction.count(".") > 1:
         return None
-    if len(found["digits"] + fraction) > _MOST_DIGITS:
+    digits = found["digits"].replace(",", "")
+    if len(digits + fraction) > _MOST_DIGITS:
         return None
-    value = Decimal(found["digits"] + fraction).scaleb(int(exponent or 0)) * _UNITS[unit.lower()]
+    value = Decimal(digits + fraction).scaleb(int(exponent or 0)) * _UNITS[unit.lower()]
     return int(value) if value == value.to_integral_value() and value < _STEP_LIMIT else None
 
 
@@ -215,12 +229,15 @@ def _columns_of_places(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
 def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:
     """Yield the number without a word of a unit that differs.
 
-    If several differ, it is the last, if it increases with the others (``checkpoint_3_5000``: epoch and update); else
-    the one after a word such as ``ckpt``. There is none among names of several parts or runs.
+    Results (``wer_31``) are ignored. If several differ, it is the last, if it increases with the others
+    (``checkpoint_3_5000``: epoch and update); else the one after a word such as ``ckpt``. There is none among names of
+    several parts or runs.
     """
     differing = [place for place in places if len(set(_values(place))) > 1]
-    counted = [place for place in differing if place[0].kind in ("", "checkpoint") and None not in _values(place)]
-    if not counted or any(place[0].kind in ("part", "run") for place in differing):
+    counted = [
+        place for place in differing if place[0].kind in ("", "checkpoint", "index") and None not in _values(place)
+    ]
+    if not counted or any(place[0].kind in ("part", "run") or _is_index(place) for place in differing):
         return
     columns = [_values(place) for place in counted]
     rows = sorted(zip(*columns, strict=True), key=lambda row: [value or 0 for value in row])
@@ -228,7 +245,13 @@ def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:
     chosen = counted[-1] if last == sorted(last) else None
     chosen = chosen or next((place for place in counted if place[0].kind == "checkpoint"), None)
     if chosen is not None:
-        yield NameColumn(unit="step", values=_values(chosen), word=chosen[0].kind)
+        yield NameColumn(unit="step", values=_values(chosen), word=chosen[0].kind.removeprefix("index"))
+
+
+def _is_index(place: Sequence[NameNumber]) -> bool:
+    """Whether numbers after a word such as ``agent`` count things, one after the other: 0, 1, 2."""
+    values = {value for value in _values(place) if value is not None}
+    return place[0].kind == "index" and min(values, default=2) <= 1 and max(values, default=0) < len(values) + 1
 
 
 def _columns_of_words(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
