@@ -75,6 +75,8 @@ class NameNumber:
 
     value: int | None
     """``None`` if it is not whole, or is part of a word."""
+    text: str
+    """As it is written."""
     kind: str
     """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``index``, ``value``, ``time``; empty without a word."""
 
@@ -92,10 +94,11 @@ class NameColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parsed:
+class ParsedName:
     """A name, cut into its numbers and the text around them."""
 
     skeleton: tuple[str, ...]
+    """Equal for the names of one series."""
     numbers: tuple[NameNumber, ...]
 
     def last(self, kind: str) -> int | None:
@@ -129,7 +132,7 @@ def name_columns(names: Sequence[str]) -> list[NameColumn]:
 
     If the names are equal except for their numbers, a column has one place in all of them.
     """
-    parsed = [_parse(SUFFIXES.sub("", name)) for name in names]
+    parsed = [parse_name(name) for name in names]
     alike = len(names) > 1 and len({one.skeleton for one in parsed}) == 1
     found = _columns_of_places(parsed) if alike else _columns_of_words(parsed)
     return [column for column in found if any(value is not None for value in column.values)]
@@ -137,8 +140,18 @@ def name_columns(names: Sequence[str]) -> list[NameColumn]:
 
 def has_step_word(name: str) -> bool:
     """Whether a word says that a number in a name counts steps, epochs or checkpoints."""
-    parsed = _parse(SUFFIXES.sub("", name))
+    parsed = parse_name(name)
     return any(parsed.last(kind) is not None for kind in ("step", "epoch", "checkpoint"))
+
+
+def name_form(name: str) -> tuple[str, ...]:
+    """Return the text around the numbers of a name, without its suffix: equal for the names of one series."""
+    return parse_name(name).skeleton
+
+
+def parse_name(name: str) -> ParsedName:
+    """Return the numbers of a name, and what is around them, without its suffix."""
+    return _parse(SUFFIXES.sub("", name))
 
 
 def canonical_name(name: str) -> tuple[str | int, ...]:
@@ -164,17 +177,17 @@ def inversion(first: Sequence[int | None], second: Sequence[int | None]) -> tupl
     return None
 
 
-def _parse(stem: str) -> _Parsed:
+def _parse(stem: str) -> ParsedName:
     skeleton, numbers, begin = list[str](), list[NameNumber](), 0
     for found in _NUMBER.finditer(stem):
         before, after = stem[begin : found.start()], stem[found.end() :]
         kind = "time" if found["date"] else _kind(before, after, adjacent=bool(begin))
         kind = "value" if not kind and _VALUE.search(stem[: found.start()]) else kind
         whole = (_is_whole(after) and not _NEGATIVE.search(before)) or kind == "time"
-        numbers.append(NameNumber(value=_value(found, kind) if whole else None, kind=kind))
+        numbers.append(NameNumber(value=_value(found, kind) if whole else None, text=found.group(), kind=kind))
         skeleton.append(before)
         begin = found.end()
-    return _Parsed((*skeleton, stem[begin:]), tuple(numbers))
+    return ParsedName((*skeleton, stem[begin:]), tuple(numbers))
 
 
 def _kind(before: str, after: str, *, adjacent: bool) -> str:
@@ -211,7 +224,7 @@ def _value(found: re.Match[str], kind: str) -> int | None:
     return int(value) if value == value.to_integral_value() and value < _STEP_LIMIT else None
 
 
-def _columns_of_places(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
+def _columns_of_places(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:
     """Yield the columns of names that are equal except for their numbers: the last place of each kind that differs."""
     places = list(zip(*(one.numbers for one in parsed), strict=True))
     worded: list[NameColumn] = []
@@ -254,7 +267,7 @@ def _is_index(place: Sequence[NameNumber]) -> bool:
     return place[0].kind == "index" and min(values, default=2) <= 1 and max(values, default=0) < len(values) + 1
 
 
-def _columns_of_words(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
+def _columns_of_words(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:
     """Yield the columns of names of several kinds: the last number after a word, or what differs from similar names."""
     epochs = [one.last("epoch") for one in parsed]
     bare = [None if epoch is not None else other for epoch, other in zip(epochs, _by_likeness(parsed), strict=True)]
@@ -264,7 +277,7 @@ def _columns_of_words(parsed: Sequence[_Parsed]) -> Iterator[NameColumn]:
     yield NameColumn(unit="epoch", values=tuple(epochs), word="epoch")
 
 
-def _by_likeness(parsed: Sequence[_Parsed]) -> list[int | None]:
+def _by_likeness(parsed: Sequence[ParsedName]) -> list[int | None]:
     """Return the number of each name that differs from the names like it, else the one after ``ckpt`` and the like."""
     found = [one.last("checkpoint") for one in parsed]
     for skeleton in {one.skeleton for one in parsed}:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ema_cli.discovery.mixed_runs import find_mixed_runs
 from ema_cli.discovery.witnesses import Witness, choose, constant_step, find_contradiction, names_below
 from ema_cli.errors import InputRefused, RunWarning, UsageError
 from ema_cli.naming import natural_key
@@ -66,6 +67,7 @@ def order_by_witnesses(
         return _without_steps(checkpoints, witnesses, options)
     refuse_equal_steps(checkpoints, [value or 0 for value in chosen.values], chosen.unit)
     warnings = [_disagreement(checkpoints, chosen, other) for other in [find_contradiction(chosen, witnesses)] if other]
+    warnings.extend(find_mixed_runs(checkpoints, chosen))
     return SeriesOrder(
         positions=tuple(sorted(range(len(checkpoints)), key=lambda n: chosen.values[n] or 0)),
         reason=f"by {chosen.unit} ({chosen.source})",

@@ -7,19 +7,22 @@ them. Names decide what cannot be a member of the series; what may be one is dec
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
-from ema_cli.step_names import has_step_word
+from ema_cli.step_names import has_step_word, name_form
 
 HINT = "(name the file to use it)"
 _ASIDE = {
     "an average": re.compile(
-        r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)", re.IGNORECASE
+        r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages|mean|soup|merged)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)",
+        re.IGNORECASE,
     ),
     "the start of a training": re.compile(r"(?:^|[._-])(?:init|initial|pre-?trained)(?:[._-]|$)", re.IGNORECASE),
+    "an unfinished save": re.compile(r"(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE),
     "a backup": re.compile(r"(?:^|[._-])(?:backup|bak|recovery)(?:[._-]|$)", re.IGNORECASE),
 }
 """What is no checkpoint of the series, whatever step is inside. ``avg_loss=0.31`` is a value, and names no average."""
@@ -60,7 +63,8 @@ def split_names(names: Collection[str]) -> SplitNames:
         counted = []  # the number of "resnet50.pt" is no step
     counted = _with_words(counted)
     plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
-    series = plain or counted or others
+    series = plain or counted
+    series = [name for name in series if name not in of_other_form(series)] or others
     return SplitNames(
         series=tuple(series),
         beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not is_counted(name))),
@@ -73,9 +77,21 @@ def aside(name: str) -> str:
     return next((what for what, pattern in _ASIDE.items() if pattern.search(_stem(name))), "")
 
 
+def has_place(name: str) -> bool:
+    """Whether the step in a name beside a series gives it a place: in ``step=19-last``, not in ``crash_step_19``."""
+    return _ALIAS.search(_stem(name)) is not None
+
+
 def is_special(name: str) -> bool:
     """Whether a name has one of the words that are usual beside a series."""
     return bool(aside(name)) or _ALIAS.search(_stem(name)) is not None
+
+
+def of_other_form(names: Collection[str]) -> list[str]:
+    """Return names like no other one that are made from the common form: ``crash_step_9`` beside ``step_1``."""
+    forms = {name: "0".join(name_form(name)) for name in names}
+    several = {form for form, count in Counter(forms.values()).items() if count >= _FEWEST}
+    return [name for name, form in forms.items() if form not in several and any(one in form for one in several)]
 
 
 def is_counted(name: str) -> bool:
