@@ -19,11 +19,7 @@ from ema_cli.step_names import parse_name
 from ema_cli.storage.locations import absolute
 from ema_cli.text import quoted, shortlist
 
-RUNS_MIXED = "runs-mixed"
-"""Code of the warning that the checkpoints seem to be of several runs."""
-_HINT = (
-    "average each run by itself, named by its folder or a quoted pattern; if they are one run, confirm it with --order"
-)
+_HINT = "average each run by itself, named by its folder or a quoted pattern; if they are one, use --order given"
 _FEWEST = 2
 """Checkpoints of a run."""
 _Groups = dict[Hashable, list[int]]
@@ -40,12 +36,12 @@ def find_mixed_runs(checkpoints: Sequence[Checkpoint], chosen: Witness) -> Itera
             if _interleave([chosen.values[n] or 0 for n in one], [chosen.values[n] or 0 for n in other], fewest):
                 runs = " and ".join(shortlist(quoted(names[n]) for n in group) for group in (one, other))
                 message = f"the {chosen.unit}s of two kinds of names interleave, which may be two runs: {runs}"
-                yield RunWarning(code=RUNS_MIXED, message=message, hint=_HINT)
+                yield RunWarning(code="runs-mixed", message=message, hint=_HINT)
                 return
     other_form = [] if chosen.inside else [name for name in of_other_form(names) if not has_place(name)]
     if other_form:
         message = f"the names of other checkpoints have another form than {shortlist(map(quoted, other_form))}"
-        yield RunWarning(code=RUNS_MIXED, message=f"{message}, which may not be of this series", hint=_HINT)
+        yield RunWarning(code="runs-mixed", message=f"{message}, which may not be of this series", hint=_HINT)
 
 
 def _partitions(names: Sequence[str], *, inside: bool) -> Iterator[tuple[_Groups, int]]:
