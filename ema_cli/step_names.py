@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 
@@ -38,6 +38,7 @@ _VALUE = re.compile(
 _AFTER = r"(?:steps?|iters?|iterations?|updates?|batches|ba|epochs?|ep)"
 _CLOCK = r"[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?"
 _DATE = rf"(?:19|20)\d\d(?:([-_.])(?:0[1-9]|1[0-2])\2[0-3]\d(?:{_CLOCK})?|(?:0[1-9]|1[0-2])[0-3]\d{_CLOCK})"
+_COMPACT_DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 _NUMBER = re.compile(
     rf"(?P<date>(?<!\d){_DATE}(?!\d))"
     r"|(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
@@ -226,7 +227,7 @@ def _value(found: re.Match[str], kind: str) -> int | None:
 
 def _columns_of_places(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:
     """Yield the columns of names that are equal except for their numbers: the last place of each kind that differs."""
-    places = list(zip(*(one.numbers for one in parsed), strict=True))
+    places = [_dated(place) for place in zip(*(one.numbers for one in parsed), strict=True)]
     worded: list[NameColumn] = []
     for unit in ("step", "epoch"):
         columns = [_values(place) for place in places if place[0].kind == unit and None not in _values(place)]
@@ -237,6 +238,12 @@ def _columns_of_places(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:
         yield from (bare for bare in _bare(places) if not any(inversion(bare.values, one.values) for one in worded))
     times = [_values(place) for place in places if place[0].kind == "time"]
     yield from (NameColumn(unit="time", values=column, word="time") for column in times[:1] if len(set(column)) > 1)
+
+
+def _dated(place: Sequence[NameNumber]) -> Sequence[NameNumber]:
+    """Return the numbers as dates, if each of several is one: ``20240131``."""
+    bare = all(not number.kind and _COMPACT_DATE.fullmatch(number.text) for number in place)
+    return [replace(number, kind="time") for number in place] if bare and len(place) > 1 else place
 
 
 def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:

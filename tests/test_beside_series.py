@@ -129,6 +129,14 @@ def test_a_name_like_no_other_is_placed_by_its_step(run: Path) -> None:
     assert order(run) == ["epoch_1.pt", "epoch_2.pt", "crash_epoch_3.pt", "epoch_10.pt"]
 
 
+@pytest.mark.parametrize("name", ["last-v1.ckpt", "epoch_11-v1.pt"])
+def test_a_version_is_of_another_run(run: Path, name: str) -> None:
+    """Lightning numbers a file if there is one of that name that this run did not write: its step gives no place."""
+    write_one(run / name, 99, step=1100)
+    assert order(run) == list(SERIES)
+    assert "of another run" in skipped(find(run))[name]
+
+
 def test_other_tensors_are_no_member(run: Path) -> None:
     """A file of another model beside the series is skipped, whatever its step."""
     torch.save({"model": {"other": torch.ones(3)}, "step": 5000}, run / "teacher.pt")

@@ -186,6 +186,7 @@ def test_names_of_two_kinds_keep_their_units() -> None:
         ["CKPT+2023-01-01+12-10-05+00", "CKPT+2023-01-02+11-10-05+00"],
         ["model_20231231_235959.pt", "model_20240101_000000.pt"],
         ["2023_01_05/model.pt", "2023_02_01/model.pt"],
+        ["model_20231231.pt", "model_20240101.pt"],
     ],
 )
 def test_a_date_gives_an_order_but_no_steps(names: list[str]) -> None:

@@ -65,9 +65,11 @@ def split_names(names: Collection[str]) -> SplitNames:
     plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
     series = plain or counted
     series = [name for name in series if name not in of_other_form(series)] or others
+    left = sorted((name for name in others if name not in series), key=lambda name: not is_counted(name))
+    reasons |= {name: "a second file of that name, perhaps of another run" for name in left if _has_version(name)}
     return SplitNames(
         series=tuple(series),
-        beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not is_counted(name))),
+        beside=tuple(name for name in left if not reasons[name]),
         aside={name: f"its name says that it is {reason} {HINT}" for name, reason in reasons.items() if reason},
     )
 
@@ -109,6 +111,11 @@ def _begins_others(name: str, counted: Collection[str]) -> bool:
     """Whether several names are this one with a further number: ``mine_v2-000001`` and ``mine_v2-000002``."""
     further = re.compile(re.escape(_stem(name)) + r"[._-]\D*\d.*")
     return sum(further.fullmatch(_stem(other)) is not None for other in counted) >= _FEWEST
+
+
+def _has_version(name: str) -> bool:
+    """Whether Lightning found a file of that name, which it had not written in this run."""
+    return _VERSION.search(PurePosixPath(name).stem) is not None
 
 
 def _stem(name: str) -> str:
