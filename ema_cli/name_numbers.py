@@ -16,17 +16,28 @@ _WORDS = {
     "step": "step steps iter iters iteration iterations ite it its update updates ba batch batches",
     "epoch": "epoch epochs ep e",
     "checkpoint": "checkpoint checkpoints ckpt ckpts chkpt chkpnt snapshot snapshots",
-    "part": "rank ranks shard shards part parts layer layers stage stages tp pp mp dp sdp consolidated of",
-    "run": "seed fold run trial exp lr wd bs size split member gpu node worker expert top",
+    "part": "rank ranks localrank globalrank shard shards part parts layer layers stage stages tp pp mp dp sdp of"
+    " consolidated",
+    "run": "seed fold kfold cv run trial exp lr wd bs size split member gpu cuda device proc process node worker expert"
+    " top client drop dropout",
+    "index": "agent task head block chunk ens ensemble",
+    "value": "loss wer cer eer ppl perplexity fid kid bleu rouge acc accuracy map miou iou dice auc score reward rew"
+    " psnr ssim lpips mse rmse mae nll err error recall precision metric val remaining",
 }
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-"""What the number after a word counts. The numbers of parts and of runs are not steps."""
+"""What the number after a word counts. The numbers of parts and runs are not steps, nor are results. An ``index`` may
+be either: ``agent_0`` and ``agent_1`` are two, ``agent_5000`` and ``agent_10000`` are steps."""
+_VALUE = re.compile(
+    r"(?:loss|score|reward|accuracy|error)[=_.+ -]{0,2}$|(?:^|[^a-z])(?:f|acc|top|bleu|rouge|recall)@?\d[=_-]$",
+    re.IGNORECASE,
+)
+"""The end of what is before a result: ``valloss90``, ``f1_90``."""
 _AFTER = r"(?:steps?|iters?|iterations?|updates?|batches|ba|epochs?|ep)"
 _CLOCK = r"[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?"
 _DATE = rf"(?:19|20)\d\d(?:([-_.])(?:0[1-9]|1[0-2])\2[0-3]\d(?:{_CLOCK})?|(?:0[1-9]|1[0-2])[0-3]\d{_CLOCK})"
 _NUMBER = re.compile(
     rf"(?P<date>(?<!\d){_DATE}(?!\d))"
-    r"|(?P<digits>\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
+    r"|(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
     rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
     re.IGNORECASE,
 )
@@ -37,6 +48,7 @@ _WORD_BEFORE = re.compile(r"([A-Za-z]+)[=_.+ -]{0,2}$")
 _WORD_AFTER = re.compile(rf"[ _-]?({_AFTER})(?![a-z])(?![=_.+ -]{{0,2}}\d)|[-_](of)[-_]\d", re.IGNORECASE)
 _NEXT_WORD = re.compile(rf"(?:{_AFTER})[=_-]?\d", re.IGNORECASE)
 _CAMEL = re.compile(r"[A-Z][a-z]+$")
+_NEGATIVE = re.compile(r"[=_]-$")
 _SHORT = 2
 """Letters of a word that is not read directly after a digit, where it may belong to a hash."""
 MOST_DIGITS = 18
@@ -52,8 +64,10 @@ class NameNumber:
 
     value: int | None
     """``None`` if it is not whole, or is part of a word."""
+    text: str
+    """As it is written."""
     kind: str
-    """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``time``; empty without a word."""
+    """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``index``, ``value``, ``time``; empty without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,7 @@ class ParsedName:
     """A name, cut into its numbers and the text around them."""
 
     skeleton: tuple[str, ...]
+    """Equal for the names of one series."""
     numbers: tuple[NameNumber, ...]
 
     def last(self, kind: str) -> int | None:
@@ -75,8 +90,9 @@ def parse_name(name: str) -> ParsedName:
     for found in _NUMBER.finditer(stem):
         before, after = stem[begin : found.start()], stem[found.end() :]
         kind = "time" if found["date"] else _kind(before, after, adjacent=bool(begin))
-        whole = _is_whole(after) or kind == "time"
-        numbers.append(NameNumber(value=_value(found, kind) if whole else None, kind=kind))
+        kind = "value" if not kind and _VALUE.search(stem[: found.start()]) else kind
+        whole = (_is_whole(after) and not _NEGATIVE.search(before)) or kind == "time"
+        numbers.append(NameNumber(value=_value(found, kind) if whole else None, text=found.group(), kind=kind))
         skeleton.append(before)
         begin = found.end()
     return ParsedName((*skeleton, stem[begin:]), tuple(numbers))
@@ -86,6 +102,11 @@ def has_step_word(name: str) -> bool:
     """Whether a word says that a number in a name counts steps, epochs or checkpoints."""
     parsed = parse_name(name)
     return any(parsed.last(kind) is not None for kind in ("step", "epoch", "checkpoint"))
+
+
+def name_form(name: str) -> tuple[str, ...]:
+    """Return the text around the numbers of a name, without its suffix: equal for the names of one series."""
+    return parse_name(name).skeleton
 
 
 def canonical_name(name: str) -> tuple[str | int, ...]:
@@ -125,7 +146,8 @@ def _value(found: re.Match[str], kind: str) -> int | None:
     counted = kind in ("step", "epoch") or unit in _BARE_UNITS
     if not counted or exponent.startswith("-") or (fraction and not (unit or exponent)) or fraction.count(".") > 1:
         return None
-    if len(found["digits"] + fraction) > MOST_DIGITS:
+    digits = found["digits"].replace(",", "")
+    if len(digits + fraction) > MOST_DIGITS:
         return None
-    value = Decimal(found["digits"] + fraction).scaleb(int(exponent or 0)) * _UNITS[unit.lower()]
+    value = Decimal(digits + fraction).scaleb(int(exponent or 0)) * _UNITS[unit.lower()]
     return int(value) if value == value.to_integral_value() and value < STEP_LIMIT else None

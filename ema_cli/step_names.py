@@ -6,11 +6,14 @@ nothing contradicts it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ema_cli.name_numbers import NameNumber, ParsedName, parse_name
+
+_COMPACT_DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ def inversion(first: Sequence[int | None], second: Sequence[int | None]) -> tupl
 
 def _columns_of_places(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:
     """Yield the columns of names that are equal except for their numbers: the last place of each kind that differs."""
-    places = list(zip(*(one.numbers for one in parsed), strict=True))
+    places = [_dated(place) for place in zip(*(one.numbers for one in parsed), strict=True)]
     worded: list[NameColumn] = []
     for unit in ("step", "epoch"):
         columns = [_values(place) for place in places if place[0].kind == unit and None not in _values(place)]
@@ -94,15 +97,24 @@ def _columns_of_places(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:
     yield from (NameColumn(unit="time", values=column, word="time") for column in times[:1] if len(set(column)) > 1)
 
 
+def _dated(place: Sequence[NameNumber]) -> Sequence[NameNumber]:
+    """Return the numbers as dates, if each of several is one: ``20240131``."""
+    bare = all(not number.kind and _COMPACT_DATE.fullmatch(number.text) for number in place)
+    return [replace(number, kind="time") for number in place] if bare and len(place) > 1 else place
+
+
 def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:
     """Yield the number without a word of a unit that differs.
 
-    If several differ, it is the last, if it increases with the others (``checkpoint_3_5000``: epoch and update); else
-    the one after a word such as ``ckpt``. There is none among names of several parts or runs.
+    Results (``wer_31``) are ignored. If several differ, it is the last, if it increases with the others
+    (``checkpoint_3_5000``: epoch and update); else the one after a word such as ``ckpt``. There is none among names of
+    several parts or runs.
     """
     differing = [place for place in places if len(set(_values(place))) > 1]
-    counted = [place for place in differing if place[0].kind in ("", "checkpoint") and None not in _values(place)]
-    if not counted or any(place[0].kind in ("part", "run") for place in differing):
+    counted = [
+        place for place in differing if place[0].kind in ("", "checkpoint", "index") and None not in _values(place)
+    ]
+    if not counted or any(place[0].kind in ("part", "run") or _is_index(place) for place in differing):
         return
     columns = [_values(place) for place in counted]
     rows = sorted(zip(*columns, strict=True), key=lambda row: [value or 0 for value in row])
@@ -110,7 +122,13 @@ def _bare(places: Sequence[Sequence[NameNumber]]) -> Iterator[NameColumn]:
     chosen = counted[-1] if last == sorted(last) else None
     chosen = chosen or next((place for place in counted if place[0].kind == "checkpoint"), None)
     if chosen is not None:
-        yield NameColumn(unit="step", values=_values(chosen), word=chosen[0].kind)
+        yield NameColumn(unit="step", values=_values(chosen), word=chosen[0].kind.removeprefix("index"))
+
+
+def _is_index(place: Sequence[NameNumber]) -> bool:
+    """Whether numbers after a word such as ``agent`` count things, one after the other: 0, 1, 2."""
+    values = {value for value in _values(place) if value is not None}
+    return place[0].kind == "index" and min(values, default=2) <= 1 and max(values, default=0) < len(values) + 1
 
 
 def _columns_of_words(parsed: Sequence[ParsedName]) -> Iterator[NameColumn]:

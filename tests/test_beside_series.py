@@ -110,6 +110,33 @@ def test_a_step_in_the_name_counts_where_none_is_inside(tmp_path: Path) -> None:
     assert set(skipped(found)) == {"m--step=9-last.ckpt"}
 
 
+EXTRAS = "crash_step_900 step_400_finetuned step_150_emawts old_step_150 tmp_step_150 step_800.tmp step_400_soup"
+
+
+@pytest.mark.parametrize("extra", [*EXTRAS.split(), "Copy of step_150", "m-merged_step_150"])
+def test_a_name_like_no_other_is_beside_the_series(tmp_path: Path, extra: str) -> None:
+    """A word for steps does not make it a member; a step inside that no member has does, unless it is no checkpoint."""
+    for step in (100, 200, 300):
+        write_one(tmp_path / f"step_{step}.pt", step)
+    write_one(tmp_path / f"{extra}.pt", 99)
+    assert names_of(find(tmp_path)) == ["step_100.pt", "step_200.pt", "step_300.pt"]
+    assert set(skipped(find(tmp_path))) == {f"{extra}.pt"}
+
+
+def test_a_name_like_no_other_is_placed_by_its_step(run: Path) -> None:
+    """What a trainer saved under another name, with a step of its own."""
+    write_one(run / "crash_epoch_3.pt", 99, step=300)
+    assert order(run) == ["epoch_1.pt", "epoch_2.pt", "crash_epoch_3.pt", "epoch_10.pt"]
+
+
+@pytest.mark.parametrize("name", ["last-v1.ckpt", "epoch_11-v1.pt"])
+def test_a_version_is_of_another_run(run: Path, name: str) -> None:
+    """Lightning numbers a file if there is one of that name that this run did not write: its step gives no place."""
+    write_one(run / name, 99, step=1100)
+    assert order(run) == list(SERIES)
+    assert "of another run" in skipped(find(run))[name]
+
+
 def test_other_tensors_are_no_member(run: Path) -> None:
     """A file of another model beside the series is skipped, whatever its step."""
     torch.save({"model": {"other": torch.ones(3)}, "step": 5000}, run / "teacher.pt")

@@ -68,6 +68,8 @@ SERIES = [
     ["part1_step_1.pt", "part2_step_2.pt"],
     ["layers12_step_100.pt", "layers12_step_200.pt"],
     ["step_1_of_9.pt", "step_2_of_10.pt"],
+    ["epoch-3-of-10.pt", "epoch-10-of-10.pt"],
+    ["m_step_3_of_10.pt", "m_step_10_of_10.pt"],
     ["rank_0/step_1.pt", "rank_0/step_2.pt", "rank_1/step_3.pt"],
 ]
 

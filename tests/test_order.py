@@ -193,6 +193,26 @@ def test_the_same_step_inside_makes_bare_numbers_doubtful(tmp_path: Path) -> Non
     assert (steps_of(order(*worded)), codes_of(order(*worded))) == ([1, 2], [])
 
 
+@pytest.mark.parametrize(
+    ("numbers", "epoch", "doubtful"),
+    [
+        ((1, 2, 3), 10, True),
+        ((0, 1, 2), 10, True),
+        ((1, 2, 3), 1, False),
+        ((100, 200, 300), 10, False),
+        ((2, 4, 6), 10, False),
+    ],
+)
+@pytest.mark.parametrize("word", ["m-", "epoch_"])
+def test_the_same_epoch_inside_makes_small_bare_numbers_doubtful(
+    tmp_path: Path, numbers: tuple[int, ...], epoch: int, doubtful: bool, word: str
+) -> None:
+    """They may count seeds. Larger ones are steps in that epoch, and in the first epoch milestones are usual."""
+    series = order(*(write_one(tmp_path / f"{word}{n}.pt", epoch=epoch) for n in numbers), decay=(0.5,))
+    assert codes_of(series) == (["order-doubtful"] if doubtful and word == "m-" else [])
+    assert codes_of(series) == [] or "same epoch 10 (inside: epoch)" in series.warnings[0].message
+
+
 @pytest.mark.parametrize("names", [("step_005.pt", "step_5.pt"), ("step_1k.pt", "step_1000.pt"), ("m_5.pt", "m_5.pth")])
 def test_two_files_that_claim_one_step_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     """As three are: they are copies, or one is not what it seems. Different steps inside decide otherwise."""
@@ -288,6 +308,13 @@ def test_dates_in_names_order_a_series(tmp_path: Path) -> None:
     series = order(*paths, decay=(0.5,))
     assert [member.checkpoint.path.parent.name[5:15] for member in series.members] == sorted(days)
     assert (steps_of(series), series.reason, codes_of(series)) == ([None] * 3, "by time (name)", [])
+
+
+@pytest.mark.parametrize("day", ["2024010", "2024-01-0"])
+def test_dates_that_contradict_the_steps_are_reported(tmp_path: Path, day: str) -> None:
+    """The steps of two days, or of two runs."""
+    names = [f"{day}{n}_step_{step}.pt" for n, step in ((1, 900), (1, 1000), (2, 100), (2, 200))]
+    assert codes_of(order(*(write_one(tmp_path / name) for name in names), decay=(0.5,))) == ["order-disagrees"]
 
 
 @pytest.mark.parametrize(

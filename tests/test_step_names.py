@@ -26,6 +26,10 @@ def units(*names: str) -> set[str]:
     return {step.unit for step in steps_from_names(names) if step}
 
 
+RESULTS = ("model_wer_", "loss_", "val_loss=", "valloss", "ppl-", "fid", "acc_", "mAP_", "reward", "remaining_", "f1_")
+"""What is before a result of a checkpoint. Losses would even reverse the order."""
+INDICES = ("client_", "agent", "task", "cv", "fold_", "localrank", "model_proc", "cuda", "head_", "block_", "chunk_")
+"""What is before the number of one of several things."""
 STEPS = [
     # detectron2, timm, fairseq, DETR, MAE, lucidrains, guided-diffusion, DiT
     (["model_0004999.pth", "model_0009999.pth"], [4999, 9999]),
@@ -87,6 +91,13 @@ STEPS = [
     (["iter_999K.pt", "iter_1.5M.pt", "iter_2B.pt"], [999_000, 1_500_000, 2_000_000_000]),
     (["step_2e4.pt", "step_1e5.pt"], [20_000, 100_000]),
     (["step=9e2.pt", "step=1e3.pt"], [900, 1000]),
+    (["step_900.pt", "step_1,000.pt", "step_10,000.pt"], [900, 1000, 10_000]),
+    (["m-900.pt", "m-1,000.pt", "m-1,000,000.pt"], [900, 1000, 1_000_000]),
+    # results beside the step
+    (["100_psnr31.pt", "200_psnr30.pt"], [100, 200]),
+    (["model_1000_acc91.pt", "model_2000_acc89.pt"], [1000, 2000]),
+    (["wer_90_step_5.pt", "wer_71_step_10.pt"], [5, 10]),
+    (["agent_5000.pt", "agent_10000.pt"], [5000, 10_000]),
     (["model-800k.pt", "model-1M.pt"], [800_000, 1_000_000]),
     (["5ksteps.pt", "10ksteps.pt"], [5000, 10_000]),
 ]
@@ -144,6 +155,9 @@ def test_epochs_are_distinguished_from_steps(names: list[str], expected: list[in
         ["step_1.00005k.pt", "step_2.00005k.pt"],
         ["model_" + "9" * 30 + ".pt", "model_" + "8" * 30 + ".pt"],
         ["step_005.pt", "step_5.pt"],
+        ["step_-100.pt", "step_-50.pt"],
+        *([f"{one}90.pt", f"{one}71.pt"] for one in RESULTS),
+        *([f"{one}0.pt", f"{one}1.pt", f"{one}2.pt"] for one in INDICES),
     ],
     ids=lambda names: names[0],
 )
@@ -173,6 +187,7 @@ def test_names_of_two_kinds_keep_their_units() -> None:
         ["CKPT+2023-01-01+12-10-05+00", "CKPT+2023-01-02+11-10-05+00"],
         ["model_20231231_235959.pt", "model_20240101_000000.pt"],
         ["2023_01_05/model.pt", "2023_02_01/model.pt"],
+        ["model_20231231.pt", "model_20240101.pt"],
     ],
 )
 def test_a_date_gives_an_order_but_no_steps(names: list[str]) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from ema_cli.discovery.candidates import Candidate
-from ema_cli.formats.series_names import NAME_TO_USE
+from ema_cli.formats.series_names import NAME_TO_USE, has_place
 from ema_cli.records.series import Checkpoint
 from ema_cli.step_names import steps_from_names
 from ema_cli.storage.extents import Extent, TensorIndex
@@ -38,7 +38,12 @@ class OpenedCheckpoint:
         """The unit and value of each step, by the place where it was read: inside, or else in the name."""
         (named,) = steps_from_names([self.candidate.name])
         inside = {step.source: (step.unit, step.value) for step in self.checkpoint.steps}
-        return inside | ({f"name: {named.unit}": (named.unit, named.value)} if named else {})
+        return inside | ({f"name: {named.unit}": (named.unit, named.value)} if named and self._counts else {})
+
+    @property
+    def _counts(self) -> bool:
+        """Whether the step in its name counts."""
+        return not self.candidate.beside or has_place(self.candidate.name)
 
 
 def reason_to_skip(opened: OpenedCheckpoint, members: Sequence[OpenedCheckpoint]) -> str:

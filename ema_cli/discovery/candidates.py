@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ema_cli.errors import RunWarning
 from ema_cli.formats.file_names import is_numbered
 from ema_cli.formats.series_names import has_number
 from ema_cli.records.series import Skipped
@@ -38,6 +39,7 @@ class FolderListing:
     candidates: tuple[Candidate, ...] = ()
     """The checkpoints of a run: these folders, and files."""
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -128,6 +128,7 @@ def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
     if contents.is_empty:
         contents = inner[0].listing
         search.skipped.extend(contents.skipped)
+    search.warnings.extend(contents.warnings)
     if contents.whole:
         yield Candidate(path=inner[0].location if inner else location, in_folder=False)
     alone = len(contents.candidates) == 1

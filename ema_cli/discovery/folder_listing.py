@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ema_cli.discovery.candidates import Candidate, FolderListing, InnerFolder
-from ema_cli.errors import InputRefused
+from ema_cli.discovery.missed_members import missed_members
+from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.file_names import SUFFIXES, TRAINER_STATE, is_numbered, is_weights, parse_shard_name, skeleton
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
 from ema_cli.formats.series_names import NAME_TO_USE, has_number, is_special, split_names
+from ema_cli.name_numbers import canonical_name, name_form
 from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, identity_of, is_file, is_link
@@ -65,11 +67,16 @@ def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None
     special = {}
     if members or any(map(has_number, paths)):
         special = _special_folders(folder, members, inner, budget)
-    found = list(_candidates(folder, {**paths, **special}))
+    found: list[Candidate | Skipped | RunWarning] = list(_candidates(folder, {**paths, **special}))
+    series = [entry.name for entry in found if isinstance(entry, Candidate) and not entry.beside]
+    if len(series) > 1:
+        known = {*paths, *special, *(entry.path.name for entry in skipped)}
+        found.extend(missed_members(folder, series, known))
     return FolderListing(
         members=(*members, *special),
         candidates=tuple(entry for entry in found if isinstance(entry, Candidate)),
         skipped=(*skipped, *(entry for entry in found if isinstance(entry, Skipped))),
+        warnings=tuple(entry for entry in found if isinstance(entry, RunWarning)),
     )
 
 
@@ -112,11 +119,18 @@ def inner_folders(
 
 
 def _members(folder: Folder, inner: int, budget: _Budget) -> dict[str, Location]:
-    """Return the numbered checkpoint folders by name, and incomplete folders with the same kind of name."""
+    """Return the numbered checkpoint folders by name, and incomplete folders with the same kind of name.
+
+    A folder is numbered by its words, or as it is named like the files beside it: ``m-500`` beside ``m-400.pt``.
+    """
+    files = [name for name in folder.files if is_weights(name) and has_number(name)]
+    forms, taken = {name_form(name) for name in files}, {canonical_name(name) for name in files}
     numbered = [
         name
         for name in sorted(folder.folders, key=natural_key)
-        if is_numbered(name) and not _UNFINISHED.search(name) and not TRAINER_STATE.search(name)
+        if (is_numbered(name) or (name_form(name) in forms and canonical_name(name) not in taken))
+        and not _UNFINISHED.search(name)
+        and not TRAINER_STATE.search(name)
     ]
     places = {name: _place(folder, name, inner, budget) for name in numbered}
     alike = {skeleton(name) for name, place in places.items() if isinstance(place, Location)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed import is_pipeline_layer
+from ema_cli.formats.file_names import counts_steps
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location, absolute, names_in
@@ -94,6 +95,8 @@ def _parts(path: str) -> Iterator[tuple[str, _Part]]:
     """Yield the numbers in a path that may be those of parts."""
     for found in _PART.finditer(path):
         group = next(name for name in ("number", "shard", "split") if found[name])
+        if group == "shard" and counts_steps(path[: found.start(group)]):
+            continue
         word = (found["word"] or "shard").lower().rpartition("_")[2].removesuffix("s")
         yield found[group], _Part(word, path[: found.start(group)], path[found.end(group) :])
 

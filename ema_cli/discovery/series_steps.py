@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ema_cli.discovery.mixed_runs import find_mixed_runs
 from ema_cli.discovery.order_warnings import (
     ORDER_HINT,
     count_steps,
@@ -75,6 +76,7 @@ def order_by_witnesses(
     warnings = [
         warn_of_disagreement(checkpoints, chosen, other) for other in [find_contradiction(chosen, witnesses)] if other
     ]
+    warnings.extend(find_mixed_runs(checkpoints, chosen))
     return SeriesOrder(
         positions=tuple(sorted(range(len(checkpoints)), key=lambda n: chosen.values[n] or 0)),
         reason=f"by {chosen.unit} ({chosen.source})",

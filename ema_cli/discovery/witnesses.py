@@ -118,11 +118,26 @@ def _is_explained(steps: Witness, chosen: Witness, witnesses: Sequence[Witness])
 
 
 def constant_step(witnesses: Sequence[Witness]) -> Witness | None:
-    """Return a step inside that is the same in all checkpoints, though it should not be: they may be parts of one."""
+    """Return a step inside that is the same in all checkpoints, though it should not be: they may be parts of one.
+
+    The same epoch inside is usual, but not where the names may count epochs: ``m-1`` to ``m-4``, all after epoch 10.
+    """
     if any(one.unit == "epoch" and one.inside and one.varies for one in witnesses):
         return None
-    constant = (one for one in witnesses if one.unit == "step" and one.inside and None not in one.values)
-    return next((one for one in constant if not one.varies and one.values[0]), None)
+    constant = [one for one in witnesses if one.inside and None not in one.values and not one.varies and one.values[0]]
+    step = next((one for one in constant if one.unit == "step"), None)
+    epochs = (one for one in constant if one.unit == "epoch" and (one.values[0] or 0) > 1)
+    return step or (next(epochs, None) if _number_only_names(witnesses) else None)
+
+
+def _number_only_names(witnesses: Sequence[Witness]) -> bool:
+    """Whether nothing but names counts, and without a word, from 0 or 1 on: seeds and parts, or epochs."""
+    names = [one for one in witnesses if one.varies]
+    values = sorted(value or 0 for one in names for value in one.values)
+    return [(one.inside, one.word) for one in names] == [(False, "")] and values in (
+        [*range(len(values))],
+        [*range(1, len(values) + 1)],
+    )
 
 
 def _counts_epochs(bare: Witness, witnesses: Sequence[Witness]) -> bool:

@@ -10,6 +10,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
 """Names of files beside the weights that are not weights."""
 _SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")
+_CLOCK = re.compile(r"(?:^|[^a-z])(?:(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep)[=_.-]?$", re.IGNORECASE)
 _NUMBERED = re.compile(
     r"(?<![a-z])(?:checkpoints?|ckpt|chkpt|(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep|ba|snapshot)"
     r"[=_.-]?[0-9]|^[0-9]+$",
@@ -37,10 +38,15 @@ class ShardName:
 def parse_shard_name(name: str) -> ShardName | None:
     """Return the parts of a name like ``model-00001-of-00003.safetensors``; ``None`` if it is not a shard's name."""
     found = _SHARD.fullmatch(name)
-    if found is None:
+    if found is None or counts_steps(found[1]):
         return None
     stem, number, count, suffix = found.groups()
     return ShardName(stem=stem, number=int(number), count=int(count), suffix=suffix)
+
+
+def counts_steps(before: str) -> bool:
+    """Whether the text before a number says that it is a step: ``epoch-3-of-10`` is no shard."""
+    return _CLOCK.search(before) is not None
 
 
 def is_numbered(name: str) -> bool:

@@ -7,20 +7,23 @@ them. Names decide what cannot be a member of the series; what may be one is dec
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
-from ema_cli.name_numbers import has_step_word
+from ema_cli.name_numbers import has_step_word, name_form
 
 NAME_TO_USE = "(name the file to use it)"
 """What to do about a file that is skipped."""
 _SKIPPED = {
     "an average": re.compile(
-        r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)", re.IGNORECASE
+        r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages|mean|soup|merged)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)",
+        re.IGNORECASE,
     ),
     "the start of a training": re.compile(r"(?:^|[._-])(?:init|initial|pre-?trained)(?:[._-]|$)", re.IGNORECASE),
+    "an unfinished save": re.compile(r"(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE),
     "a backup": re.compile(r"(?:^|[._-])(?:backup|bak|recovery)(?:[._-]|$)", re.IGNORECASE),
 }
 """What is no checkpoint of the series, whatever step is inside. ``avg_loss=0.31`` is a value, and names no average."""
@@ -61,10 +64,13 @@ def split_names(names: Collection[str]) -> SplitNames:
         counted = []  # the number of "resnet50.pt" is no step
     counted = _with_words(counted)
     plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
-    series = plain or counted or others
+    series = plain or counted
+    series = [name for name in series if name not in of_other_form(series)] or others
+    left = sorted((name for name in others if name not in series), key=lambda name: not has_number(name))
+    reasons |= {name: "a second file of that name, perhaps of another run" for name in left if _has_version(name)}
     return SplitNames(
         series=tuple(series),
-        beside=tuple(sorted((name for name in others if name not in series), key=lambda name: not has_number(name))),
+        beside=tuple(name for name in left if not reasons[name]),
         skipped={
             name: f"its name says that it is {reason} {NAME_TO_USE}" for name, reason in reasons.items() if reason
         },
@@ -76,9 +82,21 @@ def why_skipped(name: str) -> str:
     return next((what for what, pattern in _SKIPPED.items() if pattern.search(_stem(name))), "")
 
 
+def has_place(name: str) -> bool:
+    """Whether the step in a name beside a series gives it a place: in ``step=19-last``, not in ``crash_step_19``."""
+    return _ALIAS.search(_stem(name)) is not None
+
+
 def is_special(name: str) -> bool:
     """Whether a name has one of the words that are usual beside a series."""
     return bool(why_skipped(name)) or _ALIAS.search(_stem(name)) is not None
+
+
+def of_other_form(names: Collection[str]) -> list[str]:
+    """Return names like no other one that are made from the common form: ``crash_step_9`` beside ``step_1``."""
+    forms = {name: "0".join(name_form(name)) for name in names}
+    several = {form for form, count in Counter(forms.values()).items() if count >= _FEWEST}
+    return [name for name, form in forms.items() if form not in several and any(one in form for one in several)]
 
 
 def has_number(name: str) -> bool:
@@ -96,6 +114,11 @@ def _begins_others(name: str, counted: Collection[str]) -> bool:
     """Whether several names are this one with a further number: ``mine_v2-000001`` and ``mine_v2-000002``."""
     further = re.compile(re.escape(_stem(name)) + r"[._-]\D*\d.*")
     return sum(further.fullmatch(_stem(other)) is not None for other in counted) >= _FEWEST
+
+
+def _has_version(name: str) -> bool:
+    """Whether Lightning found a file of that name, which it had not written in this run."""
+    return _VERSION.search(PurePosixPath(name).stem) is not None
 
 
 def _stem(name: str) -> str:

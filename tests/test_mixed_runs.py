@@ -1,0 +1,77 @@
+"""Checkpoints of several runs that look like one series are never averaged without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ema_cli
+from tests.helpers.series import write_one
+
+
+def warnings_of(folder: Path, names: str, steps: tuple[int, ...] = (), **options: Any) -> list[str]:
+    """Write checkpoints, and return the codes of the warnings about them when they are named in this order."""
+    inside = steps or (None,) * len(names.split())
+    paths = [
+        write_one(folder / f"{name}.pt", n, **({} if step is None else {"global_step": step}))
+        for n, (name, step) in enumerate(zip(names.split(), inside, strict=True))
+    ]
+    return [one.code for one in ema_cli.plan(paths, decay=0.5, init="first", **options).warnings]
+
+
+MIXED = [
+    "resnet_step_200 resnet_step_400 student_step_300 student_step_500",
+    "version_0/step_200 version_0/step_400 version_1/step_300 version_1/step_500",
+    "a/m-100 a/m-300 b/m-200 b/m-400",
+    "pretrain_100 pretrain_200 finetune_50 finetune_150",
+    "stage1_step100 stage1_step200 stage2_step50 stage2_step150",
+    "step100_rank0 step200_rank1 step300_rank0",
+    "seed1/step_100 seed1/step_200 seed2/step_150 seed2/step_250",
+    "lr1e-3_step_100 lr1e-3_step_200 lr1e-4_step_150 lr1e-4_step_250",
+    "x1/epoch_1 x1/epoch_3 x2/epoch_2 x2/epoch_4",
+    "step_100 step_200 step_300 step_150_pruned",
+    "step_100 step_200 crash_step_300",
+]
+
+
+@pytest.mark.parametrize("names", MIXED)
+def test_steps_of_two_runs_that_interleave_are_reported(tmp_path: Path, names: str) -> None:
+    """Although all steps differ; whoever gives the order by hand knows better."""
+    assert warnings_of(tmp_path, names) == ["runs-mixed"]
+    assert warnings_of(tmp_path, names, order="given") in ([], ["order-against-steps"])
+
+
+ONE_RUN = [
+    "a/step_100 a/step_200 b/step_300 b/step_400",
+    "version_0/epoch=1-step=100 version_0/epoch=2-step=200 version_1/epoch=3-step=300 version_1/epoch=4-step=400",
+    "checkpoint_1_100 checkpoint_1_200 checkpoint_2_300 checkpoint_2_400",
+    "step100_acc91 step200_acc90 step300_acc91 step400_acc90",
+    "step100-tokens4B step200-tokens4B step300-tokens8B",
+    "rank1_epoch=12 rank2_epoch=10 rank3_epoch=11",
+    "checkpoint-100/model_100 checkpoint-200/model_200",
+    "run3_step_100 run3_step_200",
+    "ckpt_100_2.31 ckpt_200_2.30 ckpt_300_2.31 ckpt_400_2.30",
+]
+
+
+@pytest.mark.parametrize("names", ONE_RUN)
+def test_one_run_is_silent(tmp_path: Path, names: str) -> None:
+    """A run that was continued elsewhere, epochs, results, and whatever else differs with the step."""
+    assert warnings_of(tmp_path, names) == []
+
+
+def test_a_clock_inside_joins_two_kinds_of_files_but_not_two_folders(tmp_path: Path) -> None:
+    """One trainer saves by epoch and by batch; it does not save the same kind of files in two folders."""
+    two_kinds = "epoch-1 epoch-2 checkpoint-4000 checkpoint-5000"
+    assert warnings_of(tmp_path / "one", two_kinds, (3000, 6000, 4000, 5000)) == []
+    two_folders = "a/m-100 a/m-300 b/m-200 b/m-400"
+    assert warnings_of(tmp_path / "two", two_folders, (100, 300, 200, 400)) == ["runs-mixed"]
+
+
+def test_a_folder_with_two_runs_is_reported(tmp_path: Path) -> None:
+    """Also where nobody named the files; a mean has no order, and may be one of two runs."""
+    assert warnings_of(tmp_path, MIXED[0])
+    assert [one.code for one in ema_cli.plan(tmp_path, decay=0.5, init="first").warnings] == ["runs-mixed"]
+    assert not ema_cli.plan(tmp_path, method="uniform").warnings
