@@ -234,12 +234,12 @@ def test_state_beside_the_model_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_runs_below_a_folder_are_never_mixed(tmp_path: Path) -> None:
-    """Folders with a series each lead to ``ema-avg batch``, and no pattern over them is proposed."""
+    """Folders with a series each lead to ``ema-avg batch`` with them, and no pattern over them is proposed."""
     for run in ("a", "b"):
         for step in STEPS:
             write_one(tmp_path / run / f"ckpt_{step}.pt", step)
     hint = hint_of(tmp_path)
-    assert f"ema-avg batch {tmp_path / 'a'} {tmp_path / 'b'} " in hint
+    assert hint.endswith(f"ema-avg batch {tmp_path / 'a'} {tmp_path / 'b'} --decay 0.5 --dry-run")
     assert "*" not in hint
     assert len(find_runs([str(tmp_path)]).folders) == 2
 

@@ -90,7 +90,7 @@ def test_many_contradicted_steps_are_not_listed(tmp_path: Path) -> None:
         write_one(tmp_path / f"ckpt_{number}.pt", step=20 - number)
     (warning,) = order(tmp_path, decay=(0.5,)).warnings
     assert warning.code == "order-disagrees"
-    assert "--steps 1" not in warning.hint
+    assert warning.hint.startswith("check which one is right")
 
 
 def test_steps_of_safetensors_metadata(tmp_path: Path) -> None:

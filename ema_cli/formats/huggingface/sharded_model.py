@@ -123,7 +123,7 @@ def _merge(shards: Sequence[Member], index: Mapping[str, str], index_name: str) 
     if twice:
         name, shards_of_it = next(iter(twice.items()))
         raise InputRefused(
-            f"holds {plural(len(twice), 'tensor')} in several shards, and has no index: such as {quoted(name)} in "
+            f"holds {plural(len(twice), 'tensor')} in two shards or more, and has no index, such as {quoted(name)} in "
             f"{shards_of_it}",
             hint="the index, *.index.json, says which are right: copy it too, or save the model again; if the files "
             "are checkpoints of their own, give them names without -of-",
