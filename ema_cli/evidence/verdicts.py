@@ -19,7 +19,11 @@ from ema_cli.text import plural, shortlist
 RELATED = 0.1
 """Cosine from which two checkpoints are of one run. Other runs: up to 0.08; real series: from 0.18."""
 FAR = 2.5
-"""Distance to the nearest, relative to the largest among the others. Real runs: up to 1.3."""
+"""Distance to the nearest, relative to the largest among the others. Real runs: up to 1.3, and up to 12 for the second
+of a run that slows down, which lies between its neighbors."""
+ASIDE = 2.0
+"""The way from one neighbor over a checkpoint to the other, relative to the direct way, from which it does not lie
+between them. Real runs: up to 1.6, where a checkpoint is far 1.5; checkpoints of another scale: from 3.1."""
 LEAST_FOR_DISTANCE = 5
 """Checkpoints, below which no distance is extraordinary."""
 _HINT = "average the checkpoints of one run; for several runs: ema-avg batch RUNS/"
@@ -77,7 +81,8 @@ class Outlier:
 def find_outliers(distances: Float64, steps: Sequence[int] | None) -> list[Outlier]:
     """Return the checkpoints far from all others.
 
-    The first may be far away: an initialization is. So may one after a long gap, if there are ``steps``.
+    The first may be far away: an initialization is. So may one after a long gap, if there are ``steps``, and one on the
+    way between its neighbors, as the second of a run whose learning rate falls.
     """
     count = len(distances)
     found = []
@@ -86,9 +91,16 @@ def find_outliers(distances: Float64, steps: Sequence[int] | None) -> list[Outli
         nearest = min((j for j in range(count) if j != i), key=distances[i].__getitem__)
         largest = float(distances[np.ix_(others, others)].max())
         ratio = float(distances[i, nearest]) / largest if largest > 0 else 0.0
-        if ratio >= FAR * _relative_gap(steps, i, nearest, others):
+        if ratio >= FAR * _relative_gap(steps, i, nearest, others) and not _is_on_the_way(distances, i):
             found.append(Outlier(row=i, nearest=nearest, ratio=ratio))
     return found
+
+
+def _is_on_the_way(distances: Float64, i: int) -> bool:
+    """Whether a checkpoint lies between the one before and the one after it."""
+    if not 0 < i < len(distances) - 1:
+        return False
+    return float(distances[i - 1, i] + distances[i, i + 1]) < ASIDE * float(distances[i - 1, i + 1])
 
 
 def warn_of_outliers(found: Sequence[Outlier], names: Sequence[str]) -> Iterator[RunWarning]:
