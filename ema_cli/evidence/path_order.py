@@ -14,11 +14,8 @@ import numpy as np
 
 from ema_cli.evidence.shortest_path import best_move, best_swap, path_length, shortest_path
 from ema_cli.fold.conversion import Float64
+from ema_cli.records.series_evidence import LEAST_FOR_ORDER, LONGER
 
-LEAST_FOR_ORDER = 5
-"""Checkpoints, below which chance makes an order look shorter than another."""
-LONGER = 1.2
-"""An order is doubtful if its path is longer than the shortest by this factor. Real runs: up to 1.09."""
 DECIDED = 1.8
 """The weights decide an order if a typical path is longer than the shortest by this factor. Around a point: 1.1."""
 _FARTHEST = 4.0
