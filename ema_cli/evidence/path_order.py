@@ -16,6 +16,9 @@ from ema_cli.evidence.shortest_path import best_move, best_swap, path_length, sh
 from ema_cli.fold.conversion import Float64
 from ema_cli.records.series_evidence import LEAST_FOR_ORDER, LONGER
 
+LONGER_WHOLE = 1.5
+"""The same where long distances count in full. Real runs: up to 1.28, from an initialization; an end of the series that
+stands at the other end: from 1.57."""
 DECIDED = 1.8
 """The weights decide an order if a typical path is longer than the shortest by this factor. Around a point: 1.1."""
 _FARTHEST = 4.0
@@ -31,6 +34,8 @@ class _Path:
     lengths: Float64
     """What each step between two points counts, (points, points)."""
     shortest: list[int]
+    limit: float
+    """Ratio from which the order is doubtful."""
 
     @property
     def ratio(self) -> float:
@@ -44,7 +49,7 @@ class _Path:
 
     @property
     def doubtful(self) -> bool:
-        return self.typical >= DECIDED and self.ratio >= LONGER
+        return self.typical >= DECIDED and self.ratio >= self.limit
 
     def relative(self, order: Sequence[int]) -> float:
         """Return the length of an order, relative to the shortest."""
@@ -110,8 +115,8 @@ def compare_order(distances: Float64) -> PathOrder | None:
     relative = distances / nearest
     capped, whole = (np.minimum(relative, most) ** 2 for most in (_FARTHEST, np.inf))
     return PathOrder(
-        capped=_Path(lengths=capped, shortest=shortest_path(capped)),
-        whole=_Path(lengths=whole, shortest=shortest_path(whole)),
+        capped=_Path(lengths=capped, shortest=shortest_path(capped), limit=LONGER),
+        whole=_Path(lengths=whole, shortest=shortest_path(whole), limit=LONGER_WHOLE),
     )
 
 
