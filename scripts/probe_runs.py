@@ -26,6 +26,11 @@ Fault = Callable[[list[State], list[State]], list[State]]
 """Makes a wrong series of a run and of the same run with another seed."""
 
 
+def middle(states: list[State]) -> int:
+    """Return the position at which a fault is made: 5, or the middle of fewer."""
+    return min(5, len(states) // 2)
+
+
 def alphabetical(states: list[State], _: list[State]) -> list[State]:
     """Order them by name: 1, 10, 11, 2, 3, ..."""
     return [states[n - 1] for n in sorted(range(1, len(states) + 1), key=str)]
@@ -36,6 +41,18 @@ def shuffled(states: list[State], _: list[State]) -> list[State]:
     return random.Random(1).sample(states, len(states))
 
 
+def neighbors_swapped(states: list[State], _: list[State]) -> list[State]:
+    """Exchange two neighbors."""
+    k = middle(states)
+    return [*states[:k], states[k + 1], states[k], *states[k + 2 :]]
+
+
+def replaced(states: list[State], state: State) -> list[State]:
+    """Put another state in the middle."""
+    k = middle(states)
+    return [*states[:k], state, *states[k + 1 :]]
+
+
 def doubled(state: State) -> State:
     """Return the weights at twice their scale."""
     return {name: 2 * value if value.is_floating_point() else value for name, value in state.items()}
@@ -44,18 +61,18 @@ def doubled(state: State) -> State:
 FAULTS: dict[str, tuple[str, Fault]] = {
     "last first": ("evidence-order", lambda a, _: [a[-1], *a[:-1]]),
     "last second": ("evidence-order", lambda a, _: [a[0], a[-1], *a[1:-1]]),
-    "last in the middle": ("evidence-order", lambda a, _: [*a[:6], a[-1], *a[6:-1]]),
+    "last in the middle": ("evidence-order", lambda a, _: [*a[: middle(a) + 1], a[-1], *a[middle(a) + 1 : -1]]),
     "first and last swapped": ("evidence-order", lambda a, _: [a[-1], *a[1:-1], a[0]]),
-    "two neighbors swapped": ("evidence-order", lambda a, _: [*a[:5], a[6], a[5], *a[7:]]),
+    "two neighbors swapped": ("evidence-order", neighbors_swapped),
     "alphabetical: 1, 10, 2": ("evidence-order", alphabetical),
     "shuffled": ("evidence-order", shuffled),
-    "one file of another run": ("evidence-outlier", lambda a, b: [*a[:5], b[5], *a[6:]]),
+    "one file of another run": ("evidence-outlier", lambda a, b: replaced(a, b[middle(a)])),
     "the first of another run": ("evidence-outlier", lambda a, b: [b[0], *a[1:]]),
-    "one file at twice the scale": ("evidence-outlier", lambda a, _: [*a[:5], doubled(a[5]), *a[6:]]),
-    "half of it of another run": ("evidence-unrelated", lambda a, b: [*a[:6], *b[6:]]),
+    "one file at twice the scale": ("evidence-outlier", lambda a, _: replaced(a, doubled(a[middle(a)]))),
+    "half of it of another run": ("evidence-unrelated", lambda a, b: [*a[: middle(a) + 1], *b[middle(a) + 1 :]]),
     "two runs alternating": ("evidence-unrelated", lambda a, b: [(a, b)[n % 2][n] for n in range(len(a))]),
     "two files of two runs": ("evidence-unrelated", lambda a, b: [a[-1], b[-1]]),
-    "one file twice": ("evidence-copies", lambda a, _: [*a[:5], a[4], *a[5:]]),
+    "one file twice": ("evidence-copies", lambda a, _: replaced(a, a[middle(a) - 1])),
 }
 
 

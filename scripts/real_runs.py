@@ -47,6 +47,11 @@ def cycles(count: float) -> Schedule:
     return lambda done: 0.01 + 0.99 * cosine((done * count) % 1)
 
 
+def falling_by_ten(done: float) -> float:
+    """Return a learning rate that is divided by ten after half and after three quarters of the training."""
+    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+
+
 def stopped(done: float) -> float:
     """Return a learning rate that reaches zero after half of the training, and stays there."""
     return max(0.0, 1 - 2 * done)
@@ -185,6 +190,12 @@ def real_series(seed: int) -> Iterator[tuple[str, list[State]]]:
     yield "CNN, cyclic rate, every low point", train(digits(seed), 1200, evenly(1200, 12), cycles(12))
     yield "CNN, cyclic rate, high and low points", train(digits(seed), 1200, evenly(1200, 12), cycles(6.001))
     yield "CNN, spike", train(digits(seed), 600, evenly(600), spike)
+    for saves in (5, 6):
+        name = f"rate / 10 at half and at three quarters, {saves} saves"
+        yield f"CNN, {name}", train(digits(seed), 300, evenly(300, saves), falling_by_ten)
+        yield f"MLP, {name}", train(perceptron(seed), 600, evenly(600, saves), falling_by_ten)
+        yield f"transformer, {name}", train(characters(seed), 300, evenly(300, saves), falling_by_ten)
+        yield f"CNN, cosine to zero, {saves} saves", train(digits(seed), 300, evenly(300, saves), cosine)
     yield "CNN, stopped after half", train(digits(seed), 600, evenly(600), stopped)
     yield "CNN, every step", train(digits(seed), 500, list(range(489, 501)))
     yield "CNN, 1, 2, 4, ... 512", train(digits(seed), 512, [0, *(1 << n for n in range(10))])

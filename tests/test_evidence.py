@@ -26,6 +26,7 @@ from ema_cli.report.model import Report
 from ema_cli.report.serialize import from_json
 from ema_cli.storage.source import FileSource
 from tests.helpers import dcp_makers
+from tests.helpers.adapters import factors, write_adapters
 from tests.helpers.program import Run
 from tests.helpers.series import State, to_numpy, write_series
 from tests.helpers.training_runs import trained
@@ -66,10 +67,17 @@ def message_of(plan: Plan, code: str) -> str:
     return next(warning.message for warning in plan.warnings if warning.code == code)
 
 
+def falling_by_ten(done: float) -> float:
+    """Return a learning rate that is divided by ten after half and after three quarters of the training."""
+    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+
+
 REAL: dict[str, Callable[[], list[State]]] = {
     "from the initialization": lambda: trained(0),
     "constant rate, later": lambda: trained(2, from_step=200),
     "rate falls to zero": lambda: trained(3, schedule=lambda done: 1 - done),
+    "rate falls by ten, five": lambda: trained(10, saves=5, from_step=25, schedule=falling_by_ten),
+    "rate falls by ten, six": lambda: trained(10, saves=6, from_step=25, schedule=falling_by_ten),
     "cyclic rate": lambda: trained(4, schedule=lambda done: 1 - (6 * done) % 1),
     "every step": lambda: trained(5, every=1, from_step=150),
     "every step, bfloat16": lambda: narrowed(trained(5, every=1, from_step=150)),
@@ -158,6 +166,49 @@ def test_a_fault_is_named(name: str, run: list[State], other_run: list[State], t
     assert plan.evidence.verdicts == (code,)
 
 
+def test_an_outlier_in_second_place_is_found(tmp_path: Path) -> None:
+    """Only what lies between its neighbors may be far from them."""
+    states = trained(10, saves=6, from_step=25, schedule=falling_by_ten)
+    states[1] = {name: 4 * value for name, value in states[1].items()}
+    plan = probed(tmp_path / "run", states)
+    assert verdicts(plan) == ["evidence-outlier"]
+    assert plan.evidence is not None
+    assert plan.evidence.outliers == (1,)
+
+
+def test_the_two_ends_exchanged(tmp_path: Path) -> None:
+    """Where one leap is long, both ways to shorten the path are compared in full, and half a repair is no agreement."""
+    generator = torch.Generator().manual_seed(0)
+    start, direction = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    noise = torch.zeros(64, 64)
+    states: list[State] = []
+    for place in (0.0, 1.0, 1.6, 2.0, 2.2, 2.35, 2.45, 2.5):
+        noise = noise + 0.1 * torch.randn(64, 64, generator=generator)
+        states.append({"w": start + 0.3 * (place * direction + noise)})
+    assert verdicts(probed(tmp_path / "true", states)) == []
+    plan = probed(tmp_path / "swapped", [states[7], *states[1:7], states[0]])
+    assert '"ckpt_100.safetensors" and "ckpt_800.safetensors" seem to be in' in message_of(plan, "evidence-order")
+    half = probed(tmp_path / "half", [*states[1:], states[0]])
+    assert verdicts(half) == ["evidence-order"]
+
+
+@pytest.mark.parametrize("lora", ["factors", "exact"])
+def test_factors_of_two_runs_are_noticed(lora: str, tmp_path: Path) -> None:
+    """Whether LoRA factors are averaged or joined; what joins them is not proposed for two runs."""
+    bases = [factors(seed, rank=16, inside=128, outside=128) for seed in range(2)]
+    states = [{name: value + 0.01 * torch.randn_like(value) for name, value in bases[n % 2].items()} for n in range(6)]
+    plan = ema_cli.plan(write_adapters(tmp_path, states, [{"r": 16}] * 6), method="uniform", lora=lora)
+    assert verdicts(plan) == ["evidence-unrelated"]
+    assert not any("--lora exact" in warning.hint for warning in plan.warnings)
+    assert '("checkpoint-100", "checkpoint-300" and 1 more; "checkpoint-200",' in message_of(plan, "evidence-unrelated")
+
+
+def test_a_copy_at_the_wrong_place_is_only_a_copy(run: list[State], tmp_path: Path) -> None:
+    """A copy of the last that stands first is reported once, not as a wrong order too."""
+    plan = probed(tmp_path / "run", [run[-1], *run])
+    assert verdicts(plan) == ["evidence-copies"]
+
+
 def test_order_is_silent_where_it_changes_nothing(run: list[State], tmp_path: Path) -> None:
     """A uniform mean of all does not depend on the order; of the last few it does."""
     states = [run[-1], *run[:-1]]
@@ -194,6 +245,26 @@ def test_a_tiny_model_has_no_verdict(tmp_path: Path) -> None:
     """A few numbers prove nothing."""
     plan = probed(tmp_path / "run", [{"w": torch.randn(20, 20)} for _ in range(8)])
     assert plan.evidence is None
+
+
+def test_why_there_is_no_evidence(run: list[State], tmp_path: Path, ema_avg: Run) -> None:
+    """A model that is too small, and a series that is too short for an order, are called so."""
+    write_series(tmp_path / "tiny", [{"w": torch.randn(20, 20)} for _ in range(3)], form="safetensors")
+    write_series(tmp_path / "short", run[:4], form="safetensors")
+    assert "evidence: none (fewer than 2,048 weights)" in ema_avg("plan", "tiny", "--decay", "0.5").stderr
+    assert "too few checkpoints to judge the order (5 needed)" in ema_avg("plan", "short", "--decay", "0.5").stderr
+
+
+def test_batch_is_proposed_only_for_runs_in_folders(run: list[State], other_run: list[State], tmp_path: Path) -> None:
+    """For two runs in one folder it would not help; the geometry is not interpreted for either."""
+    one = probed(tmp_path / "one", [*run[:6], *other_run[6:]])
+    paths = [*write_series(tmp_path / "a", run[:6]), *write_series(tmp_path / "b", other_run[:6])]
+    several = ema_cli.plan(paths, decay=0.8, order="given")
+    hints = [next(w.hint for w in plan.warnings if w.code == "evidence-unrelated") for plan in (one, several)]
+    assert ["ema-avg batch" in hint for hint in hints] == [False, True]
+    page = tmp_path / "r.md"
+    ema_cli.average(tmp_path / "one", decay=0.5, output=tmp_path / "ema.safetensors", report=[page])
+    assert "Mean cosine between" not in page.read_text()
 
 
 def test_frozen_weights_are_no_copies(tmp_path: Path) -> None:
@@ -369,8 +440,8 @@ def test_reports_show_the_evidence(run: list[State], tmp_path: Path) -> None:
     text = (tmp_path / "ema.report.json").read_text()
     assert from_json(text).evidence == report.evidence is not None
     for page in more:
-        assert "one series (cosine to the nearest" in page.read_text().replace("\\", "")
-        assert "path 1.00 x the shortest" in page.read_text().replace("\\", "")
+        assert "related (cosine to the nearest" in page.read_text().replace("\\", "")
+        assert "the order agrees with the weights." in page.read_text().replace("\\", "")
     document = json.loads(text) | {"schema_version": "1.0"}
     del document["evidence"]
     old: Report = from_json(json.dumps(document))
@@ -381,7 +452,7 @@ def test_the_commands_show_the_evidence(run: list[State], tmp_path: Path, ema_av
     """``plan`` and its JSON, the run, and ``batch --dry-run`` have the verdict."""
     write_series(tmp_path / "runs" / "a", [run[-1], *run[:-1]], form="safetensors")
     planned_run = ema_avg("plan", "runs/a", "--decay", "0.5")
-    assert "evidence: one series" in planned_run.stderr
+    assert "evidence: related" in planned_run.stderr
     assert "(evidence-order)" in planned_run.stderr
     assert ema_avg("plan", "runs/a", "--decay", "0.5", "--strict").returncode == 8
     document = json.loads(ema_avg("plan", "runs/a", "--decay", "0.5", "--json").stdout)
@@ -392,7 +463,7 @@ def test_the_commands_show_the_evidence(run: list[State], tmp_path: Path, ema_av
         assert json.loads(batch.stdout)["jobs"][0]["warnings"] == ["evidence-order"]
     silent = ema_avg("plan", "runs/a", "--decay", "0.5", "--no-probe", "--strict")
     assert silent.returncode == 0
-    assert "evidence" not in silent.stderr
+    assert "evidence: not sampled (--no-probe)" in silent.stderr
 
 
 @pytest.mark.parametrize("seed", range(8))

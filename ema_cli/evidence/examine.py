@@ -22,4 +22,5 @@ def examine_weights(plan: Plan, options: Options) -> Examined:
 
     """
     found = examine_series(plan, options)
-    return replace(found, warnings=(*found.warnings, *warn_of_integers(plan), *warn_of_factors(plan, options)))
+    factors = warn_of_factors(plan, options, related=found.are_related)
+    return replace(found, warnings=(*found.warnings, *warn_of_integers(plan), *factors))

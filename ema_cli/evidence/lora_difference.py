@@ -26,8 +26,13 @@ ten steps apart, after the first hundreds of steps; 0.2 to 41 % where they are 5
 _LONGEST_VALUE = 60
 
 
-def warn_of_factors(plan: Plan, options: Options) -> Iterator[RunWarning]:
+def warn_of_factors(plan: Plan, options: Options, *, related: bool = True) -> Iterator[RunWarning]:
     """Yield warnings about the LoRA factors that a plan averages one by one.
+
+    Args:
+        plan: of the average.
+        options: that it was made with.
+        related: whether the checkpoints are of one run; the average of several is not made better by exact updates.
 
     Raises:
         InputChanged: a checkpoint cannot be read.
@@ -53,8 +58,10 @@ def warn_of_factors(plan: Plan, options: Options) -> Iterator[RunWarning]:
             code="lora-factors",
             message=f"the factors of {plural(len(pairs), 'LoRA update')} are averaged one by one: the product of the "
             f"averages differs from the average of the updates B A by {percent(found)} "
-            f"(measured on {len(measured):,} of them, such as {quoted(pairs[0].stem)})",
-            hint=_hint(plan, options, f"{len(used) * pairs[0].rank:,} instead of {pairs[0].rank:,}"),
+            f"(measured on {len(measured):,} of them, such as {quoted(pairs[0].stem.removesuffix('.lora'))})",
+            hint=_hint(plan, options, f"{len(used) * pairs[0].rank:,} instead of {pairs[0].rank:,}")
+            if related
+            else "average the checkpoints of one run",
         )
     yield from _warn_of_configs(plan, used, scales)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.naming import is_batch_norm_statistic
-from ema_cli.records.plan import Action, Plan
+from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Extent, Mosaic, TensorLayout, span
 
 PIECE_BYTES = 1 << 12
@@ -111,18 +111,25 @@ def first_pieces(plan: Plan, rows: Sequence[int], most: int) -> list[SampledPiec
 
 
 def _stretches(plan: Plan, rows: Sequence[int]) -> Iterator[_Stretch]:
-    """Yield what can be sampled: the averaged tensors, tied ones once, without the statistics of BatchNorm."""
+    """Yield what can be sampled: tensors that are averaged or joined, tied ones once, no statistics of BatchNorm."""
     one_of_each = list({plan.layout_numbers[i]: i for i in rows}.values())
     for number, tensor in enumerate(plan.tensors):
-        if tensor.action is not Action.AVERAGED or tensor.tied_to is not None or is_batch_norm_statistic(tensor.name):
+        if tensor.tied_to is not None or is_batch_norm_statistic(tensor.name) or not _is_in_all(plan, tensor, rows):
             continue
         layouts = [plan.layout(tensor, i) for i in one_of_each]
-        if len({(layout.strides, layout.parts) for layout in layouts}) > 1:
+        if len({(layout.shape, layout.strides, layout.parts) for layout in layouts}) > 1:
             continue
         itemsize = max(layout.dtype.itemsize for layout in layouts)
         for part, elements in enumerate(_dense_elements(layouts[0])):
             if elements:
                 yield _Stretch(number, part, elements, itemsize)
+
+
+def _is_in_all(plan: Plan, tensor: PlannedTensor, rows: Sequence[int]) -> bool:
+    """Whether the output has numbers of a tensor from all of the checkpoints ``rows``."""
+    if tensor.action is Action.CONCATENATED:
+        return set(plan.readers(tensor)).issuperset(rows)
+    return tensor.action is Action.AVERAGED
 
 
 def _dense_elements(layout: TensorLayout) -> list[int]:

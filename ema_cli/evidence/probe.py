@@ -7,7 +7,7 @@ with equal samples also the beginning of every tensor, unless there are too many
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,17 +16,24 @@ from ema_cli.errors import RunWarning
 from ema_cli.evidence.path_order import PathOrder, compare_order
 from ema_cli.evidence.pieces import choose_pieces, first_pieces
 from ema_cli.evidence.sampled_relations import SampledRelations, groups_of
-from ema_cli.evidence.verdicts import find_outliers, warn_of_copies, warn_of_order, warn_of_outliers, warn_of_unrelated
-from ema_cli.naming import distinct_names
+from ema_cli.evidence.verdicts import (
+    Outlier,
+    alone,
+    find_outliers,
+    related_groups,
+    warn_of_copies,
+    warn_of_order,
+    warn_of_outliers,
+    warn_of_unrelated,
+)
+from ema_cli.fold.conversion import Float64
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Role
-from ema_cli.records.series_evidence import Evidence
-from ema_cli.storage.locations import absolute
+from ema_cli.records.series_evidence import APART, LEAST_ELEMENTS, Evidence
+from ema_cli.storage.locations import common_folder, label
 from ema_cli.text import quoted
 
-LEAST_ELEMENTS = 2048
-"""Sampled elements, below which a model is too small for a verdict."""
 _MOST_CHECKPOINTS = 128
 _MOST_TENSORS = 1024
 """Tensors whose beginnings are compared before two checkpoints are called copies."""
@@ -39,6 +46,11 @@ class Examined:
     evidence: Evidence | None
     """``None`` if there is nothing to compare: fewer than two checkpoints, or too few numbers."""
     warnings: tuple[RunWarning, ...]
+
+    @property
+    def are_related(self) -> bool:
+        """Whether nothing says that the checkpoints are of several runs."""
+        return not any(warning.code in APART for warning in self.warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +67,10 @@ class _Sampled:
 
     def positions(self, rows: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.rows[row] for row in rows)
+
+    def between(self, rows: Sequence[int]) -> Float64:
+        """Return the distances of rows, (rows, rows)."""
+        return self.relations.distances[np.ix_(rows, rows)]
 
     @property
     def unique(self) -> list[int]:
@@ -101,28 +117,48 @@ def _copies(plan: Plan, rows: Sequence[int], fresh: Sequence[int], relations: Sa
 
 
 def _judge(plan: Plan, options: Options, sampled: _Sampled) -> Examined:
-    relations, in_order, order = sampled.relations, sampled.unique, None
-    names = [quoted(name) for name in _names(plan, sampled.rows)]
-    warnings = list(warn_of_unrelated(relations.cosines, names)) if relations.elements >= LEAST_ELEMENTS else []
-    if relations.elements >= LEAST_ELEMENTS and not warnings:
-        steps = _steps(plan, sampled.positions(in_order))
-        outliers = find_outliers(relations.distances[np.ix_(in_order, in_order)], steps)
-        warnings += warn_of_outliers(outliers, [names[row] for row in in_order])
-        in_order = [row for k, row in enumerate(in_order) if k not in {one.row for one in outliers}]
-        order = compare_order(relations.distances[np.ix_(in_order, in_order)])
-        if order is not None and options.order_matters:
-            warnings += warn_of_order(order, [names[row] for row in in_order])
-    warnings += warn_of_copies(sampled.copies, names)
-    shortest = [] if order is None else [in_order[k] for k in order.shortest]
-    evidence = _evidence(sampled, order, shortest, tuple(warning.code for warning in warnings))
-    return Examined(evidence=evidence, warnings=tuple(warnings))
+    names, copies = _names(plan, sampled.rows), sampled.copies
+    if sampled.relations.elements < LEAST_ELEMENTS:
+        return _examined(sampled, list(warn_of_copies(copies, names)))
+    groups = related_groups(sampled.relations.cosines)
+    if len(groups) > 1:
+        locations = [plan.checkpoints[i].path for i in sampled.rows]
+        unrelated = warn_of_unrelated(sampled.relations.cosines, groups, names, locations)
+        return _examined(sampled, [unrelated, *warn_of_copies(copies, names)], outliers=alone(groups))
+    far = _far(plan, sampled)
+    outliers = [one.row for one in far]
+    order, rows = _order(sampled, [row for row in sampled.unique if row not in outliers])
+    warnings = list(warn_of_outliers(far, names))
+    if order is not None and options.order_matters:
+        warnings += warn_of_order(order, [names[row] for row in rows])
+    shortest = [] if order is None else [rows[k] for k in order.shortest]
+    return _examined(sampled, [*warnings, *warn_of_copies(copies, names)], outliers, order, shortest)
+
+
+def _far(plan: Plan, sampled: _Sampled) -> list[Outlier]:
+    """Return the checkpoints that are far from all others, by their rows."""
+    rows = sampled.unique
+    found = find_outliers(sampled.between(rows), _steps(plan, sampled.positions(rows)))
+    return [replace(one, row=rows[one.row], nearest=rows[one.nearest]) for one in found]
+
+
+def _order(sampled: _Sampled, rows: Sequence[int]) -> tuple[PathOrder | None, Sequence[int]]:
+    """Return the order of ``rows`` compared with the shortest, and the rows that were compared.
+
+    A copy may stand where its original belongs or elsewhere: if the order is doubtful only with it, it is not compared.
+    """
+    order = compare_order(sampled.between(rows))
+    if order is None or not order.doubtful or not sampled.copies:
+        return order, rows
+    others = [row for row in rows if not any(row in group for group in sampled.copies)]
+    rest = compare_order(sampled.between(others))
+    return (order, rows) if rest is not None and rest.doubtful else (rest, others)
 
 
 def _names(plan: Plan, rows: Sequence[int]) -> list[str]:
-    """Return the names of checkpoints: those of their files, if they differ."""
-    paths = [plan.checkpoints[i].path for i in rows]
-    names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else distinct_names([absolute(path) for path in paths])
+    """Return the names of checkpoints as the table of the plan has them, quoted."""
+    folder = common_folder([checkpoint.path for checkpoint in plan.checkpoints])
+    return [quoted(label(plan.checkpoints[i].path, folder)) for i in rows]
 
 
 def _steps(plan: Plan, positions: Sequence[int]) -> list[int] | None:
@@ -131,19 +167,27 @@ def _steps(plan: Plan, positions: Sequence[int]) -> list[int] | None:
     return steps if len(steps) == len(positions) else None
 
 
-def _evidence(sampled: _Sampled, order: PathOrder | None, shortest: Sequence[int], codes: tuple[str, ...]) -> Evidence:
+def _examined(
+    sampled: _Sampled,
+    warnings: Sequence[RunWarning],
+    outliers: Sequence[int] = (),
+    order: PathOrder | None = None,
+    shortest: Sequence[int] = (),
+) -> Examined:
     fresh, relations = sampled.fresh, sampled.relations
     cosines = relations.cosines[np.ix_(fresh, fresh)]
     np.fill_diagonal(cosines, np.nan)
-    return Evidence(
+    evidence = Evidence(
         inputs=sampled.positions(fresh),
         elements=relations.elements,
-        distances=tuple(map(tuple, relations.distances[np.ix_(fresh, fresh)].tolist())),
+        distances=tuple(map(tuple, sampled.between(fresh).tolist())),
         nearest_cosines=tuple(float(row[~np.isnan(row)].max()) if not np.isnan(row).all() else None for row in cosines),
         path_ratio=None if order is None else order.ratio,
         typical_ratio=None if order is None else order.typical,
         order_decided=order is not None and order.decided,
         shortest_order=sampled.positions(shortest),
         copies=tuple(map(sampled.positions, sampled.copies)),
-        verdicts=codes,
+        verdicts=tuple(warning.code for warning in warnings),
+        outliers=sampled.positions(outliers),
     )
+    return Examined(evidence=evidence, warnings=tuple(warnings))

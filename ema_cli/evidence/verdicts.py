@@ -15,38 +15,54 @@ from ema_cli.errors import RunWarning
 from ema_cli.evidence.path_order import PathOrder, misplaced
 from ema_cli.fold.conversion import Float64
 from ema_cli.planning.warnings import COPIES_HINT
+from ema_cli.storage.locations import Location, common_folder
 from ema_cli.text import plural, shortlist
 
 RELATED = 0.1
 """Cosine from which two checkpoints are of one run. Other runs: up to 0.08; real series: from 0.18."""
 FAR = 2.5
-"""Distance to the nearest, relative to the largest among the others. Real runs: up to 1.3."""
+"""Distance to the nearest, relative to the largest among the others. Real runs: up to 1.3, and up to 12 for the second
+of a run that slows down, which lies between its neighbors."""
+ASIDE = 2.0
+"""The way from one neighbor over a checkpoint to the other, relative to the direct way, from which it does not lie
+between them. Real runs: up to 1.6, where a checkpoint is far 1.5; checkpoints of another scale: from 3.1."""
 LEAST_FOR_DISTANCE = 5
 """Checkpoints, below which no distance is extraordinary."""
-_HINT = "average the checkpoints of one run; for several runs: ema-avg batch RUNS/"
 
 
-def warn_of_unrelated(cosines: Float64, names: Sequence[str]) -> Iterator[RunWarning]:
-    """Yield a warning if the checkpoints fall into groups that have nothing in common."""
-    groups = related_groups(cosines)
-    if len(groups) == 1:
-        return
+def warn_of_unrelated(
+    cosines: Float64, groups: Sequence[Sequence[int]], names: Sequence[str], locations: Sequence[Location]
+) -> RunWarning:
+    """Return the warning that the checkpoints fall into groups that have nothing in common."""
     largest = max(groups, key=len)
-    others = [group for group in groups if group is not largest]
     between = max(float(cosines[i, j]) for n, a in enumerate(groups) for b in groups[:n] for i in a for j in b)
-    numbers = f"the largest cosine between them is {between:z.2f}, and {RELATED:g} or more within a run"
-    if len(largest) > 1 and all(len(group) == 1 for group in others):
-        alone = shortlist(names[group[0]] for group in others)
-        message = f"{alone}: nothing in common with the other {plural(len(largest), 'checkpoint')}: {numbers}"
-        yield RunWarning(code="evidence-outlier", message=message, hint=f"untrained, or of another run? {_HINT}")
-    elif len(largest) == 1:
+    numbers = f"their largest cosine is {between:z.2f}; checkpoints of one run have at least {RELATED:g}"
+    hint = _hint_to_separate([[locations[i] for i in group] for group in groups])
+    single = alone(groups)
+    if single:
+        others = plural(len(largest), "checkpoint")
+        message = f"{shortlist(names[i] for i in single)}: nothing in common with the other {others}: {numbers}"
+        return RunWarning(code="evidence-outlier", message=message, hint=f"untrained, or of another run? {hint}")
+    if len(largest) == 1:
         message = f"the checkpoints have nothing in common: {numbers}"
-        hint = f"parts of one checkpoint, or several models? {_HINT}"
-        yield RunWarning(code="evidence-unrelated", message=message, hint=hint)
-    else:
-        listed = "; ".join(shortlist((names[i] for i in group), most=2) for group in groups[:3])
-        message = f"the checkpoints fall into {len(groups)} groups with nothing in common ({listed}): {numbers}"
-        yield RunWarning(code="evidence-unrelated", message=message, hint=f"two runs? {_HINT}")
+        hint = f"parts of one checkpoint, or several models? {hint}"
+        return RunWarning(code="evidence-unrelated", message=message, hint=hint)
+    listed = "; ".join(shortlist((names[i] for i in group), most=2) for group in groups[:3])
+    message = f"the checkpoints fall into {len(groups)} groups with nothing in common ({listed}): {numbers}"
+    return RunWarning(code="evidence-unrelated", message=message, hint=f"several runs? {hint}")
+
+
+def _hint_to_separate(groups: Sequence[Sequence[Location]]) -> str:
+    """Return how to average one run; ``batch`` helps if each group is in a folder of its own."""
+    folders = [f"{common_folder(group)}/" for group in groups]
+    nested = any(one.startswith(other) for one in folders for other in folders if one is not other)
+    return "average the checkpoints of one run" + ("" if nested else "; for several runs: ema-avg batch RUNS/")
+
+
+def alone(groups: Sequence[Sequence[int]]) -> list[int]:
+    """Return the checkpoints that belong to no group, if all others are one; else nothing."""
+    single = [group[0] for group in groups if len(group) == 1]
+    return single if len(groups) - len(single) == 1 else []
 
 
 def related_groups(cosines: Float64) -> list[list[int]]:
@@ -78,7 +94,8 @@ class Outlier:
 def find_outliers(distances: Float64, steps: Sequence[int] | None) -> list[Outlier]:
     """Return the checkpoints far from all others.
 
-    The first may be far away: an initialization is. So may one after a long gap, if there are ``steps``.
+    The first may be far away: an initialization is. So may one after a long gap, if there are ``steps``, and one on the
+    way between its neighbors, as the second of a run whose learning rate falls.
     """
     count = len(distances)
     found = []
@@ -87,9 +104,16 @@ def find_outliers(distances: Float64, steps: Sequence[int] | None) -> list[Outli
         nearest = min((j for j in range(count) if j != i), key=distances[i].__getitem__)
         largest = float(distances[np.ix_(others, others)].max())
         ratio = float(distances[i, nearest]) / largest if largest > 0 else 0.0
-        if ratio >= FAR * _relative_gap(steps, i, nearest, others):
+        if ratio >= FAR * _relative_gap(steps, i, nearest, others) and not _is_on_the_way(distances, i):
             found.append(Outlier(row=i, nearest=nearest, ratio=ratio))
     return found
+
+
+def _is_on_the_way(distances: Float64, i: int) -> bool:
+    """Whether a checkpoint lies between the one before and the one after it."""
+    if not 0 < i < len(distances) - 1:
+        return False
+    return float(distances[i - 1, i] + distances[i, i + 1]) < ASIDE * float(distances[i - 1, i + 1])
 
 
 def warn_of_outliers(found: Sequence[Outlier], names: Sequence[str]) -> Iterator[RunWarning]:
@@ -99,7 +123,7 @@ def warn_of_outliers(found: Sequence[Outlier], names: Sequence[str]) -> Iterator
             code="evidence-outlier",
             message=f"{names[one.row]} is far from all others: its distance to the nearest, {names[one.nearest]}, is "
             f"{one.ratio:.1f} times the largest among the others",
-            hint="of another run or scale, or a training that diverged? leave it out",
+            hint="of another run or scale, in the wrong place, or a training that diverged? name only the others",
         )
 
 
@@ -133,7 +157,8 @@ def _difference(found: PathOrder, names: Sequence[str]) -> str:
     moved = next(i for i in path if [j for j in path if j != i] == [j for j in range(len(path)) if j != i])
     place = path.index(moved)
     neighbors = [names[path[k]] for k in (place - 1, place + 1) if 0 <= k < len(path)]
-    where = f"between {neighbors[0]} and {neighbors[1]}" if len(neighbors) > 1 else f"at the end, beside {neighbors[0]}"
+    end = "end" if place else "beginning"
+    where = f"between {' and '.join(neighbors)}" if len(neighbors) > 1 else f"at the {end}, beside {neighbors[0]}"
     return f"{names[moved]} seems to belong {where}"
 
 
@@ -141,7 +166,6 @@ def warn_of_copies(groups: Sequence[Sequence[int]], names: Sequence[str]) -> Ite
     """Yield a warning about checkpoints whose samples are bit-equal."""
     if not groups:
         return
-    copies = sum(len(group) - 1 for group in groups)
     listed = shortlist(" = ".join(names[i] for i in group) for group in groups)
-    message = f"{listed}: the sampled weights are bit-equal, so the average counts {plural(copies, 'checkpoint')} twice"
+    message = f"{listed}: the sampled weights are bit-equal, so the average counts the same weights several times"
     yield RunWarning(code="evidence-copies", message=message, hint=COPIES_HINT)

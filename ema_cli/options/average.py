@@ -87,7 +87,7 @@ class Options(InputOptions):
     probe: bool = option(
         True,
         help="Do not read a small sample of every checkpoint before the fold, to see whether they are one series and "
-        "in the right order.",
+        "in the right order. Without it, lora-factors and integers-differ are not reported either.",
         panel="Compute",
     )
     allow_nonfinite: bool = option(

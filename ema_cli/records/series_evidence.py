@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LEAST_ELEMENTS = 2048
+"""Sampled elements, below which a model is too small for a verdict."""
+LEAST_FOR_ORDER = 5
+"""Checkpoints, below which chance makes an order look shorter than another."""
+LONGER = 1.2
+"""An order is doubtful if its path is longer than the shortest by this factor. Real runs: up to 1.09."""
+APART = frozenset({"evidence-unrelated", "evidence-outlier"})
+"""Verdicts that the checkpoints are not of one run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -29,3 +38,5 @@ class Evidence:
     """Groups of inputs with bit-equal samples."""
     verdicts: tuple[str, ...]
     """Codes of the warnings that follow from this evidence."""
+    outliers: tuple[int, ...] = ()
+    """The inputs that ``evidence-outlier`` is about."""

@@ -162,7 +162,7 @@ def _geometry_view(report: Report, geometry: RunGeometry) -> dict[str, object]:
         "heat_map": _markup(svg.heat_map(geometry.pairwise_distance, names)),
         "largest_distance": f"{max(map(max, geometry.pairwise_distance)):.4g}",
         "explained": f"{first} and {second}",
-        "movement": words.movement(geometry),
+        "movement": words.movement(geometry, report.evidence),
         "measured_on": words.measured_on(geometry),
     }
 

@@ -59,7 +59,8 @@ def _lines(report: Report) -> Iterator[str]:
     if report.evidence is not None:
         yield from ("", f"Evidence before the fold: {escaped(words.evidence(report.evidence))}.")
     if report.geometry is not None:
-        yield from ("", f"{words.movement(report.geometry)} Distances {words.measured_on(report.geometry)}.".strip())
+        movement = words.movement(report.geometry, report.evidence)
+        yield from ("", f"{movement} Distances {words.measured_on(report.geometry)}.".strip())
     yield from ("", *_table(("file", "size", "sha256"), tables.output_rows(report)[:_MOST_COMPARED]))
     yield from ("", "; ".join(f"{name} {value}" for name, value in tables.timing_rows(report)) + ".")
     command = tables.command_line(report.command.argv)

@@ -94,7 +94,12 @@ def _of_evidence(evidence: Evidence | None, inputs: int) -> Iterator[str]:
         return
     count = len(evidence.inputs)
     square = (len(evidence.nearest_cosines), len(evidence.distances), *map(len, evidence.distances))
-    named = (*evidence.inputs, *evidence.shortest_order, *(i for group in evidence.copies for i in group))
+    named = (
+        *evidence.inputs,
+        *evidence.shortest_order,
+        *evidence.outliers,
+        *(i for group in evidence.copies for i in group),
+    )
     if any(length != count for length in square) or not all(0 <= number < inputs for number in named):
         yield "the evidence does not match its inputs"
 

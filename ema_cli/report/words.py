@@ -11,7 +11,7 @@ from statistics import fmean
 
 from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
-from ema_cli.records.series_evidence import Evidence
+from ema_cli.records.series_evidence import APART, LEAST_FOR_ORDER, LONGER, Evidence
 from ema_cli.report.model import Average, MethodUsed, Output, Report
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
@@ -115,10 +115,13 @@ def expected_error(method: MethodUsed, diagnostics: Diagnostics) -> str:
     return "" if unobserved > UNOBSERVED else percent(diagnostics.predicted_error)
 
 
-def movement(geometry: RunGeometry) -> str:
-    """Return what the angles between successive steps suggest; empty if no angle is defined."""
+def movement(geometry: RunGeometry, found: Evidence | None) -> str:
+    """Return what the angles between successive steps suggest.
+
+    Empty if no angle is defined, or if the checkpoints are not of one run.
+    """
     cosines = [cosine for cosine in geometry.step_cosines if cosine is not None]
-    if not cosines:
+    if not cosines or (found is not None and APART & set(found.verdicts)):
         return ""
     mean = fmean(cosines)
     if mean < -_DIRECTED:
@@ -141,22 +144,31 @@ def measured_on(geometry: RunGeometry) -> str:
 
 
 def evidence(found: Evidence) -> str:
-    """Return what the sampled weights show: whether the checkpoints are one series, and in order."""
+    """Return what the sampled weights show: whether the checkpoints are related, and in order."""
     cosines = [cosine for cosine in found.nearest_cosines if cosine is not None]
     if not cosines:
         return "the sampled weights do not differ" if not found.elements else "too few weights differ for a verdict"
-    apart = {"evidence-unrelated", "evidence-outlier"} & set(found.verdicts)
-    series = "not one series" if apart else "one series"
-    return f"{series} (cosine to the nearest {_range(min(cosines), max(cosines))}); {_order(found)}"
+    return f"{_relation(found)} (cosine to the nearest {_range(min(cosines), max(cosines))}){_order(found)}"
+
+
+def _relation(found: Evidence) -> str:
+    if found.outliers:
+        return f"related, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
+    return "not one series" if APART & set(found.verdicts) else "related"
 
 
 def _order(found: Evidence) -> str:
-    if "evidence-unrelated" in found.verdicts or found.path_ratio is None:
-        return "nothing to say about the order"
-    if not found.order_decided:
-        return "the weights do not decide the order"
-    agrees = "does not agree" if "evidence-order" in found.verdicts else "agrees"
-    return f"the order {agrees} with the weights (path {found.path_ratio:.2f} x the shortest)"
+    """Return a clause about the order; empty where the checkpoints are not of one run."""
+    different = len(found.inputs) - sum(len(group) - 1 for group in found.copies)
+    if APART & set(found.verdicts):
+        return ""
+    if found.path_ratio is None and different < LEAST_FOR_ORDER:
+        return f"; too few checkpoints to judge the order ({LEAST_FOR_ORDER} needed)"
+    if found.path_ratio is None or not found.order_decided:
+        return "; the weights fit several orders"
+    if found.path_ratio < LONGER:
+        return "; the order agrees with the weights"
+    return f"; the order does not agree with the weights (path {found.path_ratio:.2f} x the shortest)"
 
 
 def _range(low: float, high: float) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from ema_cli.errors import InputRefused, NothingMatched
@@ -37,6 +39,17 @@ def absolute(location: Location) -> str:
         return os.path.abspath(location)  # noqa: PTH100
     except OSError:  # the working directory was removed
         return str(location)
+
+
+def common_folder(locations: Sequence[Location]) -> str:
+    """Return the folder, local or in a store, that contains all locations; empty if there is none."""
+    parents = zip(*(absolute(location).split("/")[:-1] for location in locations), strict=False)
+    return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))
+
+
+def label(location: Location, folder: str) -> str:
+    """Return the name of a location relative to ``folder``, the ``common_folder`` of several."""
+    return absolute(location).removeprefix(folder).lstrip("/") if folder else str(location)
 
 
 def open_source(location: Location) -> ByteSource:

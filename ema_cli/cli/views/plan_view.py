@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 from rich.table import Table
 from rich.text import Text
@@ -17,11 +16,12 @@ from ema_cli.options.average import Options
 from ema_cli.records.files import FileRole
 from ema_cli.records.plan import Action, Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint, OrderedCheckpoint, Role, Skipped
+from ema_cli.records.series_evidence import LEAST_ELEMENTS
 from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed
 from ema_cli.report.tables import ROLES, cut_middle
-from ema_cli.storage.locations import Location, absolute
+from ema_cli.storage.locations import Location, common_folder, label
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 
 _MOST_ROWS = 24
@@ -43,7 +43,7 @@ def show_plan(plan: Plan, options: Options, console: Console) -> None:
 
 def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Table]:
     checkpoints = plan.checkpoints
-    folder = _common_folder([checkpoint.path for checkpoint in checkpoints])
+    folder = common_folder([checkpoint.path for checkpoint in checkpoints])
     yield _headline(plan, folder)
     yield from _names_of_weights(checkpoints)
     if verbose:
@@ -57,9 +57,18 @@ def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Tab
         yield from _average_lines(plan, plan.outputs[0])
     else:
         yield _comparison(plan)
+    yield from _evidence(plan, options)
+    yield from _work(plan, options)
+
+
+def _evidence(plan: Plan, options: Options) -> Iterator[str]:
+    """Yield what the sampled weights show, or why nothing was sampled."""
     if plan.evidence is not None:
         yield f"evidence: {words.evidence(plan.evidence)}"
-    yield from _work(plan, options)
+    elif not options.probe:
+        yield "evidence: not sampled (--no-probe)"
+    elif sum(t.elements for t in plan.tensors if t.action is Action.AVERAGED) < LEAST_ELEMENTS:
+        yield f"evidence: none (fewer than {LEAST_ELEMENTS:,} weights)"
 
 
 def skipped_lines(entries: Sequence[Skipped], *, verbose: bool) -> Iterator[str]:
@@ -125,12 +134,6 @@ def _in_shards(output: PlannedOutput) -> str:
     return f" in {plural(len(output.files), 'shard')}" + (f" with {side_files}" if side_files else "")
 
 
-def _common_folder(paths: Sequence[Location]) -> str:
-    """Return the folder, local or in a store, that contains all paths; empty if there is none."""
-    parents = zip(*(absolute(path).split("/")[:-1] for path in paths), strict=False)
-    return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))
-
-
 def _shortest(folder: str) -> str:
     """Return the absolute or the relative path of a folder, whichever is shorter."""
     if not folder:
@@ -190,11 +193,10 @@ def _shares_table(plan: Plan, folder: str, *, all_rows: bool) -> Table:
 def _share_row(plan: Plan, folder: str, number: int, implied_lr: Sequence[float]) -> list[str | Text]:
     member = plan.series.members[number]
     path = member.checkpoint.path
-    name = absolute(path).removeprefix(folder).lstrip("/") if folder else str(path)
     shares = [output.weighting.weights[number] for output in plan.outputs]
     cells: list[str | Text] = [
         str(number + 1),
-        Text(safe_text(name)),
+        Text(safe_text(label(path, folder))),
         f"{member.step.value:,}" if member.step else "",
     ]
     if len(shares) > 1:
