@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -637,6 +639,21 @@ def test_weights_in_other_files_are_a_warning(tmp_path: Path) -> None:
         '"judge/adapter_model.safetensors" (1 tensor)',
     ):
         assert part in message
+
+
+def test_files_of_other_kinds_and_folders_behind_others_are_named(tmp_path: Path) -> None:
+    """Pickles and archives of numpy that hold layers; a folder behind many without weights."""
+    folder = model_folder(tmp_path / "checkpoint-5", {"w": torch.ones(3, 3)})
+    for number in range(6):
+        (folder / f"assets_{number}").mkdir()
+    save_file({"x": torch.ones(2, 2)}, model_folder(folder / "value_head", {}) / "model.safetensors")
+    np.savez(folder / "evaluations.npz", results=np.ones(3))
+    (folder / "vocabulary.pkl").write_bytes(pickle.dumps({"a": [0.5]}))
+    np.savez(folder / "head.npz", weight=np.ones((3, 3)), bias=np.ones(3))
+    torch.save({"v.weight": torch.ones(2, 2)}, folder / "critic.pkl")
+    (message,) = warnings_of(folder)
+    named = message.partition("output: ")[2]
+    assert named == '"critic.pkl" (1 tensor), "head.npz" (1 tensor), "value_head/model.safetensors" (1 tensor)'
 
 
 def test_other_files_of_the_same_model_are_none(tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def test_a_large_tensor_is_sampled(tmp_path: Path, at: int) -> None:
     assert len(warned(plan(tmp_path, [{"codes": one} for one in codes]))) == 1
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_a_change_in_between_is_seen(tmp_path: Path, count: int) -> None:
+    """The first and the last are equal, and one between them is not; all are compared if there is little to read."""
+    codes = [{"codes": torch.full((9,), int(number == 1))} for number in range(count)]
+    assert len(warned(plan(tmp_path, codes))) == 1
+
+
 def test_what_trainers_save_is_no_reason_to_warn(tmp_path: Path) -> None:
     """Counters, positions, masks that stay, extra state of any length, scalars, nothing at all."""
     harmless = [

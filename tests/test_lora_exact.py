@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def test_transposed_factors_and_convolutions(tmp_path: Path) -> None:
 
 def test_layers_with_patterns(tmp_path: Path) -> None:
     """Where layers differ, patterns list all of them, so that none is matched by the pattern of another."""
-    layers = {"q": (2, 4.0), "x.q": (3, 5.0), "a.x.q": (3, 6.0)}
+    layers = {"q": (2, 4.0), "x.q": (3, 5.0), "a.x.q": (3, 6.0), "a.xXq": (1, 6.0)}
     states = [
         {
             f"base_model.model.{layer}.lora_{side}.weight": tensor
@@ -233,12 +233,15 @@ def test_layers_with_patterns(tmp_path: Path) -> None:
         }
         for seed in range(2)
     ]
-    change = {"r": 3, "rank_pattern": {"^q": 2}, "lora_alpha": 5, "alpha_pattern": {"^q": 4, "a.x.q": 6}}
+    change = {"r": 3, "rank_pattern": {"^q": 2, "xXq": 1}, "lora_alpha": 5, "alpha_pattern": {"^q": 4, "a.x.q": 6}}
     average(write_adapters(tmp_path / "run", states, [change] * 2), output=f"{tmp_path}/avg/", **UNIFORM)
     config = json.loads((tmp_path / "avg/adapter_config.json").read_text())
-    assert config["rank_pattern"] == {"a.x.q": 6, "x.q": 6, "q": 4}
-    assert config["alpha_pattern"] == {"a.x.q": 12, "x.q": 10, "q": 8}
-    assert all(len(before) >= len(after) for before, after in pairwise(config["rank_pattern"]))
+    wanted = {"a.x.q": (6, 12), "x.q": (6, 10), "q": (4, 8), "a.xXq": (2, 12)}
+    for pattern, number in (("rank_pattern", 0), ("alpha_pattern", 1)):
+        assert len(config[pattern]) == len(layers)
+        for layer in layers:  # as peft.utils.other.get_pattern_key does
+            key = next(key for key in config[pattern] if re.match(rf"(.*\.)?({key})$", layer))
+            assert config[pattern][key] == wanted[layer][number]
 
 
 def write_changed(folder: Path, change: Mapping[str, Any], extra: Mapping[str, torch.Tensor]) -> list[Path]:

@@ -66,6 +66,14 @@ CODES: dict[str, tuple[Shapes, str]] = {
         {"e.weight": ("U32", (8, 64, 16)), "e.scales": ("BF16", (8, 64, 2)), "e.biases": ("BF16", (8, 64, 2))},
         "e.weight",
     ),
+    "codes as floating-point numbers": (
+        {"l.weight_int": ("F16", (8, 8)), "l.scales": ("F16", (8,)), "l.zeros": ("F16", (8,))},
+        "l.weight_int",
+    ),
+    "codes as floating-point numbers, in groups": (
+        {"l.qweight": ("F32", (64, 128)), "l.scale": ("F32", (64, 2)), "l.zero_point": ("F32", (64, 2))},
+        "l.qweight",
+    ),
     "HQQ, eight bits": (hqq("U8", 128), "l.W_q"),
     "HQQ, four bits": (hqq("U8", 64), "l.W_q"),
     "HQQ, three bits": (hqq("I32", 13), "l.W_q"),
@@ -153,6 +161,22 @@ def test_a_series_of_codes_is_refused(tmp_path: Path) -> None:
 
 
 ORDINARY: dict[str, Shapes] = {
+    "fake quantization of a weight": {
+        "l.weight": ("F32", (64, 64)),
+        "l.scale": ("F32", (64,)),
+        "l.zero_point": ("F32", (64,)),
+    },
+    "a codebook with scale and bias": {
+        "l.codes": ("F32", (64, 64)),
+        "l.scale": ("F32", (64,)),
+        "l.bias": ("F32", (64,)),
+    },
+    "quantized beside its weight": {
+        "l.weight": ("F32", (64, 64)),
+        "l.weight_int": ("F32", (64, 64)),
+        "l.scale": ("F32", (64,)),
+        "l.zeros": ("F32", (64,)),
+    },
     "GPT-2 with byte masks": {
         "h.0.attn.bias": ("U8", (1, 1, 64, 64)),
         "h.0.attn.masked_bias": ("F32", ()),

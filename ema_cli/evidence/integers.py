@@ -1,7 +1,7 @@
 """Integers that change from checkpoint to checkpoint may be codes of a quantizer: copying those of the last is wrong.
 
-Compared are a sample of each tensor, in the first and the last checkpoint that are read. Not compared: single numbers,
-which are counters, and the bytes of ``get_extra_state``, which belong to the last checkpoint.
+Compared are a sample of each tensor, in the last checkpoint and in all others, or some of them if there are many. Not
+compared: single numbers, which are counters, and the bytes of ``get_extra_state``, which belong to the last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _BUDGET = 256
 """Pieces that are read of one checkpoint on a disk; the largest tensors come first."""
 _REMOTE_BUDGET = 2
 """Pieces that are read of one checkpoint in a store."""
+_MOST_READS = 8
+"""Checkpoints that are compared where the budget is used up; more where it is not."""
 
 
 def warn_of_integers(plan: Plan) -> list[RunWarning]:
@@ -70,17 +72,31 @@ def _differs_in_layout(plan: Plan, tensor: PlannedTensor) -> bool:
 
 def _differing_in_sample(plan: Plan, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     """Return the tensors that differ in the sample, as far as the budget goes."""
-    left, most = (_REMOTE_BUDGET, 1) if is_remote(plan, plan.used) else (_BUDGET, _MOST_PIECES)
-    differing = []
+    budget, most = (_REMOTE_BUDGET, 1) if is_remote(plan, plan.used) else (_BUDGET, _MOST_PIECES)
+    chosen: list[tuple[PlannedTensor, list[tuple[int, int]]]] = []
+    needed = 0
     for tensor in tensors:
         pieces = list(_pieces(tensor, most))
-        left -= len(pieces)
-        if left < 0:
+        if needed + len(pieces) > budget:
             break
-        first, last = (plan.extent(tensor, i) for i in (_holders(plan, tensor)[0], tensor.copied_from))
-        if any((read_block(first, *piece) != read_block(last, *piece)).any() for piece in pieces):
-            differing.append(tensor)
-    return differing
+        needed += len(pieces)
+        chosen.append((tensor, pieces))
+    count = _MOST_READS * budget // max(needed, 1)
+    return [tensor for tensor, pieces in chosen if _differs(plan, tensor, pieces, count)]
+
+
+def _differs(plan: Plan, tensor: PlannedTensor, pieces: Sequence[tuple[int, int]], count: int) -> bool:
+    """Whether pieces of a tensor differ between the checkpoint that is copied and ``count`` others, evenly spaced."""
+    others = [i for i in _holders(plan, tensor) if i != tensor.copied_from]
+    count = min(count, len(others))
+    some = {others[(len(others) - 1) * number // max(count - 1, 1)] for number in range(count)}
+    copied = plan.extent(tensor, tensor.copied_from)
+    wanted = [read_block(copied, *piece).tobytes() for piece in pieces]
+    return any(
+        read_block(plan.extent(tensor, i), *piece).tobytes() != bytes_of_last
+        for i in sorted(some)
+        for piece, bytes_of_last in zip(pieces, wanted, strict=True)
+    )
 
 
 def _pieces(tensor: PlannedTensor, most: int) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import islice
 
 from ema_cli.errors import EmaAvgError, RunWarning
 from ema_cli.formats.file import read_file
@@ -17,12 +18,19 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED
 from ema_cli.formats.state_dict.trainer_averages import is_average
 from ema_cli.formats.structure import Structure
+from ema_cli.formats.torch.zip_directory import ZipDirectory
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, open_source
 from ema_cli.text import plural, quoted, shortlist
 
-_MOST_FILES = 4
-"""Files that are opened, and folders that are listed."""
+_MOST_FILES = 8
+"""Files that are opened, in the folder and one level below, each."""
+_MOST_FOLDERS = 16
+"""Folders that are listed."""
+_OTHER_SUFFIXES = (".pkl", ".pickle", ".npz")
+"""Of files that hold weights by chance: they are opened here, and not searched for elsewhere."""
+_ARRAY_OF_LAYER = re.compile(r"(?:.*[./_])?(?:weight|kernel)\.npy")
+"""The name in an archive of numpy of the matrix of a layer."""
 _OTHER_FORMS = re.compile(r"(?:consolidated|pytorch_model_fsdp|global_step)[_.\d]")
 """The same model in another form: Llama's and Mistral's own, FSDP, DeepSpeed."""
 
@@ -55,20 +63,30 @@ def add_weights_beside(folder: Folder, structure: Structure, *, copies: Collecti
 def _candidates(folder: Folder, copies: Collection[str]) -> Iterator[tuple[str, Location]]:
     """Yield name and location of a few files that may hold other weights, in the folder and one level below."""
     unread = [name for name in sorted(folder.files) if name not in folder.opened and name not in copies]
-    files = [name for name in unread if is_weights(name) and _may_be_part(name)]
+    files = [name for name in unread if _may_be_part(name)]
     yield from ((name, folder.location / name) for name in files[:_MOST_FILES])
-    inner = [name for name in sorted(folder.folders) if not name.startswith(".") and _may_be_part(name)]
-    for name in inner[:_MOST_FILES]:
+    yield from islice(_below(folder), _MOST_FILES)
+
+
+def _below(folder: Folder) -> Iterator[tuple[str, Location]]:
+    """Yield name and location of the first file with weights of each folder one level below."""
+    inner = [name for name in sorted(folder.folders) if not name.startswith(".") and _is_unknown(name)]
+    for name in inner[:_MOST_FOLDERS]:
         try:
             inside = folder.inside(name)
         except EmaAvgError:
             continue
-        weights = next((file for file in sorted(inside.files) if is_weights(file) and _may_be_part(file)), None)
+        weights = next((file for file in sorted(inside.files) if _may_be_part(file)), None)
         if weights is not None:
             yield f"{name}/{weights}", inside.location / weights
 
 
 def _may_be_part(name: str) -> bool:
+    """Whether a file may hold weights of a part of the model, judged by its name."""
+    return (is_weights(name) or name.lower().endswith(_OTHER_SUFFIXES)) and _is_unknown(name)
+
+
+def _is_unknown(name: str) -> bool:
     """Whether a file or folder may be a part of the model, judged by its name: no state, average or checkpoint."""
     known = _OTHER_FORMS.match(name) or TRAINER_STATE.search(name) or is_average(name.partition(".")[0])
     return not (known or is_numbered(name))
@@ -78,6 +96,8 @@ def _new_tensors(location: Location, names: Collection[str]) -> int:
     """Return the number of trained tensors of a file that are not in the model; 0 if it is not a checkpoint."""
     try:
         with open_source(location) as source:
+            if location.name.lower().endswith(".npz"):
+                return sum(_ARRAY_OF_LAYER.fullmatch(name) is not None for name in ZipDirectory(source).names)
             layouts = read_file(source, (), LayoutPool()).layouts
     except EmaAvgError:
         return 0

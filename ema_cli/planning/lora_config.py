@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ema_cli.errors import InputRefused, RunWarning
@@ -34,11 +35,15 @@ def joined_config(config: AdapterConfig, updates: Sequence[JoinedUpdate]) -> byt
 
 
 def _with_pattern(by_layer: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Return a value for all layers, and a pattern if they differ: longest names first, as the first match counts."""
+    """Return a value for all layers, and a pattern if they differ: longest names first, as the first match counts.
+
+    peft reads each key as a regular expression that matches the end of a name.
+    """
     values = list(by_layer.values())
     if len(set(values)) == 1:
         return values[0], {}
-    return max(values), dict(sorted(by_layer.items(), key=lambda item: -len(item[0])))
+    longest_first = sorted(by_layer, key=len, reverse=True)
+    return max(values), {re.escape(layer): by_layer[layer] for layer in longest_first}
 
 
 def _plain(alpha: float) -> float:

@@ -38,9 +38,12 @@ _PACKED = re.compile(r"(?:qweight|_packed|_blocks)$")
 _PART = re.compile(r"(?<=[a-z])\._(?=[a-z])")
 """Parts of a tensor with a name of their own: ``weight._data``, ``weight._scale``."""
 _SCALES = {"scale", "scales", "wscale", "wscales", "absmax", "scb"}
-_OFFSETS = {"zero", "zeros", "point", "points", "bias", "biases", "shift", "shifts", "min"}
+_ZEROS = {"zero", "zeros", "point", "points"}
+_OFFSETS = {*_ZEROS, "bias", "biases", "shift", "shifts", "min"}
 _DETAILS = {"inv", "max", "global", "block", "group"}
 _WORDS_OF_WEIGHTS = {"weight", "kernel", "w", "qweight", "qdata", "data", "codes", "packed", "blocks"}
+_FLOAT_CODES = re.compile(r"(?:^|_)(?:u?int\d?|qweight|qdata|codes|quantized|packed)(?:_|$)", re.IGNORECASE)
+"""Parts of the name of a matrix that has codes although its elements are floating-point numbers."""
 _MOST_CODES = 64
 """Of one module; real modules have one."""
 
@@ -84,6 +87,11 @@ def _is_byte(dtype: DType) -> bool:
     return dtype.itemsize == 1 and dtype.kind is not Kind.BOOL
 
 
+def _is_whole(dtype: DType) -> bool:
+    """Whether elements are integers, or eight-bit floats."""
+    return dtype.kind is Kind.INTEGER or _is_byte(dtype)
+
+
 def _find_by_structure(layouts: Sequence[TensorLayout]) -> Iterator[tuple[str, str]]:
     modules: dict[str, list[tuple[set[str], TensorLayout]]] = defaultdict(list)
     if any(_may_be_matrix_of_codes(layout) for layout in layouts):
@@ -106,7 +114,12 @@ def _find_by_structure(layouts: Sequence[TensorLayout]) -> Iterator[tuple[str, s
 
 def _may_be_matrix_of_codes(layout: TensorLayout) -> bool:
     """Whether a tensor has at least two dimensions and elements that can be codes."""
-    return len(layout.shape) > 1 and layout.dtype.may_be_codes
+    return len(layout.shape) > 1 and (layout.dtype.may_be_codes or _is_named_as_codes(layout))
+
+
+def _is_named_as_codes(layout: TensorLayout) -> bool:
+    """Whether a floating-point tensor has a name of codes, which proves nothing without a scale and a zero point."""
+    return layout.dtype.averaged and _FLOAT_CODES.search(layout.name.rpartition(".")[2]) is not None
 
 
 def _is_scale(words: set[str], layout: TensorLayout) -> bool:
@@ -132,7 +145,10 @@ def _belongs(
     """
     if not rest <= of or 2 * scale.elements > matrix.nbytes:
         return False
-    if any(other.shape == matrix.shape and other.dtype.averaged and not _is_byte(other.dtype) for _, other in members):
+    others = (other for _, other in members if other is not matrix)
+    if any(other.shape == matrix.shape and other.dtype.averaged and not _is_byte(other.dtype) for other in others):
+        return False
+    if not (_is_whole(matrix.dtype) or any(words & _ZEROS and other.shape == scale.shape for words, other in members)):
         return False
     is_weight = bool(of & _WORDS_OF_WEIGHTS)
     if rest and is_weight:
