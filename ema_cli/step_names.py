@@ -45,6 +45,8 @@ _NUMBER = re.compile(
     rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
     re.IGNORECASE,
 )
+_GROUPED = re.compile(r"(?<=step[=_-])\d{1,3}(?:_\d{3})+(?!\d)", re.IGNORECASE)
+"""A step in groups of three digits, if the other names are of one form with it: ``step_1_000`` beside ``step_900``."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _BARE_UNITS = ("", "k", "K", "M", "B")
 """Units of a number without a word: ``7b`` and ``100m`` are sizes of models."""
@@ -134,6 +136,9 @@ def name_columns(names: Sequence[str]) -> list[NameColumn]:
     If the names are equal except for their numbers, a column has one place in all of them.
     """
     parsed = [parse_name(name) for name in names]
+    several = len({one.skeleton for one in parsed}) > 1
+    joined = [parse_name(_GROUPED.sub(lambda found: found[0].replace("_", ""), name)) for name in names]
+    parsed = joined if several and len({one.skeleton for one in joined}) == 1 else parsed
     alike = len(names) > 1 and len({one.skeleton for one in parsed}) == 1
     found = _columns_of_places(parsed) if alike else _columns_of_words(parsed)
     return [column for column in found if any(value is not None for value in column.values)]

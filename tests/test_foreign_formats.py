@@ -185,17 +185,19 @@ def test_formats_of_a_folder_are_listed_once_each(tmp_path: Path) -> None:
     assert '"' + str(inner / "flax_model.msgpack") + '" is a msgpack file (Flax)' in lines[3]
 
 
-def test_checkpoints_with_an_unusual_suffix_are_offered(tmp_path: Path, ema_avg: Run) -> None:
+@pytest.mark.parametrize(("name", "pattern"), [("net_{}.pyth", "run/*.pyth"), ("net_{}", "run/net_*")])
+def test_checkpoints_with_an_unusual_suffix_are_offered(tmp_path: Path, ema_avg: Run, name: str, pattern: str) -> None:
     """Files that can be read but have a suffix that is not searched for: the hint is a command that averages them."""
     for number in (1, 2):
-        write_one(tmp_path / "run" / f"net_{number}.pyth", number)
+        write_one(tmp_path / "run" / name.format(number), number)
+    (tmp_path / "run" / "README").write_text("no checkpoint", encoding="utf-8")
     (tmp_path / "run" / "log.txt").write_text("loss", encoding="utf-8")
     done = ema_avg("run", "--decay", "0.5", "-o", "out.safetensors")
     assert done.returncode == 7
     command = re.search(r"these files are checkpoints, whatever their suffix: ema-avg (.+)", done.stderr)
     assert command is not None
-    assert "run/*.pyth" in command[1]
-    assert ema_avg("run/*.pyth", "--decay", "0.5", "-o", "out.safetensors").returncode == 0
+    assert pattern in command[1]
+    assert ema_avg(pattern, "--decay", "0.5", "-o", "out.safetensors").returncode == 0
     assert load(tmp_path / "out.safetensors")["w"].tolist() == [1.5, 1.5]
 
 
