@@ -14,6 +14,8 @@ from itertools import pairwise
 from ema_cli.name_numbers import NameNumber, ParsedName, parse_name
 
 _COMPACT_DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
+_GROUPED = re.compile(r"(?<=step[=_-])\d{1,3}(?:_\d{3})+(?!\d)", re.IGNORECASE)
+"""A step in groups of three digits, if the other names are of one form with it: ``step_1_000`` beside ``step_900``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,9 @@ def name_columns(names: Sequence[str]) -> list[NameColumn]:
     If the names are equal except for their numbers, a column has one place in all of them.
     """
     parsed = [parse_name(name) for name in names]
+    several = len({one.skeleton for one in parsed}) > 1
+    joined = [parse_name(_GROUPED.sub(lambda found: found[0].replace("_", ""), name)) for name in names]
+    parsed = joined if several and len({one.skeleton for one in joined}) == 1 else parsed
     alike = len(names) > 1 and len({one.skeleton for one in parsed}) == 1
     found = _columns_of_places(parsed) if alike else _columns_of_words(parsed)
     return [column for column in found if any(value is not None for value in column.values)]

@@ -19,7 +19,7 @@ from ema_cli.evidence import probe as probe_module
 from ema_cli.evidence.pieces import choose_pieces
 from ema_cli.evidence.probe import examine_series
 from ema_cli.evidence.shortest_path import best_move, best_swap, path_length, shortest_path
-from ema_cli.options.average import make_options
+from ema_cli.options.average import LoraMode, make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
@@ -193,7 +193,7 @@ def test_the_two_ends_exchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", ["factors", "exact"])
-def test_factors_of_two_runs_are_noticed(lora: str, tmp_path: Path) -> None:
+def test_factors_of_two_runs_are_noticed(lora: LoraMode, tmp_path: Path) -> None:
     """Whether LoRA factors are averaged or joined; what joins them is not proposed for two runs."""
     bases = [factors(seed, rank=16, inside=128, outside=128) for seed in range(2)]
     states = [{name: value + 0.01 * torch.randn_like(value) for name, value in bases[n % 2].items()} for n in range(6)]

@@ -185,11 +185,20 @@ def test_formats_of_a_folder_are_listed_once_each(tmp_path: Path) -> None:
     assert '"' + str(inner / "flax_model.msgpack") + '" is a msgpack file (Flax)' in lines[3]
 
 
-@pytest.mark.parametrize(("run", "pattern"), [("run", "run/*.pyth"), ("run[1]", "run[[]1]/*.pyth")])
-def test_checkpoints_with_an_unusual_suffix_are_offered(run: str, pattern: str, tmp_path: Path, ema_avg: Run) -> None:
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("run/net_{}.pyth", "run/*.pyth"),
+        ("run[1]/net_{}.pyth", "run[[]1]/*.pyth"),
+        ("run/net_{}", "run/net_*"),
+    ],
+)
+def test_checkpoints_with_an_unusual_suffix_are_offered(tmp_path: Path, ema_avg: Run, name: str, pattern: str) -> None:
     """Files that can be read but have a suffix that is not searched for: the hint is a command that averages them."""
+    run = name.partition("/")[0]
     for number in (1, 2):
-        write_one(tmp_path / run / f"net_{number}.pyth", number)
+        write_one(tmp_path / name.format(number), number)
+    (tmp_path / run / "README").write_text("no checkpoint", encoding="utf-8")
     (tmp_path / run / "log.txt").write_text("loss", encoding="utf-8")
     done = ema_avg(run, "--decay", "0.5", "-o", "out.safetensors")
     assert done.returncode == 7

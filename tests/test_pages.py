@@ -228,10 +228,10 @@ def test_a_large_report_stays_small(report: Report) -> None:
 def test_movement_is_described_in_words(report: Report, cosines: tuple[float | None, ...], words: str) -> None:
     """Oscillation, one direction, or neither; the text never says that the average is better."""
     assert report.geometry is not None
-    sentence = movement(dataclasses.replace(report.geometry, step_cosines=cosines))
+    sentence = movement(dataclasses.replace(report.geometry, step_cosines=cosines), None)
     assert words in sentence
     assert "only an evaluation can tell" in sentence
-    assert movement(dataclasses.replace(report.geometry, step_cosines=(None,))) == ""
+    assert movement(dataclasses.replace(report.geometry, step_cosines=(None,)), None) == ""
 
 
 def test_drawings_are_markup_that_closes(report: Report) -> None:
