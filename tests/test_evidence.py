@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def test_the_two_ends_exchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", ["factors", "exact"])
-def test_factors_of_two_runs_are_noticed(lora: str, tmp_path: Path) -> None:
+def test_factors_of_two_runs_are_noticed(lora: Literal["factors", "exact"], tmp_path: Path) -> None:
     """Whether LoRA factors are averaged or joined; what joins them is not proposed for two runs."""
     bases = [factors(seed, rank=16, inside=128, outside=128) for seed in range(2)]
     states = [{name: value + 0.01 * torch.randn_like(value) for name, value in bases[n % 2].items()} for n in range(6)]
