@@ -102,10 +102,19 @@ BESIDE: dict[str, tuple[Callable[[], Any], str, str]] = {
         '"scaler_net" (2 tensors), "noise_scheduler" (2 tensors)',
         "--key model --key scaler_net --key noise_scheduler averages",
     ),
+    "matrices of any name in what has none": (
+        lambda: {
+            "model": weights(),
+            "scaler_net": {"w2": torch.ones(3, 3)},
+            "noise_scheduler": {"e": torch.ones(9, 3)},
+        },
+        '"scaler_net" (1 tensor), "noise_scheduler" (1 tensor)',
+        "--key model --key scaler_net --key noise_scheduler averages",
+    ),
     "a loss with layers": (
-        lambda: {"model": weights(), "criterion": other_matrices(), "loss_fn": {"center": torch.ones(3, 3)}},
-        '"criterion" (2 tensors)',
-        "--key model --key criterion averages",
+        lambda: {"model": weights(), "criterion": other_matrices(), "loss_fn": {"centers": torch.ones(3, 3)}},
+        '"criterion" (2 tensors), "loss_fn" (1 tensor)',
+        "--key model --key criterion --key loss_fn averages",
     ),
     "a part that begins like an optimizer": (
         lambda: {"model": weights(), "optimus_encoder": other_part()},
@@ -200,7 +209,7 @@ SILENT: dict[str, Callable[[], Any]] = {
     "fairseq": lambda: {
         "args": argparse.Namespace(lr=0.1),
         "model": weights(),
-        "criterion": {"centers": torch.ones(4, 4)},
+        "criterion": {"centers": torch.ones(4)},
         "optimizer_history": [{"num_updates": 5}],
         "extra_state": {"metrics": {"default": [1, "loss", {}]}, "train_iterator": {"epoch": 1}, "val_loss": 0.5},
         "last_optimizer_state": adam(),

@@ -42,10 +42,9 @@ def is_trained_number(name: str, tensor: Tensor) -> bool:
     return dtype is not None and dtype.averaged and trained and _RESULTS.search(name) is None
 
 
-def is_layer(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is the matrix of a layer: called ``weight``, with two or more dimensions."""
-    matrix = isinstance(tensor, TensorRef) and sum(size > 1 for size in tensor.shape) > 1
-    return matrix and is_trained(tensor) and name.rpartition(".")[2] == "weight"
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor has floating-point numbers in two or more dimensions."""
+    return isinstance(tensor, TensorRef) and sum(size > 1 for size in tensor.shape) > 1 and is_trained(tensor)
 
 
 def is_numpy_array(value: object) -> bool:

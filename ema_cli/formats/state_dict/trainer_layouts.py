@@ -38,6 +38,8 @@ _RECORDS = re.compile(
     re.IGNORECASE,
 )
 """Names of what a trainer notes down: no part of the model even if it has tensors."""
+_WITHOUT_MATRICES = re.compile(r"scheduler|scaler|criteri(?:on|a)|loss(?:es)?_fn", re.IGNORECASE)
+"""Names of parts that have matrices only if these are trained. Metrics and loops have matrices of their own."""
 OF_OPTIMIZERS = frozenset(
     {
         *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "exp_inf"),
@@ -72,6 +74,11 @@ def is_training_state(name: str) -> bool:
 def is_record(name: str) -> bool:
     """Whether a part of a checkpoint is a loss, a metric or a setting, judged by its name."""
     return _RECORDS.search(name) is not None
+
+
+def has_no_matrices(name: str) -> bool:
+    """Whether matrices in a part of this name must be trained, although the name says state of the training."""
+    return _WITHOUT_MATRICES.search(name) is not None
 
 
 def is_optimizer_state(value: object) -> bool:

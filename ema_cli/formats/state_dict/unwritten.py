@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ema_cli.errors import RunWarning
 from ema_cli.formats.state_dict.flat_optimizers import repeat_names
 from ema_cli.formats.state_dict.found_weights import FoundWeights
-from ema_cli.formats.state_dict.leaf_kinds import is_layer, is_trained, is_trained_number
+from ema_cli.formats.state_dict.leaf_kinds import is_matrix, is_trained, is_trained_number
 from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED, describe_state, warn_of_leaves
 from ema_cli.formats.state_dict.name_copies import are_repeated, names_of_weights
 from ema_cli.formats.state_dict.prefixes import without_wrappers
@@ -31,6 +31,7 @@ from ema_cli.formats.state_dict.trainer_averages import (
     warn_of_swap,
 )
 from ema_cli.formats.state_dict.trainer_layouts import (
+    has_no_matrices,
     is_optimizer_state,
     is_record,
     is_training_state,
@@ -109,7 +110,8 @@ class _Beside:
         tensors = list(_trained(name, value, seen, averages=average)) if average or trained else []
         if by_name and not isinstance(value, Tensor | Repeated) and not is_optimizer_state(value):
             tensors = list(_trained(name, value, set(), averages=False))
-            trained = any(is_layer(inner, tensor) for inner, tensor, _ in tensors)
+            matrices = [inner for inner, tensor, _ in tensors if is_matrix(tensor)]
+            trained = any(has_no_matrices(name) or inner.rpartition(".")[2] == "weight" for inner in matrices)
         return cls(
             path=path,
             name=name,
@@ -126,7 +128,8 @@ class _Beside:
         """Whether it is trained; what is state by its name must have other tensors than the weights have."""
         if not (self.tensors and self.may_be_trained):
             return False
-        return not (self.is_state_by_name and repeat_names(self.tensors, weights))
+        may_be_state = self.is_state_by_name and not has_no_matrices(self.name)
+        return not (may_be_state and repeat_names(self.tensors, weights))
 
     def repeats(self, weights: dict[str, Tensor]) -> bool:
         """Whether these are another copy of the weights, such as the best ones so far or those of a teacher.
