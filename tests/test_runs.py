@@ -46,7 +46,7 @@ def test_a_checkpoint_is_no_run(tmp_path: Path) -> None:
     assert warning.hint.endswith(str(tmp_path / "run"))
     with pytest.raises(NothingMatched, match="only single checkpoints") as refused:
         found(folder)
-    assert f"ema-avg {folder}" in refused.value.hint
+    assert "ema-avg CKPT..." in refused.value.hint
 
 
 def test_folders_of_a_run_are_not_runs_inside_it(tmp_path: Path) -> None:
