@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import combinations
+from itertools import product
 
 from ema_cli.discovery.witnesses import Witness, names_below
 from ema_cli.errors import RunWarning
@@ -32,8 +32,10 @@ def find_mixed_runs(checkpoints: Sequence[Checkpoint], chosen: Witness) -> Itera
         return
     names = names_below([absolute(checkpoint.path) for checkpoint in checkpoints])
     for groups, fewest in _partitions(names, inside=chosen.inside):
-        for one, other in combinations(groups.values(), 2):
-            if _interleave([chosen.values[n] or 0 for n in one], [chosen.values[n] or 0 for n in other], fewest):
+        others = [group for group in groups.values() if len(group) >= fewest]
+        runs_of_several = [group for group in others if len(group) >= _FEWEST]
+        for one, other in product(runs_of_several, others):
+            if one is not other and _interleave(*([chosen.values[n] or 0 for n in group] for group in (one, other))):
                 runs = " and ".join(shortlist(quoted(names[n]) for n in group) for group in (one, other))
                 message = f"the {chosen.unit}s of two kinds of names interleave, which may be two runs: {runs}"
                 yield RunWarning(code="runs-mixed", message=message, hint=_HINT)
@@ -71,7 +73,6 @@ def _grouped(keys: Sequence[Hashable]) -> _Groups:
     return groups
 
 
-def _interleave(one: Sequence[int], other: Sequence[int], fewest: int) -> bool:
-    """Whether each of two groups begins before the other ends. One of them has at least two members."""
-    several = max(len(one), len(other)) >= _FEWEST and min(len(one), len(other)) >= fewest
-    return several and min(one) < max(other) and min(other) < max(one)
+def _interleave(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether each of two groups begins before the other ends."""
+    return min(one) < max(other) and min(other) < max(one)
