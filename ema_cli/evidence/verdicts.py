@@ -1,7 +1,7 @@
 """The verdicts on the sampled checkpoints: unrelated, outlier, order, copies; each a warning with its numbers.
 
-The limits are from real training runs (tests/README.md has the table). A real series stays below them by a
-wide margin; a fault that stays below them too is not reported.
+The limits are from real training runs (tests/README.md has the tables), between the values of these runs and those of
+faults. A fault that stays below a limit is not reported.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class ExactUpdates:
             raise InputRefused(
                 f"{self._name(i)} and {self._name(self._last)} have different LoRA updates, such as "
                 f"{quoted(min(different))}, which cannot be joined",
-                hint="leave out the checkpoints that differ, or --exclude the update",
+                hint="name only checkpoints that agree, or --exclude the update",
             )
 
     def _join(self, stem: str) -> JoinedUpdate:

@@ -20,7 +20,7 @@ from ema_cli.weights.methods import Weighting
 from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
-COPIES_HINT = "leave out the copies, unless the weights really did not change between the steps"
+COPIES_HINT = "name only one of them, unless the weights really did not change between the steps"
 _ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
 """Warnings about the default of an option, which are silent if the option was given by hand."""
 
