@@ -11,10 +11,24 @@ from collections.abc import Iterable, Sequence
 LONGEST_NAME = 120
 """Characters of a name that are shown; the middle of a longer name is replaced by an ellipsis."""
 
+HIDDEN = "***"
+"""What is shown in place of a secret."""
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@")
+_QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s]*")
 _COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
 """Commands of GitHub and Azure, and of TeamCity."""
 _LONGEST_SIZE = 24
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
+
+
+def without_secrets(text: str) -> str:
+    """Return ``text`` without what may be a secret: user and password, and the query, of every URL in it.
+
+    Each is replaced by ``HIDDEN``.
+    """
+    return _CREDENTIALS.sub(
+        lambda found: f"{found[1]}{HIDDEN}@", _QUERY.sub(lambda found: f"{found[1]}?{HIDDEN}", text)
+    )
 
 
 def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:

@@ -123,5 +123,5 @@ def test_errors_of_stores_are_distinguished() -> None:
     assert is_forbidden(BotocoreError())
     assert is_forbidden(OSError("Forbidden: b/o\nno"))
     assert not is_forbidden(OSError("slow down"))
-    assert reason_of(OSError(f"no {url.address}\n  at all"), url) == "no https://host/a.pt at all"
+    assert reason_of(OSError(f"no {url.address}\n  at all"), url) == "no https://***@host/a.pt?*** at all"
     assert reason_of(ConnectionError(), url) == "ConnectionError"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
+
+from ema_cli.text import without_secrets
 
 
 class Url(PurePosixPath):
@@ -28,8 +29,7 @@ class Url(PurePosixPath):
         return f"{scheme}//{'/'.join(rest)}"
 
     def __str__(self) -> str:
-        shown = re.sub(r"(?<=://)[^/@]*@", "", self.address)
-        return shown.partition("?")[0] if self.is_web else shown
+        return without_secrets(self.address)
 
     def __fspath__(self) -> str:
         return str(self)

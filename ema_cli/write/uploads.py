@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
-from ema_cli.storage.remote.stores import is_forbidden, login, reason_of, store_of
+from ema_cli.storage.remote.failures import is_forbidden, login, reason_of
+from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.target import Target

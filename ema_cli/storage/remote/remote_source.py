@@ -12,19 +12,11 @@ from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
+from ema_cli.storage.remote.failures import is_forbidden, is_missing, is_replaced, login, reason_of
 from ema_cli.storage.remote.http_ranges import fetch_range, supports_ranges
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.remote.spool import Spool
-from ema_cli.storage.remote.stores import (
-    info_of,
-    is_forbidden,
-    is_missing,
-    is_replaced,
-    login,
-    reason_of,
-    retry,
-    store_of,
-)
+from ema_cli.storage.remote.stores import info_of, retry, store_of
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
