@@ -66,7 +66,8 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
         series = continue_series(found, options, opened)
     if options.device == "auto":
         options = replace(options, device=resolve_device("auto"))
-    return make_plan(series, options)
+    plan = make_plan(series, options)
+    return replace(plan, warnings=(*options.config_warnings, *plan.warnings))
 
 
 def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:

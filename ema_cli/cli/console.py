@@ -70,9 +70,9 @@ class Console:
             )
         return self._rich
 
-    def talk(self, *parts: RenderableType) -> None:
-        """Print on stderr, unless quiet."""
-        if not self.style.quiet:
+    def talk(self, *parts: RenderableType, always: bool = False) -> None:
+        """Print on stderr, unless quiet; ``always`` even then."""
+        if always or not self.style.quiet:
             with contextlib.suppress(ValueError):  # closed
                 self._print(*parts)
 

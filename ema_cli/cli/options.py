@@ -72,6 +72,7 @@ class BatchCommandLine(CommandLine):
         metavar="PATH",
         form=_FILE,
         panel="Batch",
+        in_found_file="below",
     )
     manifest: Path | None = option(
         None,
@@ -79,6 +80,7 @@ class BatchCommandLine(CommandLine):
         metavar="FILE",
         form=_FILE,
         panel="Batch",
+        in_found_file="never",  # it can set everything
     )
 
 
@@ -94,6 +96,7 @@ class BatchOptions(Options):
         metavar="PATH",
         form=PATH,
         panel="Batch",
+        in_found_file="below",
     )
 
 

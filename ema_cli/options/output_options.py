@@ -53,6 +53,7 @@ class OutputOptions(WeightOptions):
         "averages need {decay}, {method} or the like in the name.",
         metavar="PATH",
         form=PATH,
+        in_found_file="below",
         panel="Output",
     )
     max_shard_size: int | None = option(
@@ -75,6 +76,7 @@ class OutputOptions(WeightOptions):
         help="Write another report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
         metavar="PATH",
         form=PATH,
+        in_found_file="below",
         panel="Output",
     )
     tied: TiedPolicy = option(
@@ -89,7 +91,9 @@ class OutputOptions(WeightOptions):
         dict, help="Add metadata to the output. Repeatable.", metavar="KEY=VALUE", form=_PAIR, panel="Output"
     )
     sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
-    force: bool = option(False, help="Overwrite an output that is not up to date.", panel="Output")
+    force: bool = option(
+        False, help="Overwrite an output that is not up to date.", panel="Output", in_found_file="never"
+    )
 
     def check_output(self) -> None:
         """Raise if there can be no such output or report.

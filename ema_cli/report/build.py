@@ -41,7 +41,7 @@ def build_report(
     return model.Report(
         schema_version=model.SCHEMA_VERSION,
         tool=model.Tool(name="ema-avg", version=__version__),
-        command=model.Command(argv=tuple(argv), options=_plain_options(options)),
+        command=model.Command(argv=tuple(argv), options=_plain_options(options), config=options.config),
         inputs=tuple(
             model.Input(
                 **input_fields(member), sha256=digest, content=folded.contents.get(position), role=str(member.role)
@@ -112,7 +112,8 @@ _OPTION_KEYS = {
 
 def _plain_options(options: Options) -> dict[str, object]:
     bare = {one.name: one for one in declared(type(options)) if one.single_is_bare}
-    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    names = [field.name for field in fields(options) if field.name not in ("config", "config_warnings")]
+    values = {name: getattr(options, name) for name in names}
     values |= {name: one.plain(values[name]) for name, one in bare.items()}
     return {_OPTION_KEYS.get(name, name): _plain(value) for name, value in values.items()}
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
-from ema_cli.cli.config.sources import parse_toml
+from ema_cli.cli.config.toml_file import read_toml
 from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import Option, declared
@@ -57,7 +57,7 @@ def read_manifest(path: Path, options: Sequence[Option]) -> list[ManifestJob]:
         UsageError: it cannot be read, is not TOML, or has keys or values that no job can have.
 
     """
-    document = parse_toml(path)
+    document = read_toml(path)
     for name in document:
         if name not in _TABLES:
             close = get_close_matches(name, _TABLES, n=1)

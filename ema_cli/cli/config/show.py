@@ -21,6 +21,8 @@ def show(found: Configured, parameters: Mapping[str, Any], console: Console) -> 
     if console.style.json:
         console.document(_document(found, values))
         return
+    for warning in found.ignored:
+        console.result(f"# {warning.message}")
     console.result(f"# settings from {found.file.path}" if found.file else "# no configuration file")
     names = max(len(option.key) for option in found.options)
     shown = {option.parameter: _written(values[option.parameter]) for option in found.options}
@@ -43,6 +45,7 @@ def _document(found: Configured, values: Mapping[str, Any]) -> dict[str, object]
     return {
         "schema_version": SCHEMA_VERSION,
         "file": str(found.file.path) if found.file else None,
+        "ignored": [warning.message for warning in found.ignored],
         "options": options,
     }
 
