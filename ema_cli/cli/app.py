@@ -59,8 +59,8 @@ Takes every option of ema-avg average, for all runs.
 """
 
 
-def _version(value: bool) -> None:
-    if value:
+def _version(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
         Console(Style()).result(f"ema-avg {__version__}")
         raise typer.Exit
 

@@ -61,7 +61,7 @@ def why_ignored(file: Ownership, folder: Ownership, *, user: int, is_link: bool)
     if file.st_uid not in (user, _ROOT):
         return f"it belongs to another user (uid {file.st_uid})"
     if file.st_mode & stat.S_IWOTH:
-        return "all users can write to it"
+        return "all users can write to it (chmod o-w changes that)"
     if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
         return "all users can rename files in its folder"
     foreign = folder.st_uid not in (user, _ROOT) or folder.st_mode & stat.S_IWOTH
