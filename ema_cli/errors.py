@@ -41,9 +41,9 @@ WARNING_CODES = (
     *("lora-factors", "lora-scale-not-stored", "lora-configs-differ"),
     *("late-left-out", "again-touched", "continued-from-rounded"),
     *("no-locks", "companion-left-out", "config-not-updated"),
-    "config-ignored",
     *("up-to-date", "output-in-the-way", "no-device"),
     *("not-a-folder", "not-a-run", "runs-in-runs", "folder-unreadable"),
+    "config-ignored",
 )
 """The code of every warning, in the order of the help topic ``warnings``."""
 

@@ -60,6 +60,7 @@ def to_html(report: Report) -> str:
         geometry=_geometry_view(report, report.geometry) if report.geometry is not None else None,
         evidence=_evidence_view(report, report.evidence) if report.evidence is not None else None,
         command=tables.command_line(report.command.argv),
+        config=tables.config_line(report.command.config),
         environment=tables.environment_line(report),
     )
 
@@ -75,6 +76,7 @@ def index_to_html(index: BatchIndex) -> str:
         facts=[*counts, ("failed", index.summary.failed), ("seconds", f"{index.summary.seconds:.2f}")],
         jobs=[_job_view(entry) for entry in index.jobs],
         command=tables.command_line(index.command.argv),
+        config=tables.config_line(index.command.config),
     )
 
 

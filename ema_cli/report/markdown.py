@@ -66,6 +66,9 @@ def _lines(report: Report) -> Iterator[str]:
     command = tables.command_line(report.command.argv)
     if command:
         yield from ("", "```sh", command.replace("```", "'''"), "```")
+    config = tables.config_line(report.command.config)
+    if config:
+        yield from ("", escaped(config))
     yield from ("", f"<sub>{escaped(tables.environment_line(report))}</sub>")
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TypeVar
 
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import words
 from ema_cli.report.model import Average, Input, Report, Tensor
-from ema_cli.text import human_bytes, percent, safe_text
+from ema_cli.text import human_bytes, percent, quoted, safe_text
 
 Row = TypeVar("Row")
 _UNDEFINED = "-"
@@ -218,6 +219,13 @@ def environment_line(report: Report) -> str:
 def command_line(argv: Sequence[str]) -> str:
     """Return the command line, quoted for a shell; empty for a call from Python."""
     return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000) if argv else ""
+
+
+def config_line(config: ConfigUsed | None) -> str:
+    """Return which options the configuration file set; empty if none."""
+    if config is None or not config.options:
+        return ""
+    return f"Options from {quoted(config.path)}: {', '.join(map(safe_text, config.options))}."
 
 
 def tensor_counts(report: Report) -> str:

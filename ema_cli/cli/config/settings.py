@@ -24,6 +24,8 @@ ONLY_FLAGS = ("help", "version", "config", "show-config")
 _MOST_FAULTS = 10
 _MOST_VALUES = 1_000
 """Values of one repeatable option."""
+_LONGEST_TEXT = 100_000
+"""Characters of one text that is no list."""
 _LIST = "the options are listed by: ema-avg --show-config"
 _MOST_INTEGER = 1 << 1000
 """Larger integers cannot be converted to a float."""
@@ -170,6 +172,8 @@ def _checked(option: Option, value: object, subject: str) -> object:
     values = value if option.many and isinstance(value, list) else [value]
     if len(values) > _MOST_VALUES:
         raise UsageError(f"{subject}: it has {len(values):,} values, more than {_MOST_VALUES:,}")
+    if option.kind != "list" and any(isinstance(one, str) and len(one) > _LONGEST_TEXT for one in values):
+        raise UsageError(f"{subject}: it has more than {_LONGEST_TEXT:,} characters")
     if not values or not all(_is_right(option, one) for one in values):
         meaning = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
         several = ", or a list of such" if option.many and option.kind != "pairs" else ""

@@ -62,7 +62,7 @@ def read_text(descriptor: int, path: Path) -> str:
         raise unreadable(path, error) from error
     if len(content) > MOST_BYTES:
         message = f"{quoted(str(path))} is larger than {MOST_BYTES // 1_000_000} MB"
-        raise UsageError(message, hint="a configuration has some lines; --config FILE names another")
+        raise UsageError(message, hint="--config FILE names another")
     try:
         return content.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
