@@ -78,8 +78,8 @@ def load(context: typer.Context, file: Path | None) -> Path | None:
     search = ConfigSearch(file=read_file(file)) if file else _search()
     found = search.file
     in_file = from_table(found.table, known, found.path) if found else {}
-    if found and found.found:
-        refuse_in_found(in_file, known, found.path, Path.cwd())
+    if found and found.found_from:
+        refuse_in_found(in_file, known, found.path, found.found_from)
     environment = from_environment(os.environ, known)
     context.meta[_META] = (search, environment, in_file)
     context.default_map = {name: setting.value for name, setting in {**in_file, **environment}.items()}

@@ -27,8 +27,8 @@ class ConfigFile:
 
     path: Path
     table: Mapping[str, Any]
-    found: bool = False
-    """Whether it was merely found: then it cannot set everything."""
+    found_from: Path | None = None
+    """The working directory, if the file was merely found: then it cannot set everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def find_file(folder: Path) -> ConfigSearch:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise
             continue  # removed, or not to be searched
-        with closing(_Folder(place, descriptor)) as opened:
+        with closing(_Folder(place, descriptor, folder)) as opened:
             for name in (FILE, PYPROJECT):
                 found = opened.examine(name)
                 if isinstance(found, ConfigFile):
@@ -71,9 +71,10 @@ def find_file(folder: Path) -> ConfigSearch:
 class _Folder:
     """An open folder of the search. What is examined is what is read: both by descriptor."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, start: Path) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._start = start
 
     def close(self) -> None:
         """Close the folder."""
@@ -88,8 +89,9 @@ class _Folder:
         """
         path = self._path / name
         try:
-            is_link = stat.S_ISLNK(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode)
-            status = os.stat(name, dir_fd=self._descriptor)
+            status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+            is_link = stat.S_ISLNK(status.st_mode)
+            status = os.stat(name, dir_fd=self._descriptor) if is_link else status
         except OSError:  # there is none, or a link that leads nowhere
             return None
         if not stat.S_ISREG(status.st_mode):
@@ -119,7 +121,7 @@ class _Folder:
             return _warning(path, reason)
         if table is None:
             return None
-        return _warning(path, reason) if reason else ConfigFile(path=path, table=table, found=True)
+        return _warning(path, reason) if reason else ConfigFile(path=path, table=table, found_from=self._start)
 
     def _why_ignored(self, file: os.stat_result, *, is_link: bool) -> str:
         return why_ignored(file, os.fstat(self._descriptor), user=os.geteuid(), is_link=is_link)

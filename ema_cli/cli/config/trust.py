@@ -120,10 +120,9 @@ def leads_outside(path: str, folder: Path) -> bool:
     parts = below.split("/")
     if below.startswith(("/", "~")) or "://" in below or "{run}" in below or "\0" in below or ".." in parts:
         return True
-    if below != path:
-        return False
     root = Path(os.path.realpath(folder))
     names = [re.sub(r"\{\w+\}", "*", glob.escape(part)) for part in parts]
+    names = names if below == path else ["{run}", *names]  # a folder of that name, where it is not filled in
     patterns = ["/".join(names[:count]) for count in range(1, len(names) + 1)]
     return not all(Path(os.path.realpath(root / name)).is_relative_to(root) for name in _names(patterns, root))
 
