@@ -61,8 +61,10 @@ def test_without_the_variables_of_the_shell(shell: str, ema_avg: Run) -> None:
 
 @pytest.mark.parametrize(
     "instruction",
-    ["complete", "complete_", "_", "foo", "1", "bash_complete", "bash_source", "complete_ksh", "source_", "run_bash"]
-    + ["complete_bash_x", "COMPLETE_BASH", "complete_\x1b[31m", " complete_bash"],
+    [
+        *("complete", "complete_", "_", "foo", "1", "bash_complete", "bash_source", "complete_ksh", "source_"),
+        *("run_bash", "complete_bash_x", "COMPLETE_BASH", "complete_\x1b[31m", " complete_bash"),
+    ],
 )
 def test_instructions_that_no_shell_gives(instruction: str, ema_avg: Run) -> None:
     """They are usage errors that name the variable."""

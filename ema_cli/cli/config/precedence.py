@@ -61,10 +61,9 @@ class Configured:
 
     def hides_itself(self) -> bool:
         """Whether the program is quiet because of a file that was found, and that nobody may know of."""
+        is_found = self.file is not None and self.file.found_from is not None
         quiet = self.settings.get("quiet")
-        return (
-            self.file is not None and self.file.found_from is not None and quiet is not None and quiet.origin == "file"
-        )
+        return is_found and quiet is not None and quiet.origin == "file"
 
 
 def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[DroppedSetting]]:
