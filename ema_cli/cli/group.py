@@ -68,7 +68,7 @@ def check_completion(environment: Mapping[str, str]) -> None:
     """
     instruction = environment[COMPLETION]
     action, _, shell = instruction.partition("_")
-    hint = f"unset {COMPLETION}; it is set by what ema-avg --install-completion installs"
+    hint = f"unset {COMPLETION}, which only the completion of a shell sets"
     if action not in ("complete", "source") or shell not in _SHELLS:
         known = " or ".join(f"{action}_SHELL" for action in ("complete", "source"))
         message = f"{COMPLETION}={quoted(instruction)} is not {known}, where SHELL is one of {', '.join(_SHELLS)}"

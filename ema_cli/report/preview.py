@@ -14,7 +14,7 @@ from ema_cli.report.build import describe_continuation, diagnose_output, input_f
 from ema_cli.report.model import SCHEMA_VERSION
 
 
-def plan_document(plan: Plan, warnings: Sequence[RunWarning], config: ConfigUsed | None) -> dict[str, object]:
+def plan_document(plan: Plan, warnings: Sequence[RunWarning], config: ConfigUsed | None = None) -> dict[str, object]:
     """Return the document that ``ema-avg plan --json`` prints."""
     return {
         "schema_version": SCHEMA_VERSION,
