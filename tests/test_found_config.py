@@ -416,6 +416,7 @@ def test_an_ignored_file_is_a_warning_of_the_run(run_folder: Path, ema_avg: Run)
     plan = ema_avg("plan", run_folder, *flags, "--json")
     codes = [one["code"] for one in json.loads(plan.stdout)["warnings"]]
     assert codes == ["config-ignored", "up-to-date"]
+    assert ema_avg("plan", run_folder, *flags).stderr.count(str(config)) == 1
     shown = ema_avg("--show-config")
     assert shown.stdout.startswith("# the configuration file")
     assert len(json.loads(ema_avg("--show-config", "--json").stdout)["ignored"]) == 1
