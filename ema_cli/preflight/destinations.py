@@ -14,10 +14,13 @@ from ema_cli.records.series import Role
 from ema_cli.report.beside import read_report, report_path
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, absolute, exists
+from ema_cli.storage.locations import Location, absolute, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import check_writable, raise_output_error
+from ema_cli.write.publish import check_writable
+from ema_cli.write.temp_names import longest_name
+
+_HEAD_BYTES = 64
 
 
 def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
@@ -50,19 +53,46 @@ def check_destinations(plan: Plan, options: Options) -> None:
     folders = {output.path for output in plan.outputs if output.folder and isinstance(output.path, Path)}
     if len({absolute(path) for path in paths}) != len(paths):
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
+    for output in plan.outputs:
+        _refuse_long_name(output)
     for path in paths:
         if isinstance(path, Path):  # a store refuses when it is written to
             check_writable(path, folder=path in folders)
-    for folder in folders:
-        _check_folder(folder)
-    if options.force:
-        return
     for output in plan.outputs:
         _refuse_report_of_another(output)
-    for report in paths[len(plan.outputs) :]:
-        if exists(report) and not is_report(report):
-            message = f"{quoted(str(report))} exists and is not a report of ema-avg"
-            raise OutputError(message, hint="choose another name, or overwrite it with --force")
+        _refuse_foreign_file(report_path(output.path), "move it, or choose another name with -o")
+    for report in () if options.force else options.report:
+        _refuse_foreign_file(report, "choose another name, or overwrite it with --force")
+
+
+def _refuse_long_name(output: PlannedOutput) -> None:
+    """Raise if the name of an output leaves no room for that of its report."""
+    if isinstance(output.path, Url):
+        return
+    name, report, longest = output.path.name, report_path(output.path).name, longest_name(output.path.parent)
+    size, of_report = len(os.fsencode(name)), len(os.fsencode(report))
+    if size <= longest < of_report:
+        raise OutputError(
+            f"the report of {quoted(str(output.path))} would have a name of {of_report} bytes, {quoted(report)}; the "
+            f"file system takes names of {longest}",
+            hint=f"choose a name of at most {size - of_report + longest} bytes with -o",
+        )
+
+
+def _refuse_foreign_file(report: Location, hint: str) -> None:
+    """Raise if a file with the name of a report is none."""
+    if exists(report) and not is_report(report) and not _is_damaged_report(report):
+        raise OutputError(f"{quoted(str(report))} exists and is not a report of ema-avg", hint=hint)
+
+
+def _is_damaged_report(location: Location) -> bool:
+    """Whether a file is empty or begins as our reports do."""
+    try:
+        with open_source(location) as source:
+            head = source.read(0, min(_HEAD_BYTES, source.size()))
+    except EmaAvgError:
+        return False
+    return not head or head.lstrip(b"{ \r\n\t").startswith(b'"schema_version"')
 
 
 def _refuse_folders_of_inputs(plan: Plan) -> None:
@@ -87,17 +117,6 @@ def _refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool) -> N
     if real != target and target.is_relative_to(real):
         message = f"the output {quoted(str(output))} is inside the input {quoted(str(path))}"
         raise UsageError(message, hint=f"-o {path.parent / output.name}/")
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise if a folder that would be replaced contains folders: then it is not an output."""
-    try:
-        inner = next((path for path in folder.iterdir() if path.is_dir()), None) if folder.is_dir() else None
-    except OSError as error:
-        raise_output_error(folder, error)
-    if inner is not None:
-        message = f"{quoted(str(folder))} cannot be replaced: it contains the folder {quoted(inner.name)}"
-        raise OutputError(message, hint="choose another name")
 
 
 def _refuse_report_of_another(output: PlannedOutput) -> None:

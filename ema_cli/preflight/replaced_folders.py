@@ -1,0 +1,94 @@
+"""Which folders a run may replace: outputs of this program, with the report beside them that lists their files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from ema_cli.errors import InputRefused, OutputError
+from ema_cli.formats.huggingface.weight_names import files_of_weights, find_weights, holds_weights
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.report.beside import read_report, report_path
+from ema_cli.report.model import File, Report
+from ema_cli.text import quoted, shortlist
+from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
+from ema_cli.write.publish import Writing
+from ema_cli.write.temp_names import is_nonempty_folder
+
+_SHOWN = 8
+"""Names of foreign files in a message."""
+
+
+def find_replaced(plan: Plan) -> Mapping[Path, OldFolder]:
+    """Return the folders that the outputs of a plan replace, with what happens to each file in them.
+
+    Raises:
+        OutputError: a folder is not an output of this program, or has something that can neither be replaced nor kept.
+
+    """
+    folders = [output for output in plan.outputs if output.folder and isinstance(output.path, Path)]
+    found = {output.local: examine_output_folder(output) for output in folders}
+    return {path: old for path, old in found.items() if old is not None}
+
+
+def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
+    """Return how the files of the folder at the path of an output are treated; ``None`` if there is nothing in it.
+
+    Raises:
+        OutputError: as ``find_replaced`` does.
+
+    """
+    folder = output.local
+    with Writing(folder):
+        if not is_nonempty_folder(folder):
+            return None
+        report = read_report(folder)
+        if report is None or not _describes(report, folder):
+            reason = "without a readable report beside it"
+            if report is not None:
+                reason = f"but {quoted(report_path(folder).name)} describes other files"
+            contents = shortlist(describe_entries(folder), most=_SHOWN)
+            raise OutputError(
+                f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains {contents}",
+                hint="choose another name with -o, or move these files",
+            )
+        listed = {file.name for file in _files(report)}
+        new = {*(file.name for file in output.files), *(side.name for side in output.beside)}
+        old = examine_old_folder(folder, listed, new)
+        weights = foreign_weights(old.kept, new) if old else []
+        if weights:
+            message = f"it contains {shortlist(map(quoted, weights))}, weights that its report does not list"
+            raise OutputError(
+                f"{quoted(str(folder))} cannot be replaced: {message}",
+                hint="move them, or choose another name with -o",
+            )
+        return old
+
+
+def foreign_weights(others: Iterable[str], written: Collection[str]) -> list[str]:
+    """Return those of the ``others`` that a library would load instead of the weights ``written`` beside them.
+
+    Of two models in one folder it is not clear which is loaded.
+    """
+    others = [name for name in others if name not in written]
+    try:
+        is_clear = not holds_weights(written) or find_weights([*others, *written]).name in written
+    except InputRefused:
+        is_clear = False
+    return [] if is_clear else list(files_of_weights(others))
+
+
+def _describes(report: Report, folder: Path) -> bool:
+    """Whether a report is about the files in a folder: at least one of them is there in the listed size."""
+    return any(_has_size(folder / file.name, file.bytes) for file in _files(report))
+
+
+def _files(report: Report) -> tuple[File, ...]:
+    return tuple(file for average in report.averages for file in average.output.files)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.lstat().st_size == size
+    except OSError:
+        return False
