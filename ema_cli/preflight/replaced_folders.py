@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from ema_cli.errors import InputRefused, OutputError
-from ema_cli.formats.huggingface.weight_names import files_of_weights, find_weights, holds_weights
+from ema_cli.errors import OutputError
+from ema_cli.records.files import is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import read_report, report_path
 from ema_cli.report.model import File, Report
@@ -55,27 +55,14 @@ def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
         listed = {file.name for file in _files(report)}
         new = {*(file.name for file in output.files), *(side.name for side in output.beside)}
         old = examine_old_folder(folder, listed, new)
-        weights = foreign_weights(old.kept, new) if old else []
-        if weights:
+        weights = [name for name in old.kept if is_weights(name)] if old else []
+        if weights:  # a library could load them instead of the new ones, and verify would find another output
             message = f"it contains {shortlist(map(quoted, weights))}, weights that its report does not list"
             raise OutputError(
                 f"{quoted(str(folder))} cannot be replaced: {message}",
                 hint="move them, or choose another name with -o",
             )
         return old
-
-
-def foreign_weights(others: Iterable[str], written: Collection[str]) -> list[str]:
-    """Return those of the ``others`` that a library would load instead of the weights ``written`` beside them.
-
-    Of two models in one folder it is not clear which is loaded.
-    """
-    others = [name for name in others if name not in written]
-    try:
-        is_clear = not holds_weights(written) or find_weights([*others, *written]).name in written
-    except InputRefused:
-        is_clear = False
-    return [] if is_clear else list(files_of_weights(others))
 
 
 def _describes(report: Report, folder: Path) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.options.average import Options
-from ema_cli.preflight.replaced_folders import examine_output_folder, foreign_weights
-from ema_cli.records.files import PlannedFile
+from ema_cli.preflight.replaced_folders import examine_output_folder
+from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import join_reports, read_report
 from ema_cli.report.model import File, Output, Report
@@ -131,12 +131,12 @@ def _is_as_written(output: PlannedOutput, written: Output) -> bool:
     known = {file.name: file for file in written.files}
     planned = {file.name: file.nbytes for file in output.files} | {side.name: side.nbytes for side in output.beside}
     try:
-        names = [path.name for path in output.local.iterdir()]
+        weights = {path.name for path in output.local.iterdir() if is_weights(path.name)}
     except OSError:
         return False
     return (
         {name: file.bytes for name, file in known.items()} == planned
-        and not foreign_weights(names, planned)
+        and weights == {name for name in planned if is_weights(name)}
         and all(_is_untouched(output.local / name, file) for name, file in known.items())
     )
 
