@@ -8,8 +8,7 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import pytest
 import torch
 
 import ema_cli
+import ema_cli.write.folder
+import ema_cli.write.old_folder
 from ema_cli.errors import OutputError
 from ema_cli.verify.checks import verify
 from ema_cli.write.permissions import Permissions
@@ -380,8 +381,6 @@ def test_a_group_that_cannot_be_kept_gets_no_more(
 
 def interfere(monkeypatch: pytest.MonkeyPatch, way: str, act: Callable[[], object]) -> None:
     """Let another program act right before the folders change their names, after all checks."""
-    import ema_cli.write.folder  # noqa: PLC0415
-
     if way.endswith("exchange"):
         original = ema_cli.write.folder.exchange
 
@@ -441,8 +440,6 @@ def test_what_appears_in_the_old_folder_afterwards_gets_a_visible_name(
     way: str, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that works inside the old folder writes there after it lost its name: nothing removes that file."""
-    import ema_cli.write.old_folder  # noqa: PLC0415
-
     out = tmp_path / "out"
     write(folders, out)
     original = ema_cli.write.old_folder.OldFolder.remove
@@ -475,50 +472,70 @@ def test_a_file_that_cannot_be_kept_ends_the_run_before_the_work(
     assert not hidden(tmp_path)
 
 
-DIE = """
-import os, sys, ema_cli
-call, number = sys.argv[1], int(sys.argv[2])
-original, calls = getattr(os, call), []
-def dying(*paths, **options):
-    if any(".out." in str(path) or str(path).endswith("/out") for path in paths):
-        calls.append(1)
-        if len(calls) == number:
-            os._exit(77)
-    return original(*paths, **options)
-setattr(os, call, dying)
-import ema_cli.write.folder as folder
-if "rename" in sys.argv[3]:
-    folder.exchange = lambda *_: False
-if "copy" in sys.argv[3]:
-    def cannot(*_, **__):
-        raise OSError(95, "no links")
-    os.link = cannot
-ema_cli.average("run", decay=0.9, output="out", max_shard_size=2500, force=True)
-"""
+def die_at(call: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process die as if killed, in the ``number``-th call of a system function on the output."""
+    calls: list[int] = []
+
+    def on_output(argument: object) -> bool:
+        name = str(Path(f"/proc/self/fd/{argument}").readlink() if isinstance(argument, int) else argument)
+        return ".out." in name or name.endswith(("/out", "/out.report.json"))
+
+    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            names = arguments[: 1 + (call in ("link", "rename", "replace", "exchange"))]
+            calls.extend([1] * any(map(on_output, names)))
+            if len(calls) == number:
+                os._exit(77)
+            return original(*arguments, **options)
+
+        return called
+
+    name = "ema_cli.write.folder.exchange" if call == "exchange" else f"os.{call}"
+    monkeypatch.setattr(name, dying(ema_cli.write.folder.exchange if call == "exchange" else getattr(os, call)))
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do something in a copy of this process; return its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+CALLS = ("link", "rename", "replace", "unlink", "rmdir", "mkdir", "open", "fsync", "chmod", "fchmod", "exchange")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["link, exchange", "link, rename", "copy, exchange", "copy, rename"])
-@pytest.mark.parametrize("call", ["link", "rename", "unlink", "rmdir", "mkdir", "fsync", "replace", "chmod", "fchmod"])
+@pytest.mark.parametrize("call", CALLS)
 def test_killed_at_any_call_no_file_is_lost_or_doubled(
-    call: str, how: str, folders: list[Path], tmp_path: Path
+    call: str, way: str, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each call on the folder: the next run has all files of others, once, and the right output."""
-    out, kept = tmp_path / "out", tmp_path / "first"
-    write(folders, kept)
-    mine = add_mine(kept)
-    for number in range(1, 40):
-        for path in (out, tmp_path / "out.report.json"):
-            shutil.rmtree(path, ignore_errors=True) if path == out else path.unlink(missing_ok=True)
-        shutil.copytree(kept, out, copy_function=shutil.copy2)
+    out, first = tmp_path / "out", tmp_path / "first"
+    write(folders, first)
+    mine = add_mine(first)
+    for number in range(1, 60):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(first, out)
         shutil.copy2(tmp_path / "first.report.json", tmp_path / "out.report.json")
-        done = subprocess.run([sys.executable, "-c", DIE, call, str(number), how], cwd=tmp_path, check=False)
-        assert done.returncode in (0, 77)
+
+        def dying_run(number: int = number) -> None:
+            die_at(call, number, monkeypatch)
+            write(folders, out, 0.9, max_shard_size=2_500)
+
+        status = in_child(dying_run)
+        assert status in (0, 77), way
         write(folders, out, 0.95, max_shard_size=850)
         assert state_of_mine(out) == mine
         files = json.loads((tmp_path / "out.report.json").read_text())["averages"][0]["output"]["files"]
         assert listing(out) == {file["name"] for file in files} | set(MINE)
         assert listing(tmp_path) == {"run", "first", "first.report.json", "out", "out.report.json"}
-        if done.returncode == 0:
+        if status == 0:
             return
     pytest.fail("the run never ended")
