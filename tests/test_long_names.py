@@ -14,7 +14,7 @@ import ema_cli
 from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.verify.checks import verify
 from ema_cli.write.lock import output_lock
-from ema_cli.write.temp_names import journal_name, leftovers, lock_name, longest_name, resumable_name, temporary_name
+from ema_cli.write.temp_names import journal_name, leftovers_of, lock_name, longest_name, resumable_name, temporary_name
 from tests.helpers.outputs import listing
 from tests.helpers.program import Run
 from tests.helpers.series import random_states, write_series
@@ -93,7 +93,7 @@ def test_short_names_are_as_before(tmp_path: Path) -> None:
     ]
     left = tmp_path / ".ema.safetensors.0123456789ab.partial"
     left.write_text("half")
-    assert leftovers(path) == [left]
+    assert leftovers_of(path) == [left]
 
 
 @given(st.binary(min_size=1, max_size=MOST).filter(lambda raw: b"/" not in raw and b"\0" not in raw))

@@ -12,7 +12,7 @@ from ema_cli.errors import EmaAvgError
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import File, Output
 from ema_cli.write.publish import publish
-from ema_cli.write.temp_names import leftovers
+from ema_cli.write.temp_names import leftovers_of
 
 
 def publish_staged_report(output: Path) -> None:
@@ -23,7 +23,7 @@ def publish_staged_report(output: Path) -> None:
 
     """
     path = report_path(output)
-    for staged in leftovers(path):
+    for staged in leftovers_of(path):
         try:
             report = load_report(staged)
         except EmaAvgError:

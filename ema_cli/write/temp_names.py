@@ -94,7 +94,7 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
         OSError: something cannot be put back or removed.
 
     """
-    is_unpublished = any(built.is_dir() for built in leftovers(path))
+    is_unpublished = any(built.is_dir() for built in leftovers_of(path))
     for aside in path.parent.glob(_pattern(path, _ASIDE)):
         if not os.path.lexists(path):
             aside.rename(path)
@@ -102,14 +102,14 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
             aside.rename(visible_name(path))
         else:
             remove(rename_aside(aside, path))
-    for built in leftovers(path):
+    for built in leftovers_of(path):
         remove(built)
     if not keep_resumable:
         resumable_name(path).unlink(missing_ok=True)
         journal_name(path).unlink(missing_ok=True)
 
 
-def leftovers(path: Path) -> list[Path]:
+def leftovers_of(path: Path) -> list[Path]:
     """Return the half-built outputs that killed runs left beside ``path``; those of ``--resume`` are not among them."""
     return list(path.parent.glob(_pattern(path, _BUILT)))
 
