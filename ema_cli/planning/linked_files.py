@@ -2,8 +2,8 @@
 
 A link can lead to any file that the user may read, such as a private key, and a copy in an output may be published.
 So only files in the checkpoint folder itself are copied, and blobs of the cache of the Hugging Face Hub: there,
-``models--USER--NAME/snapshots/REVISION`` consists of links to ``models--USER--NAME/blobs``. A hard link cannot be
-told from any other file.
+``models--USER--NAME/snapshots/REVISION`` consists of links to ``models--USER--NAME/blobs``. A hard link looks
+like any other file.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ema_cli.errors import OutputError
+from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
 from ema_cli.records.files import is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
-from ema_cli.report.beside import read_report, report_path
-from ema_cli.report.model import File, Report
+from ema_cli.report.beside import load_report, report_path
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
 from ema_cli.write.publish import Writing
@@ -42,17 +41,7 @@ def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
     with Writing(folder):
         if not is_nonempty_folder(folder):
             return None
-        report = read_report(folder)
-        if report is None or not _describes(report, folder):
-            reason = "without a readable report beside it"
-            if report is not None:
-                reason = f"but {quoted(report_path(folder).name)} describes other files"
-            contents = shortlist(describe_entries(folder), most=_SHOWN)
-            raise OutputError(
-                f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains {contents}",
-                hint="choose another name with -o, or move these files",
-            )
-        listed = {file.name for file in _files(report)}
+        listed = _listed_files(folder)
         new = {*(file.name for file in output.files), *(side.name for side in output.beside)}
         old = examine_old_folder(folder, listed, new)
         weights = [name for name in old.kept if is_weights(name)] if old else []
@@ -65,13 +54,29 @@ def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
         return old
 
 
-def _describes(report: Report, folder: Path) -> bool:
-    """Whether a report is about the files in a folder: at least one of them is there in the listed size."""
-    return any(_has_size(folder / file.name, file.bytes) for file in _files(report))
+def _listed_files(folder: Path) -> frozenset[str]:
+    """Return the names of the files in the report beside a folder, at least one of which is there in its size.
 
+    Raises:
+        OutputError: there is no such report; the message lists what is in the folder.
 
-def _files(report: Report) -> tuple[File, ...]:
-    return tuple(file for average in report.averages for file in average.output.files)
+    """
+    path = report_path(folder)
+    try:
+        files = [file for average in load_report(path).averages for file in average.output.files]
+    except NothingMatched:
+        reason = "without a readable report beside it"
+    except EmaAvgError as error:
+        reason = f"without a readable report beside it ({error.message})"
+    else:
+        if any(_has_size(folder / file.name, file.bytes) for file in files):
+            return frozenset(file.name for file in files)
+        reason = f"but {quoted(path.name)} describes other files"
+    contents = shortlist(describe_entries(folder), most=_SHOWN)
+    raise OutputError(
+        f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains {contents}",
+        hint="choose another name with -o, or move these files",
+    )
 
 
 def _has_size(path: Path, size: int) -> bool:
