@@ -472,6 +472,22 @@ def test_a_file_that_cannot_be_kept_ends_the_run_before_the_work(
     assert not hidden(tmp_path)
 
 
+def test_an_unreadable_file_of_another_user_is_refused_by_plan_and_run(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system lets only its owner link it; nothing has been folded by then."""
+    out = tmp_path / "out"
+    write(folders, out)
+    (out / "README.md").write_text("of another user")
+    monkeypatch.setattr("os.geteuid", lambda: -1)
+    monkeypatch.setattr("os.access", lambda path, *_, **__: not str(path).endswith("README.md"))
+    message = '"README.md", a file of another user that cannot be read'
+    with pytest.raises(OutputError, match=message):
+        write(folders, out, 0.9)
+    plan = ema_cli.plan(folders, decay=0.9, output=out, max_shard_size=SIZE, force=True)
+    assert any(message in one.message for one in plan.warnings)
+
+
 def die_at(call: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process die as if killed, in the ``number``-th call of a system function on the output."""
     calls: list[int] = []
@@ -539,3 +555,34 @@ def test_killed_at_any_call_no_file_is_lost_or_doubled(
         if status == 0:
             return
     pytest.fail("the run never ended")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_killed_before_the_report_has_its_name_the_next_run_gives_it(
+    kind: str, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output is then up to date, and verified; without that, the report of the old output would describe it."""
+    out = tmp_path / ("out" if kind == "folder" else "out.safetensors")
+    options: Any = {"max_shard_size": 2_500} if kind == "folder" else {"max_shard_size": None}
+    write(folders, out, **{**options, **({"max_shard_size": SIZE} if kind == "folder" else {})})
+
+    def dying_run() -> None:
+        original = os.replace
+
+        def replace(source: Any, place: Any, **how: Any) -> None:
+            if str(place).endswith("report.json"):
+                os._exit(77)
+            original(source, place, **how)
+
+        monkeypatch.setattr(os, "replace", replace)
+        write(folders, out, 0.9, **options)
+
+    assert in_child(dying_run) == 77
+    assert not verify(out).ok
+    plan = ema_cli.plan(folders, decay=0.9, output=out, **options)
+    assert "output-in-the-way" in {one.code for one in plan.warnings}  # a plan changes nothing
+    before = out.stat().st_ino
+    write(folders, out, 0.9, force=False, **options)
+    assert out.stat().st_ino == before
+    assert verify(out).ok
+    assert not hidden(tmp_path)

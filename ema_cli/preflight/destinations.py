@@ -60,8 +60,9 @@ def check_destinations(plan: Plan, options: Options) -> None:
             check_writable(path, folder=path in folders)
     for output in plan.outputs:
         _refuse_report_of_another(output)
-        _refuse_foreign_file(report_path(output.path), "move it, or choose another name with -o")
-    for report in () if options.force else options.report:
+        if isinstance(output.path, Path):
+            _refuse_foreign_file(report_path(output.path), "move it, or choose another name with -o")
+    for report in () if options.force else paths[len(plan.outputs) :]:
         _refuse_foreign_file(report, "choose another name, or overwrite it with --force")
 
 

@@ -20,6 +20,7 @@ from ema_cli.write.permissions import Permissions
 from ema_cli.write.publish import FileState, kind_of, state_of
 from ema_cli.write.temp_names import visible_name
 
+_EFFECTIVE = os.access in os.supports_effective_ids
 _OF_NFS = ".nfs"
 """Names of files that NFS has removed while they are open."""
 
@@ -109,7 +110,7 @@ def examine_old_folder(path: Path, listed: Collection[str], new: Collection[str]
         new: names of the files to write.
 
     Raises:
-        OutputError: it has folders, links or devices, or a foreign file with the name of a file to write.
+        OutputError: it has folders, links or devices, or a foreign file that cannot be kept.
         OSError: it cannot be listed.
 
     """
@@ -117,7 +118,7 @@ def examine_old_folder(path: Path, listed: Collection[str], new: Collection[str]
     if state is None or not path.is_dir():
         return None
     kinds = {entry.name: os.lstat(entry).st_mode for entry in os.scandir(path)}
-    obstacles = [*_obstacles(kinds, listed, new)]
+    obstacles = [*_obstacles(path, kinds, listed, new)]
     if obstacles:
         raise OutputError(
             f"{quoted(str(path))} cannot be replaced: it contains {shortlist(obstacles)}",
@@ -147,12 +148,19 @@ def describe_entries(folder: Path) -> list[str]:
     return [_describe(name, kinds[name]) for name in sorted(kinds)]
 
 
-def _obstacles(kinds: Mapping[str, int], listed: Collection[str], new: Collection[str]) -> Iterator[str]:
+def _obstacles(folder: Path, kinds: Mapping[str, int], listed: Collection[str], new: Collection[str]) -> Iterator[str]:
     for name, mode in sorted(kinds.items()):
         if not stat.S_ISREG(mode):
             yield _describe(name, mode)
         elif name in new and name not in listed:
             yield f"{quoted(name)}, which its report does not list and the new output would overwrite"
+        elif name not in listed and not _can_be_kept(folder / name):
+            yield f"{quoted(name)}, a file of another user that cannot be read"
+
+
+def _can_be_kept(path: Path) -> bool:
+    """Whether a file can be linked, as its owner can, or read to be copied."""
+    return os.lstat(path).st_uid == os.geteuid() or os.access(path, os.R_OK, effective_ids=_EFFECTIVE)
 
 
 def _describe(name: str, mode: int) -> str:
