@@ -248,7 +248,7 @@ def test_a_file_output_replaces_files_alone(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_foreign_file_in_the_place_of_the_report_is_kept(tmp_path: Path) -> None:
-    """``--force`` means the file that -o names; ``--report`` names its file, and an empty file holds nothing."""
+    """``--force`` means the file that -o names, and ``--report`` its file. What is no JSON may have been a report."""
     paths = write_series(tmp_path / "run", random_states(2))
     beside, named = tmp_path / "ema.report.json", tmp_path / "page.html"
     for path in (beside, named):
@@ -258,9 +258,13 @@ def test_a_foreign_file_in_the_place_of_the_report_is_kept(tmp_path: Path) -> No
         with pytest.raises(OutputError, match=r'ema\.report\.json" exists and is not a report'):
             ema_cli.average(paths, force=force, **options)
     assert beside.read_text() == '{"my": "own"}'
-    beside.write_text("")
+    beside.write_text('{"schema_version": ')
+    with pytest.raises(OutputError, match=r'ema\.report\.json" exists and is not a report'):
+        ema_cli.average(paths, **options)
+    beside.unlink()
     with pytest.raises(OutputError, match=r'page\.html" exists and is not a report'):
         ema_cli.average(paths, **options)
+    beside.write_text("")
     ema_cli.average(paths, force=True, **options)
     assert verify(tmp_path / "ema.safetensors").ok
 

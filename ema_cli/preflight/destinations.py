@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from ema_cli.text import quoted
 from ema_cli.write.publish import check_writable
 from ema_cli.write.temp_names import longest_name
 
-_HEAD_BYTES = 64
+_LARGEST_BYTES = 1 << 24
+_OR_FORCE = "choose another name, or overwrite it with --force"
 
 
 def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
@@ -60,10 +62,9 @@ def check_destinations(plan: Plan, options: Options) -> None:
             check_writable(path, folder=path in folders)
     for output in plan.outputs:
         _refuse_report_of_another(output)
-        if isinstance(output.path, Path):
-            _refuse_foreign_file(report_path(output.path), "move it, or choose another name with -o")
-    for report in () if options.force else paths[len(plan.outputs) :]:
-        _refuse_foreign_file(report, "choose another name, or overwrite it with --force")
+        _check_report_beside(output, force=options.force)
+    for report in () if options.force else options.report:
+        _refuse_foreign_file(report, _OR_FORCE)
 
 
 def _refuse_long_name(output: PlannedOutput) -> None:
@@ -80,20 +81,35 @@ def _refuse_long_name(output: PlannedOutput) -> None:
         )
 
 
+def _check_report_beside(output: PlannedOutput, *, force: bool) -> None:
+    """Raise if the report of an output would overwrite a foreign file; --force overwrites what may be a damaged report.
+
+    A folder beside a damaged report is refused for its files.
+    """
+    report = report_path(output.path)
+    is_local = isinstance(report, Path)
+    if is_local and not _is_damaged_json(report):
+        _refuse_foreign_file(report, "move it, or choose another name with -o")
+    elif not force and not (is_local and output.folder):
+        _refuse_foreign_file(report, _OR_FORCE)
+
+
 def _refuse_foreign_file(report: Location, hint: str) -> None:
     """Raise if a file with the name of a report is none."""
-    if exists(report) and not is_report(report) and not _is_damaged_report(report):
+    if exists(report) and not is_report(report):
         raise OutputError(f"{quoted(str(report))} exists and is not a report of ema-avg", hint=hint)
 
 
-def _is_damaged_report(location: Location) -> bool:
-    """Whether a file is empty or begins as our reports do."""
+def _is_damaged_json(location: Location) -> bool:
+    """Whether a file of the usual size of a report is no JSON document: then it may be what is left of a report."""
     try:
         with open_source(location) as source:
-            head = source.read(0, min(_HEAD_BYTES, source.size()))
+            json.loads(source.read(0, source.size()) if source.size() <= _LARGEST_BYTES else b"{}")
     except EmaAvgError:
         return False
-    return not head or head.lstrip(b"{ \r\n\t").startswith(b'"schema_version"')
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _refuse_folders_of_inputs(plan: Plan) -> None:
