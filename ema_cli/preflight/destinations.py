@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.errors import EmaAvgError, NothingMatched, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Role
-from ema_cli.report.beside import read_report, report_path
+from ema_cli.report.beside import parse_report, read_report, report_path
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, exists, open_source
@@ -87,11 +87,21 @@ def _check_report_beside(output: PlannedOutput, *, force: bool) -> None:
     A folder beside a damaged report is refused for its files.
     """
     report = report_path(output.path)
-    is_local = isinstance(report, Path)
-    if is_local and not _is_damaged_json(report):
-        _refuse_foreign_file(report, "move it, or choose another name with -o")
-    elif not force and not (is_local and output.folder):
-        _refuse_foreign_file(report, _OR_FORCE)
+    if isinstance(report, Url):
+        if not force:
+            _refuse_foreign_file(report, _OR_FORCE)
+        return
+    try:
+        parse_report(report)
+    except NothingMatched:
+        return
+    except EmaAvgError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise OutputError(error.message, hint="move it, or choose another name with -o") from error
+        if not _is_damaged_json(report):
+            _refuse_foreign_file(report, "move it, or choose another name with -o")
+        elif not force and not output.folder:
+            _refuse_foreign_file(report, _OR_FORCE)
 
 
 def _refuse_foreign_file(report: Location, hint: str) -> None:
