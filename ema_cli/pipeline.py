@@ -118,7 +118,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
             return Outcome(report=checked.up_to_date, up_to_date=True)
         from ema_cli.execution import carry_out  # noqa: PLC0415 - numpy, not needed to plan
 
-        report = carry_out(plan, options, listener, argv, started)
+        report = carry_out(plan, options, listener, argv, started, replaced=checked.replaced)
     return Outcome(report=report, up_to_date=False)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.options.average import Options
+from ema_cli.preflight.replaced_folders import examine_output_folder
 from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import join_reports, read_report
@@ -36,6 +37,9 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     reports = [report for report in found if isinstance(report, Report)]
     if len(reports) == len(found):
         return join_reports(reports)
+    for output in plan.outputs:
+        if output.folder and isinstance(output.path, Path):
+            examine_output_folder(output)  # where --force would not help, it is not proposed
     in_the_way = [
         f"{quoted(str(output.path))} already exists, {reason}"
         for output, reason in zip(plan.outputs, found, strict=True)

@@ -7,6 +7,7 @@ from ema_cli.storage.locations import STREAMED, Location
 from ema_cli.storage.url import Url
 from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
+from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.resumption import ResumableFile
 from ema_cli.write.small_file import SmallFile
 from ema_cli.write.target import SmallTarget, Target
@@ -21,14 +22,14 @@ def make_small(path: Location) -> SmallTarget:
     return SmallFile(path)
 
 
-def make_target(output: PlannedOutput) -> Target:
-    """Return the target of an output."""
+def make_target(output: PlannedOutput, old: OldFolder | None = None) -> Target:
+    """Return the target of an output that replaces the folder ``old``, if that was found on a disk."""
     if isinstance(output.path, Url):
         from ema_cli.write.remote_folder import RemoteFolder, make_upload  # noqa: PLC0415 - fsspec
 
         return RemoteFolder(output, output.path) if output.folder else make_upload(output.path, output.files[0])
     if output.folder:
-        return OutputFolder(output)
+        return OutputFolder(output, old)
     (file,) = output.files
     return OutputFile(output.path, file.header, file.data_bytes)
 

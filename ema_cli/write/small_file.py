@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from ema_cli.write.permissions import Permissions, mode_of_new_file
 from ema_cli.write.publish import Writing, publish
 from ema_cli.write.temp_names import temporary_name
 
@@ -20,10 +21,15 @@ class SmallFile:
 
     def write(self, data: bytes) -> None:
         """Write the file durably under a temporary name."""
-        with Writing(self._path), self._temp.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with Writing(self._path):
+            original = Permissions.of(self._path)
+            mode = mode_of_new_file(original)
+            with open(self._temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                file.write(data)
+                file.flush()
+                if original is not None:
+                    original.set_on(file.fileno())
+                os.fsync(file.fileno())
 
     def publish(self) -> None:
         """Give the file its name."""

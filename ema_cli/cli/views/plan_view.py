@@ -13,7 +13,6 @@ from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
-from ema_cli.records.files import FileRole
 from ema_cli.records.plan import Action, Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint, OrderedCheckpoint, Role, Skipped
 from ema_cli.records.series_evidence import LEAST_ELEMENTS
@@ -130,7 +129,7 @@ def _in_shards(output: PlannedOutput) -> str:
     """Return how many weight files and which side files an output folder gets; empty for a single file."""
     if not output.folder:
         return ""
-    side_files = shortlist(quoted(side.name) for side in output.beside if side.role is FileRole.SIDE_FILE)
+    side_files = words.planned_side_files(output)
     return f" in {plural(len(output.files), 'shard')}" + (f" with {side_files}" if side_files else "")
 
 
