@@ -31,6 +31,11 @@ def without_secrets(text: str) -> str:
     )
 
 
+def is_redacted(text: str) -> bool:
+    """Whether a secret was removed from ``text``: as an address it is not whole, and cannot be opened."""
+    return HIDDEN in text
+
+
 def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
     """Return ``text`` with every unprintable character escaped, shortened in the middle to ``limit`` characters.
 
