@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.name_numbers import SUFFIXES
+from ema_cli.text import without_secrets
 
 _DIGITS = re.compile(r"(\d+)")
 _DEEPEST_NUMBER = 3
@@ -54,8 +55,8 @@ def name_depth(names: Sequence[str]) -> int:
 
 
 def _bare(path: str) -> str:
-    """Return a path without its suffix, with undecodable bytes escaped so that it can be stored as text."""
-    return SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode()
+    """Return a path without its suffix and without secrets, undecodable bytes escaped so that it can be stored."""
+    return without_secrets(SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode())
 
 
 OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel", "label")

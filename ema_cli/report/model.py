@@ -1,4 +1,4 @@
-"""Report schema 1.1. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.2. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -12,7 +12,7 @@ from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,9 @@ class Command:
     """The command line; empty for a call from Python."""
     options: dict[str, object]
     """Every option with its effective value."""
+    secrets_removed: bool = False
+    """Whether passwords, signatures or tokens were removed from the report or index: paths with ``***`` are not whole.
+    Since 1.2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
