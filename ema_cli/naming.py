@@ -86,8 +86,11 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
 
 
 def run_fields(run: str) -> dict[str, object]:
-    """Return the values of ``{run}`` and ``{name}`` for a run folder; in the name, ``..`` is resolved."""
-    return {"run": run, "name": Path(os.path.abspath(run)).name}  # noqa: PTH100 - resolve() would follow links
+    """Return the values of ``{run}`` and ``{name}`` for a run folder; in the name, ``..`` is resolved.
+
+    The name has no secrets, as it becomes the name of a file; the folder is an address.
+    """
+    return {"run": run, "name": Path(os.path.abspath(without_secrets(run, whole=True))).name}  # noqa: PTH100 - resolve() would follow links
 
 
 def report_name(output: str) -> str:

@@ -44,6 +44,8 @@ _TOKEN = re.compile(
     r"|(\beyJ)[\w-]{10,}\.[\w-]{10,}(?:\.[\w-]*)?"
 )
 """Tokens of well-known forms: the Hub, GitHub, AWS, GitLab, Google, Slack, JSON web tokens."""
+_REMOVED = re.compile(r"/\*{3}@|(?:[?#=_]|2f|AKIA|ASIA|AIza|eyJ|glpat-|ya29\.|xox[a-z]-)\*{3}", re.IGNORECASE)
+"""``HIDDEN`` where ``without_secrets`` puts it, and not in the name of a local file."""
 _COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
 """Commands of GitHub and Azure, and of TeamCity."""
 _LONGEST_SIZE = 24
@@ -138,7 +140,7 @@ def redacted(value: Any) -> Any:  # noqa: ANN401 - plain data
 
 def is_redacted(text: str) -> bool:
     """Whether a secret was removed from ``text``: as an address it is not whole, and cannot be opened."""
-    return HIDDEN in text
+    return _REMOVED.search(text) is not None
 
 
 def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
