@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.cli.config.settings import PREFIX
 from ema_cli.cli.exit import DEBUG_VARIABLE, describe_bug
+from ema_cli.cli.main import run
 from ema_cli.cli.process import guarded
-from ema_cli.errors import EmaAvgError, InputRefused
+from ema_cli.errors import EmaAvgError, InputRefused, RunWarning
 from ema_cli.events import Event, Progress
 from ema_cli.options.average import Options, make_options
 from ema_cli.options.declaration import declared
@@ -46,7 +50,7 @@ def planted(text: str | bytes) -> list[str]:
     """Return every place of a text that has a part of a secret."""
     raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
     pieces = raw.lower().split(MARK.lower().encode())
-    return [f"{before[-60:]!r} ... {after[:20]!r}" for before, after in zip(pieces, pieces[1:], strict=False)]
+    return [f"{before[-60:]!r} ... {after[:20]!r}" for before, after in pairwise(pieces)]
 
 
 def check_files(folder: Path, *, but: tuple[str, ...] = ()) -> list[str]:
@@ -87,6 +91,26 @@ def searched(ema_avg: Run, tmp_path: Path) -> Searched:
 
 
 @pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Searched:
+    """Run the program in this process, which takes a moment: for runs that fail early."""
+
+    def run_here(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        with monkeypatch.context() as changed:
+            changed.chdir(tmp_path)
+            for stream in ("stdout", "stderr"):
+                changed.setattr(sys, stream, getattr(sys, stream))
+            for name, value in environment.items():
+                changed.setenv(name, value)
+            changed.setattr(sys, "argv", ["ema-avg", *words])
+            with pytest.raises(SystemExit) as ended:
+                run(words)
+        return subprocess.CompletedProcess(words, int(ended.value.code or 0), *capsys.readouterr())
+
+    return Searched(run_here, tmp_path)
+
+
+@pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemandingServer]:
     """Three checkpoints behind a password and a signature."""
     folder = tmp_path_factory.mktemp("web")
@@ -112,7 +136,7 @@ def test_a_run_with_secrets_everywhere(server: DemandingServer, searched: Search
     (tmp_path / "summary").touch()
     searched.given = ("ema-avg.toml",)
     (tmp_path / "ema-avg.toml").write_text(f'metadata = ["source={server.address("x", query="k=" + MARK)}"]\n')
-    flags = ["--decay", 0.5, "--sha256", "--report=r.html", "--report", "r.md", "--report", "sub/all.json"]
+    flags = ["--decay", 0.5, "--sha256", "--report=r.html", "--report", "r.md", "--report", "all.json"]
     more = ["--metadata", f"token={TOKEN}", "--metadata", f"from={addresses(server)[0]}"]
     github = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": "summary", "GITHUB_OUTPUT": "outputs"}
     done = searched(*addresses(server), *flags, *more, "-o", "ema.safetensors", "-v", **github)
@@ -221,22 +245,22 @@ def test_a_batch_with_secrets(server: DemandingServer, searched: Searched, tmp_p
 
 
 @pytest.mark.parametrize("one", declared(Options), ids=lambda one: str(one.key))
-def test_no_option_shows_a_secret(one: Any, searched: Searched, tmp_path: Path) -> None:
+def test_no_option_shows_a_secret(one: Any, at_once: Searched, tmp_path: Path) -> None:
     """An address with secrets as the value of any option, from any source, is refused, or used, without a leak."""
     for step in (1, 2):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"ckpt_{step}.safetensors")
     text = f"KEY={URL.format(1)}" if one.kind == "pairs" else URL.format(1)
     value = json.dumps([text] if one.many else text)
     (tmp_path / "own.toml").write_text(f"{one.key} = {value}\n")
-    searched.given = ("own.toml",)
+    at_once.given = ("own.toml",)
     decay = [] if one.name == "decay" else ["--decay", "0.5"]
     words = ["plan", "ckpt_1.safetensors", "ckpt_2.safetensors", *decay]
     variable = {PREFIX + one.key.upper().replace("-", "_"): text}
-    searched(*words, f"--{one.key}={text}")
-    searched(*words, f"--{one.key}", text, "--json")
-    searched(*words, **variable)
-    searched(*words, "--config", "own.toml", "--show-config")
-    searched(*words, "--config", "own.toml", "--show-config", "--json", **variable)
+    at_once(*words, f"--{one.key}={text}")
+    at_once(*words, f"--{one.key}", text, "--json")
+    at_once(*words, **variable)
+    at_once(*words, "--config", "own.toml", "--show-config")
+    at_once(*words, "--config", "own.toml", "--show-config", "--json", **variable)
 
 
 WRONG = [
@@ -269,24 +293,27 @@ WRONG = [
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
-@pytest.mark.parametrize("service", ["none", "github"])
-def test_no_error_repeats_a_secret(words: list[str], service: str, searched: Searched) -> None:
+def test_no_error_repeats_a_secret(words: list[str], at_once: Searched) -> None:
     """Whatever is wrong with a command line, the message has what to correct, and no secret."""
     filled = [word.replace("URL", URL.format(1)).replace("LOGIN", LOGIN) for word in words]
     filled = [word.replace("MARK", MARK).replace("TOKEN", TOKEN) for word in filled]
-    environment = {"GITHUB_ACTIONS": "true"} if service == "github" else {}
-    done = searched(*filled, **environment)
-    assert done.returncode != 0
-    json_too = searched(*filled, "--json", **environment)
-    assert json_too.returncode != 0
+    assert at_once(*filled, GITHUB_ACTIONS="true").returncode != 0
+    assert at_once(*filled, "--json").returncode != 0
 
 
-def test_a_proposed_command_has_no_secret(searched: Searched, server: DemandingServer) -> None:
+def test_a_proposed_command_has_no_secret(at_once: Searched, tmp_path: Path) -> None:
     """A command that a hint proposes stands for the one that was typed, with the secrets to be filled in."""
-    done = searched(*addresses(server), "-o", "ema.safetensors")
-    assert done.returncode == 2
-    for line in done.stderr.splitlines():
-        assert shlex.split(line.replace("try: ", "").partition(";")[0] if "ema-avg " in line else "")[:0] == []
+    for name in ("a/run", "b/run"):
+        (tmp_path / name).mkdir(parents=True)
+        for step in (1, 2):
+            save_file({"w": torch.full((2,), float(step))}, tmp_path / name / f"ckpt_{step}.safetensors")
+    words = ("--decay", 0.5, "--metadata", f"from={URL}", "-o", f"s3://{LOGIN}@bucket/{{name}}/ema.safetensors")
+    done = at_once("a/run", "b/run", *words)
+    assert done.returncode != 0
+    proposed = next(line for line in done.stderr.splitlines() if "ema-avg batch" in line)
+    command = shlex.split(proposed[proposed.index("ema-avg batch") :])
+    assert f"s3://{HIDDEN}@bucket/{{name}}/ema.safetensors" in command
+    assert f"from=https://{HIDDEN}@127.0.0.1:9/{{}}.safetensors?{HIDDEN}" in command
 
 
 # What is left behind
@@ -382,8 +409,7 @@ def test_errors_and_warnings_are_made_without_secrets(kind: type[EmaAvgError]) -
     """Also for callers in Python, who never see the console."""
     error = kind(f"no {quoted(URL)}: {URL}", hint=URL)
     assert not planted(repr(error) + str(error) + error.message + error.hint)
-    warning = ema_cli.RunWarning(code="no-locks", message=URL, hint=URL) if hasattr(ema_cli, "RunWarning") else None
-    assert not planted(repr(warning))
+    assert not planted(repr(RunWarning(code="no-locks", message=URL, hint=URL)))
 
 
 # Addresses
@@ -444,9 +470,8 @@ def test_labels_are_names_without_secrets() -> None:
 
 # The function itself
 
-SECRET = st.text(
-    st.characters(codec="ascii", categories=["L", "N"], include_characters="-._~+/=!$'()*,;:%"), min_size=8
-)
+CHARACTERS = st.characters(codec="ascii", categories=["L", "N"], include_characters="-._~+/=!$'()*,;:%")
+SECRET = st.text(CHARACTERS, min_size=8)
 WORDS = st.text(st.sampled_from("ab c,.\n\t\"'()[]<>"), max_size=12)
 FORMS = [
     "https://me:{}@host/a.pt",
@@ -502,7 +527,7 @@ def test_ordinary_names_are_left_alone(name: str) -> None:
             "tokens=5",
             "a design=3",
             "PATH=/bin:/usr/bin@1",
-            "skip-learn-model-with-long-name",
+            "risk-learn-model",
         ),
     ],
 )
@@ -547,6 +572,6 @@ def test_long_texts_take_linear_time() -> None:
     """A hostile name of a megabyte takes a moment."""
     for piece in ("https://", "a" * 8, "?sig", "a:/", "hf_A", "eyJ.", "%3A%2F%2F", "https://u:@", "&token=", "url: /?"):
         started = os.times().user
-        without_secrets(piece * (1 << 17))
-        without_secrets(piece * (1 << 17), whole=True)
-        assert os.times().user - started < 10, piece
+        without_secrets(piece * (1 << 14))
+        without_secrets(piece * (1 << 14), whole=True)
+        assert os.times().user - started < 2, piece
