@@ -143,14 +143,15 @@ def is_redacted(text: str) -> bool:
     return _REMOVED.search(text) is not None
 
 
-def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
+def safe_text(text: str, *, limit: int = LONGEST_NAME, whole: bool = True) -> str:
     """Return ``text`` without secrets, unprintable characters escaped, shortened in the middle to ``limit`` characters.
 
     Control characters, line and paragraph separators, bidirectional marks and surrogates all count as
     unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives. Commands
-    of CI services, recognized at the beginning of a line or anywhere, are escaped too.
+    of CI services, recognized at the beginning of a line or anywhere, are escaped too. With ``whole`` it is one name or
+    value, see ``without_secrets``.
     """
-    text = without_secrets(text)
+    text = without_secrets(text, whole=whole)
     if len(text) > limit:
         half = (limit - 1) // 2
         text = f"{text[:half]}…{text[len(text) - half :]}"
@@ -166,8 +167,8 @@ def is_writable_text(value: object) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Return a name or a value in safe form and double quotes, for messages."""
-    return f'"{safe_text(without_secrets(text, whole=True))}"'
+    """Return ``text`` in safe form and double quotes, for messages."""
+    return f'"{safe_text(text)}"'
 
 
 def shortlist(items: Iterable[str], *, most: int = 5) -> str:

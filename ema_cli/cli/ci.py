@@ -18,7 +18,6 @@ from ema_cli.errors import OutputError
 from ema_cli.report.beside import report_path
 from ema_cli.report.model import Report
 from ema_cli.storage.locations import locate
-from ema_cli.text import without_secrets
 
 CiMode = Literal["auto", "github", "gitlab", "none"]
 Service = Literal["github", "gitlab", "none"]
@@ -40,7 +39,7 @@ def annotation(kind: Literal["warning", "error"], title: str, message: str, hint
 
 
 def _escaped(text: str, also: str = "") -> str:
-    text = without_secrets(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     for character in also:
         text = text.replace(character, f"%{ord(character):02X}")
     return text

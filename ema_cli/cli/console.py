@@ -165,7 +165,7 @@ class Console:
 
 def clean(line: str) -> str:
     """Return a line without control characters that could move the cursor or begin a new line."""
-    return safe_text(line, limit=_LONGEST_LINE)
+    return safe_text(line, limit=_LONGEST_LINE, whole=False)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -57,8 +57,8 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
         message = wrong.format_message()
         if not message:  # without arguments the help was shown
             return ExitCode.USAGE
-        for argument in arguments:  # which the message may repeat
-            message = message.replace(argument, without_secrets(argument, whole=True))
+        for value in (part for argument in arguments for part in (argument, argument.partition("=")[2]) if part):
+            message = message.replace(value, without_secrets(value, whole=True))  # it may be repeated
         error: EmaAvgError = UsageError(message, hint="ema-avg --help")
     except EmaAvgError as expected:
         error = expected

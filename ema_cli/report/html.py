@@ -44,8 +44,8 @@ def to_html(report: Report) -> str:
         warnings=[
             {
                 "code": warning.label,
-                "message": safe_text(warning.message, limit=_LONGEST_MESSAGE),
-                "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE),
+                "message": safe_text(warning.message, limit=_LONGEST_MESSAGE, whole=False),
+                "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE, whole=False),
             }
             for warning in report.warnings
         ],
@@ -196,7 +196,9 @@ def _job_view(entry: JobEntry) -> dict[str, object]:
         "checkpoints": f"{entry.checkpoints:,}" if entry.checkpoints else "",
         "seconds": f"{entry.seconds:.2f}",
         "warnings": ", ".join(entry.warnings),
-        "error": safe_text(f"{error.message} (exit {error.exit_code})", limit=_LONGEST_JOB_ERROR) if error else "",
+        "error": safe_text(f"{error.message} (exit {error.exit_code})", limit=_LONGEST_JOB_ERROR, whole=False)
+        if error
+        else "",
         "links": [{"url": _relative_link(path), "name": path.rpartition(".")[2]} for path in entry.reports],
     }
 

@@ -224,7 +224,7 @@ def environment_line(report: Report) -> str:
 
 def command_line(argv: Sequence[str]) -> str:
     """Return the command line, quoted for a shell; empty for a call from Python."""
-    return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000) if argv else ""
+    return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000, whole=False) if argv else ""
 
 
 def tensor_counts(report: Report) -> str:
