@@ -189,6 +189,7 @@ def _markup(chart: str) -> Markup:
 
 def _job_view(entry: JobEntry) -> dict[str, object]:
     error = entry.error
+    message = f"{error.message} (exit {error.exit_code})" if error else ""
     return {
         "run": safe_text(entry.run),
         "status": entry.status,
@@ -196,9 +197,7 @@ def _job_view(entry: JobEntry) -> dict[str, object]:
         "checkpoints": f"{entry.checkpoints:,}" if entry.checkpoints else "",
         "seconds": f"{entry.seconds:.2f}",
         "warnings": ", ".join(entry.warnings),
-        "error": safe_text(f"{error.message} (exit {error.exit_code})", limit=_LONGEST_JOB_ERROR, whole=False)
-        if error
-        else "",
+        "error": safe_text(message, limit=_LONGEST_JOB_ERROR, whole=False),
         "links": [{"url": _relative_link(path), "name": path.rpartition(".")[2]} for path in entry.reports],
     }
 
