@@ -20,7 +20,9 @@ _SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}:/|(?:https?|ftps?|s3a?|gc?s|hf|az|ab
 """The beginning of a URL, also with one slash, as a path of the file system has it."""
 _BEGINNING = re.compile(_SCHEME, re.IGNORECASE)
 _URLS = re.compile(rf"""(["'`(<\[{{]?)({_SCHEME}\S*)""", re.IGNORECASE)
-_URL_TO_THE_END = re.compile(rf"""(["'`(<\[{{]?)({_SCHEME}.*)""", re.IGNORECASE | re.DOTALL)
+_URL_TO_THE_END = re.compile(rf"""\A((?:[\w.+-]+(?:=|::))*["'`(<\[{{]?)({_SCHEME}.*)""", re.IGNORECASE | re.DOTALL)
+"""A value that is a URL, maybe with a key, a flag or another protocol before it."""
+_OPENING = frozenset("\"'`(<[{")
 _CLOSING = {"(": ")", "<": ">", "[": "]", "{": "}"}
 _PUNCTUATION = "\"'`)>]}.,;:"
 _CONTAINERS = ("hf", "az", "adl", "abfs", "abfss", "wasb", "wasbs")
@@ -61,11 +63,12 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
 
     Args:
         text: a message, a document, or one value.
-        whole: it is one value, such as an argument or a path: a URL in it goes to the end, with blanks in it.
+        whole: it is one value, such as an argument or a path: if it is a URL, it goes to the end, with its blanks.
 
     """
     if ":/" in text:
-        text = (_URL_TO_THE_END if whole else _URLS).sub(_without_secrets_of_urls, text)
+        is_url = whole and _URL_TO_THE_END.match(text)
+        text = (_URL_TO_THE_END if is_url else _URLS).sub(_without_secrets_of_urls, text)
     if "%" in text:
         text = _ENCODED.sub(_without_encoded_secrets, text)
     if "=" in text or " url: /" in text:
@@ -77,8 +80,9 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
 
 def _without_secrets_of_urls(found: re.Match[str]) -> str:
     """Return a word that begins with a URL, and may contain others, without secrets."""
-    opening, word = found.groups()
-    end = word.rfind(_CLOSING.get(opening, opening)) if opening else -1
+    before, word = found.groups()
+    opening = before[-1:]
+    end = word.rfind(_CLOSING.get(opening, opening)) if opening in _OPENING else -1
     if end < 0 or word[end:].strip(_PUNCTUATION):
         end = len(word.rstrip(",;:"))
     word, rest = word[:end], word[end:]
@@ -88,7 +92,7 @@ def _without_secrets_of_urls(found: re.Match[str]) -> str:
         cleaned.append(_without_query(_without_login(word[begin:end])))
         if cleaned[-1].endswith(HIDDEN):  # what follows is part of the query
             break
-    return f"{opening}{''.join(cleaned)}{rest}"
+    return f"{before}{''.join(cleaned)}{rest}"
 
 
 def _without_login(url: str) -> str:

@@ -216,7 +216,9 @@ def test_other_commands_with_secrets(
     done = searched(first, second, "--decay", 0.5, "-o", "ema.safetensors", *flags)
     assert done.returncode == 0
     assert not as_json or json.loads(done.stdout)["command"]["secrets_removed"]
-    assert searched("verify", "ema.safetensors", "--output-only", *flags).returncode == 0
+    done = searched("verify", "ema.safetensors", "--output-only", "-v", *flags)
+    assert done.returncode == 0
+    assert "removed from it" in done.stdout
     assert searched("verify", "ema.safetensors", *flags).returncode == LARGEST_CODE
     (server.folder / "ema.safetensors").write_bytes((tmp_path / "ema.safetensors").read_bytes())
     (server.folder / "ema.report.json").write_bytes((tmp_path / "ema.report.json").read_bytes())
