@@ -16,8 +16,8 @@ LONGEST_NAME = 120
 
 HIDDEN = "***"
 """What is shown in place of a secret."""
-_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}:/|(?:https?|ftps?|s3a?|gc?s|hf|az|abfss?):)/"
-"""The beginning of a URL, also with one slash, as a path of the file system has it."""
+_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}:\\?/|(?:https?|ftps?|s3a?|gc?s|hf|az|abfss?):)\\?/"
+"""The beginning of a URL, also with one slash, as a path of the file system has it, or escaped, as JSON may have it."""
 _BEGINNING = re.compile(_SCHEME, re.IGNORECASE)
 _URLS = re.compile(rf"""(["'`(<\[{{]?)({_SCHEME}\S*)""", re.IGNORECASE)
 _URL_TO_THE_END = re.compile(rf"""\A((?:[\w.+-]+(?:=|::))*["'`(<\[{{]?)({_SCHEME}.*)""", re.IGNORECASE | re.DOTALL)
@@ -66,7 +66,7 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
         whole: it is one value, such as an argument or a path: if it is a URL, it goes to the end, with its blanks.
 
     """
-    if ":/" in text:
+    if ":/" in text or ":\\/" in text:
         is_url = whole and _URL_TO_THE_END.match(text)
         text = (_URL_TO_THE_END if is_url else _URLS).sub(_without_secrets_of_urls, text)
     if "%" in text:
@@ -89,7 +89,8 @@ def _without_secrets_of_urls(found: re.Match[str]) -> str:
     begins = [*(one.start() for one in _BEGINNING.finditer(word)), len(word)]
     cleaned = []
     for begin, end in pairwise(begins):
-        cleaned.append(_without_query(_without_login(word[begin:end])))
+        url = word[begin:end]
+        cleaned.append(url if url.lower().startswith("file:") else _without_query(_without_login(url)))
         if cleaned[-1].endswith(HIDDEN):  # what follows is part of the query
             break
     return f"{before}{''.join(cleaned)}{rest}"
@@ -97,13 +98,15 @@ def _without_secrets_of_urls(found: re.Match[str]) -> str:
 
 def _without_login(url: str) -> str:
     """Return a URL without user and password. A password may contain a slash: then the port is no number."""
-    scheme, slashes, rest = url.partition("://") if "://" in url else url.partition(":/")
-    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    begin = re.match(r"[^:]*:[\\/]*", url)
+    scheme = begin[0] if begin else ""
+    rest = url[len(scheme) :]
+    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
     port = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else "0"
     login, at, place = rest.rpartition("@") if not port.isdecimal() and "@" not in host else host.rpartition("@")
-    if not at or (scheme.lower() in _CONTAINERS and ":" not in login):
+    if not at or (scheme.partition(":")[0].lower() in _CONTAINERS and ":" not in login):
         return url
-    return f"{scheme}{slashes}{HIDDEN}@{place}{rest[len(login) + 1 + len(place) :]}"
+    return f"{scheme}{HIDDEN}@{place}{rest[len(login) + 1 + len(place) :]}"
 
 
 def _without_query(url: str) -> str:
