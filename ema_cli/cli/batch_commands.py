@@ -27,7 +27,7 @@ from ema_cli.report.batch_index import BatchIndex, BatchSummary, JobEntry, JobEr
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
 from ema_cli.report.render import INDEX_SUFFIXES, is_index, render_index
 from ema_cli.report.serialize import to_json
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, full_name
 from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
 from ema_cli.write.publish import check_writable
@@ -79,7 +79,7 @@ def _named_jobs(names: Sequence[str], given: Given, console: Console) -> Iterato
     for warning in found.warnings:
         console.warning(warning)
     for folder in found.folders:
-        yield make_job(make_options([str(folder)], **given), str(folder))
+        yield make_job(make_options([full_name(folder)], **given), full_name(folder))
 
 
 def _manifest_jobs(options: BatchCommandLine, context: Any) -> Iterator[Job]:  # noqa: ANN401

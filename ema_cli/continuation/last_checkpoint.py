@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ema_cli.continuation.previous_average import PreviousAverage
 from ema_cli.errors import EmaAvgError, NothingMatched, RunWarning
@@ -95,7 +96,7 @@ def _may_be_last(found: Checkpoint, previous: PreviousAverage) -> bool:
 def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]:
     """Yield the files and folders called ``name``, with any suffix, in the folders of ``neighbours``."""
     depth = name_depth([name])
-    paths = [locate(absolute(path)) for path in neighbours]
+    paths = [Path(absolute(path)) if isinstance(path, Path) else path for path in neighbours]
     for root in dict.fromkeys(path.parents[min(depth, len(path.parts) - 1) - 1] for path in paths):
         folder = (root / name).parent
         if is_folder(folder):

@@ -31,7 +31,7 @@ def matches(name: str) -> list[Location]:
     """
     location = locate(name)
     if isinstance(location, Url):
-        return _matching_urls(name) if _MAGIC.search(name) else [location]
+        return _matching_urls(name) if _MAGIC.search(location.place) else [location]
     if location.exists() or not glob.has_magic(name):
         return [location]
     pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders

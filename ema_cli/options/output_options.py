@@ -14,7 +14,7 @@ from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
 from ema_cli.storage.url import Url
-from ema_cli.text import is_writable_text, parse_bytes, quoted
+from ema_cli.text import is_writable_text, parse_bytes, quoted, without_secrets
 
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 TiedPolicy = Literal["keep", "drop"]
@@ -120,6 +120,11 @@ class OutputOptions(WeightOptions):
                     known = ", ".join(f"{{{known}}}" for known in OUTPUT_FIELDS)
                     message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
                     raise UsageError(message, hint=f"use {known}")
+
+    @property
+    def public_metadata(self) -> dict[str, str]:
+        """The metadata without secrets, as they are written."""
+        return {without_secrets(k, whole=True): without_secrets(v, whole=True) for k, v in self.metadata.items()}
 
     def check_distinct_outputs(self) -> None:
         """Raise if the name of the output has a field without a value, or would be the same for several averages.

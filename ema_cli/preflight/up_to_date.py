@@ -13,6 +13,7 @@ from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import join_reports, read_report
 from ema_cli.report.model import File, Output, Report
+from ema_cli.report.redaction import redacted_report
 from ema_cli.storage.locations import Location, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
@@ -109,10 +110,10 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
 
 
 def _with_current_path(output: PlannedOutput, report: Report) -> Report:
-    """Return the report with the current path of the output."""
+    """Return the report with the current path of the output; one of an older version may have secrets."""
     (average,) = report.averages
     moved = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
-    return dataclasses.replace(report, averages=(moved,))
+    return redacted_report(dataclasses.replace(report, averages=(moved,)))
 
 
 def _has_header(path: Location, planned: PlannedFile) -> bool:

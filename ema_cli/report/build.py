@@ -19,6 +19,7 @@ from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
 from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
 from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
+from ema_cli.report.redaction import redacted_report
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 
 
@@ -37,8 +38,11 @@ def build_report(
     fold_seconds: float,
     device: str,
 ) -> model.Report:
-    """Return the report of a run with all its averages; the fields of ``ema_cli.report.model`` explain the numbers."""
-    return model.Report(
+    """Return the report of a run with all its averages, without secrets.
+
+    The fields of ``ema_cli.report.model`` explain the numbers.
+    """
+    report = model.Report(
         schema_version=model.SCHEMA_VERSION,
         tool=model.Tool(name="ema-avg", version=__version__),
         command=model.Command(argv=tuple(argv), options=_plain_options(options), config=options.config),
@@ -68,6 +72,7 @@ def build_report(
         warnings=tuple(warnings),
         environment=_environment(device),
     )
+    return redacted_report(report)
 
 
 def diagnose_output(series: Series, output: PlannedOutput) -> Diagnostics:

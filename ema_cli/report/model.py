@@ -34,6 +34,9 @@ class Command:
     """Every option with its effective value."""
     config: ConfigUsed | None = None
     """The configuration file, and which options it set; ``None`` if there is none. Since 1.2."""
+    secrets_removed: bool = False
+    """Whether passwords, signatures or tokens were removed from the report or index: paths with ``***`` are not whole.
+    Since 1.2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

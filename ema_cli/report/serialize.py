@@ -9,11 +9,13 @@ from typing import NoReturn
 from ema_cli.records.record_types import build
 from ema_cli.report.batch_index import BatchIndex
 from ema_cli.report.model import Report
+from ema_cli.report.redaction import redacted_index, redacted_report
 
 
 def to_json(document: Report | BatchIndex) -> str:
-    """Return a report or the index of a batch as JSON, ASCII only, without NaN."""
-    return json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False) + "\n"
+    """Return a report or the index of a batch as JSON, ASCII only, without NaN and without secrets."""
+    public = redacted_report(document) if isinstance(document, Report) else redacted_index(document)
+    return json.dumps(dataclasses.asdict(public), indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Report:

@@ -16,6 +16,7 @@ from pathlib import Path
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.storage.source import ByteSource, FileSource
 from ema_cli.storage.url import Url
+from ema_cli.text import HIDDEN, numbered
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 STREAMED = ("s3", "s3a", "gs", "gcs")
@@ -32,13 +33,21 @@ def locate(name: str) -> Location:
 
 
 def absolute(location: Location) -> str:
-    """Return the name of a location independently of the working directory. Links are not followed."""
+    """Return the name of a location independently of the working directory. Links are not followed.
+
+    That of a URL has no password, and on the web no query: it does not depend on who asks for the file, or when.
+    """
     if isinstance(location, Url):
-        return str(location)
+        return location.place
     try:
         return os.path.abspath(location)  # noqa: PTH100
     except OSError:  # the working directory was removed
         return str(location)
+
+
+def full_name(location: Location) -> str:
+    """Return the name that opens a location. It may have a password or a signature: it is never shown."""
+    return location.address if isinstance(location, Url) else str(location)
 
 
 def common_folder(locations: Sequence[Location]) -> str:
@@ -47,9 +56,19 @@ def common_folder(locations: Sequence[Location]) -> str:
     return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))
 
 
-def label(location: Location, folder: str) -> str:
-    """Return the name of a location relative to ``folder``, the ``common_folder`` of several."""
-    return absolute(location).removeprefix(folder).lstrip("/") if folder else str(location)
+def labels(locations: Sequence[Location], folder: str) -> list[str]:
+    """Return the names of locations relative to ``folder``, their ``common_folder``.
+
+    A query that may choose the file is shown as a mark, and the names are numbered if they differ in it alone.
+    """
+    return numbered([_label(location, folder) for location in locations])
+
+
+def _label(location: Location, folder: str) -> str:
+    if not folder:
+        return str(location)
+    query = f"?{HIDDEN}" if isinstance(location, Url) and location.choice else ""
+    return absolute(location).removeprefix(folder).lstrip("/") + query
 
 
 def open_source(location: Location) -> ByteSource:
@@ -112,7 +131,7 @@ def identity_of(folder: Location) -> object:
 
 def literal(location: Location) -> str:
     """Return the pattern that matches a location alone."""
-    return str(location) if isinstance(location, Url) else glob.escape(str(location))
+    return location.address if isinstance(location, Url) else glob.escape(str(location))
 
 
 def names_in(folder: Location) -> dict[str, bool]:

@@ -27,7 +27,7 @@ from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
-from ema_cli.text import plural, quoted, safe_text, shortlist
+from ema_cli.text import HIDDEN, plural, quoted, safe_text, shortlist
 from ema_cli.verify.inputs import check_input, open_inputs
 from ema_cli.verify.output import Check, WrittenOutput, check_digest, check_side_files, check_size, open_written
 from ema_cli.verify.samples import check_samples
@@ -166,6 +166,8 @@ def _check_report(file: WrittenOutput, report: Report, average: Average) -> Chec
     name = Path(average.output.path).name
     renamed = "" if name == file.path.name else f", written as {quoted(name)}"
     message = f"{quoted(report_path(file.path).name)} lists {plural(len(report.inputs), 'input')}{renamed}"
+    if report.command.secrets_removed:
+        message += f"; passwords and signatures were removed from it: addresses with {HIDDEN} are not whole"
     return Check(name="report", ok=True, message=message)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import Kind, Option
-from ema_cli.text import plural, quoted, safe_text
+from ema_cli.text import plural, quoted, redacted, safe_text
 
 PREFIX = "EMA_AVG_"
 RESERVED = ("EMA_AVG_DEBUG",)
@@ -205,6 +205,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     try:
-        return safe_text(str(value))
+        return safe_text(str(redacted(value)))
     except ValueError:  # a number with more digits than Python prints
         return "..."

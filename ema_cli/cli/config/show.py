@@ -10,7 +10,7 @@ from ema_cli.cli.config.precedence import Configured
 from ema_cli.cli.console import Console
 from ema_cli.options.declaration import Option
 from ema_cli.report.model import SCHEMA_VERSION
-from ema_cli.text import safe_text
+from ema_cli.text import safe_text, without_secrets
 
 _UNSET = "-"
 
@@ -66,10 +66,10 @@ def _effective(option: Option, value: Any) -> Any:  # noqa: ANN401 - what Click 
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - what Click parsed
-    """Return a value as JSON has it; an empty list, which means not given, is ``None``."""
+    """Return a value as JSON has it, without secrets; an empty list, which means not given, is ``None``."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value] or None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else without_secrets(f"{value}", whole=True)
 
 
 def _written(value: Any) -> str:  # noqa: ANN401

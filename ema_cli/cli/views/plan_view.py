@@ -20,7 +20,7 @@ from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed
 from ema_cli.report.tables import ROLES, cut_middle
-from ema_cli.storage.locations import Location, common_folder, label
+from ema_cli.storage.locations import Location, common_folder, labels
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 
 _MOST_ROWS = 24
@@ -181,7 +181,8 @@ def _shares_table(plan: Plan, folder: str, *, all_rows: bool) -> Table:
     for output in plan.outputs if len(plan.outputs) > 1 else ():
         table.add_column(output.weighting.method.label, justify="right", overflow="fold")
     implied_lr = diagnose_output(plan.series, plan.outputs[0]).implied_lr
-    rows = [_share_row(plan, folder, number, implied_lr) for number in range(len(plan.series.members))]
+    names = labels([checkpoint.path for checkpoint in plan.checkpoints], folder)
+    rows = [_share_row(plan, name, number, implied_lr) for number, name in enumerate(names)]
     if not all_rows:
         rows = cut_middle(rows, _MOST_ROWS, lambda count: ["…", f"{count:,} more (-v shows them)"])
     for row in rows:
@@ -189,13 +190,12 @@ def _shares_table(plan: Plan, folder: str, *, all_rows: bool) -> Table:
     return table
 
 
-def _share_row(plan: Plan, folder: str, number: int, implied_lr: Sequence[float]) -> list[str | Text]:
+def _share_row(plan: Plan, name: str, number: int, implied_lr: Sequence[float]) -> list[str | Text]:
     member = plan.series.members[number]
-    path = member.checkpoint.path
     shares = [output.weighting.weights[number] for output in plan.outputs]
     cells: list[str | Text] = [
         str(number + 1),
-        Text(safe_text(label(path, folder))),
+        Text(safe_text(name)),
         f"{member.step.value:,}" if member.step else "",
     ]
     if len(shares) > 1:

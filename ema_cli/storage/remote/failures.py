@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ema_cli.storage.url import Url
+from ema_cli.text import without_secrets
 
 _LOGINS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -52,7 +53,7 @@ def reason_of(error: Exception, url: Url) -> str:
     text = str(error)
     if hasattr(error, "request_info"):  # aiohttp; its text has the whole address
         text = f"{_status(error)} {getattr(error, 'message', '')}"
-    text = " ".join(text.replace(url.address, str(url)).split()) or type(error).__name__
+    text = " ".join(without_secrets(text.replace(url.address, str(url))).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 
 

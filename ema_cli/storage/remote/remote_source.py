@@ -61,9 +61,9 @@ class RemoteSource(ByteSource):
         self._spool = Spool(self._fetch)
 
     @property
-    def identity(self) -> str:
-        """The address."""
-        return self._url.address
+    def identity(self) -> tuple[str, ...]:
+        """The address, without what only lets this program read it."""
+        return self._url.identity
 
     @property
     def version(self) -> int:

@@ -24,8 +24,8 @@ _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "h
 """The extra of this package with the library for a scheme."""
 _LOGGERS = ("fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
-_STORES: dict[str, Any] = {}
-"""By scheme and bucket or host."""
+_STORES: dict[tuple[str, ...], Any] = {}
+"""By scheme and bucket or host, and whether the addresses are encoded."""
 _LOCK = threading.Lock()
 
 
@@ -43,11 +43,12 @@ def store_of(url: Url) -> tuple[Any, str]:
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())
     root = "/".join(url.address.split("/")[:3])
+    options = {"encoded": True} if url.is_web and url.is_encoded else {}
     try:
         with _LOCK:  # fsspec would create one per thread, each with its own connections and credentials
-            if root not in _STORES:
-                _STORES[root] = url_to_fs(url.address, use_listings_cache=False)[0]
-            store = _STORES[root]
+            if (root, *options) not in _STORES:
+                _STORES[root, *options] = url_to_fs(url.address, use_listings_cache=False, **options)[0]
+            store = _STORES[root, *options]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except ImportError as error:
         extra = _LIBRARIES.get(url.scheme)
