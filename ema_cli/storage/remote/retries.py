@@ -1,4 +1,4 @@
-"""Try again what a store refused for a reason that may pass."""
+"""Try again what failed in a store for a reason that may pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ema_cli.storage.remote.failure_causes import failure_of
+from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.url import Url
 
 Answer = TypeVar("Answer")
@@ -43,3 +44,34 @@ def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = la
             break
         time.sleep(wait)
     raise last
+
+
+def read_or_raise(
+    ask: Callable[[], Answer],
+    url: Url,
+    *,
+    place: str = "",
+    opened: bool = False,
+    until: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """Return the answer of a store about an input, with retries.
+
+    Args:
+        ask: asks the store.
+        url: of the input.
+        place: continues "cannot be read" in the message, such as ``at byte 5``.
+        opened: the object existed before, so if it is missing now it was removed.
+        until: returns whether to stop retrying.
+
+    Raises:
+        NothingMatched: the object does not exist.
+        InputRefused: access is denied, or the store cannot do what is needed.
+        InputChanged: the object was changed or removed; the store is failing, or cannot be reached.
+
+    """
+    try:
+        return retry(ask, url, until=until)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise reading_error(error, url, place=place, opened=opened) from error

@@ -7,14 +7,13 @@ import threading
 from typing import Any
 
 from ema_cli.errors import NothingMatched, UsageError
-from ema_cli.storage.remote.failures import reading_error
-from ema_cli.storage.remote.retries import retry
+from ema_cli.storage.remote.retries import read_or_raise
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
-_LOGGERS = ("aiohttp", "asyncio", "fsspec", "gcsfs", "s3fs")
+_LOGGERS = ("aiohttp", "fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
 _STORES: dict[str, Any] = {}
 """By scheme and bucket or host."""
@@ -39,6 +38,7 @@ def store_of(url: Url) -> tuple[Any, str]:
         with _LOCK:  # fsspec would create one per thread, each with its own connections and credentials
             if root not in _STORES:
                 _STORES[root] = url_to_fs(url.address, use_listings_cache=False)[0]
+                _silence(getattr(_STORES[root], "loop", None))
             store = _STORES[root]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except ImportError as error:
@@ -48,6 +48,15 @@ def store_of(url: Url) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
     return store, str(path)
+
+
+def _silence(loop: Any) -> None:  # noqa: ANN401
+    """Log what goes wrong in the background in fsspec's event loop, in place of a traceback on the terminal.
+
+    What matters to a request is raised where its answer is awaited.
+    """
+    if loop is not None:
+        loop.set_exception_handler(lambda _, context: logging.getLogger("fsspec").debug("%s", context))
 
 
 def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
@@ -64,11 +73,6 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
         return dict(store.info(path))
 
     try:
-        return retry(ask, url)
-    except MemoryError:
-        raise
-    except Exception as error:
-        failed = reading_error(error, url)
-        if isinstance(failed, NothingMatched):
-            return None
-        raise failed from error
+        return read_or_raise(ask, url)
+    except NothingMatched:
+        return None
