@@ -137,6 +137,8 @@ class RemoteSource(ByteSource):
     def close(self) -> None:
         """Release all fetched bytes."""
         self._prefetcher.close()
+        if self._web:
+            self._web.close()
         self._spool.close()
         self._blocks.close()
 
@@ -148,7 +150,7 @@ class RemoteSource(ByteSource):
             self._url,
             place=f"at byte {begin:,}",
             opened=True,
-            until=self._prefetcher.closed.is_set,
+            closed=self._prefetcher.closed,
         )
 
     def _ask(self, begin: int, end: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,11 +25,12 @@ LONGEST_WAIT_SECONDS = 60
 """A store that asks to wait for longer is not asked again."""
 
 
-def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = lambda: False) -> Answer:
+def retry(ask: Callable[[], Answer], url: Url, *, closed: threading.Event | None = None) -> Answer:
     """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
 
-    ``until`` returns whether to stop retrying. The last error is raised.
+    It stops once ``closed`` is set. The last error is raised.
     """
+    closed = closed or threading.Event()
     begin = time.monotonic()
     for attempt in range(TRIES_OF_PATIENT if url.scheme in PATIENT else TRIES):
         try:
@@ -40,9 +42,8 @@ def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = la
         # Varied so that threads do not retry together.
         wait = max(failure.wait_seconds, RETRY_DELAY_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
         in_time = wait <= LONGEST_WAIT_SECONDS and time.monotonic() + wait - begin <= RETRYING_SECONDS
-        if not (failure.may_pass and in_time) or until():
+        if not (failure.may_pass and in_time) or closed.wait(wait):
             break
-        time.sleep(wait)
     raise last
 
 
@@ -52,7 +53,7 @@ def read_or_raise(
     *,
     place: str = "",
     opened: bool = False,
-    until: Callable[[], bool] = lambda: False,
+    closed: threading.Event | None = None,
 ) -> Answer:
     """Return the answer of a store about an input, with retries.
 
@@ -61,7 +62,7 @@ def read_or_raise(
         url: of the input.
         place: continues "cannot be read" in the message, such as ``at byte 5``.
         opened: the object existed before, so if it is missing now it was removed.
-        until: returns whether to stop retrying.
+        closed: set when the answer is no longer needed.
 
     Raises:
         NothingMatched: the object does not exist.
@@ -70,7 +71,7 @@ def read_or_raise(
 
     """
     try:
-        return retry(ask, url, until=until)
+        return retry(ask, url, closed=closed)
     except MemoryError:
         raise
     except Exception as error:

@@ -56,10 +56,13 @@ def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
     if answer.status != PARTIAL or found is None:
         kind = f", Content-Type {quoted(answer.content_type)}" if answer.content_type.startswith("multipart") else ""
         raise wrong_answer(f"the server sent {answer.status}, Content-Range {quoted(text)}{kind} instead of a range")
+    begin, end, total = int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3])
+    if begin >= end or (total is not None and end > total):
+        raise wrong_answer(f"the server sent Content-Range {quoted(text)}, which is not a range of a file")
     return DeclaredRange(
-        begin=int(found[1]),
-        end=int(found[2]) + 1,
-        total=None if found[3] == "*" else int(found[3]),
+        begin=begin,
+        end=end,
+        total=total,
         tag=headers.get("ETag"),
         modified=headers.get("Last-Modified"),
     )
@@ -101,6 +104,6 @@ def wrong_answer(reason: str) -> StoreError:
 
 
 def _stalled(done: int, length: int) -> StoreError:
-    reason = f"the server is too slow: {done:,} of {length:,} bytes arrived, the last few in {STALL_SECONDS:g} s"
-    hint = f"ema-avg needs {STALL_BYTES // 1024} KiB in {STALL_SECONDS:g} s; run again later"
-    return StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint=hint))
+    too_few = f"fewer than {STALL_BYTES // 1024} KiB in the last {STALL_SECONDS:g} s"
+    reason = f"the server is too slow: {done:,} of {length:,} bytes arrived, {too_few}"
+    return StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later"))

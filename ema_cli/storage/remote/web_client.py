@@ -23,8 +23,6 @@ MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CREDENTIALS = ("auth", "cookies", "headers")
 """Settings of fsspec that may contain secrets: they are for the host that the user named."""
-_BUFFER_BYTES = 1 << 18
-"""How much of an answer is received before it is read; at twice as much aiohttp pauses the connection."""
 _CLIENTS: weakref.WeakKeyDictionary[Any, WebClient] = weakref.WeakKeyDictionary()
 """By fsspec's file system of the web."""
 _LOCK = threading.Lock()
@@ -57,8 +55,10 @@ class WebClient:
             answer = await self._follow(address, headers)
         try:
             yield answer
-        finally:
-            answer.release()  # which closes the connection if the body was not read to its end
+        except BaseException:
+            answer.close()  # what follows on this connection could be taken for another answer
+            raise
+        answer.release()  # which closes the connection if the body was not read to its end
 
     async def _follow(self, first: Any, headers: Mapping[str, str]) -> Any:  # noqa: ANN401
         address = first
@@ -87,17 +87,10 @@ class WebClient:
         )
 
     def _session(self, store: Any, *, named: bool) -> Any:  # noqa: ANN401
-        import aiohttp  # noqa: PLC0415
+        from ema_cli.storage.remote.web_session import open_session  # noqa: PLC0415
 
         if named not in self._sessions:
-            session = aiohttp.ClientSession(
-                **{
-                    **_without_credentials(store.client_kwargs, named=named),
-                    "auto_decompress": False,
-                    "cookie_jar": aiohttp.DummyCookieJar(),
-                    "read_bufsize": _BUFFER_BYTES,
-                }
-            )
+            session = open_session(_without_credentials(store.client_kwargs, named=named))
             weakref.finalize(store, store.close_session, store.loop, session)
             self._sessions[named] = session
         return self._sessions[named]

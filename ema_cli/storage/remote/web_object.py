@@ -5,8 +5,10 @@ One request tells whether the file exists, its size, and whether the server supp
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from ema_cli.errors import UsageError
@@ -46,7 +48,8 @@ class WebObject:
         self.tag: str | None = None
         """The entity tag."""
         self._modified: str | None = None
-        self._run(lambda: self._open(head_bytes))
+        self._requests: set[Future[Any]] = set()
+        self._run(self._open(head_bytes))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -60,7 +63,7 @@ class WebObject:
             StoreError: the server fails, does not send exactly that, or the file was changed.
 
         """
-        return self._run(lambda: self._read(begin, end))
+        return self._run(self._read(begin, end))
 
     def raise_if_changed(self) -> None:
         """Ask for the file again.
@@ -69,29 +72,34 @@ class WebObject:
             StoreError: it was changed or removed, or the server fails.
 
         """
-        self._run(self._compare)
+        self._run(self._compare())
 
-    def _run(self, work: Callable[[], Awaitable[Answer]]) -> Answer:
-        from fsspec.asyn import sync  # noqa: PLC0415
+    def close(self) -> None:
+        """Cancel the requests that are still waiting for an answer."""
+        for request in list(self._requests):
+            request.cancel()
 
-        async def run() -> Answer:
-            try:
-                return await work()
-            except MemoryError:
-                raise
-            except Exception as error:  # aiohttp lets all kinds through
-                raise request_error(error, self._url) from error
-
-        done: Answer = sync(self._store.loop, run)
-        return done
+    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Wait for a request; it does not outlive an interrupted wait."""
+        request = asyncio.run_coroutine_threadsafe(work, self._store.loop)
+        self._requests.add(request)
+        try:
+            return request.result()
+        except (MemoryError, CancelledError):
+            raise
+        except Exception as error:  # aiohttp lets all kinds through
+            raise request_error(error, self._url) from error
+        finally:
+            request.cancel()
+            self._requests.discard(request)
 
     async def _open(self, head_bytes: int) -> None:
         async with self._client.get(self._address, _headers(0, head_bytes)) as answer:
             declared = self._described(answer)
+            if answer.status == _WHOLE and declared.total != 0:
+                raise _refused("the server does not support byte ranges")
             if declared.total is None:
                 raise _refused("it is not a file of known size")
-            if answer.status == _WHOLE and declared.total:
-                raise _refused("the server does not support byte ranges")
             end = min(head_bytes, declared.total)
             _check_range(declared, 0, end)
             self.head = await read_body(answer, end) if end else bytearray()
@@ -102,7 +110,7 @@ class WebObject:
             declared = self._described(answer)
             # With a tag, copies of the file on several servers may have other times.
             same_time = self.tag is not None or declared.modified == self._modified
-            if (declared.total, declared.tag) != (self.size, self.tag) or not same_time:
+            if declared.total not in (None, self.size) or declared.tag != self.tag or not same_time:
                 raise _replaced()
             if answer.status == PARTIAL:
                 await read_body(answer, 1)  # so that the connection can be used again
