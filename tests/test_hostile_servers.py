@@ -124,7 +124,7 @@ COMMANDS: dict[str, Callable[[str, Path], list[object]]] = {
 FAULTS = {
     "403": 3,
     "404": 7,
-    "429, Retry-After 100000": 4,
+    "429, Retry-After: 100000": 4,
     "500": 4,
     "endless body, chunked": 4,
     "redirect to file:": 3,
@@ -201,7 +201,7 @@ def test_a_busy_server_is_asked_again_when_it_says_so(form: str, tmp_path: Path)
 def test_requests_are_not_repeated_without_a_reason(tmp_path: Path) -> None:
     """What no retry can change is asked once per file; what may pass, five times, and not by any file after it."""
     counts = {}
-    for name in ("403", "404", "400", "whole file", "redirect to file:", "429, Retry-After 100000", "500"):
+    for name in ("403", "404", "400", "whole file", "redirect to file:", "429, Retry-After: 100000", "500"):
         with HostileServer(mode=MODES[name].serve, files=FILES) as server:
             average(server, tmp_path / "e.safetensors")
         counts[name] = Counter(path for path, _ in server.visits)["/c_1.safetensors"]
@@ -262,5 +262,5 @@ def test_a_web_server_is_no_place_for_an_output(ema_avg: Run) -> None:
 
 def test_a_url_that_is_not_valid_is_a_usage_error() -> None:
     """The message names it."""
-    with pytest.raises(UsageError, match='"http://127.0.0.1:99999/c.pt" is not a valid URL'):
+    with pytest.raises(UsageError, match=r'"http://127.0.0.1:99999/c.pt" is not a valid URL'):
         ema_cli.plan(["http://127.0.0.1:99999/c.pt"], decay=0.5)

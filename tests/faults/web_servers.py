@@ -33,6 +33,13 @@ _FILES = {
     for step in (1, 2)
 }
 _RIGHT_ANSWERS = 4
+_MEASURE = """
+import pathlib, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+pathlib.Path(sys.argv[1]).write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code % 256)
+"""
+"""Starts the program from a small process: the peak memory of a process includes that of the one that starts it."""
 _MOST_SECONDS = 400
 """A run that takes longer is stopped, and is a failure."""
 _MOST_BYTES = 400 << 20
@@ -57,8 +64,8 @@ class _Row:
     def message(self) -> str:
         """The first line of the message, without the address."""
         lines = [line for line in self.stderr.splitlines() if not line.startswith("error: 2 inputs")]
-        text = re.sub(r'(error: |  )?"https?://[^"]*" ', "", lines[0] if lines else "")
-        return text.split("; the same")[0]
+        text = re.sub(r'(error: )?"https?://127[^"]*c_[12][^"]*" ?', "", lines[0] if lines else "")
+        return text.split("; the same")[0].strip()
 
     @property
     def problems(self) -> list[str]:
@@ -79,27 +86,25 @@ class _Row:
 
 def _run(name: str, address: str, environment: Mapping[str, str], expected: tuple[int, str]) -> _Row:
     """Average the files of a server."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as peak:
         urls = [f"{address}/{file}" for file in _FILES]
         command = [*PROGRAM, *urls, "--decay", "0.5", "-o", f"{folder}/ema.safetensors", "-q"]
         begin = time.monotonic()
-        run = subprocess.Popen(
-            ["timeout", "-k", "5", str(_MOST_SECONDS), *command],
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURE, peak.name, "timeout", "-k", "5", str(_MOST_SECONDS), *command],
             stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
+            check=False,
         )
-        _, status, used = os.wait4(run.pid, 0)
-        run.returncode = code = os.waitstatus_to_exitcode(status)
-        stderr.seek(0)
         return _Row(
             name=name,
-            code=code,
+            code=done.returncode,
             expected=expected[0],
             seconds=time.monotonic() - begin,
-            peak_bytes=used.ru_maxrss << 10,
-            stderr=stderr.read().decode(errors="backslashreplace"),
+            peak_bytes=int(Path(peak.name).read_text()) << 10,
+            stderr=done.stdout.decode(errors="backslashreplace"),
             words=expected[1],
             left=sorted(path.name for path in Path(folder).iterdir()),
         )

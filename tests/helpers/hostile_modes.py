@@ -50,10 +50,12 @@ def _mode(
     return HostileMode(name=name, serve=serve, code=code, words=words, later=later, is_slow=slow)
 
 
-def _status(status: str, code: int, later: tuple[int, str] | None = None, *, wait: str = "") -> HostileMode:
-    """Return a mode that answers every request with a status."""
+def _status(
+    status: str, code: int, later: tuple[int, str] | None = None, *, wait: str = "", asked: str = ""
+) -> HostileMode:
+    """Return a mode that answers every request with a status, and perhaps with a time to wait."""
     words = rf"the server answered {status}"
-    asked = f", Retry-After {wait}" if wait else ""
+    asked = f", Retry-After: {asked or wait}" if wait else ""
     headers = {"Retry-After": wait} if wait else {}
     return _mode(f"{status[:3]}{asked}", lambda visit: visit.refuse(status, headers), code, words, later)
 
@@ -67,6 +69,10 @@ def _huge_chunk(visit: Visit) -> None:
     visit.begin_answer(headers=_FOREVER)
     visit.send(b"f" * 17 + b"\r\n" + visit.body)
     visit.keep = False
+
+
+def _small_chunks(visit: Visit) -> None:
+    _chunked(visit, *(visit.body[begin : begin + 100] for begin in range(0, len(visit.body), 100)))
 
 
 def _flood(visit: Visit) -> None:
@@ -258,8 +264,8 @@ def _statuses() -> Iterator[HostileMode]:
     yield _mode("416", lambda visit: visit.refuse("416 no"), 3, "answered 416", _CHANGED)
     yield _status("429 Too Many Requests", 4)
     yield _status("429 Too Many Requests", 4, wait="100000")
-    yield _status("429 Too Many Requests", 4, wait=formatdate(time.time() + 7200, usegmt=True))
-    yield _status("429 Too Many Requests", 4, wait="-\x1b[31m soon")
+    yield _status("429 Too Many Requests", 4, wait=formatdate(time.time() + 7200, usegmt=True), asked="in two hours")
+    yield _status("429 Too Many Requests", 4, wait="-\x1b[31m soon", asked="junk")
     yield _status("500 Internal Server Error", 4)
     yield _status("502 Bad Gateway", 4)
     yield _status("503 Service Unavailable", 4)
@@ -362,7 +368,7 @@ def _waits() -> Iterator[HostileMode]:
 def _harmless() -> Iterator[HostileMode]:
     cookies = "; ".join(f"c{number}={number}" for number in range(100))
     yield _mode("cookies", _with_headers(Set_Cookie=cookies), 0, "")
-    yield _mode("chunks of one byte", lambda v: _chunked(v, *(bytes([one]) for one in v.body)), 0, "")
+    yield _mode("chunks of 100 bytes", _small_chunks, 0, "")
     yield _mode("no length, closed at the end", _unmarked, 0, "")
     yield _mode("an answer in front of it (100, 103)", _informed, 0, "")
     yield _mode("another answer behind it", _poison, 0, "")
