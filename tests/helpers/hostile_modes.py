@@ -72,7 +72,8 @@ def _huge_chunk(visit: Visit) -> None:
 
 
 def _small_chunks(visit: Visit) -> None:
-    _chunked(visit, *(visit.body[begin : begin + 100] for begin in range(0, len(visit.body), 100)))
+    body = visit.body
+    _chunked(visit, *(body[begin : begin + 100] for begin in range(0, len(body), 100)))
 
 
 def _flood(visit: Visit) -> None:
@@ -297,12 +298,9 @@ def _sizes() -> Iterator[HostileMode]:
     for encoding, wbits in (("gzip", 31), ("deflate", 15), ("br", 31)):
         words = f'Content-Encoding: "{encoding}"'
         yield _mode(f"{encoding} of 100 MB", _encoded(encoding, wbits), 3, words)
-    yield _mode(
-        "transfer encoding gzip",
-        _with_headers(Transfer_Encoding="gzip, chunked", Content_Length=None),
-        3,
-        "Transfer-Enc",
-    )
+    compressed: dict[str, str | None] = {"Transfer-Encoding": "gzip, chunked"}
+    words = 'Transfer-Encoding: "gzip, chunked"'
+    yield _mode("transfer encoding gzip", lambda v: _chunked(v, v.body, headers=compressed), 3, words)
 
 
 def _ranges() -> Iterator[HostileMode]:
