@@ -13,6 +13,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -146,8 +147,13 @@ def test_every_command_that_reads_the_web_says_the_same(command: str, fault: str
     assert len(done.stderr.splitlines()) <= 3
 
 
-def test_credentials_stay_with_their_host(tmp_path: Path) -> None:
-    """A redirect to another host is followed without user, password and cookies, and the average is the right one."""
+@pytest.mark.parametrize("source", ["URL", "headers", "client_kwargs"])
+def test_credentials_stay_with_their_host(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect to another host is followed without them, wherever they are from, and the average is the right one."""
+    secret = "Basic " + b64encode(b"me:secret").decode()
+    headers = {"headers": {"Authorization": secret}}
+    configured = {"URL": {}, "headers": headers, "client_kwargs": {"client_kwargs": headers}}[source]
+    monkeypatch.setitem(fsspec.config.conf, "http", configured)
 
     def elsewhere(visit: Visit) -> None:
         if visit.headers["host"].startswith("localhost"):
@@ -157,10 +163,10 @@ def test_credentials_stay_with_their_host(tmp_path: Path) -> None:
             visit.refuse("307 x", {"Location": f"http://localhost:{port}{visit.path}", "Set-Cookie": "d=1"})
 
     with HostileServer(mode=elsewhere, files=FILES) as server:
-        urls = [f"{server.address.replace('//', '//me:secret@')}/{name}" for name in FILES]
-        ema_cli.average(urls, decay=0.5, output=tmp_path / "e.safetensors")
-    sent = {headers["host"].partition(":")[0]: headers.get("authorization") for _, headers in server.visits}
-    assert sent == {"127.0.0.1": "Basic " + b64encode(b"me:secret").decode(), "localhost": None}
+        address = server.address.replace("//", "//me:secret@") if source == "URL" else server.address
+        ema_cli.average([f"{address}/{name}" for name in FILES], decay=0.5, output=tmp_path / "e.safetensors")
+    sent = {(headers["host"].partition(":")[0], headers.get("authorization")) for _, headers in server.visits}
+    assert sent == {("127.0.0.1", secret), ("localhost", None)}
     assert not any("cookie" in headers for _, headers in server.visits)
 
 

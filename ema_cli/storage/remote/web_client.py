@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
-from ema_cli.text import quoted
+from ema_cli.text import quoted, without_secrets
 
 CONNECT_SECONDS = 30.0
 """Until there is a connection, including TLS."""
@@ -78,13 +78,10 @@ class WebClient:
         if store is None:  # nobody is left who would need the answer
             raise RuntimeError("the file system was deleted")
         options = _without_credentials(store.kwargs, named=named)
-        return await self._session(store, named=named).get(
-            address,
-            **options,
-            headers={**options.get("headers", {}), **headers},
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-        )
+        options["headers"] = {**options.get("headers", {}), **headers}
+        options["allow_redirects"] = False
+        options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+        return await self._session(store, named=named).get(address, **options)
 
     def _session(self, store: Any, *, named: bool) -> Any:  # noqa: ANN401
         from ema_cli.storage.remote.web_session import open_session  # noqa: PLC0415
@@ -122,7 +119,7 @@ def _target(first: Any, address: Any, target: str) -> Any:  # noqa: ANN401
         found = found.with_user(None)
         same = _is_same_host(first, found)
     except ValueError as error:
-        raise _not_followed(f"redirects to {quoted(target)}, which is not a valid URL") from error
+        raise _not_followed(f"redirects to {quoted(without_secrets(target))}, which is not a valid URL") from error
     if address.scheme == "https" and found.scheme == "http":
         raise _not_followed("redirects from https to http, which is not followed, as anybody could change the data")
     return found.with_user(first.user).with_password(first.password) if same and first.user is not None else found
