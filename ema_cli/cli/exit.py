@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     INPUT_REFUSED = 3
     """An input is malformed, unsafe, mismatched or not finite."""
     INPUT_CHANGED = 4
-    """An input changed or vanished while it was being read."""
+    """An input changed or vanished while it was being read, or its store or server failed."""
     OUTPUT = 5
     """The output cannot be written: it exists, no space, no permission, an I/O error."""
     LOCKED = 6
