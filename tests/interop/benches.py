@@ -1,0 +1,117 @@
+"""The three stores on the loopback, each behind a hostile proxy, with one small run in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.series import write_series
+from tests.interop import gcs, hub, store
+from tests.interop.hostile_proxy import Asked, HostileProxy
+from tests.interop.judge import states_of
+
+_ELEMENTS = 100_000
+"""Of a checkpoint: 0.4 MB."""
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A store with a run of two checkpoints."""
+
+    name: str
+    proxy: HostileProxy
+    run: str
+    """The URL of the run."""
+    out: str
+    """The URL of a folder that does not exist."""
+    environment: dict[str, str]
+    """For ema-avg."""
+    names: Callable[[], set[str]]
+    """Returns the objects of the store."""
+    unfinished: Callable[[], int]
+    """Returns the number of uploads that were begun, and neither finished nor aborted."""
+    get: Callable[[str], bytes]
+    close: Callable[[], None]
+
+    @staticmethod
+    def data(asked: Asked) -> bool:
+        """Whether a request is for the bytes of a checkpoint."""
+        return asked.method == "GET" and asked.range is not None and "/resolve/" not in asked.path
+
+    def listing(self, asked: Asked) -> bool:
+        """Whether a request is for the names in a folder or the description of an object."""
+        return asked.method in ("GET", "HEAD", "POST") and asked.range is None and "upload" not in asked.path
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = write_series(folder / "run", states_of(2, _ELEMENTS), form="safetensors")
+    return {f"run/{path.name}": path.read_bytes() for path in paths}
+
+
+def s3(folder: Path) -> Bench:
+    """Return S3."""
+    server = store.Store()
+    for name, data in _files(folder).items():
+        server.put(name, data)
+    proxy = HostileProxy(server.environment["AWS_ENDPOINT_URL"])
+    return Bench(
+        name="S3",
+        proxy=proxy,
+        run=f"s3://{store.BUCKET}/run",
+        out=f"s3://{store.BUCKET}/out",
+        environment={**server.environment, "AWS_ENDPOINT_URL": proxy.address},
+        names=server.names,
+        unfinished=lambda: len(server.unfinished()),
+        get=server.get,
+        close=lambda: _close(proxy, server),
+    )
+
+
+def google(folder: Path) -> Bench:
+    """Return Google Cloud Storage."""
+    server = gcs.Gcs()
+    for name, data in _files(folder).items():
+        server.put(name, data)
+    proxy = HostileProxy(server.address)
+    server.address = proxy.address
+    return Bench(
+        name="GCS",
+        proxy=proxy,
+        run=f"gs://{gcs.BUCKET}/run",
+        out=f"gs://{gcs.BUCKET}/out",
+        environment={**server.environment, "STORAGE_EMULATOR_HOST": proxy.address},
+        names=lambda: set(server.objects),
+        unfinished=lambda: len(server.uploads),
+        get=server.get,
+        close=lambda: _close(proxy, server),
+    )
+
+
+def huggingface(folder: Path) -> Bench:
+    """Return the Hugging Face Hub."""
+    server = hub.Hub()
+    server.clear()
+    server.commit(dict(_files(folder)))
+    proxy = HostileProxy(server.address)
+    server.address = proxy.address
+    return Bench(
+        name="Hub",
+        proxy=proxy,
+        run=f"hf://{hub.REPO}/run",
+        out=f"hf://{hub.REPO}/out",
+        environment={**server.environment, "HF_ENDPOINT": proxy.address},
+        names=lambda: set(server.files()),
+        unfinished=lambda: 0,
+        get=lambda name: server.files()[name],
+        close=lambda: _close(proxy, server),
+    )
+
+
+def _close(proxy: HostileProxy, server: Any) -> None:
+    proxy.close()
+    server.close()
+
+
+BENCHES: dict[str, Callable[[Path], Bench]] = {"s3": s3, "gcs": google, "hub": huggingface}
