@@ -123,7 +123,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - a class
 @pytest.fixture(autouse=True)
 def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry at once."""
-    monkeypatch.setattr("ema_cli.storage.remote.stores.RETRY_DELAY_SECONDS", 0)
+    monkeypatch.setattr("ema_cli.storage.remote.retries.RETRY_DELAY_SECONDS", 0)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
-from ema_cli.storage.remote.failures import is_forbidden, login, reason_of
+from ema_cli.storage.remote.failures import writing_error
 from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -74,6 +74,4 @@ class Uploading:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, EmaAvgError):
-            hint = login(self._url) if is_forbidden(error) else ""
-            reason = reason_of(error, self._url)
-            raise OutputError(f"{quoted(str(self._url))} cannot be written: {reason}", hint=hint) from error
+            raise writing_error(error, self._url) from error

@@ -12,11 +12,13 @@ from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
-from ema_cli.storage.remote.failures import is_forbidden, is_missing, is_replaced, login, reason_of
+from ema_cli.storage.remote.failure_causes import reason_of
+from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.http_ranges import fetch_range, supports_ranges
 from ema_cli.storage.remote.prefetch import Prefetcher
+from ema_cli.storage.remote.retries import retry
 from ema_cli.storage.remote.spool import Spool
-from ema_cli.storage.remote.stores import info_of, retry, store_of
+from ema_cli.storage.remote.stores import info_of, store_of
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -140,15 +142,10 @@ class RemoteSource(ByteSource):
         """Return a range of the object."""
         try:
             return retry(lambda: self._ask(begin, end), self._url, until=self._prefetcher.closed.is_set)
+        except MemoryError:
+            raise
         except Exception as error:
-            if is_missing(error):
-                raise InputChanged(f"{quoted(self.name)} was removed while it was being read") from error
-            if is_replaced(error):
-                raise InputChanged(f"{quoted(self.name)} was changed while it was being read") from error
-            reason = reason_of(error, self._url)
-            if is_forbidden(error):
-                raise InputRefused(f"{quoted(self.name)} cannot be read: {reason}", hint=login(self._url)) from error
-            raise InputChanged(f"{quoted(self.name)} cannot be read at byte {begin:,}: {reason}") from error
+            raise reading_error(error, self._url, place=f"at byte {begin:,}", opened=True) from error
 
     def _ask(self, begin: int, end: int) -> bytes:
         """Request a range of the pinned object, if the store supports that."""

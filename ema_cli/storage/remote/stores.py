@@ -1,28 +1,20 @@
-"""The stores of fsspec: how they are opened and queried, and retries."""
+"""The stores of fsspec: how they are opened and queried."""
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from ema_cli.errors import InputRefused, UsageError
-from ema_cli.storage.remote.failures import is_forbidden, is_missing, is_replaced, login, reason_of
+from ema_cli.errors import NothingMatched, UsageError
+from ema_cli.storage.remote.failures import reading_error
+from ema_cli.storage.remote.retries import retry
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
-Answer = TypeVar("Answer")
-RETRY_DELAY_SECONDS = 0.2
-"""Delay before the second try, doubled before each further try, and varied by half. Tests set it to 0."""
-_TRIES = 5
-_TRIES_OF_PATIENT = {"gs": 2, "gcs": 2, "hf": 2}
-"""Tries for stores with libraries that retry on their own, for half a minute."""
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
-_LOGGERS = ("fsspec", "gcsfs", "s3fs")
+_LOGGERS = ("aiohttp", "asyncio", "fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
 _STORES: dict[str, Any] = {}
 """By scheme and bucket or host."""
@@ -62,7 +54,8 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
     """Return a store's description of an object or a folder; ``None`` if it does not exist.
 
     Raises:
-        InputRefused: it cannot be read, or the store cannot be reached.
+        InputRefused: access is denied.
+        InputChanged: the store is failing, or cannot be reached.
 
     """
 
@@ -72,25 +65,10 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
 
     try:
         return retry(ask, url)
+    except MemoryError:
+        raise
     except Exception as error:
-        if is_missing(error):
+        failed = reading_error(error, url)
+        if isinstance(failed, NothingMatched):
             return None
-        verb, hint = ("read", login(url)) if is_forbidden(error) else ("reached", "")
-        raise InputRefused(f"{quoted(str(url))} cannot be {verb}: {reason_of(error, url)}", hint=hint) from error
-
-
-def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = lambda: False) -> Answer:
-    """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
-
-    ``until`` returns whether to stop retrying.
-    """
-    tries = _TRIES_OF_PATIENT.get(url.scheme, _TRIES)
-    for attempt in range(tries):
-        try:
-            return ask()
-        except Exception as error:
-            if attempt + 1 == tries or until() or is_missing(error) or is_forbidden(error) or is_replaced(error):
-                raise
-        delay = RETRY_DELAY_SECONDS * 2**attempt
-        time.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - so that threads do not retry together
-    raise AssertionError("the last try returns or raises")
+        raise failed from error

@@ -1,0 +1,45 @@
+"""Try again what a store refused for a reason that may pass."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ema_cli.storage.remote.failure_causes import failure_of
+from ema_cli.storage.url import Url
+
+Answer = TypeVar("Answer")
+RETRY_DELAY_SECONDS = 0.2
+"""Delay before the second try, doubled before each further try, and varied by half. Tests set it to 0."""
+TRIES = 5
+TRIES_OF_PATIENT = 2
+"""Tries for stores with libraries that retry on their own, for half a minute."""
+PATIENT = ("gs", "gcs", "hf")
+RETRYING_SECONDS = 120
+"""No try begins later than this after the first."""
+LONGEST_WAIT_SECONDS = 60
+"""A store that asks to wait for longer is not asked again."""
+
+
+def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = lambda: False) -> Answer:
+    """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
+
+    ``until`` returns whether to stop retrying. The last error is raised.
+    """
+    begin = time.monotonic()
+    for attempt in range(TRIES_OF_PATIENT if url.scheme in PATIENT else TRIES):
+        try:
+            return ask()
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every library has its own
+            last, failure = error, failure_of(error, url)
+        # Varied so that threads do not retry together.
+        wait = max(failure.wait_seconds, RETRY_DELAY_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        in_time = wait <= LONGEST_WAIT_SECONDS and time.monotonic() + wait - begin <= RETRYING_SECONDS
+        if not (failure.may_pass and in_time) or until():
+            break
+        time.sleep(wait)
+    raise last
