@@ -9,6 +9,7 @@ from pathlib import Path
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
+from ema_cli.preflight.replaced_objects import refuse_foreign_objects
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Role
 from ema_cli.report.beside import read_report, report_path
@@ -55,6 +56,7 @@ def check_destinations(plan: Plan, options: Options) -> None:
             check_writable(path, folder=path in folders)
     for folder in folders:
         _check_folder(folder)
+    refuse_foreign_objects(plan)
     if options.force:
         return
     for output in plan.outputs:

@@ -33,6 +33,8 @@ class Bench:
     unfinished: Callable[[], int]
     """Returns the number of uploads that were begun, and neither finished nor aborted."""
     get: Callable[[str], bytes]
+    stages: dict[str, Callable[[Asked], bool]]
+    """The requests of an upload by their purpose."""
     close: Callable[[], None]
 
     @staticmethod
@@ -42,7 +44,39 @@ class Bench:
 
     def listing(self, asked: Asked) -> bool:
         """Whether a request is for the names in a folder or the description of an object."""
-        return asked.method in ("GET", "HEAD", "POST") and asked.range is None and "upload" not in asked.path
+        return asked.method in ("GET", "HEAD", "POST") and asked.range is None and "upload" not in asked.path.lower()
+
+
+def _asks(method: str, word: str, content_range: str = "") -> Callable[[Asked], bool]:
+    """Return whether a request has a method, a word in its address, and one at the end of its Content-Range."""
+
+    def is_one(asked: Asked) -> bool:
+        sent = asked.headers.get("Content-Range", "")
+        return asked.method == method and word in asked.path and sent.endswith(content_range)
+
+    return is_one
+
+
+_S3_STAGES = {
+    "begin": _asks("POST", "?uploads"),
+    "part": _asks("PUT", "partNumber="),
+    "complete": _asks("POST", "uploadId="),
+    "abort": _asks("DELETE", "uploadId="),
+    "check": _asks("HEAD", "/ema.safetensors"),
+}
+_GOOGLE_STAGES = {
+    "begin": lambda asked: _asks("POST", "uploadType=resumable")(asked) and "upload_id" not in asked.path,
+    "part": _asks("POST", "upload_id=", "/*"),
+    "complete": lambda asked: _asks("POST", "upload_id=")(asked) and not asked.headers["Content-Range"].endswith("*"),
+    "abort": _asks("DELETE", "upload_id="),
+    "check": _asks("GET", "ema.safetensors"),
+}
+_HUB_STAGES = {
+    "begin": _asks("POST", "/preupload/"),
+    "part": _asks("PUT", "/lfs/"),
+    "complete": _asks("POST", "/commit/"),
+    "check": _asks("GET", "/tree/"),
+}
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -58,6 +92,7 @@ def s3(folder: Path) -> Bench:
     proxy = HostileProxy(server.environment["AWS_ENDPOINT_URL"])
     return Bench(
         name="S3",
+        stages=_S3_STAGES,
         proxy=proxy,
         run=f"s3://{store.BUCKET}/run",
         out=f"s3://{store.BUCKET}/out",
@@ -78,6 +113,7 @@ def google(folder: Path) -> Bench:
     server.address = proxy.address
     return Bench(
         name="GCS",
+        stages=_GOOGLE_STAGES,
         proxy=proxy,
         run=f"gs://{gcs.BUCKET}/run",
         out=f"gs://{gcs.BUCKET}/out",
@@ -98,6 +134,7 @@ def huggingface(folder: Path) -> Bench:
     server.address = proxy.address
     return Bench(
         name="Hub",
+        stages=_HUB_STAGES,
         proxy=proxy,
         run=f"hf://{hub.REPO}/run",
         out=f"hf://{hub.REPO}/out",

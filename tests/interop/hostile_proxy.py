@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import http.client
 import re
@@ -29,7 +30,8 @@ class Asked:
     path: str
     """With the query."""
     headers: Any
-    body: bytes
+    read: Callable[[], bytes]
+    """Reads the body."""
     forward: Callable[[], tuple[int, list[tuple[str, str]], bytes]]
     """Asks the store; returns the status, the headers and the body."""
     handler: BaseHTTPRequestHandler
@@ -41,7 +43,7 @@ class Asked:
         return (int(found[1]), int(found[2])) if found else None
 
     def begin(self, status: int, headers: list[tuple[str, str]], **more: str) -> None:
-        """Send the head of an answer; headers in ``more`` replace others, with ``_`` for ``-``, empty ones are dropped."""
+        """Send the head of an answer; headers in ``more``, with ``_`` for ``-``, replace others; empty ones are dropped."""
         new = {name.replace("_", "-").lower(): value for name, value in more.items()}
         head = [(name, value) for name, value in headers if name.lower() not in {*new, "connection", "date", "server"}]
         self.handler.send_response(status)
@@ -66,6 +68,7 @@ Mode = Callable[[Asked], None]
 
 
 def _answer(asked: Asked, status: int, body: bytes = b"", **headers: str) -> None:
+    asked.read()
     asked.begin(status, [], content_length=str(len(body)), **headers)
     asked.send(body)
 
@@ -98,6 +101,7 @@ def drip(asked: Asked) -> None:
 
 def silence(asked: Asked) -> None:
     """Never answer."""
+    asked.read()
     asked.wait()
 
 
@@ -141,17 +145,25 @@ def half(asked: Asked) -> None:
 
 def reset(asked: Asked) -> None:
     """Reset the connection."""
+    asked.read()
     asked.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     asked.handler.connection.close()
 
 
+def deaf(asked: Asked) -> None:  # noqa: ARG001 - a mode
+    """Do not read what the client sends."""
+    time.sleep(_LONGEST_SECONDS)
+
+
 def garbage(asked: Asked) -> None:
     """Answer with something that is no HTTP."""
+    asked.read()
     asked.send(b"\x00\xff<html>\r\n" * 1000)
 
 
 def huge(asked: Asked) -> None:
     """Send a document without an end."""
+    asked.read()
     asked.begin(200, [], content_type="application/json")
     asked.send(b'{"items": [')
     for _ in range(1 << 17):
@@ -194,6 +206,7 @@ MODES: dict[str, Mode] = {
     "short": short,
     "half": half,
     "reset": reset,
+    "nothing read": deaf,
     "garbage": garbage,
     "huge document": huge,
     "new version": changing,
@@ -262,14 +275,17 @@ class HostileProxy:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer a request."""
-        body = _body(handler)
+
+        @functools.cache
+        def body() -> bytes:
+            return _body(handler)
 
         def forward() -> tuple[int, list[tuple[str, str]], bytes]:
-            return self._ask(handler.command, handler.path, handler.headers, body)
+            return self._ask(handler.command, handler.path, handler.headers, body())
 
         headers = handler.headers
         asked = Asked(
-            method=handler.command, path=handler.path, headers=headers, body=body, forward=forward, handler=handler
+            method=handler.command, path=handler.path, headers=headers, read=body, forward=forward, handler=handler
         )
         with self._lock:
             plan = self.plan

@@ -2,7 +2,8 @@
 
     python -m tests.interop.hostile_stores [--store s3] [--mode flood] [--quick]
 
-Prints memory, time, exit code and message of one run each, as Markdown. ``--quick`` divides the limits of time by ten.
+Prints memory, time, exit code and message of one run each, as Markdown. ``--quick`` divides the
+limits of time by 15.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ NOISE = re.compile(r"Traceback|never retrieved|was destroyed|Unclosed|Exception 
 _MOST_MEGABYTES = 3000
 """From which on a run is killed."""
 SECRETS = ("hf_abcdefghij", "me:secret", "Signature=secret")
-_QUICK = (
-    "import sys\n"
-    "try:\n"
-    "    from ema_cli.storage.remote import limits\n"
-    "    limits.divide(10)\n"
-    "except ImportError: pass\n"
-    "from ema_cli.__main__ import main; main()"
-)
+_QUICK = """
+from ema_cli.storage.remote import limits, retries
+for module in (limits, retries):
+    for name in [name for name in vars(module) if name.endswith("_SECONDS")]:
+        setattr(module, name, getattr(module, name) / 15)
+from ema_cli.__main__ import main
+main()
+"""
 
 
 @dataclass(kw_only=True)
@@ -133,7 +134,9 @@ def main() -> None:
                     noise = [*found.noise, *(word for word in SECRETS if word in found.stderr)]
                     message = found.message.replace("|", "/")
                     numbers = f"{found.megabytes:.0f} | {found.seconds:.1f} | {found.status}"
-                    print(f"| {bench.name} | {place} | {name} | {numbers} | {message} | {', '.join(noise)} |", flush=True)
+                    print(
+                        f"| {bench.name} | {place} | {name} | {numbers} | {message} | {', '.join(noise)} |", flush=True
+                    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
 """Without a byte of an answer, also of its beginning."""
@@ -24,13 +26,14 @@ CALL_BYTES = 1 << 26
 """Of descriptions and listings in one call. Objects of Python take several times as much."""
 WAIT_SECONDS = 300.0
 """Of delays that a server asks for (Retry-After), in one call."""
-SEND_SECONDS, SEND_BYTES_PER_SECOND = 60.0, 1 << 14
-"""A request that sends data may take so long, and longer by its size over the rate."""
+REQUEST_SECONDS = 600.0
+"""For a request to be accepted, with the data that it sends: up to 16 MiB, unless an output is larger than 75 GB."""
 _BUSY, _UNAVAILABLE, _PARTIAL, _OK = 429, 503, 206, 200
 
 
-class LimitError(OSError):
-    """A server exceeds a limit, or does not answer what was asked for."""
+def beyond(reason: str, kind: FailureKind = FailureKind.FAILING) -> StoreError:
+    """Return the error for a server that exceeds a limit, or does not answer what was requested."""
+    return StoreError(StoreFailure(kind=kind, reason=reason, hint="run again later", is_final=True))
 
 
 @dataclass(kw_only=True)
@@ -43,17 +46,20 @@ class Allowance:
     """By ``time.monotonic``."""
     wait_seconds: float
     """Of delays that the server asks for."""
+    tag: str | None = None
+    """The entity tag (ETag) that ranges have, if it is reported."""
 
     def check(self) -> None:
-        """Raise ``LimitError`` after the deadline."""
+        """Raise ``StoreError`` after the deadline."""
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise LimitError(f"the server takes longer than {CALL_SECONDS:.0f} seconds for a description or listing")
+            raise beyond(f"the server takes longer than {CALL_SECONDS:.0f} seconds for a description or listing")
 
     def wait(self, seconds: float) -> None:
-        """Count a delay that the server asks for; raise ``LimitError`` if it is too long."""
+        """Count a delay that the server asks for; raise ``StoreError`` if it is too long."""
         self.wait_seconds -= seconds
         if self.wait_seconds < 0:
-            raise LimitError(f"the server is busy, and asks for a further request after {seconds:.0f} seconds")
+            reason = f"the server is busy, and asks to wait for {seconds:,.0f} seconds"
+            raise beyond(reason, FailureKind.BUSY)
         if self.deadline is not None:
             self.deadline += seconds
 
@@ -62,15 +68,16 @@ _ALLOWANCE: ContextVar[Allowance | None] = ContextVar("allowance", default=None)
 
 
 @contextmanager
-def allowed(*, seconds: float | None = None) -> Iterator[None]:
+def allowed(*, seconds: float | None = None, tag: str | None = None) -> Iterator[None]:
     """Begin a call of a library: what it requests in this thread, or in tasks that it starts, counts together.
 
     Args:
         seconds: for all its answers together, without delays that the server asks for; ``None``: any time.
+        tag: the entity tag of the object of which a range is requested.
 
     """
     deadline = None if seconds is None else time.monotonic() + seconds
-    token = _ALLOWANCE.set(Allowance(nbytes=CALL_BYTES, deadline=deadline, wait_seconds=WAIT_SECONDS))
+    token = _ALLOWANCE.set(Allowance(nbytes=CALL_BYTES, deadline=deadline, wait_seconds=WAIT_SECONDS, tag=tag))
     try:
         yield
     finally:
@@ -96,7 +103,7 @@ class AnswerMeter:
         headers: of the answer.
 
     Raises:
-        LimitError: the answer is compressed, or not the requested range.
+        StoreError: the answer is compressed, or not the requested range.
 
     """
 
@@ -105,7 +112,8 @@ class AnswerMeter:
         self.allowance.check()
         encoding = headers.get("Content-Encoding", "")
         if encoding and encoding.lower() not in ("identity", "aws-chunked"):
-            raise LimitError(f"the server sent an answer compressed with {encoding[:20]!r}, which was not requested")
+            raise beyond(f"the server sent an answer compressed with {encoding[:20]!r}, which was not requested")
+        _check_tag(self.allowance.tag, status, headers.get("ETag"))
         self._left = _length(asked.get("Range", ""), status, headers.get("Content-Range", ""))
         self._period, self._arrived = time.monotonic(), 0
         self.delay = _delay(status, headers)
@@ -117,7 +125,7 @@ class AnswerMeter:
         """Count bytes of the body.
 
         Raises:
-            LimitError: there are more than requested, or they arrive too slowly.
+            StoreError: there are more than requested, or they arrive too slowly.
 
         """
         if self._left is not None:
@@ -125,14 +133,20 @@ class AnswerMeter:
         else:
             self.allowance.nbytes -= nbytes
         if (self.allowance.nbytes if self._left is None else self._left) < 0:
-            raise LimitError("the server sent more than was requested")
+            raise beyond("the server sent more than was requested")
         self.allowance.check()
         self._arrived += nbytes
         now = time.monotonic()
         if now - self._period >= PACE_SECONDS:
             if self._arrived < PACE_BYTES:
-                raise LimitError(f"the server sent only {self._arrived:,} bytes in {PACE_SECONDS:.0f} seconds")
+                raise beyond(f"the server sent only {self._arrived:,} bytes in {PACE_SECONDS:.0f} seconds")
             self._period, self._arrived = now, 0
+
+
+def _check_tag(wanted: str | None, status: int, found: str | None) -> None:
+    """Raise if a range is one of another version of the object."""
+    if status == _PARTIAL and wanted and found and wanted.strip('"') != found.removeprefix("W/").strip('"'):
+        raise beyond("the object was changed", FailureKind.REPLACED)
 
 
 def _length(asked: str, status: int, declared: str) -> int | None:
@@ -142,9 +156,9 @@ def _length(asked: str, status: int, declared: str) -> int | None:
         return None
     first, last = int(found[1]), int(found[2])
     if status == _OK:
-        raise LimitError(f"the server sent the whole object instead of bytes {first}-{last}")
+        raise beyond(f"the server sent the whole object instead of bytes {first}-{last}")
     if not declared.replace("=", " ").startswith(f"bytes {first}-{last}/"):
-        raise LimitError(f"the server sent Content-Range {declared[:60]!r} instead of bytes {first}-{last}")
+        raise beyond(f"the server sent Content-Range {declared[:60]!r} instead of bytes {first}-{last}")
     return last + 1 - first
 
 

@@ -15,10 +15,11 @@ from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
 from ema_cli.storage.remote.failure_causes import reason_of
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.http_ranges import fetch_range, supports_ranges
+from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.remote.retries import retry
 from ema_cli.storage.remote.spool import Spool
-from ema_cli.storage.remote.stores import info_of, store_of
+from ema_cli.storage.remote.stores import calling, info_of, store_of
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -151,16 +152,20 @@ class RemoteSource(ByteSource):
         """Request a range of the pinned object, if the store supports that."""
         if self._url.is_web:
             data = fetch_range(self._store, self._path, begin, end, self._tag)
-        elif self._url.scheme == "hf":  # its cat_file reads more, and drops it
-            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
-                file.seek(begin)
-                data = bytes(file.read(end - begin))
         else:
-            pinned = {} if self._generation is None else {"generation": self._generation}
-            data = bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
+            with calling(self._url, tag=self._tag if self._url.scheme in ("s3", "s3a") else None):
+                data = self._ask_library(begin, end)
         if len(data) != end - begin:
             raise OSError(f"received {len(data):,} of {end - begin:,} bytes")
         return data
+
+    def _ask_library(self, begin: int, end: int) -> bytes:
+        if self._url.scheme == "hf":  # its cat_file reads more, and drops it
+            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
+                file.seek(begin)
+                return bytes(file.read(end - begin))
+        pinned = {} if self._generation is None else {"generation": self._generation}
+        return bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
 
 
 def is_remote_folder(url: Url) -> bool:
@@ -180,8 +185,13 @@ def remote_names_in(url: Url) -> dict[str, bool]:
 
     """
     store, path = store_of(url)
+
+    def ask() -> list[dict[str, Any]]:
+        with calling(url, seconds=CALL_SECONDS):
+            return list(store.ls(path, detail=True))
+
     try:
-        listed = retry(lambda: store.ls(path, detail=True), url)
+        listed = retry(ask, url)
     except OSError:
         raise
     except Exception as error:

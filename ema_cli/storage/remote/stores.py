@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ema_cli.errors import NothingMatched, UsageError
 from ema_cli.storage.remote.failures import reading_error
+from ema_cli.storage.remote.httpx_answers import watch_hub
+from ema_cli.storage.remote.limits import CALL_SECONDS, STALL_SECONDS, allowed
 from ema_cli.storage.remote.retries import retry
+from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.storage.remote.store_options import limit_tries, options_for, silence
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
-_LOGGERS = ("aiohttp", "asyncio", "fsspec", "gcsfs", "s3fs")
-"""Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
 _STORES: dict[str, Any] = {}
 """By scheme and bucket or host."""
 _LOCK = threading.Lock()
@@ -30,15 +33,13 @@ def store_of(url: Url) -> tuple[Any, str]:
     """
     from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
 
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
     root = "/".join(url.address.split("/")[:3])
     try:
         with _LOCK:  # fsspec would create one per thread, each with its own connections and credentials
             if root not in _STORES:
-                _STORES[root] = url_to_fs(url.address, use_listings_cache=False)[0]
+                _STORES[root] = url_to_fs(url.address, use_listings_cache=False, **options_for(url.scheme))[0]
+                limit_tries(_STORES[root], url.scheme)
+                silence()
             store = _STORES[root]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except ImportError as error:
@@ -48,6 +49,21 @@ def store_of(url: Url) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
     return store, str(path)
+
+
+@contextmanager
+def calling(url: Url, *, seconds: float | None = None, tag: str | None = None) -> Iterator[None]:
+    """Begin a call of the library of a store, within the limits; see ``limits.allowed``."""
+    if url.scheme == "hf":
+        watch_hub()
+    try:
+        with allowed(seconds=seconds, tag=tag):
+            yield
+    except TimeoutError as error:
+        if str(error):
+            raise
+        reason = f"the server sent nothing for {STALL_SECONDS:.0f} seconds"
+        raise StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later")) from error
 
 
 def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
@@ -60,8 +76,9 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
     """
 
     def ask() -> dict[str, Any]:
-        store.invalidate_cache()
-        return dict(store.info(path))
+        with calling(url, seconds=CALL_SECONDS):
+            store.invalidate_cache()
+            return dict(store.info(path))
 
     try:
         return retry(ask, url)
