@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from tests.helpers.series import write_series
 from tests.interop import gcs, hub, store
-from tests.interop.hostile_proxy import Asked, HostileProxy
+from tests.interop.hostile_proxy import Asked, HostileProxy, Mode
 from tests.interop.judge import states_of
 
 _ELEMENTS = 100_000
@@ -33,6 +35,8 @@ class Bench:
     unfinished: Callable[[], int]
     """Returns the number of uploads that were begun, and neither finished nor aborted."""
     get: Callable[[str], bytes]
+    pages: Mode
+    """Answers a listing with pages without an end."""
     stages: dict[str, Callable[[Asked], bool]]
     """The requests of an upload by their purpose."""
     close: Callable[[], None]
@@ -79,6 +83,49 @@ _HUB_STAGES = {
 }
 
 
+_PAGE = 1000
+"""Names on a page of a listing."""
+
+
+def _page(asked: Asked, body: bytes, content_type: str, **headers: str) -> None:
+    asked.read()
+    asked.begin(200, [], content_type=content_type, content_length=str(len(body)), **headers)
+    asked.send(body)
+
+
+def _s3_pages(asked: Asked) -> None:
+    if "list-type" not in asked.path:
+        asked.begin(404, [], content_length="0")
+        return
+    number = time.monotonic_ns()
+    keys = "".join(
+        f"<Contents><Key>run/{number + n}.pt</Key><LastModified>2026-01-01T00:00:00Z</LastModified><ETag>e</ETag>"
+        f"<Size>9</Size></Contents>"
+        for n in range(_PAGE)
+    )
+    head = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{number}</NextContinuationToken>"
+    _page(asked, f"<ListBucketResult>{head}{keys}</ListBucketResult>".encode(), "application/xml")
+
+
+def _google_pages(asked: Asked) -> None:
+    number = time.monotonic_ns()
+    items = [{"name": f"run/{number + n}.pt", "bucket": gcs.BUCKET, "size": "9"} for n in range(_PAGE)]
+    _page(asked, json.dumps({"items": items, "nextPageToken": str(number)}).encode(), "application/json")
+
+
+def _hub_pages(asked: Asked) -> None:
+    number = time.monotonic_ns()
+    files = [{"type": "file", "oid": "0" * 40, "size": 9, "path": f"run/{number + n}.pt"} for n in range(_PAGE)]
+    following = f'<http://{asked.headers["Host"]}{asked.path.partition("?")[0]}?cursor={number}>; rel="next"'
+    _page(asked, json.dumps(files).encode(), "application/json", link=following)
+
+
+def lists(asked: Asked) -> bool:
+    """Whether a request is for the names in the folder of the run."""
+    names = ("list-type", "HEAD", "/o?", "/o/run", "/tree/main/run")
+    return any(name in f"{asked.method} {asked.path}" for name in names) and asked.range is None
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     paths = write_series(folder / "run", states_of(2, _ELEMENTS), form="safetensors")
     return {f"run/{path.name}": path.read_bytes() for path in paths}
@@ -92,6 +139,7 @@ def s3(folder: Path) -> Bench:
     proxy = HostileProxy(server.environment["AWS_ENDPOINT_URL"])
     return Bench(
         name="S3",
+        pages=_s3_pages,
         stages=_S3_STAGES,
         proxy=proxy,
         run=f"s3://{store.BUCKET}/run",
@@ -113,6 +161,7 @@ def google(folder: Path) -> Bench:
     server.address = proxy.address
     return Bench(
         name="GCS",
+        pages=_google_pages,
         stages=_GOOGLE_STAGES,
         proxy=proxy,
         run=f"gs://{gcs.BUCKET}/run",
@@ -134,6 +183,7 @@ def huggingface(folder: Path) -> Bench:
     server.address = proxy.address
     return Bench(
         name="Hub",
+        pages=_hub_pages,
         stages=_HUB_STAGES,
         proxy=proxy,
         run=f"hf://{hub.REPO}/run",

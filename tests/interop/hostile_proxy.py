@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gzip
 import http.client
+import os
 import re
 import socket
 import struct
@@ -35,6 +36,8 @@ class Asked:
     forward: Callable[[], tuple[int, list[tuple[str, str]], bytes]]
     """Asks the store; returns the status, the headers and the body."""
     handler: BaseHTTPRequestHandler
+    sent: list[int]
+    """The bytes of each piece of a body that the client took, of all requests."""
 
     @property
     def range(self) -> tuple[int, int] | None:
@@ -43,7 +46,7 @@ class Asked:
         return (int(found[1]), int(found[2])) if found else None
 
     def begin(self, status: int, headers: list[tuple[str, str]], **more: str) -> None:
-        """Send the head of an answer; headers in ``more``, with ``_`` for ``-``, replace others; empty ones are dropped."""
+        """Send the head of an answer; headers in ``more``, with ``_`` for ``-``, replace others, or remove them."""
         new = {name.replace("_", "-").lower(): value for name, value in more.items()}
         head = [(name, value) for name, value in headers if name.lower() not in {*new, "connection", "date", "server"}]
         self.handler.send_response(status)
@@ -55,7 +58,7 @@ class Asked:
     def send(self, data: bytes) -> None:
         """Send bytes of the body."""
         self.handler.wfile.write(data)
-        self.handler.wfile.flush()
+        self.sent.append(len(data))
 
     def wait(self) -> None:
         """Wait until the client gives up."""
@@ -147,7 +150,7 @@ def reset(asked: Asked) -> None:
     """Reset the connection."""
     asked.read()
     asked.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    asked.handler.connection.close()
+    os.close(asked.handler.connection.detach())
 
 
 def deaf(asked: Asked) -> None:  # noqa: ARG001 - a mode
@@ -230,6 +233,8 @@ class Plan:
     """How often, before the proxy becomes honest."""
     seen: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of the requests that met the mode."""
+    sent: list[int] = field(default_factory=list)
+    """Bytes of bodies that were sent."""
 
 
 class HostileProxy:
@@ -284,8 +289,15 @@ class HostileProxy:
             return self._ask(handler.command, handler.path, handler.headers, body())
 
         headers = handler.headers
+        sent = self.plan.sent
         asked = Asked(
-            method=handler.command, path=handler.path, headers=headers, read=body, forward=forward, handler=handler
+            method=handler.command,
+            path=handler.path,
+            headers=headers,
+            read=body,
+            forward=forward,
+            handler=handler,
+            sent=sent,
         )
         with self._lock:
             plan = self.plan

@@ -75,11 +75,19 @@ async def meter(answer: aiohttp.ClientResponse, asked: Any) -> None:  # noqa: AN
 
 def session_options() -> dict[str, Any]:
     """Return the arguments for a session of aiohttp."""
-    timeout = aiohttp.ClientTimeout(
+    return {
+        "response_class": MeteredAnswer,
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+        "timeout": timeouts(),
+    }
+
+
+def timeouts() -> aiohttp.ClientTimeout:
+    """Return the time-outs of a request."""
+    return aiohttp.ClientTimeout(
         total=limits.REQUEST_SECONDS, sock_connect=limits.CONNECT_SECONDS, sock_read=limits.STALL_SECONDS
     )
-    headers = {"Accept-Encoding": "identity"}
-    return {"response_class": MeteredAnswer, "auto_decompress": False, "headers": headers, "timeout": timeout}
 
 
 def session_class() -> type[Any]:

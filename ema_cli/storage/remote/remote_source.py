@@ -12,7 +12,6 @@ from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
-from ema_cli.storage.remote.failure_causes import reason_of
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.http_ranges import fetch_range, supports_ranges
 from ema_cli.storage.remote.limits import CALL_SECONDS
@@ -181,7 +180,11 @@ def remote_names_in(url: Url) -> dict[str, bool]:
     """Return the names in a folder of a store, and whether each is a folder itself.
 
     Raises:
-        OSError: it cannot be listed.
+        FileNotFoundError: it does not exist.
+        NotADirectoryError: it is an object.
+        NothingMatched: it does not exist.
+        InputRefused: access is denied.
+        InputChanged: the store is failing, or cannot be reached.
 
     """
     store, path = store_of(url)
@@ -192,10 +195,10 @@ def remote_names_in(url: Url) -> dict[str, bool]:
 
     try:
         listed = retry(ask, url)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, MemoryError):
         raise
     except Exception as error:
-        raise OSError(None, reason_of(error, url)) from error
+        raise reading_error(error, url) from error
     entries = {str(entry["name"]).rstrip("/"): entry["type"] == "directory" for entry in listed}
     return {name.rpartition("/")[2]: folder for name, folder in entries.items() if name != path.rstrip("/")}
 

@@ -21,9 +21,7 @@ def options_for(scheme: str) -> dict[str, Any]:
     if scheme in ("s3", "s3a"):
         return {"config_kwargs": {**_s3_config(), **_configured(("s3", "s3a"), "config_kwargs")}}
     if scheme in ("gs", "gcs"):
-        from ema_cli.storage.remote.aiohttp_answers import session_options  # noqa: PLC0415 - aiohttp
-
-        return {"session_kwargs": {**session_options(), **_configured(("gs", "gcs"), "session_kwargs")}}
+        return _google_options()
     return {}
 
 
@@ -31,6 +29,17 @@ def limit_tries(store: Any, scheme: str) -> None:  # noqa: ANN401 - of fsspec
     """Leave repetitions to botocore, which has settings for them, and to this program: s3fs would multiply them."""
     if scheme in ("s3", "s3a"):
         store.retries = 1
+
+
+def _google_options() -> dict[str, Any]:
+    from fsspec.config import conf  # noqa: PLC0415
+
+    from ema_cli.storage.remote.aiohttp_answers import session_options, timeouts  # noqa: PLC0415 - aiohttp
+
+    options: dict[str, Any] = {"session_kwargs": {**session_options(), **_configured(("gs", "gcs"), "session_kwargs")}}
+    if not any("requests_timeout" in conf.get(scheme, {}) for scheme in ("gs", "gcs")):
+        options["requests_timeout"] = timeouts()  # gcsfs passes on None, which is no limit
+    return options
 
 
 def _s3_config() -> dict[str, Any]:
