@@ -9,7 +9,7 @@ from typing import Any
 
 from ema_cli.storage.remote import limits
 
-_LOGGERS = ("aiohttp", "asyncio", "fsspec", "gcsfs", "s3fs")
+_LOGGERS = ("aiohttp", "fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ema_cli.errors import NothingMatched, UsageError
-from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.httpx_answers import watch_hub
 from ema_cli.storage.remote.limits import CALL_SECONDS, STALL_SECONDS, allowed
-from ema_cli.storage.remote.retries import retry
+from ema_cli.storage.remote.retries import read_or_raise
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.storage.remote.store_options import limit_tries, options_for, silence
 from ema_cli.storage.url import Url
@@ -22,6 +22,8 @@ _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "h
 _STORES: dict[str, Any] = {}
 """By scheme and bucket or host."""
 _LOCK = threading.Lock()
+_NONSENSE = (AttributeError, IndexError, KeyError, TypeError, RecursionError)
+"""What libraries raise if a document is not what they expect."""
 
 
 def store_of(url: Url) -> tuple[Any, str]:
@@ -40,6 +42,7 @@ def store_of(url: Url) -> tuple[Any, str]:
                 _STORES[root] = url_to_fs(url.address, use_listings_cache=False, **options_for(url.scheme))[0]
                 limit_tries(_STORES[root], url.scheme)
                 silence()
+                _silence(getattr(_STORES[root], "loop", None))
             store = _STORES[root]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except ImportError as error:
@@ -49,6 +52,15 @@ def store_of(url: Url) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
     return store, str(path)
+
+
+def _silence(loop: Any) -> None:  # noqa: ANN401
+    """Log what goes wrong in the background in fsspec's event loop, in place of a traceback on the terminal.
+
+    What matters to a request is raised where its answer is awaited.
+    """
+    if loop is not None:
+        loop.set_exception_handler(lambda _, context: logging.getLogger("fsspec").debug("%s", context))
 
 
 @contextmanager
@@ -64,6 +76,9 @@ def calling(url: Url, *, seconds: float | None = None, tag: str | None = None) -
             raise
         reason = f"the server sent nothing for {STALL_SECONDS:.0f} seconds"
         raise StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later")) from error
+    except _NONSENSE as error:
+        reason = f"the answer of the server makes no sense to the library: {type(error).__name__}: {error}"
+        raise StoreError(StoreFailure(kind=FailureKind.FAILING, reason=reason, hint="run again later")) from error
 
 
 def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
@@ -81,11 +96,6 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
             return dict(store.info(path))
 
     try:
-        return retry(ask, url)
-    except MemoryError:
-        raise
-    except Exception as error:
-        failed = reading_error(error, url)
-        if isinstance(failed, NothingMatched):
-            return None
-        raise failed from error
+        return read_or_raise(ask, url)
+    except NothingMatched:
+        return None
