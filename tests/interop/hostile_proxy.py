@@ -187,7 +187,7 @@ def status(code: int, **headers: str) -> Mode:
     """Return a mode that refuses with a status."""
 
     def refuse(asked: Asked) -> None:
-        secret = f"{code}: hf_abcdefghijklmnopqrstuvwxyz at https://me:secret@host/x?X-Amz-Signature=secret"
+        secret = f"{code} at https://me:secret@host/x?X-Amz-Signature=secret"
         _answer(asked, code, secret.encode() if asked.method != "HEAD" else b"", **headers)
 
     return refuse
@@ -251,6 +251,7 @@ class HostileProxy:
         self._store = urlsplit(address)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign, assignment]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -275,6 +276,7 @@ class HostileProxy:
                 if self.raw_requestline and self.parse_request():
                     with contextlib.suppress(OSError, http.client.HTTPException):
                         proxy.answer(self)
+                self.close_connection = True
 
         return Handler
 

@@ -118,9 +118,16 @@ def _status(error: BaseException) -> int | None:
         return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
     if response is not None:  # huggingface_hub
         return _number(getattr(response, "status_code", None))
+    if _is_no_http(error) or _is_no_http(error.__cause__):
+        return None  # aiohttp calls it a status of 400
     if hasattr(error, "status"):  # aiohttp
         return _number(error.status)
     return _number(getattr(error, "code", None))  # gcsfs
+
+
+def _is_no_http(error: BaseException | None) -> bool:
+    """Whether aiohttp cannot read an answer."""
+    return any(one.__name__ == "HttpProcessingError" for one in type(error).__mro__)
 
 
 def _number(value: object) -> int | None:

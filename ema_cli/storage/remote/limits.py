@@ -115,9 +115,9 @@ class AnswerMeter:
             raise beyond(f"the server sent an answer compressed with {encoding[:20]!r}, which was not requested")
         _check_tag(self.allowance.tag, status, headers.get("ETag"))
         self._left = _length(asked.get("Range", ""), status, headers.get("Content-Range", ""))
-        self._period, self._arrived = time.monotonic(), 0
         self.delay = _delay(status, headers)
         """Seconds that the server asks to wait."""
+        self._period, self._arrived = time.monotonic() + self.delay, 0
         if self.delay:
             self.allowance.wait(self.delay)
 
