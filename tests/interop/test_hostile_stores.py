@@ -227,7 +227,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("mode", ["403", "500", "reset", "no answer"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_upload_that_fails_leaves_the_old_object(stage: str, mode: str, bench: Bench, large: Path) -> None:
+def test_an_upload_that_fails_leaves_the_old_object(
+    stage: str, mode: str, bench: Bench, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit 5 with the reason; what was there stays, and no upload remains unfinished."""
     name = f"out/{stage}-{mode[:2]}.safetensors"
     url = f"{bench.out}/{name.removeprefix('out/')}"

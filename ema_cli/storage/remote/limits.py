@@ -18,7 +18,7 @@ from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreF
 CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
 """Without a byte of an answer, also of its beginning."""
-PACE_SECONDS, PACE_BYTES = 60.0, 1 << 14
+PACE_SECONDS, PACE_BYTES = 60.0, 1 << 16
 """In each such period of an answer at least so many bytes have to arrive."""
 CALL_SECONDS = 120.0
 """For a description or a listing, with all its pages."""
