@@ -95,12 +95,12 @@ def _flood_after_an_error(visit: Visit) -> None:
 
 
 def _encoded(encoding: str, wbits: int) -> Mode:
-    """Return a mode that sends a gigabyte of zeros, compressed."""
+    """Return a mode that sends 100 MB of zeros, compressed."""
 
     @cache
     def body() -> bytes:
         packer = zlib.compressobj(1, zlib.DEFLATED, wbits)
-        return b"".join(packer.compress(_ZEROS) for _ in range(1000)) + packer.flush()
+        return b"".join(packer.compress(_ZEROS) for _ in range(100)) + packer.flush()
 
     def serve(visit: Visit) -> None:
         visit.answer(body=body(), headers={"Content-Encoding": encoding})
@@ -290,8 +290,13 @@ def _sizes() -> Iterator[HostileMode]:
     yield _mode("chunk of 2^68 bytes", _huge_chunk, 4, "broke off|not valid")
     for encoding, wbits in (("gzip", 31), ("deflate", 15), ("br", 31)):
         words = f'Content-Encoding: "{encoding}"'
-        yield _mode(f"{encoding} of 1 GB", _encoded(encoding, wbits), 3, words)
-    yield _mode("transfer encoding gzip", _with_headers(Transfer_Encoding="gzip, chunked", Content_Length=None), 4, "")
+        yield _mode(f"{encoding} of 100 MB", _encoded(encoding, wbits), 3, words)
+    yield _mode(
+        "transfer encoding gzip",
+        _with_headers(Transfer_Encoding="gzip, chunked", Content_Length=None),
+        3,
+        "Transfer-Enc",
+    )
 
 
 def _ranges() -> Iterator[HostileMode]:
@@ -340,7 +345,13 @@ def _redirects() -> Iterator[HostileMode]:
 def _waits() -> Iterator[HostileMode]:
     yield _mode("no answer", lambda visit: visit.wait(), 4, _NO_ANSWER, slow=True)
     yield _mode("slow headers", _endless(b"HTTP/1.1 206 x\r\n", b"X: y\r\n", 2), 4, _NO_ANSWER, slow=True)
-    yield _mode("100 Continue forever", _endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 99), 4, _NO_ANSWER, slow=True)
+    yield _mode(
+        "100 Continue forever",
+        _endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 99),
+        4,
+        f"{_NO_ANSWER}|{_TOO_SLOW}",
+        slow=True,
+    )
     yield _mode("102 now and then", _endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n", 1), 4, _NO_ANSWER, slow=True)
     yield _mode("no first byte", _silent_after_headers, 4, _TOO_SLOW, slow=True)
     yield _mode("one byte a second", _drip, 4, _TOO_SLOW, slow=True)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Self
 
 _LONGEST_REQUEST = 1 << 16
+_TLS_HANDSHAKE = 0x16
 
 
 @dataclass(kw_only=True)
@@ -166,6 +167,9 @@ class HostileServer:
             if not piece or len(data) > _LONGEST_REQUEST:
                 return None
             data += piece
+            if data[0] == _TLS_HANDSHAKE:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                return None
         first, *lines = data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
         method, path, _ = first.split(" ", 2)
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

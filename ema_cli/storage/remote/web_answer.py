@@ -44,11 +44,12 @@ def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
 
     """
     headers = answer.headers
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", ""):
-        reason = f"the server sent encoded data, which was not requested (Content-Encoding: {quoted(encoding)})"
-        hint = "serve the file as it is, without compression"
-        raise StoreError(StoreFailure(kind=FailureKind.REFUSED, reason=reason, hint=hint))
+    for name, plain in (("Content-Encoding", ("", "identity")), ("Transfer-Encoding", ("", "chunked"))):
+        encoding = headers.get(name, "").strip().lower()
+        if encoding not in plain:
+            reason = f"the server sent encoded data, which was not requested ({name}: {quoted(encoding)})"
+            hint = "serve the file as it is, without compression"
+            raise StoreError(StoreFailure(kind=FailureKind.REFUSED, reason=reason, hint=hint))
     if answer.status == _WHOLE:
         raise wrong_answer("the server sent the whole file instead of a range")
     text = headers.get("Content-Range", "")
