@@ -64,11 +64,11 @@ def _few_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set limits of time that a test can wait for; the libraries are configured anew."""
-    for name, seconds in {"CONNECT": 1, "STALL": 0.5, "PACE": 0.8, "REQUEST": 1.5}.items():
+    for name, seconds in {"CONNECT": 3, "STALL": 1.5, "PACE": 0.8, "REQUEST": 2}.items():
         monkeypatch.setattr(limits, f"{name}_SECONDS", seconds)
     monkeypatch.setattr(limits, "PACE_BYTES", 1 << 10)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 2)
     monkeypatch.setattr(stores, "_STORES", {})
 
 
