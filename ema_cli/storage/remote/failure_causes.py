@@ -58,7 +58,8 @@ def failure_of(error: BaseException, url: Url) -> StoreFailure:
     for one in _with_causes(error):
         kind = _kind_of(one)
         if kind is not None:
-            return StoreFailure(kind=kind, reason=reason_of(error, url), hint=hint_for(kind, url))
+            reason = reason_of(error, url) if one is error else f"{reason_of(error, url)} {reason_of(one, url)}"
+            return StoreFailure(kind=kind, reason=reason, hint=hint_for(kind, url))
     return StoreFailure(kind=FailureKind.FAILING, reason=reason_of(error, url), hint=_RETRY_LATER)
 
 
