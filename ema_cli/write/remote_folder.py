@@ -49,6 +49,12 @@ class RemoteFolder(FolderFiles[Upload]):
             self._old = [name for name in self._names() if is_weights(name)]
         self._shards[0].open()
 
+    def stop(self) -> None:
+        """Let no thread wait any longer in ``write``."""
+        for upload in self._files:
+            if isinstance(upload, StreamedUpload):
+                upload.stop()
+
     def publish(self) -> None:
         """Publish weights, side files and index, in this order; weights without an index come last."""
         weights, index, copies = (

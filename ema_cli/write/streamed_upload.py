@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from ema_cli.errors import OutputError
@@ -26,6 +28,8 @@ _MOST_PARTS = 9_000
 ABORT_SECONDS = 20.0
 """For a store to abort an upload."""
 _ABORTERS = DaemonPool("abort", threads=4)
+_SENDERS = DaemonPool("send", threads=32)
+_POLL_SECONDS = 0.2
 
 
 class StreamedUpload(Upload):
@@ -41,6 +45,7 @@ class StreamedUpload(Upload):
         """Pieces that came before their turn."""
         self._lock = threading.Lock()
         self._published = False
+        self._stopping = threading.Event()
 
     def open(self) -> None:
         """Begin the upload."""
@@ -55,8 +60,23 @@ class StreamedUpload(Upload):
         with uploading(self.url), self._lock:
             self._waiting.add(offset, data)
             while piece := self._waiting.take(self._sent):
-                self._send(piece)
+                self._wait_for(_SENDERS.submit(partial(self._send, piece)))
                 self._sent += len(piece)
+
+    def _wait_for(self, sent: Future[None]) -> None:
+        """Wait until a piece is sent. A thread of its own sends it, as requests cannot be interrupted."""
+        while True:
+            if self._stopping.is_set():
+                raise OutputError(f"{quoted(str(self.url))} is incomplete: the run was stopped")
+            try:
+                return sent.result(_POLL_SECONDS)
+            except TimeoutError:
+                if sent.done():  # the error of the store
+                    raise
+
+    def stop(self) -> None:
+        """Let no thread wait any longer in ``write``."""
+        self._stopping.set()
 
     def _send(self, piece: bytes) -> None:
         self._stream.write(piece)

@@ -6,7 +6,11 @@ are made in this process.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,9 +223,9 @@ STAGES = ["begin", "part", "complete"]
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose average is sent in two parts."""
+    """A run whose average, 9.6 MB, is sent in two parts."""
     folder = tmp_path_factory.mktemp("large") / "run"
-    write_series(folder, states_of(2, 1_500_000), form="safetensors")
+    write_series(folder, states_of(2, 2_400_000), form="safetensors")
     return folder
 
 
@@ -254,6 +258,23 @@ def test_a_store_that_reads_nothing_ends_the_run(bench: Bench, large: Path, monk
     with pytest.raises(OutputError, match="cannot be written"):
         ema_cli.average(large, decay=DECAY, output=f"{bench.out}/deaf.safetensors")
     assert time.monotonic() - begun < 60
+
+
+def test_an_interrupt_ends_an_upload_that_is_not_accepted(bench: Bench, large: Path, tmp_path: Path) -> None:
+    """SIGINT ends the run at once although a request hangs, and the upload is aborted."""
+    if bench.name == "Hub":
+        pytest.skip("its upload is the publication, which is not interrupted")
+    bench.proxy.plan = Plan(mode=MODES["nothing read"], when=bench.stages["part"])
+    command = [sys.executable, "-m", "ema_cli", large, "-o", f"{bench.out}/stopped.safetensors", "--decay", str(DECAY)]
+    environment = {**os.environ, **bench.environment, "HOME": str(tmp_path)}
+    with subprocess.Popen(command, cwd=large.parent, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not bench.proxy.plan.seen:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, told
+    assert "Traceback" not in told
+    assert bench.unfinished() == 0
 
 
 def test_an_abort_that_hangs_is_not_waited_for(bench: Bench, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
