@@ -265,7 +265,16 @@ def test_an_interrupt_ends_an_upload_that_is_not_accepted(bench: Bench, large: P
     if bench.name == "Hub":
         pytest.skip("its upload is the publication, which is not interrupted")
     bench.proxy.plan = Plan(mode=MODES["nothing read"], when=bench.stages["part"])
-    command = [sys.executable, "-m", "ema_cli", str(large), "-o", f"{bench.out}/stopped.safetensors", "--decay", str(DECAY)]
+    command = [
+        sys.executable,
+        "-m",
+        "ema_cli",
+        str(large),
+        "-o",
+        f"{bench.out}/stopped.safetensors",
+        "--decay",
+        str(DECAY),
+    ]
     environment = {**os.environ, **bench.environment, "HOME": str(tmp_path)}
     with subprocess.Popen(command, cwd=large.parent, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not bench.proxy.plan.seen:
