@@ -25,7 +25,7 @@ from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
-from ema_cli.write.make_target import is_spooled, make_resumable, make_target
+from ema_cli.write.make_target import is_spooled, make_resumable, make_target, stop_uploads
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.publish import uninterrupted
 from ema_cli.write.resumption import Resumption
@@ -68,6 +68,7 @@ def carry_out(
                 measure_geometry=options.geometry == "sample",
                 done=done,
                 on_tensor=resumption.journal.add if resumption else None,
+                on_stop=lambda: stop_uploads(targets),
                 on_bytes=lambda read: listener(Progress(activity="folding", done_bytes=read, total_bytes=read_bytes)),
             )
         fold_seconds = time.monotonic() - fold_started

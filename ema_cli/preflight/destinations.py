@@ -10,6 +10,7 @@ from pathlib import Path
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
+from ema_cli.preflight.replaced_objects import refuse_foreign_objects
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Role
 from ema_cli.report.beside import parse_report, read_report, report_path
@@ -60,6 +61,7 @@ def check_destinations(plan: Plan, options: Options) -> None:
     for path in paths:
         if isinstance(path, Path):  # a store refuses when it is written to
             check_writable(path, folder=path in folders)
+    refuse_foreign_objects(plan)
     for output in plan.outputs:
         _refuse_report_of_another(output)
         _check_report_beside(output, force=options.force)

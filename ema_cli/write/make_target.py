@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import STREAMED, Location
 from ema_cli.storage.url import Url
@@ -10,7 +12,7 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.resumption import ResumableFile
 from ema_cli.write.small_file import SmallFile
-from ema_cli.write.target import SmallTarget, Target
+from ema_cli.write.target import SmallTarget, StoppableTarget, Target
 
 
 def make_small(path: Location) -> SmallTarget:
@@ -32,6 +34,13 @@ def make_target(output: PlannedOutput, old: OldFolder | None = None) -> Target:
         return OutputFolder(output, old)
     (file,) = output.files
     return OutputFile(output.path, file.header, file.data_bytes)
+
+
+def stop_uploads(targets: Iterable[Target]) -> None:
+    """Let no thread wait any longer for a store to accept what is written."""
+    for target in targets:
+        if isinstance(target, StoppableTarget):
+            target.stop()
 
 
 def make_resumable(output: PlannedOutput) -> ResumableFile:

@@ -58,7 +58,8 @@ def failure_of(error: BaseException, url: Url) -> StoreFailure:
     for one in _with_causes(error):
         kind = _kind_of(one)
         if kind is not None:
-            return StoreFailure(kind=kind, reason=reason_of(error, url), hint=hint_for(kind, url))
+            reason = reason_of(error, url) if one is error else f"{reason_of(error, url)} {reason_of(one, url)}"
+            return StoreFailure(kind=kind, reason=reason, hint=hint_for(kind, url))
     return StoreFailure(kind=FailureKind.FAILING, reason=reason_of(error, url), hint=_RETRY_LATER)
 
 
@@ -118,9 +119,16 @@ def _status(error: BaseException) -> int | None:
         return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
     if response is not None:  # huggingface_hub
         return _number(getattr(response, "status_code", None))
+    if _is_no_http(error) or _is_no_http(error.__cause__):
+        return None  # aiohttp calls it a status of 400
     if hasattr(error, "status"):  # aiohttp
         return _number(error.status)
     return _number(getattr(error, "code", None))  # gcsfs
+
+
+def _is_no_http(error: BaseException | None) -> bool:
+    """Whether aiohttp cannot read an answer."""
+    return any(one.__name__ == "HttpProcessingError" for one in type(error).__mro__)
 
 
 def _number(value: object) -> int | None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
-from ema_cli.storage.remote.failure_causes import reason_of
+from ema_cli.storage.remote.failures import reading_error
+from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.remote.retries import read_or_raise, retry
 from ema_cli.storage.remote.spool import Spool
-from ema_cli.storage.remote.stores import info_of, store_of
+from ema_cli.storage.remote.stores import calling, info_of, store_of
 from ema_cli.storage.remote.web_object import WebObject
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.url import Url
@@ -56,7 +57,7 @@ class RemoteSource(ByteSource):
             raise InputRefused(f"{quoted(self.name)} is not a file of known size")
         self._size = int(info["size"])
         self._pinned = _pin(info)
-        self._generation = info.get("generation")
+        self._tag, self._generation = info.get("ETag"), info.get("generation")
         self._blocks = BlockCache(self._fetch, self._size, self._web.head if self._web else b"")
         self._prefetcher = Prefetcher(self._fetch)
         self._spool = Spool(self._fetch)
@@ -155,16 +156,19 @@ class RemoteSource(ByteSource):
 
     def _ask(self, begin: int, end: int) -> bytes:
         """Request a range of the pinned object, if the store supports that."""
-        if self._url.scheme == "hf":  # its cat_file reads more, and drops it
-            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
-                file.seek(begin)
-                data = bytes(file.read(end - begin))
-        else:
-            pinned = {} if self._generation is None else {"generation": self._generation}
-            data = bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
+        with calling(self._url, tag=self._tag if self._url.scheme in ("s3", "s3a") else None):
+            data = self._ask_library(begin, end)
         if len(data) != end - begin:
             raise OSError(f"received {len(data):,} of {end - begin:,} bytes")
         return data
+
+    def _ask_library(self, begin: int, end: int) -> bytes:
+        if self._url.scheme == "hf":  # its cat_file reads more, and drops it
+            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
+                file.seek(begin)
+                return bytes(file.read(end - begin))
+        pinned = {} if self._generation is None else {"generation": self._generation}
+        return bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
 
 
 def is_remote_folder(url: Url) -> bool:
@@ -180,16 +184,25 @@ def remote_names_in(url: Url) -> dict[str, bool]:
     """Return the names in a folder of a store, and whether each is a folder itself.
 
     Raises:
-        OSError: it cannot be listed.
+        FileNotFoundError: it does not exist.
+        NotADirectoryError: it is an object.
+        NothingMatched: it does not exist.
+        InputRefused: access is denied.
+        InputChanged: the store is failing, or cannot be reached.
 
     """
     store, path = store_of(url)
+
+    def ask() -> list[dict[str, Any]]:
+        with calling(url, seconds=CALL_SECONDS):
+            return list(store.ls(path, detail=True))
+
     try:
-        listed = retry(lambda: store.ls(path, detail=True), url)
-    except OSError:
+        listed = retry(ask, url)
+    except (FileNotFoundError, NotADirectoryError, MemoryError):
         raise
     except Exception as error:
-        raise OSError(None, reason_of(error, url)) from error
+        raise reading_error(error, url) from error
     entries = {str(entry["name"]).rstrip("/"): entry["type"] == "directory" for entry in listed}
     return {name.rpartition("/")[2]: folder for name, folder in entries.items() if name != path.rstrip("/")}
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ema_cli.errors import NothingMatched, UsageError
+from ema_cli.storage.remote.httpx_answers import watch_hub
+from ema_cli.storage.remote.limits import CALL_SECONDS, STALL_SECONDS, allowed
 from ema_cli.storage.remote.retries import read_or_raise
+from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.storage.remote.store_options import limit_tries, options_for, silence
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
-_LOGGERS = ("aiohttp", "fsspec", "gcsfs", "s3fs")
-"""Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
 _STORES: dict[tuple[str, ...], Any] = {}
 """By scheme and bucket or host, and whether the addresses are encoded."""
 _LOCK = threading.Lock()
+_NONSENSE = (AttributeError, IndexError, KeyError, TypeError, RecursionError)
+"""What libraries raise if a document is not what they expect."""
 
 
 def store_of(url: Url) -> tuple[Any, str]:
@@ -29,16 +35,14 @@ def store_of(url: Url) -> tuple[Any, str]:
     """
     from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
 
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
     root = "/".join(url.address.split("/")[:3])
     options = {"encoded": True} if url.is_web and url.is_encoded else {}
     try:
         with _LOCK:  # fsspec would create one per thread, each with its own connections and credentials
             if (root, *options) not in _STORES:
-                made = url_to_fs(url.address, use_listings_cache=False, **options)[0]
+                made = url_to_fs(url.address, use_listings_cache=False, **options_for(url.scheme), **options)[0]
+                limit_tries(made, url.scheme)
+                silence()
                 _silence(getattr(made, "loop", None))
                 _STORES[root, *options] = made
             store = _STORES[root, *options]
@@ -61,6 +65,24 @@ def _silence(loop: Any) -> None:  # noqa: ANN401
         loop.set_exception_handler(lambda _, context: logging.getLogger("fsspec").debug("%s", context))
 
 
+@contextmanager
+def calling(url: Url, *, seconds: float | None = None, tag: str | None = None) -> Iterator[None]:
+    """Begin a call of the library of a store, within the limits; see ``limits.allowed``."""
+    if url.scheme == "hf":
+        watch_hub()
+    try:
+        with allowed(seconds=seconds, tag=tag):
+            yield
+    except TimeoutError as error:
+        if str(error):
+            raise
+        reason = f"the server sent nothing for {STALL_SECONDS:.0f} seconds"
+        raise StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later")) from error
+    except _NONSENSE as error:
+        reason = f"the answer of the server makes no sense to the library: {type(error).__name__}: {error}"
+        raise StoreError(StoreFailure(kind=FailureKind.FAILING, reason=reason, hint="run again later")) from error
+
+
 def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
     """Return a store's description of an object or a folder; ``None`` if it does not exist.
 
@@ -71,8 +93,9 @@ def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: 
     """
 
     def ask() -> dict[str, Any]:
-        store.invalidate_cache()
-        return dict(store.info(path))
+        with calling(url, seconds=CALL_SECONDS):
+            store.invalidate_cache()
+            return dict(store.info(path))
 
     try:
         return read_or_raise(ask, url)
