@@ -161,7 +161,7 @@ def test_a_folder_of_outputs_beside_a_run_is_skipped_with_the_reason(tmp_path: P
 def test_an_empty_member_of_a_run_fails_strict(tmp_path: Path, ema_avg: Run) -> None:
     """An empty folder named like the series is a warning: a run continues without it, CI does not."""
     for step in (1, 2):
-        write_folder(tmp_path / "run" / f"checkpoint-{step}", step, value=step)
+        write_folder(tmp_path / "run" / f"checkpoint-{step}", step, value=float(step))
     (tmp_path / "run" / "checkpoint-3").mkdir()
     options = ["--decay", "0.5", "-o", "o.safetensors"]
     done = ema_avg("run", *options, "--strict")
