@@ -91,7 +91,8 @@ STORAGES: dict[str, StorageCase] = {
     "tensor larger than its record": StorageCase(root=mapping(w=_of("FloatStorage", 8)), word="beyond its storage"),
     "smaller than its record": StorageCase(root=mapping(w=_of("FloatStorage", 3)), word='about storage "0"'),
     "tensor larger than declared": StorageCase(
-        root=mapping(w=_of("FloatStorage", 3, 4)), word='"0": 3 elements of "FloatStorage" are declared, and 16 bytes'
+        root=mapping(w=_of("FloatStorage", 3, 4)),
+        word='"0": declared with 3 elements of "FloatStorage", stored with 16',
     ),
     "nothing is declared": StorageCase(root=mapping(w=_of("FloatStorage", 0)), word='about storage "0"'),
     "another type of another size": StorageCase(root=mapping(w=_of("DoubleStorage", 4, 2)), word='about storage "0"'),
@@ -145,8 +146,8 @@ STORAGES: dict[str, StorageCase] = {
 _LEGACY: dict[str, tuple[bytes, str]] = {
     "two types": (legacy(root=stop(mapping(w=tensor(), v=_INT))), "in two ways"),
     "two sizes": (legacy(root=stop(mapping(w=tensor(), v=_of("FloatStorage", 2)))), "in two ways"),
-    "larger than stored": (legacy(root=stop(mapping(w=_of("FloatStorage", 5, 4)))), "are declared, and 16 bytes"),
-    "smaller than stored": (legacy(root=stop(mapping(w=_of("FloatStorage", 3, 2)))), "are declared, and 16 bytes"),
+    "larger than stored": (legacy(root=stop(mapping(w=_of("FloatStorage", 5, 4)))), "stored with 16 bytes"),
+    "smaller than stored": (legacy(root=stop(mapping(w=_of("FloatStorage", 3, 2)))), "stored with 16 bytes"),
     "two types in the optimizer": (
         legacy(root=stop(mapping(model=mapping(w=tensor()), optimizer=_MOMENTS))),
         "in two ways",

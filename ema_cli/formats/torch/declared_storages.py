@@ -55,11 +55,8 @@ class DeclaredStorages:
         for key, declared in self.by_key.items():
             size, itemsize = size_of(key), element_bytes(declared.kind)
             if size is not None and itemsize is not None and size != declared.elements * itemsize:
-                raise InputRefused(
-                    f"contradicts itself about storage {quoted(key)}: {_described(declared)} are declared, and "
-                    f"{plural(size, 'byte')} are in the file",
-                    hint=SAVE_AGAIN,
-                )
+                both = f"declared with {_described(declared)}, stored with {plural(size, 'byte')}"
+                raise InputRefused(f"contradicts itself about storage {quoted(key)}: {both}", hint=SAVE_AGAIN)
 
 
 def _described(storage: StorageRef) -> str:
