@@ -37,7 +37,7 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
-from ema_cli.text import quoted
+from ema_cli.text import quoted, shortlist
 
 _OPENERS = DaemonPool("open", threads=16)
 
@@ -98,8 +98,9 @@ def close_all(checkpoints: Iterable[Checkpoint]) -> None:
 
 def _expand(name: str, search: Search) -> Iterator[Candidate]:
     """Yield the possible checkpoints that one name means."""
+    unreadable: list[str] = []
     try:
-        found = matches(name)
+        found = matches(name, unreadable)
         if not found:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
         search.named[name] = found
@@ -112,6 +113,10 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
                 yield Candidate(path=location, in_folder=False, named=location)
     except OSError as error:
         search.faults.append(InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}"))
+    except InputRefused as refused:
+        search.faults.append(refused)
+    if unreadable:
+        search.warnings.append(RunWarning(code="folder-unreadable", message=f"not searched: {shortlist(unreadable)}"))
 
 
 def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
