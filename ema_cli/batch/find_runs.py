@@ -123,7 +123,8 @@ def _walk(root: Location, search: _Search) -> Iterator[Location]:
         if contents.whole:
             search.checkpoints.append(location)
         elif contents.members or _holds_files(folder):
-            if any(_is_run(location / name, search) for name in inner):
+            unseen = {identity_of(location / name): location / name for name in inner}
+            if any(_is_run(one, search) for known, one in unseen.items() if known not in search.seen):
                 search.nested.append(location)
             search.runs.append(identity)
             yield location

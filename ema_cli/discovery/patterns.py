@@ -106,6 +106,8 @@ class _PatternSearch:
         while waiting or links:
             folder = waiting.popleft() if waiting else links.popleft()
             identity = identity_of(folder)
+            if identity is None:
+                self._names(folder)  # which knows why
             if identity is None or identity in seen or not _is_folder(folder):
                 continue
             seen.add(identity)
