@@ -35,7 +35,7 @@ def matches(name: str) -> list[Location]:
     if location.exists() or not glob.has_magic(name):
         return [location]
     pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders
-    return [locate(match) for match in sorted(dict.fromkeys(_matching_paths(pattern)), key=natural_key)]
+    return [Path(match) for match in sorted(dict.fromkeys(_matching_paths(pattern)), key=natural_key)]
 
 
 def _matching_paths(pattern: str) -> list[str]:

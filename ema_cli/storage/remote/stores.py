@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ema_cli.errors import InputRefused, UsageError
+from ema_cli.storage.protocols import split_protocol
 from ema_cli.storage.remote.failures import is_forbidden, is_missing, is_replaced, login, reason_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -22,6 +23,8 @@ _TRIES_OF_PATIENT = {"gs": 2, "gcs": 2, "hf": 2}
 """Tries for stores with libraries that retry on their own, for half a minute."""
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
+_PACKAGES = dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
+"""The package with the library for a scheme, where no extra of this package has it."""
 _LOGGERS = ("fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
 _STORES: dict[str, Any] = {}
@@ -33,9 +36,11 @@ def store_of(url: Url) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path there.
 
     Raises:
-        UsageError: the store is unknown, or its library is not installed.
+        UsageError: the protocol is not allowed, or its library is not installed.
 
     """
+    if split_protocol(url.address)[0] in ("", "file"):
+        raise UsageError(f"{quoted(str(url))} is not a URL of a store")
     from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
 
     for name in _LOGGERS:
@@ -51,7 +56,8 @@ def store_of(url: Url) -> tuple[Any, str]:
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except ImportError as error:
         extra = _LIBRARIES.get(url.scheme)
-        hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
+        package = f"'ema-avg[{extra}]'" if extra else _PACKAGES.get(url.scheme)
+        hint = f"pip install {package}" if package else ""
         raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
     except ValueError as error:
         raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
