@@ -141,7 +141,7 @@ def takes(
 
 def given_by(context: typer.Context, settings: Settings) -> Given:
     """Return the values of the core options of ``ema-avg batch`` under other settings than its own."""
-    return _by_name(declared(BatchOptions), values_of(context, settings))
+    return _by_name(declared(BatchOptions), {**context.params, **values_of(context, settings)})
 
 
 def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,8 +94,7 @@ class InputOptions(OutputOptions):
 
     allow_remote: bool = option(
         False,
-        help="Open the URLs that the report of a previous average names (--continue-from); by default only those that "
-        "are named here.",
+        help="Open the URLs that a report names; by default only those named on the command line.",
         panel="Inputs",
     )
 

@@ -120,7 +120,7 @@ def _has_pieces(tensor: Tensor, inputs: int) -> bool:
         needed
         and BY_NAME[tensor.dtype].kind is Kind.FLOAT
         and 0 <= pieces.axis <= max(len(tensor.shape) - 1, 0)
-        and len(pieces.inputs) == len(pieces.factors) > 0
+        and len(set(pieces.inputs)) == len(pieces.inputs) == len(pieces.factors) > 0
         and all(0 <= number < inputs for number in pieces.inputs)
     )
 
