@@ -16,7 +16,7 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.storage.protocols import split_protocol
 from ema_cli.storage.source import ByteSource, FileSource
 from ema_cli.storage.url import Url
-from ema_cli.text import HIDDEN, quoted, without_secrets
+from ema_cli.text import HIDDEN, quoted
 
 STREAMED = ("s3", "s3a", "gs", "gcs")
 """Schemes of stores with multi-part uploads, which are completed by a final request."""
@@ -52,11 +52,12 @@ def locate_listed(name: str, *, allow_remote: bool) -> Location:
         location = locate(name)
     except UsageError as refused:
         raise InputRefused(refused.message) from refused
-    shown = quoted(without_secrets(name))
-    if isinstance(location, Url) and HIDDEN in name:
-        raise InputRefused(f"{shown} cannot be opened again: a secret was removed from its address")
-    if isinstance(location, Url) and not allow_remote:
-        message = f"{shown} was not opened: only the report names this URL"
+    if isinstance(location, Path):
+        return location
+    if HIDDEN in name:
+        raise InputRefused(f"{quoted(str(location))} cannot be opened again: a secret was removed from its address")
+    if not allow_remote:
+        message = f"{quoted(str(location))} was not opened: only the report names this URL"
         raise InputRefused(message, hint="--allow-remote opens the URLs that a report names")
     return location
 

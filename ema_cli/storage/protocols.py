@@ -14,6 +14,8 @@ from ema_cli.text import quoted, without_secrets
 
 PROTOCOLS: tuple[str, ...] = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss")
 """Names of protocols, in lower case. A URL may have its protocol in capitals. Tests add one."""
+_LONGEST = 1 << 13
+"""Characters of a URL; no server takes more."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """A single letter is no protocol: it may be a drive."""
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::.*://", re.DOTALL)
@@ -34,6 +36,8 @@ def split_protocol(name: str) -> tuple[str, str]:
     protocol = found[1].lower()
     if protocol not in PROTOCOLS:
         raise _refused(f"{_shown(name)} has a protocol that ema-avg does not open")
+    if len(name) > _LONGEST:
+        raise UsageError(f"{_shown(name)} has {len(name):,} characters, too many for a URL")
     return protocol, name[found.end() :]
 
 
@@ -44,4 +48,4 @@ def _refused(message: str) -> UsageError:
 
 
 def _shown(name: str) -> str:
-    return quoted(without_secrets(name))
+    return quoted(without_secrets(name[:_LONGEST]))

@@ -54,13 +54,13 @@ def store_of(url: Url) -> tuple[Any, str]:
                 _STORES[root] = url_to_fs(url.address, use_listings_cache=False)[0]
             store = _STORES[root]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        if not isinstance(error, ImportError) and not str(error).startswith("Protocol not known"):
+            raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
         extra = _LIBRARIES.get(url.scheme)
         package = f"'ema-avg[{extra}]'" if extra else _PACKAGES.get(url.scheme)
         hint = f"pip install {package}" if package else ""
         raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
-    except ValueError as error:
-        raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
     return store, str(path)
 
 
