@@ -128,9 +128,13 @@ def _may_be_last(found: Checkpoint, previous: PreviousAverage) -> bool:
 
 
 def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]:
-    """Yield the files and folders called ``name``, with any suffix, in the folders of ``neighbours``."""
+    """Yield the files and folders called ``name``, with any suffix, in the folders of ``neighbours``.
+
+    A web server cannot list its files, so there it can only be one of them.
+    """
     depth = name_depth([name])
     paths = [path if isinstance(path, Url) else Path(absolute(path)) for path in neighbours]
+    yield from (path for path in paths if isinstance(path, Url) and path.is_web and name_of(str(path), depth) == name)
     roots = (_above(path, depth) for path in paths)
     for root in dict.fromkeys(root for root in roots if root is not None):
         folder = (root / name).parent
