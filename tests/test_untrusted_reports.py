@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -257,15 +258,17 @@ def test_many_inputs_and_tensors_take_linear_time(output: Path) -> None:
 
     def swell(document: dict[str, Any]) -> None:
         first = document["inputs"][0]
-        document["inputs"] = [{**first, "path": f"missing/{n}"} for n in range(20_000)]
+        document["inputs"] = [{**first, "path": f"missing/{n}"} for n in range(15_000)]
         average = document["averages"][0]
-        average["weights"] = average["diagnostics"]["implied_lr"] = [1e-5] * 20_000
-        average["tensors"] += [{**tensor, "name": f"t{n}"} for n in range(20_000)]
+        average["weights"] = average["diagnostics"]["implied_lr"] = [1e-5] * 15_000
+        average["tensors"] += [{**tensor, "name": f"t{n}"} for n in range(15_000)]
         document["geometry"] = document["evidence"] = None
 
     change_report(output, swell)
+    began = time.process_time()
     found = checked(output)
-    assert len(found.failures) > 20_000
+    assert time.process_time() - began < 15  # minutes if each were compared with each other
+    assert len(found.failures) > 15_000
     assert len(messages(found)) < 50_000_000
 
 
@@ -349,7 +352,7 @@ def test_continuing_from_a_store_allows_no_other_url(tmp_path: Path) -> None:
     ema_cli.average("memory://elsewhere/old", method="uniform-time", output=part)
     with pytest.raises(InputRefused, match="only the report names this URL"):
         ema_cli.plan(new, continue_from=part)
-    assert ema_cli.plan(new, continue_from=part, allow_remote=True)
+    ema_cli.plan(new, continue_from=part, allow_remote=True)
     report = json.loads(store.cat("/averages/part.report.json"))
     report["inputs"][-1]["path"] = "../elsewhere/old/ckpt_300.pt"
     store.pipe("/averages/part.report.json", json.dumps(report).encode())

@@ -55,10 +55,13 @@ def match_inputs(
     reader = InputReader(report, opened)
     ours = any(is_flat(reported.role) for reported in report.inputs)
     candidates = find_candidates(names)
-    files: list[Checkpoint] = []
+    found: dict[object, Checkpoint] = {}
+    """By identity: a file that is named twice is one."""
     for done, candidate in enumerate(candidates):
         listener(Opening(done=done, total=len(candidates)))
-        files.extend(_open(candidate, reader, output, ours=ours))
+        for checkpoint in _open(candidate, reader, output, ours=ours):
+            found.setdefault(checkpoint.index.identity, checkpoint)
+    files = [*found.values()]
     if len(files) < len(report.inputs):
         named, listed = plural(len(files), "checkpoint"), plural(len(report.inputs), "input")
         hint = "name all of them, or the folder that contains them"
