@@ -21,6 +21,8 @@ from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report, Tensor
 from ema_cli.text import quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
+_DEEPEST = 8
+"""Levels of lists and mappings in the value of an option."""
 _SHOWN = 60
 
 
@@ -42,9 +44,20 @@ def _bad_values(hint: Any, value: Any, path: str) -> Iterator[str]:  # noqa: ANN
             for number, element in enumerate(value):
                 yield from _bad_values(item, element, f"{path}[{number}]")
         case _:
-            too_large = isinstance(value, int) and abs(value) >= _LARGEST_SIZE
-            if too_large or (isinstance(value, float) and not math.isfinite(value)):
-                yield f"{path} is {safe_text(repr(value), limit=_SHOWN)}"
+            yield from _bad_plain_values(value, path, depth=0)
+
+
+def _bad_plain_values(value: object, path: str, depth: int) -> Iterator[str]:
+    """Yield every such number in a value of any type, and lists and mappings that are nested too deeply."""
+    if depth > _DEEPEST:
+        yield f"{path} is nested too deeply"
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _bad_plain_values(inner, path, depth + 1)
+    elif (isinstance(value, int) and abs(value) >= _LARGEST_SIZE) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        yield f"{path} is {safe_text(repr(value), limit=_SHOWN)}"
 
 
 def _contradictions(report: Report) -> Iterator[str]:
