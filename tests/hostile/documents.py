@@ -41,6 +41,8 @@ _SCALARS: Mapping[str, Sequence[Any]] = {
     "boolean": (False, True),
     "string": (*URLS, *PATHS, *TEXTS),
 }
+_FOLLOWED = ("path", "outputs", "reports")
+"""Keys of values that name files: they are changed more often than others."""
 _DEEPEST = 8
 _TWICE = "\ufffd"
 """Ends a key that the text shall have twice."""
@@ -81,10 +83,13 @@ class Documents:
     def changed(self, document: Any, random: Random) -> bytes:
         """Return the text of a document with one to six changes, made in place."""
         for _ in range(random.choice((1, 1, 1, 2, 2, 3, 6))):
-            places = list(self._places(document, self._schema))
-            if places:
-                place = random.choice(places)
-                random.choice(_CHANGES)(self, place, random)
+            places = self._places(document, self._schema)
+            followed = [place for place in places if place.key in _FOLLOWED]
+            if followed and random.randrange(3) == 0:
+                place = random.choice(followed)
+                place.parent[place.key] = random.choice(random.choice((URLS, PATHS)))
+            elif places:
+                random.choice(_CHANGES)(self, random.choice(places), random)
         text = json.dumps(document, allow_nan=True)
         for number, raw in enumerate(_RAW):
             text = text.replace(f'"{_MARK.format(number)}"', raw)
