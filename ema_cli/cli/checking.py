@@ -68,8 +68,6 @@ InputsOption = Annotated[
         show_default=False,
     ),
 ]
-MoreInputs = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="", show_default=False)]
-"""What follows the first name after ``--input``, as where the shell has replaced a pattern."""
 
 
 @takes(only=("key", "include", "exclude", "strip_prefix", *_SHOWN))
@@ -93,9 +91,9 @@ def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: Command
 
 @takes(only=("allow_remote", *_SHOWN))
 def verify(
+    context: typer.Context,
     *,
     output: VerifiedOutput,
-    more: MoreInputs = None,
     inputs: InputsOption = None,
     samples: SamplesOption = DEFAULT_SAMPLES,
     seed: SeedOption = 0,
@@ -118,7 +116,7 @@ def verify(
             seed=seed,
             quick=quick,
             output_only=output_only,
-            inputs=_inputs(inputs or [], more or []),
+            inputs=_inputs(inputs or [], context.args),
             allow_remote=bool(given["allow_remote"]),
             listener=progress.show,
         )
@@ -129,7 +127,7 @@ def verify(
 
 
 def _inputs(named: list[str], more: list[str]) -> list[str]:
-    """Return all names of inputs, in the order of the command line.
+    """Return all names of inputs, in the order of the command line: a shell puts several in place of a pattern.
 
     Raises:
         UsageError: names without the option, or names after several options, whose order is unknown.
