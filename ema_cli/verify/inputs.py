@@ -27,7 +27,7 @@ from ema_cli.text import plural, quoted
 from ema_cli.verify.input_reader import InputReader, is_flat
 from ema_cli.verify.output import Check, WrittenOutput
 
-NAME_THEM = "ema-avg verify OUT --input CKPT... names inputs that are elsewhere now"
+NAME_THEM = "inputs that are elsewhere now are named by: ema-avg verify OUT --input CKPT..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class _ListedInputs:
         except InputRefused as refused:
             raise InputRefused(
                 f"{quoted(str(path))} cannot be read as a checkpoint with the options of the run",
-                hint="ema-avg inspect CKPT shows why",
+                hint="the reason is shown by: ema-avg inspect CKPT",
             ) from refused
 
 
