@@ -396,6 +396,26 @@ def test_the_permission_reaches_the_jobs_of_a_batch(continued: Path, ema_avg: Ru
         assert (allowed.returncode, "pip install adlfs" in allowed.stderr) == (9, True), allowed.stderr
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["averages"][0].update(continued={"checkpoints": 1, "steps": [1, 2], "shares": [0.5, 0.2, 0.3]}),
+        lambda d: d["command"]["options"].update(steps=json.loads("[" * 50 + "]" * 50)),
+        lambda d: d["command"]["options"].update(decay=float("1e999")),
+        lambda d: d["command"]["options"].update(metadata={"a": [{"b": 10**400}]}),
+        lambda d: d["averages"][0]["tensors"][0].update(
+            action="scaled", pieces={"axis": 0, "inputs": [0] * 9, "factors": [1.0] * 9}
+        ),
+    ],
+)
+def test_an_impossible_report_is_not_shown(change: Callable[[dict[str, Any]], object], output: Path) -> None:
+    """It is one failed check, and no page is made of it, although all values have the types of the schema."""
+    change_report(output, change)
+    found = checked(output)
+    assert [one.name for one in found.checks] == ["report"]
+    assert "is not a valid report" in found.failures[0].message or "is not a report" in found.failures[0].message
+
+
 def test_keys_that_are_there_twice_are_refused(output: Path) -> None:
     """Readers disagree on which of them counts."""
     path = output.with_name("ema.report.json")

@@ -18,7 +18,7 @@ from ema_cli.records.record_types import describe, field_types
 from ema_cli.records.series import Role
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report, Tensor
-from ema_cli.text import quoted, safe_text
+from ema_cli.text import plural, quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
 _DEEPEST = 8
@@ -144,20 +144,25 @@ def _of_average(average: Average, inputs: int) -> Iterator[str]:
     rates = len(average.diagnostics.implied_lr)
     if rates != (inputs if average.continued is None else len(average.continued.shares)):
         yield f"it has {rates:,} learning-rate factors for {inputs:,} inputs"
+    steps = None if average.continued is None else average.continued.steps
+    if average.continued is not None and steps is not None and len(steps) != len(average.continued.shares):
+        yield f"it has {len(steps):,} steps for {plural(len(average.continued.shares), 'share')}"
     if not any(average.weights):
         yield "all weights are zero"
     if average.output.bytes < 0:
         yield f"output.bytes is {average.output.bytes:,}"
     yield from _of_files(average.output.files)
     for tensor in average.tensors:
-        name = f"tensor {quoted(tensor.name)}"
-        if tensor.dtype not in BY_NAME:
-            yield f"{name} has the unknown type {quoted(tensor.dtype)}"
-        elif tensor.action not in set(Action) or (
-            tensor.action == Action.AVERAGED and not BY_NAME[tensor.dtype].averaged
-        ):
-            yield f"{name} of type {BY_NAME[tensor.dtype].torch_name} cannot be {quoted(tensor.action)}"
-        elif min(tensor.shape, default=0) < 0:
-            yield f"{name} has the shape {quoted(str(tensor.shape))}"
-        elif not _has_pieces(tensor, inputs):
-            yield f"{name} has pieces that do not fit to its inputs"
+        yield from _of_tensor(tensor, inputs)
+
+
+def _of_tensor(tensor: Tensor, inputs: int) -> Iterator[str]:
+    name = f"tensor {quoted(tensor.name)}"
+    if tensor.dtype not in BY_NAME:
+        yield f"{name} has the unknown type {quoted(tensor.dtype)}"
+    elif tensor.action not in set(Action) or (tensor.action == Action.AVERAGED and not BY_NAME[tensor.dtype].averaged):
+        yield f"{name} of type {BY_NAME[tensor.dtype].torch_name} cannot be {quoted(tensor.action)}"
+    elif min(tensor.shape, default=0) < 0:
+        yield f"{name} has the shape {quoted(str(tensor.shape))}"
+    elif not _has_pieces(tensor, inputs):
+        yield f"{name} has pieces that do not fit to its inputs"
