@@ -17,7 +17,8 @@ import torch
 
 import ema_cli
 from ema_cli.errors import InputRefused, NothingMatched, VerificationFailed
-from ema_cli.report.render import is_index, is_report
+from ema_cli.report.beside import load_report
+from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.storage.locations import locate
 from ema_cli.verify.checks import Verification, verify
 from tests.helpers.canary import CANARY
@@ -414,6 +415,17 @@ def test_an_impossible_report_is_not_shown(change: Callable[[dict[str, Any]], ob
     found = checked(output)
     assert [one.name for one in found.checks] == ["report"]
     assert "is not a valid report" in found.failures[0].message or "is not a report" in found.failures[0].message
+
+
+@pytest.mark.parametrize(
+    "weights", [[1e308, 1.7e308, 0.5], [-1e-300, -1.0, -1e300], [5e-324, 0.0, 0.0], [1, -1, 2**61]]
+)
+def test_bars_have_a_bounded_length(weights: list[float], output: Path) -> None:
+    """Whatever the weights in a report are: its pages are small."""
+    change_report(output, lambda document: document["averages"][0].update(weights=weights))
+    report = load_report(output.with_name("ema.report.json"))
+    assert len(render_report(report, ".html")) < 100_000
+    assert len(render_report(report, ".md")) < 10_000
 
 
 def test_keys_that_are_there_twice_are_refused(output: Path) -> None:
