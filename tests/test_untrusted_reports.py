@@ -401,6 +401,8 @@ def test_the_permission_reaches_the_jobs_of_a_batch(continued: Path, ema_avg: Ru
     "change",
     [
         lambda d: d["averages"][0].update(continued={"checkpoints": 1, "steps": [1, 2], "shares": [0.5, 0.2, 0.3]}),
+        lambda d: d["averages"][0].update(continued={"checkpoints": 1, "steps": [], "shares": [0.5, 0.2, 0.3]}),
+        lambda d: d["averages"][0]["method"].update(warmup="inv-gamma", power=0.5),
         lambda d: d["command"]["options"].update(steps=json.loads("[" * 50 + "]" * 50)),
         lambda d: d["command"]["options"].update(decay=float("1e999")),
         lambda d: d["command"]["options"].update(metadata={"a": [{"b": 10**400}]}),

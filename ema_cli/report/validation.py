@@ -141,16 +141,19 @@ def _has_pieces(tensor: Tensor, inputs: int) -> bool:
 def _of_average(average: Average, inputs: int) -> Iterator[str]:
     if len(average.weights) != inputs:
         yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
-    rates = len(average.diagnostics.implied_lr)
-    if rates != (inputs if average.continued is None else len(average.continued.shares)):
+    rates, continued = len(average.diagnostics.implied_lr), average.continued
+    shares = inputs if continued is None else len(continued.shares)
+    if rates != shares:
         yield f"it has {rates:,} learning-rate factors for {inputs:,} inputs"
-    steps = None if average.continued is None else average.continued.steps
-    if average.continued is not None and steps is not None and len(steps) != len(average.continued.shares):
-        yield f"it has {len(steps):,} steps for {plural(len(average.continued.shares), 'share')}"
+    steps = None if continued is None else continued.steps
+    if steps is not None and len(steps) != shares:
+        yield f"it has {len(steps):,} steps for {plural(shares, 'share')}"
     if not any(average.weights):
         yield "all weights are zero"
     if average.output.bytes < 0:
         yield f"output.bytes is {average.output.bytes:,}"
+    if average.method.power is not None and average.method.inv_gamma is None:
+        yield "its method has a power without inv_gamma"
     yield from _of_files(average.output.files)
     for tensor in average.tensors:
         yield from _of_tensor(tensor, inputs)
