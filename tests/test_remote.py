@@ -299,7 +299,7 @@ def test_what_cannot_be_read_in_parts_is_refused(site: Site) -> None:
     site.accepts = False
     with pytest.raises(InputRefused, match="does not support byte ranges"):
         ema_cli.plan(names(site, "pt"), decay=0.5)
-    with pytest.raises(UsageError, match="not in a store that fsspec supports"):
+    with pytest.raises(UsageError, match="has a protocol that ema-avg does not open"):
         ema_cli.plan(["nonsense://a/b.pt"], decay=0.5)
 
 

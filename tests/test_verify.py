@@ -540,7 +540,13 @@ def test_the_command_line(run_folder: Path, ema_avg: Run) -> None:
     change_number(run_folder.parent / "ema.safetensors", "0.weight", 0)
     bad = ema_avg("verify", "ema.safetensors", "-q")
     assert (bad.returncode, bad.stdout) == (10, "")
-    assert [line.split(":")[0].strip() for line in bad.stderr.splitlines()] == ["error", "sha256", "input 2", "samples"]
+    assert [line.split(":")[0].strip() for line in bad.stderr.splitlines()] == [
+        "error",
+        "sha256",
+        "input 2",
+        "samples",
+        "try",
+    ]
     assert ema_avg("verify", "ema.safetensors", "--output-only").returncode == 10
 
 
@@ -556,7 +562,7 @@ def test_the_json_document(run_folder: Path, ema_avg: Run) -> None:
         "ok": True,
         "seed": 0,
     }
-    assert all(set(one) == {"name", "ok", "message"} for one in document["checks"])
+    assert all(set(one) == {"name", "ok", "message", "hint"} for one in document["checks"])
     (run_folder / "ckpt_200.pt").unlink()
     bad = ema_avg("verify", "ema.safetensors", "--json")
     assert bad.returncode == 10

@@ -118,5 +118,5 @@ def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine
 
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)
-app.command("verify", help=checking.VERIFY_HELP)(checking.verify)
+app.command("verify", help=checking.VERIFY_HELP, context_settings={"allow_extra_args": True})(checking.verify)
 app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)

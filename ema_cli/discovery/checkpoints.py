@@ -90,6 +90,20 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
     return Found(checkpoints=tuple(search.checkpoints), skipped=tuple(search.skipped), warnings=tuple(search.warnings))
 
 
+def find_candidates(names: Sequence[str]) -> list[Candidate]:
+    """Return the files and folders that may be checkpoints, for names as on the command line; nothing is opened.
+
+    Raises:
+        NothingMatched: a pattern matches nothing.
+        InputRefused: a name cannot be looked up, or is one shard of a checkpoint.
+
+    """
+    search = Search()
+    candidates = [candidate for name in names for candidate in _expand(name, search)]
+    raise_faults([*search.shards, *search.faults])
+    return candidates
+
+
 def close_all(checkpoints: Iterable[Checkpoint]) -> None:
     """Close the files of ``checkpoints``."""
     for checkpoint in checkpoints:

@@ -21,14 +21,27 @@ def to_json(document: Report | BatchIndex) -> str:
 def from_json(text: str) -> Report:
     """Return the report that ``to_json`` wrote.
 
-    Unknown fields, of a newer version, are ignored; missing ones, of an older version, have their defaults.
-
     Raises:
         ValueError: ``text`` is not a report.
 
     """
     try:
-        report = build(Report, json.loads(text, parse_constant=_refuse_constant))
+        return from_plain(json.loads(text, parse_constant=_refuse_constant))
+    except RecursionError as error:
+        raise ValueError("not a report") from error
+
+
+def from_plain(document: object) -> Report:
+    """Return the report in a document of plain values.
+
+    Unknown fields, of a newer version, are ignored; missing ones, of an older version, have their defaults.
+
+    Raises:
+        ValueError: it is not a report.
+
+    """
+    try:
+        report = build(Report, document)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("not a report") from error
     assert isinstance(report, Report)  # noqa: S101 - for the type checker

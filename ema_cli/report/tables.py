@@ -53,7 +53,7 @@ def label(average: Average) -> str:
 
 def share_rows(report: Report, average: Average) -> list[ShareRow]:
     """Return a row for each input, in fold order."""
-    largest = max(average.weights) or 1.0
+    largest = max(map(abs, average.weights), default=0) or 1.0
     names = input_names(report)
     rates = [f"{rate:.3g}" for rate in average.diagnostics.implied_lr] if average.continued is None else []
     return [
@@ -61,7 +61,7 @@ def share_rows(report: Report, average: Average) -> list[ShareRow]:
             name=names[i],
             step=_UNDEFINED if known.step is None else f"{known.step:,}",
             share=percent(weight),
-            width=round(100 * weight / largest, 1),
+            width=round(max(100 * (weight / largest), 0.0), 1),
             implied_lr=rates[i] if rates else "",
         )
         for i, (known, weight) in enumerate(zip(report.inputs, average.weights, strict=True))

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched, UsageError
+from ema_cli.storage.protocols import split_protocol
 from ema_cli.storage.source import ByteSource, FileSource
 from ema_cli.storage.url import Url
-from ema_cli.text import HIDDEN, numbered
+from ema_cli.text import HIDDEN, is_redacted, numbered, quoted
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 STREAMED = ("s3", "s3a", "gs", "gcs")
 """Schemes of stores with multi-part uploads, which are completed by a final request."""
 
@@ -26,10 +25,41 @@ Location = Path | Url
 
 
 def locate(name: str) -> Location:
-    """Return the location of a name: a URL if it has a scheme, else a local path."""
-    if name.startswith("file://"):
-        return Path(name.removeprefix("file://"))
-    return Url(name) if _SCHEME.match(name) else Path(name)
+    """Return the location of a name that the user gave: a URL if it has a protocol, else a local path.
+
+    ``file://`` is a local path too, literally: nothing in it is decoded. ``file://localhost/x`` is ``/x``.
+
+    Raises:
+        UsageError: the protocol is none of ``ema_cli.storage.protocols``, or the name is a chain of URLs.
+
+    """
+    protocol, rest = split_protocol(name)
+    if protocol == "file":
+        return Path(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
+    return Url(f"{protocol}://{rest}") if protocol else Path(rest)
+
+
+def locate_listed(name: str, *, allow_remote: bool) -> Location:
+    """Return the location of a name that a file lists, such as a report: whoever wrote the file chose it.
+
+    A local path may be anywhere. A URL needs the permission of the user.
+
+    Raises:
+        InputRefused: it is a URL that may not be opened, or not any more; the hint has an option that may help.
+
+    """
+    try:
+        location = locate(name)
+    except UsageError as refused:
+        raise InputRefused(refused.message) from refused
+    if isinstance(location, Path):
+        return location
+    if is_redacted(name):
+        raise InputRefused(f"{quoted(str(location))} cannot be opened again: a secret was removed from its address")
+    if not allow_remote:
+        message = f"{quoted(str(location))} was not opened: only the report names this URL"
+        raise InputRefused(message, hint="--allow-remote opens the URLs that a report names")
+    return location
 
 
 def absolute(location: Location) -> str:

@@ -19,8 +19,9 @@ from ema_cli.text import plural, quoted, redacted, safe_text
 PREFIX = "EMA_AVG_"
 RESERVED = ("EMA_AVG_DEBUG",)
 """Variables with this prefix that are not options."""
-ONLY_FLAGS = ("help", "version", "config", "show-config")
-"""Options that cannot be configured: those that choose the configuration, and those that only show something."""
+ONLY_FLAGS = ("help", "version", "config", "show-config", "allow-remote")
+"""Options that cannot be configured: those that choose the configuration, those that only show something, and the
+permission to open URLs that the user has not named."""
 _MOST_FAULTS = 10
 _MOST_VALUES = 1_000
 """Values of one repeatable option."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ema_cli.errors import NothingMatched, UsageError
+from ema_cli.storage.protocols import split_protocol
 from ema_cli.storage.remote.httpx_answers import watch_hub
 from ema_cli.storage.remote.limits import CALL_SECONDS, STALL_SECONDS, allowed
 from ema_cli.storage.remote.retries import read_or_raise
@@ -19,6 +20,8 @@ from ema_cli.text import quoted
 
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
+_PACKAGES = dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
+"""The package with the library for a scheme, where no extra of this package has it."""
 _STORES: dict[tuple[str, ...], Any] = {}
 """By scheme and bucket or host, and whether the addresses are encoded."""
 _LOCK = threading.Lock()
@@ -30,9 +33,11 @@ def store_of(url: Url) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path there.
 
     Raises:
-        UsageError: the store is unknown, or its library is not installed.
+        UsageError: the protocol is not allowed, or its library is not installed.
 
     """
+    if split_protocol(url.address)[0] in ("", "file"):
+        raise UsageError(f"{quoted(str(url))} is not a URL of a store")
     from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
 
     root = "/".join(url.address.split("/")[:3])
@@ -47,12 +52,13 @@ def store_of(url: Url) -> tuple[Any, str]:
                 _STORES[root, *options] = made
             store = _STORES[root, *options]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        if not isinstance(error, ImportError) and not str(error).startswith("Protocol not known"):
+            raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
         extra = _LIBRARIES.get(url.scheme)
-        hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
+        package = f"'ema-avg[{extra}]'" if extra else _PACKAGES.get(url.scheme)
+        hint = f"pip install {package}" if package else ""
         raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
-    except ValueError as error:
-        raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
     return store, str(path)
 
 
