@@ -45,7 +45,7 @@ def _any(texts: Iterable[str]) -> bool:
 def _command(command: Command, *, removed: bool) -> Command:
     argv, options = redacted(tuple(command.argv)), redacted(command.options)
     removed = removed or command.secrets_removed or (argv, options) != (tuple(command.argv), command.options)
-    return Command(argv=argv, options=options, secrets_removed=removed)
+    return replace(command, argv=argv, options=options, secrets_removed=removed)
 
 
 def _average(average: Average) -> Average:
