@@ -25,6 +25,7 @@ from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
 from ema_cli.write.make_target import is_spooled, make_resumable, make_target
+from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
 from ema_cli.write.resumption import Resumption
 from ema_cli.write.target import Target
@@ -36,7 +37,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
     The report lists the command line ``argv``; ``started`` is the monotonic time at which the run began, in seconds.
 
     Raises:
-        EmaAvgError: see ``ema_cli.errors``; then no output was changed.
+        EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
 
     """
     check_address_space(plan.buffers, len(plan.outputs))
@@ -82,10 +83,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
         )
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
-            for target in targets:
-                target.publish()
-            for file in reports:
-                file.publish()
+            publish_all(_in_order(plan, targets, reports))
             if resumption:
                 resumption.finish()
     return report
@@ -110,6 +108,13 @@ def _open_targets(
     unpublished.push(resumption.leave)
     resumption.begin(listener)
     return files, resumption
+
+
+def _in_order(plan: Plan, targets: Sequence[Target], reports: Sequence[Finished]) -> list[Finished]:
+    """Return each output with its report after it, then the further reports: a failure leaves few that do not match."""
+    outputs = [Finished(path=output.path, target=target) for output, target in zip(plan.outputs, targets, strict=True)]
+    pairs = [file for pair in zip(outputs, reports, strict=False) for file in pair]
+    return [*pairs, *reports[len(outputs) :]]
 
 
 def _report_spooling(plan: Plan, listener: Listener) -> None:

@@ -69,7 +69,9 @@ class Verification:
         only_inputs = all(check.name.startswith(_INPUT_CHECKS) for check in self.failures)
         raise VerificationFailed(
             "\n".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
-            hint="--output-only checks only the file and its report" if only_inputs else "",
+            hint="--output-only checks only the file and its report"
+            if only_inputs
+            else "average again with --force: that writes the output and its report",
         )
 
 

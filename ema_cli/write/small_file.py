@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
-from ema_cli.write.publish import Writing, publish
+from ema_cli.write.held_file import hold, remove_abandoned
+from ema_cli.write.publish import NEW_FILE, Writing, publish
 from ema_cli.write.temp_names import temporary_name
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class SmallFile:
@@ -15,28 +19,58 @@ class SmallFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temp = temporary_name(path)
-        self._published = False
+        self._temp: Path | None = None
+        self._fd = -1
+        """Open until the file is published or discarded: it holds the lock of the temporary file."""
 
     def write(self, data: bytes) -> None:
-        """Write the file durably under a temporary name."""
-        with Writing(self._path), self._temp.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        """Write the file durably under a temporary name, and remove what killed runs left of it."""
+        with Writing(self._path):
+            remove_abandoned(self._path)
+            self._make()
+            _keep_mode(self._fd, self._path)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fsync(self._fd)
+
+    def _make(self) -> None:
+        """Make the temporary file; try again if another run took it for a leftover, before it was locked."""
+        while True:
+            self._temp = temporary_name(self._path)
+            self._fd = os.open(self._temp, _FLAGS, NEW_FILE)
+            if hold(self._fd, self._temp):
+                return
+            self._close()
 
     def publish(self) -> None:
         """Give the file its name."""
+        assert self._temp is not None, "write comes first"  # noqa: S101
         with Writing(self._path):
             publish(self._temp, self._path)
-        self._published = True
+        self._temp = None
+        self._close()
 
     def discard(self) -> None:
         """Remove the file; does nothing after ``publish``."""
-        if self._published:
-            return
-        with contextlib.suppress(OSError):  # the next run removes it
-            self._temp.unlink(missing_ok=True)
+        if self._temp is not None:
+            with contextlib.suppress(OSError):  # the next run removes it
+                self._temp.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            descriptor, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):  # the bytes are durable, or not wanted
+                os.close(descriptor)
+
+
+def _keep_mode(descriptor: int, path: Path) -> None:
+    """Give a new file the permissions of the file that it will replace, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and mode != os.fstat(descriptor).st_mode:
+            os.fchmod(descriptor, stat.S_IMODE(mode))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
