@@ -19,7 +19,9 @@ from ema_cli.api import make_options
 from ema_cli.errors import OutputError
 from ema_cli.events import Event, Progress
 from ema_cli.pipeline import run_average
+from ema_cli.storage.url import Url
 from ema_cli.verify.checks import verify
+from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.small_file import SmallFile, write_atomically
 from ema_cli.write.temp_names import temporary_name
 from tests.faults.shim import Fault, Shim, compiler
@@ -273,6 +275,45 @@ def test_a_damaged_output_is_not_newer_than_its_report(tmp_path: Path, paths: li
     os.utime(output, ns=(status.st_atime_ns, status.st_mtime_ns))
     (digest,) = (check for check in verify(output).failures if check.name == "sha256")
     assert "newer" not in digest.message
+
+
+class Named:
+    """A target that gets its name, or fails."""
+
+    def __init__(self, failure: OutputError | None = None) -> None:
+        self._failure = failure
+        self.is_named = False
+
+    def write(self, data: bytes) -> None:
+        """Take nothing."""
+
+    def publish(self) -> None:
+        """Take the name, or fail."""
+        if self._failure is not None:
+            raise self._failure
+        self.is_named = True
+
+    def discard(self) -> None:
+        """Do nothing."""
+
+
+def test_what_was_not_sent_to_a_store_is_listed(tmp_path: Path) -> None:
+    """Whether an earlier object is there is not asked: the store may be what fails."""
+    output, report = Url("s3://bucket/ema.safetensors"), Url.parse("s3://bucket/ema.report.json")
+    page = tmp_path / "r.html"
+    last = Named()
+    files = [
+        Finished(path=output, target=Named()),
+        Finished(path=report, target=Named(OutputError("no answer", hint="log in"))),
+        Finished(path=page, target=last),
+    ]
+    with pytest.raises(OutputError) as failed:
+        publish_all(files)
+    assert failed.value.message == f'no answer; new: "{output}"; not written: "{page}"; not sent: "{report}"'
+    assert failed.value.hint == "log in; --force overwrites what is new"
+    assert not last.is_named
+    with pytest.raises(OutputError, match="^no answer$"):
+        publish_all(files[1:])
 
 
 def fail_in_folder(monkeypatch: pytest.MonkeyPatch, code: int) -> None:

@@ -6,7 +6,6 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 _RANDOM_BYTES = 6
@@ -58,16 +57,16 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
             aside.rename(path)
         else:
             remove_aside(aside, path)
-    for built in leftovers_of(path):
+    for built in leftovers(path):
         remove(built)
     if not keep_resumable:
         resumable_name(path).unlink(missing_ok=True)
         journal_name(path).unlink(missing_ok=True)
 
 
-def leftovers_of(path: Path) -> Iterator[Path]:
-    """Yield what has a temporary name of ``path``: leftovers, and files that other runs are writing."""
-    return path.parent.glob(_pattern(path, _BUILT))
+def leftovers(path: Path) -> list[Path]:
+    """Return the half-built files beside ``path``: of killed runs, and of runs that are still writing."""
+    return list(path.parent.glob(_pattern(path, _BUILT)))
 
 
 def remove_aside(aside: Path, path: Path) -> None:
