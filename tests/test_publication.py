@@ -299,7 +299,7 @@ class Named:
 
 def test_what_was_not_sent_to_a_store_is_listed(tmp_path: Path) -> None:
     """Whether an earlier object is there is not asked: the store may be what fails."""
-    output, report = Url("s3://bucket/ema.safetensors"), Url.parse("s3://bucket/ema.report.json")
+    output, report = Url("s3://bucket/ema.safetensors"), Url("s3://bucket/ema.report.json")
     page = tmp_path / "r.html"
     last = Named()
     files = [
@@ -312,7 +312,7 @@ def test_what_was_not_sent_to_a_store_is_listed(tmp_path: Path) -> None:
     assert failed.value.message == f'no answer; new: "{output}"; not written: "{page}"; not sent: "{report}"'
     assert failed.value.hint == "log in; --force overwrites what is new"
     assert not last.is_named
-    with pytest.raises(OutputError, match="^no answer$"):
+    with pytest.raises(OutputError, match=r"^no answer$"):
         publish_all(files[1:])
 
 
