@@ -27,6 +27,7 @@ from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
 from ema_cli.write.make_target import is_spooled, make_resumable, make_target, stop_uploads
 from ema_cli.write.old_folder import OldFolder
+from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
 from ema_cli.write.resumption import Resumption
 from ema_cli.write.target import Target
@@ -47,7 +48,7 @@ def carry_out(
     the outputs replace the folders ``replaced``.
 
     Raises:
-        EmaAvgError: see ``ema_cli.errors``; then no output was changed.
+        EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
 
     """
     check_address_space(plan.buffers, len(plan.outputs))
@@ -94,10 +95,7 @@ def carry_out(
         )
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
-            for target in targets:
-                target.publish()
-            for file in reports:
-                file.publish()
+            publish_all(_in_order(plan, targets, reports))
             if resumption:
                 resumption.finish()
     return report
@@ -123,6 +121,13 @@ def _open_targets(
     unpublished.push(resumption.leave)
     resumption.begin(listener)
     return files, resumption
+
+
+def _in_order(plan: Plan, targets: Sequence[Target], reports: Sequence[Finished]) -> list[Finished]:
+    """Return each output with its report after it, then the further reports: a failure leaves few that do not match."""
+    outputs = [Finished(path=output.path, target=target) for output, target in zip(plan.outputs, targets, strict=True)]
+    pairs = [file for pair in zip(outputs, reports, strict=False) for file in pair]
+    return [*pairs, *reports[len(outputs) :]]
 
 
 def _report_spooling(plan: Plan, listener: Listener) -> None:

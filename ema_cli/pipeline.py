@@ -100,7 +100,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
     """Average the checkpoints that ``options`` name, write the outputs and their reports.
 
     Raises:
-        EmaAvgError: see ``ema_cli.errors``; then no output was changed.
+        EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
 
     """
     if options.output is None:

@@ -491,10 +491,22 @@ def test_what_is_in_the_way_is_found_before_the_work(place: str, run_folder: Pat
 
 
 def test_a_full_standard_output_fails_the_document(run_folder: Path) -> None:
-    """A document that cannot be written is a failure, because it is the product."""
-    command = [sys.executable, "-m", "ema_cli", "plan", str(run_folder), "--decay", "0.5", "--json"]
-    with open("/dev/full", "w") as full:  # noqa: PTH123
-        assert subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, check=False).returncode == 5
+    """A document that cannot be written is a failure, because it is the product; standard error has the reason."""
+    output = ["-o", str(run_folder / "ema.safetensors"), "-q"]
+    full_disk = "standard output cannot be written: No space left on device"
+    for words, end, status in (
+        (["plan", str(run_folder)], "", 5),
+        (["average", str(run_folder), *output], "; the outputs and their reports were written", 5),
+        (["average", str(run_folder), *output], "; the outputs were up to date", 5),
+        (["plan", str(run_folder / "none")], "", 7),
+    ):
+        command = [sys.executable, "-m", "ema_cli", *words, "--decay", "0.5", "--json"]
+        with open("/dev/full", "w") as full:  # noqa: PTH123
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == status
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert status == 7 or errors[0] == f"error: {full_disk}{end}"
 
 
 def test_without_standard_streams_the_output_is_written(run_folder: Path) -> None:

@@ -56,18 +56,18 @@ def temporaries(calls: Calls, names: Sequence[str]) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--resume"]], ids=["plain", "resume"])
 def test_files_and_their_reports(more: list[str], tmp_path: Path) -> None:
-    """Two outputs, their reports and one more: all outputs are on the disk before the first of them has its name."""
+    """All are on the disk before the first has its name; an output and its report follow each other."""
     paths = write_series(tmp_path / "run", random_states(3))
     output, report = tmp_path / "out" / "ema_{decay}.safetensors", tmp_path / "out" / "all.html"
     calls = traced(tmp_path, *paths, "--decay", "0.9", "-o", output, "--report", report, *more)
-    names = ["ema_0.9.safetensors", "ema_0.5.safetensors", "ema_0.9.report.json", "ema_0.5.report.json", "all.html"]
+    names = ["ema_0.9.safetensors", "ema_0.9.report.json", "ema_0.5.safetensors", "ema_0.5.report.json", "all.html"]
     if more:
-        names[:2] = [f"{name}.resume.partial" for name in names[:2]]
+        names[:3:2] = [f"{name}.resume.partial" for name in names[:3:2]]
     found = temporaries(calls, names)
     for temp in found:
         check_file(calls, temp)
     first = calls.index(("rename", found[0]))
-    assert all(("fsync", temp) in calls[:first] for temp in found[:2])
+    assert all(("fsync", temp) in calls[:first] for temp in found)
     if more:
         journal = [position for position, (call, path) in enumerate(calls) if path.name.endswith(".journal")]
         assert calls[journal[-1]][0] == "unlink"

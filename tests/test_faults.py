@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+import ema_cli
 from ema_cli.storage.source import FileSource
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
 from tests.faults.slices import campaign
 from tests.helpers.failures import close_and_fail
+from tests.helpers.series import random_states, write_series
 
 
 @pytest.mark.campaign
@@ -32,6 +35,20 @@ def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatc
     source = FileSource(tmp_path / "x")
     monkeypatch.setattr(os, "close", close_and_fail)
     source.close()
+
+
+def test_hints_that_fail_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all systems take advice on what to read ahead and what to forget; the bytes are the same."""
+    paths = write_series(tmp_path / "run", random_states(2))
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "with.safetensors")
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "posix_fadvise", failing)
+    monkeypatch.setattr(os, "RWF_NOWAIT", 1 << 20)  # unknown to every system: whether a byte is cached is unknown, too
+    ema_cli.average(paths, decay=0.5, output=tmp_path / "without.safetensors")
+    assert (tmp_path / "without.safetensors").read_bytes() == (tmp_path / "with.safetensors").read_bytes()
 
 
 def test_a_close_that_fails_when_all_is_durable_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -541,11 +541,7 @@ def test_the_command_line(run_folder: Path, ema_avg: Run) -> None:
     bad = ema_avg("verify", "ema.safetensors", "-q")
     assert (bad.returncode, bad.stdout) == (10, "")
     assert [line.split(":")[0].strip() for line in bad.stderr.splitlines()] == [
-        "error",
-        "sha256",
-        "input 2",
-        "samples",
-        "try",
+        *("error", "sha256", "input 2", "samples", "try")
     ]
     assert ema_avg("verify", "ema.safetensors", "--output-only").returncode == 10
 

@@ -1,7 +1,7 @@
 """Many runs, one average each: continues when a job fails, and returns the result of every job.
 
 Input -> output: jobs -> their results, in the order of the jobs. A listener receives the events.
-Invariant: a job that fails leaves its output unchanged and does not affect other jobs.
+Invariant: a job that fails leaves its output unchanged, or its error lists what is new; it does not affect other jobs.
 """
 
 from __future__ import annotations

@@ -115,13 +115,25 @@ def _check_index(options: BatchCommandLine, *, force: bool) -> None:
 def _show(index: BatchIndex, options: BatchCommandLine, console: Console) -> None:
     """Write the index, and show the results."""
     if options.index is not None and not options.dry_run:
-        write_atomically(options.index, render_index(index, options.index.suffix))
+        _write_index(index, options.index)
     if console.style.json:
         console.raw_document(to_json(index))
     show_batch(index, console)
     if options.index is not None:
         label = "index not written (dry run):" if options.dry_run else "index"
         console.talk(f"{label} {safe_text(str(options.index))}")
+
+
+def _write_index(index: BatchIndex, path: Path) -> None:
+    """Write the index; if that fails, the error says what became of the runs."""
+    try:
+        write_atomically(path, render_index(index, path.suffix))
+    except OutputError as error:
+        counts = index.summary
+        done = f"{counts.written:,} written, {counts.up_to_date:,} up to date, {counts.failed:,} failed"
+        again = "run the same command again: what is done is up to date"
+        hint = f"{error.hint}; then {again}" if error.hint else again
+        raise OutputError(f"{error.message}; the runs are done: {done}", hint=hint) from error
 
 
 def _index(

@@ -17,10 +17,10 @@ from ema_cli.cli.views.plan_view import show_plan, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
-from ema_cli.errors import RunWarning
+from ema_cli.errors import OutputError, RunWarning
 from ema_cli.events import Event, Planned, WarningIssued
 from ema_cli.options.average import Options
-from ema_cli.pipeline import examine, planned, run_average
+from ema_cli.pipeline import Outcome, examine, planned, run_average
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.report.preview import checkpoint_document, plan_document
 
@@ -51,8 +51,17 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
     if console.style.service == "github":
         ci.publish(outcome.report, os.environ)
     if console.style.json:
-        console.document(dataclasses.asdict(outcome.report))
+        _print_report(outcome, console)
     show_outcome(outcome, options, console)
+
+
+def _print_report(outcome: Outcome, console: Console) -> None:
+    """Print the report as the JSON document; if that fails, the error says what became of the outputs."""
+    try:
+        console.document(dataclasses.asdict(outcome.report))
+    except OutputError as error:
+        done = "were up to date" if outcome.up_to_date else "and their reports were written"
+        raise OutputError(f"{error.message}; the outputs {done}", hint=error.hint) from error
 
 
 def plan(options: Options, console: Console) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
+from ema_cli.cli.process import is_lost
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import redacted, safe_text
@@ -83,13 +84,15 @@ class Console:
             self._annotate("warning", f"ema-avg: {warning.code}", warning.message, warning.hint)
 
     def error(self, error: EmaAvgError, code: int) -> None:
-        """Show why the run failed: on stderr, or as the JSON document on stdout."""
+        """Show why the run failed: as the JSON document on stdout, or on stderr, also if stdout cannot be written."""
         self._annotate("error", "ema-avg", error.message, error.hint)
         if self.style.json:
             failure = {"exit_code": int(code), "message": error.message, "hint": error.hint}
-            self.document({"schema_version": SCHEMA_VERSION, "error": failure})
-        else:
-            self._labelled("error", "red", error.message, error.hint)
+            with contextlib.suppress(OutputError):
+                self.document({"schema_version": SCHEMA_VERSION, "error": failure})
+            if not is_lost(sys.stdout):
+                return
+        self._labelled("error", "red", error.message, error.hint)
 
     def failure(self, message: str, hint: str = "") -> None:
         """Show on stderr what failed while the command continues; stdout is only for the result."""

@@ -62,7 +62,14 @@ def guarded(stream: TextIO | None, *, essential: bool) -> TextIO:
     return cast("TextIO", None if stream is None else _Guarded(stream, essential=essential))
 
 
+def is_lost(stream: object) -> bool:
+    """Return whether a guarded stream could not be written to, and all that follows is discarded."""
+    return isinstance(stream, _Guarded) and stream.lost
+
+
 class _Guarded:
+    lost = False
+
     def __init__(self, stream: TextIO, *, essential: bool) -> None:
         self._stream = stream
         self._essential = essential
@@ -82,6 +89,7 @@ class _Guarded:
 
     def _discard_rest(self, error: OSError) -> None:
         """Send everything from now on to the null device, including the buffer."""
+        self.lost = True
         with contextlib.suppress(OSError, ValueError):
             descriptor = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(descriptor, self._stream.fileno())

@@ -1,4 +1,4 @@
-"""The report files of a run: written before any output is published, published after the outputs."""
+"""The report files of a run: written before any output is published, each published after its output."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ema_cli.report.model import Report
 from ema_cli.report.render import render_report
 from ema_cli.storage.locations import Location
 from ema_cli.write.make_target import make_small
-from ema_cli.write.target import SmallTarget
+from ema_cli.write.publication import Finished, publish_all
 
 
-def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[SmallTarget]:
-    """Write the report of each output, and the report of the run to each requested path, under temporary names.
+def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[Finished]:
+    """Write the report of each output, then that of the run to each requested path, under temporary names.
 
     No output is published before all reports are on disk: a full disk must not leave an output without its report.
     On exit, ``unpublished`` discards the files that were not published.
@@ -39,19 +39,18 @@ def write_requested_reports(report: Report, options: Options) -> None:
 
     """
     with ExitStack() as unpublished:
-        for file in _stage(_requested(report, options), unpublished):
-            file.publish()
+        publish_all(_stage(_requested(report, options), unpublished))
 
 
 def _requested(report: Report, options: Options) -> dict[Location, bytes]:
     return {path: render_report(report, path.suffix) for path in options.report}
 
 
-def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[SmallTarget]:
+def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[Finished]:
     files = []
     for path, data in contents.items():
         file = make_small(path)
         unpublished.callback(file.discard)
         file.write(data)
-        files.append(file)
+        files.append(Finished(path=path, target=file))
     return files

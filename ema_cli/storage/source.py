@@ -7,6 +7,7 @@ cannot be read by accident.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -163,8 +164,9 @@ class FileSource(ByteSource):
     def will_need(self, offset: int, length: int) -> None:
         """Ask the kernel to read ahead, if possible, unless the end of the range is already in its cache."""
         with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
-            if hasattr(os, "posix_fadvise") and not _is_cached(descriptor, offset + length - 1):
-                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+            if not _is_cached(descriptor, offset + length - 1):
+                with contextlib.suppress(OSError, AttributeError):  # advice; not all systems take it
+                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time. A file that was replaced or removed can still be read completely."""

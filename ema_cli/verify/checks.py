@@ -70,8 +70,9 @@ class Verification:
         if len(self.failures) > _MOST_LINES:
             lines.append(f"  and {len(self.failures) - _MOST_LINES:,} more (--json lists all)")
         hints = [check.hint for check in self.failures]
-        if all(check.name.startswith(_INPUT_CHECKS) for check in self.failures):
-            hints.append("--output-only checks only the file and its report")
+        only_inputs = all(check.name.startswith(_INPUT_CHECKS) for check in self.failures)
+        again = "average again with --force: that writes the output and its report"
+        hints.append("--output-only checks only the file and its report" if only_inputs else again)
         raise VerificationFailed(
             "\n".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
             hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),

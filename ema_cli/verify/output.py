@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Counted
 from ema_cli.records.files import FileRole, is_weights
+from ema_cli.report.beside import report_path
 from ema_cli.report.model import File, Output
 from ema_cli.storage.digest import digest_of_all, sha256_of
 from ema_cli.storage.locations import Location, is_folder, names_in, open_source
@@ -48,6 +50,14 @@ class WrittenOutput:
     def nbytes(self) -> int:
         """Size of all files."""
         return sum(source.size() for source in self.sources.values())
+
+    def is_newer_than(self, path: Location) -> bool:
+        """Return whether a local output was modified after the local file ``path``."""
+        try:
+            modified_ns = path.stat().st_mtime_ns if isinstance(path, Path) else None
+        except OSError:
+            return False
+        return modified_ns is not None and max(source.version for source in self.sources.values()) > modified_ns
 
 
 def open_written(path: Location, opened: ExitStack) -> WrittenOutput:
@@ -92,6 +102,8 @@ def check_digest(output: WrittenOutput, reported: Output, count: Counted) -> Che
     names = sorted({*expected, *digests}) if expected else ()
     changed = [quoted(name) for name in names if expected.get(name) != digests.get(name)]
     where = f"; files that differ: {shortlist(changed)}" if changed else ""
+    if output.is_newer_than(report_path(output.path)):
+        where += f"; {quoted(output.path.name)} is newer than its report: changed, or of a run that wrote no report"
     return Check(name="sha256", ok=False, message=f"{digest}, but {quoted(reported.sha256)} was written{where}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -12,11 +11,9 @@ from pathlib import Path
 from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
+from ema_cli.write.held_file import NO_LOCKS, is_named, remove_abandoned
 from ema_cli.write.publish import Writing, raise_output_error
 from ema_cli.write.temp_names import lock_name, remove_leftovers
-
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""Errors of file systems without locks: Lustre mounted without ``flock``, NFS without its lock service."""
 
 
 @contextlib.contextmanager
@@ -45,7 +42,7 @@ def output_lock(
     except BlockingIOError as error:
         raise OutputLocked(f"another run is writing {quoted(str(path))}", hint="wait for it to end") from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise_output_error(path, error)
         _remove(lock)
         if resume:
@@ -57,8 +54,8 @@ def output_lock(
         with Writing(path):
             if before_removal is not None:
                 before_removal(path)
-            for published in (path, path.with_name(report_name(path.name))):
-                remove_leftovers(published, keep_resumable=resume)
+            remove_leftovers(path, keep_resumable=resume)
+            remove_abandoned(path.with_name(report_name(path.name)))
         yield True
     finally:
         _unlock(descriptor, lock)
@@ -85,18 +82,9 @@ def _lock(lock: Path) -> int:
             os.close(descriptor)
             raise
         try:
-            if _is_named(descriptor, lock):
+            if is_named(descriptor, lock):
                 return descriptor
         except BaseException:
             _unlock(descriptor, lock)
             raise
         os.close(descriptor)
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    opened = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)

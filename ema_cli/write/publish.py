@@ -21,19 +21,31 @@ _KINDS = (
     *((stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device")),
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems that cannot make the names in a folder durable by a call, such as some network mounts."""
+
 FileState = tuple[int, int, int, int]
 """Device, inode, size and time of the last modification of a file."""
+
+
+class NotDurable(OutputError):  # noqa: N818 - named after what happened, like the others
+    """A file has its name, but the system could not make the name durable."""
 
 
 def publish(temp: Path, path: Path) -> None:
     """Rename ``temp`` to ``path``, and make the name durable.
 
     Raises:
+        NotDurable: the file has its name, but may not have it after a crash of the system.
         OSError: the system refuses.
 
     """
     temp.replace(path)
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        reason = f"it has its name, but may lose it if the system crashes: {error.strerror or error}"
+        raise NotDurable(f"{quoted(str(path))} is not durable: {reason}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,8 +58,12 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # nothing was written through this descriptor
+            os.close(descriptor)
 
 
 def state_of(path: Path) -> FileState | None:

@@ -6,9 +6,12 @@ import contextlib
 import os
 from pathlib import Path
 
+from ema_cli.write.held_file import hold, remove_abandoned
 from ema_cli.write.permissions import Permissions, mode_of_new_file
 from ema_cli.write.publish import Writing, publish
 from ema_cli.write.temp_names import temporary_name
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class SmallFile:
@@ -16,33 +19,52 @@ class SmallFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temp = temporary_name(path)
-        self._published = False
+        self._temp: Path | None = None
+        self._fd = -1
+        """Open until the file is published or discarded: it holds the lock of the temporary file."""
 
     def write(self, data: bytes) -> None:
-        """Write the file durably under a temporary name."""
+        """Write the file durably under a temporary name, and remove what killed runs left of it."""
         with Writing(self._path):
+            remove_abandoned(self._path)
             original = Permissions.of(self._path)
-            mode = mode_of_new_file(original)
-            with open(self._temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(data)
-                file.flush()
-                if original is not None:
-                    original.set_on(file.fileno())
-                os.fsync(file.fileno())
+            self._make(mode_of_new_file(original))
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+            if original is not None:
+                original.set_on(self._fd)
+            os.fsync(self._fd)
+
+    def _make(self, mode: int) -> None:
+        """Make the temporary file; try again if another run took it for a leftover, before it was locked."""
+        while True:
+            self._temp = temporary_name(self._path)
+            self._fd = os.open(self._temp, _FLAGS, mode)
+            if hold(self._fd, self._temp):
+                return
+            self._close()
 
     def publish(self) -> None:
         """Give the file its name."""
+        assert self._temp is not None, "write comes first"  # noqa: S101
         with Writing(self._path):
             publish(self._temp, self._path)
-        self._published = True
+        self._temp = None
+        self._close()
 
     def discard(self) -> None:
         """Remove the file; does nothing after ``publish``."""
-        if self._published:
-            return
-        with contextlib.suppress(OSError):  # the next run removes it
-            self._temp.unlink(missing_ok=True)
+        if self._temp is not None:
+            with contextlib.suppress(OSError):  # the next run removes it
+                self._temp.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            descriptor, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):  # the bytes are durable, or not wanted
+                os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

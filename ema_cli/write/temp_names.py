@@ -110,7 +110,10 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
 
 
 def leftovers_of(path: Path) -> list[Path]:
-    """Return the half-built outputs that killed runs left beside ``path``; those of ``--resume`` are not among them."""
+    """Return the half-built files and folders beside ``path``: of killed runs, and of runs that are still writing.
+
+    Those of ``--resume`` are not among them.
+    """
     return list(path.parent.glob(_pattern(path, _BUILT)))
 
 

@@ -9,6 +9,7 @@ from tests.faults.determinism import determinism
 from tests.faults.disk import full_disk
 from tests.faults.foreign_files import foreign_files
 from tests.faults.interruptions import random_kills, resume, signals, writers
+from tests.faults.kept_files import kept_files
 from tests.faults.limits import descriptors, file_limits, memory_limits
 from tests.faults.permissions import permissions
 from tests.faults.terminals import terminals
@@ -32,5 +33,6 @@ PARTS: dict[str, Part] = {
     "changes": changes,
     "random-changes": random_changes,
     "foreign-files": foreign_files,
+    "kept-files": kept_files,
     "determinism": determinism,
 }

@@ -18,6 +18,7 @@ from tests.faults.series import write_series
 
 SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "file": {"ema.safetensors": ()},
+    "file and page": {"ema.safetensors": ("--report", "{out}/all.html")},
     "folder": {"ema": ("--max-shard-size", "30KB")},
     "folder with a foreign file": {"ema": ("--max-shard-size", "30KB")},
     "two averages": {"ema_{decay}.safetensors": ("--decay", "0.7")},
@@ -86,7 +87,14 @@ class Scene:
     def command(self, *more: str) -> list[str]:
         """Return the command line of a run that replaces the outputs."""
         paths = sorted(map(str, self.inputs.iterdir()))
-        options = [*self._options, "--decay", "0.9", "--force", "-o", str(self.output)]
+        options = [
+            *(option.replace("{out}", str(self.out)) for option in self._options),
+            "--decay",
+            "0.9",
+            "--force",
+            "-o",
+            str(self.output),
+        ]
         return [*PROGRAM, *paths, *options, *more]
 
     def start(self, environment: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
@@ -110,6 +118,10 @@ class Scene:
             return self._nursery.run(command, environment)
         return run(command, environment, **how)
 
+    def ask(self, command: list[str]) -> Ended:
+        """Run another command of the program, without faults."""
+        return self._nursery.run(command) if self._nursery else run(command)
+
     def reset(self, *, earlier: bool = True) -> None:
         """Restore the outputs of the earlier run, or remove all outputs."""
         self._has_foreign = earlier and "foreign" in self.shape
@@ -128,6 +140,12 @@ class Scene:
     def outputs(self) -> Contents:
         """Return the digests of the weight files; their bytes are known in advance."""
         return {name: digest for name, digest in self.read(self.out).items() if _is_output(name)}
+
+    def changed(self, *, earlier: bool = True) -> set[str]:
+        """Return the names of the outputs and reports that are not those of the earlier run, if there was one."""
+        old, found = self.read(self._earlier) if earlier else {}, self.read(self.out)
+        tops = {Path(name).parts[0] for name in found if not name.startswith(".")}
+        return {top for top in tops if _under(found, top) != _under(old, top)}
 
     def untouched(self, *, earlier: bool = True) -> bool:
         """Whether the outputs and their reports are those of the earlier run, or nothing if there was none."""
@@ -167,7 +185,7 @@ def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:
 
 
 def _is_output(name: str) -> bool:
-    return not name.startswith(".") and not name.endswith(("report.json", FOREIGN))
+    return not name.startswith(".") and not name.endswith(("report.json", ".html", FOREIGN))
 
 
 def _under(contents: Contents, top: str) -> Contents:

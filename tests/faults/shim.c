@@ -4,8 +4,8 @@
  * before the call; -1: only half of what was asked for is transferred; -2: a read brings nothing, as at the end of a
  * file; -3: SIGSTOP before the call; -4: FAULT_RUN is run by the shell, and then the call is made), FAULT_FOLDER where,
  * FAULT_LOG the file that gets the path if the call was reached. With FAULT_NO_RESERVE no space can be taken
- * beforehand. If FAULT_TRACE names a file, every call that changes something under the folder is appended to it: its
- * name, a tab and the path.
+ * beforehand. If FAULT_TRACE names a file, every call that changes something in the folder, or with FAULT_TRACE_ALL
+ * every call, is appended to it: its name, a tab and the path. The folder itself counts as in the folder.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -20,6 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -50,11 +52,12 @@ static void note(const char *path) {
 }
 
 /* Calls that change nothing, and are not traced. */
-static const char *harmless[] = {"open", "read", "pread", "close", "flock", "stat", "statvfs", "opendir", NULL};
+static const char *harmless[] = {"open", "read", "pread", "close", "flock", "stat", "statvfs", "opendir", "readdir",
+                                 "closedir", "access", "mmap", "fadvise", "probe", NULL};
 
 static void trace(const char *name, const char *path) {
     char line[2 * PATH_MAX + 64];
-    for (const char **other = harmless; *other; other++)
+    for (const char **other = harmless; *other && !getenv("FAULT_TRACE_ALL"); other++)
         if (!strcmp(name, *other)) return;
     int length = snprintf(line, sizeof line, "%s\t%s\n", name, path);
     int fd = syscall(SYS_openat, AT_FDCWD, trace_path, O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -83,7 +86,8 @@ static int chosen(const char *name, int fd, const char *path) {
         full[length] = 0;
     }
     if (path) snprintf(full + length, PATH_MAX, "%s%s", length ? "/" : "", path);
-    if (strncmp(full, folder, strlen(folder))) return 0;
+    size_t inside = strlen(folder);
+    if (strncmp(full, folder, inside) || (full[inside] && full[inside] != '/')) return 0;
     if (trace_path) trace(name, full);
     if (strcmp(call, name)) return 0;
     if (__atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST) != wanted) return 0;
@@ -128,6 +132,8 @@ ON_FD(ftruncate, "ftruncate", (int fd, off_t size), (fd, size))
 ON_FD(flock, "flock", (int fd, int operation), (fd, operation))
 ON_FD(fstat, "stat", (int fd, struct stat *found), (fd, found))
 ON_FD(fstat64, "stat", (int fd, struct stat64 *found), (fd, found))
+ON_FD(fchmod, "chmod", (int fd, mode_t mode), (fd, mode))
+ON_FD(fstatvfs, "statvfs", (int fd, struct statvfs *found), (fd, found))
 ON_FD(fstatvfs64, "statvfs", (int fd, struct statvfs64 *found), (fd, found))
 ON_FD(ftruncate64, "ftruncate", (int fd, off64_t size), (fd, size))
 
@@ -139,6 +145,39 @@ ON_FD(ftruncate64, "ftruncate", (int fd, off64_t size), (fd, size))
         return real(fd, offset, size);                                   \
     }
 RESERVE(posix_fallocate, off_t) RESERVE(posix_fallocate64, off64_t)
+
+#define ADVISE(name, type)                                               \
+    int name(int fd, type offset, type size, int advice) {               \
+        REAL(name);                                                      \
+        if (chosen("fadvise", fd, NULL) && code > 0) return (int)code;   \
+        return real(fd, offset, size, advice);                           \
+    }
+ADVISE(posix_fadvise, off_t) ADVISE(posix_fadvise64, off64_t)
+
+#define MAP(name, type)                                                                  \
+    void *name(void *address, size_t size, int access, int flags, int fd, type offset) { \
+        REAL(name);                                                                      \
+        if (fd >= 0 && chosen("mmap", fd, NULL) && code > 0) { errno = (int)code; return MAP_FAILED; } \
+        return real(address, size, access, flags, fd, offset);                           \
+    }
+MAP(mmap, off_t) MAP(mmap64, off64_t)
+
+#define COPY(name, type)                                                 \
+    ssize_t name(int fd, int from, type *offset, size_t size) {          \
+        REAL(name);                                                      \
+        if (chosen("write", fd, NULL)) {                                 \
+            if (code > 0) FAIL;                                          \
+            if (size > 1 && code == SHORT) size /= 2;                    \
+        }                                                                \
+        return real(fd, from, offset, size);                             \
+    }
+COPY(sendfile, off_t) COPY(sendfile64, off64_t)
+
+ssize_t copy_file_range(int from, off64_t *begin, int fd, off64_t *offset, size_t size, unsigned flags) {
+    REAL(copy_file_range);
+    if (chosen("write", fd, NULL) && code > 0) FAIL;
+    return real(from, begin, fd, offset, size, flags);
+}
 
 int close(int fd) { /* the descriptor is gone even if the call fails, as on Linux */
     REAL(close);
@@ -175,11 +214,11 @@ TRANSFER(write, "write", const void *) TRANSFER(read, "read", void *)
 PLACED(pwrite, "pwrite", const void *, off_t) PLACED(pwrite64, "pwrite", const void *, off64_t)
 PLACED(pread, "pread", void *, off_t) PLACED(pread64, "pread", void *, off64_t)
 
-/* Python passes one buffer; a flagged call only asks what is in the page cache. */
-#define VECTOR(name, type, parameter, argument, probe)                               \
+/* Python passes one buffer. */
+#define VECTOR(name, kind, type, parameter, argument)                                \
     ssize_t name(int fd, const struct iovec *parts, int count, type offset parameter) { \
         REAL(name);                                                                  \
-        if (!(probe) && chosen("pread", fd, NULL)) {                                 \
+        if (chosen(kind, fd, NULL)) {                                                \
             if (code > 0) FAIL;                                                      \
             if (code == END) return 0;                                               \
             if (code != SHORT) return real(fd, parts, count, offset argument);       \
@@ -189,9 +228,13 @@ PLACED(pread, "pread", void *, off_t) PLACED(pread64, "pread", void *, off64_t)
         return real(fd, parts, count, offset argument);                              \
     }
 #define COMMA ,
-VECTOR(preadv, off_t, , , 0) VECTOR(preadv64, off64_t, , , 0)
-VECTOR(preadv2, off_t, COMMA int flags, COMMA flags, flags)
-VECTOR(preadv64v2, off64_t, COMMA int flags, COMMA flags, flags)
+#define READ flags ? "probe" : "pread" /* a flagged call only asks what is in the page cache */
+VECTOR(preadv, "pread", off_t, , ) VECTOR(preadv64, "pread", off64_t, , )
+VECTOR(preadv2, READ, off_t, COMMA int flags, COMMA flags)
+VECTOR(preadv64v2, READ, off64_t, COMMA int flags, COMMA flags)
+VECTOR(pwritev, "pwrite", off_t, , ) VECTOR(pwritev64, "pwrite", off64_t, , )
+VECTOR(pwritev2, "pwrite", off_t, COMMA int flags, COMMA flags)
+VECTOR(pwritev64v2, "pwrite", off64_t, COMMA int flags, COMMA flags)
 
 #define ON_PATH(name, kind, parameters, arguments, fd)                   \
     int name parameters {                                                \
@@ -201,11 +244,21 @@ VECTOR(preadv64v2, off64_t, COMMA int flags, COMMA flags, flags)
     }
 ON_PATH(rename, "rename", (const char *path, const char *to), (path, to), AT_FDCWD)
 ON_PATH(renameat, "rename", (int fd, const char *path, int other, const char *to), (fd, path, other, to), fd)
-ON_PATH(renameat2, "rename", (int fd, const char *path, int other, const char *to, unsigned flags),
+ON_PATH(renameat2, flags ? "exchange" : "rename",
+        (int fd, const char *path, int other, const char *to, unsigned flags), (fd, path, other, to, flags), fd)
+ON_PATH(link, "link", (const char *path, const char *to), (path, to), AT_FDCWD)
+ON_PATH(linkat, "link", (int fd, const char *path, int other, const char *to, int flags),
         (fd, path, other, to, flags), fd)
+ON_PATH(truncate, "ftruncate", (const char *path, off_t size), (path, size), AT_FDCWD)
+ON_PATH(truncate64, "ftruncate", (const char *path, off64_t size), (path, size), AT_FDCWD)
+ON_PATH(chmod, "chmod", (const char *path, mode_t mode), (path, mode), AT_FDCWD)
+ON_PATH(fchmodat, "chmod", (int fd, const char *path, mode_t mode, int flags), (fd, path, mode, flags), fd)
+ON_PATH(access, "access", (const char *path, int mode), (path, mode), AT_FDCWD)
+ON_PATH(faccessat, "access", (int fd, const char *path, int mode, int flags), (fd, path, mode, flags), fd)
 ON_PATH(unlink, "unlink", (const char *path), (path), AT_FDCWD)
 ON_PATH(unlinkat, "unlink", (int fd, const char *path, int flags), (fd, path, flags), fd)
 ON_PATH(mkdir, "mkdir", (const char *path, mode_t mode), (path, mode), AT_FDCWD)
+ON_PATH(mkdirat, "mkdir", (int fd, const char *path, mode_t mode), (fd, path, mode), fd)
 ON_PATH(rmdir, "rmdir", (const char *path), (path), AT_FDCWD)
 ON_PATH(stat, "stat", (const char *path, struct stat *found), (path, found), AT_FDCWD)
 ON_PATH(stat64, "stat", (const char *path, struct stat64 *found), (path, found), AT_FDCWD)
@@ -213,7 +266,15 @@ ON_PATH(lstat, "stat", (const char *path, struct stat *found), (path, found), AT
 ON_PATH(lstat64, "stat", (const char *path, struct stat64 *found), (path, found), AT_FDCWD)
 ON_PATH(fstatat, "stat", (int fd, const char *path, struct stat *found, int flags), (fd, path, found, flags), fd)
 ON_PATH(fstatat64, "stat", (int fd, const char *path, struct stat64 *found, int flags), (fd, path, found, flags), fd)
+ON_PATH(statvfs, "statvfs", (const char *path, struct statvfs *found), (path, found), AT_FDCWD)
 ON_PATH(statvfs64, "statvfs", (const char *path, struct statvfs64 *found), (path, found), AT_FDCWD)
+
+/* Other languages than C ask about an open file by an empty path. */
+int statx(int fd, const char *path, int flags, unsigned mask, struct statx *found) {
+    REAL(statx);
+    if (chosen("stat", fd, *path ? path : NULL) && code > 0) FAIL;
+    return real(fd, path, flags, mask, found);
+}
 
 DIR *opendir(const char *path) {
     REAL(opendir);
@@ -224,4 +285,19 @@ DIR *fdopendir(int fd) {
     REAL(fdopendir);
     if (chosen("opendir", fd, NULL) && code > 0) { errno = (int)code; return NULL; }
     return real(fd);
+}
+
+#define ENTRY(name, type)                                                                            \
+    struct type *name(DIR *listed) {                                                                 \
+        REAL(name);                                                                                  \
+        if (chosen("readdir", dirfd(listed), NULL) && code > 0) { errno = (int)code; return NULL; }   \
+        return real(listed);                                                                         \
+    }
+ENTRY(readdir, dirent) ENTRY(readdir64, dirent64)
+
+int closedir(DIR *listed) { /* the descriptor is gone even if the call fails */
+    REAL(closedir);
+    int fails = chosen("closedir", dirfd(listed), NULL) && code > 0, result = real(listed);
+    if (fails) FAIL;
+    return result;
 }

@@ -28,7 +28,7 @@ class Fault:
 
     call: str
     number: int
-    """Which of the calls on files under the folder, from 1 on."""
+    """Which of the calls on the folder and on files in it, from 1 on."""
     code: int
     """The error of the call, or ``KILL``, ``SHORT``, ``EOF``, ``STOP`` or ``RUN``."""
     folder: Path
@@ -81,15 +81,19 @@ class Shim:
             "FAULT_CALL": fault.call,
             "FAULT_NUMBER": str(fault.number),
             "FAULT_ERRNO": str(fault.code),
-            "FAULT_FOLDER": f"{fault.folder}/",
+            "FAULT_FOLDER": str(fault.folder),
             "FAULT_LOG": str(self._note),
             "FAULT_RUN": fault.command,
         }
 
-    def tracing(self, folder: Path, trace: Path) -> dict[str, str]:
-        """Return the environment of a process that logs every call that changes something in a folder."""
+    def tracing(self, folder: Path, trace: Path, *, harmless: bool = False) -> dict[str, str]:
+        """Return the environment of a process that logs every call that changes something in a folder, or every call.
+
+        ``harmless`` also logs the calls that change nothing.
+        """
         nothing = Fault(call="none", number=1, code=RUN, folder=folder)
-        return {**self.environment(nothing), "FAULT_TRACE": str(trace), "FAULT_FOLDER": str(folder)}
+        more = {"FAULT_TRACE_ALL": "1"} if harmless else {}
+        return {**self.environment(nothing), "FAULT_TRACE": str(trace), **more}
 
     def hit(self) -> str:
         """Return the path of the call that was hit; empty if the process did not make that call."""

@@ -20,6 +20,7 @@ from tests.faults.runs import Ended, run
 from tests.faults.scene import SHAPES, Scene, scenes_on_demand
 
 _OUTPUT = 5
+_CANNOT_PRINT = "standard output cannot be written"
 _ENVIRONMENTS: tuple[dict[str, str | None], ...] = (
     {"HOME": None},
     {"HOME": "/nonexistent"},
@@ -91,6 +92,7 @@ def _average(scene: Scene, more: tuple[str, ...], around: Surrounding) -> tuple[
         f"ended with {ended.status}: {ended.stderr}": ended.status and not full,
         "the output is not the expected one": scene.outputs() != scene.new,
         f"left {scene.leftovers()}": bool(scene.leftovers()),
+        f"does not say why: {ended.stderr}": full and _CANNOT_PRINT not in ended.stderr,
     }
     return [*_tracebacks(ended), *wrong(checks)], ended.status
 
@@ -102,6 +104,7 @@ def _other(scene: Scene, command: list[str], around: Surrounding) -> tuple[list[
     checks = {
         f"ended with {ended.status} instead of {expected}: {ended.stderr}": ended.status != expected and not full,
         "something was changed": not scene.untouched(),
+        f"does not say why: {ended.stderr}": full and _CANNOT_PRINT not in ended.stderr,
     }
     return [*_tracebacks(ended), *wrong(checks)], ended.status
 
