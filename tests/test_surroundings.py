@@ -121,10 +121,10 @@ def test_what_cannot_be_shown_for_lack_of_room_is_an_error(arguments: list[str])
 
 
 def test_an_error_that_cannot_be_shown_keeps_its_status() -> None:
-    """There is no room for the document with the error either."""
+    """There is no room for the document with the error either: it is shown on standard error."""
     with full_device() as descriptor:
         done = call("--decay", "7", "--json", "x", stdout=descriptor)
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: --decay 7 is not in [0, 1)")
 
 
 def test_a_file_never_takes_the_place_of_a_closed_stream(run: Path) -> None:

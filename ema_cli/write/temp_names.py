@@ -59,8 +59,8 @@ def visible_name(path: Path) -> Path:
 def longest_name(folder: Path) -> int:
     """Return how many bytes a name in a folder may have."""
     try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
+        return os.statvfs(folder).f_namemax
+    except OSError:
         return _LONGEST_BYTES
 
 

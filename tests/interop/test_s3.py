@@ -128,13 +128,13 @@ def test_an_output_in_the_store_is_continued_and_verified(store: Store, ema_avg:
     for name, tensor in load(tmp_path / "once.safetensors").items():
         assert torch.allclose(load(tmp_path / "got.safetensors")[name], tensor, rtol=1e-14, atol=0)
     for place in (part, whole):
-        found = ema_avg("verify", place, **store.environment)
+        found = ema_avg("verify", place, "--allow-remote", **store.environment)
         assert found.returncode == 0, found.stderr
         assert f"verified {place}" in found.stdout
     assert ema_avg("diff", whole, "got.safetensors", **store.environment).returncode == 0
     assert "ema_avg.folded" in ema_avg("inspect", whole, **store.environment).stderr
     store.put("run/ckpt_100.pt", store.get("run/ckpt_200.pt"))
-    spoilt = ema_avg("verify", part, **store.environment)
+    spoilt = ema_avg("verify", part, "--allow-remote", **store.environment)
     assert spoilt.returncode == 10
     assert "has different weights" in spoilt.stderr
 

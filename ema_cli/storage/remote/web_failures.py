@@ -30,7 +30,7 @@ def status_error(answer: Any, url: Url, host: str) -> StoreError:  # noqa: ANN40
     if wait:
         reason += f" and asks to wait {wait:,.0f} s"
     if wait > LONGEST_WAIT_SECONDS:
-        hint = f"run again after that; ema-avg waits for at most {LONGEST_WAIT_SECONDS} s"
+        hint = f"run again after that; a run waits for at most {LONGEST_WAIT_SECONDS} s"
     return StoreError(StoreFailure(kind=kind, reason=reason, hint=hint, wait_seconds=wait))
 
 
