@@ -31,6 +31,7 @@ from ema_cli.options.declaration import declared
 from ema_cli.pipeline import run_average
 from ema_cli.report.redaction import REMOVED
 from ema_cli.storage.locations import common_folder, labels, locate
+from ema_cli.storage.remote import retries
 from ema_cli.storage.url import Url
 from ema_cli.text import HIDDEN, is_redacted, quoted, safe_text, without_secrets
 from tests.helpers.demanding_server import DemandingServer
@@ -97,6 +98,8 @@ def searched(ema_avg: Run, tmp_path: Path) -> Searched:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Searched:
     """Run the program in this process, which takes a moment: for runs that fail early."""
+
+    monkeypatch.setattr(retries, "RETRY_DELAY_SECONDS", 0)
 
     def run_here(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         words = [*map(str, arguments)]

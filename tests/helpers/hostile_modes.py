@@ -294,7 +294,7 @@ def _sizes() -> Iterator[HostileMode]:
     yield _mode("length -5", _with_headers(Content_Length="-5"), 4, _NOT_HTTP)
     yield _mode("two lengths", lambda v: v.answer(headers={"content-length": "7"}), 4, _NOT_HTTP)
     yield _mode("length and chunks", _with_headers(Transfer_Encoding="chunked"), 4, _NOT_HTTP)
-    yield _mode("chunk of 2^68 bytes", _huge_chunk, 4, "broke off|not valid")
+    yield _mode("chunk of 2^68 bytes", _huge_chunk, 4, "broke off|not valid|too slow", slow=True)
     for encoding, wbits in (("gzip", 31), ("deflate", 15), ("br", 31)):
         words = f'Content-Encoding: "{encoding}"'
         yield _mode(f"{encoding} of 100 MB", _encoded(encoding, wbits), 3, words)
