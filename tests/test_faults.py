@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import ema_cli
+from ema_cli.errors import InputChanged
 from ema_cli.storage.source import FileSource
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
 from tests.faults.slices import campaign
 from tests.helpers.failures import close_and_fail
+from tests.helpers.folders import model_folders
 from tests.helpers.series import random_states, write_series
 
 
@@ -35,6 +37,23 @@ def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatc
     source = FileSource(tmp_path / "x")
     monkeypatch.setattr(os, "close", close_and_fail)
     source.close()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_configuration_that_the_system_does_not_open_is_not_skipped(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server may hold it for another client: then nobody knows whether the weights are quantized."""
+    folders, original = model_folders(tmp_path, random_states(2)), os.open
+
+    def failing(path: str | Path, *given: int, **more: int) -> int:
+        if Path(path).name == "config.json":
+            raise OSError(code, os.strerror(code))
+        return original(path, *given, **more)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(InputChanged, match=rf"config\.json.*{os.strerror(code)}"):
+        ema_cli.average(folders, decay=0.5, output=tmp_path / "ema.safetensors")
 
 
 def test_hints_that_fail_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
