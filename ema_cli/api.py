@@ -60,6 +60,7 @@ def average(
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
     on_missing: OnMissing = "error",
+    allow_remote: bool = False,
     buffers: BufferPolicy | None = None,
     lora: LoraMode = "factors",
     device: str = "cpu",
@@ -119,6 +120,7 @@ def average(
         exclude: regular expressions: no tensors whose name matches one of them.
         strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
         on_missing: ``"last"``: if not all checkpoints have the same tensors, write those of the last one.
+        allow_remote: open the URLs that the report of ``continue_from`` names; by default only those given here.
         buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
             ``"average"``, with a warning.
         lora: ``"exact"``: average the updates B A of LoRA adapters, not their factors; the ranks add up.
@@ -182,6 +184,7 @@ def plan(
     exclude: str | Iterable[str] = (),
     strip_prefix: str | None = None,
     on_missing: OnMissing = "error",
+    allow_remote: bool = False,
     buffers: BufferPolicy | None = None,
     lora: LoraMode = "factors",
     device: str = "cpu",

@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.text import without_secrets
+
 WARNING_CODES = (
     *("first-dominates", "unobserved-mass", "window-not-filled", "window-too-short", "plain-mean", "one-checkpoint"),
     *("steps-incomplete", "steps-contradict", "order-disagrees", "order-doubtful", "order-against-steps"),
@@ -43,6 +45,7 @@ WARNING_CODES = (
     *("no-locks", "companion-left-out", "config-not-updated"),
     *("up-to-date", "output-in-the-way", "no-device"),
     *("not-a-folder", "not-a-run", "runs-in-runs", "folder-unreadable"),
+    "config-ignored",
 )
 """The code of every warning, in the order of the help topic ``warnings``."""
 
@@ -60,15 +63,15 @@ class Proposal:
 
 
 class EmaAvgError(Exception):
-    """An expected failure: one sentence and, where there is one, a hint.
+    """An expected failure: one sentence and, where there is one, a hint; without secrets.
 
     The first of the ``proposals`` that can be planned replaces the hint.
     """
 
     def __init__(self, message: str, *, hint: str = "", proposals: Sequence[Proposal] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = without_secrets(message)
+        self.hint = without_secrets(hint)
+        super().__init__(self.message)
         self.proposals = tuple(proposals)
 
 
@@ -114,7 +117,7 @@ class SystemExhausted(EmaAvgError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunWarning:
-    """A warning: a stable code, a sentence and, where there is one, a hint."""
+    """A warning: a stable code, a sentence and, where there is one, a hint; without secrets."""
 
     code: str
     """One of ``WARNING_CODES``."""
@@ -122,6 +125,11 @@ class RunWarning:
     hint: str = ""
     allowed: bool = False
     """The user accepted it (``--allow``), so it does not fail a run under ``--strict``."""
+
+    def __post_init__(self) -> None:
+        """Remove secrets, whoever wrote the text."""
+        object.__setattr__(self, "message", without_secrets(self.message))
+        object.__setattr__(self, "hint", without_secrets(self.hint))
 
     @property
     def label(self) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.errors import RunWarning
@@ -24,17 +25,27 @@ from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
-from ema_cli.write.make_target import is_spooled, make_resumable, make_target
+from ema_cli.write.make_target import is_spooled, make_resumable, make_target, stop_uploads
+from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
 from ema_cli.write.resumption import Resumption
 from ema_cli.write.target import Target
 
 
-def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[str], started: float) -> Report:
+def carry_out(
+    plan: Plan,
+    options: Options,
+    listener: Listener,
+    argv: Sequence[str],
+    started: float,
+    *,
+    replaced: Mapping[Path, OldFolder],
+) -> Report:
     """Fold the checkpoints, write the outputs and their reports, and return the report of all.
 
-    The report lists the command line ``argv``; ``started`` is the monotonic time at which the run began, in seconds.
+    The report lists the command line ``argv``; ``started`` is the monotonic time at which the run began, in seconds;
+    the outputs replace the folders ``replaced``.
 
     Raises:
         EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
@@ -45,7 +56,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
     device = resolve_device(options.device)
     make_lane = lane_maker(device, plan)
     with ExitStack() as unpublished:
-        targets, resumption = _open_targets(plan, options, listener, unpublished)
+        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced)
         done = resumption.done if resumption else []
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
@@ -58,6 +69,7 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
                 measure_geometry=options.geometry == "sample",
                 done=done,
                 on_tensor=resumption.journal.add if resumption else None,
+                on_stop=lambda: stop_uploads(targets),
                 on_bytes=lambda read: listener(Progress(activity="folding", done_bytes=read, total_bytes=read_bytes)),
             )
         fold_seconds = time.monotonic() - fold_started
@@ -90,11 +102,12 @@ def carry_out(plan: Plan, options: Options, listener: Listener, argv: Sequence[s
 
 
 def _open_targets(
-    plan: Plan, options: Options, listener: Listener, unpublished: ExitStack
+    plan: Plan, options: Options, listener: Listener, unpublished: ExitStack, replaced: Mapping[Path, OldFolder]
 ) -> tuple[Sequence[Target], Resumption | None]:
     """Open the outputs; ``unpublished`` discards them. With ``--resume``, continue an interrupted run."""
     if not options.resume:
-        targets = [make_target(output) for output in plan.outputs]
+        old = [replaced.get(output.path) if isinstance(output.path, Path) else None for output in plan.outputs]
+        targets = [make_target(output, folder) for output, folder in zip(plan.outputs, old, strict=True)]
         _report_spooling(plan, listener)
         for target in targets:
             unpublished.callback(target.discard)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.name_numbers import SUFFIXES
+from ema_cli.text import without_secrets
 
 _DIGITS = re.compile(r"(\d+)")
 _DEEPEST_NUMBER = 3
@@ -54,8 +55,8 @@ def name_depth(names: Sequence[str]) -> int:
 
 
 def _bare(path: str) -> str:
-    """Return a path without its suffix, with undecodable bytes escaped so that it can be stored as text."""
-    return SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode()
+    """Return a path without its suffix and without secrets, undecodable bytes escaped so that it can be stored."""
+    return without_secrets(SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode())
 
 
 OUTPUT_FIELDS = ("method", "decay", "one_minus_decay", "half_life", "sigma_rel", "label")
@@ -85,8 +86,11 @@ def fill_output_name(template: str, values: Mapping[str, object]) -> str:
 
 
 def run_fields(run: str) -> dict[str, object]:
-    """Return the values of ``{run}`` and ``{name}`` for a run folder; in the name, ``..`` is resolved."""
-    return {"run": run, "name": Path(os.path.abspath(run)).name}  # noqa: PTH100 - resolve() would follow links
+    """Return the values of ``{run}`` and ``{name}`` for a run folder; in the name, ``..`` is resolved.
+
+    The name has no secrets, as it becomes the name of a file; the folder is an address.
+    """
+    return {"run": run, "name": Path(os.path.abspath(without_secrets(run, whole=True))).name}  # noqa: PTH100 - resolve() would follow links
 
 
 def report_name(output: str) -> str:

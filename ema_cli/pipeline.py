@@ -66,7 +66,8 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
         series = continue_series(found, options, opened)
     if options.device == "auto":
         options = replace(options, device=resolve_device("auto"))
-    return make_plan(series, options)
+    plan = make_plan(series, options)
+    return replace(plan, warnings=(*options.config_warnings, *plan.warnings))
 
 
 def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
@@ -117,7 +118,7 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
             return Outcome(report=checked.up_to_date, up_to_date=True)
         from ema_cli.execution import carry_out  # noqa: PLC0415 - numpy, not needed to plan
 
-        report = carry_out(plan, options, listener, argv, started)
+        report = carry_out(plan, options, listener, argv, started, replaced=checked.replaced)
     return Outcome(report=report, up_to_date=False)
 
 

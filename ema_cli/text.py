@@ -6,38 +6,159 @@ Invariant: ``safe_text`` returns printable characters only, on one line, of boun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 LONGEST_NAME = 120
 """Characters of a name that are shown; the middle of a longer name is replaced by an ellipsis."""
 
 HIDDEN = "***"
 """What is shown in place of a secret."""
-_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@")
-_QUERY = re.compile(r"(https?://[^\s?]*)\?[^\s]*")
+_SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}:\\?/|(?:https?|ftps?|s3a?|gc?s|hf|az|abfss?):)\\?/"
+"""The beginning of a URL, also with one slash, as a path of the file system has it, or escaped, as JSON may have it."""
+_BEGINNING = re.compile(_SCHEME, re.IGNORECASE)
+_URLS = re.compile(rf"""(["'`(<\[{{]?)({_SCHEME}\S*)""", re.IGNORECASE)
+_URL_TO_THE_END = re.compile(rf"""\A((?:[\w.+-]+(?:=|::))*["'`(<\[{{]?)({_SCHEME}.*)""", re.IGNORECASE | re.DOTALL)
+"""A value that is a URL, maybe with a key, a flag or another protocol before it."""
+_OPENING = frozenset("\"'`(<[{")
+_CLOSING = {"(": ")", "<": ">", "[": "]", "{": "}"}
+_PUNCTUATION = "\"'`)>]}.,;:"
+_CONTAINERS = ("hf", "az", "adl", "abfs", "abfss", "wasb", "wasbs")
+"""Schemes of which the part before an @ is a repository or a container, unless it has a password."""
+_PARAMETERS = re.compile(r"\?(?=[\w.~%+-]+=)")
+_HARMLESS = {"versionid", "generation", "revision"}
+"""Parameters of stores that are no secret: they select a version."""
+_SIGNED = re.compile(
+    r"([?&;](?:[\w-]{0,40}(?:signature|token|secret|password|passwd|credential|api[_-]?key|access[_-]?key(?:id)?)"
+    r"|sig|auth|pwd)=)([^\s&]+)",
+    re.IGNORECASE,
+)
+_REQUESTED = re.compile(r"(\burl: /[^\s?]*\?)\S+")
+"""The path in an error of urllib3."""
+_ENCODED = re.compile(r"([a-z][a-z0-9+.-]{1,20}%(?:25)*3a%(?:25)*2f%(?:25)*2f)[^\s\"'<>]*", re.IGNORECASE)
+_ENCODED_SECRET = re.compile(r"%(?:25)*(?:40|3f|23)|[@?#]", re.IGNORECASE)
+_LOGIN = re.compile(r"(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:(?:basic|bearer|token)\s+)?)[^\s\"',]+", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"(hf_|gh[pousr]_)(?:(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{20,}|[A-Za-z0-9]{30,})|(github_pat_)\w{30,}"
+    r"|(\b(?:AKIA|ASIA))[0-9A-Z]{16}\b|(\bglpat-|\bya29\.|\bAIza|\bxox[a-z]-)[\w-]{20,}"
+    r"|(\beyJ)[\w-]{10,}\.[\w-]{10,}(?:\.[\w-]*)?"
+)
+"""Tokens of well-known forms: the Hub, GitHub, AWS, GitLab, Google, Slack, JSON web tokens."""
+_REMOVED = re.compile(r"/\*{3}@|(?:[?#=_]|2f|AKIA|ASIA|AIza|eyJ|glpat-|ya29\.|xox[a-z]-)\*{3}", re.IGNORECASE)
+"""``HIDDEN`` where ``without_secrets`` puts it, and not in the name of a local file."""
 _COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
 """Commands of GitHub and Azure, and of TeamCity."""
 _LONGEST_SIZE = 24
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
 
 
-def without_secrets(text: str) -> str:
-    """Return ``text`` without what may be a secret: user and password, and the query, of every URL in it.
+def without_secrets(text: str, *, whole: bool = False) -> str:
+    """Return ``text`` with ``HIDDEN`` in place of what may be a secret.
 
-    Each is replaced by ``HIDDEN``.
+    Removed are user and password of every URL; the query and the fragment of a web address; the query of an address in
+    a store, unless it only selects a version; parameters such as ``?sig=`` anywhere; and tokens of well-known forms.
+    Everything else stays, names of local files too, and what was removed once is not changed again.
+
+    Args:
+        text: a message, a document, or one value.
+        whole: it is one value, such as an argument or a path: if it is a URL, it goes to the end, with its blanks.
+
     """
-    return _CREDENTIALS.sub(
-        lambda found: f"{found[1]}{HIDDEN}@", _QUERY.sub(lambda found: f"{found[1]}?{HIDDEN}", text)
-    )
+    if ":/" in text or ":\\/" in text:
+        is_url = whole and _URL_TO_THE_END.match(text)
+        text = (_URL_TO_THE_END if is_url else _URLS).sub(_without_secrets_of_urls, text)
+    if "%" in text:
+        text = _ENCODED.sub(_without_encoded_secrets, text)
+    if "=" in text or " url: /" in text:
+        text = _SIGNED.sub(_without_value, _REQUESTED.sub(rf"\1{HIDDEN}", text))
+    if "uthorization" in text or "UTHORIZATION" in text:
+        text = _LOGIN.sub(rf"\1{HIDDEN}", text)
+    return _TOKEN.sub(lambda found: f"{next(filter(None, found.groups()))}{HIDDEN}", text)
 
 
-def safe_text(text: str, *, limit: int = LONGEST_NAME) -> str:
-    """Return ``text`` with every unprintable character escaped, shortened in the middle to ``limit`` characters.
+def _without_secrets_of_urls(found: re.Match[str]) -> str:
+    """Return a word that begins with a URL, and may contain others, without secrets."""
+    before, word = found.groups()
+    opening = before[-1:]
+    end = word.rfind(_CLOSING.get(opening, opening)) if opening in _OPENING else -1
+    if end < 0 or word[end:].strip(_PUNCTUATION):
+        end = len(word.rstrip(",;:"))
+    word, rest = word[:end], word[end:]
+    begins = [*(one.start() for one in _BEGINNING.finditer(word)), len(word)]
+    cleaned = []
+    for begin, end in pairwise(begins):
+        url = word[begin:end]
+        cleaned.append(url if url.lower().startswith("file:") else _without_query(_without_login(url)))
+        if cleaned[-1].endswith(HIDDEN):  # what follows is part of the query
+            break
+    return f"{before}{''.join(cleaned)}{rest}"
+
+
+def _without_login(url: str) -> str:
+    """Return a URL without user and password. A password may contain a slash: then the port is no number."""
+    begin = re.match(r"[^:]*:[\\/]*", url)
+    scheme = begin[0] if begin else ""
+    rest = url[len(scheme) :]
+    host = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    port = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else "0"
+    login, at, place = rest.rpartition("@") if not port.isdecimal() and "@" not in host else host.rpartition("@")
+    if not at or (scheme.partition(":")[0].lower() in _CONTAINERS and ":" not in login):
+        return url
+    return f"{scheme}{HIDDEN}@{place}{rest[len(login) + 1 + len(place) :]}"
+
+
+def _without_query(url: str) -> str:
+    """Return a URL without its query and fragment, as far as they can hold a secret."""
+    if url[:4].lower() == "http":
+        found = re.search(r"[?#]", url)
+    else:
+        found = _PARAMETERS.search(url)
+        names = {part.partition("=")[0].lower() for part in url[found.end() :].split("&")} if found else set()
+        found = None if names <= _HARMLESS else found
+    query = url[found.end() :] if found else ""
+    if not found or not query or re.match(rf"{re.escape(HIDDEN)}(?![\w&=%/+-])", query):
+        return url
+    return f"{url[: found.end()]}{HIDDEN}"
+
+
+def _without_encoded_secrets(found: re.Match[str]) -> str:
+    return f"{found[1]}{HIDDEN}" if _ENCODED_SECRET.search(found[0], len(found[1])) else found[0]
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """Return a parameter without its value, with the punctuation after it."""
+    value = found[2].rstrip(_PUNCTUATION)
+    return found[0] if value == HIDDEN else f"{found[1]}{HIDDEN}{found[2][len(value) :]}"
+
+
+def redacted(value: Any) -> Any:  # noqa: ANN401 - plain data
+    """Return lists, mappings and values of them with ``without_secrets`` for every text: each is one value."""
+    match value:
+        case str():
+            return without_secrets(value, whole=True)
+        case Mapping():
+            return {redacted(key): redacted(one) for key, one in value.items()}
+        case list() | tuple():
+            return type(value)(map(redacted, value))
+    return value
+
+
+def is_redacted(text: str) -> bool:
+    """Whether a secret was removed from ``text``: as an address it is not whole, and cannot be opened."""
+    return _REMOVED.search(text) is not None
+
+
+def safe_text(text: str, *, limit: int = LONGEST_NAME, whole: bool = True) -> str:
+    """Return ``text`` without secrets, unprintable characters escaped, shortened in the middle to ``limit`` characters.
 
     Control characters, line and paragraph separators, bidirectional marks and surrogates all count as
     unprintable (``str.isprintable``), so no escape sequence, no forged line and no reversed text survives. Commands
-    of CI services, recognized at the beginning of a line or anywhere, are escaped too.
+    of CI services, recognized at the beginning of a line or anywhere, are escaped too. With ``whole`` it is one name or
+    value, see ``without_secrets``.
     """
+    text = without_secrets(text, whole=whole)
     if len(text) > limit:
         half = (limit - 1) // 2
         text = f"{text[:half]}…{text[len(text) - half :]}"
@@ -62,6 +183,16 @@ def shortlist(items: Iterable[str], *, most: int = 5) -> str:
     listed = list(items)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return names, with a number after those that are equal because a secret was removed."""
+    count, seen = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if count[name] > 1 and is_redacted(name) else name)
+    return found
 
 
 def listing(title: str, lines: Sequence[str], *, most: int) -> str:

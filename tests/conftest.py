@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli.storage import protocols
 from tests.helpers.program import Run, forked
 
 HERE = Path(__file__).parent
 LONG = ("test_scripts.py", "test_dcp.py", "test_changes.py", "test_faults.py", "test_signals.py", "test_kills.py")
+
+
+protocols.PROTOCOLS = (*protocols.PROTOCOLS, "memory")  # stores in the memory of the tests' process
 
 
 def pytest_configure() -> None:

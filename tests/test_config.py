@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def variables(**values: str) -> dict[str, Any]:
 def layer(**values: object) -> dict[str, Setting]:
     """Return settings of one origin."""
     return {name: Setting(value=value, origin="flag", where=f"--{name}") for name, value in values.items()}
+
+
+def found_above(folder: Path) -> Mapping[str, Any] | None:
+    """Return the settings of the nearest file that is obeyed."""
+    search = find_file(folder)
+    assert search.ignored == ()
+    return search.file.table if search.file else None
 
 
 def shown(ema_avg: Run, *arguments: object, **environment: str) -> dict[str, Any]:
@@ -124,17 +132,11 @@ def test_the_nearest_file_wins(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[tool.ema-avg]\nevery = 2\n")
     (tmp_path / "a" / "pyproject.toml").write_text('[project]\ndependencies = ["ema-avg"]\n')
     (inner / "pyproject.toml").write_text("this is not TOML, and not about us")
-    found = find_file(inner)
-    assert found is not None
-    assert found.table == {"every": 2}
+    assert found_above(inner) == {"every": 2}
     (tmp_path / "ema-avg.toml").write_text("every = 3\n")
-    found = find_file(inner)
-    assert found is not None
-    assert found.table == {"every": 3}
+    assert found_above(inner) == {"every": 3}
     (tmp_path / "a" / "pyproject.toml").write_text("[tool.ema-avg]\n")
-    found = find_file(inner)
-    assert found is not None
-    assert found.table == {}
+    assert found_above(inner) == {}
 
 
 @pytest.mark.parametrize(

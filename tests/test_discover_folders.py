@@ -44,7 +44,8 @@ def test_numbered_checkpoint_folders_are_a_run(form: str, tmp_path: Path) -> Non
     assert names_of(find(*(f"{tmp_path}/run/{name}/" for name in names))) == names
     assert names_of(find(f"{tmp_path}/run/{form.format(5)}")) == names[:1]
     assert set(skipped(find(tmp_path / "run"))) == {form.format(4000)}
-    assert not find(tmp_path / "run").warnings
+    (warning,) = find(tmp_path / "run").warnings
+    assert (warning.code, form.format(4000) in warning.message) == ("unusable-left-out", True)
 
 
 def test_the_final_weights_of_a_run_are_skipped(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_files_and_folders_are_one_run(tmp_path: Path) -> None:
 
 
 def test_what_is_named_like_a_member_is_never_passed_over(tmp_path: Path) -> None:
-    """Another suffix, none, an unfinished save, a folder: in the series, or listed; checkpoints with a warning."""
+    """Another suffix, none, an unfinished save, a folder: in the series, or listed, most with a warning."""
     for name in ("m-100.pt", "m-200.pt", "m-300", "m-400.pkl", "m-500/model.pt"):
         write_one(tmp_path / name)
     (tmp_path / "m-600.pt.part").write_bytes(b"PK")
@@ -87,9 +88,8 @@ def test_what_is_named_like_a_member_is_never_passed_over(tmp_path: Path) -> Non
     found = find(tmp_path)
     assert {path.path.relative_to(tmp_path).parts[0] for path in found.checkpoints} == {"m-100.pt", "m-200.pt", "m-500"}
     assert set(skipped(found)) == {"m-300", "m-400.pkl", "m-600.pt.part", "m-700"}
-    assert [
-        (one.code, name in one.message) for one, name in zip(found.warnings, ("m-300", "m-400.pkl"), strict=True)
-    ] == [("unusable-left-out", True)] * 2
+    told = zip(found.warnings, ('"m-700"', "m-300", "m-400.pkl"), strict=True)
+    assert [(one.code, name in one.message) for one, name in told] == [("unusable-left-out", True)] * 3
 
 
 def test_incomplete_folders_are_skipped_in_a_run_and_refused_by_name(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_folder_and_its_report(earlier: bool, tmp_path: Path) -> None:
         ema_cli.average(folders, decay=0.9, output=f"{tmp_path}/out/ema/", max_shard_size=2000)
     calls = traced(tmp_path, *folders, "-o", f"{tmp_path}/out/ema/", "--max-shard-size", "2KB", "--force")
     built = next(path for call, path in calls if call == "mkdir")
-    renamed = calls.index(("rename", built))
+    renamed = calls.index(("exchange" if earlier else "rename", built))
     files = {path for call, path in calls if call in ("write", "pwrite") and path.parent == built}
     assert len(files) > 2
     for file in files:

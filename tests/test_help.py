@@ -119,6 +119,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert manifest is not None
     (folder / "averages").mkdir()
     (folder / "jobs.toml").write_text(manifest[1])
+    (folder / "ema-avg.toml").write_text("threads = 1\n")
     return folder
 
 

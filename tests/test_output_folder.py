@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -265,6 +266,12 @@ def touch_everything(folder: Path) -> None:
         os.utime(path, ns=(1, 1))
 
 
+FOREIGN_WEIGHTS: Callable[[Path], object] = lambda folder: shutil.copy(  # noqa: E731 - one of a table
+    shards_of(folder)[0], folder / "model.safetensors"
+)
+NO_REPORT: Callable[[Path], object] = lambda folder: folder.with_name("out.report.json").unlink()  # noqa: E731
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -273,14 +280,17 @@ def touch_everything(folder: Path) -> None:
         (lambda folder: change_byte(shards_of(folder)[1]), "changed after it was written"),
         (lambda folder: change_byte(folder / "model.safetensors.index.json"), "changed after"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "changed after"),
-        (lambda folder: shutil.copy(shards_of(folder)[0], folder / "model.safetensors"), "changed after"),
+        (FOREIGN_WEIGHTS, "weights that its report does not list"),
         (lambda folder: shards_of(folder)[2].unlink(), "made with other options"),
-        (lambda folder: folder.with_name("out.report.json").unlink(), "without a readable report beside it"),
+        (NO_REPORT, "without a readable report beside it"),
     ],
     ids=range(8),
 )
 def test_what_is_up_to_date_and_what_is_not(change: Callable[[Path], object], reason: str, tmp_path: Path) -> None:
-    """A folder is unchanged if all its files are; added files of other programs do not matter."""
+    """A folder is unchanged if all its files are; files that others added do not matter, except for weights.
+
+    ``--force`` replaces what the report lists, and nothing without a report.
+    """
     folders = model_folders(tmp_path / "run", states())
     out = tmp_path / "out"
     options: Any = {"decay": 0.5, "output": out, "max_shard_size": 20_000}
@@ -293,13 +303,17 @@ def test_what_is_up_to_date_and_what_is_not(change: Callable[[Path], object], re
         return
     with pytest.raises(OutputError, match=reason):
         ema_cli.average(folders, **options)
-    ema_cli.average(folders, force=True, **options)
-    assert verify(out).ok
-    assert listing(tmp_path) == {"run", "out", "out.report.json"}
+    foreign = change in (FOREIGN_WEIGHTS, NO_REPORT)
+    with pytest.raises(OutputError, match=r"is not replaced|cannot be") if foreign else contextlib.nullcontext():
+        ema_cli.average(folders, force=True, **options)
+    assert {path: path.stat().st_ino for path in out.iterdir()} == before if foreign else verify(out).ok
+    assert listing(tmp_path) == {"run", "out", "out.report.json"} - (
+        {"out.report.json"} if change is NO_REPORT else set()
+    )
 
 
 def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
-    """Another size needs --force, like a foreign folder; an empty folder is free."""
+    """Another size needs --force; an empty folder is free, and a foreign folder is refused, also with --force."""
     paths = write_series(tmp_path / "run", states())
     ema_cli.average(paths, decay=0.5, output=tmp_path / "out", max_shard_size=20_000)
     with pytest.raises(OutputError, match="made with other options"):
@@ -308,11 +322,10 @@ def test_other_sizes_of_shards_are_another_output(tmp_path: Path) -> None:
     ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/mine/")  # an empty folder may be used
     (tmp_path / "yours").mkdir()
     (tmp_path / "yours" / "notes.txt").write_text("keep")
-    with pytest.raises(OutputError, match="already exists, without a readable report beside it"):
-        ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/")
+    for force in (False, True):
+        with pytest.raises(OutputError, match=r'already exists, without a readable report .* contains "notes.txt"'):
+            ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/", force=force)
     assert listing(tmp_path / "yours") == {"notes.txt"}
-    ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/yours/", force=True)
-    assert listing(tmp_path / "yours") == {"model.safetensors"}
 
 
 def test_a_folder_and_a_file_do_not_share_a_report(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 import ema_cli
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.storage.remote.stores import is_forbidden, is_missing, reason_of
+from ema_cli.storage.remote.failure_causes import failure_of, reason_of
+from ema_cli.storage.remote.store_failure import FailureKind
 from ema_cli.storage.url import Url
 from tests.helpers.series import random_states, write_series
 
@@ -117,11 +118,13 @@ def test_errors_of_stores_are_distinguished() -> None:
     class BotocoreError(Exception):
         response: dict[str, dict[str, int]] = {"ResponseMetadata": {"HTTPStatusCode": 403}}  # noqa: RUF012 - as there
 
-    assert is_missing(CodedError())
-    assert is_missing(FileNotFoundError())
-    assert is_forbidden(AnsweredError())
-    assert is_forbidden(BotocoreError())
-    assert is_forbidden(OSError("Forbidden: b/o\nno"))
-    assert not is_forbidden(OSError("slow down"))
+    kinds: dict[FailureKind, list[Exception]] = {
+        FailureKind.MISSING: [CodedError(), FileNotFoundError()],
+        FailureKind.DENIED: [AnsweredError(), BotocoreError(), OSError("Forbidden: b/o\nno"), PermissionError()],
+        FailureKind.UNREACHABLE: [ConnectionRefusedError(), TimeoutError()],
+        FailureKind.FAILING: [OSError("slow down")],
+    }
+    for kind, errors in kinds.items():
+        assert {failure_of(error, url).kind for error in errors} == {kind}
     assert reason_of(OSError(f"no {url.address}\n  at all"), url) == "no https://***@host/a.pt?*** at all"
     assert reason_of(ConnectionError(), url) == "ConnectionError"

@@ -86,7 +86,15 @@ def full_device() -> Iterator[int]:
 @pytest.mark.campaign
 @pytest.mark.parametrize(
     ("part", "cases"),
-    [("full-disk", 3), ("file-limits", 2), ("memory-limits", 2), ("permissions", 2), ("terminals", 4), ("resume", 1)],
+    [
+        ("full-disk", 3),
+        ("file-limits", 2),
+        ("memory-limits", 2),
+        ("permissions", 2),
+        ("terminals", 4),
+        ("resume", 1),
+        ("kept-files", 3),
+    ],
 )
 def test_a_slice_of_the_campaign(part: str, cases: int) -> None:
     """The output is right, or the run reports the reason and leaves everything unchanged."""
@@ -121,10 +129,10 @@ def test_what_cannot_be_shown_for_lack_of_room_is_an_error(arguments: list[str])
 
 
 def test_an_error_that_cannot_be_shown_keeps_its_status() -> None:
-    """There is no room for the document with the error either."""
+    """There is no room for the document with the error either: it is shown on standard error."""
     with full_device() as descriptor:
         done = call("--decay", "7", "--json", "x", stdout=descriptor)
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: --decay 7 is not in [0, 1)")
 
 
 def test_a_file_never_takes_the_place_of_a_closed_stream(run: Path) -> None:

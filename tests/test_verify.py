@@ -553,12 +553,12 @@ def test_the_json_document(run_folder: Path, ema_avg: Run) -> None:
     document = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert {key: document[key] for key in ("schema_version", "output", "ok", "seed")} == {
-        "schema_version": "1.1",
+        "schema_version": "1.2",
         "output": "ema.safetensors",
         "ok": True,
         "seed": 0,
     }
-    assert all(set(one) == {"name", "ok", "message"} for one in document["checks"])
+    assert all(set(one) == {"name", "ok", "message", "hint"} for one in document["checks"])
     (run_folder / "ckpt_200.pt").unlink()
     bad = ema_avg("verify", "ema.safetensors", "--json")
     assert bad.returncode == 10

@@ -276,7 +276,7 @@ def test_a_run_killed_at_the_exchange_leaves_the_old_folder_or_the_new(
 ) -> None:
     """Before it the old folder has the name, after it the new: the name always exists."""
     old, new, write_new = two
-    calls = {1: "folder.exchange = lambda *_: os._exit(77)", 2: "folder.remove = lambda *_: os._exit(77)"}
+    calls = {1: "folder.exchange = lambda *_: os._exit(77)", 2: "folder.OldFolder.remove = lambda *_: os._exit(77)"}
     code = (
         f"import os, ema_cli.write.folder as folder; {calls[number]}\n"
         f"ema_cli.average('run', decay=0.9, output='out', max_shard_size={SIZE}, force=True)\n"
@@ -341,8 +341,9 @@ def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """An interrupted run removes its incomplete folder, keeps the old one, and exits with 128 + n."""
     for step in range(6):
         write_sparse(tmp_path / "run" / f"s_{step}.safetensors", **{f"w{k}": 8_000_000 for k in range(5)})
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_bytes(b"the old one")
+    paths = write_series(tmp_path / "before", random_states(2))
+    ema_cli.average(paths, decay=0.5, output=f"{tmp_path}/out/")
+    old = contents(tmp_path / "out")
     slowly = ["--threads", "1", "--sha256", "--force", "--max-shard-size", "40MB"]  # long enough to be interrupted
     process = subprocess.Popen(
         [sys.executable, "-m", "ema_cli", "run", "--decay", "0.5", "-o", "out/", *slowly],
@@ -356,7 +357,7 @@ def test_signals_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     process.send_signal(number)
     _, talk = process.communicate(timeout=30)
     assert process.returncode == 128 + number, talk
-    assert contents(tmp_path / "out") == {"old": b"the old one"}
+    assert contents(tmp_path / "out") == old
     assert not list(tmp_path.glob(".*"))
 
 

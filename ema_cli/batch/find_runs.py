@@ -8,6 +8,7 @@ of files with an ambiguous suffix.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -41,8 +42,10 @@ class Runs:
 class _Search:
     seen: set[object] = field(default_factory=set)
     """Identities of the visited folders."""
-    empty: list[Location] = field(default_factory=list)
-    """Named folders without a run."""
+    above: defaultdict[object, set[object]] = field(default_factory=lambda: defaultdict(set))
+    """The folders that a visited folder is in, or is linked from, by their identities."""
+    runs: list[object] = field(default_factory=list)
+    """Identities of the runs."""
     files: list[Location] = field(default_factory=list)
     checkpoints: list[Location] = field(default_factory=list)
     """Folders that are one checkpoint each, outside of runs."""
@@ -63,18 +66,19 @@ def find_runs(names: Sequence[str]) -> Runs:
     if "" in names:
         raise UsageError("the name of a run is empty", hint="is a shell variable not set?")
     search = _Search()
-    found = {name: _matches(name) for name in names}
+    found = {name: _matches(name, search) for name in names}
     folders = [run for locations in found.values() for location in locations for run in _runs_in(location, search)]
     if not folders:
         _raise_nothing(found, search)
     named = {location for locations in found.values() for location in locations}
     missing = [locate(name) for name, locations in found.items() if not locations]
-    return Runs(folders=(*folders, *search.empty, *missing), warnings=tuple(_warnings(search, named)))
+    empty = _without_runs(found, search)
+    return Runs(folders=(*folders, *empty, *missing), warnings=tuple(_warnings(search, named)))
 
 
-def _matches(name: str) -> list[Location]:
+def _matches(name: str, search: _Search) -> list[Location]:
     try:
-        return matches(name)
+        return matches(name, search.unreadable)
     except OSError as error:
         raise InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}") from error
 
@@ -84,20 +88,30 @@ def _runs_in(location: Location, search: _Search) -> list[Location]:
     if not is_folder(location) and is_file(location):
         search.files.append(location)
         return []
-    found = list(_walk(location, search))
-    if found or location in search.checkpoints:
-        return found
-    if not any(_walk(location, _Search())):  # not even runs that were found by another name
-        search.empty.append(location)
-    return []
+    return list(_walk(location, search))
+
+
+def _without_runs(found: Mapping[str, Sequence[Location]], search: _Search) -> list[Location]:
+    """Return the named folders without a run, not even one that was found by another name."""
+    holding, todo = set[object](), list(search.runs)
+    while todo:
+        identity = todo.pop()
+        if identity not in holding:
+            holding.add(identity)
+            todo.extend(search.above[identity])
+    known = {*search.files, *search.checkpoints}
+    named = dict.fromkeys(location for locations in found.values() for location in locations)
+    return [location for location in named if location not in known and identity_of(location) not in holding]
 
 
 def _walk(root: Location, search: _Search) -> Iterator[Location]:
     """Yield the runs below ``root``, depth first."""
-    waiting = [root]
+    waiting: list[tuple[Location, object]] = [(root, None)]
     while waiting:
-        location = waiting.pop()
+        location, above = waiting.pop()
         identity = identity_of(location)
+        if above is not None:
+            search.above[identity].add(above)
         if identity is None or identity in search.seen:
             continue
         search.seen.add(identity)
@@ -109,11 +123,13 @@ def _walk(root: Location, search: _Search) -> Iterator[Location]:
         if contents.whole:
             search.checkpoints.append(location)
         elif contents.members or _holds_files(folder):
-            if any(_is_run(location / name, search) for name in inner):
+            unseen = {identity_of(location / name): location / name for name in inner}
+            if any(_is_run(one, search) for known, one in unseen.items() if known not in search.seen):
                 search.nested.append(location)
+            search.runs.append(identity)
             yield location
         else:
-            waiting.extend(location / name for name in sorted(inner, key=natural_key, reverse=True))
+            waiting.extend((location / name, identity) for name in sorted(inner, key=natural_key, reverse=True))
 
 
 def _list(location: Location, search: _Search) -> Folder | None:

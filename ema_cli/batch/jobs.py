@@ -12,7 +12,7 @@ from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
 from ema_cli.report.beside import report_path
-from ema_cli.storage.locations import Location, locate
+from ema_cli.storage.locations import Location, full_name, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
@@ -22,7 +22,7 @@ class Job:
     """A run folder and the options of its average."""
 
     run: str
-    """The folder, as shown to people."""
+    """The folder, as it was named. It may have a secret."""
     options: Options
 
 
@@ -34,7 +34,7 @@ def make_job(options: Options, run: str) -> Job:
 
 
 def _fill(path: Location, run: str) -> Location:
-    return locate(fill_output_name(str(path), run_fields(run)))
+    return locate(fill_output_name(full_name(path), run_fields(run)))
 
 
 def check_jobs(jobs: Sequence[Job], index: Path | None = None) -> None:

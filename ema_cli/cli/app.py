@@ -11,7 +11,7 @@ import typer
 from ema_cli._version import __version__
 from ema_cli.cli import checking, topics
 from ema_cli.cli.ci import detect
-from ema_cli.cli.config.command import ConfiguredCommand, speaker
+from ema_cli.cli.config.command import ConfiguredCommand, begin
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
 from ema_cli.cli.options import BatchCommandLine, BatchOptions, Checkpoints, CommandLine, Given, takes
@@ -59,8 +59,8 @@ Takes every option of ema-avg average, for all runs.
 """
 
 
-def _version(value: bool) -> None:
-    if value:
+def _version(context: typer.Context, value: bool) -> None:
+    if value and not context.resilient_parsing:
         Console(Style()).result(f"ema-avg {__version__}")
         raise typer.Exit
 
@@ -89,8 +89,8 @@ def _group(
 )
 @takes()
 def _average(context: typer.Context, *, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
-    console = speaker(context, line.style(detect(line.ci, os.environ)))
-    options = make_options(checkpoints or [], **given)
+    console, config = begin(context, line.style(detect(line.ci, os.environ)))
+    options = make_options(checkpoints or [], **given, **config)
     from ema_cli.cli.commands import average, plan  # noqa: PLC0415 - help and usage errors need none of it
 
     if line.dry_run or context.info_name == PLAN:
@@ -102,10 +102,10 @@ def _average(context: typer.Context, *, checkpoints: Checkpoints = None, given: 
 @app.command("batch", cls=ConfiguredCommand, help=_BATCH_HELP, short_help="Average each of several run folders.")
 @takes(BatchOptions, BatchCommandLine)
 def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: BatchCommandLine) -> None:
-    console = speaker(context, line.style(detect(line.ci, os.environ)))
+    console, config = begin(context, line.style(detect(line.ci, os.environ)))
     from ema_cli.cli.batch_commands import batch  # noqa: PLC0415
 
-    raise typer.Exit(batch(runs or [], given, line, context=context, console=console, argv=sys.argv))
+    raise typer.Exit(batch(runs or [], {**given, **config}, line, context=context, console=console, argv=sys.argv))
 
 
 @app.command("inspect", short_help="Show what is in checkpoints.")
@@ -118,5 +118,5 @@ def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine
 
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)
-app.command("verify", help=checking.VERIFY_HELP)(checking.verify)
+app.command("verify", help=checking.VERIFY_HELP, context_settings={"allow_extra_args": True})(checking.verify)
 app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)

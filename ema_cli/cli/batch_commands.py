@@ -22,11 +22,12 @@ from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.batch_view import BatchDisplay, show_batch
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.options.average import make_options
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.report.batch_index import BatchIndex, BatchSummary, JobEntry, JobError
 from ema_cli.report.model import SCHEMA_VERSION, Command, Tool
 from ema_cli.report.render import INDEX_SUFFIXES, is_index, render_index
 from ema_cli.report.serialize import to_json
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, full_name
 from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
 from ema_cli.write.publish import check_writable
@@ -58,7 +59,8 @@ def batch(
         left = f"{finished:,} of {plural(len(jobs), 'run')} are done, and their outputs stay"
         signalled.left = f"{left}; the same command continues"
         raise
-    _show(_index(found, options, argv, time.monotonic() - started), options, console)
+    index = _index(found, options, argv, given["config"], time.monotonic() - started)
+    _show(index, options, console)
     return ExitCode.BATCH_FAILED if any(one.status is Status.FAILED for one in found) else ExitCode.OK
 
 
@@ -77,7 +79,7 @@ def _named_jobs(names: Sequence[str], given: Given, console: Console) -> Iterato
     for warning in found.warnings:
         console.warning(warning)
     for folder in found.folders:
-        yield make_job(make_options([str(folder)], **given), str(folder))
+        yield make_job(make_options([full_name(folder)], **given), full_name(folder))
 
 
 def _manifest_jobs(options: BatchCommandLine, context: Any) -> Iterator[Job]:  # noqa: ANN401
@@ -89,7 +91,8 @@ def _manifest_jobs(options: BatchCommandLine, context: Any) -> Iterator[Job]:  #
     for job in read_manifest(options.manifest, found.options):
         settings, _ = resolve((flags, *job.layers, *rest))
         try:
-            asked = make_options(job.paths, **given_by(context, settings))
+            config = {"config": found.config_used(settings), "config_warnings": found.ignored}
+            asked = make_options(job.paths, **given_by(context, settings), **config)
         except UsageError as error:
             raise UsageError(f"{job.place}: {error.message}", hint=error.hint) from error
         yield make_job(asked, job.run)
@@ -133,13 +136,19 @@ def _write_index(index: BatchIndex, path: Path) -> None:
         raise OutputError(f"{error.message}; the runs are done: {done}", hint=hint) from error
 
 
-def _index(found: Sequence[JobResult], options: BatchCommandLine, argv: Sequence[str], seconds: float) -> BatchIndex:
+def _index(
+    found: Sequence[JobResult],
+    options: BatchCommandLine,
+    argv: Sequence[str],
+    config: ConfigUsed | None,
+    seconds: float,
+) -> BatchIndex:
     folder = Path() if options.index is None else options.index.parent
     counts = {status: sum(one.status is status for one in found) for status in Status}
     return BatchIndex(
         schema_version=SCHEMA_VERSION,
         tool=Tool(name="ema-avg", version=__version__),
-        command=Command(argv=tuple(argv), options={"jobs": options.jobs, "dry_run": options.dry_run}),
+        command=Command(argv=tuple(argv), options={"jobs": options.jobs, "dry_run": options.dry_run}, config=config),
         jobs=tuple(_entry(one, folder) for one in found),
         summary=BatchSummary(
             jobs=len(found),

@@ -10,8 +10,10 @@ import typer
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode
 from ema_cli.cli.options import CommandLine, Given, takes
+from ema_cli.errors import UsageError
 from ema_cli.options.average import DEFAULT_SAMPLES, make_options
 from ema_cli.storage.locations import locate
+from ema_cli.text import quoted
 
 DIFF_HELP = (
     "Compare two checkpoints, tensor by tensor; exit 0 if they are equal, 1 if not.\n\n"
@@ -26,7 +28,9 @@ VERIFY_HELP = (
     "Check an output against its report and its inputs; exit 10 if anything has changed.\n\n"
     "Checks the report, the size and the SHA-256 of the output, its tensors, the fingerprint of every input and the "
     "digest of its weights (or its SHA-256, if the report has one). Random pieces of tensors are recomputed from the "
-    "inputs and compared bit for bit."
+    "inputs and compared bit for bit.\n\n"
+    "The inputs are opened where the report says they are; URLs only with --allow-remote. If they were moved, --input "
+    "names them again: ema-avg verify OUT --input CKPT..."
 )
 _SHOWN = ("json", "quiet", "verbose", "color")
 
@@ -55,6 +59,16 @@ OutputOnlyOption = Annotated[
     bool, typer.Option("--output-only", help="Check the output and its report only, not the inputs.")
 ]
 
+InputsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="The inputs, if they are not where the report says: files, folders, patterns or URLs, in any order.",
+        metavar="CKPT...",
+        show_default=False,
+    ),
+]
+
 
 @takes(only=("key", "include", "exclude", "strip_prefix", *_SHOWN))
 def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: CommandLine) -> None:
@@ -75,14 +89,17 @@ def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: Command
         raise typer.Exit(ExitCode.DIFFERENT)
 
 
-@takes(only=_SHOWN)
+@takes(only=("allow_remote", *_SHOWN))
 def verify(
+    context: typer.Context,
     *,
     output: VerifiedOutput,
+    inputs: InputsOption = None,
     samples: SamplesOption = DEFAULT_SAMPLES,
     seed: SeedOption = 0,
     quick: QuickOption = False,
     output_only: OutputOnlyOption = False,
+    given: Given,
     line: CommandLine,
 ) -> None:
     """Verify an output."""
@@ -99,9 +116,25 @@ def verify(
             seed=seed,
             quick=quick,
             output_only=output_only,
+            inputs=_inputs(inputs or [], context.args),
+            allow_remote=bool(given["allow_remote"]),
             listener=progress.show,
         )
     if line.json:
         console.document(verification_document(found))
         raise typer.Exit(ExitCode.OK if found.ok else ExitCode.VERIFICATION)
     show_verification(found, console)
+
+
+def _inputs(named: list[str], more: list[str]) -> list[str]:
+    """Return all names of inputs, in the order of the command line: a shell puts several in place of a pattern.
+
+    Raises:
+        UsageError: names without the option, or names after several options, whose order is unknown.
+
+    """
+    if more and not named:
+        raise UsageError(f"{quoted(more[0])} follows the output", hint="ema-avg verify OUT --input CKPT...")
+    if more and len(named) > 1:
+        raise UsageError("--input is repeated, and followed by several names", hint="give --input once")
+    return [*named, *more]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from ema_cli.cli import ci
+from ema_cli.cli.config.sources import CONFIG_IGNORED
 from ema_cli.cli.console import Console
 from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.inspect_view import show_checkpoint
@@ -17,7 +18,7 @@ from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
 from ema_cli.errors import OutputError, RunWarning
-from ema_cli.events import Event, Planned
+from ema_cli.events import Event, Planned, WarningIssued
 from ema_cli.options.average import Options
 from ema_cli.pipeline import Outcome, examine, planned, run_average
 from ema_cli.preflight.check_plan import fail_if_strict
@@ -36,6 +37,8 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
                     console.section("ema-avg plan", begins=True)
                     show_plan(plan, options, console)
                     console.section("", begins=False)
+                case WarningIssued(warning=warning) if warning.code == CONFIG_IGNORED:
+                    pass  # printed at the start
                 case _:
                     progress.show(event)
 
@@ -68,11 +71,12 @@ def plan(options: Options, console: Console) -> None:
     warnings = checked.dry_run_warnings()
     shown = (*warnings, *([_UP_TO_DATE] if checked.up_to_date is not None else []))
     if console.style.json:
-        console.document(plan_document(made, shown))
+        console.document(plan_document(made, shown, options.config))
         return
     show_plan(made, options, console)
     for warning in shown:
-        console.warning(warning)
+        if warning.code != CONFIG_IGNORED:  # printed at the start
+            console.warning(warning)
     fail_if_strict(warnings, options, dry_run=True)
 
 

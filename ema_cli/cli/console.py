@@ -14,7 +14,7 @@ from ema_cli.cli.ci import Service
 from ema_cli.cli.process import is_lost
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning
 from ema_cli.report.model import SCHEMA_VERSION
-from ema_cli.text import safe_text
+from ema_cli.text import redacted, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -71,9 +71,9 @@ class Console:
             )
         return self._rich
 
-    def talk(self, *parts: RenderableType) -> None:
-        """Print on stderr, unless quiet."""
-        if not self.style.quiet:
+    def talk(self, *parts: RenderableType, always: bool = False) -> None:
+        """Print on stderr, unless quiet; ``always`` even then."""
+        if always or not self.style.quiet:
             with contextlib.suppress(ValueError):  # closed
                 self._print(*parts)
 
@@ -140,8 +140,8 @@ class Console:
                 _write(sys.stdout, clean(line))
 
     def document(self, document: object) -> None:
-        """Print the one JSON document of the run."""
-        self.raw_document(json.dumps(document, indent=1, allow_nan=False))
+        """Print the one JSON document of the run, without secrets."""
+        self.raw_document(json.dumps(redacted(document), indent=1, allow_nan=False))
 
     def raw_document(self, text: str) -> None:
         """Print the one JSON document of the run, given as text."""
@@ -168,7 +168,7 @@ class Console:
 
 def clean(line: str) -> str:
     """Return a line without control characters that could move the cursor or begin a new line."""
-    return safe_text(line, limit=_LONGEST_LINE)
+    return safe_text(line, limit=_LONGEST_LINE, whole=False)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import traceback
 from enum import IntEnum
 
 from ema_cli import errors
+from ema_cli.text import without_secrets
 
 DEBUG_VARIABLE = "EMA_AVG_DEBUG"
 _EXHAUSTED_ERRNOS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
@@ -25,7 +27,7 @@ class ExitCode(IntEnum):
     INPUT_REFUSED = 3
     """An input is malformed, unsafe, mismatched or not finite."""
     INPUT_CHANGED = 4
-    """An input changed or vanished while it was being read."""
+    """An input changed or vanished while it was being read, or its store or server failed."""
     OUTPUT = 5
     """The output cannot be written: it exists, no space, no permission, an I/O error."""
     LOCKED = 6
@@ -87,7 +89,7 @@ def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None
 def describe_bug(bug: Exception) -> errors.EmaAvgError:
     """Return the error for an unexpected exception; print its traceback if the debugging variable is set."""
     if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(bug)
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(bug))))
     return errors.EmaAvgError(
         f"this is a bug in ema-avg: {type(bug).__name__}: {bug}",
         hint=f"please report it with the output of a run under {DEBUG_VARIABLE}=1",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DEFAULT = "average"
+COMPLETION = "_EMA_AVG_COMPLETE"
+"""The variable by which the completion of a shell calls the program."""
+_MOST_DIGITS = 10
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
 
@@ -26,10 +32,16 @@ class DefaultGroup(TyperGroup):
         """Insert the default command unless the first word is a command or an option of the group."""
         if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
             close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.75)
-            if close and not Path(args[0]).exists():  # a misspelled command
+            if close and not ctx.resilient_parsing and not Path(args[0]).exists():  # a misspelled command
                 raise UsageError(f"there is no command or file {quoted(args[0])}", hint=f"ema-avg {close[0]}")
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+    def _main_shell_completion(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        """Complete a command line, if a shell asks for it by variables; Typer reads them."""
+        if os.environ.get(COMPLETION):
+            check_completion(os.environ)
+        super()._main_shell_completion(*arguments, **named)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Show the options of the default command, then the commands."""
@@ -45,6 +57,27 @@ class DefaultGroup(TyperGroup):
             table.add_row(Text(name, style="bold cyan"), other.get_short_help_str(limit=100))
         _print_panel(table, "Commands")
         Console().print("Explanations by topic: ema-avg help", highlight=False)
+
+
+def check_completion(environment: Mapping[str, str]) -> None:
+    """Raise if the variable of the completion has another value than those that shells set.
+
+    Raises:
+        UsageError: it is no instruction for a known shell, or the shell's own variables are missing.
+
+    """
+    instruction = environment[COMPLETION]
+    action, _, shell = instruction.partition("_")
+    hint = f"unset {COMPLETION}, which only the completion of a shell sets"
+    if action not in ("complete", "source") or shell not in _SHELLS:
+        known = " or ".join(f"{action}_SHELL" for action in ("complete", "source"))
+        message = f"{COMPLETION}={quoted(instruction)} is not {known}, where SHELL is one of {', '.join(_SHELLS)}"
+        raise UsageError(message, hint=hint)
+    if instruction == "complete_bash":
+        number = environment.get("COMP_CWORD", "")
+        if "COMP_WORDS" not in environment or not (number.isdecimal() and len(number) < _MOST_DIGITS):
+            message = f"{COMPLETION}={instruction} needs the variables COMP_WORDS and COMP_CWORD, which bash sets"
+            raise UsageError(message, hint=hint)
 
 
 class MainCommand(TyperCommand):

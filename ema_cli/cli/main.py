@@ -20,6 +20,7 @@ from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_c
 from ema_cli.cli.process import Terminated, guarded
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
+from ema_cli.text import without_secrets
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -53,10 +54,12 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
         check_address_space()
         return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as wrong:
-        # Without arguments the help was shown; there is no message.
-        if not wrong.format_message():
+        message = wrong.format_message()
+        if not message:  # without arguments the help was shown
             return ExitCode.USAGE
-        error: EmaAvgError = UsageError(wrong.format_message(), hint="ema-avg --help")
+        for value in (part for argument in arguments for part in (argument, argument.partition("=")[2]) if part):
+            message = message.replace(value, without_secrets(value, whole=True))  # it may be repeated
+        error: EmaAvgError = UsageError(message, hint="ema-avg --help")
     except EmaAvgError as expected:
         error = expected
     except Terminated as signalled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from ema_cli.cli.ci import CiMode, Service
 from ema_cli.cli.config.command import load, values_of
 from ema_cli.cli.config.settings import ONLY_FLAGS, Settings
 from ema_cli.cli.console import Style
+from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
 from ema_cli.options.output_options import PATH
 from ema_cli.storage.locations import Location
+from ema_cli.text import quoted, without_secrets
 
 Given = Mapping[str, Any]
 """The values of core options by name, as ``make_options`` takes them."""
@@ -27,7 +30,18 @@ Checkpoints = Annotated[
         help="Checkpoint files, folders that contain them, or quoted patterns.", metavar="CKPT...", show_default=False
     ),
 ]
-_FILE = TextForm(parse=Path, noun="a file", example="ema-avg.toml")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def _local_file(text: str) -> Path:
+    """Return the path of a file that cannot be in a store; the parser has shortened the slashes of a URL to one."""
+    if _URL.match(text):
+        shown = quoted(without_secrets(text.replace(":/", "://", 1)))
+        raise UsageError(f"{shown} is a URL, but this file must be on a disk", hint="name a local file")
+    return Path(text)
+
+
+_FILE = TextForm(parse=_local_file, noun="a file", example="ema-avg.toml")
 _TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
 
 
@@ -72,6 +86,7 @@ class BatchCommandLine(CommandLine):
         metavar="PATH",
         form=_FILE,
         panel="Batch",
+        in_found_file="below",
     )
     manifest: Path | None = option(
         None,
@@ -79,6 +94,7 @@ class BatchCommandLine(CommandLine):
         metavar="FILE",
         form=_FILE,
         panel="Batch",
+        in_found_file="never",  # it can set everything
     )
 
 
@@ -94,6 +110,7 @@ class BatchOptions(Options):
         metavar="PATH",
         form=PATH,
         panel="Batch",
+        in_found_file="below",
     )
 
 
@@ -127,7 +144,7 @@ def takes(
 
 def given_by(context: typer.Context, settings: Settings) -> Given:
     """Return the values of the core options of ``ema-avg batch`` under other settings than its own."""
-    return _by_name(declared(BatchOptions), values_of(context, settings))
+    return _by_name(declared(BatchOptions), {**context.params, **values_of(context, settings)})
 
 
 def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str, Any]:

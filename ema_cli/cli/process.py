@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
 from ema_cli.errors import OutputError
+from ema_cli.text import without_secrets
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STANDARD = (0, 1, 2)
@@ -51,7 +52,7 @@ def reserve_descriptors() -> None:
 
 
 def guarded(stream: TextIO | None, *, essential: bool) -> TextIO:
-    """Return a stream that ignores the loss of its reader.
+    """Return a stream that ignores the loss of its reader. Secrets do not pass standard error, whoever writes there.
 
     Args:
         stream: a standard stream; ``None`` if it was closed when Python started.
@@ -75,7 +76,7 @@ class _Guarded:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            return self._stream.write(text if self._essential else without_secrets(text))
         except OSError as error:
             self._discard_rest(error)
         return len(text)

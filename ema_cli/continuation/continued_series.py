@@ -21,7 +21,8 @@ from ema_cli.naming import name_depth, name_of, natural_key
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
 from ema_cli.records.series import Continuation, Folded, OrderedCheckpoint, Role, Series, Skipped
-from ema_cli.storage.locations import absolute
+from ema_cli.storage.locations import Location, absolute
+from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.weights.solve import continuation_factors, solve
 from ema_cli.weights.timeline import Timeline
@@ -157,12 +158,14 @@ class _Inside:
         """Look by step, or by name where there are no steps.
 
         Raises:
-            InputRefused: the name is inside, with another step: the steps are not counted as before.
+            InputRefused: the name is inside, with another step: the steps are not counted as before. Or the name does
+                not tell files apart, because a query chooses the file.
 
         """
         path = absolute(member.checkpoint.path)
         named = next(filter(None, (self._by_name.get(name_of(path, depth)) for depth in self._depths)), None)
         if not self._by_step or member.step is None:
+            _refuse_choice(named, member.checkpoint.path)
             return named
         stepped = self._by_step.get(member.step.value)
         if stepped is None and named is not None:
@@ -174,6 +177,15 @@ class _Inside:
                 "file",
             )
         return stepped
+
+
+def _refuse_choice(named: Folded | None, path: Location) -> None:
+    if named is not None and isinstance(path, Url) and path.choice:
+        raise InputRefused(
+            f"{quoted(str(path))} may be another file than {quoted(named.name)} in the previous average: names do not "
+            "tell apart what the query of an address chooses",
+            hint="average all checkpoints at once, with --steps in the order of the arguments",
+        )
 
 
 def _is_after(member: OrderedCheckpoint, folded: Folded) -> bool:

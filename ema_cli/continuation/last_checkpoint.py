@@ -1,15 +1,17 @@
 """The last checkpoint inside a previous average: methods that interpolate between checkpoints read it again.
 
-It is searched by its name, beside the new checkpoints and at its path in the report.
+It is searched by its name, beside the new checkpoints and at its path in the report. The report is untrusted: it may
+name any local folder, and a URL only with ``--allow-remote``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ema_cli.continuation.previous_average import PreviousAverage
-from ema_cli.errors import EmaAvgError, NothingMatched, RunWarning
+from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import name_depth, name_of
 from ema_cli.options.average import Options
@@ -18,8 +20,12 @@ from ema_cli.records.series import Checkpoint, FoundStep, OrderedCheckpoint, Rol
 from ema_cli.report.beside import read_report
 from ema_cli.report.model import Input
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, absolute, is_folder, locate, names_in
+from ema_cli.storage.locations import Location, absolute, is_folder, locate_listed, names_in
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
+
+_ROOT_PARTS = 2
+"""Parts of a URL before the first folder: the protocol, and the bucket or host."""
 
 
 def last_step(previous: PreviousAverage) -> FoundStep | None:
@@ -37,6 +43,7 @@ def read_last_checkpoint(
 
     Raises:
         NothingMatched: it was not found.
+        InputRefused: it was not found, and the report names a URL that may not be opened.
 
     """
     report = read_report(previous.checkpoint.path)
@@ -44,9 +51,7 @@ def read_last_checkpoint(
     if named is not None:
         last = replace(named, role=Role.PREVIOUS_LAST)
     else:
-        neighbours = [first_new.path, previous.checkpoint.path]
-        neighbours += [locate(known.path), previous.checkpoint.path.parent / known.path] if known is not None else []
-        checkpoint = _find(previous, neighbours, known, options)
+        checkpoint = _find(previous, [first_new.path, previous.checkpoint.path], known, options)
         last = OrderedCheckpoint(checkpoint=checkpoint, step=last_step(previous), role=Role.PREVIOUS_LAST)
     if known is None or last.checkpoint.fingerprint == known.fingerprint:
         return last, []
@@ -60,6 +65,43 @@ def _find(
     previous: PreviousAverage, neighbours: Sequence[Location], known: Input | None, options: Options
 ) -> Checkpoint:
     """Open the checkpoint by its name; of several, the one with the fingerprint in the report."""
+    refused: InputRefused | None = None
+    if known is not None:
+        try:
+            neighbours = [*neighbours, *_listed(known.path, previous.checkpoint.path.parent, options)]
+        except InputRefused as error:
+            refused = error
+    found = _first_usable(previous, neighbours, known, options)
+    if found is not None:
+        return found
+    message = (
+        f"the last checkpoint in {previous.name}, {quoted(previous.last.name)} "
+        f"({previous.step_or_name(previous.last)}), is needed again: the method interpolates from it to the next "
+        "checkpoint"
+    )
+    hint = "name it too, together with the new checkpoints"
+    if refused is not None:
+        hint = f"{hint}; or {refused.hint}" if refused.hint else hint
+        raise InputRefused(f"{message}; {refused.message}", hint=hint) from refused
+    raise NothingMatched(message, hint=hint)
+
+
+def _listed(path: str, folder: Location, options: Options) -> Iterator[Location]:
+    """Yield the locations that the path in the report can mean, relative to here and to the folder of the average.
+
+    Raises:
+        InputRefused: it is a URL that may not be opened.
+
+    """
+    location = locate_listed(path, allow_remote=options.allow_remote)
+    yield location
+    if isinstance(location, Path) and (isinstance(folder, Path) or options.allow_remote):
+        yield folder / path
+
+
+def _first_usable(
+    previous: PreviousAverage, neighbours: Sequence[Location], known: Input | None, options: Options
+) -> Checkpoint | None:
     usable: Checkpoint | None = None
     wanted = name_filter(options.include, options.exclude)
     for path in _candidates(previous.last.name, neighbours):
@@ -76,14 +118,7 @@ def _find(
         usable = found if better else usable
         if worse is not None:
             worse.index.close()
-    if usable is not None:
-        return usable
-    raise NothingMatched(
-        f"the last checkpoint in {previous.name}, {quoted(previous.last.name)} "
-        f"({previous.step_or_name(previous.last)}), is needed again: the method interpolates from it to the next "
-        "checkpoint",
-        hint="name it too, together with the new checkpoints",
-    )
+    return usable
 
 
 def _may_be_last(found: Checkpoint, previous: PreviousAverage) -> bool:
@@ -93,11 +128,24 @@ def _may_be_last(found: Checkpoint, previous: PreviousAverage) -> bool:
 
 
 def _candidates(name: str, neighbours: Sequence[Location]) -> Iterator[Location]:
-    """Yield the files and folders called ``name``, with any suffix, in the folders of ``neighbours``."""
+    """Yield the files and folders called ``name``, with any suffix, in the folders of ``neighbours``.
+
+    A web server cannot list its files, so there it can only be one of them.
+    """
     depth = name_depth([name])
-    paths = [locate(absolute(path)) for path in neighbours]
-    for root in dict.fromkeys(path.parents[min(depth, len(path.parts) - 1) - 1] for path in paths):
+    paths = [path if isinstance(path, Url) else Path(absolute(path)) for path in neighbours]
+    yield from (path for path in paths if isinstance(path, Url) and path.is_web and name_of(str(path), depth) == name)
+    roots = (_above(path, depth) for path in paths)
+    for root in dict.fromkeys(root for root in roots if root is not None):
         folder = (root / name).parent
-        if is_folder(folder):
-            entries = (folder / entry for entry in sorted(names_in(folder)))
-            yield from (path for path in entries if name_of(str(path), depth) == name)
+        try:
+            entries = sorted(names_in(folder)) if is_folder(folder) else []
+        except OSError:  # it cannot be listed
+            continue
+        yield from (folder / entry for entry in entries if name_of(str(folder / entry), depth) == name)
+
+
+def _above(path: Location, depth: int) -> Location | None:
+    """Return the folder that is ``depth`` parts above a path, or the highest: ``/``, or a bucket; if there is one."""
+    highest = len(path.parts) - (_ROOT_PARTS if isinstance(path, Url) else 1)
+    return path.parents[min(depth, highest) - 1] if highest > 0 else None

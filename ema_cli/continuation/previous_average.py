@@ -21,7 +21,7 @@ from ema_cli.options.weighting import WeightOptions
 from ema_cli.records.series import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
-from ema_cli.text import quoted, safe_text
+from ema_cli.text import quoted, safe_text, without_secrets
 from ema_cli.weights.methods import SPECS, Decay, Method
 from ema_cli.weights.timeline import Timeline
 
@@ -144,7 +144,7 @@ def _folded(ours: Mapping[str, str]) -> tuple[Folded, ...]:
         steps = [int(step) for step in ours["steps"].split(",")]
         if Timeline.of(steps, "step").steps is None or not 0 <= (steps[0] or 0) <= (steps[-1] or 0) < _LARGEST_STEP:
             raise ValueError("steps")
-    return tuple(Folded(name=name, step=step) for name, step in zip(names, steps, strict=True))
+    return tuple(Folded(name=without_secrets(name), step=step) for name, step in zip(names, steps, strict=True))
 
 
 def _lacking(ours: Mapping[str, str]) -> frozenset[str]:

@@ -18,6 +18,8 @@ class Candidate:
     path: Location
     in_folder: bool
     """Found in a folder, not named."""
+    named: Location | None = None
+    """The file or folder that was named, or that a named pattern matches: this one, or a folder that it is in."""
     run: Location | None = None
     """That folder."""
     name: str = ""

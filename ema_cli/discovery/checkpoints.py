@@ -20,11 +20,11 @@ from ema_cli.discovery.candidates import Candidate
 from ema_cli.discovery.folder_listing import inner_folders, look_into
 from ema_cli.discovery.lone_shards import lone_shard, proposals_for_shards
 from ema_cli.discovery.mixed_series import refuse_mixed_series
-from ema_cli.discovery.nothing_found import describe_inner, hint_for, proposals_for, proposals_for_models
-from ema_cli.discovery.other_files import other_files
+from ema_cli.discovery.nothing_found import proposals_for_models
 from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
-from ema_cli.errors import InputRefused, NothingMatched, Proposal, RunWarning
+from ema_cli.discovery.unused_names import faults_of_unused, no_checkpoint, refuse_shared_weights
+from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
@@ -37,9 +37,8 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
-from ema_cli.text import listing, quoted, shortlist
+from ema_cli.text import quoted, shortlist
 
-_MOST_LINES = 8
 _OPENERS = DaemonPool("open", threads=16)
 
 
@@ -72,7 +71,8 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         _propose_models(search, options)
         if search.shards:
             search.shards[0].proposals = tuple(proposals_for_shards(options.paths))
-        raise_faults([*search.shards, *search.faults])
+        faults = [*search.shards, *search.faults]
+        raise_faults([*faults, *(faults_of_unused(search) if faults or search.used else ())])
         opened_ones = [one.checkpoint for one in [*search.members, *search.beside]]
         if opened_ones:
             refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
@@ -83,10 +83,25 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         search.place_beside()
         if not search.members:
             _raise_nothing(options, search)
+        refuse_shared_weights(search, options)
     except BaseException:
         close_all(one.checkpoint for one in [*search.members, *search.beside])
         raise
     return Found(checkpoints=tuple(search.checkpoints), skipped=tuple(search.skipped), warnings=tuple(search.warnings))
+
+
+def find_candidates(names: Sequence[str]) -> list[Candidate]:
+    """Return the files and folders that may be checkpoints, for names as on the command line; nothing is opened.
+
+    Raises:
+        NothingMatched: a pattern matches nothing.
+        InputRefused: a name cannot be looked up, or is one shard of a checkpoint.
+
+    """
+    search = Search()
+    candidates = [candidate for name in names for candidate in _expand(name, search)]
+    raise_faults([*search.shards, *search.faults])
+    return candidates
 
 
 def close_all(checkpoints: Iterable[Checkpoint]) -> None:
@@ -97,19 +112,25 @@ def close_all(checkpoints: Iterable[Checkpoint]) -> None:
 
 def _expand(name: str, search: Search) -> Iterator[Candidate]:
     """Yield the possible checkpoints that one name means."""
+    unreadable: list[str] = []
     try:
-        found = matches(name)
+        found = matches(name, unreadable)
         if not found:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
+        search.named[name] = found
         for location in found:
             if is_folder(location):
-                yield from _in_folder(location, search)
+                yield from (replace(candidate, named=location) for candidate in _in_folder(location, search))
             elif shard := lone_shard(location):
                 search.shards.append(shard)
             else:
-                yield Candidate(path=location, in_folder=False)
+                yield Candidate(path=location, in_folder=False, named=location)
     except OSError as error:
         search.faults.append(InputRefused(f"{quoted(name)} cannot be searched: {error.strerror}"))
+    except InputRefused as refused:
+        search.faults.append(refused)
+    if unreadable:
+        search.warnings.append(RunWarning(code="folder-unreadable", message=f"not searched: {shortlist(unreadable)}"))
 
 
 def _in_folder(location: Location, search: Search) -> Iterator[Candidate]:
@@ -179,30 +200,16 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
 
 def _propose_models(search: Search, options: Options) -> None:
     """Add to the refusal of folders with several models the command for each of them."""
-    refusals = [refused for refused in [*search.faults, *search.refused] if isinstance(refused, SeveralModels)]
+    refusals = [
+        refused
+        for refused in [*search.faults, *(why for _, why in search.refused)]
+        if isinstance(refused, SeveralModels)
+    ]
     if refusals:
         refusals[0].proposals = tuple(proposals_for_models(search.several, options.paths))
 
 
 def _raise_nothing(options: Options, search: Search) -> None:
     """Raise that nothing was found, and where checkpoints may be."""
-    raise_faults(search.refused)
-    named = shortlist(quoted(name) for name in options.paths)
-    reasons = shortlist(f"{quoted(entry.path.name)} ({entry.reason})" for entry in search.skipped)
-    why = f"; skipped {reasons}" if reasons else ""
-    inner = [one for found in search.inner.values() for one in found]
-    inside = describe_inner(inner) if inner else ""
-    proposals = [proposal for place, found in search.inner.items() for proposal in proposals_for(place, found)]
-    others = [kind for name in options.paths for location in matches(name) for kind in other_files(location)]
-    proposals += [
-        Proposal(reason="these files are checkpoints, whatever their suffix", changes={"paths": (kind.pattern,)})
-        for kind in others
-        if kind.pattern
-    ]
-    hints = [hint_for(place, found) for place, found in search.inner.items()]
-    hints += [kind.next_step for kind in others if kind.line]
-    hint = next(filter(None, hints), "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or their folder")
-    lines = [kind.line for kind in others if kind.line]
-    if lines:
-        inside = listing(f"{inside}, but files of other formats:", lines, most=_MOST_LINES)
-    raise NothingMatched(f"no checkpoint in {named}{why}{inside}", hint=hint, proposals=proposals)
+    raise_faults([refused for _, refused in search.refused])
+    raise no_checkpoint(options.paths, search)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import truediv
 
 from ema_cli.discovery.candidates import Candidate, FolderListing, InnerFolder
 from ema_cli.discovery.missed_members import missed_members
@@ -32,6 +34,10 @@ _INNER_LEVELS = 2
 """Levels of folders below a numbered one that are searched for its checkpoint."""
 _MOST_FOLDERS = 1000
 """Folders that are searched in vain."""
+_MOST_NAMES = 2_000_000
+"""Names in the folders that are listed."""
+_FOLDER_COST = 50
+"""Listing a folder takes as long as so many names."""
 _UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
 _STATE = re.compile(rf"{TRAINER_STATE.pattern}|(?<!model)_state$", re.IGNORECASE)
 """Names of folders that hold no weights: ``training_state`` of lerobot, ``recipe_state`` of torchtune."""
@@ -44,6 +50,22 @@ class _Budget:
     """Bounds the search of folders without checkpoints."""
 
     left: int = field(default_factory=lambda: _MOST_FOLDERS)
+    names_left: int = field(default_factory=lambda: _MOST_NAMES)
+    """Of all folders that are listed; links may lead to the same ones again and again."""
+
+    known: dict[tuple[object, int], tuple[str, ...] | str] = field(default_factory=dict)
+    """What ``_inside`` returned for a folder, by its identity, and the levels below it."""
+
+    def inside(self, folder: Folder, name: str) -> Folder | None:
+        """Return a folder inside another; ``None`` if it cannot be listed, or too much was listed already."""
+        if self.names_left <= 0:
+            return None
+        try:
+            below = folder.inside(name)
+        except InputRefused:
+            return None
+        self.names_left -= len(below.files) + len(below.folders) + _FOLDER_COST
+        return below
 
 
 def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None = None) -> FolderListing:
@@ -106,9 +128,8 @@ def inner_folders(
             continue
         seen.add(identity)
         budget.left -= 1
-        try:
-            below = folder.inside(name)
-        except InputRefused:
+        below = budget.inside(folder, name)
+        if below is None:
             continue
         listing = look_into(below, inner, budget)
         if not listing.is_empty:
@@ -143,17 +164,26 @@ def _members(folder: Folder, inner: int, budget: _Budget) -> dict[str, Location]
 
 def _place(folder: Folder, name: str, inner: int, budget: _Budget) -> Location | str:
     """Return the one checkpoint that a folder is or has inside; else ``other``, or nothing for an empty folder."""
-    try:
-        below = folder.inside(name)
-    except InputRefused:
+    location = folder.location / name
+    key = identity_of(location), inner
+    if key not in budget.known:
+        budget.known[key] = _inside(folder, name, inner, budget)
+    found = budget.known[key]
+    return found if isinstance(found, str) else reduce(truediv, found, location)
+
+
+def _inside(folder: Folder, name: str, inner: int, budget: _Budget) -> tuple[str, ...] | str:
+    """Return the path of that checkpoint below the folder, which may have further names through links."""
+    below = budget.inside(folder, name)
+    if below is None:
         return "other"
     if format_of(below) is not None:
-        return below.location
+        return ()
     before = budget.left
     models = _models_in(below, inner, budget) if inner and budget.left else []
     if len(models) == 1:
         budget.left = before
-        return models[0]
+        return tuple(models[0].parts[len(below.location.parts) :])
     return "other" if below.files or below.folders else ""
 
 

@@ -50,5 +50,5 @@ def proposals_for_shards(names: Sequence[str]) -> Iterator[Proposal]:
 def _matches(name: str) -> Sequence[Location]:
     try:
         return matches(name)
-    except OSError:
+    except (OSError, InputRefused):
         return [locate(name)]

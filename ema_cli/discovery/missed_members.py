@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
-from ema_cli.errors import EmaAvgError, RunWarning
+from ema_cli.errors import EmaAvgError, InputRefused, RunWarning
 from ema_cli.formats.file import read_file
 from ema_cli.formats.file_names import SUFFIXES
 from ema_cli.formats.folder import Folder
@@ -38,14 +38,19 @@ def missed_members(folder: Folder, series: Sequence[str], known: Collection[str]
     members = [_SUFFIX.sub("", name) for name in series if has_number(name)]
     forms, taken = {name_form(name) for name in members}, {canonical_name(name) for name in members}
     kinds: dict[str, list[str]] = defaultdict(list)
+    empty: list[str] = []
     for name in sorted({*folder.files, *folder.folders} - {*known, *series}, key=natural_key):
         bare = name if name in folder.folders else _SUFFIX.sub("", name)
         if name.startswith(".") or name_form(bare) not in forms or canonical_name(bare) in taken:
             continue
         if name in folder.folders:
             yield Skipped(path=folder.location / name, reason="a folder without a checkpoint, named like the series")
+            empty.extend([name] if _is_empty(folder, name) else [])
         else:
             kinds[name.removeprefix(bare)].append(name)
+    if empty:
+        message = f"skipped empty folders that are named like the series: {shortlist(map(quoted, empty))}"
+        yield RunWarning(code="unusable-left-out", message=message, hint="perhaps a download or a save failed")
     for suffix, names in list(kinds.items())[:_MOST_KINDS]:
         yield from _of_suffix(folder, suffix, names)
 
@@ -62,6 +67,14 @@ def _of_suffix(folder: Folder, suffix: str, names: Sequence[str]) -> Iterator[Sk
             f"skipped checkpoints that are named like the series, but have {kind}: {shortlist(map(quoted, names))}"
         )
         yield RunWarning(code="unusable-left-out", message=message, hint="name all of them by a quoted pattern")
+
+
+def _is_empty(folder: Folder, name: str) -> bool:
+    try:
+        inside = folder.inside(name)
+    except InputRefused:
+        return False
+    return not (inside.files or inside.folders)
 
 
 def _is_checkpoint(folder: Folder, name: str) -> bool:

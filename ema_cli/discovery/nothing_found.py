@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ema_cli.discovery.candidates import InnerFolder
 from ema_cli.errors import Proposal
 from ema_cli.formats.file_names import is_numbered, skeleton
-from ema_cli.storage.locations import Location, literal, locate
+from ema_cli.storage.locations import Location, full_name, literal, locate
 from ema_cli.text import plural, quoted, shortlist
 
 _MOST_PATHS = 8
@@ -38,9 +38,10 @@ def proposals_for(location: Location, inner: Sequence[InnerFolder]) -> Iterator[
     """
     runs = [one for one in inner if one.listing.is_series]
     if len(runs) == 1 and not runs[0].is_parts(location):
-        yield Proposal(reason="one of the folders inside has a series", changes={"paths": (str(runs[0].location),)})
+        (run,) = runs
+        yield Proposal(reason="one of the folders inside has a series", changes={"paths": (full_name(run.location),)})
     if 1 < len(runs) <= _MOST_PATHS and not any(one.is_parts(location) for one in inner):
-        each = tuple(str(one.location) for one in runs)
+        each = tuple(full_name(one.location) for one in runs)
         yield Proposal(reason="name one of the folders, or average each run by itself", changes={}, runs=each)
     if runs:
         return
@@ -67,9 +68,9 @@ def proposals_for_models(several: Mapping[Location, Sequence[str]], named: Seque
     folders = list(several)
     shared = [model for model in next(iter(several.values()), ()) if all(model in names for names in several.values())]
     for model in shared:
-        by_name = {str(folder): str(folder / model) for folder in folders}
-        if set(by_name) <= {str(locate(name)) for name in named}:
-            paths = tuple(by_name.get(str(locate(name)), name) for name in named)
+        by_name = {full_name(folder): full_name(folder / model) for folder in folders}
+        if set(by_name) <= {full_name(locate(name)) for name in named}:
+            paths = tuple(by_name.get(full_name(locate(name)), name) for name in named)
         else:
             paths = _everywhere(folders[0].parent, folders, model) or _one_by_one(folders[0].parent, folders, model)
         yield Proposal(reason="name the model to average", changes={"paths": paths})
@@ -81,7 +82,7 @@ def _everywhere(parent: Location, folders: Sequence[Location], end: str) -> tupl
         return ()
     kinds = {skeleton(folder.name) for folder in folders if is_numbered(folder.name)}
     if len(folders) == 1:
-        return (str(folders[0] / end),)
+        return (full_name(folders[0] / end),)
     one_kind = len(kinds) == 1 and all(is_numbered(folder.name) for folder in folders)
     name = glob.escape(kinds.pop()).replace("0", "*") if one_kind else "*"
     return (f"{literal(parent)}/{name}/{end}",)
@@ -91,4 +92,4 @@ def _one_by_one(_: Location, folders: Sequence[Location], end: str) -> tuple[str
     """Return the name in each folder; nothing if they are many."""
     if len(folders) > _MOST_PATHS:
         return ()
-    return tuple(str(folder / end) if end else str(folder) for folder in folders)
+    return tuple(full_name(folder / end if end else folder) for folder in folders)

@@ -1,96 +1,161 @@
-"""What a name on the command line means: one file or folder, or all that match a pattern, here and in a store."""
+"""What a name on the command line means: one file or folder, or all that match a pattern, here and in a store.
+
+Links to folders are followed. ``**`` visits every folder once, so links that loop end; what a pattern looks at in all
+is bounded, as a link may lead to the root of the file system.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
 from pathlib import Path
 
+from ema_cli.errors import InputRefused
 from ema_cli.naming import natural_key
 from ema_cli.storage.locations import Location, identity_of, is_folder, is_link, locate, names_in
 from ema_cli.storage.url import Url
+from ema_cli.text import quoted
 
+MOST_NAMES = 2_000_000
+"""Names that a pattern looks at; it takes seconds."""
+_FOLDER_COST = 50
+"""Opening a folder takes as long as looking at so many names."""
 _ANY_DEPTH = "**"
 """This part of a pattern matches a folder and all folders below it."""
 _MAGIC = re.compile(r"[*\[]")
 """Characters that make a URL a pattern; a question mark begins its query."""
 _ROOT_PARTS = 2
 """Parts of a URL before the first folder: the scheme, and the bucket or host."""
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def matches(name: str) -> list[Location]:
+def matches(name: str, unreadable: list[str] | None = None) -> list[Location]:
     """Return the file or folder of that name or, if there is none and it is a pattern, all that match.
+
+    Args:
+        name: as on the command line.
+        unreadable: receives the folders that the pattern needs and that cannot be listed, with the reasons.
 
     Raises:
         OSError: the system cannot look it up.
+        InputRefused: the pattern matches in too large a tree.
 
     """
     location = locate(name)
     if isinstance(location, Url):
-        return _matching_urls(name) if _MAGIC.search(name) else [location]
-    if location.exists() or not glob.has_magic(name):
-        return [location]
-    pattern = str(location) + ("/" if name.endswith("/") else "")  # a slash at the end means folders
-    return [locate(match) for match in sorted(dict.fromkeys(_matching_paths(pattern)), key=natural_key)]
-
-
-def _matching_paths(pattern: str) -> list[str]:
-    """Return the matches of a pattern. Links to folders are followed, and every folder is searched once."""
-    parts = pattern.split("/")
-    if _ANY_DEPTH not in parts:
-        return glob.glob(pattern)  # noqa: PTH207 - a pattern
-    place = parts.index(_ANY_DEPTH)
-    before, after = "/".join(parts[:place]), "/".join(parts[place + 1 :])
-    roots = glob.glob(before) if before else ["/" if pattern.startswith("/") else "."]  # noqa: PTH207
-    folders = [str(folder) for root in roots for folder in _below(Path(root))]
-    if pattern.endswith(f"{_ANY_DEPTH}/"):
-        return folders
-    inner = after or "*"
-    found = [match for folder in folders for match in _matching_paths(str(Path(glob.escape(folder)) / inner))]
-    return found if after else [*folders, *found]
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """Yield a folder and all below it that are not hidden, each once, by a name without links if it has one."""
-    waiting, links = deque([root]), deque[Path]()
-    seen = set[object]()
-    while waiting or links:
-        folder = waiting.popleft() if waiting else links.popleft()
-        identity = identity_of(folder)
-        if identity is None or identity in seen:
-            continue
-        seen.add(identity)
-        yield folder
-        try:
-            names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
-        except OSError:
-            continue
-        for inner in (folder / name for name in names if not name.startswith(".") and (folder / name).is_dir()):
-            (links if is_link(inner) else waiting).append(inner)
-
-
-def _matching_urls(pattern: str) -> list[Location]:
-    """Return the matches of a pattern in a store, which lists one folder at a time."""
-    parts = Url(pattern).parts
-    found: list[Location] = [Url(*parts[:_ROOT_PARTS])]
-    for part in parts[_ROOT_PARTS:]:
-        found = [match for folder in found if is_folder(folder) for match in _matching_names(folder, part)]
-    if pattern.endswith("/"):
-        found = [match for match in found if is_folder(match)]
+        if not _MAGIC.search(location.place):
+            return [location]
+        root: Location = Url(*location.parts[:_ROOT_PARTS])
+        parts = location.parts[_ROOT_PARTS:]
+    else:
+        if location.exists() or not glob.has_magic(name):
+            return [location]
+        root = Path(location.anchor)
+        parts = location.relative_to(root).parts
+    search = _PatternSearch(name=name, unreadable=[] if unreadable is None else unreadable)
+    found = search.expand(root, parts, folders_only=name.endswith("/"))  # a slash at the end means folders
     return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
 
 
-def _matching_names(folder: Location, part: str) -> Iterator[Location]:
-    """Yield the matches of one part of a pattern in one folder."""
-    names = names_in(folder)
-    if part != _ANY_DEPTH:
-        yield from (folder / name for name in names if name == part or (fnmatchcase(name, part) and name[0] != "."))
-        return
-    yield folder
-    for name, inner in names.items():
-        if inner and name[0] != ".":
-            yield from _matching_names(folder / name, part)
+@dataclass(slots=True, kw_only=True)
+class _PatternSearch:
+    """Lists the folders that one pattern needs, and counts the names in them."""
+
+    name: str
+    unreadable: list[str]
+    left: int = field(default_factory=lambda: MOST_NAMES)
+
+    def expand(self, root: Location, parts: Sequence[str], *, folders_only: bool) -> list[Location]:
+        """Return what matches all parts of a pattern below ``root``."""
+        found, exists = [root], True
+        for number, part in enumerate(parts, start=1):
+            only = folders_only or number < len(parts)
+            if part == _ANY_DEPTH:
+                found, exists = list(self._at_any_depth(found, only=only)), True
+            elif isinstance(root, Url) or glob.has_magic(part):
+                is_match = _matcher(part, literal=not _MAGIC.search(part) and isinstance(root, Url))
+                found, exists = list(self._matching(found, is_match, only=only)), True
+            else:
+                found, exists = [folder / part for folder in found], False
+        if exists:
+            return found
+        return [match for match in found if (_is_folder(match) if folders_only else os.path.lexists(str(match)))]
+
+    def _matching(
+        self, folders: list[Location], is_match: Callable[[str], object], *, only: bool
+    ) -> Iterator[Location]:
+        """Yield the names that match in some folders, or ``only`` the folders among them."""
+        for folder in folders:
+            names = self._names(folder)
+            yield from (folder / name for name, inner in names.items() if (inner or not only) and is_match(name))
+
+    def _at_any_depth(self, roots: list[Location], *, only: bool) -> Iterator[Location]:
+        """Yield folders and all below them that are not hidden, each once, by a name without links if it has one.
+
+        Without ``only``, the files in them too.
+        """
+        waiting = deque(root for root in roots if not is_link(root))
+        links = deque(root for root in roots if is_link(root))
+        seen = set[object]()
+        while waiting or links:
+            folder = waiting.popleft() if waiting else links.popleft()
+            identity = identity_of(folder)
+            if identity is None:
+                self._names(folder)  # which knows why
+            if identity is None or identity in seen or not _is_folder(folder):
+                continue
+            seen.add(identity)
+            yield folder
+            names = {name: inner for name, inner in sorted(self._names(folder).items()) if not name.startswith(".")}
+            for inner in (folder / name for name, is_inner in names.items() if is_inner):
+                (links if is_link(inner) else waiting).append(inner)
+            if not only:
+                yield from (folder / name for name, is_inner in names.items() if not is_inner)
+
+    def _names(self, folder: Location) -> dict[str, bool]:
+        """Return the names in a folder, and whether each is a folder; nothing if it is none, or cannot be listed."""
+        try:
+            if isinstance(folder, Url):
+                found = names_in(folder) if is_folder(folder) else {}
+            else:
+                found = _names_on_disk(folder)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                self.unreadable.append(f"{quoted(str(folder))} ({error.strerror})")
+            return {}
+        self.left -= len(found) + _FOLDER_COST
+        if self.left < 0:
+            message = f"{quoted(self.name)} looks at more than {MOST_NAMES:,} files and folders, now in"
+            hint = "begin the pattern with more of the path; is there a link to a large folder, or back to one above?"
+            raise InputRefused(f"{message} {quoted(str(folder))}", hint=hint)
+        return found
+
+
+def _is_folder(location: Location) -> bool:
+    return is_folder(location) if isinstance(location, Url) else os.path.isdir(location)  # noqa: PTH112 - never raises
+
+
+def _names_on_disk(folder: Path) -> dict[str, bool]:
+    with os.scandir(folder) as entries:
+        return {entry.name: _is_inner(entry) for entry in entries}
+
+
+def _is_inner(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link into what may not be read
+        return False
+
+
+def _matcher(part: str, *, literal: bool) -> Callable[[str], object]:
+    """Return whether a name matches one part of a pattern; a hidden one only if the part begins with a dot, too."""
+    if literal:
+        return part.__eq__
+    pattern = re.compile(translate(part))
+    return lambda name: pattern.match(name) if part.startswith(".") or not name.startswith(".") else None

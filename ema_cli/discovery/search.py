@@ -36,19 +36,26 @@ class Search:
     faults: list[EmaAvgError] = field(default_factory=list)
     shards: list[EmaAvgError] = field(default_factory=list)
     """Faults of files that were named and are a shard of a checkpoint."""
-    refused: list[EmaAvgError] = field(default_factory=list)
-    """Why files of a folder were skipped."""
+    refused: list[tuple[Candidate, InputRefused | NothingMatched]] = field(default_factory=list)
+    """Files of a folder that were skipped, and why."""
     weightless: list[tuple[Candidate, InputRefused | NothingMatched]] = field(default_factory=list)
     """Files of a folder that hold no weights."""
     several: dict[Location, tuple[str, ...]] = field(default_factory=dict)
     """Folders that hold several models: the files to choose from."""
+    named: dict[str, list[Location]] = field(default_factory=dict)
+    """The files and folders that each name on the command line means."""
     inner: dict[Location, list[InnerFolder]] = field(default_factory=dict)
-    """Folders that were named and have no checkpoints, but several folders with checkpoints below them."""
+    """Folders that were named and have no checkpoints: the folders with checkpoints below them, none or several."""
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoints that take part, in order."""
         return [opened.checkpoint for opened in self.members]
+
+    @property
+    def used(self) -> set[Location | None]:
+        """The named files and folders that have a checkpoint, even if it is skipped."""
+        return {opened.candidate.named for opened in (*self.members, *self.beside)}
 
     def add(self, opened: OpenedCheckpoint) -> None:
         """Add a checkpoint that could be opened."""
@@ -59,7 +66,7 @@ class Search:
         if isinstance(refused, NoWeights):
             self.weightless.append((candidate, refused))
             return
-        self.refused.append(refused)
+        self.refused.append((candidate, refused))
         message = f"skipped {refused.message}"
         self.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
 
@@ -70,7 +77,7 @@ class Search:
             if candidate.run in runs:
                 self.skipped.append(Skipped(path=candidate.path, reason="holds no weights"))
             else:
-                self.refused.append(refused)
+                self.refused.append((candidate, refused))
 
     def place_beside(self) -> None:
         """Give the checkpoints beside a series their place in it by the step inside, or skip them."""

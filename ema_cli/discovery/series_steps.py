@@ -22,7 +22,7 @@ from ema_cli.name_numbers import canonical_name
 from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint, FoundStep
-from ema_cli.storage.locations import absolute, is_folder, locate
+from ema_cli.storage.locations import absolute, full_name, is_folder, locate
 from ema_cli.text import plural, quoted, shortlist
 
 _INITIAL = re.compile(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
@@ -110,7 +110,7 @@ def _each_run(checkpoints: Sequence[Checkpoint], options: Options) -> Iterator[P
     """Yield the command that averages each of the folders by itself, if several with a series each were named."""
     runs = list(options.paths)
     if not all(is_folder(locate(path)) for path in runs):
-        members = Counter(str(checkpoint.path.parent) for checkpoint in checkpoints)
+        members = Counter(full_name(checkpoint.path.parent) for checkpoint in checkpoints)
         runs = [folder for folder, count in members.items() if count > 1]
         if sum(members[folder] for folder in runs) < len(checkpoints):
             return

@@ -31,7 +31,7 @@ from ema_cli.options.average import Options
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Role
 from ema_cli.records.series_evidence import APART, LEAST_ELEMENTS, Evidence
-from ema_cli.storage.locations import common_folder, label
+from ema_cli.storage.locations import common_folder, labels
 from ema_cli.text import quoted
 
 _MOST_CHECKPOINTS = 128
@@ -157,8 +157,9 @@ def _order(sampled: _Sampled, rows: Sequence[int]) -> tuple[PathOrder | None, Se
 
 def _names(plan: Plan, rows: Sequence[int]) -> list[str]:
     """Return the names of checkpoints as the table of the plan has them, quoted."""
-    folder = common_folder([checkpoint.path for checkpoint in plan.checkpoints])
-    return [quoted(label(plan.checkpoints[i].path, folder)) for i in rows]
+    paths = [checkpoint.path for checkpoint in plan.checkpoints]
+    names = labels(paths, common_folder(paths))
+    return [quoted(names[i]) for i in rows]
 
 
 def _steps(plan: Plan, positions: Sequence[int]) -> list[int] | None:

@@ -30,6 +30,7 @@ def fold(
     measure_geometry: bool = False,
     done: Sequence[TensorOutcome] = (),
     on_tensor: OnTensor | None = None,
+    on_stop: Callable[[], object] = lambda: None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> FoldOutcome:
     """Fold every tensor of ``plan`` into ``sinks``; return the statistics per average and tensor, and the geometry.
@@ -42,6 +43,7 @@ def fold(
         measure_geometry: measure the distances between the checkpoints on a sample; one checkpoint has none.
         done: outcomes of the tensors that an earlier run put into the sinks.
         on_tensor: called with the outcome of each tensor when it is complete, from the worker threads.
+        on_stop: called before the threads are waited for: what they wait for should end.
         on_bytes: called from time to time, from the calling thread, with the number of input bytes done.
 
     Raises:
@@ -66,6 +68,7 @@ def fold(
             on_bytes(crew.done_bytes)
     finally:
         state.stopping = True
+        on_stop()
         for thread in threads:
             if thread.ident is not None:
                 thread.join()

@@ -91,10 +91,11 @@ def read_folder(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """
     known = format_of(folder)
     if known is None:
-        raise InputRefused(f"is a folder, but not a checkpoint: {_contents(folder)}")
+        raise InputRefused(f"is a folder, but not a checkpoint: {contents_of(folder)}")
     return known.read(folder, keys, pool)
 
 
-def _contents(folder: Folder) -> str:
+def contents_of(folder: Folder) -> str:
+    """Return what a folder that is no checkpoint has inside, in words."""
     names = [*sorted(folder.files), *(f"{name}/" for name in sorted(folder.folders))]
     return f"it contains {shortlist(map(quoted, names), most=_MOST_NAMES)}" if names else "it is empty"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from ema_cli.errors import WARNING_CODES, UsageError
+from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import declared, option, read_values
 from ema_cli.options.input_options import InputOptions
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT
@@ -35,6 +36,10 @@ class Options(InputOptions):
 
     confirmed: tuple[str, ...] = ()
     """Options with ``default_warned`` whose default was given by hand."""
+    config: ConfigUsed | None = None
+    """The configuration file that set some of the options."""
+    config_warnings: tuple[RunWarning, ...] = ()
+    """About configuration files that were ignored."""
 
     clock: Clock | None = option(
         None,
@@ -46,6 +51,7 @@ class Options(InputOptions):
         help="Fold new checkpoints into this previous average, as if all had been averaged at once.",
         metavar="PATH",
         form=PATH,
+        in_found_file="below",
         panel="Weights",
     )
 

@@ -69,6 +69,9 @@ class Option:
     ``None`` on the command line and in Python until it is given."""
     single_is_bare: bool = False
     """Whether metadata and reports store a single value of a repeatable option as text: it once had only one."""
+    in_found_file: Literal["any", "below", "never"] = "any"
+    """Whether a configuration file that was found, not named, can set it: ``below``: if the file is in the working
+    directory, to a relative path below it. An option that names a file or removes a protection is not for ``any``."""
     on_command_line: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of its parameter on the command line."""
 

@@ -11,6 +11,7 @@ from ema_cli.errors import UsageError
 from ema_cli.name_numbers import MOST_DIGITS
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.output_options import OutputOptions
+from ema_cli.storage.protocols import split_protocol
 from ema_cli.text import quoted
 
 Order = Literal["auto", "step", "name", "mtime", "given"]
@@ -91,6 +92,12 @@ class InputOptions(OutputOptions):
         unstored=("error",),
     )
 
+    allow_remote: bool = option(
+        False,
+        help="Open the URLs that a report names; by default only those named on the command line.",
+        panel="Inputs",
+    )
+
     def check_inputs(self) -> None:
         """Raise if these options contradict each other.
 
@@ -102,6 +109,8 @@ class InputOptions(OutputOptions):
             raise UsageError("no checkpoints were named", hint="ema-avg CKPT... --decay 0.9 -o ema.safetensors")
         if "" in self.paths:
             raise UsageError("a checkpoint path is empty", hint="is a shell variable not set?")
+        for path in self.paths:
+            split_protocol(path)
         for flag, value in (("--every", self.every), ("--last", self.last)):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} must be at least 1")

@@ -14,7 +14,7 @@ from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
 from ema_cli.storage.url import Url
-from ema_cli.text import is_writable_text, parse_bytes, quoted
+from ema_cli.text import is_writable_text, parse_bytes, quoted, without_secrets
 
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 TiedPolicy = Literal["keep", "drop"]
@@ -53,6 +53,7 @@ class OutputOptions(WeightOptions):
         "averages need {decay}, {method} or the like in the name.",
         metavar="PATH",
         form=PATH,
+        in_found_file="below",
         panel="Output",
     )
     max_shard_size: int | None = option(
@@ -75,6 +76,7 @@ class OutputOptions(WeightOptions):
         help="Write another report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
         metavar="PATH",
         form=PATH,
+        in_found_file="below",
         panel="Output",
     )
     tied: TiedPolicy = option(
@@ -89,7 +91,9 @@ class OutputOptions(WeightOptions):
         dict, help="Add metadata to the output. Repeatable.", metavar="KEY=VALUE", form=_PAIR, panel="Output"
     )
     sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
-    force: bool = option(False, help="Overwrite an output that is not up to date.", panel="Output")
+    force: bool = option(
+        False, help="Overwrite an output that is not up to date.", panel="Output", in_found_file="never"
+    )
 
     def check_output(self) -> None:
         """Raise if there can be no such output or report.
@@ -116,6 +120,11 @@ class OutputOptions(WeightOptions):
                     known = ", ".join(f"{{{known}}}" for known in OUTPUT_FIELDS)
                     message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
                     raise UsageError(message, hint=f"use {known}")
+
+    @property
+    def public_metadata(self) -> dict[str, str]:
+        """The metadata without secrets, as they are written."""
+        return {without_secrets(k, whole=True): without_secrets(v, whole=True) for k, v in self.metadata.items()}
 
     def check_distinct_outputs(self) -> None:
         """Raise if the name of the output has a field without a value, or would be the same for several averages.

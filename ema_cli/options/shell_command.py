@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ema_cli.naming import RUN_FIELDS
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, declared
+from ema_cli.text import without_secrets
 
 
 def shell_command(options: Options, runs: Sequence[str] = ()) -> str:
@@ -23,7 +24,8 @@ def shell_command(options: Options, runs: Sequence[str] = ()) -> str:
         shared = runs and one.name in ("output", "report") and not _differs_by_run(value)
         if not shared and (value != one.read(None) or one.name in options.confirmed):
             words.extend(_spelled(one, value))
-    return shlex.join([*words, *(["--dry-run"] if runs and options.output is None else [])])
+    words += ["--dry-run"] if runs and options.output is None else []
+    return shlex.join(without_secrets(word, whole=True) for word in words)
 
 
 def _path(path: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.huggingface.adapter_config import ADAPTER_CONFIG, AdapterConfig, layer_of
 from ema_cli.planning.lora_exact import ExactUpdates, JoinedUpdate
+from ema_cli.records.files import SideFile
 from ema_cli.records.plan import Action
-from ema_cli.records.series import Checkpoint
 from ema_cli.text import quoted
 
 _SCALE_NOT_STORED = "lora-scale-not-stored"
@@ -50,10 +50,10 @@ def _plain(alpha: float) -> float:
     return int(alpha) if alpha.is_integer() else alpha
 
 
-def warn_of_scale(exact: ExactUpdates, last: Checkpoint, *, folder: bool) -> Iterator[RunWarning]:
-    """Yield a warning if the output does not store the rank and alpha that it needs."""
+def warn_of_scale(exact: ExactUpdates, side_files: Sequence[SideFile], *, folder: bool) -> Iterator[RunWarning]:
+    """Yield a warning if the output does not store the rank and alpha that it needs; ``side_files`` are its own."""
     stored = [update for update in exact.updates if any(t.action is Action.SCALED for t in update.tensors.values())]
-    if len(stored) == len(exact.updates) or (folder and exact.config and ADAPTER_CONFIG in last.side_files):
+    if len(stored) == len(exact.updates) or any(side.name == ADAPTER_CONFIG for side in side_files):
         return
     ranks = sorted({update.rank for update in exact.updates})
     before = sorted({update.pair.rank for update in exact.updates})
@@ -69,9 +69,9 @@ def warn_of_scale(exact: ExactUpdates, last: Checkpoint, *, folder: bool) -> Ite
         alphas = sorted({update.alpha for update in exact.updates if update.alpha is not None})
         yield RunWarning(
             code=_SCALE_NOT_STORED,
-            message=f"the output has {rank} and needs lora_alpha {_span(alphas)} in {quoted(ADAPTER_CONFIG)}, which a "
-            "single file does not have",
-            hint="-o FOLDER/ writes it",
+            message=f"the output has {rank} and needs lora_alpha {_span(alphas)} in {quoted(ADAPTER_CONFIG)}, which "
+            f"{'is not in the output' if folder else 'a single file does not have'}",
+            hint="" if folder else "-o FOLDER/ writes it",
         )
 
 

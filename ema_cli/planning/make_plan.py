@@ -86,7 +86,7 @@ def make_plan(series: Series, options: Options) -> Plan:
             *warn_of_unmatched(matched, dropped),
             *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints], options),
             *side_file_warnings,
-            *(warn_of_scale(exact, checkpoints[-1], folder=options.max_shard_size is not None) if exact else ()),
+            *(warn_of_scale(exact, side_files, folder=options.max_shard_size is not None) if exact else ()),
         ),
     )
 

@@ -19,7 +19,7 @@ from ema_cli.records.files import PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
 from ema_cli.records.series import Series
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.storage.locations import Location, locate
+from ema_cli.storage.locations import Location, full_name, locate
 from ema_cli.text import quoted
 from ema_cli.weights.methods import Method, Weighting
 
@@ -85,7 +85,7 @@ def output_path(method: Method, options: Options) -> Location:
     if options.output is None:  # a plan without an output: a name that is unique
         suffix = ".safetensors" if options.max_shard_size is None else ""
         return Path(f"{method.label.replace(' ', '_')}{suffix}")
-    return locate(fill_output_name(str(options.output), {**method.name_fields(), **_run_fields(options)}))
+    return locate(fill_output_name(full_name(options.output), {**method.name_fields(), **_run_fields(options)}))
 
 
 def _run_fields(options: Options) -> dict[str, object]:
@@ -120,7 +120,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "options_fingerprint": _options_fingerprint(method, series, options),
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
-    return {**options.metadata, **written, "format": "pt"}
+    return {**options.public_metadata, **written, "format": "pt"}
 
 
 def _numbers(tensors: Sequence[PlannedTensor], k: int) -> dict[str, str]:

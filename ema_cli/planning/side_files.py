@@ -15,10 +15,11 @@ from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.formats.json_text import MOST_CONFIG_BYTES
 from ema_cli.options.average import Options
+from ema_cli.planning.linked_files import open_inside
 from ema_cli.planning.named_files import names_missing
 from ema_cli.records.files import FileRole, SideFile, is_weights
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.locations import Location, open_source
+from ema_cli.storage.locations import Location
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import human_bytes, quoted, shortlist
 
@@ -59,10 +60,10 @@ def _plan_side_file(
 
     Raises:
         NothingMatched: it does not exist.
-        InputRefused: it cannot be read, is too large, or names files that are not copied.
+        InputRefused: it is a link out of its folder, cannot be read, is too large, or names files that are not copied.
 
     """
-    with open_source(path) as source:
+    with open_inside(path) as source:
         if source.size() > _LARGEST_BYTES:
             size = f"{human_bytes(source.size())}, more than {human_bytes(_LARGEST_BYTES)}"
             raise InputRefused(f"{quoted(str(path))} has {size}")

@@ -15,11 +15,14 @@ from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings,
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.preflight.destinations import check_destinations, refuse_inputs_as_outputs
+from ema_cli.preflight.replaced_folders import find_replaced
+from ema_cli.preflight.staged_reports import publish_staged_report
 from ema_cli.preflight.up_to_date import find_up_to_date
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
 from ema_cli.text import plural, quoted
 from ema_cli.write.lock import output_lock
+from ema_cli.write.old_folder import OldFolder
 
 _OBSTACLES = ("output-in-the-way", "no-device")
 """Codes of obstacles in a dry run, which no user can accept."""
@@ -35,6 +38,8 @@ class Preflight:
     """Errors that would make a run fail, in the order of the checks, by the code of the warning in a dry run."""
     up_to_date: Report | None
     """The report of the existing outputs, if they are what the plan would write."""
+    replaced: Mapping[Path, OldFolder]
+    """The folders that are replaced, and what happens to the files in them."""
 
     def dry_run_warnings(self) -> tuple[RunWarning, ...]:
         """Return the warnings, with each obstacle as a warning."""
@@ -59,6 +64,7 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
     obstacles: dict[str, EmaAvgError] = {}
     unlocked: list[RunWarning] = []
     up_to_date = None
+    replaced: Mapping[Path, OldFolder] = {}
     if options.output is not None:
         refuse_inputs_as_outputs(plan, options)
     try:
@@ -71,10 +77,11 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
             if locks is not None and not obstacles:
                 unlocked = _lock_outputs(plan, options, locks)
             up_to_date = find_up_to_date(plan, options)
+            replaced = find_replaced(plan) if up_to_date is None else {}
         except OutputError as error:
             obstacles["output-in-the-way"] = error
     warnings = mark_allowed((*plan.warnings, *unlocked), options)
-    return Preflight(warnings=warnings, obstacles=obstacles, up_to_date=up_to_date)
+    return Preflight(warnings=warnings, obstacles=obstacles, up_to_date=up_to_date, replaced=replaced)
 
 
 def mark_allowed(warnings: Iterable[RunWarning], options: Options) -> tuple[RunWarning, ...]:
@@ -117,5 +124,5 @@ def _lock_outputs(plan: Plan, options: Options, locks: ExitStack) -> list[RunWar
             "is writing it",
         )
         for path in paths
-        if not locks.enter_context(output_lock(path, resume=options.resume))
+        if not locks.enter_context(output_lock(path, resume=options.resume, before_removal=publish_staged_report))
     ]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.errors import EmaAvgError, NothingMatched, OutputError, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
+from ema_cli.preflight.replaced_objects import refuse_foreign_objects
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Role
-from ema_cli.report.beside import read_report, report_path
+from ema_cli.report.beside import parse_report, read_report, report_path
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, absolute, exists
+from ema_cli.storage.locations import Location, absolute, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import check_writable, raise_output_error
+from ema_cli.write.publish import Writing, check_writable
+from ema_cli.write.temp_names import longest_name
+
+_LARGEST_BYTES = 1 << 24
+_OR_FORCE = "choose another name, or overwrite it with --force"
 
 
 def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
@@ -50,19 +56,72 @@ def check_destinations(plan: Plan, options: Options) -> None:
     folders = {output.path for output in plan.outputs if output.folder and isinstance(output.path, Path)}
     if len({absolute(path) for path in paths}) != len(paths):
         raise UsageError("a report has the name of an output or of another report", hint="choose another --report")
+    for output in plan.outputs:
+        _refuse_long_name(output)
     for path in paths:
         if isinstance(path, Path):  # a store refuses when it is written to
             check_writable(path, folder=path in folders)
-    for folder in folders:
-        _check_folder(folder)
-    if options.force:
-        return
+    refuse_foreign_objects(plan)
     for output in plan.outputs:
         _refuse_report_of_another(output)
-    for report in paths[len(plan.outputs) :]:
-        if exists(report) and not is_report(report):
-            message = f"{quoted(str(report))} exists and is not a report of ema-avg"
-            raise OutputError(message, hint="choose another name, or overwrite it with --force")
+        _check_report_beside(output, force=options.force)
+    for report in () if options.force else options.report:
+        _refuse_foreign_file(report, _OR_FORCE)
+
+
+def _refuse_long_name(output: PlannedOutput) -> None:
+    """Raise if the name of an output leaves no room for that of its report."""
+    if isinstance(output.path, Url):
+        return
+    name, report, longest = output.path.name, report_path(output.path).name, longest_name(output.path.parent)
+    size, of_report = len(os.fsencode(name)), len(os.fsencode(report))
+    if size <= longest < of_report:
+        raise OutputError(
+            f"the report of {quoted(str(output.path))} would have a name of {of_report} bytes, {quoted(report)}; the "
+            f"file system takes names of {longest}",
+            hint=f"choose a name of at most {size - of_report + longest} bytes with -o",
+        )
+
+
+def _check_report_beside(output: PlannedOutput, *, force: bool) -> None:
+    """Raise if the report of an output would overwrite a foreign file; --force overwrites what may be a damaged report.
+
+    A folder beside a damaged report is refused for its files.
+    """
+    report = report_path(output.path)
+    if isinstance(report, Url):
+        if not force:
+            _refuse_foreign_file(report, _OR_FORCE)
+        return
+    try:
+        parse_report(report)
+    except NothingMatched:
+        return
+    except EmaAvgError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise OutputError(error.message, hint="move it, or choose another name with -o") from error
+        if not _is_damaged_json(report):
+            _refuse_foreign_file(report, "move it, or choose another name with -o")
+        elif not force and not output.folder:
+            _refuse_foreign_file(report, _OR_FORCE)
+
+
+def _refuse_foreign_file(report: Location, hint: str) -> None:
+    """Raise if a file with the name of a report is none."""
+    if exists(report) and not is_report(report):
+        raise OutputError(f"{quoted(str(report))} exists and is not a report of ema-avg", hint=hint)
+
+
+def _is_damaged_json(location: Location) -> bool:
+    """Whether a file of the usual size of a report is no JSON document: then it may be what is left of a report."""
+    try:
+        with open_source(location) as source:
+            json.loads(source.read(0, source.size()) if source.size() <= _LARGEST_BYTES else b"{}")
+    except EmaAvgError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _refuse_folders_of_inputs(plan: Plan) -> None:
@@ -89,23 +148,14 @@ def _refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool) -> N
         raise UsageError(message, hint=f"-o {path.parent / output.name}/")
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise if a folder that would be replaced contains folders: then it is not an output."""
-    try:
-        inner = next((path for path in folder.iterdir() if path.is_dir()), None) if folder.is_dir() else None
-    except OSError as error:
-        raise_output_error(folder, error)
-    if inner is not None:
-        message = f"{quoted(str(folder))} cannot be replaced: it contains the folder {quoted(inner.name)}"
-        raise OutputError(message, hint="choose another name")
-
-
 def _refuse_report_of_another(output: PlannedOutput) -> None:
     """Raise if the output ``ema/`` would overwrite the report of ``ema.safetensors``, or the other way round."""
     if isinstance(output.path, Url):
         return
     other = output.path.with_name(f"{output.path.name}.safetensors") if output.folder else output.path.with_suffix("")
-    report = read_report(output.path) if other.exists() else None
+    with Writing(output.path):
+        is_there = other.exists()
+    report = read_report(output.path) if is_there else None
     if report is not None and report.averages and bool(report.averages[0].output.files) != output.folder:
         name = quoted(report_path(output.path).name)
         raise OutputError(f"{name} is the report of {quoted(str(other))}", hint="choose another name with -o")

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.options.average import Options
+from ema_cli.preflight.replaced_folders import examine_output_folder
 from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import join_reports, read_report
 from ema_cli.report.model import File, Output, Report
+from ema_cli.report.redaction import redacted_report
 from ema_cli.storage.locations import Location, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
@@ -36,6 +38,9 @@ def find_up_to_date(plan: Plan, options: Options) -> Report | None:
     reports = [report for report in found if isinstance(report, Report)]
     if len(reports) == len(found):
         return join_reports(reports)
+    for output in plan.outputs:
+        if output.folder and isinstance(output.path, Path):
+            examine_output_folder(output)  # where --force would not help, it is not proposed
     in_the_way = [
         f"{quoted(str(output.path))} already exists, {reason}"
         for output, reason in zip(plan.outputs, found, strict=True)
@@ -105,10 +110,10 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
 
 
 def _with_current_path(output: PlannedOutput, report: Report) -> Report:
-    """Return the report with the current path of the output."""
+    """Return the report with the current path of the output; one of an older version may have secrets."""
     (average,) = report.averages
     moved = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
-    return dataclasses.replace(report, averages=(moved,))
+    return redacted_report(dataclasses.replace(report, averages=(moved,)))
 
 
 def _has_header(path: Location, planned: PlannedFile) -> bool:

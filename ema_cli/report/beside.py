@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from ema_cli.errors import EmaAvgError, InputRefused
-from ema_cli.formats.json_text import refuse_large
+from ema_cli.formats.json_text import parse_object
 from ema_cli.naming import report_name
 from ema_cli.report.model import Report
-from ema_cli.report.serialize import from_json
+from ema_cli.report.serialize import from_plain
 from ema_cli.report.validation import find_fault
 from ema_cli.storage.locations import Location, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 AnyLocation = TypeVar("AnyLocation", Path, Url, Location)
-_LARGEST_BYTES = 1 << 28
-"""Larger files are not read as reports."""
+LARGEST_BYTES = 1 << 27
+"""Larger files are not read as reports: their values would take more memory than JSON may."""
 
 
 def report_path(output: AnyLocation) -> AnyLocation:
@@ -56,12 +56,11 @@ def load_report(path: Location) -> Report:
 def parse_report(path: Location) -> Report:
     """Return the report in a JSON file, of any number of averages, with unchecked values; raise as ``load_report``."""
     with open_source(path) as source:
-        if source.size() > _LARGEST_BYTES:
+        if source.size() > LARGEST_BYTES:
             raise InputRefused(f"{quoted(str(path))} has {source.size():,} bytes, too many for a report")
         raw = source.read(0, source.size())
     try:
-        refuse_large(raw)
-        return from_json(raw.decode("utf-8"))
+        return from_plain(parse_object(raw))
     except ValueError as error:
         raise InputRefused(f"{quoted(str(path))} is not a report of ema-avg") from error
 

@@ -19,6 +19,7 @@ from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
 from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
 from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
+from ema_cli.report.redaction import redacted_report
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 
 
@@ -37,11 +38,14 @@ def build_report(
     fold_seconds: float,
     device: str,
 ) -> model.Report:
-    """Return the report of a run with all its averages; the fields of ``ema_cli.report.model`` explain the numbers."""
-    return model.Report(
+    """Return the report of a run with all its averages, without secrets.
+
+    The fields of ``ema_cli.report.model`` explain the numbers.
+    """
+    report = model.Report(
         schema_version=model.SCHEMA_VERSION,
         tool=model.Tool(name="ema-avg", version=__version__),
-        command=model.Command(argv=tuple(argv), options=_plain_options(options)),
+        command=model.Command(argv=tuple(argv), options=_plain_options(options), config=options.config),
         inputs=tuple(
             model.Input(
                 **input_fields(member), sha256=digest, content=folded.contents.get(position), role=str(member.role)
@@ -68,6 +72,7 @@ def build_report(
         warnings=tuple(warnings),
         environment=_environment(device),
     )
+    return redacted_report(report)
 
 
 def diagnose_output(series: Series, output: PlannedOutput) -> Diagnostics:
@@ -112,7 +117,8 @@ _OPTION_KEYS = {
 
 def _plain_options(options: Options) -> dict[str, object]:
     bare = {one.name: one for one in declared(type(options)) if one.single_is_bare}
-    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    names = [field.name for field in fields(options) if field.name not in ("config", "config_warnings")]
+    values = {name: getattr(options, name) for name in names}
     values |= {name: one.plain(values[name]) for name, one in bare.items()}
     return {_OPTION_KEYS.get(name, name): _plain(value) for name, value in values.items()}
 

@@ -18,6 +18,7 @@ from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import svg, tables, words
 from ema_cli.report.batch_index import BatchIndex, JobEntry
 from ema_cli.report.model import Average, Report, Tensor
+from ema_cli.report.redaction import REMOVED, redacted_index, redacted_report
 from ema_cli.text import percent, plural, safe_text
 
 _MOST_TENSORS = 1500
@@ -34,6 +35,7 @@ _LONGEST_JOB_ERROR = 400
 
 def to_html(report: Report) -> str:
     """Return the page of a report, below 300 kB for 50 checkpoints of 1,000 tensors."""
+    report = redacted_report(report)
     return _fill(
         "page.html.j2",
         title=_title(report),
@@ -42,8 +44,8 @@ def to_html(report: Report) -> str:
         warnings=[
             {
                 "code": warning.label,
-                "message": safe_text(warning.message, limit=_LONGEST_MESSAGE),
-                "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE),
+                "message": safe_text(warning.message, limit=_LONGEST_MESSAGE, whole=False),
+                "hint": safe_text(warning.hint, limit=_LONGEST_MESSAGE, whole=False),
             }
             for warning in report.warnings
         ],
@@ -60,12 +62,15 @@ def to_html(report: Report) -> str:
         geometry=_geometry_view(report, report.geometry) if report.geometry is not None else None,
         evidence=_evidence_view(report, report.evidence) if report.evidence is not None else None,
         command=tables.command_line(report.command.argv),
+        config=tables.config_line(report.command.config),
+        removed=REMOVED if report.command.secrets_removed else "",
         environment=tables.environment_line(report),
     )
 
 
 def index_to_html(index: BatchIndex) -> str:
     """Return the page of a batch index; it links to each report, relative to its folder."""
+    index = redacted_index(index)
     counts = [("written", index.summary.written), ("up to date", index.summary.up_to_date)]
     counts += [("planned", index.summary.planned)] if index.summary.planned else []
     return _fill(
@@ -75,6 +80,8 @@ def index_to_html(index: BatchIndex) -> str:
         facts=[*counts, ("failed", index.summary.failed), ("seconds", f"{index.summary.seconds:.2f}")],
         jobs=[_job_view(entry) for entry in index.jobs],
         command=tables.command_line(index.command.argv),
+        config=tables.config_line(index.command.config),
+        removed=REMOVED if index.command.secrets_removed else "",
     )
 
 
@@ -147,7 +154,8 @@ def _drift_strip(average: Average) -> Markup:
 
 
 def _geometry_view(report: Report, geometry: RunGeometry) -> dict[str, object]:
-    names = [tables.input_name(report.inputs[i]) for i in geometry.inputs]
+    inputs = tables.input_names(report)
+    names = [inputs[i] for i in geometry.inputs]
     path = [(x, y) for x, y in geometry.path_2d]
     averages = [
         (tables.label(average) if len(report.averages) > 1 else "average", (point[0], point[1]))
@@ -183,6 +191,7 @@ def _markup(chart: str) -> Markup:
 
 def _job_view(entry: JobEntry) -> dict[str, object]:
     error = entry.error
+    message = f"{error.message} (exit {error.exit_code})" if error else ""
     return {
         "run": safe_text(entry.run),
         "status": entry.status,
@@ -190,7 +199,7 @@ def _job_view(entry: JobEntry) -> dict[str, object]:
         "checkpoints": f"{entry.checkpoints:,}" if entry.checkpoints else "",
         "seconds": f"{entry.seconds:.2f}",
         "warnings": ", ".join(entry.warnings),
-        "error": safe_text(f"{error.message} (exit {error.exit_code})", limit=_LONGEST_JOB_ERROR) if error else "",
+        "error": safe_text(message, limit=_LONGEST_JOB_ERROR, whole=False),
         "links": [{"url": _relative_link(path), "name": path.rpartition(".")[2]} for path in entry.reports],
     }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from ema_cli.report import tables, words
 from ema_cli.report.model import Average, Report
+from ema_cli.report.redaction import REMOVED, redacted_report
 from ema_cli.text import percent, safe_text
 
 MARK = "<!-- ema-avg report -->"
@@ -30,7 +31,7 @@ _LONGEST_TEXT = 300
 
 def to_markdown(report: Report) -> str:
     """Return the report, well below the limit of step summaries (1 MiB)."""
-    return "\n".join([MARK, *_lines(report)]) + "\n"
+    return "\n".join([MARK, *_lines(redacted_report(report))]) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -66,6 +67,11 @@ def _lines(report: Report) -> Iterator[str]:
     command = tables.command_line(report.command.argv)
     if command:
         yield from ("", "```sh", command.replace("```", "'''"), "```")
+    config = tables.config_line(report.command.config)
+    if config:
+        yield from ("", escaped(config))
+    if report.command.secrets_removed:
+        yield from ("", escaped(REMOVED))
     yield from ("", f"<sub>{escaped(tables.environment_line(report))}</sub>")
 
 

@@ -1,4 +1,4 @@
-"""Report schema 1.1. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.2. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ema_cli.errors import RunWarning
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,11 @@ class Command:
     """The command line; empty for a call from Python."""
     options: dict[str, object]
     """Every option with its effective value."""
+    config: ConfigUsed | None = None
+    """The configuration file, and which options it set; ``None`` if there is none. Since 1.2."""
+    secrets_removed: bool = False
+    """Whether passwords, signatures or tokens were removed from the report or index: paths with ``***`` are not whole.
+    Since 1.2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

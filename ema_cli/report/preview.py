@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ema_cli.errors import RunWarning
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.records.files import FileRole
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint
@@ -13,10 +14,11 @@ from ema_cli.report.build import describe_continuation, diagnose_output, input_f
 from ema_cli.report.model import SCHEMA_VERSION
 
 
-def plan_document(plan: Plan, warnings: Sequence[RunWarning]) -> dict[str, object]:
+def plan_document(plan: Plan, warnings: Sequence[RunWarning], config: ConfigUsed | None = None) -> dict[str, object]:
     """Return the document that ``ema-avg plan --json`` prints."""
     return {
         "schema_version": SCHEMA_VERSION,
+        "config": dataclasses.asdict(config) if config else None,
         "order": plan.series.reason,
         "inputs": [
             {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from ema_cli.errors import EmaAvgError
+from ema_cli.formats.json_text import parse_object
+from ema_cli.records.record_types import build
 from ema_cli.report.batch_index import BatchIndex
-from ema_cli.report.beside import parse_report
-from ema_cli.report.model import Report
+from ema_cli.report.beside import LARGEST_BYTES, parse_report
+from ema_cli.report.model import Report, Tool
 from ema_cli.report.serialize import to_json
 from ema_cli.storage.locations import Location, open_source
 
@@ -57,9 +59,11 @@ def is_index(path: Path) -> bool:
     if path.suffix == ".html":
         return _is_page(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(document["jobs"], list) and document["tool"]["name"] == "ema-avg"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        with open_source(path) as source:
+            raw = source.read(0, source.size()) if source.size() <= LARGEST_BYTES else b""
+        document: Any = parse_object(raw)
+        return isinstance(document["jobs"], list) and build(Tool, document["tool"]).name == "ema-avg"
+    except (EmaAvgError, OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

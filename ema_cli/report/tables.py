@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TypeVar
 
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import words
 from ema_cli.report.model import Average, Input, Report, Tensor
-from ema_cli.text import human_bytes, percent, safe_text
+from ema_cli.text import human_bytes, numbered, percent, quoted, safe_text
 
 Row = TypeVar("Row")
 _UNDEFINED = "-"
@@ -52,22 +53,27 @@ def label(average: Average) -> str:
 
 def share_rows(report: Report, average: Average) -> list[ShareRow]:
     """Return a row for each input, in fold order."""
-    largest = max(average.weights) or 1.0
+    largest = max(map(abs, average.weights), default=0) or 1.0
+    names = input_names(report)
     rates = [f"{rate:.3g}" for rate in average.diagnostics.implied_lr] if average.continued is None else []
     return [
         ShareRow(
-            name=input_name(known),
+            name=names[i],
             step=_UNDEFINED if known.step is None else f"{known.step:,}",
             share=percent(weight),
-            width=round(100 * weight / largest, 1),
+            width=round(max(100 * (weight / largest), 0.0), 1),
             implied_lr=rates[i] if rates else "",
         )
         for i, (known, weight) in enumerate(zip(report.inputs, average.weights, strict=True))
     ]
 
 
-def input_name(known: Input) -> str:
-    """Return the name of an input, with its role unless it is a new checkpoint."""
+def input_names(report: Report) -> list[str]:
+    """Return the name of every input, with its role unless it is a new checkpoint."""
+    return numbered([_input_name(known) for known in report.inputs])
+
+
+def _input_name(known: Input) -> str:
     name = safe_text(PurePath(known.path).name)
     return f"{name} ({ROLES[known.role]})" if known.role in ROLES else name
 
@@ -125,16 +131,17 @@ INPUT_TITLES = ("input", "step", "from", "format", "size", "fingerprint")
 
 def input_rows(report: Report) -> list[list[str]]:
     """Return the cells of every input."""
+    paths = numbered([safe_text(known.path) for known in report.inputs])
     return [
         [
-            safe_text(known.path),
+            path,
             _UNDEFINED if known.step is None else f"{known.step:,}",
             safe_text(known.step_source or _UNDEFINED),
             known.format,
             human_bytes(known.bytes),
             f"sha256 {known.sha256}" if known.sha256 else known.fingerprint,
         ]
-        for known in report.inputs
+        for path, known in zip(paths, report.inputs, strict=True)
     ]
 
 
@@ -143,7 +150,8 @@ EVIDENCE_TITLES = ("checkpoint", "nearest", "distance", "to the previous", "cosi
 
 def evidence_rows(report: Report, evidence: Evidence) -> list[list[str]]:
     """Return the sampled distances of every checkpoint that was sampled: relative to the weights."""
-    names = [input_name(report.inputs[i]) for i in evidence.inputs]
+    inputs = input_names(report)
+    names = [inputs[i] for i in evidence.inputs]
     rows = []
     for number, (name, distances, cosine) in enumerate(
         zip(names, evidence.distances, evidence.nearest_cosines, strict=True)
@@ -217,7 +225,14 @@ def environment_line(report: Report) -> str:
 
 def command_line(argv: Sequence[str]) -> str:
     """Return the command line, quoted for a shell; empty for a call from Python."""
-    return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000) if argv else ""
+    return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000, whole=False) if argv else ""
+
+
+def config_line(config: ConfigUsed | None) -> str:
+    """Return which options the configuration file set; empty if none."""
+    if config is None or not config.options:
+        return ""
+    return f"Options from {quoted(config.path)}: {', '.join(map(safe_text, config.options))}."
 
 
 def tensor_counts(report: Report) -> str:

@@ -18,9 +18,11 @@ from ema_cli.records.record_types import describe, field_types
 from ema_cli.records.series import Role
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report, Tensor
-from ema_cli.text import quoted, safe_text
+from ema_cli.text import plural, quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
+_DEEPEST = 8
+"""Levels of lists and mappings in the value of an option."""
 _SHOWN = 60
 
 
@@ -42,9 +44,20 @@ def _bad_values(hint: Any, value: Any, path: str) -> Iterator[str]:  # noqa: ANN
             for number, element in enumerate(value):
                 yield from _bad_values(item, element, f"{path}[{number}]")
         case _:
-            too_large = isinstance(value, int) and abs(value) >= _LARGEST_SIZE
-            if too_large or (isinstance(value, float) and not math.isfinite(value)):
-                yield f"{path} is {safe_text(repr(value), limit=_SHOWN)}"
+            yield from _bad_plain_values(value, path, depth=0)
+
+
+def _bad_plain_values(value: object, path: str, depth: int) -> Iterator[str]:
+    """Yield every such number in a value of any type, and lists and mappings that are nested too deeply."""
+    if depth > _DEEPEST:
+        yield f"{path} is nested too deeply"
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _bad_plain_values(inner, path, depth + 1)
+    elif (isinstance(value, int) and abs(value) >= _LARGEST_SIZE) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        yield f"{path} is {safe_text(repr(value), limit=_SHOWN)}"
 
 
 def _contradictions(report: Report) -> Iterator[str]:
@@ -120,7 +133,7 @@ def _has_pieces(tensor: Tensor, inputs: int) -> bool:
         needed
         and BY_NAME[tensor.dtype].kind is Kind.FLOAT
         and 0 <= pieces.axis <= max(len(tensor.shape) - 1, 0)
-        and len(pieces.inputs) == len(pieces.factors) > 0
+        and len(set(pieces.inputs)) == len(pieces.inputs) == len(pieces.factors) > 0
         and all(0 <= number < inputs for number in pieces.inputs)
     )
 
@@ -128,23 +141,31 @@ def _has_pieces(tensor: Tensor, inputs: int) -> bool:
 def _of_average(average: Average, inputs: int) -> Iterator[str]:
     if len(average.weights) != inputs:
         yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
-    rates = len(average.diagnostics.implied_lr)
-    if rates != (inputs if average.continued is None else len(average.continued.shares)):
+    rates, continued = len(average.diagnostics.implied_lr), average.continued
+    shares = inputs if continued is None else len(continued.shares)
+    if rates != shares:
         yield f"it has {rates:,} learning-rate factors for {inputs:,} inputs"
+    steps = None if continued is None else continued.steps
+    if steps is not None and len(steps) != shares:
+        yield f"it has {len(steps):,} steps for {plural(shares, 'share')}"
     if not any(average.weights):
         yield "all weights are zero"
     if average.output.bytes < 0:
         yield f"output.bytes is {average.output.bytes:,}"
+    if average.method.power is not None and average.method.inv_gamma is None:
+        yield "its method has a power without inv_gamma"
     yield from _of_files(average.output.files)
     for tensor in average.tensors:
-        name = f"tensor {quoted(tensor.name)}"
-        if tensor.dtype not in BY_NAME:
-            yield f"{name} has the unknown type {quoted(tensor.dtype)}"
-        elif tensor.action not in set(Action) or (
-            tensor.action == Action.AVERAGED and not BY_NAME[tensor.dtype].averaged
-        ):
-            yield f"{name} of type {BY_NAME[tensor.dtype].torch_name} cannot be {quoted(tensor.action)}"
-        elif min(tensor.shape, default=0) < 0:
-            yield f"{name} has the shape {quoted(str(tensor.shape))}"
-        elif not _has_pieces(tensor, inputs):
-            yield f"{name} has pieces that do not fit to its inputs"
+        yield from _of_tensor(tensor, inputs)
+
+
+def _of_tensor(tensor: Tensor, inputs: int) -> Iterator[str]:
+    name = f"tensor {quoted(tensor.name)}"
+    if tensor.dtype not in BY_NAME:
+        yield f"{name} has the unknown type {quoted(tensor.dtype)}"
+    elif tensor.action not in set(Action) or (tensor.action == Action.AVERAGED and not BY_NAME[tensor.dtype].averaged):
+        yield f"{name} of type {BY_NAME[tensor.dtype].torch_name} cannot be {quoted(tensor.action)}"
+    elif min(tensor.shape, default=0) < 0:
+        yield f"{name} has the shape {quoted(str(tensor.shape))}"
+    elif not _has_pieces(tensor, inputs):
+        yield f"{name} has pieces that do not fit to its inputs"

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
+from ema_cli.records.plan import PlannedOutput
 from ema_cli.records.series_evidence import APART, LEAST_FOR_ORDER, LONGER, Evidence
 from ema_cli.report.model import Average, MethodUsed, Output, Report
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
@@ -205,3 +206,8 @@ def output_size(output: Output) -> str:
 def side_files(output: Output) -> str:
     """Return the names of the side files copied into an output folder; empty if there are none."""
     return shortlist(safe_text(file.name) for file in output.files if file.role == FileRole.SIDE_FILE)
+
+
+def planned_side_files(output: PlannedOutput) -> str:
+    """Return the names of the side files that an output folder gets; empty if there are none."""
+    return shortlist(quoted(side.name) for side in output.beside if side.role is FileRole.SIDE_FILE)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from ema_cli.errors import InputRefused, NothingMatched
+from ema_cli.errors import InputRefused, NothingMatched, UsageError
+from ema_cli.storage.protocols import split_protocol
 from ema_cli.storage.source import ByteSource, FileSource
 from ema_cli.storage.url import Url
+from ema_cli.text import HIDDEN, is_redacted, numbered, quoted
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 STREAMED = ("s3", "s3a", "gs", "gcs")
 """Schemes of stores with multi-part uploads, which are completed by a final request."""
 
@@ -25,20 +25,59 @@ Location = Path | Url
 
 
 def locate(name: str) -> Location:
-    """Return the location of a name: a URL if it has a scheme, else a local path."""
-    if name.startswith("file://"):
-        return Path(name.removeprefix("file://"))
-    return Url(name) if _SCHEME.match(name) else Path(name)
+    """Return the location of a name that the user gave: a URL if it has a protocol, else a local path.
+
+    ``file://`` is a local path too, literally: nothing in it is decoded. ``file://localhost/x`` is ``/x``.
+
+    Raises:
+        UsageError: the protocol is none of ``ema_cli.storage.protocols``, or the name is a chain of URLs.
+
+    """
+    protocol, rest = split_protocol(name)
+    if protocol == "file":
+        return Path(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
+    return Url(f"{protocol}://{rest}") if protocol else Path(rest)
+
+
+def locate_listed(name: str, *, allow_remote: bool) -> Location:
+    """Return the location of a name that a file lists, such as a report: whoever wrote the file chose it.
+
+    A local path may be anywhere. A URL needs the permission of the user.
+
+    Raises:
+        InputRefused: it is a URL that may not be opened, or not any more; the hint has an option that may help.
+
+    """
+    try:
+        location = locate(name)
+    except UsageError as refused:
+        raise InputRefused(refused.message) from refused
+    if isinstance(location, Path):
+        return location
+    if is_redacted(name):
+        raise InputRefused(f"{quoted(str(location))} cannot be opened again: a secret was removed from its address")
+    if not allow_remote:
+        message = f"{quoted(str(location))} was not opened: only the report names this URL"
+        raise InputRefused(message, hint="--allow-remote opens the URLs that a report names")
+    return location
 
 
 def absolute(location: Location) -> str:
-    """Return the name of a location independently of the working directory. Links are not followed."""
+    """Return the name of a location independently of the working directory. Links are not followed.
+
+    That of a URL has no password, and on the web no query: it does not depend on who asks for the file, or when.
+    """
     if isinstance(location, Url):
-        return str(location)
+        return location.place
     try:
         return os.path.abspath(location)  # noqa: PTH100
     except OSError:  # the working directory was removed
         return str(location)
+
+
+def full_name(location: Location) -> str:
+    """Return the name that opens a location. It may have a password or a signature: it is never shown."""
+    return location.address if isinstance(location, Url) else str(location)
 
 
 def common_folder(locations: Sequence[Location]) -> str:
@@ -47,9 +86,19 @@ def common_folder(locations: Sequence[Location]) -> str:
     return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, parents))
 
 
-def label(location: Location, folder: str) -> str:
-    """Return the name of a location relative to ``folder``, the ``common_folder`` of several."""
-    return absolute(location).removeprefix(folder).lstrip("/") if folder else str(location)
+def labels(locations: Sequence[Location], folder: str) -> list[str]:
+    """Return the names of locations relative to ``folder``, their ``common_folder``.
+
+    A query that may choose the file is shown as a mark, and the names are numbered if they differ in it alone.
+    """
+    return numbered([_label(location, folder) for location in locations])
+
+
+def _label(location: Location, folder: str) -> str:
+    if not folder:
+        return str(location)
+    query = f"?{HIDDEN}" if isinstance(location, Url) and location.choice else ""
+    return absolute(location).removeprefix(folder).lstrip("/") + query
 
 
 def open_source(location: Location) -> ByteSource:
@@ -96,7 +145,7 @@ def is_file(location: Location) -> bool:
 
 def is_link(location: Location) -> bool:
     """Whether a location is a symbolic link, which may lead to nothing. A store has none."""
-    return isinstance(location, Path) and location.is_symlink()
+    return isinstance(location, Path) and os.path.islink(location)  # noqa: PTH114 - false where pathlib raises
 
 
 def identity_of(folder: Location) -> object:
@@ -112,7 +161,7 @@ def identity_of(folder: Location) -> object:
 
 def literal(location: Location) -> str:
     """Return the pattern that matches a location alone."""
-    return str(location) if isinstance(location, Url) else glob.escape(str(location))
+    return location.address if isinstance(location, Url) else glob.escape(str(location))
 
 
 def names_in(folder: Location) -> dict[str, bool]:

@@ -12,6 +12,8 @@ stop the others. The report is untrusted: its form is checked first, and the fil
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,9 @@ from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
-from ema_cli.text import plural, quoted, safe_text, shortlist
-from ema_cli.verify.inputs import check_input, open_inputs
+from ema_cli.text import HIDDEN, plural, quoted, safe_text, shortlist
+from ema_cli.verify.inputs import FoundInput, check_input, open_inputs
+from ema_cli.verify.named_inputs import match_inputs
 from ema_cli.verify.output import Check, WrittenOutput, check_digest, check_side_files, check_size, open_written
 from ema_cli.verify.samples import check_samples
 
@@ -66,12 +69,13 @@ class Verification:
         lines = [f"  {check.name}: {check.message}" for check in self.failures[:_MOST_LINES]]
         if len(self.failures) > _MOST_LINES:
             lines.append(f"  and {len(self.failures) - _MOST_LINES:,} more (--json lists all)")
+        hints = [check.hint for check in self.failures]
         only_inputs = all(check.name.startswith(_INPUT_CHECKS) for check in self.failures)
+        again = "average again with --force: that writes the output and its report"
+        hints.append("--output-only checks only the file and its report" if only_inputs else again)
         raise VerificationFailed(
             "\n".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
-            hint="--output-only checks only the file and its report"
-            if only_inputs
-            else "average again with --force: that writes the output and its report",
+            hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
         )
 
 
@@ -82,9 +86,13 @@ def verify(
     seed: int = 0,
     quick: bool = False,
     output_only: bool = False,
+    inputs: Sequence[str | os.PathLike[str]] = (),
+    allow_remote: bool = False,
     listener: Listener = ignore,
 ) -> Verification:
     """Check an output, its report and its inputs.
+
+    The report is untrusted. Local files that it lists are opened wherever they are; URLs only with ``allow_remote``.
 
     Args:
         output: a file or folder that this program wrote, with its report beside it.
@@ -92,17 +100,31 @@ def verify(
         seed: selects the pieces.
         quick: do not read all weights of the inputs to compare their digests.
         output_only: do not open the inputs, and recompute nothing.
+        inputs: files, folders, patterns and URLs that are the inputs now, in any order; empty for the paths in the
+            report.
+        allow_remote: open the URLs in the report.
         listener: receives the progress.
 
     Raises:
-        UsageError: ``samples`` is negative or too large.
-        NothingMatched: there is no such output.
-        InputRefused: the output is not a file that can be opened, or a folder without weights.
+        UsageError: ``samples`` is negative or too large; ``inputs`` are fewer than the report lists.
+        NothingMatched: there is no such output; one of ``inputs`` is missing.
+        InputRefused: the output is not a file that can be opened, or a folder without weights; one of ``inputs`` is no
+            checkpoint; the report lists a URL with a protocol that is not opened.
         InputChanged: a file was changed while it was being read.
 
     """
     if not 0 <= samples <= _MOST_SAMPLES:
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
+    names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
+    if names and output_only:
+        raise UsageError("--output-only does not open the inputs that --input names", hint="leave out one of them")
+    scope = _Scope(
+        samples=None if output_only else samples,
+        seed=seed,
+        contents=not quick,
+        names=tuple(names),
+        allow_remote=allow_remote,
+    )
     with ExitStack() as opened:
         file = open_written(output, opened)
         try:
@@ -110,27 +132,32 @@ def verify(
         except (InputRefused, NothingMatched) as fault:
             checks, recomputed = [_failed("report", fault.message)], 0
         else:
-            sampled = None if output_only else (samples, seed)
-            checks, recomputed = _check(file, report, opened, listener, sampled, contents=not quick)
+            checks, recomputed = _check(file, report, opened, listener, scope)
         for source in file.sources.values():
             source.raise_if_changed()
     return Verification(output=output, checks=tuple(checks), samples=recomputed, seed=seed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scope:
+    """What is checked."""
+
+    samples: int | None
+    """``None`` to leave the inputs alone."""
+    seed: int
+    contents: bool
+    names: tuple[str, ...]
+    allow_remote: bool
+
+
 def _check(
-    file: WrittenOutput,
-    report: Report,
-    opened: ExitStack,
-    listener: Listener,
-    sampled: tuple[int, int] | None,
-    *,
-    contents: bool,
+    file: WrittenOutput, report: Report, opened: ExitStack, listener: Listener, scope: _Scope
 ) -> tuple[list[Check], int]:
     """Make all checks; return them with the number of pieces recomputed."""
     (average,) = report.averages
     written, refused = _open_output(file.path, opened)
-    inputs = open_inputs(report, file, opened, listener) if sampled is not None else []
-    count = Counted("hashing", file.nbytes + sum(i.hashed_bytes(contents=contents) for i in inputs), listener)
+    inputs = _inputs(file, report, opened, listener, scope)
+    count = Counted("hashing", file.nbytes + sum(i.hashed_bytes(contents=scope.contents) for i in inputs), listener)
     checks = [
         _check_report(file, report, average),
         check_size(file, average.output),
@@ -138,15 +165,30 @@ def _check(
         *check_side_files(file.path, average.output.files),
         _check_tensors(written, average.tensors) if written else _failed("tensors", refused),
         *([_check_method(written, report, average)] if written else []),
-        *(check_input(number, found, count, contents=contents) for number, found in enumerate(inputs, start=1)),
     ]
-    if sampled is None:
+    of_inputs = [check_input(number, one, count, contents=scope.contents) for number, one in enumerate(inputs, start=1)]
+    checks += of_inputs
+    if scope.samples is None:
         return checks, 0
     if written is None:
         return [*checks, _failed("samples", "nothing was recomputed: the output cannot be read")], 0
-    check, recomputed = check_samples(written, report, inputs, *sampled, listener=listener)
+    shown = bool(scope.names) or all(check.ok for check in of_inputs)
+    check, recomputed = check_samples(
+        written, report, inputs, scope.samples, scope.seed, shown=shown, listener=listener
+    )
     check_unchanged([found.checkpoint for found in inputs if found.checkpoint is not None], listener)
     return [*checks, check], recomputed
+
+
+def _inputs(
+    file: WrittenOutput, report: Report, opened: ExitStack, listener: Listener, scope: _Scope
+) -> list[FoundInput]:
+    """Return the inputs: those that the user named, else those at the paths in the report."""
+    if scope.samples is None:
+        return []
+    if scope.names:
+        return match_inputs(report, file, scope.names, opened, listener, contents=scope.contents)
+    return open_inputs(report, file, opened, listener, allow_remote=scope.allow_remote)
 
 
 def _failed(name: str, message: str) -> Check:
@@ -168,6 +210,8 @@ def _check_report(file: WrittenOutput, report: Report, average: Average) -> Chec
     name = Path(average.output.path).name
     renamed = "" if name == file.path.name else f", written as {quoted(name)}"
     message = f"{quoted(report_path(file.path).name)} lists {plural(len(report.inputs), 'input')}{renamed}"
+    if report.command.secrets_removed:
+        message += f"; passwords and signatures were removed from it: addresses with {HIDDEN} are not whole"
     return Check(name="report", ok=True, message=message)
 
 

@@ -29,6 +29,8 @@ class Check:
     ok: bool
     message: str
     """What was found; if the check failed, also what was expected."""
+    hint: str = ""
+    """What may help if the check failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

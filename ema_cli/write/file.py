@@ -12,8 +12,8 @@ from zlib_ng import zlib_ng
 from ema_cli.errors import OutputError
 from ema_cli.records.files import FileRole, Written, WrittenFile
 from ema_cli.text import human_bytes, quoted
+from ema_cli.write.permissions import Permissions, mode_of_new_file
 from ema_cli.write.publish import (
-    NEW_FILE,
     FileState,
     Writing,
     publish,
@@ -37,17 +37,26 @@ class OutputFile:
         data_bytes: size of the data section.
         temp: path of the file until it is published; a random name beside ``path`` by default.
         role: of the file; weights are checked by the safetensors library.
+        most: the permissions that it may have at most if nothing of its name is replaced.
 
     """
 
     def __init__(
-        self, path: Path, header: bytes, data_bytes: int, *, temp: Path | None = None, role: FileRole = FileRole.WEIGHTS
+        self,
+        path: Path,
+        header: bytes,
+        data_bytes: int,
+        *,
+        temp: Path | None = None,
+        role: FileRole = FileRole.WEIGHTS,
+        most: Permissions | None = None,
     ) -> None:
         self.path = path
         self.size = len(header) + data_bytes
         self._header = header
         self._temp = temporary_name(path) if temp is None else temp
         self._role = role
+        self.most = most
         self._fd = -1
         self._reserved = False
         self._write_back: WriteBack | None = None
@@ -75,9 +84,14 @@ class OutputFile:
 
     def _create(self) -> None:
         with Writing(self.path):
-            self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self._temp, flags, mode_of_new_file(self._permissions()))
             check_space(os.fstatvfs(self._fd), self.size)
             reserve_space(self._fd, self.size)
+
+    def _permissions(self) -> Permissions | None:
+        """Return the permissions to keep; ``None`` for those of any new file."""
+        return Permissions.of(self.path) or self.most
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write ``data`` at byte ``offset`` of the data section, unless bytes written earlier read back differently."""
@@ -94,10 +108,12 @@ class OutputFile:
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
             sha256 = self._write_back.finish(self.size)
-            os.fsync(self._fd)
-            modified_ns = os.fstat(self._fd).st_mtime_ns
             if self._role is FileRole.WEIGHTS:
                 _check_with_library(self._temp, self.path)
+            if (permissions := self._permissions()) is not None:
+                permissions.set_on(self._fd)
+            os.fsync(self._fd)
+            modified_ns = os.fstat(self._fd).st_mtime_ns
         self.close()
         self._written = WrittenFile(
             name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns

@@ -12,8 +12,10 @@ from ema_cli.records.files import FileRole, PlannedFile, Written
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file import OutputFile, check_space
 from ema_cli.write.folder_files import FolderFiles
+from ema_cli.write.old_folder import OldFolder
+from ema_cli.write.permissions import Permissions, mode_of_new_folder
 from ema_cli.write.publish import FileState, Writing, refuse_changed, refuse_foreign, state_of, sync_folder
-from ema_cli.write.temp_names import is_nonempty_folder, name_aside, remove, remove_aside, temporary_name
+from ema_cli.write.temp_names import name_aside, remove, rename_aside, temporary_name
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -23,33 +25,45 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 class OutputFolder(FolderFiles[OutputFile]):
-    """A folder of safetensors files and side files; see ``Target``."""
+    """A folder of safetensors files and side files; see ``Target``.
 
-    def __init__(self, output: PlannedOutput) -> None:
+    Args:
+        output: what to write.
+        old: the folder of that name as it was examined before the run; ``None`` if there was nothing in it.
+
+    """
+
+    def __init__(self, output: PlannedOutput, old: OldFolder | None = None) -> None:
         self.path = output.local
         self._temp = temporary_name(output.local)
+        self._old = old
+        self._most: Permissions | None = None
+        """What files with a new name are permitted at most, where an old folder is replaced."""
         super().__init__(output)
-        self._replaces = False
-        """Whether an old folder must be replaced."""
         self._before: FileState | None = None
-        """The state of ``path`` when the run began."""
+        """The state of ``path`` when it was examined."""
         self._written: Written | None = None
         self._published = False
 
     def _make_file(self, planned: PlannedFile, role: FileRole) -> OutputFile:
         temp = self._temp / planned.name
-        return OutputFile(self.path / planned.name, planned.header, planned.data_bytes, temp=temp, role=role)
+        path = self.path / planned.name
+        return OutputFile(path, planned.header, planned.data_bytes, temp=temp, role=role, most=self._most)
 
     def open(self) -> None:
-        """Make the folder and take the space of its files."""
+        """Make the folder, take the space of its files, and put the foreign files of the old folder into it."""
         with Writing(self.path):
-            self._before = state_of(self.path)
-            self._replaces = is_nonempty_folder(self.path)
-            self._temp.mkdir()
+            self._before = self._old.state if self._old else state_of(self.path)
+            self._most = self._old.permissions_of_new_files() if self._old else None
+            self._temp.mkdir(mode_of_new_folder(Permissions.of(self.path)))
             sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
             check_space(os.statvfs(self._temp), sum(sizes))
         for file in self._files:
+            file.most = self._most
             file.reserve()
+        if self._old is not None:
+            with Writing(self.path):
+                self._old.give_kept_files(self._temp)
 
     def finish(self) -> Written:
         """Make the folder durable and verify the bytes on the disk; it keeps its temporary name."""
@@ -68,42 +82,58 @@ class OutputFolder(FolderFiles[OutputFile]):
             for file in self._written.files:
                 refuse_changed(self._temp / file.name, file)
             refuse_foreign(self.path, self._before)
-            if not (self._replaces and self._exchange_with_old()):
-                self._rename()
+            self._keep_permissions()
+            if self._old is None or not self._exchange_with(self._old):
+                self._rename(self._old)
 
-    def _exchange_with_old(self) -> bool:
+    def _keep_permissions(self) -> None:
+        """Give the new folder the permissions of the old."""
+        permissions = Permissions.of(self.path)
+        if permissions is not None:
+            descriptor = os.open(self._temp, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                permissions.set_on(descriptor)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _exchange_with(self, old: OldFolder) -> bool:
         """Exchange the names of the new and the old folder, and remove the old; ``False`` if the system cannot."""
+        old.refuse_changed(self.path, self._temp)
         if not exchange(self._temp, self.path):
             return False
         self._published = True
         try:
+            old.refuse_changed(self._temp, self.path)
             sync_folder(self.path.parent)
         except BaseException:
             exchange(self._temp, self.path)
             self._published = False
             raise
         with contextlib.suppress(OSError):  # a later run removes what cannot be removed now
-            remove(self._temp)
+            old.remove(self._temp)
         return True
 
-    def _rename(self) -> None:
+    def _rename(self, old: OldFolder | None) -> None:
         """Rename the new folder; an old folder is first set aside, and removed at the end."""
-        aside = name_aside(self.path) if self._replaces else None
-        if aside is not None:
+        aside = name_aside(self.path)
+        if old is not None:
             self.path.rename(aside)
         try:
+            if old is not None:
+                old.refuse_changed(aside, self._temp)
             self._temp.rename(self.path)
             sync_folder(self.path.parent)
         except BaseException:
             if not self._temp.exists():
                 self.path.rename(self._temp)
-            if aside is not None:
+            if old is not None:
                 aside.rename(self.path)
             raise
         self._published = True
-        if aside is not None:
+        if old is not None:
             with contextlib.suppress(OSError):
-                remove_aside(aside, self.path)
+                old.remove(rename_aside(aside, self.path))
 
     def discard(self) -> None:
         """Remove the folder that was built; does nothing after ``publish``."""

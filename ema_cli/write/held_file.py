@@ -13,7 +13,7 @@ import os
 import stat
 from pathlib import Path
 
-from ema_cli.write.temp_names import leftovers
+from ema_cli.write.temp_names import leftovers_of
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of file systems without locks: Lustre mounted without ``flock``, NFS without its lock service."""
@@ -59,7 +59,7 @@ def remove_abandoned(path: Path) -> None:
 
     A file that cannot be opened, locked or removed stays.
     """
-    for temp in leftovers(path):
+    for temp in leftovers_of(path):
         with contextlib.suppress(OSError):
             _remove_unless_held(temp)
 

@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 
 from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.record_types import build
-from ema_cli.write.publish import NEW_FILE, Writing, raise_output_error
+from ema_cli.write.permissions import Permissions, mode_of_new_file
+from ema_cli.write.publish import Writing, raise_output_error
 from ema_cli.write.temp_names import journal_name
 
 
@@ -36,6 +37,7 @@ class Journal:
 
     def __init__(self, output: Path, run: str) -> None:
         self.path = journal_name(output)
+        self._output = output
         self._run = run
         self._fd = -1
         self._lock = threading.Lock()
@@ -70,9 +72,9 @@ class Journal:
 
         """
         with Writing(self.path):
-            self._fd = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE
-            )
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            # It has samples of the tensors, so it is no more readable than the output.
+            self._fd = os.open(self.path, flags, mode_of_new_file(Permissions.of(self._output)))
         self._append({"run": self._run})
         for outcome in done:
             self.add(outcome)

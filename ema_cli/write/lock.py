@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ema_cli.errors import OutputError, OutputLocked
@@ -13,11 +13,13 @@ from ema_cli.naming import report_name
 from ema_cli.text import quoted
 from ema_cli.write.held_file import NO_LOCKS, is_named, remove_abandoned
 from ema_cli.write.publish import Writing, raise_output_error
-from ema_cli.write.temp_names import remove_leftovers
+from ema_cli.write.temp_names import lock_name, remove_leftovers
 
 
 @contextlib.contextmanager
-def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
+def output_lock(
+    path: Path, *, resume: bool = False, before_removal: Callable[[Path], None] | None = None
+) -> Iterator[bool]:
     """Hold the lock of the output ``path``, and remove what killed runs left beside it.
 
     Yields ``True``. On a file system without locks it yields ``False``, and nothing is removed: leftovers may belong to
@@ -27,13 +29,14 @@ def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
     Args:
         path: of the output.
         resume: keep what an interrupted run left, because this run continues it.
+        before_removal: is called with ``path`` before leftovers are removed, under the lock.
 
     Raises:
         OutputLocked: another run holds the lock.
         OutputError: the folder does not exist or is not writable, or ``resume`` on a file system without locks.
 
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = lock_name(path)
     try:
         descriptor = _lock(lock)
     except BlockingIOError as error:
@@ -49,6 +52,8 @@ def output_lock(path: Path, *, resume: bool = False) -> Iterator[bool]:
         return
     try:
         with Writing(path):
+            if before_removal is not None:
+                before_removal(path)
             remove_leftovers(path, keep_resumable=resume)
             remove_abandoned(path.with_name(report_name(path.name)))
         yield True

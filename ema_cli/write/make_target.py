@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import STREAMED, Location
 from ema_cli.storage.url import Url
 from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
+from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.resumption import ResumableFile
 from ema_cli.write.small_file import SmallFile
-from ema_cli.write.target import SmallTarget, Target
+from ema_cli.write.target import SmallTarget, StoppableTarget, Target
 
 
 def make_small(path: Location) -> SmallTarget:
@@ -21,16 +24,23 @@ def make_small(path: Location) -> SmallTarget:
     return SmallFile(path)
 
 
-def make_target(output: PlannedOutput) -> Target:
-    """Return the target of an output."""
+def make_target(output: PlannedOutput, old: OldFolder | None = None) -> Target:
+    """Return the target of an output that replaces the folder ``old``, if that was found on a disk."""
     if isinstance(output.path, Url):
         from ema_cli.write.remote_folder import RemoteFolder, make_upload  # noqa: PLC0415 - fsspec
 
         return RemoteFolder(output, output.path) if output.folder else make_upload(output.path, output.files[0])
     if output.folder:
-        return OutputFolder(output)
+        return OutputFolder(output, old)
     (file,) = output.files
     return OutputFile(output.path, file.header, file.data_bytes)
+
+
+def stop_uploads(targets: Iterable[Target]) -> None:
+    """Let no thread wait any longer for a store to accept what is written."""
+    for target in targets:
+        if isinstance(target, StoppableTarget):
+            target.stop()
 
 
 def make_resumable(output: PlannedOutput) -> ResumableFile:

@@ -16,11 +16,11 @@ from ema_cli.errors import OutputError
 from ema_cli.records.files import WrittenFile
 from ema_cli.text import quoted
 
-_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a link"), (stat.S_ISREG, "a file"))
+_KINDS = (
+    *((stat.S_ISDIR, "folder"), (stat.S_ISLNK, "link"), (stat.S_ISREG, "file"), (stat.S_ISFIFO, "FIFO")),
+    *((stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device")),
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-NEW_FILE = 0o666
-"""Permissions of every file that is made here; the system applies the umask."""
-
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems that cannot make the names in a folder durable by a call, such as some network mounts."""
 
@@ -147,8 +147,12 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
             return
         raise_output_error(path, error)
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
-        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "not a regular file")
-        raise OutputError(f"{quoted(str(path))} cannot be written: it is {kind}", hint="choose another name")
+        raise OutputError(f"{quoted(str(path))} cannot be written: it is a {kind_of(mode)}", hint="choose another name")
+
+
+def kind_of(mode: int) -> str:
+    """Return what a name refers to, in one word, by the mode of its status."""
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "special file")
 
 
 def _check_owner(path: Path) -> None:

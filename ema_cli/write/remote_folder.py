@@ -1,24 +1,27 @@
 """An output folder in a store: every file is sent while it is computed, and gets its name at the end.
 
 No store can publish a folder at once. The index tells a reader of several files which of them belong together: an old
-index is removed first, the new index comes last, and old weights that it does not list are removed after it. The files
-of one repository of the Hugging Face Hub are one commit.
+index is removed first, the new index comes last, and old weights that it does not list are removed after it. Only
+weights that were there when the run began are removed, which its preflight found in the report of an earlier output.
+The files of one repository of the Hugging Face Hub are one commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
 
-from ema_cli.errors import NothingMatched
+from ema_cli.errors import NothingMatched, OutputError
 from ema_cli.records.files import FileRole, PlannedFile, is_weights
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import STREAMED, names_in
 from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
+from ema_cli.text import quoted, shortlist
 from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.spooled_upload import SpooledUpload, commit_together
 from ema_cli.write.streamed_upload import StreamedUpload
-from ema_cli.write.uploads import Upload, Uploading
+from ema_cli.write.uploads import Upload, uploading
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -33,6 +36,8 @@ class RemoteFolder(FolderFiles[Upload]):
 
     def __init__(self, output: PlannedOutput, url: Url) -> None:
         self._url = url
+        self._old: list[str] = []
+        """Weights of an earlier output."""
         super().__init__(output)
 
     def _make_file(self, planned: PlannedFile, role: FileRole) -> Upload:
@@ -40,7 +45,15 @@ class RemoteFolder(FolderFiles[Upload]):
 
     def open(self) -> None:
         """Begin the first file, so that a store that refuses files does so early."""
+        with uploading(self._url):
+            self._old = [name for name in self._names() if is_weights(name)]
         self._shards[0].open()
+
+    def stop(self) -> None:
+        """Let no thread wait any longer in ``write``."""
+        for upload in self._files:
+            if isinstance(upload, StreamedUpload):
+                upload.stop()
 
     def publish(self) -> None:
         """Publish weights, side files and index, in this order; weights without an index come last."""
@@ -49,17 +62,34 @@ class RemoteFolder(FolderFiles[Upload]):
             for role in (FileRole.WEIGHTS, FileRole.INDEX, FileRole.SIDE_FILE)
         )
         uploads = [*weights, *copies, *index] if index else [*copies, *weights]
-        old = [name for name in self._names() if is_weights(name)]
         new = {upload.url.name for upload in uploads}
-        with Uploading(self._url):
+        unlisted = [name for name in self._old if name not in new]
+        with uploading(self._url):
             if self._url.scheme == "hf":
                 spooled = [upload for upload in uploads if isinstance(upload, SpooledUpload)]
-                commit_together(spooled, [self._url / name for name in old if name not in new])
+                commit_together(spooled, [self._url / name for name in unlisted if name in self._names()])
             else:
-                self._remove(name for name in old if name.endswith(_INDEX_SUFFIX))
-                for upload in uploads:
-                    upload.publish()
-                self._remove(name for name in old if name not in new and not name.endswith(_INDEX_SUFFIX))
+                self._publish(uploads, unlisted)
+
+    def _publish(self, uploads: Sequence[Upload], unlisted: Sequence[str]) -> None:
+        """Publish files one after the other.
+
+        Raises:
+            OutputError: one of them fails; the error lists which are new.
+
+        """
+        self._remove(name for name in self._old if name.endswith(_INDEX_SUFFIX))
+        done: list[str] = []
+        try:
+            for upload in uploads:
+                upload.publish()
+                done.append(upload.url.name)
+        except OutputError as error:
+            if not done:
+                raise
+            new = f"new in {quoted(str(self._url))}: {shortlist(map(quoted, done))}; the others are not"
+            raise OutputError(f"{error.message}; {new}", hint=error.hint) from error
+        self._remove(name for name in unlisted if not name.endswith(_INDEX_SUFFIX))
 
     def _names(self) -> list[str]:
         try:
@@ -70,4 +100,5 @@ class RemoteFolder(FolderFiles[Upload]):
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             store, path = store_of(self._url / name)
-            store.rm_file(path)
+            with contextlib.suppress(FileNotFoundError):  # removed already
+                store.rm_file(path)

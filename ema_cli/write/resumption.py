@@ -25,7 +25,8 @@ from ema_cli.records.plan import Plan
 from ema_cli.text import human_bytes, plural, quoted
 from ema_cli.write.file import OutputFile, check_space, reserve_space
 from ema_cli.write.journal import Journal
-from ema_cli.write.publish import NEW_FILE, Writing
+from ema_cli.write.permissions import mode_of_new_file
+from ema_cli.write.publish import Writing
 from ema_cli.write.temp_names import resumable_name
 
 _PIECE_BYTES = 1 << 20
@@ -44,7 +45,8 @@ class ResumableFile(OutputFile):
     def _create(self) -> None:
         """Make the file, or open the file that an interrupted run left, and reserve its space."""
         with Writing(self.path):
-            self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, NEW_FILE)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self._temp, flags, mode_of_new_file(self._permissions()))
             status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EEXIST, f"{self._temp.name} is not a regular file")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 
 from ema_cli.write.held_file import hold, remove_abandoned
-from ema_cli.write.publish import NEW_FILE, Writing, publish
+from ema_cli.write.permissions import Permissions, mode_of_new_file
+from ema_cli.write.publish import Writing, publish
 from ema_cli.write.temp_names import temporary_name
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -27,18 +27,20 @@ class SmallFile:
         """Write the file durably under a temporary name, and remove what killed runs left of it."""
         with Writing(self._path):
             remove_abandoned(self._path)
-            self._make()
-            _keep_mode(self._fd, self._path)
+            original = Permissions.of(self._path)
+            self._make(mode_of_new_file(original))
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
+            if original is not None:
+                original.set_on(self._fd)
             os.fsync(self._fd)
 
-    def _make(self) -> None:
+    def _make(self, mode: int) -> None:
         """Make the temporary file; try again if another run took it for a leftover, before it was locked."""
         while True:
             self._temp = temporary_name(self._path)
-            self._fd = os.open(self._temp, _FLAGS, NEW_FILE)
+            self._fd = os.open(self._temp, _FLAGS, mode)
             if hold(self._fd, self._temp):
                 return
             self._close()
@@ -63,14 +65,6 @@ class SmallFile:
             descriptor, self._fd = self._fd, -1
             with contextlib.suppress(OSError):  # the bytes are durable, or not wanted
                 os.close(descriptor)
-
-
-def _keep_mode(descriptor: int, path: Path) -> None:
-    """Give a new file the permissions of the file that it will replace, if there is one."""
-    with contextlib.suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if stat.S_ISREG(mode) and mode != os.fstat(descriptor).st_mode:
-            os.fchmod(descriptor, stat.S_IMODE(mode))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -16,12 +16,13 @@ from io import BufferedRandom
 
 from ema_cli.errors import OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written
+from ema_cli.storage.remote.failures import writing_error
 from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.file import check_space, write_at
 from ema_cli.write.temp_names import random_name
-from ema_cli.write.uploads import Upload, Uploading, check_sent
+from ema_cli.write.uploads import Upload, check_sent, uploading
 
 
 class SpooledUpload(Upload):
@@ -42,14 +43,14 @@ class SpooledUpload(Upload):
     def open(self) -> None:
         """Make the temporary file, if the store is known."""
         store_of(self.url)
-        with Uploading(self.url):
+        with uploading(self.url):
             self._spool = tempfile.TemporaryFile(prefix="ema-avg-")  # noqa: SIM115 - closed by discard
             check_space(os.fstatvfs(self.spool.fileno()), self.planned.nbytes)
             write_at(self.spool.fileno(), 0, self.planned.header)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write ``data`` at byte ``offset`` of the data section of the temporary file."""
-        with Uploading(self.url):
+        with uploading(self.url):
             write_at(self.spool.fileno(), len(self.planned.header) + offset, data)
         with self._lock:
             self._missing -= len(data)
@@ -66,23 +67,34 @@ class SpooledUpload(Upload):
         if self.url.scheme == "hf":
             commit_together([self], [])
             return
-        with Uploading(self.url):
+        with uploading(self.url):
             self._send()
         check_sent(self.url, self.planned.nbytes)
 
     def _send(self) -> None:
         """Send the file under another name first: a store may show it while it is being sent."""
         store, path = store_of(self.url)
-        _, temp = store_of(self.url.with_name(random_name(self.url.name)))
+        temp_url = self.url.with_name(random_name(self.url.name))
+        _, temp = store_of(temp_url)
         self.spool.seek(0)
         try:
             with store.open(temp, "wb") as upload:
                 shutil.copyfileobj(self.spool, upload, 1 << 20)
             store.mv(temp, path)
-        except BaseException:
-            if store.exists(temp):
-                store.rm_file(temp)
+        except BaseException as error:
+            try:
+                if store.exists(temp):
+                    store.rm_file(temp)
+            except Exception:  # noqa: BLE001 - the first error is the reason
+                self._name_leftover(temp_url, error)
             raise
+
+    def _name_leftover(self, temp: Url, error: BaseException) -> None:
+        """Raise an error that names the temporary object, if the first one does not end the program."""
+        if isinstance(error, Exception):
+            failed = writing_error(error, self.url)
+            left = f"{failed.message}; the temporary object {quoted(str(temp))} could not be removed"
+            raise OutputError(left, hint=failed.hint) from error
 
     def discard(self) -> None:
         """Close the temporary file, which removes it."""
@@ -101,7 +113,7 @@ def commit_together(uploads: Sequence[SpooledUpload], removed: Sequence[Url]) ->
         OutputError: the Hub did not accept the commit.
 
     """
-    with Uploading(uploads[0].url):
+    with uploading(uploads[0].url):
         _commit(uploads, removed)
     for upload in uploads:
         check_sent(upload.url, upload.planned.nbytes)

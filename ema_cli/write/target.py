@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ema_cli.records.files import Written
 
@@ -29,6 +29,14 @@ class Target(Protocol):
 
     def discard(self) -> None:
         """Remove what was written, in any state; does nothing after ``publish``."""
+
+
+@runtime_checkable
+class StoppableTarget(Protocol):
+    """A target that may wait for a store."""
+
+    def stop(self) -> None:
+        """Raise in every thread that waits in ``write``; the run ends. Does nothing after the last ``write``."""
 
 
 class SmallTarget(Protocol):

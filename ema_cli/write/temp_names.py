@@ -1,16 +1,29 @@
-"""The hidden names beside an output, and the removal of what killed runs left under them."""
+"""The hidden names beside an output, and the removal of what killed runs left under them.
+
+A long name is shortened in them, with a digest of the whole name, so that they fit where the name itself fits.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 _RANDOM_BYTES = 6
 _BUILT, _ASIDE = "partial", "old"
-_RESUMABLE, _JOURNAL = "resume.partial", "journal"
+_RESUMABLE, _JOURNAL, _LOCK = "resume.partial", "journal", "lock"
+_ROOM_BYTES = 22
+"""Of a hidden name, for what is around the name of the output: ``.NAME.0123456789ab.partial``."""
+_DIGEST_DIGITS = 16
+_INSIDE_CHARACTER = range(0x80, 0xC0)
+"""Bytes of UTF-8 that no character begins with."""
+_LONGEST_BYTES = 255
+"""Of a name, if the file system does not say."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -25,12 +38,41 @@ def name_aside(path: Path) -> Path:
 
 def resumable_name(path: Path) -> Path:
     """Return the name of a half-built output that an interrupted run leaves for the next one."""
-    return path.with_name(f".{path.name}.{_RESUMABLE}")
+    return path.with_name(f".{_stem(path)}.{_RESUMABLE}")
 
 
 def journal_name(path: Path) -> Path:
     """Return the name of the journal of an interrupted run."""
-    return path.with_name(f".{path.name}.{_JOURNAL}")
+    return path.with_name(f".{_stem(path)}.{_JOURNAL}")
+
+
+def lock_name(path: Path) -> Path:
+    """Return the name of the lock of an output."""
+    return path.with_name(f".{_stem(path)}.{_LOCK}")
+
+
+def visible_name(path: Path) -> Path:
+    """Return a unique name beside ``path`` for files that nobody may remove."""
+    return path.with_name(f"{_stem(path)}.{secrets.token_hex(_RANDOM_BYTES)}.kept")
+
+
+def longest_name(folder: Path) -> int:
+    """Return how many bytes a name in a folder may have."""
+    try:
+        return os.statvfs(folder).f_namemax
+    except OSError:
+        return _LONGEST_BYTES
+
+
+def _stem(path: Path) -> str:
+    """Return the name of an output for hidden names: a long one is cut between two characters and gets its digest."""
+    raw, room = os.fsencode(path.name), longest_name(path.parent) - _ROOM_BYTES
+    if len(raw) <= room:
+        return path.name
+    end = max(room - _DIGEST_DIGITS - 1, 0)
+    while end and raw[end] in _INSIDE_CHARACTER:
+        end -= 1
+    return f"{os.fsdecode(raw[:end])}~{hashlib.sha256(raw).hexdigest()[:_DIGEST_DIGITS]}"
 
 
 def random_name(name: str, kind: str = _BUILT) -> str:
@@ -39,7 +81,7 @@ def random_name(name: str, kind: str = _BUILT) -> str:
 
 
 def _hidden(path: Path, kind: str) -> Path:
-    return path.with_name(random_name(path.name, kind))
+    return path.with_name(random_name(_stem(path), kind))
 
 
 def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
@@ -52,35 +94,41 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
         OSError: something cannot be put back or removed.
 
     """
+    is_unpublished = any(built.is_dir() for built in leftovers_of(path))
     for aside in path.parent.glob(_pattern(path, _ASIDE)):
         if not os.path.lexists(path):
             aside.rename(path)
+        elif is_unpublished:  # what has the name is not what this folder was set aside for
+            aside.rename(visible_name(path))
         else:
-            remove_aside(aside, path)
-    for built in leftovers(path):
+            remove(rename_aside(aside, path))
+    for built in leftovers_of(path):
         remove(built)
     if not keep_resumable:
         resumable_name(path).unlink(missing_ok=True)
         journal_name(path).unlink(missing_ok=True)
 
 
-def leftovers(path: Path) -> list[Path]:
-    """Return the half-built files beside ``path``: of killed runs, and of runs that are still writing."""
+def leftovers_of(path: Path) -> list[Path]:
+    """Return the half-built files and folders beside ``path``: of killed runs, and of runs that are still writing.
+
+    Those of ``--resume`` are not among them.
+    """
     return list(path.parent.glob(_pattern(path, _BUILT)))
 
 
-def remove_aside(aside: Path, path: Path) -> None:
-    """Remove the old folder that was set aside for ``path``.
+def rename_aside(aside: Path, path: Path) -> Path:
+    """Give the old folder that was set aside for ``path`` the name of a half-built output, and return that.
 
-    It gets the name of a half-built output first: a folder that is half removed must never be put back.
+    A folder that is half removed must never be put back.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: it cannot be renamed.
 
     """
     doomed = temporary_name(path)
     aside.rename(doomed)
-    remove(doomed)
+    return doomed
 
 
 def is_nonempty_folder(folder: Path) -> bool:
@@ -105,6 +153,8 @@ def remove(path: Path) -> None:
 
     """
     if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(OSError):  # it may have the permissions of a folder that may not be changed
+            path.chmod(stat.S_IRWXU)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -112,4 +162,4 @@ def remove(path: Path) -> None:
 
 def _pattern(path: Path, kind: str) -> str:
     """Return a pattern that matches the hidden names made here for ``path``, and no other names."""
-    return f".{glob.escape(path.name)}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.{kind}"
+    return f".{glob.escape(_stem(path))}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.{kind}"

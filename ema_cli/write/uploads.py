@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ema_cli.errors import EmaAvgError, OutputError
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
-from ema_cli.storage.remote.failures import is_forbidden, login, reason_of
-from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.remote.failures import writing_error
+from ema_cli.storage.remote.stores import calling, info_of, store_of
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.target import Target
@@ -37,7 +40,7 @@ class SmallUpload:
 
     def publish(self) -> None:
         """Send the file."""
-        with Uploading(self._url):
+        with uploading(self._url):
             store, path = store_of(self._url)
             store.pipe_file(path, self._data)
 
@@ -52,28 +55,28 @@ def check_sent(url: Url, nbytes: int) -> None:
         OutputError: the size is wrong, or the store does not report it.
 
     """
-    with Uploading(url):
-        store, path = store_of(url)
-        store.invalidate_cache()
-        size = store.info(path)["size"]
-    if size != nbytes:
-        raise OutputError(f"{quoted(str(url))} has {size:,} bytes, but {nbytes:,} were sent")
+    store, path = store_of(url)
+    try:
+        info = info_of(store, path, url)
+    except EmaAvgError as error:
+        message = f"{quoted(str(url))} was sent, but could not be checked: {error.message}"
+        raise OutputError(message, hint=error.hint) from error
+    if info is None:
+        raise OutputError(f"{quoted(str(url))} was sent, but is not there")
+    if info.get("size") != nbytes:
+        raise OutputError(f"{quoted(str(url))} has {info.get('size', 0):,} bytes, but {nbytes:,} were sent")
 
 
-class Uploading:
-    """A context in which ``url`` is written: an error of the store in it becomes an ``OutputError`` that names the URL.
+@contextmanager
+def uploading(url: Url) -> Iterator[None]:
+    """Begin to write ``url``: an error of the store becomes an ``OutputError`` that names the URL.
 
     Every store has errors of its own, so every exception that is not an ``EmaAvgError`` counts.
     """
-
-    def __init__(self, url: Url) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, EmaAvgError):
-            hint = login(self._url) if is_forbidden(error) else ""
-            reason = reason_of(error, self._url)
-            raise OutputError(f"{quoted(str(self._url))} cannot be written: {reason}", hint=hint) from error
+    try:
+        with calling(url):
+            yield
+    except (EmaAvgError, MemoryError):
+        raise
+    except Exception as error:
+        raise writing_error(error, url) from error

@@ -20,11 +20,14 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "file": {"ema.safetensors": ()},
     "file and page": {"ema.safetensors": ("--report", "{out}/all.html")},
     "folder": {"ema": ("--max-shard-size", "30KB")},
+    "folder with a foreign file": {"ema": ("--max-shard-size", "30KB")},
     "two averages": {"ema_{decay}.safetensors": ("--decay", "0.7")},
     "resumed file": {"ema.safetensors": ("--resume",)},
     "two resumed averages": {"ema_{decay}.safetensors": ("--decay", "0.7", "--resume")},
 }
 """Kinds of output: the name, and the options that make it."""
+FOREIGN = "README.md"
+"""A file of the user in an output folder, which every run keeps."""
 Contents = dict[str, str]
 T = TypeVar("T")
 
@@ -61,6 +64,8 @@ class Scene:
         write_series(self.inputs, elements, form)
         self.digests = self.read(self.inputs)
         self.old = self._reference("--init", "debias")
+        if "foreign" in shape:
+            (self.output / FOREIGN).write_text("the card of the model")
         shutil.copytree(self.out, self._earlier)
         self.reset(earlier=False)
         self.seconds = 0.0
@@ -119,6 +124,7 @@ class Scene:
 
     def reset(self, *, earlier: bool = True) -> None:
         """Restore the outputs of the earlier run, or remove all outputs."""
+        self._has_foreign = earlier and "foreign" in self.shape
         shutil.rmtree(self.out)
         if earlier:
             shutil.copytree(self._earlier, self.out)
@@ -155,7 +161,11 @@ class Scene:
         kinds = [self.old if earlier else {}, self.new]
         tops = {Path(name).parts[0] for contents in (found, *kinds) for name in contents}
         broken = [top for top in sorted(tops) if all(_under(found, top) != _under(kind, top) for kind in kinds)]
-        return [f"{top} is neither the old one nor the new one" for top in broken]
+        return [f"{top} is neither the old one nor the new one" for top in broken] + self._lost()
+
+    def _lost(self) -> list[str]:
+        lost = self._has_foreign and not (self.output / FOREIGN).is_file()
+        return [f"{FOREIGN}, a foreign file, is lost"] if lost else []
 
     def aftermath(self) -> list[str]:
         """Return the problems of the inputs, and of a run without faults afterwards."""
@@ -166,7 +176,7 @@ class Scene:
             "the next run did not write the right output": self.outputs() != self.new,
             f"the next run left {self.leftovers()}": bool(self.leftovers()),
         }
-        return [words for words, wrong in checks.items() if wrong]
+        return [words for words, wrong in checks.items() if wrong] + self._lost()
 
 
 def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:
@@ -175,7 +185,7 @@ def scenes_on_demand(root: Path, **options: Any) -> Callable[[str], Scene]:
 
 
 def _is_output(name: str) -> bool:
-    return not name.startswith(".") and not name.endswith(("report.json", ".html"))
+    return not name.startswith(".") and not name.endswith(("report.json", ".html", FOREIGN))
 
 
 def _under(contents: Contents, top: str) -> Contents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,16 @@ from ema_cli.formats.file import read_file
 from ema_cli.formats.inert_pickle.reader import read_pickle
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
+from ema_cli.formats.torch.declared_storages import DeclaredStorages
 from ema_cli.formats.torch.objects import reduce
-from ema_cli.formats.torch.storages import storage_from_persistent_id
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
+from tests.hostile.declarations import check_places, declarations
 from tests.hostile.in_memory import MemorySource
 from tests.hostile.legacy_cases import legacy
 from tests.hostile.mutate import FOREIGN_WORDS, ZIP_WORDS, mutated
-from tests.hostile.opcodes import call, glob, mapping, num, stop, storage, tensor, text, tup
-from tests.hostile.parser import Parser, simple
+from tests.hostile.opcodes import call, glob, mapping, num, stop, storage, tensor, text, tup, typed
+from tests.hostile.parser import Parser
 from tests.hostile.safetensors_cases import file
 from tests.hostile.tokens import JSON, PICKLE, varied
 from tests.hostile.zips import Ending, Record, checkpoint, pack
@@ -32,9 +34,9 @@ _EXTREMES = (0, 1, 15, 16, 17, 0xFFFF, 0xFFFFFFFF)
 def file_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
     """Return the parsers of files; ``folder`` is for temporary seed files."""
     return {
-        "pickle": simple(pickles(), PICKLE, _run_pickle),
-        "zip": _zip(_seeds(cases, folder, "zip_", "good_zip", "lie_")),
-        "legacy": _legacy(_seeds(cases, folder, "legacy_", "good_legacy")),
+        "pickle": _pickle(pickles()),
+        "zip": _zip(_seeds(cases, folder, "zip_", "good_zip", "lie_", "storage_", "good_storage_")),
+        "legacy": _legacy(_seeds(cases, folder, "legacy_", "good_legacy", "storage_legacy")),
         "safetensors": _safetensors(_seeds(cases, folder, "safetensors_", "good_safetensors")),
         "foreign": _foreign([*_seeds(cases, folder, "foreign_"), checkpoint()]),
     }
@@ -47,6 +49,9 @@ def _seeds(cases: Sequence[Case], folder: Path, *groups: str) -> list[bytes]:
         if case.name.startswith(groups) and "MB" not in case.name:
             path = folder / "seed"
             case.make(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+                continue
             if path.stat().st_size <= _LARGEST_SEED:
                 found.append(path.read_bytes())
             path.unlink()
@@ -87,8 +92,12 @@ def pickles() -> list[bytes]:
         call(glob("numpy", "dtype"), text("i8"), b"\x89", b"\x88") + tup(num(3), text("<")) + b"b",
         b"C\x08" + bytes(8),
     )
+    numbered = b"}(" + num(0) + mapping(w=first) + text("0") + second + b"N" + first + tup(num(1)) + second + b"u"
+    layers = mapping(model=mapping(w=first, layers=numbered), optimizer=mapping(state=numbered), experts=numbered)
+    untyped = mapping(w=typed("float8_e4m3fn", 8), v=typed("uint16", 4, offset=4), u=typed("float8_e4m3fn", 4))
     return [
         *map(stop, (tensors, ordered, mapping(model=module), state, b"](" + first + b"e", b"N", averaged)),
+        *map(stop, (layers, numbered, untyped)),
         *map(
             stop, (mapping(w=third, v=wrapped), mapping(state_dict=tensors, step=scalar), mapping(w=sharded), fairseq)
         ),
@@ -96,17 +105,25 @@ def pickles() -> list[bytes]:
 
 
 def read(data: bytes) -> None:
-    """Read a file, as ``open_checkpoint`` does."""
+    """Read a file, as ``open_checkpoint`` does, and check what is accepted."""
     structure = read_file(MemorySource(data), (), LayoutPool())
     strip_prefixes([layout.name for layout in structure.layouts], None)
+    check_places(structure, len(data))
 
 
 def _foreign(seeds: Sequence[bytes]) -> Parser:
     return Parser(seeds=seeds, mutate=lambda seed, random: mutated(seed, seeds, FOREIGN_WORDS, random), run=read)
 
 
+def _pickle(seeds: Sequence[bytes]) -> Parser:
+    def mutate(seed: bytes, random: Random) -> bytes:
+        return varied(declarations(random) if random.randrange(4) == 0 else seed, seeds, PICKLE, random)
+
+    return Parser(seeds=seeds, mutate=mutate, run=_run_pickle)
+
+
 def _run_pickle(data: bytes) -> None:
-    root, _ = read_pickle(data, reduce=reduce, persistent_load=storage_from_persistent_id)
+    root, _ = read_pickle(data, reduce=reduce, persistent_load=DeclaredStorages().load)
     find_state_dict(root)
 
 
@@ -124,7 +141,7 @@ def archive(random: Random, values: Sequence[bytes]) -> bytes:
 
     The checksums are right unless they are the false field, so that the mutations are read.
     """
-    pickle = random.choice(values)
+    pickle = declarations(random) if random.randrange(4) == 0 else random.choice(values)
     if random.randrange(2):
         pickle = varied(pickle, values, PICKLE, random)
     records = [
@@ -187,7 +204,10 @@ def _legacy(seeds: Sequence[bytes]) -> Parser:
         part = random.choice(("root", "root", "root", "keys", "system", "version"))
         keys = stop(b"](" + text("0") + text("1") + b"e")
         storages = b"\x04" + bytes(7) + bytes(16)
-        parts = {"root": random.choice(values), "keys": keys, "data": storages * 2}
+        root = declarations(random) if random.randrange(4) == 0 else random.choice(values)
+        parts = {"root": root, "keys": keys, "data": storages * 2}
+        if part == "root" and random.randrange(2):
+            return legacy(**parts)
         parts[part] = varied(parts.get(part, values[0]), values, PICKLE, random)
         return legacy(**parts)
 

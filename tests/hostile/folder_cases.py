@@ -23,10 +23,13 @@ _MAP = {"a": _FIRST, "b": _SECOND}
 _METADATA = "torch.distributed.checkpoint.metadata"
 
 
-def _folder(contents: Contents) -> Maker:
+def folder_of(contents: Contents) -> Maker:
+    """Return the maker of a folder with files, and links where the content is text; names may have one slash."""
+
     def make(path: Path) -> None:
         path.mkdir()
         for name, content in contents.items():
+            (path / name).parent.mkdir(exist_ok=True)
             if isinstance(content, str):
                 (path / name).symlink_to(content)
             else:
@@ -277,28 +280,28 @@ def folder_cases() -> list[Case]:
     )
     return [
         *(
-            Case(name=f"{group}_{name.replace(' ', '_')}", make=_folder(contents), code=code, word=word)
+            Case(name=f"{group}_{name.replace(' ', '_')}", make=folder_of(contents), code=code, word=word)
             for group, table, code in tables
             for name, (contents, word) in table.items()
         ),
         Case(name="hf_fifo_as_shard", make=_with_fifo, word="not a regular file"),
         Case(name="hf_folder_as_shard", make=_with_folder, word="incomplete"),
-        Case(name="hf_device_as_model", make=_folder({"model.safetensors": "/dev/zero"}), word="not a regular file"),
-        Case(name="dcp_link_out", make=_folder({**_dcp(), DATA: "/proc/self/exe"}), word="torch.save archive"),
+        Case(name="hf_device_as_model", make=folder_of({"model.safetensors": "/dev/zero"}), word="not a regular file"),
+        Case(name="dcp_link_out", make=folder_of({**_dcp(), DATA: "/proc/self/exe"}), word="torch.save archive"),
         Case(name="dcp_canary", make=_dcp_canary, word="of an unknown kind"),
     ]
 
 
 def _with_fifo(path: Path) -> None:
-    _folder({_INDEX: _index(_MAP), _SECOND: _SHARDS[_SECOND]})(path)
+    folder_of({_INDEX: _index(_MAP), _SECOND: _SHARDS[_SECOND]})(path)
     os.mkfifo(path / _FIRST)
 
 
 def _with_folder(path: Path) -> None:
-    _folder({_INDEX: _index(_MAP), _SECOND: _SHARDS[_SECOND]})(path)
+    folder_of({_INDEX: _index(_MAP), _SECOND: _SHARDS[_SECOND]})(path)
     (path / _FIRST).mkdir()
 
 
 def _dcp_canary(path: Path) -> None:
     evil = call(SHELL, text(f"touch {path.parent / CANARY}"))
-    _folder(_dcp(stop(evil)))(path)
+    folder_of(_dcp(stop(evil)))(path)

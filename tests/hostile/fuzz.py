@@ -2,7 +2,8 @@
 
 ``python -m tests.hostile.fuzz --seconds 60 --seed 1 --parser zip`` mutates valid and bad seeds of the format. It checks
 that only errors of our own are raised, that no message contains what a terminal or a CI log would act on, that no parse
-takes a second, that the memory stays below 512 MB, and that no file is created. The bytes that caused a finding are
+takes a second, that the memory stays below 512 MB, that no file is created, and that nothing is connected, started, or
+written outside of one folder. The bytes that caused a finding are
 stored in ``--findings``. The same seed and count make the same inputs.
 """
 
@@ -22,6 +23,7 @@ from types import FrameType
 
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.inert_pickle.values import PickleError
+from tests.helpers.canary import CANARY
 from tests.hostile.parser import Parser
 from tests.hostile.parsers import parsers
 
@@ -60,8 +62,8 @@ def main() -> None:
     parser.add_argument("--parser", action="append", help="only this one; may be repeated")
     parser.add_argument("--findings", type=Path, default=Path("findings"))
     given = parser.parse_args()
-    watch = Watch()
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
+        watch = Watch(Path(folder))
         chosen = {name: made for name, made in parsers(Path(folder)).items() if name in (given.parser or [name])}
         tallies = {name: Tally() for name in chosen}
         _check_seeds(chosen, watch)
@@ -74,9 +76,15 @@ def main() -> None:
 
 
 class Watch:
-    """Ends an execution that does not end: two ticks of a clock see the same one."""
+    """Ends an execution that does not end: two ticks of a clock see the same one.
 
-    def __init__(self) -> None:
+    Args:
+        folder: where an execution may write files.
+
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
         self.executions = 0
         self.running = False
         self._seen = -1
@@ -128,7 +136,9 @@ def _batch(parser: Parser, tally: Tally, random: Random, count: int, watch: Watc
 def execute(parser: Parser, data: bytes, tally: Tally, watch: Watch) -> str:
     """Parse once; return what went wrong."""
     began = time.perf_counter()
-    problem = _parse(parser, data, tally, watch)
+    with CANARY.armed(watch.folder) as events:
+        problem = _parse(parser, data, tally, watch)
+    problem = f"forbidden: {events[0][:_SHOWN]!a}" if events else problem
     if problem or time.perf_counter() - began < _MOST_SECONDS:
         return problem
     began = time.process_time()  # it may have waited for the processor, so measure again

@@ -51,9 +51,12 @@ def call(function: bytes, *arguments: bytes) -> bytes:
     return function + tup(*arguments) + pickle.REDUCE
 
 
-def storage(key: str = "0", *, kind: str = "FloatStorage", elements: int = 4, extra: bytes = b"") -> bytes:
+def storage(
+    key: str = "0", *, kind: str = "FloatStorage", elements: int = 4, location: str = "cpu", extra: bytes = b""
+) -> bytes:
     """Push a torch storage by its persistent id."""
-    parts = (text("storage"), glob("torch", kind), text(key), text("cpu"), num(elements))
+    module = "torch.storage" if kind == "UntypedStorage" else "torch"
+    parts = (text("storage"), glob(module, kind), text(key), text(location), num(elements))
     return tup(*parts, extra) + pickle.BINPERSID
 
 
@@ -69,6 +72,15 @@ def tensor(
     function = glob("torch._utils", "_rebuild_tensor_v2")
     view = (num(offset), numbers(shape), numbers(strides), pickle.NEWFALSE, mapping(), extra)
     return call(function, storage_opcodes if storage_opcodes is not None else storage(), *view)
+
+
+def typed(
+    dtype: str, elements: int, *, offset: int = 0, strides: Iterable[int] = (1,), storage_opcodes: bytes | None = None
+) -> bytes:
+    """Push a tensor of one dimension whose type is its own: by default over an untyped storage of 16 bytes."""
+    inside = storage(kind="UntypedStorage", elements=16) if storage_opcodes is None else storage_opcodes
+    view = (num(offset), numbers((elements,)), numbers(strides), pickle.NEWFALSE, mapping())
+    return call(glob("torch._utils", "_rebuild_tensor_v3"), inside, *view, glob("torch", dtype), mapping())
 
 
 SHELL = glob("os", "system")

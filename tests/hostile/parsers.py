@@ -9,6 +9,7 @@ from tests.hostile.file_parsers import file_parsers
 from tests.hostile.folder_parsers import folder_parsers
 from tests.hostile.own_parsers import own_parsers
 from tests.hostile.parser import Parser
+from tests.hostile.report_parsers import report_parsers
 
 
 def parsers(folder: Path) -> dict[str, Parser]:
@@ -19,4 +20,9 @@ def parsers(folder: Path) -> dict[str, Parser]:
 
     """
     cases = catalogue()
-    return {**file_parsers(cases, folder), **folder_parsers(cases, folder), **own_parsers(folder)}
+    return {
+        **file_parsers(cases, folder),
+        **folder_parsers(cases, folder),
+        **own_parsers(folder),
+        **report_parsers(folder),
+    }

@@ -178,8 +178,6 @@ NONSENSE: dict[str, tuple[bytes, str]] = {
     ),
 }
 LIES: dict[str, tuple[bytes, str]] = {
-    "larger than its record": (tensor(storage(elements=128), shape=(128,)), "beyond its storage"),
-    "larger than declared": (tensor(storage(elements=3)), "beyond its storage"),
     "offset": (tensor(offset=1), "beyond its storage"),
     "far offset": (tensor(offset=_HUGE), "beyond its storage"),
     "negative offset": (tensor(offset=-1), "damaged shape"),
@@ -201,9 +199,8 @@ LIES: dict[str, tuple[bytes, str]] = {
         "damaged shape",
     ),
     "no shape": (call(glob("torch._utils", "_rebuild_tensor_v2"), storage(), num(0)), "damaged"),
-    "negative elements": (tensor(storage(elements=-4)), "beyond its storage"),
     "unknown kind": (tensor(storage(kind="EvilStorage")), "EvilStorage"),
-    "quantized": (tensor(storage(kind="QInt8Storage"), shape=(4,)), "qint8"),
+    "quantized": (tensor(storage(kind="QInt8Storage", elements=16), shape=(4,)), "qint8"),
     "complex": (tensor(storage(kind="ComplexDoubleStorage", elements=1), shape=(1,)), "complex128"),
     "conjugate": (tensor(extra=mapping(conj=b"\x88")), "lazy view"),
     "sparse": (call(glob("torch._utils", "_rebuild_sparse_tensor")), "sparse"),
@@ -216,7 +213,7 @@ LIES: dict[str, tuple[bytes, str]] = {
 
 _GIANT = b"\x8a\xff" + b"\x7f" * 255
 """Push a number of 255 bytes."""
-_EMPTY = tensor(storage(elements=0), shape=(0,)) + b"q\x020"
+_EMPTY = tensor(storage(), shape=(0,)) + b"q\x020"
 _NAMES = [text(f"w{number}") for number in range(5000)]
 STRANGE: dict[str, tuple[bytes, str]] = {
     "shapes of giants": (

@@ -128,13 +128,13 @@ def test_an_output_in_the_store_is_continued_and_verified(store: Store, ema_avg:
     for name, tensor in load(tmp_path / "once.safetensors").items():
         assert torch.allclose(load(tmp_path / "got.safetensors")[name], tensor, rtol=1e-14, atol=0)
     for place in (part, whole):
-        found = ema_avg("verify", place, **store.environment)
+        found = ema_avg("verify", place, "--allow-remote", **store.environment)
         assert found.returncode == 0, found.stderr
         assert f"verified {place}" in found.stdout
     assert ema_avg("diff", whole, "got.safetensors", **store.environment).returncode == 0
     assert "ema_avg.folded" in ema_avg("inspect", whole, **store.environment).stderr
     store.put("run/ckpt_100.pt", store.get("run/ckpt_200.pt"))
-    spoilt = ema_avg("verify", part, **store.environment)
+    spoilt = ema_avg("verify", part, "--allow-remote", **store.environment)
     assert spoilt.returncode == 10
     assert "has different weights" in spoilt.stderr
 
@@ -201,16 +201,17 @@ def report(folder: Path) -> bytes:
 
 
 def test_a_folder_in_the_store_is_replaced_as_a_whole(store: Store, ema_avg: Run, tmp_path: Path) -> None:
-    """Without --force the old output stays; with it, old weights are removed, and other files stay."""
+    """Without --force the old output stays; with it, weights of its report are removed, and other files stay."""
     states = [{f"w{n}": state["w"] + n for n in range(3)} for state in states_of(2, 5_000)]
     write_models(tmp_path / "run", states)
     index = "model.safetensors.index.json"
-    for name in ("model.safetensors", "model-00004-of-00004.safetensors", "notes.txt", index):
-        store.put(f"out/averaged/{name}", b"old")
+    average(ema_avg, "run", "-o", FOLDER, "--max-shard-size", 40_000, **store.environment)
+    store.put("out/averaged/notes.txt", b"mine")
+    old = store.get("out/averaged/model-00002-of-00002.safetensors")
     job = ("run", "-o", FOLDER, "--max-shard-size", 20_000)
     refused = ema_avg(*job, "--decay", DECAY, **store.environment)
     assert refused.returncode == 5, refused.stderr
-    assert store.get("out/averaged/model.safetensors") == b"old"
+    assert store.get("out/averaged/model-00002-of-00002.safetensors") == old
     store.gate.written.clear()
     average(ema_avg, *job, "--force", **store.environment)
     assert store.gate.written[0] == ("DELETE", f"/{BUCKET}/out/averaged/{index}")  # no mix of old and new is named
@@ -219,6 +220,23 @@ def test_a_folder_in_the_store_is_replaced_as_a_whole(store: Store, ema_avg: Run
         *(index, "config.json", "tokenizer.json", "notes.txt"),
     }
     assert_fold(fetch(store, tmp_path / "got"), states)
+
+
+def test_a_folder_of_others_in_the_store_is_not_replaced(store: Store, ema_avg: Run, tmp_path: Path) -> None:
+    """--force replaces no folder without our report, nor one with weights that its report does not list."""
+    write_models(tmp_path / "run", [{"w": state["w"]} for state in states_of(2, 500)])
+    store.put("out/averaged/thesis.md", b"mine")
+    job = ("run", "-o", FOLDER, "--decay", DECAY, "--force")
+    done = ema_avg(*job, **store.environment)
+    assert (done.returncode, "thesis.md" in done.stderr, "--force" in done.stderr) == (5, True, False), done.stderr
+    store.client.delete_object(Bucket=BUCKET, Key="out/averaged/thesis.md")
+    assert ema_avg(*job, **store.environment).returncode == 0
+    store.put("out/averaged/adapter.safetensors", b"mine")
+    before = {name: store.get(name) for name in store.names("out/")}
+    done = ema_avg(*job, "--dtype", "float64", **store.environment)
+    assert done.returncode == 5, done.stderr
+    assert "adapter.safetensors" in done.stderr
+    assert {name: store.get(name) for name in store.names("out/")} == before
 
 
 def test_a_folder_that_cannot_be_completed_has_no_index(store: Store, ema_avg: Run, tmp_path: Path) -> None:

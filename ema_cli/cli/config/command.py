@@ -14,9 +14,11 @@ import typer
 from ema_cli.cli.config.precedence import Configured, resolve
 from ema_cli.cli.config.settings import Setting, Settings, from_environment, from_table
 from ema_cli.cli.config.show import show
-from ema_cli.cli.config.sources import find_file, read_file
+from ema_cli.cli.config.sources import ConfigSearch, find_file, read_file
+from ema_cli.cli.config.trust import refuse_in_found
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import MainCommand
+from ema_cli.text import quoted
 
 _META = "ema_cli.configured"
 """The key of the configuration in a context's ``meta``."""
@@ -36,14 +38,21 @@ class ConfiguredCommand(MainCommand):
             for one in options
             if ctx.get_parameter_source(one.parameter).name == "COMMANDLINE"
         }
-        file, *configured = ctx.meta[_META]
+        search, *configured = ctx.meta[_META]
         layers = (flags, *configured)
         settings, dropped = resolve(layers)
         mine = tuple(one for one in dropped if one.parameter in {option.parameter for option in options})
         for parameter in ctx.command.params:
             if any(one.parameter == parameter.name for one in mine):
                 ctx.params[parameter.name] = _value(ctx, parameter, settings)
-        held = Configured(file=file, options=options, layers=layers, settings=settings, dropped=mine)
+        held = Configured(
+            file=search.file,
+            options=options,
+            layers=layers,
+            settings=settings,
+            dropped=mine,
+            ignored=search.ignored,
+        )
         ctx.meta[_META] = held
         if ctx.params["show_config"]:
             style = Style(json=ctx.params["json"], color=not ctx.params["no_color"])
@@ -66,15 +75,23 @@ def load(context: typer.Context, file: Path | None) -> Path | None:
     if group:
         commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)]
     known = list({one.key: one for command in commands for one in command.callback.options}.values())
-    try:
-        found = read_file(file) if file else find_file(Path.cwd())
-    except OSError:  # the working directory was removed
-        found = None
+    search = ConfigSearch(file=read_file(file)) if file else _search()
+    found = search.file
     in_file = from_table(found.table, known, found.path) if found else {}
+    if found and found.found_from:
+        refuse_in_found(in_file, known, found.path, found.found_from)
     environment = from_environment(os.environ, known)
-    context.meta[_META] = (found, environment, in_file)
+    context.meta[_META] = (search, environment, in_file)
     context.default_map = {name: setting.value for name, setting in {**in_file, **environment}.items()}
     return file
+
+
+def _search() -> ConfigSearch:
+    try:
+        folder = Path.cwd()
+    except OSError:  # it was removed
+        return ConfigSearch(file=None)
+    return find_file(folder)
 
 
 def configured(context: typer.Context) -> Configured:
@@ -99,3 +116,18 @@ def speaker(context: typer.Context, style: Style) -> Console:
     console = context.obj if isinstance(context.obj, Console) else Console(style)
     console.style = style
     return console
+
+
+def begin(context: typer.Context, style: Style) -> tuple[Console, dict[str, Any]]:
+    """Return the console of a command that averages, and what its options hold about the configuration.
+
+    First, print which configuration files are ignored, and which options a file sets: errors may be due to them.
+    """
+    console, held = speaker(context, style), configured(context)
+    for warning in held.ignored:
+        console.warning(warning)
+    used = held.config_used(held.settings)
+    if used is not None and used.options:
+        line = f"options from {quoted(used.path)}: {', '.join(used.options)}"
+        console.talk(line, always=held.hides_itself())
+    return console, {"config": used, "config_warnings": held.ignored}

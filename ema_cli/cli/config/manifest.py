@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
-from ema_cli.cli.config.sources import parse_toml
+from ema_cli.cli.config.toml_file import read_toml
 from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import Option, declared
+from ema_cli.storage.locations import full_name, locate
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 OF_THE_BATCH = {one.key for one in declared(BatchCommandLine)} - {"ci", *ONLY_FLAGS}  # ci has no effect in a job
@@ -57,7 +59,7 @@ def read_manifest(path: Path, options: Sequence[Option]) -> list[ManifestJob]:
         UsageError: it cannot be read, is not TOML, or has keys or values that no job can have.
 
     """
-    document = parse_toml(path)
+    document = read_toml(path)
     for name in document:
         if name not in _TABLES:
             close = get_close_matches(name, _TABLES, n=1)
@@ -90,7 +92,8 @@ def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: st
     own = {name: value for name, value in table.items() if name not in _PLACES}
     run = paths[0]  # a folder as it was written; isdir returns False for an impossible name, where pathlib raises
     if named == ["paths"] and not os.path.isdir(run):  # noqa: PTH112
-        run = os.path.dirname(run) or "."  # noqa: PTH120
+        location = locate(run)
+        run = full_name(location.parent) if isinstance(location, Url) else os.path.dirname(run) or "."  # noqa: PTH120
     layers = (_settings(own, options, path, place), defaults)
     return ManifestJob(place=where, run=run, paths=tuple(paths), layers=layers)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from ema_cli.cli.config.settings import Setting, Settings
 from ema_cli.cli.config.sources import ConfigFile
+from ema_cli.errors import RunWarning
+from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import Option, declared
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.weights.methods import DECAYS, IMPLIED, SPECS, MethodName, chosen_methods, takes
@@ -42,6 +44,26 @@ class Configured:
     settings: Mapping[str, Setting]
     """The settings that apply; every other option has its default."""
     dropped: tuple[DroppedSetting, ...]
+    ignored: tuple[RunWarning, ...]
+    """About files that were found and are not obeyed."""
+
+    def config_used(self, settings: Settings) -> ConfigUsed | None:
+        """Return the file, and which of ``settings`` it set; a batch has others for each of its jobs."""
+        if self.file is None:
+            return None
+        in_file = self.layers[-1]
+        keys = [
+            one.key
+            for one in self.options
+            if one.parameter in settings and settings[one.parameter] is in_file.get(one.parameter)
+        ]
+        return ConfigUsed(path=str(self.file.path), options=tuple(keys))
+
+    def hides_itself(self) -> bool:
+        """Whether the program is quiet because of a file that was found, and that nobody may know of."""
+        is_found = self.file is not None and self.file.found_from is not None
+        quiet = self.settings.get("quiet")
+        return is_found and quiet is not None and quiet.origin == "file"
 
 
 def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[DroppedSetting]]:

@@ -14,14 +14,20 @@ from typing import Any, Literal
 
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import Kind, Option
-from ema_cli.text import plural, quoted, safe_text
+from ema_cli.text import plural, quoted, redacted, safe_text
 
 PREFIX = "EMA_AVG_"
 RESERVED = ("EMA_AVG_DEBUG",)
 """Variables with this prefix that are not options."""
-ONLY_FLAGS = ("help", "version", "config", "show-config")
-"""Options that cannot be configured: those that choose the configuration, and those that only show something."""
+ONLY_FLAGS = ("help", "version", "config", "show-config", "allow-remote")
+"""Options that cannot be configured: those that choose the configuration, those that only show something, and the
+permission to open URLs that the user has not named."""
 _MOST_FAULTS = 10
+_MOST_VALUES = 1_000
+"""Values of one repeatable option."""
+_LONGEST_TEXT = 100_000
+"""Characters of one text that is no list."""
+_LIST = "the options are listed by: ema-avg --show-config"
 _MOST_INTEGER = 1 << 1000
 """Larger integers cannot be converted to a float."""
 _SWITCHES = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
@@ -66,6 +72,8 @@ def from_table(table: Mapping[str, Any], options: Sequence[Option], path: Path, 
     """
     by_key = {one.key: one for one in options}
     where = quoted(str(path)) + (f", {place}" if place else "")
+    if len(table) > 2 * len(options):  # each with - and with _
+        raise UsageError(f"{where}: it has {len(table):,} keys, more than there are options", hint=_LIST)
 
     def one(name: str) -> tuple[str, Setting]:
         option = by_key.get(name.replace("_", "-"))
@@ -129,7 +137,7 @@ def _unknown(where: str, name: str, known: Sequence[str]) -> UsageError:
         return UsageError(f"{where}{quoted(name)} can only be given on the command line", hint=f"--{plain}")
     close = get_close_matches(name if name in known else name.replace("_", "-"), known, n=1)
     close = close or get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "the options are listed by: ema-avg --show-config"
+    hint = f"did you mean {close[0]}?" if close else _LIST
     return UsageError(f"{where}there is no option {quoted(name)}", hint=hint)
 
 
@@ -163,6 +171,10 @@ def _checked(option: Option, value: object, subject: str) -> object:
     if option.kind == "list" and isinstance(value, list) and value and all(map(_is_number, value)):
         return ",".join(map(repr, value))
     values = value if option.many and isinstance(value, list) else [value]
+    if len(values) > _MOST_VALUES:
+        raise UsageError(f"{subject}: it has {len(values):,} values, more than {_MOST_VALUES:,}")
+    if option.kind != "list" and any(isinstance(one, str) and len(one) > _LONGEST_TEXT for one in values):
+        raise UsageError(f"{subject}: it has more than {_LONGEST_TEXT:,} characters")
     if not values or not all(_is_right(option, one) for one in values):
         meaning = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
         several = ", or a list of such" if option.many and option.kind != "pairs" else ""
@@ -177,7 +189,7 @@ def _is_right(option: Option, value: object) -> bool:
         case "number":
             return _is_number(value)
         case "whole number":
-            return isinstance(value, int) and not isinstance(value, bool)
+            return isinstance(value, int) and _is_number(value)
     return isinstance(value, str) and "\0" not in value and (not option.choices or value in option.choices)
 
 
@@ -193,4 +205,7 @@ def _shown(value: object) -> str:
         return quoted(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return safe_text(str(value))
+    try:
+        return safe_text(str(redacted(value)))
+    except ValueError:  # a number with more digits than Python prints
+        return "..."

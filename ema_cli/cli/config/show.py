@@ -10,7 +10,7 @@ from ema_cli.cli.config.precedence import Configured
 from ema_cli.cli.console import Console
 from ema_cli.options.declaration import Option
 from ema_cli.report.model import SCHEMA_VERSION
-from ema_cli.text import safe_text
+from ema_cli.text import safe_text, without_secrets
 
 _UNSET = "-"
 
@@ -21,6 +21,8 @@ def show(found: Configured, parameters: Mapping[str, Any], console: Console) -> 
     if console.style.json:
         console.document(_document(found, values))
         return
+    for warning in found.ignored:
+        console.result(f"# {warning.message}")
     console.result(f"# settings from {found.file.path}" if found.file else "# no configuration file")
     names = max(len(option.key) for option in found.options)
     shown = {option.parameter: _written(values[option.parameter]) for option in found.options}
@@ -43,6 +45,7 @@ def _document(found: Configured, values: Mapping[str, Any]) -> dict[str, object]
     return {
         "schema_version": SCHEMA_VERSION,
         "file": str(found.file.path) if found.file else None,
+        "ignored": [warning.message for warning in found.ignored],
         "options": options,
     }
 
@@ -63,10 +66,10 @@ def _effective(option: Option, value: Any) -> Any:  # noqa: ANN401 - what Click 
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - what Click parsed
-    """Return a value as JSON has it; an empty list, which means not given, is ``None``."""
+    """Return a value as JSON has it, without secrets; an empty list, which means not given, is ``None``."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value] or None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else without_secrets(f"{value}", whole=True)
 
 
 def _written(value: Any) -> str:  # noqa: ANN401

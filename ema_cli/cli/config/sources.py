@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ema_cli.errors import UsageError
+from ema_cli.cli.config.toml_file import OPEN_FLAGS, parse_toml, read_text, text_of, unreadable
+from ema_cli.cli.config.trust import NAMED, why_ignored
+from ema_cli.errors import RunWarning, UsageError
 from ema_cli.text import quoted
 
 FILE, PYPROJECT, TABLE = "ema-avg.toml", "pyproject.toml", "ema-avg"
+CONFIG_IGNORED = "config-ignored"
+"""The code of the warning about a file that was found and not obeyed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,25 +27,109 @@ class ConfigFile:
 
     path: Path
     table: Mapping[str, Any]
+    found_from: Path | None = None
+    """The working directory, if the file was merely found: then it cannot set everything."""
 
 
-def find_file(folder: Path) -> ConfigFile | None:
-    """Return the nearest configuration file, in ``folder`` or above it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigSearch:
+    """The result of the search for a configuration file."""
 
-    In one folder ``ema-avg.toml`` comes before ``pyproject.toml``, which counts only if it has ``[tool.ema-avg]``.
+    file: ConfigFile | None
+    ignored: tuple[RunWarning, ...] = ()
+    """Nearer files that are not obeyed: of another user, or writable for all."""
+
+
+def find_file(folder: Path) -> ConfigSearch:
+    """Search for the nearest configuration file that is obeyed, in ``folder`` and above it.
+
+    In one folder ``ema-avg.toml`` comes before ``pyproject.toml``, which counts only if it has ``[tool.ema-avg]``. A
+    file that is not obeyed is as good as absent, so that nobody can hide the file above it; there is a warning.
 
     Raises:
         UsageError: a file that has to be read cannot be, or is not TOML.
+        OSError: the system has no descriptors or memory left.
 
     """
+    ignored: list[RunWarning] = []
     for place in (folder, *folder.parents):
-        if os.path.isfile(place / FILE):  # noqa: PTH113 - False in a folder without permission, where pathlib raises
-            return ConfigFile(path=place / FILE, table=parse_toml(place / FILE))
-        if os.path.isfile(place / PYPROJECT):  # noqa: PTH113
-            found = _read_pyproject(place / PYPROJECT)
-            if found is not None:
-                return found
-    return None
+        try:
+            descriptor = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+            continue  # removed, or not to be searched
+        with closing(_Folder(place, descriptor, folder)) as opened:
+            for name in (FILE, PYPROJECT):
+                found = opened.examine(name)
+                if isinstance(found, ConfigFile):
+                    return ConfigSearch(file=found, ignored=tuple(ignored))
+                ignored += [found] if found else []
+    return ConfigSearch(file=None, ignored=tuple(ignored))
+
+
+class _Folder:
+    """An open folder of the search. What is examined is what is read: both by descriptor."""
+
+    def __init__(self, path: Path, descriptor: int, start: Path) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._start = start
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self._descriptor)
+
+    def examine(self, name: str) -> ConfigFile | RunWarning | None:
+        """Return the configuration in a file, or a warning if it is not obeyed; ``None`` if there is none.
+
+        Raises:
+            UsageError: it would be obeyed, but cannot be read.
+
+        """
+        path = self._path / name
+        try:
+            status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+            is_link = stat.S_ISLNK(status.st_mode)
+            status = os.stat(name, dir_fd=self._descriptor) if is_link else status
+        except OSError:  # there is none, or a link that leads nowhere
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        try:
+            descriptor = os.open(name, OPEN_FLAGS | (0 if is_link else os.O_NOFOLLOW), dir_fd=self._descriptor)
+        except OSError as error:
+            reason = self._why_ignored(status, is_link=is_link)
+            if reason:
+                return _warning(path, reason)
+            raise unreadable(path, error) from error
+        try:
+            return self._read(descriptor, path, is_link=is_link)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, descriptor: int, path: Path, *, is_link: bool) -> ConfigFile | RunWarning | None:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # replaced since
+            return None
+        reason = self._why_ignored(status, is_link=is_link)
+        try:
+            table = _table(read_text(descriptor, path), path)
+        except UsageError:
+            if not reason:
+                raise
+            return _warning(path, reason)
+        if table is None:
+            return None
+        return _warning(path, reason) if reason else ConfigFile(path=path, table=table, found_from=self._start)
+
+    def _why_ignored(self, file: os.stat_result, *, is_link: bool) -> str:
+        return why_ignored(file, os.fstat(self._descriptor), user=os.geteuid(), is_link=is_link)
+
+
+def _warning(path: Path, reason: str) -> RunWarning:
+    message = f"the configuration file {quoted(str(path))} is ignored: {reason}"
+    return RunWarning(code=CONFIG_IGNORED, message=message, hint=NAMED)
 
 
 def read_file(path: Path) -> ConfigFile:
@@ -48,42 +139,27 @@ def read_file(path: Path) -> ConfigFile:
         UsageError: it cannot be read, is not TOML, or has no such table.
 
     """
-    found = _read_pyproject(path) if path.name == PYPROJECT else ConfigFile(path=path, table=parse_toml(path))
-    if found is None:
+    table = _table(text_of(path), path)
+    if table is None:
         raise UsageError(f"{quoted(str(path))} has no table [tool.{TABLE}]", hint="--config ema-avg.toml")
-    return found
+    return ConfigFile(path=path, table=table)
 
 
-def _read_pyproject(path: Path) -> ConfigFile | None:
-    """Return the table of a ``pyproject.toml``, which is parsed only if it has the word ema-avg."""
-    tool = parse_toml(path).get("tool") if TABLE in _text(path) else None
-    if not isinstance(tool, dict) or TABLE not in tool:
-        return None
-    if not isinstance(tool[TABLE], dict):
-        raise UsageError(f"{quoted(str(path))}: tool.{TABLE} is not a table", hint=f"[tool.{TABLE}]")
-    return ConfigFile(path=path, table=tool[TABLE])
+def _table(text: str, path: Path) -> Mapping[str, Any] | None:
+    """Return the settings in a file. A ``pyproject.toml`` is parsed only if it has the word ema-avg.
 
-
-def parse_toml(path: Path) -> dict[str, Any]:
-    """Return the content of a TOML file.
+    The result is ``None`` for a ``pyproject.toml`` without the table.
 
     Raises:
-        UsageError: it cannot be read, or is not TOML.
+        UsageError: it is not TOML.
 
     """
-    import tomllib  # noqa: PLC0415 - needed only if there is a file
-
-    text = _text(path)
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{quoted(str(path))} is not TOML: {error}", hint="half-life = 500") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{quoted(str(path))} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{quoted(str(path))} is not TOML: it is not UTF-8 text") from error
+    if path.name != PYPROJECT:
+        return parse_toml(text, path)
+    tool = parse_toml(text, path).get("tool") if TABLE in text else None
+    if not isinstance(tool, dict) or TABLE not in tool:
+        return None
+    table = tool[TABLE]
+    if not isinstance(table, dict):
+        raise UsageError(f"{quoted(str(path))}: tool.{TABLE} is not a table", hint=f"[tool.{TABLE}]")
+    return table

@@ -14,7 +14,8 @@ from ema_cli.batch.run_batch import BatchEvent, JobEnded, JobResult, JobStarted,
 from ema_cli.cli.console import Console, clean
 from ema_cli.cli.views import plain_table
 from ema_cli.cli.views.progress import HEARTBEAT_SECONDS, describe_progress
-from ema_cli.events import Event
+from ema_cli.events import Event, Planned
+from ema_cli.report import words
 from ema_cli.report.batch_index import BatchIndex, JobEntry, JobError
 from ema_cli.text import plural, safe_text, shortlist
 
@@ -40,6 +41,8 @@ class BatchDisplay:
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         self._last_line = time.monotonic()
+        self._side_files: dict[str, str] = {}
+        """The side files that a run copies, in words, by the run."""
 
     def __enter__(self) -> Self:
         if self._console.interactive and not self._console.style.quiet and self._total > 1:
@@ -66,6 +69,8 @@ class BatchDisplay:
         match event:
             case JobStarted(job=job):
                 self._update_bar(clean(job.run))
+            case JobWorking(job=job, event=Planned(plan=plan)):
+                self._side_files[job.run] = words.planned_side_files(plan.outputs[0])
             case JobWorking(job=job, event=inner):
                 self._show_progress(job.run, inner)
             case JobEnded(result=result):
@@ -92,7 +97,8 @@ class BatchDisplay:
             error = self._describe(result.error)
             self._console.failure(f"{self._count()} {safe_text(result.job.run)}: {error.message}", error.hint)
         else:
-            self._console.talk(Text(clean(f"{self._count()} {_result_line(result)}")))
+            line = _result_line(result, self._side_files.pop(result.job.run, ""))
+            self._console.talk(Text(clean(f"{self._count()} {line}")))
         if self._console.style.verbose:
             for warning in result.warnings:
                 self._console.warning(warning)
@@ -147,9 +153,9 @@ def _table(entries: Sequence[JobEntry]) -> Table:
     return table
 
 
-def _result_line(result: JobResult) -> str:
+def _result_line(result: JobResult, side_files: str) -> str:
     """Return the line of a job that did not fail."""
-    outputs = shortlist(map(str, result.outputs), most=3)
+    outputs = shortlist(map(str, result.outputs), most=3) + (f" with {side_files}" if side_files else "")
     took = f"  {result.seconds:.2f} s" if result.status is Status.WRITTEN else ""
     warned = f"  ({plural(len(result.warnings), 'warning')})" if result.warnings else ""
     return f"{_VERBS[result.status]} {outputs}  {plural(result.checkpoints, 'checkpoint')}{took}{warned}"

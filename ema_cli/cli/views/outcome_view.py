@@ -27,6 +27,9 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
         _show_speed(report.summary, console)
     for average in report.averages:
         path = locate(average.output.path)
+        side_files = words.side_files(average.output)
+        if side_files:
+            console.talk(f"side files in {words.output_path(average.output)}: {side_files}")
         console.talk(f"report {safe_text(str(report_path(path)))}")
         console.result(_result_line(report, average, up_to_date=outcome.up_to_date), essential=False)
     for path in options.report:

@@ -13,7 +13,6 @@ from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
-from ema_cli.records.files import FileRole
 from ema_cli.records.plan import Action, Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint, OrderedCheckpoint, Role, Skipped
 from ema_cli.records.series_evidence import LEAST_ELEMENTS
@@ -21,7 +20,7 @@ from ema_cli.report import words
 from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed
 from ema_cli.report.tables import ROLES, cut_middle
-from ema_cli.storage.locations import Location, common_folder, label
+from ema_cli.storage.locations import Location, common_folder, labels
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
 
 _MOST_ROWS = 24
@@ -130,7 +129,7 @@ def _in_shards(output: PlannedOutput) -> str:
     """Return how many weight files and which side files an output folder gets; empty for a single file."""
     if not output.folder:
         return ""
-    side_files = shortlist(quoted(side.name) for side in output.beside if side.role is FileRole.SIDE_FILE)
+    side_files = words.planned_side_files(output)
     return f" in {plural(len(output.files), 'shard')}" + (f" with {side_files}" if side_files else "")
 
 
@@ -182,7 +181,8 @@ def _shares_table(plan: Plan, folder: str, *, all_rows: bool) -> Table:
     for output in plan.outputs if len(plan.outputs) > 1 else ():
         table.add_column(output.weighting.method.label, justify="right", overflow="fold")
     implied_lr = diagnose_output(plan.series, plan.outputs[0]).implied_lr
-    rows = [_share_row(plan, folder, number, implied_lr) for number in range(len(plan.series.members))]
+    names = labels([checkpoint.path for checkpoint in plan.checkpoints], folder)
+    rows = [_share_row(plan, name, number, implied_lr) for number, name in enumerate(names)]
     if not all_rows:
         rows = cut_middle(rows, _MOST_ROWS, lambda count: ["…", f"{count:,} more (-v shows them)"])
     for row in rows:
@@ -190,13 +190,12 @@ def _shares_table(plan: Plan, folder: str, *, all_rows: bool) -> Table:
     return table
 
 
-def _share_row(plan: Plan, folder: str, number: int, implied_lr: Sequence[float]) -> list[str | Text]:
+def _share_row(plan: Plan, name: str, number: int, implied_lr: Sequence[float]) -> list[str | Text]:
     member = plan.series.members[number]
-    path = member.checkpoint.path
     shares = [output.weighting.weights[number] for output in plan.outputs]
     cells: list[str | Text] = [
         str(number + 1),
-        Text(safe_text(label(path, folder))),
+        Text(safe_text(name)),
         f"{member.step.value:,}" if member.step else "",
     ]
     if len(shares) > 1:

@@ -108,7 +108,9 @@ def open_archive(window: Window) -> tuple[Archive, object]:
         )
     archive = Archive(window)
     refuse_other_kinds(archive)
-    return archive, parse_pickle(archive.read("data.pkl", most=_LARGEST_PICKLE))
+    value, declared = parse_pickle(archive.read("data.pkl", most=_LARGEST_PICKLE))
+    declared.compare(archive.storage_bytes)
+    return archive, value
 
 
 def _parse(window: Window, tensor: SavedTensor, chunk: Chunk) -> tuple[_Form, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.state_dict.trainer_averages import wrapped_counter
 from ema_cli.formats.state_dict.trainer_layouts import is_parameter, may_be_weights
-from ema_cli.formats.state_dict.tree import MOST_ENTRIES, Tensor, is_module, join, leaves, named, parts
+from ema_cli.formats.state_dict.tree import MOST_ENTRIES, Tensor, is_module, join, leaves, named, parts, spelled
+from ema_cli.formats.state_dict.unnamed_parts import Unnamed, unnamed_at, unnamed_below
 from ema_cli.formats.torch.objects import QUANTIZE_LATER, UnsupportedTensor
 from ema_cli.text import quoted
 
@@ -26,6 +28,8 @@ class FoundWeights:
     """Path and value of what is beside them."""
     among: tuple[tuple[str, object], ...] = ()
     """Name and value of the leaves among them that are not tensors."""
+    unnamed: tuple[Unnamed, ...] = ()
+    """Values beside and among them under keys that are not strings."""
     renamed: str = ""
     """How the names differ from those in the checkpoint, in words."""
     counter: str = ""
@@ -33,9 +37,15 @@ class FoundWeights:
 
     def below(self, path: str, node: object, name: str) -> FoundWeights:
         """Return the weights as found under ``name`` of the value ``node`` at ``path``, with everything beside that."""
-        ignored = [_spelled(other) for other in parts(node) if other != name]
+        ignored = [spelled(other) for other in parts(node) if other != name]
         beside = [(join(path, other), value) for other, value in named(node).items() if other != name]
-        return replace(self, ignored=(*ignored, *self.ignored), beside=(*beside, *self.beside))
+        unnamed = [one for one in [unnamed_at(path, node)] if one is not None]
+        return replace(
+            self,
+            ignored=(*ignored, *self.ignored),
+            beside=(*beside, *self.beside),
+            unnamed=(*unnamed, *self.unnamed),
+        )
 
 
 def weights_below(path: str, node: object, *, without: frozenset[str] = frozenset()) -> FoundWeights:
@@ -49,6 +59,7 @@ def weights_below(path: str, node: object, *, without: frozenset[str] = frozense
 
     """
     beside: list[tuple[str, object]] = []
+    unnamed = tuple(unnamed_below(path, node))
     if not path and not is_module(node):
         everything = named(node)
         node = {
@@ -68,7 +79,9 @@ def weights_below(path: str, node: object, *, without: frozenset[str] = frozense
             tensors[name] = leaf
     ignored = tuple(name for name, _ in (*beside, *among))
     return _without_counter(
-        FoundWeights(key=path, tensors=tensors, ignored=ignored, beside=tuple(beside), among=tuple(among))
+        FoundWeights(
+            key=path, tensors=tensors, ignored=ignored, beside=tuple(beside), among=tuple(among), unnamed=unnamed
+        )
     )
 
 
@@ -80,7 +93,7 @@ def hides_weights(leaf: object) -> bool:
     return any(
         isinstance(value, Tensor) and is_parameter("", value)
         for entry in entries[:MOST_ENTRIES]
-        for value in (entry, *named(entry).values())
+        for value in (entry, *islice(parts(entry).values(), MOST_ENTRIES))
     )
 
 
@@ -91,11 +104,6 @@ def _without_counter(found: FoundWeights) -> FoundWeights:
         return found
     others = {name: tensor for name, tensor in found.tensors.items() if name != counter}
     return replace(found, tensors=others, ignored=(*found.ignored, counter), counter=counter)
-
-
-def _spelled(key: object) -> str:
-    """Return a key as text; of a key that is not a scalar, which may be large, only the type."""
-    return str(key) if key is None or isinstance(key, str | int | float | bytes) else f"<{type(key).__name__}>"
 
 
 def _in_a_list(name: str, leaf: object) -> InputRefused:

@@ -47,6 +47,7 @@ def weights_at(root: object, keys: Keys, weights: Weights) -> FoundWeights:
         },
         ignored=tuple(join(part.key, name) for part in parts for name in part.ignored),
         among=tuple((join(part.key, name), value) for part in parts for name, value in part.among),
+        unnamed=tuple(one for part in parts for one in part.unnamed),
     )
 
 

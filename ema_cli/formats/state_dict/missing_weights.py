@@ -10,7 +10,8 @@ from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.found_weights import hides_weights
 from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
 from ema_cli.formats.state_dict.trainer_layouts import may_be_weights
-from ema_cli.formats.state_dict.tree import Tensor, is_module, leaves, named, numbered
+from ema_cli.formats.state_dict.tree import Tensor, is_module, leaves, named, numbered, unnamed
+from ema_cli.formats.state_dict.unnamed_parts import AS_STRINGS, unnamed_below
 from ema_cli.formats.structure import NoWeights
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.text import plural, quoted, safe_text, shortlist
@@ -35,6 +36,9 @@ def no_weights(root: object) -> InputRefused:
     arrays = [name for name, leaf in islice(leaves(root), _MOST_LEAVES) if is_numpy_array(leaf)]
     if arrays:
         return only_arrays(arrays)
+    if unnamed(root) and not named(root) and any(unnamed_below("", root)):
+        keys = shortlist(quoted(key) for key, _ in unnamed(root))
+        return NoWeights(f"no state dict found: the keys are not strings: {keys}", hint=AS_STRINGS)
     hint = f"save the weights: {_SAVE}" if isinstance(root, Inert) or any(map(_is_object, named(root).values())) else ""
     return NoWeights(f"no state dict found: {_contents(root)}", hint=hint)
 

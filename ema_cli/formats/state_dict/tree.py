@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Inert
@@ -21,7 +22,8 @@ class Repeated(dict[object, object]):
     """Tensors with flat names that repeat those of the weights: an average, or state of an optimizer."""
 
 
-_DEEPEST = 64
+MOST_DEPTH = 64
+"""Levels of values that are examined."""
 MOST_ENTRIES = 1000
 """Entries of a list that are examined and can be named."""
 _MOST_TEXT = 1 << 26
@@ -45,6 +47,17 @@ def parts(node: object) -> Mapping[object, object]:
 def named(node: object) -> dict[str, object]:
     """Return the parts of ``node`` with string keys."""
     return {name: value for name, value in parts(node).items() if isinstance(name, str)}
+
+
+def unnamed(node: object) -> list[tuple[str, object]]:
+    """Return the parts of ``node`` under keys that are not strings, with the keys as text: the first that it has."""
+    found = ((spelled(key), value) for key, value in parts(node).items() if not isinstance(key, str))
+    return list(islice(found, MOST_ENTRIES))
+
+
+def spelled(key: object) -> str:
+    """Return a key as text; of a key that is not a scalar, which may be large, only the type."""
+    return str(key) if key is None or isinstance(key, str | int | float) else f"<{type(key).__name__}>"
 
 
 def follow(root: object, path: str) -> object:
@@ -84,7 +97,7 @@ def leaves(root: object) -> Iterator[tuple[str, object]]:
         above_path, name, node, above = todo.pop()
         path = join(above_path, name)
         text += sys.getsizeof(path)
-        members = None if id(node) in above or len(above) > _DEEPEST else _members(node)
+        members = None if id(node) in above or len(above) > MOST_DEPTH else _members(node)
         if members is None:
             yield path, node
             continue

@@ -37,7 +37,8 @@ from ema_cli.formats.state_dict.trainer_layouts import (
     is_training_state,
     may_be_weights,
 )
-from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered, unnamed
+from ema_cli.formats.state_dict.unnamed_parts import unnamed_below, warn_of_unnamed
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.text import plural, quoted, shortlist
 
@@ -60,7 +61,7 @@ class Unwritten:
 
 def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     """Return what is beside and among the weights; what is beside a key that the user gave is no news."""
-    dropped = list(warn_of_leaves(found.among))
+    dropped = [*warn_of_leaves(found.among), *warn_of_unnamed(found.unnamed)]
     choice = [*filter(None, [found.renamed]), *describe_state(found.among)]
     if by_key:
         return Unwritten(choice=tuple(choice), warnings=tuple(_of_averaged_model(found)), dropped=tuple(dropped))
@@ -99,6 +100,8 @@ class _Beside:
     """Whether its name says that it is state of the training, or a record, although it has layers."""
     is_named: bool
     """Whether ``--key`` can choose it: its tensors have names."""
+    is_numbered: bool
+    """Whether tensors of it are under keys that are not strings."""
 
     @classmethod
     def of(cls, path: str, value: object, seen: set[int]) -> _Beside:
@@ -117,6 +120,7 @@ class _Beside:
             name=name,
             tensors={name: tensor for name, tensor, _ in tensors},
             is_named=not any(in_list for _, _, in_list in tensors),
+            is_numbered=bool(tensors) and any(unnamed_below("", value)),
             counters=frozenset(COUNTERS) & named(value).keys(),
             may_be_trained=trained,
             is_repeated=repeated,
@@ -139,7 +143,7 @@ class _Beside:
         copies in float32.
         """
         if not self.is_named:
-            return _shapes(self.tensors) <= _shapes(weights)
+            return not self.is_numbered and _shapes(self.tensors) <= _shapes(weights)
         is_called_copy = any(map(is_copy, self.path.split(".")))
         if not (is_called_copy or set(self.tensors.values()) <= set(weights.values())):
             return False
@@ -153,7 +157,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
 
 
 def _trained(whole: str, value: object, seen: set[int], *, averages: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield the trained tensors below the value called ``whole``: name, tensor, whether it is in a list.
+    """Yield the trained tensors below the value called ``whole``: name, tensor, whether it is in a list or numbered.
 
     Values ``seen`` are not examined; without ``averages``, those inside averages are not, either.
     """
@@ -168,10 +172,11 @@ def _trained(whole: str, value: object, seen: set[int], *, averages: bool) -> It
             continue
         seen.add(id(node))
         listed = numbered(node)
-        members = listed or named(node)
+        members = [*(listed or named(node)).items(), *unnamed(node)]
+        nameless = bool(listed) or (len(members) > len(named(node)))
         todo.extend(
-            (join(name, part), member, depth + 1, in_list or bool(listed))
-            for part, member in reversed(members.items())
+            (join(name, part), member, depth + 1, in_list or nameless)
+            for part, member in reversed(members)
             if may_be_weights(part, member)
             and not is_record(part)
             and (averages or isinstance(member, Tensor) or not is_average(part))

@@ -16,8 +16,9 @@ from ema_cli.formats.inert_pickle.values import PickleError, PickleTruncated
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.torch.declared_storages import DeclaredStorages
 from ema_cli.formats.torch.objects import reduce
-from ema_cli.formats.torch.storages import StorageRef, element_bytes, storage_from_persistent_id
+from ema_cli.formats.torch.storages import element_bytes
 from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
@@ -79,7 +80,7 @@ class _PickleStream:
         self._source = source
         self._data = source.read(0, min(_FIRST_READ, source.size()))
         self.position = 0
-        self.storages: dict[str, StorageRef] = {}
+        self.storages = DeclaredStorages()
 
     @property
     def consumed(self) -> bytes:
@@ -91,7 +92,7 @@ class _PickleStream:
         while True:
             try:
                 value, self.position = read_pickle(
-                    self._data, self.position, reduce=reduce, persistent_load=self._persistent_load
+                    self._data, self.position, reduce=reduce, persistent_load=self.storages.load
                 )
             except PickleTruncated:
                 pass  # and release the values before reading more
@@ -110,12 +111,6 @@ class _PickleStream:
         gc.collect()  # values may contain themselves
         self._data += self._source.read(have, min(max(4 * have, _SECOND_READ), LARGEST_PICKLE, size) - have)
 
-    def _persistent_load(self, pid: object) -> object:
-        found = storage_from_persistent_id(pid)
-        if isinstance(found, StorageRef):
-            self.storages.setdefault(found.key, found)  # the first one decides on the element type
-        return found
-
 
 def _find_storages(source: ByteSource, stream: _PickleStream) -> FindStorage:
     """Find every storage by their lengths; the last one must end where the file ends."""
@@ -125,7 +120,7 @@ def _find_storages(source: ByteSource, stream: _PickleStream) -> FindStorage:
     position = stream.position
     found: dict[str, tuple[int, int]] = {}
     for key in keys:
-        storage = stream.storages.get(key) if isinstance(key, str) else None
+        storage = stream.storages.by_key.get(key) if isinstance(key, str) else None
         itemsize = element_bytes(storage.kind) if storage else None
         if storage is None or itemsize is None or storage.key in found:
             raise InputRefused("has a damaged list of storages")
@@ -139,6 +134,7 @@ def _find_storages(source: ByteSource, stream: _PickleStream) -> FindStorage:
         position += count * itemsize
     if position != source.size():
         raise InputRefused(f"has {source.size() - position:,} bytes after its last storage")
+    stream.storages.compare(lambda key: found[key][1] if key in found else None)
 
     def find_storage(key: str) -> tuple[int, int]:
         if key not in found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, PickleError
+from ema_cli.formats.structure import are_sizes
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -44,6 +45,11 @@ class StorageRef:
     elements: int
     """Declared number of elements of ``kind``."""
 
+    @property
+    def dtype_name(self) -> str:
+        """The torch name of the element type; of an unknown class, the name of the class."""
+        return storage_dtype_name(self.kind)
+
 
 def storage_dtype_name(kind: str) -> str:
     """Return the torch name of the element type of a storage class; of an unknown class, the name of the class."""
@@ -63,9 +69,15 @@ def storage_from_persistent_id(pid: object) -> object:
         case ("module", thing, *_):
             return thing
         case ("storage", Global(name=kind), str(key), _, int(elements)):
-            return StorageRef(key=key, kind=kind, elements=elements)
+            return _declared(key, kind, elements)
         case ("storage", Global(name=kind), str(key), _, int(elements), None):
-            return StorageRef(key=key, kind=kind, elements=elements)
+            return _declared(key, kind, elements)
         case ("storage", _, str(), _, int(), (_, _, _)):
             raise PickleError("it has views of storages, the format of torch before 0.4")
     raise PickleError("a persistent id is not a torch storage")
+
+
+def _declared(key: str, kind: str, elements: int) -> StorageRef:
+    if not are_sizes((elements,)):
+        raise PickleError("a storage has a damaged size")
+    return StorageRef(key=key, kind=kind, elements=elements)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
-from ema_cli.dtypes import BY_TORCH_NAME, DType
+from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import Tensor
 from ema_cli.formats.structure import UnreadableTensor, are_sizes, writable_name
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
-from ema_cli.formats.torch.storages import StorageRef, element_bytes
+from ema_cli.formats.torch.shared_bytes import refuse_shared_bytes
 from ema_cli.storage.extents import LayoutPool, TensorLayout, normal_strides, span
 from ema_cli.text import quoted, shortlist
 
@@ -89,6 +89,7 @@ def _in_storages(tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> _Te
             offsets.append((tensor.storage.key, offset))
     if faults:
         raise InputRefused(shortlist(faults))
+    refuse_shared_bytes((key, offset, layout) for layout, (key, offset) in zip(layouts, offsets, strict=True))
     return _TensorsInStorages(layouts=tuple(layouts), offsets=tuple(offsets), unreadable=tuple(unreadable))
 
 
@@ -113,7 +114,7 @@ def locate_tensor(name: str, tensor: TensorRef, storage_bytes: int) -> tuple[Ten
         raise InputRefused("has a damaged shape")
     offset = 0 if 0 in tensor.shape else tensor.offset  # an empty view may begin anywhere
     reach = offset + span(tensor.shape, tensor.strides)
-    if reach * dtype.itemsize > min(storage_bytes, _declared_bytes(tensor.storage, dtype)):
+    if reach * dtype.itemsize > storage_bytes:
         raise InputRefused(f"reaches beyond its storage of {storage_bytes:,} bytes")
     layout = TensorLayout(
         name=name, dtype=dtype, shape=tensor.shape, strides=normal_strides(tensor.shape, tensor.strides)
@@ -121,8 +122,3 @@ def locate_tensor(name: str, tensor: TensorRef, storage_bytes: int) -> tuple[Ten
     if layout.nbytes > max(storage_bytes, _EXPANDED_BYTES):
         raise UnreadableTensor(f"is expanded to {layout.nbytes:,} bytes from {storage_bytes:,}")
     return layout, offset * dtype.itemsize
-
-
-def _declared_bytes(storage: StorageRef, dtype: DType) -> int:
-    """Return the size of a storage that the pickle declares; untyped storages count bytes."""
-    return storage.elements * (element_bytes(storage.kind) or dtype.itemsize)

@@ -78,6 +78,10 @@ class Archive:
             self._storages.append(Record(offset=offset, size=size, crc32=crc32))
         return offset, size
 
+    def storage_bytes(self, key: str) -> int | None:
+        """Return the size of the storage ``key``, as the directory states it; ``None`` if there is no such record."""
+        return self._entries.size_of(f"{self._root}data/{key}")
+
     def checksums(self) -> RecordTable:
         """Return the checksums of the storages that were located."""
         return RecordTable(self._storages)

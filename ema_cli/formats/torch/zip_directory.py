@@ -86,6 +86,11 @@ class ZipDirectory:
             header=header,
         )
 
+    def size_of(self, name: str) -> int | None:
+        """Return the size of a record; ``None`` if there is no such record."""
+        number = self.names.get(name)
+        return None if number is None else self._large[3 * number + 1]
+
     def _read(self, raw: bytes, count: int) -> None:
         position = 0
         for _ in range(count):

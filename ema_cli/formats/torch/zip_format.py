@@ -14,8 +14,8 @@ from ema_cli.formats.inert_pickle.values import PickleError
 from ema_cli.formats.state_dict.find_weights import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Keys, Structure
+from ema_cli.formats.torch.declared_storages import DeclaredStorages
 from ema_cli.formats.torch.objects import TensorRef, reduce
-from ema_cli.formats.torch.storages import storage_from_persistent_id
 from ema_cli.formats.torch.tensor_locations import locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE, Archive
 from ema_cli.storage.extents import LayoutPool
@@ -38,9 +38,10 @@ def read_torch_zip(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structur
     refuse_other_kinds(archive)
     pickle = archive.read("data.pkl", most=LARGEST_PICKLE)
     digest = hashlib.sha256(pickle).digest()
-    root, chosen = pool.remember(("pickle", digest, keys), lambda: _parse(pickle, keys))
+    root, chosen, declared = pool.remember(("pickle", digest, keys), lambda: _parse(pickle, keys))
     archive.announce({t.storage.key: None for t in chosen.tensors.values() if isinstance(t, TensorRef)})
     located = locate_tensors(chosen.tensors, archive.storage, pool, (digest, keys))
+    declared.compare(archive.storage_bytes)
     return Structure(
         format="torch zip",
         layouts=located.layouts,
@@ -57,20 +58,21 @@ def read_torch_zip(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structur
     )
 
 
-def _parse(pickle: bytes, keys: Keys) -> tuple[object, StateDict]:
-    root = parse_pickle(pickle)
-    return root, find_state_dict(root, keys)
+def _parse(pickle: bytes, keys: Keys) -> tuple[object, StateDict, DeclaredStorages]:
+    root, declared = parse_pickle(pickle)
+    return root, find_state_dict(root, keys), declared
 
 
-def parse_pickle(pickle: bytes) -> object:
-    """Return the inert value of a pickle of ``torch.save``.
+def parse_pickle(pickle: bytes) -> tuple[object, DeclaredStorages]:
+    """Return the inert value of a pickle of ``torch.save``, and the storages that it declares.
 
     Raises:
-        InputRefused: it is damaged.
+        InputRefused: it is damaged, or contradicts itself.
 
     """
+    declared = DeclaredStorages()
     try:
-        return read_pickle(pickle, reduce=reduce, persistent_load=storage_from_persistent_id)[0]
+        return read_pickle(pickle, reduce=reduce, persistent_load=declared.load)[0], declared
     except PickleError as error:
         raise InputRefused(f"has a damaged pickle: {error}") from error
 

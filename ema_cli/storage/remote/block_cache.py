@@ -10,9 +10,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+Bytes = bytes | bytearray
 BLOCK_BYTES = 1 << 16
 _MOST_BLOCKS = 256
-_BLOCKS: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+_BLOCKS: OrderedDict[tuple[int, int], Bytes] = OrderedDict()
 """By the number of the object and the beginning of the block, the least recently read first."""
 _LOCK = threading.Lock()
 _NUMBERS = itertools.count()
@@ -21,10 +22,13 @@ _NUMBERS = itertools.count()
 class BlockCache:
     """The cached blocks of one object. Thread-safe."""
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+    def __init__(self, fetch: Callable[[int, int], Bytes], size: int, first: Bytes = b"") -> None:
+        """``first`` is the first block, if it was fetched already."""
         self._fetch = fetch
         self._size = size
         self._number = next(_NUMBERS)
+        if first:
+            self._add(0, first)
 
     def read(self, offset: int, view: memoryview) -> int:
         """Fill the beginning of ``view`` from the block at ``offset``; return the number of bytes."""
@@ -34,7 +38,7 @@ class BlockCache:
         view[: len(piece)] = piece
         return len(piece)
 
-    def _block(self, begin: int) -> bytes:
+    def _block(self, begin: int) -> Bytes:
         key = self._number, begin
         with _LOCK:
             block = _BLOCKS.get(key)
@@ -42,11 +46,14 @@ class BlockCache:
                 _BLOCKS.move_to_end(key)
                 return block
         block = self._fetch(begin, min(begin + BLOCK_BYTES, self._size))
+        self._add(begin, block)
+        return block
+
+    def _add(self, begin: int, block: Bytes) -> None:
         with _LOCK:
-            _BLOCKS[key] = block
+            _BLOCKS[self._number, begin] = block
             while len(_BLOCKS) > _MOST_BLOCKS:
                 _BLOCKS.popitem(last=False)
-        return block
 
     def close(self) -> None:
         """Drop the blocks of this object."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 
-Fetch = Callable[[int, int], bytes]
+Fetch = Callable[[int, int], bytes | bytearray]
 """Returns the bytes from the first offset up to the second."""
 
 _REQUEST_BYTES = 1 << 24
@@ -148,5 +148,6 @@ class Prefetcher:
             request.future = _FETCHERS.submit(lambda: _cut(self._fetch(begin, end)))
 
 
-def _cut(data: bytes) -> list[bytes]:
-    return [data[begin : begin + _PART_BYTES] for begin in range(0, len(data), _PART_BYTES)]
+def _cut(data: bytes | bytearray) -> list[bytes]:
+    view = memoryview(data)
+    return [bytes(view[begin : begin + _PART_BYTES]) for begin in range(0, len(data), _PART_BYTES)]

@@ -7,16 +7,19 @@ blocks. An object is pinned when it is opened: a change while it is read is an e
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
-from ema_cli.storage.remote.failures import is_forbidden, is_missing, is_replaced, login, reason_of
-from ema_cli.storage.remote.http_ranges import fetch_range, supports_ranges
+from ema_cli.storage.remote.failures import reading_error
+from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
+from ema_cli.storage.remote.retries import read_or_raise, retry
 from ema_cli.storage.remote.spool import Spool
-from ema_cli.storage.remote.stores import info_of, retry, store_of
+from ema_cli.storage.remote.stores import calling, info_of, store_of
+from ema_cli.storage.remote.web_object import WebObject
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -46,24 +49,23 @@ class RemoteSource(ByteSource):
         self.name = str(url)
         self._url = url
         self._store, self._path = store_of(url)
-        info = info_of(self._store, self._path, url)
+        self._web = read_or_raise(lambda: WebObject(self._store, url, BLOCK_BYTES), url) if url.is_web else None
+        info = self._web.info if self._web else info_of(self._store, self._path, url)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
             raise InputRefused(f"{quoted(self.name)} is not a file of known size")
         self._size = int(info["size"])
-        if url.is_web and not supports_ranges(self._store, self._path, self._size):
-            raise InputRefused(f"{quoted(self.name)} is on a server that does not support byte ranges")
         self._pinned = _pin(info)
         self._tag, self._generation = info.get("ETag"), info.get("generation")
-        self._blocks = BlockCache(self._fetch, self._size)
+        self._blocks = BlockCache(self._fetch, self._size, self._web.head if self._web else b"")
         self._prefetcher = Prefetcher(self._fetch)
         self._spool = Spool(self._fetch)
 
     @property
-    def identity(self) -> str:
-        """The address."""
-        return self._url.address
+    def identity(self) -> tuple[str, ...]:
+        """The address, without what only lets this program read it."""
+        return self._url.identity
 
     @property
     def version(self) -> int:
@@ -123,6 +125,9 @@ class RemoteSource(ByteSource):
 
     def raise_if_changed(self) -> bool:
         """Ask the store whether the object is still the same."""
+        if self._web:
+            read_or_raise(self._web.raise_if_changed, self._url, opened=True)
+            return False
         info = info_of(self._store, self._path, self._url)
         if info is None or _pin(info) != self._pinned:
             event = "was removed" if info is None else "was changed"
@@ -133,37 +138,37 @@ class RemoteSource(ByteSource):
     def close(self) -> None:
         """Release all fetched bytes."""
         self._prefetcher.close()
+        if self._web:
+            self._web.close()
         self._spool.close()
         self._blocks.close()
 
-    def _fetch(self, begin: int, end: int) -> bytes:
+    def _fetch(self, begin: int, end: int) -> bytes | bytearray:
         """Return a range of the object."""
-        try:
-            return retry(lambda: self._ask(begin, end), self._url, until=self._prefetcher.closed.is_set)
-        except Exception as error:
-            if is_missing(error):
-                raise InputChanged(f"{quoted(self.name)} was removed while it was being read") from error
-            if is_replaced(error):
-                raise InputChanged(f"{quoted(self.name)} was changed while it was being read") from error
-            reason = reason_of(error, self._url)
-            if is_forbidden(error):
-                raise InputRefused(f"{quoted(self.name)} cannot be read: {reason}", hint=login(self._url)) from error
-            raise InputChanged(f"{quoted(self.name)} cannot be read at byte {begin:,}: {reason}") from error
+        read: Callable[[int, int], bytes | bytearray] = self._web.read if self._web else self._ask
+        return read_or_raise(
+            lambda: read(begin, end),
+            self._url,
+            place=f"at byte {begin:,}",
+            opened=True,
+            closed=self._prefetcher.closed,
+        )
 
     def _ask(self, begin: int, end: int) -> bytes:
         """Request a range of the pinned object, if the store supports that."""
-        if self._url.is_web:
-            data = fetch_range(self._store, self._path, begin, end, self._tag)
-        elif self._url.scheme == "hf":  # its cat_file reads more, and drops it
-            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
-                file.seek(begin)
-                data = bytes(file.read(end - begin))
-        else:
-            pinned = {} if self._generation is None else {"generation": self._generation}
-            data = bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
+        with calling(self._url, tag=self._tag if self._url.scheme in ("s3", "s3a") else None):
+            data = self._ask_library(begin, end)
         if len(data) != end - begin:
             raise OSError(f"received {len(data):,} of {end - begin:,} bytes")
         return data
+
+    def _ask_library(self, begin: int, end: int) -> bytes:
+        if self._url.scheme == "hf":  # its cat_file reads more, and drops it
+            with self._store.open(self._path, "rb", cache_type="none", size=self._size) as file:
+                file.seek(begin)
+                return bytes(file.read(end - begin))
+        pinned = {} if self._generation is None else {"generation": self._generation}
+        return bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
 
 
 def is_remote_folder(url: Url) -> bool:
@@ -179,16 +184,25 @@ def remote_names_in(url: Url) -> dict[str, bool]:
     """Return the names in a folder of a store, and whether each is a folder itself.
 
     Raises:
-        OSError: it cannot be listed.
+        FileNotFoundError: it does not exist.
+        NotADirectoryError: it is an object.
+        NothingMatched: it does not exist.
+        InputRefused: access is denied.
+        InputChanged: the store is failing, or cannot be reached.
 
     """
     store, path = store_of(url)
+
+    def ask() -> list[dict[str, Any]]:
+        with calling(url, seconds=CALL_SECONDS):
+            return list(store.ls(path, detail=True))
+
     try:
-        listed = retry(lambda: store.ls(path, detail=True), url)
-    except OSError:
+        listed = retry(ask, url)
+    except (FileNotFoundError, NotADirectoryError, MemoryError):
         raise
     except Exception as error:
-        raise OSError(None, reason_of(error, url)) from error
+        raise reading_error(error, url) from error
     entries = {str(entry["name"]).rstrip("/"): entry["type"] == "directory" for entry in listed}
     return {name.rpartition("/")[2]: folder for name, folder in entries.items() if name != path.rstrip("/")}
 

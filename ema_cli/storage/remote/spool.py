@@ -31,7 +31,7 @@ class _Range:
 class Spool:
     """The spooled ranges of one source. Thread-safe."""
 
-    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
+    def __init__(self, fetch: Callable[[int, int], bytes | bytearray]) -> None:
         self._fetch = fetch
         self._ranges: dict[tuple[int, int], _Range] = {}
         self._sums: dict[tuple[int, int], int] = {}

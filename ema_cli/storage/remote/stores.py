@@ -1,96 +1,109 @@
-"""The stores of fsspec: how they are opened and queried, and retries."""
+"""The stores of fsspec: how they are opened and queried."""
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from ema_cli.errors import InputRefused, UsageError
-from ema_cli.storage.remote.failures import is_forbidden, is_missing, is_replaced, login, reason_of
+from ema_cli.errors import NothingMatched, UsageError
+from ema_cli.storage.protocols import split_protocol
+from ema_cli.storage.remote.httpx_answers import watch_hub
+from ema_cli.storage.remote.limits import CALL_SECONDS, STALL_SECONDS, allowed
+from ema_cli.storage.remote.retries import read_or_raise
+from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.storage.remote.store_options import limit_tries, options_for, silence
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
-Answer = TypeVar("Answer")
-RETRY_DELAY_SECONDS = 0.2
-"""Delay before the second try, doubled before each further try, and varied by half. Tests set it to 0."""
-_TRIES = 5
-_TRIES_OF_PATIENT = {"gs": 2, "gcs": 2, "hf": 2}
-"""Tries for stores with libraries that retry on their own, for half a minute."""
 _LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
 """The extra of this package with the library for a scheme."""
-_LOGGERS = ("fsspec", "gcsfs", "s3fs")
-"""Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
-_STORES: dict[str, Any] = {}
-"""By scheme and bucket or host."""
+_PACKAGES = dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
+"""The package with the library for a scheme, where no extra of this package has it."""
+_STORES: dict[tuple[str, ...], Any] = {}
+"""By scheme and bucket or host, and whether the addresses are encoded."""
 _LOCK = threading.Lock()
+_NONSENSE = (AttributeError, IndexError, KeyError, TypeError, RecursionError)
+"""What libraries raise if a document is not what they expect."""
 
 
 def store_of(url: Url) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path there.
 
     Raises:
-        UsageError: the store is unknown, or its library is not installed.
+        UsageError: the protocol is not allowed, or its library is not installed.
 
     """
+    if split_protocol(url.address)[0] in ("", "file"):
+        raise UsageError(f"{quoted(str(url))} is not a URL of a store")
     from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
 
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
     root = "/".join(url.address.split("/")[:3])
+    options = {"encoded": True} if url.is_web and url.is_encoded else {}
     try:
         with _LOCK:  # fsspec would create one per thread, each with its own connections and credentials
-            if root not in _STORES:
-                _STORES[root] = url_to_fs(url.address, use_listings_cache=False)[0]
-            store = _STORES[root]
+            if (root, *options) not in _STORES:
+                made = url_to_fs(url.address, use_listings_cache=False, **options_for(url.scheme), **options)[0]
+                limit_tries(made, url.scheme)
+                silence()
+                _silence(getattr(made, "loop", None))
+                _STORES[root, *options] = made
+            store = _STORES[root, *options]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        if not isinstance(error, ImportError) and not str(error).startswith("Protocol not known"):
+            raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
         extra = _LIBRARIES.get(url.scheme)
-        hint = f"pip install 'ema-avg[{extra}]'" if extra else ""
+        package = f"'ema-avg[{extra}]'" if extra else _PACKAGES.get(url.scheme)
+        hint = f"pip install {package}" if package else ""
         raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
-    except ValueError as error:
-        raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
     return store, str(path)
+
+
+def _silence(loop: Any) -> None:  # noqa: ANN401
+    """Log what goes wrong in the background in fsspec's event loop, in place of a traceback on the terminal.
+
+    What matters to a request is raised where its answer is awaited.
+    """
+    if loop is not None:
+        loop.set_exception_handler(lambda _, context: logging.getLogger("fsspec").debug("%s", context))
+
+
+@contextmanager
+def calling(url: Url, *, seconds: float | None = None, tag: str | None = None) -> Iterator[None]:
+    """Begin a call of the library of a store, within the limits; see ``limits.allowed``."""
+    if url.scheme == "hf":
+        watch_hub()
+    try:
+        with allowed(seconds=seconds, tag=tag):
+            yield
+    except TimeoutError as error:
+        if str(error):
+            raise
+        reason = f"the server sent nothing for {STALL_SECONDS:.0f} seconds"
+        raise StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later")) from error
+    except _NONSENSE as error:
+        reason = f"the answer of the server makes no sense to the library: {type(error).__name__}: {error}"
+        raise StoreError(StoreFailure(kind=FailureKind.FAILING, reason=reason, hint="run again later")) from error
 
 
 def info_of(store: Any, path: str, url: Url) -> dict[str, Any] | None:  # noqa: ANN401 - fsspec has no types
     """Return a store's description of an object or a folder; ``None`` if it does not exist.
 
     Raises:
-        InputRefused: it cannot be read, or the store cannot be reached.
+        InputRefused: access is denied.
+        InputChanged: the store is failing, or cannot be reached.
 
     """
 
     def ask() -> dict[str, Any]:
-        store.invalidate_cache()
-        return dict(store.info(path))
+        with calling(url, seconds=CALL_SECONDS):
+            store.invalidate_cache()
+            return dict(store.info(path))
 
     try:
-        return retry(ask, url)
-    except Exception as error:
-        if is_missing(error):
-            return None
-        verb, hint = ("read", login(url)) if is_forbidden(error) else ("reached", "")
-        raise InputRefused(f"{quoted(str(url))} cannot be {verb}: {reason_of(error, url)}", hint=hint) from error
-
-
-def retry(ask: Callable[[], Answer], url: Url, *, until: Callable[[], bool] = lambda: False) -> Answer:
-    """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
-
-    ``until`` returns whether to stop retrying.
-    """
-    tries = _TRIES_OF_PATIENT.get(url.scheme, _TRIES)
-    for attempt in range(tries):
-        try:
-            return ask()
-        except Exception as error:
-            if attempt + 1 == tries or until() or is_missing(error) or is_forbidden(error) or is_replaced(error):
-                raise
-        delay = RETRY_DELAY_SECONDS * 2**attempt
-        time.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - so that threads do not retry together
-    raise AssertionError("the last try returns or raises")
+        return read_or_raise(ask, url)
+    except NothingMatched:
+        return None

@@ -1,0 +1,86 @@
+"""Which folders a run may replace: outputs of this program, with the report beside them that lists their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
+from ema_cli.records.files import is_weights
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.report.beside import load_report, report_path
+from ema_cli.text import quoted, shortlist
+from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
+from ema_cli.write.publish import Writing
+from ema_cli.write.temp_names import is_nonempty_folder
+
+_SHOWN = 8
+"""Names of foreign files in a message."""
+
+
+def find_replaced(plan: Plan) -> Mapping[Path, OldFolder]:
+    """Return the folders that the outputs of a plan replace, with what happens to each file in them.
+
+    Raises:
+        OutputError: a folder is not an output of this program, or has something that can neither be replaced nor kept.
+
+    """
+    folders = [output for output in plan.outputs if output.folder and isinstance(output.path, Path)]
+    found = {output.local: examine_output_folder(output) for output in folders}
+    return {path: old for path, old in found.items() if old is not None}
+
+
+def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
+    """Return how the files of the folder at the path of an output are treated; ``None`` if there is nothing in it.
+
+    Raises:
+        OutputError: as ``find_replaced`` does.
+
+    """
+    folder = output.local
+    with Writing(folder):
+        if not is_nonempty_folder(folder):
+            return None
+        listed = _listed_files(folder)
+        new = {*(file.name for file in output.files), *(side.name for side in output.beside)}
+        old = examine_old_folder(folder, listed, new)
+        weights = [name for name in old.kept if is_weights(name)] if old else []
+        if weights:  # a library could load them instead of the new ones, and verify would find another output
+            message = f"it contains {shortlist(map(quoted, weights))}, weights that its report does not list"
+            raise OutputError(
+                f"{quoted(str(folder))} cannot be replaced: {message}",
+                hint="move them, or choose another name with -o",
+            )
+        return old
+
+
+def _listed_files(folder: Path) -> frozenset[str]:
+    """Return the names of the files in the report beside a folder, at least one of which is there in its size.
+
+    Raises:
+        OutputError: there is no such report; the message lists what is in the folder.
+
+    """
+    path = report_path(folder)
+    try:
+        files = [file for average in load_report(path).averages for file in average.output.files]
+    except NothingMatched:
+        reason = "without a readable report beside it"
+    except EmaAvgError as error:
+        reason = f"without a readable report beside it ({error.message})"
+    else:
+        if any(_has_size(folder / file.name, file.bytes) for file in files):
+            return frozenset(file.name for file in files)
+        reason = f"but {quoted(path.name)} describes other files"
+    contents = shortlist(describe_entries(folder), most=_SHOWN)
+    raise OutputError(
+        f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains {contents}",
+        hint="choose another name with -o, or move these files",
+    )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.lstat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,59 @@
+"""Which folders of a store a run may replace: outputs of this program, with the report beside them.
+
+Other files in such a folder stay. Weights that the report does not list would stay as well, and a library could load
+them instead of the new ones.
+"""
+
+from __future__ import annotations
+
+from ema_cli.errors import EmaAvgError, OutputError
+from ema_cli.records.files import is_weights
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.report.beside import read_report
+from ema_cli.storage.locations import names_in
+from ema_cli.storage.url import Url
+from ema_cli.text import quoted, shortlist
+
+_SHOWN = 8
+"""Names of files in a message."""
+
+
+def refuse_foreign_objects(plan: Plan) -> None:
+    """Raise if an output would be written into a folder of a store that is not an output of this program.
+
+    Raises:
+        OutputError: naming the files.
+
+    """
+    for output in plan.outputs:
+        if output.folder and isinstance(output.path, Url):
+            _refuse_foreign(output, [name for name, is_folder in _names(output.path).items() if not is_folder])
+
+
+def _names(folder: Url) -> dict[str, bool]:
+    """Return the names in a folder; none if it cannot be listed: the upload reports that."""
+    try:
+        return names_in(folder)
+    except (OSError, EmaAvgError):
+        return {}
+
+
+def _refuse_foreign(output: PlannedOutput, names: list[str]) -> None:
+    if not names:
+        return
+    report, folder = read_report(output.path), quoted(str(output.path))
+    listed = {file.name for average in report.averages for file in average.output.files} if report else set()
+    if listed.isdisjoint(names):
+        reason = "without a readable report beside it" if report is None else "but the report beside it is of others"
+        raise OutputError(
+            f"{folder} already exists, {reason}, and is not replaced: it contains "
+            f"{shortlist(map(quoted, sorted(names)), most=_SHOWN)}",
+            hint="choose another name with -o, or move these files",
+        )
+    written = {*(file.name for file in output.files), *(side.name for side in output.beside)}
+    foreign = [name for name in sorted(names) if is_weights(name) and name not in listed | written]
+    if foreign:
+        what = f"{shortlist(map(quoted, foreign), most=_SHOWN)}, weights that its report does not list"
+        raise OutputError(
+            f"{folder} cannot be replaced: it contains {what}", hint="move them, or choose another name with -o"
+        )

@@ -1,0 +1,110 @@
+"""Answers of web servers to requests for a range: what their headers declare, and their body.
+
+Headers may be wrong, a body may be endless: what is not exactly the requested range is an error, and nothing beyond
+the range is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.text import quoted
+
+STALL_SECONDS = 60.0
+"""In this time the next ``STALL_BYTES`` of a body, or the rest of it, must arrive: about 1 kB/s."""
+STALL_BYTES = 1 << 16
+_WHOLE, PARTIAL = 200, 206
+_RANGE = re.compile(r"bytes[ =](\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredRange:
+    """What the headers of an answer declare."""
+
+    begin: int
+    end: int
+    """The first byte after the range."""
+    total: int | None
+    """The bytes of the whole file; ``None`` if they are not known."""
+    tag: str | None
+    """The entity tag (ETag): it changes with the file."""
+    modified: str | None
+    """The time of the last change, as text."""
+
+
+def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
+    """Return what an answer with the status 206 declares.
+
+    Raises:
+        StoreError: it is not one range of the file, or it is encoded.
+
+    """
+    headers = answer.headers
+    for name, plain in (("Content-Encoding", ("", "identity")), ("Transfer-Encoding", ("", "chunked"))):
+        encoding = headers.get(name, "").strip().lower()
+        if encoding not in plain:
+            reason = f"the server sent encoded data, which was not requested ({name}: {quoted(encoding)})"
+            hint = "serve the file as it is, without compression"
+            raise StoreError(StoreFailure(kind=FailureKind.REFUSED, reason=reason, hint=hint))
+    if answer.status == _WHOLE:
+        raise wrong_answer("the server sent the whole file instead of a range")
+    text = headers.get("Content-Range", "")
+    found = _RANGE.fullmatch(text.strip())
+    if answer.status != PARTIAL or found is None:
+        kind = f", Content-Type {quoted(answer.content_type)}" if answer.content_type.startswith("multipart") else ""
+        raise wrong_answer(f"the server sent {answer.status}, Content-Range {quoted(text)}{kind} instead of a range")
+    begin, end, total = int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3])
+    if begin >= end or (total is not None and end > total):
+        raise wrong_answer(f"the server sent Content-Range {quoted(text)}, which is not a range of a file")
+    return DeclaredRange(
+        begin=begin,
+        end=end,
+        total=total,
+        tag=headers.get("ETag"),
+        modified=headers.get("Last-Modified"),
+    )
+
+
+async def read_body(answer: Any, length: int) -> bytearray:  # noqa: ANN401
+    """Return the body of an answer.
+
+    Raises:
+        StoreError: it does not have exactly ``length`` bytes, or stalls.
+
+    """
+    declared = answer.content_length
+    if declared is not None and declared != length:
+        raise wrong_answer(f"the server announced {declared:,} instead of {length:,} bytes")
+    body, done, mark = bytearray(length), 0, 0
+    clock = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(STALL_SECONDS) as limit:
+            while piece := await answer.content.readany():
+                if done + len(piece) > length:
+                    raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
+                body[done : done + len(piece)] = piece
+                done += len(piece)
+                if done - mark >= STALL_BYTES:
+                    mark = done
+                    limit.reschedule(clock() + STALL_SECONDS)
+    except TimeoutError as error:
+        raise _stalled(done, length) from error
+    if done < length:
+        raise wrong_answer(f"received {done:,} of {length:,} bytes")
+    return body
+
+
+def wrong_answer(reason: str) -> StoreError:
+    """Return the error for an answer that is not what was requested; the next one may be."""
+    hint = "run again later; a server that always answers so does not support byte ranges correctly"
+    return StoreError(StoreFailure(kind=FailureKind.FAILING, reason=reason, hint=hint))
+
+
+def _stalled(done: int, length: int) -> StoreError:
+    too_few = f"fewer than {STALL_BYTES // 1024} KiB in the last {STALL_SECONDS:g} s"
+    reason = f"the server is too slow: {done:,} of {length:,} bytes arrived, {too_few}"
+    return StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later"))
