@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ema_cli
+from ema_cli.errors import InputChanged, OutputError
 from ema_cli.storage.source import FileSource
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
 from tests.faults.slices import campaign
 from tests.helpers.failures import close_and_fail
+from tests.helpers.folders import model_folders
+from tests.helpers.outputs import listing
 from tests.helpers.series import random_states, write_series
 
 
@@ -35,6 +39,41 @@ def test_a_close_of_an_input_that_fails_is_no_failure(tmp_path: Path, monkeypatc
     source = FileSource(tmp_path / "x")
     monkeypatch.setattr(os, "close", close_and_fail)
     source.close()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_configuration_that_the_system_does_not_open_is_not_skipped(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server may hold it for another client: then nobody knows whether the weights are quantized."""
+    folders, original = model_folders(tmp_path, random_states(2)), os.open
+
+    def failing(path: str | Path, *given: int, **more: int) -> int:
+        if Path(path).name == "config.json":
+            raise OSError(code, os.strerror(code))
+        return original(path, *given, **more)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(InputChanged, match=rf"config\.json.*{os.strerror(code)}"):
+        ema_cli.average(folders, decay=0.5, output=tmp_path / "ema.safetensors")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_a_file_beside_an_output_folder_that_cannot_be_looked_at(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether ``ema.report.json`` belongs to ``ema.safetensors``, so it is not overwritten."""
+    folders, original = model_folders(tmp_path / "run", random_states(2)), os.stat
+
+    def failing(path: str | Path | int, **more: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(path).name == "ema.safetensors":
+            raise OSError(code, os.strerror(code))
+        return original(path, **more)
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(OutputError, match=os.strerror(code)):
+        ema_cli.average(folders, decay=0.5, output=f"{tmp_path}/ema/")
+    assert listing(tmp_path) == {"run"}
 
 
 def test_hints_that_fail_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

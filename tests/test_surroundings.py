@@ -86,7 +86,15 @@ def full_device() -> Iterator[int]:
 @pytest.mark.campaign
 @pytest.mark.parametrize(
     ("part", "cases"),
-    [("full-disk", 3), ("file-limits", 2), ("memory-limits", 2), ("permissions", 2), ("terminals", 4), ("resume", 1)],
+    [
+        ("full-disk", 3),
+        ("file-limits", 2),
+        ("memory-limits", 2),
+        ("permissions", 2),
+        ("terminals", 4),
+        ("resume", 1),
+        ("kept-files", 3),
+    ],
 )
 def test_a_slice_of_the_campaign(part: str, cases: int) -> None:
     """The output is right, or the run reports the reason and leaves everything unchanged."""

@@ -19,7 +19,7 @@ from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, exists, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import check_writable
+from ema_cli.write.publish import Writing, check_writable
 from ema_cli.write.temp_names import longest_name
 
 _LARGEST_BYTES = 1 << 24
@@ -153,7 +153,9 @@ def _refuse_report_of_another(output: PlannedOutput) -> None:
     if isinstance(output.path, Url):
         return
     other = output.path.with_name(f"{output.path.name}.safetensors") if output.folder else output.path.with_suffix("")
-    report = read_report(output.path) if other.exists() else None
+    with Writing(output.path):
+        is_there = other.exists()
+    report = read_report(output.path) if is_there else None
     if report is not None and report.averages and bool(report.averages[0].output.files) != output.folder:
         name = quoted(report_path(output.path).name)
         raise OutputError(f"{name} is the report of {quoted(str(other))}", hint="choose another name with -o")

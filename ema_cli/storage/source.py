@@ -20,8 +20,9 @@ from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatch
 from ema_cli.storage.descriptor_pool import DescriptorPool
 from ema_cli.text import quoted
 
-OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO)
-"""Errors unrelated to the file: no file is skipped because of them."""
+OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors that say nothing about the file, which is never skipped because of them: the system has no room or a damaged
+disk, a file server holds the file for another client or does not answer."""
 _DESCRIPTORS = DescriptorPool()
 
 
