@@ -126,8 +126,6 @@ FAULTS = {
     "403": 3,
     "404": 7,
     "429, Retry-After: 100000": 4,
-    "500": 4,
-    "endless body, chunked": 4,
     "redirect to file:": 3,
 }
 
