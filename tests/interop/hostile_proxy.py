@@ -187,7 +187,7 @@ def status(code: int, **headers: str) -> Mode:
     """Return a mode that refuses with a status."""
 
     def refuse(asked: Asked) -> None:
-        secret = f"{code} at https://me:secret@host/x?X-Amz-Signature=secret"
+        secret = f"{code} at https://me:secret@host/x?X-Amz-Signature=secret with hf_{'aB3dE' * 6}fGhI"
         _answer(asked, code, secret.encode() if asked.method != "HEAD" else b"", **headers)
 
     return refuse

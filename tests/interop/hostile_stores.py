@@ -31,7 +31,7 @@ NOISE = re.compile(r"Traceback|never retrieved|was destroyed|Unclosed|Exception 
 UPLOAD_MODES = ("flood", "no answer", "nothing read", "reset", "garbage", "403", "404", "429, an hour", "500", "503")
 _MOST_MEGABYTES = 3000
 """From which on a run is killed."""
-SECRETS = ("me:secret", "Signature=secret")
+SECRETS = ("me:secret", "Signature=secret", "aB3dE")
 _QUICK = """
 from ema_cli.storage.remote import limits, retries
 for module in (limits, retries):
