@@ -90,6 +90,14 @@ def test_outputs_that_cannot_be(output: str, folder: bool, said: str, tmp_path: 
         ema_cli.average(tmp_path / "none", decay=0.5, output=output, max_shard_size=size)
 
 
+def test_a_report_is_not_sent_to_a_web_server(tmp_path: Path) -> None:
+    """It is refused before anything is read, without the password."""
+    report = "https://bob:planted@example.org/report.json"
+    with pytest.raises(UsageError, match=r"report.* is on a web server, which cannot be written to") as refused:
+        ema_cli.average(tmp_path / "none", decay=0.5, output=tmp_path / "ema.safetensors", report=report)
+    assert "planted" not in f"{refused.value.message} {refused.value.hint}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "extra", "module"),
