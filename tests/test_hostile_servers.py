@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from safetensors.numpy import save
 import ema_cli
 from ema_cli.cli.exit import exit_code
 from ema_cli.errors import EmaAvgError, UsageError
+from ema_cli.storage.remote.stores import store_of
+from ema_cli.storage.remote.web_object import WebObject
+from ema_cli.storage.url import Url
 from tests.helpers.fork_server import shared
 from tests.helpers.hostile_modes import MODES, HostileMode
 from tests.helpers.hostile_places import PLACES, HostilePlace
@@ -224,6 +229,25 @@ def test_retries_do_not_multiply_the_waits(name: str, tmp_path: Path, monkeypatc
         assert average(server, tmp_path / "e.safetensors")[0] == 4
     assert time.monotonic() - begin < 10
     assert Counter(path for path, _ in server.visits)["/c_1.safetensors"] <= 3
+
+
+def test_a_server_may_answer_one_request_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request waits while the server answers others, for longer than it would for a server that sends nothing."""
+    hurry(monkeypatch)
+    turn = threading.Lock()
+
+    def answer_in_turn(visit: Visit) -> None:
+        with turn:
+            time.sleep(0.06)
+            visit.answer()
+
+    names = [f"c_{k}.safetensors" for k in range(10)]
+    with HostileServer(mode=answer_in_turn, files=dict.fromkeys(names, b"x" * 9)) as server:
+        urls = [Url(f"{server.address}/{name}") for name in names]
+        with ThreadPoolExecutor(len(urls)) as pool:
+            sizes = list(pool.map(lambda url: WebObject(store_of(url)[0], url, 9).size, urls))
+    assert sizes == [9] * len(urls)
+    assert len(server.visits) == len(urls)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_other_protocols_and_chains_are_refused(name: str) -> None:
         locate_listed(name, allow_remote=True)
 
 
+@pytest.mark.parametrize("name", ["http://[::1]:80/x.pt", "HTTPS://me:planted@[fe80::1]/x.pt", "http://[::1"])
+def test_an_ipv6_address_is_not_called_a_chain(name: str) -> None:
+    """The message says what to do, without the password."""
+    with pytest.raises(UsageError, match="has an IPv6 address, which ema-avg does not open") as refused:
+        locate(name)
+    assert "planted" not in refused.value.message
+    assert "localhost" in refused.value.hint
+    with pytest.raises(InputRefused):
+        locate_listed(name, allow_remote=True)
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [

@@ -75,6 +75,24 @@ def test_a_store_that_refuses_keeps_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("problem", [PermissionError("you may not"), ConnectionError("gone")])
+def test_a_store_that_does_not_describe_an_output_is_not_said_to_have_it(
+    problem: OSError, memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends as for every output that cannot be written, and does not propose to overwrite what it cannot see."""
+    write_series(tmp_path / "run", random_states(2))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(type(memory), "info", refuse)
+    monkeypatch.setattr("ema_cli.storage.remote.retries.RETRY_DELAY_SECONDS", 0)
+    with pytest.raises(OutputError, match=str(problem)) as refused:
+        ema_cli.average(tmp_path / "run", decay=0.5, output="memory://out/ema.safetensors")
+    assert "exists" not in refused.value.message
+    assert "--force" not in refused.value.hint
+
+
 @pytest.mark.parametrize(
     ("output", "folder", "said"),
     [
@@ -88,6 +106,14 @@ def test_outputs_that_cannot_be(output: str, folder: bool, said: str, tmp_path: 
     size = 4000 if folder else None
     with pytest.raises(UsageError, match=said):
         ema_cli.average(tmp_path / "none", decay=0.5, output=output, max_shard_size=size)
+
+
+def test_a_report_is_not_sent_to_a_web_server(tmp_path: Path) -> None:
+    """It is refused before anything is read, without the password."""
+    report = "https://bob:planted@example.org/report.json"
+    with pytest.raises(UsageError, match=r"report.* is on a web server, which cannot be written to") as refused:
+        ema_cli.average(tmp_path / "none", decay=0.5, output=tmp_path / "ema.safetensors", report=report)
+    assert "planted" not in f"{refused.value.message} {refused.value.hint}"
 
 
 @pytest.mark.slow

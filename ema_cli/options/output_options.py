@@ -108,6 +108,9 @@ class OutputOptions(WeightOptions):
                     f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
                     hint="use a name that ends in .html, .md or .json",
                 )
+            if isinstance(report, Url) and report.is_web:
+                problem = "is on a web server, which cannot be written to"
+                raise UsageError(f"--report {quoted(str(report))} {problem}", hint=f"--report {report.name}")
         for key, value in self.metadata.items():
             if key == "format" or key.startswith(OUR_METADATA):
                 raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")

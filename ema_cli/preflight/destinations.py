@@ -16,7 +16,7 @@ from ema_cli.records.series import Role
 from ema_cli.report.beside import parse_report, read_report, report_path
 from ema_cli.report.render import is_report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, absolute, exists, open_source
+from ema_cli.storage.locations import Location, absolute, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 from ema_cli.write.publish import Writing, check_writable
@@ -107,9 +107,23 @@ def _check_report_beside(output: PlannedOutput, *, force: bool) -> None:
 
 
 def _refuse_foreign_file(report: Location, hint: str) -> None:
-    """Raise if a file with the name of a report is none."""
-    if exists(report) and not is_report(report):
+    """Raise if a file with the name of a report is none, or its store does not tell."""
+    try:
+        foreign = _is_there(report) and not is_report(report)
+    except EmaAvgError as error:
+        raise OutputError(error.message, hint=error.hint) from error
+    if foreign:
         raise OutputError(f"{quoted(str(report))} exists and is not a report of ema-avg", hint=hint)
+
+
+def _is_there(report: Location) -> bool:
+    if isinstance(report, Path):
+        return report.exists()
+    try:
+        open_source(report).close()
+    except NothingMatched:
+        return False
+    return True
 
 
 def _is_damaged_json(location: Location) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +70,13 @@ def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
     )
 
 
-async def read_body(answer: Any, length: int) -> bytearray:  # noqa: ANN401
+async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> bytearray:  # noqa: ANN401
     """Return the body of an answer.
+
+    Args:
+        answer: of aiohttp.
+        length: bytes.
+        arrived: called each time that ``STALL_BYTES`` have arrived, and for the rest.
 
     Raises:
         StoreError: it does not have exactly ``length`` bytes, or stalls.
@@ -91,10 +97,12 @@ async def read_body(answer: Any, length: int) -> bytearray:  # noqa: ANN401
                 if done - mark >= STALL_BYTES:
                     mark = done
                     limit.reschedule(clock() + STALL_SECONDS)
+                    arrived()
     except TimeoutError as error:
         raise _stalled(done, length) from error
     if done < length:
         raise wrong_answer(f"received {done:,} of {length:,} bytes")
+    arrived()
     return body
 
 

@@ -18,7 +18,7 @@ from ema_cli.text import quoted, without_secrets
 CONNECT_SECONDS = 30.0
 """Until there is a connection, including TLS."""
 ANSWER_SECONDS = 60.0
-"""Until an answer begins, including the connection and redirects."""
+"""Until an answer begins, including the connection and redirects, or since the server sent parts of other answers."""
 MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CREDENTIALS = ("auth", "cookies", "headers")
@@ -41,6 +41,8 @@ class WebClient:
         self._store = weakref.ref(store)
         self._sessions: dict[bool, Any] = {}
         """By whether they are for the host that the user named."""
+        self._waiting: set[asyncio.Timeout] = set()
+        """The limits of requests that wait for an answer."""
 
     @asynccontextmanager
     async def get(self, address: Any, headers: Mapping[str, str]) -> AsyncIterator[Any]:  # noqa: ANN401 - yarl's URL
@@ -51,14 +53,25 @@ class WebClient:
             TimeoutError: the answer does not begin in time.
 
         """
-        async with asyncio.timeout(ANSWER_SECONDS):
-            answer = await self._follow(address, headers)
+        async with asyncio.timeout(ANSWER_SECONDS) as limit:
+            self._waiting.add(limit)
+            try:
+                answer = await self._follow(address, headers)
+            finally:
+                self._waiting.discard(limit)
         try:
             yield answer
         except BaseException:
             answer.close()  # what follows on this connection could be taken for another answer
             raise
         answer.release()  # which closes the connection if the body was not read to its end
+
+    def wait_on(self) -> None:
+        """Let all requests wait for ``ANSWER_SECONDS`` from now: a server may answer one after another."""
+        deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(deadline)
 
     async def _follow(self, first: Any, headers: Mapping[str, str]) -> Any:  # noqa: ANN401
         address = first

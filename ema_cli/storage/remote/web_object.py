@@ -102,7 +102,7 @@ class WebObject:
                 raise _refused("it is not a file of known size")
             end = min(head_bytes, declared.total)
             _check_range(declared, 0, end)
-            self.head = await read_body(answer, end) if end else bytearray()
+            self.head = await read_body(answer, end, self._client.wait_on) if end else bytearray()
         self.size, self.tag, self._modified = declared.total, declared.tag, declared.modified
 
     async def _compare(self) -> None:
@@ -113,7 +113,7 @@ class WebObject:
             if declared.total not in (None, self.size) or declared.tag != self.tag or not same_time:
                 raise _replaced()
             if answer.status == PARTIAL:
-                await read_body(answer, 1)  # so that the connection can be used again
+                await read_body(answer, 1, self._client.wait_on)  # so that the connection can be used again
 
     async def _read(self, begin: int, end: int) -> bytearray:
         tagged = {"If-Match": self.tag} if self.tag is not None and self.tag.startswith('"') else {}
@@ -124,7 +124,7 @@ class WebObject:
             if declared.total not in (None, self.size) or (self.tag and declared.tag not in (None, self.tag)):
                 raise _replaced()
             _check_range(declared, begin, end)
-            return await read_body(answer, end - begin)
+            return await read_body(answer, end - begin, self._client.wait_on)
 
     def _declared(self, answer: Any) -> DeclaredRange:  # noqa: ANN401
         if answer.status not in (_WHOLE, PARTIAL):
