@@ -202,6 +202,7 @@ def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
     [
         (["missing.pt", "--decay", "0.9"], 7, 'there is no "missing.pt"'),
         (["no_*.pt", "--decay", "0.9"], 7, "no file matches"),
+        (["http://127.0.0.1:1/*.pt", "--decay", "0.9"], 7, "a web server cannot list its files: name them"),
         (["empty.pt", "--decay", "0.9"], 3, "is empty"),
         (["text.pt", "--decay", "0.9"], 3, "is not a checkpoint"),
         (["cut.pt", "--decay", "0.9"], 3, "truncated"),

@@ -658,6 +658,7 @@ def test_the_command_line_continues(paths: list[Path], ema_avg: Run) -> None:
     assert "  6 checkpoints  " in done.stdout
     again = ema_avg(*paths, "--continue-from", "b.safetensors", "-o", "b.safetensors", "--force")
     assert (again.returncode, again.stdout.split()[:3]) == (0, ["up", "to", "date"])
+    assert ", ," not in again.stderr, "a format for no file"
     assert ema_avg(*paths, "--continue-from", "b.safetensors", "-o", "c.safetensors").returncode == 7
     document = json.loads(ema_avg("plan", *more, "--continue-from", "a.safetensors", "--json").stdout)
     assert [found["role"] for found in document["inputs"]] == ["average", "again", "checkpoint", "checkpoint"]

@@ -16,6 +16,7 @@ from ema_cli.discovery import folder_listing, patterns
 from ema_cli.discovery.patterns import matches
 from ema_cli.errors import InputRefused
 from ema_cli.formats.folder import Folder
+from ema_cli.storage import locations
 from tests.helpers.found import find
 from tests.helpers.series import write_one
 
@@ -80,13 +81,13 @@ def test_a_deep_tree_is_walked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     deep.mkdir(parents=True)
     write_one(deep / "ckpt_1.pt")
     listed: list[Path] = []
-    names = patterns._names_on_disk
+    names = locations.names_in
 
     def listing(folder: Path) -> dict[str, bool]:
         listed.append(folder)
         return names(folder)
 
-    monkeypatch.setattr(patterns, "_names_on_disk", listing)
+    monkeypatch.setattr(patterns, "names_in", listing)
     assert matches(f"{tmp_path}/{pattern}") == [deep / "ckpt_1.pt"]
     assert len(listed) <= 310 * len(pattern.split("/"))
 
@@ -131,14 +132,14 @@ def test_a_folder_that_cannot_be_listed_is_a_warning(tmp_path: Path, monkeypatch
     """What a pattern could not search is named, so that ``--strict`` fails."""
     for name in ("a", "b"):
         write_one(tmp_path / name / f"ckpt_{ord(name)}.pt", step=ord(name))
-    names = patterns._names_on_disk
+    names = locations.names_in
 
     def denied(folder: Path) -> dict[str, bool]:
         if folder.name == "b":
             raise PermissionError(13, "Permission denied")
         return names(folder)
 
-    monkeypatch.setattr(patterns, "_names_on_disk", denied)
+    monkeypatch.setattr(patterns, "names_in", denied)
     for pattern in ("**/*.pt", "*/*.pt"):
         found = find(tmp_path / pattern)
         assert len(found.checkpoints) == 1

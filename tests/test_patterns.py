@@ -34,7 +34,7 @@ def store(tree: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same files behind URLs, listed as a store lists them."""
 
     def local(location: Location) -> Path:
-        return tree.joinpath(*location.parts[2:])
+        return tree.joinpath(*location.parts[2:]) if isinstance(location, Url) else location
 
     def names_in(location: Location) -> dict[str, bool]:
         return {path.name: path.is_dir() for path in local(location).iterdir()}

@@ -232,7 +232,7 @@ def test_the_command_line(output: Path, ema_avg: Run) -> None:
     paths = moved(output)
     without = ema_avg("verify", "ema.safetensors")
     assert without.returncode == 10
-    assert "try: inputs that are elsewhere now are named by: ema-avg verify OUT --input CKPT..." in without.stderr
+    assert "try: name the inputs: ema-avg verify OUT --input CKPT..." in without.stderr
     one_by_one = [word for path in paths for word in ("--input", path)]
     for arguments in (("--input", *paths), (*one_by_one,), ("--input", "elsewhere"), ("--input", "elsewhere/*.pt")):
         done = ema_avg("verify", "ema.safetensors", *arguments)

@@ -34,7 +34,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, is_folder
+from ema_cli.storage.locations import Location, is_folder, locate
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
@@ -116,7 +116,10 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
     try:
         found = matches(name, unreadable)
         if not found:
-            search.faults.append(NothingMatched(f"no file matches {quoted(name)}"))
+            location = locate(name)
+            is_web = isinstance(location, Url) and location.is_web
+            hint = "a web server cannot list its files: name them" if is_web else ""
+            search.faults.append(NothingMatched(f"no file matches {quoted(name)}", hint=hint))
         search.named[name] = found
         for location in found:
             if is_folder(location):

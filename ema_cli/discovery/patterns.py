@@ -85,7 +85,7 @@ class _PatternSearch:
                 found, exists = [folder / part for folder in found], False
         if exists:
             return found
-        return [match for match in found if (_is_folder(match) if folders_only else os.path.lexists(str(match)))]
+        return [match for match in found if (is_folder(match) if folders_only else os.path.lexists(str(match)))]
 
     def _matching(
         self, folders: list[Location], is_match: Callable[[str], object], *, only: bool
@@ -108,7 +108,7 @@ class _PatternSearch:
             identity = identity_of(folder)
             if identity is None:
                 self._names(folder)  # which knows why
-            if identity is None or identity in seen or not _is_folder(folder):
+            if identity is None or identity in seen or not is_folder(folder):
                 continue
             seen.add(identity)
             yield folder
@@ -121,10 +121,7 @@ class _PatternSearch:
     def _names(self, folder: Location) -> dict[str, bool]:
         """Return the names in a folder, and whether each is a folder; nothing if it is none, or cannot be listed."""
         try:
-            if isinstance(folder, Url):
-                found = names_in(folder) if is_folder(folder) else {}
-            else:
-                found = _names_on_disk(folder)
+            found = names_in(folder) if isinstance(folder, Path) or is_folder(folder) else {}
         except OSError as error:
             if error.errno not in _NO_FOLDER:
                 self.unreadable.append(f"{quoted(str(folder))} ({error.strerror})")
@@ -135,22 +132,6 @@ class _PatternSearch:
             hint = "begin the pattern with more of the path; is there a link to a large folder, or back to one above?"
             raise InputRefused(f"{message} {quoted(str(folder))}", hint=hint)
         return found
-
-
-def _is_folder(location: Location) -> bool:
-    return is_folder(location) if isinstance(location, Url) else os.path.isdir(location)  # noqa: PTH112 - never raises
-
-
-def _names_on_disk(folder: Path) -> dict[str, bool]:
-    with os.scandir(folder) as entries:
-        return {entry.name: _is_inner(entry) for entry in entries}
-
-
-def _is_inner(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link into what may not be read
-        return False
 
 
 def _matcher(part: str, *, literal: bool) -> Callable[[str], object]:

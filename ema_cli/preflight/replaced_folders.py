@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
 from ema_cli.records.files import is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import load_report, report_path
+from ema_cli.storage.locations import Location
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
 from ema_cli.write.publish import Writing
 from ema_cli.write.temp_names import is_nonempty_folder
 
+NO_REPORT = "without a readable report beside it"
 _SHOWN = 8
 """Names of foreign files in a message."""
 
@@ -44,14 +46,33 @@ def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
         listed = _listed_files(folder)
         new = {*(file.name for file in output.files), *(side.name for side in output.beside)}
         old = examine_old_folder(folder, listed, new)
-        weights = [name for name in old.kept if is_weights(name)] if old else []
-        if weights:  # a library could load them instead of the new ones, and verify would find another output
-            message = f"it contains {shortlist(map(quoted, weights))}, weights that its report does not list"
-            raise OutputError(
-                f"{quoted(str(folder))} cannot be replaced: {message}",
-                hint="move them, or choose another name with -o",
-            )
+        refuse_unlisted_weights(folder, old.kept if old else ())
         return old
+
+
+def refuse_unlisted_weights(folder: Location, kept: Iterable[str]) -> None:
+    """Raise if weights stay in a replaced folder: a library could load them, and verify would find another output.
+
+    Raises:
+        OutputError: naming them.
+
+    """
+    weights = [quoted(name) for name in kept if is_weights(name)]
+    if weights:
+        contents = f"{shortlist(weights, most=_SHOWN)}, weights that its report does not list"
+        raise OutputError(
+            f"{quoted(str(folder))} cannot be replaced: it contains {contents}",
+            hint="move them, or choose another name with -o",
+        )
+
+
+def foreign_folder(folder: Location, reason: str, contents: Sequence[str]) -> OutputError:
+    """Return the error for a folder that is not an output of this program, with a list of what is in it."""
+    return OutputError(
+        f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains "
+        f"{shortlist(contents, most=_SHOWN)}",
+        hint="choose another name with -o, or move these files",
+    )
 
 
 def _listed_files(folder: Path) -> frozenset[str]:
@@ -65,18 +86,14 @@ def _listed_files(folder: Path) -> frozenset[str]:
     try:
         files = [file for average in load_report(path).averages for file in average.output.files]
     except NothingMatched:
-        reason = "without a readable report beside it"
+        reason = NO_REPORT
     except EmaAvgError as error:
-        reason = f"without a readable report beside it ({error.message})"
+        reason = f"{NO_REPORT} ({error.message})"
     else:
         if any(_has_size(folder / file.name, file.bytes) for file in files):
             return frozenset(file.name for file in files)
         reason = f"but {quoted(path.name)} describes other files"
-    contents = shortlist(describe_entries(folder), most=_SHOWN)
-    raise OutputError(
-        f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains {contents}",
-        hint="choose another name with -o, or move these files",
-    )
+    raise foreign_folder(folder, reason, describe_entries(folder))
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -6,16 +6,13 @@ them instead of the new ones.
 
 from __future__ import annotations
 
-from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.records.files import is_weights
+from ema_cli.errors import EmaAvgError
+from ema_cli.preflight.replaced_folders import NO_REPORT, foreign_folder, refuse_unlisted_weights
 from ema_cli.records.plan import Plan, PlannedOutput
-from ema_cli.report.beside import read_report
+from ema_cli.report.beside import read_report, report_path
 from ema_cli.storage.locations import names_in
 from ema_cli.storage.url import Url
-from ema_cli.text import quoted, shortlist
-
-_SHOWN = 8
-"""Names of files in a message."""
+from ema_cli.text import quoted
 
 
 def refuse_foreign_objects(plan: Plan) -> None:
@@ -41,19 +38,10 @@ def _names(folder: Url) -> dict[str, bool]:
 def _refuse_foreign(output: PlannedOutput, names: list[str]) -> None:
     if not names:
         return
-    report, folder = read_report(output.path), quoted(str(output.path))
+    report = read_report(output.path)
     listed = {file.name for average in report.averages for file in average.output.files} if report else set()
     if listed.isdisjoint(names):
-        reason = "without a readable report beside it" if report is None else "but the report beside it is of others"
-        raise OutputError(
-            f"{folder} already exists, {reason}, and is not replaced: it contains "
-            f"{shortlist(map(quoted, sorted(names)), most=_SHOWN)}",
-            hint="choose another name with -o, or move these files",
-        )
+        reason = f"but {quoted(report_path(output.path).name)} describes other files" if report else NO_REPORT
+        raise foreign_folder(output.path, reason, [quoted(name) for name in sorted(names)])
     written = {*(file.name for file in output.files), *(side.name for side in output.beside)}
-    foreign = [name for name in sorted(names) if is_weights(name) and name not in listed | written]
-    if foreign:
-        what = f"{shortlist(map(quoted, foreign), most=_SHOWN)}, weights that its report does not list"
-        raise OutputError(
-            f"{folder} cannot be replaced: it contains {what}", hint="move them, or choose another name with -o"
-        )
+    refuse_unlisted_weights(output.path, sorted(set(names) - listed - written))

@@ -175,4 +175,12 @@ def names_in(folder: Location) -> dict[str, bool]:
         from ema_cli.storage.remote.remote_source import remote_names_in  # noqa: PLC0415
 
         return remote_names_in(folder)
-    return {path.name: path.is_dir() for path in folder.iterdir()}
+    with os.scandir(folder) as entries:
+        return {entry.name: _is_inner(entry) for entry in entries}
+
+
+def _is_inner(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link into what may not be read
+        return False

@@ -48,7 +48,7 @@ def split_protocol(name: str) -> tuple[str, str]:
 
 def _refused(message: str) -> UsageError:
     listed = ", ".join(f"{protocol}://" for protocol in PROTOCOLS)
-    hint = "copy the file to a disk first; the name of a local file that looks like this begins with ./: ./NAME"
+    hint = "use a local file; if its name looks like a URL, put ./ before it: ./NAME"
     return UsageError(f"{message}; it opens {listed}", hint=hint)
 
 

@@ -27,7 +27,7 @@ from ema_cli.text import plural, quoted
 from ema_cli.verify.input_reader import InputReader, is_flat
 from ema_cli.verify.output import Check, WrittenOutput
 
-NAME_THEM = "inputs that are elsewhere now are named by: ema-avg verify OUT --input CKPT..."
+NAME_THEM = "name the inputs: ema-avg verify OUT --input CKPT..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,7 +89,7 @@ def _headline(plan: Plan, folder: str) -> str:
     new = sum(member.role is Role.CHECKPOINT for member in members)
     continuation = plan.series.continuation
     count = plural(new, "checkpoint" if continuation is None else "new checkpoint")
-    line = f"{count} in {safe_text(_shortest(folder))}, {formats}, {plan.series.reason}"
+    line = ", ".join(filter(None, (f"{count} in {safe_text(_shortest(folder))}", formats, plan.series.reason)))
     if continuation is None:
         return line
     inside = plural(len(continuation.folded), "checkpoint")

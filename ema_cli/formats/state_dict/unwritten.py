@@ -100,7 +100,7 @@ class _Beside:
     """Whether its name says that it is state of the training, or a record, although it has layers."""
     is_named: bool
     """Whether ``--key`` can choose it: its tensors have names."""
-    is_numbered: bool
+    has_unnamed: bool
     """Whether tensors of it are under keys that are not strings."""
 
     @classmethod
@@ -120,7 +120,7 @@ class _Beside:
             name=name,
             tensors={name: tensor for name, tensor, _ in tensors},
             is_named=not any(in_list for _, _, in_list in tensors),
-            is_numbered=bool(tensors) and any(unnamed_below("", value)),
+            has_unnamed=bool(tensors) and any(unnamed_below("", value)),
             counters=frozenset(COUNTERS) & named(value).keys(),
             may_be_trained=trained,
             is_repeated=repeated,
@@ -143,7 +143,7 @@ class _Beside:
         copies in float32.
         """
         if not self.is_named:
-            return not self.is_numbered and _shapes(self.tensors) <= _shapes(weights)
+            return not self.has_unnamed and _shapes(self.tensors) <= _shapes(weights)
         is_called_copy = any(map(is_copy, self.path.split(".")))
         if not (is_called_copy or set(self.tensors.values()) <= set(weights.values())):
             return False

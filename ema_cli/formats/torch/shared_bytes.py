@@ -27,12 +27,12 @@ def refuse_shared_bytes(views: Iterable[tuple[str, int, TensorLayout]]) -> None:
         InputRefused: two tensors of different types share bytes.
 
     """
-    by_type: dict[str, dict[str, list[View]]] = defaultdict(lambda: defaultdict(list))
+    by_storage: dict[str, list[View]] = defaultdict(list)
     for key, begin, layout in views:
-        by_type[key][layout.dtype.name].append((begin, layout))
-    for key, found in by_type.items():
-        if len(found) > 1:
-            _refuse_overlap(key, sorted((view for alike in found.values() for view in alike), key=lambda view: view[0]))
+        by_storage[key].append((begin, layout))
+    for key, found in by_storage.items():
+        if len({layout.dtype.name for _, layout in found}) > 1:
+            _refuse_overlap(key, sorted(found, key=lambda view: view[0]))
 
 
 def _refuse_overlap(key: str, views: list[View]) -> None:
