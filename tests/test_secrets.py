@@ -98,7 +98,6 @@ def searched(ema_avg: Run, tmp_path: Path) -> Searched:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Searched:
     """Run the program in this process, which takes a moment: for runs that fail early."""
-
     monkeypatch.setattr(retries, "RETRY_DELAY_SECONDS", 0)
 
     def run_here(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -59,8 +59,13 @@ def _configured(schemes: tuple[str, ...], name: str) -> dict[str, Any]:
     return {key: value for scheme in schemes for key, value in conf.get(scheme, {}).get(name, {}).items()}
 
 
-def silence() -> None:
-    """Keep what the libraries log from the terminal: errors are raised as well, and texts may be those of a server."""
+def silence(loop: Any) -> None:  # noqa: ANN401
+    """Keep what the libraries log from the terminal, and tracebacks of fsspec's event loop ``loop`` if there is one.
+
+    Errors are raised where an answer is awaited, and texts may be those of a server.
+    """
+    if loop is not None:
+        loop.set_exception_handler(lambda _, context: logging.getLogger("fsspec").debug("%s", context))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not logger.handlers:

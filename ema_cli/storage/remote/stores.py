@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +46,7 @@ def store_of(url: Url) -> tuple[Any, str]:
             if (root, *options) not in _STORES:
                 made = url_to_fs(url.address, use_listings_cache=False, **options_for(url.scheme), **options)[0]
                 limit_tries(made, url.scheme)
-                silence()
-                _silence(getattr(made, "loop", None))
+                silence(getattr(made, "loop", None))
                 _STORES[root, *options] = made
             store = _STORES[root, *options]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
@@ -60,15 +58,6 @@ def store_of(url: Url) -> tuple[Any, str]:
         hint = f"pip install {package}" if package else ""
         raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
     return store, str(path)
-
-
-def _silence(loop: Any) -> None:  # noqa: ANN401
-    """Log what goes wrong in the background in fsspec's event loop, in place of a traceback on the terminal.
-
-    What matters to a request is raised where its answer is awaited.
-    """
-    if loop is not None:
-        loop.set_exception_handler(lambda _, context: logging.getLogger("fsspec").debug("%s", context))
 
 
 @contextmanager
