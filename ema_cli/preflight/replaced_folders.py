@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.records.files import is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import load_report, report_path
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import Location
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
 from ema_cli.write.publish import Writing
@@ -57,6 +60,9 @@ def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
 def _listed_files(folder: Path) -> frozenset[str]:
     """Return the names of the files in the report beside a folder, at least one of which is there in its size.
 
+    One must have weights that this program wrote: side files are equal in every checkpoint folder of a model, and
+    whoever wrote the report chose the names.
+
     Raises:
         OutputError: there is no such report; the message lists what is in the folder.
 
@@ -69,7 +75,8 @@ def _listed_files(folder: Path) -> frozenset[str]:
     except EmaAvgError as error:
         reason = f"without a readable report beside it ({error.message})"
     else:
-        if any(_has_size(folder / file.name, file.bytes) for file in files):
+        ours = any(is_our_output(folder / file.name) for file in files if file.name.endswith(".safetensors"))
+        if ours and any(_has_size(folder / file.name, file.bytes) for file in files):
             return frozenset(file.name for file in files)
         reason = f"but {quoted(path.name)} describes other files"
     contents = shortlist(describe_entries(folder), most=_SHOWN)
@@ -77,6 +84,16 @@ def _listed_files(folder: Path) -> frozenset[str]:
         f"{quoted(str(folder))} already exists, {reason}, and is not replaced: it contains {contents}",
         hint="choose another name with -o, or move these files",
     )
+
+
+def is_our_output(path: Location) -> bool:
+    """Whether a file is an output of this program, by its metadata."""
+    try:
+        checkpoint = open_checkpoint(path, pool=LayoutPool())
+    except EmaAvgError:
+        return False
+    checkpoint.index.close()
+    return checkpoint.made_by_us
 
 
 def _has_size(path: Path, size: int) -> bool:
