@@ -123,6 +123,7 @@ def test_errors_of_stores_are_distinguished() -> None:
         FailureKind.DENIED: [AnsweredError(), BotocoreError(), OSError("Forbidden: b/o\nno"), PermissionError()],
         FailureKind.UNREACHABLE: [ConnectionRefusedError(), TimeoutError()],
         FailureKind.FAILING: [OSError("slow down")],
+        FailureKind.REFUSED: [type("ParamValidationError", (Exception,), {})("no such bucket can exist")],
     }
     for kind, errors in kinds.items():
         assert {failure_of(error, url).kind for error in errors} == {kind}

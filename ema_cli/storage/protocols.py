@@ -18,6 +18,8 @@ _LONGEST = 1 << 13
 """Characters of a URL; no server takes more."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """A single letter is no protocol: it may be a drive."""
+_IPV6 = re.compile(r"(?:[^/@]*@)?\[[0-9A-Fa-f:.]+\](?=[:/]|$)")
+"""A host that may contain ``::``, and a login before it."""
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::.*://", re.DOTALL)
 
 
@@ -29,7 +31,8 @@ def split_protocol(name: str) -> tuple[str, str]:
 
     """
     found = _SCHEME.match(name)
-    if _CHAIN.match(name) or (found and "::" in name):
+    host = _IPV6.match(name, found.end()) if found else None
+    if _CHAIN.match(name) or (found and "::" in name[host.end() if host else 0 :]):
         raise _refused(f"{_shown(name)} is a chain of URLs (::), which ema-avg does not open")
     if found is None:
         return "", name

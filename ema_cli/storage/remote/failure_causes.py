@@ -38,6 +38,8 @@ _KIND_BY_NAME = {
     "HTTPClientError": FailureKind.UNREACHABLE,  # botocore: no connection, a time-out, TLS
     "ClientConnectionError": FailureKind.UNREACHABLE,  # aiohttp
     "TransportError": FailureKind.UNREACHABLE,  # httpx
+    "ParamValidationError": FailureKind.REFUSED,  # botocore: no such name can exist
+    "HFValidationError": FailureKind.REFUSED,
     "ClientPayloadError": FailureKind.FAILING,  # aiohttp: an answer without its end
 }
 """By the name of a class of the error or of one above it, as the libraries may not be installed."""
