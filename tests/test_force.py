@@ -213,6 +213,42 @@ def test_a_folder_without_our_report_is_refused(report: str, force: bool, folder
     }
 
 
+@pytest.mark.parametrize("forged", [False, True])
+def test_a_report_alone_does_not_make_a_folder_ours(*, forged: bool, folders: list[Path], tmp_path: Path) -> None:
+    """Side files are equal in all checkpoints of a model, and a report may be forged: the weights must be ours."""
+    out = tmp_path / "out"
+    write(folders, out)
+    shutil.rmtree(out)
+    shutil.copytree(folders[0], out)
+    report = tmp_path / "out.report.json"
+    if forged:
+        document = json.loads(report.read_text())
+        (listed, *_) = document["averages"][0]["output"]["files"]
+        document["averages"][0]["output"]["files"] = [
+            {**listed, "name": path.name, "bytes": path.stat().st_size} for path in sorted(out.iterdir())
+        ]
+        report.write_text(json.dumps(document))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(OutputError, match="describes other files, and is not replaced"):
+        write(folders, out, decay=0.25)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_mount_point_is_refused_before_the_work(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system cannot rename it, so no folder takes its place; a folder inside it is written."""
+    out = tmp_path / "mounted"
+    out.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    with pytest.raises(OutputError, match="it is a mount point") as refused:
+        write(folders, out)
+    assert refused.value.hint == "choose a folder inside it with output"
+    assert not listing(out)
+    write(folders, out / "ema")
+    assert verify(out / "ema").ok
+
+
 def test_a_listed_file_that_was_edited_is_replaced_with_force_alone(folders: list[Path], tmp_path: Path) -> None:
     """Its name is one that -o means, as that of a file is."""
     out = tmp_path / "out"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ema_cli
+from ema_cli.discovery.patterns import matches
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.storage.locations import locate, locate_listed
 from ema_cli.storage.protocols import PROTOCOLS, split_protocol
@@ -27,7 +28,15 @@ STRANGE = (
         "filecache::http://h/x",
         "blockcache::gs://b/x",
     ),
-    *("s3://b/x::file:///y", "https://h/x::memory", "cached::zip://a::http://h/x.zip", "memory2://x", "file::s3://x"),
+    *(
+        "s3://b/x::file:///y",
+        "https://h/x::memory",
+        "https://[::1]/x::memory",
+        "https://[::1]::file:///y",
+        "cached::zip://a::http://h/x.zip",
+        "memory2://x",
+        "file::s3://x",
+    ),
 )
 ADDRESS = "ftp://me:secret@127.0.0.1/x.safetensors"
 
@@ -40,17 +49,6 @@ def test_other_protocols_and_chains_are_refused(name: str) -> None:
     assert not events
     assert "ema-avg does not open; it opens file://, http://, https://, s3://" in refused.value.message
     assert "./NAME" in refused.value.hint
-    with pytest.raises(InputRefused):
-        locate_listed(name, allow_remote=True)
-
-
-@pytest.mark.parametrize("name", ["http://[::1]:80/x.pt", "HTTPS://me:planted@[fe80::1]/x.pt", "http://[::1"])
-def test_an_ipv6_address_is_not_called_a_chain(name: str) -> None:
-    """The message says what to do, without the password."""
-    with pytest.raises(UsageError, match="has an IPv6 address, which ema-avg does not open") as refused:
-        locate(name)
-    assert "planted" not in refused.value.message
-    assert "localhost" in refused.value.hint
     with pytest.raises(InputRefused):
         locate_listed(name, allow_remote=True)
 
@@ -88,6 +86,14 @@ def test_protocols_may_be_in_capitals(protocol: str) -> None:
         location = locate(f"{written}://Bucket/Run/x.pt")
         assert isinstance(location, Url)
         assert (location.scheme, location.address) == (protocol, f"{protocol}://Bucket/Run/x.pt")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1]/x.pt", "https://[fe80::1]:8443/a/x.pt?v=1", "http://me:pw@[2001:db8::]/x"]
+)
+def test_a_host_may_be_an_address_of_ipv6(url: str) -> None:
+    """Its colons make no chain of URLs, and its brackets no pattern."""
+    assert matches(url) == [locate(url)] == [Url(url)]
 
 
 @pytest.mark.parametrize("url", [Url("ftp://h/x"), Url("dir://x"), Url("s3://b") / "/etc/passwd", Url("file:///x")])

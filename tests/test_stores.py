@@ -149,8 +149,24 @@ def test_errors_of_stores_are_distinguished() -> None:
         FailureKind.DENIED: [AnsweredError(), BotocoreError(), OSError("Forbidden: b/o\nno"), PermissionError()],
         FailureKind.UNREACHABLE: [ConnectionRefusedError(), TimeoutError()],
         FailureKind.FAILING: [OSError("slow down")],
+        FailureKind.REFUSED: [type("ParamValidationError", (Exception,), {})("no such bucket can exist")],
     }
     for kind, errors in kinds.items():
         assert {failure_of(error, url).kind for error in errors} == {kind}
     assert reason_of(OSError(f"no {url.address}\n  at all"), url) == "no https://***@host/a.pt?*** at all"
     assert reason_of(ConnectionError(), url) == "ConnectionError"
+
+
+@pytest.mark.parametrize(
+    ("address", "words", "reason"),
+    [
+        ("s3://me:secret@bucket/a.pt", 'Invalid bucket name "me:secret@bucket"', 'Invalid bucket name "***@bucket"'),
+        ("https://me:s%40cret@host/a.pt", "no user me with s@cret or s%40cret", "no user me with *** or ***"),
+        ("https://host/a.pt?v=1&sig=a%2Bbcd#part", "sig a+bcd of a%2Bbcd#part, v 1", "sig *** of ***#***, v 1"),
+        ("https://host/a.pt", "host has no /a.pt", "host has no /a.pt"),
+        ("s3://bucket/x_***/a.pt", "no x_***/a.pt in bucket", "no x_***/a.pt in bucket"),
+    ],
+)
+def test_an_error_of_a_library_does_not_repeat_a_part_of_an_address(address: str, words: str, reason: str) -> None:
+    """Login, password and values of the query are hidden where they appear alone, encoded or not."""
+    assert reason_of(ValueError(words), Url(address)) == reason

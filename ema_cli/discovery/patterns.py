@@ -49,7 +49,8 @@ def matches(name: str, unreadable: list[str] | None = None) -> list[Location]:
     """
     location = locate(name)
     if isinstance(location, Url):
-        if not _MAGIC.search(location.place):
+        place = location.place  # the host of a web address may have brackets, and cannot be listed
+        if not _MAGIC.search("/".join(Url(place).parts[_ROOT_PARTS:]) if location.is_web else place):
             return [location]
         root: Location = Url(*location.parts[:_ROOT_PARTS])
         parts = location.parts[_ROOT_PARTS:]

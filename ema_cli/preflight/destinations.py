@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError, UsageError
-from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
+from ema_cli.preflight.replaced_folders import is_our_output
 from ema_cli.preflight.replaced_objects import refuse_foreign_objects
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Role
 from ema_cli.report.beside import parse_report, read_report, report_path
 from ema_cli.report.render import is_report
-from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, absolute, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -40,7 +39,7 @@ def refuse_inputs_as_outputs(plan: Plan, options: Options) -> None:
     skipped = {_identity(entry.path) for entry in series.skipped if not entry.made_by_us}
     for path in _written(plan, options):
         identity = _identity(path)
-        if identity is not None and (identity in protected or (identity in skipped and not _is_ours(path))):
+        if identity is not None and (identity in protected or (identity in skipped and not is_our_output(path))):
             raise UsageError(f"the output {quoted(str(path))} is one of the inputs", hint="choose another name")
 
 
@@ -152,7 +151,7 @@ def _refuse_folders_of_inputs(plan: Plan) -> None:
 
 def _refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool) -> None:
     target, real = Path(os.path.realpath(output)), Path(os.path.realpath(path))
-    if real == target and not ours and not (skipped and _is_ours(path)):
+    if real == target and not ours and not (skipped and is_our_output(path)):
         raise UsageError(f"the output {quoted(str(output))} is one of the inputs", hint="choose another name")
     if real != target and real.is_relative_to(target):
         message = f"the output folder {quoted(str(output))} contains the input {quoted(str(path))}"
@@ -180,16 +179,6 @@ def _written(plan: Plan, options: Options) -> Iterator[Location]:
     yield from (output.path for output in plan.outputs)
     yield from (report_path(output.path) for output in plan.outputs)
     yield from options.report
-
-
-def _is_ours(path: Location) -> bool:
-    """Whether a file is an output of this program, as a file skipped for its name (``ema.safetensors``) may be."""
-    try:
-        checkpoint = open_checkpoint(path, pool=LayoutPool())
-    except EmaAvgError:
-        return False
-    checkpoint.index.close()
-    return checkpoint.made_by_us
 
 
 def _identity(path: Location) -> object | None:

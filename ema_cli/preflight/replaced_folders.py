@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.records.files import is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import load_report, report_path
+from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
@@ -78,6 +80,9 @@ def foreign_folder(folder: Location, reason: str, contents: Sequence[str]) -> Ou
 def _listed_files(folder: Path) -> frozenset[str]:
     """Return the names of the files in the report beside a folder, at least one of which is there in its size.
 
+    One must have weights that this program wrote: side files are equal in every checkpoint folder of a model, and
+    whoever wrote the report chose the names.
+
     Raises:
         OutputError: there is no such report; the message lists what is in the folder.
 
@@ -90,10 +95,21 @@ def _listed_files(folder: Path) -> frozenset[str]:
     except EmaAvgError as error:
         reason = f"{NO_REPORT} ({error.message})"
     else:
-        if any(_has_size(folder / file.name, file.bytes) for file in files):
+        ours = any(is_our_output(folder / file.name) for file in files if file.name.endswith(".safetensors"))
+        if ours and any(_has_size(folder / file.name, file.bytes) for file in files):
             return frozenset(file.name for file in files)
         reason = f"but {quoted(path.name)} describes other files"
     raise foreign_folder(folder, reason, describe_entries(folder))
+
+
+def is_our_output(path: Location) -> bool:
+    """Whether a file is an output of this program, by its metadata."""
+    try:
+        checkpoint = open_checkpoint(path, pool=LayoutPool())
+    except EmaAvgError:
+        return False
+    checkpoint.index.close()
+    return checkpoint.made_by_us
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -52,10 +52,10 @@ def locate_listed(name: str, *, allow_remote: bool) -> Location:
         location = locate(name)
     except UsageError as refused:
         raise InputRefused(refused.message) from refused
+    if is_redacted(name) and not (isinstance(location, Path) and location.exists()):
+        raise InputRefused(f"{quoted(str(location))} cannot be opened again: a secret was removed from its name")
     if isinstance(location, Path):
         return location
-    if is_redacted(name):
-        raise InputRefused(f"{quoted(str(location))} cannot be opened again: a secret was removed from its address")
     if not allow_remote:
         message = f"{quoted(str(location))} was not opened: only the report names this URL"
         raise InputRefused(message, hint="--allow-remote opens the URLs that a report names")

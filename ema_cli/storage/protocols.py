@@ -18,23 +18,21 @@ _LONGEST = 1 << 13
 """Characters of a URL; no server takes more."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """A single letter is no protocol: it may be a drive."""
+_IPV6 = re.compile(r"(?:[^/@]*@)?\[[0-9A-Fa-f:.]+\](?=[:/]|$)")
+"""A host that may contain ``::``, and a login before it."""
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::.*://", re.DOTALL)
-_NUMBERED_HOST = re.compile(r"https?://(?:[^/?#]*@)?\[", re.IGNORECASE)
-"""fsspec takes the colons of an IPv6 address for a chain of URLs, and its brackets for a pattern."""
 
 
 def split_protocol(name: str) -> tuple[str, str]:
     """Return the protocol of a URL in lower case, and what follows ``://``; an empty one for a local path.
 
     Raises:
-        UsageError: the protocol is not in the list, or the name is a chain of URLs, or has an IPv6 address.
+        UsageError: the protocol is not in the list, or the name is a chain of URLs.
 
     """
     found = _SCHEME.match(name)
-    if _NUMBERED_HOST.match(name):
-        hint = "name the host instead, such as localhost"
-        raise UsageError(f"{_shown(name)} has an IPv6 address, which ema-avg does not open", hint=hint)
-    if _CHAIN.match(name) or (found and "::" in name):
+    host = _IPV6.match(name, found.end()) if found else None
+    if _CHAIN.match(name) or (found and "::" in name[host.end() if host else 0 :]):
         raise _refused(f"{_shown(name)} is a chain of URLs (::), which ema-avg does not open")
     if found is None:
         return "", name

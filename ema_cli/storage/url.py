@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 from ema_cli.text import HIDDEN, without_secrets
 
@@ -13,6 +14,8 @@ _WEB = ("http", "https")
 _ENCODED = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 _SLASH = "\0"
 """Stands for a slash that separates no parts: in a query, or after another slash. No address has this character."""
+_SHORTEST_SECRET = 4
+"""Characters of a part of an address that may not be repeated."""
 _SIGNATURE = re.compile(r"x-(?:amz|goog)-.*|x-id|.*token|.*signature|sig|auth", re.IGNORECASE)
 """Parameters that sign a request."""
 _WITH_SIGNATURE = {
@@ -85,6 +88,22 @@ class Url(PurePosixPath):
     def identity(self) -> tuple[str, ...]:
         """What distinguishes the file from others, whoever asks for it: neither password nor signature matter."""
         return (self.place, *self.choice) if self.is_web else (self.address,)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The parts of the address that are not shown, encoded and decoded, the longest first: others may repeat them.
+
+        They are a login and a query as a whole, and the password and the values in them. Short ones are no secret.
+        """
+        found, rest = set[str](), self.address
+        shown, *after = str(self).split(HIDDEN)
+        rest = rest.removeprefix(shown)
+        for piece in after:
+            hidden, _, rest = rest.partition(piece) if piece else (rest, "", "")
+            values = (part.rpartition("=")[2] for part in re.split("[&;#]", hidden))
+            found |= {hidden, hidden.partition(":")[2], *values}
+        found |= {unquote(one) for one in found}
+        return tuple(sorted((one for one in found if len(one) >= _SHORTEST_SECRET), key=len, reverse=True))
 
     def __eq__(self, other: object) -> bool:
         return self.address == other.address if isinstance(other, Url) else NotImplemented

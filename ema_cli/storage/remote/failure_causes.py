@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.storage.url import Url
-from ema_cli.text import safe_text, without_secrets
+from ema_cli.text import HIDDEN, safe_text, without_secrets
 
 _LOGINS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -38,6 +38,8 @@ _KIND_BY_NAME = {
     "HTTPClientError": FailureKind.UNREACHABLE,  # botocore: no connection, a time-out, TLS
     "ClientConnectionError": FailureKind.UNREACHABLE,  # aiohttp
     "TransportError": FailureKind.UNREACHABLE,  # httpx
+    "ParamValidationError": FailureKind.REFUSED,  # botocore: no such name can exist
+    "HFValidationError": FailureKind.REFUSED,
     "ClientPayloadError": FailureKind.FAILING,  # aiohttp: an answer without its end
 }
 """By the name of a class of the error or of one above it, as the libraries may not be installed."""
@@ -86,7 +88,10 @@ def hint_for(kind: FailureKind, url: Url) -> str:
 
 def reason_of(error: BaseException, url: Url) -> str:
     """Return the text of an error on one line, printable, without secrets."""
-    text = without_secrets(str(error).replace(url.address, str(url)))
+    text = str(error).replace(url.address, str(url))
+    for secret in url.secrets:  # a library may show a part of the address alone
+        text = text.replace(secret, HIDDEN)
+    text = without_secrets(text)
     return safe_text(" ".join(text.split()) or type(error).__name__, limit=_LONGEST_REASON)
 
 
