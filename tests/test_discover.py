@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_read_is_refused_with_a_message(
     def forbidden(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
     with pytest.raises(InputRefused, match="cannot be listed: Permission denied"):
         find(tmp_path)
 

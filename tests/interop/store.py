@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.request import Request, urlopen
 
 BUCKET = "runs"
 
@@ -60,6 +61,8 @@ class Store:
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.1",
         }
+        reset = Request(f"{self.environment['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+        urlopen(reset).close()  # the objects of a process are those of all its servers
         self.client = boto3.client(
             "s3",
             endpoint_url=self.environment["AWS_ENDPOINT_URL"],

@@ -49,7 +49,10 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benc
                 environment.setenv(variable, value)
         environment.setenv("AWS_MAX_ATTEMPTS", "1")
         environment.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        environment.setattr("huggingface_hub.constants.ENDPOINT", found["hub"].proxy.address)
+        address = found["hub"].proxy.address
+        environment.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        environment.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield found
         for bench in found.values():
             bench.close()
