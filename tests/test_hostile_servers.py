@@ -61,7 +61,7 @@ def expected() -> bytes:
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon."""
-    for name in ("retries.RETRYING_SECONDS", "web_client.ANSWER_SECONDS", "web_answer.STALL_SECONDS"):
+    for name in ("retries.RETRYING_SECONDS", "web_client.ANSWER_SECONDS", "web_answer.PACE_SECONDS"):
         monkeypatch.setattr(f"{REMOTE}.{name}", 0.3)
 
 

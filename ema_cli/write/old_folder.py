@@ -124,16 +124,14 @@ def examine_old_folder(path: Path, listed: Collection[str], new: Collection[str]
             f"{quoted(str(path))} cannot be replaced: it contains {shortlist(obstacles)}",
             hint="move that, or choose another name with -o",
         )
+    if not kinds:
+        return None
     states = {name: found for name in sorted(kinds) if (found := state_of(path / name)) is not None}
-    return (
-        OldFolder(
-            path=path,
-            state=state,
-            replaced={name: found for name, found in states.items() if name in listed},
-            kept={name: found for name, found in states.items() if name not in listed},
-        )
-        if kinds
-        else None
+    return OldFolder(
+        path=path,
+        state=state,
+        replaced={name: found for name, found in states.items() if name in listed},
+        kept={name: found for name, found in states.items() if name not in listed},
     )
 
 

@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # so does huggingface_hub
 ]
 STORES = sorted(BENCHES)
+ALL_BUT_THE_HUB = pytest.mark.parametrize("bench", [name for name in STORES if name != "hub"], indirect=True)
 for library in ("gcsfs", "huggingface_hub", "s3fs"):
     pytest.importorskip(library)
 
@@ -206,10 +207,9 @@ def test_a_busy_store_is_asked_again_when_it_says(
         assert time.monotonic() - begun >= 1
 
 
+@ALL_BUT_THE_HUB  # which is asked at the end, see test_hub
 def test_another_version_of_an_object_is_not_used(bench: Bench, tmp_path: Path) -> None:
     """An object whose version changes while it is read ends the run with exit 4, by the tag of each range on S3."""
-    if bench.name == "Hub":
-        pytest.skip("the Hub is asked at the end, see test_hub")
     bench.proxy.plan = Plan(mode=MODES["new version"], when=bench.data if bench.name == "S3" else bench.listing)
     with pytest.raises(InputChanged, match="while it was being read"):
         average(bench, tmp_path)
@@ -268,10 +268,9 @@ def test_a_store_that_reads_nothing_ends_the_run(bench: Bench, large: Path, monk
     assert time.monotonic() - begun < 60
 
 
+@ALL_BUT_THE_HUB  # its upload is the publication, which is not interrupted
 def test_an_interrupt_ends_an_upload_that_is_not_accepted(bench: Bench, large: Path, tmp_path: Path) -> None:
     """SIGINT ends the run at once although a request hangs, and the upload is aborted."""
-    if bench.name == "Hub":
-        pytest.skip("its upload is the publication, which is not interrupted")
     bench.proxy.plan = Plan(mode=MODES["nothing read"], when=bench.stages["part"])
     command = [
         sys.executable,
@@ -294,10 +293,9 @@ def test_an_interrupt_ends_an_upload_that_is_not_accepted(bench: Bench, large: P
     assert bench.unfinished() == 0
 
 
+@ALL_BUT_THE_HUB  # which has nothing to abort
 def test_an_abort_that_hangs_is_not_waited_for(bench: Bench, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason of the failure is reported although the store no longer answers."""
-    if "abort" not in bench.stages:
-        pytest.skip("the Hub has nothing to abort")
 
     def answer(asked: Asked) -> None:
         MODES["no answer" if bench.stages["abort"](asked) else "403"](asked)

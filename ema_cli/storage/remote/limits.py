@@ -19,7 +19,7 @@ CONNECT_SECONDS = 10.0
 STALL_SECONDS = 30.0
 """Without a byte of an answer, also of its beginning."""
 PACE_SECONDS, PACE_BYTES = 60.0, 1 << 16
-"""In each such period of an answer at least so many bytes have to arrive."""
+"""In each such period of an answer at least so many bytes, or its rest, have to arrive: about 1 kB/s."""
 CALL_SECONDS = 120.0
 """For a description or a listing, with all its pages."""
 CALL_BYTES = 1 << 26

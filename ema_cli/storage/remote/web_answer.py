@@ -12,12 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.storage.remote.limits import PACE_BYTES, PACE_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.text import quoted
 
-STALL_SECONDS = 60.0
-"""In this time the next ``STALL_BYTES`` of a body, or the rest of it, must arrive: about 1 kB/s."""
-STALL_BYTES = 1 << 16
 _WHOLE, PARTIAL = 200, 206
 _RANGE = re.compile(r"bytes[ =](\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
@@ -76,7 +74,7 @@ async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> by
     Args:
         answer: of aiohttp.
         length: bytes.
-        arrived: called each time that ``STALL_BYTES`` have arrived, and for the rest.
+        arrived: called each time that ``PACE_BYTES`` have arrived, and for the rest.
 
     Raises:
         StoreError: it does not have exactly ``length`` bytes, or stalls.
@@ -88,15 +86,15 @@ async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> by
     body, done, mark = bytearray(length), 0, 0
     clock = asyncio.get_running_loop().time
     try:
-        async with asyncio.timeout(STALL_SECONDS) as limit:
+        async with asyncio.timeout(PACE_SECONDS) as limit:
             while piece := await answer.content.readany():
                 if done + len(piece) > length:
                     raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
                 body[done : done + len(piece)] = piece
                 done += len(piece)
-                if done - mark >= STALL_BYTES:
+                if done - mark >= PACE_BYTES:
                     mark = done
-                    limit.reschedule(clock() + STALL_SECONDS)
+                    limit.reschedule(clock() + PACE_SECONDS)
                     arrived()
     except TimeoutError as error:
         raise _stalled(done, length) from error
@@ -113,6 +111,6 @@ def wrong_answer(reason: str) -> StoreError:
 
 
 def _stalled(done: int, length: int) -> StoreError:
-    too_few = f"fewer than {STALL_BYTES // 1024} KiB in the last {STALL_SECONDS:g} s"
+    too_few = f"fewer than {PACE_BYTES // 1024} KiB in the last {PACE_SECONDS:g} s"
     reason = f"the server is too slow: {done:,} of {length:,} bytes arrived, {too_few}"
     return StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later"))
