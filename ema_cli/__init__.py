@@ -17,14 +17,17 @@ from ema_cli._version import __version__
 if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan
     from ema_cli.errors import EmaAvgError
+    from ema_cli.training.ema import EMA
 
-__all__ = ["EmaAvgError", "__version__", "average", "inspect", "plan"]
+__all__ = ["EMA", "EmaAvgError", "__version__", "average", "inspect", "plan"]
+_HOMES = {"EMA": "ema_cli.training.ema", "EmaAvgError": "ema_cli.errors"}
+"""The modules of what is not in ``ema_cli.api``."""
 
 
 def __getattr__(name: str) -> object:
     """Import the public functions when they are asked for (PEP 562)."""
     if name in __all__:
-        return getattr(import_module("ema_cli.errors" if name == "EmaAvgError" else "ema_cli.api"), name)
+        return getattr(import_module(_HOMES.get(name, "ema_cli.api")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

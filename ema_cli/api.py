@@ -150,7 +150,7 @@ def average(
 
     """
     given = locals()
-    with _keywords_in_errors():
+    with keywords_in_errors():
         return run_average(make_options(**given)).report
 
 
@@ -215,7 +215,7 @@ def plan(
 
     """
     given = locals()
-    with _keywords_in_errors():
+    with keywords_in_errors():
         options = make_options(**given)
         with planned(options) as made:
             examined, checked = examine(made, options)
@@ -237,7 +237,7 @@ def inspect(path: StrPath, *, key: str | Iterable[str] = (), strip_prefix: str |
 
     """
     keys = (key,) if isinstance(key, str) else tuple(key or ())
-    with _keywords_in_errors():
+    with keywords_in_errors():
         checkpoint = open_checkpoint(locate(os.fspath(path)), pool=LayoutPool(), keys=keys, strip_prefix=strip_prefix)
         close_all([checkpoint])
         refuse_unused_prefix(strip_prefix, [checkpoint.stripped])
@@ -245,7 +245,7 @@ def inspect(path: StrPath, *, key: str | Iterable[str] = (), strip_prefix: str |
 
 
 @contextmanager
-def _keywords_in_errors() -> Iterator[None]:
+def keywords_in_errors() -> Iterator[None]:
     """Let errors name options as keywords: their messages name them as flags of the command line."""
     try:
         yield

@@ -25,6 +25,7 @@ ALLOWED_HEAVY = {
     "fold/cuda.py": {"torch"},
     "fold/lanes.py": {"torch"},
     "storage/strided_read.py": {"numpy"},
+    "training": {"torch"},
     "verify/recompute.py": {"numpy"},
     "write": {"numpy"},
 }

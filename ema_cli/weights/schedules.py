@@ -46,13 +46,13 @@ def ema_warmup(checkpoints: int, method: Method) -> tuple[float, ...]:
     weights = []
     kept = 1.0
     for updates in range(checkpoints - 1, 0, -1):
-        decay, complement = _warm_decay(updates, method)
+        decay, complement = warm_decay(updates, method)
         weights.append(kept * complement)
         kept *= decay
     return normalized([kept, *reversed(weights)])
 
 
-def _warm_decay(updates: int, method: Method) -> tuple[float, float]:
+def warm_decay(updates: int, method: Method) -> tuple[float, float]:
     """Return d_n and 1 - d_n, each with all its digits."""
     if method.warmup == "inv-gamma":
         rate = (method.power or 0) * math.log1p(updates / (method.inv_gamma or 1))

@@ -17,6 +17,8 @@ _PARALLEL = "module."
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 """torch.compile, FSDP, activation checkpointing, and Lightning's strategies; no model uses these names itself."""
 
+_WRAPPER_PARTS = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _WRAPPERS))})")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrippedNames:
@@ -65,6 +67,11 @@ def strip_prefixes(
 def without_wrappers(tensors: Mapping[str, T]) -> dict[str, T]:
     """Return values by name, under names without the prefixes of wrappers."""
     return dict(zip(_strip_part(list(tensors), None, frozenset()).names, tensors.values(), strict=True))
+
+
+def without_module_wrappers(name: str) -> str:
+    """Return the name of a tensor without the parts of module wrappers; ``module.`` may be the model's own."""
+    return _WRAPPER_PARTS.sub("", name)
 
 
 def _strip_part(names: Sequence[str], prefix: str | None, bare: frozenset[str]) -> StrippedNames:

@@ -1,0 +1,53 @@
+"""The tensors of a model by the names that its checkpoints use, whatever it is wrapped in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ema_cli.formats.state_dict.prefixes import without_module_wrappers
+from ema_cli.naming import is_batch_norm_statistic
+
+BufferRule = Literal["copy", "average"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile``, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]  # noqa: SLF001 - what torch.compile names it
+        else:
+            return model
+
+
+def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter once, tied ones under their first name."""
+    return {without_module_wrappers(name): parameter for name, parameter in unwrapped(model).named_parameters()}
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers, each once."""
+    buffers = unwrapped(model).named_buffers()
+    return parameters_of(model) | {without_module_wrappers(name): buffer for name, buffer in buffers}
+
+
+def averaged_buffers(
+    model: nn.Module, *, buffers: BufferRule, batchnorm: BufferRule
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the floating-point buffers that are averaged: BatchNorm statistics by their own rule."""
+    for name, buffer in unwrapped(model).named_buffers():
+        rule = batchnorm if is_batch_norm_statistic(name) else buffers
+        if rule == "average" and (buffer.is_floating_point() or buffer.is_complex()):
+            yield without_module_wrappers(name), buffer
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a distributed tensor that this process holds, without a copy; other tensors as they are."""
+    tensor = tensor.detach()
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
