@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ema_cli.errors import UsageError
+from ema_cli.text import quoted
 from ema_cli.training.model_tensors import local
 from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import share_of_update
@@ -35,7 +37,7 @@ class Cohort:
             share = share_of_update(
                 method, first_step=self.first_step, last_step=self.last_step, step=step, updates=self.updates
             )
-            fold_into(average.values(), [current[name] for name in average], share)
+            fold_into(average, current, share)
         self.last_step = step
         self.updates += 1
 
@@ -65,17 +67,41 @@ def _average_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.no_grad()
-def fold_into(averages: Iterable[torch.Tensor], current: Iterable[torch.Tensor], share: float) -> None:
-    """Set each average to ``(1 - share) average + share current``, in the element type of the average."""
-    into = [local(average) for average in averages]
-    new = [local(tensor).to(average) for tensor, average in zip(current, into, strict=True)]
+def fold_into(averages: Mapping[str, torch.Tensor], current: Mapping[str, torch.Tensor], share: float) -> None:
+    """Set each average to ``(1 - share) average + share current``, in the element type of the average.
+
+    Raises:
+        ema_cli.errors.UsageError: a current tensor has another shape on this process than its average.
+
+    """
+    into, new = _parts(averages, current)
     if into:
-        torch._foreach_lerp_(into, new, share)
+        torch._foreach_lerp_(into, [part.to(average) for part, average in zip(new, into, strict=True)], share)
 
 
 @torch.no_grad()
-def copy_into(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
-    """Copy tensors into others of the same shapes, in place, converted to their element types and devices."""
-    into, new = [local(target) for target in targets], [local(source) for source in sources]
+def copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]) -> None:
+    """Copy the tensors of the same names into others, in place, converted to their element types and devices.
+
+    Raises:
+        ema_cli.errors.UsageError: a source has another shape on this process than its target.
+
+    """
+    into, new = _parts(targets, sources)
     if into:
         torch._foreach_copy_(into, new)
+
+
+def _parts(
+    targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return what this process holds of each target, and of the source of its name."""
+    into, new = [local(target) for target in targets.values()], [local(sources[name]) for name in targets]
+    for name, target, source in zip(targets, into, new, strict=True):
+        if target.shape != source.shape:
+            shapes = f"{list(source.shape)} and {list(target.shape)}"
+            raise UsageError(
+                f"the model and its average have {quoted(name)} in two shapes on this process: {shapes}",
+                hint="call register() again after a model was resized or sharded anew",
+            )
+    return into, new

@@ -16,6 +16,7 @@ from ema_cli.options.declaration import read_values
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.training.averages import Cohort, copy_into, new_cohort
+from ema_cli.training.fsdp import refuse_copy
 from ema_cli.training.model_tensors import BufferRule, averaged_buffers, parameters_of, tensors_of, unwrapped
 from ema_cli.weights.methods import Init, Method, Warmup
 from ema_cli.weights.updates import LIVE_METHODS, LiveMethod
@@ -162,7 +163,7 @@ class EMA:
         averaged = self.average_of(average)
         places = self._places(averaged)
         self._replaced = {name: place.detach().clone() for name, place in places.items()}
-        copy_into(places.values(), [averaged[name] for name in places])
+        copy_into(places, averaged)
 
     def restore(self) -> None:
         """Put the model's own weights back, bit for bit.
@@ -174,7 +175,7 @@ class EMA:
         if self._replaced is None:
             raise UsageError("no average is applied", hint="call apply_shadow() first, or use: with ema.applied():")
         places = self._places(self._replaced)
-        copy_into(places.values(), [self._replaced[name] for name in places])
+        copy_into(places, self._replaced)
         self._replaced = None
 
     @contextmanager
@@ -189,9 +190,10 @@ class EMA:
     def average_model(self, average: int = 0) -> nn.Module:
         """Return a copy of the model, without wrappers, with the weights of an average."""
         averaged = self.average_of(average)
+        refuse_copy(self.model)
         model = copy.deepcopy(unwrapped(self.model))
         tensors = tensors_of(model)
-        copy_into([tensors[name] for name in averaged], averaged.values())
+        copy_into({name: tensors[name] for name in averaged if name in tensors}, averaged)
         return model
 
     def state_dict(self) -> dict[str, Any]:

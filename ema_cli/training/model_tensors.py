@@ -10,6 +10,7 @@ from torch import nn
 
 from ema_cli.formats.state_dict.prefixes import without_module_wrappers
 from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.training.fsdp import put_shards_back
 
 BufferRule = Literal["copy", "average"]
 
@@ -26,7 +27,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return every parameter once, tied ones under their first name."""
+    """Return every parameter once, tied ones under their first name; of a sharded one the shard of this process."""
+    put_shards_back(model)
     return {without_module_wrappers(name): parameter for name, parameter in unwrapped(model).named_parameters()}
 
 
@@ -47,7 +49,9 @@ def averaged_buffers(
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a distributed tensor that this process holds, without a copy; other tensors as they are."""
-    tensor = tensor.detach()
+    """Return the part of a distributed tensor that this process holds, without a copy; other tensors as they are.
+
+    To be called without gradients: only then a distributed tensor returns its part itself.
+    """
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
