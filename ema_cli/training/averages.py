@@ -9,7 +9,7 @@ import torch
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
-from ema_cli.training.model_tensors import local
+from ema_cli.training.model_tensors import local, refuse_partial
 from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import share_of_update
 
@@ -51,6 +51,7 @@ def new_cohort(
     device: torch.device | None,
 ) -> Cohort:
     """Return averages that begin with the current tensors; in ``dtype``, by default their own or float32."""
+    refuse_partial(tensors)
     begun = tuple(
         {name: _copy(tensor, dtype=dtype, device=device) for name, tensor in tensors.items()} for _ in range(averages)
     )
@@ -77,6 +78,12 @@ def fold_into(averages: Mapping[str, torch.Tensor], current: Mapping[str, torch.
     into, new = _parts(averages, current)
     if into:
         torch._foreach_lerp_(into, [part.to(average) for part, average in zip(new, into, strict=True)], share)
+
+
+@torch.no_grad()
+def copies_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies of what this process holds of tensors."""
+    return {name: local(tensor).detach().clone() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

@@ -14,10 +14,17 @@ from ema_cli.api import Numbers, keywords_in_errors
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import read_values
 from ema_cli.options.weighting import WeightOptions
-from ema_cli.text import plural, quoted, shortlist
-from ema_cli.training.averages import Cohort, copy_into, new_cohort
-from ema_cli.training.fsdp import refuse_copy
-from ema_cli.training.model_tensors import BufferRule, averaged_buffers, parameters_of, tensors_of, unwrapped
+from ema_cli.text import plural
+from ema_cli.training.averages import Cohort, copies_of, copy_into, new_cohort
+from ema_cli.training.ema_state import cohorts_from, state_of
+from ema_cli.training.fsdp import own_part, refuse_copy
+from ema_cli.training.model_tensors import (
+    BufferRule,
+    averaged_buffers,
+    parameters_of,
+    tensors_of,
+    unwrapped,
+)
 from ema_cli.weights.methods import Init, Method, Warmup
 from ema_cli.weights.updates import LIVE_METHODS, LiveMethod
 
@@ -162,7 +169,7 @@ class EMA:
         self._refuse_applied("apply_shadow")
         averaged = self.average_of(average)
         places = self._places(averaged)
-        self._replaced = {name: place.detach().clone() for name, place in places.items()}
+        self._replaced = copies_of(places)
         copy_into(places, averaged)
 
     def restore(self) -> None:
@@ -197,20 +204,13 @@ class EMA:
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages and the position in training, for ``torch.save`` beside the model and the optimizer."""
-        return {
-            "methods": [method.plain() for method in self.methods],
-            "step": self.step,
-            "cohorts": [
-                {
-                    "first_step": cohort.first_step,
-                    "last_step": cohort.last_step,
-                    "updates": cohort.updates,
-                    "averages": [dict(average) for average in cohort.averages],
-                }
-                for cohort in self._cohorts
-            ],
-        }
+        """Return the averages and the position in training, for ``torch.save`` beside the model and the optimizer.
+
+        The tensors are the averages themselves, not copies; distributed ones are for ``torch.distributed.checkpoint``.
+        """
+        state = state_of(self.methods, self.step, self._cohorts)
+        part = own_part(self.model)
+        return state if part is None else {part: state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state_dict`` returned.
@@ -220,29 +220,15 @@ class EMA:
 
         """
         self._refuse_applied("load_state_dict")
-        methods = [method.plain() for method in self.methods]
-        if list(state["methods"]) != methods:
-            raise UsageError(f"the state was made with {state['methods']}, and this EMA has {methods}")
-        self._refuse_others(name for cohort in state["cohorts"] for name in cohort["averages"][0])
-        self.step = state["step"]
-        self._cohorts = [
-            Cohort(
-                first_step=saved["first_step"],
-                last_step=saved["last_step"],
-                updates=saved["updates"],
-                averages=tuple(
-                    {name: tensor.to(self._device or tensor.device, copy=True) for name, tensor in average.items()}
-                    for average in saved["averages"]
-                ),
+        part = own_part(self.model)
+        if part is not None and part not in state:
+            raise UsageError(
+                f"the state has no part of {part}",
+                hint="under FullyShardedDataParallel each process loads what it saved, as many as there were",
             )
-            for saved in state["cohorts"]
-        ]
-
-    def _refuse_others(self, names: Iterable[str]) -> None:
-        own = tensors_of(self.model)
-        foreign = [quoted(name) for name in names if name not in own]
-        if foreign:
-            raise UsageError(f"the model has no {shortlist(foreign)}")
+        state = state if part is None else state[part]
+        self._cohorts = cohorts_from(state, self.methods, tensors_of(self.model), device=self._device)
+        self.step = state["step"]
 
     def to(self, device: torch.device | str) -> Self:
         """Keep the averages on another device, such as the CPU."""
