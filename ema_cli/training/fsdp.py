@@ -86,7 +86,7 @@ def _reshard_flat(unit: Any) -> None:  # noqa: ANN401 - FullyShardedDataParallel
         return
     if not handle._use_orig_params:  # noqa: SLF001
         raise UsageError(
-            "FullyShardedDataParallel without use_orig_params keeps all parameters of a unit in one without names",
+            "FullyShardedDataParallel without use_orig_params keeps all parameters of a unit in one, without their names",
             hint="set use_orig_params=True, or shard with fully_shard (FSDP2)",
         )
     # Until the first forward pass it does not know its root, and has gathered nothing.
