@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -38,6 +38,26 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters and buffers, each once."""
     buffers = unwrapped(model).named_buffers()
     return parameters_of(model) | {without_module_wrappers(name): buffer for name, buffer in buffers}
+
+
+def averaged_tensors(
+    model: nn.Module, known: Collection[str], *, buffers: BufferRule, batchnorm: BufferRule
+) -> dict[str, torch.Tensor]:
+    """Return the tensors to average: parameters that require a gradient, or are ``known``, and the chosen buffers.
+
+    Raises:
+        ema_cli.errors.UsageError: there are none.
+
+    """
+    parameters = parameters_of(model).items()
+    found = {name: tensor for name, tensor in parameters if tensor.requires_grad or name in known}
+    found.update(averaged_buffers(model, buffers=buffers, batchnorm=batchnorm))
+    if not found:
+        raise UsageError(
+            "the model has no parameter that requires a gradient, so there is nothing to average",
+            hint="call register() or update() when the parameters to train are there and not frozen",
+        )
+    return found
 
 
 def averaged_buffers(
