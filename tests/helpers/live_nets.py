@@ -72,14 +72,14 @@ def look(model: nn.Module) -> torch.Tensor:
     return found
 
 
-def averaged(steps: Sequence[int], decay: float = 0.5) -> nn.Module:
+def averaged(steps: Sequence[int], decay: float = 0.5) -> UnevenNet:
     """Return the network with the average of its weights after the steps, as torch's own class computes it."""
     model = UnevenNet()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     for step in steps:
         set_weights(model, step)
         average.update_parameters(model)
-    inside = average.module
-    # AveragedModel averages a frozen parameter too.
-    inside.norm.bias.data.copy_(model.norm.bias.data)
-    return inside
+    found = average.module
+    assert isinstance(found, UnevenNet)
+    found.norm.bias.data.copy_(model.norm.bias)  # frozen: AveragedModel averages it all the same
+    return found
