@@ -19,7 +19,7 @@ from tests.helpers.live_nets import STEPS, UnevenNet, averaged, look, numbers, s
 
 ROOT = Path(__file__).parent.parent
 DECAYS = (0.5, 0.75)
-FSDP2 = ("default", "kept", "freed", "bfloat16", "offloaded")
+FSDP2 = ("default", "kept", "freed", "bfloat16", "offloaded", "hybrid")
 FSDP1 = ("full", "gradients", "whole", "bfloat16")
 pytestmark = [
     pytest.mark.slow,
@@ -105,6 +105,14 @@ def test_fsdp2_communicates_nothing(way: str, ranks: Ranks) -> None:
     assert set(first["collectives"] + second["collectives"]) == {0}
     assert (first["parts"]["first.weight"], second["parts"]["first.weight"]) == ((3, 7), (2, 7))
     assert (first["parts"]["last.weight"], second["parts"]["last.weight"]) == ((1, 5), (0, 5))
+
+
+@pytest.mark.parametrize("layer", ["inner", "outer"])
+def test_fsdp2_is_restored_after_an_error(layer: str, ranks: Ranks) -> None:
+    """An error in a forward pass inside ``applied`` leaves FSDP in the middle of it; the weights return."""
+    for seen in ranks.both("raised", layer):
+        assert seen["restored"]
+        assert_seen(seen["own"], own(STEPS[-1]), layer)
 
 
 def test_an_ema_made_before_sharding(ranks: Ranks) -> None:
@@ -221,6 +229,14 @@ def test_fsdp1_averages_its_parts(way: str, ranks: Ranks) -> None:
         assert_seen(seen["own"], own(STEPS[-1]), way)
         assert seen["restored"] == [True] * len(STEPS)
         assert set(seen["collectives"]) == {0}
+
+
+@pytest.mark.parametrize("way", [way for way in FSDP1 if way != "whole"])
+def test_fsdp1_is_restored_after_an_error(way: str, ranks: Ranks) -> None:
+    """An error in a forward pass inside ``applied`` does not leave the average in the model."""
+    for seen in ranks.both("ways of FSDP1", way, "after an error"):
+        assert seen["restored"]
+        assert_seen(seen["own"], own(STEPS[-1]), way)
 
 
 @pytest.mark.parametrize("way", FSDP1)

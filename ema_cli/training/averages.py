@@ -178,6 +178,8 @@ def copy_into(targets: Tensors, sources: Tensors) -> None:
 
     """
     parts = held(targets, {name: sources[name] for name in targets})
+    if any(part.is_pinned() for part in parts):
+        torch.accelerator.synchronize()  # FSDP's copies of offloaded weights to the device may not have ended
     if parts:
         torch._foreach_copy_(parts, [local(sources[name]) for name in targets])
 

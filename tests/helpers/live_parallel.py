@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ema_cli import EMA
-from tests.helpers.live_checks import counted, equal, error_of, parts_of, whole
+from tests.helpers.live_checks import after_an_error, counted, equal, error_of, parts_of, whole
 from tests.helpers.live_nets import STEPS, UnevenNet, look, plain_name, rows, set_weights
 
 RANKS = 2
@@ -149,6 +149,7 @@ def _flat(way: str) -> dict[str, Any]:
         with counted(collectives):
             ema.restore()
         restored.append(equal(parts_of(model), own))
+    last = model.module.get_submodule("last")
     return {
         "applied": applied,
         "seen": seen,
@@ -158,6 +159,8 @@ def _flat(way: str) -> dict[str, Any]:
         "copy": error_of(ema.average_model),
         "a part": error_of(EMA(model.module, 0.5).register),
         "continued": _continued(ema, way),
+        # After an error in a pass, torch itself can do nothing more with a model that is not sharded.
+        "after an error": after_an_error(model, last, _set_flat) if way != "whole" else {},
     }
 
 

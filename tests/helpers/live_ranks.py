@@ -24,6 +24,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return what each process does, by name."""
     return {
         "ways of FSDP2": live_sharding.ways_of_fsdp2,
+        "raised": live_sharding.raised,
         "orders": live_sharding.orders,
         "copies": live_sharding.copies,
         "states": partial(live_sharding.states, folder),

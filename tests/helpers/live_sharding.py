@@ -10,10 +10,11 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 from ema_cli import EMA
-from tests.helpers.live_checks import counted, equal, error_of, part_of, parts_of, whole
+from tests.helpers.live_checks import after_an_error, counted, equal, error_of, part_of, parts_of, whole
 from tests.helpers.live_nets import STEPS, UnevenNet, look, rows, set_weights
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -22,6 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "freed": {"reshard_after_forward": True},
     "bfloat16": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)},
     "offloaded": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+    "hybrid": {},
 }
 DECAYS = (0.5, 0.75)
 
@@ -48,7 +50,8 @@ def ways_of_fsdp2() -> dict[str, Any]:
 
 def _evaluated(way: str) -> dict[str, Any]:
     """Train with evaluations of the model and of its average between the steps."""
-    model = sharded(**WAYS[way])
+    hybrid = {"mesh": init_device_mesh("cpu", (1, 2), mesh_dim_names=("copies", "shards"))} if way == "hybrid" else {}
+    model = sharded(**WAYS[way], **hybrid)
     ema = EMA(model, 0.5)
     collectives: list[int] = []
     seen, restored = {}, []
@@ -73,6 +76,15 @@ def _evaluated(way: str) -> dict[str, Any]:
         "own": look(model),
         "restored": restored,
         "collectives": collectives,
+    }
+
+
+def raised() -> dict[str, Any]:
+    """Evaluate with an error in the middle of a forward pass, after which FSDP keeps the gathered weights."""
+    inner, outer = sharded(), sharded()
+    return {
+        "inner": after_an_error(inner, inner.first, set_weights),
+        "outer": after_an_error(outer, outer.last, set_weights),
     }
 
 
