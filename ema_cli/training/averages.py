@@ -125,12 +125,15 @@ def held(tensors: Tensors, averages: Tensors) -> list[torch.Tensor]:
     parts = []
     for name, average in averages.items():
         part, kept = local(tensors[name]), local(average)
-        if part.shape != kept.shape or part.is_complex() != kept.is_complex():
-            raise _changed(name, part, kept)
-        if part.is_meta:
-            raise _no_values(name)
+        if not fits(part, kept):
+            raise _no_values(name) if part.is_meta else _changed(name, part, kept)
         parts.append(part)
     return parts
+
+
+def fits(part: torch.Tensor, kept: torch.Tensor) -> bool:
+    """Return whether what this process holds of a tensor has values, of the shape and kind of what it was before."""
+    return part.shape == kept.shape and part.is_complex() == kept.is_complex() and not part.is_meta
 
 
 @torch.no_grad()
