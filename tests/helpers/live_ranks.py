@@ -32,7 +32,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
         "placements": live_parallel.placements,
         "tensor parallel": live_parallel.tensor_parallel,
         "data parallel": live_parallel.data_parallel,
-        "ways of FSDP1": live_parallel.ways_of_fsdp1,
+        "ways of FSDP1": partial(live_parallel.ways_of_fsdp1, folder),
         "without names": live_parallel.without_names,
     }
 
