@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from ema_cli import EMA
+from ema_cli.errors import UsageError
 from tests.helpers.live_nets import STEPS, UnevenNet, averaged, look, numbers, set_weights
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +158,14 @@ def test_a_sharded_state_is_loaded_by_one(way: str, ranks: Ranks) -> None:
     ema.update()
     for number, decay in enumerate(DECAYS):
         assert_average(ema.average_of(number), averaged(STEPS, decay))
+
+
+def test_a_state_is_loaded_into_tensors(ranks: Ranks) -> None:
+    """``dcp.load`` loads into the tensors that are there; without any, the error says to call ``register()``."""
+    ema = EMA(UnevenNet(), DECAYS)
+    with pytest.raises(UsageError, match=r'the state has no average of "first\.weight"') as error:
+        dcp.load({"ema": ema}, checkpoint_id=ranks.folder / "stateful", no_dist=True)
+    assert "register()" in error.value.hint
 
 
 def test_a_whole_state_is_loaded_into_shards(ranks: Ranks) -> None:
