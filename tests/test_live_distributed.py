@@ -116,6 +116,15 @@ def test_fsdp2_is_restored_after_an_error(layer: str, ranks: Ranks) -> None:
         assert_seen(seen["own"], own(STEPS[-1]), layer)
 
 
+def test_fsdp2_keeps_accumulated_gradients(ranks: Ranks) -> None:
+    """An evaluation of the average between two backward passes changes no gradient that is not reduced yet."""
+    for seen in ranks.both("accumulated"):
+        assert seen["not"]
+        assert seen["evaluated"].keys() == seen["not"].keys()
+        for name, gradient in seen["evaluated"].items():
+            assert torch.equal(gradient, seen["not"][name]), name
+
+
 def test_an_ema_made_before_sharding(ranks: Ranks) -> None:
     """An EMA may be made before ``fully_shard``, but not registered; nor be that of a part of a sharded unit."""
     for seen in ranks.both("orders"):
@@ -171,7 +180,8 @@ def test_a_state_is_loaded_into_tensors(ranks: Ranks) -> None:
 def test_a_whole_state_is_loaded_into_shards(ranks: Ranks) -> None:
     """A state of one process continues under FSDP2."""
     for seen in ranks.both("states", "whole"):
-        assert_average(seen, averaged(STEPS))
+        assert_average(seen["average"], averaged(STEPS))
+        assert seen["collectives"] == [0]
 
 
 def test_wrappers_inside_fsdp2(ranks: Ranks) -> None:

@@ -25,6 +25,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "ways of FSDP2": live_sharding.ways_of_fsdp2,
         "raised": live_sharding.raised,
+        "accumulated": live_sharding.accumulated,
         "orders": live_sharding.orders,
         "copies": live_sharding.copies,
         "states": partial(live_sharding.states, folder),

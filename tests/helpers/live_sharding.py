@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -88,6 +89,25 @@ def raised() -> dict[str, Any]:
     }
 
 
+def accumulated() -> dict[str, Any]:
+    """Evaluate between two backward passes whose gradients the processes add up at the second, and do not."""
+    gradients = []
+    for evaluates in (True, False):
+        model: Any = sharded(mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "shards")))
+        set_weights(model, STEPS[0])
+        ema = EMA(model, 0.5)
+        ema.register()
+        for last in (False, True):
+            model.set_requires_all_reduce(last)
+            model(rows() + dist.get_rank()).sum().backward()
+            if evaluates:
+                with ema.applied():
+                    look(model)
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        gradients.append(whole(found))
+    return {"evaluated": gradients[0], "not": gradients[1]}
+
+
 def orders() -> dict[str, Any]:
     """Make an EMA before the model is sharded, and one that is also registered before."""
     model = UnevenNet()
@@ -145,7 +165,7 @@ def _loaded(folder: Path) -> list[dict[str, torch.Tensor]]:
     return [whole(ema.average_of(number)) for number in range(len(DECAYS))]
 
 
-def _from_one_process() -> dict[str, torch.Tensor]:
+def _from_one_process() -> dict[str, Any]:
     """Continue under FSDP2 from the state of an EMA of one process."""
     alone = UnevenNet()
     ema = EMA(alone, 0.5)
@@ -154,10 +174,12 @@ def _from_one_process() -> dict[str, torch.Tensor]:
         ema.update()
     model = sharded()
     continued = EMA(model, 0.5)
-    continued.load_state_dict(ema.state_dict())
+    collectives: list[int] = []
+    with counted(collectives):
+        continued.load_state_dict(ema.state_dict())
     set_weights(model, STEPS[-1])
     continued.update()
-    return whole(continued.shadow)
+    return {"average": whole(continued.shadow), "collectives": collectives}
 
 
 def wrapped_inside() -> dict[str, Any]:
