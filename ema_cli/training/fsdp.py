@@ -33,7 +33,7 @@ def put_shards_back(model: nn.Module) -> None:
             root = module if root is None or _state_of(module)._is_root else root  # noqa: SLF001
             _reshard(module, root)
         elif isinstance(module, fsdp.FullyShardedDataParallel):
-            root = root or module
+            root = module if root is None else root
             _reshard_flat(module)
         elif root is None and "_is_fsdp_managed_module" in vars(module):
             raise UsageError(
@@ -88,7 +88,7 @@ def _reshard(unit: Any, root: Any) -> None:  # noqa: ANN401 - FSDPModule
     """Free the gathered parameters of a unit of FSDP2, also after a forward pass that raised, which it ignores."""
     unit.reshard()
     groups = getattr(_state_of(unit), "_fsdp_param_groups", ())
-    if not all(group.is_sharded for group in groups):
+    if hasattr(root, "reset_iter_state") and not all(group.is_sharded for group in groups):
         root.reset_iter_state()
 
 
@@ -104,7 +104,7 @@ def _reshard_flat(unit: Any) -> None:  # noqa: ANN401 - FullyShardedDataParallel
         )
     # Until the first forward pass it does not know its root, and has gathered nothing.
     if unit._is_root is not None and handle.uses_sharded_strategy and not handle.needs_unshard():  # noqa: SLF001
-        from torch.distributed.fsdp._runtime_utils import _reshard  # noqa: PLC0415 - takes half a second
+        from torch.distributed.fsdp import _runtime_utils  # noqa: PLC0415 - takes half a second
 
         with torch.no_grad():  # else, after a forward pass that raised, the parameters remain views of what is freed
-            _reshard(unit, handle, free_unsharded_flat_param=True)
+            _runtime_utils._reshard(unit, handle, free_unsharded_flat_param=True)  # noqa: SLF001
