@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
-from ema_cli.training.model_tensors import local, refuse_partial
+from ema_cli.training.model_tensors import local, refuse_incomplete
 from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import share_of_update
 
@@ -76,7 +76,7 @@ def new_cohorts(
         ema_cli.errors.UsageError: a tensor has no values, or only a partial result on each process.
 
     """
-    refuse_partial(tensors)
+    refuse_incomplete(tensors)
     for name, tensor in tensors.items():
         if is_lazy(tensor) or tensor.is_meta:
             raise _no_values(name)
@@ -194,6 +194,8 @@ def copy_into(targets: Tensors, sources: Tensors) -> None:
 
     """
     parts = held(targets, {name: sources[name] for name in targets})
+    if any(part.is_pinned() for part in parts):
+        torch.accelerator.synchronize()  # FSDP's copies of offloaded weights to the device may not have ended
     if parts:
         torch._foreach_copy_(parts, [local(sources[name]) for name in targets])
 
