@@ -219,6 +219,7 @@ def missing(key: str) -> Callable[[dict[str, Any]], Any]:
         changed("cohorts", 0, "names", to=[]),
         changed("cohorts", 1, "names", to=["0.weight"]),
         changed("cohorts", 0, "first_step", to=4),
+        changed("cohorts", 0, "first_step", to=-1),
         changed("cohorts", 0, "last_step", to=None),
         changed("cohorts", 0, "updates", to=0),
         changed("cohorts", 0, "updates", to=1.5),

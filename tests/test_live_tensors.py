@@ -50,6 +50,9 @@ def test_parameters_that_come_and_go() -> None:
     assert set(ema.shadow) == {"stays.weight", "stays.bias", "new.weight", "new.bias"}
     for name, average in ema.shadow.items():
         assert_close({name: average}, folded(alone(history, name), 0.8), 1e-6)
+    del model["new"]
+    train(model, ema, range(9, 11))
+    assert set(ema.shadow) == {"stays.weight", "stays.bias"}
 
 
 def test_a_module_that_comes_back_begins_anew() -> None:
@@ -82,6 +85,8 @@ def test_frozen_and_unfrozen_parameters() -> None:
     with ema.applied():
         assert torch.equal(model.get_parameter("2.weight"), own["2.weight"])
         assert not torch.equal(model.get_parameter("0.weight"), own["0.weight"])
+    ema.register()
+    assert set(ema.shadow) == {"1.weight", "1.bias"}
 
 
 def test_a_replaced_parameter() -> None:
@@ -284,11 +289,16 @@ def test_large_tensors_are_converted_in_pieces() -> None:
     model[2] = nn.Parameter(model[2].detach().t())
     ema = EMA(model, (0.5, 0.9))
     history = train(model, ema, range(2))
-    sizes = []
+    sizes: list[int] = []
+    pending: list[int] = []
 
     def watch(name: str, arguments: tuple[Any, ...]) -> None:
         if name == "_to_copy":
             sizes.append(arguments[0].numel())
+            pending.append(sizes[-1])
+        elif name == "_foreach_lerp_":
+            assert sum(pending) <= 2_300_000
+            pending.clear()
 
     move_weights(model, 2)
     history.append(weights_of(model))
