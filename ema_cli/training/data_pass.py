@@ -120,7 +120,10 @@ def _pass(
             counted, samples = counted and count is not None, samples + (count or 0)
             listener(BatchDone(done=done, total=total))
     if not done:
-        raise UsageError(f"the data {quoted(code.data)} has no batches", hint="a generator is used up after one pass; return a new one")
+        raise UsageError(
+            f"the data {quoted(code.data)} has no batches",
+            hint="a generator is used up after one pass; return a new one",
+        )
     return done, samples if counted else None
 
 
@@ -137,7 +140,9 @@ def _warnings(
     code: UserCode, model: nn.Module, layers: list[NormLayer], *, seen: list[int], done: int, wanted: int | None
 ) -> Iterable[RunWarning]:
     if wanted is not None and done < wanted:
-        yield RunWarning(code="data-ended", message=f"the data {quoted(code.data)} ended after {done:,} of {wanted:,} batches")
+        yield RunWarning(
+            code="data-ended", message=f"the data {quoted(code.data)} ended after {done:,} of {wanted:,} batches"
+        )
     unreached = [quoted(layer.names[0]) for layer, count in zip(layers, seen, strict=True) if not count]
     if len(unreached) == len(layers):
         raise UsageError(
