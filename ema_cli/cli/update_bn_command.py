@@ -15,7 +15,7 @@ import typer
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import DEBUG_VARIABLE
 from ema_cli.cli.options import CommandLine, Given, takes
-from ema_cli.cli.process import stdout_to_stderr
+from ema_cli.cli.process import foreign_code, raise_if_terminated
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import make_options
 from ema_cli.text import without_secrets
@@ -86,7 +86,7 @@ def update_statistics(
 
     options = make_options(average, output=output, **given)
     console = Console(line.style())
-    with closing(ProgressDisplay(console)) as progress, stdout_to_stderr():
+    with closing(ProgressDisplay(console)) as progress, foreign_code():
         from ema_cli.training.data_pass import UserCode  # noqa: PLC0415 - torch takes seconds to import
         from ema_cli.training.update_bn import update_with  # noqa: PLC0415
         from ema_cli.training.user_code import make_data, make_model  # noqa: PLC0415
@@ -117,9 +117,11 @@ def _blaming(name: str) -> Iterator[None]:
 
     try:
         yield
+        raise_if_terminated()
     except (EmaAvgError, MemoryError):
         raise
     except (Exception, SystemExit) as fault:
+        raise_if_terminated()
         if os.environ.get(DEBUG_VARIABLE):
             sys.stderr.write(without_secrets("".join(traceback.format_exception(fault))))
         place = place_of(fault)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ema_cli.errors import NothingNew, RunWarning, UsageError
 from ema_cli.events import BatchDone, Listener
-from ema_cli.report.model import BatchNormLayer, BatchNormUpdate
+from ema_cli.report.model import BatchNormUpdate
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.training.batches import call, model_input, samples_in
 from ema_cli.training.norm_layers import NormLayer, has_instance_statistics, norm_layers, other_norms, recomputing
@@ -62,6 +62,26 @@ def recompute(
         NothingNew: the model has no BatchNorm statistics.
 
     """
+    model, layers = _loaded(code, weights, device)
+    before = [layer.copied() for layer in layers]
+    with recomputing(model, layers):
+        done, samples = _pass(code, model, batches=batches, device=device, listener=listener)
+        _refuse_unusable(code, layers, done)
+    reached = tuple(layer for layer in layers if layer.batches)
+    warnings = tuple(_warnings(code, model, layers, done=done, wanted=batches))
+    described = tuple(describe_layer(layer, old) for layer, old in zip(layers, before, strict=True))
+    for layer, old in zip(layers, before, strict=True):
+        if layer not in reached:
+            layer.restore(old)
+    place = None if device is None else str(device)
+    update = BatchNormUpdate(
+        model=code.model, data=code.data, device=place, batches=done, samples=samples, layers=described
+    )
+    return Recomputed(layers=reached, update=update, warnings=warnings)
+
+
+def _loaded(code: UserCode, weights: StoredWeights, device: torch.device | None) -> tuple[nn.Module, list[NormLayer]]:
+    """Return the model with the weights in it, and its layers with statistics."""
     with code.blame("model"):
         model = code.make_model()
     layers = norm_layers(model)
@@ -71,60 +91,46 @@ def recompute(
     if device is not None:
         with code.blame("model"):
             model.to(device)
-    before = [{name: buffer.clone() for name, buffer in layer.statistics().items()} for layer in layers]
-    done, samples = _pass(code, model, layers, batches=batches, device=device, listener=listener)
-    seen = [layer.batches for layer in layers]
-    warnings = list(_warnings(code, model, layers, seen=seen, done=done, wanted=batches))
-    for layer, count, old in zip(layers, seen, before, strict=True):
-        if not count:
-            layer.restore(old)
-        refuse_nonfinite(layer, layer.statistics())
-    described: tuple[BatchNormLayer, ...] = tuple(
-        describe_layer(layer, old, batches=count) for layer, old, count in zip(layers, before, seen, strict=True)
-    )
-    place = None if device is None else str(device)
-    update = BatchNormUpdate(
-        model=code.model, data=code.data, device=place, batches=done, samples=samples, layers=described
-    )
-    reached = tuple(layer for layer, count in zip(layers, seen, strict=True) if count)
-    return Recomputed(layers=reached, update=update, warnings=tuple(warnings))
+    return model, layers
 
 
 def _pass(
-    code: UserCode,
-    model: nn.Module,
-    layers: list[NormLayer],
-    *,
-    batches: int | None,
-    device: torch.device | None,
-    listener: Listener,
+    code: UserCode, model: nn.Module, *, batches: int | None, device: torch.device | None, listener: Listener
 ) -> tuple[int, int | None]:
-    """Call the model with each batch; return the number of batches and of samples."""
+    """Call the model with each batch; return the number of batches, and of samples if it is known."""
     with code.blame("data"):
         data = code.make_data()
         iterator = iter(data)
     total = _length(data, batches)
-    done, samples = 0, 0
-    counted = True
-    with recomputing(model, layers):
-        while batches is None or done < batches:
-            with code.blame("data"):
-                batch = next(iterator, _END)
-            if batch is _END:
-                break
-            given = model_input(batch, done + 1)
-            with code.blame("model"):
-                call(model, given, device)
-            done += 1
-            count = samples_in(given)
-            counted, samples = counted and count is not None, samples + (count or 0)
-            listener(BatchDone(done=done, total=total))
+    counts: list[int | None] = []
+    while batches is None or len(counts) < batches:
+        with code.blame("data"):
+            batch = next(iterator, _END)
+        if batch is _END:
+            break
+        given = model_input(batch, len(counts) + 1)
+        with code.blame("model"):
+            call(model, given, device)
+        counts.append(samples_in(given))
+        listener(BatchDone(done=len(counts), total=total))
+    known = [count for count in counts if count is not None]
+    return len(counts), sum(known) if len(known) == len(counts) else None
+
+
+def _refuse_unusable(code: UserCode, layers: list[NormLayer], done: int) -> None:
+    """Raise if there are no new statistics, or one is not finite."""
     if not done:
         raise UsageError(
             f"the data {quoted(code.data)} has no batches",
             hint="a generator is used up after one pass; return a new one",
         )
-    return done, samples if counted else None
+    if not any(layer.batches for layer in layers):
+        raise UsageError(
+            f"no BatchNorm layer of the model {quoted(code.model)} saw a batch",
+            hint="they are not called, or train() of the model keeps them in evaluation mode",
+        )
+    for layer in layers:
+        refuse_nonfinite(layer, layer.statistics())
 
 
 def _length(data: object, batches: int | None) -> int | None:
@@ -137,24 +143,19 @@ def _length(data: object, batches: int | None) -> int | None:
 
 
 def _warnings(
-    code: UserCode, model: nn.Module, layers: list[NormLayer], *, seen: list[int], done: int, wanted: int | None
+    code: UserCode, model: nn.Module, layers: list[NormLayer], *, done: int, wanted: int | None
 ) -> Iterable[RunWarning]:
     if wanted is not None and done < wanted:
         yield RunWarning(
             code="data-ended", message=f"the data {quoted(code.data)} ended after {done:,} of {wanted:,} batches"
         )
-    unreached = [quoted(layer.names[0]) for layer, count in zip(layers, seen, strict=True) if not count]
-    if len(unreached) == len(layers):
-        raise UsageError(
-            "no BatchNorm layer has seen a batch: the model does not call them, or keeps them in evaluation mode",
-            hint="they need training mode for the pass: look for eval() in train() or forward() of the model",
-        )
+    unreached = [quoted(layer.names[0]) for layer in layers if not layer.batches]
     if unreached:
         yield RunWarning(
             code="layers-unreached",
-            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch and kept the statistics of the input: "
+            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch, and kept the statistics of the average: "
             f"{shortlist(unreached)}",
-            hint="the model does not call them, or keeps them in evaluation mode",
+            hint="they are not called, or train() of the model keeps them in evaluation mode",
         )
     if has_instance_statistics(model):
         yield _INSTANCES
@@ -164,6 +165,6 @@ def _nothing_to_do(model: nn.Module, code: UserCode, weights: StoredWeights) -> 
     norms = [f"{name} {count:,}" for name, count in sorted(other_norms(model).items())]
     others = f" (it has {', '.join(norms)})" if norms else ""
     return NothingNew(
-        f"the model {quoted(code.model)} has no BatchNorm layers with running statistics{others}, so there is nothing to "
-        f"recompute: {weights.label} can be used unchanged"
+        f"the model {quoted(code.model)} has no BatchNorm layers with running statistics{others}: there is nothing to "
+        f"recompute, and {weights.label} can be used unchanged"
     )

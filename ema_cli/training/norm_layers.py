@@ -38,6 +38,10 @@ class NormLayer:
         found = {name: getattr(self.module, name) for name in STATISTICS}
         return {name: buffer for name, buffer in found.items() if buffer is not None}
 
+    def copied(self) -> dict[str, torch.Tensor]:
+        """Return copies of the buffers that ``statistics`` returns."""
+        return {name: buffer.clone() for name, buffer in self.statistics().items()}
+
     def restore(self, statistics: Mapping[str, torch.Tensor]) -> None:
         """Put statistics into the layer, given by the names in ``STATISTICS``."""
         for name, buffer in self.statistics().items():
@@ -79,11 +83,13 @@ def has_instance_statistics(model: nn.Module) -> bool:
 def recomputing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[None]:
     """Reset the statistics of layers and let forward passes accumulate them, inside a ``with`` block.
 
-    After it, also on an error, every module has its own mode and momentum again, and all other buffers their values.
+    After it every module has its own mode and momentum again, and all other buffers their values; after an error, the
+    statistics too.
     """
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer.module, layer.module.momentum) for layer in layers]
     buffers = list(_other_buffers(model, layers))
+    before = [layer.copied() for layer in layers]
     try:
         for layer in layers:
             layer.module.reset_running_stats()
@@ -91,6 +97,10 @@ def recomputing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[None]
         model.train()
         with torch.no_grad():
             yield
+    except BaseException:
+        for layer, statistics in zip(layers, before, strict=True):
+            layer.restore(statistics)
+        raise
     finally:
         for module, momentum in momenta:
             module.momentum = momentum

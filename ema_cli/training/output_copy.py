@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.safetensors import build_header, header_with
-from ema_cli.records.files import PlannedFile
+from ema_cli.records.files import PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import Extent, Located, TensorLayout
+from ema_cli.storage.locations import is_folder
 from ema_cli.storage.source import ByteSource
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import quoted, shortlist
@@ -34,54 +36,77 @@ class OutputCopy:
 
 
 def copy_of(
-    checkpoint: Checkpoint, path: Path, replaced: Mapping[str, bytes], metadata: Mapping[str, str]
+    checkpoint: Checkpoint,
+    path: Path,
+    replaced: Mapping[str, bytes],
+    metadata: Mapping[str, str],
+    *,
+    beside: Sequence[SideFile] | None = None,
 ) -> OutputCopy:
-    """Return the copy of an open checkpoint.
+    """Return the copy of an open checkpoint: a file, or a folder with the files ``beside`` its weights.
 
-    A safetensors file is copied byte by byte, its tensors in their order. If the names of its tensors have prefixes of
-    wrappers, or it has another format, its weights are copied into a new file.
+    Safetensors files are copied byte by byte, their tensors in their order. If a file is wanted and there are several,
+    or the names of tensors have prefixes of wrappers, or the format is another, the weights are copied into a new file.
 
     Args:
         checkpoint: to copy.
         path: of the output.
         replaced: the new bytes of tensors, by name, as many as before.
         metadata: are added to those of the checkpoint.
+        beside: further files of a folder; ``None`` for a file.
 
     Raises:
+        UsageError: a folder is wanted, and the checkpoint is not one of safetensors files.
         InputRefused: a tensor of another format cannot be copied.
         InputChanged: the checkpoint cannot be read.
 
     """
-    if checkpoint.format == "safetensors" and not checkpoint.stripped and not checkpoint.ignored:
-        (source,) = checkpoint.index.sources
-        return _same_file(source, checkpoint, path, replaced, metadata)
+    same = checkpoint.format.startswith("safetensors") and not checkpoint.stripped and not checkpoint.ignored
+    if beside is not None and not (same and is_folder(checkpoint.path)):
+        message = (
+            f"the output {quoted(str(path))} is a folder, and {quoted(str(checkpoint.path))} is none of safetensors"
+        )
+        raise UsageError(message, hint=f"-o {path.name}.safetensors")
+    if same and (beside is not None or len(checkpoint.index.sources) == 1):
+        return _same_files(checkpoint, path, replaced, metadata, beside=beside)
     return _new_file(checkpoint, path, replaced, metadata)
 
 
-def empty_copy(path: Path) -> PlannedOutput:
-    """Return an output of this name without content, for the checks before it is known."""
-    return _planned(path, b"", 0)
-
-
-def _same_file(
-    source: ByteSource, checkpoint: Checkpoint, path: Path, replaced: Mapping[str, bytes], metadata: Mapping[str, str]
+def _same_files(
+    checkpoint: Checkpoint,
+    path: Path,
+    replaced: Mapping[str, bytes],
+    metadata: Mapping[str, str],
+    *,
+    beside: Sequence[SideFile] | None,
 ) -> OutputCopy:
-    length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
-    begin = _LENGTH_BYTES + length
-    header = header_with(source.read(_LENGTH_BYTES, length), metadata)
-    patches = [
-        (extent.offset - begin, replaced[extent.layout.name])
-        for extent in checkpoint.index
-        if extent.layout.name in replaced and isinstance(extent, Extent)
-    ]
-    data_bytes = source.size() - begin
-    return OutputCopy(planned=_planned(path, header, data_bytes), pieces=_patched(source, begin, data_bytes, patches))
+    files: list[PlannedFile] = []
+    pieces: list[Iterator[tuple[int, memoryview]]] = []
+    begin = 0
+    for source in checkpoint.index.sources:
+        length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
+        data_begin = _LENGTH_BYTES + length
+        header = header_with(source.read(_LENGTH_BYTES, length), metadata)
+        patches = [
+            (extent.offset - data_begin, replaced[extent.layout.name])
+            for extent in checkpoint.index
+            if isinstance(extent, Extent) and extent.source is source and extent.layout.name in replaced
+        ]
+        data_bytes = source.size() - data_begin
+        name = path.name if beside is None else PurePath(source.name).name
+        files.append(PlannedFile(name=name, header=header, begin=begin, data_bytes=data_bytes))
+        pieces.append(_patched(source, data_begin, data_bytes, patches, shift=begin))
+        begin += data_bytes
+    planned = PlannedOutput(
+        weighting=_COPY, path=path, files=tuple(files), folder=beside is not None, beside=tuple(beside or ())
+    )
+    return OutputCopy(planned=planned, pieces=chain.from_iterable(pieces))
 
 
 def _patched(
-    source: ByteSource, begin: int, data_bytes: int, patches: Sequence[tuple[int, bytes]]
+    source: ByteSource, begin: int, data_bytes: int, patches: Sequence[tuple[int, bytes]], *, shift: int
 ) -> Iterator[tuple[int, memoryview]]:
-    """Yield the data section of a file with other bytes at some offsets."""
+    """Yield the data section of a file with other bytes at some offsets; the pieces are shifted in the output."""
     for start in range(0, data_bytes, _PIECE_BYTES):
         piece = bytearray(min(_PIECE_BYTES, data_bytes - start))
         source.read_into(begin + start, piece)
@@ -90,7 +115,7 @@ def _patched(
             first, last = max(offset, start), min(offset + len(new), end)
             if first < last:
                 piece[first - start : last - start] = new[first - offset : last - offset]
-        yield start, memoryview(piece)
+        yield shift + start, memoryview(piece)
 
 
 def _new_file(
@@ -107,7 +132,8 @@ def _new_file(
     header, ordered = build_header(layouts, {**checkpoint.metadata, **metadata})
     data_bytes = sum(layout.nbytes for layout in ordered)
     tensors = [(extents[layout.name], replaced.get(layout.name)) for layout in ordered]
-    return OutputCopy(planned=_planned(path, header, data_bytes), pieces=_one_by_one(tensors))
+    file = PlannedFile(name=path.name, header=header, begin=0, data_bytes=data_bytes)
+    return OutputCopy(planned=PlannedOutput(weighting=_COPY, path=path, files=(file,)), pieces=_one_by_one(tensors))
 
 
 def _one_by_one(tensors: Sequence[tuple[Located, bytes | None]]) -> Iterator[tuple[int, memoryview]]:
@@ -121,8 +147,3 @@ def _one_by_one(tensors: Sequence[tuple[Located, bytes | None]]) -> Iterator[tup
             data = read_block(extent, start, count).data if piece is None else piece
             yield offset, data
             offset += len(data)
-
-
-def _planned(path: Path, header: bytes, data_bytes: int) -> PlannedOutput:
-    file = PlannedFile(name=PurePath(path).name, header=header, begin=0, data_bytes=data_bytes)
-    return PlannedOutput(weighting=_COPY, path=path, files=(file,))

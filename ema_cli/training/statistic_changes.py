@@ -17,22 +17,22 @@ from ema_cli.training.norm_layers import MEAN, STATISTICS, VARIANCE, NormLayer
 Buffers = Mapping[str, torch.Tensor]
 
 
-def describe_layer(layer: NormLayer, before: Buffers, *, batches: int) -> BatchNormLayer:
+def describe_layer(layer: NormLayer, before: Buffers) -> BatchNormLayer:
     """Return how the statistics of a layer differ from those ``before``."""
-    now = layer.statistics()
+    now = layer.statistics() if layer.batches else before
     return BatchNormLayer(
         name=layer.names[0],
         kind=type(layer.module).__name__,
         channels=len(now[MEAN]),
         momentum=layer.module.momentum,
-        batches=batches,
+        batches=layer.batches,
         mean=_change(before[MEAN], now[MEAN]),
         variance=_change(before[VARIANCE], now[VARIANCE]),
     )
 
 
 def _change(before: torch.Tensor, after: torch.Tensor) -> StatisticChange:
-    old, new = before.double(), after.double()
+    old, new = before.cpu().double(), after.cpu().double()
     largest = (new - old).abs().max() if new.numel() else new.sum()
     return StatisticChange(
         norm_before=_number(old.norm()), norm_after=_number(new.norm()), largest_change=_number(largest)

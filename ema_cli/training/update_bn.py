@@ -115,7 +115,7 @@ def update_file(
         refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped])
         copy = None if options.output is None else RecomputedCopy(checkpoint, options, opened)
         found = recompute(code, CheckpointWeights(checkpoint), batches=batches, device=device, listener=listener)
-        warnings = mark_allowed(found.warnings, options)
+        warnings = mark_allowed((*(copy.warnings if copy else ()), *found.warnings), options)
         for warning in warnings:
             listener(WarningIssued(warning=warning))
         fail_if_strict(warnings, options)
