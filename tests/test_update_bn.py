@@ -59,7 +59,8 @@ def volumes() -> nn.Module:
 
 def synchronized() -> nn.Module:
     """Return a network with SyncBatchNorm, without a process group."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(Images())
+    model: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(Images())
+    return model
 
 
 ARCHITECTURES: dict[str, tuple[Build, tuple[int, ...]]] = {
@@ -179,7 +180,7 @@ class OfGraphs(nn.BatchNorm1d):
 
 
 def test_batches_of_every_kind() -> None:
-    """A tensor, what begins with one, a dict of arguments, and objects that move themselves give the same statistics."""
+    """A tensor, what begins with one, a dict of arguments, an object that moves itself: the same statistics."""
     values = [torch.randn(4, 3) for _ in range(3)]
     expected = nn.BatchNorm1d(3)
     swa_utils.update_bn(values, expected)
@@ -212,14 +213,15 @@ def test_batches_of_every_kind() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_other_batches_are_refused_by_their_type(batch: object, words: str) -> None:
-    """The message has the number and the type of the batch; the model has its own statistics, modes and momenta again."""
-    model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.4), nn.Dropout()).train()
-    model[1].eval()
+    """The message has the number and the type of the batch; statistics, modes and momenta are restored."""
+    norm, dropout = nn.BatchNorm1d(3, momentum=0.4), nn.Dropout()
+    model = nn.Sequential(norm, dropout)
+    dropout.eval()
     average = copy.deepcopy(model)
     with pytest.raises(UsageError, match=words):
         ema_cli.update_bn(average.state_dict(), model, [torch.randn(4, 3), batch])
     assert equal(model, average)
-    assert (model[0].momentum, model[0].training, model[1].training) == (0.4, True, False)
+    assert (norm.momentum, norm.training, dropout.training) == (0.4, True, False)
 
 
 def test_all_differences_are_reported_at_once() -> None:

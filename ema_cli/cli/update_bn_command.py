@@ -17,7 +17,6 @@ from ema_cli.cli.exit import DEBUG_VARIABLE
 from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.cli.process import foreign_code, raise_if_terminated
 from ema_cli.errors import EmaAvgError, UsageError
-from ema_cli.options.average import make_options
 from ema_cli.text import without_secrets
 
 SHORT_HELP = "Recompute the BatchNorm statistics of an average on your data."
@@ -84,20 +83,21 @@ def update_statistics(
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415 - help and usage errors need none of it
     from ema_cli.cli.views.update_view import show_update  # noqa: PLC0415
 
-    options = make_options(average, output=output, **given)
-    console = Console(line.style())
-    with closing(ProgressDisplay(console)) as progress, foreign_code():
-        from ema_cli.training.data_pass import UserCode  # noqa: PLC0415 - torch takes seconds to import
-        from ema_cli.training.update_bn import update_with  # noqa: PLC0415
-        from ema_cli.training.user_code import make_data, make_model  # noqa: PLC0415
+    from ema_cli.training.data_pass import UserCode  # noqa: PLC0415 - torch
+    from ema_cli.training.update_bn import update_options, update_with  # noqa: PLC0415
+    from ema_cli.training.user_code import make_data, make_model  # noqa: PLC0415
 
-        code = UserCode(
-            make_model=lambda: make_model(model),
-            make_data=lambda: make_data(data),
-            model=model,
-            data=data,
-            blame=lambda role: _blaming(f"--{role} {model if role == 'model' else data}"),
-        )
+    options = update_options(average, output=output, **given)
+    code = UserCode(
+        make_model=lambda: make_model(model),
+        make_data=lambda: make_data(data),
+        model=model,
+        data=data,
+        blame=lambda role: _blaming(f"--{role} {model if role == 'model' else data}"),
+        around=foreign_code,
+    )
+    console = Console(line.style())
+    with closing(ProgressDisplay(console)) as progress:
         report = update_with(options, code, batches=batches, listener=progress.show, argv=sys.argv)
     if line.json:
         console.document(dataclasses.asdict(report))

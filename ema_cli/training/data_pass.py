@@ -39,6 +39,8 @@ class UserCode:
     model: str
     data: str
     blame: Blame = lambda _: nullcontext()
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Makes the context of everything from the making of the model to the last batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,12 @@ def recompute(
         NothingNew: the model has no BatchNorm statistics.
 
     """
-    model, layers = _loaded(code, weights, device)
-    before = [layer.copied() for layer in layers]
-    with recomputing(model, layers):
-        done, samples = _pass(code, model, batches=batches, device=device, listener=listener)
-        _refuse_unusable(code, layers, done)
+    with code.around():
+        model, layers = _loaded(code, weights, device)
+        before = [layer.copied() for layer in layers]
+        with recomputing(model, layers):
+            done, samples = _pass(code, model, batches=batches, device=device, listener=listener)
+            _refuse_unusable(code, layers, done)
     reached = tuple(layer for layer in layers if layer.batches)
     warnings = tuple(_warnings(code, model, layers, done=done, wanted=batches))
     described = tuple(describe_layer(layer, old) for layer, old in zip(layers, before, strict=True))
@@ -153,7 +156,7 @@ def _warnings(
     if unreached:
         yield RunWarning(
             code="layers-unreached",
-            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch, and kept the statistics of the average: "
+            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch and kept their statistics: "
             f"{shortlist(unreached)}",
             hint="they are not called, or train() of the model keeps them in evaluation mode",
         )

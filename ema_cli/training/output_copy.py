@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 
 from ema_cli.errors import InputRefused, UsageError
+from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.formats.safetensors import build_header, header_with
 from ema_cli.records.files import PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput
@@ -67,9 +68,15 @@ def copy_of(
             f"the output {quoted(str(path))} is a folder, and {quoted(str(checkpoint.path))} is none of safetensors"
         )
         raise UsageError(message, hint=f"-o {path.name}.safetensors")
-    if same and (beside is not None or len(checkpoint.index.sources) == 1):
+    if same and (beside is not None or len(_weights_of(checkpoint)) == 1):
         return _same_files(checkpoint, path, replaced, metadata, beside=beside)
     return _new_file(checkpoint, path, replaced, metadata)
+
+
+def _weights_of(checkpoint: Checkpoint) -> list[ByteSource]:
+    """Return the files with tensors, without the index of a folder."""
+    sources = checkpoint.index.sources
+    return [source for source in sources if len(sources) == 1 or not is_index(PurePath(source.name).name)]
 
 
 def _same_files(
@@ -83,7 +90,7 @@ def _same_files(
     files: list[PlannedFile] = []
     pieces: list[Iterator[tuple[int, memoryview]]] = []
     begin = 0
-    for source in checkpoint.index.sources:
+    for source in _weights_of(checkpoint):
         length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
         data_begin = _LENGTH_BYTES + length
         header = header_with(source.read(_LENGTH_BYTES, length), metadata)

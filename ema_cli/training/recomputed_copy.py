@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli._version import __version__
@@ -60,11 +61,12 @@ class RecomputedCopy:
         self._path = _local(options)
         self.warnings: tuple[RunWarning, ...] = ()
         """About files that the folder cannot get."""
-        self._beside: tuple[SideFile, ...] | None = None
-        if options.max_shard_size is not None:
+        self._beside: tuple[SideFile, ...] | None = None if options.max_shard_size is None else ()
+        planned = copy_of(checkpoint, self._path, {}, {}, beside=self._beside).planned
+        if planned.folder:
             side_files, self.warnings = plan_side_files(checkpoint, options)
             self._beside = (*_index_of(checkpoint), *side_files)
-        planned = copy_of(checkpoint, self._path, {}, {}, beside=self._beside).planned
+            planned = replace(planned, beside=self._beside)
         _refuse_input_as_output(planned, checkpoint)
         check_copy(planned, force=options.force)
         opened.enter_context(output_lock(self._path, before_removal=publish_staged_report))
@@ -92,9 +94,9 @@ class RecomputedCopy:
 
         """
         checkpoint = self._checkpoint
-        replaced = stored_statistics(layers, checkpoint)
+        statistics = stored_statistics(layers, checkpoint)
         metadata = _added(checkpoint, update.batches)
-        copy = copy_of(checkpoint, self._path, replaced, metadata, beside=self._beside)
+        copy = copy_of(checkpoint, self._path, statistics, metadata, beside=self._beside)
         with ExitStack() as unpublished:
             target = make_target(copy.planned, self._old)
             unpublished.callback(target.discard)
@@ -108,7 +110,7 @@ class RecomputedCopy:
                 copy.planned,
                 checkpoint,
                 update,
-                replaced,
+                statistics,
                 written=written,
                 sha256=sha256,
                 options=dict(settings),

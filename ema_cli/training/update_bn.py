@@ -27,6 +27,7 @@ from ema_cli.preflight.check_plan import fail_if_strict, mark_allowed
 from ema_cli.report.model import BatchNormUpdate, Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import locate
+from ema_cli.text import quoted
 from ema_cli.training.data_pass import UserCode, recompute
 from ema_cli.training.model_tensors import unwrapped
 from ema_cli.training.recomputed_copy import RecomputedCopy
@@ -71,12 +72,26 @@ def update_bn(
         _check_batches(batches)
         place = _find(device)
         if not isinstance(average, Mapping):
-            options = make_options(average, output=output, force=force)
+            options = update_options(average, output=output, force=force)
             return update_file(options, code, batches=batches, device=place)[0]
         if output is not None:
             raise UsageError("output= needs an average in a file", hint="save model.state_dict() yourself")
         weights = StateDictWeights(average)
         return recompute(code, weights, batches=batches, device=place, listener=ignore).update
+
+
+def update_options(average: str | os.PathLike[str], *, output: str | os.PathLike[str] | None, **given: Any) -> Options:  # noqa: ANN401
+    """Return the options of ``ema_cli.options``, with the average as the only path; ``given`` are further ones.
+
+    Raises:
+        UsageError: there can be no such output, or an option has a wrong value.
+
+    """
+    name = "" if output is None else os.fspath(output)
+    if name and not name.endswith((".safetensors", os.sep)):
+        hint = f"-o {name}.safetensors; or -o {name}{os.sep} for a folder"
+        raise UsageError(f"the output {quoted(name)} must end in .safetensors", hint=hint)
+    return make_options(average, output=output, **given)
 
 
 def update_with(

@@ -84,7 +84,7 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
     """Import a module, from the current folder as ``python -m`` does, and return what it has under a dotted name."""
     name, _, path = spec.partition(":")
     parts = path.split(".")
-    if not all(part.isidentifier() for part in (*name.split("."), *parts)):
+    if name.endswith(".py") or not all(part.isidentifier() for part in (*name.split("."), *parts)):
         raise UsageError(f"{option} {quoted(spec)} is not of the form MODULE:NAME", hint=_as_module(option, name, path))
     here = str(Path.cwd())
     if here not in sys.path:

@@ -34,7 +34,7 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
             console.talk(f"side files in {words.output_path(average.output)}: {side_files}")
         console.talk(f"report {safe_text(str(report_path(path)))}")
         console.result(_result_line(report, average, up_to_date=outcome.up_to_date), essential=False)
-        if any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
+        if not console.style.json and any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
             command = update_command(path, folder=bool(average.output.files))
             console.talk(f"recompute its BatchNorm statistics on your data: {command}")
     for path in options.report:
