@@ -82,7 +82,6 @@ def update_statistics(
     """Recompute BatchNorm statistics."""
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415 - help and usage errors need none of it
     from ema_cli.cli.views.update_view import show_update  # noqa: PLC0415
-
     from ema_cli.training.data_pass import UserCode  # noqa: PLC0415 - torch
     from ema_cli.training.update_bn import update_options, update_with  # noqa: PLC0415
     from ema_cli.training.user_code import make_data, make_model  # noqa: PLC0415
@@ -127,4 +126,6 @@ def _blaming(name: str) -> Iterator[None]:
         place = place_of(fault)
         where = f" at {place}" if place else ""
         hint = f"the traceback is shown with {DEBUG_VARIABLE}=1"
+        if isinstance(fault, SystemExit):
+            hint = 'put what a module does as a program under: if __name__ == "__main__":'
         raise UsageError(f"{name} failed{where}: {reason_of(fault)}", hint=hint) from fault
