@@ -240,7 +240,29 @@ def test_all_differences_are_reported_at_once() -> None:
     prefixed = {f"net.{name}": tensor for name, tensor in before.state_dict().items()}
     with pytest.raises(InputRefused) as refused:
         ema_cli.update_bn(prefixed, model, [torch.ones(2, 3)])
-    assert "net." in refused.value.hint
+    assert refused.value.hint == 'strip_prefix="net."'
+    ema_cli.update_bn(prefixed, model, [torch.ones(2, 3)], strip_prefix="net.")
+
+
+def test_layers_without_shapes_are_refused() -> None:
+    """A lazy layer needs a batch before weights can be loaded."""
+    with pytest.raises(UsageError, match=r"get their shapes from the first batch .*\"weight\""):
+        ema_cli.update_bn(nn.BatchNorm1d(3).state_dict(), nn.LazyBatchNorm1d(), [torch.ones(2, 3)])
+
+
+def test_other_buffers_keep_their_values() -> None:
+    """What a pass changes besides BatchNorm statistics is put back: running statistics of InstanceNorm, counters."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Unflatten(1, (3, 1)), nn.InstanceNorm1d(3, track_running_stats=True))
+    average = copy.deepcopy(model)
+    data = [torch.arange(6.0).view(2, 3)]
+    with pytest.raises(ValueError, match="more than 1 spatial element"):  # of the model, as it is
+        ema_cli.update_bn(average.state_dict(), model, data)
+    model[1] = nn.Unflatten(1, (1, 3))
+    model[2] = nn.InstanceNorm1d(1, track_running_stats=True)
+    average = copy.deepcopy(model)
+    ema_cli.update_bn(average.state_dict(), model, data)
+    assert equal(model[2], average[2])
+    assert not equal(model[0], average[0])
 
 
 def test_statistics_that_are_not_finite_are_refused() -> None:

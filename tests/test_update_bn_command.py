@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -259,6 +260,31 @@ def test_the_average_proposes_the_command(update: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    """Batches are counted on standard error, with their total; standard output has the result line."""
+    prepare(tmp_path)
+    terminal, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "update-bn", "ema.safetensors", *named(data="slow"), "--batches", "30"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stdout.startswith(b"wrote new.safetensors")
+    assert b"batches" in shown
+    assert b"/30" in shown
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["slow", "slow_workers"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals(number: signal.Signals, data: str, tmp_path: Path) -> None:
@@ -287,4 +313,3 @@ def test_signals(number: signal.Signals, data: str, tmp_path: Path) -> None:
     assert sorted({path.name for path in tmp_path.iterdir()} - {"__pycache__", "started"}) == before
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert sys.platform == "linux"

@@ -57,15 +57,15 @@ class CheckpointWeights(StoredWeights):
 
 
 class StateDictWeights(StoredWeights):
-    """The tensors of a state dict."""
+    """The tensors of a state dict, their names without a prefix: that given, or those of known wrappers."""
 
-    def __init__(self, state: Mapping[str, object]) -> None:
+    def __init__(self, state: Mapping[str, object], strip_prefix: str | None = None) -> None:
         self.label = "the state dict"
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         if not tensors:
             raise UsageError("the state dict has no tensors", hint="give a path, or what model.state_dict() returns")
         bare = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-        names = strip_prefixes(list(tensors), None, bare=bare).names
+        names = strip_prefixes(list(tensors), strip_prefix, bare=bare).names
         self._tensors = dict(zip(names, tensors.values(), strict=True))
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.same_as = {}

@@ -99,6 +99,6 @@ def _prefix_hint(own: set[str], stored: set[str]) -> str:
         prefix = first.removesuffix(next(ends, first))
         if prefix and {name.removeprefix(prefix) for name in longer} == shorter:
             if longer is stored:
-                return f"--strip-prefix {prefix}"
+                return f"--strip-prefix {quoted(prefix)}"
             return f"the names in the model begin with {quoted(prefix)}: return the module inside"
     return ""

@@ -42,6 +42,8 @@ def update_bn(
     output: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     batches: int | None = None,
+    key: str | Iterable[str] = (),
+    strip_prefix: str | None = None,
     force: bool = False,
 ) -> BatchNormUpdate:
     """Load an average into a model and recompute its BatchNorm statistics on data, as ``torch.optim.swa_utils`` does.
@@ -55,6 +57,8 @@ def update_bn(
         output: the file to write: the average with the new statistics, and its report; only of an average in a file.
         device: where the model and each batch are moved to; by default they stay where they are.
         batches: the number of batches to use; by default all.
+        key: dotted path to the weights in a nested checkpoint, or several; by default they are found.
+        strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
         force: overwrite an existing ``output``.
 
     Raises:
@@ -72,11 +76,11 @@ def update_bn(
         _check_batches(batches)
         place = _find(device)
         if not isinstance(average, Mapping):
-            options = update_options(average, output=output, force=force)
+            options = update_options(average, output=output, force=force, key=key, strip_prefix=strip_prefix)
             return update_file(options, code, batches=batches, device=place)[0]
         if output is not None:
             raise UsageError("output= needs an average in a file", hint="save model.state_dict() yourself")
-        weights = StateDictWeights(average)
+        weights = StateDictWeights(average, strip_prefix)
         return recompute(code, weights, batches=batches, device=place, listener=ignore).update
 
 

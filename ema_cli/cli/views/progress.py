@@ -77,6 +77,8 @@ class ProgressDisplay:
                 progress.TimeRemainingColumn(),
                 console=self._console.rich,
                 transient=True,
+                redirect_stdout=False,  # the user's code has its own standard output
+                redirect_stderr=False,
             )
             self._task = self._bar.add_task("batches", total=event.total)
             self._bar.start()

@@ -36,7 +36,7 @@ def _used(update: BatchNormUpdate) -> str:
 
 
 def _show_layers(update: BatchNormUpdate, console: Console) -> None:
-    table = plain_table(("layer", "type"), ("channels", "batches", "|mean|", "|var|", "largest change"))
+    table = plain_table(("layer",), ("channels", "batches", "|mean|", "|var|", "largest change"))
     shown = update.layers if console.style.verbose else update.layers[:_MOST_ROWS]
     for layer in shown:
         table.add_row(*_row(layer))
@@ -48,7 +48,6 @@ def _show_layers(update: BatchNormUpdate, console: Console) -> None:
 def _row(layer: BatchNormLayer) -> list[str | Text]:
     return [
         Text(safe_text(layer.name) or "(the model)"),
-        Text(safe_text(layer.kind)),
         f"{layer.channels:,}",
         f"{layer.batches:,}",
         _change(layer.mean),
