@@ -113,6 +113,7 @@ def nothing():
 def not_a_model():
     return {}
 
+named = [{"pixel_values": batches[0]}]
 nan = [torch.full((4, 6), float("nan"))]
 """
 
@@ -192,6 +193,7 @@ def test_one_document(update: Run) -> None:
         (named(data="Single"), 2, "a torch Dataset has single samples, not batches"),
         (named(data="failing_data"), 2, "failed at user_net.py, line {raise}: ValueError: bad"),
         (named(data="workers"), 2, "failed at user_net.py, line {key}: KeyError: 'no such sample'"),
+        (named(data="named"), 2, "--model user_net:build failed: TypeError: Sequential.forward() got an unexpected"),
         (named(data="nothing"), 2, 'the data "user_net:nothing" has no batches'),
         ([*named(), "--batches", "0"], 2, "--batches 0 must be at least 1"),
         ([*named(), "--device", "cuda:7"], 2, "--device cuda:7: torch"),

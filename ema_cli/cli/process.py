@@ -73,7 +73,9 @@ def foreign_code() -> Iterator[None]:
     as the workers of a DataLoader, do not clean up for this one when a signal arrives. The working directory is the
     same again at the end.
     """
-    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = None
+    with contextlib.suppress(OSError):  # it was removed
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     kept = os.dup(1)
     _in_foreign_code.append(True)
     try:
@@ -86,9 +88,9 @@ def foreign_code() -> Iterator[None]:
             ctypes.CDLL(None).fflush(None)  # what C libraries have buffered
         os.dup2(kept, 1)
         os.close(kept)
-        with contextlib.suppress(OSError):
+        if folder is not None:
             os.fchdir(folder)
-        os.close(folder)
+            os.close(folder)
 
 
 _in_foreign_code: list[bool] = []

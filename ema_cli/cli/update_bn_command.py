@@ -44,6 +44,7 @@ ModelOption = Annotated[
         "python -m does, from the current folder too.",
         metavar="MODULE:NAME",
         show_default=False,
+        rich_help_panel="Inputs",
     ),
 ]
 DataOption = Annotated[
@@ -54,16 +55,28 @@ DataOption = Annotated[
         "tensor, a tuple or list that begins with one, or a dict of the model's arguments.",
         metavar="MODULE:NAME",
         show_default=False,
+        rich_help_panel="Inputs",
     ),
 ]
 OutputOption = Annotated[
     str | None,
-    typer.Option("--output", "-o", help="The .safetensors file to write.", metavar="PATH", show_default=False),
+    typer.Option(
+        "--output",
+        "-o",
+        help="The .safetensors file to write, or NAME/ for a folder if CKPT is one.",
+        metavar="PATH",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
 ]
 BatchesOption = Annotated[
     int | None,
     typer.Option(
-        "--batches", help="Stop after this number of batches. [default: all]", metavar="N", show_default=False
+        "--batches",
+        help="Stop after this number of batches. \\[default: all]",
+        metavar="N",
+        show_default=False,
+        rich_help_panel="Compute",
     ),
 ]
 

@@ -74,7 +74,7 @@ def build_update_report(
         summary=model.Summary(
             tensors=len(layouts),
             parameters=sum(layout.elements for layout in layouts if layout.dtype.averaged),
-            bytes_read=2 * checkpoint.index.size(),
+            bytes_read=3 * checkpoint.index.size(),  # into the model, into the copy, for the digest
             bytes_written=planned.nbytes,
             seconds=seconds,
             fold_seconds=0.0,

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ema_cli.errors import NothingNew, RunWarning, UsageError
 from ema_cli.events import BatchDone, Listener
 from ema_cli.report.model import BatchNormUpdate
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.training.batches import call, model_input, samples_in
+from ema_cli.training.model_tensors import unwrapped
 from ema_cli.training.norm_layers import NormLayer, has_instance_statistics, norm_layers, other_norms, recomputing
 from ema_cli.training.statistic_changes import describe_layer, refuse_nonfinite
 from ema_cli.training.stored_weights import StoredWeights
@@ -86,7 +88,9 @@ def recompute(
 def _loaded(code: UserCode, weights: StoredWeights, device: torch.device | None) -> tuple[nn.Module, list[NormLayer]]:
     """Return the model with the weights in it, and its layers with statistics."""
     with code.blame("model"):
-        model = code.make_model()
+        model = unwrapped(code.make_model())
+    if isinstance(model, AveragedModel):
+        model = unwrapped(model.module)
     layers = norm_layers(model)
     if not layers:
         raise _nothing_to_do(model, code, weights)

@@ -68,9 +68,11 @@ def update_bn(
         ema_cli.errors.OutputError: the output exists, or cannot be written.
 
     """
-    inner = unwrapped(model)
     code = UserCode(
-        make_model=lambda: inner, make_data=lambda: loader, model=type(inner).__name__, data=type(loader).__name__
+        make_model=lambda: model,
+        make_data=lambda: loader,
+        model=type(unwrapped(model)).__name__,
+        data=type(loader).__name__,
     )
     with keywords_in_errors():
         _check_batches(batches)

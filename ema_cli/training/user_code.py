@@ -7,7 +7,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted, safe_text
 
-_PACKAGE = Path(__file__).parent.parent
+_NOT_TO_BLAME = (Path(__file__).parent.parent, Path(torch.__file__).parent)
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LONGEST_REASON = 400
 _IN_A_WORKER = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
@@ -66,8 +66,8 @@ def place_of(fault: BaseException) -> str:
         return _place(fault.filename, fault.lineno)
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(fault.__traceback__)]
     frames += [(found["file"], int(found["line"])) for found in _IN_A_WORKER.finditer(str(fault))]
-    foreign = [(file, line) for file, line in frames if not file.startswith("<") and not _is_in(file, _PACKAGE)]
-    own = [frame for frame in foreign if not any(_is_in(frame[0], library) for library in _LIBRARIES)]
+    foreign = [frame for frame in frames if not frame[0].startswith("<") and not _is_in(frame[0], _NOT_TO_BLAME)]
+    own = [frame for frame in foreign if not _is_in(frame[0], _LIBRARIES)]
     return _place(*(own or foreign)[-1]) if foreign else ""
 
 
@@ -127,8 +127,8 @@ def _is_data(found: object) -> bool:
     return not single and (hasattr(found, "__iter__") or isinstance(found, Dataset))
 
 
-def _is_in(file: str, folder: Path) -> bool:
-    return Path(file).is_relative_to(folder)
+def _is_in(file: str, folders: Sequence[Path]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 def _place(file: str, line: int | None) -> str:
