@@ -140,7 +140,7 @@ def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWa
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
                 f"({shortlist(statistics, most=2)}): they fit the activations of the checkpoints, not of the average"
             ),
-            hint="use --buffers last, or recompute them on training data: ema-avg update-bn",
+            hint="use --buffers last, or recompute them: ema-avg update-bn OUT --model MODEL --data DATA -o NEW",
         )
     small = [quoted(tensor.name) for tensor in tensors if tensor.dtype.itemsize == 1]
     if small:
