@@ -138,7 +138,8 @@ def test_a_folder_stays_a_folder(run_folder: Path, tmp_path: Path) -> None:
     assert verify(output).ok
     with pytest.raises(OutputError, match="already exists"):
         ema_cli.update_bn(folder, build(), data(), output=f"{output}/")
-    ema_cli.update_bn(folder, build(), data(), output=f"{output}/", force=True)
+    ema_cli.update_bn(folder / index, build(), data(), output=f"{output}/", force=True)
+    assert verify(output).ok
     with pytest.raises(UsageError, match="is inside the input"):
         ema_cli.update_bn(folder, build(), data(), output=f"{folder}/new/")
 

@@ -63,7 +63,8 @@ def copy_of(
 
     """
     same = checkpoint.format.startswith("safetensors") and not checkpoint.stripped and not checkpoint.ignored
-    if beside is not None and not (same and is_folder(checkpoint.path)):
+    in_folder = is_folder(checkpoint.path) or is_index(checkpoint.path.name)
+    if beside is not None and not (same and in_folder):
         message = (
             f"the output {quoted(str(path))} is a folder, and {quoted(str(checkpoint.path))} is none of safetensors"
         )
