@@ -16,7 +16,7 @@ from typing import Any
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import Options
-from ema_cli.options.output_options import OUR_METADATA
+from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.records.series import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
@@ -90,6 +90,11 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
         raise InputRefused(
             f"{path} was made with --weights, which cannot be continued: new checkpoints have no weights",
             hint="give the weights of all checkpoints at once",
+        )
+    if UPDATED_BATCHES in checkpoint.metadata and ours.get("buffers") != "last":
+        raise InputRefused(
+            f"the BatchNorm statistics of {path} were recomputed, and are no average that can be continued",
+            hint="continue the average that update-bn has read, or average all checkpoints at once",
         )
     if "lora" in ours:
         raise InputRefused(
