@@ -208,7 +208,7 @@ class EMA(ShadowWeights):
     def save(self, path: StrPath, average: int | None = None, *, force: bool = False) -> tuple[Path, ...]:
         """Write every tensor of the model's ``state_dict``, averages in their own types in place; return the paths.
 
-        Of a sharded model every process calls it. Under DistributedDataParallel the first writes, others return at once.
+        Of a sharded model every process calls it. Under DistributedDataParallel the first one writes.
 
         Args:
             path: a .safetensors file; several averages need ``{decay}``, ``{sigma_rel}`` or ``{label}`` in the name.
