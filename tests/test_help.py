@@ -115,6 +115,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ema_cli.average(folder / "run", decay=0.8, output=folder / "ema.safetensors")
     earlier = {"per": "step", "half_life": 100, "to_step": 800, "dtype": "float32"}
     ema_cli.average(folder / "run", output=folder / "running.safetensors", **earlier)  # type: ignore[arg-type]
+    live = ema_cli.EMA(torch.nn.Linear(3, 2), 0.999)
+    live.register(step=800)
+    live.save(folder / "ema_step800.safetensors")
     manifest = re.search(r"```toml\n(.*?)```", topics.topic_text("many-runs"), re.DOTALL)
     assert manifest is not None
     (folder / "averages").mkdir()

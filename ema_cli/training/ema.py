@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from ema_cli.api import Numbers
+from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
 from ema_cli.text import plural
 from ema_cli.training.averages import Cohort, held, new_cohorts
@@ -17,6 +18,8 @@ from ema_cli.training.ema_state import cohorts_from, position_from, state_of
 from ema_cli.training.fsdp import own_part
 from ema_cli.training.model_tensors import BufferRule, averaged_buffers, averaged_tensors, parameters_of
 from ema_cli.training.shadow_weights import ShadowWeights
+from ema_cli.training.snapshot import save_snapshots
+from ema_cli.training.snapshot_load import opened_snapshots
 from ema_cli.weights.methods import Init, Warmup
 from ema_cli.weights.updates import LiveMethod
 
@@ -32,11 +35,16 @@ class EMA(ShadowWeights):
             evaluate(model)
 
     ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n``. The first weights, theta_1, are those at ``register()``, or at
-    the first ``update()`` if that comes first.
+    the first ``update()`` if that comes first. The other methods: ``ema_cli.weights.updates``. The average of N steps
+    has the weights that the command line gives to a checkpoint of each step (``power``: nearly).
 
     Averaged are the parameters that require a gradient when they are first seen, each by its name; one that appears
-    later joins with its own theta_1. Tied parameters are averaged once. Tensors are averaged in their own type, 16-bit
-    ones in float32. Of a distributed tensor each process averages its own part.
+    later joins with its own theta_1, one that disappears is dropped. Tied parameters are averaged once. Tensors keep
+    their shapes, and are averaged in their own type, 16-bit ones in float32. Of a distributed tensor each process
+    averages its own part. A NaN in the weights stays in the average.
+
+    A float32 average of weights that no longer change stops at a relative distance of up to 6e-8 / (1 - d) from them,
+    where a step is less than its last digit: ``dtype=torch.float64`` for 1 - d below about 1e-5.
 
     Args:
         model: may be wrapped in ``torch.compile``, DataParallel, DistributedDataParallel or DeepSpeed's engine (up to
@@ -53,11 +61,11 @@ class EMA(ShadowWeights):
         every: average the weights of every k-th step only, with the decay that k steps mean.
         buffers: ``"average"`` floating-point buffers too, or ``"copy"`` them from the model when they are needed.
         batchnorm: the same for BatchNorm statistics.
-        dtype: type of the averages, such as ``torch.float64``.
-        device: where the averages are kept; by default beside the parameters.
+        dtype: ``torch.float32`` or ``torch.float64`` for all averages.
+        device: where the averages are kept; by default where each parameter is when it is first seen.
 
     Raises:
-        ema_cli.errors.UsageError: the options contradict each other.
+        ema_cli.errors.UsageError: a value makes no sense, or the options contradict each other.
 
     """
 
@@ -196,6 +204,39 @@ class EMA(ShadowWeights):
         count, dtype, device = len(self.methods), self._dtype, self._device
         self._cohorts = cohorts_from(state, averaged, averages=count, dtype=dtype, device=device)
         self.step = step
+
+    def save(self, path: StrPath, average: int | None = None, *, force: bool = False) -> tuple[Path, ...]:
+        """Write every tensor of the model's ``state_dict``, averages in their own types in place; return the paths.
+
+        Of a sharded model every process calls it. Under DistributedDataParallel the first one writes.
+
+        Args:
+            path: a .safetensors file; several averages need ``{decay}``, ``{sigma_rel}`` or ``{label}`` in the name.
+                Missing folders are made. A snapshot of this name is replaced.
+            average: the one average to save, by number; by default all.
+            force: replace a file that is no snapshot.
+
+        Raises:
+            ema_cli.errors.UsageError: there is no average yet, or the name does not fit.
+            ema_cli.errors.OutputError: a file cannot be written; what has its name is unchanged.
+
+        """
+        self.average_of(average or 0)
+        chosen = dict(enumerate(self.methods)) if average is None else {average: self.methods[average]}
+        return save_snapshots(path, self.model, chosen, self._cohorts, step=self.step, force=force)
+
+    def load(self, path: StrPath) -> None:
+        """Continue from what ``save`` wrote to ``path``, on any device; the weights of the model are not changed.
+
+        Raises:
+            ema_cli.errors.NothingMatched: there is no such file.
+            ema_cli.errors.InputRefused: it is no snapshot, damaged, or of another model or method.
+            ema_cli.errors.UsageError: the name does not fit, or the EMA averages other buffers.
+
+        """
+        self._refuse_applied("load")
+        with opened_snapshots(path, self.model, self.methods) as state:
+            self.load_state_dict(state)
 
     def to(self, device: torch.device | str) -> Self:
         """Keep the averages on another device, such as the CPU.
