@@ -140,6 +140,11 @@ class EMA:
             self._cohorts.append(cohort)
 
     @property
+    def begun(self) -> bool:
+        """Whether there is an average yet."""
+        return bool(self._cohorts)
+
+    @property
     def shadow(self) -> dict[str, torch.Tensor]:
         """The first average, by the names of the model's tensors."""
         return self.average_of(0)
