@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ema_cli.api import Numbers, StrPath
+from ema_cli.errors import UsageError
 from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.training.ema import EMA
 from ema_cli.training.evaluated_ema import EvaluatedEMA
@@ -21,6 +23,9 @@ except ImportError:
         from pytorch_lightning import Callback
     except ImportError as missing:
         Callback = stand_in(missing, "pip install lightning")
+
+
+logger = logging.getLogger(__name__)
 
 
 class LightningAverage(Callback):  # type: ignore[misc]
@@ -120,6 +125,7 @@ class LightningEMA(Callback):  # type: ignore[misc]
         """The state in a checkpoint, until the module is on its device."""
         self._last_step = 0
         """Optimizer steps at the last update."""
+        self._stage = ""
 
     @property
     def ema(self) -> EMA | None:
@@ -140,22 +146,31 @@ class LightningEMA(Callback):  # type: ignore[misc]
         self._loaded = state_dict
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Forget an average that is not of the weights that the module has now, or will have."""
-        if stage == "fit" or trainer.ckpt_path:
+        """Forget the average of an earlier training."""
+        if any(isinstance(other, LightningEMA) and other is not self for other in trainer.callbacks):
+            raise UsageError("a trainer has one LightningEMA", hint="give it several decays: decay=(0.99, 0.999)")
+        self._stage, self._loaded = stage, None
+        if stage == "fit":
             self._live.begin(pl_module)
-            self._loaded = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Continue the average of the checkpoint, if the training is resumed from one."""
-        self._load(pl_module)
+        self._load(trainer, pl_module)
         self._last_step = trainer.global_step
+        if self.ema is not None and not self.ema.begun and trainer.global_step:
+            logger.warning("the EMA begins anew at step %d: the checkpoint has none", trainer.global_step)
+            self.ema.register(trainer.global_step)
 
-    def _load(self, pl_module: Any) -> None:
-        if self.ema is not None and self._loaded is not None:
-            self.ema.load_state_dict(self._loaded)
+    def _load(self, trainer: Any, pl_module: Any) -> None:
+        """Take the average of the checkpoint that was loaded; none, if weights were loaded without one."""
+        if self._loaded is None and (self._stage == "fit" or not trainer.ckpt_path):
+            return
+        ema = self._live.begin(pl_module)
+        if self._loaded is not None:
+            ema.load_state_dict(self._loaded)
             if "device" not in self._options:
-                self.ema.to(pl_module.device)
-            self._loaded = None
+                ema.to(pl_module.device)
+        self._loaded = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Average the weights, unless gradients are only accumulated."""
@@ -165,7 +180,7 @@ class LightningEMA(Callback):  # type: ignore[misc]
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Put the average into the module."""
-        self._load(pl_module)
+        self._load(trainer, pl_module)
         self._live.apply(pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
