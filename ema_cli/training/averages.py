@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
-from ema_cli.training.model_tensors import local
+from ema_cli.training.model_tensors import local, refuse_partial
 from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import share_of_update
 
+Tensors = Mapping[str, torch.Tensor]
+
 _NARROWEST_BYTES = 4
 """Size of an element below which an average is kept in float32: 1 - d would vanish in 16 bits."""
+_RUN_BYTES = 4 << 20
+_RUN_BYTES_OF_DEVICES = 256 << 20
+"""Converted values that are held at a time: they stay in the cache of a CPU; other devices want few, large calls."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Cohort:
-    """Tensors of a model that were first seen at the same step, and their averages."""
+    """Tensors of a model that were first seen at the same step, and their averages, all of one type on one device."""
 
     first_step: int
     last_step: int
@@ -29,79 +36,163 @@ class Cohort:
     averages: tuple[dict[str, torch.Tensor], ...]
     """For each method, the average of each tensor by its name; shapes as in the model."""
 
-    def update(self, current: Mapping[str, torch.Tensor], methods: Sequence[Method], step: int) -> None:
-        """Fold the weights of ``step`` into the averages; a tensor that the model no longer has is dropped."""
-        for method, average in zip(methods, self.averages, strict=True):
-            for name in average.keys() - current.keys():
+    def drop_others(self, names: Mapping[str, object]) -> None:
+        """Forget the averages of tensors that the model no longer has."""
+        for name in self.averages[0].keys() - names.keys():
+            for average in self.averages:
                 del average[name]
-            share = share_of_update(
+
+    def fold(self, new: list[torch.Tensor], methods: Sequence[Method], step: int) -> None:
+        """Fold the weights of ``step``, ``held`` in the order of the averages, into them."""
+        shares = [
+            share_of_update(
                 method, first_step=self.first_step, last_step=self.last_step, step=step, updates=self.updates
             )
-            fold_into(average, current, share)
+            for method in methods
+        ]
+        fold_into(self.averages, new, shares)
         self.last_step = step
         self.updates += 1
 
+    def moved(self, device: torch.device) -> Self:
+        """Return the same averages on a device."""
+        moved = tuple({name: tensor.to(device) for name, tensor in average.items()} for average in self.averages)
+        return type(self)(first_step=self.first_step, last_step=self.last_step, updates=self.updates, averages=moved)
 
-def new_cohort(
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    averages: int,
-    step: int,
-    dtype: torch.dtype | None,
-    device: torch.device | None,
-) -> Cohort:
-    """Return averages that begin with the current tensors; in ``dtype``, by default their own or float32."""
-    begun = tuple(
+
+def new_cohorts(
+    tensors: Tensors, *, averages: int, step: int, dtype: torch.dtype | None, device: torch.device | None
+) -> list[Cohort]:
+    """Return averages that begin with the current tensors.
+
+    Args:
+        tensors: by name, of any shapes.
+        averages: how many averages each has.
+        step: training step of the tensors.
+        dtype: type of the averages; ``None`` for that of the tensor, or float32 if that is wider.
+        device: where they are kept; ``None`` for the device of the tensor.
+
+    Raises:
+        ema_cli.errors.UsageError: a tensor has no values, or only a partial result on each process.
+
+    """
+    refuse_partial(tensors)
+    for name, tensor in tensors.items():
+        if is_lazy(tensor) or tensor.is_meta:
+            raise _no_values(name)
+    begun = [
         {name: _copy(tensor, dtype=dtype, device=device) for name, tensor in tensors.items()} for _ in range(averages)
-    )
-    return Cohort(first_step=step, last_step=step, updates=1, averages=begun)
+    ]
+    return cohorts_of(begun, first_step=step, last_step=step, updates=1)
 
 
+def cohorts_of(averages: Sequence[Tensors], *, first_step: int, last_step: int, updates: int) -> list[Cohort]:
+    """Return averages of the same names as cohorts, one for each element type and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+    for name, tensor in averages[0].items():
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(name)
+    return [
+        Cohort(
+            first_step=first_step,
+            last_step=last_step,
+            updates=updates,
+            averages=tuple({name: average[name] for name in names} for average in averages),
+        )
+        for names in kinds.values()
+    ]
+
+
+@torch.inference_mode(mode=False)
 def _copy(tensor: torch.Tensor, *, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
-    dtype = dtype if dtype is not None and not tensor.is_complex() else _average_dtype(tensor.dtype)
-    return tensor.detach().to(device=device, dtype=dtype, copy=True)
+    return tensor.detach().to(device=device, dtype=average_dtype(tensor.dtype, dtype), copy=True)
 
 
-def _average_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.itemsize < _NARROWEST_BYTES and not dtype.is_complex else dtype
-
-
-@torch.no_grad()
-def fold_into(averages: Mapping[str, torch.Tensor], current: Mapping[str, torch.Tensor], share: float) -> None:
-    """Set each average to ``(1 - share) average + share current``, in the element type of the average.
-
-    Raises:
-        ema_cli.errors.UsageError: a current tensor has another shape on this process than its average.
-
-    """
-    into, new = _parts(averages, current)
-    if into:
-        torch._foreach_lerp_(into, [part.to(average) for part, average in zip(new, into, strict=True)], share)
+def average_dtype(dtype: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    """Return the type of the average of a tensor: as asked, else its own, or float32 (complex64) if that is wider."""
+    if dtype.is_complex:
+        return torch.promote_types(dtype, asked or torch.float32)
+    return asked or (torch.float32 if dtype.itemsize < _NARROWEST_BYTES else dtype)
 
 
 @torch.no_grad()
-def copy_into(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]) -> None:
-    """Copy the tensors of the same names into others, in place, converted to their element types and devices.
+def held(tensors: Tensors, averages: Tensors) -> list[torch.Tensor]:
+    """Return what this process holds of the tensors of these averages, in their order.
 
     Raises:
-        ema_cli.errors.UsageError: a source has another shape on this process than its target.
+        ema_cli.errors.UsageError: a tensor is not of the shape and kind of its average, or has no values.
 
     """
-    into, new = _parts(targets, sources)
-    if into:
-        torch._foreach_copy_(into, new)
+    parts = []
+    for name, average in averages.items():
+        part, kept = local(tensors[name]), local(average)
+        if part.shape != kept.shape or part.is_complex() != kept.is_complex():
+            raise _changed(name, part, kept)
+        if part.is_meta:
+            raise _no_values(name)
+        parts.append(part)
+    return parts
 
 
-def _parts(
-    targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return what this process holds of each target, and of the source of its name."""
-    into, new = [local(target) for target in targets.values()], [local(sources[name]) for name in targets]
-    for name, target, source in zip(targets, into, new, strict=True):
-        if target.shape != source.shape:
-            shapes = f"{list(source.shape)} and {list(target.shape)}"
-            raise UsageError(
-                f"the model and its average have {quoted(name)} in two shapes on this process: {shapes}",
-                hint="call register() again after a model was resized or sharded anew",
-            )
-    return into, new
+@torch.no_grad()
+def fold_into(averages: Sequence[Tensors], new: Sequence[torch.Tensor], shares: Sequence[float]) -> None:
+    """Set each average E to ``(1 - s) E + s new`` in its own type; what must be converted is converted once for all.
+
+    Args:
+        averages: of the same names, one type and device.
+        new: what this process holds of the current tensors, in the order of each average.
+        shares: s in [0, 1] of each average.
+
+    """
+    kept = [[local(tensor) for tensor in average.values()] for average in averages]
+    for run in _runs(new, like=kept[0]):
+        converted = [tensor.to(average) for tensor, average in zip(new[run], kept[0][run], strict=True)]
+        for average, share in zip(kept, shares, strict=True):
+            torch._foreach_lerp_(average[run], converted, share)
+
+
+def _runs(tensors: Sequence[torch.Tensor], *, like: Sequence[torch.Tensor]) -> Iterator[slice]:
+    """Yield runs of tensors of which few bytes have to be converted; all are one run if there is nothing to convert."""
+    begin = size = 0
+    for number, (tensor, average) in enumerate(zip(tensors, like, strict=True), start=1):
+        if tensor.dtype != average.dtype or tensor.device != average.device:
+            size += average.nbytes
+        if size >= (_RUN_BYTES if average.is_cpu else _RUN_BYTES_OF_DEVICES):
+            yield slice(begin, number)
+            begin, size = number, 0
+    if begin < len(tensors):
+        yield slice(begin, None)
+
+
+@torch.no_grad()
+def copies_of(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return copies of what this process holds of tensors."""
+    return {name: local(tensor).detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def copy_into(targets: Tensors, sources: Tensors) -> None:
+    """Copy the tensors of the same names into others, in place, rounded to their element types.
+
+    Raises:
+        ema_cli.errors.UsageError: a source is not of the shape and kind of its target; then none was copied.
+
+    """
+    parts = held(targets, {name: sources[name] for name in targets})
+    if parts:
+        torch._foreach_copy_(parts, [local(sources[name]) for name in targets])
+
+
+def _changed(name: str, tensor: torch.Tensor, average: torch.Tensor) -> UsageError:
+    kinds = " and ".join(f"{list(one.shape)} {str(one.dtype).removeprefix('torch.')}" for one in (tensor, average))
+    differing = "shapes" if tensor.shape != average.shape else "types"
+    return UsageError(
+        f"the model and its average have {quoted(name)} in two {differing} on this process: {kinds}",
+        hint="call register() again after a model was resized or sharded anew",
+    )
+
+
+def _no_values(name: str) -> UsageError:
+    return UsageError(
+        f"{quoted(name)} has no values (a lazy module, or the meta device)",
+        hint="load the weights, or run one batch through the model, first",
+    )

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from ema_cli.api import Numbers, keywords_in_errors
+from ema_cli.api import Numbers
 from ema_cli.errors import UsageError
-from ema_cli.options.declaration import read_values
-from ema_cli.options.weighting import WeightOptions
-from ema_cli.text import plural, quoted, shortlist
-from ema_cli.training.averages import Cohort, copy_into, new_cohort
-from ema_cli.training.fsdp import refuse_copy
-from ema_cli.training.model_tensors import BufferRule, averaged_buffers, parameters_of, tensors_of, unwrapped
-from ema_cli.weights.methods import Init, Method, Warmup
-from ema_cli.weights.updates import LIVE_METHODS, LiveMethod
+from ema_cli.text import plural
+from ema_cli.training.averages import Cohort, held, new_cohorts
+from ema_cli.training.ema_options import buffer_rule, float_type, live_methods, model_of, usable_device, whole_number
+from ema_cli.training.ema_state import cohorts_from, position_from, state_of
+from ema_cli.training.fsdp import own_part
+from ema_cli.training.model_tensors import BufferRule, averaged_buffers, averaged_tensors, parameters_of
+from ema_cli.training.shadow_weights import ShadowWeights
+from ema_cli.weights.methods import Init, Warmup
+from ema_cli.weights.updates import LiveMethod
 
 
-class EMA:
+class EMA(ShadowWeights):
     """One or several running averages of the weights of a model, one update per training step.
 
         ema = EMA(model, 0.999)
@@ -91,199 +90,122 @@ class EMA:
             "inv_gamma": inv_gamma,
             "power": power,
         }
-        self.model = model
-        self.methods = _methods(weighting)
-        if every < 1:
-            raise UsageError(f"every={every} must be at least 1")
-        self.every = every
+        super().__init__(model_of(model))
+        self.methods = live_methods(weighting)
+        self.every = whole_number("every", every, least=1)
         self.step = 0
         """Training steps so far: calls of ``update``, and those before ``register(step=...)``."""
-        self._rules = {"buffers": buffers, "batchnorm": batchnorm}
-        self._dtype = dtype
-        self._device = None if device is None else torch.device(device)
+        self._buffers = buffer_rule("buffers", buffers)
+        self._batchnorm = buffer_rule("batchnorm", batchnorm)
+        self._dtype = float_type(dtype)
+        self._device = usable_device(device)
         self._cohorts: list[Cohort] = []
-        self._replaced: dict[str, torch.Tensor] | None = None
-        """The model's own tensors while an average is applied."""
 
     def register(self, step: int = 0) -> None:
-        """Begin the averages with the current weights, those after ``step`` training steps; forget earlier ones."""
+        """Begin the averages with the current weights, those after ``step`` training steps; forget earlier ones.
+
+        Raises:
+            ema_cli.errors.UsageError: there is nothing to average, or a tensor has no values yet; nothing has changed.
+
+        """
         self._refuse_applied("register")
+        step = whole_number("step", step, least=0)
+        self._cohorts = self._begun(self._current(known=()), step)
         self.step = step
-        self._cohorts = []
-        self._join(self._current())
 
     def update(self) -> None:
-        """Count one training step and fold its weights into the averages; to be called after ``optimizer.step()``."""
+        """Count one training step and fold its weights into the averages; to be called after ``optimizer.step()``.
+
+        Raises:
+            ema_cli.errors.UsageError: a tensor has another shape than before, or there is nothing to average; then the
+                step is not counted.
+
+        """
         self._refuse_applied("update")
-        self.step += 1
-        if self.step % self.every:
-            return
-        current = self._current()
+        step = self.step + 1
+        if step % self.every == 0:
+            self._fold(step)
+        self.step = step
+
+    def _fold(self, step: int) -> None:
+        """Fold the current weights into the averages; nothing is changed before all of them are known to fit."""
+        known = self._names()
+        current = self._current(known)
         for cohort in self._cohorts:
-            cohort.update(current, self.methods, self.step)
-        self._join(current)
+            cohort.drop_others(current)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.averages[0]]
+        new = [held(current, cohort.averages[0]) for cohort in self._cohorts]
+        joining = self._begun({name: tensor for name, tensor in current.items() if name not in known}, step)
+        for cohort, tensors in zip(self._cohorts, new, strict=True):
+            cohort.fold(tensors, self.methods, step)
+        self._cohorts += joining
 
-    def _current(self) -> dict[str, torch.Tensor]:
-        """Return the tensors to average: parameters that require a gradient, or did, and the chosen buffers."""
-        known = {name for cohort in self._cohorts for name in cohort.averages[0]}
-        found = parameters_of(self.model).items()
-        chosen = {name: parameter for name, parameter in found if parameter.requires_grad or name in known}
-        return chosen | dict(averaged_buffers(self.model, **self._rules))
+    def _names(self) -> set[str]:
+        """Return the names of the tensors that have averages."""
+        return {name for cohort in self._cohorts for name in cohort.averages[0]}
 
-    def _join(self, current: Mapping[str, torch.Tensor]) -> None:
-        """Begin the averages of tensors that have none yet."""
-        known = {name for cohort in self._cohorts for name in cohort.averages[0]}
-        new = {name: tensor for name, tensor in current.items() if name not in known}
-        if new:
-            count = len(self.methods)
-            cohort = new_cohort(new, averages=count, step=self.step, dtype=self._dtype, device=self._device)
-            self._cohorts.append(cohort)
+    def _current(self, known: Collection[str]) -> dict[str, torch.Tensor]:
+        return averaged_tensors(self.model, known, buffers=self._buffers, batchnorm=self._batchnorm)
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is an average yet."""
-        return bool(self._cohorts)
-
-    @property
-    def shadow(self) -> dict[str, torch.Tensor]:
-        """The first average, by the names of the model's tensors."""
-        return self.average_of(0)
+    def _begun(self, tensors: Mapping[str, torch.Tensor], step: int) -> list[Cohort]:
+        return new_cohorts(tensors, averages=len(self.methods), step=step, dtype=self._dtype, device=self._device)
 
     def average_of(self, average: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of one average, numbered from 0 in the order of ``methods``.
+        """Return the tensors of one average, numbered from 0 in the order of ``methods``; not copies.
 
         Raises:
             ema_cli.errors.UsageError: there is none yet, or none of this number.
 
         """
-        if not -len(self.methods) <= average < len(self.methods):
-            raise UsageError(f"average={average}: there is {plural(len(self.methods), 'average')}, numbered from 0")
+        number = whole_number("average", average, least=0)
+        if number >= len(self.methods):
+            raise UsageError(f"average={number}: there is {plural(len(self.methods), 'average')}, numbered from 0")
         if not self._cohorts:
             raise UsageError("there is no average yet", hint="call register() or update() first")
-        return {name: tensor for cohort in self._cohorts for name, tensor in cohort.averages[average].items()}
-
-    def apply_shadow(self, average: int = 0) -> None:
-        """Put an average into the model; ``restore`` undoes it exactly."""
-        self._refuse_applied("apply_shadow")
-        averaged = self.average_of(average)
-        places = self._places(averaged)
-        self._replaced = {name: place.detach().clone() for name, place in places.items()}
-        copy_into(places, averaged)
-
-    def restore(self) -> None:
-        """Put the model's own weights back, bit for bit.
-
-        Raises:
-            ema_cli.errors.UsageError: no average is applied.
-
-        """
-        if self._replaced is None:
-            raise UsageError("no average is applied", hint="call apply_shadow() first, or use: with ema.applied():")
-        places = self._places(self._replaced)
-        copy_into(places, self._replaced)
-        self._replaced = None
-
-    @contextmanager
-    def applied(self, average: int = 0) -> Iterator[nn.Module]:
-        """Put an average into the model inside a ``with`` block; its own weights return after it, also on an error."""
-        self.apply_shadow(average)
-        try:
-            yield self.model
-        finally:
-            self.restore()
-
-    def average_model(self, average: int = 0) -> nn.Module:
-        """Return a copy of the model, without wrappers, with the weights of an average."""
-        averaged = self.average_of(average)
-        refuse_copy(self.model)
-        model = copy.deepcopy(unwrapped(self.model))
-        tensors = tensors_of(model)
-        copy_into({name: tensors[name] for name in averaged if name in tensors}, averaged)
-        return model
+        return {name: tensor for cohort in self._cohorts for name, tensor in cohort.averages[number].items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages and the position in training, for ``torch.save`` beside the model and the optimizer."""
-        return {
-            "methods": [method.plain() for method in self.methods],
-            "step": self.step,
-            "cohorts": [
-                {
-                    "first_step": cohort.first_step,
-                    "last_step": cohort.last_step,
-                    "updates": cohort.updates,
-                    "averages": [dict(average) for average in cohort.averages],
-                }
-                for cohort in self._cohorts
-            ],
-        }
+        """Return the averages and the position in training, for ``torch.save`` beside the model and the optimizer.
+
+        The tensors are the averages themselves, not copies; distributed ones are for ``torch.distributed.checkpoint``.
+        """
+        state = state_of(self.methods, self.step, self._cohorts)
+        part = own_part(self.model)
+        return state if part is None else {part: state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned.
+        """Continue from what ``state_dict`` returned, with copies of its tensors.
 
         Raises:
-            ema_cli.errors.UsageError: it was made with other methods or parameters, or for another model.
+            ema_cli.errors.UsageError: it has another form, or was made with other methods or for another model; then
+                nothing has changed.
 
         """
         self._refuse_applied("load_state_dict")
-        methods = [method.plain() for method in self.methods]
-        if list(state["methods"]) != methods:
-            raise UsageError(f"the state was made with {state['methods']}, and this EMA has {methods}")
-        self._refuse_others(name for cohort in state["cohorts"] for name in cohort["averages"][0])
-        self.step = state["step"]
-        self._cohorts = [
-            Cohort(
-                first_step=saved["first_step"],
-                last_step=saved["last_step"],
-                updates=saved["updates"],
-                averages=tuple(
-                    {name: tensor.to(self._device or tensor.device, copy=True) for name, tensor in average.items()}
-                    for average in saved["averages"]
-                ),
+        part = own_part(self.model)
+        if part is not None and part not in state:
+            raise UsageError(
+                f"the state has no part of {part}",
+                hint="under FullyShardedDataParallel each process loads what it saved, as many as there were",
             )
-            for saved in state["cohorts"]
-        ]
-
-    def _refuse_others(self, names: Iterable[str]) -> None:
-        own = tensors_of(self.model)
-        foreign = [quoted(name) for name in names if name not in own]
-        if foreign:
-            raise UsageError(f"the model has no {shortlist(foreign)}")
+        state = state if part is None else state[part]
+        step = position_from(state, self.methods)
+        averaged = parameters_of(self.model)
+        averaged.update(averaged_buffers(self.model, buffers=self._buffers, batchnorm=self._batchnorm))
+        count, dtype, device = len(self.methods), self._dtype, self._device
+        self._cohorts = cohorts_from(state, averaged, averages=count, dtype=dtype, device=device)
+        self.step = step
 
     def to(self, device: torch.device | str) -> Self:
-        """Keep the averages on another device, such as the CPU."""
-        self._device = torch.device(device)
-        for cohort in self._cohorts:
-            for average in cohort.averages:
-                average.update({name: tensor.to(self._device) for name, tensor in average.items()})
+        """Keep the averages on another device, such as the CPU.
+
+        Raises:
+            ema_cli.errors.UsageError: there is no such device here.
+
+        """
+        place = usable_device(device)
+        if place is None:
+            raise UsageError("to() needs a device", hint='ema.to("cpu")')
+        self._cohorts = [cohort.moved(place) for cohort in self._cohorts]
+        self._device = place
         return self
-
-    def _places(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return the model's tensors of these names that it still has."""
-        own = tensors_of(self.model)
-        return {name: own[name] for name in names if name in own}
-
-    def _refuse_applied(self, call: str) -> None:
-        if self._replaced is not None:
-            raise UsageError(f"{call}() while an average is applied", hint="call restore() first")
-
-
-def _methods(weighting: Mapping[str, Any]) -> tuple[Method, ...]:
-    """Return the methods that the options choose.
-
-    Raises:
-        UsageError: the options contradict each other, or choose a method that needs the later weights too.
-
-    """
-    with keywords_in_errors():
-        options = WeightOptions(**read_values(WeightOptions, weighting))
-        options.check_weights()
-        if options.lacks_decay:
-            raise UsageError("EMA needs a decay", hint="--decay 0.999, --half-life 1000 or --sigma-rel 0.1")
-        methods = tuple(options.expand())
-        for method in methods:
-            if method.name not in LIVE_METHODS:
-                raise UsageError(
-                    f"--method {method.name} cannot be computed during training",
-                    hint=f"save checkpoints and average them; during training: {', '.join(LIVE_METHODS)}",
-                )
-        return methods

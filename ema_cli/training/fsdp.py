@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from ema_cli.errors import UsageError
@@ -25,43 +26,52 @@ def put_shards_back(model: nn.Module) -> None:
     fsdp = _imported()
     if fsdp is None:
         return
-    units = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    if getattr(model, "_is_fsdp_managed_module", False) and not isinstance(model, units):
-        raise UsageError(
-            "the parameters of the model belong to an FSDP unit around it",
-            hint="give EMA the outermost module that FSDP shards, or apply fully_shard to this module too",
-        )
+    inside = False
     for module in model.modules():
         if isinstance(module, fsdp.FSDPModule):
+            inside = True
             module.reshard()
         elif isinstance(module, fsdp.FullyShardedDataParallel):
+            inside = True
             _reshard_flat(module)
-
-
-def holds_flat_parts(model: nn.Module) -> bool:
-    """Return whether FullyShardedDataParallel shards the model: a process then holds runs of numbers, not rows."""
-    fsdp = _imported()
-    return fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules())
+        elif not inside and "_is_fsdp_managed_module" in vars(module):
+            raise UsageError(
+                "the parameters of the model belong to an FSDP unit around it",
+                hint="give EMA the outermost module that FSDP shards, or apply fully_shard to this module too",
+            )
 
 
 def refuse_copy(model: nn.Module) -> None:
-    """Raise if FSDP shards the model, which then cannot be copied.
+    """Raise if FSDP shards the model or a part of it: such a model cannot be copied.
 
     Raises:
-        ema_cli.errors.UsageError: FSDP shards the model or a part of it.
+        ema_cli.errors.UsageError: it does.
 
     """
     fsdp = _imported()
-    if fsdp is None:
-        return
-    units = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    if any(isinstance(module, units) for module in model.modules()):
+    if fsdp and _holds(model, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)):
         raise UsageError(
             "a model that FSDP shards cannot be copied",
-            hint="evaluate it inside: with ema.applied(): - or collect its whole weights there, on every process: "
-            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
-            "full_state_dict=True))",
+            hint="evaluate it in place: with ema.applied(): ...; inside, torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), called by every process, "
+            "returns the whole weights",
         )
+
+
+def own_part(model: nn.Module) -> str | None:
+    """Return the name of this process's part of the state, if it fits no other process; otherwise none.
+
+    FSDP2 has distributed tensors, which ``torch.distributed.checkpoint`` puts together. FullyShardedDataParallel cuts
+    all parameters of a unit as one row of numbers, and a process holds only its own.
+    """
+    fsdp = _imported()
+    if fsdp is None or not _holds(model, fsdp.FullyShardedDataParallel):
+        return None
+    return f"process {dist.get_rank()} of {dist.get_world_size()}"
+
+
+def _holds(model: nn.Module, kinds: type | tuple[type, ...]) -> bool:
+    return any(isinstance(module, kinds) for module in model.modules())
 
 
 def _imported() -> ModuleType | None:
@@ -76,11 +86,11 @@ def _reshard_flat(unit: Any) -> None:  # noqa: ANN401 - FullyShardedDataParallel
         return
     if not handle._use_orig_params:  # noqa: SLF001
         raise UsageError(
-            "FullyShardedDataParallel without use_orig_params keeps all parameters of a unit in one without names",
+            "FullyShardedDataParallel without use_orig_params keeps all parameters of a unit in one, without their names",
             hint="set use_orig_params=True, or shard with fully_shard (FSDP2)",
         )
     # Until the first forward pass it does not know its root, and has gathered nothing.
     if unit._is_root is not None and handle.uses_sharded_strategy and not handle.needs_unshard():  # noqa: SLF001
         from torch.distributed.fsdp._runtime_utils import _reshard  # noqa: PLC0415 - takes half a second
 
-        _reshard(unit, handle, True)  # noqa: FBT003
+        _reshard(unit, handle, free_unsharded_flat_param=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import nn
 
+from ema_cli.errors import UsageError
 from ema_cli.formats.state_dict.prefixes import without_module_wrappers
 from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.text import quoted
 from ema_cli.training.fsdp import put_shards_back
 
 BufferRule = Literal["copy", "average"]
@@ -38,6 +40,26 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return parameters_of(model) | {without_module_wrappers(name): buffer for name, buffer in buffers}
 
 
+def averaged_tensors(
+    model: nn.Module, known: Collection[str], *, buffers: BufferRule, batchnorm: BufferRule
+) -> dict[str, torch.Tensor]:
+    """Return the tensors to average: parameters that require a gradient, or are ``known``, and the chosen buffers.
+
+    Raises:
+        ema_cli.errors.UsageError: there are none.
+
+    """
+    parameters = parameters_of(model).items()
+    found = {name: tensor for name, tensor in parameters if tensor.requires_grad or name in known}
+    found.update(averaged_buffers(model, buffers=buffers, batchnorm=batchnorm))
+    if not found:
+        raise UsageError(
+            "the model has no parameter that requires a gradient, so there is nothing to average",
+            hint="call register() or update() when the parameters to train are there and not frozen",
+        )
+    return found
+
+
 def averaged_buffers(
     model: nn.Module, *, buffers: BufferRule, batchnorm: BufferRule
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -55,3 +77,27 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     """
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+def as_sharded(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a whole tensor sharded as another is, each process keeping its part without communication."""
+    if not hasattr(like, "to_local") or hasattr(tensor, "to_local"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - takes half a second
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def refuse_partial(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise if a distributed tensor is a sum, or another reduction, of what the processes hold.
+
+    Raises:
+        ema_cli.errors.UsageError: one is.
+
+    """
+    for name, tensor in tensors.items():
+        if any(placement.is_partial() for placement in getattr(tensor, "placements", ())):
+            raise UsageError(
+                f"{quoted(name)} is not a weight, but a partial result on each process (DTensor placement Partial)",
+                hint="redistribute it to Shard or Replicate",
+            )

@@ -1,0 +1,168 @@
+"""The state of a live EMA as plain values and tensors, for ``torch.save`` and ``torch.distributed.checkpoint``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ema_cli.errors import UsageError
+from ema_cli.text import plural, quoted, safe_text, shortlist
+from ema_cli.training.averages import Cohort, average_dtype, cohorts_of, held
+from ema_cli.training.model_tensors import as_sharded
+from ema_cli.weights.methods import DECAYS, Method
+
+_SAME = 1e-9
+"""Relative difference below which two values of 1 - d are the same, written in different ways."""
+
+
+def state_of(methods: Sequence[Method], step: int, cohorts: Sequence[Cohort]) -> dict[str, Any]:
+    """Return the averages under the names of their tensors, whatever cohort they are in, and the rest.
+
+    What has no tensors is in tuples, which ``torch.distributed.checkpoint`` stores and loads as one value.
+    """
+    return {
+        "methods": tuple(method.plain() for method in methods),
+        "step": step,
+        "cohorts": tuple(
+            {
+                "names": tuple(cohort.averages[0]),
+                "first_step": cohort.first_step,
+                "last_step": cohort.last_step,
+                "updates": cohort.updates,
+            }
+            for cohort in cohorts
+        ),
+        "averages": [
+            {name: tensor for cohort in cohorts for name, tensor in cohort.averages[number].items()}
+            for number in range(len(methods))
+        ],
+    }
+
+
+def position_from(state: object, methods: Sequence[Method]) -> int:
+    """Return the training step of a state.
+
+    Raises:
+        ema_cli.errors.UsageError: it is not a state, or was made with other methods.
+
+    """
+    if not isinstance(state, Mapping):
+        raise _malformed(f"it is of type {type(state).__name__}")
+    saved = _entry(state, "methods", (list, tuple))
+    if not all(isinstance(one, Mapping) for one in saved):
+        raise _malformed('"methods" has another form')
+    own = [method.plain() for method in methods]
+    if len(saved) != len(own) or not all(map(_same_method, saved, own)):
+        raise UsageError(f"the state was made with {_words(saved)}, and this EMA has {_words(own)}")
+    return _count(state, "step")
+
+
+def cohorts_from(
+    state: Mapping[str, Any],
+    averaged: Mapping[str, torch.Tensor],
+    *,
+    averages: int,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+) -> list[Cohort]:
+    """Return copies of the averages in a state, sharded as the model is.
+
+    Args:
+        state: what ``state_of`` returned.
+        averaged: the tensors of the model that may be averaged.
+        averages: how many averages each has.
+        dtype: type of the averages; ``None`` for that in the state.
+        device: where they are kept; ``None`` for the device of the model's tensor.
+
+    Raises:
+        ema_cli.errors.UsageError: it has another form, or was made for another model.
+
+    """
+    saved = _entry(state, "averages", (list, tuple))
+    if len(saved) != averages or not all(isinstance(one, Mapping) for one in saved):
+        raise _malformed(f'"averages" does not hold {plural(averages, "average")}')
+    seen: set[str] = set()
+    cohorts = []
+    for group in _entry(state, "cohorts", (list, tuple)):
+        if not isinstance(group, Mapping):
+            raise _malformed('"cohorts" has another form')
+        names = _entry(group, "names", (list, tuple))
+        if not names or not all(isinstance(name, str) for name in names) or seen.intersection(names):
+            raise _malformed('"cohorts" has another form')
+        seen.update(names)
+        _refuse_missing(names, averaged, "the model has no {} to average", "it is another model, or averages buffers")
+        begun = [_tensors(one, names, averaged, dtype=dtype, device=device) for one in saved]
+        times = {name: _count(group, name) for name in ("first_step", "last_step", "updates")}
+        if not (times["first_step"] <= times["last_step"] <= _count(state, "step") and times["updates"]):
+            raise _malformed('the steps of "cohorts" are not in order')
+        cohorts += cohorts_of(begun, **times)
+    return cohorts
+
+
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def _tensors(
+    saved: Mapping[str, Any],
+    names: Sequence[str],
+    averaged: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+) -> dict[str, torch.Tensor]:
+    """Return copies of the averages of these names."""
+    _refuse_missing(names, saved, "the state has no average of {}")
+    if not all(isinstance(saved[name], torch.Tensor) for name in names):
+        raise _malformed('"averages" does not hold tensors alone')
+    copies = {}
+    for name in names:
+        tensor = as_sharded(saved[name].detach(), averaged[name])
+        place = device or averaged[name].device
+        copies[name] = tensor.to(device=place, dtype=average_dtype(tensor.dtype, dtype), copy=True)
+    held({name: averaged[name] for name in names}, copies)
+    return copies
+
+
+def _entry(state: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:  # noqa: ANN401 - as stored
+    if not isinstance(state.get(key), kind):
+        raise _malformed(f"it has no {quoted(key)}" if key not in state else f"{quoted(key)} has another form")
+    return state[key]
+
+
+def _count(state: Mapping[str, Any], key: str) -> int:
+    count: int = _entry(state, key, int)
+    if count < 0:
+        raise _malformed(f"{quoted(key)} is negative")
+    return count
+
+
+def _malformed(problem: str) -> UsageError:
+    return UsageError(f"not a state of EMA.state_dict(): {problem}")
+
+
+def _refuse_missing(names: Sequence[str], known: Mapping[str, object], fact: str, hint: str = "") -> None:
+    missing = [quoted(name) for name in names if name not in known]
+    if missing:
+        raise UsageError(fact.format(shortlist(missing)), hint=hint)
+
+
+def _same_method(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether two methods are equal, however their decay was given."""
+    a, b = saved.get("one_minus_decay"), own["one_minus_decay"]
+    numbers = isinstance(a, float) and b is not None
+    same_decay = math.isclose(a, b, rel_tol=_SAME) if numbers else a is b  # type: ignore[arg-type]
+    return same_decay and all(saved.get(key) == value for key, value in own.items() if key not in DECAYS)
+
+
+def _words(methods: Sequence[Mapping[str, Any]]) -> str:
+    """Return methods as text: ``ema decay=0.999 init=first``."""
+    return " and ".join(
+        safe_text(
+            " ".join(
+                [str(one.get("name")), *(f"{key}={value}" for key, value in one.items() if value and key != "name")]
+            )
+        )
+        for one in methods
+    )
