@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ema_cli.errors import UsageError
 from ema_cli.training.ema import EMA
 
 
@@ -33,11 +34,20 @@ class EvaluatedEMA:
         self.ema = EMA(model, **self._options)
         return self.ema
 
+    @property
+    def begun(self) -> EMA | None:
+        """The EMA, if it has an average yet."""
+        try:
+            return self.ema if self.ema is not None and self.ema.shadow else None
+        except UsageError:
+            return None
+
     def apply(self, model: nn.Module, average: int = 0) -> bool:
         """Put an average into the model; return whether it did: there may be none of this model, or one applied."""
-        if self.ema is None or not self.ema.begun or self.ema.model is not model or self.is_applied:
+        ema = self.begun
+        if ema is None or ema.model is not model or self.is_applied:
             return False
-        self.ema.apply_shadow(average)
+        ema.apply_shadow(average)
         self.is_applied = True
         return True
 

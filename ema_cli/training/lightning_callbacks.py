@@ -139,7 +139,7 @@ class LightningEMA(Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the average; nothing before it begins."""
-        return self.ema.state_dict() if self.ema is not None and self.ema.begun else {}
+        return {} if self._live.begun is None else self._live.begun.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the average of a checkpoint."""
@@ -157,7 +157,7 @@ class LightningEMA(Callback):  # type: ignore[misc]
         """Continue the average of the checkpoint, if the training is resumed from one."""
         self._load(trainer, pl_module)
         self._last_step = trainer.global_step
-        if self.ema is not None and not self.ema.begun and trainer.global_step:
+        if self.ema is not None and self._live.begun is None and trainer.global_step:
             logger.warning("the EMA begins anew at step %d: the checkpoint has none", trainer.global_step)
             self.ema.register(trainer.global_step)
 
@@ -168,8 +168,6 @@ class LightningEMA(Callback):  # type: ignore[misc]
         ema = self._live.begin(pl_module)
         if self._loaded is not None:
             ema.load_state_dict(self._loaded)
-            if "device" not in self._options:
-                ema.to(pl_module.device)
         self._loaded = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -204,9 +202,10 @@ class LightningEMA(Callback):  # type: ignore[misc]
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Write the averaged module, if there is an output."""
-        if self._output is not None and self.ema is not None and self.ema.begun:
+        ema = self._live.begun
+        if self._output is not None and ema is not None:
             with logged("the averaged module was not written"):
-                self._write(self.ema, trainer, os.fspath(self._output))
+                self._write(ema, trainer, os.fspath(self._output))
 
     def _write(self, ema: EMA, trainer: Any, output: str) -> None:
         for number, method in enumerate(ema.methods):

@@ -122,7 +122,7 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         ema = self._live.begin(model)
         if state.global_step:
             given = self._resumed if isinstance(self._resumed, str | os.PathLike) else None
-            self._continue(ema, Path(given or _checkpoint(args, state)), args, state)
+            self._continue(ema, Path(given or _checkpoint(args, state)), state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Average the weights of an optimizer step."""
@@ -131,31 +131,33 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the state of the average into the checkpoint."""
-        if self.ema is not None and state.is_world_process_zero:
+        ema = self._live.begun
+        if ema is not None and state.is_world_process_zero:
             path = _checkpoint(args, state) / EMA_FILE
             with logged(f"the state of the EMA was not written to {quoted(str(path))}"):
-                torch.save(self.ema.state_dict(), path.with_suffix(".tmp"))
+                torch.save(ema.state_dict(), path.with_suffix(".tmp"))
                 path.with_suffix(".tmp").replace(path)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the average of the best checkpoint, if the trainer has loaded its weights, and write the output."""
-        if self.ema is None:
+        ema = self._live.begun
+        if ema is None:
             return
         if args.load_best_model_at_end and state.best_model_checkpoint:
-            self._continue(self.ema, Path(state.best_model_checkpoint), args, state)
+            self._continue(ema, Path(state.best_model_checkpoint), state)
         if self._output is not None:
             with logged("the averaged model was not written"):
-                self._write(self.ema, os.fspath(self._output), run_fields(args.output_dir))
+                self._write(ema, os.fspath(self._output), run_fields(args.output_dir))
 
     def _write(self, ema: EMA, output: str, fields: Mapping[str, object]) -> None:
         for number, method in enumerate(ema.methods):
             with self._live.applied(ema.model, number):
                 self._trainer.save_model(fill_output_name(output, {**method.name_fields(), **fields}))
 
-    def _continue(self, ema: EMA, checkpoint: Path, args: Any, state: Any) -> None:
+    def _continue(self, ema: EMA, checkpoint: Path, state: Any) -> None:
         """Load the average from a checkpoint, or begin with the weights that the model has now."""
         try:
-            ema.load_state_dict(torch.load(checkpoint / EMA_FILE, map_location=args.device, weights_only=True))
+            ema.load_state_dict(torch.load(checkpoint / EMA_FILE, map_location="cpu", weights_only=True))
         except (OSError, EmaAvgError) as error:
             logger.warning("the EMA begins anew at step %d: %s", state.global_step, error)
             ema.register(state.global_step)

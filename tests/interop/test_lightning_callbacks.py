@@ -42,7 +42,7 @@ def batches(seed: int) -> Any:
 def module(pl: Any, *, optimizers: int = 1) -> Any:
     """Return a small network with BatchNorm as a LightningModule, with ``seen``: the weights after each batch."""
 
-    class Net(pl.LightningModule):  # type: ignore[misc, name-defined]
+    class Net(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_evaluations_use_the_average(package: str, tmp_path: Path) -> None:
     ema = ema_cli.LightningEMA(decay=DECAY)
     metrics: list[float] = []
 
-    class Watch(pl.Callback):  # type: ignore[misc, name-defined]
+    class Watch(pl.Callback):  # type: ignore[misc]
         def on_validation_end(self, trainer: Any, _: Any) -> None:
             metrics.append(float(trainer.callback_metrics["loss"]))
 
@@ -193,13 +193,13 @@ def test_checkpoints_have_the_own_weights(saving: dict[str, Any], pl: Any, tmp_p
         weights = {name: checkpoint["state_dict"][name] for name in net.seen[0]}
         assert_same(weights, net.seen[step - 1])
         state = checkpoint["callbacks"]["LightningEMA{'decay': 0.75}"]
-        assert_weights(state["cohorts"][0]["averages"][0], ema_by_hand(net.seen[:step], DECAY))
+        assert_weights(state["averages"][0], ema_by_hand(net.seen[:step], DECAY))
 
 
 def test_a_checkpoint_in_the_middle_of_a_validation(pl: Any, tmp_path: Path) -> None:
     """What is saved while the average is in the model, by a signal for example, has the weights of the training."""
 
-    class Save(pl.Callback):  # type: ignore[misc, name-defined]
+    class Save(pl.Callback):  # type: ignore[misc]
         def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
             if not trainer.sanity_checking:
                 trainer.save_checkpoint(tmp_path / f"middle-{trainer.global_step}.ckpt")
@@ -299,9 +299,9 @@ def test_the_checkpoints_are_averaged_at_the_end(pl: Any, ema_avg: Run, tmp_path
 
 def test_the_best_checkpoints_are_averaged(pl: Any, tmp_path: Path) -> None:
     """With ``save_top_k`` the checkpoints that were kept are averaged, by every second save and at the end."""
-    seen = []
+    seen: list[Any] = []
 
-    class Watch(pl.Callback):  # type: ignore[misc, name-defined]
+    class Watch(pl.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, *_: Any) -> None:
             report = averaging.average.report
             seen.append(None if report is None else [entry.step for entry in report.inputs])
