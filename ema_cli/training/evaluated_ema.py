@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ema_cli.errors import UsageError
 from ema_cli.training.ema import EMA
+from ema_cli.training.fsdp import own_part
 
 
 class EvaluatedEMA:
@@ -30,7 +32,17 @@ class EvaluatedEMA:
         self.is_applied = False
 
     def begin(self, model: nn.Module) -> EMA:
-        """Begin an average without weights yet; forget an earlier one."""
+        """Begin an average without weights yet; forget an earlier one.
+
+        Raises:
+            ema_cli.errors.UsageError: the parameters are partitioned by ZeRO stage 3.
+
+        """
+        if any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
+            raise UsageError(
+                "ZeRO stage 3 of DeepSpeed leaves no weights in the model to average during training",
+                hint="use stage 2, FSDP, or average the checkpoints",
+            )
         self.ema = EMA(model, **self._options)
         return self.ema
 
@@ -41,6 +53,14 @@ class EvaluatedEMA:
             return self.ema if self.ema is not None and self.ema.shadow else None
         except UsageError:
             return None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the average of this process is a part, which fits no other process."""
+        ema = self.begun
+        if ema is None:
+            return False
+        return own_part(ema.model) is not None or any(isinstance(one, DTensor) for one in ema.shadow.values())
 
     def apply(self, model: nn.Module, average: int = 0) -> bool:
         """Put an average into the model; return whether it did: there may be none of this model, or one applied."""

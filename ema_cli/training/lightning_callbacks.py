@@ -138,7 +138,10 @@ class LightningEMA(Callback):  # type: ignore[misc]
         return f"{type(self).__qualname__}{self._options}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the average; nothing before it begins."""
+        """Return the state of the average; nothing before it begins, or if a process has only a part of it."""
+        if self._live.is_sharded:
+            logger.warning("the EMA of a sharded module is not saved; a resumed training begins a new one")
+            return {}
         return {} if self._live.begun is None else self._live.begun.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

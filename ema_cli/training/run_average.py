@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ema_cli.api import StrPath, average, keywords_in_errors, make_options
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.report.model import Report
-from ema_cli.text import quoted
+from ema_cli.text import plural, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,9 @@ class RunAverage:
         self.saved: dict[str, int] = {}
         """The step of every checkpoint that the training saved, by its path."""
         self.report: Report | None = None
-        """The report of the last average."""
+        """The report of the last average; process 0 has it."""
+        self._averaged: list[str] = []
+        """The checkpoints in it."""
 
     def add(self, path: str, step: int) -> None:
         """Note a checkpoint that is complete; average if it is the k-th since."""
@@ -51,26 +53,35 @@ class RunAverage:
             return
         self.saved[path] = step
         if self._every and len(self.saved) % self._every == 0:
-            self.write()
+            self.write(last=False)
 
-    def write(self) -> None:
-        """Average what is still there; process 0 does it, and the others wait. Errors are logged."""
+    def write(self, *, last: bool = True) -> None:
+        """Average what is still there; process 0 does it, and the others wait. Errors are logged.
+
+        Args:
+            last: the training ends: log the warnings of the average too.
+
+        """
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if several:
             dist.barrier()  # every process has written its part of the checkpoint
         if not several or dist.get_rank() == 0:
             self._write()
+            if last and self.report is not None:
+                _log_warnings(self.report)
         if several:
             dist.barrier()
 
     def _write(self) -> None:
-        self.report = None
         paths = self._present()
+        if self.report is not None and paths == self._averaged:
+            return
+        self.report, self._averaged = None, paths
         with logged("the checkpoints were not averaged"):
             if not paths:
                 raise UsageError("the training saved none that is still there", hint="save more often")
             self.report = average(paths, run=str(Path(paths[-1]).parent), **self._options)
-            _log(self.report)
+            logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), quoted(str(self._options["output"])))
 
     def _present(self) -> list[str]:
         """Return the checkpoints that were not deleted since, one of each step."""
@@ -78,10 +89,7 @@ class RunAverage:
         return [by_step[step] for step in sorted(by_step)]
 
 
-def _log(report: Report) -> None:
-    for one in report.averages:
-        if one.output is not None:
-            logger.info("%d checkpoints averaged: %s", len(report.inputs), quoted(one.output.path))
+def _log_warnings(report: Report) -> None:
     for warning in report.warnings:
         logger.warning("average of the checkpoints: %s (%s)", warning.message, warning.code)
 

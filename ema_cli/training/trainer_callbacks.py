@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
@@ -122,7 +123,7 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         ema = self._live.begin(model)
         if state.global_step:
             given = self._resumed if isinstance(self._resumed, str | os.PathLike) else None
-            self._continue(ema, Path(given or _checkpoint(args, state)), state)
+            self._continue(ema, Path(given or _checkpoint(args, state)), args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Average the weights of an optimizer step."""
@@ -130,10 +131,10 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
             self.ema.update()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the state of the average into the checkpoint."""
+        """Write the state of the average into the checkpoint; under FSDP each process its own part."""
         ema = self._live.begun
-        if ema is not None and state.is_world_process_zero:
-            path = _checkpoint(args, state) / EMA_FILE
+        if ema is not None and (self._live.is_sharded or state.is_world_process_zero):
+            path = _checkpoint(args, state) / (_part(args) if self._live.is_sharded else EMA_FILE)
             with logged(f"the state of the EMA was not written to {quoted(str(path))}"):
                 torch.save(ema.state_dict(), path.with_suffix(".tmp"))
                 path.with_suffix(".tmp").replace(path)
@@ -144,7 +145,7 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         if ema is None:
             return
         if args.load_best_model_at_end and state.best_model_checkpoint:
-            self._continue(ema, Path(state.best_model_checkpoint), state)
+            self._continue(ema, Path(state.best_model_checkpoint), args, state)
         if self._output is not None:
             with logged("the averaged model was not written"):
                 self._write(ema, os.fspath(self._output), run_fields(args.output_dir))
@@ -154,11 +155,13 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
             with self._live.applied(ema.model, number):
                 self._trainer.save_model(fill_output_name(output, {**method.name_fields(), **fields}))
 
-    def _continue(self, ema: EMA, checkpoint: Path, state: Any) -> None:
+    def _continue(self, ema: EMA, checkpoint: Path, args: Any, state: Any) -> None:
         """Load the average from a checkpoint, or begin with the weights that the model has now."""
+        part = checkpoint / _part(args)
         try:
-            ema.load_state_dict(torch.load(checkpoint / EMA_FILE, map_location="cpu", weights_only=True))
-        except (OSError, EmaAvgError) as error:
+            path = part if part.exists() else checkpoint / EMA_FILE
+            ema.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, EOFError, RuntimeError, UnpicklingError, EmaAvgError) as error:
             logger.warning("the EMA begins anew at step %d: %s", state.global_step, error)
             ema.register(state.global_step)
 
@@ -177,9 +180,9 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
                 return evaluate(*arguments, **keywords)
 
         @functools.wraps(train)
-        def train_from(resume_from_checkpoint: Any = None, *arguments: Any, **keywords: Any) -> Any:
-            self._resumed = resume_from_checkpoint
-            return train(resume_from_checkpoint, *arguments, **keywords)
+        def train_from(*arguments: Any, **keywords: Any) -> Any:
+            self._resumed = keywords.get("resume_from_checkpoint", arguments[0] if arguments else None)
+            return train(*arguments, **keywords)
 
         trainer.evaluation_loop, trainer.train = evaluate_average, train_from
 
@@ -192,6 +195,11 @@ def _caller() -> Any:
             return found
         frame = frame.f_back
     return None
+
+
+def _part(args: Any) -> str:
+    """Return the name of the file for the part of this process."""
+    return f"ema_state_{args.process_index}_of_{args.world_size}.pt"
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

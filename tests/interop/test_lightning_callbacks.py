@@ -113,7 +113,7 @@ def loss_of(pl: Any, folder: Path, net: Any, weights: State) -> float:
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_evaluations_use_the_average(package: str, tmp_path: Path) -> None:
     """Validation, test and prediction compute with the EMA, in training and by hand; the weights return exactly."""
-    pl = importlib.import_module(package)
+    pl: Any = importlib.import_module(package)
     ema = ema_cli.LightningEMA(decay=DECAY)
     metrics: list[float] = []
 

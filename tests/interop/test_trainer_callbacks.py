@@ -135,16 +135,30 @@ def test_a_resumed_training_continues_the_average(tmp_path: Path) -> None:
     assert_weights(ema.ema.shadow, ema_by_hand([*before.seen, *after.seen], DECAY))
 
 
-def test_a_training_resumed_without_a_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """If the checkpoint has no average, there is a warning, and the average begins with the weights of that step."""
+@pytest.mark.parametrize("state", [None, b"", b"PK\x03\x04 cut"])
+def test_a_training_resumed_without_a_state(
+    state: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the checkpoint has no average, or a broken one, there is a warning, and the average begins at that step."""
     before = make_trainer(tmp_path, max_steps=4)
     before.train()
+    if state is not None:
+        (tmp_path / "checkpoint-4" / "ema_state.pt").write_bytes(state)
     ema = ema_cli.TrainerEMA(decay=DECAY)
     after = make_trainer(tmp_path, ema)
     after.train(resume_from_checkpoint=True)
     assert "begins anew at step 4" in caplog.text
     assert ema.ema is not None
     assert_weights(ema.ema.shadow, ema_by_hand([before.seen[-1], *after.seen], DECAY))
+
+
+def test_partitioned_parameters_are_refused(tmp_path: Path) -> None:
+    """ZeRO stage 3 empties the parameters between steps, so a training with it does not begin."""
+    trainer = make_trainer(tmp_path, ema_cli.TrainerEMA(decay=DECAY))
+    next(trainer.model.parameters()).ds_tensor = torch.zeros(3)
+    with pytest.raises(ema_cli.EmaAvgError, match="ZeRO stage 3"):
+        trainer.train()
+    assert trainer.seen == []
 
 
 def test_the_best_checkpoint_has_its_average(tmp_path: Path) -> None:
