@@ -39,7 +39,7 @@ class LightningAverage(Callback):  # type: ignore[misc]
 
     Args:
         decay: d in [0, 1) per checkpoint, as in ``ema_cli.average``.
-        output: the ``.safetensors`` file; ``{run}`` is the folder of the checkpoints. An earlier output of ema-avg is
+        output: the ``.safetensors`` file; ``{run}`` is the folder of the checkpoints. An existing output of ema-avg is
             replaced.
         every_n_saves: average after every k-th checkpoint too.
         **options: further keywords of ``ema_cli.average``: ``method="uniform"``, ``half_life=3``, ``last=5``.

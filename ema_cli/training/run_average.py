@@ -81,7 +81,8 @@ class RunAverage:
             if not paths:
                 raise UsageError("the training saved none that is still there", hint="save more often")
             self.report = average(paths, run=str(Path(paths[-1]).parent), **self._options)
-            logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), quoted(str(self._options["output"])))
+            written = [quoted(one.output.path) for one in self.report.averages if one.output is not None]
+            logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), ", ".join(written))
 
     def _present(self) -> list[str]:
         """Return the checkpoints that were not deleted since, one of each step."""

@@ -46,7 +46,7 @@ class TrainerAverage(TrainerCallback):  # type: ignore[misc]
     Args:
         decay: d in [0, 1) per checkpoint, as in ``ema_cli.average``.
         output: a folder if it ends with a slash, else a ``.safetensors`` file; ``{run}`` is the trainer's
-            ``output_dir``. An earlier output of ema-avg is replaced.
+            ``output_dir``. An existing output of ema-avg is replaced.
         every_n_saves: average after every k-th checkpoint too.
         **options: further keywords of ``ema_cli.average``: ``method="uniform"``, ``half_life=3``, ``last=5``.
 
