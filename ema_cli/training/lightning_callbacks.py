@@ -72,12 +72,12 @@ class LightningAverage(Callback):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue with the checkpoints of a resumed training."""
-        self.average.saved = dict(state_dict["saved"])
+        self.average.begin(state_dict["saved"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forget an earlier training."""
         if stage == "fit":
-            self.average.saved = {}
+            self.average.begin({})
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note what was saved since the last batch, and is complete now."""

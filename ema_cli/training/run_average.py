@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,16 @@ class RunAverage:
             if checked.lacks_decay and checked.continue_from is None:
                 raise UsageError("neither --decay nor --half-life was given", hint="--decay 0.9 or --half-life 4")
         self._every = every_n_saves
-        self.saved: dict[str, int] = {}
+        self.begin({})
+
+    def begin(self, saved: Mapping[str, int]) -> None:
+        """Begin a training; forget an earlier one.
+
+        Args:
+            saved: checkpoints that belong to it already, with their steps.
+
+        """
+        self.saved = dict(saved)
         """The step of every checkpoint that the training saved, by its path."""
         self.report: Report | None = None
         """The report of the last average; process 0 has it."""
@@ -81,7 +90,7 @@ class RunAverage:
             if not paths:
                 raise UsageError("the training saved none that is still there", hint="save more often")
             self.report = average(paths, run=str(Path(paths[-1]).parent), **self._options)
-            written = [quoted(one.output.path) for one in self.report.averages if one.output is not None]
+            written = [quoted(one.output.path) for one in self.report.averages]
             logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), ", ".join(written))
 
     def _present(self) -> list[str]:

@@ -68,7 +68,7 @@ class TrainerAverage(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Forget an earlier training; find the checkpoints before the one that this training resumes from."""
-        self.average.saved = dict(_checkpoints(Path(args.output_dir), up_to=state.global_step))
+        self.average.begin(dict(_checkpoints(Path(args.output_dir), up_to=state.global_step)))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note a checkpoint, which is complete now."""

@@ -328,6 +328,19 @@ def test_a_resumed_training_averages_earlier_checkpoints(pl: Any, tmp_path: Path
     assert [entry.step for entry in averaging.average.report.inputs] == list(STEPS)
 
 
+def test_a_callback_begins_anew_with_each_training(pl: Any, tmp_path: Path) -> None:
+    """The second training with the same callbacks is averaged alone."""
+    averaging, ema = ema_cli.LightningAverage(decay=DECAY), ema_cli.LightningEMA(decay=DECAY)
+    for name in ("first", "second"):
+        net = module(pl)
+        make_trainer(pl, tmp_path / name, averaging, ema).fit(net, batches(1 if name == "first" else 3))
+    expected = ema_by_hand([net.seen[step - 1] for step in STEPS], DECAY)
+    found = load(tmp_path / "second" / "ema.safetensors")
+    assert_weights({name: found[name] for name in expected}, expected)
+    assert ema.ema is not None
+    assert_weights(ema.ema.shadow, ema_by_hand(net.seen, DECAY))
+
+
 def test_an_error_does_not_end_the_training(pl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If there is nothing to average, the training ends as usual, and the reason is logged."""
     trainer = make_trainer(pl, tmp_path, ema_cli.LightningAverage(decay=DECAY), saving={"save_top_k": 0})

@@ -241,6 +241,19 @@ def test_the_checkpoints_are_averaged_again_and_again(tmp_path: Path) -> None:
     assert_weights(swa, {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
 
 
+def test_a_callback_begins_anew_with_each_training(tmp_path: Path) -> None:
+    """The second training with the same callback is averaged alone, although its checkpoints have the same names."""
+    averaging = ema_cli.TrainerAverage(method="uniform")
+    make_trainer(tmp_path, averaging).train()
+    first = load(tmp_path / "ema" / "model.safetensors")
+    trainer = make_trainer(tmp_path, averaging, learning_rate=0.01)
+    trainer.train()
+    second = load(tmp_path / "ema" / "model.safetensors")
+    expected = {name: sum(trainer.seen[step - 1][name] for step in STEPS) / 3 for name in trainer.seen[0]}
+    assert_weights({name: second[name] for name in expected}, expected)
+    assert not torch.equal(first["transformer.wte.weight"], second["transformer.wte.weight"])
+
+
 @pytest.mark.parametrize("reason", ["nothing was saved", "the output is foreign", "a bug"])
 def test_an_error_does_not_end_the_training(
     reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
