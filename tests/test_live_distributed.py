@@ -15,11 +15,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from ema_cli import EMA
+from ema_cli.errors import UsageError
 from tests.helpers.live_nets import STEPS, UnevenNet, averaged, look, numbers, set_weights
 
 ROOT = Path(__file__).parent.parent
 DECAYS = (0.5, 0.75)
-FSDP2 = ("default", "kept", "freed", "bfloat16", "offloaded")
+FSDP2 = ("default", "kept", "freed", "bfloat16", "offloaded", "hybrid")
 FSDP1 = ("full", "gradients", "whole", "bfloat16")
 pytestmark = [
     pytest.mark.slow,
@@ -107,6 +108,23 @@ def test_fsdp2_communicates_nothing(way: str, ranks: Ranks) -> None:
     assert (first["parts"]["last.weight"], second["parts"]["last.weight"]) == ((1, 5), (0, 5))
 
 
+@pytest.mark.parametrize("layer", ["inner", "outer"])
+def test_fsdp2_is_restored_after_an_error(layer: str, ranks: Ranks) -> None:
+    """An error in a forward pass inside ``applied`` leaves FSDP in the middle of it; the weights return."""
+    for seen in ranks.both("raised", layer):
+        assert seen["restored"]
+        assert_seen(seen["own"], own(STEPS[-1]), layer)
+
+
+def test_fsdp2_keeps_accumulated_gradients(ranks: Ranks) -> None:
+    """An evaluation of the average between two backward passes changes no gradient that is not reduced yet."""
+    for seen in ranks.both("accumulated"):
+        assert seen["not"]
+        assert seen["evaluated"].keys() == seen["not"].keys()
+        for name, gradient in seen["evaluated"].items():
+            assert torch.equal(gradient, seen["not"][name]), name
+
+
 def test_an_ema_made_before_sharding(ranks: Ranks) -> None:
     """An EMA may be made before ``fully_shard``, but not registered; nor be that of a part of a sharded unit."""
     for seen in ranks.both("orders"):
@@ -151,10 +169,19 @@ def test_a_sharded_state_is_loaded_by_one(way: str, ranks: Ranks) -> None:
         assert_average(ema.average_of(number), averaged(STEPS, decay))
 
 
+def test_a_state_is_loaded_into_tensors(ranks: Ranks) -> None:
+    """``dcp.load`` loads into the tensors that are there; without any, the error says to call ``register()``."""
+    ema = EMA(UnevenNet(), DECAYS)
+    with pytest.raises(UsageError, match=r'the state has no average of "first\.weight"') as error:
+        dcp.load({"ema": ema}, checkpoint_id=ranks.folder / "stateful", no_dist=True)
+    assert "register()" in error.value.hint
+
+
 def test_a_whole_state_is_loaded_into_shards(ranks: Ranks) -> None:
     """A state of one process continues under FSDP2."""
     for seen in ranks.both("states", "whole"):
-        assert_average(seen, averaged(STEPS))
+        assert_average(seen["average"], averaged(STEPS))
+        assert seen["collectives"] == [0]
 
 
 def test_wrappers_inside_fsdp2(ranks: Ranks) -> None:
@@ -221,6 +248,14 @@ def test_fsdp1_averages_its_parts(way: str, ranks: Ranks) -> None:
         assert_seen(seen["own"], own(STEPS[-1]), way)
         assert seen["restored"] == [True] * len(STEPS)
         assert set(seen["collectives"]) == {0}
+
+
+@pytest.mark.parametrize("way", [way for way in FSDP1 if way != "whole"])
+def test_fsdp1_is_restored_after_an_error(way: str, ranks: Ranks) -> None:
+    """An error in a forward pass inside ``applied`` does not leave the average in the model."""
+    for seen in ranks.both("ways of FSDP1", way, "after an error"):
+        assert seen["restored"]
+        assert_seen(seen["own"], own(STEPS[-1]), way)
 
 
 @pytest.mark.parametrize("way", FSDP1)

@@ -13,7 +13,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, parametrize
 
 from ema_cli import EMA
-from ema_cli.errors import UsageError
 from tests.helpers.live_nets import STEPS, UnevenNet, averaged, look, set_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
@@ -132,21 +131,6 @@ def test_parameters_keep_their_places() -> None:
     with ema.applied():
         assert {name: (id(tensor), tensor.data_ptr()) for name, tensor in model.named_parameters()} == places
     assert {name: (id(tensor), tensor.data_ptr()) for name, tensor in model.named_parameters()} == places
-
-
-def test_a_resized_parameter() -> None:
-    """A parameter with another shape than its average is an error that names it and says what to call."""
-    model = UnevenNet()
-    ema = EMA(model, 0.5)
-    ema.register()
-    model.last = nn.Linear(5, 2)
-    with pytest.raises(
-        UsageError, match=r'"last\.weight" in two shapes on this process: \[2, 5\] and \[1, 5\]'
-    ) as error:
-        ema.update()
-    assert "register()" in error.value.hint
-    ema.register()
-    ema.update()
 
 
 def test_averages_on_another_device() -> None:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
-from ema_cli.training.model_tensors import local, refuse_partial
+from ema_cli.training.model_tensors import local, refuse_incomplete
 from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import share_of_update
 
@@ -76,7 +76,7 @@ def new_cohorts(
         ema_cli.errors.UsageError: a tensor has no values, or only a partial result on each process.
 
     """
-    refuse_partial(tensors)
+    refuse_incomplete(tensors)
     for name, tensor in tensors.items():
         if is_lazy(tensor) or tensor.is_meta:
             raise _no_values(name)
@@ -125,12 +125,15 @@ def held(tensors: Tensors, averages: Tensors) -> list[torch.Tensor]:
     parts = []
     for name, average in averages.items():
         part, kept = local(tensors[name]), local(average)
-        if part.shape != kept.shape or part.is_complex() != kept.is_complex():
-            raise _changed(name, part, kept)
-        if part.is_meta:
-            raise _no_values(name)
+        if not fits(part, kept):
+            raise _no_values(name) if part.is_meta else _changed(name, part, kept)
         parts.append(part)
     return parts
+
+
+def fits(part: torch.Tensor, kept: torch.Tensor) -> bool:
+    """Return whether what this process holds of a tensor has values, of the shape and kind of what it was before."""
+    return part.shape == kept.shape and part.is_complex() == kept.is_complex() and not part.is_meta
 
 
 @torch.no_grad()
@@ -178,6 +181,8 @@ def copy_into(targets: Tensors, sources: Tensors) -> None:
 
     """
     parts = held(targets, {name: sources[name] for name in targets})
+    if any(part.is_pinned() for part in parts):
+        torch.accelerator.synchronize()  # FSDP's copies of offloaded weights to the device may not have ended
     if parts:
         torch._foreach_copy_(parts, [local(sources[name]) for name in targets])
 

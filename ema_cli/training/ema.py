@@ -39,7 +39,8 @@ class EMA(ShadowWeights):
     ones in float32. Of a distributed tensor each process averages its own part.
 
     Args:
-        model: may be wrapped in ``torch.compile``, DistributedDataParallel, or sharded by FSDP2.
+        model: may be wrapped in ``torch.compile``, DataParallel, DistributedDataParallel or DeepSpeed's engine (up to
+            ZeRO stage 2), or sharded by FSDP2, tensor parallelism, or FSDP1 with ``use_orig_params=True``.
         decay: d in [0, 1) of one step, or several for several averages.
         one_minus_decay: 1 - d, instead of ``decay``.
         half_life: steps after which a share has halved, instead of ``decay``.

@@ -113,7 +113,9 @@ def _tensors(
     device: torch.device | None,
 ) -> dict[str, torch.Tensor]:
     """Return copies of the averages of these names."""
-    _refuse_missing(names, saved, "the state has no average of {}")
+    _refuse_missing(
+        names, saved, "the state has no average of {}", "before dcp.load, call register()" if not saved else ""
+    )
     if not all(isinstance(saved[name], torch.Tensor) for name in names):
         raise _malformed('"averages" does not hold tensors alone')
     copies = {}

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -26,15 +27,15 @@ def put_shards_back(model: nn.Module) -> None:
     fsdp = _imported()
     if fsdp is None:
         return
-    inside = False
+    root = None
     for module in model.modules():
         if isinstance(module, fsdp.FSDPModule):
-            inside = True
-            module.reshard()
+            root = module if root is None or _state_of(module)._is_root else root  # noqa: SLF001
+            _reshard(module, root)
         elif isinstance(module, fsdp.FullyShardedDataParallel):
-            inside = True
+            root = module if root is None else root
             _reshard_flat(module)
-        elif not inside and "_is_fsdp_managed_module" in vars(module):
+        elif root is None and "_is_fsdp_managed_module" in vars(module):
             raise UsageError(
                 "the parameters of the model belong to an FSDP unit around it",
                 hint="give EMA the outermost module that FSDP shards, or apply fully_shard to this module too",
@@ -79,6 +80,18 @@ def _imported() -> ModuleType | None:
     return sys.modules.get("torch.distributed.fsdp")
 
 
+def _state_of(unit: Any) -> Any:  # noqa: ANN401 - of FSDP2, without public types
+    return unit._get_fsdp_state()  # noqa: SLF001
+
+
+def _reshard(unit: Any, root: Any) -> None:  # noqa: ANN401 - FSDPModule
+    """Free the gathered parameters of a unit of FSDP2, also after a forward pass that raised, which it ignores."""
+    unit.reshard()
+    groups = getattr(_state_of(unit), "_fsdp_param_groups", ())
+    if hasattr(root, "reset_iter_state") and not all(group.is_sharded for group in groups):
+        root.reset_iter_state()
+
+
 def _reshard_flat(unit: Any) -> None:  # noqa: ANN401 - FullyShardedDataParallel, whose parts have no types
     """Free the gathered parameters of a unit of FSDP1, which has no public call for that."""
     handle = unit._handle  # noqa: SLF001
@@ -86,11 +99,12 @@ def _reshard_flat(unit: Any) -> None:  # noqa: ANN401 - FullyShardedDataParallel
         return
     if not handle._use_orig_params:  # noqa: SLF001
         raise UsageError(
-            "FullyShardedDataParallel without use_orig_params keeps all parameters of a unit in one, without their names",
+            "FullyShardedDataParallel without use_orig_params keeps the parameters of a unit in one, without names",
             hint="set use_orig_params=True, or shard with fully_shard (FSDP2)",
         )
     # Until the first forward pass it does not know its root, and has gathered nothing.
     if unit._is_root is not None and handle.uses_sharded_strategy and not handle.needs_unshard():  # noqa: SLF001
-        from torch.distributed.fsdp._runtime_utils import _reshard  # noqa: PLC0415 - takes half a second
+        from torch.distributed.fsdp import _runtime_utils  # noqa: PLC0415 - takes half a second
 
-        _reshard(unit, handle, free_unsharded_flat_param=True)
+        with torch.no_grad():  # else, after a forward pass that raised, the parameters remain views of what is freed
+            _runtime_utils._reshard(unit, handle, free_unsharded_flat_param=True)  # noqa: SLF001

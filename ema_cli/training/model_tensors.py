@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -18,14 +18,18 @@ BufferRule = Literal["copy", "average"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside ``torch.compile``, DataParallel and DistributedDataParallel."""
+    """Return the model inside ``torch.compile``, DataParallel, DistributedDataParallel and DeepSpeed's engine."""
     while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or _is_engine(model):
+            model = cast("nn.Module", model.module)
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]  # noqa: SLF001 - what torch.compile names it
         else:
             return model
+
+
+def _is_engine(model: nn.Module) -> bool:
+    return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
 
 
 def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -88,11 +92,11 @@ def as_sharded(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
-def refuse_partial(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise if a distributed tensor is a sum, or another reduction, of what the processes hold.
+def refuse_incomplete(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise if this process holds no weights of a tensor: only a summand of them, or a piece that has no shape.
 
     Raises:
-        ema_cli.errors.UsageError: one is.
+        ema_cli.errors.UsageError: so it is.
 
     """
     for name, tensor in tensors.items():
@@ -100,4 +104,9 @@ def refuse_partial(tensors: Mapping[str, torch.Tensor]) -> None:
             raise UsageError(
                 f"{quoted(name)} is not a weight, but a partial result on each process (DTensor placement Partial)",
                 hint="redistribute it to Shard or Replicate",
+            )
+        if hasattr(tensor, "ds_id"):
+            raise UsageError(
+                f"DeepSpeed ZeRO stage 3 holds {quoted(name)} in pieces, which cannot be averaged during training",
+                hint="average saved checkpoints, or train with stage 2 or FSDP2",
             )

@@ -12,7 +12,7 @@ from torch import nn
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted, safe_text, shortlist
-from ema_cli.training.averages import copies_of, copy_into
+from ema_cli.training.averages import copies_of, copy_into, fits, held
 from ema_cli.training.fsdp import refuse_copy
 from ema_cli.training.model_tensors import local, tensors_of, unwrapped
 
@@ -48,6 +48,7 @@ class ShadowWeights(ABC):
         self._refuse_applied("apply_shadow")
         averaged = self.average_of(average)
         places = self._places(averaged)
+        held(places, {name: averaged[name] for name in places})
         self._replaced = copies_of(places)
         try:
             copy_into(places, averaged)
@@ -59,14 +60,14 @@ class ShadowWeights(ABC):
         """Put the model's own weights back, bit for bit.
 
         Raises:
-            ema_cli.errors.UsageError: no average is applied; or a tensor was removed or resized since, all others are
-                back.
+            ema_cli.errors.UsageError: no average is applied; or a tensor was removed or resized since, and all others
+                are back.
 
         """
         if self._replaced is None:
             raise UsageError("no average is applied", hint="call apply_shadow() first, or use: with ema.applied():")
         own, now = self._replaced, self._places(self._replaced)
-        places = {name: place for name, place in now.items() if local(place).shape == own[name].shape}
+        places = {name: place for name, place in now.items() if fits(local(place), own[name])}
         copy_into(places, own)
         self._replaced = None
         if lost := [quoted(name) for name in own if name not in places]:

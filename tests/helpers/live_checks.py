@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
+from ema_cli import EMA
 from ema_cli.errors import UsageError
+from tests.helpers.live_nets import STEPS, look
 
 
 def part_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -53,3 +55,20 @@ def error_of(call: Callable[[], Any]) -> str:
     except UsageError as error:
         return f"{error.message} | {error.hint}"
     return "no error"
+
+
+def after_an_error(model: nn.Module, failing: nn.Module, set_weights: Callable[[Any, int], None]) -> dict[str, Any]:
+    """Raise in a layer while the average is applied, and look what the model holds then."""
+    ema = EMA(model, 0.5)
+    ema.register()
+    set_weights(model, STEPS[-1])
+    own = parts_of(model)
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError
+
+    hook = failing.register_forward_hook(fail)
+    with suppress(ArithmeticError), ema.applied():
+        look(model)
+    hook.remove()
+    return {"restored": equal(parts_of(model), own), "own": look(model)}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy, fully_shard
@@ -14,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from ema_cli import EMA
-from tests.helpers.live_checks import counted, equal, error_of, parts_of, whole
+from tests.helpers.live_checks import after_an_error, counted, equal, error_of, parts_of, whole
 from tests.helpers.live_nets import STEPS, UnevenNet, look, plain_name, rows, set_weights
 
 RANKS = 2
@@ -107,11 +109,11 @@ def data_parallel() -> dict[str, Any]:
     }
 
 
-def ways_of_fsdp1() -> dict[str, Any]:
+def ways_of_fsdp1(folder: Path) -> dict[str, Any]:
     """Train with FullyShardedDataParallel that keeps the names of the parameters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The `NO_SHARD` sharding strategy is deprecated", FutureWarning)
-        return {way: _flat(way) for way in FLAT_WAYS}
+        return {way: _flat(way, folder / way) for way in FLAT_WAYS}
 
 
 def _wrapped_flat(way: str) -> FullyShardedDataParallel:
@@ -126,7 +128,7 @@ def _set_flat(model: FullyShardedDataParallel, step: int) -> None:
         set_weights(model, step)
 
 
-def _flat(way: str) -> dict[str, Any]:
+def _flat(way: str, folder: Path) -> dict[str, Any]:
     """Train with passes without gradients, and with gradients that are not used, between the steps."""
     model = _wrapped_flat(way)
     ema = EMA(model, 0.5)
@@ -149,6 +151,7 @@ def _flat(way: str) -> dict[str, Any]:
         with counted(collectives):
             ema.restore()
         restored.append(equal(parts_of(model), own))
+    last = model.module.get_submodule("last")
     return {
         "applied": applied,
         "seen": seen,
@@ -157,15 +160,20 @@ def _flat(way: str) -> dict[str, Any]:
         "collectives": collectives,
         "copy": error_of(ema.average_model),
         "a part": error_of(EMA(model.module, 0.5).register),
-        "continued": _continued(ema, way),
+        "continued": _continued(ema, way, folder),
+        # After an error in a pass, torch itself can do nothing more with a model that is not sharded.
+        "after an error": after_an_error(model, last, _set_flat) if way != "whole" else {},
     }
 
 
-def _continued(ema: EMA, way: str) -> dict[str, Any]:
-    """Load the state into another EMA; and that of the other process."""
-    model = _wrapped_flat(way)
-    again = EMA(model, 0.5)
-    again.load_state_dict(ema.state_dict())
+def _continued(ema: EMA, way: str, folder: Path) -> dict[str, Any]:
+    """Save the state, load it into another EMA; then load that of the other process."""
+    dcp.save({"ema": ema.state_dict()}, checkpoint_id=folder)
+    again = EMA(_wrapped_flat(way), 0.5)
+    again.register()
+    state = {"ema": again.state_dict()}
+    dcp.load(state, checkpoint_id=folder)
+    again.load_state_dict(state["ema"])
     return {
         "equal": equal(again.shadow, ema.shadow),
         "step": again.step,

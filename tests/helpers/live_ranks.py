@@ -24,6 +24,8 @@ def scenarios(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return what each process does, by name."""
     return {
         "ways of FSDP2": live_sharding.ways_of_fsdp2,
+        "raised": live_sharding.raised,
+        "accumulated": live_sharding.accumulated,
         "orders": live_sharding.orders,
         "copies": live_sharding.copies,
         "states": partial(live_sharding.states, folder),
@@ -31,7 +33,7 @@ def scenarios(folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
         "placements": live_parallel.placements,
         "tensor parallel": live_parallel.tensor_parallel,
         "data parallel": live_parallel.data_parallel,
-        "ways of FSDP1": live_parallel.ways_of_fsdp1,
+        "ways of FSDP1": partial(live_parallel.ways_of_fsdp1, folder),
         "without names": live_parallel.without_names,
     }
 

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 from ema_cli import EMA
-from tests.helpers.live_checks import counted, equal, error_of, part_of, parts_of, whole
+from tests.helpers.live_checks import after_an_error, counted, equal, error_of, part_of, parts_of, whole
 from tests.helpers.live_nets import STEPS, UnevenNet, look, rows, set_weights
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -22,6 +24,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "freed": {"reshard_after_forward": True},
     "bfloat16": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)},
     "offloaded": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+    "hybrid": {},
 }
 DECAYS = (0.5, 0.75)
 
@@ -48,7 +51,8 @@ def ways_of_fsdp2() -> dict[str, Any]:
 
 def _evaluated(way: str) -> dict[str, Any]:
     """Train with evaluations of the model and of its average between the steps."""
-    model = sharded(**WAYS[way])
+    hybrid = {"mesh": init_device_mesh("cpu", (1, 2), mesh_dim_names=("copies", "shards"))} if way == "hybrid" else {}
+    model = sharded(**WAYS[way], **hybrid)
     ema = EMA(model, 0.5)
     collectives: list[int] = []
     seen, restored = {}, []
@@ -74,6 +78,34 @@ def _evaluated(way: str) -> dict[str, Any]:
         "restored": restored,
         "collectives": collectives,
     }
+
+
+def raised() -> dict[str, Any]:
+    """Evaluate with an error in the middle of a forward pass, after which FSDP keeps the gathered weights."""
+    inner, outer = sharded(), sharded()
+    return {
+        "inner": after_an_error(inner, inner.first, set_weights),
+        "outer": after_an_error(outer, outer.last, set_weights),
+    }
+
+
+def accumulated() -> dict[str, Any]:
+    """Evaluate between two backward passes whose gradients the processes add up at the second, and do not."""
+    gradients = []
+    for evaluates in (True, False):
+        model: Any = sharded(mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "shards")))
+        set_weights(model, STEPS[0])
+        ema = EMA(model, 0.5)
+        ema.register()
+        for last in (False, True):
+            model.set_requires_all_reduce(last)
+            model(rows() + dist.get_rank()).sum().backward()
+            if evaluates:
+                with ema.applied():
+                    look(model)
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        gradients.append(whole(found))
+    return {"evaluated": gradients[0], "not": gradients[1]}
 
 
 def orders() -> dict[str, Any]:
@@ -133,7 +165,7 @@ def _loaded(folder: Path) -> list[dict[str, torch.Tensor]]:
     return [whole(ema.average_of(number)) for number in range(len(DECAYS))]
 
 
-def _from_one_process() -> dict[str, torch.Tensor]:
+def _from_one_process() -> dict[str, Any]:
     """Continue under FSDP2 from the state of an EMA of one process."""
     alone = UnevenNet()
     ema = EMA(alone, 0.5)
@@ -142,10 +174,12 @@ def _from_one_process() -> dict[str, torch.Tensor]:
         ema.update()
     model = sharded()
     continued = EMA(model, 0.5)
-    continued.load_state_dict(ema.state_dict())
+    collectives: list[int] = []
+    with counted(collectives):
+        continued.load_state_dict(ema.state_dict())
     set_weights(model, STEPS[-1])
     continued.update()
-    return whole(continued.shadow)
+    return {"average": whole(continued.shadow), "collectives": collectives}
 
 
 def wrapped_inside() -> dict[str, Any]:

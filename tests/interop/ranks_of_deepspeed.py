@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ema_cli import EMA
+from ema_cli.errors import UsageError
+
 RANKS = 2
 STEPS = (1, 2)
 STAGES = (0, 2, 3)
@@ -36,14 +39,26 @@ def train(stage: int, folder: Path) -> None:
     settings = {"train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}, "zero_optimization": zero}
     settings |= {"zero_allow_untested_optimizer": True}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    ema = EMA(engine, 0.5)
     for step in STEPS:
         loss = engine(torch.randn(4, 7, dtype=torch.bfloat16)).float().pow(2).sum()
         engine.backward(loss)
         engine.step()
+        refused = updated(ema)
         engine.save_checkpoint(str(folder / "run"))
         whole = joined(engine) if stage == STAGES[-1] else engine.module_state_dict()
         if dist.get_rank() == 0:
             torch.save({name: tensor.detach().clone() for name, tensor in whole.items()}, folder / f"whole_{step}.pt")
+            torch.save({"refused": refused, "average": {} if refused else ema.shadow}, folder / "live.pt")
+
+
+def updated(ema: EMA) -> str:
+    """Update a live EMA; return why it cannot be."""
+    try:
+        ema.update()
+    except UsageError as error:
+        return f"{error.message} | {error.hint}"
+    return ""
 
 
 def joined(engine: Any) -> dict[str, torch.Tensor]:

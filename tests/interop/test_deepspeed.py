@@ -57,3 +57,19 @@ def test_stage_3_is_joined_by_the_command_in_the_hint(saved: Path, ema_avg: Run,
         assert done.returncode == 0, done.stderr
     average(ema_avg, *(folder / "run" / f"global_step{step}_joined" for step in STEPS), "-o", "ema.safetensors")
     assert_fold(load(tmp_path / "ema.safetensors"), kept(folder))
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_a_live_average_of_deepspeed(stage: int, saved: Path) -> None:
+    """Up to stage 2 a live EMA of the engine averages the model's bfloat16 weights in float32, by the model's names."""
+    folder = saved / f"stage_{stage}"
+    average = torch.load(folder / "live.pt", weights_only=True)["average"]
+    first, second = kept(folder)
+    assert average.keys() == dict(network().named_parameters()).keys()
+    for name, tensor in average.items():
+        assert torch.equal(tensor, torch.lerp(first[name].float(), second[name].float(), 0.5))
+
+
+def test_stage_3_is_not_averaged_live(saved: Path) -> None:
+    """Parameters in pieces are refused, instead of averaging nothing."""
+    assert "ZeRO stage 3 holds" in torch.load(saved / "stage_3" / "live.pt", weights_only=True)["refused"]
