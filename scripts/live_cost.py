@@ -153,6 +153,32 @@ def show_uses(made: dict[str, Callable[[], nn.Module]], rounds: int) -> None:
         print(f"| {name} | {' | '.join(times)} |")
 
 
+@torch.no_grad()
+def show_rounding(steps: int) -> None:
+    """Print how far the averages of a bfloat16 model are from a fold in 64 bits, after a random walk."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64, bias=False).bfloat16()
+    ema, averaged = EMA(model, DECAY), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    ema.register()
+    averaged.update_parameters(model)
+    exact, walk, first = model.weight.double(), model.weight.float(), model.weight.clone()
+    for _ in range(steps):
+        walk += 1e-3 * torch.randn_like(walk)
+        model.weight.copy_(walk)
+        ema.update()
+        averaged.update_parameters(model)
+        exact = DECAY * exact + (1 - DECAY) * model.weight.double()
+    print("\n| bfloat16 model | distance to a fold in 64 bits | elements that never moved |\n|---|---:|---:|")
+    found = {
+        JUDGE: averaged.module.get_parameter("weight"),
+        "`ema_cli.EMA`": ema.shadow["weight"],
+        "last weights": model.weight,
+    }
+    for name, tensor in found.items():
+        distance = ((tensor - exact).norm() / exact.norm()).item()
+        print(f"| {name} | {distance:.1e} | {torch.eq(tensor, first).double().mean().item():.0%} |")
+
+
 def show_memory() -> None:
     """Print the peak memory of a process for each contender, over that of the model alone."""
     print("\n| memory, as multiples of the model | float32 | bfloat16 |\n|---|---:|---:|")
@@ -201,6 +227,7 @@ def main() -> None:
         return
     show_updates(made, given.rounds)
     show_uses(made, given.rounds)
+    show_rounding(20 if given.quick else 2000)
     if not given.quick:
         show_memory()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from ema_cli import EMA, EmaAvgError
+from ema_cli.cli import topics
 from ema_cli.errors import UsageError
 from tests.helpers.live_training import (
     Watch,
@@ -72,6 +74,25 @@ def test_the_usual_calls_run_unchanged() -> None:
         names["evaluate"]()
         assert_equal(weights_of(model), history[-1])
         assert_close(names["seen"][-1], folded(history, 0.999), 1e-6)
+
+
+def test_the_loop_of_the_help_topic() -> None:
+    """It runs as written, with anything for the names that it leaves to the reader."""
+    block = re.search(r"## During training.*?```python\n(.*?)```", topics.topic_text("python"), re.DOTALL)
+    assert block
+    model = nn.Linear(2, 1)
+    seen: list[Weights] = []
+    names: dict[str, Any] = {
+        "model": model,
+        "loader": [(torch.randn(4, 2), torch.randn(4, 1)) for _ in range(10)],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss_of": nn.functional.mse_loss,
+        "evaluate": lambda applied: seen.append(weights_of(applied)),
+    }
+    exec(block[1], names)
+    assert names["ema"].step == 10
+    assert_equal(seen[0], names["ema"].shadow)
+    assert not torch.equal(seen[0]["weight"], model.weight)
 
 
 def test_restoring_is_exact_for_any_bits() -> None:

@@ -58,6 +58,15 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         assert words in shown
 
 
+def test_the_cost_of_a_live_ema(tmp_path: Path) -> None:
+    """A small run has a row for each contender and model; a step that is not averaged costs nearly nothing."""
+    shown = run_script("live_cost.py", "--quick", "--rounds", 1, folder=tmp_path)
+    rows = re.findall(r"\| ([^|]+) \| ([\d.]+) ms \| ([\d.]+) \|$", shown, re.MULTILINE)
+    ratios = [float(ratio) for name, _, ratio in rows if name == "`ema_cli.EMA`"]
+    assert len(ratios) == 4
+    assert max(float(ratio) for name, _, ratio in rows if name == "`every=10`") < 1
+
+
 def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
     """Functions in both parts of a run, each in fewer files than there are functions."""
     found = re.findall(r"(\d+) +(\d+)$", run_script("walk.py", folder=tmp_path), re.MULTILINE)

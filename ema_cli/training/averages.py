@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,9 +19,9 @@ Tensors = Mapping[str, torch.Tensor]
 
 _NARROWEST_BYTES = 4
 """Size of an element below which an average is kept in float32: 1 - d would vanish in 16 bits."""
-_RUN_BYTES = 4 << 20
-_RUN_BYTES_OF_DEVICES = 256 << 20
-"""Converted values that are held at a time: they stay in the cache of a CPU; other devices want few, large calls."""
+_RUN_ELEMENTS = 1 << 20
+_RUN_ELEMENTS_OF_DEVICES = 1 << 26
+"""Elements that are converted at a time: they stay in the cache of a CPU; other devices want few, large calls."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,23 +147,36 @@ def fold_into(averages: Sequence[Tensors], new: Sequence[torch.Tensor], shares: 
 
     """
     kept = [[local(tensor) for tensor in average.values()] for average in averages]
-    for run in _runs(new, like=kept[0]):
-        converted = [tensor.to(average) for tensor, average in zip(new[run], kept[0][run], strict=True)]
+    like = kept[0][0]
+    if all(tensor.dtype == like.dtype and tensor.device == like.device for tensor in new):
+        runs = [slice(None)]
+    else:
+        most = _RUN_ELEMENTS if like.is_cpu else _RUN_ELEMENTS_OF_DEVICES
+        new, kept = _cut(new, most), [_cut(average, most) for average in kept]
+        runs = _runs(new, most)
+    for run in runs:
+        converted = [tensor.to(like) for tensor in new[run]]
         for average, share in zip(kept, shares, strict=True):
             torch._foreach_lerp_(average[run], converted, share)
 
 
-def _runs(tensors: Sequence[torch.Tensor], *, like: Sequence[torch.Tensor]) -> Iterator[slice]:
-    """Yield runs of tensors of which few bytes have to be converted; all are one run if there is nothing to convert."""
-    begin = size = 0
-    for number, (tensor, average) in enumerate(zip(tensors, like, strict=True), start=1):
-        if tensor.dtype != average.dtype or tensor.device != average.device:
-            size += average.nbytes
-        if size >= (_RUN_BYTES if average.is_cpu else _RUN_BYTES_OF_DEVICES):
-            yield slice(begin, number)
+def _cut(tensors: Sequence[torch.Tensor], most: int) -> list[torch.Tensor]:
+    """Return tensors, large ones cut along their first dimension into views of about ``most`` elements."""
+    found: list[torch.Tensor] = []
+    for tensor in tensors:
+        found += tensor.chunk(-(-tensor.numel() // most)) if tensor.numel() > most else [tensor]
+    return found
+
+
+def _runs(tensors: Sequence[torch.Tensor], most: int) -> list[slice]:
+    """Return runs of tensors that have about ``most`` elements together."""
+    runs, begin, size = [], 0, 0
+    for number, tensor in enumerate(tensors, start=1):
+        size += tensor.numel()
+        if size >= most or number == len(tensors):
+            runs.append(slice(begin, number))
             begin, size = number, 0
-    if begin < len(tensors):
-        yield slice(begin, None)
+    return runs
 
 
 @torch.no_grad()

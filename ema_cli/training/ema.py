@@ -32,11 +32,16 @@ class EMA(ShadowWeights):
             evaluate(model)
 
     ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n``. The first weights, theta_1, are those at ``register()``, or at
-    the first ``update()`` if that comes first.
+    the first ``update()`` if that comes first. The other methods: ``ema_cli.weights.updates``. The average of N steps
+    has the weights that the command line gives to a checkpoint of each step (``power``: nearly).
 
     Averaged are the parameters that require a gradient when they are first seen, each by its name; one that appears
-    later joins with its own theta_1. Tied parameters are averaged once. Tensors are averaged in their own type, 16-bit
-    ones in float32. Of a distributed tensor each process averages its own part.
+    later joins with its own theta_1, one that disappears is dropped. Tied parameters are averaged once. Tensors keep
+    their shapes, and are averaged in their own type, 16-bit ones in float32. Of a distributed tensor each process
+    averages its own part. A NaN in the weights stays in the average.
+
+    A float32 average of weights that no longer change stops at a relative distance of up to 6e-8 / (1 - d) from them,
+    where a step is less than its last digit: ``dtype=torch.float64`` for 1 - d below about 1e-5.
 
     Args:
         model: may be wrapped in ``torch.compile``, DataParallel, DistributedDataParallel or DeepSpeed's engine (up to
@@ -53,11 +58,11 @@ class EMA(ShadowWeights):
         every: average the weights of every k-th step only, with the decay that k steps mean.
         buffers: ``"average"`` floating-point buffers too, or ``"copy"`` them from the model when they are needed.
         batchnorm: the same for BatchNorm statistics.
-        dtype: type of the averages, such as ``torch.float64``.
-        device: where the averages are kept; by default beside the parameters.
+        dtype: ``torch.float32`` or ``torch.float64`` for all averages.
+        device: where the averages are kept; by default where each parameter is when it is first seen.
 
     Raises:
-        ema_cli.errors.UsageError: the options contradict each other.
+        ema_cli.errors.UsageError: a value makes no sense, or the options contradict each other.
 
     """
 

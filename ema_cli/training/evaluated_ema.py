@@ -32,17 +32,7 @@ class EvaluatedEMA:
         self.is_applied = False
 
     def begin(self, model: nn.Module) -> EMA:
-        """Begin an average without weights yet; forget an earlier one.
-
-        Raises:
-            ema_cli.errors.UsageError: the parameters are partitioned by ZeRO stage 3.
-
-        """
-        if any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
-            raise UsageError(
-                "ZeRO stage 3 of DeepSpeed leaves no weights in the model to average during training",
-                hint="use stage 2, FSDP, or average the checkpoints",
-            )
+        """Begin an average without weights yet; forget an earlier one."""
         self.ema = EMA(model, **self._options)
         return self.ema
 

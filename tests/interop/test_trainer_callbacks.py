@@ -152,15 +152,6 @@ def test_a_training_resumed_without_a_state(
     assert_weights(ema.ema.shadow, ema_by_hand([before.seen[-1], *after.seen], DECAY))
 
 
-def test_partitioned_parameters_are_refused(tmp_path: Path) -> None:
-    """ZeRO stage 3 empties the parameters between steps, so a training with it does not begin."""
-    trainer = make_trainer(tmp_path, ema_cli.TrainerEMA(decay=DECAY))
-    next(trainer.model.parameters()).ds_tensor = torch.zeros(3)
-    with pytest.raises(ema_cli.EmaAvgError, match="ZeRO stage 3"):
-        trainer.train()
-    assert trainer.seen == []
-
-
 def test_the_best_checkpoint_has_its_average(tmp_path: Path) -> None:
     """With ``load_best_model_at_end`` the average is that of the best checkpoint, and so is the output folder."""
     calls: list[None] = []
