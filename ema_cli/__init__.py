@@ -18,9 +18,32 @@ if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan
     from ema_cli.errors import EmaAvgError
     from ema_cli.training.ema import EMA
+    from ema_cli.training.lightning_callbacks import LightningAverage, LightningEMA
+    from ema_cli.training.trainer_callbacks import TrainerAverage, TrainerEMA
+    from ema_cli.training.update_bn import update_bn
 
-__all__ = ["EMA", "EmaAvgError", "__version__", "average", "inspect", "plan"]
-_HOMES = {"EMA": "ema_cli.training.ema", "EmaAvgError": "ema_cli.errors"}
+__all__ = [
+    "EMA",
+    "EmaAvgError",
+    "LightningAverage",
+    "LightningEMA",
+    "TrainerAverage",
+    "TrainerEMA",
+    "__version__",
+    "average",
+    "inspect",
+    "plan",
+    "update_bn",
+]
+_HOMES = {
+    "EMA": "ema_cli.training.ema",
+    "EmaAvgError": "ema_cli.errors",
+    "LightningAverage": "ema_cli.training.lightning_callbacks",
+    "LightningEMA": "ema_cli.training.lightning_callbacks",
+    "TrainerAverage": "ema_cli.training.trainer_callbacks",
+    "TrainerEMA": "ema_cli.training.trainer_callbacks",
+    "update_bn": "ema_cli.training.update_bn",
+}
 """The modules of what is not in ``ema_cli.api``."""
 
 

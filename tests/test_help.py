@@ -110,16 +110,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in runs:
         (folder / name).mkdir(parents=True)
         for step in range(520, LAST_STEP + 1, 40):
-            weights = torch.nn.Linear(3, 2).state_dict()
+            weights = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict()
             torch.save({"model": weights, "step": step}, folder / name / f"ckpt_{step}.pt")
     ema_cli.average(folder / "run", decay=0.8, output=folder / "ema.safetensors")
     earlier = {"per": "step", "half_life": 100, "to_step": 800, "dtype": "float32"}
     ema_cli.average(folder / "run", output=folder / "running.safetensors", **earlier)  # type: ignore[arg-type]
+    live = ema_cli.EMA(torch.nn.Linear(3, 2), 0.999)
+    live.register(step=800)
+    live.save(folder / "ema_step800.safetensors")
     manifest = re.search(r"```toml\n(.*?)```", topics.topic_text("many-runs"), re.DOTALL)
     assert manifest is not None
     (folder / "averages").mkdir()
     (folder / "jobs.toml").write_text(manifest[1])
     (folder / "ema-avg.toml").write_text("threads = 1\n")
+    (folder / "train.py").write_text(
+        "import torch\n"
+        "def build():\n    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))\n"
+        "loader = [torch.ones(4, 3)]\n"
+    )
     return folder
 
 

@@ -59,7 +59,7 @@ def test_the_readme_names_options_that_exist() -> None:
     """Each option in the README and in the help topics is an option of a command."""
     pages = [ROOT / "README.md", *(ROOT / "ema_cli" / "help").glob("*.md")]
     runner = CliRunner()
-    commands = ("average", "batch", "inspect", "diff", "verify", "help")
+    commands = ("average", "batch", "inspect", "diff", "verify", "update-bn", "help")
     shown = [runner.invoke(app, [name, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output for name in commands]
     options = {option for text in shown for option in re.findall(r"--[a-z][a-z0-9-]+", text)}
     for page in pages:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -32,11 +35,22 @@ def install_signals() -> None:
             signal.signal(number, _terminate)
 
 
+_arrived: list[int] = []
+"""The number of the signal that arrived, if any."""
+
+
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
     """Raise once; ignore later signals, which would interrupt the cleanup."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
+    _arrived.append(number)
     raise Terminated(number)
+
+
+def raise_if_terminated() -> None:
+    """Raise again what other code has swallowed: an ``except`` without a class."""
+    if _arrived:
+        raise Terminated(_arrived[0])
 
 
 def reserve_descriptors() -> None:
@@ -49,6 +63,47 @@ def reserve_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+@contextlib.contextmanager
+def foreign_code() -> Iterator[None]:
+    """Keep code of the user from what this process relies on, inside a ``with`` block.
+
+    What it writes to standard output, also in C or in a child process, goes to standard error. Forked processes, such
+    as the workers of a DataLoader, do not clean up for this one when a signal arrives. The working directory is the
+    same again at the end.
+    """
+    folder = None
+    with contextlib.suppress(OSError):  # it was removed
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    kept = os.dup(1)
+    _in_foreign_code.append(True)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _in_foreign_code.pop()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fflush(None)  # what C libraries have buffered
+        os.dup2(kept, 1)
+        os.close(kept)
+        if folder is not None:
+            os.fchdir(folder)
+            os.close(folder)
+
+
+_in_foreign_code: list[bool] = []
+
+
+def _release_signals() -> None:
+    """Let a forked process end by signals without a word; an interrupt from a terminal is left to its parent."""
+    if _in_foreign_code:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_release_signals)
 
 
 def guarded(stream: TextIO | None, *, essential: bool) -> TextIO:

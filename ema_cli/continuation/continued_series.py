@@ -59,12 +59,13 @@ def continue_series(found: Found, options: Options, opened: ExitStack) -> Series
     assert options.continue_from is not None  # noqa: S101 - asked by the caller
     previous = open_previous(options.continue_from, options)
     opened.callback(close_all, [previous.checkpoint])
-    series = _continued(previous, order_series(found, options, previous.folded), options)
+    series = _continued(previous, order_series(found, options, previous.known_names), options)
     opened.callback(close_all, [member.checkpoint for member in series.members])
     return series
 
 
 def _continued(previous: PreviousAverage, series: Series, options: Options) -> Series:
+    _refuse_snapshots(previous, series)
     found = _sort_out(previous, series, options)
     if not found.fresh and not _in_place(previous, options):
         raise _nothing_new(previous, found.late)
@@ -86,8 +87,19 @@ def _continued(previous: PreviousAverage, series: Series, options: Options) -> S
             scale=scale,
             last_factor=last_factor,
             lacking=previous.lacking,
+            from_snapshot=previous.from_snapshot,
         ),
     )
+
+
+def _refuse_snapshots(previous: PreviousAverage, series: Series) -> None:
+    """Refuse to fold snapshots of a live EMA into an earlier one: the later ones contain its steps already."""
+    if previous.checkpoint.is_snapshot and any(member.checkpoint.is_snapshot for member in series.members):
+        raise InputRefused(
+            f"{previous.name} is a snapshot of a live EMA, and so are the new checkpoints: the latest contains the "
+            "steps of the others",
+            hint="use the latest snapshot as it is; or continue from this one with checkpoints of the model",
+        )
 
 
 def _nothing_new(previous: PreviousAverage, late: Sequence[str]) -> NothingNew:

@@ -6,26 +6,25 @@ The metadata are untrusted, like all files; contradictions are refused.
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.naming import distinct_names
 from ema_cli.options.average import Options
-from ema_cli.options.output_options import OUR_METADATA
-from ema_cli.options.weighting import WeightOptions
+from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
+from ema_cli.options.stored_method import read_method
+from ema_cli.records.live_snapshot import FROM_SNAPSHOT, read_snapshot
 from ema_cli.records.series import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, absolute
 from ema_cli.text import quoted, safe_text, without_secrets
-from ema_cli.weights.methods import SPECS, Decay, Method
+from ema_cli.weights.methods import Method
 from ema_cli.weights.timeline import Timeline
 
-_ROUNDING = 1e-12
 _LARGEST_STEP = 1 << 62
 
 
@@ -41,6 +40,16 @@ class PreviousAverage:
     """Unit of the steps."""
     lacking: frozenset[str] = frozenset()
     """Tensors that were copied, because some checkpoint inside lacks them."""
+
+    @property
+    def known_names(self) -> tuple[Folded, ...]:
+        """The checkpoints inside whose names help to read those of new ones; the name of a snapshot does not."""
+        return self.folded[1:] if self.from_snapshot else self.folded
+
+    @property
+    def from_snapshot(self) -> bool:
+        """Whether the first checkpoint inside is a snapshot of a live EMA."""
+        return self.checkpoint.is_snapshot or FROM_SNAPSHOT in self.checkpoint.metadata
 
     @property
     def name(self) -> str:
@@ -79,6 +88,8 @@ def open_previous(path: Location, options: Options) -> PreviousAverage:
 
 def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
     path = quoted(str(checkpoint.path))
+    if checkpoint.is_snapshot:
+        return _live_average(checkpoint)
     if not checkpoint.made_by_us:
         raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an output of ema-avg")
     ours = {
@@ -91,6 +102,11 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
             f"{path} was made with --weights, which cannot be continued: new checkpoints have no weights",
             hint="give the weights of all checkpoints at once",
         )
+    if UPDATED_BATCHES in checkpoint.metadata and ours.get("buffers") != "last":
+        raise InputRefused(
+            f"the BatchNorm statistics of {path} were recomputed, and are no average that can be continued",
+            hint="continue the average that update-bn has read, or average all checkpoints at once",
+        )
     if "lora" in ours:
         raise InputRefused(
             f"{path} was made with --lora {quoted(ours['lora'])}, which cannot be continued: its rank would grow",
@@ -99,7 +115,7 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
     try:
         unit = ours.get("step_unit", "checkpoint")
         return PreviousAverage(
-            checkpoint=checkpoint, method=_method(ours), folded=_folded(ours), unit=unit, lacking=_lacking(ours)
+            checkpoint=checkpoint, method=read_method(ours), folded=_folded(ours), unit=unit, lacking=_lacking(ours)
         )
     except (KeyError, ValueError, TypeError, RecursionError, EmaAvgError) as error:
         raise InputRefused(
@@ -108,31 +124,27 @@ def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
         ) from error
 
 
-def _method(ours: Mapping[str, str]) -> Method:
-    """Return the method in the metadata, its parameters checked like those of the command line."""
-    name = ours["method"]
-    if name not in SPECS:
-        raise ValueError(name)
-    keys = ("per", "init", "warmup", "shape") if name == "ema" else ("init", "warmup", "shape")
-    given: dict[str, Any] = {key: ours[key] for key in keys if key in ours}
-    given |= {key: float(ours[key]) for key in ("inv_gamma", "power") if key in ours}
-    options = WeightOptions(
-        method=(name,),
-        one_minus_decay=tuple(float(ours[key]) for key in ("one_minus_decay",) if key in ours),
-        sigma_rel=tuple(float(ours[key]) for key in ("sigma_rel",) if key in ours),
-        **given,
+def _live_average(checkpoint: Checkpoint) -> PreviousAverage:
+    """Return a snapshot of a live EMA as an average of one checkpoint: itself, at the step of its last update.
+
+    Between checkpoints the model is not known, so it is continued by ``ema-hold``: ``E = d^gap E + (1 - d^gap) theta``.
+    """
+    path = quoted(str(checkpoint.path))
+    snapshot = read_snapshot(checkpoint.path, checkpoint.metadata)
+    method = snapshot.method
+    if (method.name, method.init) != ("ema", "first"):
+        raise InputRefused(
+            f"{path} is a snapshot of a live average by {method.label}, which checkpoints cannot continue: only the "
+            "decay of an EMA without warm-up and bias correction stays the same",
+            hint="average the snapshots by themselves: name their folder",
+        )
+    name = distinct_names([absolute(checkpoint.path)])[0]
+    return PreviousAverage(
+        checkpoint=checkpoint,
+        method=replace(method, name="ema-hold", per="step"),
+        folded=(Folded(name=name, step=snapshot.last_step),),
+        unit="step",
     )
-    options.check_weights()
-    (method,) = options.expand()
-    return method if method.decay is None else replace(method, decay=_decay(ours, method.decay.complement))
-
-
-def _decay(ours: Mapping[str, str], complement: float) -> Decay:
-    value = float(ours["decay"])
-    if not math.isclose(1 - value, complement, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
-        raise ValueError("decay")
-    half_life = Decay.of_half_life(float(ours["half_life"])).half_life if "half_life" in ours else None
-    return Decay(value=value, complement=complement, half_life=half_life)
 
 
 def _folded(ours: Mapping[str, str]) -> tuple[Folded, ...]:
@@ -171,9 +183,9 @@ def _refuse_another_method(previous: PreviousAverage, options: Options) -> None:
         completed = replace(options, continue_from=None, output=None, one_minus_decay=(decay.complement,))
     asked = None if completed.lacks_decay else completed.expand()[0]
     if asked is None or not asked.same_as(previous.method):
+        verb = "is continued with" if previous.checkpoint.is_snapshot else "was made with"
         raise UsageError(
-            f"{previous.name} was made with {_flags(previous.method, asked)}, and can only be continued in the same "
-            "way",
+            f"{previous.name} {verb} {_flags(previous.method, asked)}, and can only be continued in the same way",
             hint="leave out the weighting options, or average all checkpoints at once",
         )
 
@@ -192,6 +204,8 @@ def _flags(method: Method, asked: Method | None) -> str:
 
 def _refuse_other_options(previous: PreviousAverage, options: Options) -> None:
     for key, now in options.kept_on_continue().items():
+        if previous.checkpoint.is_snapshot and key != "lora":  # the first checkpoints to choose these options for
+            continue
         then = previous.checkpoint.metadata.get(f"{OUR_METADATA}{key}")
         if then != now:
             flag = f"--{key.replace('_', '-')}"

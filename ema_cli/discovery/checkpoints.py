@@ -20,6 +20,7 @@ from ema_cli.discovery.candidates import Candidate
 from ema_cli.discovery.folder_listing import inner_folders, look_into
 from ema_cli.discovery.lone_shards import lone_shard, proposals_for_shards
 from ema_cli.discovery.mixed_series import refuse_mixed_series
+from ema_cli.discovery.mixed_snapshots import find_mixed_snapshots
 from ema_cli.discovery.nothing_found import proposals_for_models
 from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
@@ -77,6 +78,8 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         if opened_ones:
             refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
         search.skip_own_outputs()
+        search.skip_snapshots()
+        search.warnings.extend(find_mixed_snapshots(search.members))
         search.skip_repeats()
         search.skip_second_saves()
         refuse_mixed_series(search.members)
@@ -193,6 +196,9 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
     except (InputRefused, NothingMatched) as refused:
         if isinstance(refused, SeveralModels):
             search.several[candidate.path] = refused.models
+        if candidate.reason:
+            search.skipped.append(Skipped(path=candidate.path, reason=candidate.reason))
+            return
         if not candidate.in_folder:
             search.faults.append(refused)
             return

@@ -25,6 +25,7 @@ from ema_cli.name_numbers import canonical_name, name_form
 from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, identity_of, is_file, is_link
+from ema_cli.storage.url import Url
 
 COPY_REASON = f"its name suggests a copy of the last checkpoint {NAME_TO_USE}"
 DANGLING = "a link to a file that is gone"
@@ -234,7 +235,12 @@ def _candidates(folder: Folder, paths: Mapping[str, Location]) -> Iterator[Candi
     yield from (replace(found, path=paths[name], name=name) for name in split.series)
     yield from (replace(found, path=paths[name], name=name, beside=True) for name in split.beside)
     for name, reason in split.skipped.items():
-        if report_name(name) in folder.files:  # it may be an output of this program
+        if report_name(name) in folder.files or _may_be_snapshot(paths[name]):  # or an output of this program
             yield replace(found, path=paths[name], name=name, beside=True, reason=reason)
         else:
             yield Skipped(path=paths[name], reason=reason)
+
+
+def _may_be_snapshot(path: Location) -> bool:
+    """Whether a file that is called an average may be a snapshot of a live EMA; in a store it is not opened."""
+    return not isinstance(path, Url) and path.suffix == ".safetensors" and is_file(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ema_cli.discovery.beside_series import OpenedCheckpoint, have_equal_checksums, prefers, reason_to_skip
 from ema_cli.discovery.candidates import Candidate, InnerFolder
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
+from ema_cli.formats.series_names import NAME_TO_USE
 from ema_cli.formats.structure import NoWeights
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.locations import Location, absolute
@@ -17,6 +18,8 @@ from ema_cli.text import listing, plural, quoted, shortlist
 AVERAGES_AVERAGED = "averages-averaged"
 """Code of the warning that all inputs are outputs of this program."""
 _OWN_OUTPUT = "an output of ema-avg"
+_SNAPSHOT = "a snapshot of a live EMA, and no checkpoint of the series (snapshots are averaged by themselves)"
+_NO_SNAPSHOT = f"no snapshot of a live EMA like the others {NAME_TO_USE}"
 _MOST_FAULTS = 10
 _MOST_NAMES = 3
 _FAULT = re.compile(r'(".*?")([ :].+)', re.DOTALL)
@@ -85,6 +88,8 @@ class Search:
             members = [member for member in self.members if member.candidate.run == opened.candidate.run]
             if opened.checkpoint.made_by_us:
                 self._skip(opened, _OWN_OUTPUT, made_by_us=True)
+            elif any(member.checkpoint.is_snapshot is not opened.checkpoint.is_snapshot for member in members):
+                self._skip(opened, _SNAPSHOT if opened.checkpoint.is_snapshot else _NO_SNAPSHOT)
             elif reason := reason_to_skip(opened, members):
                 self._skip(opened, reason)
             else:
@@ -102,6 +107,14 @@ class Search:
         self.members = [opened for opened in self.members if not opened.checkpoint.made_by_us]
         for opened in ours:
             self._skip(opened, _OWN_OUTPUT, made_by_us=True)
+
+    def skip_snapshots(self) -> None:
+        """Skip snapshots of a live EMA beside checkpoints, unless all inputs are snapshots."""
+        live = [opened for opened in self.members if opened.checkpoint.is_snapshot]
+        if len(live) < len(self.members):
+            self.members = [opened for opened in self.members if not opened.checkpoint.is_snapshot]
+            for opened in live:
+                self._skip(opened, _SNAPSHOT)
 
     def skip_repeats(self) -> None:
         """Keep a checkpoint that is named twice once, even if the second name is that of a file in its folder."""

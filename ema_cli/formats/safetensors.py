@@ -20,6 +20,7 @@ from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
 from ema_cli.formats.state_dict.steps import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
+from ema_cli.records.live_snapshot import SNAPSHOT_KEY, method_of_snapshot
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -71,8 +72,17 @@ def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
         digest=digest,
         metadata=metadata,
         steps=tuple(steps_in_texts(metadata)),
+        choice=_snapshot(metadata),
         ignored=tuple(name for name in read if name in ignored),
     )
+
+
+def _snapshot(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a snapshot of a live EMA is, in words."""
+    if SNAPSHOT_KEY not in metadata:
+        return ()
+    method = method_of_snapshot(metadata)
+    return (f"a snapshot of a live EMA: {method.label if method else 'its metadata are damaged'}",)
 
 
 def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, list[TensorLayout]]:
@@ -91,9 +101,22 @@ def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -
             "data_offsets": [position, end],
         }
         position = end
+    return _encoded(entries), ordered
+
+
+def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes before the data section of a file whose header is ``raw``, with more metadata, sorted by key.
+
+    The entries of the tensors keep their order.
+    """
+    entries, present = _parse(raw)
+    return _encoded({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries})
+
+
+def _encoded(entries: Mapping[str, object]) -> bytes:
     body = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     body += b" " * (-len(body) % _ALIGNMENT)
-    return len(body).to_bytes(8, "little") + body, ordered
+    return len(body).to_bytes(8, "little") + body
 
 
 def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:

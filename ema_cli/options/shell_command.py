@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ema_cli.naming import RUN_FIELDS
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, declared
+from ema_cli.storage.locations import Location
 from ema_cli.text import without_secrets
 
 
@@ -25,6 +27,18 @@ def shell_command(options: Options, runs: Sequence[str] = ()) -> str:
         if not shared and (value != one.read(None) or one.name in options.confirmed):
             words.extend(_spelled(one, value))
     words += ["--dry-run"] if runs and options.output is None else []
+    return shlex.join(without_secrets(word, whole=True) for word in words)
+
+
+def update_command(output: Location, *, folder: bool) -> str:
+    """Return the command that recomputes the BatchNorm statistics of an output, with placeholders for model and data.
+
+    The new output is beside it, or in the current folder if it is in a store.
+    """
+    stem = output.name.removesuffix(".safetensors")
+    name = Path(f"{stem}-bn{'' if folder else '.safetensors'}")
+    new = _path(f"{output.parent / name if isinstance(output, Path) else name}{'/' if folder else ''}")
+    words = ["ema-avg", "update-bn", _path(str(output)), "--model", "MODEL", "--data", "DATA", "-o", new]
     return shlex.join(without_secrets(word, whole=True) for word in words)
 
 

@@ -14,8 +14,10 @@ from ema_cli.naming import RUN_FIELDS, fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OUR_METADATA
+from ema_cli.options.stored_method import store_method
 from ema_cli.planning.shards import plan_files
 from ema_cli.records.files import PlannedFile, SideFile
+from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
 from ema_cli.records.series import Series
 from ema_cli.storage.extents import TensorLayout
@@ -101,15 +103,13 @@ def _run_fields(options: Options) -> dict[str, object]:
 
 
 def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
-    """Return the metadata of an output; floats as Python writes them, so that they can be read back exactly."""
+    """Return the metadata of an output."""
     folded = series.folded
     steps = [checkpoint.step for checkpoint in folded if checkpoint.step is not None]
     known = len(steps) == len(folded)
-    parameters = {key: value for key, value in method.plain().items() if key != "name"}
     ours: dict[str, object | None] = {
         "version": __version__,
-        "method": method.name,
-        **{key: repr(value) if isinstance(value, float) else value for key, value in parameters.items()},
+        **store_method(method),
         **options.kept_on_continue(),
         "checkpoints": len(folded),
         "folded": json.dumps([checkpoint.name for checkpoint in folded]),
@@ -120,6 +120,8 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "options_fingerprint": _options_fingerprint(method, series, options),
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
+    if series.timeline.after_live:
+        written[FROM_SNAPSHOT] = folded[0].name
     return {**options.public_metadata, **written, "format": "pt"}
 
 

@@ -140,7 +140,7 @@ def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWa
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
                 f"({shortlist(statistics, most=2)}): they fit the activations of the checkpoints, not of the average"
             ),
-            hint="recompute them on training data (torch.optim.swa_utils.update_bn), or use --buffers last",
+            hint="use --buffers last, or recompute them: ema-avg update-bn OUT --model MODEL --data DATA -o NEW",
         )
     small = [quoted(tensor.name) for tensor in tensors if tensor.dtype.itemsize == 1]
     if small:

@@ -62,10 +62,27 @@ def check_destinations(plan: Plan, options: Options) -> None:
             check_writable(path, folder=path in folders)
     refuse_foreign_objects(plan)
     for output in plan.outputs:
-        _refuse_report_of_another(output)
-        _check_report_beside(output, force=options.force)
+        _check_report(output, force=options.force)
     for report in () if options.force else options.report:
         _refuse_foreign_file(report, _OR_FORCE)
+
+
+def check_copy(output: PlannedOutput, *, force: bool) -> None:
+    """Raise if an output on a disk that is no average of a plan, or its report, cannot be written.
+
+    Raises:
+        OutputError: as ``check_destinations`` does.
+
+    """
+    _refuse_long_name(output)
+    check_writable(output.local, folder=output.folder)
+    check_writable(report_path(output.local))
+    _check_report(output, force=force)
+
+
+def _check_report(output: PlannedOutput, *, force: bool) -> None:
+    _refuse_report_of_another(output)
+    _check_report_beside(output, force=force)
 
 
 def _refuse_long_name(output: PlannedOutput) -> None:
@@ -146,10 +163,22 @@ def _refuse_folders_of_inputs(plan: Plan) -> None:
     for output in plan.outputs:
         for path, ours in {**skipped, **inputs}.items():
             if output.folder and isinstance(path, Path) and isinstance(output.path, Path):
-                _refuse_overlap(output.path, path, ours=ours, skipped=path in skipped)
+                refuse_overlap(output.path, path, ours=ours, skipped=path in skipped)
 
 
-def _refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool) -> None:
+def refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool = False) -> None:
+    """Raise if one of two folders is in the other; or if they are the same, unless that may be replaced.
+
+    Args:
+        output: the folder to write.
+        path: the folder of an input.
+        ours: the input is an output of this program.
+        skipped: it is not used; then its metadata decide whether it is an output of this program.
+
+    Raises:
+        UsageError: with a name that could be used.
+
+    """
     target, real = Path(os.path.realpath(output)), Path(os.path.realpath(path))
     if real == target and not ours and not (skipped and is_our_output(path)):
         raise UsageError(f"the output {quoted(str(output))} is one of the inputs", hint="choose another name")

@@ -78,6 +78,8 @@ def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | st
     report = read_report(output.path)
     if report is None:
         return _NO_REPORT
+    if report.batch_norm is not None:
+        return "made by ema-avg update-bn"
     fingerprints = [known.fingerprint for known in report.inputs]
     weights = [average.weights for average in report.averages]
     if weights != [output.weighting.weights] or len(fingerprints) != len(plan.checkpoints):

@@ -7,11 +7,12 @@ The results of a fold are in ``ema_cli.records.fold_results``, the records of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ema_cli.errors import RunWarning
 from ema_cli.naming import distinct_names
+from ema_cli.records.live_snapshot import SNAPSHOT_KEY
 from ema_cli.storage.extents import TensorIndex
 from ema_cli.storage.locations import Location, absolute
 from ema_cli.weights.methods import Method
@@ -89,6 +90,11 @@ class Checkpoint:
         """Whether the file is an output of this program."""
         return "ema_avg.version" in self.metadata
 
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether the file is a snapshot of a live EMA: a checkpoint of a series, and no output."""
+        return SNAPSHOT_KEY in self.metadata
+
 
 class Role(StrEnum):
     """The role of a member of a series."""
@@ -135,6 +141,8 @@ class Continuation:
     """The additional factor of its last checkpoint; 0 for methods that do not need it."""
     lacking: frozenset[str] = frozenset()
     """Tensors that were copied into the previous average, because some checkpoint inside lacks them."""
+    from_snapshot: bool = False
+    """The first checkpoint inside is a snapshot of a live EMA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,4 +180,5 @@ class Series:
     def timeline(self) -> Timeline:
         """The steps of the checkpoints of the average."""
         weights = [member.weight for member in self.members if member.weight is not None]
-        return Timeline.of([known.step for known in self.folded], self.unit, weights)
+        timeline = Timeline.of([known.step for known in self.folded], self.unit, weights)
+        return replace(timeline, after_live=self.continuation is not None and self.continuation.from_snapshot)

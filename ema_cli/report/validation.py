@@ -24,6 +24,8 @@ _LARGEST_SIZE = 1 << 62
 _DEEPEST = 8
 """Levels of lists and mappings in the value of an option."""
 _SHOWN = 60
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""The ends of the names of tensors that can be recomputed on data."""
 
 
 def find_fault(report: Report) -> str | None:
@@ -77,7 +79,7 @@ def _contradictions(report: Report) -> Iterator[str]:
     if report.schema_version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         yield f"its schema version is {quoted(report.schema_version)}"
     for average in report.averages:
-        yield from _of_average(average, len(report.inputs))
+        yield from _of_average(average, len(report.inputs), recomputed=report.batch_norm is not None)
     yield from _of_evidence(report.evidence, len(report.inputs))
     if report.geometry is not None:
         yield from _of_geometry(report.geometry, len(report.inputs), len(report.averages))
@@ -138,7 +140,7 @@ def _has_pieces(tensor: Tensor, inputs: int) -> bool:
     )
 
 
-def _of_average(average: Average, inputs: int) -> Iterator[str]:
+def _of_average(average: Average, inputs: int, *, recomputed: bool) -> Iterator[str]:
     if len(average.weights) != inputs:
         yield f"it has {len(average.weights):,} weights for {inputs:,} inputs"
     rates, continued = len(average.diagnostics.implied_lr), average.continued
@@ -154,6 +156,8 @@ def _of_average(average: Average, inputs: int) -> Iterator[str]:
         yield f"output.bytes is {average.output.bytes:,}"
     if average.method.power is not None and average.method.inv_gamma is None:
         yield "its method has a power without inv_gamma"
+    if not recomputed and any(tensor.action == Action.RECOMPUTED for tensor in average.tensors):
+        yield "it has recomputed tensors, but not how they were recomputed"
     yield from _of_files(average.output.files)
     for tensor in average.tensors:
         yield from _of_tensor(tensor, inputs)
@@ -167,5 +171,7 @@ def _of_tensor(tensor: Tensor, inputs: int) -> Iterator[str]:
         yield f"{name} of type {BY_NAME[tensor.dtype].torch_name} cannot be {quoted(tensor.action)}"
     elif min(tensor.shape, default=0) < 0:
         yield f"{name} has the shape {quoted(str(tensor.shape))}"
+    elif tensor.action == Action.RECOMPUTED and not tensor.name.endswith(_STATISTICS):
+        yield f"{name} is no BatchNorm statistic, and cannot be {quoted(tensor.action)}"
     elif not _has_pieces(tensor, inputs):
         yield f"{name} has pieces that do not fit to its inputs"

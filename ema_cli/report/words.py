@@ -32,6 +32,7 @@ _METHOD_NAMES = {
     "power": "power-function EMA",
     "lr-decay": "mean weighted like a learning-rate decay",
     "manual": "mean with manual weights",
+    "update-bn": "copy with recomputed BatchNorm statistics",
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from ema_cli.api import Numbers
+from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
 from ema_cli.text import plural
 from ema_cli.training.averages import Cohort, held, new_cohorts
@@ -17,6 +18,8 @@ from ema_cli.training.ema_state import cohorts_from, position_from, state_of
 from ema_cli.training.fsdp import own_part
 from ema_cli.training.model_tensors import BufferRule, averaged_buffers, averaged_tensors, parameters_of
 from ema_cli.training.shadow_weights import ShadowWeights
+from ema_cli.training.snapshot import save_snapshots
+from ema_cli.training.snapshot_load import opened_snapshots
 from ema_cli.weights.methods import Init, Warmup
 from ema_cli.weights.updates import LiveMethod
 
@@ -201,6 +204,39 @@ class EMA(ShadowWeights):
         count, dtype, device = len(self.methods), self._dtype, self._device
         self._cohorts = cohorts_from(state, averaged, averages=count, dtype=dtype, device=device)
         self.step = step
+
+    def save(self, path: StrPath, average: int | None = None, *, force: bool = False) -> tuple[Path, ...]:
+        """Write every tensor of the model's ``state_dict``, averages in their own types in place; return the paths.
+
+        Of a sharded model every process calls it. Under DistributedDataParallel the first one writes.
+
+        Args:
+            path: a .safetensors file; several averages need ``{decay}``, ``{sigma_rel}`` or ``{label}`` in the name.
+                Missing folders are made. A snapshot of this name is replaced.
+            average: the one average to save, by number; by default all.
+            force: replace a file that is no snapshot.
+
+        Raises:
+            ema_cli.errors.UsageError: there is no average yet, or the name does not fit.
+            ema_cli.errors.OutputError: a file cannot be written; what has its name is unchanged.
+
+        """
+        self.average_of(average or 0)
+        chosen = dict(enumerate(self.methods)) if average is None else {average: self.methods[average]}
+        return save_snapshots(path, self.model, chosen, self._cohorts, step=self.step, force=force)
+
+    def load(self, path: StrPath) -> None:
+        """Continue from what ``save`` wrote to ``path``, on any device; the weights of the model are not changed.
+
+        Raises:
+            ema_cli.errors.NothingMatched: there is no such file.
+            ema_cli.errors.InputRefused: it is no snapshot, damaged, or of another model or method.
+            ema_cli.errors.UsageError: the name does not fit, or the EMA averages other buffers.
+
+        """
+        self._refuse_applied("load")
+        with opened_snapshots(path, self.model, self.methods) as state:
+            self.load_state_dict(state)
 
     def to(self, device: torch.device | str) -> Self:
         """Keep the averages on another device, such as the CPU.

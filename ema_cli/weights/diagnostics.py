@@ -93,7 +93,7 @@ def _implied_lr(shares: Sequence[float], total: float) -> tuple[float, ...]:
 
 
 def _unobserved_mass(method: Method, timeline: Timeline) -> float | None:
-    if not method.uses_steps or timeline.steps is None:
+    if not method.uses_steps or timeline.steps is None or timeline.after_live:
         return None
     if method.decay is not None:
         return math.exp(-method.decay.rate * timeline.span) if timeline.span else 1.0

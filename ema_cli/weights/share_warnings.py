@@ -53,6 +53,7 @@ def _about_the_window(weighting: Weighting, timeline: Timeline) -> Iterator[RunW
     found = diagnose(weighting.method, weighting.shares, timeline)
     method, decay = weighting.method, weighting.method.decay
     dominated = decay is not None and found.first > _DOMINATING and method.init != "debias"
+    dominated = dominated and not timeline.after_live
     if decay is not None and dominated:
         yield _first_dominates(weighting, decay, timeline)
     if decay is not None and found.window_ratio_u is not None:
@@ -62,7 +63,7 @@ def _about_the_window(weighting: Weighting, timeline: Timeline) -> Iterator[RunW
     mass = found.unobserved_mass
     if mass is not None and mass > UNOBSERVED and method.init != "debias":
         yield _unobserved_mass(weighting, mass, timeline)
-    elif decay is not None and method.warmup is None and not dominated:
+    elif decay is not None and method.warmup is None and not dominated and not timeline.after_live:
         yield from _window_not_filled(decay, timeline, per_step=method.uses_steps)
 
 

@@ -21,6 +21,8 @@ class Timeline:
     """Unit of the steps: ``step``, ``epoch``, ``token`` or ``sample``; ``checkpoint`` if there are none."""
     given_weights: tuple[float, ...] | None = None
     """Weights given by the user."""
+    after_live: bool = False
+    """The first checkpoint is a snapshot of a live EMA: what was before it is in it."""
 
     @classmethod
     def of(cls, steps: Sequence[int | None], unit: str, given_weights: Sequence[float] = ()) -> Self:

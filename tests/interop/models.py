@@ -17,6 +17,15 @@ def llama() -> Any:
     return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
+def gpt2() -> Any:
+    """Return a tiny GPT-2; its output layer is its embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
 def output_of(model: Any) -> torch.Tensor:
     """Return the output of a model for a few words."""
     with torch.no_grad():

@@ -14,19 +14,10 @@ import torch
 from tests.helpers.program import Run
 from tests.helpers.series import State, data_section, load
 from tests.interop.judge import DECAY, assert_fold, average, disturb, fold, names_in
-from tests.interop.models import llama, output_of
+from tests.interop.models import gpt2, llama, output_of
 
 STEPS = (2, 4, 6)
 MODEL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-
-
-def gpt2() -> Any:
-    """Return a tiny GPT-2; its output layer is its embedding."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 
 
 def bert() -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ema_cli.cli.console import Console
+from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
+from ema_cli.options.shell_command import update_command
 from ema_cli.pipeline import Outcome
 from ema_cli.records.plan import Action
 from ema_cli.report import tables, words
@@ -32,6 +34,9 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
             console.talk(f"side files in {words.output_path(average.output)}: {side_files}")
         console.talk(f"report {safe_text(str(report_path(path)))}")
         console.result(_result_line(report, average, up_to_date=outcome.up_to_date), essential=False)
+        if not console.style.json and any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
+            command = update_command(path, folder=bool(average.output.files))
+            console.talk(f"recompute its BatchNorm statistics on your data: {command}")
     for path in options.report:
         console.talk(f"report {safe_text(str(path))}")
 

@@ -22,6 +22,7 @@ from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
 _STEP_KEYS = (
+    "ema_avg.step",  # a snapshot of a live EMA
     "global_step",
     "global_steps",
     "step",

@@ -1,0 +1,78 @@
+"""A live EMA that takes the place of a model's weights while a trainer evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ema_cli.errors import UsageError
+from ema_cli.training.ema import EMA
+from ema_cli.training.fsdp import own_part
+
+
+class EvaluatedEMA:
+    """The EMA of a training, which begins with each training and may be missing.
+
+    Args:
+        options: keywords of ``ema_cli.EMA``.
+
+    Raises:
+        ema_cli.errors.UsageError: the options contradict each other.
+
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+        EMA(nn.Identity(), **options)  # refuses contradictions now, not when a training begins
+        self.ema: EMA | None = None
+        self.is_applied = False
+
+    def begin(self, model: nn.Module) -> EMA:
+        """Begin an average without weights yet; forget an earlier one."""
+        self.ema = EMA(model, **self._options)
+        return self.ema
+
+    @property
+    def begun(self) -> EMA | None:
+        """The EMA, if it has an average yet."""
+        try:
+            return self.ema if self.ema is not None and self.ema.shadow else None
+        except UsageError:
+            return None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the average of this process is a part, which fits no other process."""
+        ema = self.begun
+        if ema is None:
+            return False
+        return own_part(ema.model) is not None or any(isinstance(one, DTensor) for one in ema.shadow.values())
+
+    def apply(self, model: nn.Module, average: int = 0) -> bool:
+        """Put an average into the model; return whether it did: there may be none of this model, or one applied."""
+        ema = self.begun
+        if ema is None or ema.model is not model or self.is_applied:
+            return False
+        ema.apply_shadow(average)
+        self.is_applied = True
+        return True
+
+    def restore(self) -> None:
+        """Put the model's own weights back, if an average is applied."""
+        if self.ema is not None and self.is_applied:
+            self.ema.restore()
+            self.is_applied = False
+
+    @contextmanager
+    def applied(self, model: nn.Module, average: int = 0) -> Iterator[None]:
+        """Apply inside a ``with`` block, also one that is inside another."""
+        is_mine = self.apply(model, average)
+        try:
+            yield
+        finally:
+            if is_mine:
+                self.restore()
