@@ -16,7 +16,7 @@ from ema_cli.training.averages import Cohort, held, new_cohorts
 from ema_cli.training.ema_options import buffer_rule, float_type, live_methods, model_of, usable_device, whole_number
 from ema_cli.training.ema_state import cohorts_from, position_from, state_of
 from ema_cli.training.fsdp import own_part
-from ema_cli.training.model_tensors import BufferRule, averaged_buffers, averaged_tensors, parameters_of
+from ema_cli.training.model_tensors import BufferRule, averaged_tensors, parameters_of
 from ema_cli.training.shadow_weights import ShadowWeights
 from ema_cli.training.snapshot import save_snapshots
 from ema_cli.training.snapshot_load import opened_snapshots
@@ -138,7 +138,7 @@ class EMA(ShadowWeights):
 
     def _fold(self, step: int) -> None:
         """Fold the current weights into the averages; nothing is changed before all of them are known to fit."""
-        known = self._names()
+        known = {name for cohort in self._cohorts for name in cohort.averages[0]}
         current = self._current(known)
         for cohort in self._cohorts:
             cohort.drop_others(current)
@@ -149,11 +149,8 @@ class EMA(ShadowWeights):
             cohort.fold(tensors, self.methods, step)
         self._cohorts += joining
 
-    def _names(self) -> set[str]:
-        """Return the names of the tensors that have averages."""
-        return {name for cohort in self._cohorts for name in cohort.averages[0]}
-
     def _current(self, known: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return the tensors to average; ``known`` parameters also if they do not require a gradient."""
         return averaged_tensors(self.model, known, buffers=self._buffers, batchnorm=self._batchnorm)
 
     def _begun(self, tensors: Mapping[str, torch.Tensor], step: int) -> list[Cohort]:
@@ -192,15 +189,14 @@ class EMA(ShadowWeights):
         """
         self._refuse_applied("load_state_dict")
         part = own_part(self.model)
-        if part is not None and part not in state:
+        if part is not None and part not in (state or ()):
             raise UsageError(
                 f"the state has no part of {part}",
                 hint="under FullyShardedDataParallel each process loads what it saved, as many as there were",
             )
         state = state if part is None else state[part]
         step = position_from(state, self.methods)
-        averaged = parameters_of(self.model)
-        averaged.update(averaged_buffers(self.model, buffers=self._buffers, batchnorm=self._batchnorm))
+        averaged = self._current(known=parameters_of(self.model))
         count, dtype, device = len(self.methods), self._dtype, self._device
         self._cohorts = cohorts_from(state, averaged, averages=count, dtype=dtype, device=device)
         self.step = step

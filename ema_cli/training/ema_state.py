@@ -116,11 +116,12 @@ def _tensors(
     _refuse_missing(
         names, saved, "the state has no average of {}", "before dcp.load, call register()" if not saved else ""
     )
-    if not all(isinstance(saved[name], torch.Tensor) for name in names):
-        raise _malformed('"averages" does not hold tensors alone')
     copies = {}
     for name in names:
-        tensor = as_sharded(saved[name].detach(), averaged[name])
+        stored = saved[name]  # from a file it is read each time
+        if not isinstance(stored, torch.Tensor):
+            raise _malformed('"averages" does not hold tensors alone')
+        tensor = as_sharded(stored.detach(), averaged[name])
         place = device or averaged[name].device
         copies[name] = tensor.to(device=place, dtype=average_dtype(tensor.dtype, dtype), copy=True)
     held({name: averaged[name] for name in names}, copies)
@@ -145,7 +146,8 @@ def _malformed(problem: str) -> UsageError:
 
 
 def _refuse_missing(names: Sequence[str], known: Mapping[str, object], fact: str, hint: str = "") -> None:
-    missing = [quoted(name) for name in names if name not in known]
+    there = set(known)
+    missing = [quoted(name) for name in names if name not in there]
     if missing:
         raise UsageError(fact.format(shortlist(missing)), hint=hint)
 

@@ -55,7 +55,7 @@ def averaged_tensors(
     """
     parameters = parameters_of(model).items()
     found = {name: tensor for name, tensor in parameters if tensor.requires_grad or name in known}
-    found.update(averaged_buffers(model, buffers=buffers, batchnorm=batchnorm))
+    found.update(_averaged_buffers(model, buffers=buffers, batchnorm=batchnorm))
     if not found:
         raise UsageError(
             "the model has no parameter that requires a gradient, so there is nothing to average",
@@ -64,7 +64,7 @@ def averaged_tensors(
     return found
 
 
-def averaged_buffers(
+def _averaged_buffers(
     model: nn.Module, *, buffers: BufferRule, batchnorm: BufferRule
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the floating-point buffers that are averaged: BatchNorm statistics by their own rule."""
