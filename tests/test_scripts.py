@@ -39,12 +39,13 @@ def test_the_demonstration_trains_averages_and_compares(tmp_path: Path, ema_avg:
 
 
 def test_the_per_step_ema_is_rebuilt_from_a_real_run(tmp_path: Path) -> None:
-    """Of all weightings, the one on lines comes closest to the EMA over every training step."""
+    """Of all weightings, the one on lines comes closest to the live EMA, which is the fold of every step by hand."""
     arguments = ("--run", "digits", "--steps", 300, "--every", 20, "--decay", 0.98)
     shown = run_script("reconstruct.py", *arguments, folder=tmp_path)
     rows = re.findall(r"^\| ([^|]+?) \| [\d.]+ % \| ([\d.]+) \|", shown, re.MULTILINE)
-    assert len(rows) == 14
-    for spacing in (dict(rows[:7]), dict(rows[7:])):
+    assert float(re.findall(r"by ([\d.e-]+) in float64", shown)[0]) < 1e-12
+    assert len(rows) == 21
+    for spacing in (dict(rows[:7]), dict(rows[7:14]), dict(rows[14:])):
         over_last = {name: float(ratio) for name, ratio in spacing.items()}
         assert min(over_last, key=lambda name: over_last[name]) == "ema --per step"
         assert over_last["ema --per step"] < 0.7 * over_last["ema-hold (d^gap)"] < 0.3
