@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_averages_of_a_language_model_are_compared_with_decay(tmp_path: Path) ->
         assert over_last is None or over_last == pytest.approx(losses[name] - last, abs=2e-4)
         decayed = losses[name] - losses["decayed: last checkpoint"]
         assert over_decayed is None or over_decayed == pytest.approx(decayed, abs=2e-4)
-    drawn = ElementTree.parse(tmp_path / "swa_text.svg").iter("{http://www.w3.org/2000/svg}polyline")
+    drawn = ET.parse(tmp_path / "swa_text.svg").iter("{http://www.w3.org/2000/svg}polyline")
     assert len(list(drawn)) == 5
 
 
