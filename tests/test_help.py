@@ -102,6 +102,11 @@ def _in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "isatty", lambda _: False)
 
 
+def _net() -> torch.nn.Module:
+    """Return the network of the runs; ``train.py`` in the workplace builds the same."""
+    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the commands of the pages name: a run, several runs, a manifest, outputs."""
@@ -110,12 +115,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in runs:
         (folder / name).mkdir(parents=True)
         for step in range(520, LAST_STEP + 1, 40):
-            weights = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict()
-            torch.save({"model": weights, "step": step}, folder / name / f"ckpt_{step}.pt")
+            torch.save({"model": _net().state_dict(), "step": step}, folder / name / f"ckpt_{step}.pt")
     ema_cli.average(folder / "run", decay=0.8, output=folder / "ema.safetensors")
     earlier = {"per": "step", "half_life": 100, "to_step": 800, "dtype": "float32"}
     ema_cli.average(folder / "run", output=folder / "running.safetensors", **earlier)  # type: ignore[arg-type]
-    live = ema_cli.EMA(torch.nn.Linear(3, 2), 0.999)
+    live = ema_cli.EMA(_net(), 0.999)
     live.register(step=800)
     live.save(folder / "ema_step800.safetensors")
     manifest = re.search(r"```toml\n(.*?)```", topics.topic_text("many-runs"), re.DOTALL)
@@ -272,6 +276,7 @@ def test_commands_of_the_pages_run(command: Command, workplace: Path, monkeypatc
         COMMANDS[name].make_context(name, rest)
         return
     dry = ["--dry-run"] if name in ("average", "batch") else []
+    (workplace / "ema-bn.safetensors").unlink(missing_ok=True)  # several pages make it
     done = CliRunner().invoke(app, [name, *rest, *dry])
     if command.fails:
         assert isinstance(done.exception, ema_cli.EmaAvgError)
