@@ -17,10 +17,10 @@ from ema_cli._version import __version__
 if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan
     from ema_cli.errors import EmaAvgError
-    from ema_cli.training.ema import EMA
-    from ema_cli.training.lightning_callbacks import LightningAverage, LightningEMA
-    from ema_cli.training.trainer_callbacks import TrainerAverage, TrainerEMA
-    from ema_cli.training.update_bn import update_bn
+    from ema_cli.training.batch_norm.update_bn import update_bn
+    from ema_cli.training.callbacks.lightning_callbacks import LightningAverage, LightningEMA
+    from ema_cli.training.callbacks.trainer_callbacks import TrainerAverage, TrainerEMA
+    from ema_cli.training.live.ema import EMA
 
 __all__ = [
     "EMA",
@@ -36,13 +36,13 @@ __all__ = [
     "update_bn",
 ]
 _HOMES = {
-    "EMA": "ema_cli.training.ema",
+    "EMA": "ema_cli.training.live.ema",
     "EmaAvgError": "ema_cli.errors",
-    "LightningAverage": "ema_cli.training.lightning_callbacks",
-    "LightningEMA": "ema_cli.training.lightning_callbacks",
-    "TrainerAverage": "ema_cli.training.trainer_callbacks",
-    "TrainerEMA": "ema_cli.training.trainer_callbacks",
-    "update_bn": "ema_cli.training.update_bn",
+    "LightningAverage": "ema_cli.training.callbacks.lightning_callbacks",
+    "LightningEMA": "ema_cli.training.callbacks.lightning_callbacks",
+    "TrainerAverage": "ema_cli.training.callbacks.trainer_callbacks",
+    "TrainerEMA": "ema_cli.training.callbacks.trainer_callbacks",
+    "update_bn": "ema_cli.training.batch_norm.update_bn",
 }
 """The modules of what is not in ``ema_cli.api``."""
 

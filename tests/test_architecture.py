@@ -29,8 +29,8 @@ ALLOWED_HEAVY = {
     "fold/lanes.py": {"torch"},
     "storage/strided_read.py": {"numpy"},
     "training": {"torch"},
-    "training/lightning_callbacks.py": {"lightning", "pytorch_lightning"},
-    "training/trainer_callbacks.py": {"transformers"},
+    "training/callbacks/lightning_callbacks.py": {"lightning", "pytorch_lightning"},
+    "training/callbacks/trainer_callbacks.py": {"transformers"},
     "verify/recompute.py": {"numpy"},
     "write": {"numpy"},
 }

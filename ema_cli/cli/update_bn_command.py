@@ -95,9 +95,9 @@ def update_statistics(
     """Recompute BatchNorm statistics."""
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415 - help and usage errors need none of it
     from ema_cli.cli.views.update_view import show_update  # noqa: PLC0415
-    from ema_cli.training.data_pass import UserCode  # noqa: PLC0415 - torch
-    from ema_cli.training.update_bn import update_options, update_with  # noqa: PLC0415
-    from ema_cli.training.user_code import make_data, make_model  # noqa: PLC0415
+    from ema_cli.training.batch_norm.data_pass import UserCode  # noqa: PLC0415 - torch
+    from ema_cli.training.batch_norm.update_bn import update_options, update_with  # noqa: PLC0415
+    from ema_cli.training.batch_norm.user_code import make_data, make_model  # noqa: PLC0415
 
     options = update_options(average, output=output, **given)
     code = UserCode(
@@ -125,7 +125,7 @@ def _blaming(name: str) -> Iterator[None]:
         UsageError: instead of any other exception.
 
     """
-    from ema_cli.training.user_code import place_of, reason_of  # noqa: PLC0415 - torch
+    from ema_cli.training.batch_norm.user_code import place_of, reason_of  # noqa: PLC0415 - torch
 
     try:
         yield

@@ -12,7 +12,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import BatchNormLayer, StatisticChange
 from ema_cli.text import quoted
-from ema_cli.training.norm_layers import MEAN, STATISTICS, VARIANCE, NormLayer
+from ema_cli.training.batch_norm.norm_layers import MEAN, STATISTICS, VARIANCE, NormLayer
 
 Buffers = Mapping[str, torch.Tensor]
 

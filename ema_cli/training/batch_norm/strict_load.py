@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.state_dict.prefixes import without_module_wrappers
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.training.norm_layers import COUNT
-from ema_cli.training.stored_weights import StoredWeights
+from ema_cli.training.batch_norm.norm_layers import COUNT
+from ema_cli.training.batch_norm.stored_weights import StoredWeights
 
 _MOST_SHOWN = 20
 """Names of each kind in a message."""

@@ -13,7 +13,7 @@ from ema_cli.errors import UsageError
 from ema_cli.options.declaration import read_values
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.text import quoted
-from ema_cli.training.model_tensors import BufferRule
+from ema_cli.training.live.model_tensors import BufferRule
 from ema_cli.weights.methods import SPECS, Method
 from ema_cli.weights.updates import LIVE_METHODS
 

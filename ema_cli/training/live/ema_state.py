@@ -10,8 +10,8 @@ import torch
 
 from ema_cli.errors import UsageError
 from ema_cli.text import plural, quoted, safe_text, shortlist
-from ema_cli.training.averages import Cohort, average_dtype, cohorts_of, held
-from ema_cli.training.model_tensors import as_sharded
+from ema_cli.training.live.averages import Cohort, average_dtype, cohorts_of, held
+from ema_cli.training.live.model_tensors import as_sharded
 from ema_cli.weights.methods import DECAYS, Method
 
 _SAME = 1e-9

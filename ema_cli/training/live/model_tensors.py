@@ -12,7 +12,7 @@ from ema_cli.errors import UsageError
 from ema_cli.formats.state_dict.prefixes import without_module_wrappers
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.text import quoted
-from ema_cli.training.fsdp import put_shards_back
+from ema_cli.training.live.fsdp import put_shards_back
 
 BufferRule = Literal["copy", "average"]
 

@@ -16,10 +16,10 @@ from ema_cli.naming import OUTPUT_FIELDS, fill_output_name
 from ema_cli.records.live_snapshot import AveragedTensors, LiveSnapshot
 from ema_cli.storage.locations import locate
 from ema_cli.text import quoted
-from ema_cli.training.averages import Cohort
-from ema_cli.training.fsdp import own_part
-from ema_cli.training.model_tensors import unwrapped
-from ema_cli.training.snapshot_file import write_snapshot
+from ema_cli.training.live.averages import Cohort
+from ema_cli.training.live.fsdp import own_part
+from ema_cli.training.live.model_tensors import unwrapped
+from ema_cli.training.live.snapshot_file import write_snapshot
 from ema_cli.weights.methods import Method
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
 from ema_cli.naming import fill_output_name, run_fields
-from ema_cli.training.ema import EMA
-from ema_cli.training.evaluated_ema import EvaluatedEMA
-from ema_cli.training.run_average import RunAverage, logged, stand_in
+from ema_cli.training.callbacks.evaluated_ema import EvaluatedEMA
+from ema_cli.training.callbacks.run_average import RunAverage, logged, stand_in
+from ema_cli.training.live.ema import EMA
 
 try:
     from lightning.pytorch import Callback

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ema_cli.errors import UsageError
-from ema_cli.training.ema import EMA
-from ema_cli.training.fsdp import own_part
+from ema_cli.training.live.ema import EMA
+from ema_cli.training.live.fsdp import own_part
 
 
 class EvaluatedEMA:

@@ -18,8 +18,8 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import quoted, shortlist
-from ema_cli.training.model_tensors import tensors_of
-from ema_cli.training.snapshot import refuse_flat_parts, snapshot_paths, state_tensors
+from ema_cli.training.live.model_tensors import tensors_of
+from ema_cli.training.live.snapshot import refuse_flat_parts, snapshot_paths, state_tensors
 from ema_cli.weights.methods import Method
 
 

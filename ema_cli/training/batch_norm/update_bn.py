@@ -28,10 +28,10 @@ from ema_cli.report.model import BatchNormUpdate, Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import locate
 from ema_cli.text import quoted
-from ema_cli.training.data_pass import UserCode, recompute
-from ema_cli.training.model_tensors import unwrapped
-from ema_cli.training.recomputed_copy import RecomputedCopy
-from ema_cli.training.stored_weights import CheckpointWeights, StateDictWeights
+from ema_cli.training.batch_norm.data_pass import UserCode, recompute
+from ema_cli.training.batch_norm.recomputed_copy import RecomputedCopy
+from ema_cli.training.batch_norm.stored_weights import CheckpointWeights, StateDictWeights
+from ema_cli.training.live.model_tensors import unwrapped
 
 
 def update_bn(

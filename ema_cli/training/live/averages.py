@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted
-from ema_cli.training.model_tensors import local, refuse_incomplete
+from ema_cli.training.live.model_tensors import local, refuse_incomplete
 from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import share_of_update
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted, safe_text, shortlist
-from ema_cli.training.averages import copies_of, copy_into, fits, held
-from ema_cli.training.fsdp import refuse_copy
-from ema_cli.training.model_tensors import local, tensors_of, unwrapped
+from ema_cli.training.live.averages import copies_of, copy_into, fits, held
+from ema_cli.training.live.fsdp import refuse_copy
+from ema_cli.training.live.model_tensors import local, tensors_of, unwrapped
 
 
 class ShadowWeights(ABC):

@@ -15,12 +15,18 @@ from ema_cli.errors import NothingNew, RunWarning, UsageError
 from ema_cli.events import BatchDone, Listener
 from ema_cli.report.model import BatchNormUpdate
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.training.batches import call, model_input, samples_in
-from ema_cli.training.model_tensors import unwrapped
-from ema_cli.training.norm_layers import NormLayer, has_instance_statistics, norm_layers, other_norms, recomputing
-from ema_cli.training.statistic_changes import describe_layer, refuse_nonfinite
-from ema_cli.training.stored_weights import StoredWeights
-from ema_cli.training.strict_load import load_strictly
+from ema_cli.training.batch_norm.batches import call, model_input, samples_in
+from ema_cli.training.batch_norm.norm_layers import (
+    NormLayer,
+    has_instance_statistics,
+    norm_layers,
+    other_norms,
+    recomputing,
+)
+from ema_cli.training.batch_norm.statistic_changes import describe_layer, refuse_nonfinite
+from ema_cli.training.batch_norm.stored_weights import StoredWeights
+from ema_cli.training.batch_norm.strict_load import load_strictly
+from ema_cli.training.live.model_tensors import unwrapped
 
 Blame = Callable[[Literal["model", "data"]], AbstractContextManager[None]]
 """Makes the context in which one of the user's codes runs."""

@@ -12,14 +12,21 @@ from torch import nn
 from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
 from ema_cli.text import plural
-from ema_cli.training.averages import Cohort, held, new_cohorts
-from ema_cli.training.ema_options import buffer_rule, float_type, live_methods, model_of, usable_device, whole_number
-from ema_cli.training.ema_state import cohorts_from, position_from, state_of
-from ema_cli.training.fsdp import own_part
-from ema_cli.training.model_tensors import BufferRule, averaged_tensors, parameters_of
-from ema_cli.training.shadow_weights import ShadowWeights
-from ema_cli.training.snapshot import save_snapshots
-from ema_cli.training.snapshot_load import opened_snapshots
+from ema_cli.training.live.averages import Cohort, held, new_cohorts
+from ema_cli.training.live.ema_options import (
+    buffer_rule,
+    float_type,
+    live_methods,
+    model_of,
+    usable_device,
+    whole_number,
+)
+from ema_cli.training.live.ema_state import cohorts_from, position_from, state_of
+from ema_cli.training.live.fsdp import own_part
+from ema_cli.training.live.model_tensors import BufferRule, averaged_tensors, parameters_of
+from ema_cli.training.live.shadow_weights import ShadowWeights
+from ema_cli.training.live.snapshot import save_snapshots
+from ema_cli.training.live.snapshot_load import opened_snapshots
 from ema_cli.weights.methods import Init, Warmup
 from ema_cli.weights.updates import LiveMethod
 

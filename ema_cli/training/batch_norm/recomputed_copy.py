@@ -31,9 +31,9 @@ from ema_cli.report.update_report import build_update_report
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.locations import identity_of
 from ema_cli.text import quoted
-from ema_cli.training.norm_layers import NormLayer
-from ema_cli.training.output_copy import copy_of
-from ema_cli.training.statistic_changes import stored_statistics
+from ema_cli.training.batch_norm.norm_layers import NormLayer
+from ema_cli.training.batch_norm.output_copy import copy_of
+from ema_cli.training.batch_norm.statistic_changes import stored_statistics
 from ema_cli.write.lock import output_lock
 from ema_cli.write.make_target import make_small, make_target
 from ema_cli.write.publication import Finished, publish_all

@@ -1,0 +1,1 @@
+"""Callbacks for trainers; thin, and imported only when they are used."""

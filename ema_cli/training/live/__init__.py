@@ -1,0 +1,1 @@
+"""The live EMA of a model, and its snapshots."""
