@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan
     from ema_cli.errors import EmaAvgError
     from ema_cli.training.ema import EMA
+    from ema_cli.training.update_bn import update_bn
 
-__all__ = ["EMA", "EmaAvgError", "__version__", "average", "inspect", "plan"]
-_HOMES = {"EMA": "ema_cli.training.ema", "EmaAvgError": "ema_cli.errors"}
+__all__ = ["EMA", "EmaAvgError", "__version__", "average", "inspect", "plan", "update_bn"]
+_HOMES = {
+    "EMA": "ema_cli.training.ema",
+    "EmaAvgError": "ema_cli.errors",
+    "update_bn": "ema_cli.training.update_bn",
+}
 """The modules of what is not in ``ema_cli.api``."""
 
 

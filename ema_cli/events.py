@@ -35,6 +35,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDone:
+    """The model has seen another batch of data."""
+
+    done: int
+    total: int | None
+    """``None`` if the data has no length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarningIssued:
     """Something is probably not what the user wants."""
 
@@ -48,7 +57,7 @@ class Info:
     message: str
 
 
-Event = Opening | Planned | Progress | WarningIssued | Info
+Event = Opening | Planned | Progress | BatchDone | WarningIssued | Info
 Listener = Callable[[Event], None]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ema_cli._version import __version__
-from ema_cli.cli import checking, topics
+from ema_cli.cli import checking, topics, update_bn_command
 from ema_cli.cli.ci import detect
 from ema_cli.cli.config.command import ConfiguredCommand, begin
 from ema_cli.cli.console import Console, Style
@@ -119,4 +119,7 @@ def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine
 
 app.command("diff", help=checking.DIFF_HELP)(checking.diff)
 app.command("verify", help=checking.VERIFY_HELP, context_settings={"allow_extra_args": True})(checking.verify)
+app.command("update-bn", help=update_bn_command.UPDATE_HELP, short_help=update_bn_command.SHORT_HELP)(
+    update_bn_command.update_statistics
+)
 app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -49,6 +52,21 @@ def reserve_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what others write to standard output to standard error: by Python, by C libraries, by child processes."""
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fflush(None)  # what C libraries have buffered
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def guarded(stream: TextIO | None, *, essential: bool) -> TextIO:

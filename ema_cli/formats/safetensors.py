@@ -91,9 +91,22 @@ def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -
             "data_offsets": [position, end],
         }
         position = end
+    return _encoded(entries), ordered
+
+
+def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes before the data section of a file whose header is ``raw``, with more metadata, sorted by key.
+
+    The entries of the tensors keep their order.
+    """
+    entries, present = _parse(raw)
+    return _encoded({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries})
+
+
+def _encoded(entries: Mapping[str, object]) -> bytes:
     body = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     body += b" " * (-len(body) % _ALIGNMENT)
-    return len(body).to_bytes(8, "little") + body, ordered
+    return len(body).to_bytes(8, "little") + body
 
 
 def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:

@@ -23,6 +23,8 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 """The usual size of a weight file in Hugging Face libraries."""
 OUR_METADATA = "ema_avg."
 """Prefix of the metadata keys that this program writes."""
+UPDATED_BATCHES = f"{OUR_METADATA}update_bn_batches"
+"""The metadata key of an output whose BatchNorm statistics were recomputed: the number of batches."""
 REPORT_SUFFIXES = (".json", ".md", ".html")
 SWEPT = ("decay", "one_minus_decay", "half_life", "sigma_rel")
 """Options that make one average for each of their values; an output's name can hold the value."""

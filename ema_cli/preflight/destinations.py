@@ -62,10 +62,27 @@ def check_destinations(plan: Plan, options: Options) -> None:
             check_writable(path, folder=path in folders)
     refuse_foreign_objects(plan)
     for output in plan.outputs:
-        _refuse_report_of_another(output)
-        _check_report_beside(output, force=options.force)
+        _check_report(output, force=options.force)
     for report in () if options.force else options.report:
         _refuse_foreign_file(report, _OR_FORCE)
+
+
+def check_copy(output: PlannedOutput, *, force: bool) -> None:
+    """Raise if an output on a disk that is no average of a plan, or its report, cannot be written.
+
+    Raises:
+        OutputError: as ``check_destinations`` does.
+
+    """
+    _refuse_long_name(output)
+    check_writable(output.local, folder=output.folder)
+    check_writable(report_path(output.local))
+    _check_report(output, force=force)
+
+
+def _check_report(output: PlannedOutput, *, force: bool) -> None:
+    _refuse_report_of_another(output)
+    _check_report_beside(output, force=force)
 
 
 def _refuse_long_name(output: PlannedOutput) -> None:

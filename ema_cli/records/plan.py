@@ -29,6 +29,8 @@ class Action(StrEnum):
     """A factor of a LoRA update (``--lora exact``): those of the checkpoints, each times a number, side by side."""
     SCALED = "scaled"
     """Copied, times a number: the alpha of such an update."""
+    RECOMPUTED = "recomputed"
+    """A BatchNorm statistic, recomputed on data with the averaged weights."""
 
     @property
     def combines(self) -> bool:

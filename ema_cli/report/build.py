@@ -70,7 +70,7 @@ def build_report(
             throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
         ),
         warnings=tuple(warnings),
-        environment=_environment(device),
+        environment=environment(device),
     )
     return redacted_report(report)
 
@@ -183,14 +183,7 @@ def _average(
             )
             for tensor, measured in zip(plan.tensors, statistics, strict=True)
         ),
-        output=model.Output(
-            path=str(output.path),
-            bytes=output.nbytes,
-            sha256=written.sha256,
-            modified_ns=written.modified_ns,
-            files=_files(written),
-            dtype=options.dtype,
-        ),
+        output=describe_output(output, written, options.dtype),
         continued=describe_continuation(plan.series, output),
     )
 
@@ -201,6 +194,18 @@ def _pieces(tensor: PlannedTensor, k: int) -> model.TensorPieces | None:
     if pieces is None:
         return None
     return model.TensorPieces(axis=pieces.axis, inputs=pieces.inputs, factors=pieces.factors[k])
+
+
+def describe_output(output: PlannedOutput, written: Written, dtype: str) -> model.Output:
+    """Return the description of a written output; ``dtype`` is the requested element type."""
+    return model.Output(
+        path=str(output.path),
+        bytes=output.nbytes,
+        sha256=written.sha256,
+        modified_ns=written.modified_ns,
+        files=_files(written),
+        dtype=dtype,
+    )
 
 
 def _files(written: Written) -> tuple[model.File, ...]:
@@ -216,7 +221,8 @@ def parameters(plan: Plan) -> int:
     return sum(t.elements for t in plan.tensors if t.action.combines and t.tied_to is None)
 
 
-def _environment(device: str) -> model.Environment:
+def environment(device: str) -> model.Environment:
+    """Return the versions of what was imported, and the platform."""
     return model.Environment(
         python=platform.python_version(),
         numpy=_version("numpy") or "",

@@ -1,4 +1,4 @@
-"""Report schema 1.2. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.3. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -13,7 +13,7 @@ from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,8 @@ class Tensor:
     """The safetensors name of the element type."""
     shape: tuple[int, ...]
     action: str
-    """``averaged`` or ``copied``; ``concatenated`` (a factor of a LoRA update) or ``scaled`` (its alpha)."""
+    """``averaged`` or ``copied``; ``concatenated`` (a factor of a LoRA update) or ``scaled`` (its alpha); since 1.3
+    ``recomputed``, a BatchNorm statistic."""
     norm: float | None
     drift: float | None
     """``||average - last|| / ||last||``."""
@@ -215,6 +216,50 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticChange:
+    """How a statistic of a BatchNorm layer changed; ``None`` for a number that is not finite. Since 1.3."""
+
+    norm_before: float | None
+    """Euclidean norm of the statistic in the input."""
+    norm_after: float | None
+    largest_change: float | None
+    """The largest absolute difference of an element."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNormLayer:
+    """A BatchNorm layer with running statistics. Since 1.3."""
+
+    name: str
+    """Name of the module; empty for the model itself."""
+    kind: str
+    """Class of the module: ``BatchNorm2d`` and the like."""
+    channels: int
+    momentum: float | None
+    """The module's own, which the pass over the data does not use; ``None`` for a cumulative average."""
+    batches: int
+    """Batches in the new statistics; 0 if the layer saw none and keeps those of the input."""
+    mean: StatisticChange
+    variance: StatisticChange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchNormUpdate:
+    """BatchNorm statistics recomputed on data (``ema-avg update-bn``). Since 1.3."""
+
+    model: str
+    """Where the model came from: ``pkg.mod:build``; its class if it was given in Python."""
+    data: str
+    """Where the data came from, likewise."""
+    device: str | None
+    """Where the model ran; ``None`` if it was left where it was."""
+    batches: int
+    samples: int | None
+    """Sum of the first dimensions of the batches; ``None`` if a batch has none."""
+    layers: tuple[BatchNormLayer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything about a run: inputs, methods, outputs, diagnostics and warnings."""
 
@@ -229,3 +274,5 @@ class Report:
     geometry: RunGeometry | None = None
     evidence: Evidence | None = None
     """What a sample of the checkpoints showed before the fold; ``None`` with ``--no-probe``. Since 1.1."""
+    batch_norm: BatchNormUpdate | None = None
+    """What ``ema-avg update-bn`` recomputed; ``None`` in the report of an average. Since 1.3."""

@@ -23,10 +23,10 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError, Verificatio
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
-from ema_cli.options.output_options import OUR_METADATA
+from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
-from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
+from ema_cli.report.model import SCHEMA_VERSION, Average, BatchNormUpdate, Report, Tensor
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import HIDDEN, plural, quoted, safe_text, shortlist
@@ -217,6 +217,8 @@ def _check_report(file: WrittenOutput, report: Report, average: Average) -> Chec
 
 def _check_method(written: Checkpoint, report: Report, average: Average) -> Check:
     """Compare the method in the report with the metadata of the file."""
+    if report.batch_norm is not None:
+        return _check_update(written, report.batch_norm)
     reported: dict[str, object] = dict(dataclasses.asdict(average.method))
     reported["method"] = reported.pop("name")
     reported["last_step"] = report.inputs[-1].step if report.inputs else None
@@ -230,6 +232,15 @@ def _check_method(written: Checkpoint, report: Report, average: Average) -> Chec
     if differences:
         return _failed("method", shortlist(differences, most=_MOST_DIFFERENCES))
     return Check(name="method", ok=True, message=f"{average.method.name}, as in the metadata of the file")
+
+
+def _check_update(written: Checkpoint, update: BatchNormUpdate) -> Check:
+    """Compare what the report says about recomputed BatchNorm statistics with the metadata of the file."""
+    stored, batches = written.metadata.get(UPDATED_BATCHES), str(update.batches)
+    if stored != batches:
+        message = f"recomputed on {batches} batches, but {quoted(stored or 'missing')} in the metadata of the file"
+        return _failed("method", message)
+    return Check(name="method", ok=True, message=f"BatchNorm statistics of {quoted(update.data)}, batches: {batches}")
 
 
 def _check_tensors(written: Checkpoint, reported: tuple[Tensor, ...]) -> Check:

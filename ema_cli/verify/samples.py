@@ -89,12 +89,18 @@ def check_samples(
         except InputRefused as refused:
             failures[refused.message] += 1
         count.add(read_bytes)
-    return _result(len(pieces), mismatches, failures, seed)
+    return _result(len(pieces), mismatches, failures, seed, unchecked=_unchecked(report))
+
+
+def _unchecked(report: Report) -> str:
+    """Return what cannot be checked without a model and data; empty if there is nothing."""
+    count = sum(tensor.action == Action.RECOMPUTED for tensor in report.averages[0].tensors)
+    return f"; {plural(count, 'BatchNorm statistic')} not checked: that needs the model and the data" if count else ""
 
 
 def _tensors_as_reported(output: Checkpoint, report: Report) -> list[tuple[Tensor, Located]]:
-    """Return the tensors of an output with the type and shape of the report."""
-    reported = {tensor.name: tensor for tensor in report.averages[0].tensors}
+    """Return the tensors of an output with the type and shape of the report, without those that need data."""
+    reported = {t.name: t for t in report.averages[0].tensors if t.action != Action.RECOMPUTED}
     pairs = [(reported[extent.layout.name], extent) for extent in output.index if extent.layout.name in reported]
     return [(t, extent) for t, extent in pairs if (t.dtype, t.shape) == (extent.layout.dtype.name, extent.layout.shape)]
 
@@ -109,7 +115,9 @@ def _compare(tensor: Tensor, extent: Located, piece: Piece, expected: Bytes, *, 
         yield f"{quoted(tensor.name)} at {index} is {mismatch.found}, recomputed {recomputed}{more}"
 
 
-def _result(pieces: int, mismatches: Sequence[str], failures: Counter[str], seed: int) -> tuple[Check, int]:
+def _result(
+    pieces: int, mismatches: Sequence[str], failures: Counter[str], seed: int, *, unchecked: str
+) -> tuple[Check, int]:
     recomputed = pieces - failures.total()
     faults = []
     if mismatches:
@@ -119,7 +127,7 @@ def _result(pieces: int, mismatches: Sequence[str], failures: Counter[str], seed
         reasons = shortlist((reason for reason, _ in failures.most_common()), most=_MOST_SHOWN)
         faults.append(f"{failures.total():,} of {plural(pieces, 'piece')} cannot be recomputed: {reasons}")
     message = "; ".join(faults) or f"{plural(recomputed, 'piece')} recomputed, identical bit for bit"
-    return Check(name="samples", ok=not faults, message=f"{message} (seed {seed})"), recomputed
+    return Check(name="samples", ok=not faults, message=f"{message} (seed {seed}){unchecked}"), recomputed
 
 
 def _index(shape: Sequence[int], flat: int) -> tuple[int, ...]:

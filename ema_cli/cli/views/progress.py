@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ema_cli.cli.console import Console
-from ema_cli.events import Event, Info, Opening, Progress, WarningIssued
+from ema_cli.events import BatchDone, Event, Info, Opening, Progress, WarningIssued
 from ema_cli.text import human_bytes
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class ProgressDisplay:
                 self._heartbeat(describe_progress(event))
             case Progress():
                 self._show_bytes(event)
+            case BatchDone():
+                self._show_batches(event)
 
     def _show_bytes(self, event: Progress) -> None:
         now = time.monotonic()
@@ -55,6 +57,30 @@ class ProgressDisplay:
         speed = event.done_bytes / max(now - self._started, 1e-9)
         left = (event.total_bytes - event.done_bytes) / max(speed, 1)
         self._heartbeat(f"{describe_progress(event)}, {human_bytes(speed)}/s, {_clock(left)} left")
+
+    def _show_batches(self, event: BatchDone) -> None:
+        if self._console.style.quiet:
+            return
+        if not self._console.interactive:
+            self._heartbeat(describe_progress(event))
+        elif time.monotonic() - self._started > _PATIENCE_SECONDS:
+            self._draw_batches(event)
+
+    def _draw_batches(self, event: BatchDone) -> None:
+        if self._bar is None or self._task is None:
+            from rich import progress  # noqa: PLC0415 - only on a terminal, only for long work
+
+            self._bar = progress.Progress(
+                progress.TextColumn("batches"),
+                progress.BarColumn(bar_width=None),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                console=self._console.rich,
+                transient=True,
+            )
+            self._task = self._bar.add_task("batches", total=event.total)
+            self._bar.start()
+        self._bar.update(self._task, completed=event.done, total=event.total)
 
     def _heartbeat(self, line: str) -> None:
         """Show a line, unless another one was shown a few seconds ago."""
@@ -92,6 +118,8 @@ def describe_progress(event: Event) -> str:
     match event:
         case Opening(done=done, total=total):
             return f"reading the structure of checkpoint {done + 1:,} of {total:,}"
+        case BatchDone(done=done, total=total):
+            return f"batch {done:,}" + (f" of {total:,}" if total is not None else "")
         case Progress(activity=activity, done_bytes=done, total_bytes=total):
             return f"{activity} {human_bytes(done)} of {human_bytes(total)}"
     return ""

@@ -1,0 +1,128 @@
+"""``ema-avg update-bn``: the only command that runs code of the user, which the user names."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Annotated
+
+import typer
+
+from ema_cli.cli.console import Console
+from ema_cli.cli.exit import DEBUG_VARIABLE
+from ema_cli.cli.options import CommandLine, Given, takes
+from ema_cli.cli.process import stdout_to_stderr
+from ema_cli.errors import EmaAvgError, UsageError
+from ema_cli.options.average import make_options
+from ema_cli.text import without_secrets
+
+SHORT_HELP = "Recompute the BatchNorm statistics of an average on your data."
+UPDATE_HELP = """\
+Recompute the BatchNorm statistics of an average on your data, and write a copy with the new ones.
+
+Loads the average into your model and passes your data through it once, in training mode, with the semantics of
+torch.optim.swa_utils.update_bn. Only running statistics of BatchNorm layers change; all other bytes are copied.
+
+  ema-avg update-bn ema.safetensors --model pkg.models:build --data pkg.data:loader -o ema-bn.safetensors\n
+  ema-avg update-bn ema.safetensors --model train:net --data train:loader --batches 200 -o ema-bn.safetensors
+
+This runs your code: the module that --model names, the module that --data names, and what they import.
+"""
+_SHOWN = ("json", "quiet", "verbose", "color")
+
+AverageArgument = Annotated[
+    str, typer.Argument(help="An average, or a checkpoint of any format.", metavar="CKPT", show_default=False)
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Your model: a torch.nn.Module, or a function without arguments that returns one. Modules are imported as "
+        "python -m does, from the current folder too.",
+        metavar="MODULE:NAME",
+        show_default=False,
+    ),
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Your data: an iterable of batches, such as a DataLoader, or a function that returns one. A batch is a "
+        "tensor, a tuple or list that begins with one, or a dict of the model's arguments.",
+        metavar="MODULE:NAME",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="The .safetensors file to write.", metavar="PATH", show_default=False),
+]
+BatchesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batches", help="Stop after this number of batches. [default: all]", metavar="N", show_default=False
+    ),
+]
+
+
+@takes(only=("key", "strip_prefix", "device", "force", "strict", "allow", *_SHOWN))
+def update_statistics(
+    *,
+    average: AverageArgument,
+    model: ModelOption,
+    data: DataOption,
+    output: OutputOption = None,
+    batches: BatchesOption = None,
+    given: Given,
+    line: CommandLine,
+) -> None:
+    """Recompute BatchNorm statistics."""
+    from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415 - help and usage errors need none of it
+    from ema_cli.cli.views.update_view import show_update  # noqa: PLC0415
+
+    options = make_options(average, output=output, **given)
+    console = Console(line.style())
+    with closing(ProgressDisplay(console)) as progress, stdout_to_stderr():
+        from ema_cli.training.data_pass import UserCode  # noqa: PLC0415 - torch takes seconds to import
+        from ema_cli.training.update_bn import update_with  # noqa: PLC0415
+        from ema_cli.training.user_code import make_data, make_model  # noqa: PLC0415
+
+        code = UserCode(
+            make_model=lambda: make_model(model),
+            make_data=lambda: make_data(data),
+            model=model,
+            data=data,
+            blame=lambda role: _blaming(f"--{role} {model if role == 'model' else data}"),
+        )
+        report = update_with(options, code, batches=batches, listener=progress.show, argv=sys.argv)
+    if line.json:
+        console.document(dataclasses.asdict(report))
+    else:
+        show_update(report, console)
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Report an exception of the user's code as the user's fault, in one line with its place.
+
+    Raises:
+        UsageError: instead of any other exception.
+
+    """
+    from ema_cli.training.user_code import place_of, reason_of  # noqa: PLC0415 - torch
+
+    try:
+        yield
+    except (EmaAvgError, MemoryError):
+        raise
+    except (Exception, SystemExit) as fault:
+        if os.environ.get(DEBUG_VARIABLE):
+            sys.stderr.write(without_secrets("".join(traceback.format_exception(fault))))
+        place = place_of(fault)
+        where = f" at {place}" if place else ""
+        hint = f"the traceback is shown with {DEBUG_VARIABLE}=1"
+        raise UsageError(f"{name} failed{where}: {reason_of(fault)}", hint=hint) from fault

@@ -1,0 +1,155 @@
+"""Recompute the BatchNorm statistics of an average on data, and write a copy of it with the new ones.
+
+The statistics in an average belong to the activations of the checkpoints, not to those of the average (Izmailov et al.
+2018, arXiv 1803.05407, section 3.2).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from ema_cli.api import keywords_in_errors
+from ema_cli.errors import UsageError
+from ema_cli.events import Listener, WarningIssued, ignore
+from ema_cli.fold.cuda import find_device
+from ema_cli.fold.devices import resolve_device
+from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
+from ema_cli.options.average import Options, make_options
+from ema_cli.preflight.check_plan import fail_if_strict, mark_allowed
+from ema_cli.report.model import BatchNormUpdate, Report
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.storage.locations import locate
+from ema_cli.training.data_pass import UserCode, recompute
+from ema_cli.training.model_tensors import unwrapped
+from ema_cli.training.recomputed_copy import RecomputedCopy
+from ema_cli.training.stored_weights import CheckpointWeights, StateDictWeights
+
+
+def update_bn(
+    average: str | os.PathLike[str] | Mapping[str, object],
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    batches: int | None = None,
+    force: bool = False,
+) -> BatchNormUpdate:
+    """Load an average into a model and recompute its BatchNorm statistics on data, as ``torch.optim.swa_utils`` does.
+
+    Afterwards the model has the average with the new statistics; the modes and momenta of its modules are unchanged.
+
+    Args:
+        average: a checkpoint of any format, such as the output of ``ema_cli.average``, or a state dict.
+        model: has exactly the tensors of the average.
+        loader: yields batches: tensors, tuples or lists that begin with one, or dicts of what the model takes.
+        output: the file to write: the average with the new statistics, and its report; only of an average in a file.
+        device: where the model and each batch are moved to; by default they stay where they are.
+        batches: the number of batches to use; by default all.
+        force: overwrite an existing ``output``.
+
+    Raises:
+        ema_cli.errors.UsageError: there is no batch, or a batch is nothing that a model can be called with.
+        ema_cli.errors.InputRefused: the average does not fit the model; a new statistic is not finite.
+        ema_cli.errors.NothingNew: the model has no BatchNorm statistics.
+        ema_cli.errors.OutputError: the output exists, or cannot be written.
+
+    """
+    inner = unwrapped(model)
+    code = UserCode(
+        make_model=lambda: inner, make_data=lambda: loader, model=type(inner).__name__, data=type(loader).__name__
+    )
+    with keywords_in_errors():
+        _check_batches(batches)
+        place = _find(device)
+        if not isinstance(average, Mapping):
+            options = make_options(average, output=output, force=force)
+            return update_file(options, code, batches=batches, device=place)[0]
+        if output is not None:
+            raise UsageError("output= needs an average in a file", hint="save model.state_dict() yourself")
+        weights = StateDictWeights(average)
+        return recompute(code, weights, batches=batches, device=place, listener=ignore).update
+
+
+def update_with(
+    options: Options, code: UserCode, *, batches: int | None, listener: Listener, argv: Sequence[str]
+) -> Report:
+    """Recompute the statistics of the average ``options.paths[0]`` on the device of the options, and write the output.
+
+    Raises:
+        EmaAvgError: see ``update_bn``; then nothing was written, unless the message lists what is new.
+
+    """
+    if options.output is None:
+        raise UsageError("no output was named", hint="-o ema-bn.safetensors")
+    _check_batches(batches)
+    device = _find(options.device)
+    _, report = update_file(options, code, batches=batches, device=device, listener=listener, argv=argv)
+    assert report is not None, "there is an output"  # noqa: S101 - for the type checker
+    return report
+
+
+def update_file(
+    options: Options,
+    code: UserCode,
+    *,
+    batches: int | None,
+    device: torch.device | None,
+    listener: Listener = ignore,
+    argv: Sequence[str] = (),
+) -> tuple[BatchNormUpdate, Report | None]:
+    """Recompute the statistics of the average in a file, and write the output if the options name one."""
+    started = time.monotonic()
+    with ExitStack() as opened:
+        path = locate(options.paths[0])
+        checkpoint = open_checkpoint(path, pool=LayoutPool(), keys=options.key, strip_prefix=options.strip_prefix)
+        opened.callback(checkpoint.index.close)
+        refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped])
+        copy = None if options.output is None else RecomputedCopy(checkpoint, options, opened)
+        found = recompute(code, CheckpointWeights(checkpoint), batches=batches, device=device, listener=listener)
+        warnings = mark_allowed(found.warnings, options)
+        for warning in warnings:
+            listener(WarningIssued(warning=warning))
+        fail_if_strict(warnings, options)
+        if copy is None:
+            return found.update, None
+        settings: dict[str, object] = {
+            "model": code.model,
+            "data": code.data,
+            "batches": batches,
+            "device": str(device or ""),
+        }
+        settings |= {"key": list(options.key), "strip_prefix": options.strip_prefix}
+        report = copy.write(found.update, found.layers, warnings, argv=argv, settings=settings, started=started)
+        return found.update, report
+
+
+def _check_batches(batches: int | None) -> None:
+    if batches is not None and batches < 1:
+        raise UsageError(f"--batches {batches} must be at least 1")
+
+
+def _find(device: torch.device | str | None) -> torch.device | None:
+    """Return a device that this machine has.
+
+    Raises:
+        UsageError: it has none of this name.
+
+    """
+    if device is None or isinstance(device, torch.device):
+        return device
+    name = resolve_device(device)
+    if name.startswith("cuda"):
+        return find_device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: torch knows no such device") from error
