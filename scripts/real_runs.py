@@ -109,14 +109,14 @@ def perceptron(seed: int) -> Task:
 class CharTransformer(nn.Module):
     """Two layers of causal attention over characters."""
 
-    def __init__(self, characters: int) -> None:
+    def __init__(self, characters: int, *, width: int = WIDTH, context: int = CONTEXT) -> None:
         super().__init__()
-        self.embed = nn.Embedding(characters, WIDTH)
-        self.place = nn.Parameter(0.02 * torch.randn(CONTEXT, WIDTH))
-        layer = nn.TransformerEncoderLayer(WIDTH, 2, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.embed = nn.Embedding(characters, width)
+        self.place = nn.Parameter(0.02 * torch.randn(context, width))
+        layer = nn.TransformerEncoderLayer(width, 2, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, characters, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, characters, bias=False)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         """Return logits (n, length, characters) for characters (n, length)."""

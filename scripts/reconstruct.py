@@ -3,10 +3,11 @@
     python scripts/reconstruct.py                        both runs, d = 0.999, a checkpoint every 100 steps
     python scripts/reconstruct.py --every 500 --run digits
 
-Each run is trained with every step's weights folded into the true EMA, E = d E + (1-d) theta from step 0 on, in
-float64. Its checkpoints, saved as trainers do, are averaged by ``ema-avg`` on the command line. The script prints
-the distance ||average - EMA|| / ||EMA||, over that of the last checkpoint, and the loss on held-out data: whether
-the requested EMA was rebuilt, not whether it is a better model.
+Each run is trained with a live EMA, ``ema_cli.EMA`` in float64, from step 0 on. A loop by hand folds the weights of
+every step too, E = d E + (1-d) theta: the script stops unless both agree. The checkpoints of the run, saved as trainers
+do, are averaged by ``ema-avg`` on the command line. The script prints the distance ||average - EMA|| / ||EMA||, over
+that of the last checkpoint, and the loss on held-out data: whether the requested EMA was rebuilt, not whether it is a
+better model.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from ema_cli import EMA
+
 State = dict[str, torch.Tensor]
 CONTEXT = 32
 WIDTH = 24
 HELD_OUT = 1024
+LIVE_ERROR = 1e-12
+"""Largest relative distance of the live EMA from the fold by hand, both in float64."""
 METHODS = {
     "fold per checkpoint, from the first": ["--decay", "{decay}"],
     "the same, debiased": ["--decay", "{decay}", "--init", "debias"],
@@ -123,28 +128,43 @@ def text_run() -> Run:
 RUNS = {"digits": digits_run, "text": text_run}
 
 
-def saved_steps(steps: int, every: int, *, uneven: bool) -> set[int]:
-    """Return the steps at which checkpoints are saved; uneven gaps have the same mean, and end at the last step."""
-    if not uneven:
-        return set(range(every, steps + 1, every))
-    source = random.Random(0)
-    return {*source.sample(range(1, steps), steps // every - 1), steps}
+def saved_steps(steps: int, every: int) -> dict[str, set[int]]:
+    """Return the steps of the checkpoints of each folder; uneven gaps have the same mean, and end at the last step."""
+    even = set(range(every, steps + 1, every))
+    uneven = {*random.Random(0).sample(range(1, steps), steps // every - 1), steps}
+    return {"even spacing": even, "even spacing, with step 0": {0, *even}, "uneven spacing": uneven}
 
 
 def train(run: Run, steps: int, decay: float, kept: dict[Path, set[int]]) -> State:
-    """Train, save the checkpoints of each folder, and return the EMA over every step, in float64."""
-    ema = {name: value.double() for name, value in run.model.state_dict().items()}
-    for step in range(1, steps + 1):
-        loss = run.batch()
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-        for name, value in run.model.state_dict().items():
-            ema[name].mul_(decay).add_(value, alpha=1 - decay)
+    """Train, save the checkpoints of each folder, and return the live EMA, in float64."""
+    live = {kind: EMA(run.model, decay, dtype=kind) for kind in (torch.float64, torch.float32)}
+    for average in live.values():
+        average.register()
+    by_hand = {name: value.double() for name, value in run.model.state_dict().items()}
+    for step in range(steps + 1):
+        if step:
+            take_step(run)
+            for average in live.values():
+                average.update()
+            for name, value in run.model.state_dict().items():
+                by_hand[name].mul_(decay).add_(value, alpha=1 - decay)
         for folder, wanted in kept.items():
             if step in wanted:
                 run.save(run.model.state_dict(), folder, step)
-    return ema
+    errors = {kind: distance(average.shadow, by_hand) / norm(by_hand) for kind, average in live.items()}
+    found = ", ".join(f"{error:.1e} in {str(kind).removeprefix('torch.')}" for kind, error in errors.items())
+    print(f"\nthe live EMA is off the fold of every step by hand by {found}")
+    if errors[torch.float64] > LIVE_ERROR:
+        raise SystemExit(f"the live EMA in float64 is off by more than {LIVE_ERROR}")
+    return live[torch.float64].shadow
+
+
+def take_step(run: Run) -> None:
+    """Take one step of the optimizer."""
+    loss = run.batch()
+    run.optimizer.zero_grad()
+    loss.backward()
+    run.optimizer.step()
 
 
 def averages(folder: Path, decay: float) -> Iterator[tuple[str, State]]:
@@ -162,6 +182,11 @@ def distance(a: State, b: State) -> float:
     return math.sqrt(sum(float((a[name].double() - b[name]).square().sum()) for name in b))
 
 
+def norm(state: State) -> float:
+    """Return ||a|| over all tensors together."""
+    return math.sqrt(sum(float(value.double().square().sum()) for value in state.values()))
+
+
 @torch.no_grad()
 def held_out_loss(run: Run, state: State) -> float:
     """Return the loss of some weights on held-out data."""
@@ -171,12 +196,11 @@ def held_out_loss(run: Run, state: State) -> float:
 
 def show(run: Run, folder: Path, ema: State, last: State, decay: float) -> None:
     """Print the rows of one folder of checkpoints."""
-    norm = distance(ema, {name: torch.zeros_like(value) for name, value in ema.items()})
     furthest = distance(last, ema)
     for name, state in (("last checkpoint", last), *averages(folder, decay)):
         off = distance(state, ema)
         loss = held_out_loss(run, state)
-        print(f"| {name} | {100 * off / norm:.2f} % | {off / furthest:.3f} | {loss:.4f} |", flush=True)
+        print(f"| {name} | {100 * off / norm(ema):.2f} % | {off / furthest:.3f} | {loss:.4f} |", flush=True)
 
 
 def main() -> None:
@@ -193,16 +217,15 @@ def main() -> None:
         steps = arguments.steps or run.steps
         with tempfile.TemporaryDirectory() as root:
             kept = {}
-            for spacing in ("even", "uneven"):
-                folder = Path(root) / spacing
-                folder.mkdir()
-                kept[folder] = saved_steps(steps, arguments.every, uneven=spacing == "uneven")
+            for spacing, wanted in saved_steps(steps, arguments.every).items():
+                kept[Path(root) / spacing] = wanted
+                (Path(root) / spacing).mkdir()
             ema = train(run, steps, arguments.decay, kept)
             last = {key: value.clone() for key, value in run.model.state_dict().items()}
             print(f"\n{run.name}: {sum(v.numel() for v in ema.values()):,} parameters, {steps:,} steps, ", end="")
-            print(f"d = {arguments.decay}; held-out loss of the true EMA {held_out_loss(run, ema):.4f}")
+            print(f"d = {arguments.decay}; held-out loss of the live EMA {held_out_loss(run, ema):.4f}")
             for folder, wanted in kept.items():
-                print(f"\n{len(wanted)} checkpoints, {folder.name} spacing, {arguments.every} steps on average\n")
+                print(f"\n{len(wanted)} checkpoints, {folder.name}, {arguments.every} steps on average\n")
                 print("| weights | distance to the EMA | over that of the last | held-out loss |")
                 print("|---|---:|---:|---:|")
                 show(run, folder, ema, last, arguments.decay)

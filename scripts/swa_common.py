@@ -53,12 +53,12 @@ def cyclical(start: int, cycle: int, low: float) -> Rate:
     return rate
 
 
-def train(task: Task, rate: Rate, steps: int, saved: Collection[int], folder: Path) -> None:
-    """Train, and save ``folder/ckpt_STEP.safetensors`` after each of the ``saved`` steps."""
-    folder.mkdir(parents=True)
-    base = [group["lr"] for group in task.optimizer.param_groups]
+def train(task: Task, rate: Rate, steps: int, saved: Collection[int], folder: Path, *, after: int = 0) -> None:
+    """Train from step ``after`` to ``steps``, and save ``folder/ckpt_STEP.safetensors`` after the ``saved`` steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = [group.setdefault("initial_lr", group["lr"]) for group in task.optimizer.param_groups]
     task.model.train()
-    for step in range(1, steps + 1):
+    for step in range(after + 1, steps + 1):
         for group, largest in zip(task.optimizer.param_groups, base, strict=True):
             group["lr"] = largest * rate(step)
         task.optimizer.zero_grad()

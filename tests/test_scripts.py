@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -39,16 +40,35 @@ def test_the_demonstration_trains_averages_and_compares(tmp_path: Path, ema_avg:
 
 
 def test_the_per_step_ema_is_rebuilt_from_a_real_run(tmp_path: Path) -> None:
-    """Of all weightings, the one on lines comes closest to the EMA over every training step."""
+    """Of all weightings, the one on lines comes closest to the live EMA, which is the fold of every step by hand."""
     arguments = ("--run", "digits", "--steps", 300, "--every", 20, "--decay", 0.98)
     shown = run_script("reconstruct.py", *arguments, folder=tmp_path)
     rows = re.findall(r"^\| ([^|]+?) \| [\d.]+ % \| ([\d.]+) \|", shown, re.MULTILINE)
-    assert len(rows) == 14
-    for spacing in (dict(rows[:7]), dict(rows[7:])):
+    assert float(re.findall(r"by ([\d.e-]+) in float64", shown)[0]) < 1e-12
+    assert len(rows) == 21
+    for spacing in (dict(rows[:7]), dict(rows[7:14]), dict(rows[14:])):
         over_last = {name: float(ratio) for name, ratio in spacing.items()}
         assert min(over_last, key=lambda name: over_last[name]) == "ema --per step"
         assert over_last["ema --per step"] < 0.7 * over_last["ema-hold (d^gap)"] < 0.3
         assert over_last["fold per checkpoint, from the first"] > 2
+
+
+def test_averages_of_a_language_model_are_compared_with_decay(tmp_path: Path) -> None:
+    """Each row has its loss and its differences from two other rows; the plot has a line for each training."""
+    shown = run_script("swa_text.py", "--quick", "--seeds", 1, "--records", tmp_path, folder=tmp_path)
+    rows = {
+        cells[0]: [float(cell.split(" ± ")[0]) if cell else None for cell in cells[1:]]
+        for cells in re.findall(r"^\| (\w+: [^|]+?) \| ([^|]*?) *\| ([^|]*?) *\| ([^|]*?) *\|$", shown, re.MULTILINE)
+    }
+    assert len(rows) == 14
+    losses = {name: loss for name, (loss, _, _) in rows.items() if loss is not None}
+    for name, (_, over_last, over_decayed) in rows.items():
+        last = losses[f"{name.partition(':')[0]}: last checkpoint"]
+        assert over_last is None or over_last == pytest.approx(losses[name] - last, abs=2e-4)
+        decayed = losses[name] - losses["decayed: last checkpoint"]
+        assert over_decayed is None or over_decayed == pytest.approx(decayed, abs=2e-4)
+    drawn = ET.parse(tmp_path / "swa_text.svg").iter("{http://www.w3.org/2000/svg}polyline")
+    assert len(list(drawn)) == 5
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
