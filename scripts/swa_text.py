@@ -55,7 +55,7 @@ LOW = 0.01
 """Of the cyclical learning rate, relative to the largest."""
 TUNING_SEEDS = (101, 102)
 """Not those of the table, 1 to N."""
-TUNED_RATES = (2e-3, 4e-3, 8e-3)
+TUNED_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,7 @@ EMA = ("--per", "step", "--half-life", "100")
 SWA = ("--method", "uniform", "--from", "{quarter}")
 LAWA = ("--method", "uniform", "--last", "10")
 WSM = ("--method", "lr-decay", "--shape", "1-sqrt", "--from", "{quarter}")
+WSM_COSINE = ("--method", "lr-decay", "--shape", "cosine", "--from", "{quarter}")
 POWER = ("--sigma-rel", "0.05")
 CYCLES = ("--method", "uniform", "--from", "{quarter}", "--every", "{cycle}")
 ROWS = (
@@ -104,6 +105,7 @@ ROWS = (
     Row(training="constant", name="LAWA", options=LAWA),
     Row(training="constant", name="EMA per step", options=EMA),
     Row(training="constant", name="WSM", options=WSM),
+    Row(training="constant", name="WSM", options=WSM_COSINE),
     Row(training="constant", name="power", options=POWER),
     Row(training="cyclical", name="last checkpoint"),
     Row(training="cyclical", name="SWA of the low points", options=CYCLES),
@@ -115,6 +117,8 @@ ROWS = (
     Row(training="cosine", name="LAWA", options=LAWA),
 )
 HEAD = ("learning rate: weights", "held-out loss", "minus the last checkpoint", "minus the decayed run")
+BRANCHES = ("cyclical", "decayed")
+"""Trainings that begin at the last quarter, with the weights of the constant one."""
 CURVES = {
     "constant": "constant",
     "cyclical": "cyclical",
@@ -122,7 +126,7 @@ CURVES = {
     "cosine": "cosine to zero",
     "ema": "EMA of the constant run",
 }
-LARGEST = {"constant": 4e-3, "cosine": 4e-3}
+LARGEST = {"constant": 4e-3, "cosine": 8e-3}
 """Chosen with ``--tune``; that of the constant rate is also that of its cyclical and decayed ends."""
 TUNED_WINDOWS = (
     ("--per", "step", "--half-life", "50"),
@@ -254,9 +258,10 @@ def curves(folder: Path, budget: Budget) -> Iterator[tuple[str, int, float]]:
     between = budget.steps // budget.points
     for step in range(budget.steps // 4, budget.steps + 1, between):
         for name in ("constant", "cyclical", "decayed", "cosine"):
-            weights = checkpoint(folder / name, step)
-            if weights.exists():
-                yield CURVES[name], step, unseen_loss(weights, "held-out", budget.windows)
+            if name in BRANCHES and step < budget.quarter:
+                continue
+            run = "constant" if name in BRANCHES and step == budget.quarter else name
+            yield CURVES[name], step, unseen_loss(checkpoint(folder / run, step), "held-out", budget.windows)
         weights = averaged(folder / "constant", [*EMA, "--to", str(step)])
         yield CURVES["ema"], step, unseen_loss(weights, "held-out", budget.windows)
 

@@ -60,7 +60,7 @@ def test_averages_of_a_language_model_are_compared_with_decay(tmp_path: Path) ->
         cells[0]: [float(cell.split(" ± ")[0]) if cell else None for cell in cells[1:]]
         for cells in re.findall(r"^\| (\w+: [^|]+?) \| ([^|]*?) *\| ([^|]*?) *\| ([^|]*?) *\|$", shown, re.MULTILINE)
     }
-    assert len(rows) == 14
+    assert len(rows) == 15
     losses = {name: loss for name, (loss, _, _) in rows.items() if loss is not None}
     for name, (_, over_last, over_decayed) in rows.items():
         last = losses[f"{name.partition(':')[0]}: last checkpoint"]
