@@ -16,7 +16,7 @@ How the settings were chosen: by the error on 301 validation images, which are i
 checkpoint of the constant rate was better at 0.01 (7.3 against 7.8 %), and far from any average. Of half-lives of 14,
 28 and 56 steps, and of windows of 3 and 5, the last was the best. The two shapes of WSM were equal; the table has the
 default, which is also the shape of the decayed run. Cycles of one and of two epochs were equal. The network of
-``digits.py``, with two BatchNorm layers, was tried first, on other images for validation: SWA gained 1.2 to 1.3 points,
+``digits.py``, with two BatchNorm layers, was tried first, in the same way: SWA gained 1.2 to 1.3 points,
 statistics copied from the last checkpoint cost 0.1 to 0.2. Two layers are too few to tell how statistics should be
 treated, so it was replaced by one of six, before any test image was used.
 """
@@ -350,14 +350,14 @@ def draw(along: Mapping[str, Mapping[float, Sequence[float]]], path: Path) -> No
         )
         for name in along
     }
-    means = [point.mean for line in lines.values() for point in line.points.values()]
+    points = [point for line in lines.values() for point in line.points.values()]
     plot(
         path,
         lines,
         title="Error on unseen noisy digits along the training (mean and standard error over seeds)",
         x="epoch",
         y="error (%)",
-        limits=(min(means) - 0.5, max(means) + 0.5),
+        limits=(min(point.mean - point.error for point in points), max(point.mean + point.error for point in points)),
     )
 
 
