@@ -71,6 +71,24 @@ def test_averages_of_a_language_model_are_compared_with_decay(tmp_path: Path) ->
     assert len(list(drawn)) == 5
 
 
+def test_averages_of_a_batchnorm_network_are_compared_with_three_kinds_of_statistics(tmp_path: Path) -> None:
+    """Averages are compared with the last checkpoint and the decayed run; the plot has a line for each training."""
+    shown = run_script("swa_digits.py", "--quick", "--out", tmp_path, folder=tmp_path)
+    lines = [line.strip("| ").split(" | ") for line in shown.splitlines() if "±" in line]
+    rows = {name: [float(cell.split(" ± ")[0]) if cell.strip() else None for cell in cells] for name, *cells in lines}
+    assert len(rows) == 5
+    errors = {name: cells[0] for name, cells in rows.items() if cells[0] is not None}
+    assert all(0 < error < 50 for error in errors.values())
+    for name, (_, _, over_last, over_decayed, averaged, _) in rows.items():
+        last = errors[f"{name.partition(':')[0]}: last checkpoint"]
+        assert over_last is None or over_last == pytest.approx(errors[name] - last, abs=0.02)
+        decayed = errors[name] - errors["decayed: last checkpoint"]
+        assert over_decayed is None or over_decayed == pytest.approx(decayed, abs=0.02)
+        assert (averaged is None) == (over_last is None) == name.endswith("last checkpoint")
+    drawn = ET.parse(tmp_path / "swa_digits.svg").iter("{http://www.w3.org/2000/svg}polyline")
+    assert len(list(drawn)) == 5
+
+
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     """A small run of the benchmark prints its tables."""
     shown = run_script("bench.py", "--quick", "--rounds", "1", "--folder", tmp_path, folder=tmp_path)
