@@ -312,7 +312,7 @@ def draw(along: Mapping[str, Mapping[float, Sequence[float]]], path: Path) -> No
         title="Loss on unseen text along the training (mean and standard error over seeds)",
         x="step",
         y="loss per character (nats)",
-        limits=(min(means) - 0.02, max(means) + 0.02),
+        limits=(min(means) - 0.06, max(means) + 0.02),
     )
 
 
