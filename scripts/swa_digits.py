@@ -357,7 +357,10 @@ def draw(along: Mapping[str, Mapping[float, Sequence[float]]], path: Path) -> No
         title="Error on unseen noisy digits along the training (mean and standard error over seeds)",
         x="epoch",
         y="error (%)",
-        limits=(min(point.mean - point.error for point in points), max(point.mean + point.error for point in points)),
+        limits=(
+            min(point.mean - point.error for point in points) - 0.3,
+            max(point.mean + point.error for point in points),
+        ),
     )
 
 
