@@ -91,6 +91,12 @@ def test_json_reports_usage_errors_too(ema_avg: Run) -> None:
     assert json.loads(done.stdout)["error"]["exit_code"] == 2
 
 
+def test_usage_errors_name_the_help_of_their_command(ema_avg: Run) -> None:
+    """Not that of the program, which lists the options of the average."""
+    for arguments in (["update-bn"], ["verify"], ["diff", "a.pt"], ["plan", "--no-such-option"]):
+        assert ema_avg(*arguments).stderr.endswith(f"try: ema-avg {arguments[0]} --help\n")
+
+
 def test_quiet_says_nothing(run_folder: Path, ema_avg: Run) -> None:
     """``-q`` is silent when all goes well, and still prints an error."""
     done = ema_avg(run_folder, "--decay", "0.999", "-o", "ema.safetensors", "-q")

@@ -111,9 +111,9 @@ def test_steps_do_not_come_from_names(snaps: Path, tmp_path: Path) -> None:
 def test_a_plan_and_inspect_name_the_live_ema(snaps: Path, ema_avg: Run) -> None:
     """``plan`` and ``inspect`` say what the files are: method, decay and step."""
     shown = ema_avg("plan", snaps, "--method", "uniform").stderr
-    assert shown.count("a snapshot of a live EMA: ema 0.98") == 1
+    assert shown.count("saved by a live EMA: ema 0.98") == 1
     done = ema_avg("inspect", snaps / "ema_step40.safetensors")
-    assert "a snapshot of a live EMA: ema 0.98" in done.stdout + done.stderr
+    assert "saved by a live EMA: ema 0.98" in done.stdout + done.stderr
     assert "step 40 (inside: ema_avg.step)" in done.stdout + done.stderr
 
 

@@ -226,6 +226,22 @@ def test_other_batches_are_refused_by_their_type(batch: object, words: str) -> N
     assert (norm.momentum, norm.training, dropout.training) == (0.4, True, False)
 
 
+@pytest.mark.parametrize(
+    ("model", "loader", "words", "hint"),
+    [
+        (mlp, [], "model is a function, not a torch.nn.Module", "give what it returns: model()"),
+        (nn.Tanh, [], "model is a type, not a torch.nn.Module", "give what it returns: model()"),
+        ([torch.ones(2, 5)], mlp(), "model is a list, not a torch.nn.Module", ""),
+        (mlp(), mlp, "loader is a function, not an iterable of batches", "give what it returns: loader()"),
+    ],
+)
+def test_functions_are_for_the_command_line(model: Any, loader: Any, words: str, hint: str) -> None:
+    """The command line takes functions that return model and data; Python takes these themselves."""
+    with pytest.raises(UsageError) as refused:
+        ema_cli.update_bn(mlp().state_dict(), model, loader)
+    assert (refused.value.message, refused.value.hint) == (words, hint)
+
+
 def test_all_differences_are_reported_at_once() -> None:
     """Missing, unexpected and differently shaped tensors; nothing is loaded."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))

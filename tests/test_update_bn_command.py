@@ -182,7 +182,7 @@ def test_one_document(update: Run) -> None:
         (
             ["--model", "user_net.py:build", *named()[2:]],
             2,
-            "is not of the form MODULE:NAME\n  try: --model user_net:build",
+            "is not of the form MODULE:NAME\n  try: --model user_net:build, for build in user_net.py",
         ),
         (["--model", "user_net", *named()[2:]], 2, "is not of the form MODULE:NAME"),
         (named("number"), 2, "is a int, which is neither a torch.nn.Module, nor a function that returns one"),

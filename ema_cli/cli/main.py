@@ -59,7 +59,8 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
             return ExitCode.USAGE
         for value in (part for argument in arguments for part in (argument, argument.partition("=")[2]) if part):
             message = message.replace(value, without_secrets(value, whole=True))  # it may be repeated
-        error: EmaAvgError = UsageError(message, hint="ema-avg --help")
+        command = getattr(wrong, "ctx", None)  # of a usage error
+        error: EmaAvgError = UsageError(message, hint=f"{command.command_path if command else 'ema-avg'} --help")
     except EmaAvgError as expected:
         error = expected
     except Terminated as signalled:

@@ -28,7 +28,8 @@ _OPTIONS_PURPOSE = "The options of average, plan and batch, each with its defaul
 _OPTIONS_KEYS = """\
 The key of an option in a configuration file is its flag without the dashes, and its variable is EMA_AVG_ and the flag
 in capitals: `half-life` and `EMA_AVG_HALF_LIFE` (`ema-avg help configuration`); `--config`, `--show-config`
-and `--allow-remote` have neither. `verify` and `update-bn` have options of their own: `ema-avg help verify`."""
+and `--allow-remote` have neither. `verify` and `update-bn` have options of their own: `ema-avg help verify`,
+`ema-avg help update-bn`."""
 _FOLDER = Path(__file__).parent.parent / "help"
 _SUFFIX = ".md"
 

@@ -23,11 +23,11 @@ SHORT_HELP = "Recompute the BatchNorm statistics of an average on your data."
 UPDATE_HELP = """\
 Recompute the BatchNorm statistics of an average on your data, and write a copy with the new ones.
 
-Loads the average into your model and passes your data through it once, in training mode, with the semantics of
+Loads the average into your model and passes your data through it once, in training mode, with the semantics of \
 torch.optim.swa_utils.update_bn. Only running statistics of BatchNorm layers change; all other bytes are copied.
 
-  ema-avg update-bn ema.safetensors --model pkg.models:build --data pkg.data:loader -o ema-bn.safetensors\n
-  ema-avg update-bn ema.safetensors --model train:net --data train:loader --batches 200 -o ema-bn.safetensors
+  ema-avg update-bn ema.safetensors --model train:build --data train:loader -o new.safetensors\n
+  ema-avg update-bn ema.safetensors --model pkg.nets:net --data pkg.data:loader --batches 200 -o new.safetensors
 
 This runs your code: the module that --model names, the module that --data names, and what they import.
 """

@@ -82,7 +82,7 @@ def _snapshot(metadata: Mapping[str, str]) -> tuple[str, ...]:
     if SNAPSHOT_KEY not in metadata:
         return ()
     method = method_of_snapshot(metadata)
-    return (f"a snapshot of a live EMA: {method.label if method else 'its metadata are damaged'}",)
+    return (f"saved by a live EMA: {method.label if method else 'its metadata are damaged'}",)
 
 
 def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, list[TensorLayout]]:

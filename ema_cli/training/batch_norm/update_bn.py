@@ -75,6 +75,7 @@ def update_bn(
         data=type(loader).__name__,
     )
     with keywords_in_errors():
+        _check_kinds(model, loader)
         _check_batches(batches)
         place = _find(device)
         if not isinstance(average, Mapping):
@@ -151,6 +152,18 @@ def update_file(
         settings |= {"key": list(options.key), "strip_prefix": options.strip_prefix}
         report = copy.write(found.update, found.layers, warnings, argv=argv, settings=settings, started=started)
         return found.update, report
+
+
+def _check_kinds(model: object, loader: object) -> None:
+    """Raise if there is something else in place of the model or the data, such as the function that makes it."""
+    iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    for name, given, fits, wanted in (
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        ("loader", loader, iterable, "an iterable of batches"),
+    ):
+        if not fits:
+            hint = f"give what it returns: {name}()" if callable(given) else ""
+            raise UsageError(f"{name} is a {type(given).__name__}, not {wanted}", hint=hint)
 
 
 def _check_batches(batches: int | None) -> None:

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import ema_cli
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted, safe_text
 
-_NOT_TO_BLAME = (Path(__file__).parent.parent, Path(torch.__file__).parent)
+_NOT_TO_BLAME = tuple(Path(found).parent for found in (ema_cli.__file__, torch.__file__))
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LONGEST_REASON = 400
 _IN_A_WORKER = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
@@ -112,7 +113,8 @@ def _as_module(option: str, name: str, path: str) -> str:
     """Return an example; of a file that was named instead of a module, its module."""
     module = re.sub(r"[\\/]+", ".", name.removesuffix(".py").removeprefix("./"))
     named = all(part.isidentifier() for part in module.split("."))
-    return f"{option} {module if named else 'pkg.mod'}:{path or ('build' if option == '--model' else 'loader')}"
+    module, path = module if named else "pkg.mod", path or ("build" if option == "--model" else "loader")
+    return f"{option} {module}:{path}, for {path} in {module.replace('.', '/')}.py"
 
 
 def _called(found: Any, named: str, wanted: str) -> Any:  # noqa: ANN401

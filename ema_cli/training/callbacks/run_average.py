@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ema_cli.api import StrPath, average, keywords_in_errors, make_options
+from ema_cli.api import StrPath, average, in_keywords, keywords_in_errors, make_options
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.report.model import Report
 from ema_cli.text import plural, quoted
@@ -101,7 +101,8 @@ class RunAverage:
 
 def _log_warnings(report: Report) -> None:
     for warning in report.warnings:
-        logger.warning("average of the checkpoints: %s (%s)", warning.message, warning.code)
+        advice = f"; {in_keywords(warning.hint)}" if warning.hint else ""
+        logger.warning("average of the checkpoints: %s (%s)%s", warning.message, warning.code, advice)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from torch import nn
 
 from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
-from ema_cli.text import plural
 from ema_cli.training.live.averages import Cohort, held, new_cohorts
 from ema_cli.training.live.ema_options import (
     buffer_rule,
@@ -172,7 +171,7 @@ class EMA(ShadowWeights):
         """
         number = whole_number("average", average, least=0)
         if number >= len(self.methods):
-            raise UsageError(f"average={number}: there is {plural(len(self.methods), 'average')}, numbered from 0")
+            raise UsageError(f"average={number} is not below {len(self.methods)}, the number of averages")
         if not self._cohorts:
             raise UsageError("there is no average yet", hint="call register() or update() first")
         return {name: tensor for cohort in self._cohorts for name, tensor in cohort.averages[number].items()}

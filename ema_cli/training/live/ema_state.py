@@ -56,7 +56,7 @@ def position_from(state: object, methods: Sequence[Method]) -> int:
         raise _malformed('"methods" has another form')
     own = [method.plain() for method in methods]
     if len(saved) != len(own) or not all(map(_same_method, saved, own)):
-        raise UsageError(f"the state was made with {_words(saved)}, and this EMA has {_words(own)}")
+        raise UsageError(f"the state was made with {in_words(saved)}, and this EMA has {in_words(own)}")
     return _count(state, "step")
 
 
@@ -160,8 +160,8 @@ def _same_method(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     return same_decay and all(saved.get(key) == value for key, value in own.items() if key not in DECAYS)
 
 
-def _words(methods: Sequence[Mapping[str, Any]]) -> str:
-    """Return methods as text: ``ema decay=0.999 init=first``."""
+def in_words(methods: Sequence[Mapping[str, Any]]) -> str:
+    """Return methods, as ``Method.plain`` gives them, as text: ``ema decay=0.999 init=first``."""
     return " and ".join(
         safe_text(
             " ".join(

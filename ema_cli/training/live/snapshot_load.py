@@ -18,6 +18,7 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import quoted, shortlist
+from ema_cli.training.live.ema_state import in_words
 from ema_cli.training.live.model_tensors import tensors_of
 from ema_cli.training.live.snapshot import refuse_flat_parts, snapshot_paths, state_tensors
 from ema_cli.weights.methods import Method
@@ -87,7 +88,10 @@ def _checked(checkpoint: Checkpoint, method: Method, model: nn.Module) -> LiveSn
     """Return what a snapshot states, if it is of this method and model."""
     snapshot = read_snapshot(checkpoint.path, checkpoint.metadata)
     if not snapshot.method.same_as(method):
-        raise _refused(checkpoint, f"was made with {snapshot.method.plain()}, and this EMA has {method.plain()}")
+        raise _refused(
+            checkpoint,
+            f"was made with {in_words([snapshot.method.plain()])}, and this EMA has {in_words([method.plain()])}",
+        )
     layouts = {layout.name: layout for layout in checkpoint.index.layouts}
     state = state_tensors(model)
     differences = {"has no": state.keys() - layouts.keys(), "has, unlike the model,": layouts.keys() - state.keys()}
