@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ema_cli import EMA
-from ema_cli.errors import UsageError
+from ema_cli.errors import EmaAvgError
 from tests.helpers.live_nets import STEPS, look
 
 
@@ -52,7 +52,7 @@ def error_of(call: Callable[[], Any]) -> str:
     """Return message and hint of the error that a call must raise."""
     try:
         call()
-    except UsageError as error:
+    except EmaAvgError as error:
         return f"{error.message} | {error.hint}"
     return "no error"
 

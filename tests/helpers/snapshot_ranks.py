@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from ema_cli import EMA
-from ema_cli.errors import EmaAvgError
-from tests.helpers.live_checks import whole
+from tests.helpers.live_checks import error_of, whole
 from tests.helpers.live_nets import STEPS, UnevenNet, set_weights
+from tests.helpers.live_sharding import sharded
 
 RANKS = 2
-
-
-def sharded() -> UnevenNet:
-    """Return the network sharded by FSDP2."""
-    model = UnevenNet()
-    fully_shard(model.first)
-    fully_shard(model)
-    return model
 
 
 def trained(model: nn.Module, steps: tuple[int, ...] = STEPS) -> EMA:
@@ -69,12 +60,12 @@ def failures(folder: Path) -> dict[str, Any]:
     if not dist.get_rank():
         foreign.write_bytes(b"mine")
     dist.barrier()
-    found = {"foreign": message_of(lambda: ema.save(foreign))}
+    found = {"foreign": error_of(lambda: ema.save(foreign))}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     if not dist.get_rank():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
-    found["full"] = message_of(lambda: ema.save(folder / "full.safetensors"))
+    found["full"] = error_of(lambda: ema.save(folder / "full.safetensors"))
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     ema.save(folder / "after.safetensors")
     return found | {"after": (folder / "after.safetensors").exists()}
@@ -90,17 +81,8 @@ def copies(folder: Path) -> dict[str, Any]:
     flat = FullyShardedDataParallel(UnevenNet(), use_orig_params=True, device_id=torch.device("cpu"))
     one = EMA(flat, 0.5)
     one.register()
-    message = message_of(lambda: one.save(folder / "flat.safetensors"))
+    message = error_of(lambda: one.save(folder / "flat.safetensors"))
     return {"flat": message, "files": sorted(path.name for path in folder.glob("*.safetensors"))}
-
-
-def message_of(call: Callable[[], object]) -> str:
-    """Return the message of the error that a call raises."""
-    try:
-        call()
-    except EmaAvgError as error:
-        return error.message
-    return ""
 
 
 def work(rank: int, folder: Path) -> None:

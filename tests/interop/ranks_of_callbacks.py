@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 import ema_cli
+from tests.helpers.live_training import Weights, weights_of
 from tests.interop.models import gpt2
-from tests.interop.trainings import State, weights_of
 
 RANKS = 2
 STEPS = 4
@@ -27,7 +27,7 @@ def train_with_transformers(folder: Path) -> None:
     """Train, stop after half, resume, evaluate by hand; average after each save."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    seen: list[State] = []
+    seen: list[Weights] = []
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, model: nn.Module, **__: Any) -> None:
@@ -53,7 +53,7 @@ def train_with_lightning(folder: Path) -> None:
     """Train, and average after each save."""
     import lightning.pytorch as pl
 
-    seen: list[State] = []
+    seen: list[Weights] = []
 
     class Net(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -115,7 +115,7 @@ def keep_a_sharded_average(folder: Path) -> None:
     torch.save(parts, folder / f"{dist.get_rank()}.pt")
 
 
-def keep(folder: Path, seen: list[State], ema: ema_cli.EMA, **others: Any) -> None:
+def keep(folder: Path, seen: list[Weights], ema: ema_cli.EMA, **others: Any) -> None:
     """Store what the judge looks at."""
     torch.save({"seen": seen, "average": dict(ema.shadow), **others}, folder / f"{dist.get_rank()}.pt")
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import ema_cli
+from tests.helpers.live_training import Weights, weights_of
 from tests.helpers.program import Run
 from tests.helpers.series import data_section, load
 from tests.interop.judge import DECAY, average
-from tests.interop.trainings import State, assert_same, assert_weights, ema_by_hand, weights_of, with_weights
+from tests.interop.trainings import assert_same, assert_weights, ema_by_hand, with_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
@@ -48,7 +49,7 @@ def module(pl: Any, *, optimizers: int = 1) -> Any:
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
             self.automatic_optimization = optimizers == 1
-            self.seen: list[State] = []
+            self.seen: list[Weights] = []
             self.fails = False
 
         def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
@@ -101,7 +102,7 @@ def make_trainer(pl: Any, folder: Path, *callbacks: Any, saving: dict[str, Any] 
     return pl.Trainer(default_root_dir=folder, callbacks=[keep, *callbacks], **quiet, **given)
 
 
-def loss_of(pl: Any, folder: Path, net: Any, weights: State) -> float:
+def loss_of(pl: Any, folder: Path, net: Any, weights: Weights) -> float:
     """Return the loss of a network with other parameters in a trainer without callbacks."""
     other = module(pl)
     other.load_state_dict(net.state_dict())  # the BatchNorm statistics are those of the network

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import ema_cli
+from tests.helpers.live_training import Weights, weights_of
 from tests.helpers.program import Run
 from tests.helpers.series import data_section, load
 from tests.interop.judge import DECAY, average, names_in
 from tests.interop.models import gpt2
-from tests.interop.trainings import State, assert_same, assert_weights, ema_by_hand, weights_of, with_weights
+from tests.interop.trainings import assert_same, assert_weights, ema_by_hand, with_weights
 
 STEPS = (2, 4, 6)
 
@@ -31,7 +32,7 @@ def words(count: int) -> Any:
     return [{"input_ids": line, "labels": line} for line in lines]
 
 
-def loss_of(weights: State, lines: Any) -> float:
+def loss_of(weights: Weights, lines: Any) -> float:
     """Return the loss that a Trainer without callbacks has for a model with these weights."""
     with TemporaryDirectory() as folder:
         trainer = make_trainer(Path(folder))
@@ -44,7 +45,7 @@ def make_trainer(folder: Path, *callbacks: Any, **settings: Any) -> Any:
     """Return a Trainer for six steps with a save every two, and ``trainer.seen``: the weights after each step."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    seen: list[State] = []
+    seen: list[Weights] = []
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:

@@ -6,39 +6,29 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-State = dict[str, torch.Tensor]
-
-
-def weights_of(model: nn.Module) -> State:
-    """Return copies of the parameters."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+from tests.helpers.live_training import Weights, folded
 
 
-def ema_by_hand(states: Iterable[State], decay: float) -> State:
+def ema_by_hand(states: Iterable[Weights], decay: float) -> Weights:
     """Return ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n``, in float64, as float32."""
-    average: State = {}
-    for state in states:
-        new = {name: tensor.double() for name, tensor in state.items()}
-        average = {name: decay * average.get(name, new[name]) + (1 - decay) * new[name] for name in new}
-    return {name: tensor.float() for name, tensor in average.items()}
+    return {name: tensor.float() for name, tensor in folded(states, decay).items()}
 
 
-def assert_weights(found: Mapping[str, torch.Tensor], expected: State) -> None:
+def assert_weights(found: Mapping[str, torch.Tensor], expected: Weights) -> None:
     """Assert that tensors are equal up to the rounding of float32, and that there are no others."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def assert_same(found: Mapping[str, torch.Tensor], expected: State) -> None:
+def assert_same(found: Mapping[str, torch.Tensor], expected: Weights) -> None:
     """Assert that tensors are equal bit for bit, and that there are no others."""
     assert found.keys() == expected.keys()
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
 
-def with_weights(model: Any, weights: State) -> Any:
+def with_weights(model: Any, weights: Weights) -> Any:
     """Return a model with other parameters."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

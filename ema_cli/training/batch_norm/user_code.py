@@ -20,7 +20,7 @@ import ema_cli
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted, safe_text
 
-_NOT_TO_BLAME = tuple(Path(found).parent for found in (ema_cli.__file__, torch.__file__))
+_NOT_TO_BLAME = (Path(ema_cli.__file__).parent, Path(torch.__file__).parent)
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LONGEST_REASON = 400
 _IN_A_WORKER = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
@@ -101,7 +101,7 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
         ) from missing
     for part in parts:
         if not hasattr(found, part):
-            owner = quoted(getattr(found, "__name__", _kind(found)))
+            owner = quoted(getattr(found, "__file__", None) or getattr(found, "__name__", _kind(found)))
             close = difflib.get_close_matches(part, dir(found), n=1)
             hint = f"{option} {name}:{'.'.join(close)}" if close and len(parts) == 1 else ""
             raise UsageError(f"{option} {quoted(spec)}: {owner} has no {quoted(part)}", hint=hint)
@@ -110,10 +110,10 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
 
 
 def _as_module(option: str, name: str, path: str) -> str:
-    """Return an example; of a file that was named instead of a module, its module."""
+    """Return an example, with what is right; of a file that was named instead of a module, its module."""
     module = re.sub(r"[\\/]+", ".", name.removesuffix(".py").removeprefix("./"))
-    named = all(part.isidentifier() for part in module.split("."))
-    module, path = module if named else "pkg.mod", path or ("build" if option == "--model" else "loader")
+    named, shown = (all(part.isidentifier() for part in text.split(".")) for text in (module, path))
+    module, path = module if named else "pkg.mod", path if shown else "build" if option == "--model" else "loader"
     return f"{option} {module}:{path}, for {path} in {module.replace('.', '/')}.py"
 
 
