@@ -118,7 +118,7 @@ def test_the_statistics_are_those_of_torch(name: str, tmp_path: Path) -> None:
     assert (update.batches, update.samples) == (4, 4 * shape[0] - 1)
     from_state = trained(build, shape, seed=3)
     parallel = swa_utils.AveragedModel(nn.DataParallel(from_state))
-    wrapped = {f"module.{key}": value for key, value in average.state_dict().items()}
+    wrapped = swa_utils.AveragedModel(average).state_dict()
     assert ema_cli.update_bn(wrapped, parallel, iter(batches(shape))).layers == update.layers
     held = dict(parallel.named_modules())["module.module"]
     assert equal(held, expected)
@@ -314,6 +314,14 @@ def test_a_layer_kept_in_evaluation_mode_applies_its_statistics() -> None:
     assert equal(model[0], average[0])  # type: ignore[index]
     assert equal(model[2], expected)  # type: ignore[index]
     assert [layer.batches for layer in update.layers] == [0, 4]
+
+
+def test_arguments_of_other_types() -> None:
+    """A list of averages, a model as average, arguments in another order."""
+    model = nn.BatchNorm1d(3)
+    for average, other in ((["a", "b"], model), (model, model), (model.state_dict(), [torch.ones(2, 3)]), ("a", None)):
+        with pytest.raises(UsageError, match="update_bn was given a"):
+            ema_cli.update_bn(average, other, [torch.ones(2, 3)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("momentum", [0, None, float("nan"), torch.tensor(0.1)])

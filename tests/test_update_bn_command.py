@@ -251,6 +251,20 @@ def test_faults(arguments: list[str], code: int, words: str, update: Run, tmp_pa
     assert sorted({path.name for path in tmp_path.iterdir()} - {"__pycache__"}) == before
 
 
+def test_which_weights_were_taken(update: Run, tmp_path: Path) -> None:
+    """Of a file with several, the choice is shown, each sentence once."""
+    state = load_file(tmp_path / "ema.safetensors")
+    swa = swa_utils.AveragedModel(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)))
+    torch.save({"model": state, "ema": state}, tmp_path / "ema.safetensors")
+    done = update(*named())
+    assert 'weights under "model"' in done.stderr
+    assert 'also there, and not used: "ema"' in done.stderr
+    torch.save(swa.state_dict(), tmp_path / "ema.safetensors")
+    done = update(*named(output="swa.safetensors"))
+    assert done.returncode == 0
+    assert done.stderr.count("the weights are those of torch's AveragedModel") == 1
+
+
 def test_a_model_without_batch_norm(update: Run, tmp_path: Path) -> None:
     """The answer says what it has instead, and that its average can be used, with an exit code of its own."""
     save_file(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)).state_dict(), tmp_path / "ema.safetensors")

@@ -158,7 +158,7 @@ def test_any_checkpoint_can_be_updated(run_folder: Path, tmp_path: Path) -> None
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in load_file(output).items())
         assert ema_cli.inspect(output).made_by_us
         assert verify(output).ok
-    with pytest.raises(UsageError, match="is none of safetensors"):
+    with pytest.raises(UsageError, match="is no folder of safetensors files"):
         ema_cli.update_bn(source, build(), data(), output=f"{tmp_path}/folder/")
 
 

@@ -16,6 +16,8 @@ from ema_cli.training.batch_norm.stored_weights import StoredWeights
 
 _MOST_SHOWN = 20
 """Names of each kind in a message."""
+_AVERAGED_MODELS = "n_averaged"
+"""The counter of ``torch.optim.swa_utils.AveragedModel``, beside the weights of its model."""
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def _differences(own: Mapping[str, torch.Tensor], present: Mapping[str, str], we
         for name, tensor in own.items()
         if name not in present and name.rpartition(".")[2] != COUNT and tensor.data_ptr() not in loaded
     ]
-    unexpected = [name for name in weights.shapes if name not in own]
+    unexpected = [name for name in weights.shapes if name not in own and name != _AVERAGED_MODELS]
     shapes = [
         f"{quoted(name)} {weights.shapes[kept]} instead of {tuple(own[name].shape)}"
         for name, kept in present.items()

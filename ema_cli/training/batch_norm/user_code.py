@@ -101,7 +101,7 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
         ) from missing
     for part in parts:
         if not hasattr(found, part):
-            owner = quoted(getattr(found, "__file__", None) or getattr(found, "__name__", _kind(found)))
+            owner = quoted(str(getattr(found, "__file__", None) or getattr(found, "__name__", _kind(found))))
             close = difflib.get_close_matches(part, dir(found), n=1)
             hint = f"{option} {name}:{'.'.join(close)}" if close and len(parts) == 1 else ""
             raise UsageError(f"{option} {quoted(spec)}: {owner} has no {quoted(part)}", hint=hint)
