@@ -69,9 +69,7 @@ def update_bn(
         ema_cli.errors.OutputError: the output exists, or cannot be written.
 
     """
-    if not isinstance(average, str | os.PathLike | Mapping) or not isinstance(model, nn.Module):
-        given = f"a {type(average).__name__} as average and a {type(model).__name__} as model"
-        raise UsageError(f"update_bn was given {given}", hint="update_bn(path_or_state_dict, model, loader)")
+    _check_kinds(average, model, loader)
     code = UserCode(
         make_model=lambda: model,
         make_data=lambda: loader,
@@ -79,7 +77,6 @@ def update_bn(
         data=type(loader).__name__,
     )
     with keywords_in_errors():
-        _check_kinds(model, loader)
         _check_batches(batches)
         place = _find(device)
         if not isinstance(average, Mapping):
@@ -148,27 +145,28 @@ def update_file(
         fail_if_strict(warnings, options)
         if copy is None:
             return found.update, None
-        settings: dict[str, object] = {
-            "model": code.model,
-            "data": code.data,
-            "batches": batches,
-            "device": str(device or ""),
-        }
-        settings |= {"key": list(options.key), "strip_prefix": options.strip_prefix}
+        settings = _settings(options, code, batches, device)
         report = copy.write(found.update, found.layers, warnings, argv=argv, settings=settings, started=started)
         return found.update, report
 
 
-def _check_kinds(model: object, loader: object) -> None:
-    """Raise if there is something else in place of the model or the data, such as the function that makes it."""
+def _settings(options: Options, code: UserCode, batches: int | None, device: torch.device | None) -> dict[str, object]:
+    """Return the options of the command that a report has."""
+    chosen = {"batches": batches, "device": str(device or ""), "key": list(options.key)}
+    return {"model": code.model, "data": code.data, **chosen, "strip_prefix": options.strip_prefix}
+
+
+def _check_kinds(average: object, model: object, loader: object) -> None:
+    """Raise if an argument is something else, such as the function that makes the model or the data."""
     iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     for name, given, fits, wanted in (
+        ("average", average, isinstance(average, str | os.PathLike | Mapping), "a path or a state dict"),
         ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
         ("loader", loader, iterable, "an iterable of batches"),
     ):
         if not fits:
-            hint = f"give what it returns: {name}()" if callable(given) else ""
-            raise UsageError(f"{name} is a {type(given).__name__}, not {wanted}", hint=hint)
+            message = f"{name} is a {type(given).__name__}, not {wanted}"
+            raise UsageError(message, hint="update_bn(path_or_state_dict, model, loader)")
 
 
 def _check_batches(batches: int | None) -> None:
