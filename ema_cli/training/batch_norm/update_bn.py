@@ -69,9 +69,7 @@ def update_bn(
         ema_cli.errors.OutputError: the output exists, or cannot be written.
 
     """
-    if not isinstance(average, str | os.PathLike | Mapping) or not isinstance(model, nn.Module):
-        given = f"a {type(average).__name__} as average and a {type(model).__name__} as model"
-        raise UsageError(f"update_bn was given {given}", hint="update_bn(path_or_state_dict, model, loader)")
+    _check_types(average, model)
     code = UserCode(
         make_model=lambda: model,
         make_data=lambda: loader,
@@ -156,6 +154,13 @@ def update_file(
         settings |= {"key": list(options.key), "strip_prefix": options.strip_prefix}
         report = copy.write(found.update, found.layers, warnings, argv=argv, settings=settings, started=started)
         return found.update, report
+
+
+def _check_types(average: object, model: object) -> None:
+    """Raise if there are several averages, or the arguments are in another order."""
+    if not isinstance(average, str | os.PathLike | Mapping) or not isinstance(model, nn.Module):
+        given = f"a {type(average).__name__} as average and a {type(model).__name__} as model"
+        raise UsageError(f"update_bn was given {given}", hint="update_bn(path_or_state_dict, model, loader)")
 
 
 def _check_batches(batches: int | None) -> None:
