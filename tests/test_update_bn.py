@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
 from torch.optim import swa_utils
 
 import ema_cli
@@ -298,6 +301,19 @@ def test_a_layer_kept_in_evaluation_mode_applies_its_statistics() -> None:
     assert equal(model[0], average[0])  # type: ignore[index]
     assert equal(model[2], expected)  # type: ignore[index]
     assert [layer.batches for layer in update.layers] == [0, 4]
+
+
+def test_a_sharded_model_is_refused(tmp_path: Path) -> None:
+    """A process holds parts of its tensors alone."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    average = copy.deepcopy(model.state_dict())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        distribute_module(model[0], init_device_mesh("cpu", (1,)))
+        with pytest.raises(UsageError, match="is sharded over processes"):
+            ema_cli.update_bn(average, model, [torch.ones(2, 3)])
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

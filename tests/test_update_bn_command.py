@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import swa_utils
 
@@ -253,7 +253,7 @@ def test_faults(arguments: list[str], code: int, words: str, update: Run, tmp_pa
 
 def test_which_weights_were_taken(update: Run, tmp_path: Path) -> None:
     """Of a file with several, the choice is shown, each sentence once."""
-    state = load((tmp_path / "ema.safetensors").read_bytes())  # load_file maps the file, which is overwritten below
+    state = torch.load(tmp_path / "ckpt_1.pt")
     swa = swa_utils.AveragedModel(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)))
     torch.save({"model": state, "ema": state}, tmp_path / "ema.safetensors")
     done = update(*named())
