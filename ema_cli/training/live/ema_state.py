@@ -16,6 +16,8 @@ from ema_cli.weights.methods import DECAYS, Method
 
 _SAME = 1e-9
 """Relative difference below which two values of 1 - d are the same, written in different ways."""
+_NOT_SHOWN = ("one_minus_decay", "per")
+"""Parameters of a method that repeat the decay, or that a live average does not use."""
 
 
 def state_of(methods: Sequence[Method], step: int, cohorts: Sequence[Cohort]) -> dict[str, Any]:
@@ -162,11 +164,6 @@ def _same_method(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 def in_words(methods: Sequence[Mapping[str, Any]]) -> str:
     """Return methods, as ``Method.plain`` gives them, as text: ``ema decay=0.999 init=first``."""
-    return " and ".join(
-        safe_text(
-            " ".join(
-                [str(one.get("name")), *(f"{key}={value}" for key, value in one.items() if value and key != "name")]
-            )
-        )
-        for one in methods
-    )
+    shown = [{key: value for key, value in one.items() if value and key not in _NOT_SHOWN} for one in methods]
+    texts = (" ".join([str(one.pop("name", None)), *(f"{key}={value}" for key, value in one.items())]) for one in shown)
+    return " and ".join(map(safe_text, texts))
