@@ -350,6 +350,8 @@ class Grown(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(layers))
         self.norm = nn.BatchNorm1d(3)
+        self.empty = nn.Parameter(torch.empty(0, 3))
+        self.scale = nn.Parameter(torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("given", METHODS.values(), ids=METHODS)
@@ -459,6 +461,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty list": (changed(averaged="[]"), "metadata of .* are damaged"),
     "no number": (changed(averaged=group(updates=True)), "metadata of .* are damaged"),
     "no updates": (changed(averaged=group(updates=0)), "metadata of .* are damaged"),
+    "too many updates": (changed(averaged=group(updates=3)), "metadata of .* are damaged"),
+    "nothing averaged": (changed(averaged=group(tensors=[])), "metadata of .* are damaged"),
     "negative": (changed(averaged=group(first_step=-1)), "metadata of .* are damaged"),
     "huge": (changed(averaged=group(last_step=10**30)), "metadata of .* are damaged"),
     "backwards": (changed(averaged=group(first_step=3)), "metadata of .* are damaged"),
