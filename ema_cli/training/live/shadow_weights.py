@@ -66,7 +66,7 @@ class ShadowWeights(ABC):
             raise
 
     def restore(self) -> None:
-        """Put the model's own weights back, bit for bit.
+        """Put the model's own weights back, bit for bit; Ctrl-C waits until they are.
 
         Raises:
             ema_cli.errors.UsageError: no average is applied; or a tensor was removed or resized since, and all others
@@ -75,7 +75,7 @@ class ShadowWeights(ABC):
         """
         if self._replaced is None:
             raise UsageError("no average is applied", hint="call apply_shadow() first, or use: with ema.applied():")
-        with held_signals():  # Ctrl-C must not leave a model of two kinds of weights
+        with held_signals():
             own, now = self._replaced, self._places(self._replaced)
             places = {name: place for name, place in now.items() if fits(local(place), own[name])}
             copy_into(places, own)
