@@ -178,6 +178,20 @@ def test_names_that_do_not_fit_are_refused(name: str, words: str, tmp_path: Path
     assert not listing(tmp_path)
 
 
+def test_a_renamed_parameter_is_not_saved_as_the_average(tmp_path: Path) -> None:
+    """A model whose ``state_dict`` renames a parameter has its weights there, not their average: it is refused."""
+
+    def rename(_: nn.Module, state: dict[str, Any], *__: object) -> None:
+        state["kernel"] = state.pop("weight")
+
+    model = nn.Linear(3, 2)
+    model.register_state_dict_post_hook(rename)
+    ema = followed(model, 3, 0.9)
+    with pytest.raises(UsageError, match='state_dict has no "weight"'):
+        ema.save(tmp_path / "ema.safetensors")
+    assert listing(tmp_path) == set()
+
+
 def test_there_must_be_an_average(tmp_path: Path) -> None:
     """Before the first update there is nothing to save; a number that no average has is refused."""
     ema = EMA(nn.Linear(3, 2), 0.9)
