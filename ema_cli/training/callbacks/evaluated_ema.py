@@ -29,7 +29,6 @@ class EvaluatedEMA:
         self._options = options
         EMA(nn.Identity(), **options)  # refuses contradictions now, not when a training begins
         self.ema: EMA | None = None
-        self.is_applied = False
 
     def begin(self, model: nn.Module) -> EMA:
         """Begin an average without weights yet; forget an earlier one."""
@@ -45,6 +44,11 @@ class EvaluatedEMA:
             return None
 
     @property
+    def is_applied(self) -> bool:
+        """Whether an average is in the model now."""
+        return self.ema is not None and self.ema.is_applied
+
+    @property
     def is_sharded(self) -> bool:
         """Whether the average of this process is a part, which fits no other process."""
         ema = self.begun
@@ -58,14 +62,12 @@ class EvaluatedEMA:
         if ema is None or ema.model is not model or self.is_applied:
             return False
         ema.apply_shadow(average)
-        self.is_applied = True
         return True
 
     def restore(self) -> None:
         """Put the model's own weights back, if an average is applied."""
-        if self.ema is not None and self.is_applied:
+        if self.ema is not None and self.ema.is_applied:
             self.ema.restore()
-            self.is_applied = False
 
     @contextmanager
     def applied(self, model: nn.Module, average: int = 0) -> Iterator[None]:
