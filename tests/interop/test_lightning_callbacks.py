@@ -152,6 +152,22 @@ def test_it_agrees_with_the_callback_of_lightning(pl: Any, tmp_path: Path) -> No
     assert_weights(ema.ema.shadow, weights_of(theirs))
 
 
+def test_the_training_is_the_same_with_the_callbacks(pl: Any, tmp_path: Path) -> None:
+    """Weights after each step are bit for bit those of a training without callbacks, with dropout and shuffling."""
+    runs = []
+    averaging = ema_cli.LightningAverage(decay=DECAY, every_n_saves=1)
+    for callbacks in ([], [ema_cli.LightningEMA(decay=DECAY), averaging]):
+        net = module(pl)
+        net.net.append(nn.Dropout())
+        torch.manual_seed(1)
+        trainer = make_trainer(pl, tmp_path / str(len(runs)), *callbacks, max_steps=12, val_check_interval=2)
+        data = torch.utils.data.TensorDataset(numbers(1))
+        trainer.fit(net, torch.utils.data.DataLoader(data, batch_size=4, shuffle=True), batches(2))
+        runs.append(net.seen)
+    for expected, found in zip(*runs, strict=True):
+        assert_same(found, expected)
+
+
 def test_one_update_per_optimizer_step(pl: Any, tmp_path: Path) -> None:
     """With accumulated gradients an update is an optimizer step."""
     ema = ema_cli.LightningEMA(decay=DECAY)

@@ -106,6 +106,18 @@ def test_one_update_per_optimizer_step(tmp_path: Path) -> None:
         assert_same({name: saved[name] for name in trainer.seen[0]}, trainer.seen[step - 1])
 
 
+def test_the_training_is_the_same_with_the_callbacks(tmp_path: Path) -> None:
+    """Weights after each step are bit for bit those of a training without callbacks, with dropout and evaluations."""
+    given: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": words(8)}
+    callbacks = ema_cli.TrainerEMA(decay=DECAY), ema_cli.TrainerAverage(decay=DECAY, every_n_saves=1)
+    plain, averaged = make_trainer(tmp_path / "a", **given), make_trainer(tmp_path / "b", *callbacks, **given)
+    assert plain.model.config.resid_pdrop > 0
+    for trainer in (plain, averaged):
+        trainer.train()
+    for expected, found in zip(plain.seen, averaged.seen, strict=True):
+        assert_same(found, expected)
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_weights_return_after_an_error(by_hand: bool, tmp_path: Path) -> None:
     """If an evaluation fails, in training or by hand, the model has its own weights again, bit for bit."""

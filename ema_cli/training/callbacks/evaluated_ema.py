@@ -56,13 +56,11 @@ class EvaluatedEMA:
             return False
         return own_part(ema.model) is not None or any(isinstance(one, DTensor) for one in ema.shadow.values())
 
-    def apply(self, model: nn.Module, average: int = 0) -> bool:
-        """Put an average into the model; return whether it did: there may be none of this model, or one applied."""
+    def apply(self, model: nn.Module, average: int = 0) -> None:
+        """Put an average into the model, if there is one of this model and none is applied."""
         ema = self.begun
-        if ema is None or ema.model is not model or self.is_applied:
-            return False
-        ema.apply_shadow(average)
-        return True
+        if ema is not None and ema.model is model and not ema.is_applied:
+            ema.apply_shadow(average)
 
     def restore(self) -> None:
         """Put the model's own weights back, if an average is applied."""
@@ -72,8 +70,9 @@ class EvaluatedEMA:
     @contextmanager
     def applied(self, model: nn.Module, average: int = 0) -> Iterator[None]:
         """Apply inside a ``with`` block, also one that is inside another."""
-        is_mine = self.apply(model, average)
+        is_mine = not self.is_applied
         try:
+            self.apply(model, average)
             yield
         finally:
             if is_mine:
