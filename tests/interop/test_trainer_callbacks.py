@@ -109,12 +109,14 @@ def test_one_update_per_optimizer_step(tmp_path: Path) -> None:
 def test_the_training_is_the_same_with_the_callbacks(tmp_path: Path) -> None:
     """Weights after each step are bit for bit those of a training without callbacks, with dropout and evaluations."""
     given: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": words(8)}
-    callbacks = ema_cli.TrainerEMA(decay=DECAY), ema_cli.TrainerAverage(decay=DECAY, every_n_saves=1)
-    plain, averaged = make_trainer(tmp_path / "a", **given), make_trainer(tmp_path / "b", *callbacks, **given)
-    assert plain.model.config.resid_pdrop > 0
-    for trainer in (plain, averaged):
+    runs: list[list[State]] = []
+    averaging = ema_cli.TrainerAverage(decay=DECAY, every_n_saves=1)
+    for callbacks in ([], [ema_cli.TrainerEMA(decay=DECAY), averaging]):
+        trainer = make_trainer(tmp_path / str(len(runs)), *callbacks, **given)  # sets the seed
+        assert trainer.model.config.resid_pdrop > 0
         trainer.train()
-    for expected, found in zip(plain.seen, averaged.seen, strict=True):
+        runs.append(trainer.seen)
+    for expected, found in zip(*runs, strict=True):
         assert_same(found, expected)
 
 
