@@ -88,7 +88,9 @@ class RunAverage:
         self.report, self._averaged = None, paths
         with logged("the checkpoints were not averaged"):
             if not paths:
-                raise UsageError("the training saved none that is still there", hint="save more often")
+                raise UsageError(
+                    "the training saved none that is still there", hint="save more checkpoints, or keep more of them"
+                )
             self.report = average(paths, run=str(Path(paths[-1]).parent), **self._options)
             written = [quoted(one.output.path) for one in self.report.averages]
             logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), ", ".join(written))
@@ -101,8 +103,9 @@ class RunAverage:
 
 def _log_warnings(report: Report) -> None:
     for warning in report.warnings:
-        advice = f"; {in_keywords(warning.hint)}" if warning.hint else ""
-        logger.warning("average of the checkpoints: %s (%s)%s", warning.message, warning.code, advice)
+        hint = f"; {in_keywords(warning.hint)}" if warning.hint else ""
+        message = in_keywords(warning.message)
+        logger.warning("average of the checkpoints: %s (%s)%s", message, warning.code, hint)
 
 
 @contextmanager
