@@ -155,7 +155,7 @@ def test_it_agrees_with_the_callback_of_lightning(pl: Any, tmp_path: Path) -> No
 
 def test_the_training_is_the_same_with_the_callbacks(pl: Any, tmp_path: Path) -> None:
     """Weights after each step are bit for bit those of a training without callbacks, with dropout and shuffling."""
-    runs: list[list[State]] = []
+    runs: list[list[Weights]] = []
     averaging = ema_cli.LightningAverage(decay=DECAY, every_n_saves=1)
     for callbacks in ([], [ema_cli.LightningEMA(decay=DECAY), averaging]):
         net = module(pl)

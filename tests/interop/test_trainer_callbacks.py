@@ -110,7 +110,7 @@ def test_one_update_per_optimizer_step(tmp_path: Path) -> None:
 def test_the_training_is_the_same_with_the_callbacks(tmp_path: Path) -> None:
     """Weights after each step are bit for bit those of a training without callbacks, with dropout and evaluations."""
     given: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": words(8)}
-    runs: list[list[State]] = []
+    runs: list[list[Weights]] = []
     averaging = ema_cli.TrainerAverage(decay=DECAY, every_n_saves=1)
     for callbacks in ([], [ema_cli.TrainerEMA(decay=DECAY), averaging]):
         trainer = make_trainer(tmp_path / str(len(runs)), *callbacks, **given)  # sets the seed
