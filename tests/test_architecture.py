@@ -29,6 +29,7 @@ ALLOWED_HEAVY = {
     "fold/lanes.py": {"torch"},
     "storage/strided_read.py": {"numpy"},
     "training": {"torch"},
+    "training/callbacks/calling_trainer.py": {"transformers"},
     "training/callbacks/lightning_callbacks.py": {"lightning", "pytorch_lightning"},
     "training/callbacks/trainer_callbacks.py": {"transformers"},
     "verify/recompute.py": {"numpy"},

@@ -152,6 +152,22 @@ def test_it_agrees_with_the_callback_of_lightning(pl: Any, tmp_path: Path) -> No
     assert_weights(ema.ema.shadow, weights_of(theirs))
 
 
+def test_the_training_is_the_same_with_the_callbacks(pl: Any, tmp_path: Path) -> None:
+    """Weights after each step are bit for bit those of a training without callbacks, with dropout and shuffling."""
+    runs: list[list[State]] = []
+    averaging = ema_cli.LightningAverage(decay=DECAY, every_n_saves=1)
+    for callbacks in ([], [ema_cli.LightningEMA(decay=DECAY), averaging]):
+        net = module(pl)
+        net.net.append(nn.Dropout())
+        torch.manual_seed(1)
+        trainer = make_trainer(pl, tmp_path / str(len(runs)), *callbacks, max_steps=12, val_check_interval=2)
+        data = torch.utils.data.TensorDataset(numbers(1))
+        trainer.fit(net, torch.utils.data.DataLoader(data, batch_size=4, shuffle=True), batches(2))
+        runs.append(net.seen)
+    for expected, found in zip(*runs, strict=True):
+        assert_same(found, expected)
+
+
 def test_one_update_per_optimizer_step(pl: Any, tmp_path: Path) -> None:
     """With accumulated gradients an update is an optimizer step."""
     ema = ema_cli.LightningEMA(decay=DECAY)
@@ -192,7 +208,7 @@ def test_checkpoints_have_the_own_weights(saving: dict[str, Any], pl: Any, tmp_p
         step = checkpoint["global_step"]
         weights = {name: checkpoint["state_dict"][name] for name in net.seen[0]}
         assert_same(weights, net.seen[step - 1])
-        state = checkpoint["callbacks"]["LightningEMA{'decay': 0.75}"]
+        state = checkpoint["callbacks"]["LightningEMA"]
         assert_weights(state["averages"][0], ema_by_hand(net.seen[:step], DECAY))
 
 
@@ -229,10 +245,10 @@ def test_weights_return_after_an_error(pl: Any, tmp_path: Path) -> None:
 
 
 def test_a_resumed_training_continues_the_average(pl: Any, tmp_path: Path) -> None:
-    """The average continues from a checkpoint; a test of an earlier checkpoint uses the average in it."""
+    """The average continues from a checkpoint, however its decay is written; a test uses that of its checkpoint."""
     before, after = module(pl), module(pl)
     make_trainer(pl, tmp_path / "a", ema_cli.LightningEMA(decay=DECAY), max_steps=4).fit(before, batches(1), batches(2))
-    ema = ema_cli.LightningEMA(decay=DECAY)
+    ema = ema_cli.LightningEMA(one_minus_decay=1 - DECAY, device="cpu")
     trainer = make_trainer(pl, tmp_path / "b", ema)
     trainer.fit(after, batches(1), batches(2), ckpt_path=tmp_path / "a" / "epoch=0-step=4.ckpt")
     assert len(after.seen) == 2
@@ -265,8 +281,33 @@ def test_a_training_resumed_without_an_average(pl: Any, tmp_path: Path, caplog: 
     assert_weights(ema.ema.shadow, ema_by_hand([before.seen[-1], *after.seen], DECAY))
 
 
+def test_another_decay_begins_anew(pl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An average with another decay is not continued: the reason is logged, and the training goes on."""
+    make_trainer(pl, tmp_path / "a", ema_cli.LightningEMA(decay=0.5), max_steps=4).fit(module(pl), batches(1))
+    ema, net = ema_cli.LightningEMA(decay=DECAY), module(pl)
+    make_trainer(pl, tmp_path / "b", ema).fit(net, batches(1), ckpt_path=tmp_path / "a" / "epoch=0-step=4.ckpt")
+    assert "the average of the checkpoint is not used: the state was made with ema decay=0.5" in caplog.text
+    assert len(net.seen) == 2
+    assert ema.ema is not None
+    assert ema.ema.step == 6
+
+
+def test_a_trainer_that_continues(pl: Any, tmp_path: Path) -> None:
+    """A second ``fit`` of a trainer continues the training, the live average and the average of the checkpoints."""
+    averaging, ema = ema_cli.LightningAverage(decay=DECAY), ema_cli.LightningEMA(decay=DECAY)
+    trainer, net = make_trainer(pl, tmp_path, averaging, ema, max_steps=4), module(pl)
+    trainer.fit(net, batches(1))
+    trainer.fit_loop.epoch_loop.max_steps = 6
+    trainer.fit(net, batches(1))
+    assert len(net.seen) == 6
+    assert ema.ema is not None
+    assert_weights(ema.ema.shadow, ema_by_hand(net.seen, DECAY))
+    assert averaging.average.report is not None
+    assert [entry.step for entry in averaging.average.report.inputs] == list(STEPS)
+
+
 def test_the_averaged_module_is_written(pl: Any, tmp_path: Path) -> None:
-    """The output of each average is a checkpoint of the averaged module; a second callback is refused."""
+    """The output of each average is a checkpoint of the averaged module."""
     decays = (0.5, 0.75)
     ema = ema_cli.LightningEMA(decay=decays, output="{run}/averaged_{decay}.ckpt")
     net = module(pl)
@@ -276,8 +317,6 @@ def test_the_averaged_module_is_written(pl: Any, tmp_path: Path) -> None:
         other = module(pl)
         other.load_state_dict(torch.load(tmp_path / f"averaged_{decay}.ckpt", weights_only=True)["state_dict"])
         assert_weights(weights_of(other), ema_by_hand(net.seen, decay))
-    with pytest.raises(ema_cli.EmaAvgError, match="one LightningEMA"):
-        make_trainer(pl, tmp_path, ema, ema_cli.LightningEMA(decay=0.9)).fit(net, batches(1))
 
 
 def test_the_checkpoints_are_averaged_at_the_end(pl: Any, ema_avg: Run, tmp_path: Path) -> None:
@@ -326,6 +365,31 @@ def test_a_resumed_training_averages_earlier_checkpoints(pl: Any, tmp_path: Path
     trainer.fit(module(pl), batches(1), ckpt_path=tmp_path / "epoch=0-step=4.ckpt")
     assert averaging.average.report is not None
     assert [entry.step for entry in averaging.average.report.inputs] == list(STEPS)
+
+
+def test_the_best_checkpoints_before_the_callback_are_averaged(pl: Any, tmp_path: Path) -> None:
+    """A training resumed with the callback averages the checkpoints that were kept without it too, each step once."""
+    saving = {"monitor": "loss", "mode": "max", "save_top_k": 3, "every_n_train_steps": 2, "filename": "{loss:.3f}"}
+    given: dict[str, Any] = {"saving": saving, "val_check_interval": 2}
+    make_trainer(pl, tmp_path, **given).fit(module(pl), batches(1), batches(2))
+    steps = {torch.load(path, weights_only=True)["global_step"]: path for path in tmp_path.glob("*.ckpt")}
+    averaging = ema_cli.LightningAverage(decay=DECAY)
+    trainer = make_trainer(pl, tmp_path, averaging, **given, max_steps=7)
+    trainer.fit(module(pl), batches(1), batches(2), ckpt_path=steps[6])
+    assert averaging.average.report is not None
+    assert [entry.step for entry in averaging.average.report.inputs] == list(STEPS)
+
+
+def test_a_checkpoint_callback_is_used_again(pl: Any, tmp_path: Path) -> None:
+    """What the same ``ModelCheckpoint`` saved in an earlier training is not averaged."""
+    saving = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1)
+    averaging = ema_cli.LightningAverage(decay=DECAY)
+    for _ in range(2):
+        trainer = make_trainer(pl, tmp_path, averaging, saving, saving={"every_n_train_steps": 9})
+        trainer.fit(module(pl), batches(1))
+    assert averaging.average.report is not None
+    names = [f"epoch=0-step={step}-v1.ckpt" for step in STEPS]
+    assert [Path(entry.path).name for entry in averaging.average.report.inputs] == names
 
 
 def test_a_callback_begins_anew_with_each_training(pl: Any, tmp_path: Path) -> None:

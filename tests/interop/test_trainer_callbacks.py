@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import logging
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,6 +106,20 @@ def test_one_update_per_optimizer_step(tmp_path: Path) -> None:
         assert_same({name: saved[name] for name in trainer.seen[0]}, trainer.seen[step - 1])
 
 
+def test_the_training_is_the_same_with_the_callbacks(tmp_path: Path) -> None:
+    """Weights after each step are bit for bit those of a training without callbacks, with dropout and evaluations."""
+    given: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": words(8)}
+    runs: list[list[State]] = []
+    averaging = ema_cli.TrainerAverage(decay=DECAY, every_n_saves=1)
+    for callbacks in ([], [ema_cli.TrainerEMA(decay=DECAY), averaging]):
+        trainer = make_trainer(tmp_path / str(len(runs)), *callbacks, **given)  # sets the seed
+        assert trainer.model.config.resid_pdrop > 0
+        trainer.train()
+        runs.append(trainer.seen)
+    for expected, found in zip(*runs, strict=True):
+        assert_same(found, expected)
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_weights_return_after_an_error(by_hand: bool, tmp_path: Path) -> None:
     """If an evaluation fails, in training or by hand, the model has its own weights again, bit for bit."""
@@ -121,13 +138,16 @@ def test_weights_return_after_an_error(by_hand: bool, tmp_path: Path) -> None:
     assert_same(weights_of(trainer.model), trainer.seen[-1])
 
 
-def test_a_resumed_training_continues_the_average(tmp_path: Path) -> None:
-    """The state in a checkpoint folder, wherever it was moved, is continued; without it, the average begins anew."""
+@pytest.mark.parametrize("added", [True, False])
+def test_a_resumed_training_continues_the_average(added: bool, tmp_path: Path) -> None:
+    """The state in a checkpoint folder, wherever it was moved, is continued, also by a callback that is added later."""
     before = make_trainer(tmp_path / "before", ema_cli.TrainerEMA(decay=DECAY), max_steps=4)
     before.train()
     shutil.move(tmp_path / "before" / "checkpoint-4", tmp_path / "moved")
     ema = ema_cli.TrainerEMA(decay=DECAY)
-    after = make_trainer(tmp_path / "after", ema)
+    after = make_trainer(tmp_path / "after", *([] if added else [ema]))
+    if added:
+        after.add_callback(ema)
     after.train(resume_from_checkpoint=str(tmp_path / "moved"))
     assert len(after.seen) == 2
     assert ema.ema is not None
@@ -170,6 +190,57 @@ def test_the_best_checkpoint_has_its_average(tmp_path: Path) -> None:
     assert_weights(ema.ema.shadow, expected)
     assert_same(weights_of(trainer.model), trainer.seen[1])
     assert_weights(weights_of(type(trainer.model).from_pretrained(tmp_path / "averaged")), expected)
+
+
+def test_a_trainer_has_one_live_average(tmp_path: Path) -> None:
+    """A second one, whose state would replace that of the first in the checkpoints, is refused at once."""
+    with pytest.raises(ema_cli.EmaAvgError, match="one TrainerEMA"):
+        make_trainer(tmp_path, ema_cli.TrainerEMA(decay=0.5), ema_cli.TrainerEMA(decay=0.75))
+
+
+def test_the_output_is_not_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averaged model is never sent to the Hub in place of the model."""
+    trainer = make_trainer(tmp_path / "out", ema_cli.TrainerEMA(decay=DECAY, output=tmp_path / "averaged"))
+    pushed: list[Any] = []
+    monkeypatch.setattr(trainer, "push_to_hub", lambda **given: pushed.append(given))
+    monkeypatch.setattr(trainer, "_push_from_checkpoint", lambda _: None)
+    monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert pushed == []
+    found = type(trainer.model).from_pretrained(tmp_path / "averaged")
+    assert_weights(weights_of(found), ema_by_hand(trainer.seen, DECAY))
+
+
+def test_a_copy_of_a_trainer_evaluates_its_own_model(tmp_path: Path) -> None:
+    """A copied trainer uses its own copies, nothing keeps a trainer, and an applied average is not applied again."""
+    ema = ema_cli.TrainerEMA(decay=DECAY)
+    trainer = make_trainer(tmp_path, ema, save_strategy="no")
+    trainer.train()
+    expected = ema_by_hand(trainer.seen, DECAY)
+    assert ema.ema is not None
+    with ema.ema.applied():
+        assert trainer.evaluate(words(8))["eval_loss"] == pytest.approx(loss_of(expected, words(8)), rel=1e-5)
+    other = copy.deepcopy(trainer)
+    other.remove_callback(ema_cli.TrainerEMA)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    with_weights(other.model, zeros)
+    assert other.evaluate(words(8))["eval_loss"] == pytest.approx(loss_of(zeros, words(8)), rel=1e-5)
+    alive = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert alive() is None
+
+
+def test_trials_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a hyperparameter search states and averages are in the folder of the trial."""
+    trainer = make_trainer(tmp_path, ema_cli.TrainerEMA(decay=DECAY), ema_cli.TrainerAverage(decay=DECAY))
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)  # its trials
+    monkeypatch.setattr(trainer, "_get_output_dir", lambda trial: str(tmp_path / ("run-7" if trial else "")))
+    trainer.train(trial={"learning_rate": 0.05})
+    states = sorted(tmp_path.glob("run-7/*/ema_state.pt"))
+    assert [path.parent.name for path in states] == [f"checkpoint-{step}" for step in STEPS]
+    assert names_in(tmp_path / "run-7") >= {"ema", "ema.report.json"}
 
 
 def test_several_averages_have_their_outputs(tmp_path: Path) -> None:
@@ -230,6 +301,18 @@ def test_the_checkpoints_are_averaged_again_and_again(tmp_path: Path) -> None:
     swa = load(tmp_path / "swa.safetensors")
     states = [load(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (4, 5, 6)]
     assert_weights(swa, {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+
+
+def test_a_training_resumed_from_another_folder(tmp_path: Path) -> None:
+    """The checkpoints before the one that it resumes from are averaged, and not others in its output folder."""
+    make_trainer(tmp_path / "other", max_steps=3, save_steps=1).train()
+    make_trainer(tmp_path / "before", max_steps=4).train()
+    averaging = ema_cli.TrainerAverage(decay=DECAY)
+    trainer = make_trainer(tmp_path / "other", averaging)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "before" / "checkpoint-4"))
+    assert averaging.average.report is not None
+    names = ["before/checkpoint-2", "before/checkpoint-4", "other/checkpoint-6"]
+    assert [entry.path for entry in averaging.average.report.inputs] == [str(tmp_path / name) for name in names]
 
 
 def test_a_callback_begins_anew_with_each_training(tmp_path: Path) -> None:

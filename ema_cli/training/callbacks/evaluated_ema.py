@@ -29,7 +29,6 @@ class EvaluatedEMA:
         self._options = options
         EMA(nn.Identity(), **options)  # refuses contradictions now, not when a training begins
         self.ema: EMA | None = None
-        self.is_applied = False
 
     def begin(self, model: nn.Module) -> EMA:
         """Begin an average without weights yet; forget an earlier one."""
@@ -45,6 +44,11 @@ class EvaluatedEMA:
             return None
 
     @property
+    def is_applied(self) -> bool:
+        """Whether an average is in the model now."""
+        return self.ema is not None and self.ema.is_applied
+
+    @property
     def is_sharded(self) -> bool:
         """Whether the average of this process is a part, which fits no other process."""
         ema = self.begun
@@ -52,26 +56,23 @@ class EvaluatedEMA:
             return False
         return own_part(ema.model) is not None or any(isinstance(one, DTensor) for one in ema.shadow.values())
 
-    def apply(self, model: nn.Module, average: int = 0) -> bool:
-        """Put an average into the model; return whether it did: there may be none of this model, or one applied."""
+    def apply(self, model: nn.Module, average: int = 0) -> None:
+        """Put an average into the model, if there is one of this model and none is applied."""
         ema = self.begun
-        if ema is None or ema.model is not model or self.is_applied:
-            return False
-        ema.apply_shadow(average)
-        self.is_applied = True
-        return True
+        if ema is not None and ema.model is model and not ema.is_applied:
+            ema.apply_shadow(average)
 
     def restore(self) -> None:
         """Put the model's own weights back, if an average is applied."""
-        if self.ema is not None and self.is_applied:
+        if self.ema is not None and self.ema.is_applied:
             self.ema.restore()
-            self.is_applied = False
 
     @contextmanager
     def applied(self, model: nn.Module, average: int = 0) -> Iterator[None]:
         """Apply inside a ``with`` block, also one that is inside another."""
-        is_mine = self.apply(model, average)
+        is_mine = not self.is_applied
         try:
+            self.apply(model, average)
             yield
         finally:
             if is_mine:

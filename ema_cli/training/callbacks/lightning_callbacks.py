@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ema_cli.api import Numbers, StrPath
-from ema_cli.errors import UsageError
+from ema_cli.errors import EmaAvgError
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import fill_output_name, run_fields
+from ema_cli.storage.extents import LayoutPool
 from ema_cli.training.callbacks.evaluated_ema import EvaluatedEMA
 from ema_cli.training.callbacks.run_average import RunAverage, logged, stand_in
 from ema_cli.training.live.ema import EMA
@@ -60,6 +63,8 @@ class LightningAverage(Callback):  # type: ignore[misc]
         super().__init__()
         self.average = RunAverage(output=output, every_n_saves=every_n_saves, decay=decay, **options)
         self._output = os.fspath(output)
+        self._foreign: list[str] = []
+        """What ``ModelCheckpoint`` saved in an earlier training, if it is used again."""
 
     @property
     def state_key(self) -> str:
@@ -75,9 +80,16 @@ class LightningAverage(Callback):  # type: ignore[misc]
         self.average.begin(state_dict["saved"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget an earlier training."""
-        if stage == "fit":
+        """Forget an earlier training, unless the trainer continues it."""
+        if stage == "fit" and not trainer.global_step:
             self.average.begin({})
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find what was saved before a checkpoint without a state of this callback that the training resumes from."""
+        self._foreign = [] if trainer.global_step else _kept(trainer)
+        for path in _kept(trainer) if trainer.global_step else ():
+            if path not in self.average.saved:
+                self.average.add(path, _step_inside(Path(path), trainer.global_step))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note what was saved since the last batch, and is complete now."""
@@ -89,10 +101,29 @@ class LightningAverage(Callback):  # type: ignore[misc]
         self.average.write()
 
     def _add_saved(self, trainer: Any) -> None:
-        for saving in trainer.checkpoint_callbacks:
-            for path in (getattr(saving, "best_model_path", ""), *getattr(saving, "best_k_models", ())):
-                if path:
-                    self.average.add(path, trainer.global_step)
+        for path in _kept(trainer):
+            if path not in self._foreign:
+                self.average.add(path, trainer.global_step)
+
+
+def _kept(trainer: Any) -> list[str]:
+    """Return the checkpoints that the ``ModelCheckpoint`` callbacks of a trainer have and keep."""
+    paths = [
+        path
+        for saving in trainer.checkpoint_callbacks
+        for path in (getattr(saving, "best_model_path", ""), *getattr(saving, "best_k_models", ()))
+    ]
+    return [path for path in paths if path]
+
+
+def _step_inside(path: Path, otherwise: int) -> int:
+    """Return the step that a checkpoint states."""
+    try:
+        checkpoint = open_checkpoint(path, pool=LayoutPool())
+    except EmaAvgError:
+        return otherwise
+    checkpoint.index.close()
+    return checkpoint.steps[0].value if checkpoint.steps else otherwise
 
 
 class LightningEMA(Callback):  # type: ignore[misc]
@@ -118,24 +149,19 @@ class LightningEMA(Callback):  # type: ignore[misc]
 
     def __init__(self, decay: Numbers = (), *, output: StrPath | None = None, **options: Any) -> None:
         super().__init__()
-        self._options = {"decay": decay, **options}
-        self._live = EvaluatedEMA(self._options)
+        self._live = EvaluatedEMA({"decay": decay, **options})
         self._output = output
         self._loaded: Mapping[str, Any] | None = None
         """The state in a checkpoint, until the module is on its device."""
+        self._is_loaded = False
+        """Whether the average is that of the weights which this run of the trainer began with."""
         self._last_step = 0
         """Optimizer steps at the last update."""
-        self._stage = ""
 
     @property
     def ema(self) -> EMA | None:
         """The EMA of the training; ``None`` before it."""
         return self._live.ema
-
-    @property
-    def state_key(self) -> str:
-        """The name of the state in checkpoints: one for each average."""
-        return f"{type(self).__qualname__}{self._options}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the average; nothing before it begins, or if a process has only a part of it."""
@@ -149,11 +175,10 @@ class LightningEMA(Callback):  # type: ignore[misc]
         self._loaded = state_dict
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Forget the average of an earlier training."""
-        if any(isinstance(other, LightningEMA) and other is not self for other in trainer.callbacks):
-            raise UsageError("a trainer has one LightningEMA", hint="give it several decays: decay=(0.99, 0.999)")
-        self._stage, self._loaded = stage, None
-        if stage == "fit":
+        """Forget the average of an earlier training, unless the trainer continues it."""
+        self._loaded, self._is_loaded = None, False
+        is_continued = trainer.global_step and self.ema is not None and self.ema.model is pl_module
+        if stage == "fit" and not is_continued:
             self._live.begin(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -161,16 +186,19 @@ class LightningEMA(Callback):  # type: ignore[misc]
         self._load(trainer, pl_module)
         self._last_step = trainer.global_step
         if self.ema is not None and self._live.begun is None and trainer.global_step:
-            logger.warning("the EMA begins anew at step %d: the checkpoint has none", trainer.global_step)
-            self.ema.register(trainer.global_step)
+            logger.warning("the EMA begins anew at step %d", self._last_step)
+            self.ema.register(self._last_step)
 
     def _load(self, trainer: Any, pl_module: Any) -> None:
-        """Take the average of the checkpoint that was loaded; none, if weights were loaded without one."""
-        if self._loaded is None and (self._stage == "fit" or not trainer.ckpt_path):
+        """Take the average of the checkpoint that was loaded, once; none, if weights were loaded without one."""
+        if self._is_loaded:
             return
-        ema = self._live.begin(pl_module)
-        if self._loaded is not None:
-            ema.load_state_dict(self._loaded)
+        self._is_loaded = True
+        if self._loaded is not None or trainer.ckpt_path:
+            self._live.begin(pl_module)
+        if self._loaded is not None and self.ema is not None:
+            with logged("the average of the checkpoint is not used"):
+                self.ema.load_state_dict(self._loaded)
         self._loaded = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ema_cli.api import StrPath, average, keywords_in_errors, make_options
+from ema_cli.api import StrPath, average, in_keywords, keywords_in_errors, make_options
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.report.model import Report
 from ema_cli.text import plural, quoted
@@ -88,7 +88,9 @@ class RunAverage:
         self.report, self._averaged = None, paths
         with logged("the checkpoints were not averaged"):
             if not paths:
-                raise UsageError("the training saved none that is still there", hint="save more often")
+                raise UsageError(
+                    "the training saved none that is still there", hint="save more checkpoints, or keep more of them"
+                )
             self.report = average(paths, run=str(Path(paths[-1]).parent), **self._options)
             written = [quoted(one.output.path) for one in self.report.averages]
             logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), ", ".join(written))
@@ -101,7 +103,9 @@ class RunAverage:
 
 def _log_warnings(report: Report) -> None:
     for warning in report.warnings:
-        logger.warning("average of the checkpoints: %s (%s)", warning.message, warning.code)
+        hint = f"; {in_keywords(warning.hint)}" if warning.hint else ""
+        message = in_keywords(warning.message)
+        logger.warning("average of the checkpoints: %s (%s)%s", message, warning.code, hint)
 
 
 @contextmanager

@@ -5,26 +5,26 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from pickle import UnpicklingError
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ema_cli.api import Numbers, StrPath
-from ema_cli.errors import EmaAvgError
+from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.text import quoted
+from ema_cli.training.callbacks.calling_trainer import resumed_from, run_folder, trainer_of
 from ema_cli.training.callbacks.evaluated_ema import EvaluatedEMA
 from ema_cli.training.callbacks.run_average import RunAverage, logged, stand_in
 from ema_cli.training.live.ema import EMA
 
 try:
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
 except ImportError as missing:
     TrainerCallback = stand_in(missing, "pip install 'transformers[torch]'")
 
@@ -68,11 +68,14 @@ class TrainerAverage(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Forget an earlier training; find the checkpoints before the one that this training resumes from."""
-        self.average.begin(dict(_checkpoints(Path(args.output_dir), up_to=state.global_step)))
+        self.average.begin({})
+        if (resumed := resumed_from(self)) is not None:
+            earlier = _checkpoints(resumed.parent, before=state.global_step)
+            self.average.begin({**dict(earlier), str(resumed): state.global_step})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note a checkpoint, which is complete now."""
-        self.average.add(str(_checkpoint(args, state)), state.global_step)
+        self.average.add(str(_checkpoint(self, args, state)), state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the average."""
@@ -104,9 +107,6 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         super().__init__()
         self._live = EvaluatedEMA({"decay": decay, **options})
         self._output = output
-        self._trainer: Any = None
-        self._resumed: Any = None
-        """What ``Trainer.train`` was given to resume from."""
 
     @property
     def ema(self) -> EMA | None:
@@ -114,16 +114,24 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         return self._live.ema
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Find the trainer."""
-        self._join(_caller())
+        """Let the evaluations of the trainer use the average."""
+        self._join(trainer_of(self))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
         """Begin an average, or continue that of the checkpoint."""
-        self._join(_caller())
+        self._join(trainer_of(self))
         ema = self._live.begin(model)
         if state.global_step:
-            given = self._resumed if isinstance(self._resumed, str | os.PathLike) else None
-            self._continue(ema, Path(given or _checkpoint(args, state)), args, state)
+            self._continue(ema, resumed_from(self) or _checkpoint(self, args, state), args, state)
+
+    def _join(self, trainer: Any) -> None:
+        if trainer is None:
+            return
+        if sum(isinstance(one, TrainerEMA) for one in trainer.callback_handler.callbacks) > 1:
+            raise UsageError("a trainer has one TrainerEMA", hint="give it several decays: decay=(0.99, 0.999)")
+        evaluate = trainer.evaluation_loop
+        if getattr(evaluate, "func", None) is not _evaluate:
+            trainer.evaluation_loop = functools.partial(_evaluate, trainer, evaluate)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Average the weights of an optimizer step."""
@@ -134,7 +142,7 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         """Write the state of the average into the checkpoint; under FSDP each process its own part."""
         ema = self._live.begun
         if ema is not None and (self._live.is_sharded or state.is_world_process_zero):
-            path = _checkpoint(args, state) / (_part(args) if self._live.is_sharded else EMA_FILE)
+            path = _checkpoint(self, args, state) / (_part(args) if self._live.is_sharded else EMA_FILE)
             with logged(f"the state of the EMA was not written to {quoted(str(path))}"):
                 torch.save(ema.state_dict(), path.with_suffix(".tmp"))
                 path.with_suffix(".tmp").replace(path)
@@ -148,12 +156,14 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
             self._continue(ema, Path(state.best_model_checkpoint), args, state)
         if self._output is not None:
             with logged("the averaged model was not written"):
-                self._write(ema, os.fspath(self._output), run_fields(args.output_dir))
+                self._write(ema, os.fspath(self._output), args)
 
-    def _write(self, ema: EMA, output: str, fields: Mapping[str, object]) -> None:
+    def _write(self, ema: EMA, output: str, args: Any) -> None:
+        trainer, run = trainer_of(self), run_fields(str(run_folder(self, args)))
         for number, method in enumerate(ema.methods):
             with self._live.applied(ema.model, number):
-                self._trainer.save_model(fill_output_name(output, {**method.name_fields(), **fields}))
+                folder = fill_output_name(output, {**method.name_fields(), **run})
+                trainer.save_model(folder, _internal_call=True)  # as for a checkpoint: nothing is pushed to the Hub
 
     def _continue(self, ema: EMA, checkpoint: Path, args: Any, state: Any) -> None:
         """Load the average from a checkpoint, or begin with the weights that the model has now."""
@@ -165,36 +175,18 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
             logger.warning("the EMA begins anew at step %d: %s", state.global_step, error)
             ema.register(state.global_step)
 
-    def _join(self, trainer: Any) -> None:
-        """Let the evaluations and predictions of a trainer use the average."""
-        if trainer is None or trainer is self._trainer:
-            return
-        self._trainer = trainer
-        evaluate, train = trainer.evaluation_loop, trainer.train
-
-        @functools.wraps(evaluate)
-        def evaluate_average(*arguments: Any, **keywords: Any) -> Any:
-            if self not in trainer.callback_handler.callbacks:  # removed
-                return evaluate(*arguments, **keywords)
-            with self._live.applied(trainer.model):
-                return evaluate(*arguments, **keywords)
-
-        @functools.wraps(train)
-        def train_from(*arguments: Any, **keywords: Any) -> Any:
-            self._resumed = keywords.get("resume_from_checkpoint", arguments[0] if arguments else None)
-            return train(*arguments, **keywords)
-
-        trainer.evaluation_loop, trainer.train = evaluate_average, train_from
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Put the average into the model inside a ``with`` block, if there is one of this model."""
+        return self._live.applied(model)
 
 
-def _caller() -> Any:
-    """Return the trainer that calls a callback: it passes itself to none of them."""
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - the documented way to the callers
-    while frame is not None:
-        if isinstance(found := frame.f_locals.get("self"), Trainer):
-            return found
-        frame = frame.f_back
-    return None
+def _evaluate(trainer: Any, evaluate: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Run ``Trainer.evaluation_loop`` with the average in the model, if the callback has not been removed."""
+    with ExitStack() as applied:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TrainerEMA):
+                applied.enter_context(callback.applied(trainer.model))
+        return evaluate(*arguments, **keywords)
 
 
 def _part(args: Any) -> str:
@@ -202,14 +194,14 @@ def _part(args: Any) -> str:
     return f"ema_state_{args.process_index}_of_{args.world_size}.pt"
 
 
-def _checkpoint(args: Any, state: Any) -> Path:
+def _checkpoint(callback: TrainerCallback, args: Any, state: Any) -> Path:
     """Return the folder of the checkpoint of the current step."""
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    return run_folder(callback, args) / f"checkpoint-{state.global_step}"
 
 
-def _checkpoints(folder: Path, *, up_to: int) -> Iterator[tuple[str, int]]:
-    """Yield the checkpoints of a run up to a step, with their steps."""
+def _checkpoints(folder: Path, *, before: int) -> Iterator[tuple[str, int]]:
+    """Yield the checkpoints of a run before a step, with their steps."""
     for path in folder.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
-        if step.isdecimal() and int(step) <= up_to:
+        if step.isdecimal() and int(step) < before:
             yield str(path), int(step)

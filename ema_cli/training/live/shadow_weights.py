@@ -30,6 +30,11 @@ class ShadowWeights(ABC):
         """Return the tensors of one average, by the names of the model's tensors."""
 
     @property
+    def is_applied(self) -> bool:
+        """Whether an average is in the model now."""
+        return self._replaced is not None
+
+    @property
     def shadow(self) -> dict[str, torch.Tensor]:
         """The first average, by the names of the model's tensors."""
         return self.average_of(0)
