@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,55 @@ def test_an_interrupted_restore_can_be_repeated() -> None:
         ema.restore()
     ema.restore()
     assert_equal(weights_of(model), history[-1])
+
+
+def test_ctrl_c_while_the_weights_return() -> None:
+    """It acts when all of them are back, and the next call works."""
+    model, ema, history = made()
+    copied: list[str] = []
+
+    def interrupt(name: str, _: tuple[Any, ...]) -> None:
+        copied.extend([name] if name == "_foreach_copy_" else [])
+        if name == "_foreach_copy_" and len(copied) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), Watch(interrupt), ema.applied():
+        assert len(copied) == 1
+    assert len(copied) == 2
+    assert_equal(weights_of(model), history[-1])
+    ema.update()
+
+
+@pytest.mark.parametrize("call", ["update", "register", "apply_shadow"])
+def test_a_second_ema_of_the_model_waits(call: str) -> None:
+    """It neither averages an average, nor takes one for the model's own weights."""
+    model, first, history = made()
+    second = EMA(nn.DataParallel(model), 0.9)
+    second.register()
+    before = copy.deepcopy(second.shadow)
+    with first.applied(), pytest.raises(UsageError, match=rf"{call}\(\) while an average is applied"):
+        getattr(second, call)()
+    assert_equal(second.shadow, before)
+    assert_equal(weights_of(model), history[-1])
+    getattr(second, call)()
+
+
+def test_a_lost_ema_blocks_nothing() -> None:
+    """An EMA that is gone while its average is applied leaves that as the model's weights."""
+    model, ema, _ = made()
+    ema.apply_shadow()
+    del ema
+    EMA(model, 0.5).register()
+
+
+def test_what_is_read_and_cannot_be_set() -> None:
+    """Values that would have no effect, or let time run backwards, cannot be set by mistake."""
+    _, ema, _ = made((0.9, 0.99))
+    assert (ema.decay, ema.step) == (0.9, 5)
+    assert EMA(nn.Linear(1, 1), method="uniform").decay is None
+    for name in ("decay", "step", "shadow"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(ema, name, 0)
 
 
 def test_the_block_may_be_left_early_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -67,3 +68,9 @@ def test_an_average_that_there_is_not(average: Any) -> None:
     for call in (ema.average_of, ema.apply_shadow, ema.average_model, lambda one: ema.applied(one).__enter__()):
         with pytest.raises(UsageError, match="average="):
             call(average)
+
+
+@pytest.mark.parametrize("number", [np.array(0.5), np.float32(0.5), torch.tensor(0.5), "0.5"], ids=repr)
+def test_numbers_of_other_libraries(number: Any) -> None:
+    """A number in an array without dimensions is a number."""
+    assert EMA(nn.Linear(2, 2), number).decay == 0.5

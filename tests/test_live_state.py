@@ -222,6 +222,7 @@ def missing(key: str) -> Callable[[dict[str, Any]], Any]:
         changed("cohorts", 0, "first_step", to=-1),
         changed("cohorts", 0, "last_step", to=None),
         changed("cohorts", 0, "updates", to=0),
+        changed("cohorts", 0, "updates", to=4),
         changed("cohorts", 0, "updates", to=1.5),
     ],
 )

@@ -332,6 +332,21 @@ def test_parametrized_modules(parametrize: Callable[[nn.Module], nn.Module]) -> 
     torch.testing.assert_close(ema.average_model()(inputs), expected)
 
 
+def test_a_sparse_parameter() -> None:
+    """It is refused when it is first seen; what is averaged already is not folded."""
+    model = nn.ModuleList([nn.Linear(2, 2)])
+    ema = EMA(model, 0.5)
+    ema.register()
+    before = copy.deepcopy(ema.shadow)
+    odd = nn.Module()
+    odd.weight = nn.Parameter(torch.eye(3).to_sparse())
+    model.append(odd)
+    move_weights(nn.ModuleList([model[0]]), 0)
+    with pytest.raises(UsageError, match=r'"1\.weight" is sparse'):
+        ema.update()
+    assert_equal(ema.shadow, before)
+
+
 @pytest.mark.parametrize("model", [nn.LazyLinear(3), nn.Linear(3, 3, device="meta")], ids=["lazy", "meta"])
 def test_parameters_without_values(model: nn.Module) -> None:
     """The error says what to do first; what was registered before stays."""

@@ -178,6 +178,20 @@ def test_names_that_do_not_fit_are_refused(name: str, words: str, tmp_path: Path
     assert not listing(tmp_path)
 
 
+def test_a_renamed_parameter_is_not_saved_as_the_average(tmp_path: Path) -> None:
+    """A model whose ``state_dict`` renames a parameter has its weights there, not their average: it is refused."""
+
+    def rename(_: nn.Module, state: dict[str, Any], *__: object) -> None:
+        state["kernel"] = state.pop("weight")
+
+    model = nn.Linear(3, 2)
+    model.register_state_dict_post_hook(rename)
+    ema = followed(model, 3, 0.9)
+    with pytest.raises(UsageError, match='state_dict has no "weight"'):
+        ema.save(tmp_path / "ema.safetensors")
+    assert listing(tmp_path) == set()
+
+
 def test_there_must_be_an_average(tmp_path: Path) -> None:
     """Before the first update there is nothing to save; a number that no average has is refused."""
     ema = EMA(nn.Linear(3, 2), 0.9)
@@ -350,6 +364,8 @@ class Grown(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(layers))
         self.norm = nn.BatchNorm1d(3)
+        self.empty = nn.Parameter(torch.empty(0, 3))
+        self.scale = nn.Parameter(torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("given", METHODS.values(), ids=METHODS)
@@ -459,6 +475,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty list": (changed(averaged="[]"), "metadata of .* are damaged"),
     "no number": (changed(averaged=group(updates=True)), "metadata of .* are damaged"),
     "no updates": (changed(averaged=group(updates=0)), "metadata of .* are damaged"),
+    "too many updates": (changed(averaged=group(updates=3)), "metadata of .* are damaged"),
+    "nothing averaged": (changed(averaged=group(tensors=[])), "metadata of .* are damaged"),
     "negative": (changed(averaged=group(first_step=-1)), "metadata of .* are damaged"),
     "huge": (changed(averaged=group(last_step=10**30)), "metadata of .* are damaged"),
     "backwards": (changed(averaged=group(first_step=3)), "metadata of .* are damaged"),

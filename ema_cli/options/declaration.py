@@ -130,7 +130,9 @@ class Option:
         if self.kind == "pairs" and isinstance(value, Mapping):
             return dict(value)
         if self.many:
-            several = value if isinstance(value, Iterable) and not isinstance(value, str | os.PathLike) else (value,)
+            is_number = getattr(value, "ndim", None) == 0  # numpy and torch have numbers that look iterable
+            is_one = is_number or isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+            several = (value,) if is_one else value
             return (dict if self.kind == "pairs" else tuple)(self._read_one(one) for one in several)
         if self.kind == "list" and not isinstance(value, str):
             return tuple(value)

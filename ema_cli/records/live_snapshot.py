@@ -92,9 +92,15 @@ class LiveSnapshot:
         names = [name for one in averaged for name in one.tensors]
         if method is None or not averaged or len(set(names)) != len(names):
             raise ValueError("metadata")
-        if any(not one.first_step <= one.last_step <= step for one in averaged):
-            raise ValueError("steps")
+        for one in averaged:
+            if not possible_steps(one.first_step, one.last_step, one.updates, step):
+                raise ValueError("steps")
         return cls(method=method, step=step, averaged=averaged)
+
+
+def possible_steps(first_step: int, last_step: int, updates: int, step: int) -> bool:
+    """Return whether an average of ``step`` can have so many weights between these steps."""
+    return first_step <= last_step <= step and 1 <= updates <= last_step - first_step + 1
 
 
 def read_snapshot(path: Location, metadata: Mapping[str, str]) -> LiveSnapshot:
@@ -130,15 +136,12 @@ def method_of_snapshot(metadata: Mapping[str, str]) -> Method | None:
 
 def _averaged(entry: Any) -> AveragedTensors:  # noqa: ANN401 - JSON of a file
     names = entry["tensors"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError("tensors")
-    updates = _step(entry["updates"])
-    if not updates:
-        raise ValueError("updates")
     return AveragedTensors(
         first_step=_step(entry["first_step"]),
         last_step=_step(entry["last_step"]),
-        updates=updates,
+        updates=_step(entry["updates"]),
         tensors=tuple(names),
     )
 

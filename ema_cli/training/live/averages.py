@@ -36,11 +36,12 @@ class Cohort:
     averages: tuple[dict[str, torch.Tensor], ...]
     """For each method, the average of each tensor by its name; shapes as in the model."""
 
-    def drop_others(self, names: Mapping[str, object]) -> None:
-        """Forget the averages of tensors that the model no longer has."""
+    def keep(self, names: Mapping[str, object]) -> bool:
+        """Forget the averages of tensors that the model no longer has; return whether there are any left."""
         for name in self.averages[0].keys() - names.keys():
             for average in self.averages:
                 del average[name]
+        return bool(self.averages[0])
 
     def fold(self, new: list[torch.Tensor], methods: Sequence[Method], step: int) -> None:
         """Fold the weights of ``step``, ``held`` in the order of the averages, into them."""

@@ -21,7 +21,7 @@ from ema_cli.training.live.ema_options import (
     usable_device,
     whole_number,
 )
-from ema_cli.training.live.ema_state import cohorts_from, position_from, state_of
+from ema_cli.training.live.ema_state import cohorts_from, part_of, position_from, state_of
 from ema_cli.training.live.fsdp import own_part
 from ema_cli.training.live.model_tensors import BufferRule, averaged_tensors, parameters_of
 from ema_cli.training.live.shadow_weights import ShadowWeights
@@ -109,13 +109,22 @@ class EMA(ShadowWeights):
         super().__init__(model_of(model))
         self.methods = live_methods(weighting)
         self.every = whole_number("every", every, least=1)
-        self.step = 0
-        """Training steps so far: calls of ``update``, and those before ``register(step=...)``."""
+        self._step = 0
         self._buffers = buffer_rule("buffers", buffers)
         self._batchnorm = buffer_rule("batchnorm", batchnorm)
         self._dtype = float_type(dtype)
         self._device = usable_device(device)
         self._cohorts: list[Cohort] = []
+
+    @property
+    def step(self) -> int:
+        """Training steps so far: calls of ``update``, and those before ``register(step=...)``."""
+        return self._step
+
+    @property
+    def decay(self) -> float | None:
+        """The decay d of one step of the first average; ``None`` if its method has none."""
+        return None if (decay := self.methods[0].decay) is None else decay.value
 
     def register(self, step: int = 0) -> None:
         """Begin the averages with the current weights, those after ``step`` training steps; forget earlier ones.
@@ -127,7 +136,7 @@ class EMA(ShadowWeights):
         self._refuse_applied("register")
         step = whole_number("step", step, least=0)
         self._cohorts = self._begun(self._current(known=()), step)
-        self.step = step
+        self._step = step
 
     def update(self) -> None:
         """Count one training step and fold its weights into the averages; to be called after ``optimizer.step()``.
@@ -138,18 +147,16 @@ class EMA(ShadowWeights):
 
         """
         self._refuse_applied("update")
-        step = self.step + 1
+        step = self._step + 1
         if step % self.every == 0:
             self._fold(step)
-        self.step = step
+        self._step = step
 
     def _fold(self, step: int) -> None:
         """Fold the current weights into the averages; nothing is changed before all of them are known to fit."""
         known = {name for cohort in self._cohorts for name in cohort.averages[0]}
         current = self._current(known)
-        for cohort in self._cohorts:
-            cohort.drop_others(current)
-        self._cohorts = [cohort for cohort in self._cohorts if cohort.averages[0]]
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.keep(current)]
         new = [held(current, cohort.averages[0]) for cohort in self._cohorts]
         joining = self._begun({name: tensor for name, tensor in current.items() if name not in known}, step)
         for cohort, tensors in zip(self._cohorts, new, strict=True):
@@ -182,7 +189,7 @@ class EMA(ShadowWeights):
 
         The tensors are the averages themselves, not copies; distributed ones are for ``torch.distributed.checkpoint``.
         """
-        state = state_of(self.methods, self.step, self._cohorts)
+        state = state_of(self.methods, self._step, self._cohorts)
         part = own_part(self.model)
         return state if part is None else {part: state}
 
@@ -195,18 +202,12 @@ class EMA(ShadowWeights):
 
         """
         self._refuse_applied("load_state_dict")
-        part = own_part(self.model)
-        if part is not None and part not in (state or ()):
-            raise UsageError(
-                f"the state has no part of {part}",
-                hint="under FullyShardedDataParallel each process loads what it saved, as many as there were",
-            )
-        state = state if part is None else state[part]
+        state = part_of(state, own_part(self.model))
         step = position_from(state, self.methods)
         averaged = self._current(known=parameters_of(self.model))
         count, dtype, device = len(self.methods), self._dtype, self._device
         self._cohorts = cohorts_from(state, averaged, averages=count, dtype=dtype, device=device)
-        self.step = step
+        self._step = step
 
     def save(self, path: StrPath, average: int | None = None, *, force: bool = False) -> tuple[Path, ...]:
         """Write every tensor of the model's ``state_dict``, averages in their own types in place; return the paths.
@@ -226,7 +227,7 @@ class EMA(ShadowWeights):
         """
         self.average_of(average or 0)
         chosen = dict(enumerate(self.methods)) if average is None else {average: self.methods[average]}
-        return save_snapshots(path, self.model, chosen, self._cohorts, step=self.step, force=force)
+        return save_snapshots(path, self.model, chosen, self._cohorts, step=self._step, force=force)
 
     def load(self, path: StrPath) -> None:
         """Continue from what ``save`` wrote to ``path``, on any device; the weights of the model are not changed.

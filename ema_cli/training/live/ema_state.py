@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ema_cli.errors import UsageError
+from ema_cli.records.live_snapshot import possible_steps
 from ema_cli.text import plural, quoted, safe_text, shortlist
 from ema_cli.training.live.averages import Cohort, average_dtype, cohorts_of, held
 from ema_cli.training.live.model_tensors import as_sharded
@@ -16,6 +17,8 @@ from ema_cli.weights.methods import DECAYS, Method
 
 _SAME = 1e-9
 """Relative difference below which two values of 1 - d are the same, written in different ways."""
+
+_UNSHOWN = ("name", "one_minus_decay", "per")
 
 
 def state_of(methods: Sequence[Method], step: int, cohorts: Sequence[Cohort]) -> dict[str, Any]:
@@ -42,6 +45,21 @@ def state_of(methods: Sequence[Method], step: int, cohorts: Sequence[Cohort]) ->
     }
 
 
+def part_of(state: Any, part: str | None) -> Any:  # noqa: ANN401 - untrusted
+    """Return the part of a state that has this name; the state itself if there is none.
+
+    Raises:
+        ema_cli.errors.UsageError: the state has no such part.
+
+    """
+    if part is not None and part not in (state or ()):
+        raise UsageError(
+            f"the state has no part of {part}",
+            hint="under FullyShardedDataParallel each process loads what it saved, as many as there were",
+        )
+    return state if part is None else state[part]
+
+
 def position_from(state: object, methods: Sequence[Method]) -> int:
     """Return the training step of a state.
 
@@ -56,7 +74,10 @@ def position_from(state: object, methods: Sequence[Method]) -> int:
         raise _malformed('"methods" has another form')
     own = [method.plain() for method in methods]
     if len(saved) != len(own) or not all(map(_same_method, saved, own)):
-        raise UsageError(f"the state was made with {_words(saved)}, and this EMA has {_words(own)}")
+        raise UsageError(
+            f"the state was made with {in_words(saved)}, and this EMA has {in_words(own)}",
+            hint="make the EMA with the same options, or begin a new average with register()",
+        )
     return _count(state, "step")
 
 
@@ -93,11 +114,13 @@ def cohorts_from(
         if not names or not all(isinstance(name, str) for name in names) or seen.intersection(names):
             raise _malformed('"cohorts" has another form')
         seen.update(names)
-        _refuse_missing(names, averaged, "the model has no {} to average", "it is another model, or averages buffers")
+        _refuse_missing(
+            names, averaged, "the model has no {} to average", "it is of another model, or of an EMA of other buffers"
+        )
         begun = [_tensors(one, names, averaged, dtype=dtype, device=device) for one in saved]
         times = {name: _count(group, name) for name in ("first_step", "last_step", "updates")}
-        if not (times["first_step"] <= times["last_step"] <= _count(state, "step") and times["updates"]):
-            raise _malformed('the steps of "cohorts" are not in order')
+        if not possible_steps(**times, step=_count(state, "step")):
+            raise _malformed('the steps of "cohorts" contradict each other')
         cohorts += cohorts_of(begun, **times)
     return cohorts
 
@@ -160,13 +183,10 @@ def _same_method(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     return same_decay and all(saved.get(key) == value for key, value in own.items() if key not in DECAYS)
 
 
-def _words(methods: Sequence[Mapping[str, Any]]) -> str:
+def in_words(methods: Sequence[Mapping[str, Any]]) -> str:
     """Return methods as text: ``ema decay=0.999 init=first``."""
-    return " and ".join(
-        safe_text(
-            " ".join(
-                [str(one.get("name")), *(f"{key}={value}" for key, value in one.items() if value and key != "name")]
-            )
-        )
+    shown = [
+        [str(one.get("name")), *(f"{key}={value}" for key, value in one.items() if value and key not in _UNSHOWN)]
         for one in methods
-    )
+    ]
+    return " and ".join(safe_text(" ".join(words)) for words in shown)

@@ -93,7 +93,7 @@ def as_sharded(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_incomplete(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise if this process holds no weights of a tensor: only a summand of them, or a piece that has no shape.
+    """Raise if this process holds no dense weights of a tensor: only a summand of them, or a piece without a shape.
 
     Raises:
         ema_cli.errors.UsageError: so it is.
@@ -105,6 +105,8 @@ def refuse_incomplete(tensors: Mapping[str, torch.Tensor]) -> None:
                 f"{quoted(name)} is not a weight, but a partial result on each process (DTensor placement Partial)",
                 hint="redistribute it to Shard or Replicate",
             )
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            raise UsageError(f"{quoted(name)} is sparse or nested, which cannot be averaged", hint="make it dense")
         if hasattr(tensor, "ds_id"):
             raise UsageError(
                 f"DeepSpeed ZeRO stage 3 holds {quoted(name)} in pieces, which cannot be averaged during training",

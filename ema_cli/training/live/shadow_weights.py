@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -15,6 +16,10 @@ from ema_cli.text import quoted, safe_text, shortlist
 from ema_cli.training.live.averages import copies_of, copy_into, fits, held
 from ema_cli.training.live.fsdp import refuse_copy
 from ema_cli.training.live.model_tensors import local, tensors_of, unwrapped
+from ema_cli.write.held_signals import held_signals
+
+_APPLIED: WeakValueDictionary[int, ShadowWeights] = WeakValueDictionary()
+"""By the ``id`` of a model, what replaced its weights: a second EMA of the model must wait until they are back."""
 
 
 class ShadowWeights(ABC):
@@ -36,7 +41,10 @@ class ShadowWeights(ABC):
 
     @property
     def shadow(self) -> dict[str, torch.Tensor]:
-        """The first average, by the names of the model's tensors."""
+        """The first average, by the names of the model's tensors: a new dict, but the tensors themselves, not copies.
+
+        So a tensor is set by ``ema.shadow[name].copy_(new)``; a tensor that is put into the dict changes nothing.
+        """
         return self.average_of(0)
 
     def apply_shadow(self, average: int = 0) -> None:
@@ -55,6 +63,7 @@ class ShadowWeights(ABC):
         places = self._places(averaged)
         held(places, {name: averaged[name] for name in places})
         self._replaced = copies_of(places)
+        _APPLIED[id(unwrapped(self.model))] = self
         try:
             copy_into(places, averaged)
         except BaseException:
@@ -62,7 +71,7 @@ class ShadowWeights(ABC):
             raise
 
     def restore(self) -> None:
-        """Put the model's own weights back, bit for bit.
+        """Put the model's own weights back, bit for bit; Ctrl-C waits until they are.
 
         Raises:
             ema_cli.errors.UsageError: no average is applied; or a tensor was removed or resized since, and all others
@@ -71,10 +80,12 @@ class ShadowWeights(ABC):
         """
         if self._replaced is None:
             raise UsageError("no average is applied", hint="call apply_shadow() first, or use: with ema.applied():")
-        own, now = self._replaced, self._places(self._replaced)
-        places = {name: place for name, place in now.items() if fits(local(place), own[name])}
-        copy_into(places, own)
-        self._replaced = None
+        with held_signals():
+            own, now = self._replaced, self._places(self._replaced)
+            places = {name: place for name, place in now.items() if fits(local(place), own[name])}
+            copy_into(places, own)
+            self._replaced = None
+            _APPLIED.pop(id(unwrapped(self.model)), None)
         if lost := [quoted(name) for name in own if name not in places]:
             raise UsageError(f"removed or resized while an average was applied, so not restored: {shortlist(lost)}")
 
@@ -116,5 +127,5 @@ class ShadowWeights(ABC):
         return {name: own[name] for name in names if name in own}
 
     def _refuse_applied(self, call: str) -> None:
-        if self._replaced is not None:
+        if self._replaced is not None or id(unwrapped(self.model)) in _APPLIED:
             raise UsageError(f"{call}() while an average is applied", hint="call restore() first")

@@ -15,10 +15,10 @@ from ema_cli.formats.state_dict.prefixes import without_module_wrappers
 from ema_cli.naming import OUTPUT_FIELDS, fill_output_name
 from ema_cli.records.live_snapshot import AveragedTensors, LiveSnapshot
 from ema_cli.storage.locations import locate
-from ema_cli.text import quoted
+from ema_cli.text import quoted, shortlist
 from ema_cli.training.live.averages import Cohort
 from ema_cli.training.live.fsdp import own_part
-from ema_cli.training.live.model_tensors import unwrapped
+from ema_cli.training.live.model_tensors import parameters_of, unwrapped
 from ema_cli.training.live.snapshot_file import write_snapshot
 from ema_cli.weights.methods import Method
 
@@ -38,7 +38,7 @@ def save_snapshots(
     the model now. What is no tensor (``extra_state``) is left out.
 
     Raises:
-        ema_cli.errors.UsageError: the name is no file name for all of them.
+        ema_cli.errors.UsageError: the name is no file name for all of them, or the model cannot have snapshots.
         ema_cli.errors.OutputError: a file cannot be written.
 
     """
@@ -100,8 +100,13 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _tensors(model: nn.Module, averaged: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors to write: of each name the average, if it has one, also if it is tied to another name."""
-    inner = unwrapped(model)
+    """Return the tensors to write: of each name the average, if it has one, also if it is tied to another name.
+
+    Raises:
+        ema_cli.errors.UsageError: the model's ``state_dict`` lacks a parameter, or has it under another name.
+
+    """
+    inner, state = unwrapped(model), state_tensors(model)
     parameters = inner.named_parameters(remove_duplicate=False)
     buffers = inner.named_buffers(remove_duplicate=False)
     first: dict[int, str] = {}
@@ -109,7 +114,12 @@ def _tensors(model: nn.Module, averaged: Mapping[str, torch.Tensor]) -> dict[str
         without_module_wrappers(name): first.setdefault(id(tensor), without_module_wrappers(name))
         for name, tensor in (*parameters, *buffers)
     }
-    return {name: averaged.get(names.get(name, name), tensor) for name, tensor in state_tensors(model).items()}
+    if lost := [quoted(name) for name in parameters_of(model) if name in averaged and name not in state]:
+        raise UsageError(
+            f"the model's state_dict has no {shortlist(lost)}, so the average cannot be saved under this name",
+            hint="save ema.state_dict() by torch.save",
+        )
+    return {name: averaged.get(names.get(name, name), tensor) for name, tensor in state.items()}
 
 
 def _averaged(cohorts: Sequence[Cohort], written: Mapping[str, torch.Tensor]) -> Iterator[AveragedTensors]:

@@ -16,8 +16,9 @@ from ema_cli.formats.open import open_checkpoint
 from ema_cli.records.live_snapshot import LiveSnapshot, read_snapshot
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorLayout
-from ema_cli.storage.strided_read import read_block
+from ema_cli.storage.strided_read import read_elements
 from ema_cli.text import quoted, shortlist
+from ema_cli.training.live.ema_state import in_words
 from ema_cli.training.live.model_tensors import tensors_of
 from ema_cli.training.live.snapshot import refuse_flat_parts, snapshot_paths, state_tensors
 from ema_cli.weights.methods import Method
@@ -73,8 +74,9 @@ class _TensorsOfFile(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         extent = self._index.extent(self._positions[name])
-        raw = torch.from_numpy(read_block(extent, 0, extent.layout.elements))
-        return raw.view(getattr(torch, extent.layout.dtype.torch_name)).reshape(extent.layout.shape)
+        tensor = torch.empty(extent.layout.shape, dtype=getattr(torch, extent.layout.dtype.torch_name))
+        read_elements(extent, 0, tensor.view(-1).view(torch.uint8).numpy())
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._positions)
@@ -87,18 +89,19 @@ def _checked(checkpoint: Checkpoint, method: Method, model: nn.Module) -> LiveSn
     """Return what a snapshot states, if it is of this method and model."""
     snapshot = read_snapshot(checkpoint.path, checkpoint.metadata)
     if not snapshot.method.same_as(method):
-        raise _refused(checkpoint, f"was made with {snapshot.method.plain()}, and this EMA has {method.plain()}")
+        made, own = (in_words([one.plain()]) for one in (snapshot.method, method))
+        raise _refused(checkpoint, f"was made with {made}, and this EMA has {own}")
     layouts = {layout.name: layout for layout in checkpoint.index.layouts}
     state = state_tensors(model)
     differences = {"has no": state.keys() - layouts.keys(), "has, unlike the model,": layouts.keys() - state.keys()}
     for words, names in differences.items():
         if names:
             raise _refused(checkpoint, f"is of another model: it {words} {shortlist(map(quoted, sorted(names)))}")
-    own = tensors_of(model)
+    tensors = tensors_of(model)
     for name in (name for group in snapshot.averaged for name in group.tensors):
-        if name not in own or name not in layouts:
+        if name not in tensors or name not in layouts:
             raise _refused(checkpoint, f"has an average of {quoted(name)}, which the model does not have")
-        _check_tensor(checkpoint, layouts[name], own[name])
+        _check_tensor(checkpoint, layouts[name], tensors[name])
     return snapshot
 
 
