@@ -258,6 +258,18 @@ def test_what_appears_during_the_pass_is_not_replaced(average: Path, tmp_path: P
     assert not (tmp_path / "new.report.json").exists()
 
 
+def test_a_snapshot_with_new_statistics_is_not_continued(run_folder: Path, tmp_path: Path) -> None:
+    """The average of the checkpoints would contain them."""
+    live, output = tmp_path / "live.safetensors", tmp_path / "new.safetensors"
+    ema = ema_cli.EMA(build(), 0.9)
+    ema.update()
+    ema.save(live)
+    ema_cli.update_bn(live, build(), data(), output=output)
+    with pytest.raises(InputRefused, match="were recomputed"):
+        ema_cli.average(run_folder, continue_from=output, output=tmp_path / "more.safetensors")
+    ema_cli.average(run_folder, continue_from=live, output=tmp_path / "more.safetensors")
+
+
 def test_it_is_an_output_for_the_other_commands(average: Path, run_folder: Path, tmp_path: Path) -> None:
     """A series skips it, an average says what is in its way, and it is not continued unless statistics are copied."""
     output = run_folder / "ema-bn.safetensors"
