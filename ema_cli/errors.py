@@ -41,7 +41,7 @@ WARNING_CODES = (
     ),
     *("nothing-averaged", "nonfinite-written", "integers-differ"),
     *("lora-factors", "lora-scale-not-stored", "lora-configs-differ"),
-    *("data-ended", "layers-unreached", "instancenorm-kept"),
+    *("data-ended", "layers-unreached", "statistics-kept"),
     *("late-left-out", "again-touched", "continued-from-rounded"),
     *("no-locks", "companion-left-out", "config-not-updated"),
     *("up-to-date", "output-in-the-way", "no-device"),

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
 from torch.optim import swa_utils
 
 import ema_cli
@@ -118,7 +121,7 @@ def test_the_statistics_are_those_of_torch(name: str, tmp_path: Path) -> None:
     assert (update.batches, update.samples) == (4, 4 * shape[0] - 1)
     from_state = trained(build, shape, seed=3)
     parallel = swa_utils.AveragedModel(nn.DataParallel(from_state))
-    wrapped = {f"module.{key}": value for key, value in average.state_dict().items()}
+    wrapped = swa_utils.AveragedModel(average).state_dict()
     assert ema_cli.update_bn(wrapped, parallel, iter(batches(shape))).layers == update.layers
     held = dict(parallel.named_modules())["module.module"]
     assert equal(held, expected)
@@ -135,7 +138,7 @@ def test_the_statistics_are_those_of_torch(name: str, tmp_path: Path) -> None:
     ids=["GroupNorm", "none", "track_running_stats=False", "InstanceNorm"],
 )
 def test_a_model_without_running_statistics(model: nn.Module, tmp_path: Path) -> None:
-    """There is nothing to do, the message says that the average can be used, and nothing is read or written."""
+    """There is nothing to do, the message says that the average can be used, and no data are read, nothing written."""
     path = tmp_path / "ema.safetensors"
     save_file(model.state_dict(), path)
 
@@ -210,6 +213,7 @@ def test_batches_of_every_kind() -> None:
         ((), "is an empty tuple"),
         ({1: torch.ones(2, 3)}, "is a dict with a key of type int"),
         (None, "is a NoneType"),
+        (torch.ones(0, 3), "batch 2 of the data has no elements"),
         (torch.ones(2, 3).numpy(), "is a ndarray"),
     ],
     ids=lambda value: type(value).__name__,
@@ -265,6 +269,72 @@ def test_other_buffers_keep_their_values() -> None:
     ema_cli.update_bn(average.state_dict(), model, data)
     assert equal(model[2], average[2])
     assert not equal(model[0], average[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_statistics_that_no_layer_of_torch_has() -> None:
+    """A TorchScript model is not taken for one without statistics, nor a model that does not fit the average."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    with pytest.raises(InputRefused, match=r'running statistics of 1 layer are not .*"1" \(RecursiveScriptModule\)'):
+        ema_cli.update_bn(model.state_dict(), torch.jit.script(copy.deepcopy(model)), [torch.ones(2, 3)])
+    with pytest.raises(InputRefused, match="7 tensors not in the model"):
+        ema_cli.update_bn(model.state_dict(), nn.Identity(), [torch.ones(2, 3)])
+
+
+def test_a_layer_kept_in_evaluation_mode_applies_its_statistics() -> None:
+    """The layers after it get statistics of what they will see; its own are those of the average."""
+
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    average = trained(lambda: Frozen(nn.BatchNorm1d(5), nn.ReLU(), nn.BatchNorm1d(5)), (16, 5))
+    data = batches((16, 5))
+    with torch.no_grad():
+        expected = nn.BatchNorm1d(5, momentum=None)
+        for batch in data:
+            expected(average[:2](batch))  # type: ignore[index]
+    model = copy.deepcopy(average)
+    update = ema_cli.update_bn(average.state_dict(), model, data)
+    assert equal(model[0], average[0])  # type: ignore[index]
+    assert equal(model[2], expected)  # type: ignore[index]
+    assert [layer.batches for layer in update.layers] == [0, 4]
+
+
+def test_a_sharded_model_is_refused(tmp_path: Path) -> None:
+    """A process holds parts of its tensors alone."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    average = copy.deepcopy(model.state_dict())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        distribute_module(model[0], init_device_mesh("cpu", (1,)))
+        with pytest.raises(UsageError, match="is sharded over processes"):
+            ema_cli.update_bn(average, model, [torch.ones(2, 3)])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_arguments_of_other_types() -> None:
+    """A list of averages, a model as average, arguments in another order."""
+    model = nn.BatchNorm1d(3)
+    for average, other in ((["a", "b"], model), (model, model), (model.state_dict(), [torch.ones(2, 3)]), ("a", None)):
+        with pytest.raises(UsageError, match="update_bn was given a"):
+            ema_cli.update_bn(average, other, [torch.ones(2, 3)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("momentum", [0, None, float("nan"), torch.tensor(0.1)])
+def test_any_momentum_can_be_reported(momentum: Any, tmp_path: Path) -> None:
+    """It is not used, and put back."""
+    model = nn.BatchNorm1d(3)
+    model.momentum = momentum
+    save_file(model.state_dict(), tmp_path / "ema.safetensors")
+    data = [torch.ones(2, 3)]
+    ema_cli.update_bn(tmp_path / "ema.safetensors", model, data, output=tmp_path / "new.safetensors")
+    assert model.momentum is momentum
+    assert model.running_mean is not None
+    assert model.running_mean.tolist() == [1, 1, 1]
 
 
 def test_statistics_that_are_not_finite_are_refused() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import swa_utils
 
@@ -22,7 +22,7 @@ import ema_cli
 from tests.helpers.program import PROGRAM, Run, forked
 
 CODE = """
-import itertools, os, subprocess, sys, time
+import atexit, itertools, os, subprocess, sys, time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -45,6 +45,25 @@ class Noisy(nn.Sequential):
         os.write(1, b"written\\n")
         subprocess.run(["echo", "child"])
         return super().forward(x)
+
+class Leaving(Noisy):
+    def __init__(self):
+        super().__init__()
+        atexit.register(print, "leaving")
+
+class Untrainable(Noisy):
+    def train(self, mode=True):
+        raise RuntimeError("never")
+
+class Interrupted(Noisy):
+    def forward(self, x):
+        raise KeyboardInterrupt
+
+class Unsized(list):
+    def __len__(self):
+        raise RuntimeError("unknown")
+
+unsized = Unsized(batches)
 
 class Failing(nn.Sequential):
     def __init__(self, wanted):
@@ -169,6 +188,9 @@ def test_one_document(update: Run) -> None:
     report = json.loads(done.stdout)
     assert (report["batch_norm"]["model"], report["batch_norm"]["data"]) == ("user_net:Noisy", "user_net:batches")
     assert done.stderr.count("child") == 6
+    leaving = update(*named("Leaving", output="leaving.safetensors"), "--json")
+    assert json.loads(leaving.stdout)["batch_norm"]["batches"] == 6
+    assert leaving.stderr.endswith("leaving\n")
     failed = update(*named("Noisy"), "--json")
     assert json.loads(failed.stdout)["error"]["exit_code"] == failed.returncode == 5
     assert update(*named("Noisy", output="quiet.safetensors"), "-q").stdout == ""
@@ -188,6 +210,11 @@ def test_one_document(update: Run) -> None:
         (named("number"), 2, "is a int, which is neither a torch.nn.Module, nor a function that returns one"),
         (named("not_a_model"), 2, "returns a dict, not a torch.nn.Module"),
         (named("Failing"), 2, "failed: TypeError: Failing.__init__() missing 1 required positional argument"),
+        (named("Untrainable"), 2, "failed at user_net.py, line {never}: RuntimeError: never"),
+        (named("Interrupted"), 2, "failed at user_net.py, line {interrupt}: KeyboardInterrupt"),
+        (named(data="unsized"), 2, "failed at user_net.py, line {size}: RuntimeError: unknown"),
+        (["--model", "user_net:build()", *named()[2:]], 2, "MODULE:NAME\n  try: --model user_net:build"),
+        (["--model", "json:build", *named()[2:]], 2, 'json/__init__.py" has no "build"'),
         (named("leave"), 2, "failed at user_net.py, line {exit}: SystemExit: goodbye"),
         (named(data="text"), 2, "is a str, which is neither an iterable of batches"),
         (named(data="Single"), 2, "a torch Dataset has single samples, not batches"),
@@ -203,7 +230,7 @@ def test_one_document(update: Run) -> None:
         (named("Wide"), 3, '1 tensor of another shape: "2.weight" (2, 5) instead of (2, 4)'),
         (named(data="nan"), 3, 'running_mean of layer "1" has NaN or infinity in 5 of 5 channels'),
         (named(output="no/new.safetensors"), 5, "No such file or directory"),
-        (named("NoNorm"), 7, '(it has GroupNorm 1): there is nothing to recompute, and "ema.safetensors" can be used'),
+        (named("NoNorm"), 3, '5 tensors not in the model: "1.num_batches_tracked"'),
         ([*named(), "--batches", "9", "--strict"], 8, "1 warning under --strict"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -214,6 +241,7 @@ def test_faults(arguments: list[str], code: int, words: str, update: Run, tmp_pa
     done = update(*arguments)
     assert done.returncode == code, done.stderr
     lines = {"{exit}": "sys.exit(", "{raise}": "raise ValueError", "{key}": "raise KeyError"}
+    lines |= {"{never}": '("never")', "{interrupt}": "raise KeyboardInterrupt", "{size}": '("unknown")'}
     for mark, text in lines.items():
         number = next(number for number, line in enumerate(CODE.splitlines(), 1) if text in line)
         words = words.replace(mark, str(number))
@@ -221,6 +249,29 @@ def test_faults(arguments: list[str], code: int, words: str, update: Run, tmp_pa
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert sorted({path.name for path in tmp_path.iterdir()} - {"__pycache__"}) == before
+
+
+def test_which_weights_were_taken(update: Run, tmp_path: Path) -> None:
+    """Of a file with several, the choice is shown, each sentence once."""
+    state = torch.load(tmp_path / "ckpt_1.pt")
+    swa = swa_utils.AveragedModel(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)))
+    torch.save({"model": state, "ema": state}, tmp_path / "ema.safetensors")
+    done = update(*named())
+    assert 'weights under "model"' in done.stderr
+    assert 'also there, and not used: "ema"' in done.stderr
+    torch.save(swa.state_dict(), tmp_path / "ema.safetensors")
+    done = update(*named(output="swa.safetensors"))
+    assert done.returncode == 0
+    assert done.stderr.count("the weights are those of torch's AveragedModel") == 1
+
+
+def test_a_model_without_batch_norm(update: Run, tmp_path: Path) -> None:
+    """The answer says what it has instead, and that its average can be used, with an exit code of its own."""
+    save_file(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)).state_dict(), tmp_path / "ema.safetensors")
+    done = update(*named("NoNorm"))
+    assert done.returncode == 7
+    assert '(it has GroupNorm 1): there is nothing to recompute, and "ema.safetensors" can be used' in done.stderr
+    assert not (tmp_path / "new.safetensors").exists()
 
 
 def test_a_module_that_cannot_be_imported(update: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -69,7 +70,8 @@ def reserve_descriptors() -> None:
 def foreign_code() -> Iterator[None]:
     """Keep code of the user from what this process relies on, inside a ``with`` block.
 
-    What it writes to standard output, also in C or in a child process, goes to standard error. Forked processes, such
+    What it writes to standard output, also in C, in a child process or when this process exits, goes to standard
+    error. Forked processes, such
     as the workers of a DataLoader, do not clean up for this one when a signal arrives. The working directory is the
     same again at the end.
     """
@@ -88,6 +90,7 @@ def foreign_code() -> Iterator[None]:
             ctypes.CDLL(None).fflush(None)  # what C libraries have buffered
         os.dup2(kept, 1)
         os.close(kept)
+        atexit.register(os.dup2, 2, 1)  # runs before what the user's code has registered
         if folder is not None:
             os.fchdir(folder)
             os.close(folder)

@@ -132,7 +132,7 @@ def _blaming(name: str) -> Iterator[None]:
         raise_if_terminated()
     except (EmaAvgError, MemoryError):
         raise
-    except (Exception, SystemExit) as fault:
+    except BaseException as fault:
         raise_if_terminated()
         if os.environ.get(DEBUG_VARIABLE):
             sys.stderr.write(without_secrets("".join(traceback.format_exception(fault))))

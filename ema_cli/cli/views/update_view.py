@@ -22,7 +22,12 @@ def show_update(report: Report, console: Console) -> None:
     update = report.batch_norm
     if update is None or console.style.quiet:
         return
-    (average,) = report.averages
+    (average,), (checkpoint,) = report.averages, report.inputs
+    if checkpoint.key:
+        console.talk(f"weights under {words.weights_keys([checkpoint.key])}")
+    for note in checkpoint.notes:
+        if not any(note in warning.message for warning in report.warnings):  # shown when it was found
+            console.talk(note)
     _show_layers(update, console)
     console.talk(f"report {safe_text(str(report_path(locate(average.output.path))))}")
     size = words.output_size(average.output)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.swa_utils import AveragedModel
 
-from ema_cli.errors import NothingNew, RunWarning, UsageError
+from ema_cli.errors import InputRefused, NothingNew, RunWarning, UsageError
 from ema_cli.events import BatchDone, Listener
 from ema_cli.report.model import BatchNormUpdate
 from ema_cli.text import plural, quoted, shortlist
 from ema_cli.training.batch_norm.batches import call, model_input, samples_in
 from ema_cli.training.batch_norm.norm_layers import (
     NormLayer,
-    has_instance_statistics,
     norm_layers,
     other_norms,
+    other_statistics,
     recomputing,
 )
 from ema_cli.training.batch_norm.statistic_changes import describe_layer, refuse_nonfinite
@@ -30,11 +31,6 @@ from ema_cli.training.live.model_tensors import unwrapped
 
 Blame = Callable[[Literal["model", "data"]], AbstractContextManager[None]]
 """Makes the context in which one of the user's codes runs."""
-_INSTANCES = RunWarning(
-    code="instancenorm-kept",
-    message="the running statistics of InstanceNorm layers are not recomputed, as torch's update_bn does not either",
-    hint="--buffers last for the average takes those of the last checkpoint",
-)
 _END = object()
 
 
@@ -72,18 +68,18 @@ def recompute(
         NothingNew: the model has no BatchNorm statistics.
 
     """
-    with code.around():
+    with code.around(), code.blame("model"):
         model, layers = _loaded(code, weights, device)
         before = [layer.copied() for layer in layers]
         with recomputing(model, layers):
             done, samples = _pass(code, model, batches=batches, device=device, listener=listener)
             _refuse_unusable(code, layers, done)
-    reached = tuple(layer for layer in layers if layer.batches)
-    warnings = tuple(_warnings(code, model, layers, done=done, wanted=batches))
-    described = tuple(describe_layer(layer, old) for layer, old in zip(layers, before, strict=True))
-    for layer, old in zip(layers, before, strict=True):
-        if layer not in reached:
-            layer.restore(old)
+        reached = tuple(layer for layer in layers if layer.batches)
+        warnings = tuple(_warnings(code, model, layers, done=done, wanted=batches))
+        described = tuple(describe_layer(layer, old) for layer, old in zip(layers, before, strict=True))
+        for layer, old in zip(layers, before, strict=True):
+            if layer not in reached:
+                layer.restore(old)
     place = None if device is None else str(device)
     update = BatchNormUpdate(
         model=code.model, data=code.data, device=place, batches=done, samples=samples, layers=described
@@ -93,17 +89,15 @@ def recompute(
 
 def _loaded(code: UserCode, weights: StoredWeights, device: torch.device | None) -> tuple[nn.Module, list[NormLayer]]:
     """Return the model with the weights in it, and its layers with statistics."""
-    with code.blame("model"):
-        model = unwrapped(code.make_model())
+    model = unwrapped(code.make_model())
     if isinstance(model, AveragedModel):
         model = unwrapped(model.module)
+    load_strictly(model, weights)
     layers = norm_layers(model)
     if not layers:
         raise _nothing_to_do(model, code, weights)
-    load_strictly(model, weights)
     if device is not None:
-        with code.blame("model"):
-            model.to(device)
+        model.to(device)
     return model, layers
 
 
@@ -114,7 +108,7 @@ def _pass(
     with code.blame("data"):
         data = code.make_data()
         iterator = iter(data)
-    total = _length(data, batches)
+        total = _length(data, batches)
     counts: list[int | None] = []
     while batches is None or len(counts) < batches:
         with code.blame("data"):
@@ -122,8 +116,7 @@ def _pass(
         if batch is _END:
             break
         given = model_input(batch, len(counts) + 1)
-        with code.blame("model"):
-            call(model, given, device)
+        call(model, given, device)
         counts.append(samples_in(given))
         listener(BatchDone(done=len(counts), total=total))
     known = [count for count in counts if count is not None]
@@ -166,18 +159,30 @@ def _warnings(
     if unreached:
         yield RunWarning(
             code="layers-unreached",
-            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch and kept their statistics: "
+            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch, and the statistics were kept: "
             f"{shortlist(unreached)}",
             hint="they are not called, or train() of the model keeps them in evaluation mode",
         )
-    if has_instance_statistics(model):
-        yield _INSTANCES
+    others = other_statistics(model, layers)
+    if others:
+        yield RunWarning(code="statistics-kept", message=_not_recomputed(others))
 
 
-def _nothing_to_do(model: nn.Module, code: UserCode, weights: StoredWeights) -> NothingNew:
+def _not_recomputed(others: Mapping[str, nn.Module]) -> str:
+    named = shortlist(f"{quoted(name)} ({type(module).__name__})" for name, module in others.items())
+    return (
+        f"the running statistics of {plural(len(others), 'layer')} are not recomputed, as only those of torch's "
+        f"BatchNorm layers are: {named}"
+    )
+
+
+def _nothing_to_do(model: nn.Module, code: UserCode, weights: StoredWeights) -> InputRefused | NothingNew:
+    others = other_statistics(model, ())
+    if not all(isinstance(module, _InstanceNorm) for module in others.values()):
+        return InputRefused(_not_recomputed(others), hint="return the plain model, not a TorchScript one")
     norms = [f"{name} {count:,}" for name, count in sorted(other_norms(model).items())]
-    others = f" (it has {', '.join(norms)})" if norms else ""
+    named = f" (it has {', '.join(norms)})" if norms else ""
     return NothingNew(
-        f"the model {quoted(code.model)} has no BatchNorm layers with running statistics{others}: there is nothing to "
+        f"the model {quoted(code.model)} has no BatchNorm layers with running statistics{named}: there is nothing to "
         f"recompute, and {weights.label} can be used unchanged"
     )

@@ -74,27 +74,36 @@ def other_norms(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def has_instance_statistics(model: nn.Module) -> bool:
-    """Whether the model has InstanceNorm layers with running statistics, which the pass does not recompute."""
-    return any(isinstance(module, _InstanceNorm) and module.running_mean is not None for module in model.modules())
+def other_statistics(model: nn.Module, layers: Sequence[NormLayer]) -> dict[str, nn.Module]:
+    """Return the modules with running statistics that are none of these layers, and are not recomputed, by name."""
+    own = {layer.module for layer in layers}
+    return {
+        without_module_wrappers(name): module
+        for name, module in model.named_modules()
+        if module not in own and isinstance(getattr(module, MEAN, None), torch.Tensor)
+    }
 
 
 @contextmanager
 def recomputing(model: nn.Module, layers: Sequence[NormLayer]) -> Iterator[None]:
     """Reset the statistics of layers and let forward passes accumulate them, inside a ``with`` block.
 
-    After it every module has its own mode and momentum again, and all other buffers their values; after an error, the
-    statistics too.
+    A layer that ``train()`` of the model keeps in evaluation mode also keeps its statistics, which it applies; torch
+    would reset them. After the block every module has its own mode and momentum again, and all other buffers their
+    values; after an error, the statistics too.
     """
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer.module, layer.module.momentum) for layer in layers]
     buffers = list(_other_buffers(model, layers))
     before = [layer.copied() for layer in layers]
     try:
-        for layer in layers:
-            layer.module.reset_running_stats()
-            layer.module.momentum = None
         model.train()
+        for layer in layers:
+            layer.module.momentum = None
+            if layer.module.training:
+                layer.module.reset_running_stats()
+            elif layer.module.num_batches_tracked is not None:
+                layer.module.num_batches_tracked.zero_()
         with torch.no_grad():
             yield
     except BaseException:

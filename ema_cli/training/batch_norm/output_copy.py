@@ -65,10 +65,8 @@ def copy_of(
     same = checkpoint.format.startswith("safetensors") and not checkpoint.stripped and not checkpoint.ignored
     in_folder = is_folder(checkpoint.path) or is_index(checkpoint.path.name)
     if beside is not None and not (same and in_folder):
-        message = (
-            f"the output {quoted(str(path))} is a folder, and {quoted(str(checkpoint.path))} is none of safetensors"
-        )
-        raise UsageError(message, hint=f"-o {path.name}.safetensors")
+        named = f"the output {quoted(str(path))} is a folder, and {quoted(str(checkpoint.path))}"
+        raise UsageError(f"{named} is no folder of safetensors files", hint=f"-o {path.name}.safetensors")
     if same and (beside is not None or len(_weights_of(checkpoint)) == 1):
         return _same_files(checkpoint, path, replaced, metadata, beside=beside)
     return _new_file(checkpoint, path, replaced, metadata)

@@ -24,7 +24,7 @@ def describe_layer(layer: NormLayer, before: Buffers) -> BatchNormLayer:
         name=layer.names[0],
         kind=type(layer.module).__name__,
         channels=len(now[MEAN]),
-        momentum=layer.module.momentum,
+        momentum=None if layer.module.momentum is None else _number(layer.module.momentum),
         batches=layer.batches,
         mean=_change(before[MEAN], now[MEAN]),
         variance=_change(before[VARIANCE], now[VARIANCE]),
@@ -39,7 +39,7 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> StatisticChange:
     )
 
 
-def _number(value: torch.Tensor) -> float | None:
+def _number(value: torch.Tensor | float) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
 

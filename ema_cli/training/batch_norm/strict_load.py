@@ -16,6 +16,8 @@ from ema_cli.training.batch_norm.stored_weights import StoredWeights
 
 _MOST_SHOWN = 20
 """Names of each kind in a message."""
+_AVERAGED_MODELS = "n_averaged"
+"""The counter of ``torch.optim.swa_utils.AveragedModel``, beside the weights of its model."""
 
 
 @torch.no_grad()
@@ -27,7 +29,7 @@ def load_strictly(model: nn.Module, weights: StoredWeights) -> None:
 
     Raises:
         InputRefused: tensors are missing, unexpected, or have another shape.
-        UsageError: the model has layers without shapes, or its ``state_dict()`` returns copies.
+        UsageError: the model is sharded or has layers without shapes, or its ``state_dict()`` returns copies.
 
     """
     own = _tensors_of_state(model)
@@ -45,7 +47,7 @@ def _tensors_of_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of the model's ``state_dict()``, which are its own, by names without wrappers.
 
     Raises:
-        UsageError: one of them has no shape yet, or is not the model's own.
+        UsageError: one of them has no shape yet, is sharded, or is not the model's own.
 
     """
     lazy = [name for name, tensor in _all_tensors(model) if is_lazy(tensor)]
@@ -54,6 +56,8 @@ def _tensors_of_state(model: nn.Module) -> dict[str, torch.Tensor]:
             f"the model has layers that get their shapes from the first batch ({shortlist(map(quoted, lazy))})",
             hint="run a batch through the model before you return it",
         )
+    if any(hasattr(tensor, "to_local") for _, tensor in _all_tensors(model)):
+        raise UsageError("the model is sharded over processes", hint="give the model before fully_shard")
     places = {tensor.data_ptr() for _, tensor in _all_tensors(model)}
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     copies = [quoted(name) for name, value in state.items() if value.numel() and value.data_ptr() not in places]
@@ -75,7 +79,7 @@ def _differences(own: Mapping[str, torch.Tensor], present: Mapping[str, str], we
         for name, tensor in own.items()
         if name not in present and name.rpartition(".")[2] != COUNT and tensor.data_ptr() not in loaded
     ]
-    unexpected = [name for name in weights.shapes if name not in own]
+    unexpected = [name for name in weights.shapes if name not in own and name != _AVERAGED_MODELS]
     shapes = [
         f"{quoted(name)} {weights.shapes[kept]} instead of {tuple(own[name].shape)}"
         for name, kept in present.items()

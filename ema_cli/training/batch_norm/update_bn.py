@@ -23,6 +23,7 @@ from ema_cli.fold.devices import resolve_device
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import Options, make_options
+from ema_cli.planning.warnings import warn_of_chosen_weights
 from ema_cli.preflight.check_plan import fail_if_strict, mark_allowed
 from ema_cli.report.model import BatchNormUpdate, Report
 from ema_cli.storage.extents import LayoutPool
@@ -68,6 +69,7 @@ def update_bn(
         ema_cli.errors.OutputError: the output exists, or cannot be written.
 
     """
+    _check_types(average, model)
     code = UserCode(
         make_model=lambda: model,
         make_data=lambda: loader,
@@ -136,7 +138,8 @@ def update_file(
         refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped])
         copy = None if options.output is None else RecomputedCopy(checkpoint, options, opened)
         found = recompute(code, CheckpointWeights(checkpoint), batches=batches, device=device, listener=listener)
-        warnings = mark_allowed((*(copy.warnings if copy else ()), *found.warnings), options)
+        of_input = (*warn_of_chosen_weights([checkpoint]), *(copy.warnings if copy else ()))
+        warnings = mark_allowed((*of_input, *found.warnings), options)
         for warning in warnings:
             listener(WarningIssued(warning=warning))
         fail_if_strict(warnings, options)
@@ -151,6 +154,13 @@ def update_file(
         settings |= {"key": list(options.key), "strip_prefix": options.strip_prefix}
         report = copy.write(found.update, found.layers, warnings, argv=argv, settings=settings, started=started)
         return found.update, report
+
+
+def _check_types(average: object, model: object) -> None:
+    """Raise if there are several averages, or the arguments are in another order."""
+    if not isinstance(average, str | os.PathLike | Mapping) or not isinstance(model, nn.Module):
+        given = f"a {type(average).__name__} as average and a {type(model).__name__} as model"
+        raise UsageError(f"update_bn was given {given}", hint="update_bn(path_or_state_dict, model, loader)")
 
 
 def _check_batches(batches: int | None) -> None:

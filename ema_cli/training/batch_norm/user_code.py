@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import ema_cli
 from ema_cli.errors import UsageError
 from ema_cli.text import quoted, safe_text
 
-_NOT_TO_BLAME = (Path(__file__).parent.parent, Path(torch.__file__).parent)
+_NOT_TO_BLAME = (Path(ema_cli.__file__).parent, Path(torch.__file__).parent)
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LONGEST_REASON = 400
 _IN_A_WORKER = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
@@ -100,7 +101,7 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
         ) from missing
     for part in parts:
         if not hasattr(found, part):
-            owner = quoted(getattr(found, "__name__", _kind(found)))
+            owner = quoted(str(getattr(found, "__file__", None) or getattr(found, "__name__", _kind(found))))
             close = difflib.get_close_matches(part, dir(found), n=1)
             hint = f"{option} {name}:{'.'.join(close)}" if close and len(parts) == 1 else ""
             raise UsageError(f"{option} {quoted(spec)}: {owner} has no {quoted(part)}", hint=hint)
@@ -109,10 +110,11 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
 
 
 def _as_module(option: str, name: str, path: str) -> str:
-    """Return an example; of a file that was named instead of a module, its module."""
+    """Return an example, with what is right; of a file that was named instead of a module, its module."""
     module = re.sub(r"[\\/]+", ".", name.removesuffix(".py").removeprefix("./"))
-    named = all(part.isidentifier() for part in module.split("."))
-    return f"{option} {module if named else 'pkg.mod'}:{path or ('build' if option == '--model' else 'loader')}"
+    example = "build" if option == "--model" else "loader"
+    named, shown = (all(part.isidentifier() for part in text.split(".")) for text in (module, path))
+    return f"{option} {module if named else 'pkg.mod'}:{path if shown else example}"
 
 
 def _called(found: Any, named: str, wanted: str) -> Any:  # noqa: ANN401
