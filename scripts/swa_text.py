@@ -344,14 +344,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="train with the seeds 1 to N")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="the folder of the plot")
+    parser.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help="the folder of the plot")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     budget = QUICK if arguments.quick else FULL
     if arguments.tune:
         tune(TUNING_SEEDS, budget)
     else:
-        reproduce(range(1, arguments.seeds + 1), budget, arguments.records)
+        reproduce(range(1, arguments.seeds + 1), budget, arguments.out)
 
 
 if __name__ == "__main__":

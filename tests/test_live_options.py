@@ -74,3 +74,13 @@ def test_an_average_that_there_is_not(average: Any) -> None:
 def test_numbers_of_other_libraries(number: Any) -> None:
     """A number in an array without dimensions is a number."""
     assert EMA(nn.Linear(2, 2), number).decay == 0.5
+
+
+def test_an_average_that_is_still_to_come_says_when() -> None:
+    """With ``every=4``, the message after three updates names the step of the first average."""
+    ema = EMA(nn.Linear(2, 1), 0.9, every=4)
+    for _ in range(3):
+        ema.update()
+    with pytest.raises(UsageError, match="there is no average yet") as refused:
+        ema.apply_shadow()
+    assert refused.value.hint == "the first is made at step 4"

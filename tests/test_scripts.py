@@ -55,7 +55,7 @@ def test_the_per_step_ema_is_rebuilt_from_a_real_run(tmp_path: Path) -> None:
 
 def test_averages_of_a_language_model_are_compared_with_decay(tmp_path: Path) -> None:
     """Each row has its loss and its differences from two other rows; the plot has a line for each training."""
-    shown = run_script("swa_text.py", "--quick", "--seeds", 1, "--records", tmp_path, folder=tmp_path)
+    shown = run_script("swa_text.py", "--quick", "--seeds", 1, "--out", tmp_path, folder=tmp_path)
     rows = {
         cells[0]: [float(cell.split(" ± ")[0]) if cell else None for cell in cells[1:]]
         for cells in re.findall(r"^\| (\w+: [^|]+?) \| ([^|]*?) *\| ([^|]*?) *\| ([^|]*?) *\|$", shown, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,32 @@ def test_what_exists_is_replaced_with_force_alone(average: Path, tmp_path: Path)
     with output_lock(tmp_path / "new.safetensors"), pytest.raises(OutputLocked):
         ema_cli.update_bn(average, build(), data(), output=tmp_path / "new.safetensors")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_appears_during_the_pass_is_not_replaced(average: Path, tmp_path: Path) -> None:
+    """The user's code has time to write there itself."""
+    output = tmp_path / "new.safetensors"
+
+    def writing() -> Iterator[torch.Tensor]:
+        output.write_text("precious")
+        yield from data()
+
+    with pytest.raises(OutputError, match="already exists"):
+        ema_cli.update_bn(average, build(), writing(), output=output)
+    assert output.read_text() == "precious"
+    assert not (tmp_path / "new.report.json").exists()
+
+
+def test_a_snapshot_with_new_statistics_is_not_continued(run_folder: Path, tmp_path: Path) -> None:
+    """The average of the checkpoints would contain them."""
+    live, output = tmp_path / "live.safetensors", tmp_path / "new.safetensors"
+    ema = ema_cli.EMA(build(), 0.9)
+    ema.update()
+    ema.save(live)
+    ema_cli.update_bn(live, build(), data(), output=output)
+    with pytest.raises(InputRefused, match="were recomputed"):
+        ema_cli.average(run_folder, continue_from=output, output=tmp_path / "more.safetensors")
+    ema_cli.average(run_folder, continue_from=live, output=tmp_path / "more.safetensors")
 
 
 def test_it_is_an_output_for_the_other_commands(average: Path, run_folder: Path, tmp_path: Path) -> None:

@@ -88,24 +88,24 @@ def open_previous(path: Location, options: Options) -> PreviousAverage:
 
 def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:
     path = quoted(str(checkpoint.path))
-    if checkpoint.is_snapshot:
-        return _live_average(checkpoint)
-    if not checkpoint.made_by_us:
-        raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an output of ema-avg")
     ours = {
         key.removeprefix(OUR_METADATA): value
         for key, value in checkpoint.metadata.items()
         if key.startswith(OUR_METADATA)
     }
-    if ours.get("method") == "manual":
-        raise InputRefused(
-            f"{path} was made with --weights, which cannot be continued: new checkpoints have no weights",
-            hint="give the weights of all checkpoints at once",
-        )
     if UPDATED_BATCHES in checkpoint.metadata and ours.get("buffers") != "last":
         raise InputRefused(
             f"the BatchNorm statistics of {path} were recomputed, and are no average that can be continued",
             hint="continue the average that update-bn has read, or average all checkpoints at once",
+        )
+    if checkpoint.is_snapshot:
+        return _live_average(checkpoint)
+    if not checkpoint.made_by_us:
+        raise InputRefused(f"{path} is not an output of ema-avg", hint="--continue-from takes an output of ema-avg")
+    if ours.get("method") == "manual":
+        raise InputRefused(
+            f"{path} was made with --weights, which cannot be continued: new checkpoints have no weights",
+            hint="give the weights of all checkpoints at once",
         )
     if "lora" in ours:
         raise InputRefused(

@@ -159,7 +159,7 @@ def _warnings(
     if unreached:
         yield RunWarning(
             code="layers-unreached",
-            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch and kept their statistics: "
+            message=f"{plural(len(unreached), 'BatchNorm layer')} saw no batch, and the statistics were kept: "
             f"{shortlist(unreached)}",
             hint="they are not called, or train() of the model keeps them in evaluation mode",
         )

@@ -71,7 +71,12 @@ class RecomputedCopy:
         check_copy(planned, force=options.force)
         opened.enter_context(output_lock(self._path, before_removal=publish_staged_report))
         self._old = examine_output_folder(planned) if planned.folder else None
-        if not options.force and (self._old is not None or (not planned.folder and os.path.lexists(self._path))):
+        self._force = options.force
+        self._refuse_existing(planned)
+
+    def _refuse_existing(self, planned: PlannedOutput) -> None:
+        is_there = self._old is not None if planned.folder else os.path.lexists(self._path)
+        if is_there and not self._force:
             hint = "choose another name with -o, or overwrite it with --force"
             raise OutputError(f"{quoted(str(self._path))} already exists", hint=hint)
 
@@ -121,6 +126,7 @@ class RecomputedCopy:
             beside = make_small(report_path(self._path))
             unpublished.callback(beside.discard)
             beside.write(render_report(report, ".json"))
+            self._refuse_existing(copy.planned)  # the user's code ran meanwhile
             with uninterrupted():
                 publish_all(
                     [Finished(path=self._path, target=target), Finished(path=report_path(self._path), target=beside)]

@@ -94,19 +94,9 @@ class EMA(ShadowWeights):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        weighting = {
-            "method": method,
-            "decay": decay,
-            "one_minus_decay": one_minus_decay,
-            "half_life": half_life,
-            "sigma_rel": sigma_rel,
-            "init": init,
-            "warmup": warmup,
-            "inv_gamma": inv_gamma,
-            "power": power,
-        }
+        given = locals()
         super().__init__(model_of(model))
-        self.methods = live_methods(weighting)
+        self.methods = live_methods(given)
         self.every = whole_number("every", every, least=1)
         self._step = 0
         self._buffers = buffer_rule("buffers", buffers)
@@ -180,7 +170,9 @@ class EMA(ShadowWeights):
         if number >= len(self.methods):
             raise UsageError(f"average={number} is not below {len(self.methods)}, the number of averages")
         if not self._cohorts:
-            raise UsageError("there is no average yet", hint="call register() or update() first")
+            first = (self.step // self.every + 1) * self.every
+            hint = f"the first is made at step {first}" if self.step else "call register() or update() first"
+            raise UsageError("there is no average yet", hint=hint)
         return {name: tensor for cohort in self._cohorts for name, tensor in cohort.averages[number].items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,15 +20,15 @@ from ema_cli.weights.updates import LIVE_METHODS
 _DTYPES = (torch.float32, torch.float64)
 
 
-def live_methods(weighting: Mapping[str, Any]) -> tuple[Method, ...]:
-    """Return the methods that the options of the weights choose, one per average.
+def live_methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
+    """Return the methods that the weighting options among the keywords of ``EMA`` choose, one per average.
 
     Raises:
         ema_cli.errors.UsageError: the options contradict each other, or choose a method that needs later weights too.
 
     """
     with keywords_in_errors():
-        options = WeightOptions(**read_values(WeightOptions, weighting))
+        options = WeightOptions(**read_values(WeightOptions, given))
         for name in options.method_names:
             _refuse_other_method(name)
         options.check_weights()
