@@ -36,11 +36,7 @@ def model_input(batch: object, number: int) -> Any:  # noqa: ANN401 - whatever t
             return first
         where += f" with a key of type {_kind(unnamed)}, which names no argument of the model"
     elif isinstance(first, torch.Tensor) and not first.numel():
-<<<<<<< HEAD
-        where = "has no elements, and would be averaged as zeros"
-=======
         where = "has no elements, and would bring zeros into the mean"
->>>>>>> after
     elif isinstance(first, torch.Tensor) or callable(getattr(first, "to", None)):
         return first
     raise UsageError(f"batch {number:,} of the data {where}", hint=_HINT)
