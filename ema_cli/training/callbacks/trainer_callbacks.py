@@ -8,14 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
 from ema_cli.api import Numbers, StrPath
-from ema_cli.errors import EmaAvgError, UsageError
+from ema_cli.errors import UsageError
 from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.text import quoted
 from ema_cli.training.callbacks.calling_trainer import resumed_from, run_folder, trainer_of
@@ -171,7 +170,7 @@ class TrainerEMA(TrainerCallback):  # type: ignore[misc]
         try:
             path = part if part.exists() else checkpoint / EMA_FILE
             ema.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, EOFError, RuntimeError, UnpicklingError, EmaAvgError) as error:
+        except Exception as error:  # noqa: BLE001 - torch raises many; the training is worth more than the average
             logger.warning("the EMA begins anew at step %d: %s", state.global_step, error)
             ema.register(state.global_step)
 
