@@ -176,6 +176,17 @@ class Buffered(nn.Module):
         return normalized
 
 
+def test_batchnorm_statistics_are_averaged_by_default() -> None:
+    """They belong to the average, unlike other buffers; without weights to train there is nothing to average."""
+    model = Buffered()
+    ema = EMA(model, 0.8)
+    ema.register()
+    buffers = {name for name, _ in model.named_buffers()}
+    assert ema.shadow.keys() & buffers == {"norm.running_mean", "norm.running_var"}
+    with pytest.raises(UsageError, match="no parameter that requires a gradient"):
+        EMA(model.requires_grad_(requires_grad=False), 0.8).register()
+
+
 @pytest.mark.parametrize("rules", [("copy", "copy"), ("average", "copy"), ("copy", "average"), ("average", "average")])
 def test_buffers(rules: tuple[str, str]) -> None:
     """Each rule averages its buffers as torch's class does, and leaves the others, and all integers, to the model."""

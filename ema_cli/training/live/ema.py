@@ -66,7 +66,8 @@ class EMA(ShadowWeights):
         power: parameter of ``warmup="inv-gamma"``.
         every: average the weights of every k-th step only, with the decay that k steps mean.
         buffers: ``"average"`` floating-point buffers too, or ``"copy"`` them from the model when they are needed.
-        batchnorm: the same for BatchNorm statistics.
+        batchnorm: the same for BatchNorm statistics, averaged by default: those of the model do not fit the average,
+            which can then evaluate far below it.
         dtype: ``torch.float32`` or ``torch.float64`` for all averages.
         device: where the averages are kept; by default where each parameter is when it is first seen.
 
@@ -90,7 +91,7 @@ class EMA(ShadowWeights):
         power: float | None = None,
         every: int = 1,
         buffers: BufferRule = "copy",
-        batchnorm: BufferRule = "copy",
+        batchnorm: BufferRule = "average",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:

@@ -55,13 +55,12 @@ def averaged_tensors(
     """
     parameters = parameters_of(model).items()
     found = {name: tensor for name, tensor in parameters if tensor.requires_grad or name in known}
-    found.update(_averaged_buffers(model, buffers=buffers, batchnorm=batchnorm))
     if not found:
         raise UsageError(
             "the model has no parameter that requires a gradient, so there is nothing to average",
             hint="call register() or update() when the parameters to train are there and not frozen",
         )
-    return found
+    return found | dict(_averaged_buffers(model, buffers=buffers, batchnorm=batchnorm))
 
 
 def _averaged_buffers(
