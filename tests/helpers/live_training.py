@@ -21,8 +21,9 @@ def move_weights(model: nn.Module, seed: int) -> None:
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """Return copies of the parameters."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Return copies of what is averaged by default: the parameters, and the statistics of BatchNorm."""
+    statistics = (one for one in model.named_buffers() if one[0].endswith(("running_mean", "running_var")))
+    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *statistics)}
 
 
 def folded(history: Iterable[Mapping[str, torch.Tensor]], decay: float) -> Weights:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.live_training import weights_of
 from tests.helpers.program import Run
 from tests.helpers.series import State, load
 from tests.interop.judge import DECAY, assert_fold, average
@@ -61,11 +62,11 @@ def test_stage_3_is_joined_by_the_command_in_the_hint(saved: Path, ema_avg: Run,
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
 def test_a_live_average_of_deepspeed(stage: int, saved: Path) -> None:
-    """Up to stage 2 a live EMA of the engine averages the model's bfloat16 weights in float32, by the model's names."""
+    """Up to stage 2 a live EMA of the engine averages the model's bfloat16 tensors in float32, by the model's names."""
     folder = saved / f"stage_{stage}"
     average = torch.load(folder / "live.pt", weights_only=True)["average"]
     first, second = kept(folder)
-    assert average.keys() == dict(network().named_parameters()).keys()
+    assert average.keys() == weights_of(network()).keys()
     for name, tensor in average.items():
         assert torch.equal(tensor, torch.lerp(first[name].float(), second[name].float(), 0.5))
 
