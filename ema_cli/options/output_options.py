@@ -94,7 +94,7 @@ class OutputOptions(WeightOptions):
     )
     sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
     force: bool = option(
-        False, help="Overwrite an output that is not up to date.", panel="Output", in_found_file="never"
+        False, help="Overwrite an existing output, unless it is up to date.", panel="Output", in_found_file="never"
     )
 
     def check_output(self) -> None:
