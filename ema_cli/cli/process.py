@@ -71,9 +71,8 @@ def foreign_code() -> Iterator[None]:
     """Keep code of the user from what this process relies on, inside a ``with`` block.
 
     What it writes to standard output, also in C, in a child process or when this process exits, goes to standard
-    error. Forked processes, such
-    as the workers of a DataLoader, do not clean up for this one when a signal arrives. The working directory is the
-    same again at the end.
+    error. Forked processes, such as the workers of a DataLoader, do not clean up for this one when a signal arrives.
+    The working directory is the same again at the end.
     """
     folder = None
     with contextlib.suppress(OSError):  # it was removed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ema_cli.planning.side_files import plan_side_files
 from ema_cli.preflight.destinations import check_copy, refuse_overlap
 from ema_cli.preflight.replaced_folders import examine_output_folder
 from ema_cli.preflight.staged_reports import publish_staged_report
-from ema_cli.records.files import FileRole, SideFile
+from ema_cli.records.files import FileRole, SideFile, Written
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import report_path
@@ -38,6 +38,7 @@ from ema_cli.write.lock import output_lock
 from ema_cli.write.make_target import make_small, make_target
 from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
+from ema_cli.write.target import Target
 
 
 class RecomputedCopy:
@@ -105,10 +106,7 @@ class RecomputedCopy:
         with ExitStack() as unpublished:
             target = make_target(copy.planned, self._old)
             unpublished.callback(target.discard)
-            target.open()
-            for offset, piece in copy.pieces:
-                target.write(offset, piece)
-            written = target.finish()
+            written = _filled(target, copy.pieces)
             sha256 = sha256_of_all(checkpoint.index.sources)
             replaced_input = check_unchanged([checkpoint], ignore)
             report = build_update_report(
@@ -123,15 +121,26 @@ class RecomputedCopy:
                 warnings=(*warnings, *replaced_input),
                 seconds=time.monotonic() - started,
             )
-            beside = make_small(report_path(self._path))
-            unpublished.callback(beside.discard)
-            beside.write(render_report(report, ".json"))
             self._refuse_existing(copy.planned)  # the user's code ran meanwhile
-            with uninterrupted():
-                publish_all(
-                    [Finished(path=self._path, target=target), Finished(path=report_path(self._path), target=beside)]
-                )
+            self._publish(target, report, unpublished)
         return report
+
+    def _publish(self, target: Target, report: Report, unpublished: ExitStack) -> None:
+        """Write the report, and give the output and then the report their names."""
+        path = report_path(self._path)
+        beside = make_small(path)
+        unpublished.callback(beside.discard)
+        beside.write(render_report(report, ".json"))
+        with uninterrupted():
+            publish_all([Finished(path=self._path, target=target), Finished(path=path, target=beside)])
+
+
+def _filled(target: Target, pieces: Iterable[tuple[int, memoryview]]) -> Written:
+    """Write the pieces of the data section, and return the files; they have no names yet."""
+    target.open()
+    for offset, piece in pieces:
+        target.write(offset, piece)
+    return target.finish()
 
 
 def _local(options: Options) -> Path:
