@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def test_steps_do_not_come_from_names(snaps: Path, tmp_path: Path) -> None:
     plan = ema_cli.plan([tmp_path / f"{name}.safetensors" for name in "abcde"], half_life=30, per="step")
     assert [member.step.value for member in plan.series.members if member.step] == [*STEPS]
     assert [member.checkpoint.path.stem for member in plan.series.members] == [*"cabed"]
+
+
+def test_one_name_without_the_word_does_not_hide_the_others(snaps: Path, tmp_path: Path) -> None:
+    """A snapshot that is called ``best_40`` is one of the series, not all of it; a backup is none."""
+    folder = tmp_path / "snaps"
+    shutil.copytree(snaps, folder)
+    (folder / "ema_step40.safetensors").rename(folder / "best_40.safetensors")
+    shutil.copy(folder / "ema_step20.safetensors", folder / "backup_1.safetensors")
+    report = ema_cli.average(folder, method="uniform", output=tmp_path / "mean.safetensors")
+    assert [one.step for one in report.inputs] == list(STEPS)
+    assert codes(report) == set()
 
 
 def test_a_plan_and_inspect_name_the_live_ema(snaps: Path, ema_avg: Run) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from ema_cli.discovery.candidates import Candidate
-from ema_cli.formats.series_names import NAME_TO_USE, has_place
+from ema_cli.formats.series_names import AVERAGE, NAME_TO_USE, has_place, why_skipped
 from ema_cli.records.series import Checkpoint
 from ema_cli.step_names import steps_from_names
 from ema_cli.storage.extents import Extent, TensorIndex
@@ -52,7 +52,7 @@ def reason_to_skip(opened: OpenedCheckpoint, members: Sequence[OpenedCheckpoint]
     same = next((one for one in members if one.checkpoint.index.identity == index.identity), None)
     if same is not None:
         return f"a link to {quoted(same.candidate.name)}"
-    if opened.candidate.reason:
+    if opened.candidate.reason and not _is_named_for_content(opened):
         return opened.candidate.reason
     if not any(one.checkpoint.index.layouts is index.layouts for one in members):
         return f"its tensors are not those of the numbered checkpoints {NAME_TO_USE}"
@@ -65,6 +65,11 @@ def reason_to_skip(opened: OpenedCheckpoint, members: Sequence[OpenedCheckpoint]
     if same is not None:
         return f"a copy of {quoted(same.candidate.name)}: the same weights"
     return "" if clocks else NO_PLACE
+
+
+def _is_named_for_content(opened: OpenedCheckpoint) -> bool:
+    """Whether a file is called an average because it is a snapshot of a live EMA, as all members then are."""
+    return opened.checkpoint.is_snapshot and why_skipped(opened.candidate.name) == AVERAGE
 
 
 def prefers(opened: OpenedCheckpoint) -> tuple[bool, int]:

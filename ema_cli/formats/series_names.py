@@ -17,8 +17,9 @@ from ema_cli.name_numbers import has_step_word, name_form
 
 NAME_TO_USE = "(name the file to use it)"
 """What to do about a file that is skipped."""
+AVERAGE = "an average"
 _SKIPPED = {
-    "an average": re.compile(
+    AVERAGE: re.compile(
         r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages|mean|soup|merged)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)",
         re.IGNORECASE,
     ),
