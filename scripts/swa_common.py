@@ -6,6 +6,7 @@ users do it.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import statistics
@@ -23,6 +24,16 @@ SCRIPTS = Path(__file__).resolve().parent
 RECORDS = SCRIPTS / "records"
 Rate = Callable[[int], float]
 """The learning rate of a step (the first is 1), relative to the largest."""
+
+
+def command_line(description: str | None, *, seeds: int) -> argparse.Namespace:
+    """Return the options of a script, which trains ``seeds`` times by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds, metavar="N", help="train with the seeds 1 to N")
+    parser.add_argument("--tune", action="store_true", help="compare learning rates and windows")
+    parser.add_argument("--quick", action="store_true", help="a small budget, for a test")
+    parser.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help="the folder of the plot")
+    return parser.parse_args()
 
 
 def constant(_: int) -> float:
@@ -82,6 +93,16 @@ def ema_avg(*arguments: object, output: Path) -> Path:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     return output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Some weights of a training: an average, or the last checkpoint."""
+
+    training: str
+    name: str
+    options: tuple[str, ...] = ()
+    """Of ``ema-avg``; none for the last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ usual ways. The loss is that of modules which no training sees.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import sysconfig
@@ -28,10 +27,11 @@ from real_runs import CharTransformer, Task
 from safetensors.torch import load_file
 from swa_common import (
     COLORS,
-    RECORDS,
     Line,
     Rate,
+    Row,
     checkpoint,
+    command_line,
     constant,
     cosine,
     cyclical,
@@ -80,16 +80,6 @@ class Budget:
 
 FULL = Budget(steps=2400, every=25, cycle=75, windows=512, points=16)
 QUICK = Budget(steps=80, every=5, cycle=10, windows=32, points=4)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Some weights of a training: an average, or the last checkpoint."""
-
-    training: str
-    name: str
-    options: tuple[str, ...] = ()
-    """Of ``ema-avg``; none for the last checkpoint."""
 
 
 EMA = ("--per", "step", "--half-life", "100")
@@ -340,12 +330,7 @@ def tune(seeds: Sequence[int], budget: Budget) -> None:
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="train with the seeds 1 to N")
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=RECORDS, metavar="FOLDER", help="the folder of the plot")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, seeds=5)
     torch.set_num_threads(1)
     budget = QUICK if arguments.quick else FULL
     if arguments.tune:

@@ -23,4 +23,4 @@ def test_warnings_are_logged_with_what_to_do(tmp_path: Path, caplog: pytest.LogC
         assert not caplog.messages
         average.write()
     (advice,) = [message for message in caplog.messages if "batchnorm-averaged" in message]
-    assert 'use buffers="last", or recompute them: ema-avg update-bn OUT --model MODEL' in advice
+    assert "recompute them: ema-avg update-bn OUT --model MODEL" in advice

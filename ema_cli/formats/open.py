@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from ema_cli.errors import InputRefused
+from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.formats.file import read_file
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import read_folder
@@ -75,6 +75,16 @@ def open_checkpoint(
         side_files=structure.side_files,
         stem=structure.stem,
     )
+
+
+def look_at(path: Location) -> Checkpoint | None:
+    """Return a checkpoint whose files are closed again; ``None`` if it is none that can be opened."""
+    try:
+        checkpoint = open_checkpoint(path, pool=LayoutPool())
+    except EmaAvgError:
+        return None
+    checkpoint.index.close()
+    return checkpoint
 
 
 def _clean_names(

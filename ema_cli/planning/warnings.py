@@ -140,7 +140,8 @@ def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWa
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
                 f"({shortlist(statistics, most=2)}): they fit the activations of the checkpoints, not of the average"
             ),
-            hint="use --buffers last, or recompute them: ema-avg update-bn OUT --model MODEL --data DATA -o NEW",
+            hint="recompute them: ema-avg update-bn OUT --model MODEL --data DATA -o NEW; "
+            "or accept them: --buffers average",
         )
     small = [quoted(tensor.name) for tensor in tensors if tensor.dtype.itemsize == 1]
     if small:

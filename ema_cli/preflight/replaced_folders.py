@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
-from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.open import look_at
 from ema_cli.records.files import is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import load_report, report_path
-from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.old_folder import OldFolder, describe_entries, examine_old_folder
@@ -104,12 +103,8 @@ def _listed_files(folder: Path) -> frozenset[str]:
 
 def is_our_output(path: Location) -> bool:
     """Whether a file is an output of this program, by its metadata."""
-    try:
-        checkpoint = open_checkpoint(path, pool=LayoutPool())
-    except EmaAvgError:
-        return False
-    checkpoint.index.close()
-    return checkpoint.made_by_us
+    found = look_at(path)
+    return found is not None and found.made_by_us
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from ema_cli.dtypes import BY_TORCH_NAME
-from ema_cli.errors import EmaAvgError, OutputError
-from ema_cli.formats.open import open_checkpoint
+from ema_cli.errors import OutputError
+from ema_cli.formats.open import look_at
 from ema_cli.formats.safetensors import build_header
 from ema_cli.formats.structure import writable_name
-from ema_cli.storage.extents import LayoutPool, TensorLayout
+from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import quoted
 from ema_cli.write.file import OutputFile
 from ema_cli.write.held_signals import held_signals
@@ -83,12 +83,8 @@ def _prepare(path: Path, *, force: bool) -> None:
 
 
 def _is_snapshot(path: Path) -> bool:
-    try:
-        checkpoint = open_checkpoint(path, pool=LayoutPool())
-    except EmaAvgError:
-        return False
-    checkpoint.index.close()
-    return checkpoint.is_snapshot
+    found = look_at(path)
+    return found is not None and found.is_snapshot
 
 
 def _write(path: Path, header: bytes, data_bytes: int, tensors: Iterable[torch.Tensor]) -> None:
