@@ -101,7 +101,8 @@ class ForkServer:
         self._environment = {**os.environ, **(variables or {})}
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.fork_server", str(theirs.fileno()), *libraries],
-            env={**self._environment, "OPENBLAS_NUM_THREADS": "1"},  # as the program sets it before it imports numpy
+            # As the program sets it before it imports numpy; torch too reads its number of threads when it is imported.
+            env={**self._environment, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             cwd=ROOT,
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
