@@ -215,6 +215,24 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def number(value: float) -> str:
+    """Return a number with three significant digits and thousands separators: ``0.0123``, ``477``, ``12,345``, ``1e-9``.
+
+    Digits before the point are never dropped, a whole number has no point, and a trailing zero is kept where it is
+    measured: ``1.00`` is near 1, ``1`` is an ``int``.
+    """
+    if isinstance(value, int) or abs(value) >= 99.95:  # noqa: PLR2004 - three digits before the point
+        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.2e}"  # noqa: PLR2004 - beyond that it is exact no more
+    if value and abs(value) < 1e-3:  # noqa: PLR2004
+        return f"{value:.3g}"
+    return f"{value:#.3g}"
+
+
+def cosine(value: float) -> str:
+    """Return a cosine with six decimals, so that those near 1 differ."""
+    return f"{value:z.6f}"
+
+
 def human_bytes(size: float) -> str:
     """Return a size in decimal units: ``545 MB``, ``4.1 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
