@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 
 from ema_cli._version import __version__
+from ema_cli.cli.app import app
+from ema_cli.cli.options import CommandLine
+from ema_cli.options.average import Options
+from ema_cli.options.declaration import declared
 from tests.helpers.program import Run
 from tests.helpers.series import write_sparse
 
@@ -345,17 +351,47 @@ def test_inspect(run_folder: Path, ema_avg: Run) -> None:
 
 
 def test_version(ema_avg: Run) -> None:
-    """``--version`` prints the version and nothing else."""
-    assert ema_avg("--version").stdout == f"ema-avg {__version__}\n"
+    """``--version`` and ``version`` print the version and nothing else."""
+    for word in ("--version", "version"):
+        assert ema_avg(word).stdout == f"ema-avg {__version__}\n"
 
 
-def test_help_shows_the_main_job_and_the_commands(ema_avg: Run) -> None:
-    """The help of the program is that of the main job in panels, and the list of commands."""
-    shown = ema_avg("--help", COLUMNS="160").stdout
-    for words in ("--decay", "Inputs", "Weights", "Compute", "Output", "Run", "Commands", "inspect", "[default: found"):
+def test_help_is_one_screen(ema_avg: Run) -> None:
+    """The first page has the examples, every command, the options that most runs need, and where the rest is."""
+    shown = ema_avg("--help", COLUMNS="100").stdout
+    assert len(shown.splitlines()) <= 45
+    assert "-o, --output PATH" in shown
+    for words in ("ema-avg run/ --decay 0.9", "--install-completion", "--version", "ema-avg average --help"):
         assert words in shown
-    assert ema_avg("-h").returncode == 0
-    assert "--decay" in ema_avg("average", "-h").stdout
+    for command in get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"\n  {command} " in shown
+    assert ema_avg("-h", COLUMNS="100").stdout == shown
+
+
+def test_help_of_the_main_job_has_all_options(ema_avg: Run) -> None:
+    """The help of ``average`` shows every option in panels."""
+    shown = ema_avg("average", "--help", COLUMNS="160").stdout
+    for words in ("--decay", "Inputs", "Weights", "Compute", "Output", "Run", "[default: found", "help methods"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("width", ["60", "80", "100"])
+def test_choices_are_not_split_inside_a_word(ema_avg: Run, width: str) -> None:
+    """In the help of a narrow terminal a line ends between two choices."""
+    shown = ema_avg("average", "--help", COLUMNS=width).stdout
+    words = set(re.findall(r"[\w-]+", shown))
+    for one in (*declared(Options), *declared(CommandLine)):
+        assert words.issuperset(one.choices)
+
+
+def test_an_unknown_option_names_the_nearest_one(ema_avg: Run) -> None:
+    """The error says what the nearest option does and where the others are; a word without one just the latter."""
+    error = ema_avg("run", "--decy", "0.9").stderr
+    assert error.startswith("error: there is no option --decy\n  try: --decay D (d of E_n")
+    assert "all options: ema-avg average --help" in error
+    assert "--output-only (" in ema_avg("verify", "x", "--outptu-only").stderr
+    assert "--version (" in ema_avg("--versoin").stderr
+    assert ema_avg("plan", "-z").stderr == "error: there is no option -z\n  try: ema-avg plan --help\n"
 
 
 def test_no_arguments_show_the_help(ema_avg: Run) -> None:
