@@ -66,9 +66,11 @@ MAIN = "sys.argv[0] = 'ema-avg'; from ema_cli.__main__ import main; main()"
 
 
 def test_the_list_of_the_readme_is_that_of_the_package() -> None:
-    """The slim installation has every requirement of the package, with its version, except torch."""
+    """Slim installations have every requirement of the package, with its version, except torch; the action too."""
     declared = {str(Requirement(line)) for line in PROJECT["dependencies"]}
-    assert {str(Requirement(line)) for line in slim_list()} == {line for line in declared if "torch" not in line}
+    of_action = (ROOT / ".github" / "actions" / "average" / "requirements.txt").read_text(encoding="utf-8").split()
+    for lines in (slim_list(), of_action):
+        assert {str(Requirement(line)) for line in lines} == {line for line in declared if "torch" not in line}
 
 
 def test_there_is_no_torch(python: Python) -> None:
