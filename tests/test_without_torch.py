@@ -92,8 +92,8 @@ def test_everything_else_works(python: Python, run_folder: Path) -> None:
     ]:
         done = python(MAIN, *arguments, folder=folder)
         assert done.returncode == code, done.stderr
-    code = "import ema_cli; print(ema_cli.average('run', decay=0.5, output='p.safetensors').averages[0].output.bytes)"
-    done = python(code, folder=folder)
+    script = "import ema_cli; print(ema_cli.average('run', decay=0.5, output='p.safetensors').averages[0].output.bytes)"
+    done = python(script, folder=folder)
     assert int(done.stdout) == (folder / "p.safetensors").stat().st_size
 
 
