@@ -33,7 +33,7 @@ Numbers = float | Iterable[float] | None
 def average(
     paths: StrPath | Iterable[StrPath],
     *,
-    output: StrPath,
+    output: StrPath | None = None,
     method: MethodName | Iterable[MethodName] = (),
     decay: Numbers = (),
     one_minus_decay: Numbers = (),
@@ -90,7 +90,8 @@ def average(
     Args:
         paths: files, folders or glob patterns; ``PATH:WEIGHT`` with ``method="manual"`` and no ``weights``.
         output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given; the name must
-            contain ``{decay}``, ``{method}`` or the like if there are several averages.
+            contain ``{decay}``, ``{method}`` or the like if there are several averages. By default
+            ``ema.safetensors``, or ``ema_{label}.safetensors`` for several averages.
         method: one or several of ``ema_cli.weights.methods.SPECS``; by default ``"ema"``, or the method that
             ``sigma_rel``, ``shape``, ``weights`` or ``warmup`` implies.
         decay: d in [0, 1), one or several.
@@ -207,7 +208,7 @@ def plan(
 ) -> Plan:
     """Return what ``average`` would do, without writing anything; of the tensors, only a small sample is read.
 
-    The keywords are those of ``average``; ``output`` may be left out. What would stop a run although the plan can be
+    The keywords are those of ``average``. What would stop a run although the plan can be
     made, such as an existing output or a missing device, is a warning of the plan.
 
     Raises:

@@ -145,7 +145,8 @@ class Console:
         first, *rest = message.split("\n")
         self._print(Text.assemble((f"{label}: ", f"bold {color}"), clean(first)), *rest)
         if hint:
-            self._print(Text.assemble(("  try: ", "bold"), clean(hint)))
+            is_question = hint.startswith("did you mean")
+            self._print(Text.assemble(("  " if is_question else "  try: ", "bold"), clean(hint)))
 
     def _print(self, *parts: RenderableType, stderr: bool = True) -> None:
         """Print lines, texts and tables, each on lines of its own, without blanks at the ends of lines."""

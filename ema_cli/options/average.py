@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
+from ema_cli.naming import nearest
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import declared, option, read_values
 from ema_cli.options.input_options import InputOptions
@@ -157,7 +157,7 @@ class Options(InputOptions):
         self.check_output()
         if self.resume and isinstance(self.output, Url):
             raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
-        if self.resume and self.output is not None and self.max_shard_size is not None:
+        if self.resume and self.max_shard_size is not None:
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
         for code in self.allow:
             _check_code(code)
@@ -187,10 +187,11 @@ class Options(InputOptions):
 
 def _check_code(code: str) -> None:
     if code not in WARNING_CODES:
-        close = [get_close_matches(part.strip(), WARNING_CODES, n=1) for part in code.split(",")]
+        several = [nearest(part.strip(), WARNING_CODES, most=1) for part in code.split(",")]
         hint = "the codes are listed by: ema-avg help warnings"
-        if all(close):
-            hint = " ".join(f"--allow {found[0]}" for found in close)
+        if all(several):
+            options = " ".join(f"--allow {found[0]}" for found in several)
+            hint = f"did you mean {options}?"
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 
