@@ -118,9 +118,7 @@ def test_the_keywords_in_python_are_the_options(function: Any) -> None:
     defaults = {
         one.name: None if one.default is dict or one.default_warned else one.default for one in declared(Options)
     }
-    names = {"paths": inspect.Parameter.empty, **defaults, "run": None}
-    if function is ema_cli.average:
-        names["output"] = inspect.Parameter.empty
+    names = {"paths": inspect.Parameter.empty, "progress": False, **defaults, "run": None}
     assert {name: one.default for name, one in parameters.items()} == names
     assert all(one.annotation is not inspect.Parameter.empty for one in parameters.values())
     assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for name, one in parameters.items() if name != "paths")
