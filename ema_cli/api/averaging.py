@@ -31,7 +31,8 @@ def average(
         progress: ``True``: show a progress bar on a terminal, else a line every ten seconds, on standard error; or a
             function that is called with each event of ``ema_cli.events``, in this thread.
         output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given; the name must
-            contain ``{decay}``, ``{method}`` or the like if there are several averages.
+            contain ``{decay}``, ``{method}`` or the like if there are several averages. By default
+            ``ema.safetensors``, or ``ema_{label}.safetensors`` for several averages.
         method: one or several of ``ema_cli.weights.methods.SPECS``; by default ``"ema"``, or the method that
             ``sigma_rel``, ``shape``, ``weights`` or ``warmup`` implies.
         decay: d in [0, 1), one or several.
@@ -102,8 +103,8 @@ def average(
 def plan(paths: StrPath | Iterable[StrPath], *, progress: Progress = False, **options: Unpack[AverageKeywords]) -> Plan:
     """Return what ``average`` would do, without writing anything; of the tensors, only a small sample is read.
 
-    The keywords are those of ``average``; ``output`` may be left out. What would stop a run although the plan can be
-    made, such as an existing output or a missing device, is a warning of the plan.
+    The keywords are those of ``average``. What would stop a run although the plan can be made, such as an existing
+    output or a missing device, is a warning of the plan.
 
     Warns:
         ema_cli.EmaAvgWarning: one for each of ``plan.warnings``, except those in ``allow``.
