@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from ema_cli.discovery.changes import check_unchanged
@@ -22,6 +22,7 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError, Verificatio
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
+from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Report
@@ -62,6 +63,8 @@ class Verification:
     seed: int
     skipped: tuple[str, ...] = ()
     """What the options left out."""
+    in_python: bool = False
+    """Messages name keywords, not flags."""
 
     def __repr__(self) -> str:
         name = quoted(str(self.output))
@@ -104,10 +107,11 @@ class Verification:
         only_inputs = all(check.name.startswith(_INPUT_CHECKS) for check in self.failures)
         again = "average again with --force: that writes the output and its report"
         hints.append("--output-only checks only the file and its report" if only_inputs else again)
-        raise VerificationFailed(
-            "\n  ".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
-            hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
-        )
+        with keywords_in_errors() if self.in_python else nullcontext():
+            raise VerificationFailed(
+                "\n  ".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
+                hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
+            )
 
     def _missing(self) -> Iterator[str]:
         """Yield one line about all missing inputs, if there are any."""
