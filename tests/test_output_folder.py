@@ -29,7 +29,7 @@ from ema_cli.options.output_options import DEFAULT_SHARD_BYTES
 from ema_cli.planning.shards import plan_files
 from ema_cli.report.tables import output_rows
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.folders import CONFIG, model_folders
 from tests.helpers.outputs import header_of, listing, sorted_metadata
 from tests.helpers.program import Run

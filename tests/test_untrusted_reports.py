@@ -20,7 +20,7 @@ from ema_cli.errors import InputRefused, NothingMatched, VerificationFailed
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.storage.locations import locate
-from ema_cli.verify.checks import Verification, verify
+from ema_cli.verification.checks import Verification, verify
 from tests.helpers.canary import CANARY
 from tests.helpers.makers import fifo
 from tests.helpers.program import Run

@@ -23,8 +23,8 @@ def average(
 
     With one ``decay`` d the result is the running EMA ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n`` over the
     checkpoints in order, oldest first (Izmailov et al. 2018 for ``method="uniform"``). Tensors keep their shapes;
-    sums are float64 and rounded once. Sizes are bytes, or text such as ``"5GB"``. Types, devices and numbers of torch
-    and numpy are accepted.
+    sums are float64 and rounded once. Sizes are bytes, or text such as ``"5GB"``. Numbers and arrays of
+    numpy and torch are accepted.
 
     Args:
         paths: files, folders or glob patterns; ``PATH:WEIGHT`` with ``method="manual"`` and no ``weights``.
@@ -66,8 +66,9 @@ def average(
         buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
             ``"average"``, with a warning.
         lora: ``"exact"``: average the updates B A of LoRA adapters, not their factors; the ranks add up.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
-        dtype: type of averaged tensors in the output; ``None`` for ``"same"``: as in the last checkpoint.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``, or a ``torch.device``.
+        dtype: type of averaged tensors in the output: its name, ``torch.bfloat16`` or the like; ``None`` for
+            ``"same"``: as in the last checkpoint.
         threads: number of worker threads; by default one per core, at most 4.
         max_memory: limit for the buffers of the fold.
         geometry: measure the distances between the checkpoints on a sample of elements, or not.

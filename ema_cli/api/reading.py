@@ -25,7 +25,7 @@ from ema_cli.storage.locations import Location, exists, is_folder, locate
 
 if TYPE_CHECKING:  # both need numpy, which the others need not
     from ema_cli.compare import Comparison
-    from ema_cli.verify.checks import Verification
+    from ema_cli.verification.checks import Verification
 
 
 def inspect(
@@ -142,7 +142,7 @@ def verify(
         ema_cli.errors.InputRefused: the output cannot be opened; one of ``inputs`` is no checkpoint.
 
     """
-    from ema_cli.verify.checks import verify as check  # noqa: PLC0415 - numpy
+    from ema_cli.verification.checks import verify as check  # noqa: PLC0415 - numpy
 
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     with keywords_in_errors(), listening(progress) as listener:

@@ -15,7 +15,7 @@ from ema_cli.text import plural, quoted, safe_text, shortlist
 
 if TYPE_CHECKING:  # each of the two commands needs only its own
     from ema_cli.compare import Comparison, TensorComparison
-    from ema_cli.verify.checks import Verification
+    from ema_cli.verification.checks import Verification
 
 _MOST_ROWS = 20
 _MOST_NAMES = 8

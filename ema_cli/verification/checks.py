@@ -4,7 +4,7 @@ Input -> output: the path of an output -> ``Verification``: one ``Check`` each f
 side files, the tensors, the method, every input, and random pieces recomputed from the inputs. A failed check does not
 stop the others. The report is untrusted: its form is checked first, and the files it names are opened like any input.
 
-    >>> from ema_cli.verify.checks import verify
+    >>> from ema_cli.verification.checks import verify
     >>> verification = verify(Path("ema.safetensors"), samples=1000)
     >>> verification.ok, [check.message for check in verification.failures]
 """
@@ -29,9 +29,9 @@ from ema_cli.report.model import SCHEMA_VERSION, Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.verify.inputs import FoundInput, check_input, open_inputs
-from ema_cli.verify.named_inputs import match_inputs
-from ema_cli.verify.output import (
+from ema_cli.verification.inputs import FoundInput, check_input, open_inputs
+from ema_cli.verification.named_inputs import match_inputs
+from ema_cli.verification.output import (
     Check,
     WrittenOutput,
     check_digest,
@@ -43,7 +43,7 @@ from ema_cli.verify.output import (
     failed,
     open_written,
 )
-from ema_cli.verify.samples import check_samples
+from ema_cli.verification.samples import check_samples
 
 _MOST_SAMPLES = 1_000_000
 _MOST_NAMES = 3
@@ -161,7 +161,7 @@ def verify(
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
     names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     if names and output_only:
-        raise UsageError("--output-only does not open the inputs that --input names", hint="leave out one of them")
+        raise UsageError("--output-only and --input contradict each other", hint="leave out one of them")
     scope = _Scope(
         samples=None if output_only else samples,
         seed=seed,
