@@ -123,7 +123,7 @@ class _Findings:
     def check(self) -> Check:
         """Return the result; pieces that need an input that cannot be used are left out."""
         recomputed = f"{plural(self.recomputed, 'piece')} recomputed, identical bit for bit"
-        parts = [*self._faults()] or ["nothing recomputed" if self.needed and not self.recomputed else recomputed]
+        parts = [*self._faults()] or [recomputed if self.recomputed else "nothing recomputed"]
         unchecked = [*self._unchecked()]
         message = f"{'; '.join(parts)} (seed {self.seed})" + "".join(f"; not checked: {text}" for text in unchecked)
         ok = not (self.mismatches or self.failures)
@@ -139,13 +139,12 @@ class _Findings:
 
     def _unchecked(self) -> Iterator[str]:
         if self.needed:
-            inputs = sorted(set(self.needed))
-            noun = "input" if len(inputs) == 1 else "inputs"
-            listed = shortlist(map(str, inputs), most=_MOST_SHOWN)
-            yield f"{len(self.needed):,} of {plural(self.pieces, 'piece')} (made with {noun} {listed})"
+            one = len(set(self.needed)) == 1
+            inputs = f"input {self.needed[0]:,}" if one else "inputs that cannot be used"
+            yield f"{len(self.needed):,} of {plural(self.pieces, 'piece')} (they need {inputs})"
         if self.recomputed_on_data:
             statistics = plural(self.recomputed_on_data, "BatchNorm statistic")
-            yield f"{statistics} (that needs the model and the data)"
+            yield f"{statistics} (they need the model and the data)"
 
 
 def _recomputed_on_data(report: Report) -> int:
