@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from heapq import nlargest
 from itertools import islice
 from pathlib import Path
@@ -117,10 +117,20 @@ def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0
     for one in islice(known, _MOST_NAMES):
         by_form.setdefault(_form(one), one)
     form = _form(name)
+    matcher = SequenceMatcher(b=form, autojunk=False)
     forms: Iterable[str] = by_form
     if len(by_form) > _MOST_COMPARED:
         forms = nlargest(_MOST_COMPARED, by_form, key=lambda other: _shared(form, other))
-    return [by_form[close] for close in get_close_matches(form, forms, n=most, cutoff=cutoff)]
+    ranked = [(_similarity(matcher, other, cutoff), by_form[other]) for other in forms]
+    ranked.sort(key=lambda one: (-one[0], natural_key(one[1])))
+    return [one for similarity, one in ranked[:most] if similarity >= cutoff]
+
+
+def _similarity(matcher: SequenceMatcher[str], other: str, cutoff: float) -> float:
+    """Return the similarity to the other name; 0 if it is below the cut-off, which is mostly faster to know."""
+    matcher.set_seq1(other)
+    near = matcher.real_quick_ratio() >= cutoff and matcher.quick_ratio() >= cutoff
+    return matcher.ratio() if near else 0.0
 
 
 def did_you_mean(name: str, known: Iterable[str], *, shown: Callable[[str], str] = str) -> str:

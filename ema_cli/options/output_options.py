@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, fields_in, fill_output_name
+from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, did_you_mean, fields_in, fill_output_name
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
@@ -118,9 +118,9 @@ class OutputOptions(WeightOptions):
             _check_name(self.output, self.max_shard_size)
             for field in re.findall(r"\{(\w*)\}", str(self.output)):
                 if field not in (*OUTPUT_FIELDS, *RUN_FIELDS):
-                    known = ", ".join(f"{{{known}}}" for known in OUTPUT_FIELDS)
+                    known = [f"{{{one}}}" for one in OUTPUT_FIELDS]
                     message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
-                    raise UsageError(message, hint=f"use {known}")
+                    raise UsageError(message, hint=did_you_mean(f"{{{field}}}", known) or f"use {', '.join(known)}")
 
     @property
     def destination(self) -> Location:
