@@ -24,7 +24,7 @@ HEAVY = (
     *("transformers", "lightning", "pytorch_lightning"),
 )
 ALLOWED_HEAVY = {
-    "api/recomputing.py": {"torch"},  # for its types
+    "api/recomputing.py": {"torch"},
     "cli": {"rich", "typer"},
     "evidence": {"numpy"},
     "fold": {"numpy", "ml_dtypes"},

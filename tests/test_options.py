@@ -161,7 +161,7 @@ def test_text_means_the_same_everywhere() -> None:
         ({"decay": 0.5, "half_life": 3}, "decay and half_life say the same thing", "give one of them"),
         ({"decay": 0.5, "from_step": 2, "to_step": 1}, "from_step=2 is after to_step=1", ""),
         ({"decay": 0.5, "normalize": False}, 'method="ema" has no normalize=False', 'choose method="manual"'),
-        ({"decay": 0.5, "order": "stpe"}, 'order="stpe" is none of auto, step', 'order="step"'),
+        ({"decay": 0.5, "order": "stpe"}, 'order="stpe" is none of auto, step', "did you mean step?"),
         ({"decay": 0.5, "max_memory": "much"}, 'max_memory="much" is not a size', 'max_memory="64MB"'),
     ],
 )
