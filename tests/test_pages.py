@@ -20,7 +20,8 @@ from ema_cli.report import svg
 from ema_cli.report.html import to_html
 from ema_cli.report.markdown import escaped, to_markdown
 from ema_cli.report.model import Input, Report, Tensor
-from ema_cli.report.words import movement, verdict
+from ema_cli.report.movement import movement
+from ema_cli.report.words import verdict
 from ema_cli.text import percent
 from tests.helpers.reports import reports
 from tests.helpers.series import random_states, write_series
