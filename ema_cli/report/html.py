@@ -1,7 +1,7 @@
 """HTML pages that open offline, without scripts, styles, fonts or images from elsewhere: a report, and a batch index.
 
 All text from files is made safe for display and then escaped by the templates, which escape everything except the
-charts of ``ema_cli.report.svg``.
+charts of ``ema_cli.report.charts``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from markupsafe import Markup
 
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
-from ema_cli.report import svg, tables, words
+from ema_cli.report import tables, words
 from ema_cli.report.batch_index import BatchIndex, JobEntry
+from ema_cli.report.charts.curves import Curve
+from ema_cli.report.charts.heat_map import heat_map
+from ema_cli.report.charts.histogram import histogram
+from ema_cli.report.charts.lr_scale import lr_chart
+from ema_cli.report.charts.path import path_chart
+from ema_cli.report.charts.strip import drift_strip
+from ema_cli.report.charts.weights import weights_chart
 from ema_cli.report.model import Average, Report, Tensor
 from ema_cli.report.redaction import REMOVED, redacted_index, redacted_report
 from ema_cli.text import percent, plural, safe_text
@@ -40,6 +47,7 @@ def to_html(report: Report) -> str:
         "page.html.j2",
         title=_title(report),
         report=report,
+        **_curves_view(report),
         averages=[_average_view(report, average) for average in report.averages[:_MOST_AVERAGES]],
         warnings=[
             {
@@ -110,8 +118,8 @@ def _average_view(report: Report, average: Average) -> dict[str, object]:
         "continued": _continued(average),
         "facts": tables.facts(report, average),
         "shares": tables.cut_middle(tables.share_rows(report, average), _MOST_INPUTS, tables.more_shares),
-        "lr_chart": _lr_chart(report, average),
         "strip": _drift_strip(average) if moved else None,
+        "histogram": _drift_histogram(average) if moved else None,
         "smallest_drift": percent(moved[0].drift or 0) if moved else "",
         "largest_drift": percent(moved[-1].drift or 0) if moved else "",
         "moved_most": _short_rows(moved[::-1]),
@@ -134,13 +142,21 @@ def _continued(average: Average) -> str:
     return f"The first input is a previous average of {inside}, which this average continues."
 
 
-def _lr_chart(report: Report, average: Average) -> Markup:
-    """Draw the LR scale W_i over the steps, or over the numbers of the checkpoints if they have no steps."""
-    scale = average.diagnostics.implied_lr
-    steps = average.continued.steps if average.continued else _steps(report)
-    xs: Sequence[float] = steps if steps is not None else range(1, len(scale) + 1)
-    unit = average.diagnostics.mean_age_unit if steps is not None else "checkpoint"
-    return _markup(svg.steps_chart(xs, scale, x_label=unit, y_label="LR scale"))
+def _curves_view(report: Report) -> dict[str, object]:
+    """Draw the shares and the LR scale of all averages, over the steps or the numbers of the checkpoints."""
+    averages = report.averages
+    first = averages[0]
+    steps = first.continued.steps if first.continued else _steps(report)
+    shares = [average.continued.shares if average.continued else average.weights for average in averages]
+    xs: Sequence[float] = steps if steps is not None else range(1, len(shares[0]) + 1)
+    unit = first.diagnostics.mean_age_unit if steps is not None else "checkpoint"
+    names = [tables.label(average) for average in averages]
+    rates = [average.diagnostics.implied_lr for average in averages]
+    curves = [[Curve(name=n, values=v) for n, v in zip(names, rows, strict=True)] for rows in (shares, rates)]
+    return {
+        "weights_chart": _markup(weights_chart(xs, curves[0], x_label=unit)),
+        "lr_chart": _markup(lr_chart(xs, curves[1], x_label=unit)),
+    }
 
 
 def _steps(report: Report) -> list[int] | None:
@@ -150,7 +166,12 @@ def _steps(report: Report) -> list[int] | None:
 
 def _drift_strip(average: Average) -> Markup:
     tensors = tables.tensors_with_drift(average)
-    return _markup(svg.strip([tensor.drift or 0 for tensor in tensors], [safe_text(tensor.name) for tensor in tensors]))
+    return _markup(drift_strip([tensor.drift for tensor in tensors], [safe_text(tensor.name) for tensor in tensors]))
+
+
+def _drift_histogram(average: Average) -> Markup:
+    drifts = [100 * (tensor.drift or 0) for tensor in tables.tensors_with_drift(average)]
+    return _markup(histogram(drifts, x_label="drift in percent", y_label="tensors"))
 
 
 def _geometry_view(report: Report, geometry: RunGeometry) -> dict[str, object]:
@@ -165,9 +186,9 @@ def _geometry_view(report: Report, geometry: RunGeometry) -> dict[str, object]:
     first, second = (percent(part) for part in geometry.explained)
     return {
         "path_chart": _markup(
-            svg.path_chart(path, names, averages, (f"axis 1, {first} of the variance", f"axis 2, {second}"))
+            path_chart(path, names, averages, (f"axis 1, {first} of the variance", f"axis 2, {second}"))
         ),
-        "heat_map": _markup(svg.heat_map(geometry.pairwise_distance, names)),
+        "heat_map": _markup(heat_map(geometry.pairwise_distance, names)),
         "largest_distance": f"{max(map(max, geometry.pairwise_distance)):.4g}",
         "explained": f"{first} and {second}",
         "movement": words.movement(geometry, report.evidence),
@@ -185,7 +206,7 @@ def _evidence_view(report: Report, evidence: Evidence) -> dict[str, object]:
 
 
 def _markup(chart: str) -> Markup:
-    """Mark a chart as markup, not to be escaped: ``svg`` has escaped the text in it."""
+    """Mark a chart as markup, not to be escaped: ``charts`` has escaped the text in it."""
     return Markup(chart)  # noqa: S704
 
 
