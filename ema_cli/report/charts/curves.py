@@ -1,31 +1,28 @@
-"""Curves of several averages over the checkpoints in one plot: their styles, legend, marks and texts under the mouse.
-
-A curve is known by color, dash and mark, so that it is known in print and without color vision, too.
-"""
+"""Curves of several averages over the checkpoints in one plot: frame, lines, and texts under the mouse."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from ema_cli.report.charts.axes import (
     ABOVE,
     BELOW,
     Scale,
+    TickLabel,
     fitting_ticks,
     left_margin,
     level_axis,
+    spread_labels,
     upright_axis,
 )
-from ema_cli.report.charts.canvas import Box, Point, Size, area, finite, known, path, polyline, text, units
-from ema_cli.report.charts.lettering import ROW, shortened, text_width
+from ema_cli.report.charts.canvas import Box, Point, Size, area, finite, known, path, polyline, units
+from ema_cli.report.charts.marks import MOST_CURVES, color, legend, mark, style
 from ema_cli.report.charts.ticks import outer_ticks
 from ema_cli.text import number
 
-MOST_CURVES = 12
-"""Curves in one plot; the legend states how many more there are."""
-_COLORS, _DASHES = 8, 5
 _MOST_VERTICES = 1000
 _ALL_VERTICES = 3000
 """Corners of one curve, and of all in a plot."""
@@ -34,17 +31,12 @@ _MOST_MARKS = 40
 _SOME_MARKS = 9
 _MOST_TIPS, _MOST_COLUMNS = 400, 120
 """Numbers, and texts under the mouse; with more, fewer checkpoints have one."""
-_SAMPLE = 26
-_LONGEST_NAME = 240.0
+_UNSEEN, _LEAST_CUT, _LEAST_SHOWN = 0.001, 0.6, 30
+"""The first checkpoints are not drawn if they make up that part of an average, and are that part of all checkpoints;
+at least so many are drawn."""
 _UP_TICKS = 5
-_MARKS = (
-    (-3.5, 0, "a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z"),  # circle
-    (-3, -3, "h6v6h-6z"),  # square
-    (0, -4.2, "l4 7h-8z"),  # triangle
-    (0, -4.5, "l4.5 4.5l-4.5 4.5l-4.5-4.5z"),  # diamond
-    (0, 4.2, "l4-7h-8z"),  # triangle, upside down
-    (-1.3, -4.2, "h2.6v2.9h2.9v2.6h-2.9v2.9h-2.6v-2.9h-2.9v-2.6h2.9z"),  # cross
-)
+_MOST_OWN_TICKS, _LONGEST_OWN_TICK = 20, 1e6
+"""Checkpoints that each have a tick, if their numbers are below the second one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +47,10 @@ class Curve:
     """The name of the average, safe for display."""
     values: Sequence[float | None]
     """As many as there are checkpoints; ``None`` where there is none."""
+
+    def since(self, begin: int) -> Curve:
+        """Return the curve without the first checkpoints."""
+        return Curve(name=self.name, values=self.values[begin:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +64,6 @@ class Frame:
     up: Scale
     markup: str
     """Legend, axes and labels."""
-
-
-def style(position: int) -> str:
-    """Return the classes of a curve: its color and its dash."""
-    return f"series{position % _COLORS} dash{position % _DASHES}"
-
-
-def mark(position: int, place: Point) -> str:
-    """Return the shape of the mark of a curve at a place."""
-    x, y, shape = _MARKS[position % len(_MARKS)]
-    return f"M{units(place[0] + x)} {units(place[1] + y)}{shape}"
-
-
-def legend(names: Sequence[str], left: float, width: float, *, lines: bool = True) -> tuple[str, float]:
-    """Return the legend of curves, in rows, and its height; nothing for a single curve."""
-    if len(names) < 2:  # noqa: PLR2004 - one curve needs no legend
-        return "", 0.0
-    shown = [shortened(name, min(_LONGEST_NAME, width - _SAMPLE - 8)) for name in names[:MOST_CURVES]]
-    shown += [f"and {len(names) - MOST_CURVES} more"] if len(names) > MOST_CURVES else []
-    column = max(map(text_width, shown)) + _SAMPLE + 24
-    columns = max(1, int((width + 16) // column))
-    entries = []
-    for position, name in enumerate(shown):
-        x, y = left + position % columns * column, ROW * (position // columns + 0.5) + 3
-        if position < MOST_CURVES:
-            sample = path(f"line {style(position)}", f"M{units(x)} {units(y)}h{_SAMPLE}") if lines else ""
-            entries.append(sample + path(f"dot series{position % _COLORS}", mark(position, (x + _SAMPLE / 2, y))))
-        entries.append(text((x + _SAMPLE + 6, y + 4), name))
-    return "".join(entries), ROW * (1 + (len(shown) - 1) // columns) + 8.0
 
 
 def framed(
@@ -114,18 +81,47 @@ def framed(
 
     """
     ys = [0.0, least, *(y for curve in curves[:MOST_CURVES] for y in known(curve.values))]
-    upright = outer_ticks(min(ys), max(ys), _UP_TICKS, unit=unit)
+    upright = outer_ticks(min(ys), max(ys) if any(ys) else 1.0, _UP_TICKS, unit=unit)
     left = left_margin(upright.texts)
     entries, above = legend([curve.name for curve in curves], 2, size.width - 4)
     plot = Box(left=left, right=size.width - 12, top=above + ABOVE, bottom=above + ABOVE + size.plot_height)
     found = known(xs) or [0.0]
     across = Scale(low=min(found), high=max(found), start=left + 14, stop=plot.right - 8)
     up = Scale(low=upright.values[0], high=upright.values[-1], start=plot.bottom, stop=plot.top)
-    ticks, labels = fitting_ticks(across, size.width, whole=all(x == round(x) for x in found))
-    markup = upright_axis(plot, up, upright, names[1])
-    markup += level_axis(plot, [across(value) for value in ticks.values], labels, names[0])
+    places, labels = _level_ticks(across, size.width, found)
+    markup = upright_axis(plot, up, upright, names[1]) + level_axis(plot, places, labels, names[0])
     zero = path("zero", f"M{units(plot.left)} {units(up(0))}H{units(plot.right)}") if up.low < 0 else ""
     return Frame(size=size, height=plot.bottom + BELOW, plot=plot, across=across, up=up, markup=entries + markup + zero)
+
+
+def first_drawn(parts: Sequence[Sequence[float]]) -> tuple[int, str]:
+    """Return the first checkpoint that is drawn, and what to add to the name of the axis if it is not the first one.
+
+    Most of a long run has hardly a share in an average of its end, which would be too small to see.
+
+    Args:
+        parts: of each average and checkpoint, the part of the average that the checkpoints up to this one make up.
+
+    """
+    count = min(map(len, parts), default=0)
+    begins = (next((i for i, part in enumerate(row) if part >= _UNSEEN), 0) for row in parts)
+    begin = min(min(begins, default=0) - 1, count - _LEAST_SHOWN)
+    if begin < count * _LEAST_CUT or not count:
+        return 0, ""
+    return begin, f" ({begin:,} earlier checkpoints: < {100 * _UNSEEN:g} %)"
+
+
+def _level_ticks(across: Scale, width: float, xs: Sequence[float]) -> tuple[list[float], list[TickLabel]]:
+    """Return the places and labels of ticks: at the checkpoints if they are few, otherwise at round numbers."""
+    distinct = sorted(set(xs))
+    is_whole = all(x == round(x) for x in distinct)
+    if is_whole and len(distinct) <= _MOST_OWN_TICKS and distinct[-1] < _LONGEST_OWN_TICK:
+        places = list(map(across, distinct))
+        labels = spread_labels(places, [number_of(x) for x in distinct], width)
+        if labels is not None:
+            return places, labels
+    ticks, labels = fitting_ticks(across, width, whole=is_whole)
+    return [across(value) for value in ticks.values], labels
 
 
 def placed(frame: Frame, xs: Sequence[float | None], values: Sequence[float | None]) -> list[list[Point]]:
@@ -156,14 +152,15 @@ def thinned(points: Sequence[Point], most: int = _MOST_VERTICES) -> list[Point]:
 def lines(frame: Frame, xs: Sequence[float | None], curves: Sequence[Curve], *, steps: bool = False) -> str:
     """Draw curves with their marks, straight from point to point or, with ``steps``, level up to each point."""
     drawn = []
-    most = min(_MOST_VERTICES, _ALL_VERTICES // len(curves)) // (2 if steps else 1)
+    most = min(_MOST_VERTICES, _ALL_VERTICES // max(1, len(curves))) // (2 if steps else 1)
     for position, curve in enumerate(curves[:MOST_CURVES]):
         runs = placed(frame, xs, curve.values)
-        shape = "".join(polyline(_stairs(run) if steps else run) for run in (thinned(run, most) for run in runs))
+        corners = _stairs if steps and len(curve.values) <= most else partial(thinned, most=most)
+        shape = "".join(polyline(corners(run)) for run in runs)
         drawn.append(path(f"line {style(position)}", shape))
         points = [point for run in runs for point in run]
         marks = "".join(mark(position, point) for point in _marked(points, position, len(curves)))
-        drawn.append(path(f"dot series{position % _COLORS}", marks))
+        drawn.append(path(f"dot {color(position)}", marks))
     return "".join(drawn)
 
 

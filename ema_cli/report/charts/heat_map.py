@@ -12,12 +12,17 @@ from ema_cli.report.charts.shades import LEGEND_HEIGHT, Shades, shades
 from ema_cli.text import number
 
 _WIDTH = 380.0
-_LARGEST_SIDE, _LARGEST_PLOT = 60.0, 300.0
+_LARGEST_SIDE = 60.0
+_LEAST_LEGEND = 180.0
+_DECADES = 1000.0
+"""Distances that differ by this factor get shades by powers of ten."""
 _MOST_SQUARES = 64
 """Squares along a side; of more checkpoints, this many are drawn, evenly spaced."""
 _MOST_TIPS = 14
 """Squares along a side that each have a text under the mouse."""
 _LONGEST_NAME = 72.0
+_OVERLAP = 0.5
+"""Squares are that much larger than their room, so that no gap is seen between them."""
 
 
 def heat_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
@@ -32,13 +37,13 @@ def heat_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> 
     cells = [[finite(matrix[i][j]) for j in picked] for i in picked]
     parts = [shortened(part, _LONGEST_NAME) for part in distinct_parts(names)]
     parts = [parts[i] for i in picked]
-    scale = shades([value for row in cells for value in row])
+    scale = shades([value for row in cells for value in row], by_powers_from=_DECADES)
     left = max(map(text_width, parts), default=0.0) + 8
-    side = min((min(_LARGEST_PLOT, _WIDTH - left - 12)) / max(1, len(picked)), _LARGEST_SIDE)
+    side = min((_WIDTH - left - 14) / max(1, len(picked)), _LARGEST_SIDE)
     inside = _squares(cells, scale, left, side, [names[i] for i in picked])
     inside += _names(parts, left, side)
     bottom = 4 + side * len(picked) + FONT_SIZE + ROW
-    inside += scale.legend(left, bottom, _WIDTH - left - 16)
+    inside += scale.legend(left, bottom, max(side * len(picked), _LEAST_LEGEND))
     largest = max((value for row in cells for value in known(row)), default=0.0)
     sentence = f"Distances between all pairs of {len(names):,} checkpoints; the largest is {number(largest)}."
     return square("heat-map", sheet("square", _WIDTH, bottom + LEGEND_HEIGHT, inside, sentence))
@@ -54,7 +59,7 @@ def _squares(
     cells: Sequence[Sequence[float | None]], scale: Shades, left: float, side: float, names: Sequence[str]
 ) -> str:
     """Draw the squares: each alone with a text if they are few, otherwise all of a shade together."""
-    height = f'style="stroke-width:{units(side)}"'
+    height = f'stroke-width="{units(side + _OVERLAP)}"'
     if len(cells) <= _MOST_TIPS:
         drawn = "".join(
             path(f"shade {scale.kind(value)}", _place(left, side, i, j, 1), f"{names[i]}, {names[j]}: {number(value)}")
@@ -84,7 +89,7 @@ def runs_of(kinds: Sequence[str | None]) -> Iterator[tuple[int, int, str]]:
 
 def _place(left: float, side: float, row: int, column: int, count: int) -> str:
     """Return a line as thick as a row is high, over some squares."""
-    return f"M{left + side * column:.2f} {4 + side * (row + 0.5):.2f}h{side * count:.2f}"
+    return f"M{left + side * column:.2f} {4 + side * (row + 0.5):.2f}h{side * count + _OVERLAP:.2f}"
 
 
 def _names(parts: Sequence[str], left: float, side: float) -> str:

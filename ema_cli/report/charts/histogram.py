@@ -13,6 +13,7 @@ from ema_cli.report.charts.axes import (
     Scale,
     left_margin,
     level_axis,
+    padded,
     spread_labels,
     thinned_labels,
     upright_axis,
@@ -23,9 +24,11 @@ from ema_cli.report.charts.ticks import outer_ticks
 from ema_cli.text import number
 
 _MOST_BINS = 30
-_DECADES = 1000.0
-"""Numbers above zero that differ by more than this factor get bins by powers of ten."""
+_DECADES = 100.0
+"""Numbers above zero that differ by this factor get bins by powers of ten."""
 _UP_TICKS = 4
+_FLAT = 0.7
+"""Height of the plot as a part of the height of other charts."""
 _ZERO_ROOM = 44.0
 """Width of the bin of zeros, with the gap to the others."""
 
@@ -69,7 +72,7 @@ def histogram(values: Sequence[float | None], *, x_label: str, y_label: str) -> 
     def draw(size: Size) -> str:
         ticks = outer_ticks(0, max(zeros, *counts, 1), _UP_TICKS, whole=True)
         left = left_margin(ticks.texts)
-        plot = Box(left=left, right=size.width - 12, top=ABOVE, bottom=ABOVE + size.plot_height)
+        plot = Box(left=left, right=size.width - 12, top=ABOVE, bottom=ABOVE + _FLAT * size.plot_height)
         up = Scale(low=0, high=ticks.values[-1], start=plot.bottom, stop=plot.top)
         inner = Box(left=left + (_ZERO_ROOM if zeros else 8), right=plot.right - 8, top=plot.top, bottom=plot.bottom)
         places = [inner.left + inner.width * k / max(1, len(counts)) for k in range(len(counts) + 1)]
@@ -106,10 +109,10 @@ def _bins(values: Sequence[float]) -> Bins:
     if not values:
         return Bins(bounds=(0.0, 1.0), ticks=(), texts=())
     low, high = min(values), max(values)
-    if low > 0 and high / _DECADES > low:
+    if low > 0 and high / _DECADES >= low:
         return _by_powers(low, high, len(values))
-    wanted = min(_MOST_BINS, max(5, math.ceil(2 * len(values) ** (1 / 3))))
-    low = 0.0 if 0 < low < high / 4 else low
+    wanted = min(_MOST_BINS, max(10, math.ceil(2 * len(values) ** (1 / 3))))
+    low, high = padded(0.0 if 0 < low < high / 4 else low, high)
     ticks = outer_ticks(low, high, wanted)
     every = tuple(range(len(ticks.values)))
     return Bins(bounds=ticks.values, ticks=every, texts=ticks.texts)

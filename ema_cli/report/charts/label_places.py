@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ema_cli.report.charts.canvas import Box, Point
 from ema_cli.report.charts.lettering import FONT_SIZE, text_width
 
-_DISTANCES = (8.0, 15.0, 26.0, 42.0)
+_DISTANCES = (10.0, 16.0, 26.0, 42.0)
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 _SAMPLES = 12
 _ON_A_POINT, _ON_A_LINE = 100.0, 3.0

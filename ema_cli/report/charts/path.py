@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from ema_cli.report.charts.axes import ABOVE, BELOW, Scale, fitting_ticks, left_margin, level_axis, upright_axis
 from ema_cli.report.charts.canvas import Box, Point, finite, path, polyline, sheet, square, text, units
-from ema_cli.report.charts.curves import MOST_CURVES, legend, mark
 from ema_cli.report.charts.label_places import PlacedLabel, Wish, placed_labels
 from ema_cli.report.charts.lettering import distinct_parts, shortened
+from ema_cli.report.charts.marks import MOST_CURVES, color, legend, mark
 from ema_cli.report.charts.ticks import inner_ticks
 
 _WIDTH = 380.0
@@ -20,7 +20,7 @@ _MARGIN = 34.0
 """Room around the path, for labels."""
 _AGES = 6
 """Shades of the path, from its first part to its last."""
-_MOST_DOTS, _MOST_ARROWS, _MOST_NAMES = 400, 12, 10
+_MOST_DOTS, _MOST_TIPS, _MOST_ARROWS, _MOST_NAMES = 400, 60, 12, 10
 _LEAST_ARROW = 20.0
 """Shorter segments have no arrow."""
 _LONGEST_NAME = 150.0
@@ -52,12 +52,13 @@ def path_chart(
     places = [(across(x), up(y)) for (x, y), *_ in run]
     centers = [(across(x), up(y)) for _, (x, y) in means]
     wishes = _wishes(places, [part for *_, part in run], centers, [name for name, _ in means])
-    obstacles = [_around(place, 4) for place in places] + [_around(place, 6) for place in centers]
+    obstacles = [_around(place, 4) for place in places] + [_around(place, 7) for place in centers]
     labels = placed_labels(wishes, plot, obstacles, list(pairwise(places)))
     inside = entries + axes + _run(places, [name for _, name, _ in run])
     inside += "".join(map(_label, labels))
     for position, (place, (name, _)) in enumerate(zip(centers, means, strict=True)):
-        inside += path(f"average series{position % 8}", mark(_diamond_first(position, len(means)), place), name)
+        kind = "only" if len(means) == 1 else color(position)
+        inside += path(f"average {kind}", mark(_diamond_first(position, len(means)), place), name)
     sentence = f"Path of {len(points):,} checkpoints in a plane, and {len(averages):,} averages at their places in it."
     return square("path", sheet("square", _WIDTH, plot.bottom + BELOW, inside, sentence))
 
@@ -108,17 +109,13 @@ def _wishes(
     wishes = []
     if len(centers) == 1:
         wishes.append(Wish(point=centers[0], words=shortened(names[0], _LONGEST_NAME), kind="strong"))
-    if places:
-        wishes.append(Wish(point=places[-1], words=_end("last", parts[-1]), kind="end-of-path"))
-    if len(places) > 1:
-        wishes.append(Wish(point=places[0], words=_end("first", parts[0]), kind="end-of-path"))
+    ends = {0: "first: ", len(places) - 1: "last: "} if len(places) > 1 else dict.fromkeys(range(len(places)), "")
+    wishes += [
+        Wish(point=places[k], words=f"{word}{shortened(parts[k], 90)}", kind="end-of-path") for k, word in ends.items()
+    ]
     stride = max(1, -(-len(places) // _MOST_NAMES))
     between = range(stride, len(places) - 1, stride)
     return [*wishes, *(Wish(point=places[k], words=shortened(parts[k], 60), is_needed=False) for k in between)]
-
-
-def _end(word: str, part: str) -> str:
-    return f"{word}: {shortened(part, 90)}"
 
 
 def _run(places: Sequence[Point], names: Sequence[str]) -> str:
@@ -132,10 +129,18 @@ def _run(places: Sequence[Point], names: Sequence[str]) -> str:
     arrows = [(a, b) for a, b in pairwise(places) if math.dist(a, b) >= _LEAST_ARROW]
     stride = max(1, -(-len(arrows) // _MOST_ARROWS))
     drawn += path("arrow", "".join(_arrow(a, b) for a, b in arrows[::stride]))
-    for k, (place, name) in enumerate(zip(places, names, strict=True)):
-        age = _AGES * k // len(places)
-        drawn += path(f"dot age{age}", mark(0, place), name)
-    return drawn
+    return drawn + _spots(places, names)
+
+
+def _spots(places: Sequence[Point], names: Sequence[str]) -> str:
+    """Draw a dot for every checkpoint: with a text under the mouse, or small and together if they are many."""
+    if len(places) <= _MOST_TIPS:
+        ages = [_AGES * k // len(places) for k in range(len(places))]
+        spots = zip(places, names, ages, strict=True)
+        return "".join(path(f"spot age{age}", mark(0, place), name) for place, name, age in spots)
+    parts = [places[len(places) * age // _AGES : len(places) * (age + 1) // _AGES] for age in range(_AGES)]
+    dots = ["".join(f"M{units(x - 1.5)} {units(y - 1.5)}h3v3h-3z" for x, y in part) for part in parts]
+    return "".join(path(f"spot age{age}", shape) for age, shape in enumerate(dots))
 
 
 def _arrow(start: Point, end: Point) -> str:

@@ -83,8 +83,9 @@ def _multiples(step: Step, first: int, last: int, unit: str) -> Ticks:
 def _texts(values: Sequence[float], step: Step) -> list[str]:
     largest = max(map(abs, values))
     if largest and not _PLAIN[0] <= largest < _PLAIN[1]:
-        digits = min(8, max(0, math.floor(math.log10(largest)) - step.exponent))
-        return [scientific(value, digits) for value in values]
+        power = math.floor(math.log10(largest))
+        digits = min(8, max(0, power - step.exponent))
+        return [f"{value / 10.0**power:.{digits}f}e{power}" if value else "0" for value in values]
     for size, suffix in _SUFFIXES:
         decimals = max(0, round(math.log10(size)) - step.exponent)
         if largest >= max(size, _FIRST_SUFFIX) and decimals <= _MOST_DECIMALS:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from ema_cli.report.charts.canvas import Size, finite, path, polyline, sheet, units, wide_and_narrow
 from ema_cli.report.charts.curves import (
     Curve,
     Frame,
+    first_drawn,
     framed,
     in_words,
     lines,
-    mark,
     percent_of,
     placed,
-    style,
     thinned,
     tips,
 )
+from ema_cli.report.charts.marks import mark, style
 
 _MOST_BARS = 60
 _BROADEST_BAR = 26.0
@@ -36,10 +36,13 @@ def weights_chart(xs: Sequence[float | None], series: Sequence[Curve], *, x_labe
 
     """
     curves = [Curve(name=one.name, values=[_percent(value) for value in one.values]) for one in series]
+    begin, earlier = first_drawn([_sums(curve.values) for curve in curves])
     sentence = f"Share of each checkpoint in the average: {in_words(xs, curves, x_label, percent_of)}"
 
+    xs, curves = xs[begin:], [curve.since(begin) for curve in curves]
+
     def draw(size: Size) -> str:
-        frame = framed(size, xs, curves, names=(x_label, "share of the average"), unit=" %", least=1e-9)
+        frame = framed(size, xs, curves, names=(f"{x_label}{earlier}", "share of the average"), unit=" %", least=0.0)
         marks = _single(frame, xs, curves[0]) if len(curves) == 1 else lines(frame, xs, curves)
         inside = frame.markup + marks + tips(frame, xs, curves, x_label, percent_of)
         return sheet(size.name, size.width, frame.height, inside, sentence)
@@ -50,6 +53,12 @@ def weights_chart(xs: Sequence[float | None], series: Sequence[Curve], *, x_labe
 def _percent(share: float | None) -> float | None:
     share = finite(share)
     return None if share is None else finite(100 * share)
+
+
+def _sums(shares: Sequence[float | None]) -> list[float]:
+    """Return, for each checkpoint, the part of all that it and those before it make up."""
+    sums = list(accumulate(abs(share or 0.0) for share in shares))
+    return [part / (sums[-1] or 1.0) for part in sums]
 
 
 def _single(frame: Frame, xs: Sequence[float | None], curve: Curve) -> str:
