@@ -104,11 +104,17 @@ def test_a_report_can_be_read(report: ReadableReport) -> None:
     assert from_json(report.to_json()) == report
 
 
-def test_a_notebook_shows_the_verdict(report: ReadableReport) -> None:
-    """The HTML is a piece of a page without scripts from elsewhere."""
+def test_a_notebook_shows_verdict_and_chart(report: ReadableReport) -> None:
+    """The HTML is a piece of a page: the verdict, the chart, and a style that applies inside it alone; no scripts."""
     shown = report._repr_html_()
-    assert "EMA" in shown
-    assert "5 checkpoints" in shown
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", shown, flags=re.DOTALL)
+    assert "5 checkpoints" in text
+    assert "share of the average" in text
+    (style,) = re.findall(r"<style>(.*?)</style>", shown, re.DOTALL)
+    assert style.startswith(".ema-avg { & { color-scheme")
+    assert ":root" not in style
+    assert "&amp;" not in style
+    assert "<script" not in shown
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", shown)
 
 
