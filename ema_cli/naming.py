@@ -20,6 +20,8 @@ _MOST_NAMES = 200_000
 """Names that are examined for one that is near; all of it takes about a second."""
 _MOST_COMPARED = 200
 """Names that are compared letter by letter."""
+_MUCH_FARTHER = 0.15
+"""Less similar than the nearest name by this, a name is not meant."""
 _LONGEST_END = 60
 """Characters at both ends of a long name that are compared."""
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
@@ -110,8 +112,8 @@ def report_name(output: str) -> str:
 def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return the names that ``name`` may be a misspelling of, the nearest first; capital letters do not matter.
 
-    They have at least the similarity ``cutoff``, from 0 to 1, that ``difflib`` measures. The time is bounded: of very
-    many names, those are compared that share the most at their beginning and end.
+    They have at least the similarity ``cutoff``, from 0 to 1, that ``difflib`` measures, and are about as near as the
+    nearest. The time is bounded: of very many names, those are compared that share the most at their beginning and end.
     """
     by_form: dict[str, str] = {}
     for one in islice(known, _MOST_NAMES):
@@ -123,7 +125,8 @@ def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0
         forms = nlargest(_MOST_COMPARED, by_form, key=lambda other: _shared(form, other))
     ranked = [(_similarity(matcher, other, cutoff), by_form[other]) for other in forms]
     ranked.sort(key=lambda one: (-one[0], natural_key(one[1])))
-    return [one for similarity, one in ranked[:most] if similarity >= cutoff]
+    least = max(cutoff, ranked[0][0] - _MUCH_FARTHER) if ranked else cutoff
+    return [one for similarity, one in ranked[:most] if similarity >= least]
 
 
 def _similarity(matcher: SequenceMatcher[str], other: str, cutoff: float) -> float:

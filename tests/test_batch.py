@@ -401,7 +401,7 @@ def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
         (["runs", "--decay", "0.5", "--decay", "0.6"], 2, "{decay}"),
         (["runs", "--decay", "0.5", "-o", "{name}_{sigma_rel}.safetensors"], 2, "has no {sigma_rel}"),
         (["runs", "--decay", "0.5", "--index", "index.pdf"], 2, "no index format"),
-        (["runs", "--decay", "0.5", "--index", "no/index.json"], 5, "mkdir -p no"),
+        (["runs", "--decay", "0.5", "--index", "foreign.json/index.json"], 5, "is a file, not a folder"),
         (["runs", "--decay", "0.5", "--index", "foreign.json"], 5, "not an index"),
         (["runs", "--decay", "0.5", "--report", "all.json"], 2, "would both write"),
         (["gone", "--decay", "0.5"], 7, "there is no"),

@@ -174,7 +174,9 @@ def test_the_name_of_a_command_shows_its_options(name: str) -> None:
     assert name not in topics.topic_names()
 
 
-@pytest.mark.parametrize(("name", "hint"), [("metods", "ema-avg help methods"), ("../README", "ema-avg help")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("metods", "did you mean ema-avg help methods?"), ("../README", "ema-avg help")]
+)
 def test_an_unknown_topic_is_refused_with_the_nearest(name: str, hint: str) -> None:
     """A wrong name is a usage error with the command that was probably meant; a path is no topic."""
     error = CliRunner().invoke(app, ["help", name]).exception

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
-from ema_cli.naming import did_you_mean, nearest
+from ema_cli.naming import nearest
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import declared, option, read_values
 from ema_cli.options.input_options import InputOptions
@@ -183,9 +183,10 @@ class Options(InputOptions):
 def _check_code(code: str) -> None:
     if code not in WARNING_CODES:
         several = [nearest(part.strip(), WARNING_CODES, most=1) for part in code.split(",")]
-        hint = did_you_mean(code, WARNING_CODES) or "the codes are listed by: ema-avg help warnings"
-        if len(several) > 1 and all(several):
-            hint = " ".join(f"--allow {found[0]}" for found in several)
+        hint = "the codes are listed by: ema-avg help warnings"
+        if all(several):
+            options = " ".join(f"--allow {found[0]}" for found in several)
+            hint = f"did you mean {options}?"
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 
