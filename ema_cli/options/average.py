@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
@@ -207,6 +207,11 @@ def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         TypeError: there is no such option.
 
     """
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            meant = did_you_mean(name, known)
+            raise TypeError(f"got an unexpected keyword argument {name!r}" + (f"; {meant}" if meant else ""))
     values = {**given, **read_values(Options, given)}
     if values["max_shard_size"] is None and os.fspath(given.get("output") or "").endswith(os.sep):
         values["max_shard_size"] = DEFAULT_SHARD_BYTES
