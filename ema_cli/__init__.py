@@ -17,6 +17,7 @@ from ema_cli._version import __version__
 if TYPE_CHECKING:
     from ema_cli.api import average, inspect, plan
     from ema_cli.errors import EmaAvgError
+    from ema_cli.in_memory.averages import average_tensors, load_average
     from ema_cli.training.batch_norm.update_bn import update_bn
     from ema_cli.training.callbacks.lightning_callbacks import LightningAverage, LightningEMA
     from ema_cli.training.callbacks.trainer_callbacks import TrainerAverage, TrainerEMA
@@ -31,7 +32,9 @@ __all__ = [
     "TrainerEMA",
     "__version__",
     "average",
+    "average_tensors",
     "inspect",
+    "load_average",
     "plan",
     "update_bn",
 ]
@@ -41,6 +44,8 @@ _HOMES = {
     "LightningAverage": "ema_cli.training.callbacks.lightning_callbacks",
     "LightningEMA": "ema_cli.training.callbacks.lightning_callbacks",
     "TrainerAverage": "ema_cli.training.callbacks.trainer_callbacks",
+    "average_tensors": "ema_cli.in_memory.averages",
+    "load_average": "ema_cli.in_memory.averages",
     "TrainerEMA": "ema_cli.training.callbacks.trainer_callbacks",
     "update_bn": "ema_cli.training.batch_norm.update_bn",
 }
