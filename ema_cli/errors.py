@@ -116,6 +116,18 @@ class SystemExhausted(EmaAvgError):  # noqa: N818
     """The system is out of memory, threads or descriptors, or a library cannot be loaded."""
 
 
+class EmaAvgWarning(UserWarning):
+    """A warning as the Python functions issue it: its text begins with its code, so that filters can name it.
+
+    warnings.filterwarnings("ignore", "batchnorm-averaged", ema_cli.EmaAvgWarning)
+    """
+
+    @property
+    def code(self) -> str:
+        """One of ``WARNING_CODES``."""
+        return str(self).partition(":")[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunWarning:
     """A warning: a stable code, a sentence and, where there is one, a hint; without secrets."""

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 import ema_cli
 from ema_cli import api
-from ema_cli.api import in_keywords
 from ema_cli.cli.config.command import ConfiguredCommand
 from ema_cli.cli.options import BatchCommandLine, BatchOptions, CommandLine, Given, takes
 from ema_cli.cli.topics import options_table
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import PANELS, TextForm, declared, option, read_values
+from ema_cli.options.keyword_messages import in_keywords
 from tests.helpers.program import Run
 
 

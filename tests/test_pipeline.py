@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarnings, UsageError
 from ema_cli.events import Event, Opening, Planned, Progress, WarningIssued
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import Outcome, run_average
 from ema_cli.report.serialize import from_json
 from ema_cli.report.validation import find_fault

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
+from ema_cli.options.average import make_options
 from ema_cli.options.shell_command import shell_command
 from ema_cli.records.plan import Action, Plan
 from ema_cli.storage.source import FileSource

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import OutputError, SystemExhausted
 from ema_cli.events import Event, Progress
 from ema_cli.fold.address_space import check_address_space
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.records.plan import Buffers
 from ema_cli.storage.source import FileSource

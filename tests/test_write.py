@@ -24,10 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.events import Event, Progress
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.write import writeback
 from ema_cli.write.file import OutputFile

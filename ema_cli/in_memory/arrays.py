@@ -27,6 +27,11 @@ class Filled:
     raw: Bytes
     """The same memory as bytes."""
 
+    def equals(self, other: Filled) -> bool:
+        """Whether two tensors have the same type, shape and bytes."""
+        same_form = (self.array.dtype, self.array.shape) == (other.array.dtype, other.array.shape)
+        return self is other or (same_form and np.array_equal(self.raw, other.raw))
+
 
 def memory_maker(framework: Framework) -> Callable[[PlannedTensor], Filled]:
     """Return a function that allocates the memory of a tensor; torch is imported only if it is asked for.

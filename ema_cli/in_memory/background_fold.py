@@ -42,14 +42,17 @@ class BackgroundFold:
 
     def __enter__(self) -> Self:
         atexit.register(self._stop)  # a generator that is left half-way would wait for threads that are gone
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
-        atexit.unregister(self._stop)
+        self._end()
 
     def take(self, number: int) -> Filled:
         """Return tensor ``number`` of the plan as soon as it is complete, once and in order.
@@ -89,7 +92,12 @@ class BackgroundFold:
         if self._stopped:
             raise Abandoned
 
+    def _end(self) -> None:
+        atexit.unregister(self._stop)
+        self._stop()
+
     def _stop(self) -> None:
         self._stopped = True
         self._handover.close()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -201,6 +201,12 @@ def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         TypeError: there is no such option.
 
     """
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"got an unexpected keyword argument {name!r}{meant}")
     values = {**given, **read_values(Options, given)}
     if values["max_shard_size"] is None and os.fspath(given.get("output") or "").endswith(os.sep):
         values["max_shard_size"] = DEFAULT_SHARD_BYTES

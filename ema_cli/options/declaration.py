@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ema_cli.errors import UsageError
+from ema_cli.options.plain_values import plain
 from ema_cli.text import quoted
 
 PANELS = ("Inputs", "Weights", "Compute", "Batch", "Output", "Run")
@@ -119,26 +120,28 @@ class Option:
         """Return the value that the record holds for a value given on the command line, in a file or from Python.
 
         Args:
-            value: as it is, or as text; one or several for a repeatable option; ``None`` for the default.
+            value: as it is, of numpy or torch, or as text; one or several for a repeatable option; ``None`` for the
+                default.
 
         Raises:
             UsageError: text that has not the form of this option, or no number where one is needed.
 
         """
+        value = plain(value)
         if value is None:
             return self.default() if self.default is dict else self.default
         if self.kind == "pairs" and isinstance(value, Mapping):
             return dict(value)
         if self.many:
-            is_number = getattr(value, "ndim", None) == 0  # numpy and torch have numbers that look iterable
-            is_one = is_number or isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+            is_one = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
             several = (value,) if is_one else value
             return (dict if self.kind == "pairs" else tuple)(self._read_one(one) for one in several)
         if self.kind == "list" and not isinstance(value, str):
-            return tuple(value)
+            return self._read_one(",".join(str(plain(one)) for one in value))
         return self._read_one(value)
 
     def _read_one(self, value: Any) -> Any:  # noqa: ANN401
+        value = plain(value)
         noun = self.form.noun if self.form else _NOUNS.get(self.kind, "")
         try:
             if self.form is not None:

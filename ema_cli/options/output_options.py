@@ -105,14 +105,7 @@ class OutputOptions(WeightOptions):
 
         """
         for report in self.report:
-            if report.suffix not in REPORT_SUFFIXES:
-                raise UsageError(
-                    f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
-                    hint="use a name that ends in .html, .md or .json",
-                )
-            if isinstance(report, Url) and report.is_web:
-                problem = "is on a web server, which cannot be written to"
-                raise UsageError(f"--report {quoted(str(report))} {problem}", hint=f"--report {report.name}")
+            check_report_name(report)
         for key, value in self.metadata.items():
             if key == "format" or key.startswith(OUR_METADATA):
                 raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")
@@ -155,6 +148,23 @@ class OutputOptions(WeightOptions):
                 end = self.output.suffix if self.max_shard_size is None else "/"
                 hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
                 raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
+
+
+def check_report_name(report: Location) -> None:
+    """Raise if no report can have this name.
+
+    Raises:
+        UsageError: its suffix is of no format of reports, or it is on a web server.
+
+    """
+    if report.suffix not in REPORT_SUFFIXES:
+        raise UsageError(
+            f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
+            hint="use a name that ends in .html, .md or .json",
+        )
+    if isinstance(report, Url) and report.is_web:
+        problem = "is on a web server, which cannot be written to"
+        raise UsageError(f"--report {quoted(str(report))} {problem}", hint=f"--report {report.name}")
 
 
 def _check_name(output: Location, max_shard_size: int | None) -> None:

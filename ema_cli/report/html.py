@@ -68,6 +68,13 @@ def to_html(report: Report) -> str:
     )
 
 
+def fragment(report: Report) -> str:
+    """Return the verdicts of a report as a piece of HTML that can be shown anywhere."""
+    report = redacted_report(report)
+    verdicts = (words.verdict(report, average) for average in report.averages[:_MOST_AVERAGES])
+    return "".join(Markup("<p>{}</p>").format(verdict) for verdict in verdicts)
+
+
 def index_to_html(index: BatchIndex) -> str:
     """Return the page of a batch index; it links to each report, relative to its folder."""
     index = redacted_index(index)

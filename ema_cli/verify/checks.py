@@ -52,6 +52,16 @@ class Verification:
     """Number of pieces recomputed."""
     seed: int
 
+    def __repr__(self) -> str:
+        name = quoted(str(self.output))
+        if self.ok:
+            return f"<Verification: {name} passed {plural(len(self.checks), 'check')}>"
+        failed = shortlist(check.name for check in self.failures)
+        return f"<Verification: {name} failed {len(self.failures):,} of {plural(len(self.checks), 'check')}: {failed}>"
+
+    def __bool__(self) -> bool:
+        return self.ok
+
     @property
     def failures(self) -> tuple[Check, ...]:
         """The checks that failed."""

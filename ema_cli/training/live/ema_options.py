@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import torch
 
-from ema_cli.api import keywords_in_errors
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import read_values
+from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.text import quoted
 from ema_cli.training.live.model_tensors import BufferRule
