@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 import ema_cli
 from ema_cli.errors import InputChanged, InputRefused, NothingNew, StrictWarnings, UsageError
 from ema_cli.events import Progress
+from ema_cli.fold import worker
 from ema_cli.in_memory.arrays import memory_maker
 from ema_cli.in_memory.handover import Abandoned, Handover
 from ema_cli.options.average import make_options
@@ -175,6 +176,12 @@ def test_the_bytes_are_those_of_the_file(make: Callable[[Path], Made], threads: 
     assert loaded.keys() == state.keys()
 
 
+def _larger_than_the_budget(folder: Path) -> list[Path]:
+    """Write 40 tensors of 1 MB."""
+    sizes = {f"t{number}": 250_000 for number in range(40)}
+    return [write_sparse(folder / f"ckpt_{step}.safetensors", **sizes) for step in (1, 2)]
+
+
 def test_every_type_has_its_own_name(tmp_path: Path) -> None:
     """Arrays have the types of ml_dtypes for bfloat16 and 8 bits, tensors those of torch; all can be changed."""
     paths, options = _every_dtype(tmp_path / "run")
@@ -229,11 +236,12 @@ def test_tensors_are_on_the_host_whatever_the_default_of_torch(tmp_path: Path) -
 
 def test_arrays_need_no_torch_and_a_program_may_end_half_way(tmp_path: Path) -> None:
     """Only tensors of torch import it; the threads of a generator that was left open do not stop a program's end."""
-    paths = write_series(tmp_path, random_states(2))
+    paths = _larger_than_the_budget(tmp_path)
     code = (
-        "import sys, ema_cli\n"
-        "tensors = ema_cli.average_tensors(sys.argv[1:], decay=0.5)\n"
-        "print(type(next(tensors)[1]), 'torch' in sys.modules)"
+        "import sys, time, ema_cli\n"
+        "tensors = ema_cli.average_tensors(sys.argv[1:], decay=0.5, max_memory=1_000_000)\n"
+        "print(type(next(tensors)[1]), 'torch' in sys.modules)\n"
+        "time.sleep(0.2)  # until the threads wait"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -348,9 +356,7 @@ def test_ctrl_c_while_a_tensor_is_computed(many: tuple[list[Path], Any], monkeyp
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """Of 40 tensors of 1 MB, a slow consumer never has more than a few in memory, its own included."""
-    paths = [
-        write_sparse(tmp_path / f"ckpt_{step}.safetensors", **{f"t{n}": 250_000 for n in range(40)}) for step in (1, 2)
-    ]
+    paths = _larger_than_the_budget(tmp_path)
     tracemalloc.start()
     try:
         with closing(ema_cli.average_tensors(paths, decay=0.5, max_memory=1_000_000, probe=False)) as tensors:
@@ -368,10 +374,17 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_refused_tensor_is_not_yielded(threads: int, tmp_path: Path) -> None:
+def test_a_refused_tensor_is_not_yielded(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes when the consumer asks for it, also if other threads wait for a consumer that is slow."""
-    states = [{f"t{n}": torch.full((5_000,), float(n)) for n in range(20)} for _ in range(2)]
-    states[1]["t3"][7] = torch.nan
+    states = [{f"t{n}": torch.full((80_000,), float(n)) for n in range(8)} for _ in range(2)]
+    states[1]["t3"][-1] = torch.nan
+    refuse = worker.refuse_nonfinite
+
+    def refuse_late(*found: Any) -> None:
+        time.sleep(0.1)  # by now the other threads wait for memory
+        refuse(*found)
+
+    monkeypatch.setattr(worker, "refuse_nonfinite", refuse_late)
     paths = write_series(tmp_path, states, form="safetensors")
     found = []
 
