@@ -18,12 +18,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -240,16 +241,17 @@ def test_arrays_need_no_torch_and_a_program_may_end_half_way(tmp_path: Path) -> 
     code = (
         "import sys, time, ema_cli\n"
         "tensors = ema_cli.average_tensors(sys.argv[1:], decay=0.5, max_memory=1_000_000)\n"
-        "print(type(next(tensors)[1]), 'torch' in sys.modules)\n"
+        "print(type(next(tensors)[1]).__name__, 'torch' in sys.modules)\n"
         "time.sleep(0.2)  # until the threads wait"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr) == ("<class 'numpy.ndarray'> False", "")
+    assert (done.stdout, done.stderr) == ("ndarray False\n", "")
 
 
 # What the consumer does.
 
+Many = tuple[list[Path], list[tuple[str, int]]]
 STATES = random_states(3, seed=3)
 SMALL = {f"t{number}": torch.full((300,), float(number)) for number in range(9)}
 
@@ -277,13 +279,14 @@ ENDS: dict[str, Callable[[Iterator[Any]], object]] = {
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[tuple[str, bytes]]]:
-    """A series with tensors of many blocks, small and empty ones; and its average."""
+def many(tmp_path_factory: pytest.TempPathFactory) -> Many:
+    """A series with tensors of many blocks, small and empty ones; and the names and CRC-32 of its average."""
     states = [{**state, **SMALL, "large": torch.randn(40_000)} for state in STATES]
     paths = write_series(tmp_path_factory.mktemp("many"), states, form="safetensors")
-    return paths, [(name, _bytes_of(array)) for name, array in ema_cli.average_tensors(paths, decay=0.9)]
+    return paths, [(name, crc32(_bytes_of(array))) for name, array in ema_cli.average_tensors(paths, decay=0.9)]
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     taken=st.integers(0, 14),
     threads=st.integers(1, 6),
@@ -292,7 +295,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[tup
     end=st.sampled_from(sorted(ENDS)),
 )
 def test_whatever_the_consumer_does_the_tensors_are_right_and_nothing_is_left(
-    many: tuple[list[Path], list[tuple[str, bytes]]],
+    many: Many,
     *,
     taken: int,
     threads: int,
@@ -305,7 +308,7 @@ def test_whatever_the_consumer_does_the_tensors_are_right_and_nothing_is_left(
     before = open_files()
     tensors = ema_cli.average_tensors(paths, decay=0.9, threads=threads, max_memory=max_memory)
     for (name, array), wanted, pause in zip(islice(tensors, taken), expected, pauses, strict=False):
-        assert (name, _bytes_of(array)) == wanted
+        assert (name, crc32(_bytes_of(array))) == wanted
         time.sleep(0.002 * pause)
     ENDS[end](tensors)
     del tensors
@@ -320,7 +323,7 @@ def _join(tensors: Iterator[tuple[str, Any]]) -> str:
     return text
 
 
-def test_a_loop_that_is_left_closes_everything(many: tuple[list[Path], Any]) -> None:
+def test_a_loop_that_is_left_closes_everything(many: Many) -> None:
     """``break`` and an exception in the body of a ``for`` loop end the threads at once, without the collector."""
     before = open_files()
     gc.disable()
@@ -337,7 +340,7 @@ def test_a_loop_that_is_left_closes_everything(many: tuple[list[Path], Any]) -> 
     assert open_files() == before
 
 
-def test_ctrl_c_while_a_tensor_is_computed(many: tuple[list[Path], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_a_tensor_is_computed(many: Many, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal ends the wait for the next tensor, and the threads with it."""
     main = threading.main_thread().ident
     assert main is not None
@@ -495,6 +498,7 @@ def test_nothing_new_to_continue(tmp_path: Path) -> None:
 # The handover alone.
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     block=st.integers(1, 3),

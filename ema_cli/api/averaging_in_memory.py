@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
@@ -166,7 +166,8 @@ def _averaged(
         plan = announce(*examine(made, options, locks), options, listener)
         check_address_space(plan.buffers)
         count = Counted("folding", plan.read_bytes, listener)
-        with blaming_changed_inputs(plan.checkpoints), BackgroundFold(plan, options, make) as fold:
+        with blaming_changed_inputs(plan.checkpoints), closing(BackgroundFold(plan, options, make)) as fold:
+            fold.start()
             for number, tensor in enumerate(plan.tensors):
                 yield make_item(tensor, fold.take(number))
                 count.add(sum(plan.layout(tensor, i).nbytes for i in plan.readers(tensor)))
