@@ -18,7 +18,7 @@ Exit codes belong to the command line and are assigned there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,26 @@ class Proposal:
 class EmaAvgError(Exception):
     """An expected failure: one sentence and, where there is one, a hint; without secrets.
 
-    The first of the ``proposals`` that can be planned replaces the hint.
+    The first of the ``proposals`` that can be planned replaces the hint. A hint that takes time to find is a function:
+    it is called when the hint is shown, as many errors never are.
     """
 
-    def __init__(self, message: str, *, hint: str = "", proposals: Sequence[Proposal] = ()) -> None:
+    def __init__(self, message: str, *, hint: str | Callable[[], str] = "", proposals: Sequence[Proposal] = ()) -> None:
         self.message = without_secrets(message)
-        self.hint = without_secrets(hint)
+        self._hint = hint
         super().__init__(self.message)
         self.proposals = tuple(proposals)
+
+    @property
+    def hint(self) -> str:
+        """What to do next; empty if that is not known."""
+        if callable(self._hint):
+            self._hint = self._hint()
+        return without_secrets(self._hint)
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        self._hint = hint
 
 
 class UsageError(EmaAvgError):

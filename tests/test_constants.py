@@ -28,7 +28,7 @@ from ema_cli.options.output_options import OutputDtype
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.report.beside import report_path
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.exact import DTYPES, FORM_OF, FORMATS, rounded
 from tests.helpers.outputs import Memory
 from tests.helpers.program import Run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -282,6 +283,22 @@ def test_commands_of_the_pages_run(command: Command, workplace: Path, monkeypatc
         assert isinstance(done.exception, ema_cli.EmaAvgError)
     else:
         assert done.exit_code == (ExitCode.DIFFERENT if name == "diff" else ExitCode.OK), done.exception
+
+
+def test_the_python_of_its_topic_runs(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks run as written, one after the other; of the names, the model alone is left to the reader."""
+    monkeypatch.chdir(workplace)
+    for name in ("ema.safetensors", "ema.html", "late.safetensors", "mean.safetensors"):
+        (workplace / name).unlink(missing_ok=True)
+    names: dict[str, Any] = {"model": _net()}
+    with warnings.catch_warnings(record=True):
+        for block in re.findall(r"```python\n(.*?)```", topics.topic_text("python"), re.DOTALL):
+            exec(compile(block, "python.md", "exec"), names)
+    shown = capsys.readouterr().out
+    for part in ("<Report: EMA, decay 0.8", "torch zip model", "folding 100%", 'there is no "rum"'):
+        assert part in shown
 
 
 def test_the_pages_have_commands() -> None:

@@ -6,6 +6,7 @@ import gc
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ import ema_cli
 from ema_cli.errors import InputChanged, InputRefused, NothingNew, StrictWarnings, UsageError
 from ema_cli.events import Progress
 from ema_cli.fold import worker
+from ema_cli.fold.value_errors import refuse_nonfinite
 from ema_cli.in_memory.arrays import memory_maker
 from ema_cli.in_memory.handover import Abandoned, Handover
 from ema_cli.options.average import make_options
@@ -381,11 +383,10 @@ def test_a_refused_tensor_is_not_yielded(threads: int, tmp_path: Path, monkeypat
     """The error comes when the consumer asks for it, also if other threads wait for a consumer that is slow."""
     states = [{f"t{n}": torch.full((80_000,), float(n)) for n in range(8)} for _ in range(2)]
     states[1]["t3"][-1] = torch.nan
-    refuse = worker.refuse_nonfinite
 
     def refuse_late(*found: Any) -> None:
         time.sleep(0.1)  # by now the other threads wait for memory
-        refuse(*found)
+        refuse_nonfinite(*found)
 
     monkeypatch.setattr(worker, "refuse_nonfinite", refuse_late)
     paths = write_series(tmp_path, states, form="safetensors")
@@ -487,12 +488,28 @@ def test_progress_is_reported_in_bytes_read(tmp_path: Path) -> None:
     assert done[-1] == events[-1].total_bytes == sum(2 * 4 * t.numel() for t in random_states(1)[0].values())
 
 
-def test_nothing_new_to_continue(tmp_path: Path) -> None:
-    """A previous average that has all checkpoints already is refused, as without an output of that name."""
+def test_nothing_new_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A previous average that has all checkpoints already is refused, also if it has the default name of outputs."""
     paths = write_series(tmp_path / "run", random_states(3))
-    ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
+    monkeypatch.chdir(tmp_path)
+    ema_cli.average(paths, decay=0.5)
     with pytest.raises(NothingNew):
-        ema_cli.load_average(paths, continue_from=tmp_path / "ema.safetensors")
+        ema_cli.load_average(paths, continue_from="ema.safetensors")
+
+
+def test_files_of_the_default_name_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output of other options is in the working directory, which cannot be written to; nothing appears there."""
+    paths = write_series(tmp_path / "run", random_states(3))
+    monkeypatch.chdir(tmp_path)
+    ema_cli.average(paths, decay=0.5)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    tmp_path.chmod(0o500)
+    try:
+        assert ema_cli.load_average(paths, decay=0.9)
+        assert ema_cli.load_average(paths, decay=0.5)
+    finally:
+        tmp_path.chmod(0o700)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 # The handover alone.
@@ -557,3 +574,19 @@ def test_a_handover_gives_each_tensor_once_in_order(
     assert handover.take(len(tensors)) is None
     with pytest.raises(Abandoned):
         handover.write(0, memoryview(b"x"))
+
+
+# The pages.
+
+
+@pytest.mark.parametrize("page", ["ema_cli/help/in-memory.md", "README.md"])
+def test_the_code_of_the_pages_runs(page: str, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the names, the model and its evaluation are left to the reader."""
+    monkeypatch.chdir(run_folder.parent)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+    names: dict[str, Any] = {"model": net, "evaluate": lambda model: model[0].weight.sum().item()}
+    text = (Path(__file__).parent.parent / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for block in filter(re.compile("load_average|average_tensors").search, blocks):
+        exec(compile(block, page, "exec"), names)
+    assert same_bits(net[0].weight.detach(), ema_cli.load_average("run/", decay=0.9)["0.weight"])

@@ -24,7 +24,7 @@ from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.report.beside import report_path
 from ema_cli.report.serialize import to_json
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.adapters import DOWN, UP, factors, product, write_adapters
 from tests.helpers.outputs import Memory
 from tests.helpers.reports import check

@@ -27,9 +27,9 @@ from ema_cli.errors import OutputError, UsageError
 from ema_cli.options.average import make_options
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES
 from ema_cli.planning.shards import plan_files
-from ema_cli.report.tables import output_rows
+from ema_cli.report.run_tables import output_rows
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.folders import CONFIG, model_folders
 from tests.helpers.outputs import header_of, listing, sorted_metadata
 from tests.helpers.program import Run

@@ -18,7 +18,7 @@ import ema_cli
 from ema_cli import EMA
 from ema_cli.errors import InputRefused, OutputError, UsageError
 from ema_cli.report.model import Report
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.found import find, names_of, skipped
 from tests.helpers.outputs import listing
 from tests.helpers.program import Run

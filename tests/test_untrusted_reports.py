@@ -20,7 +20,7 @@ from ema_cli.errors import InputRefused, NothingMatched, VerificationFailed
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.storage.locations import locate
-from ema_cli.verify.checks import Verification, verify
+from ema_cli.verification.checks import Verification, verify
 from tests.helpers.canary import CANARY
 from tests.helpers.makers import fifo
 from tests.helpers.program import Run
@@ -65,8 +65,8 @@ def change_report(output: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def name_in_report(output: Path, path: str, number: int = 0) -> None:
-    """Let a report name another path as an input."""
-    change_report(output, lambda document: document["inputs"][number].update(path=path))
+    """Let a report name another path as an input, from wherever it is read."""
+    change_report(output, lambda document: document["inputs"][number].update(path=path, path_from_output=path))
 
 
 def checked(output: Path, **options: Any) -> Verification:
@@ -89,7 +89,7 @@ def test_a_url_in_a_report_is_not_opened(url: str, output: Path) -> None:
     """The check of the input fails without a connection, and says which option opens it; the others are made."""
     name_in_report(output, url)
     found = checked(output)
-    assert [one.name for one in found.failures] == ["input 1", "samples"]
+    assert [one.name for one in found.failures] == ["input 1"]
     assert "was not opened: only the report names this URL" in found.failures[0].message
     shown = messages(found)
     assert "--allow-remote" in shown
@@ -125,7 +125,7 @@ def test_a_url_is_opened_with_permission(site: str, output: Path) -> None:
     """Inputs that were averaged from a server are verified with ``allow_remote``, or when they are named."""
     urls = [f"{site}/run/ckpt_{step}.pt" for step in (100, 200, 300)]
     ema_cli.average(urls, decay=0.7, output=output, force=True)
-    assert [one.name for one in checked(output).failures] == ["input 1", "input 2", "input 3", "samples"]
+    assert [one.name for one in checked(output).failures] == ["input 1", "input 2", "input 3"]
     assert verify(output, allow_remote=True).ok
     assert verify(output, inputs=urls).ok
     assert checked(output, inputs=[output.parent / "run"]).ok
@@ -141,13 +141,13 @@ def test_the_url_of_an_output_allows_no_other(tmp_path: Path) -> None:
     ema_cli.average("memory://untrusted/run", decay=0.7, output="memory://untrusted/ema.safetensors")
     output = locate("memory://untrusted/ema.safetensors")
     found = verify(output)
-    assert [one.name for one in found.failures] == ["input 1", "input 2", "input 3", "samples"]
+    assert [one.name for one in found.failures] == ["input 1", "input 2", "input 3"]
     assert verify(output, allow_remote=True).ok
     report = json.loads(store.cat("/untrusted/ema.report.json"))
     for number, one in enumerate(report["inputs"]):
         one["path"] = f"run/ckpt_{100 * number + 100}.pt"
     store.pipe("/untrusted/ema.report.json", json.dumps(report).encode())
-    assert [one.name for one in verify(output).failures] == ["input 1", "input 2", "input 3", "samples"]
+    assert [one.name for one in verify(output).failures] == ["input 1", "input 2", "input 3"]
     assert verify(output, allow_remote=True).ok
     report["inputs"][0]["path"] = str(tmp_path / "run" / "ckpt_100.pt")
     store.pipe("/untrusted/ema.report.json", json.dumps(report).encode())
@@ -164,7 +164,7 @@ def test_nothing_of_a_file_is_shown(kind: str, output: Path, tmp_path: Path) -> 
     for path in (str(secret), f"file://{secret}", "elsewhere/id_rsa"):
         name_in_report(output, path)
         found = checked(output)
-        assert [one.name for one in found.failures] == ["input 1", "samples"]
+        assert [one.name for one in found.failures] == ["input 1"]
         shown = messages(found)
         assert not any(SECRET[at : at + 4] in shown for at in range(len(SECRET) - 3))
         assert "cannot be read as a checkpoint" in shown
@@ -230,7 +230,7 @@ def test_odd_paths_fail_one_check(path: str, output: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(output.parent / "run"))
     name_in_report(output, path)
     found = checked(output, samples=1)
-    assert [one.name for one in found.failures] == ["input 1", "samples"]
+    assert [one.name for one in found.failures] == ["input 1"]
     assert messages(found).replace("\n", "").isprintable()
 
 

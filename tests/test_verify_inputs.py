@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
-from ema_cli.verify.checks import Verification, verify
+from ema_cli.verification.checks import Verification, verify
 from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, open_files, random_states, write_series
 
@@ -108,7 +108,7 @@ def test_more_files_than_inputs_are_fine(output: Path) -> None:
     assert check(output, [paths[0].parent]).ok
     paths[1].unlink()
     found = check(output, [paths[0].parent])
-    assert [one.name for one in found.failures] == ["input 2", "samples"]
+    assert [one.name for one in found.failures] == ["input 2"]
     assert "none of the 4 named checkpoints is" in shown(found)["input 2"]
 
 
@@ -199,7 +199,7 @@ def test_an_input_without_weight_is_recognized_by_its_place(tmp_path: Path) -> N
 
 
 def test_a_continued_average_is_verified_with_all_its_inputs(tmp_path: Path) -> None:
-    """The previous average is one of them, and another output of the folder is not."""
+    """The previous average is one of them, if it is still what it was, and another output of the folder is not."""
     paths = write_series(tmp_path / "run", random_states(4))
     part, both = tmp_path / "part.safetensors", tmp_path / "ema.safetensors"
     ema_cli.average(paths[:2], per="step", half_life=100, output=part)
@@ -211,9 +211,15 @@ def test_a_continued_average_is_verified_with_all_its_inputs(tmp_path: Path) -> 
         path.unlink()
     found = check(both, [other / part.name, other])
     assert found.ok, found.failures
-    assert check(both, [*sorted(other.glob("*.pt")), other / part.name]).ok
+    assert found.complete
+    assert check(both, [*sorted(other.glob("*.pt")), other / part.name]).complete
     ema_cli.average(sorted(other.glob("*.pt")), decay=0.1, output=other / part.name, force=True)
-    assert not check(both, [*sorted(other.glob("*.pt")), other / part.name]).ok
+    found = check(both, [*sorted(other.glob("*.pt")), other / part.name])
+    assert (found.ok, found.complete) == (True, False)
+    assert found.unchecked[0] == f'the previous average "{part}" (replaced since then)'
+    (other / part.name).unlink()
+    found = check(both, sorted(other.glob("*.pt")))
+    assert (found.ok, found.unchecked[0]) == (True, f'the previous average "{part}" (not among the named inputs)')
 
 
 def test_key_and_prefix_of_the_run_are_used(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ from ema_cli.pipeline import run_average
 from ema_cli.write import writeback
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
-from ema_cli.write.publish import check_writable, uninterrupted
+from ema_cli.write.publish import uninterrupted
 from ema_cli.write.small_file import write_atomically
 from ema_cli.write.temp_names import temporary_name
+from ema_cli.write.writable import check_writable
 from ema_cli.write.writeback import WriteBack
 from tests.helpers.outputs import bytes_header, fail_at, header_of, listing, sorted_metadata
 from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series

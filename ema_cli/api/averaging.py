@@ -23,15 +23,16 @@ def average(
 
     With one ``decay`` d the result is the running EMA ``E_1 = theta_1, E_n = d E_(n-1) + (1 - d) theta_n`` over the
     checkpoints in order, oldest first (Izmailov et al. 2018 for ``method="uniform"``). Tensors keep their shapes;
-    sums are float64 and rounded once. Sizes are bytes, or text such as ``"5GB"``. Types, devices and numbers of torch
-    and numpy are accepted.
+    sums are float64 and rounded once. Sizes are bytes, or text such as ``"5GB"``. Numbers and arrays of
+    numpy and torch are accepted.
 
     Args:
         paths: files, folders or glob patterns; ``PATH:WEIGHT`` with ``method="manual"`` and no ``weights``.
         progress: ``True``: show a progress bar on a terminal, else a line every ten seconds, on standard error; or a
             function that is called with each event of ``ema_cli.events``, in this thread.
         output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given; the name must
-            contain ``{decay}``, ``{method}`` or the like if there are several averages.
+            contain ``{decay}``, ``{method}`` or the like if there are several averages. By default
+            ``ema.safetensors``, or ``ema_{label}.safetensors`` for several averages.
         method: one or several of ``ema_cli.weights.methods.SPECS``; by default ``"ema"``, or the method that
             ``sigma_rel``, ``shape``, ``weights`` or ``warmup`` implies.
         decay: d in [0, 1), one or several.
@@ -65,8 +66,9 @@ def average(
         buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
             ``"average"``, with a warning.
         lora: ``"exact"``: average the updates B A of LoRA adapters, not their factors; the ranks add up.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``.
-        dtype: type of averaged tensors in the output; ``None`` for ``"same"``: as in the last checkpoint.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``, or a ``torch.device``.
+        dtype: type of averaged tensors in the output: its name, ``torch.bfloat16`` or the like; ``None`` for
+            ``"same"``: as in the last checkpoint.
         threads: number of worker threads; by default one per core, at most 4.
         max_memory: limit for the buffers of the fold.
         geometry: measure the distances between the checkpoints on a sample of elements, or not.
@@ -102,8 +104,8 @@ def average(
 def plan(paths: StrPath | Iterable[StrPath], *, progress: Progress = False, **options: Unpack[AverageKeywords]) -> Plan:
     """Return what ``average`` would do, without writing anything; of the tensors, only a small sample is read.
 
-    The keywords are those of ``average``; ``output`` may be left out. What would stop a run although the plan can be
-    made, such as an existing output or a missing device, is a warning of the plan.
+    The keywords are those of ``average``. What would stop a run although the plan can be made, such as an existing
+    output or a missing device, is a warning of the plan.
 
     Warns:
         ema_cli.EmaAvgWarning: one for each of ``plan.warnings``, except those in ``allow``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
@@ -146,7 +147,7 @@ def _read(function: str, paths: StrPath | Iterable[StrPath], given: Mapping[str,
         if name in given:
             raise TypeError(f"{function}() writes no file, so it does not take {name!r}")
     with keywords_in_errors():
-        return make_options(paths, **given)
+        return replace(make_options(paths, **given), in_memory=True)
 
 
 def _averaged(

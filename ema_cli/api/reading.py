@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ema_cli.api.listening import Progress, issue, listening
@@ -14,7 +15,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import DEFAULT_SAMPLES, Options, make_options
-from ema_cli.options.keyword_messages import keywords_in_errors
+from ema_cli.options.keyword_messages import in_keywords, keywords_in_errors
 from ema_cli.options.keywords import StrPath
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report as load
@@ -24,7 +25,7 @@ from ema_cli.storage.locations import Location, exists, is_folder, locate
 
 if TYPE_CHECKING:  # both need numpy, which the others need not
     from ema_cli.compare import Comparison
-    from ema_cli.verify.checks import Verification
+    from ema_cli.verification.checks import Verification
 
 
 def inspect(
@@ -141,11 +142,11 @@ def verify(
         ema_cli.errors.InputRefused: the output cannot be opened; one of ``inputs`` is no checkpoint.
 
     """
-    from ema_cli.verify.checks import verify as check  # noqa: PLC0415 - numpy
+    from ema_cli.verification.checks import verify as check  # noqa: PLC0415 - numpy
 
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
     with keywords_in_errors(), listening(progress) as listener:
-        return check(
+        found = check(
             locate(os.fspath(output)),
             samples=samples,
             seed=seed,
@@ -155,6 +156,8 @@ def verify(
             allow_remote=allow_remote,
             listener=listener,
         )
+    named = [replace(one, message=in_keywords(one.message), hint=in_keywords(one.hint)) for one in found.checks]
+    return replace(found, checks=tuple(named), in_python=True)
 
 
 def load_report(path: StrPath) -> ReadableReport:

@@ -1,17 +1,17 @@
-"""``update_bn``."""
+"""``update_bn``, the function that needs torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ema_cli.api.listening import Progress, listening
 from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.options.keywords import StrPath
 from ema_cli.report.model import BatchNormUpdate
-
-if TYPE_CHECKING:
-    import torch
+from ema_cli.training.batch_norm.update_bn import update_given
 
 
 def update_bn(
@@ -53,8 +53,6 @@ def update_bn(
         ema_cli.errors.OutputError: the output exists, or cannot be written.
 
     """
-    from ema_cli.training.batch_norm.update_bn import update_given  # noqa: PLC0415 - torch
-
     with keywords_in_errors(), listening(progress) as listener:
         return update_given(
             average,

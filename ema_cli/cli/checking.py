@@ -29,8 +29,10 @@ VERIFY_HELP = (
     "Checks the report, the size and the SHA-256 of the output, its tensors, the fingerprint of every input and the "
     "digest of its weights (or its SHA-256, if the report has one). Random pieces of tensors are recomputed from the "
     "inputs and compared bit for bit.\n\n"
-    "The inputs are opened where the report says they are; URLs only with --allow-remote. If they were moved, --input "
-    "names them again: ema-avg verify OUT --input CKPT..."
+    "The inputs are found from any directory; URLs are opened only with --allow-remote. If they were moved away from "
+    "the output, --input names them again: ema-avg verify OUT --input CKPT...\n\n"
+    "What can no longer be checked, such as an average that this one continues and has overwritten, is named in the "
+    "last line, and is no failure."
 )
 _SHOWN = ("json", "quiet", "verbose", "color")
 
@@ -105,8 +107,8 @@ def verify(
     """Verify an output."""
     from ema_cli.cli.views.check_view import show_verification  # noqa: PLC0415
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415
-    from ema_cli.verify.checks import verification_document  # noqa: PLC0415
-    from ema_cli.verify.checks import verify as check  # noqa: PLC0415
+    from ema_cli.verification.checks import verification_document  # noqa: PLC0415
+    from ema_cli.verification.checks import verify as check  # noqa: PLC0415
 
     console = Console(line.style())
     with closing(ProgressDisplay(console)) as progress:

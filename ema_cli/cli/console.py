@@ -156,7 +156,8 @@ class Console:
             for line in rest:
                 self._print(clean(line))
             if hint:
-                self._print(Text.assemble(("  try: ", "bold"), clean(hint)))
+                is_question = hint.startswith("did you mean")
+                self._print(Text.assemble(("  " if is_question else "  try: ", "bold"), clean(hint)))
 
     def _print(self, *parts: RenderableType) -> None:
         """Print; lines wrap between words on a terminal, and not at all in a log. Tables adapt to the width."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand, TyperGroup
 
 from ema_cli.errors import UsageError
+from ema_cli.naming import nearest
 from ema_cli.text import quoted
 from ema_cli.weights.methods import SPECS
 
@@ -31,7 +31,7 @@ class DefaultGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Click's context, which Typer hides
         """Insert the default command unless the first word is a command or an option of the group."""
         if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
-            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.75)
+            close = nearest(args[0], self.commands, most=1, cutoff=0.75)
             if close and not ctx.resilient_parsing and not Path(args[0]).exists():  # a misspelled command
                 raise UsageError(f"there is no command or file {quoted(args[0])}", hint=f"ema-avg {close[0]}")
             args = [DEFAULT, *args]

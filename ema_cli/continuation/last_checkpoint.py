@@ -18,9 +18,10 @@ from ema_cli.options.average import Options
 from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint, FoundStep, OrderedCheckpoint, Role
 from ema_cli.report.beside import read_report
-from ema_cli.report.model import Input
+from ema_cli.report.input_paths import listed_locations
+from ema_cli.report.model import Input, Report
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.storage.locations import Location, absolute, is_folder, locate_listed, names_in
+from ema_cli.storage.locations import Location, absolute, is_folder, names_in
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
@@ -47,11 +48,11 @@ def read_last_checkpoint(
 
     """
     report = read_report(previous.checkpoint.path)
-    known = report.inputs[-1] if report is not None and report.inputs else None
+    known = _last_input(report)
     if named is not None:
         last = replace(named, role=Role.PREVIOUS_LAST)
     else:
-        checkpoint = _find(previous, [first_new.path, previous.checkpoint.path], known, options)
+        checkpoint = _find(previous, [first_new.path, previous.checkpoint.path], report, options)
         last = OrderedCheckpoint(checkpoint=checkpoint, step=last_step(previous), role=Role.PREVIOUS_LAST)
     if known is None or last.checkpoint.fingerprint == known.fingerprint:
         return last, []
@@ -61,14 +62,21 @@ def read_last_checkpoint(
     return last, [RunWarning(code="again-touched", message=message, hint=hint)]
 
 
+def _last_input(report: Report | None) -> Input | None:
+    return report.inputs[-1] if report is not None and report.inputs else None
+
+
 def _find(
-    previous: PreviousAverage, neighbours: Sequence[Location], known: Input | None, options: Options
+    previous: PreviousAverage, neighbours: Sequence[Location], report: Report | None, options: Options
 ) -> Checkpoint:
     """Open the checkpoint by its name; of several, the one with the fingerprint in the report."""
     refused: InputRefused | None = None
-    if known is not None:
+    known = _last_input(report)
+    if report is not None and known is not None:
+        output, folder = report.averages[0].output, previous.checkpoint.path.parent
         try:
-            neighbours = [*neighbours, *_listed(known.path, previous.checkpoint.path.parent, options)]
+            listed = listed_locations(known, output, folder, allow_remote=options.allow_remote)
+            neighbours = [*neighbours, *listed]
         except InputRefused as error:
             refused = error
     found = _first_usable(previous, neighbours, known, options)
@@ -84,19 +92,6 @@ def _find(
         hint = f"{hint}; or {refused.hint}" if refused.hint else hint
         raise InputRefused(f"{message}; {refused.message}", hint=hint) from refused
     raise NothingMatched(message, hint=hint)
-
-
-def _listed(path: str, folder: Location, options: Options) -> Iterator[Location]:
-    """Yield the locations that the path in the report can mean, relative to here and to the folder of the average.
-
-    Raises:
-        InputRefused: it is a URL that may not be opened.
-
-    """
-    location = locate_listed(path, allow_remote=options.allow_remote)
-    yield location
-    if isinstance(location, Path) and (isinstance(folder, Path) or options.allow_remote):
-        yield folder / path
 
 
 def _first_usable(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from ema_cli.errors import EmaAvgError
 from ema_cli.options.average import Options
-from ema_cli.options.declaration import declared
+from ema_cli.options.declaration import Option, declared
 
 _FLAG = re.compile(
     r"""(?P<kept> "[^"]*" | ema-avg\ [^;]* )  # a name, a command
@@ -19,6 +19,13 @@ _FLAG = re.compile(
         (?: \ (?!--|-[a-z]\b) (?P<value> "[^"]*" | '[^']*' | \S+? (?= [,;:)]* \.? (?:\s|$) ) ) )?""",
     re.VERBOSE,
 )
+_OF_VERIFY_AND_UPDATE_BN = (
+    Option(name="inputs", flag="--input", default=(), help="", panel=""),
+    Option(name="samples", flag="--samples", kind="whole number", default=0, help="", panel=""),
+    Option(name="output_only", flag="--output-only", kind="switch", default=False, help="", panel=""),
+    Option(name="batches", flag="--batches", kind="whole number", default=None, help="", panel=""),
+)
+"""Options of other commands that messages name."""
 _STRING = r'"[^"]*"'
 _REPEATED = re.compile(rf"\b(?P<name>\w+)={_STRING}(?: (?P=name)={_STRING})+")
 
@@ -36,7 +43,8 @@ def keywords_in_errors() -> Iterator[None]:
 
 def in_keywords(text: str) -> str:
     """Return a message with keywords in place of flags: ``--half-life 4`` becomes ``half_life=4``."""
-    options = {flag: one for one in declared(Options) for flag in (one.flag, one.short) if flag}
+    known = (*declared(Options), *_OF_VERIFY_AND_UPDATE_BN)
+    options = {flag: one for one in known for flag in (one.flag, one.short) if flag}
 
     def replaced(found: re.Match[str]) -> str:
         option, value = options.get(found["flag"]), found["value"]

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, fields_in, fill_output_name
+from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, did_you_mean, fields_in, fill_output_name
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
@@ -53,6 +54,7 @@ class OutputOptions(WeightOptions):
         short="-o",
         help="The .safetensors file to write, or NAME/ for a folder that Hugging Face libraries can read; several "
         "averages need {decay}, {method} or the like in the name.",
+        unset="ema.safetensors, or ema_{label}.safetensors for several averages",
         metavar="PATH",
         form=PATH,
         in_found_file="below",
@@ -69,6 +71,7 @@ class OutputOptions(WeightOptions):
     dtype: OutputDtype = option(
         "same",
         help="Type of averaged tensors in the output. same: as in the last checkpoint.",
+        aliases={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"},
         panel="Compute",
         in_fingerprint=True,
         default_warned=True,
@@ -115,9 +118,17 @@ class OutputOptions(WeightOptions):
             _check_name(self.output, self.max_shard_size)
             for field in re.findall(r"\{(\w*)\}", str(self.output)):
                 if field not in (*OUTPUT_FIELDS, *RUN_FIELDS):
-                    known = ", ".join(f"{{{known}}}" for known in OUTPUT_FIELDS)
+                    known = [f"{{{one}}}" for one in OUTPUT_FIELDS]
                     message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
-                    raise UsageError(message, hint=f"use {known}")
+                    raise UsageError(message, hint=did_you_mean(f"{{{field}}}", known) or f"use {', '.join(known)}")
+
+    @property
+    def destination(self) -> Location:
+        """Where the averages are written: the output; if none was named, a name in the working directory."""
+        if self.output is not None:
+            return self.output
+        name = "ema_{label}" if len(self.expand()) > 1 else "ema"
+        return Path(name if self.max_shard_size is not None else f"{name}.safetensors")
 
     @property
     def public_metadata(self) -> dict[str, str]:
@@ -131,8 +142,8 @@ class OutputOptions(WeightOptions):
             UsageError: with a name that could be used.
 
         """
-        name, methods = str(self.output), self.expand()
-        if self.output is None or self.lacks_decay or (len(methods) == 1 and "{" not in name):
+        name, methods = str(self.destination), self.expand()
+        if self.lacks_decay or (len(methods) == 1 and "{" not in name):
             return
         fields = [method.name_fields() for method in methods]
         for method, values in zip(methods, fields, strict=True):
@@ -145,8 +156,8 @@ class OutputOptions(WeightOptions):
         for field in (*(swept for swept in SWEPT if len(getattr(self, swept)) > 1), "method", "label"):
             different = {str(values[field]) for values in fields if values[field] is not None}
             if len(different) == len(methods):
-                end = self.output.suffix if self.max_shard_size is None else "/"
-                hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
+                end = self.destination.suffix if self.max_shard_size is None else "/"
+                hint = f"-o '{self.destination.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
                 raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -82,32 +81,6 @@ def warn_of_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWar
             message = f"{plural(len(names), 'tensor')} {reason.format(them=them)}: {shortlist(names)}"
             hint = "use --from to begin with the checkpoint where the tie begins" if code == "tied-kept" else ""
             yield RunWarning(code=code, message=message, hint=hint)
-
-
-def warn_of_unused_patterns(checkpoints: Sequence[Checkpoint], options: Options) -> Iterator[RunWarning]:
-    """Yield a warning for each pattern of ``--include`` and ``--exclude`` that finds no tensor of any checkpoint."""
-    if not (options.include or options.exclude):
-        return
-    layouts = {id(checkpoint.index.layouts): checkpoint.index.layouts for checkpoint in checkpoints}
-    names = {layout.name for found in layouts.values() for layout in found}
-    names |= {name for checkpoint in checkpoints for name, _ in checkpoint.unreadable}
-    for flag, patterns in (("--include", options.include), ("--exclude", options.exclude)):
-        for pattern in patterns:
-            if any(map(re.compile(pattern).search, names)):
-                continue
-            yield RunWarning(
-                code="pattern-unused",
-                message=f"no tensor has a name that {flag} {quoted(pattern)} finds",
-                hint=_instead_of(pattern, checkpoints),
-            )
-
-
-def _instead_of(pattern: str, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return what to do instead of a pattern that finds no tensor, but perhaps checkpoints."""
-    files = [quoted(one.path.name) for one in checkpoints if re.search(pattern, str(one.path))]
-    if files and len(files) < len(checkpoints):
-        return f"it selects tensors, not checkpoints: name those to average, without {shortlist(files)}"
-    return "the names are listed by: ema-avg inspect CKPT"
 
 
 def _warnings_about_shares(

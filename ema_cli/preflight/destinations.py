@@ -18,8 +18,9 @@ from ema_cli.report.report_files import refuse_foreign_file
 from ema_cli.storage.locations import Location, absolute, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import Writing, check_writable
+from ema_cli.write.publish import Writing
 from ema_cli.write.temp_names import longest_name
+from ema_cli.write.writable import check_writable
 
 _LARGEST_BYTES = 1 << 24
 _OR_FORCE = "choose another name, or overwrite it with --force"

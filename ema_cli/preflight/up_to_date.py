@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingNew, OutputError
@@ -11,6 +12,7 @@ from ema_cli.options.average import Options
 from ema_cli.preflight.replaced_folders import examine_output_folder
 from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import join_reports, read_report
 from ema_cli.report.model import File, Output, Report
 from ema_cli.report.redaction import redacted_report
@@ -66,7 +68,7 @@ def _find_previous(plan: Plan, options: Options) -> Report:
     if report is not None and report.inputs and len(report.averages) == 1:
         reason = _difference(output, report, options)
         if not reason:
-            return _with_current_path(output, report)
+            return _with_current_paths(output, report)
     raise NothingNew(
         f"there are no new checkpoints, and {quoted(str(output.path))} cannot be made again ({reason})",
         hint="average all checkpoints at once, without --continue-from",
@@ -87,7 +89,7 @@ def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | st
     for checkpoint, fingerprint in zip(plan.checkpoints, fingerprints, strict=True):
         if checkpoint.fingerprint != fingerprint:
             return f"made before {quoted(str(checkpoint.path))} was changed or touched"
-    return _difference(output, report, options) or _with_current_path(output, report)
+    return _difference(output, report, options) or _with_current_paths(output, report, plan.checkpoints)
 
 
 def _difference(output: PlannedOutput, report: Report, options: Options) -> str:
@@ -111,11 +113,20 @@ def _is_in_the_way(output: PlannedOutput) -> bool:
         return True
 
 
-def _with_current_path(output: PlannedOutput, report: Report) -> Report:
-    """Return the report with the current path of the output; one of an older version may have secrets."""
+def _with_current_paths(output: PlannedOutput, report: Report, inputs: Sequence[Checkpoint] = ()) -> Report:
+    """Return the report with the current paths of the output and, if they are known, of its ``inputs``.
+
+    One of an older version may have secrets.
+    """
     (average,) = report.averages
     moved = dataclasses.replace(average, output=dataclasses.replace(average.output, path=str(output.path)))
-    return redacted_report(dataclasses.replace(report, averages=(moved,)))
+    found = report.inputs
+    if inputs:
+        found = tuple(
+            dataclasses.replace(known, path=str(checkpoint.path))
+            for known, checkpoint in zip(report.inputs, inputs, strict=True)
+        )
+    return redacted_report(dataclasses.replace(report, inputs=found, averages=(moved,)))
 
 
 def _has_header(path: Location, planned: PlannedFile) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.formats.json_text import parse_object
 from ema_cli.naming import report_name
+from ema_cli.report.input_paths import path_from_other
 from ema_cli.report.model import Report
 from ema_cli.report.serialize import from_plain
 from ema_cli.report.validation import find_fault
@@ -66,13 +67,17 @@ def parse_report(path: Location) -> Report:
 
 
 def report_of_average(report: Report, k: int) -> Report:
-    """Return the report of the k-th average alone."""
+    """Return the report of the k-th average alone, with the paths of its inputs relative to its output."""
+    first, average = report.averages[0].output.path, report.averages[k]
     geometry = report.geometry
     if geometry is not None:
         geometry = replace(
             geometry, average_distance=(geometry.average_distance[k],), averages_2d=(geometry.averages_2d[k],)
         )
-    return replace(report, averages=(report.averages[k],), geometry=geometry)
+    inputs = tuple(
+        replace(known, path_from_output=path_from_other(known, first, average.output.path)) for known in report.inputs
+    )
+    return replace(report, inputs=inputs, averages=(average,), geometry=geometry)
 
 
 def join_reports(reports: Sequence[Report]) -> Report:

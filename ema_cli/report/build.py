@@ -19,6 +19,7 @@ from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
 from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
 from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
+from ema_cli.report.input_paths import path_from_output
 from ema_cli.report.redaction import redacted_report
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 
@@ -48,7 +49,11 @@ def build_report(
         command=model.Command(argv=tuple(argv), options=_plain_options(options), config=options.config),
         inputs=tuple(
             model.Input(
-                **input_fields(member), sha256=digest, content=folded.contents.get(position), role=str(member.role)
+                **input_fields(member),
+                sha256=digest,
+                content=folded.contents.get(position),
+                role=str(member.role),
+                path_from_output=path_from_output(member.checkpoint.path, plan.outputs[0].path),
             )
             for position, (member, digest) in enumerate(zip(plan.series.members, input_sha256, strict=True))
         ),

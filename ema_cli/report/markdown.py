@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 
-from ema_cli.report import tables, words
+from ema_cli.report import movement, run_tables, tables, words
 from ema_cli.report.model import Average, Report
 from ema_cli.report.redaction import REMOVED, redacted_report
 from ema_cli.text import percent, safe_text
@@ -60,19 +60,19 @@ def _lines(report: Report) -> Iterator[str]:
     if report.evidence is not None:
         yield from ("", f"Evidence before the fold: {escaped(words.evidence(report.evidence))}.")
     if report.geometry is not None:
-        movement = words.movement(report.geometry, report.evidence)
-        yield from ("", f"{movement} Distances {words.measured_on(report.geometry)}.".strip())
-    yield from ("", *_table(("file", "size", "sha256"), tables.output_rows(report)[:_MOST_COMPARED]))
-    yield from ("", "; ".join(f"{name} {value}" for name, value in tables.timing_rows(report)) + ".")
-    command = tables.command_line(report.command.argv)
+        moved = movement.movement(report.geometry, report.evidence)
+        yield from ("", f"{moved} Distances {movement.measured_on(report.geometry)}.".strip())
+    yield from ("", *_table(("file", "size", "sha256"), run_tables.output_rows(report)[:_MOST_COMPARED]))
+    yield from ("", "; ".join(f"{name} {value}" for name, value in run_tables.timing_rows(report)) + ".")
+    command = run_tables.command_line(report.command.argv)
     if command:
         yield from ("", "```sh", command.replace("```", "'''"), "```")
-    config = tables.config_line(report.command.config)
+    config = run_tables.config_line(report.command.config)
     if config:
         yield from ("", escaped(config))
     if report.command.secrets_removed:
         yield from ("", escaped(REMOVED))
-    yield from ("", f"<sub>{escaped(tables.environment_line(report))}</sub>")
+    yield from ("", f"<sub>{escaped(run_tables.environment_line(report))}</sub>")
 
 
 def _sentences(report: Report, average: Average) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Report schema 1.3. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.4. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -13,7 +13,7 @@ from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,7 @@ class Input:
     """One input, in fold order."""
 
     path: str
+    """As given: relative to the working directory of the run, absolute, or a URL."""
     format: str
     step: int | None
     step_source: str | None
@@ -61,6 +62,8 @@ class Input:
     """Dotted path to the weights in a nested checkpoint; empty for the top level."""
     notes: tuple[str, ...] = ()
     """What else the checkpoint has: averages of the trainer, other weights, and what is not in the output."""
+    path_from_output: str | None = None
+    """Relative to the folder of the output, of several the first; ``None`` unless both are on one disk. Since 1.4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

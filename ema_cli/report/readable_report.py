@@ -58,6 +58,13 @@ class ReadableReport(Report):
         with keywords_in_errors():
             save_report(self, locate(os.fspath(path)), force=force)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Report) and all(
+            getattr(self, field.name) == getattr(other, field.name) for field in fields(self)
+        )
+
+    __hash__ = Report.__hash__
+
     def __repr__(self) -> str:
         outputs = [quoted(words.output_path(average.output)) for average in self.averages]
         count = plural(len(self.averages[0].diagnostics.implied_lr), "checkpoint")

@@ -21,7 +21,12 @@ def redacted_report(report: Report) -> Report:
     """Return a report without secrets; ``command.secrets_removed`` is set if there were any."""
     paths = [without_secrets(known.path, whole=True) for known in report.inputs]
     inputs = tuple(
-        replace(known, path=path, notes=tuple(map(without_secrets, known.notes)))
+        replace(
+            known,
+            path=path,
+            notes=tuple(map(without_secrets, known.notes)),
+            path_from_output=redacted(known.path_from_output),
+        )
         for known, path in zip(report.inputs, paths, strict=True)
     )
     averages = tuple(map(_average, report.averages))

@@ -11,6 +11,7 @@ from ema_cli.records.plan import Action, PlannedOutput
 from ema_cli.records.series import Checkpoint
 from ema_cli.report import model
 from ema_cli.report.build import describe_output, environment, peak_memory_bytes
+from ema_cli.report.input_paths import path_from_output
 from ema_cli.report.redaction import redacted_report
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.weights.diagnostics import Diagnostics
@@ -61,7 +62,7 @@ def build_update_report(
         schema_version=model.SCHEMA_VERSION,
         tool=model.Tool(name="ema-avg", version=__version__),
         command=model.Command(argv=tuple(argv), options=options),
-        inputs=(_input(checkpoint, sha256),),
+        inputs=(_input(checkpoint, sha256, planned),),
         averages=(
             model.Average(
                 method=model.MethodUsed(name=METHOD, decay=None, half_life=None, per=None, init=None),
@@ -88,7 +89,7 @@ def build_update_report(
     return redacted_report(report)
 
 
-def _input(checkpoint: Checkpoint, sha256: str) -> model.Input:
+def _input(checkpoint: Checkpoint, sha256: str, planned: PlannedOutput) -> model.Input:
     return model.Input(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -99,6 +100,7 @@ def _input(checkpoint: Checkpoint, sha256: str) -> model.Input:
         sha256=sha256,
         key=checkpoint.key,
         notes=checkpoint.notes,
+        path_from_output=path_from_output(checkpoint.path, planned.path),
     )
 
 

@@ -217,6 +217,7 @@ def _redirect_to_itself(visit: Visit) -> None:
 
 def _poison(visit: Visit) -> None:
     visit.answer()
+    time.sleep(visit.number % 3 / 1000)  # it arrives with the answer, while nothing is asked, or after the next request
     visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
 
 

@@ -33,7 +33,7 @@ from ema_cli.report.model import Command, Tool
 from ema_cli.report.render import is_index, render_report
 from ema_cli.report.serialize import from_plain, to_json
 from ema_cli.report.validation import find_fault
-from ema_cli.verify.checks import verification_document, verify
+from ema_cli.verification.checks import verification_document, verify
 from tests.helpers.reports import SCHEMA
 from tests.hostile.documents import Documents
 from tests.hostile.parser import Parser

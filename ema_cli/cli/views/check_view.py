@@ -15,7 +15,7 @@ from ema_cli.text import plural, quoted, safe_text, shortlist
 
 if TYPE_CHECKING:  # each of the two commands needs only its own
     from ema_cli.compare import Comparison, TensorComparison
-    from ema_cli.verify.checks import Verification
+    from ema_cli.verification.checks import Verification
 
 _MOST_ROWS = 20
 _MOST_NAMES = 8
@@ -43,17 +43,16 @@ def show_verification(verification: Verification, console: Console) -> None:
 
     """
     inputs = [check for check in verification.checks if check.name.startswith("input")]
-    passed = sum(check.ok for check in inputs)
+    passed = sum(check.ok and not check.unchecked for check in inputs)
     for check in verification.checks:
-        if check.ok and (check not in inputs or console.style.verbose):
-            console.talk(clean(f"ok  {check.name}: {check.message}"))
+        if check.ok and (check not in inputs or check.unchecked or console.style.verbose):
+            console.talk(clean(f"{'--' if check.unchecked else 'ok'}  {check.name}: {check.message}"))
         if check in inputs[-1:] and passed and not console.style.verbose:
             console.talk(f"ok  inputs: {passed:,} of {len(inputs):,} unchanged")
     verification.raise_if_failed()
-    scope = "output and report only"
-    if inputs:
-        scope = f"{plural(len(inputs), 'input')}  {plural(verification.samples, 'piece')} recomputed"
-    console.result(f"verified {verification.output}  {scope}")
+    scope = f"  {plural(passed, 'input')}  {plural(verification.samples, 'piece')} recomputed" if inputs else ""
+    left_out = f" except {', '.join(verification.unchecked)}" if verification.unchecked else ""
+    console.result(f"verified {verification.output}{left_out}{scope}")
 
 
 def _comparison_result(comparison: Comparison) -> str:

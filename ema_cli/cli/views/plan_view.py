@@ -107,10 +107,11 @@ def _work(plan: Plan, options: Options) -> Iterator[str]:
     if dropped:
         yield f"dropped, tied to another tensor: {shortlist(dropped)}"
     yield (
-        f"reads {human_bytes(plan.read_bytes)}, writes {human_bytes(plan.write_bytes)}{_in_shards(plan.outputs[0])}; "
-        f"{resolve_device(options.device)}, {plural(plan.buffers.threads, 'thread')}, "
-        f"{human_bytes(plan.buffers.total_bytes)} of buffers"
+        f"reads {human_bytes(plan.read_bytes)}; {resolve_device(options.device)}, "
+        f"{plural(plan.buffers.threads, 'thread')}, {human_bytes(plan.buffers.total_bytes)} of buffers"
     )
+    names = shortlist(f"{safe_text(str(output.path))}{'/' if output.folder else ''}" for output in plan.outputs)
+    yield f"writes {names} ({human_bytes(plan.write_bytes)}{_in_shards(plan.outputs[0])})"
 
 
 def _ranks(plan: Plan) -> Iterator[str]:

@@ -20,6 +20,10 @@ CONNECT_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 """Until an answer begins, including the connection and redirects, or since the server sent parts of other answers."""
 MOST_REDIRECTS = 10
+_MOST_CONNECTIONS = 100
+"""How many open connections are given up for one request, before a new one is opened: as many as aiohttp keeps."""
+_BUSY = 429
+_FAILING = 500
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CREDENTIALS = ("auth", "cookies", "headers")
 """Settings of fsspec that may contain secrets: they are for the host that the user named."""
@@ -94,7 +98,7 @@ class WebClient:
         options["headers"] = {**options.get("headers", {}), **headers}
         options["allow_redirects"] = False
         options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        return await self._session(store, named=named).get(address, **options)
+        return await _ask(self._session(store, named=named), address, options)
 
     def _session(self, store: Any, *, named: bool) -> Any:  # noqa: ANN401
         from ema_cli.storage.remote.web_session import open_session  # noqa: PLC0415
@@ -104,6 +108,33 @@ class WebClient:
             weakref.finalize(store, store.close_session, store.loop, session)
             self._sessions[named] = session
         return self._sessions[named]
+
+
+async def _ask(session: Any, address: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Send a request, and return the answer to it.
+
+    An answer on a connection that was used before may be a second one to another request: if it is not what was asked
+    for, another connection decides. A server that is busy or fails is not asked at once: it is asked again later.
+    """
+    from ema_cli.storage.remote.web_session import SecondAnswerError  # noqa: PLC0415
+
+    for _ in range(_MOST_CONNECTIONS):
+        try:
+            answer = await session.get(address, **options)
+        except SecondAnswerError:
+            continue
+        if not answer.reused or _is_expected(answer, options["headers"]):
+            return answer
+        answer.close()
+    return await session.get(address, **options)
+
+
+def _is_expected(answer: Any, headers: Mapping[str, str]) -> bool:  # noqa: ANN401
+    """Whether an answer begins with the first byte that was asked for, or sends the client elsewhere, or away."""
+    if answer.status in (*_REDIRECTS, _BUSY) or answer.status >= _FAILING:
+        return True
+    first = headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
+    return bool(answer.headers.get("Content-Range", "").strip().startswith(f"bytes {first}-"))
 
 
 def _without_credentials(options: Mapping[str, Any], *, named: bool) -> dict[str, Any]:

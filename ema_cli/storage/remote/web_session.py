@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 
@@ -11,17 +12,37 @@ _BUFFER_BYTES = 1 << 18
 """How much of a body is received before it is read; at twice as much aiohttp pauses the connection."""
 
 
+_USED = WeakSet[Any]()
+"""The open connections on which a request was sent."""
+
+
+class SecondAnswerError(aiohttp.ServerDisconnectedError):
+    """A server sent more than one answer to an earlier request."""
+
+
+class CleanAnswer(aiohttp.ClientResponse):
+    """An answer that knows whether it may be left over from another request."""
+
+    reused = False
+    """Whether other requests were sent on its connection: then it may be a second answer to one of them."""
+
+
 class CleanRequest(aiohttp.ClientRequest):
-    """A request over a connection on which nothing is left of earlier answers.
+    """A request over a connection on which nothing is left of earlier answers, as far as it has arrived.
 
     A server that sends more than one answer to a request would have the second one taken for that to the next.
     """
 
     async def send(self, conn: Any) -> aiohttp.ClientResponse:  # noqa: ANN401 - a private class of aiohttp
-        """Send the request; aiohttp opens another connection if there is something left on this one."""
+        """Send the request, unless there is something left on the connection."""
         if conn.protocol is None or conn.protocol.should_close:
-            raise aiohttp.ServerDisconnectedError("the server sent more than one answer")
-        return await super().send(conn)
+            raise SecondAnswerError("the server sent more than one answer")
+        reused = conn.protocol in _USED
+        _USED.add(conn.protocol)
+        answer = await super().send(conn)
+        if isinstance(answer, CleanAnswer):
+            answer.reused = reused
+        return answer
 
 
 def open_session(settings: Mapping[str, Any]) -> aiohttp.ClientSession:
@@ -37,5 +58,6 @@ def open_session(settings: Mapping[str, Any]) -> aiohttp.ClientSession:
         "cookie_jar": aiohttp.DummyCookieJar(),
         "read_bufsize": _BUFFER_BYTES,
         "request_class": CleanRequest,
+        "response_class": CleanAnswer,
     }
     return aiohttp.ClientSession(**chosen)

@@ -4,7 +4,7 @@ Input -> output: the path of an output -> ``Verification``: one ``Check`` each f
 side files, the tensors, the method, every input, and random pieces recomputed from the inputs. A failed check does not
 stop the others. The report is untrusted: its form is checked first, and the files it names are opened like any input.
 
-    >>> from ema_cli.verify.checks import verify
+    >>> from ema_cli.verification.checks import verify
     >>> verification = verify(Path("ema.safetensors"), samples=1000)
     >>> verification.ok, [check.message for check in verification.failures]
 """
@@ -13,30 +13,40 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 
 from ema_cli.discovery.changes import check_unchanged
 from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
-from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
+from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
-from ema_cli.report.model import SCHEMA_VERSION, Average, BatchNormUpdate, Report, Tensor
+from ema_cli.report.model import SCHEMA_VERSION, Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
-from ema_cli.text import HIDDEN, plural, quoted, safe_text, shortlist
-from ema_cli.verify.inputs import FoundInput, check_input, open_inputs
-from ema_cli.verify.named_inputs import match_inputs
-from ema_cli.verify.output import Check, WrittenOutput, check_digest, check_side_files, check_size, open_written
-from ema_cli.verify.samples import check_samples
+from ema_cli.text import plural, quoted, shortlist
+from ema_cli.verification.inputs import FoundInput, check_input, open_inputs
+from ema_cli.verification.named_inputs import match_inputs
+from ema_cli.verification.output import (
+    Check,
+    WrittenOutput,
+    check_digest,
+    check_method,
+    check_report,
+    check_side_files,
+    check_size,
+    check_tensors,
+    failed,
+    open_written,
+)
+from ema_cli.verification.samples import check_samples
 
 _MOST_SAMPLES = 1_000_000
-_MOST_DIFFERENCES = 3
+_MOST_NAMES = 3
 _MOST_LINES = 24
 """Lines of one error."""
 _INPUT_CHECKS = ("input", "samples")
@@ -51,6 +61,10 @@ class Verification:
     samples: int
     """Number of pieces recomputed."""
     seed: int
+    skipped: tuple[str, ...] = ()
+    """What the options left out."""
+    in_python: bool = False
+    """Messages name keywords, not flags."""
 
     def __repr__(self) -> str:
         name = quoted(str(self.output))
@@ -72,21 +86,40 @@ class Verification:
         """Whether all checks passed."""
         return not self.failures
 
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What was not checked, and why: left out by the options, or no longer possible."""
+        return (*self.skipped, *(check.unchecked for check in self.checks if check.unchecked))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every check was made in full, on all inputs and on the pieces that were drawn."""
+        return not self.unchecked
+
     def raise_if_failed(self) -> None:
-        """Raise ``VerificationFailed`` with a line for each failed check, if any."""
+        """Raise ``VerificationFailed`` with a line for each failed check, if any, and one for all missing inputs."""
         if self.ok:
             return
-        lines = [f"  {check.name}: {check.message}" for check in self.failures[:_MOST_LINES]]
-        if len(self.failures) > _MOST_LINES:
-            lines.append(f"  and {len(self.failures) - _MOST_LINES:,} more (--json lists all)")
+        lines = [*self._missing(), *(f"{one.name}: {one.message}" for one in self.failures if not one.missing)]
+        if len(lines) > _MOST_LINES:
+            lines[_MOST_LINES:] = [f"and {len(lines) - _MOST_LINES:,} more (--json lists all)"]
         hints = [check.hint for check in self.failures]
         only_inputs = all(check.name.startswith(_INPUT_CHECKS) for check in self.failures)
         again = "average again with --force: that writes the output and its report"
         hints.append("--output-only checks only the file and its report" if only_inputs else again)
-        raise VerificationFailed(
-            "\n".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
-            hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
-        )
+        with keywords_in_errors() if self.in_python else nullcontext():
+            raise VerificationFailed(
+                "\n  ".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
+                hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
+            )
+
+    def _missing(self) -> Iterator[str]:
+        """Yield one line about all missing inputs, if there are any."""
+        missing = [quoted(check.missing) for check in self.checks if check.missing]
+        if missing:
+            inputs = plural(sum(check.name.startswith("input") for check in self.checks), "input")
+            are = "is" if len(missing) == 1 else "are"
+            yield f"{len(missing):,} of {inputs} {are} missing: {shortlist(missing, most=_MOST_NAMES)}"
 
 
 def verify(
@@ -102,7 +135,8 @@ def verify(
 ) -> Verification:
     """Check an output, its report and its inputs.
 
-    The report is untrusted. Local files that it lists are opened wherever they are; URLs only with ``allow_remote``.
+    A previous average that was continued, and replaced since, is left out, with what would be recomputed from it. The
+    report is untrusted. Local files that it lists are opened wherever they are; URLs only with ``allow_remote``.
 
     Args:
         output: a file or folder that this program wrote, with its report beside it.
@@ -127,7 +161,7 @@ def verify(
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
     names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     if names and output_only:
-        raise UsageError("--output-only does not open the inputs that --input names", hint="leave out one of them")
+        raise UsageError("--output-only and --input contradict each other", hint="leave out one of them")
     scope = _Scope(
         samples=None if output_only else samples,
         seed=seed,
@@ -140,12 +174,14 @@ def verify(
         try:
             report = load_report(report_path(output))
         except (InputRefused, NothingMatched) as fault:
-            checks, recomputed = [_failed("report", fault.message)], 0
+            checks, recomputed = [failed("report", fault.message)], 0
         else:
             checks, recomputed = _check(file, report, opened, listener, scope)
         for source in file.sources.values():
             source.raise_if_changed()
-    return Verification(output=output, checks=tuple(checks), samples=recomputed, seed=seed)
+    return Verification(
+        output=output, checks=tuple(checks), samples=recomputed, seed=seed, skipped=tuple(scope.skipped())
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +195,16 @@ class _Scope:
     names: tuple[str, ...]
     allow_remote: bool
 
+    def skipped(self) -> Iterator[str]:
+        """Yield what is left out."""
+        if self.samples is None:
+            yield "the inputs (--output-only)"
+            return
+        if not self.contents:
+            yield "the weights of the inputs (--quick)"
+        if not self.samples:
+            yield "recomputed pieces (--samples 0)"
+
 
 def _check(
     file: WrittenOutput, report: Report, opened: ExitStack, listener: Listener, scope: _Scope
@@ -169,22 +215,26 @@ def _check(
     inputs = _inputs(file, report, opened, listener, scope)
     count = Counted("hashing", file.nbytes + sum(i.hashed_bytes(contents=scope.contents) for i in inputs), listener)
     checks = [
-        _check_report(file, report, average),
+        check_report(file, report, average),
         check_size(file, average.output),
         check_digest(file, average.output, count),
         *check_side_files(file.path, average.output.files),
-        _check_tensors(written, average.tensors) if written else _failed("tensors", refused),
-        *([_check_method(written, report, average)] if written else []),
+        check_tensors(written, average.tensors) if written else failed("tensors", refused),
+        *([check_method(written, report, average)] if written else []),
     ]
     of_inputs = [check_input(number, one, count, contents=scope.contents) for number, one in enumerate(inputs, start=1)]
     checks += of_inputs
     if scope.samples is None:
         return checks, 0
     if written is None:
-        return [*checks, _failed("samples", "nothing was recomputed: the output cannot be read")], 0
+        return [*checks, failed("samples", "nothing was recomputed: the output cannot be read")], 0
+    usable = [
+        replace(found, checkpoint=None) if check.unchecked else found
+        for found, check in zip(inputs, of_inputs, strict=True)
+    ]
     shown = bool(scope.names) or all(check.ok for check in of_inputs)
     check, recomputed = check_samples(
-        written, report, inputs, scope.samples, scope.seed, shown=shown, listener=listener
+        written, report, usable, scope.samples, scope.seed, shown=shown, listener=listener
     )
     check_unchanged([found.checkpoint for found in inputs if found.checkpoint is not None], listener)
     return [*checks, check], recomputed
@@ -201,10 +251,6 @@ def _inputs(
     return open_inputs(report, file, opened, listener, allow_remote=scope.allow_remote)
 
 
-def _failed(name: str, message: str) -> Check:
-    return Check(name=name, ok=False, message=message)
-
-
 def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, str]:
     """Return the output as a checkpoint, its names unchanged; ``None`` and the reason if it cannot be read."""
     try:
@@ -215,70 +261,14 @@ def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, 
     return checkpoint, ""
 
 
-def _check_report(file: WrittenOutput, report: Report, average: Average) -> Check:
-    """Pass a readable report; the output may have been renamed together with it."""
-    name = Path(average.output.path).name
-    renamed = "" if name == file.path.name else f", written as {quoted(name)}"
-    message = f"{quoted(report_path(file.path).name)} lists {plural(len(report.inputs), 'input')}{renamed}"
-    if report.command.secrets_removed:
-        message += f"; passwords and signatures were removed from it: addresses with {HIDDEN} are not whole"
-    return Check(name="report", ok=True, message=message)
-
-
-def _check_method(written: Checkpoint, report: Report, average: Average) -> Check:
-    """Compare the method in the report with the metadata of the file."""
-    if report.batch_norm is not None:
-        return _check_update(written, report.batch_norm)
-    reported: dict[str, object] = dict(dataclasses.asdict(average.method))
-    reported["method"] = reported.pop("name")
-    reported["last_step"] = report.inputs[-1].step if report.inputs else None
-    reported["checkpoints"] = len(average.diagnostics.implied_lr)
-    stored = {key: written.metadata.get(f"{OUR_METADATA}{key}") for key in reported}
-    differences = [
-        f"{key} is {quoted(str(value))}, but {quoted(stored[key] or 'missing')} in the metadata of the file"
-        for key, value in reported.items()
-        if (None if value is None else str(value)) != stored[key] and not (key == "last_step" and stored[key] is None)
-    ]
-    if differences:
-        return _failed("method", shortlist(differences, most=_MOST_DIFFERENCES))
-    return Check(name="method", ok=True, message=f"{average.method.name}, as in the metadata of the file")
-
-
-def _check_update(written: Checkpoint, update: BatchNormUpdate) -> Check:
-    """Compare what the report says about recomputed BatchNorm statistics with the metadata of the file."""
-    stored, batches = written.metadata.get(UPDATED_BATCHES), str(update.batches)
-    if stored != batches:
-        message = f"recomputed on {batches} batches, but {quoted(stored or 'missing')} in the metadata of the file"
-        return _failed("method", message)
-    return Check(name="method", ok=True, message=f"BatchNorm statistics of {quoted(update.data)}, batches: {batches}")
-
-
-def _check_tensors(written: Checkpoint, reported: tuple[Tensor, ...]) -> Check:
-    """Compare names, types and shapes with those of the report."""
-    actual = {layout.name: (layout.dtype.name, layout.shape) for layout in written.index.layouts}
-    expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in reported}
-    differences = [f"{quoted(name)} is missing" for name in expected if name not in actual]
-    differences += [f"{quoted(name)} is not in the report" for name in actual if name not in expected]
-    differences += [
-        f"{quoted(name)} is {_described(*actual[name])}, not {_described(*layout)}"
-        for name, layout in expected.items()
-        if name in actual and actual[name] != layout
-    ]
-    if differences:
-        return _failed("tensors", shortlist(differences, most=_MOST_DIFFERENCES))
-    return Check(name="tensors", ok=True, message=plural(len(actual), "tensor"))
-
-
-def _described(dtype: str, shape: tuple[int, ...]) -> str:
-    return safe_text(f"{dtype} {shape}")
-
-
 def verification_document(verification: Verification) -> dict[str, object]:
     """Return the document that ``ema-avg verify --json`` prints."""
     return {
         "schema_version": SCHEMA_VERSION,
         "output": str(verification.output),
         "ok": verification.ok,
+        "complete": verification.complete,
+        "unchecked": list(verification.unchecked),
         "checks": [dataclasses.asdict(check) for check in verification.checks],
         "samples": verification.samples,
         "seed": verification.seed,

@@ -10,7 +10,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from ema_cli.errors import InputRefused
@@ -23,9 +23,9 @@ from ema_cli.report.model import Report, Tensor, TensorPieces
 from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.verify.inputs import FoundInput
-from ema_cli.verify.output import Check
-from ema_cli.verify.recompute import find_mismatch, keep, recompute, recompute_pieces
+from ema_cli.verification.inputs import FoundInput
+from ema_cli.verification.output import Check
+from ema_cli.verification.recompute import find_mismatch, keep, recompute, recompute_pieces
 
 PIECE_ELEMENTS = 1 << 14
 _MOST_SHOWN = 3
@@ -79,23 +79,76 @@ def check_samples(
     pieces = draw_pieces([extent.layout.elements for _, extent in tensors], samples, seed)
     nbytes = [piece.count * tensors[piece.number][1].layout.dtype.itemsize * len(inputs) for piece in pieces]
     count = Counted("recomputing", sum(nbytes), listener)
-    mismatches: list[str] = []
-    failures = Counter[str]()
+    found = _Findings(pieces=len(pieces), seed=seed, recomputed_on_data=_recomputed_on_data(report))
     for piece, read_bytes in zip(pieces, nbytes, strict=True):
         tensor, extent = tensors[piece.number]
         try:
             expected = recipe.recompute(tensor, extent.layout, piece)
-            mismatches.extend(_compare(tensor, extent, piece, expected, shown=shown))
+            found.mismatches.extend(_compare(tensor, extent, piece, expected, shown=shown))
+        except _InputNeeded as needed:
+            found.needed.append(needed.number)
         except InputRefused as refused:
-            failures[refused.message] += 1
+            found.failures[refused.message] += 1
         count.add(read_bytes)
-    return _result(len(pieces), mismatches, failures, seed, unchecked=_unchecked(report))
+    return found.check(), found.recomputed
 
 
-def _unchecked(report: Report) -> str:
-    """Return what cannot be checked without a model and data; empty if there is nothing."""
-    count = sum(tensor.action == Action.RECOMPUTED for tensor in report.averages[0].tensors)
-    return f"; {plural(count, 'BatchNorm statistic')} not checked: that needs the model and the data" if count else ""
+class _InputNeeded(InputRefused):
+    """An input that cannot be used is needed. Its own check has the reason."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"input {number} is needed")
+        self.number = number
+
+
+@dataclass(slots=True, kw_only=True)
+class _Findings:
+    """What the pieces of an output showed."""
+
+    pieces: int
+    seed: int
+    recomputed_on_data: int
+    """Number of BatchNorm statistics that cannot be checked without the model and the data."""
+    mismatches: list[str] = field(default_factory=list)
+    needed: list[int] = field(default_factory=list)
+    """For each piece that was not recomputed: the number of an input that cannot be used."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Other reasons why pieces could not be recomputed."""
+
+    @property
+    def recomputed(self) -> int:
+        """Number of pieces that were recomputed."""
+        return self.pieces - self.failures.total() - len(self.needed)
+
+    def check(self) -> Check:
+        """Return the result; pieces that need an input that cannot be used are left out."""
+        recomputed = f"{plural(self.recomputed, 'piece')} recomputed, identical bit for bit"
+        parts = [*self._faults()] or [recomputed if self.recomputed else "nothing recomputed"]
+        unchecked = [*self._unchecked()]
+        message = f"{'; '.join(parts)} (seed {self.seed})" + "".join(f"; not checked: {text}" for text in unchecked)
+        ok = not (self.mismatches or self.failures)
+        return Check(name="samples", ok=ok, message=message, unchecked=", ".join(unchecked))
+
+    def _faults(self) -> Iterator[str]:
+        if self.mismatches:
+            listed = shortlist(self.mismatches, most=_MOST_SHOWN)
+            yield f"{len(self.mismatches):,} of {plural(self.pieces, 'piece')} differ: {listed}"
+        if self.failures:
+            reasons = shortlist((reason for reason, _ in self.failures.most_common()), most=_MOST_SHOWN)
+            yield f"{self.failures.total():,} of {plural(self.pieces, 'piece')} cannot be recomputed: {reasons}"
+
+    def _unchecked(self) -> Iterator[str]:
+        if self.needed:
+            one = len(set(self.needed)) == 1
+            inputs = f"input {self.needed[0]:,}" if one else "inputs that cannot be used"
+            yield f"{len(self.needed):,} of {plural(self.pieces, 'piece')} (they need {inputs})"
+        if self.recomputed_on_data:
+            statistics = plural(self.recomputed_on_data, "BatchNorm statistic")
+            yield f"{statistics} (they need the model and the data)"
+
+
+def _recomputed_on_data(report: Report) -> int:
+    return sum(tensor.action == Action.RECOMPUTED for tensor in report.averages[0].tensors)
 
 
 def _tensors_as_reported(output: Checkpoint, report: Report) -> list[tuple[Tensor, Located]]:
@@ -113,21 +166,6 @@ def _compare(tensor: Tensor, extent: Located, piece: Piece, expected: Bytes, *, 
         more = f" and {mismatch.count - 1:,} more" if mismatch.count > 1 else ""
         recomputed = mismatch.expected if shown else "another number"
         yield f"{quoted(tensor.name)} at {index} is {mismatch.found}, recomputed {recomputed}{more}"
-
-
-def _result(
-    pieces: int, mismatches: Sequence[str], failures: Counter[str], seed: int, *, unchecked: str
-) -> tuple[Check, int]:
-    recomputed = pieces - failures.total()
-    faults = []
-    if mismatches:
-        listed = shortlist(mismatches, most=_MOST_SHOWN)
-        faults.append(f"{len(mismatches):,} of {plural(pieces, 'piece')} differ: {listed}")
-    if failures:
-        reasons = shortlist((reason for reason, _ in failures.most_common()), most=_MOST_SHOWN)
-        faults.append(f"{failures.total():,} of {plural(pieces, 'piece')} cannot be recomputed: {reasons}")
-    message = "; ".join(faults) or f"{plural(recomputed, 'piece')} recomputed, identical bit for bit"
-    return Check(name="samples", ok=not faults, message=f"{message} (seed {seed}){unchecked}"), recomputed
 
 
 def _index(shape: Sequence[int], flat: int) -> tuple[int, ...]:
@@ -190,7 +228,7 @@ class Recipe:
         """
         checkpoint = self._inputs[number].checkpoint
         if checkpoint is None:
-            raise InputRefused(f"input {number + 1} cannot be used")
+            raise _InputNeeded(number + 1)
         layouts = checkpoint.index.layouts
         positions = self._positions.get(id(layouts))
         if positions is None:

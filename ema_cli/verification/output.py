@@ -1,7 +1,8 @@
-"""The files of an output, opened to be checked: one file, or the weights and the index of a folder."""
+"""The files of an output, one or the weights and the index of a folder, and the checks of them against the report."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,15 +10,18 @@ from pathlib import Path
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Counted
+from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
 from ema_cli.records.files import FileRole, is_weights
+from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import report_path
-from ema_cli.report.model import File, Output
+from ema_cli.report.model import Average, BatchNormUpdate, File, Output, Report, Tensor
 from ema_cli.storage.digest import digest_of_all, sha256_of
 from ema_cli.storage.locations import Location, is_folder, names_in, open_source
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import HIDDEN, plural, quoted, safe_text, shortlist
 
 _MOST_FAULTS = 3
+_MOST_DIFFERENCES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,11 @@ class Check:
     message: str
     """What was found; if the check failed, also what was expected."""
     hint: str = ""
-    """What may help if the check failed."""
+    """What may help if the check failed, or to check more."""
+    missing: str = ""
+    """The path of an input that does not exist."""
+    unchecked: str = ""
+    """What this check had to leave out, though nothing is wrong, and why; empty if it is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +88,11 @@ def open_written(path: Location, opened: ExitStack) -> WrittenOutput:
     return WrittenOutput(path=path, sources=sources)
 
 
+def failed(name: str, message: str) -> Check:
+    """Return a check that failed."""
+    return Check(name=name, ok=False, message=message)
+
+
 def check_size(output: WrittenOutput, reported: Output) -> Check:
     """Compare the size of an output with its report."""
     same = output.nbytes == reported.bytes
@@ -124,3 +137,61 @@ def _fault_of(path: Location, reported: File) -> str:
     except (InputRefused, NothingMatched) as error:
         return error.message
     return "" if same else f"{quoted(reported.name)} was changed"
+
+
+def check_report(file: WrittenOutput, report: Report, average: Average) -> Check:
+    """Pass a readable report; the output may have been renamed together with it."""
+    name = Path(average.output.path).name
+    renamed = "" if name == file.path.name else f", written as {quoted(name)}"
+    message = f"{quoted(report_path(file.path).name)} lists {plural(len(report.inputs), 'input')}{renamed}"
+    if report.command.secrets_removed:
+        message += f"; passwords and signatures were removed from it: addresses with {HIDDEN} are not whole"
+    return Check(name="report", ok=True, message=message)
+
+
+def check_method(written: Checkpoint, report: Report, average: Average) -> Check:
+    """Compare the method in the report with the metadata of the file."""
+    if report.batch_norm is not None:
+        return _check_update(written, report.batch_norm)
+    reported: dict[str, object] = dict(dataclasses.asdict(average.method))
+    reported["method"] = reported.pop("name")
+    reported["last_step"] = report.inputs[-1].step if report.inputs else None
+    reported["checkpoints"] = len(average.diagnostics.implied_lr)
+    stored = {key: written.metadata.get(f"{OUR_METADATA}{key}") for key in reported}
+    differences = [
+        f"{key} is {quoted(str(value))}, but {quoted(stored[key] or 'missing')} in the metadata of the file"
+        for key, value in reported.items()
+        if (None if value is None else str(value)) != stored[key] and not (key == "last_step" and stored[key] is None)
+    ]
+    if differences:
+        return failed("method", shortlist(differences, most=_MOST_DIFFERENCES))
+    return Check(name="method", ok=True, message=f"{average.method.name}, as in the metadata of the file")
+
+
+def _check_update(written: Checkpoint, update: BatchNormUpdate) -> Check:
+    """Compare what the report says about recomputed BatchNorm statistics with the metadata of the file."""
+    stored, batches = written.metadata.get(UPDATED_BATCHES), str(update.batches)
+    if stored != batches:
+        message = f"recomputed on {batches} batches, but {quoted(stored or 'missing')} in the metadata of the file"
+        return failed("method", message)
+    return Check(name="method", ok=True, message=f"BatchNorm statistics of {quoted(update.data)}, batches: {batches}")
+
+
+def check_tensors(written: Checkpoint, reported: tuple[Tensor, ...]) -> Check:
+    """Compare names, types and shapes with those of the report."""
+    actual = {layout.name: (layout.dtype.name, layout.shape) for layout in written.index.layouts}
+    expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in reported}
+    differences = [f"{quoted(name)} is missing" for name in expected if name not in actual]
+    differences += [f"{quoted(name)} is not in the report" for name in actual if name not in expected]
+    differences += [
+        f"{quoted(name)} is {_described(*actual[name])}, not {_described(*layout)}"
+        for name, layout in expected.items()
+        if name in actual and actual[name] != layout
+    ]
+    if differences:
+        return failed("tensors", shortlist(differences, most=_MOST_DIFFERENCES))
+    return Check(name="tensors", ok=True, message=plural(len(actual), "tensor"))
+
+
+def _described(dtype: str, shape: tuple[int, ...]) -> str:
+    return safe_text(f"{dtype} {shape}")

@@ -1,33 +1,37 @@
 """The inputs that a report lists, opened where it says they are, and compared with their description there.
 
-Paths in a report are relative to the working directory of its run. They are tried relative to the current directory,
-then to the folder of the output. If both files exist, the one with the reported fingerprint is used.
+A report has two paths of an input: relative to the working directory of its run, and to the folder of the output
+(``report/input_paths.py``). If there are files at both, the one with the reported fingerprint is used.
 
 Whoever wrote the report chose the paths: a local file may be anywhere, a URL is opened only with permission, no file is
 opened twice, and no message shows what is in a file that only the report names.
+
+The previous average of one that was continued is often gone, as it is replaced by each of its successors. Then it is
+not compared, and nothing is recomputed from it; it is no failure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Counted, Listener, Opening
 from ema_cli.fold.content_digests import digest_of
 from ema_cli.records.series import Checkpoint, Role
+from ema_cli.report.input_paths import listed_locations
 from ema_cli.report.model import Input, Report
 from ema_cli.storage.digest import sha256_of_all
-from ema_cli.storage.locations import Location, identity_of, is_folder, locate_listed, open_source
+from ema_cli.storage.locations import Location, identity_of, is_folder, open_source
 from ema_cli.storage.protocols import split_protocol
-from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted
-from ema_cli.verify.input_reader import InputReader, is_flat
-from ema_cli.verify.output import Check, WrittenOutput
+from ema_cli.verification.input_reader import InputReader, is_flat
+from ema_cli.verification.output import Check, WrittenOutput
 
 NAME_THEM = "name the inputs: ema-avg verify OUT --input CKPT..."
+_FROM_THE_RUN = f"the paths are relative to the directory of the run: verify there, or {NAME_THEM}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,10 @@ class FoundInput:
     failure: str = ""
     """Why the file cannot be used; empty if it can."""
     hint: str = ""
+    missing: bool = False
+    """There is no such file."""
+    gone: str = ""
+    """What became of an average that was replaced since, which is no failure; empty if nothing."""
     named: bool = False
     """The user named the file: it may be a copy, with another time."""
     sha256: str | None = None
@@ -71,7 +79,7 @@ def open_inputs(
     """
     for reported in report.inputs:
         _check_protocol(reported.path)
-    listed = _ListedInputs(InputReader(report, opened), output, allow_remote=allow_remote)
+    listed = _ListedInputs(InputReader(report, opened), report, output, allow_remote=allow_remote)
     found = []
     for done, reported in enumerate(report.inputs):
         listener(Opening(done=done, total=len(report.inputs)))
@@ -90,79 +98,93 @@ def _check_protocol(path: str) -> None:
 class _ListedInputs:
     """Finds the inputs of a report at their paths."""
 
-    def __init__(self, reader: InputReader, output: WrittenOutput, *, allow_remote: bool) -> None:
-        self._reader, self._output, self._allow_remote = reader, output, allow_remote
-        self._taken: dict[object, int] = {}
-        """The number of the input that each file or folder is, by its identity."""
+    def __init__(self, reader: InputReader, report: Report, output: WrittenOutput, *, allow_remote: bool) -> None:
+        self._reader, self._report, self._output, self._allow_remote = reader, report, output, allow_remote
+        self._opened: dict[tuple[object, bool], Checkpoint | InputRefused] = {}
+        """Every file or folder by its identity, and how it was opened: none is opened again."""
+        self._chosen: dict[object, int] = {}
+        """The number of the input that each is."""
 
     def find(self, number: int, reported: Input) -> FoundInput:
         """Return an input with its open file, or with the reason why it cannot be used."""
-        averaged = self._reader.averaged(number)
+        found = FoundInput(reported=reported, checkpoint=None, averaged=self._reader.averaged(number))
         try:
             checkpoint = self._open(number, reported)
-        except (InputRefused, NothingMatched, UsageError) as failed:
+        except NothingMatched as missing:
+            if reported.role == Role.AVERAGE:
+                return replace(found, gone="missing")
+            return replace(found, failure=missing.message, hint=_how_to_find(reported), missing=True)
+        except (InputRefused, UsageError) as failed:
             hint = f"{failed.hint}; {NAME_THEM}" if failed.hint else NAME_THEM
-            return FoundInput(reported=reported, checkpoint=None, averaged=averaged, failure=failed.message, hint=hint)
-        failure = failure_of(checkpoint, reported, self._output)
-        return FoundInput(
-            reported=reported, checkpoint=None if failure else checkpoint, averaged=averaged, failure=failure
-        )
+            return replace(found, failure=failed.message, hint=hint)
+        if not self._output.identity.isdisjoint(checkpoint.index.identity):
+            return self._overwritten(found)
+        return replace(found, checkpoint=checkpoint)
+
+    def _overwritten(self, found: FoundInput) -> FoundInput:
+        """Return an input that is the output: it was continued, or updated, in place; else it is a wrong one."""
+        if found.reported.role == Role.AVERAGE or self._report.batch_norm is not None:
+            return replace(found, gone="overwritten by this output")
+        path = quoted(found.reported.path)
+        return replace(found, failure=f"{path} was overwritten by this output: nothing can be recomputed from it")
 
     def _open(self, number: int, reported: Input) -> Checkpoint:
         """Open the file of an input: of several that it may be, the one with the reported fingerprint."""
-        usable: list[Checkpoint] = []
+        usable: list[tuple[object, Checkpoint]] = []
         failures: list[EmaAvgError] = []
-        for path in self._candidates(reported.path):
+        for path in self._candidates(reported):
             try:
-                checkpoint = self._open_one(path, number, flat=is_flat(reported.role))
+                identity = self._identity(path)
+                checkpoint = self._open_one(path, identity, flat=is_flat(reported.role))
             except (InputRefused, NothingMatched, UsageError) as failure:
                 failures.append(failure)
                 continue
-            usable.append(checkpoint)
+            usable.append((identity, checkpoint))
             if checkpoint.fingerprint == reported.fingerprint:
-                return checkpoint
-        if usable:
-            return usable[0]
-        raise next((failure for failure in failures if not isinstance(failure, NothingMatched)), failures[0])
-
-    def _candidates(self, path: str) -> tuple[Location, ...]:
-        """Return the locations that a path in a report can mean."""
-        location, folder = locate_listed(path, allow_remote=self._allow_remote), self._output.path.parent
-        if isinstance(location, Url) or location.is_absolute():
-            return (location,)
-        beside = () if isinstance(folder, Url) and not self._allow_remote else (folder / path,)
-        return tuple(dict.fromkeys((location, *beside)))
-
-    def _open_one(self, path: Location, number: int, *, flat: bool) -> Checkpoint:
-        """Open a file or folder that is no other input. The message of an error shows nothing of its content."""
-        identity: object = path
-        if isinstance(path, Path):
-            identity = identity_of(path) if is_folder(path) else _identity_of_file(path)
-        first = self._taken.setdefault(identity, number)
+                usable = usable[-1:]
+                break
+        if not usable:
+            raise next((failure for failure in failures if not isinstance(failure, NothingMatched)), failures[0])
+        identity, checkpoint = usable[0]
+        first = self._chosen.setdefault(identity, number)
         if first != number:
-            raise InputRefused(f"{quoted(str(path))} is the same file as input {first + 1}")
-        try:
-            return self._reader.open(path, flat=flat)
-        except InputRefused as refused:
-            raise InputRefused(
-                f"{quoted(str(path))} cannot be read as a checkpoint with the options of the run",
-                hint="the reason is shown by: ema-avg inspect CKPT",
-            ) from refused
+            raise InputRefused(f"{quoted(str(checkpoint.path))} is the same file as input {first + 1}")
+        return checkpoint
+
+    def _candidates(self, reported: Input) -> tuple[Location, ...]:
+        output, folder = self._report.averages[0].output, self._output.path.parent
+        return listed_locations(reported, output, folder, allow_remote=self._allow_remote)
+
+    def _identity(self, path: Location) -> object:
+        """Return what a file or folder is, whatever its name; raise as ``open_source`` if it cannot be opened."""
+        if not isinstance(path, Path):
+            return path
+        if is_folder(path):
+            return identity_of(path)
+        with open_source(path) as source:
+            return source.identity
+
+    def _open_one(self, path: Location, identity: object, *, flat: bool) -> Checkpoint:
+        """Open a file or folder. The message of an error shows nothing of its content."""
+        known = self._opened.get((identity, flat))
+        if known is None:
+            try:
+                known = self._reader.open(path, flat=flat)
+            except InputRefused as refused:
+                message = f"{quoted(str(path))} cannot be read as a checkpoint with the options of the run"
+                known = InputRefused(message, hint="the reason is shown by: ema-avg inspect CKPT")
+                known.__cause__ = refused
+            self._opened[identity, flat] = known
+        if isinstance(known, InputRefused):
+            raise known
+        return known
 
 
-def _identity_of_file(path: Path) -> object:
-    """Return the identity of a regular file; raise as ``open_source`` if it is none, or cannot be opened."""
-    with open_source(path) as source:
-        return source.identity
-
-
-def failure_of(checkpoint: Checkpoint, reported: Input, output: WrittenOutput) -> str:
-    """Return why nothing can be recomputed from an input; empty if it can."""
-    if not output.identity.isdisjoint(checkpoint.index.identity):
-        return f"{quoted(reported.path)} was overwritten by this output: nothing can be recomputed from it"
-    if reported.role == Role.AVERAGE and checkpoint.fingerprint != reported.fingerprint:
-        return f"{quoted(reported.path)} is no longer the previous average: nothing can be recomputed from it"
-    return ""
+def _how_to_find(reported: Input) -> str:
+    """Return what to do about an input that is missing."""
+    is_local = not split_protocol(reported.path)[0]
+    from_the_run = is_local and reported.path_from_output is None and not Path(reported.path).is_absolute()
+    return _FROM_THE_RUN if from_the_run else NAME_THEM
 
 
 def check_input(number: int, found: FoundInput, count: Counted, *, contents: bool) -> Check:
@@ -175,13 +197,26 @@ def check_input(number: int, found: FoundInput, count: Counted, *, contents: boo
 
     """
     name = f"input {number}"
+    if found.gone:
+        return _not_compared(name, found.reported, found.gone)
     if found.checkpoint is None:
-        return Check(name=name, ok=False, message=found.failure, hint=found.hint)
+        missing = found.reported.path if found.missing else ""
+        return Check(name=name, ok=False, message=found.failure, hint=found.hint, missing=missing)
     path = quoted(str(found.checkpoint.path))
     differences = list(_differences(found, found.checkpoint, count, contents=contents))
+    if differences and found.reported.role == Role.AVERAGE:
+        return _not_compared(name, found.reported, "replaced since then")
     if differences:
         return Check(name=name, ok=False, message=f"{path} {', '.join(differences)}")
     return Check(name=name, ok=True, message=f"{path} {_state(found, found.checkpoint, contents=contents)}")
+
+
+def _not_compared(name: str, reported: Input, gone: str) -> Check:
+    """Pass an input that no longer exists."""
+    noun = "previous average" if reported.role == Role.AVERAGE else "input"
+    what = f"the {noun} {quoted(reported.path)}"
+    message = f"{what} cannot be compared: {gone}"
+    return Check(name=name, ok=True, message=message, hint=NAME_THEM, unchecked=f"{what} ({gone})")
 
 
 def _state(found: FoundInput, checkpoint: Checkpoint, *, contents: bool) -> str:

@@ -21,9 +21,9 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Input, Report
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import plural, quoted
-from ema_cli.verify.input_reader import InputReader, is_flat
-from ema_cli.verify.inputs import FoundInput
-from ema_cli.verify.output import WrittenOutput
+from ema_cli.verification.input_reader import InputReader, is_flat
+from ema_cli.verification.inputs import FoundInput
+from ema_cli.verification.output import WrittenOutput
 
 
 def match_inputs(
@@ -62,8 +62,9 @@ def match_inputs(
         for checkpoint in _open(candidate, reader, output, ours=ours):
             found.setdefault(checkpoint.index.identity, checkpoint)
     files = [*found.values()]
-    if len(files) < len(report.inputs):
-        named, listed = plural(len(files), "checkpoint"), plural(len(report.inputs), "input")
+    needed = sum(not is_flat(reported.role) for reported in report.inputs)  # a previous average may be gone
+    if len(files) < needed:
+        named, listed = plural(len(files), "checkpoint"), plural(needed, "input")
         hint = "name all of them, or the folder that contains them"
         raise UsageError(f"--input names {named}, but the report lists {listed}", hint=hint)
     matching = _Matching(reader=reader, inputs=report.inputs, files=files)
@@ -101,14 +102,14 @@ class _Matching:
         self._match_fingerprints()
         self._match_digests(listener, contents=contents)
         self._match_names()
-        open_inputs, free = self._open_inputs(), self._free()
-        if len(open_inputs) == len(free):
-            self.chosen.update(zip(open_inputs, free, strict=True))
+        self._match_places()
 
     def found(self, number: int) -> FoundInput:
         """Return an input with its file."""
         reported, averaged = self.inputs[number], self.reader.averaged(number)
         file = self.chosen.get(number)
+        if file is None and is_flat(reported.role):
+            return FoundInput(reported=reported, checkpoint=None, averaged=averaged, gone="not among the named inputs")
         if file is None:
             failure = f"none of the {plural(len(self.files), 'named checkpoint')} is {quoted(reported.path)}"
             return FoundInput(reported=reported, checkpoint=None, averaged=averaged, failure=failure)
@@ -177,6 +178,14 @@ class _Matching:
             best = [file for file, parts in common.items() if parts == most]
             if most and len(best) == 1:
                 self.chosen[number] = best[0]
+
+    def _match_places(self) -> None:
+        """What is left is in the same order, if there are as many of each: averages, and checkpoints."""
+        for ours in (True, False):
+            left = [number for number in self._open_inputs() if is_flat(self.inputs[number].role) == ours]
+            free = [file for file in self._free() if self.files[file].made_by_us == ours]
+            if len(left) == len(free):
+                self.chosen.update(zip(left, free, strict=True))
 
 
 def _is_alike(reported: Input, file: Checkpoint) -> bool:
