@@ -16,6 +16,7 @@ from ema_cli._version import __version__
 
 if TYPE_CHECKING:
     from ema_cli.api import average, diff, inspect, load_report, plan, verify
+    from ema_cli.api.averaging_in_memory import average_tensors, load_average
     from ema_cli.api.recomputing import update_bn
     from ema_cli.errors import EmaAvgError, EmaAvgWarning
     from ema_cli.training.callbacks.lightning_callbacks import LightningAverage, LightningEMA
@@ -32,8 +33,10 @@ __all__ = [
     "TrainerEMA",
     "__version__",
     "average",
+    "average_tensors",
     "diff",
     "inspect",
+    "load_average",
     "load_report",
     "plan",
     "update_bn",
@@ -47,6 +50,8 @@ _HOMES = {
     "LightningEMA": "ema_cli.training.callbacks.lightning_callbacks",
     "TrainerAverage": "ema_cli.training.callbacks.trainer_callbacks",
     "TrainerEMA": "ema_cli.training.callbacks.trainer_callbacks",
+    "average_tensors": "ema_cli.api.averaging_in_memory",
+    "load_average": "ema_cli.api.averaging_in_memory",
     "update_bn": "ema_cli.api.recomputing",
 }
 """The modules of what is not in ``ema_cli.api``."""

@@ -24,12 +24,15 @@ HEAVY = (
     *("transformers", "lightning", "pytorch_lightning"),
 )
 ALLOWED_HEAVY = {
+    "api/averaging_in_memory.py": {"numpy", "torch"},  # for its types
     "api/recomputing.py": {"torch"},
     "cli": {"rich", "typer"},
     "evidence": {"numpy"},
     "fold": {"numpy", "ml_dtypes"},
     "fold/cuda.py": {"torch"},
     "fold/lanes.py": {"torch"},
+    "in_memory": {"numpy"},
+    "in_memory/arrays.py": {"ml_dtypes", "torch"},
     "storage/strided_read.py": {"numpy"},
     "training": {"torch"},
     "training/callbacks/calling_trainer.py": {"transformers"},

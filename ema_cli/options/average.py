@@ -40,6 +40,8 @@ class Options(InputOptions):
     """The configuration file that set some of the options."""
     config_warnings: tuple[RunWarning, ...] = ()
     """About configuration files that were ignored."""
+    in_memory: bool = False
+    """Whether the average is not written: the names of outputs mean nothing."""
 
     clock: Clock | None = option(
         None,

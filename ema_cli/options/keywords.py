@@ -38,10 +38,9 @@ class Device(Protocol):
         """``cpu`` or ``cuda``."""
 
 
-class AverageKeywords(TypedDict, total=False):
-    """The keywords of ``average`` and ``plan``, which ``help(ema_cli.average)`` explains."""
+class KeywordsInMemory(TypedDict, total=False):
+    """The keywords of ``average_tensors`` and ``load_average``: what to average, and how."""
 
-    output: StrPath | None
     method: MethodName | Iterable[MethodName]
     decay: Numbers
     one_minus_decay: Numbers
@@ -75,23 +74,29 @@ class AverageKeywords(TypedDict, total=False):
     dtype: OutputDtype | Dtype | type | None
     threads: int | None
     max_memory: int | str | None
-    geometry: GeometryMode
     probe: bool
     allow_nonfinite: bool
-    max_shard_size: int | str | None
-    report: StrPath | Iterable[StrPath]
     tied: TiedPolicy
-    metadata: Mapping[str, str] | None
-    sha256: bool
-    force: bool
-    resume: bool
     strict: bool
     allow: str | Iterable[str]
+
+
+class AverageKeywords(KeywordsInMemory, total=False):
+    """The keywords of ``average`` and ``plan``, which ``help(ema_cli.average)`` explains."""
+
+    output: StrPath | None
+    max_shard_size: int | str | None
+    report: StrPath | Iterable[StrPath]
+    metadata: Mapping[str, str] | None
+    sha256: bool
+    geometry: GeometryMode
+    force: bool
+    resume: bool
     run: str | None
 
 
-def listing_keywords(function: Function) -> Function:
-    """Let the signature of a function with ``**options: Unpack[AverageKeywords]`` list the keywords and their defaults.
+def listing_keywords(function: Function, keywords: type = AverageKeywords) -> Function:
+    """Let the signature of a function with ``**options: Unpack[keywords]`` list the keywords and their defaults.
 
     ``help``, notebooks and shells that complete names read it.
     """
@@ -100,14 +105,14 @@ def listing_keywords(function: Function) -> Function:
     defaults = {
         one.name: None if one.default_warned or one.default is dict else one.default for one in declared(Options)
     }
-    keywords = [
+    listed = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=defaults.get(name),
             annotation=getattr(hint, "__forward_arg__", hint),
         )
-        for name, hint in AverageKeywords.__annotations__.items()
+        for name, hint in keywords.__annotations__.items()
     ]
-    function.__signature__ = signature.replace(parameters=[*kept, *keywords])  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(parameters=[*kept, *listed])  # type: ignore[attr-defined]
     return function

@@ -50,7 +50,7 @@ class Preflight:
 
 
 def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
-    """Check whether ``plan`` can be carried out.
+    """Check whether ``plan`` can be carried out; in memory it needs its device alone.
 
     In a run, ``locks`` receives the locks of the local outputs. They are locked before existing outputs are examined,
     because another run may be writing them. A dry run locks nothing.
@@ -65,13 +65,16 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
     unlocked: list[RunWarning] = []
     up_to_date = None
     replaced: Mapping[Path, OldFolder] = {}
-    refuse_inputs_as_outputs(plan, options)
     try:
         device = resolve_device(options.device)
         if device != "cpu":
             find_gpu(device)
     except UsageError as error:
         obstacles["no-device"] = error
+    if options.in_memory:
+        warnings = mark_allowed(plan.warnings, options)
+        return Preflight(warnings=warnings, obstacles=obstacles, up_to_date=None, replaced={})
+    refuse_inputs_as_outputs(plan, options)
     try:
         check_destinations(plan, options)
         if locks is not None and not obstacles:
