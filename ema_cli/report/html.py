@@ -27,9 +27,9 @@ _MOST_INPUTS = 400
 _MOST_FAILED = 20
 """Failed runs with their errors above the table of an index."""
 _MOST_ERROR_LINES = 6
-_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+)(?!safetensors$)(?=[^\s./_:=-]{2})")
+_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+)(?=[^\s./_:=-]{2})")
 """Where a long name may break: after a separator, not too near to the one before."""
-_SHORTEST_BROKEN = 20
+_SHORTEST_BROKEN = 12
 
 
 def to_html(report: Report) -> str:
