@@ -26,8 +26,8 @@ from ema_cli.text import number
 _MOST_VERTICES = 1000
 _ALL_VERTICES = 3000
 """Corners of one curve, and of all in a plot."""
-_MOST_MARKS = 40
-"""Points that all have a mark; of more, every curve has some marks, so that it is known by them."""
+_MOST_MARKS, _ALL_MARKS = 60, 240
+"""Points of one curve, and of all, that each have a mark; of more, every curve has some, to be known by."""
 _SOME_MARKS = 9
 _MOST_TIPS, _MOST_COLUMNS = 400, 120
 """Numbers, and texts under the mouse; with more, fewer checkpoints have one."""
@@ -139,7 +139,7 @@ def thinned(points: Sequence[Point], most: int = _MOST_VERTICES) -> list[Point]:
     """Return at most ``most`` points: of each of many short parts its first, lowest, highest and last point."""
     if len(points) <= most:
         return list(points)
-    length = -(-4 * len(points) // most)
+    length = -(-len(points) // max(1, most // 4))
     kept: list[Point] = []
     for start in range(0, len(points), length):
         part = points[start : start + length]
@@ -174,12 +174,12 @@ def _stairs(points: Sequence[Point]) -> list[Point]:
 
 def _marked(points: Sequence[Point], position: int, count: int) -> Sequence[Point]:
     """Return the points of a curve that get a mark: all if they are few, otherwise some, others for each curve."""
-    if len(points) <= _MOST_MARKS:
+    if len(points) <= min(_MOST_MARKS, _ALL_MARKS // count):
         return points
     if count == 1:
         return ()
     stride = len(points) / _SOME_MARKS
-    return [points[int((k + (position + 0.5) / count) * stride)] for k in range(_SOME_MARKS)]
+    return [*(points[int((k + (position + 0.5) / count) * stride)] for k in range(_SOME_MARKS)), points[-1]]
 
 
 def tips(

@@ -29,7 +29,7 @@ _DECADES = 100.0
 _UP_TICKS = 4
 _FLAT = 0.7
 """Height of the plot as a part of the height of other charts."""
-_ZERO_ROOM = 44.0
+_ZERO_ROOM = 56.0
 """Width of the bin of zeros, with the gap to the others."""
 
 
@@ -79,9 +79,10 @@ def histogram(values: Sequence[float | None], *, x_label: str, y_label: str) -> 
         bars = _bars(bins, counts, places, up, y_label if size.has_tips else "")
         tick_places, words = [places[k] for k in bins.ticks] if others else [], list(bins.texts)
         if zeros:
-            middle = plot.left + (_ZERO_ROOM - 12) / 2
+            middle = plot.left + (_ZERO_ROOM - 16) / 2
             bars = path("bar zero-bar", _bar(middle - 10, middle + 10, zeros, up), f"0: {zeros:,} {y_label}") + bars
-            tick_places, words = [middle, *tick_places], ["0", *words]
+            words = ["0", *("" if word == "0" else word for word in words)]
+            tick_places = [middle, *tick_places]
         kept = thinned_labels(tick_places, words, size.width)
         labels = spread_labels([tick_places[k] for k in kept], [words[k] for k in kept], size.width) or []
         axes = upright_axis(plot, up, ticks, y_label) + level_axis(plot, tick_places, labels, x_label)
