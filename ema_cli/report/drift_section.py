@@ -31,12 +31,13 @@ def drift_in_short(average: Average) -> str:
 
 def drift_view(report: Report, average: Average, averages: int) -> dict[str, object]:
     """Return the values of the drift of one of several averages in the template."""
-    moved = tables.tensors_with_drift(average) if len(report.inputs) > 1 else []
+    groups = group_tensors(average.tensors)
+    moved = _moved(groups) if len(report.inputs) > 1 else []
     drifts = [tensor.drift for tensor in moved]
     few = len(average.tensors) <= _FEW_TENSORS
     shown = _shown(average.tensors, _MOST_ROWS // averages)
     more = sum(tensor.name not in shown for tensor in average.tensors)
-    layers = [] if few else _layers(group_tensors(average.tensors), shown)
+    layers = [] if few else _layers(groups, shown)
     return {
         "empty": "" if moved else _why_empty(report, average),
         "sentence": _sentence(average) if moved else "",
@@ -49,6 +50,11 @@ def drift_view(report: Report, average: Average, averages: int) -> dict[str, obj
         "summary": plural(len(average.tensors), "tensor") + ("" if few else " by layer"),
         "more": f"{more:,} tensors, those of smallest drift, are in the JSON report only." if more else "",
     }
+
+
+def _moved(groups: Sequence[TensorGroup]) -> list[Tensor]:
+    """Return the tensors with a drift, tied ones once, in the order of the layers."""
+    return [one for group in groups for one in group.tensors if one.drift is not None and one.tied_to is None]
 
 
 def _histogram(drifts: Sequence[float | None]) -> Markup:
@@ -88,12 +94,13 @@ def _layers(groups: Sequence[TensorGroup], shown: set[str]) -> list[dict[str, ob
     return [
         {
             "label": safe_text(group.label),
+            "beginning": safe_text(group.beginning),
             "count": f"{len(group.tensors):,}",
             "drift": tables.UNDEFINED if drift is None else percent(drift),
             "width": 0 if drift is None else round(100 * drift / largest, 1),
             "rows": [
-                tables.tensor_row(tensor, name)
-                for tensor, name in zip(group.tensors, group.inner_names, strict=True)
+                tables.tensor_row(tensor, tensor.name[len(group.beginning) :])
+                for tensor in group.tensors
                 if tensor.name in shown
             ],
         }
