@@ -13,15 +13,16 @@ if [ "$missing" ]; then
         echo "Python 3.11 or newer is needed; $python is $("$python" --version)" >&2
         exit 1
     }
-    echo "Installing ema-avg and what it needs, torch above all, into .venv. Only this needs the network; it is done" >&2
-    echo "once and takes a minute or two." >&2
+    echo "Installing ema-avg and what it needs (torch is by far the largest) into .venv: once, a minute or two." >&2
+    echo "Only this step needs the network." >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     # As an environment variable the constraints also hold for the tools that build the package.
     PIP_CONSTRAINT=$PWD/scripts/constraints.txt .venv/bin/python -m pip install \
         --progress-bar off --disable-pip-version-check --editable ".[$extras]" | while read -r line; do
-        case $line in # the packages that take long
-            Downloading*[MG]B\) | Using\ cached*[MG]B\)) echo "  ${line/.whl/}" ;;
-            Installing\ collected*) echo "  Unpacking the packages" ;;
+        case $line in
+            Collecting\ *) line=${line#Collecting } && printf '%s ' "${line%%[ <>=!~;(\[]*}" ;;
+            Downloading*[MG]B\) | Using\ cached*[MG]B\)) printf '\n%s' "$line" ;;
+            Installing\ collected*) printf '\nUnpacking all of them, which takes longest\n' ;;
         esac
     done >&2
     for extra in ${extras//,/ }; do echo "$wanted" >".venv/installed-$extra"; done
