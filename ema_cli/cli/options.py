@@ -167,7 +167,7 @@ def _parameter(one: Option) -> inspect.Parameter:
     info = typer.Option(
         *filter(None, (one.flag, one.short)),
         help=text.replace("[", "\\["),  # a bracket is markup for Rich
-        metavar=one.metavar or None,
+        metavar=one.metavar or " | ".join(one.choices) or None,  # a line may end between choices, not inside a word
         autocompletion=(lambda: list(one.words)) if one.words and one.metavar else None,
         rich_help_panel=one.panel,
         **one.on_command_line,

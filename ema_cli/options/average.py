@@ -103,7 +103,12 @@ class Options(InputOptions):
     resume: bool = option(
         False, help="Continue an interrupted run; if this run is interrupted, keep what is complete.", panel="Run"
     )
-    strict: bool = option(False, help="Fail on any warning (exit 8), and publish nothing.", panel="Run")
+    strict: bool = option(
+        False,
+        help="Fail on any warning (exit 8), and publish nothing.",
+        brief="Fail on any warning, and write nothing.",
+        panel="Run",
+    )
     allow: tuple[str, ...] = option(
         (),
         help="Accept warnings of this code under --strict; they are shown, and marked in the report. Repeatable.",

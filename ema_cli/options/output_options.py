@@ -53,6 +53,7 @@ class OutputOptions(WeightOptions):
         short="-o",
         help="The .safetensors file to write, or NAME/ for a folder that Hugging Face libraries can read; several "
         "averages need {decay}, {method} or the like in the name.",
+        brief="The .safetensors file, or NAME/ for a folder.",
         metavar="PATH",
         form=PATH,
         in_found_file="below",
@@ -76,6 +77,7 @@ class OutputOptions(WeightOptions):
     report: tuple[Location, ...] = option(
         (),
         help="Write another report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
+        brief="Write also a page .html, .md or .json.",
         metavar="PATH",
         form=PATH,
         in_found_file="below",
@@ -94,7 +96,11 @@ class OutputOptions(WeightOptions):
     )
     sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
     force: bool = option(
-        False, help="Overwrite an existing output, unless it is up to date.", panel="Output", in_found_file="never"
+        False,
+        help="Overwrite an existing output, unless it is up to date.",
+        brief="Replace an output.",
+        panel="Output",
+        in_found_file="never",
     )
 
     def check_output(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from ema_cli.cli.config.precedence import Configured, resolve
 from ema_cli.cli.config.settings import Setting, Settings, from_environment, from_table
@@ -17,14 +18,13 @@ from ema_cli.cli.config.show import show
 from ema_cli.cli.config.sources import ConfigSearch, find_file, read_file
 from ema_cli.cli.config.trust import refuse_in_found
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.group import MainCommand
 from ema_cli.text import quoted
 
 _META = "ema_cli.configured"
 """The key of the configuration in a context's ``meta``."""
 
 
-class ConfiguredCommand(MainCommand):
+class ConfiguredCommand(TyperCommand):
     """A command with ``--config`` and ``--show-config``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from rich.table import Table
@@ -84,7 +85,7 @@ class BatchDisplay:
         now = time.monotonic()
         if self._bar is None and now - self._last_line >= HEARTBEAT_SECONDS:
             self._last_line = now
-            self._console.talk(clean(f"{self._count()} {run}: {progress}"))
+            self._console.talk(f"{self._count()} {run}: {progress}")
 
     def _update_bar(self, text: str) -> None:
         if self._bar is not None and self._task is not None:
@@ -98,7 +99,7 @@ class BatchDisplay:
             self._console.failure(f"{self._count()} {safe_text(result.job.run)}: {error.message}", error.hint)
         else:
             line = _result_line(result, self._side_files.pop(result.job.run, ""))
-            self._console.talk(Text(clean(f"{self._count()} {line}")))
+            self._console.talk(f"{self._count()} {line}")
         if self._console.style.verbose:
             for warning in result.warnings:
                 self._console.warning(warning)
@@ -111,20 +112,21 @@ class BatchDisplay:
         return f"{len(self._done):{width}}/{self._total}"
 
 
-def show_batch(index: BatchIndex, console: Console) -> None:
-    """Show the result of every job, and the totals on stdout."""
+def show_batch(index: BatchIndex, console: Console, *, dry_run: bool) -> None:
+    """Show on stdout the result of every job, and the totals. They may be lost, unless nothing was to be written."""
+    show = partial(console.result, essential=dry_run)
     shown = index.jobs if console.style.verbose else _select(index.jobs)
     if len(index.jobs) > 1:
-        console.talk(_table(shown))
+        show(_table(shown))
     if len(shown) < len(index.jobs):
-        console.talk(f"and {plural(len(index.jobs) - len(shown), 'more run')} that did not fail (-v shows them)")
+        show(f"and {plural(len(index.jobs) - len(shown), 'more run')} that did not fail (-v shows them)")
     warned = Counter(code for entry in index.jobs for code in dict.fromkeys(entry.warnings))
     if warned and not console.style.verbose:
         listed = shortlist(f"{code} ({plural(count, 'run')})" for code, count in warned.items())
-        console.talk(f"warnings (details in the reports, or with -v): {listed}")
+        show(f"warnings (details in the reports, or with -v): {listed}")
     counts = {status: getattr(index.summary, status) for status in _VERBS}
     totals = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counts.items() if count)
-    console.result(f"{plural(index.summary.jobs, 'run')}: {totals}  {index.summary.seconds:.2f} s", essential=False)
+    show(f"{plural(index.summary.jobs, 'run')}: {totals}  {index.summary.seconds:.2f} s")
 
 
 def _select(entries: Sequence[JobEntry]) -> list[JobEntry]:

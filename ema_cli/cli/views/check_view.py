@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ema_cli.cli.console import Console, clean
+from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.records.series import Checkpoint
 from ema_cli.report import words
@@ -24,19 +24,19 @@ _UNDEFINED = "-"
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Show how the checkpoints differ, and the result on stdout."""
+    """Show on stdout how the checkpoints differ, tensor by tensor and in one line."""
     for label, checkpoint in (("a", comparison.a), ("b", comparison.b)):
-        console.talk(_headline(label, checkpoint))
+        console.result(_headline(label, checkpoint))
     most = _ALL_NAMES if console.style.verbose else _MOST_NAMES
     for label, names in _only_in_one(comparison):
         listed = shortlist((quoted(name) for name in names), most=most)
-        console.talk(f"only in {label}: {plural(len(names), 'tensor')}: {listed}")
+        console.result(f"only in {label}: {plural(len(names), 'tensor')}: {listed}")
     _show_tensors(comparison, console)
     console.result(_comparison_result(comparison))
 
 
 def show_verification(verification: Verification, console: Console) -> None:
-    """Show the checks that passed (the inputs one by one only if verbose), and the result on stdout.
+    """Show on stdout the checks that passed (the inputs one by one only if verbose), and the result.
 
     Raises:
         VerificationFailed: checks failed; the error lists them.
@@ -46,9 +46,9 @@ def show_verification(verification: Verification, console: Console) -> None:
     passed = sum(check.ok and not check.unchecked for check in inputs)
     for check in verification.checks:
         if check.ok and (check not in inputs or check.unchecked or console.style.verbose):
-            console.talk(clean(f"{'--' if check.unchecked else 'ok'}  {check.name}: {check.message}"))
+            console.result(f"{'--' if check.unchecked else 'ok'}  {check.name}: {check.message}")
         if check in inputs[-1:] and passed and not console.style.verbose:
-            console.talk(f"ok  inputs: {passed:,} of {len(inputs):,} unchanged")
+            console.result(f"ok  inputs: {passed:,} of {len(inputs):,} unchanged")
     verification.raise_if_failed()
     scope = f"  {plural(passed, 'input')}  {plural(verification.samples, 'piece')} recomputed" if inputs else ""
     left_out = f" except {', '.join(verification.unchecked)}" if verification.unchecked else ""
@@ -85,9 +85,9 @@ def _show_tensors(comparison: Comparison, console: Console) -> None:
     shown = rows if console.style.verbose else rows[:_MOST_ROWS]
     for tensor in shown:
         table.add_row(*_row(tensor))
-    console.talk(table)
+    console.result(table)
     if len(shown) < len(rows):
-        console.talk(f"and {len(rows) - len(shown):,} more (-v shows them)")
+        console.result(f"and {len(rows) - len(shown):,} more (-v shows them)")
 
 
 def _distance(tensor: TensorComparison) -> tuple[float, float]:

@@ -22,19 +22,19 @@ _ALL_NAMES = 1000
 
 
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
-    """Show the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
+    """Show on stdout the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
     size = human_bytes(checkpoint.index.size())
-    console.talk(Text.assemble((safe_text(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
+    console.result(Text.assemble((safe_text(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
     table = Table.grid(padding=(0, 2))
     for label, value in _facts(checkpoint, _ALL_NAMES if console.style.verbose else _MOST_NAMES):
         if value:
             table.add_row(f"  {label}", Text(value))
-    console.talk(table)
+    console.result(table)
     if console.style.verbose:
         tensors = plain_table(("tensor", "type", "shape"))
         for layout in checkpoint.index.layouts:
             tensors.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
-        console.talk(tensors)
+        console.result(tensors)
 
 
 def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ema_cli.cli.console import Console
 from ema_cli.cli.views import plain_table
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
@@ -33,14 +32,8 @@ _FEW = 3
 """Skipped inputs that are named one by one; of more with the same reason, the number is shown."""
 
 
-def show_plan(plan: Plan, options: Options, console: Console) -> None:
-    """Show the order, the shares, the averages, and the bytes to read and write."""
-    if not console.style.quiet:
-        for part in _parts(plan, options, verbose=console.style.verbose):
-            console.talk(part)
-
-
-def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Table]:
+def plan_parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Table]:
+    """Yield the order, the shares, the averages, and the bytes to read and write."""
     checkpoints = plan.checkpoints
     folder = common_folder([checkpoint.path for checkpoint in checkpoints])
     yield _headline(plan, folder)
