@@ -114,7 +114,7 @@ def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: Bat
 
 
 @app.command("inspect", short_help="Show what is in checkpoints.")
-@takes(only=("key", "strip_prefix", "json", "verbose", "color"))
+@takes(only=("key", "strip_prefix", "json", "quiet", "verbose", "color"))
 def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
     """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
     from ema_cli.cli.commands import inspect  # noqa: PLC0415

@@ -129,6 +129,14 @@ def begin(context: typer.Context, style: Style) -> tuple[Console, dict[str, Any]
         console.warning(warning)
     used = held.config_used(held.settings)
     if used is not None and used.options:
-        line = f"options from {quoted(used.path)}: {', '.join(used.options)}"
+        line = f"options from {quoted(_from_here(used.path))}: {', '.join(used.options)}"
         console.talk(line, always=held.hides_itself())
     return console, {"config": used, "config_warnings": held.ignored}
+
+
+def _from_here(path: str) -> str:
+    """Return a path as short as possible: relative if it is below the working directory."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # above, or the working directory was removed
+        return path
