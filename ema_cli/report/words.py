@@ -14,7 +14,7 @@ from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.records.series_evidence import APART, LEAST_FOR_ORDER, LONGER, Evidence
 from ema_cli.report.model import Average, MethodUsed, Output, Report
-from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
+from ema_cli.text import human_bytes, number, percent, plural, quoted, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
 from ema_cli.weights.methods import decay_words
 from ema_cli.weights.share_warnings import UNOBSERVED
@@ -67,12 +67,17 @@ def _parameters(method: MethodUsed, unit: str) -> list[str]:
 
 def effective(diagnostics: Diagnostics) -> str:
     """Return the effective checkpoints of all: ``8.7 of 13``."""
-    return f"{diagnostics.effective_checkpoints:.1f} of {len(diagnostics.implied_lr):,}"
+    return f"{effective_count(diagnostics)} of {len(diagnostics.implied_lr):,}"
+
+
+def effective_count(diagnostics: Diagnostics) -> str:
+    """Return the effective checkpoints: ``8.7``."""
+    return f"{diagnostics.effective_checkpoints:,.1f}"
 
 
 def mean_age(diagnostics: Diagnostics) -> str:
-    """Return the mean age with its unit: ``312.5 steps``."""
-    return f"{diagnostics.mean_age:,.4g} {diagnostics.mean_age_unit}s"
+    """Return the mean age with its unit: ``312 steps``."""
+    return f"{number(diagnostics.mean_age)} {diagnostics.mean_age_unit}s"
 
 
 def verdict(report: Report, average: Average) -> str:
@@ -98,7 +103,7 @@ def reconstruction(method: MethodUsed, diagnostics: Diagnostics) -> str:
     """Return how close a per-step EMA is to the true one; empty for other averages."""
     parts = []
     if diagnostics.window_ratio_u is not None:
-        parts.append(f"u = median gap x (1-d) = {diagnostics.window_ratio_u:.3g}")
+        parts.append(f"u = median gap x (1-d) = {number(diagnostics.window_ratio_u)}")
         error = expected_error(method, diagnostics)
         if error:
             parts.append(f"estimated distance to the true EMA: {error} of the last checkpoint's")
@@ -146,7 +151,7 @@ def measured_on(geometry: RunGeometry) -> str:
 
 
 def evidence(found: Evidence) -> str:
-    """Return what the sampled weights show: whether the checkpoints are related, and in order."""
+    """Return what the sampled weights show: whether the checkpoints are similar, and in order."""
     cosines = [cosine for cosine in found.nearest_cosines if cosine is not None]
     if not cosines:
         return "the sampled weights do not differ" if not found.elements else "too few weights differ for a verdict"
@@ -155,8 +160,8 @@ def evidence(found: Evidence) -> str:
 
 def _relation(found: Evidence) -> str:
     if found.outliers:
-        return f"related, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
-    return "not one series" if APART & set(found.verdicts) else "related"
+        return f"similar, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
+    return "not one series" if APART & set(found.verdicts) else "similar"
 
 
 def _order(found: Evidence) -> str:
@@ -170,7 +175,7 @@ def _order(found: Evidence) -> str:
         return "; the weights fit several orders"
     if found.path_ratio < LONGER:
         return "; the order agrees with the weights"
-    return f"; the order does not agree with the weights (path {found.path_ratio:.2f} x the shortest)"
+    return f"; the order does not agree with the weights (path {number(found.path_ratio)} x the shortest)"
 
 
 def _range(low: float, high: float) -> str:
