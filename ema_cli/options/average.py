@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
-from ema_cli.naming import nearest
+from ema_cli.naming import did_you_mean, nearest
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import declared, option, read_values
 from ema_cli.options.input_options import InputOptions
