@@ -104,6 +104,11 @@ def run_fields(run: str) -> dict[str, object]:
     return {"run": run, "name": Path(os.path.abspath(without_secrets(run, whole=True))).name}  # noqa: PTH100 - resolve() would follow links
 
 
+def safetensors_name(name: str) -> str:
+    """Return the name of an output with the suffix that it must have: ``ema.pt`` -> ``ema.safetensors``."""
+    return f"{re.sub(r'[.][A-Za-z]+$', '', name)}.safetensors"
+
+
 def report_name(output: str) -> str:
     """Return the name of the report beside an output: ``ema.safetensors`` -> ``ema.report.json``."""
     return f"{output.removesuffix('.safetensors')}.report.json"

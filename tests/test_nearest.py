@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ema_cli
+from ema_cli import naming
 from ema_cli.errors import NothingMatched, UsageError
 from ema_cli.formats.file_names import NAME_A_CHECKPOINT, SUFFIXES
 from ema_cli.naming import did_you_mean, nearest
@@ -50,11 +52,10 @@ def test_what_is_not_near_is_not_named() -> None:
 def test_of_very_many_names_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The near one is found among 100,000; letter by letter only some are compared."""
     names = [f"model.layers.{number}.self_attn.{part}_proj.weight" for number in range(25_000) for part in "qkvo"]
-    compared: list[str] = []
-    similarity = __import__("ema_cli.naming", fromlist=["_similarity"])._similarity
-    monkeypatch.setattr("ema_cli.naming._similarity", lambda *given: compared.append(given[1]) or similarity(*given))
+    compared = Mock(wraps=naming._similarity)
+    monkeypatch.setattr(naming, "_similarity", compared)
     assert nearest("model.layers.17.self_atn.q_proj.weight", names)[0] == "model.layers.17.self_attn.q_proj.weight"
-    assert len(compared) <= 200
+    assert compared.call_count <= 200
 
 
 @pytest.mark.parametrize(
@@ -108,13 +109,13 @@ def test_unsafe_names_are_shown_safely(tmp_path: Path) -> None:
 
 def test_a_hint_is_found_only_where_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are also asked for to see whether they exist: no folder is searched then."""
-    searched: list[Path] = []
-    monkeypatch.setattr("ema_cli.storage.source.nearest_paths", lambda path: searched.append(path) or "hint")
+    searched = Mock(return_value="hint")
+    monkeypatch.setattr("ema_cli.storage.source.nearest_paths", searched)
     ema_cli.average(write_series(tmp_path / "run", random_states(2)), decay=0.5, output=tmp_path / "ema.safetensors")
-    assert searched == []
+    searched.assert_not_called()
     with pytest.raises(NothingMatched) as refused:
         ema_cli.inspect(tmp_path / "gone.pt")
-    assert searched == [tmp_path / "gone.pt"]  # the keywords of Python are put into it
+    searched.assert_called_once_with(tmp_path / "gone.pt")
     assert refused.value.hint == "hint"
 
 
@@ -142,10 +143,10 @@ def test_a_misspelt_tensor_pattern(tmp_path: Path, pattern: str, hint: str) -> N
 
 def test_a_long_pattern_is_not_searched_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pattern may have any number of words."""
-    asked: list[str] = []
-    monkeypatch.setattr(unused_patterns, "did_you_mean", lambda word, *_, **__: asked.append(word) or "")
+    asked = Mock(return_value="")
+    monkeypatch.setattr(unused_patterns, "did_you_mean", asked)
     nearest_tensors(["|".join(f"x{number}" for number in range(1000))], {"a.weight"})
-    assert len(asked) <= 10
+    assert asked.call_count <= 10
 
 
 @pytest.mark.parametrize(

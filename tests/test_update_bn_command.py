@@ -226,7 +226,7 @@ def test_one_document(update: Run) -> None:
         ([*named(), "--device", "cuda:7"], 2, "--device cuda:7: torch"),
         ([*named(), "--device", "tpu"], 2, "is none of cpu, auto, cuda"),
         (named()[:-2], 2, "no output was named"),
-        (named(output="new.pt"), 2, "must end in .safetensors\n  try: -o new.pt.safetensors"),
+        (named(output="new.pt"), 2, "must end in .safetensors\n  try: -o new.safetensors"),
         (named("Wide"), 3, '1 tensor of another shape: "2.weight" (2, 5) instead of (2, 4)'),
         (named(data="nan"), 3, 'running_mean of layer "1" has NaN or infinity in 5 of 5 channels'),
         (named(output="no/new.safetensors"), 5, "No such file or directory"),

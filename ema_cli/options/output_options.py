@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, did_you_mean, fields_in, fill_output_name
+from ema_cli.naming import (
+    OUTPUT_FIELDS,
+    RUN_FIELDS,
+    did_you_mean,
+    fields_in,
+    fill_output_name,
+    safetensors_name,
+)
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
@@ -205,6 +212,6 @@ def _check_name(output: Location, max_shard_size: int | None) -> None:
         problem, hint = "is a folder", f"{output}{os.sep}"
     else:
         problem = "must end in .safetensors"
-        other = output.with_suffix(".safetensors")
+        other = output.with_name(safetensors_name(output.name))
         hint = f"{other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
     raise UsageError(f"the output {quoted(str(output))} {problem}", hint=f"-o {hint}")
