@@ -134,6 +134,7 @@ def test_a_fragment_is_verdict_warnings_and_the_first_chart(report: Report) -> N
     assert style.startswith(".ema-avg {")
     assert style.endswith("}")
     assert ":root" not in style
+    assert "& { --grid" in style
     depths = itertools.accumulate({"{": 1, "}": -1}.get(character, 0) for character in style)
     assert min(list(depths)[len(".ema-avg {") : -1]) == 1
 

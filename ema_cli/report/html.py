@@ -91,8 +91,9 @@ def _fill(template: str, **values: object) -> str:
     script = _read("templates/page.js")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     style = _read("templates/page.css") + _read("charts/charts.css")
-    own = {"style": Markup(style), "script": Markup(script), "script_digest": f"sha256-{digest}"}  # noqa: S704 - files
-    return environment.get_template(template).render(**own, **values)
+    files = {"style": style, "nested_style": style.replace(":root", "&"), "script": script}
+    own = {name: Markup(text) for name, text in files.items()}  # noqa: S704 - files of the package
+    return environment.get_template(template).render(script_digest=f"sha256-{digest}", **own, **values)
 
 
 def _read(name: str) -> str:
