@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ema_cli.verify.checks import verify
 
 import ema_cli
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.report.serialize import from_json
+from ema_cli.verification.checks import verify
 from tests.earlier.make import COMMANDS, SINCE
 from tests.helpers.program import Run, forked
 from tests.helpers.reports import check as check_schema
