@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import json
-import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
