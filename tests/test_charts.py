@@ -391,6 +391,8 @@ def test_a_strip_shows_layers() -> None:
     names = [f"model.layers.{k}.{part}.weight" for k in range(3) for part in "qkvo"]
     (wide, _) = drawings(drift_strip([k / 100 for k in range(12)], names))
     assert {"layers.0", "layers.1", "layers.2"} <= {one.words for one in wide.texts}
+    begins = [one.box.left for one in wide.texts if one.words.startswith("layers.")]
+    assert begins == pytest.approx([0, 760 / 3, 2 * 760 / 3], abs=1)
     fields = [shape for shape in wide.having("field") if shape.tip]
     assert fields[3].tip == "model.layers.0.o.weight: 3.0 %"
     assert wide.sentence.endswith("the largest is 11.0 %, of model.layers.2.o.weight.")
