@@ -229,12 +229,14 @@ def test_tied_tensors_share_their_memory_if_they_are_equal(tmp_path: Path) -> No
 
 
 def test_tensors_are_on_the_host_whatever_the_default_of_torch(tmp_path: Path) -> None:
-    """The default device and the modes of the caller do not reach the threads of the fold."""
+    """The default device of the caller does not matter."""
     paths = write_series(tmp_path, random_states(2))
-    with torch.device("meta"), torch.inference_mode():
+    with torch.device("meta"):
         state = ema_cli.load_average(paths, decay=0.5)
     assert {tensor.device.type for tensor in state.values()} == {"cpu"}
-    state["layer.bias"].add_(1)  # no tensor of the inference mode
+    with torch.inference_mode():
+        inside = ema_cli.load_average(paths, decay=0.5)
+    assert all(same_bits(inside[name], tensor) for name, tensor in state.items())
 
 
 def test_arrays_need_no_torch_and_a_program_may_end_half_way(tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             for number, _ in enumerate(tensors):
                 if number == 0:
                     tracemalloc.reset_peak()
-                time.sleep(0.005 * (number < 5))
+                time.sleep(0.3 * (number == 0))  # enough to compute all of them
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -561,13 +563,12 @@ def test_a_handover_gives_each_tensor_once_in_order(
     crew = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     for thread in crew:
         thread.start()
-    released = 0
     for number, tensor in enumerate(tensors):
         filled = handover.take(number)
         assert filled is not None
         assert filled.raw.tolist() == [(number + i) % 256 for i in range(tensor.elements)]
-        released += tensor.nbytes
-        assert sum(begun) - released <= max(budget, 0)
+        waiting = sum(begun[number + 1 :])
+        assert waiting + tensor.nbytes <= budget or waiting == 0
     for thread in crew:
         thread.join()
     handover.close()

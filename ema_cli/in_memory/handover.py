@@ -1,8 +1,9 @@
 """The tensors of a fold on their way to the program that uses them: in output order, in bounded memory.
 
-The threads of the fold fill tensors; the consumer takes one after the other. A tensor has memory from its first block
-on, so the threads may begin it only if the consumer waits for it, or if it fits into a budget with those begun before.
-Blocks are handed out in output order, so a tensor that the consumer waits for is never held up by a later one.
+The consumer takes one tensor after the other, and with each call allocates the memory of the next ones that fit into a
+budget; the threads of the fold fill it, and wait where there is none yet. The tensor that is asked for always has
+memory, so it is never held up by a later one. Threads allocate nothing: what the C library keeps of the freed memory of
+threads is lost when they end.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Handover:
     Args:
         tensors: of the output.
         make: allocates the memory of a tensor.
-        budget_bytes: of tensors that were begun, and that the consumer has not asked for.
+        budget_bytes: of the tensors that have memory and were not taken, besides the one that is asked for.
 
     """
 
@@ -39,17 +40,17 @@ class Handover:
         self._offsets = [tensor.offset for tensor in tensors]
         self._make = make
         self._budget_bytes = budget_bytes
-        self._filled: dict[int, Filled] = {}
-        """The tensors that were begun and not taken, by their number."""
+        self._made: dict[int, Filled] = {}
+        """The tensors that have memory and were not taken, by their number."""
+        self._made_bytes = 0
+        self._next = 0
+        """The first tensor that has no memory yet."""
         self._complete: set[int] = set()
-        self._begun_bytes = 0
-        self._wanted = -1
-        """The number of the tensor that the consumer asked for last."""
         self._closed = False
         self._changed = threading.Condition()
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Place ``data`` at byte ``offset`` of the data section; wait until its tensor may be begun.
+        """Place ``data`` at byte ``offset`` of the data section; wait until its tensor has memory.
 
         Raises:
             Abandoned: ``close`` was called.
@@ -60,10 +61,10 @@ class Handover:
         number = bisect_right(self._offsets, offset) - 1
         begin = offset - self._offsets[number]
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._may_begin(number))
+            self._changed.wait_for(lambda: self._closed or number in self._made)
             if self._closed:
                 raise Abandoned
-            raw = self._begin(number).raw
+            raw = self._made[number].raw
         raw[begin : begin + data.nbytes] = np.frombuffer(data, dtype=np.uint8)
 
     def complete(self, outcome: TensorOutcome) -> None:
@@ -73,32 +74,28 @@ class Handover:
             self._changed.notify_all()
 
     def take(self, number: int) -> Filled | None:
-        """Wait for a tensor that is complete and give it away; ``None`` if it will never be."""
+        """Wait for a tensor that is complete and give it away, once and in order; ``None`` if it will never be."""
         with self._changed:
-            self._wanted = number
+            self._make_until(number)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._closed or number in self._complete)
             if number not in self._complete:
                 return None
-            filled = self._begin(number)  # an empty tensor was not begun
-            del self._filled[number]
-            self._begun_bytes -= self._tensors[number].nbytes
-            self._changed.notify_all()
-            return filled
+            self._made_bytes -= self._tensors[number].nbytes
+            return self._made.pop(number)
 
     def close(self) -> None:
-        """End all waiting: no further tensor is begun or completed."""
+        """End all waiting: no further tensor is completed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _may_begin(self, number: int) -> bool:
-        fits = self._begun_bytes + self._tensors[number].nbytes <= self._budget_bytes
-        return fits or number in self._filled or number == self._wanted
-
-    def _begin(self, number: int) -> Filled:
-        """Return the memory of a tensor, allocated on the first call."""
-        if number not in self._filled:
-            self._filled[number] = self._make(self._tensors[number])
-            self._begun_bytes += self._tensors[number].nbytes
-        return self._filled[number]
+    def _make_until(self, number: int) -> None:
+        """Allocate tensor ``number``, and the next ones that fit into the budget."""
+        while self._next < len(self._tensors):
+            tensor = self._tensors[self._next]
+            if self._next > number and self._made_bytes + tensor.nbytes > self._budget_bytes:
+                return
+            self._made[self._next] = self._make(tensor)
+            self._made_bytes += tensor.nbytes
+            self._next += 1
