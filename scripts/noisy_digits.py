@@ -7,9 +7,9 @@
 A small network with BatchNorm reads handwritten digits, 1,197 for training and 600 held out. It is hard on purpose:
 every image has noise, a fifth of the training labels are wrong, and the learning rate (SGD with momentum) is high and
 constant, so that the last of 1,000 steps still fluctuate: averaging is made for this case. There is a checkpoint every
-80 steps, from step 40 on. Network, rate and noise were chosen with the seeds 100 to 103. The table has the seeds 0 to
-N - 1; each has its own initialization, order, noise and held-out images. The averages have the settings of the README;
-none of them was tuned here.
+80 steps, from step 40 on. Network, rate and noise were chosen so that averages gain visibly, with the seeds 100 to 103;
+without wrong labels they gain four to five points, about half as much. The table has the seeds 0 to N - 1; each has its
+own initialization, order, noise and held-out images. The averages have the settings of the README; none was tuned here.
 """
 
 from __future__ import annotations
