@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ema_cli
+from ema_cli.errors import OutputError
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.report.serialize import from_json
@@ -54,6 +55,12 @@ class Earlier:
         """Return everything that the commands wrote."""
         written = {".safetensors", ".json", ".html", ".md"}
         return {path: path.read_bytes() for path in self.root.rglob("*") if path.suffix in written}
+
+
+def is_verified(output: Path, **options: Any) -> bool:
+    """Whether an output is verified, and nothing had to be left out."""
+    found = verify(output, **options)
+    return found.ok and found.complete
 
 
 @pytest.fixture(params=VERSIONS)
@@ -113,7 +120,7 @@ def test_inputs_that_are_gone_are_named_again(earlier: Earlier, monkeypatch: pyt
     shutil.rmtree(earlier.root / "run")
     output = earlier.output("single")
     assert [one.missing for one in verify(output).failures] == [f"run/ckpt_{n}.pt" for n in (10, 20, 30, 40, 50)]
-    assert verify(output, inputs=[earlier.root / "copies"]).complete
+    assert is_verified(output, inputs=[earlier.root / "copies"])
 
 
 @pytest.mark.parametrize("name", [*SINGLE, "folder"])
@@ -127,7 +134,7 @@ def test_force_replaces_them_with_the_same_numbers(earlier: Earlier, name: str) 
     assert [data_section(path) for path in files] == before
     report = load_report(output.with_name(f"{output.name.removesuffix('.safetensors')}.report.json"))
     assert report.tool.version == ema_cli.__version__
-    assert verify(output).complete
+    assert is_verified(output)
 
 
 WEIGHTING: dict[str, dict[str, Any]] = {
@@ -147,7 +154,7 @@ def test_they_are_continued(earlier: Earlier, name: str, monkeypatch: pytest.Mon
     assert longer.keys() == whole.keys()
     for tensor, value in whole.items():
         np.testing.assert_allclose(longer[tensor].double(), value.double(), rtol=2e-6, atol=1e-6)
-    assert verify(Path("longer.safetensors")).complete
+    assert is_verified(Path("longer.safetensors"))
 
 
 def test_reports_are_read_and_shown(earlier: Earlier) -> None:
@@ -202,6 +209,29 @@ def test_configuration_means_the_same(earlier: Earlier, name: str) -> None:
     assert Path(document["command"]["config"]["path"]).parent == earlier.root / name
 
 
+@pytest.mark.parametrize("version", ["0.10.0-rc.1", "1.0.0"])
+def test_outputs_are_up_to_date_for_later_versions_too(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header with a longer version has another length; other metadata, tensors or data are not forgiven."""
+    monkeypatch.chdir(Earlier("0.8.0", tmp_path).root)
+    monkeypatch.setattr("ema_cli.planning.outputs.__version__", version)
+    before = {name: (tmp_path / name).read_bytes() for name in ("tagged.safetensors", "tagged.report.json")}
+    again: dict[str, Any] = {"method": "uniform", "output": "tagged.safetensors"}
+    ema_cli.average("run", metadata={"note": "kept"}, **again)
+    ema_cli.average("hf", decay=0.8, output="folder/", max_shard_size=120)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    changes: tuple[dict[str, Any], ...] = ({"metadata": {"note": "lost"}}, {"exclude": "bias"}, {"dtype": "float64"})
+    for change in changes:
+        with pytest.raises(OutputError, match="already exists, made with other options"):
+            ema_cli.average("run", **{"metadata": {"note": "kept"}, **again, **change})
+    raw = bytearray(before["tagged.safetensors"])
+    raw[-1] ^= 1
+    (tmp_path / "tagged.safetensors").write_bytes(raw)
+    with pytest.raises(OutputError, match="changed after it was written"):
+        ema_cli.average("run", metadata={"note": "kept"}, **again)
+
+
 def test_an_interrupted_run_is_started_over(earlier: Earlier) -> None:
     """The journal of another version is not used, as its output would be another one; nothing of it is left."""
     done = earlier.run("resumed")
@@ -210,7 +240,7 @@ def test_an_interrupted_run_is_started_over(earlier: Earlier) -> None:
     output = earlier.output("resumed")
     ema_cli.average(earlier.root / "run", decay=0.7, output=earlier.root / "fresh.safetensors")
     assert data_section(output) == data_section(earlier.root / "fresh.safetensors")
-    assert verify(output).complete
+    assert is_verified(output)
 
 
 def test_they_are_inspected_and_compared(earlier: Earlier, ema_avg: Run) -> None:

@@ -155,10 +155,10 @@ def make_inputs(root: Path, version: str) -> None:
         for number in numbers:
             torch.save({"model": state(number), "step": 10 * number}, root / folder / f"ckpt_{10 * number}.pt")
     for number in (1, 2, 3):
-        folder = root / "hf" / f"checkpoint-{10 * number}"
-        folder.mkdir(parents=True)
-        save_file(state(number), folder / "model.safetensors", {"format": "pt"})
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": 10 * number}))
+        checkpoint = root / "hf" / f"checkpoint-{10 * number}"
+        checkpoint.mkdir(parents=True)
+        save_file(state(number), checkpoint / "model.safetensors", {"format": "pt"})
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 10 * number}))
     for name, text in FILES.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text.replace("GEOMETRY", '"full"' if version == "0.4.0" else '"sample"'))
