@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
@@ -164,7 +164,7 @@ class Console:
                     _write(stream, clean(part, longest=_NO_LIMIT))
                     continue
                 rich = self._console(stderr=stderr)
-                for line in _lines(part, rich, wraps=wraps):
+                for line in _lines(part, _asked_width() or rich.width, wraps=wraps):
                     rich.print(line, soft_wrap=True)
 
     def _console(self, *, stderr: bool) -> RichConsole:
@@ -181,12 +181,12 @@ class Console:
                 markup=False,
                 emoji=False,
                 theme=Theme({"bar.complete": "cyan", "progress.data.speed": "none", "progress.remaining": "none"}),
-                width=None if terminal else _asked_width() or _NO_LIMIT,
+                width=None if terminal else _NO_LIMIT,
             )
         return self._rich[stderr]
 
 
-def _lines(part: Part, rich: RichConsole, *, wraps: bool) -> Iterator[RenderableType]:
+def _lines(part: Part, width: int, *, wraps: bool) -> Iterator[RenderableType]:
     """Yield the lines of a text or a table, or a document as it is."""
     from rich.text import Text  # noqa: PLC0415
 
@@ -195,13 +195,19 @@ def _lines(part: Part, rich: RichConsole, *, wraps: bool) -> Iterator[Renderable
 
     match part:
         case str():
-            yield from wrapped(Text(clean(part, longest=_NO_LIMIT)), rich.width)
+            yield from wrapped(Text(clean(part, longest=_NO_LIMIT)), width)
         case Text():
-            yield from wrapped(part, rich.width) if wraps else [part]
+            yield from wrapped(part, width) if wraps else [part]
         case Table():
-            yield from lines_of(part, rich.width)
+            yield from lines_of(_cleaned(part), width)
         case _:
             yield part
+
+
+def _cleaned(table: Table) -> Table:
+    """Return a table without control characters and secrets in its cells."""
+    rows = [[clean(cell, longest=_NO_LIMIT) if isinstance(cell, str) else cell for cell in row] for row in table.rows]
+    return replace(table, rows=rows)
 
 
 def _asked_width() -> int | None:

@@ -73,7 +73,8 @@ def lines_of(table: Table, width: int) -> Iterator[Text]:
         table = _without(table, optional[-1], width)
     if _total(table) <= width:
         return _grid(table, tall=_total(table, tall=False) > width)
-    if table.keys and _total(_only(table, range(table.keys + 2))) <= width:
+    several = table.keys and len(table.columns) > table.keys + 1
+    if several and _total(_only(table, range(table.keys + 2))) <= width:
         return _split(table, width)
     return _narrow(table, width)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ema_cli.cli.console import Console
 from ema_cli.errors import RunWarning
+from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.options.shell_command import UPDATE_COMMAND, update_command
 from ema_cli.pipeline import Outcome
@@ -38,15 +39,20 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
     beside = [report_path(locate(average.output.path)) for average in report.averages]
     for path in (*beside, *options.report):
         console.talk(f"report {safe_text(str(path))}")
+    if options.buffers == "last" and not console.style.json:
+        for average in report.averages:
+            if any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
+                console.talk(f"recompute its BatchNorm statistics on your data: {_update_command(average)}")
 
 
 def after_the_run(warning: RunWarning, report: Report) -> RunWarning:
     """Return a warning whose hint names the output, where there is only one."""
-    output = report.averages[0].output
-    if len(report.averages) > 1:
-        return warning
-    command = update_command(locate(output.path), folder=bool(output.files))
-    return replace(warning, hint=warning.hint.replace(UPDATE_COMMAND, command))
+    average, *others = report.averages
+    return warning if others else replace(warning, hint=warning.hint.replace(UPDATE_COMMAND, _update_command(average)))
+
+
+def _update_command(average: Average) -> str:
+    return update_command(locate(average.output.path), folder=bool(average.output.files))
 
 
 def _show_drift(report: Report, console: Console) -> None:
