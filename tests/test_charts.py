@@ -30,7 +30,7 @@ from ema_cli.text import safe_text
 from tests.helpers.drawings import Drawing, drawings
 
 CSS = (Path(ema_cli.__file__).parent / "report" / "charts" / "charts.css").read_text(encoding="utf-8")
-PAGE_CSS = (Path(ema_cli.__file__).parent / "report" / "page.css").read_text(encoding="utf-8")
+PAGE_CSS = (Path(ema_cli.__file__).parent / "report" / "templates" / "page.css").read_text(encoding="utf-8")
 NUMBERS = st.none() | st.floats() | st.floats(0, 1) | st.integers(-3, 10**12)
 NAMES = st.text(max_size=30).map(safe_text) | st.integers(0, 10**6).map("ckpt_{}.pt".format)
 TOLERANCE = 0.6
