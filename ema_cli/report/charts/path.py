@@ -47,7 +47,7 @@ def path_chart(
     plane = plane_of([spot for spot, *_ in run] + [spot for _, spot in means], above, axis_labels)
     places = [plane.place(spot) for spot, *_ in run]
     centers = [plane.place(spot) for _, spot in means]
-    wishes = _wishes(places, [part for *_, part in run], centers, [name for name, _ in means])
+    wishes = _wishes(places, [part or "-" for *_, part in run], centers, [name or "-" for name, _ in means])
     obstacles = [_around(place, 4) for place in places] + [_around(place, 7) for place in centers]
     labels = placed_labels(wishes, plane.plot, obstacles, list(pairwise(places)))
     inside = entries + plane.markup + _run(places, [name for _, name, _ in run])
