@@ -62,14 +62,14 @@ def _histogram(drifts: Sequence[float | None]) -> Markup:
 
 
 def _sentence(average: Average) -> str:
-    moved = tables.by_drift(average)
-    largest = moved[-1]
-    total = group_drift(moved)
-    return (
-        f"The average is {percent(total or 0)} away from the last checkpoint, all weights together. "
-        f"The median tensor has a drift of {tables.median_drift(average)}, {quoted(largest.name)} the largest: "
-        f"{percent(largest.drift or 0)}."
+    """Return the drift of all weights together, of the median tensor, and the largest; no line begins with a % sign."""
+    largest = tables.by_drift(average)[-1]
+    sentence = (
+        f"The average is {percent(group_drift(average.tensors) or 0)} away from the last checkpoint, all weights "
+        f"together. The median tensor has a drift of {tables.median_drift(average)}, {quoted(largest.name)} the "
+        f"largest: {percent(largest.drift or 0)}."
     )
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _why_empty(report: Report, average: Average) -> str:
