@@ -262,7 +262,7 @@ def test_many_names_of_one_file_open_it_once(output: Path, monkeypatch: pytest.M
         opened.append(path)
         return open_checkpoint(path, **options)
 
-    monkeypatch.setattr("ema_cli.verify.input_reader.open_checkpoint", count)
+    monkeypatch.setattr("ema_cli.verification.input_reader.open_checkpoint", count)
     (output.parent / "junk.pt").write_text("junk")
 
     def name_one(document: dict[str, Any]) -> None:
