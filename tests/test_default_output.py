@@ -49,6 +49,8 @@ def test_several_averages_have_their_labels_in_their_names(tmp_path: Path, ema_a
     assert ema_avg("run", "--decay", "0.5", "--method", "ema", "--method", "swa").returncode == 0
     stems = ("ema_ema_0.5", "ema_uniform")
     assert listing(tmp_path) == {"run", *(f"{s}{end}" for s in stems for end in (".safetensors", ".report.json"))}
+    assert ema_avg("run", "--decay", "0.5", "--decay", "0.9").returncode == 0
+    assert {"ema_0.5.safetensors", "ema_0.9.safetensors"} <= listing(tmp_path)
 
 
 def test_a_foreign_file_of_that_name_stays(tmp_path: Path, ema_avg: Run) -> None:
