@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from ema_cli._version import __version__
 
 if TYPE_CHECKING:
-    from ema_cli.api import average, inspect, plan
-    from ema_cli.errors import EmaAvgError
-    from ema_cli.training.batch_norm.update_bn import update_bn
+    from ema_cli.api import average, diff, inspect, load_report, plan, verify
+    from ema_cli.api.averaging_in_memory import average_tensors, load_average
+    from ema_cli.api.recomputing import update_bn
+    from ema_cli.errors import EmaAvgError, EmaAvgWarning
     from ema_cli.training.callbacks.lightning_callbacks import LightningAverage, LightningEMA
     from ema_cli.training.callbacks.trainer_callbacks import TrainerAverage, TrainerEMA
     from ema_cli.training.live.ema import EMA
@@ -25,24 +26,33 @@ if TYPE_CHECKING:
 __all__ = [
     "EMA",
     "EmaAvgError",
+    "EmaAvgWarning",
     "LightningAverage",
     "LightningEMA",
     "TrainerAverage",
     "TrainerEMA",
     "__version__",
     "average",
+    "average_tensors",
+    "diff",
     "inspect",
+    "load_average",
+    "load_report",
     "plan",
     "update_bn",
+    "verify",
 ]
 _HOMES = {
     "EMA": "ema_cli.training.live.ema",
     "EmaAvgError": "ema_cli.errors",
+    "EmaAvgWarning": "ema_cli.errors",
     "LightningAverage": "ema_cli.training.callbacks.lightning_callbacks",
     "LightningEMA": "ema_cli.training.callbacks.lightning_callbacks",
     "TrainerAverage": "ema_cli.training.callbacks.trainer_callbacks",
     "TrainerEMA": "ema_cli.training.callbacks.trainer_callbacks",
-    "update_bn": "ema_cli.training.batch_norm.update_bn",
+    "average_tensors": "ema_cli.api.averaging_in_memory",
+    "load_average": "ema_cli.api.averaging_in_memory",
+    "update_bn": "ema_cli.api.recomputing",
 }
 """The modules of what is not in ``ema_cli.api``."""
 

@@ -29,6 +29,7 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.locations import Location, is_folder, locate, open_source
+from ema_cli.text import plural, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,15 @@ class Comparison:
     only_in_b: tuple[str, ...]
     total: Distance
     """Over all compared tensors; maximum and norms over floats and complex numbers only."""
+
+    def __repr__(self) -> str:
+        names = f"{quoted(str(self.a.path))} and {quoted(str(self.b.path))}"
+        counts = plural(len(self.tensors), "common tensor")
+        if self.equal:
+            return f"<Comparison: {names} are equal in {counts}>"
+        only = ((self.only_in_a, "a"), (self.only_in_b, "b"))
+        more = "".join(f", {len(tensors):,} only in {label}" for tensors, label in only if tensors)
+        return f"<Comparison: {names} differ in {len(self.different):,} of {counts}{more}>"
 
     @property
     def equal(self) -> bool:

@@ -18,7 +18,7 @@ Exit codes belong to the command line and are assigned there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,26 @@ class Proposal:
 class EmaAvgError(Exception):
     """An expected failure: one sentence and, where there is one, a hint; without secrets.
 
-    The first of the ``proposals`` that can be planned replaces the hint.
+    The first of the ``proposals`` that can be planned replaces the hint. A hint that takes time to find is a function:
+    it is called when the hint is shown, as many errors never are.
     """
 
-    def __init__(self, message: str, *, hint: str = "", proposals: Sequence[Proposal] = ()) -> None:
+    def __init__(self, message: str, *, hint: str | Callable[[], str] = "", proposals: Sequence[Proposal] = ()) -> None:
         self.message = without_secrets(message)
-        self.hint = without_secrets(hint)
+        self._hint = hint
         super().__init__(self.message)
         self.proposals = tuple(proposals)
+
+    @property
+    def hint(self) -> str:
+        """What to do next; empty if that is not known."""
+        if callable(self._hint):
+            self._hint = self._hint()
+        return without_secrets(self._hint)
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        self._hint = hint
 
 
 class UsageError(EmaAvgError):
@@ -114,6 +126,18 @@ class VerificationFailed(EmaAvgError):  # noqa: N818
 
 class SystemExhausted(EmaAvgError):  # noqa: N818
     """The system is out of memory, threads or descriptors, or a library cannot be loaded."""
+
+
+class EmaAvgWarning(UserWarning):
+    """A warning as the Python functions issue it: its text begins with its code, so that filters can name it.
+
+    warnings.filterwarnings("ignore", "batchnorm-averaged", ema_cli.EmaAvgWarning)
+    """
+
+    @property
+    def code(self) -> str:
+        """One of ``WARNING_CODES``."""
+        return str(self).partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,15 +74,10 @@ def carry_out(
             )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
-        found = mark_allowed([*check_unchanged(plan.checkpoints, ignore), *_check_fold(plan, folded)], options)
-        for warning in found:
-            listener(WarningIssued(warning=warning))
-        warnings = (*plan.warnings, *found)
-        fail_if_strict(warnings, options)
         report = build_report(
             plan,
             options,
-            warnings,
+            check_fold(plan, folded, options, listener),
             argv,
             folded=folded,
             written=written,
@@ -138,7 +133,23 @@ def _report_spooling(plan: Plan, listener: Listener) -> None:
             listener(Info(message=f"{quoted(str(output.path))} is {first}, and uploaded when it is complete"))
 
 
-def _check_fold(plan: Plan, folded: FoldOutcome) -> list[RunWarning]:
+def check_fold(plan: Plan, folded: FoldOutcome, options: Options, listener: Listener) -> tuple[RunWarning, ...]:
+    """Check the inputs for changes and the fold for warnings, which are reported; return all warnings of the run.
+
+    Raises:
+        InputChanged: a checkpoint was written to while it was read.
+        StrictWarnings: there are warnings, and ``--strict`` was given.
+
+    """
+    found = mark_allowed([*check_unchanged(plan.checkpoints, ignore), *_warn_of_fold(plan, folded)], options)
+    for warning in found:
+        listener(WarningIssued(warning=warning))
+    warnings = (*plan.warnings, *found)
+    fail_if_strict(warnings, options)
+    return warnings
+
+
+def _warn_of_fold(plan: Plan, folded: FoldOutcome) -> list[RunWarning]:
     """Warn of averages that are not finite (``--allow-nonfinite``), and of inputs with the same weights."""
     names = [
         quoted(tensor.name)

@@ -1,10 +1,13 @@
-"""Names: natural order, the names of checkpoints in messages and metadata, the names of outputs. Pure text."""
+"""Names: natural order, checkpoints in messages and metadata, outputs, and the nearest of a misspelt one. Pure text."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from heapq import nlargest
+from itertools import islice
 from pathlib import Path
 
 from ema_cli.name_numbers import SUFFIXES
@@ -13,6 +16,14 @@ from ema_cli.text import without_secrets
 _DIGITS = re.compile(r"(\d+)")
 _DEEPEST_NUMBER = 3
 """Parts of the path of a single file, counted from its end, that are searched for a number."""
+_MOST_NAMES = 200_000
+"""Names that are examined for one that is near; all of it takes about a second."""
+_MOST_COMPARED = 200
+"""Names that are compared letter by letter."""
+_MUCH_FARTHER = 0.15
+"""Less similar than the nearest name by this, a name is not meant."""
+_LONGEST_END = 60
+"""Characters at both ends of a long name that are compared."""
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
 
 
@@ -93,6 +104,56 @@ def run_fields(run: str) -> dict[str, object]:
     return {"run": run, "name": Path(os.path.abspath(without_secrets(run, whole=True))).name}  # noqa: PTH100 - resolve() would follow links
 
 
+def safetensors_name(name: str) -> str:
+    """Return the name of an output with the suffix that it must have: ``ema.pt`` -> ``ema.safetensors``."""
+    return f"{re.sub(r'[.][A-Za-z]+$', '', name)}.safetensors"
+
+
 def report_name(output: str) -> str:
     """Return the name of the report beside an output: ``ema.safetensors`` -> ``ema.report.json``."""
     return f"{output.removesuffix('.safetensors')}.report.json"
+
+
+def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Return the names that ``name`` may be a misspelling of, the nearest first; capital letters do not matter.
+
+    They have at least the similarity ``cutoff``, from 0 to 1, that ``difflib`` measures, and are about as near as the
+    nearest. The time is bounded: of very many names, those are compared that share the most at their beginning and end.
+    """
+    by_form: dict[str, str] = {}
+    for one in islice(known, _MOST_NAMES):
+        by_form.setdefault(_form(one), one)
+    form = _form(name)
+    matcher = SequenceMatcher(b=form, autojunk=False)
+    forms: Iterable[str] = by_form
+    if len(by_form) > _MOST_COMPARED:
+        forms = nlargest(_MOST_COMPARED, by_form, key=lambda other: _shared(form, other))
+    ranked = [(_similarity(matcher, other, cutoff), by_form[other]) for other in forms]
+    ranked.sort(key=lambda one: (-one[0], natural_key(one[1])))
+    least = max(cutoff, ranked[0][0] - _MUCH_FARTHER) if ranked else cutoff
+    return [one for similarity, one in ranked[:most] if similarity >= least]
+
+
+def _similarity(matcher: SequenceMatcher[str], other: str, cutoff: float) -> float:
+    """Return the similarity to the other name; 0 if it is below the cut-off, which is mostly faster to know."""
+    matcher.set_seq1(other)
+    near = matcher.real_quick_ratio() >= cutoff and matcher.quick_ratio() >= cutoff
+    return matcher.ratio() if near else 0.0
+
+
+def did_you_mean(name: str, known: Iterable[str], *, shown: Callable[[str], str] = str) -> str:
+    """Return a hint with the nearest of the names that there are, as ``shown``; empty if none is near."""
+    found = [shown(one) for one in nearest(name, known)]
+    listed = " or ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
+    return f"did you mean {listed}?" if found else ""
+
+
+def _form(name: str) -> str:
+    """Return a name as it is compared."""
+    return (name if len(name) <= 2 * _LONGEST_END else name[:_LONGEST_END] + name[-_LONGEST_END:]).lower()
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how many characters two names share at their beginning and at their end."""
+    pairs = ((one, other), (one[::-1], other[::-1]))
+    return sum(len(os.path.commonprefix(pair)) for pair in pairs)  # noqa: RUF071 - letter by letter is right here

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
-from ema_cli.errors import EmaAvgError, Proposal, UsageError
+from ema_cli.errors import EmaAvgError, Proposal
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
@@ -33,12 +33,13 @@ class Outcome:
 
 
 @contextmanager
-def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
+def planned(options: Options, listener: Listener = ignore, *, writes: bool = False) -> Iterator[Plan]:
     """Find, order and weigh the checkpoints and make the plan; the checkpoints stay open inside the context.
 
     Args:
         options: what to average, how, and where to.
         listener: receives an event for every checkpoint that is opened.
+        writes: whether the plan will be carried out: what an error proposes instead writes, too.
 
     Raises:
         EmaAvgError: the inputs cannot be averaged as ``options`` ask; see ``ema_cli.errors``.
@@ -49,7 +50,7 @@ def planned(options: Options, listener: Listener = ignore) -> Iterator[Plan]:
             plan = _make_plan(options, listener, opened)
         except EmaAvgError as error:
             opened.close()
-            error.hint = _first_that_works(error.proposals, options) or error.hint
+            error.hint = _first_that_works(error.proposals, options, writes=writes) or error.hint
             raise
         yield plan
 
@@ -70,7 +71,7 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
     return replace(plan, warnings=(*options.config_warnings, *plan.warnings))
 
 
-def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
+def _first_that_works(proposals: Sequence[Proposal], options: Options, *, writes: bool) -> str:
     """Return the first of the proposals that can be planned, as a hint, with others of the same reason: a choice.
 
     The result is empty if none can be planned.
@@ -92,7 +93,7 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options) -> str:
         except EmaAvgError:
             continue
         reason = proposal.reason
-        commands.append(shell_command(proposed, proposal.runs))
+        commands.append(shell_command(proposed, proposal.runs, writes=writes))
     return f"{reason}: {'; or '.join(commands)}" if commands else ""
 
 
@@ -103,12 +104,8 @@ def run_average(options: Options, listener: Listener = ignore, argv: Sequence[st
         EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
 
     """
-    if options.output is None:
-        raise UsageError(
-            "no output was named", hint="-o ema.safetensors; or plan without writing: ema-avg plan CKPT..."
-        )
     started = time.monotonic()
-    with ExitStack() as locks, planned(options, listener) as made:
+    with ExitStack() as locks, planned(options, listener, writes=True) as made:
         examined, checked = examine(made, options, locks)
         plan = announce(examined, checked, options, listener)
         if checked.up_to_date is not None:

@@ -14,6 +14,8 @@ from typing import Any
 LONGEST_NAME = 120
 """Characters of a name that are shown; the middle of a longer name is replaced by an ellipsis."""
 
+LONGEST_LINE = 600
+"""Characters of a line of a message that are shown."""
 HIDDEN = "***"
 """What is shown in place of a secret."""
 _SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}:\\?/|(?:https?|ftps?|s3a?|gc?s|hf|az|abfss?):)\\?/"
@@ -166,6 +168,14 @@ def safe_text(text: str, *, limit: int = LONGEST_NAME, whole: bool = True) -> st
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def safe_lines(text: str, *, limit: int = LONGEST_LINE, most: int = 12) -> list[str]:
+    """Return the lines of a message, each in safe form, at most ``most``; blanks at their beginning are kept."""
+    lines = without_secrets(text).split("\n")
+    more = [f"and {plural(len(lines) - most + 1, 'more line')}"] if len(lines) > most else []
+    shown = lines[: most - 1] if more else lines
+    return [safe_text(line, limit=limit, whole=False) for line in shown] + more
 
 
 def is_writable_text(value: object) -> bool:

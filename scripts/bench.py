@@ -1,4 +1,4 @@
-"""Measure ema-avg: speed, small tensors, structure, memory, geometry, start-up, remote files: both sides in one run.
+"""Measure ema-avg: speed, small tensors, structure, memory, averages in memory, geometry, start-up, remote files.
 
     python scripts/bench.py --folder /scratch        # 8 x 0.5 GB; needs 10 GB of disk
     python scripts/bench.py --quick --only speed
@@ -85,6 +85,37 @@ with planned(options) as plan:
     started = time.process_time()
     examine_series(plan, options)
     print(time.process_time() - started)
+"""
+_STREAMED = """
+import sys, ema_cli
+for decay in sys.argv[1].split():
+    for name, array in ema_cli.average_tensors(sys.argv[3:], decay=float(decay)):
+        pass
+"""
+_USED = """
+import glob, sys, ema_cli, torch
+from safetensors.torch import load_file
+decays, out, *paths = sys.argv[1:]
+decays = [float(decay) for decay in decays.split()]
+def use(state):
+    return [tensor.sum() for tensor in state.values()]  # load_file reads a tensor when it is used
+"""
+_LOADED = f"""{_USED}
+for decay in decays:
+    use(ema_cli.load_average(paths, decay=decay))
+"""
+_THROUGH_FILES = f"""{_USED}
+ema_cli.average(paths, decay=decays, output=out + "/ema_{{decay}}.safetensors")
+for path in glob.glob(out + "/*.safetensors"):
+    use(load_file(path))
+"""
+_LOOPED = f"""{_USED}
+for decay in decays:
+    state = load_file(paths[0])
+    for path in paths[1:]:
+        for k, v in load_file(path).items():
+            state[k].mul_(decay).add_(v, alpha=1 - decay)
+    use(state)
 """
 _COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
 _EMA_AVG = str(Path(sys.executable).with_name("ema-avg"))
@@ -341,6 +372,27 @@ def _memory(settings: _Settings) -> _Rows:
         yield label, *peaks, *([] if compare else [""])
 
 
+def _in_memory(settings: _Settings) -> _Rows:
+    """Compare averages in memory with averages that are written and loaded, and with the loop everybody writes."""
+    yield "in memory, warm", "averages", "time", "CPU time", "peak memory"
+    ways = {
+        "`average_tensors` (numpy)": _STREAMED,
+        "`load_average` in a loop": _LOADED,
+        "`average` to files (one read), `load_file`": _THROUGH_FILES,
+        "naive loop with torch": _LOOPED,
+    }
+    series = _Series(settings.checkpoints, 40, settings.model_bytes // 4 // 40)
+    with _on_disk(series, settings) as paths:
+        for decays in ("0.9", "0.5 0.8 0.9"):
+            jobs = {
+                way: _Job([sys.executable, "-W", "ignore", "-c", code, decays, settings.out, *paths], paths)
+                for way, code in ways.items()
+            }
+            for way, sample in _in_turn(jobs, settings).items():
+                figures = f"{sample.seconds:.2f} s", f"{sample.cpu_seconds:.2f} s", _peak(sample)
+                yield way, str(len(decays.split())), *figures
+
+
 def _geometry(settings: _Settings) -> _Rows:
     """Measure the cost of the report's geometry during the fold."""
     yield "checkpoints, warm", "fold: none", "fold: sample", "cost"
@@ -488,6 +540,7 @@ def _main() -> None:
         "tensors": _tensors,
         "structure": _structure,
         "memory": _memory,
+        "in-memory": _in_memory,
         "geometry": _geometry,
         "probe": _probe,
         "startup": _startup,

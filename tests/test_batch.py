@@ -403,7 +403,7 @@ def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
         (["runs", "--decay", "0.5", "--decay", "0.6"], 2, "{decay}"),
         (["runs", "--decay", "0.5", "-o", "{name}_{sigma_rel}.safetensors"], 2, "has no {sigma_rel}"),
         (["runs", "--decay", "0.5", "--index", "index.pdf"], 2, "no index format"),
-        (["runs", "--decay", "0.5", "--index", "no/index.json"], 5, "mkdir -p no"),
+        (["runs", "--decay", "0.5", "--index", "foreign.json/index.json"], 5, "is a file, not a folder"),
         (["runs", "--decay", "0.5", "--index", "foreign.json"], 5, "not an index"),
         (["runs", "--decay", "0.5", "--report", "all.json"], 2, "would both write"),
         (["gone", "--decay", "0.5"], 7, "there is no"),
@@ -575,7 +575,7 @@ def test_the_index_may_be_a_page(runs: Path, ema_avg: Run) -> None:
     done = ema_avg("batch", "runs", "--decay", "0.5", "--report", "{run}/run.html", "--index", "pages/runs.html")
     assert done.returncode in (0, 9), done.stderr
     page = (runs.parent / "pages" / "runs.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1  # that of the page itself
     links = re.findall(r'href="([^"]+)"', page)
     assert len(links) >= 4
     for link in links:

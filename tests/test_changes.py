@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.compare import compare
 from ema_cli.errors import InputChanged, InputRefused
 from ema_cli.events import Event, Progress, WarningIssued
-from ema_cli.options.average import Options
+from ema_cli.options.average import Options, make_options
 from ema_cli.pipeline import run_average
 from tests.faults.slices import campaign
 from tests.helpers.folders import write_shards

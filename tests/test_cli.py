@@ -491,12 +491,12 @@ def test_averages_that_are_not_finite_are_warned_about(tmp_path: Path, ema_avg: 
     assert "nonfinite-written" in done.stderr
 
 
-def test_plan_names_a_missing_folder(run_folder: Path, ema_avg: Run) -> None:
-    """The plan reports what would stop the run: no folder for the output."""
-    done = ema_avg("plan", run_folder, "--decay", "0.5", "-o", "missing/ema.safetensors")
+def test_plan_names_a_folder_that_cannot_be_made(run_folder: Path, ema_avg: Run) -> None:
+    """The plan reports what would stop the run: a file in place of a folder above the output."""
+    done = ema_avg("plan", run_folder, "--decay", "0.5", "-o", f"{run_folder}/ckpt_100.pt/ema.safetensors")
     assert done.returncode == 0
     assert "output-in-the-way" in done.stderr
-    assert "mkdir -p missing" in done.stderr
+    assert "is a file, not a folder" in done.stderr
 
 
 def test_a_checkpoint_that_was_found_is_never_overwritten(tmp_path: Path, ema_avg: Run) -> None:

@@ -17,18 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import InputRefused
 from ema_cli.events import Event, Progress
 from ema_cli.fold.constants import Constants
 from ema_cli.fold.cuda import TorchLane
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
+from ema_cli.options.average import make_options
 from ema_cli.options.output_options import OutputDtype
 from ema_cli.pipeline import planned, run_average
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.report.beside import report_path
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.exact import DTYPES, FORM_OF, FORMATS, rounded
 from tests.helpers.outputs import Memory
 from tests.helpers.program import Run

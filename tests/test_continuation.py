@@ -19,7 +19,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.report.beside import read_report
 from ema_cli.report.model import Report
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, State, load, open_files, random_states, same_bits
 

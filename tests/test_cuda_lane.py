@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ema_cli.api import make_options
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.fold import devices
@@ -24,6 +23,7 @@ from ema_cli.fold.cuda import TorchLane, find_device
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
 from ema_cli.fold.lanes import CpuLane, Lane
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Plan

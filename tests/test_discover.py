@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Event, Opening
+from ema_cli.options.average import make_options
 from tests.helpers.found import find, names_of, skipped
 from tests.helpers.series import open_files, random_states, write_one, write_series
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Event, Opening
+from ema_cli.options.average import make_options
 from ema_cli.records.series import FoundStep
 from tests.helpers.folders import write_folder
 from tests.helpers.found import find, names_of, skipped

@@ -17,7 +17,7 @@ from ema_cli.errors import OutputError
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.report.serialize import from_json
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.earlier.make import COMMANDS, SINCE
 from tests.helpers.program import Run, forked
 from tests.helpers.reports import check as check_schema

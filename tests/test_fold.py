@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import InputRefused
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.plan import Action, Plan
 from ema_cli.weights.methods import Decay

@@ -20,7 +20,7 @@ import ema_cli
 import ema_cli.write.folder
 import ema_cli.write.old_folder
 from ema_cli.errors import OutputError
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from ema_cli.write.permissions import Permissions
 from tests.helpers.folders import model_folders
 from tests.helpers.outputs import listing

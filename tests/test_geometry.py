@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import UsageError
 from ema_cli.fold.geometry.sample import GeometrySample
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.report.html import to_html

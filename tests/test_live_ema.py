@@ -79,7 +79,7 @@ def test_the_usual_calls_run_unchanged() -> None:
 
 def test_the_loop_of_the_help_topic() -> None:
     """It runs as written, with anything for the names that it leaves to the reader."""
-    block = re.search(r"## During training.*?```python\n(.*?)```", topics.topic_text("python"), re.DOTALL)
+    block = re.search(r"## During training.*?```python\n(.*?)```", topics.topic_text("live-ema"), re.DOTALL)
     assert block
     model = nn.Linear(2, 1)
     seen: list[Weights] = []

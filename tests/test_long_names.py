@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.errors import OutputError, OutputLocked
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from ema_cli.write.lock import output_lock
 from ema_cli.write.temp_names import journal_name, leftovers_of, lock_name, longest_name, resumable_name, temporary_name
 from tests.helpers.outputs import listing

@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli import average, plan
-from ema_cli.api import make_options
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.events import Progress
 from ema_cli.fold.cuda import TorchLane
 from ema_cli.fold.engine import fold
 from ema_cli.fold.lanes import CpuLane
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.report.beside import report_path
 from ema_cli.report.serialize import to_json
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.adapters import DOWN, UP, factors, product, write_adapters
 from tests.helpers.outputs import Memory
 from tests.helpers.reports import check

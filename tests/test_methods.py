@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.cli.app import app
 from ema_cli.errors import UsageError
+from ema_cli.options.average import make_options
 from ema_cli.options.weighting import WeightOptions, split_weights
 from ema_cli.weights.methods import DEFAULT_POWER, SPECS, Decay, Method, decay_text
 from tests.helpers.series import random_states, write_series

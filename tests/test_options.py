@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 import ema_cli
 from ema_cli import api
-from ema_cli.api import in_keywords
 from ema_cli.cli.config.command import ConfiguredCommand
 from ema_cli.cli.options import BatchCommandLine, BatchOptions, CommandLine, Given, takes
 from ema_cli.cli.topics import options_table
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import PANELS, TextForm, declared, option, read_values
+from ema_cli.options.keyword_messages import in_keywords
 from tests.helpers.program import Run
 
 
@@ -118,9 +118,7 @@ def test_the_keywords_in_python_are_the_options(function: Any) -> None:
     defaults = {
         one.name: None if one.default is dict or one.default_warned else one.default for one in declared(Options)
     }
-    names = {"paths": inspect.Parameter.empty, **defaults, "run": None}
-    if function is ema_cli.average:
-        names["output"] = inspect.Parameter.empty
+    names = {"paths": inspect.Parameter.empty, "progress": False, **defaults, "run": None}
     assert {name: one.default for name, one in parameters.items()} == names
     assert all(one.annotation is not inspect.Parameter.empty for one in parameters.values())
     assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for name, one in parameters.items() if name != "paths")
@@ -163,7 +161,7 @@ def test_text_means_the_same_everywhere() -> None:
         ({"decay": 0.5, "half_life": 3}, "decay and half_life say the same thing", "give one of them"),
         ({"decay": 0.5, "from_step": 2, "to_step": 1}, "from_step=2 is after to_step=1", ""),
         ({"decay": 0.5, "normalize": False}, 'method="ema" has no normalize=False', 'choose method="manual"'),
-        ({"decay": 0.5, "order": "stpe"}, 'order="stpe" is none of auto, step', 'order="step"'),
+        ({"decay": 0.5, "order": "stpe"}, 'order="stpe" is none of auto, step', "did you mean step?"),
         ({"decay": 0.5, "max_memory": "much"}, 'max_memory="much" is not a size', 'max_memory="64MB"'),
     ],
 )

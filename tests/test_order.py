@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
+from ema_cli.options.average import make_options
 from ema_cli.records.series import Folded, Series
 from tests.helpers.series import write_one
 

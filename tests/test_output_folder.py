@@ -27,9 +27,9 @@ from ema_cli.errors import OutputError, UsageError
 from ema_cli.options.average import make_options
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES
 from ema_cli.planning.shards import plan_files
-from ema_cli.report.tables import output_rows
+from ema_cli.report.run_tables import output_rows
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from tests.helpers.folders import CONFIG, model_folders
 from tests.helpers.outputs import header_of, listing, sorted_metadata
 from tests.helpers.program import Run
@@ -487,7 +487,7 @@ def test_a_plan_lists_the_files(tmp_path: Path, ema_avg: Run) -> None:
     arguments = ["plan", "run", "--decay", "0.5", "-o", "out/", "--max-shard-size", "20kB"]
     files = json.loads(ema_avg(*arguments, "--json").stdout)["averages"][0]["files"]
     assert [file["role"] for file in files[-3:]] == ["index", "companion", "companion"]
-    assert '" with "config.json", "tokenizer.json"' in ema_avg(*arguments).stderr.replace("shards", '"')
+    assert '" with "config.json", "tokenizer.json"' in ema_avg(*arguments).stdout.replace("shards", '"')
     ema_avg(*arguments[1:])
     written = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     assert {file["name"]: file["bytes"] for file in files} == written

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.batch.jobs import make_job
 from ema_cli.batch.run_batch import Status, run_batch
 from ema_cli.cli.app import app
 from ema_cli.cli.console import Console, Style
 from ema_cli.errors import EmaAvgError, OutputError, StrictWarnings, UsageError
 from ema_cli.events import Event, WarningIssued
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from tests.helpers.series import random_states, write_series
 
@@ -58,7 +58,7 @@ SITUATIONS = {
     "output exists": Situation(prepare=EXISTS, **IN_THE_WAY),
     "output exists, force": Situation(prepare=EXISTS, options={"force": True}),
     "report in the way": Situation(prepare=foreign("ema.report.json"), **IN_THE_WAY),
-    "no folder": Situation(output="missing/ema.safetensors", **IN_THE_WAY),
+    "no folder": Situation(output="run/ckpt_100.safetensors/ema.safetensors", **IN_THE_WAY),
     "a warning, no device, output exists": Situation(
         prepare=EXISTS,
         options={"decay": 0.99, "device": "cuda:99"},

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import OutputError
 from ema_cli.events import Event, Progress
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.storage.url import Url
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.small_file import SmallFile, write_atomically
 from ema_cli.write.temp_names import temporary_name

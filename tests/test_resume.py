@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.events import Event, Info, Progress
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.report.model import Report
 from ema_cli.write.journal import Journal

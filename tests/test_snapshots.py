@@ -557,9 +557,9 @@ def test_sharded_models(tmp_path: Path) -> None:
 
 
 def test_the_help_topic_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines of ``ema-avg help python`` about snapshots work as written."""
+    """The lines of ``ema-avg help live-ema`` about snapshots work as written."""
     monkeypatch.chdir(tmp_path)
-    topic = (ROOT / "ema_cli" / "help" / "python.md").read_text(encoding="utf-8").split("## Snapshots of a live EMA")[1]
-    code = topic.split("```python\n")[1].split("```")[0]
-    exec(compile(code, "python.md", "exec"), {"ema": followed(nn.Linear(3, 2), 1, 0.9)})
+    topic = (ROOT / "ema_cli" / "help" / "live-ema.md").read_text(encoding="utf-8")
+    code = topic.split("## Snapshots of a live EMA")[1].split("```python\n")[1].split("```")[0]
+    exec(compile(code, "live-ema.md", "exec"), {"ema": followed(nn.Linear(3, 2), 1, 0.9)})
     assert listing(tmp_path / "snaps") == {"ema_step1.safetensors"}

@@ -19,17 +19,17 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.errors import OutputError, SystemExhausted
 from ema_cli.events import Event, Progress
 from ema_cli.fold.address_space import check_address_space
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.records.plan import Buffers
 from ema_cli.storage.source import FileSource
 from ema_cli.write.journal import Journal
-from ema_cli.write.publish import check_writable
 from ema_cli.write.resumption import ResumableFile
 from ema_cli.write.small_file import SmallFile
+from ema_cli.write.writable import check_writable
 from ema_cli.write.writeback import WriteBack
 from tests.faults.limits import limited
 from tests.faults.permissions import give_up_privileges

@@ -21,7 +21,7 @@ from ema_cli.formats.open import open_checkpoint
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.storage.locations import locate
-from ema_cli.verify.checks import Verification, verify
+from ema_cli.verification.checks import Verification, verify
 from tests.helpers.canary import CANARY
 from tests.helpers.makers import fifo
 from tests.helpers.program import Run
@@ -262,7 +262,7 @@ def test_many_names_of_one_file_open_it_once(output: Path, monkeypatch: pytest.M
         opened.append(path)
         return open_checkpoint(path, **options)
 
-    monkeypatch.setattr("ema_cli.verify.input_reader.open_checkpoint", count)
+    monkeypatch.setattr("ema_cli.verification.input_reader.open_checkpoint", count)
     (output.parent / "junk.pt").write_text("junk")
 
     def name_one(document: dict[str, Any]) -> None:

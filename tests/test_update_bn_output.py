@@ -17,7 +17,7 @@ from torch.optim import swa_utils
 
 import ema_cli
 from ema_cli.errors import InputRefused, OutputError, OutputLocked, UsageError
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from ema_cli.write.lock import output_lock
 from tests.helpers.reports import check
 

@@ -22,9 +22,9 @@ import ema_cli
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
 from ema_cli.events import Event, Progress
-from ema_cli.verify.checks import Verification, verify
-from ema_cli.verify.recompute import find_mismatch
-from ema_cli.verify.samples import PIECE_ELEMENTS, draw_pieces
+from ema_cli.verification.checks import Verification, verify
+from ema_cli.verification.recompute import find_mismatch
+from ema_cli.verification.samples import PIECE_ELEMENTS, draw_pieces
 from tests.helpers.makers import fifo
 from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, data_section, load, open_files, random_states, write_series

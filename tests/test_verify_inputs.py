@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
-from ema_cli.verify.checks import Verification, verify
+from ema_cli.verification.checks import Verification, verify
 from tests.helpers.program import Run
 from tests.helpers.series import FORMATS, open_files, random_states, write_series
 

@@ -14,7 +14,7 @@ import torch
 import ema_cli
 from ema_cli.errors import VerificationFailed
 from ema_cli.report.beside import load_report
-from ema_cli.verify.checks import Verification, verify
+from ema_cli.verification.checks import Verification, verify
 from tests.helpers.program import Run, forked
 from tests.helpers.series import open_files, random_states, write_series
 

@@ -24,15 +24,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.api import make_options
 from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.events import Event, Progress
+from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.write import writeback
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
-from ema_cli.write.publish import check_writable, uninterrupted
+from ema_cli.write.publish import uninterrupted
 from ema_cli.write.small_file import write_atomically
 from ema_cli.write.temp_names import temporary_name
 from ema_cli.write.writeback import WriteBack
@@ -225,20 +225,6 @@ def test_a_file_system_without_reservation_is_written_all_the_same(
     paths = write_series(tmp_path, random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
     assert set(load(tmp_path / "ema.safetensors")) == set(random_states(1)[0])
-
-
-def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    """The hint is the next command; for a report too, and before the work."""
-    paths = write_series(tmp_path, random_states(2))
-    with pytest.raises(OutputError, match="No such file or directory") as refused:
-        ema_cli.average(paths, decay=0.5, output=tmp_path / "no" / "ema.safetensors")
-    assert refused.value.hint == f"mkdir -p {tmp_path / 'no'}"
-    report = tmp_path / "no" / "r.json"
-    with pytest.raises(OutputError, match=r"r\.json"):
-        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", report=[report])
-    assert not (tmp_path / "ema.safetensors").exists()
-    with pytest.raises(OutputError):
-        check_writable(report)
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])

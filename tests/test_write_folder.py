@@ -25,7 +25,7 @@ from ema_cli.errors import EmaAvgError, InputChanged, OutputError, OutputLocked
 from ema_cli.records.files import FileRole, PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.source import FileSource
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from ema_cli.weights.methods import Decay, Method, Weighting
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.lock import output_lock

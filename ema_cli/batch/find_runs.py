@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 from ema_cli.discovery.folder_listing import look_into
 from ema_cli.discovery.patterns import matches
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning, UsageError
-from ema_cli.formats.file_names import is_weights
+from ema_cli.formats.file_names import NAME_A_CHECKPOINT, is_weights
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.torch.legacy_format import looks_like_pickle
 from ema_cli.formats.torch.zip_archive import looks_like_zip
 from ema_cli.naming import natural_key, report_name
 from ema_cli.storage.locations import Location, identity_of, is_file, is_folder, locate, open_source
+from ema_cli.storage.nearest_path import nearest_paths
 from ema_cli.text import quoted, shortlist
 
 _VAGUE = (".bin", ".tar")
@@ -194,7 +196,8 @@ def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> 
             f"no run in {named}: a run is a folder, not a file", hint="files are averaged by: ema-avg CKPT..."
         )
     if not any(is_folder(location) for locations in found.values() for location in locations):
-        raise NothingMatched(f"there is no {named}")
+        first = locate(next(iter(found)))
+        raise NothingMatched(f"there is no {named}", hint=partial(nearest_paths, first))
     why = f"; not searched: {shortlist(search.unreadable)}" if search.unreadable else ""
     if search.checkpoints:
         some = shortlist(quoted(str(path)) for path in search.checkpoints)
@@ -202,5 +205,5 @@ def _raise_nothing(found: Mapping[str, Sequence[Location]], search: _Search) -> 
         raise NothingMatched(f"no run in {named}, only single checkpoints: {some}{why}", hint=hint)
     raise NothingMatched(
         f"no run in {named}: no folder there directly contains checkpoints{why}",
-        hint="checkpoints end in .pt, .pth, .ckpt, .bin or .safetensors",
+        hint=NAME_A_CHECKPOINT,
     )

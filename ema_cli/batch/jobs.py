@@ -71,8 +71,8 @@ def _written(options: Options) -> Iterator[Location]:
 
 
 def _outputs(options: Options) -> list[Location]:
-    if options.output is None or options.continue_from is not None:  # the method is in that file
-        return [_fill(options.output, options.run or "")] if options.output else []
+    if options.continue_from is not None:  # the method is in that file
+        return [_fill(options.destination, options.run or "")]
     return [output_path(method, options) for method in options.expand()]
 
 

@@ -1,4 +1,4 @@
-"""The command line, the only package that prints. No other package imports it."""
+"""The command line, the only package that prints. No other imports it, but ``ema_cli.api`` for its progress display."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ from ema_cli.report.serialize import to_json
 from ema_cli.storage.locations import Location, full_name
 from ema_cli.storage.url import Url
 from ema_cli.text import plural, quoted, safe_text
-from ema_cli.write.publish import check_writable
 from ema_cli.write.small_file import write_atomically
+from ema_cli.write.writable import check_writable
 
 
 def batch(

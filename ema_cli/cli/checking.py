@@ -107,8 +107,8 @@ def verify(
     """Verify an output."""
     from ema_cli.cli.views.check_view import show_verification  # noqa: PLC0415
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415
-    from ema_cli.verify.checks import verification_document  # noqa: PLC0415
-    from ema_cli.verify.checks import verify as check  # noqa: PLC0415
+    from ema_cli.verification.checks import verification_document  # noqa: PLC0415
+    from ema_cli.verification.checks import verify as check  # noqa: PLC0415
 
     console = Console(line.style())
     with closing(ProgressDisplay(console)) as progress:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
@@ -24,7 +24,13 @@ from ema_cli.text import redacted, safe_text
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
+    from rich.markdown import Markdown
     from rich.text import Text
+
+    from ema_cli.cli.table import Table
+
+    Part = str | Text | Table | Markdown
+    """What is printed: a line, a line with styles, a table that fits, a document."""
 
 _NO_LIMIT = 1_000_000
 """Columns of a pipe or a file, and characters of a line."""
@@ -64,7 +70,7 @@ class Console:
         """The rich console of stderr."""
         return self._console(stderr=True)
 
-    def result(self, *parts: RenderableType, essential: bool = True) -> None:
+    def result(self, *parts: Part, essential: bool = True) -> None:
         """Print on stdout what was asked for, unless quiet or under ``--json``.
 
         Args:
@@ -79,7 +85,7 @@ class Console:
             with contextlib.nullcontext() if essential else contextlib.suppress(OutputError):
                 self._print(*parts, stderr=False)
 
-    def talk(self, *parts: RenderableType, always: bool = False) -> None:
+    def talk(self, *parts: Part, always: bool = False) -> None:
         """Print on stderr, unless quiet; ``always`` even then."""
         if always or not self.style.quiet:
             self._print(*parts)
@@ -145,19 +151,20 @@ class Console:
         first, *rest = message.split("\n")
         self._print(Text.assemble((f"{label}: ", f"bold {color}"), clean(first)), *rest)
         if hint:
-            self._print(Text.assemble(("  try: ", "bold"), clean(hint)))
+            is_question = hint.startswith("did you mean")
+            self._print(Text.assemble(("  " if is_question else "  try: ", "bold"), clean(hint)))
 
-    def _print(self, *parts: RenderableType, stderr: bool = True) -> None:
+    def _print(self, *parts: Part, stderr: bool = True) -> None:
         """Print lines, texts and tables, each on lines of its own, without blanks at the ends of lines."""
         stream = sys.stderr if stderr else sys.stdout
-        wrap = _is_terminal(stream)
+        wraps = _is_terminal(stream)
         with contextlib.suppress(ValueError):  # closed
             for part in parts:
-                if isinstance(part, str) and not wrap:  # needs no rich
+                if isinstance(part, str) and not wraps:  # needs no rich
                     _write(stream, clean(part, longest=_NO_LIMIT))
                     continue
                 rich = self._console(stderr=stderr)
-                for line in _lines(part, rich, wrap=wrap):
+                for line in _lines(part, _asked_width() or rich.width, wraps=wraps):
                     rich.print(line, soft_wrap=True)
 
     def _console(self, *, stderr: bool) -> RichConsole:
@@ -174,24 +181,33 @@ class Console:
                 markup=False,
                 emoji=False,
                 theme=Theme({"bar.complete": "cyan", "progress.data.speed": "none", "progress.remaining": "none"}),
-                width=None if terminal else _asked_width() or _NO_LIMIT,
+                width=None if terminal else _NO_LIMIT,
             )
         return self._rich[stderr]
 
 
-def _lines(part: RenderableType, rich: RichConsole, *, wrap: bool) -> Iterator[Text]:
-    """Yield the lines of a line, a text or a table; lines and texts are wrapped if asked."""
+def _lines(part: Part, width: int, *, wraps: bool) -> Iterator[RenderableType]:
+    """Yield the lines of a text or a table, or a document as it is."""
     from rich.text import Text  # noqa: PLC0415
 
-    if isinstance(part, str):
-        part = Text(clean(part, longest=_NO_LIMIT))
-    if isinstance(part, Text) and not wrap:
-        yield part
-        return
-    for segments in rich.render_lines(part, pad=False):
-        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
-        line.rstrip()
-        yield line
+    from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
+    from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
+
+    match part:
+        case str():
+            yield from wrapped(Text(clean(part, longest=_NO_LIMIT)), width)
+        case Text():
+            yield from wrapped(part, width) if wraps else [part]
+        case Table():
+            yield from lines_of(_cleaned(part), width)
+        case _:
+            yield part
+
+
+def _cleaned(table: Table) -> Table:
+    """Return a table without control characters and secrets in its cells."""
+    rows = [[clean(cell, longest=_NO_LIMIT) if isinstance(cell, str) else cell for cell in row] for row in table.rows]
+    return replace(table, rows=rows)
 
 
 def _asked_width() -> int | None:

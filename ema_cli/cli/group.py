@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from ema_cli.errors import UsageError
+from ema_cli.naming import nearest
 from ema_cli.text import quoted
 
 DEFAULT = "average"
@@ -28,7 +28,7 @@ class DefaultGroup(TyperGroup):
         """Insert the default command unless the first word is a command or an option of the group."""
         if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
             is_word = not args[0].startswith("-")
-            close = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.75)
+            close = nearest(args[0], self.commands, most=1, cutoff=0.75)
             if is_word and close and not ctx.resilient_parsing and not Path(args[0]).exists():  # a misspelled command
                 raise UsageError(f"there is no command or file {quoted(args[0])}", hint=f"ema-avg {close[0]}")
             args = [DEFAULT, *args]

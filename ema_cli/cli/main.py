@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, NoReturn, get_args
 
@@ -22,6 +21,7 @@ from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_c
 from ema_cli.cli.process import Terminated, guarded
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
+from ema_cli.naming import nearest
 from ema_cli.text import safe_text, without_secrets
 
 
@@ -91,7 +91,7 @@ def _usage_error(wrong: ClickException, arguments: Sequence[str]) -> UsageError:
 def _nearest_option(name: str, parameters: Sequence[Any]) -> str:
     """Return the option of a command whose name is nearest, with the first sentence of its help; empty if none is."""
     by_flag = {flag: one for one in parameters for flag in one.opts if flag.startswith("--")}
-    for flag in get_close_matches(name, by_flag, n=1, cutoff=0.7):
+    for flag in nearest(name, by_flag, most=1, cutoff=0.7):
         one = by_flag[flag]
         value = f" {one.metavar}" if one.metavar and not one.is_flag else ""
         meaning, *_ = re.split(r"[.;] |\.$| \\\[", one.help or "")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +14,10 @@ from ema_cli.cli.ci import CiMode, Service
 from ema_cli.cli.config.command import load, values_of
 from ema_cli.cli.config.settings import ONLY_FLAGS, Settings
 from ema_cli.cli.console import Style
-from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
 from ema_cli.options.output_options import PATH
-from ema_cli.storage.locations import Location
-from ema_cli.text import quoted, without_secrets
+from ema_cli.storage.locations import Location, locate_on_disk
 
 Given = Mapping[str, Any]
 """The values of core options by name, as ``make_options`` takes them."""
@@ -30,18 +27,8 @@ Checkpoints = Annotated[
         help="Checkpoint files, folders that contain them, or quoted patterns.", metavar="CKPT...", show_default=False
     ),
 ]
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
-
-def _local_file(text: str) -> Path:
-    """Return the path of a file that cannot be in a store; the parser has shortened the slashes of a URL to one."""
-    if _URL.match(text):
-        shown = quoted(without_secrets(text.replace(":/", "://", 1)))
-        raise UsageError(f"{shown} is a URL, but this file must be on a disk", hint="name a local file")
-    return Path(text)
-
-
-_FILE = TextForm(parse=_local_file, noun="a file", example="ema-avg.toml")
+_FILE = TextForm(parse=locate_on_disk, noun="a file", example="ema-avg.toml")
 _TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
 
 
@@ -155,20 +142,22 @@ def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str
 
 def _parameter(one: Option) -> inspect.Parameter:
     """Return the parameter that Typer turns into the option."""
-    value: Any = Literal[one.choices] if one.choices else _TYPES.get(one.kind, str)
-    value = Path if one.form is _FILE else value  # shells complete its name
+    value: Any = _TYPES.get(one.kind, str)
     default = str(one.default) if isinstance(one.default, Path) else one.default
     unset = one.unset
     if one.default_warned:
         default, unset = None, unset or str(one.default)
     if one.many or one.negated:
         value, default = (list[value], None) if one.many else (value, False)
-    text = f"{one.help} [default: {unset}]" if unset else one.help
+    text = f"{one.meaning} [default: {unset}]" if unset else one.meaning
     info = typer.Option(
         *filter(None, (one.flag, one.short)),
         help=text.replace("[", "\\["),  # a bracket is markup for Rich
-        metavar=one.metavar or " | ".join(one.choices) or None,  # a line may end between choices, not inside a word
-        autocompletion=(lambda: list(one.words)) if one.words and one.metavar else None,
+        # A line of the help may end between choices, not inside a word.
+        metavar=one.metavar or " | ".join(one.words) or None,
+        parser=one.word if one.words else None,
+        path_type=str if one.form is _FILE else None,  # shells complete its name
+        autocompletion=(lambda: [*one.words, *one.aliases]) if one.words else None,
         rich_help_panel=one.panel,
         **one.on_command_line,
     )

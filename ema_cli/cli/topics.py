@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from ema_cli.cli.console import Console, Style
 from ema_cli.errors import UsageError
+from ema_cli.naming import did_you_mean
 from ema_cli.options.declaration import Option, by_panel, declared
 from ema_cli.text import quoted
 
@@ -70,7 +70,7 @@ def _row(option: Option) -> str:
         shown += " " + ", ".join(f"`{word}`" for word in option.choices)
     has_no_default = isinstance(option.default, bool) or option.default in (None, (), dict)
     default = option.unset or ("" if has_no_default else f"`{option.default}`")
-    cells = (cell.replace("|", "\\|") for cell in (shown, default, option.help))  # a bar ends a cell
+    cells = (cell.replace("|", "\\|") for cell in (shown, default, option.meaning))  # a bar ends a cell
     return f"| {' | '.join(cells)} |"
 
 
@@ -97,8 +97,8 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     elif topic in topic_names():
         _show(topic_text(topic))
     else:
-        close = difflib.get_close_matches(topic, [*topic_names(), *group.commands], n=1)
-        raise UsageError(f"there is no help topic {quoted(topic)}", hint=" ".join(["ema-avg help", *close]))
+        close = did_you_mean(topic, [*topic_names(), *group.commands], shown=lambda name: f"ema-avg help {name}")
+        raise UsageError(f"there is no help topic {quoted(topic)}", hint=close or "ema-avg help")
 
 
 def _show(text: str) -> None:

@@ -111,7 +111,7 @@ def _nothing_new(previous: PreviousAverage, late: Sequence[str]) -> NothingNew:
 
 def _in_place(previous: PreviousAverage, options: Options) -> bool:
     """Whether the output is the previous average itself: then it may turn out to be up to date."""
-    if options.output is None:
+    if options.in_memory:
         return False
     output = output_path(previous.method, options)
     path = previous.checkpoint.path

@@ -36,6 +36,7 @@ from ema_cli.options.name_filter import name_filter
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder, locate
+from ema_cli.storage.nearest_path import nearest_paths
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
@@ -121,7 +122,7 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
         if not found:
             location = locate(name)
             is_web = isinstance(location, Url) and location.is_web
-            hint = "a web server cannot list its files: name them" if is_web else ""
+            hint = "a web server cannot list its files: name them" if is_web else partial(nearest_paths, location)
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}", hint=hint))
         search.named[name] = found
         for location in found:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ema_cli.errors import InputRefused
 from ema_cli.naming import natural_key
-from ema_cli.storage.locations import Location, identity_of, is_folder, is_link, locate, names_in
+from ema_cli.storage.locations import Location, base_of, identity_of, is_folder, is_link, locate, names_in
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
@@ -57,7 +57,7 @@ def matches(name: str, unreadable: list[str] | None = None) -> list[Location]:
     else:
         if location.exists() or not glob.has_magic(name):
             return [location]
-        root = Path(location.anchor)
+        root = Path(base_of(name) or location.anchor)
         parts = location.relative_to(root).parts
     search = _PatternSearch(name=name, unreadable=[] if unreadable is None else unreadable)
     found = search.expand(root, parts, folders_only=name.endswith("/"))  # a slash at the end means folders

@@ -174,7 +174,7 @@ def raise_faults(faults: list[EmaAvgError]) -> None:
     kind = NothingMatched if any(isinstance(fault, NothingMatched) for fault in faults) else InputRefused
     title = f"{plural(len(faults), 'input')} cannot be used:"
     message = listing(title, list(_by_reason(faults)), most=_MOST_FAULTS)
-    hint = next((fault.hint for fault in faults if fault.hint), "")
+    hint = next((fault.hint for fault in faults[:_MOST_FAULTS] if fault.hint), "")
     raise kind(message, hint=hint, proposals=[proposal for fault in faults for proposal in fault.proposals])
 
 

@@ -13,6 +13,7 @@ from ema_cli.discovery.nothing_found import describe_inner, hint_for, proposals_
 from ema_cli.discovery.other_files import other_files
 from ema_cli.discovery.search import Search
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, Proposal, UsageError
+from ema_cli.formats.file_names import NAME_A_CHECKPOINT
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import contents_of
 from ema_cli.options.average import Options
@@ -20,7 +21,6 @@ from ema_cli.storage.locations import Location
 from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_LINES = 8
-_NAMES = "name files ending in .pt, .pth, .ckpt, .bin or .safetensors, or their folder"
 
 
 def no_checkpoint(names: Sequence[str], search: Search) -> NothingMatched:
@@ -43,7 +43,7 @@ def no_checkpoint(names: Sequence[str], search: Search) -> NothingMatched:
     if lines:
         inside = listing(f"{inside}, but files of other formats:", lines, most=_MOST_LINES)
     return NothingMatched(
-        f"no checkpoint in {named}{why}{inside}", hint=next(filter(None, hints), _NAMES), proposals=proposals
+        f"no checkpoint in {named}{why}{inside}", hint=next(filter(None, hints), NAME_A_CHECKPOINT), proposals=proposals
     )
 
 

@@ -86,6 +86,7 @@ class _Crew:
         self.done_bytes = done_bytes
         self.failure: BaseException | None = None
         self.finished = threading.Event()
+        """All blocks are done, or a thread failed."""
         self._state = state
         self._working = state.plan.buffers.threads
         self._lock = threading.Lock()
@@ -105,5 +106,5 @@ class _Crew:
             self._state.stopping = True
         with self._lock:
             self._working -= 1
-            if self._working == 0:
+            if self._working == 0 or self.failure is not None:
                 self.finished.set()

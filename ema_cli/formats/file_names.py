@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 """Suffixes of the checkpoint files that are searched for in a folder."""
+NAME_A_CHECKPOINT = (
+    f"name a {SUFFIXES[0]} file, a {', '.join(SUFFIXES[1:-1])} or {SUFFIXES[-1]} file of torch.save, or a folder of "
+    "Hugging Face, Lightning, torch.distributed, DeepSpeed or Megatron (ema-avg help formats)"
+)
+"""All that can be read, as the end of the hint of an error about another format."""
 TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
 """Names of files beside the weights that are not weights."""
 _SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.file_names import is_weights
+from ema_cli.formats.file_names import NAME_A_CHECKPOINT, is_weights
 from ema_cli.formats.foreign_formats import ForeignFile
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted, shortlist
@@ -45,7 +45,7 @@ def foreign_zip(names: Collection[str]) -> InputRefused:
         step = "load it with torch.package.PackageImporter and save the state_dict() of its model with torch.save"
         return ForeignFile("a torch.package archive", step)
     return _with_files("a zip archive", names, "unzip FILE -d FOLDER") or InputRefused(
-        f"is a zip archive, but was not written by torch.save{_contents(names)}"
+        f"is a zip archive, but was not written by torch.save{_contents(names)}", hint=NAME_A_CHECKPOINT
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.file_names import NAME_A_CHECKPOINT
 from ema_cli.text import quoted
 
 _FETCH = "download the file again, logged in where the server asks for it"
@@ -32,10 +33,11 @@ _LONGEST_LINE = 60
 
 
 class ForeignFile(InputRefused):
-    """A file is of a known format that is not read."""
+    """A file or folder is of a known format that is not read; or, if not ``complete``, not even the file itself."""
 
-    def __init__(self, kind: str, next_step: str) -> None:
-        super().__init__(f"is {kind}, not a torch or safetensors checkpoint", hint=next_step)
+    def __init__(self, kind: str, next_step: str, *, complete: bool = True) -> None:
+        hint = f"{next_step}; or {NAME_A_CHECKPOINT}" if complete else next_step
+        super().__init__(f"is {kind}, not a torch or safetensors checkpoint", hint=hint)
         self.kind = kind
         """With its article: ``a GGUF file``."""
 
@@ -65,15 +67,15 @@ def foreign_file(head: bytes, name: str) -> InputRefused:
         name: of the file; only formats without a signature are named by it.
 
     """
-    known = next((known for known in _FORMATS if known.matches(head)), None)
+    known = next((known for known in (*_INCOMPLETE, *_FORMATS) if known.matches(head)), None)
     if known is not None:
-        return ForeignFile(known.kind, known.next_step)
+        return ForeignFile(known.kind, known.next_step, complete=known not in _INCOMPLETE)
     text = _text(head)
     if text is not None:
         return _text_file(text)
     if _TENSORFLOW_NAME.search(PurePath(name).name):
         return ForeignFile("a part of a TensorFlow checkpoint", TENSORFLOW_STEP)
-    return InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}")
+    return InputRefused(f"is not a checkpoint: it begins with {head[:8]!r}", hint=NAME_A_CHECKPOINT)
 
 
 def refuse_pointer(head: bytes, name: str) -> None:
@@ -103,13 +105,14 @@ def _text_file(text: str) -> InputRefused:
     """Return the refusal of a text: an error message of a server, the index of a sharded model, or any other."""
     code = _STORE_ERROR.search(text)
     if code is not None:
-        return ForeignFile(f"the error message {quoted(code[1])} of a store", _FETCH)
+        return ForeignFile(f"the error message {quoted(code[1])} of a store", _FETCH, complete=False)
     if _JSON_ERROR.match(text):
-        return ForeignFile("the error message of a server", _FETCH)
+        return ForeignFile("the error message of a server", _FETCH, complete=False)
     if text.startswith("{") and '"weight_map"' in text:
-        return ForeignFile("the index of a sharded model", "name the folder that contains it and the shards")
+        step = "name the folder that contains it and the shards"
+        return ForeignFile("the index of a sharded model", step, complete=False)
     begin = f"it begins with the text {quoted(text.splitlines()[0][:_LONGEST_LINE])}" if text else "it is blank"
-    return InputRefused(f"is not a checkpoint: {begin}", hint=f"if it should be one: {_FETCH}")
+    return InputRefused(f"is not a checkpoint: {begin}", hint=f"if it should be one: {_FETCH}; or {NAME_A_CHECKPOINT}")
 
 
 def _is_page(head: bytes) -> bool:
@@ -160,7 +163,7 @@ _POINTERS = (
     ForeignFormat(kind="a DVC pointer", next_step="fetch the file itself: dvc pull", begins=(b"outs:\n- md5:",)),
 )
 """Small texts in place of files that are stored elsewhere."""
-_FORMATS = (
+_INCOMPLETE = (
     *_POINTERS,
     ForeignFormat(kind="a web page", next_step=_FETCH, looks_like=_is_page),
     ForeignFormat(
@@ -168,6 +171,9 @@ _FORMATS = (
         next_step="its data may never have been written: copy it again, or name only the other checkpoints",
         looks_like=lambda head: len(head) > 1 and not head.strip(b"\0"),
     ),
+)
+"""What is there instead of a file that was not copied or fetched completely."""
+_FORMATS = (
     ForeignFormat(
         kind="a GGUF file (llama.cpp)",
         next_step=CONVERT_LATER,

@@ -6,11 +6,11 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
+from ema_cli.naming import did_you_mean, nearest
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import declared, option, read_values
 from ema_cli.options.input_options import InputOptions
@@ -40,6 +40,8 @@ class Options(InputOptions):
     """The configuration file that set some of the options."""
     config_warnings: tuple[RunWarning, ...] = ()
     """About configuration files that were ignored."""
+    in_memory: bool = False
+    """Whether the average is not written: the names of outputs mean nothing."""
 
     clock: Clock | None = option(
         None,
@@ -157,7 +159,7 @@ class Options(InputOptions):
         self.check_output()
         if self.resume and isinstance(self.output, Url):
             raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
-        if self.resume and self.output is not None and self.max_shard_size is not None:
+        if self.resume and self.max_shard_size is not None:
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
         for code in self.allow:
             _check_code(code)
@@ -187,10 +189,11 @@ class Options(InputOptions):
 
 def _check_code(code: str) -> None:
     if code not in WARNING_CODES:
-        close = [get_close_matches(part.strip(), WARNING_CODES, n=1) for part in code.split(",")]
+        several = [nearest(part.strip(), WARNING_CODES, most=1) for part in code.split(",")]
         hint = "the codes are listed by: ema-avg help warnings"
-        if all(close):
-            hint = " ".join(f"--allow {found[0]}" for found in close)
+        if all(several):
+            options = " ".join(f"--allow {found[0]}" for found in several)
+            hint = f"did you mean {options}?"
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 
@@ -206,6 +209,11 @@ def make_options(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
         TypeError: there is no such option.
 
     """
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            meant = did_you_mean(name, known)
+            raise TypeError(f"got an unexpected keyword argument {name!r}" + (f"; {meant}" if meant else ""))
     values = {**given, **read_values(Options, given)}
     if values["max_shard_size"] is None and os.fspath(given.get("output") or "").endswith(os.sep):
         values["max_shard_size"] = DEFAULT_SHARD_BYTES

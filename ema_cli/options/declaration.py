@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from functools import cache
 from operator import index
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ema_cli.errors import UsageError
+from ema_cli.naming import did_you_mean
+from ema_cli.options.plain_values import plain
 from ema_cli.text import quoted
 
 PANELS = ("Inputs", "Weights", "Compute", "Batch", "Output", "Run")
@@ -57,6 +58,8 @@ class Option:
     """What stands for the value in the help. Where it replaces a long list of choices, the record checks them alone."""
     unset: str = ""
     """What applies if the option is not given, in words, where the default is ``None`` or empty."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other words for some of the choices: ``bf16`` for ``bfloat16``. Only the choice itself is stored anywhere."""
     form: TextForm | None = None
     """How text becomes a value (each value of a repeatable option); ``None`` if text needs no parsing."""
     in_fingerprint: bool | Literal["given"] = False
@@ -105,6 +108,15 @@ class Option:
         """The words that the help lists in place of a metavar."""
         return () if self.metavar else self.words
 
+    @property
+    def meaning(self) -> str:
+        """The help, with the other words for the choices."""
+        if not self.aliases:
+            return self.help
+        meant = {one: [alias for alias, word in self.aliases.items() if word == one] for one in self.words}
+        phrases = [f"{' and '.join(aliases)} for {one}" for one, aliases in meant.items() if aliases]
+        return f"{self.help} Also {', '.join(phrases)}."
+
     def plain(self, value: Any) -> Any:  # noqa: ANN401
         """Return a value as metadata and reports store it: several as a list; if one is text, none is ``None``."""
         if not isinstance(value, tuple):
@@ -121,26 +133,41 @@ class Option:
         """Return the value that the record holds for a value given on the command line, in a file or from Python.
 
         Args:
-            value: as it is, or as text; one or several for a repeatable option; ``None`` for the default.
+            value: as it is, of numpy or torch, or as text; one or several for a repeatable option; ``None`` for the
+                default.
 
         Raises:
             UsageError: text that has not the form of this option, or no number where one is needed.
 
         """
+        value = plain(value)
         if value is None:
             return self.default() if self.default is dict else self.default
         if self.kind == "pairs" and isinstance(value, Mapping):
             return dict(value)
         if self.many:
-            is_number = getattr(value, "ndim", None) == 0  # numpy and torch have numbers that look iterable
-            is_one = is_number or isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+            is_one = isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
             several = (value,) if is_one else value
             return (dict if self.kind == "pairs" else tuple)(self._read_one(one) for one in several)
         if self.kind == "list" and not isinstance(value, str):
-            return tuple(value)
+            return self._read_one(",".join(str(plain(one)) for one in value))
         return self._read_one(value)
 
+    def word(self, value: Any) -> Any:  # noqa: ANN401
+        """Return the choice that a word means, or the value itself if any value is possible.
+
+        Raises:
+            UsageError: it is none of the choices; the error names them, and those that were probably meant.
+
+        """
+        meant = self.aliases.get(value, value) if isinstance(value, str) else value
+        if not self.words or meant is None or meant in self.words:
+            return meant
+        message = f"{self.flag} {quoted(str(value))} is none of {', '.join(self.words)}"
+        raise UsageError(message, hint=did_you_mean(str(value), (*self.words, *self.aliases)))
+
     def _read_one(self, value: Any) -> Any:  # noqa: ANN401
+        value = plain(value)
         noun = self.form.noun if self.form else _NOUNS.get(self.kind, "")
         try:
             if self.form is not None:
@@ -150,20 +177,7 @@ class Option:
         except (TypeError, ValueError, OverflowError) as error:
             hint = f"{self.flag} {self.form.example}" if self.form else ""
             raise UsageError(f"{self.flag} {quoted(str(value))} is not {noun}", hint=hint) from error
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-    def check_words(self, value: object) -> None:
-        """Raise if a value is none of the option's words.
-
-        Raises:
-            UsageError: naming the words, and the one that was probably meant.
-
-        """
-        for one in value if isinstance(value, tuple) else (value,):
-            if self.words and one is not None and one not in self.words:
-                close = get_close_matches(str(one), self.words, n=1)
-                message = f"{self.flag} {quoted(str(one))} is none of {', '.join(self.words)}"
-                raise UsageError(message, hint=f"{self.flag} {close[0]}" if close else "")
+        return self.word(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
 def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands where a field's default does

@@ -136,4 +136,5 @@ def _check_pattern(flag: str, pattern: str) -> None:
             warnings.simplefilter("ignore")  # about patterns that a later Python will read differently
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"{flag} {quoted(pattern)} is not a regular expression: {error}") from error
+        hint = f"{flag} '.*' finds any text: it is no shell pattern" if pattern.startswith("*") else ""
+        raise UsageError(f"{flag} {quoted(pattern)} is not a regular expression: {error}", hint=hint) from error

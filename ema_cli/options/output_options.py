@@ -6,10 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, fields_in, fill_output_name
+from ema_cli.naming import (
+    OUTPUT_FIELDS,
+    RUN_FIELDS,
+    did_you_mean,
+    fields_in,
+    fill_output_name,
+    safetensors_name,
+)
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
@@ -53,7 +61,8 @@ class OutputOptions(WeightOptions):
         short="-o",
         help="The .safetensors file to write, or NAME/ for a folder that Hugging Face libraries can read; several "
         "averages need {decay}, {method} or the like in the name.",
-        brief="The .safetensors file, or NAME/ for a folder.",
+        brief="The output, or NAME/. [default: ema.safetensors]",
+        unset="ema.safetensors, or ema_{label}.safetensors for several averages",
         metavar="PATH",
         form=PATH,
         in_found_file="below",
@@ -70,6 +79,7 @@ class OutputOptions(WeightOptions):
     dtype: OutputDtype = option(
         "same",
         help="Type of averaged tensors in the output. same: as in the last checkpoint.",
+        aliases={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"},
         panel="Compute",
         in_fingerprint=True,
         default_warned=True,
@@ -111,14 +121,7 @@ class OutputOptions(WeightOptions):
 
         """
         for report in self.report:
-            if report.suffix not in REPORT_SUFFIXES:
-                raise UsageError(
-                    f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
-                    hint="use a name that ends in .html, .md or .json",
-                )
-            if isinstance(report, Url) and report.is_web:
-                problem = "is on a web server, which cannot be written to"
-                raise UsageError(f"--report {quoted(str(report))} {problem}", hint=f"--report {report.name}")
+            check_report_name(report)
         for key, value in self.metadata.items():
             if key == "format" or key.startswith(OUR_METADATA):
                 raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")
@@ -128,9 +131,20 @@ class OutputOptions(WeightOptions):
             _check_name(self.output, self.max_shard_size)
             for field in re.findall(r"\{(\w*)\}", str(self.output)):
                 if field not in (*OUTPUT_FIELDS, *RUN_FIELDS):
-                    known = ", ".join(f"{{{known}}}" for known in OUTPUT_FIELDS)
+                    known = [f"{{{one}}}" for one in OUTPUT_FIELDS]
                     message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
-                    raise UsageError(message, hint=f"use {known}")
+                    raise UsageError(message, hint=did_you_mean(f"{{{field}}}", known) or f"use {', '.join(known)}")
+
+    @property
+    def destination(self) -> Location:
+        """Where the averages are written: the output; if none was named, a name in the working directory."""
+        if self.output is not None:
+            return self.output
+        labels = [method.label for method in self.expand()]
+        name = "ema"
+        if len(labels) > 1:  # ema_0.9 and ema_uniform, not ema_ema_0.9
+            name = "{label}" if all(label.startswith("ema") for label in labels) else "ema_{label}"
+        return Path(name if self.max_shard_size is not None else f"{name}.safetensors")
 
     @property
     def public_metadata(self) -> dict[str, str]:
@@ -144,8 +158,8 @@ class OutputOptions(WeightOptions):
             UsageError: with a name that could be used.
 
         """
-        name, methods = str(self.output), self.expand()
-        if self.output is None or self.lacks_decay or (len(methods) == 1 and "{" not in name):
+        name, methods = str(self.destination), self.expand()
+        if self.lacks_decay or (len(methods) == 1 and "{" not in name):
             return
         fields = [method.name_fields() for method in methods]
         for method, values in zip(methods, fields, strict=True):
@@ -158,9 +172,26 @@ class OutputOptions(WeightOptions):
         for field in (*(swept for swept in SWEPT if len(getattr(self, swept)) > 1), "method", "label"):
             different = {str(values[field]) for values in fields if values[field] is not None}
             if len(different) == len(methods):
-                end = self.output.suffix if self.max_shard_size is None else "/"
-                hint = f"-o '{self.output.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
+                end = self.destination.suffix if self.max_shard_size is None else "/"
+                hint = f"-o '{self.destination.with_suffix('') if end != '/' else name}_{{{field}}}{end}'"
                 raise UsageError(f"several averages need {{{field}}} in the name of the output", hint=hint)
+
+
+def check_report_name(report: Location) -> None:
+    """Raise if no report can have this name.
+
+    Raises:
+        UsageError: its suffix is of no format of reports, or it is on a web server.
+
+    """
+    if report.suffix not in REPORT_SUFFIXES:
+        raise UsageError(
+            f"--report {quoted(str(report))}: there is no report format {quoted(report.suffix)}",
+            hint="use a name that ends in .html, .md or .json",
+        )
+    if isinstance(report, Url) and report.is_web:
+        problem = "is on a web server, which cannot be written to"
+        raise UsageError(f"--report {quoted(str(report))} {problem}", hint=f"--report {report.name}")
 
 
 def _check_name(output: Location, max_shard_size: int | None) -> None:
@@ -184,6 +215,6 @@ def _check_name(output: Location, max_shard_size: int | None) -> None:
         problem, hint = "is a folder", f"{output}{os.sep}"
     else:
         problem = "must end in .safetensors"
-        other = output.with_suffix(".safetensors")
+        other = output.with_name(safetensors_name(output.name))
         hint = f"{other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
     raise UsageError(f"the output {quoted(str(output))} {problem}", hint=f"-o {hint}")

@@ -12,21 +12,24 @@ from ema_cli.options.declaration import Option, declared
 from ema_cli.storage.locations import Location
 from ema_cli.text import without_secrets
 
+UPDATE_COMMAND = "ema-avg update-bn OUT --model MODEL --data DATA -o NEW"
+"""The command that recomputes BatchNorm statistics, before there is an output."""
 
-def shell_command(options: Options, runs: Sequence[str] = ()) -> str:
-    """Return the command of these options; without an output, ``ema-avg plan``.
+
+def shell_command(options: Options, runs: Sequence[str] = (), *, writes: bool = True) -> str:
+    """Return the command of these options; one that ``writes`` nothing is ``ema-avg plan``, or a dry run.
 
     With ``runs``, the command is ``ema-avg batch`` for these folders, and its outputs are where batch writes them,
-    unless the name of the output is different for every run; without an output it is a dry run.
+    unless the name of the output is different for every run.
     """
-    command = "batch" if runs else "plan" if options.output is None else ""
+    command = "batch" if runs else "" if writes else "plan"
     words = ["ema-avg", *filter(None, [command]), *map(_path, runs or options.paths)]
     for one in declared(Options):
         value = getattr(options, one.name)
         shared = runs and one.name in ("output", "report") and not _differs_by_run(value)
         if not shared and (value != one.read(None) or one.name in options.confirmed):
             words.extend(_spelled(one, value))
-    words += ["--dry-run"] if runs and options.output is None else []
+    words += ["--dry-run"] if runs and not writes else []
     return shlex.join(without_secrets(word, whole=True) for word in words)
 
 

@@ -44,6 +44,7 @@ class WeightOptions:
         brief="ema, uniform (SWA), or one of seven more.",
         unset="ema, or the one whose options are given",
         metavar="METHOD",
+        aliases={"swa": "uniform", "mean": "uniform"},
         panel="Weights",
     )
     decay: tuple[float, ...] = option(
@@ -156,8 +157,6 @@ class WeightOptions:
             UsageError: naming the options, and what to do.
 
         """
-        for one in declared(type(self)):
-            one.check_words(getattr(self, one.name))
         self._check_values()
         self._refuse_unused()
         if "power" in self.method_names and not self.sigma_rel:

@@ -20,7 +20,8 @@ from ema_cli.planning.refusals import refuse_quantized, refuse_unreadable
 from ema_cli.planning.side_files import plan_side_files
 from ema_cli.planning.tensors import plan_tensors
 from ema_cli.planning.ties import DroppedTies, drop_ties
-from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched, warn_of_unused_patterns
+from ema_cli.planning.unused_patterns import warn_of_unused_patterns
+from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched
 from ema_cli.records.plan import ROW_ELEMENTS, Buffers, Plan, PlannedTensor
 from ema_cli.records.series import Continuation, Role, Series
 from ema_cli.text import human_bytes

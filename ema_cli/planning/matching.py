@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from ema_cli.dtypes import DType, Kind
@@ -11,6 +12,7 @@ from ema_cli.errors import InputRefused, UsageError
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.options.name_filter import name_filter
+from ema_cli.planning.unused_patterns import nearest_tensors
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import listing, plural, quoted, shortlist
@@ -52,9 +54,9 @@ def choose_tensors(layouts: Sequence[TensorLayout], options: Options) -> Chosen:
     if not chosen:
         if not layouts:
             raise InputRefused("the checkpoints contain no tensors")
-        raise UsageError(
-            "--include and --exclude select no tensor", hint="the names are listed by: ema-avg inspect CKPT"
-        )
+        names = [layout.name for layout in layouts]
+        hint = partial(nearest_tensors, [*options.include, *options.exclude], names)
+        raise UsageError("--include and --exclude select no tensor", hint=hint)
     return chosen
 
 

@@ -21,7 +21,7 @@ from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
 from ema_cli.records.series import Series
 from ema_cli.storage.extents import TensorLayout
-from ema_cli.storage.locations import Location, full_name, locate
+from ema_cli.storage.locations import Location, expanded, full_name, locate
 from ema_cli.text import quoted
 from ema_cli.weights.methods import Method, Weighting
 
@@ -84,20 +84,20 @@ def output_path(method: Method, options: Options) -> Location:
         UsageError: its name has a field that the average does not have.
 
     """
-    if options.output is None:  # a plan without an output: a name that is unique
-        suffix = ".safetensors" if options.max_shard_size is None else ""
-        return Path(f"{method.label.replace(' ', '_')}{suffix}")
-    return locate(fill_output_name(full_name(options.output), {**method.name_fields(), **_run_fields(options)}))
+    values = {**method.name_fields(), **_run_fields(options)}
+    return locate(fill_output_name(full_name(options.destination), values))
 
 
 def _run_fields(options: Options) -> dict[str, object]:
     """Return the values of ``{run}`` and ``{name}``, if the output has them: from a batch job or the one run folder."""
-    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in str(options.output)), None)
+    stray = next((field for field in RUN_FIELDS if f"{{{field}}}" in str(options.destination)), None)
     if stray is None:
         return {}
-    run = options.paths[0] if options.run is None else options.run
+    run = expanded(options.paths[0] if options.run is None else options.run)
     if options.run is None and (len(options.paths) > 1 or not Path(run).is_dir()):
-        message = f"the output {quoted(str(options.output))}: {{{stray}}} needs one run folder as the only argument"
+        message = (
+            f"the output {quoted(str(options.destination))}: {{{stray}}} needs one run folder as the only argument"
+        )
         raise UsageError(message, hint=f"name the folder of a run, or remove {{{stray}}} from the output")
     return run_fields(run)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
+from ema_cli.options.shell_command import UPDATE_COMMAND
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.ties import DroppedTies
 from ema_cli.records.plan import Plan, PlannedTensor
@@ -21,7 +21,8 @@ from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
 COPIES_HINT = "name only one of them, unless the weights really did not change between the steps"
-_ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
+BATCHNORM_AVERAGED = "batchnorm-averaged"
+_ABOUT_DEFAULTS = {BATCHNORM_AVERAGED: "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
 """Warnings about the default of an option, which are silent if the option was given by hand."""
 
 
@@ -84,32 +85,6 @@ def warn_of_unmatched(matched: Matched, dropped: DroppedTies) -> Iterator[RunWar
             yield RunWarning(code=code, message=message, hint=hint)
 
 
-def warn_of_unused_patterns(checkpoints: Sequence[Checkpoint], options: Options) -> Iterator[RunWarning]:
-    """Yield a warning for each pattern of ``--include`` and ``--exclude`` that finds no tensor of any checkpoint."""
-    if not (options.include or options.exclude):
-        return
-    layouts = {id(checkpoint.index.layouts): checkpoint.index.layouts for checkpoint in checkpoints}
-    names = {layout.name for found in layouts.values() for layout in found}
-    names |= {name for checkpoint in checkpoints for name, _ in checkpoint.unreadable}
-    for flag, patterns in (("--include", options.include), ("--exclude", options.exclude)):
-        for pattern in patterns:
-            if any(map(re.compile(pattern).search, names)):
-                continue
-            yield RunWarning(
-                code="pattern-unused",
-                message=f"no tensor has a name that {flag} {quoted(pattern)} finds",
-                hint=_instead_of(pattern, checkpoints),
-            )
-
-
-def _instead_of(pattern: str, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return what to do instead of a pattern that finds no tensor, but perhaps checkpoints."""
-    files = [quoted(one.path.name) for one in checkpoints if re.search(pattern, str(one.path))]
-    if files and len(files) < len(checkpoints):
-        return f"it selects tensors, not checkpoints: name those to average, without {shortlist(files)}"
-    return "the names are listed by: ema-avg inspect CKPT"
-
-
 def _warnings_about_shares(
     weightings: Sequence[Weighting], timeline: Timeline, options: Options
 ) -> Iterator[RunWarning]:
@@ -135,13 +110,12 @@ def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWa
     statistics = [quoted(tensor.name) for tensor in tensors if is_batch_norm_statistic(tensor.name)]
     if statistics:
         yield RunWarning(
-            code="batchnorm-averaged",
+            code=BATCHNORM_AVERAGED,
             message=(
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
                 f"({shortlist(statistics, most=2)}): they fit the activations of the checkpoints, not of the average"
             ),
-            hint="recompute them: ema-avg update-bn OUT --model MODEL --data DATA -o NEW; "
-            "or accept them: --buffers average",
+            hint=f"recompute them: {UPDATE_COMMAND}; or accept them: --buffers average",
         )
     small = [quoted(tensor.name) for tensor in tensors if tensor.dtype.itemsize == 1]
     if small:

@@ -50,7 +50,7 @@ class Preflight:
 
 
 def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> Preflight:
-    """Check whether ``plan`` can be carried out; a plan without an output needs nothing but its device.
+    """Check whether ``plan`` can be carried out; in memory it needs its device alone.
 
     In a run, ``locks`` receives the locks of the local outputs. They are locked before existing outputs are examined,
     because another run may be writing them. A dry run locks nothing.
@@ -65,23 +65,24 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
     unlocked: list[RunWarning] = []
     up_to_date = None
     replaced: Mapping[Path, OldFolder] = {}
-    if options.output is not None:
-        refuse_inputs_as_outputs(plan, options)
     try:
         device = resolve_device(options.device)
         if device != "cpu":
             find_gpu(device)
     except UsageError as error:
         obstacles["no-device"] = error
-    if options.output is not None:
-        try:
-            check_destinations(plan, options)
-            if locks is not None and not obstacles:
-                unlocked = _lock_outputs(plan, options, locks)
-            up_to_date = find_up_to_date(plan, options)
-            replaced = find_replaced(plan) if up_to_date is None else {}
-        except OutputError as error:
-            obstacles["output-in-the-way"] = error
+    if options.in_memory:
+        warnings = mark_allowed(plan.warnings, options)
+        return Preflight(warnings=warnings, obstacles=obstacles, up_to_date=None, replaced={})
+    refuse_inputs_as_outputs(plan, options)
+    try:
+        check_destinations(plan, options)
+        if locks is not None and not obstacles:
+            unlocked = _lock_outputs(plan, options, locks)
+        up_to_date = find_up_to_date(plan, options)
+        replaced = find_replaced(plan) if up_to_date is None else {}
+    except OutputError as error:
+        obstacles["output-in-the-way"] = error
     warnings = mark_allowed((*plan.warnings, *unlocked), options)
     return Preflight(warnings=warnings, obstacles=obstacles, up_to_date=up_to_date, replaced=replaced)
 

@@ -14,12 +14,13 @@ from ema_cli.preflight.replaced_objects import refuse_foreign_objects
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.series import Role
 from ema_cli.report.beside import parse_report, read_report, report_path
-from ema_cli.report.render import is_report
+from ema_cli.report.report_files import refuse_foreign_file
 from ema_cli.storage.locations import Location, absolute, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
-from ema_cli.write.publish import Writing, check_writable
+from ema_cli.write.publish import Writing
 from ema_cli.write.temp_names import longest_name
+from ema_cli.write.writable import check_writable
 
 _LARGEST_BYTES = 1 << 24
 _OR_FORCE = "choose another name, or overwrite it with --force"
@@ -64,7 +65,7 @@ def check_destinations(plan: Plan, options: Options) -> None:
     for output in plan.outputs:
         _check_report(output, force=options.force)
     for report in () if options.force else options.report:
-        _refuse_foreign_file(report, _OR_FORCE)
+        refuse_foreign_file(report, _OR_FORCE)
 
 
 def check_copy(output: PlannedOutput, *, force: bool) -> None:
@@ -107,7 +108,7 @@ def _check_report_beside(output: PlannedOutput, *, force: bool) -> None:
     report = report_path(output.path)
     if isinstance(report, Url):
         if not force:
-            _refuse_foreign_file(report, _OR_FORCE)
+            refuse_foreign_file(report, _OR_FORCE)
         return
     try:
         parse_report(report)
@@ -117,29 +118,9 @@ def _check_report_beside(output: PlannedOutput, *, force: bool) -> None:
         if not isinstance(error.__cause__, ValueError):
             raise OutputError(error.message, hint="move it, or choose another name with -o") from error
         if not _is_damaged_json(report):
-            _refuse_foreign_file(report, "move it, or choose another name with -o")
+            refuse_foreign_file(report, "move it, or choose another name with -o")
         elif not force and not output.folder:
-            _refuse_foreign_file(report, _OR_FORCE)
-
-
-def _refuse_foreign_file(report: Location, hint: str) -> None:
-    """Raise if a file with the name of a report is none, or its store does not tell."""
-    try:
-        foreign = _is_there(report) and not is_report(report)
-    except EmaAvgError as error:
-        raise OutputError(error.message, hint=error.hint) from error
-    if foreign:
-        raise OutputError(f"{quoted(str(report))} exists and is not a report of ema-avg", hint=hint)
-
-
-def _is_there(report: Location) -> bool:
-    if isinstance(report, Path):
-        return report.exists()
-    try:
-        open_source(report).close()
-    except NothingMatched:
-        return False
-    return True
+            refuse_foreign_file(report, _OR_FORCE)
 
 
 def _is_damaged_json(location: Location) -> bool:

@@ -93,7 +93,8 @@ def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | st
         return "made by ema-avg update-bn"
     fingerprints = [known.fingerprint for known in report.inputs]
     weights = [average.weights for average in report.averages]
-    if weights != [output.weighting.weights] or len(fingerprints) != len(plan.checkpoints):
+    none_known = not {checkpoint.fingerprint for checkpoint in plan.checkpoints} & set(fingerprints)
+    if weights != [output.weighting.weights] or len(fingerprints) != len(plan.checkpoints) or none_known:
         return "made with other inputs or settings"
     for checkpoint, fingerprint in zip(plan.checkpoints, fingerprints, strict=True):
         if checkpoint.fingerprint != fingerprint:

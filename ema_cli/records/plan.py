@@ -14,6 +14,7 @@ from ema_cli.records.series import Checkpoint, Series
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.storage.locations import Location
+from ema_cli.text import plural, quoted, shortlist
 from ema_cli.weights.methods import Weighting
 
 ROW_ELEMENTS = 1024
@@ -144,6 +145,14 @@ class Plan:
     warnings: tuple[RunWarning, ...]
     evidence: Evidence | None = None
     """What a sample of the checkpoints shows, once it was read."""
+
+    def __repr__(self) -> str:
+        labels = [output.weighting.method.label for output in self.outputs]
+        average = labels[0] if len(labels) == 1 else plural(len(labels), "average")
+        outputs = shortlist((quoted(str(output.path)) for output in self.outputs), most=2)
+        inputs = f"{plural(len(self.series.folded), 'checkpoint')}, {plural(len(self.tensors), 'tensor')}"
+        warnings = plural(len(self.warnings), "warning") if self.warnings else "no warnings"
+        return f"<Plan: {average} of {inputs} -> {outputs}; {warnings}>"
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

@@ -15,6 +15,7 @@ from ema_cli.naming import distinct_names
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY
 from ema_cli.storage.extents import TensorIndex
 from ema_cli.storage.locations import Location, absolute
+from ema_cli.text import plural, quoted
 from ema_cli.weights.methods import Method
 from ema_cli.weights.timeline import Timeline
 
@@ -74,6 +75,10 @@ class Checkpoint:
     """Tensors that have no plain numbers: name and reason; refused only if they are wanted."""
     quantized: str = ""
     """Why a configuration beside the weights means that they are quantized; empty if it does not."""
+
+    def __repr__(self) -> str:
+        place = f"weights under {quoted(self.key)}, " if self.key else ""
+        return f"<Checkpoint {quoted(str(self.path))}: {self.format}, {place}{plural(len(self.index), 'tensor')}>"
 
     @property
     def notes(self) -> tuple[str, ...]:

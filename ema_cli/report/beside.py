@@ -39,8 +39,8 @@ def read_report(output: Location) -> Report | None:
         return None
 
 
-def load_report(path: Location) -> Report:
-    """Return the report of one output, checked to be well formed.
+def load_report(path: Location, *, several: bool = False) -> Report:
+    """Return the report of one output, or with ``several`` that of a run, checked to be well formed.
 
     Raises:
         NothingMatched: the file is missing.
@@ -48,7 +48,7 @@ def load_report(path: Location) -> Report:
 
     """
     report = parse_report(path)
-    fault = find_fault(report)
+    fault = find_fault(report, several=several)
     if fault is not None:
         raise InputRefused(f"{quoted(str(path))} is not a valid report of ema-avg: {fault}")
     return report

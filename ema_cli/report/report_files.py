@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
+from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
 from ema_cli.options.average import Options
+from ema_cli.options.output_options import check_report_name
 from ema_cli.records.plan import Plan
 from ema_cli.report.beside import report_of_average, report_path
 from ema_cli.report.model import Report
-from ema_cli.report.render import render_report
-from ema_cli.storage.locations import Location
+from ema_cli.report.render import is_report, render_report
+from ema_cli.storage.locations import Location, open_source
+from ema_cli.text import quoted
 from ema_cli.write.make_target import make_small
 from ema_cli.write.publication import Finished, publish_all
 
@@ -40,6 +44,46 @@ def write_requested_reports(report: Report, options: Options) -> None:
     """
     with ExitStack() as unpublished:
         publish_all(_stage(_requested(report, options), unpublished))
+
+
+def save_report(report: Report, path: Location, *, force: bool) -> None:
+    """Write a report in the format of the suffix of ``path``.
+
+    Raises:
+        UsageError: there is no such format.
+        OutputError: another file has this name, unless ``force``; or the report cannot be written.
+
+    """
+    check_report_name(path)
+    if not force:
+        refuse_foreign_file(path, "choose another name, or overwrite it with --force")
+    with ExitStack() as unpublished:
+        publish_all(_stage({path: render_report(report, path.suffix)}, unpublished))
+
+
+def refuse_foreign_file(report: Location, hint: str) -> None:
+    """Raise if a file with the name of a report is none, or its store does not tell.
+
+    Raises:
+        OutputError: naming the file, with the ``hint``.
+
+    """
+    try:
+        foreign = _is_there(report) and not is_report(report)
+    except EmaAvgError as error:
+        raise OutputError(error.message, hint=error.hint) from error
+    if foreign:
+        raise OutputError(f"{quoted(str(report))} exists and is not a report of ema-avg", hint=hint)
+
+
+def _is_there(report: Location) -> bool:
+    if isinstance(report, Path):
+        return report.exists()
+    try:
+        open_source(report).close()
+    except NothingMatched:
+        return False
+    return True
 
 
 def _requested(report: Report, options: Options) -> dict[Location, bytes]:

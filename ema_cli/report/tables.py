@@ -5,20 +5,19 @@ Text from files goes through ``safe_text``; the renderers escape it for HTML or 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from ema_cli.options.config_used import ConfigUsed
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import words
-from ema_cli.report.model import Average, Input, Report, Tensor
-from ema_cli.text import human_bytes, numbered, percent, quoted, safe_text
+from ema_cli.report.model import Average, BatchNormUpdate, Input, Report, Tensor
+from ema_cli.text import cosine, number, numbered, percent, safe_text
+from ema_cli.weights.methods import SPECS, MethodName
 
 Row = TypeVar("Row")
-_UNDEFINED = "-"
+UNDEFINED = "-"
 ROLES = {"average": "previous average", "again": "its last, read again"}
 """Inputs that are not new checkpoints, by their role."""
 
@@ -51,15 +50,20 @@ def label(average: Average) -> str:
     return safe_text(PurePath(average.output.path).name)
 
 
+def short_label(average: Average) -> str:
+    """Return the file name of an average without its suffix, for charts and columns."""
+    return safe_text(PurePath(average.output.path).name.removesuffix(".safetensors"))
+
+
 def share_rows(report: Report, average: Average) -> list[ShareRow]:
     """Return a row for each input, in fold order."""
     largest = max(map(abs, average.weights), default=0) or 1.0
     names = input_names(report)
-    rates = [f"{rate:.3g}" for rate in average.diagnostics.implied_lr] if average.continued is None else []
+    rates = [number(rate) for rate in average.diagnostics.implied_lr] if average.continued is None else []
     return [
         ShareRow(
             name=names[i],
-            step=_UNDEFINED if known.step is None else f"{known.step:,}",
+            step=UNDEFINED if known.step is None else f"{known.step:,}",
             share=percent(weight),
             width=round(max(100 * (weight / largest), 0.0), 1),
             implied_lr=rates[i] if rates else "",
@@ -81,17 +85,26 @@ def _input_name(known: Input) -> str:
 def facts(report: Report, average: Average) -> list[tuple[str, str]]:
     """Return the key figures of an average: name and value."""
     diagnostics = average.diagnostics
-    pairs = [
-        ("effective checkpoints", words.effective(diagnostics)),
-        ("mean age", words.mean_age(diagnostics)),
-        ("first / last share", f"{percent(diagnostics.first)} / {percent(diagnostics.last)}"),
-        ("median drift", median_drift(average)),
+    shares = ("share of the first / last", f"{percent(diagnostics.first)} / {percent(diagnostics.last)}")
+    return [
+        *([shares, ("median drift", median_drift(average))] if len(diagnostics.implied_lr) > 1 else []),
         ("parameters", f"{report.summary.parameters:,}"),
         ("size", words.output_size(average.output)),
     ]
-    if diagnostics.window_ratio_u is not None:
-        pairs.insert(2, ("u = median gap x (1-d)", f"{diagnostics.window_ratio_u:.3g}"))
-    return pairs
+
+
+def method_rows(average: Average) -> list[tuple[str, str]]:
+    """Return the method of an average with its formula and numbers: name and value."""
+    method, diagnostics = average.method, average.diagnostics
+    spec = SPECS.get(cast("MethodName", method.name))
+    effective = f"1 / (sum of squared shares) = {words.effective(diagnostics)}"
+    pairs = [
+        ("method", words.definition(method, diagnostics.mean_age_unit)),
+        ("formula", spec.definition if spec else ""),
+        ("effective checkpoints", effective if len(diagnostics.implied_lr) > 1 else ""),
+        ("reconstruction", words.reconstruction(method, diagnostics)),
+    ]
+    return [(name, value) for name, value in pairs if value]
 
 
 def tensors_with_drift(average: Average) -> list[Tensor]:
@@ -107,42 +120,28 @@ def by_drift(average: Average) -> list[Tensor]:
 def median_drift(average: Average) -> str:
     """Return the median of the drifts of all tensors."""
     tensors = by_drift(average)
-    return percent(tensors[len(tensors) // 2].drift or 0) if tensors else _UNDEFINED
+    return percent(tensors[len(tensors) // 2].drift or 0) if tensors else UNDEFINED
 
 
 TENSOR_TITLES = ("tensor", "type", "shape", "drift", "cosine", "norm", "spread")
 
 
-def tensor_row(tensor: Tensor) -> list[str]:
-    """Return the cells of a tensor: name, type, shape, drift, cosine, norm, spread."""
-    name = safe_text(tensor.name) + (f" = {safe_text(tensor.tied_to)}" if tensor.tied_to else "")
+def tensor_row(tensor: Tensor, inner_name: str | None = None) -> list[str]:
+    """Return the cells of a tensor: name, type, shape, drift, cosine, norm, spread.
+
+    The name may be shortened to ``inner_name`` where something else states its beginning.
+    """
+    tied = f" = {safe_text(tensor.tied_to)}" if tensor.tied_to else ""
+    name = safe_text(tensor.name if inner_name is None else inner_name) + tied
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     drift = _number(tensor.drift, percent) if tensor.action == "averaged" else tensor.action
     drift = "kept" if tensor.kept else drift
-    return [name, tensor.dtype, shape, drift, *map(_number, (tensor.cosine, tensor.norm, tensor.spread))]
+    numbers = [_number(tensor.cosine, cosine), _number(tensor.norm), _number(tensor.spread)]
+    return [name, tensor.dtype, shape, drift, *numbers]
 
 
-def _number(value: float | None, show: Callable[[float], str] = "{:.6g}".format) -> str:
-    return _UNDEFINED if value is None else show(value)
-
-
-INPUT_TITLES = ("input", "step", "from", "format", "size", "fingerprint")
-
-
-def input_rows(report: Report) -> list[list[str]]:
-    """Return the cells of every input."""
-    paths = numbered([safe_text(known.path) for known in report.inputs])
-    return [
-        [
-            path,
-            _UNDEFINED if known.step is None else f"{known.step:,}",
-            safe_text(known.step_source or _UNDEFINED),
-            known.format,
-            human_bytes(known.bytes),
-            f"sha256 {known.sha256}" if known.sha256 else known.fingerprint,
-        ]
-        for path, known in zip(paths, report.inputs, strict=True)
-    ]
+def _number(value: float | None, show: Callable[[float], str] = number) -> str:
+    return UNDEFINED if value is None else show(value)
 
 
 EVIDENCE_TITLES = ("checkpoint", "nearest", "distance", "to the previous", "cosine to the nearest")
@@ -153,59 +152,34 @@ def evidence_rows(report: Report, evidence: Evidence) -> list[list[str]]:
     inputs = input_names(report)
     names = [inputs[i] for i in evidence.inputs]
     rows = []
-    for number, (name, distances, cosine) in enumerate(
+    for position, (name, distances, nearest_cosine) in enumerate(
         zip(names, evidence.distances, evidence.nearest_cosines, strict=True)
     ):
-        others = [other for other in range(len(names)) if other != number]
+        others = [other for other in range(len(names)) if other != position]
         nearest = min(others, key=distances.__getitem__, default=None)
         rows.append(
             [
                 name,
-                _UNDEFINED if nearest is None else names[nearest],
-                _UNDEFINED if nearest is None else percent(distances[nearest]),
-                percent(distances[number - 1]) if number else _UNDEFINED,
-                _number(cosine, "{:.4f}".format),
+                UNDEFINED if nearest is None else names[nearest],
+                UNDEFINED if nearest is None else percent(distances[nearest]),
+                percent(distances[position - 1]) if position else UNDEFINED,
+                _number(nearest_cosine, cosine),
             ]
         )
     return rows
 
 
-def output_rows(report: Report) -> list[list[str]]:
-    """Return path, size and digest of every output; for a folder also its side files."""
-    rows = []
-    for output in (average.output for average in report.averages):
-        side_files = words.side_files(output)
-        size = words.output_size(output) + (f", with {side_files}" if side_files else "")
-        rows.append([safe_text(words.output_path(output)), size, output.sha256])
-    return rows
-
-
-def timing_rows(report: Report) -> list[tuple[str, str]]:
-    """Return bytes, seconds and memory of the run: name and value."""
-    summary = report.summary
-    rows = [
-        ("read", human_bytes(summary.bytes_read)),
-        ("written", human_bytes(summary.bytes_written)),
-        ("whole run", f"{summary.seconds:.2f} s"),
-        ("fold", f"{summary.fold_seconds:.2f} s"),
-        ("fold throughput", f"{human_bytes(summary.throughput_bytes_per_second)}/s"),
-    ]
-    if summary.peak_memory_bytes is not None:
-        rows.append(("peak memory", human_bytes(summary.peak_memory_bytes)))
-    return rows
-
-
-COMPARISON_TITLES = ("average", "first", "last", "effective", "mean age", "median drift")
+COMPARISON_TITLES = ("average", "first share", "last share", "effective", "mean age", "median drift")
 
 
 def comparison_rows(report: Report) -> list[list[str]]:
     """Return a row for each average of a run."""
     return [
         [
-            label(average),
+            short_label(average),
             percent(average.diagnostics.first),
             percent(average.diagnostics.last),
-            f"{average.diagnostics.effective_checkpoints:.1f}",
+            number(average.diagnostics.effective_checkpoints),
             words.mean_age(average.diagnostics),
             median_drift(average),
         ]
@@ -213,26 +187,24 @@ def comparison_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def environment_line(report: Report) -> str:
-    """Return versions, platform and device in one line."""
-    versions = report.environment
-    torch = f", torch {versions.torch}" if versions.torch else ""
-    return (
-        f"ema-avg {report.tool.version}, Python {versions.python}, numpy {versions.numpy}{torch}, "
-        f"safetensors {versions.safetensors}, {versions.platform}, {versions.device}"
-    )
+STATISTICS_TITLES = (
+    *("layer", "channels", "batches"),
+    *("mean before", "mean after", "largest change", "variance before", "variance after", "largest change"),
+)
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """Return the command line, quoted for a shell; empty for a call from Python."""
-    return safe_text(shlex.join(["ema-avg", *argv[1:]]), limit=4000, whole=False) if argv else ""
-
-
-def config_line(config: ConfigUsed | None) -> str:
-    """Return which options the configuration file set; empty if none."""
-    if config is None or not config.options:
-        return ""
-    return f"Options from {quoted(config.path)}: {', '.join(map(safe_text, config.options))}."
+def statistics_rows(update: BatchNormUpdate) -> list[list[str]]:
+    """Return the cells of every BatchNorm layer: its norms before and after, and the largest change of an element."""
+    return [
+        [
+            f"{safe_text(layer.name) or '(the model)'} ({safe_text(layer.kind)})",
+            f"{layer.channels:,}",
+            f"{layer.batches:,}" if layer.batches else "0, kept",
+            *map(_number, (layer.mean.norm_before, layer.mean.norm_after, layer.mean.largest_change)),
+            *map(_number, (layer.variance.norm_before, layer.variance.norm_after, layer.variance.largest_change)),
+        ]
+        for layer in update.layers
+    ]
 
 
 def tensor_counts(report: Report) -> str:

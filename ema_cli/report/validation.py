@@ -28,8 +28,13 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """The ends of the names of tensors that can be recomputed on data."""
 
 
-def find_fault(report: Report) -> str | None:
-    """Return the first fault of the report of one output; ``None`` if the report is well formed and consistent."""
+def find_fault(report: Report, *, several: bool = False) -> str | None:
+    """Return the first fault of the report of one output; ``None`` if the report is well formed and consistent.
+
+    With ``several``, the report may be that of a run with several outputs.
+    """
+    if len(report.averages) != 1 and not (several and report.averages):
+        return f"it has {len(report.averages):,} averages instead of one"
     return next(_bad_values(Report, report, ""), None) or next(_contradictions(report), None)
 
 
@@ -64,8 +69,6 @@ def _bad_plain_values(value: object, path: str, depth: int) -> Iterator[str]:
 
 def _contradictions(report: Report) -> Iterator[str]:
     """Yield values of the right type that are impossible."""
-    if len(report.averages) != 1:
-        yield f"it has {len(report.averages):,} averages instead of one"
     keys = report.command.options.get("key")
     if not isinstance(report.command.options.get("strip_prefix"), str | None):
         yield "the option strip_prefix is not text"

@@ -1,4 +1,4 @@
-"""An average in sentences: its method, its checkpoints, how close it is to the true EMA, what the geometry suggests.
+"""An average in sentences: its method, its checkpoints, how close it is to the true EMA, what was sampled before.
 
 Every sentence follows from numbers of the run. None says that the average is better: the program has seen no data.
 """
@@ -6,21 +6,16 @@ Every sentence follows from numbers of the run. None says that the average is be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from statistics import fmean
+from collections.abc import Iterable, Sequence
 
 from ema_cli.records.files import FileRole
-from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.records.series_evidence import APART, LEAST_FOR_ORDER, LONGER, Evidence
-from ema_cli.report.model import Average, MethodUsed, Output, Report
-from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
+from ema_cli.report.model import Average, BatchNormUpdate, MethodUsed, Output, Report
+from ema_cli.text import human_bytes, number, percent, plural, quoted, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
 from ema_cli.weights.methods import decay_words
 from ema_cli.weights.share_warnings import UNOBSERVED
-
-_DIRECTED = 0.2
-"""A mean cosine above it is a direction, below its negative an oscillation."""
 
 _METHOD_NAMES = {
     "ema": "EMA",
@@ -67,38 +62,108 @@ def _parameters(method: MethodUsed, unit: str) -> list[str]:
 
 def effective(diagnostics: Diagnostics) -> str:
     """Return the effective checkpoints of all: ``8.7 of 13``."""
-    return f"{diagnostics.effective_checkpoints:.1f} of {len(diagnostics.implied_lr):,}"
+    return f"{effective_count(diagnostics)} of {len(diagnostics.implied_lr):,}"
+
+
+def effective_count(diagnostics: Diagnostics) -> str:
+    """Return the effective checkpoints: ``8.7``."""
+    return f"{diagnostics.effective_checkpoints:,.1f}"
 
 
 def mean_age(diagnostics: Diagnostics) -> str:
-    """Return the mean age with its unit: ``312.5 steps``."""
-    return f"{diagnostics.mean_age:,.4g} {diagnostics.mean_age_unit}s"
+    """Return the mean age with its unit: ``312 steps``."""
+    return f"{number(diagnostics.mean_age)} {diagnostics.mean_age_unit}s"
 
 
 def verdict(report: Report, average: Average) -> str:
-    """Return the method of an average, its checkpoints, its effective checkpoints and its mean age."""
+    """Return an average in two sentences: the method and its checkpoints; their effective number and mean age."""
+    if report.batch_norm is not None:
+        return _recomputed(report.batch_norm)
     diagnostics = average.diagnostics
-    parameters = ", ".join(_parameters(average.method, diagnostics.mean_age_unit))
-    method = f"{_name(average.method)} ({parameters})" if parameters else _name(average.method)
-    count = plural(len(diagnostics.implied_lr), "checkpoint")
+    count = len(diagnostics.implied_lr)
+    made = f"{_what(average.method)} of {plural(count, 'checkpoint')}{_span(report, average)}"
+    strength = _strength(average.method, diagnostics.mean_age_unit)
+    second = "With one checkpoint there is nothing to average"
+    if count > 1:
+        checkpoints = number(diagnostics.effective_checkpoints)
+        second = f"It has {checkpoints} effective checkpoints and a mean age of {mean_age(diagnostics)}"
+    return f"{made}{strength}. {second}."
+
+
+def overview(report: Report) -> str:
+    """Return the averages of a report in two sentences: the verdict of one, what several have in common."""
+    first, *more = report.averages
+    if not more:
+        return verdict(report, first)
+    found = [average.diagnostics for average in report.averages]
+    count = plural(len(first.diagnostics.implied_lr), "checkpoint")
     return (
-        f"{method} of {count}{_span(report)}. "
-        f"Effective checkpoints: {effective(diagnostics)}, mean age {mean_age(diagnostics)}."
+        f"{plural(len(found), 'average')} of {count}{_span(report, first)}. "
+        f"They have {_between([one.effective_checkpoints for one in found])} effective checkpoints "
+        f"and a mean age of {_between([one.mean_age for one in found])} {found[0].mean_age_unit}s."
     )
 
 
-def _span(report: Report) -> str:
-    steps = [known.step for known in report.inputs if known.step is not None]
-    if len(steps) < len(report.inputs) or not steps:
+def in_short(average: Average) -> str:
+    """Return the method of an average with the parameter that matters: ``EMA, with decay 0.8 per checkpoint``."""
+    return _what(average.method) + _strength(average.method, average.diagnostics.mean_age_unit)
+
+
+def _what(method: MethodUsed) -> str:
+    if method.shape is not None:
+        return f"Mean weighted like a learning-rate decay ({method.shape})"
+    return _name(method)
+
+
+def _strength(method: MethodUsed, unit: str) -> str:
+    """Return the parameter that says how many checkpoints count: the decay, the half-life or the relative width."""
+    if method.sigma_rel is not None:
+        return f", with sigma_rel {method.sigma_rel:g}"
+    if method.decay is None or method.one_minus_decay is None:
         return ""
-    return f" at step {steps[0]:,}" if len(steps) == 1 else f", steps {min(steps):,} to {max(steps):,}"
+    per = unit if method.per == "step" or method.name == "ema-hold" else "checkpoint"
+    if method.half_life is not None:
+        return f", with a half-life of {number(method.half_life)} {per}s"
+    limit = "up to " if method.warmup else ""
+    return f", with decay {limit}{decay_words(method.decay, method.one_minus_decay)} per {per}"
+
+
+def _span(report: Report, average: Average) -> str:
+    """Return the steps of the checkpoints, also of those in a previous average; empty if some have none."""
+    inputs = [known.step for known in report.inputs if known.step is not None]
+    steps = inputs if len(inputs) == len(report.inputs) else []
+    if average.continued is not None:
+        steps = list(average.continued.steps or ())
+    if not steps:
+        return ""
+    unit = average.diagnostics.mean_age_unit
+    unit = "step" if unit == "checkpoint" else unit
+    if len(steps) == 1:
+        return f" at {unit} {steps[0]:,}"
+    return f", {unit}s {min(steps):,} to {max(steps):,}"
+
+
+def _between(values: Sequence[float]) -> str:
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _recomputed(update: BatchNormUpdate) -> str:
+    """Return what a pass over data changed, in two sentences."""
+    seen = sum(layer.batches > 0 for layer in update.layers)
+    samples = "" if update.samples is None else f" with {plural(update.samples, 'sample')}"
+    return (
+        f"Copy of one checkpoint, with the BatchNorm statistics recomputed on {update.batches:,} "
+        f"{'batch' if update.batches == 1 else 'batches'}{samples}. "
+        f"The statistics of {seen:,} of {plural(len(update.layers), 'layer')} are new; all weights are unchanged."
+    )
 
 
 def reconstruction(method: MethodUsed, diagnostics: Diagnostics) -> str:
     """Return how close a per-step EMA is to the true one; empty for other averages."""
     parts = []
     if diagnostics.window_ratio_u is not None:
-        parts.append(f"u = median gap x (1-d) = {diagnostics.window_ratio_u:.3g}")
+        parts.append(f"u = median gap x (1-d) = {number(diagnostics.window_ratio_u)}")
         error = expected_error(method, diagnostics)
         if error:
             parts.append(f"estimated distance to the true EMA: {error} of the last checkpoint's")
@@ -117,36 +182,8 @@ def expected_error(method: MethodUsed, diagnostics: Diagnostics) -> str:
     return "" if unobserved > UNOBSERVED else percent(diagnostics.predicted_error)
 
 
-def movement(geometry: RunGeometry, found: Evidence | None) -> str:
-    """Return what the angles between successive steps suggest.
-
-    Empty if no angle is defined, or if the checkpoints are not of one run.
-    """
-    cosines = [cosine for cosine in geometry.step_cosines if cosine is not None]
-    if not cosines or (found is not None and APART & set(found.verdicts)):
-        return ""
-    mean = fmean(cosines)
-    if mean < -_DIRECTED:
-        suggestion = "the checkpoints oscillate around a center, and an average is closer to it than each of them"
-    elif mean > _DIRECTED:
-        suggestion = "the run is still moving in one direction, and an average lags behind its last checkpoint"
-    else:
-        suggestion = "neither a direction nor an oscillation, as in a random walk"
-    return (
-        f"Mean cosine between successive steps {mean:.2f}: {suggestion}. This is geometry alone: only an evaluation "
-        "can tell whether the average is a better model."
-    )
-
-
-def measured_on(geometry: RunGeometry) -> str:
-    """Return which elements the distances are measured on."""
-    if geometry.sampled_fraction >= 1:
-        return "measured on all elements"
-    return f"estimated from {percent(geometry.sampled_fraction)} of the elements, a fixed sample of every tensor"
-
-
 def evidence(found: Evidence) -> str:
-    """Return what the sampled weights show: whether the checkpoints are related, and in order."""
+    """Return what the sampled weights show: whether the checkpoints are similar, and in order."""
     cosines = [cosine for cosine in found.nearest_cosines if cosine is not None]
     if not cosines:
         return "the sampled weights do not differ" if not found.elements else "too few weights differ for a verdict"
@@ -155,8 +192,8 @@ def evidence(found: Evidence) -> str:
 
 def _relation(found: Evidence) -> str:
     if found.outliers:
-        return f"related, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
-    return "not one series" if APART & set(found.verdicts) else "related"
+        return f"similar, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
+    return "not one series" if APART & set(found.verdicts) else "similar"
 
 
 def _order(found: Evidence) -> str:
@@ -170,7 +207,7 @@ def _order(found: Evidence) -> str:
         return "; the weights fit several orders"
     if found.path_ratio < LONGER:
         return "; the order agrees with the weights"
-    return f"; the order does not agree with the weights (path {found.path_ratio:.2f} x the shortest)"
+    return f"; the order does not agree with the weights (path {number(found.path_ratio)} x the shortest)"
 
 
 def _range(low: float, high: float) -> str:

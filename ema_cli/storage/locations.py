@@ -27,16 +27,65 @@ Location = Path | Url
 def locate(name: str) -> Location:
     """Return the location of a name that the user gave: a URL if it has a protocol, else a local path.
 
-    ``file://`` is a local path too, literally: nothing in it is decoded. ``file://localhost/x`` is ``/x``.
+    A local path may begin with ``~``, see ``base_of``. ``file://`` is a local path too, literally: nothing in it is
+    decoded. ``file://localhost/x`` is ``/x``.
 
     Raises:
-        UsageError: the protocol is none of ``ema_cli.storage.protocols``, or the name is a chain of URLs.
+        UsageError: the protocol is none of ``ema_cli.storage.protocols``, the name is a chain of URLs, or there is no
+            such home folder.
 
     """
+    return _located(expanded(name))
+
+
+def locate_on_disk(name: str) -> Path:
+    """Return the path of a file that cannot be in a store; raise as ``locate``, and for a URL."""
+    location = locate(name)
+    if isinstance(location, Url):
+        raise UsageError(f"{quoted(str(location))} is a URL, but this file must be on a disk", hint="name a local file")
+    return location
+
+
+def _located(name: str) -> Location:
     protocol, rest = split_protocol(name)
     if protocol == "file":
         return Path(rest.removeprefix("localhost") if rest.startswith("localhost/") else rest)
     return Url(f"{protocol}://{rest}") if protocol else Path(rest)
+
+
+def expanded(name: str) -> str:
+    """Return a name with a home folder in place of ``~`` at its beginning; raise as ``base_of``."""
+    base = base_of(name)
+    return os.path.join(base, name.partition("/")[2] if name.startswith("~") else name) if base else name  # noqa: PTH118
+
+
+def base_of(name: str) -> str:
+    """Return the folder that the beginning of a name stands for; empty if it stands for itself.
+
+    As in a shell, ``~`` is the home folder of the user, and ``~jane`` that of another; but what is called ``~jane``
+    here comes first. ``./~`` is a name in the working directory: this is returned, because ``Path`` drops the ``./``.
+
+    Raises:
+        UsageError: there is no such home folder.
+
+    """
+    if not name.startswith("~"):
+        return absolute(Path()) if name.startswith("./") and str(Path(name)).startswith("~") else ""
+    user, slash, _ = name.partition("/")
+    if user != "~" and (os.path.lexists(user) or glob.has_magic(user)):
+        return ""
+    try:
+        home = os.path.expanduser(user)  # noqa: PTH111 - Path.expanduser raises where there is no home
+    except ValueError:  # no user can have this name
+        return ""
+    if home != user:
+        return home
+    if user != "~" and not slash:
+        return ""
+    missing = "home folder: HOME is not set" if user == "~" else f"user {quoted(user[1:])}"
+    raise UsageError(
+        f"{quoted(name)}: there is no {missing}", hint="write the whole path; or ./~NAME for a name in this folder"
+    )
 
 
 def locate_listed(name: str, *, allow_remote: bool) -> Location:
@@ -49,7 +98,7 @@ def locate_listed(name: str, *, allow_remote: bool) -> Location:
 
     """
     try:
-        location = locate(name)
+        location = _located(name)
     except UsageError as refused:
         raise InputRefused(refused.message) from refused
     if is_redacted(name) and not (isinstance(location, Path) and location.exists()):
@@ -77,7 +126,12 @@ def absolute(location: Location) -> str:
 
 def full_name(location: Location) -> str:
     """Return the name that opens a location. It may have a password or a signature: it is never shown."""
-    return location.address if isinstance(location, Url) else str(location)
+    return location.address if isinstance(location, Url) else _unambiguous(str(location))
+
+
+def _unambiguous(path: str) -> str:
+    """Return a path that does not begin with ``~``."""
+    return f"./{path}" if path.startswith("~") else path
 
 
 def common_folder(locations: Sequence[Location]) -> str:
@@ -161,7 +215,7 @@ def identity_of(folder: Location) -> object:
 
 def literal(location: Location) -> str:
     """Return the pattern that matches a location alone."""
-    return location.address if isinstance(location, Url) else glob.escape(str(location))
+    return location.address if isinstance(location, Url) else glob.escape(_unambiguous(str(location)))
 
 
 def names_in(folder: Location) -> dict[str, bool]:

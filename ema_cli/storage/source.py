@@ -13,11 +13,13 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.descriptor_pool import DescriptorPool
+from ema_cli.storage.nearest_path import nearest_paths
 from ema_cli.text import quoted
 
 OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
@@ -239,7 +241,8 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, flags)
     except FileNotFoundError as error:
-        hint = "CKPT:WEIGHT goes with --method manual" if re.search(r":[\d.]+$", str(path)) else ""
+        weighted = re.search(r":[\d.]+$", str(path))
+        hint = "CKPT:WEIGHT goes with --method manual" if weighted else partial(nearest_paths, path)
         raise NothingMatched(f"there is no {quoted(str(path))}", hint=hint) from error
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:

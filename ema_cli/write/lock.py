@@ -12,6 +12,7 @@ from ema_cli.errors import OutputError, OutputLocked
 from ema_cli.naming import report_name
 from ema_cli.text import quoted
 from ema_cli.write.held_file import NO_LOCKS, is_named, remove_abandoned
+from ema_cli.write.parent_folders import ParentFolders
 from ema_cli.write.publish import Writing, raise_output_error
 from ema_cli.write.temp_names import lock_name, remove_leftovers
 
@@ -21,6 +22,8 @@ def output_lock(
     path: Path, *, resume: bool = False, before_removal: Callable[[Path], None] | None = None
 ) -> Iterator[bool]:
     """Hold the lock of the output ``path``, and remove what killed runs left beside it.
+
+    Missing folders above it are made, and removed again if the block fails and leaves them empty.
 
     Yields ``True``. On a file system without locks it yields ``False``, and nothing is removed: leftovers may belong to
     a run that is still working. Even then, runs that write one output at the same time do not disturb each other,
@@ -33,12 +36,19 @@ def output_lock(
 
     Raises:
         OutputLocked: another run holds the lock.
-        OutputError: the folder does not exist or is not writable, or ``resume`` on a file system without locks.
+        OutputError: the folder cannot be made or is not writable, or ``resume`` on a file system without locks.
 
     """
+    with ParentFolders(path) as parents:
+        yield from _locked(path, parents, resume=resume, before_removal=before_removal)
+
+
+def _locked(
+    path: Path, parents: ParentFolders, *, resume: bool, before_removal: Callable[[Path], None] | None
+) -> Iterator[bool]:
     lock = lock_name(path)
     try:
-        descriptor = _lock(lock)
+        descriptor = _lock(lock, parents)
     except BlockingIOError as error:
         raise OutputLocked(f"another run is writing {quoted(str(path))}", hint="wait for it to end") from error
     except OSError as error:
@@ -72,10 +82,11 @@ def _remove(lock: Path) -> None:
         lock.unlink()
 
 
-def _lock(lock: Path) -> int:
+def _lock(lock: Path, parents: ParentFolders) -> int:
     """Lock the file called ``lock``; try again if another run removed it in the meantime."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = parents.creating(lambda: os.open(lock, flags, 0o666))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:

@@ -128,43 +128,9 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def check_writable(path: Path, *, folder: bool = False) -> None:
-    """Raise, before the work, if a file or a folder could not be published at ``path`` after it.
-
-    Raises:
-        OutputError: the parent folder is missing or not writable, or something of another kind has the name.
-
-    """
-    try:
-        # A folder is opened for reading to make its names durable.
-        if not os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
-            code = errno.EACCES if path.parent.is_dir() else errno.ENOENT
-            raise OSError(code, os.strerror(code))
-        mode = path.lstat().st_mode
-        _check_owner(path)
-    except OSError as error:
-        if error.errno == errno.ENOENT and path.parent.is_dir():
-            return
-        raise_output_error(path, error)
-    if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
-        raise OutputError(f"{quoted(str(path))} cannot be written: it is a {kind_of(mode)}", hint="choose another name")
-    if folder and path.is_mount():
-        raise OutputError(
-            f"{quoted(str(path))} cannot be written: it is a mount point, which has to stay where it is",
-            hint="choose a folder inside it with -o",
-        )
-
-
 def kind_of(mode: int) -> str:
     """Return what a name refers to, in one word, by the mode of its status."""
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "special file")
-
-
-def _check_owner(path: Path) -> None:
-    """Raise ``OSError`` if ``path`` belongs to another user, in a folder such as ``/tmp`` where only owners rename."""
-    folder, user = path.parent.stat(), os.geteuid()
-    if folder.st_mode & stat.S_ISVTX and user not in (0, folder.st_uid, path.lstat().st_uid):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 class Writing:
@@ -184,7 +150,6 @@ class Writing:
 def raise_output_error(path: Path, error: OSError) -> NoReturn:
     """Raise ``OutputError`` for a system error that occurred while ``path`` was written."""
     hints = {
-        errno.ENOENT: f"mkdir -p {path.parent}",
         errno.ENOSPC: "free some space, or write to another disk",
         errno.EDQUOT: "free some space, or write to another disk",
     }

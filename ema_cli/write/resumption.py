@@ -18,7 +18,7 @@ from pathlib import Path
 from zlib_ng import zlib_ng
 
 from ema_cli._version import __version__
-from ema_cli.errors import EmaAvgError
+from ema_cli.errors import EmaAvgError, EmaAvgWarning
 from ema_cli.events import Counted, Info, Listener
 from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.plan import Plan
@@ -133,7 +133,7 @@ class Resumption:
     def leave(self, _kind: object, failure: BaseException | None, _trace: object) -> None:
         """Keep everything if the run was interrupted, and nothing if it failed, because it would fail again."""
         self.journal.close()
-        if isinstance(failure, EmaAvgError):
+        if isinstance(failure, EmaAvgError | EmaAvgWarning):
             for file in self._files:
                 file.keep = False
             self.journal.remove()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
 from ema_cli.write.held_file import hold, remove_abandoned
+from ema_cli.write.parent_folders import ParentFolders
 from ema_cli.write.permissions import Permissions, mode_of_new_file
 from ema_cli.write.publish import Writing, publish
 from ema_cli.write.temp_names import temporary_name
@@ -19,12 +21,14 @@ class SmallFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._parents = ParentFolders(path)
         self._temp: Path | None = None
         self._fd = -1
         """Open until the file is published or discarded: it holds the lock of the temporary file."""
+        self._published = False
 
     def write(self, data: bytes) -> None:
-        """Write the file durably under a temporary name, and remove what killed runs left of it."""
+        """Write the file durably under a temporary name, in folders that may be new; remove what killed runs left."""
         with Writing(self._path):
             remove_abandoned(self._path)
             original = Permissions.of(self._path)
@@ -40,7 +44,7 @@ class SmallFile:
         """Make the temporary file; try again if another run took it for a leftover, before it was locked."""
         while True:
             self._temp = temporary_name(self._path)
-            self._fd = os.open(self._temp, _FLAGS, mode)
+            self._fd = self._parents.creating(partial(os.open, self._temp, _FLAGS, mode))
             if hold(self._fd, self._temp):
                 return
             self._close()
@@ -50,15 +54,18 @@ class SmallFile:
         assert self._temp is not None, "write comes first"  # noqa: S101
         with Writing(self._path):
             publish(self._temp, self._path)
-        self._temp = None
+        self._published = True
         self._close()
 
     def discard(self) -> None:
         """Remove the file; does nothing after ``publish``."""
+        if self._published:
+            return
         if self._temp is not None:
             with contextlib.suppress(OSError):  # the next run removes it
                 self._temp.unlink(missing_ok=True)
         self._close()
+        self._parents.remove()
 
     def _close(self) -> None:
         if self._fd >= 0:

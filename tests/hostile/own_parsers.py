@@ -22,7 +22,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option
 from ema_cli.records.fold_results import TensorOutcome, TensorStatistics
 from ema_cli.report.beside import read_report
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 from ema_cli.write.journal import Journal
 from tests.hostile.parser import Parser, simple
 from tests.hostile.safetensors_cases import file

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import json
-import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -33,13 +32,13 @@ from ema_cli.report.model import Command, Tool
 from ema_cli.report.render import is_index, render_report
 from ema_cli.report.serialize import from_plain, to_json
 from ema_cli.report.validation import find_fault
-from ema_cli.verify.checks import verification_document, verify
+from ema_cli.verification.checks import verification_document, verify
 from tests.helpers.reports import SCHEMA
 from tests.hostile.documents import Documents
 from tests.hostile.parser import Parser
 
 _PAGES = ("page.html", "page.md", "page.json")
-_SCRIPT = re.search(r"<script>.*</script>", (Path(html.__file__).parent / "page.html.j2").read_text(), re.DOTALL)[0]  # type: ignore[index]
+_SCRIPT = (Path(html.__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
 _LINKS = ("href", "src", "action", "data", "srcset", "poster", "formaction")
 
 

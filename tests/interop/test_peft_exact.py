@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ema_cli import average, plan
 from ema_cli.errors import InputRefused
-from ema_cli.verify.checks import verify
+from ema_cli.verification.checks import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:Adapter .* LoRA tensor:UserWarning")  # about the bias of a factor
 STEPS = (10, 20, 30)

@@ -18,6 +18,7 @@ from ema_cli.cli.config.show import show
 from ema_cli.cli.config.sources import ConfigSearch, find_file, read_file
 from ema_cli.cli.config.trust import refuse_in_found
 from ema_cli.cli.console import Console, Style
+from ema_cli.storage.locations import locate_on_disk
 from ema_cli.text import quoted
 
 _META = "ema_cli.configured"
@@ -61,7 +62,7 @@ class ConfiguredCommand(TyperCommand):
         return rest
 
 
-def load(context: typer.Context, file: Path | None) -> Path | None:
+def load(context: typer.Context, file: str | None) -> str | None:
     """Fill the defaults of a command from the environment and from the file ``--config``, or the nearest one.
 
     Raises:
@@ -75,7 +76,7 @@ def load(context: typer.Context, file: Path | None) -> Path | None:
     if group:
         commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)]
     known = list({one.key: one for command in commands for one in command.callback.options}.values())
-    search = ConfigSearch(file=read_file(file)) if file else _search()
+    search = ConfigSearch(file=read_file(locate_on_disk(file))) if file else _search()
     found = search.file
     in_file = from_table(found.table, known, found.path) if found else {}
     if found and found.found_from:

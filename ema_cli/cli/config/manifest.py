@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
 from ema_cli.cli.config.toml_file import read_toml
 from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
+from ema_cli.naming import did_you_mean
 from ema_cli.options.declaration import Option, declared
-from ema_cli.storage.locations import full_name, locate
+from ema_cli.storage.locations import expanded, full_name, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
@@ -62,8 +62,7 @@ def read_manifest(path: Path, options: Sequence[Option]) -> list[ManifestJob]:
     document = read_toml(path)
     for name in document:
         if name not in _TABLES:
-            close = get_close_matches(name, _TABLES, n=1)
-            hint = f"did you mean {close[0]}?" if close else "[[job]] tables, and [defaults]"
+            hint = did_you_mean(name, _TABLES) or "[[job]] tables, and [defaults]"
             raise UsageError(f"{quoted(str(path))}: there is no table {quoted(name)}", hint=hint)
     tables = document.get("job", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
@@ -90,7 +89,9 @@ def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: st
     if any("\0" in one for one in paths):
         raise UsageError(f"{where}: {named[0]} has a character that no path can have")
     own = {name: value for name, value in table.items() if name not in _PLACES}
-    run = paths[0]  # a folder as it was written; isdir returns False for an impossible name, where pathlib raises
+    run = expanded(
+        paths[0]
+    )  # a folder as it was written; isdir returns False for an impossible name, where pathlib raises
     if named == ["paths"] and not os.path.isdir(run):  # noqa: PTH112
         location = locate(run)
         run = full_name(location.parent) if isinstance(location, Url) else os.path.dirname(run) or "."  # noqa: PTH120

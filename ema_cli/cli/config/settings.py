@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from ema_cli.errors import UsageError
+from ema_cli.naming import did_you_mean
 from ema_cli.options.declaration import Kind, Option
 from ema_cli.text import plural, quoted, redacted, safe_text
 
@@ -137,10 +137,8 @@ def _unknown(where: str, name: str, known: Sequence[str]) -> UsageError:
     plain = name.removeprefix(PREFIX).lower().replace("_", "-")
     if plain in ONLY_FLAGS:
         return UsageError(f"{where}{quoted(name)} can only be given on the command line", hint=f"--{plain}")
-    close = get_close_matches(name if name in known else name.replace("_", "-"), known, n=1)
-    close = close or get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else _LIST
-    return UsageError(f"{where}there is no option {quoted(name)}", hint=hint)
+    close = did_you_mean(name.replace("_", "-"), known) or did_you_mean(name, known)
+    return UsageError(f"{where}there is no option {quoted(name)}", hint=close or _LIST)
 
 
 def _from_text(option: Option, text: str) -> object:
@@ -180,10 +178,15 @@ def _checked(option: Option, value: object, subject: str) -> object:
     if option.kind != "list" and any(isinstance(one, str) and len(one) > _LONGEST_TEXT for one in values):
         raise UsageError(f"{subject}: it has more than {_LONGEST_TEXT:,} characters")
     if not values or not all(_is_right(option, one) for one in values):
-        meaning = f"one of {', '.join(option.choices)}" if option.choices else _MEANINGS[option.kind]
+        meaning = f"one of {', '.join(option.words)}" if option.words else _MEANINGS[option.kind]
         several = ", or a list of such" if option.many and option.kind != "pairs" else ""
-        raise UsageError(f"{subject}: it must be {meaning}{several}")
-    return list(values) if option.many else value
+        raise UsageError(f"{subject}: it must be {meaning}{several}", hint=_nearest_word(option, values))
+    return list(map(option.word, values)) if option.many else option.word(value)
+
+
+def _nearest_word(option: Option, values: Sequence[object]) -> str:
+    known = (*option.words, *option.aliases)
+    return next(filter(None, (did_you_mean(one, known) for one in values if isinstance(one, str))), "")
 
 
 def _is_right(option: Option, value: object) -> bool:
@@ -194,7 +197,9 @@ def _is_right(option: Option, value: object) -> bool:
             return _is_number(value)
         case "whole number":
             return isinstance(value, int) and _is_number(value)
-    return isinstance(value, str) and "\0" not in value and (not option.choices or value in option.choices)
+    if option.words:
+        return isinstance(value, str) and (value in option.words or value in option.aliases)
+    return isinstance(value, str) and "\0" not in value
 
 
 def _is_number(value: object) -> bool:

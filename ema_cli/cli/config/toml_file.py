@@ -11,10 +11,12 @@ import re
 import select
 import stat
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ema_cli.errors import UsageError
+from ema_cli.storage.nearest_path import nearest_paths
 from ema_cli.text import quoted
 
 MOST_BYTES = 1_000_000
@@ -94,7 +96,8 @@ def _read(descriptor: int, path: Path) -> bytes:
 def unreadable(path: Path, error: Exception) -> UsageError:
     """Return the error for a file that cannot be opened or read."""
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return UsageError(f"{quoted(str(path))} cannot be read: {reason}")
+    hint = partial(nearest_paths, path) if isinstance(error, FileNotFoundError) else ""
+    return UsageError(f"{quoted(str(path))} cannot be read: {reason}", hint=hint)
 
 
 def parse_toml(text: str, path: Path) -> dict[str, Any]:

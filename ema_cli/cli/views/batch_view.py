@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from rich.table import Table
 from rich.text import Text
 
 from ema_cli.batch.run_batch import BatchEvent, JobEnded, JobResult, JobStarted, JobWorking, Status
 from ema_cli.cli.console import Console, clean
-from ema_cli.cli.views import plain_table
+from ema_cli.cli.table import Cell, Column, Table, numbers, whole_name
 from ema_cli.cli.views.progress import HEARTBEAT_SECONDS, describe_progress
 from ema_cli.events import Event, Planned
 from ema_cli.report import words
@@ -48,12 +47,18 @@ class BatchDisplay:
     def __enter__(self) -> Self:
         if self._console.interactive and not self._console.style.quiet and self._total > 1:
             from rich import progress  # noqa: PLC0415 - only on a terminal
+            from rich.table import Column as RichColumn  # noqa: PLC0415
 
             self._bar = progress.Progress(
                 progress.MofNCompleteColumn(),
                 progress.BarColumn(),
                 progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.description}", markup=False),
+                progress.TextColumn(
+                    "{task.description}",
+                    markup=False,
+                    table_column=RichColumn(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
+                expand=True,
                 console=self._console.rich,
                 transient=True,
             )
@@ -137,22 +142,18 @@ def _select(entries: Sequence[JobEntry]) -> list[JobEntry]:
 
 
 def _table(entries: Sequence[JobEntry]) -> Table:
-    table = plain_table()
-    table.add_column("run", no_wrap=True)
-    table.add_column("result", no_wrap=True)
-    table.add_column("checkpoints", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    table.add_column("")  # the error: truncated on a narrow terminal
-    for entry in entries:
-        error = clean(" ".join(entry.error.message.split())) if entry.error else ""
-        table.add_row(
-            Text(safe_text(entry.run)),
-            Text(_VERBS[entry.status], style=_COLORS.get(entry.status, "")),
-            f"{entry.checkpoints:,}" if entry.checkpoints else "",
-            f"{entry.seconds:.2f}",
-            Text(error, no_wrap=True, overflow="ellipsis"),
-        )
-    return table
+    columns = [Column(title="run", name=True), Column(title="result"), *numbers("checkpoints", "seconds")]
+    rows = [[*_cells(entry)] for entry in entries]
+    return Table(columns=[*columns, Column(rest=True)], rows=rows)
+
+
+def _cells(entry: JobEntry) -> Iterator[Cell]:
+    """Yield run, result, checkpoints, seconds, and the error."""
+    yield whole_name(entry.run)
+    yield Text(_VERBS[entry.status], style=_COLORS.get(entry.status, ""))
+    yield f"{entry.checkpoints:,}" if entry.checkpoints else ""
+    yield f"{entry.seconds:.2f}"
+    yield clean(" ".join(entry.error.message.split())) if entry.error else ""
 
 
 def _result_line(result: JobResult, side_files: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 
 from ema_cli.errors import UsageError
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
@@ -20,6 +19,7 @@ from ema_cli.formats.state_dict.trainer_averages import key_flag
 from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state, is_training_state
 from ema_cli.formats.state_dict.tree import Tensor, follow, join, named, numbered
 from ema_cli.formats.structure import Keys
+from ema_cli.naming import did_you_mean
 from ema_cli.text import quoted, shortlist
 
 Weights = Callable[[], dict[str, Tensor]]
@@ -79,16 +79,28 @@ def _nothing_under(root: object, key: str, value: object) -> UsageError:
     """Return the error about a key that is not there, is spelled otherwise, or is the state of an optimizer."""
     names = [str(name) for name in named(root) or numbered(root)]
     hint = f"the top level has {shortlist(map(quoted, names)) or 'no string keys'}"
-    above, _, last = key.rpartition(".")
-    close = get_close_matches(last, list(named(follow(root, above) if above else root)), n=1)
     message = f"there are no tensors under --key {quoted(key or '.')}"
     if value is not None and is_optimizer_state(value):
         message = f"--key {quoted(key)} is state of the optimizer, not weights"
-    elif value is not None and is_training_state(last):
+    elif value is not None and is_training_state(key.rpartition(".")[2]):
         message = f"--key {quoted(key)} is state of the training, not weights"
-    elif value is None and close:
-        hint = f"did you mean {key_flag(join(above, close[0]))}? {hint}"
+    elif value is None:
+        hint = f"{_nearest_keys(root, key)} {hint}".lstrip()
     return UsageError(message, hint=hint)
+
+
+def _nearest_keys(root: object, key: str) -> str:
+    """Return a hint with the keys that are spelled like one that is not there; empty if none is."""
+    pieces = key.split(".")
+    beginnings = (".".join(pieces[:count]) for count in reversed(range(1, len(pieces))))
+    above = next((beginning for beginning in beginnings if follow(root, beginning) is not None), "")
+    wrong, *below = (key.removeprefix(f"{above}.") if above else key).split(".")
+
+    def spelled(name: str) -> str:
+        whole = ".".join([join(above, name), *below])
+        return key_flag(whole if follow(root, whole) is not None else join(above, name))
+
+    return did_you_mean(wrong, named(follow(root, above) if above else root), shown=spelled)
 
 
 def _value_at(root: object, key: str) -> object:

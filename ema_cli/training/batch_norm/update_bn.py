@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ema_cli.api import keywords_in_errors
 from ema_cli.errors import UsageError
 from ema_cli.events import Listener, WarningIssued, ignore
 from ema_cli.fold.cuda import find_device
 from ema_cli.fold.devices import resolve_device
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
+from ema_cli.naming import safetensors_name
 from ema_cli.options.average import Options, make_options
 from ema_cli.planning.warnings import warn_of_chosen_weights
 from ema_cli.preflight.check_plan import fail_if_strict, mark_allowed
@@ -35,57 +35,42 @@ from ema_cli.training.batch_norm.stored_weights import CheckpointWeights, StateD
 from ema_cli.training.live.model_tensors import unwrapped
 
 
-def update_bn(
+def update_given(
     average: str | os.PathLike[str] | Mapping[str, object],
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    output: str | os.PathLike[str] | None = None,
-    device: torch.device | str | None = None,
-    batches: int | None = None,
-    key: str | Iterable[str] = (),
-    strip_prefix: str | None = None,
-    force: bool = False,
+    output: str | os.PathLike[str] | None,
+    device: torch.device | str | None,
+    batches: int | None,
+    listener: Listener,
+    **given: Any,  # noqa: ANN401 - of options
 ) -> BatchNormUpdate:
-    """Load an average into a model and recompute its BatchNorm statistics on data, as ``torch.optim.swa_utils`` does.
-
-    Afterwards the model has the average with the new statistics; the modes and momenta of its modules are unchanged.
-
-    Args:
-        average: a checkpoint of any format, such as the output of ``ema_cli.average``, or a state dict.
-        model: has exactly the tensors of the average.
-        loader: yields batches: tensors, tuples or lists that begin with one, or dicts of what the model takes.
-        output: the file to write: the average with the new statistics, and its report; only of an average in a file.
-        device: where the model and each batch are moved to; by default they stay where they are.
-        batches: the number of batches to use; by default all.
-        key: dotted path to the weights in a nested checkpoint, or several; by default they are found.
-        strip_prefix: prefix to remove from tensor names; ``None`` for those of known wrappers, ``""`` for none.
-        force: overwrite an existing ``output``.
+    """Recompute statistics in a model and, of an average in a file, write an output if there is one.
 
     Raises:
-        ema_cli.errors.UsageError: there is no batch, or a batch is nothing that a model can be called with.
-        ema_cli.errors.InputRefused: the average does not fit the model; a new statistic is not finite.
-        ema_cli.errors.NothingNew: the model has no BatchNorm statistics.
-        ema_cli.errors.OutputError: the output exists, or cannot be written.
+        EmaAvgError: see ``ema_cli.update_bn``.
 
     """
     _check_kinds(average, model, loader)
+    _check_batches(batches)
     code = UserCode(
         make_model=lambda: model,
         make_data=lambda: loader,
         model=type(unwrapped(model)).__name__,
         data=type(loader).__name__,
     )
-    with keywords_in_errors():
-        _check_batches(batches)
-        place = _find(device)
-        if not isinstance(average, Mapping):
-            options = update_options(average, output=output, force=force, key=key, strip_prefix=strip_prefix)
-            return update_file(options, code, batches=batches, device=place)[0]
-        if output is not None:
-            raise UsageError("output= needs an average in a file", hint="save model.state_dict() yourself")
-        weights = StateDictWeights(average, strip_prefix)
-        return recompute(code, weights, batches=batches, device=place, listener=ignore).update
+    place = _find(device)
+    if not isinstance(average, Mapping):
+        options = update_options(average, output=output, **given)
+        return update_file(options, code, batches=batches, device=place, listener=listener)[0]
+    if output is not None:
+        raise UsageError("output= needs an average in a file", hint="save model.state_dict() yourself")
+    weights = StateDictWeights(average, given["strip_prefix"])
+    found = recompute(code, weights, batches=batches, device=place, listener=listener)
+    for warning in found.warnings:
+        listener(WarningIssued(warning=warning))
+    return found.update
 
 
 def update_options(average: str | os.PathLike[str], *, output: str | os.PathLike[str] | None, **given: Any) -> Options:  # noqa: ANN401
@@ -97,7 +82,7 @@ def update_options(average: str | os.PathLike[str], *, output: str | os.PathLike
     """
     name = "" if output is None else os.fspath(output)
     if name and not name.endswith((".safetensors", os.sep)):
-        hint = f"-o {name}.safetensors; or -o {name}{os.sep} for a folder"
+        hint = f"-o {safetensors_name(name)}; or -o {name}{os.sep} for a folder"
         raise UsageError(f"the output {quoted(name)} must end in .safetensors", hint=hint)
     return make_options(average, output=output, **given)
 
@@ -108,7 +93,7 @@ def update_with(
     """Recompute the statistics of the average ``options.paths[0]`` on the device of the options, and write the output.
 
     Raises:
-        EmaAvgError: see ``update_bn``; then nothing was written, unless the message lists what is new.
+        EmaAvgError: see ``ema_cli.update_bn``; then nothing was written, unless the message lists what is new.
 
     """
     if options.output is None:

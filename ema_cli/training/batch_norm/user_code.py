@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 import sysconfig
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 
 import ema_cli
 from ema_cli.errors import UsageError
+from ema_cli.naming import did_you_mean
 from ema_cli.text import quoted, safe_text
 
 _NOT_TO_BLAME = (Path(ema_cli.__file__).parent, Path(torch.__file__).parent)
@@ -99,11 +99,11 @@ def _find(spec: str, option: str) -> Any:  # noqa: ANN401
             f"{option} {quoted(spec)}: there is no module {quoted(missing.name)}",
             hint="modules are searched in the current folder, in PYTHONPATH and in this Python's packages",
         ) from missing
-    for part in parts:
+    for number, part in enumerate(parts):
         if not hasattr(found, part):
             owner = quoted(str(getattr(found, "__file__", None) or getattr(found, "__name__", _kind(found))))
-            close = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"{option} {name}:{'.'.join(close)}" if close and len(parts) == 1 else ""
+            above = "".join(f"{one}." for one in parts[:number])
+            hint = did_you_mean(part, dir(found), shown=f"{option} {name}:{above}".__add__)
             raise UsageError(f"{option} {quoted(spec)}: {owner} has no {quoted(part)}", hint=hint)
         found = getattr(found, part)
     return found

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import EmaAvgError
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.naming import fill_output_name, run_fields
+from ema_cli.options.keywords import Numbers, StrPath
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.training.callbacks.evaluated_ema import EvaluatedEMA
 from ema_cli.training.callbacks.run_average import RunAverage, logged, stand_in

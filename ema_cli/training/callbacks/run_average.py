@@ -10,9 +10,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ema_cli.api import StrPath, average, in_keywords, keywords_in_errors, make_options
 from ema_cli.errors import EmaAvgError, UsageError
-from ema_cli.report.model import Report
+from ema_cli.options.average import make_options
+from ema_cli.options.keyword_messages import in_keywords, keywords_in_errors
+from ema_cli.options.keywords import StrPath
+from ema_cli.pipeline import run_average
+from ema_cli.report.readable_report import ReadableReport
 from ema_cli.text import plural, quoted
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class RunAverage:
         """
         self.saved = dict(saved)
         """The step of every checkpoint that the training saved, by its path."""
-        self.report: Report | None = None
+        self.report: ReadableReport | None = None
         """The report of the last average; process 0 has it."""
         self._averaged: list[str] = []
         """The checkpoints in it."""
@@ -91,7 +94,9 @@ class RunAverage:
                 raise UsageError(
                     "the training saved none that is still there", hint="save more checkpoints, or keep more of them"
                 )
-            self.report = average(paths, run=str(Path(paths[-1]).parent), **self._options)
+            with keywords_in_errors():
+                options = make_options(paths, run=str(Path(paths[-1]).parent), **self._options)
+                self.report = ReadableReport.of(run_average(options).report)  # warnings are logged, not issued
             written = [quoted(one.output.path) for one in self.report.averages]
             logger.info("%s averaged: %s", plural(len(paths), "checkpoint"), ", ".join(written))
 
@@ -101,7 +106,7 @@ class RunAverage:
         return [by_step[step] for step in sorted(by_step)]
 
 
-def _log_warnings(report: Report) -> None:
+def _log_warnings(report: ReadableReport) -> None:
     for warning in report.warnings:
         hint = f"; {in_keywords(warning.hint)}" if warning.hint else ""
         message = in_keywords(warning.message)

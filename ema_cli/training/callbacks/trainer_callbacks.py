@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
 from ema_cli.naming import fill_output_name, run_fields
+from ema_cli.options.keywords import Numbers, StrPath
 from ema_cli.text import quoted
 from ema_cli.training.callbacks.calling_trainer import resumed_from, run_folder, trainer_of
 from ema_cli.training.callbacks.evaluated_ema import EvaluatedEMA

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ema_cli.api import Numbers, StrPath
 from ema_cli.errors import UsageError
+from ema_cli.options.keywords import Numbers, StrPath
 from ema_cli.training.live.averages import Cohort, held, new_cohorts
 from ema_cli.training.live.ema_options import (
     buffer_rule,

@@ -14,7 +14,7 @@ from ema_cli.errors import UsageError
 from ema_cli.formats.state_dict.prefixes import without_module_wrappers
 from ema_cli.naming import OUTPUT_FIELDS, fill_output_name
 from ema_cli.records.live_snapshot import AveragedTensors, LiveSnapshot
-from ema_cli.storage.locations import locate
+from ema_cli.storage.locations import expanded, locate
 from ema_cli.text import quoted, shortlist
 from ema_cli.training.live.averages import Cohort
 from ema_cli.training.live.fsdp import own_part
@@ -75,7 +75,7 @@ def snapshot_paths(path: str | os.PathLike[str], methods: Sequence[Method]) -> t
         ema_cli.errors.UsageError: it is no local .safetensors file, has an unknown field, or the same name for two.
 
     """
-    template = os.path.expanduser(os.fspath(path))  # noqa: PTH111 - Path.expanduser raises where there is no home
+    template = expanded(os.fspath(path))
     if not isinstance(locate(template), Path):
         raise UsageError(f"the snapshot {quoted(template)} is not a local file", hint="save it, then copy it")
     if not template.endswith(".safetensors"):

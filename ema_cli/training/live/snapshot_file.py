@@ -24,7 +24,8 @@ from ema_cli.text import quoted
 from ema_cli.write.file import OutputFile
 from ema_cli.write.held_signals import held_signals
 from ema_cli.write.lock import output_lock
-from ema_cli.write.publish import Writing, check_writable
+from ema_cli.write.publish import Writing
+from ema_cli.write.writable import check_writable
 
 _PIECE_BYTES = 1 << 24
 
@@ -73,7 +74,6 @@ def _why_unwritable(tensor: torch.Tensor) -> str:
 
 def _prepare(path: Path, *, force: bool) -> None:
     with Writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         check_writable(path)
         if path.exists() and not force and not _is_snapshot(path):
             raise OutputError(

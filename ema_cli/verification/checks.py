@@ -4,7 +4,7 @@ Input -> output: the path of an output -> ``Verification``: one ``Check`` each f
 side files, the tensors, the method, every input, and random pieces recomputed from the inputs. A failed check does not
 stop the others. The report is untrusted: its form is checked first, and the files it names are opened like any input.
 
-    >>> from ema_cli.verify.checks import verify
+    >>> from ema_cli.verification.checks import verify
     >>> verification = verify(Path("ema.safetensors"), samples=1000)
     >>> verification.ok, [check.message for check in verification.failures]
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from ema_cli.discovery.changes import check_unchanged
@@ -22,15 +22,16 @@ from ema_cli.errors import InputRefused, NothingMatched, UsageError, Verificatio
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
+from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Report
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.verify.inputs import FoundInput, check_input, open_inputs
-from ema_cli.verify.named_inputs import match_inputs
-from ema_cli.verify.output import (
+from ema_cli.verification.inputs import FoundInput, check_input, open_inputs
+from ema_cli.verification.named_inputs import match_inputs
+from ema_cli.verification.output import (
     Check,
     WrittenOutput,
     check_digest,
@@ -42,7 +43,7 @@ from ema_cli.verify.output import (
     failed,
     open_written,
 )
-from ema_cli.verify.samples import check_samples
+from ema_cli.verification.samples import check_samples
 
 _MOST_SAMPLES = 1_000_000
 _MOST_NAMES = 3
@@ -62,6 +63,18 @@ class Verification:
     seed: int
     skipped: tuple[str, ...] = ()
     """What the options left out."""
+    in_python: bool = False
+    """Messages name keywords, not flags."""
+
+    def __repr__(self) -> str:
+        name = quoted(str(self.output))
+        if self.ok:
+            return f"<Verification: {name} passed {plural(len(self.checks), 'check')}>"
+        failed = shortlist(check.name for check in self.failures)
+        return f"<Verification: {name} failed {len(self.failures):,} of {plural(len(self.checks), 'check')}: {failed}>"
+
+    def __bool__(self) -> bool:
+        return self.ok
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -94,10 +107,11 @@ class Verification:
         only_inputs = all(check.name.startswith(_INPUT_CHECKS) for check in self.failures)
         again = "average again with --force: that writes the output and its report"
         hints.append("--output-only checks only the file and its report" if only_inputs else again)
-        raise VerificationFailed(
-            "\n  ".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
-            hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
-        )
+        with keywords_in_errors() if self.in_python else nullcontext():
+            raise VerificationFailed(
+                "\n  ".join([f"verification of {quoted(str(self.output))} failed:", *lines]),
+                hint="; ".join(dict.fromkeys(part for hint in hints for part in hint.split("; ") if part)),
+            )
 
     def _missing(self) -> Iterator[str]:
         """Yield one line about all missing inputs, if there are any."""
@@ -147,7 +161,7 @@ def verify(
         raise UsageError(f"--samples {samples:,} must be from 0 to {_MOST_SAMPLES:,}")
     names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     if names and output_only:
-        raise UsageError("--output-only does not open the inputs that --input names", hint="leave out one of them")
+        raise UsageError("--output-only and --input contradict each other", hint="leave out one of them")
     scope = _Scope(
         samples=None if output_only else samples,
         seed=seed,

@@ -23,9 +23,9 @@ from ema_cli.report.model import Report, Tensor, TensorPieces
 from ema_cli.storage.extents import Located, TensorLayout
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, shortlist
-from ema_cli.verify.inputs import FoundInput
-from ema_cli.verify.output import Check
-from ema_cli.verify.recompute import find_mismatch, keep, recompute, recompute_pieces
+from ema_cli.verification.inputs import FoundInput
+from ema_cli.verification.output import Check
+from ema_cli.verification.recompute import find_mismatch, keep, recompute, recompute_pieces
 
 PIECE_ELEMENTS = 1 << 14
 _MOST_SHOWN = 3

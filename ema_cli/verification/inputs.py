@@ -27,8 +27,8 @@ from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.locations import Location, identity_of, is_folder, open_source
 from ema_cli.storage.protocols import split_protocol
 from ema_cli.text import plural, quoted
-from ema_cli.verify.input_reader import InputReader, is_flat
-from ema_cli.verify.output import Check, WrittenOutput
+from ema_cli.verification.input_reader import InputReader, is_flat
+from ema_cli.verification.output import Check, WrittenOutput
 
 NAME_THEM = "name the inputs: ema-avg verify OUT --input CKPT..."
 _FROM_THE_RUN = f"the paths are relative to the directory of the run: verify there, or {NAME_THEM}"

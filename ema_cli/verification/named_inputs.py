@@ -21,9 +21,9 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Input, Report
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import plural, quoted
-from ema_cli.verify.input_reader import InputReader, is_flat
-from ema_cli.verify.inputs import FoundInput
-from ema_cli.verify.output import WrittenOutput
+from ema_cli.verification.input_reader import InputReader, is_flat
+from ema_cli.verification.inputs import FoundInput
+from ema_cli.verification.output import WrittenOutput
 
 
 def match_inputs(
