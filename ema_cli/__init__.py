@@ -60,7 +60,12 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     """Import the public functions when they are asked for (PEP 562)."""
     if name in __all__:
-        return getattr(import_module(_HOMES.get(name, "ema_cli.api")), name)
+        try:
+            return getattr(import_module(_HOMES.get(name, "ema_cli.api")), name)
+        except ModuleNotFoundError as missing:
+            if missing.name != "torch":
+                raise
+            raise ModuleNotFoundError(f"ema_cli.{name} needs torch: pip install torch", name="torch") from missing
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -20,6 +20,8 @@ _MOST_NAMES = 200_000
 """Names that are examined for one that is near; all of it takes about a second."""
 _MOST_COMPARED = 200
 """Names that are compared letter by letter."""
+_MUCH_FARTHER = 0.15
+"""Less similar than the nearest name by this, a name is not meant."""
 _LONGEST_END = 60
 """Characters at both ends of a long name that are compared."""
 _BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
@@ -102,6 +104,11 @@ def run_fields(run: str) -> dict[str, object]:
     return {"run": run, "name": Path(os.path.abspath(without_secrets(run, whole=True))).name}  # noqa: PTH100 - resolve() would follow links
 
 
+def safetensors_name(name: str) -> str:
+    """Return the name of an output with the suffix that it must have: ``ema.pt`` -> ``ema.safetensors``."""
+    return f"{re.sub(r'[.][A-Za-z]+$', '', name)}.safetensors"
+
+
 def report_name(output: str) -> str:
     """Return the name of the report beside an output: ``ema.safetensors`` -> ``ema.report.json``."""
     return f"{output.removesuffix('.safetensors')}.report.json"
@@ -110,8 +117,8 @@ def report_name(output: str) -> str:
 def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return the names that ``name`` may be a misspelling of, the nearest first; capital letters do not matter.
 
-    They have at least the similarity ``cutoff``, from 0 to 1, that ``difflib`` measures. The time is bounded: of very
-    many names, those are compared that share the most at their beginning and end.
+    They have at least the similarity ``cutoff``, from 0 to 1, that ``difflib`` measures, and are about as near as the
+    nearest. The time is bounded: of very many names, those are compared that share the most at their beginning and end.
     """
     by_form: dict[str, str] = {}
     for one in islice(known, _MOST_NAMES):
@@ -123,7 +130,8 @@ def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0
         forms = nlargest(_MOST_COMPARED, by_form, key=lambda other: _shared(form, other))
     ranked = [(_similarity(matcher, other, cutoff), by_form[other]) for other in forms]
     ranked.sort(key=lambda one: (-one[0], natural_key(one[1])))
-    return [one for similarity, one in ranked[:most] if similarity >= cutoff]
+    least = max(cutoff, ranked[0][0] - _MUCH_FARTHER) if ranked else cutoff
+    return [one for similarity, one in ranked[:most] if similarity >= least]
 
 
 def _similarity(matcher: SequenceMatcher[str], other: str, cutoff: float) -> float:

@@ -226,7 +226,7 @@ def percent(share: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits and thousands separators: ``0.0123``, ``477``, ``12,345``, ``1e-9``.
+    """Return a number with three significant digits and thousands separators: ``0.0123``, ``477``, ``12,345``.
 
     Digits before the point are never dropped, a whole number has no point, and a trailing zero is kept where it is
     measured: ``1.00`` is near 1, ``1`` is an ``int``.

@@ -1,127 +1,86 @@
-"""A real training run, small enough for a demonstration: a CNN with BatchNorm on scikit-learn's handwritten digits.
+"""Scikit-learn's handwritten digits, blurred by noise, and a small network that reads them.
 
-    python scripts/digits.py train demo/run              checkpoints as trainers write them, twice:
-                                                         demo/run/*.pt nested, demo/run/safetensors/* flat
-    python scripts/digits.py evaluate demo/run ema.safetensors
-
-Every batch is blurred by noise and the learning rate stays high, so that the last steps still fluctuate: averaging is
-made for this case.
+``ema-avg update-bn`` imports this file in ``scripts/demo``: ``--model scripts.digits:network --data
+scripts.digits:training_batches``.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
+import os
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional
 
-STEPS = 1000
-SAVED = 13
-"""Checkpoints, at equal distances in the second half."""
-BATCH = 64
+Data = tuple[torch.Tensor, torch.Tensor]
+"""Images (n, 1, 8, 8) float32 and labels (n,) int64."""
 HELD_OUT = 600
 NOISE = 0.3
-LEARNING_RATE = 0.1
+WRONG = 0.2
+"""The share of wrong labels in ``mislabeled``."""
+BATCH = 64
+WIDTH = 128
 
 
-def make_model() -> nn.Sequential:
-    """Return the network: two convolutions with BatchNorm and a linear layer."""
-    return nn.Sequential(
-        nn.Conv2d(1, 24, 3, padding=1),
-        nn.BatchNorm2d(24),
-        nn.ReLU(),
-        nn.Conv2d(24, 48, 3, padding=1),
-        nn.BatchNorm2d(48),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(48 * 16, 10),
-    )
+@cache
+def table() -> np.ndarray:
+    """Return a row per image: 64 pixels, 0 to 16, and the label.
+
+    It is read from the file of scikit-learn's ``load_digits``: importing scikit-learn takes as long as importing torch.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise SystemExit("the digits are in scikit-learn: pip install scikit-learn")
+    return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
 
 
-def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Return training and held-out images (n, 1, 8, 8) float32 and labels (n,) int64, always split the same way."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(digits.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+def load_data(split: int = 0) -> tuple[Data, Data]:
+    """Return training and held-out data; each split draws its own ``HELD_OUT`` images, always the same ones."""
+    images = torch.tensor(table()[:, :-1], dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    labels = torch.tensor(table()[:, -1], dtype=torch.int64)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(split))
     train, test = order[HELD_OUT:], order[:HELD_OUT]
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def train(folder: Path, steps: int) -> None:
-    """Train, saving a checkpoint every few steps of the second half."""
-    every = steps // (2 * SAVED - 1)
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
-    (images, labels), held_out = load_data()
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "safetensors").mkdir(parents=True)
-    for step in range(1, steps + 1):
-        batch = torch.randint(0, len(labels), (BATCH,), generator=generator)
-        noise = NOISE * torch.randn(BATCH, *images.shape[1:], generator=generator)
-        loss = functional.cross_entropy(model.train()(images[batch] + noise), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if (steps - step) % every == 0 and steps - step < SAVED * every:
-            save(folder, model, optimizer, step)
-            print(f"step {step:>4}  loss {loss.item():.3f}  held-out accuracy {accuracy(model, held_out):.1%}")
+def mislabeled(data: Data) -> Data:
+    """Return the data with other labels for a share ``WRONG`` of the images, always the same ones."""
+    images, labels = data
+    chance = torch.Generator().manual_seed(0)
+    wrong = torch.rand(len(labels), generator=chance) < WRONG
+    return images, torch.where(wrong, (labels + torch.randint(1, 10, labels.shape, generator=chance)) % 10, labels)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write one checkpoint nested, as training loops do, and one flat."""
-    checkpoint = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "args": argparse.Namespace(lr=LEARNING_RATE, batch=BATCH),
-    }
-    torch.save(checkpoint, folder / f"ckpt_{step}.pt")
-    save_file(model.state_dict(), folder / "safetensors" / f"ckpt_{step}.safetensors")
+def noisy(images: torch.Tensor) -> torch.Tensor:
+    """Return the images with noise, always the same one."""
+    return images + NOISE * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    """Return the untrained network of the demo: two hidden layers with BatchNorm."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 10),
+    )
+
+
+def training_batches() -> list[torch.Tensor]:
+    """Return the noisy training images, in batches; those of another split if the variable ``SPLIT`` names one."""
+    (images, _), _ = load_data(int(os.environ.get("SPLIT", "0")))
+    return list(noisy(images).split(BATCH))
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """Return the share of right answers."""
-    images, labels = data
-    return float((model.eval()(images).argmax(dim=1) == labels).float().mean())
-
-
-def evaluate(folder: Path, average: Path) -> None:
-    """Compare the last checkpoint and the average on the held-out images."""
-    _, held_out = load_data()
-    model = make_model()
-    last = max((folder / "safetensors").iterdir(), key=lambda path: int(path.stem.partition("_")[2]))
-    print(f"held-out accuracy on {HELD_OUT} images")
-    for name, path in (("last checkpoint", last), ("average", average)):
-        model.load_state_dict(load_file(path), strict=True)
-        print(f"  {name:<16} {accuracy(model, held_out):.1%}  {path}")
-
-
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("train")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--steps", type=int, default=STEPS)
-    command = commands.add_parser("evaluate")
-    command.add_argument("folder", type=Path)
-    command.add_argument("average", type=Path)
-    arguments = parser.parse_args()
-    if arguments.command == "train":
-        train(arguments.folder, arguments.steps)
-    else:
-        evaluate(arguments.folder, arguments.average)
-
-
-if __name__ == "__main__":
-    main()
+def accuracy(model: nn.Module, held_out: Data) -> float:
+    """Return the percentage of right answers, in evaluation mode."""
+    images, labels = held_out
+    return 100 * float((model.eval()(images).argmax(dim=1) == labels).float().mean())

@@ -14,13 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from digits import load_data, make_model
+from digits import BATCH, NOISE, Data, load_data
 from torch import nn
 from torch.nn import functional
 
 State = dict[str, torch.Tensor]
+Rate = Callable[[int], float]
+"""The learning rate of a step (the first is 1), relative to the largest."""
 Schedule = Callable[[float], float]
-"""The learning rate, relative to the largest, by the part of the training that is done."""
+"""The same by the part of the training that is done, 0 to 1."""
 CONTEXT = 32
 WIDTH = 48
 SAVES = 12
@@ -72,18 +74,41 @@ class Task:
     state: Callable[[], State]
 
 
-def digits(seed: int, *, start: State | None = None, rate: float = 0.1, noise: float = 0.3) -> Task:
-    """Return a CNN with BatchNorm on handwritten digits, SGD with momentum."""
+def convolutions() -> nn.Sequential:
+    """Return two convolutions with BatchNorm and a linear layer, for digits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 48, 3, padding=1),
+        nn.BatchNorm2d(48),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48 * 16, 10),
+    )
+
+
+def digits(
+    seed: int,
+    *,
+    start: State | None = None,
+    rate: float = 0.1,
+    noise: float = NOISE,
+    network: Callable[[], nn.Module] = convolutions,
+    data: Data | None = None,
+) -> Task:
+    """Return a network with BatchNorm on handwritten digits, SGD with momentum; fresh noise on every image."""
     torch.manual_seed(seed)
-    (images, labels), _ = load_data()
+    images, labels = data or load_data()[0]
     generator = torch.Generator().manual_seed(seed + 1000)
-    model = make_model()
+    model = network()
     if start is not None:
         model.load_state_dict(start)
 
     def loss() -> torch.Tensor:
-        batch = torch.randint(0, len(labels), (64,), generator=generator)
-        blurred = images[batch] + noise * torch.randn(64, *images.shape[1:], generator=generator)
+        batch = torch.randint(0, len(labels), (BATCH,), generator=generator)
+        blurred = images[batch] + noise * torch.randn(BATCH, *images.shape[1:], generator=generator)
         return functional.cross_entropy(model(blurred), labels[batch])
 
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
@@ -153,17 +178,24 @@ def characters(
     return Task(model=model, optimizer=optimizer, loss=loss, state=state)
 
 
+def steps_of(task: Task, rate: Rate, steps: int, *, after: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
+    """Train from step ``after`` to ``steps``; yield each step and its loss."""
+    base = [group.setdefault("initial_lr", group["lr"]) for group in task.optimizer.param_groups]
+    for step in range(after + 1, steps + 1):
+        for group, largest in zip(task.optimizer.param_groups, base, strict=True):
+            group["lr"] = largest * rate(step)
+        task.model.train()
+        task.optimizer.zero_grad()
+        loss = task.loss()
+        loss.backward()
+        task.optimizer.step()
+        yield step, loss.detach()
+
+
 def train(task: Task, steps: int, saved: Sequence[int], schedule: Schedule = constant) -> list[State]:
     """Train, and return the weights after each of the ``saved`` steps; step 0 is the initialization."""
     states = [copied(task.state())] if 0 in saved else []
-    base = [group["lr"] for group in task.optimizer.param_groups]
-    task.model.train()
-    for step in range(1, steps + 1):
-        for group, rate in zip(task.optimizer.param_groups, base, strict=True):
-            group["lr"] = rate * schedule((step - 1) / steps)
-        task.optimizer.zero_grad()
-        task.loss().backward()
-        task.optimizer.step()
+    for step, _ in steps_of(task, lambda step: schedule((step - 1) / steps), steps):
         if step in saved:
             states.append(copied(task.state()))
     return states

@@ -13,11 +13,18 @@ if [ "$missing" ]; then
         echo "Python 3.11 or newer is needed; $python is $("$python" --version)" >&2
         exit 1
     }
-    echo "installing into .venv (once, a minute or two)" >&2
+    echo "Installing ema-avg and what it needs (torch is by far the largest) into .venv: once, a minute or two." >&2
+    echo "Only this step needs the network." >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     # As an environment variable the constraints also hold for the tools that build the package.
     PIP_CONSTRAINT=$PWD/scripts/constraints.txt .venv/bin/python -m pip install \
-        --quiet --disable-pip-version-check --editable ".[$extras]"
+        --progress-bar off --disable-pip-version-check --editable ".[$extras]" | while read -r line; do
+        case $line in
+            Collecting\ *) line=${line#Collecting } && printf '%s ' "${line%%[ <>=!~;(\[]*}" ;;
+            Downloading*[MG]B\) | Using\ cached*[MG]B\)) printf '\n%s' "$line" ;;
+            Installing\ collected*) printf '\nUnpacking all of them, which takes longest\n' ;;
+        esac
+    done >&2
     for extra in ${extras//,/ }; do echo "$wanted" >".venv/installed-$extra"; done
 fi
 export PATH="$PWD/.venv/bin:$PATH"

@@ -1,4 +1,4 @@
-"""What ``swa_digits.py`` and ``swa_text.py`` share: learning rates, training to disk, our commands, statistics, a plot.
+"""What the scripts that measure averages share: learning rates, training to disk, our commands, statistics, a plot.
 
 A training is a ``Task`` of ``real_runs.py``. Its checkpoints are averaged by ``ema-avg`` in a process of its own, as
 users do it.
@@ -12,18 +12,16 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from real_runs import Task
+from real_runs import Rate, Task, steps_of
 from safetensors.torch import save_file
 
 SCRIPTS = Path(__file__).resolve().parent
 RECORDS = SCRIPTS / "records"
-Rate = Callable[[int], float]
-"""The learning rate of a step (the first is 1), relative to the largest."""
 
 
 def command_line(description: str | None, *, seeds: int) -> argparse.Namespace:
@@ -67,14 +65,7 @@ def cyclical(start: int, cycle: int, low: float) -> Rate:
 def train(task: Task, rate: Rate, steps: int, saved: Collection[int], folder: Path, *, after: int = 0) -> None:
     """Train from step ``after`` to ``steps``, and save ``folder/ckpt_STEP.safetensors`` after the ``saved`` steps."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = [group.setdefault("initial_lr", group["lr"]) for group in task.optimizer.param_groups]
-    task.model.train()
-    for step in range(after + 1, steps + 1):
-        for group, largest in zip(task.optimizer.param_groups, base, strict=True):
-            group["lr"] = largest * rate(step)
-        task.optimizer.zero_grad()
-        task.loss().backward()
-        task.optimizer.step()
+    for step, _ in steps_of(task, rate, steps, after=after):
         if step in saved:
             save_file(task.state(), checkpoint(folder, step))
 
@@ -84,11 +75,14 @@ def checkpoint(folder: Path, step: int) -> Path:
     return folder / f"ckpt_{step}.safetensors"
 
 
-def ema_avg(*arguments: object, output: Path) -> Path:
-    """Run ``ema-avg`` in the folder of the scripts, so that it finds their modules; return the output."""
+def ema_avg(*arguments: object, output: Path, **variables: str) -> Path:
+    """Run ``ema-avg`` in the folder of the scripts, so that it finds their modules; return the output.
+
+    ``variables`` are added to the environment.
+    """
     command = [sys.executable, "-m", "ema_cli", *map(str, arguments), "-o", str(output)]
     paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(SCRIPTS.parent)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **variables}
     done = subprocess.run(command, cwd=SCRIPTS, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")

@@ -23,12 +23,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from real_runs import CharTransformer, Task
+from real_runs import CharTransformer, Rate, Task
 from safetensors.torch import load_file
 from swa_common import (
     COLORS,
     Line,
-    Rate,
     Row,
     checkpoint,
     command_line,

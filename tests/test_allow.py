@@ -18,8 +18,8 @@ from tests.helpers.series import random_states, write_series
 @pytest.mark.parametrize(
     ("code", "hint"),
     [
-        ("evidence-oder", "--allow evidence-order"),
-        ("plain-mean, evidence-oder", "--allow plain-mean --allow evidence-order"),
+        ("evidence-oder", "did you mean --allow evidence-order?"),
+        ("plain-mean, evidence-oder", "did you mean --allow plain-mean --allow evidence-order?"),
         ("plain-mean,zzz", "the codes are listed by: ema-avg help warnings"),
         ("zzz", "the codes are listed by: ema-avg help warnings"),
     ],
@@ -28,7 +28,7 @@ def test_an_unknown_code_is_refused(code: str, hint: str, ema_avg: Run, tmp_path
     """A code that no warning has is an error of usage, with the nearest one."""
     done = ema_avg("a.pt", "--decay", "0.5", "--allow", code)
     assert done.returncode == 2
-    assert f"try: {hint}" in done.stderr
+    assert hint in done.stderr
     with pytest.raises(UsageError, match='allow="'):
         ema_cli.plan(tmp_path, decay=0.5, allow=code)
 
@@ -68,7 +68,7 @@ def test_an_accepted_warning_is_shown(tmp_path: Path, ema_avg: Run) -> None:
     assert "(first-dominates, allowed)" in done.stderr
     for page in ("r.md", "r.html"):
         assert "first-dominates, allowed" in (tmp_path / page).read_text()
-    document = json.loads(ema_avg("plan", "run", "--decay", "0.9", "--json").stdout)
+    document = json.loads(ema_avg("plan", "run", "--decay", "0.9", "--json", "-o", "new.safetensors").stdout)
     assert [(w["code"], w["allowed"]) for w in document["warnings"]] == [("first-dominates", True)]
 
 

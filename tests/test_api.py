@@ -251,7 +251,7 @@ def _steps() -> Iterator[np.int64]:
         ({"half_life": np.int64(4)}, {"half_life": 4.0}),
         ({"steps": np.array([1, 2, 3])}, {"steps": [1, 2, 3]}),
         ({"steps": torch.tensor([1, 2, 3])}, {"steps": [1, 2, 3]}),
-        ({"steps": _steps()}, {"steps": range(1, 4)}),
+        pytest.param({"steps": _steps()}, {"steps": range(1, 4)}, id="steps of a generator"),
         ({"weights": torch.tensor([1.0, 3.0])}, {"weights": "1,3"}),
         ({"last": np.int32(3), "threads": torch.tensor(2)}, {"last": 3, "threads": 2}),
         ({"max_memory": np.int64(64_000_000)}, {"max_memory": "64MB"}),

@@ -53,7 +53,7 @@ def test_github_gets_annotations_summary_and_outputs(run_folder: Path, tmp_path:
     assert all(command.startswith("::warning ") for command in commands)
     assert summary.read_text().startswith("before\n<!-- ema-avg report -->")
     assert outputs.read_text().startswith("a=b\npath<<")
-    assert "Effective checkpoints\\: 1.0 of 5" in summary.read_text()
+    assert "It has 1.01 effective checkpoints" in summary.read_text()
     values = dict(re.findall(r"^(\w+)<<(?:\w+)\n(.*?)\nema_avg_", outputs.read_text(), re.MULTILINE | re.DOTALL))
     assert values["path"] == "ema.safetensors"
     assert values["report"] == "ema.report.json"

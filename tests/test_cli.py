@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 
 from ema_cli._version import __version__
+from ema_cli.cli.app import app
+from ema_cli.cli.options import CommandLine
+from ema_cli.options.average import Options
+from ema_cli.options.declaration import declared
 from tests.helpers.program import Run
 from tests.helpers.series import write_sparse
 
@@ -52,7 +58,7 @@ def test_the_word_average_is_optional(form: list[str], run_folder: Path, ema_avg
     assert ema_avg(*form, run_folder, "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
 
 
-def test_talk_goes_to_stderr_and_the_result_to_stdout(run_folder: Path, ema_avg: Run) -> None:
+def test_stdout_has_the_result_and_stderr_all_else(run_folder: Path, ema_avg: Run) -> None:
     """The standard output has one line per output; the plan, the warnings and the summary are on stderr."""
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors")
     assert done.stdout.startswith("wrote ema.safetensors")
@@ -108,18 +114,19 @@ def test_verbose_shows_every_row(tmp_path: Path, ema_avg: Run) -> None:
     """Long tables are shortened in the middle, unless ``-v`` asks for all rows."""
     for step in range(40):
         save_file({"w": torch.full((2,), float(step))}, tmp_path / f"s_{step}.safetensors")
-    short = ema_avg("plan", "s_*.safetensors", "--decay", "0.5").stderr
+    short = ema_avg("plan", "s_*.safetensors", "--decay", "0.5").stdout
     assert "s_20.safetensors" not in short
     assert "16 more (-v shows them)" in short
-    assert "s_20.safetensors" in ema_avg("plan", "s_*.safetensors", "--decay", "0.5", "-v").stderr
+    assert "s_20.safetensors" in ema_avg("plan", "s_*.safetensors", "--decay", "0.5", "-v").stdout
 
 
 def test_plan_writes_nothing(run_folder: Path, ema_avg: Run) -> None:
-    """``plan`` and ``--dry-run`` show the shares and leave no file."""
+    """``plan`` and ``--dry-run`` show the shares on stdout, warnings on stderr, and leave no file."""
     for arguments in (["plan", run_folder], [run_folder, "--dry-run"], [run_folder, "-n"]):
         done = ema_avg(*arguments, "--decay", "0.999", "-o", "ema.safetensors")
         assert done.returncode == 0
-        assert "99.6 %" in done.stderr
+        assert "99.6 %" in done.stdout
+        assert done.stderr.startswith("warning: ")
         assert "first-dominates" in done.stderr
     assert listing(run_folder.parent) == {"run"}
 
@@ -338,23 +345,53 @@ def test_inspect(run_folder: Path, ema_avg: Run) -> None:
     done = ema_avg("inspect", run_folder / "ckpt_100.pt", "-v")
     assert done.returncode == 0
     for words in ("torch zip", 'under "model"', "step 100", "float32", "optimizer", "0.weight", "(5, 6)"):
-        assert words in done.stderr
+        assert words in done.stdout
     document = json.loads(ema_avg("inspect", run_folder / "ckpt_100.pt", "--json").stdout)
     assert document["checkpoints"][0]["key"] == "model"
 
 
 def test_version(ema_avg: Run) -> None:
-    """``--version`` prints the version and nothing else."""
-    assert ema_avg("--version").stdout == f"ema-avg {__version__}\n"
+    """``--version`` and ``version`` print the version and nothing else."""
+    for word in ("--version", "version"):
+        assert ema_avg(word).stdout == f"ema-avg {__version__}\n"
 
 
-def test_help_shows_the_main_job_and_the_commands(ema_avg: Run) -> None:
-    """The help of the program is that of the main job in panels, and the list of commands."""
-    shown = ema_avg("--help", COLUMNS="160").stdout
-    for words in ("--decay", "Inputs", "Weights", "Compute", "Output", "Run", "Commands", "inspect", "[default: found"):
+def test_help_is_one_screen(ema_avg: Run) -> None:
+    """The first page has the examples, every command, the options that most runs need, and where the rest is."""
+    shown = ema_avg("--help", COLUMNS="100").stdout
+    assert len(shown.splitlines()) <= 45
+    assert "-o, --output PATH" in shown
+    for words in ("ema-avg run/ --decay 0.9", "--install-completion", "--version", "ema-avg average --help"):
         assert words in shown
-    assert ema_avg("-h").returncode == 0
-    assert "--decay" in ema_avg("average", "-h").stdout
+    for command in get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"\n  {command} " in shown
+    assert ema_avg("-h", COLUMNS="100").stdout == shown
+
+
+def test_help_of_the_main_job_has_all_options(ema_avg: Run) -> None:
+    """The help of ``average`` shows every option in panels."""
+    shown = ema_avg("average", "--help", COLUMNS="160").stdout
+    for words in ("--decay", "Inputs", "Weights", "Compute", "Output", "Run", "[default: found", "help methods"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("width", ["60", "80", "100"])
+def test_choices_are_not_split_inside_a_word(ema_avg: Run, width: str) -> None:
+    """In the help of a narrow terminal a line ends between two choices."""
+    shown = ema_avg("average", "--help", COLUMNS=width).stdout
+    words = set(re.findall(r"[\w-]+", shown))
+    for one in (*declared(Options), *declared(CommandLine)):
+        assert words.issuperset(one.choices)
+
+
+def test_an_unknown_option_names_the_nearest_one(ema_avg: Run) -> None:
+    """The error says what the nearest option does and where the others are; a word without one just the latter."""
+    error = ema_avg("run", "--decy", "0.9").stderr
+    assert error.startswith("error: there is no option --decy\n  try: --decay D (d of E_n")
+    assert "all options: ema-avg average --help" in error
+    assert "--output-only (" in ema_avg("verify", "x", "--outptu-only").stderr
+    assert "--version (" in ema_avg("--versoin").stderr
+    assert ema_avg("plan", "-z").stderr == "error: there is no option -z\n  try: ema-avg plan --help\n"
 
 
 def test_no_arguments_show_the_help(ema_avg: Run) -> None:
@@ -421,7 +458,7 @@ def test_a_newer_last_checkpoint_is_used(run_folder: Path, ema_avg: Run) -> None
     newest = torch.load(run_folder / "ckpt_500.pt", weights_only=False)
     for step in (500, 550):
         torch.save({**newest, "step": step}, run_folder / "last.ckpt")
-        assert 'skipped "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stderr
+        assert 'skipped "run/last.ckpt"' in ema_avg("plan", "run", "--decay", "0.5").stdout
     model = {name: value + 1 for name, value in newest["model"].items()}
     torch.save({**newest, "model": model, "step": 550}, run_folder / "last.ckpt")
     plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
@@ -454,12 +491,12 @@ def test_averages_that_are_not_finite_are_warned_about(tmp_path: Path, ema_avg: 
     assert "nonfinite-written" in done.stderr
 
 
-def test_plan_names_a_missing_folder(run_folder: Path, ema_avg: Run) -> None:
-    """The plan reports what would stop the run: no folder for the output."""
-    done = ema_avg("plan", run_folder, "--decay", "0.5", "-o", "missing/ema.safetensors")
+def test_plan_names_a_folder_that_cannot_be_made(run_folder: Path, ema_avg: Run) -> None:
+    """The plan reports what would stop the run: a file in place of a folder above the output."""
+    done = ema_avg("plan", run_folder, "--decay", "0.5", "-o", f"{run_folder}/ckpt_100.pt/ema.safetensors")
     assert done.returncode == 0
     assert "output-in-the-way" in done.stderr
-    assert "mkdir -p missing" in done.stderr
+    assert "is a file, not a folder" in done.stderr
 
 
 def test_a_checkpoint_that_was_found_is_never_overwritten(tmp_path: Path, ema_avg: Run) -> None:
@@ -553,7 +590,7 @@ def test_no_part_of_a_model_is_dropped_in_silence(
         torch.save(tensors(checkpoint), tmp_path / f"x_{step}.pt")
     done = ema_avg("plan", "x_1.pt", "x_2.pt", "--decay", "0.5")
     assert done.returncode == code, done.stderr
-    assert words in done.stderr
+    assert words in (done.stderr if code else done.stdout)
 
 
 def test_numbers_that_are_no_steps_make_the_order_doubtful(tmp_path: Path, ema_avg: Run) -> None:

@@ -441,8 +441,8 @@ def test_two_keys_are_shown_apart(tmp_path: Path, ema_avg: Run) -> None:
     for number in (1, 2):
         save(tmp_path / f"ckpt_{number}.pt", {"g": weights(seed=number), "d": other_part()})
     keys = ("--key", "g", "--key", "d")
-    assert 'weights under "g", "d"\n' in ema_avg("plan", ".", *keys, "--method", "uniform").stderr
-    assert 'under "g", "d"' in ema_avg("inspect", "ckpt_1.pt", *keys).stderr
+    assert 'weights under "g", "d"\n' in ema_avg("plan", ".", *keys, "--method", "uniform").stdout
+    assert 'under "g", "d"' in ema_avg("inspect", "ckpt_1.pt", *keys).stdout
 
 
 def test_a_loose_tensor_beside_a_model_proposes_the_whole(tmp_path: Path) -> None:

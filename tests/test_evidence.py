@@ -251,8 +251,8 @@ def test_why_there_is_no_evidence(run: list[State], tmp_path: Path, ema_avg: Run
     """A model that is too small, and a series that is too short for an order, are called so."""
     write_series(tmp_path / "tiny", [{"w": torch.randn(20, 20)} for _ in range(3)], form="safetensors")
     write_series(tmp_path / "short", run[:4], form="safetensors")
-    assert "evidence: none (fewer than 2,048 weights)" in ema_avg("plan", "tiny", "--decay", "0.5").stderr
-    assert "too few checkpoints to judge the order (5 needed)" in ema_avg("plan", "short", "--decay", "0.5").stderr
+    assert "weights compared: no (fewer than 2,048)" in ema_avg("plan", "tiny", "--decay", "0.5").stdout
+    assert "too few checkpoints to judge the order (5 needed)" in ema_avg("plan", "short", "--decay", "0.5").stdout
 
 
 def test_batch_is_proposed_only_for_runs_in_folders(run: list[State], other_run: list[State], tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_reports_show_the_evidence(run: list[State], tmp_path: Path) -> None:
     text = (tmp_path / "ema.report.json").read_text()
     assert from_json(text).evidence == report.evidence is not None
     for page in more:
-        assert "related (cosine to the nearest" in page.read_text().replace("\\", "")
+        assert "similar (cosine to the nearest" in page.read_text().replace("\\", "")
         assert "the order agrees with the weights." in page.read_text().replace("\\", "")
     document = json.loads(text) | {"schema_version": "1.0"}
     del document["evidence"]
@@ -452,7 +452,7 @@ def test_the_commands_show_the_evidence(run: list[State], tmp_path: Path, ema_av
     """``plan`` and its JSON, the run, and ``batch --dry-run`` have the verdict."""
     write_series(tmp_path / "runs" / "a", [run[-1], *run[:-1]], form="safetensors")
     planned_run = ema_avg("plan", "runs/a", "--decay", "0.5")
-    assert "evidence: related" in planned_run.stderr
+    assert "weights compared: similar" in planned_run.stdout
     assert "(evidence-order)" in planned_run.stderr
     assert ema_avg("plan", "runs/a", "--decay", "0.5", "--strict").returncode == 8
     document = json.loads(ema_avg("plan", "runs/a", "--decay", "0.5", "--json").stdout)
@@ -463,7 +463,7 @@ def test_the_commands_show_the_evidence(run: list[State], tmp_path: Path, ema_av
         assert json.loads(batch.stdout)["jobs"][0]["warnings"] == ["evidence-order"]
     silent = ema_avg("plan", "runs/a", "--decay", "0.5", "--no-probe", "--strict")
     assert silent.returncode == 0
-    assert "evidence: not sampled (--no-probe)" in silent.stderr
+    assert "weights compared: no (--no-probe)" in silent.stdout
 
 
 @pytest.mark.parametrize("seed", range(8))

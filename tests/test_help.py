@@ -23,6 +23,7 @@ from ema_cli.cli.app import app
 from ema_cli.cli.exit import ExitCode, exit_code
 from ema_cli.errors import WARNING_CODES, UsageError
 from ema_cli.weights.methods import SPECS
+from tests.helpers.program import forked
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -115,7 +116,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = ("run", "runs/r0", "runs/r1", "runs/baseline", "runs/long")
     for name in runs:
         (folder / name).mkdir(parents=True)
-        for step in range(520, LAST_STEP + 1, 40):
+        for step in range(40, LAST_STEP + 1, 80):  # as in scripts/demo
             torch.save({"model": _net().state_dict(), "step": step}, folder / name / f"ckpt_{step}.pt")
     ema_cli.average(folder / "run", decay=0.8, output=folder / "ema.safetensors")
     earlier = {"per": "step", "half_life": 100, "to_step": 800, "dtype": "float32"}
@@ -174,7 +175,9 @@ def test_the_name_of_a_command_shows_its_options(name: str) -> None:
     assert name not in topics.topic_names()
 
 
-@pytest.mark.parametrize(("name", "hint"), [("metods", "ema-avg help methods"), ("../README", "ema-avg help")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("metods", "did you mean ema-avg help methods?"), ("../README", "ema-avg help")]
+)
 def test_an_unknown_topic_is_refused_with_the_nearest(name: str, hint: str) -> None:
     """A wrong name is a usage error with the command that was probably meant; a path is no topic."""
     error = CliRunner().invoke(app, ["help", name]).exception
@@ -228,6 +231,19 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(text.encode()) <= 16_000
     assert re.findall(r"^scripts/\w+", blocks(text)[0], re.MULTILINE) == ["scripts/demo", "scripts/test"]
+
+
+def test_the_readme_shows_what_the_program_prints(workplace: Path) -> None:
+    """Its table of decays, and the shares and the method of its first average."""
+    shown = [block for block in blocks(README.read_text(encoding="utf-8")) if block.startswith("$ ema-avg run/")]
+    assert len(shown) == 2
+    for block in shown:
+        arguments = arguments_of(block.splitlines()[0].removeprefix("$ ema-avg "))
+        done = forked(workplace)(*arguments, "--force", COLUMNS="80")
+        lines = {line.rstrip() for line in (done.stdout + done.stderr).splitlines()}
+        stated = [line for line in block.splitlines() if re.match(r"  --|error:| +\d+  ckpt_|EMA, |effective ", line)]
+        assert len(stated) >= 6
+        assert [line for line in stated if line not in lines] == []
 
 
 def test_the_readme_links_to_every_topic() -> None:

@@ -465,6 +465,6 @@ def test_ignored_entries_are_listed(tmp_path: Path, ema_avg: Run) -> None:
     plan = json.loads(ema_avg("plan", "run", "--decay", "0.5", "--json").stdout)
     assert [one["ignored"] for one in plan["inputs"]] == [extra] * 3
     done = ema_avg("plan", "run", "--decay", "0.5", "-v")
-    text = " ".join(done.stderr.split())
+    text = " ".join(done.stdout.split())
     assert 'ignored in "checkpoint_1_1000.pt", "checkpoint_2_2000.pt" and 1 more, not model tensors: "cfg"' in text
     assert '"last_optimizer_state"' in text

@@ -31,7 +31,7 @@ from ema_cli.errors import UsageError
         ({"method": "power"}, 'method="power" needs a width', "sigma_rel=0.1"),
         ({"method": "ema-hold", "decay": 0.9}, 'method="ema-hold" cannot be computed during training', "ema-warmup"),
         ({"method": "lr-decay"}, "cannot be computed during training", "save checkpoints"),
-        ({"method": "swa"}, 'method="swa" is none of ema, ema-warmup, uniform, power', ""),
+        ({"method": "unifrom"}, 'method="unifrom" is none of ema, ', "did you mean uniform?"),
         ({"method": ["uniform", "foo"]}, 'method="foo" is none of', ""),
         ({"method": 3}, 'method="3" is none of', ""),
         ({"method": "uniform", "init": "debias"}, 'method="uniform" has no init', "method="),
@@ -58,6 +58,11 @@ def test_values_that_make_no_sense(options: dict[str, Any], words: str, hint: st
     assert words in str(caught.value)
     assert hint in caught.value.hint
     assert "--" not in str(caught.value) + caught.value.hint
+
+
+def test_other_words_for_a_method() -> None:
+    """As on the command line; the state has the name of the method."""
+    assert [method.name for method in EMA(nn.Linear(2, 2), method="swa").methods] == ["uniform"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("average", [2, -1, 1.5, "ema", None])

@@ -76,11 +76,11 @@ def test_the_plan_says_what_is_copied_and_why(tmp_path: Path, ema_avg: Run) -> N
     """Each reason for copying is counted."""
     write_series(tmp_path / "run", growing())
     done = ema_avg("plan", "run", "--decay", "0.5", "--on-missing", "last")
-    text = " ".join(done.stderr.split())
+    text = " ".join(done.stdout.split())
     assert "1 tensor averaged, 2 copied (" in text
     assert "1 no floating-point numbers" in text
     assert "1 not in every checkpoint" in text
-    assert "(missing-copied)" in text
+    assert "(missing-copied)" in done.stderr
 
 
 def test_without_the_option_it_is_named_where_it_would_help(tmp_path: Path, ema_avg: Run) -> None:
@@ -242,7 +242,7 @@ def test_tied_tensors_are_written_once_as_save_model_does(tmp_path: Path, ema_av
     kept = {one["name"]: one["stands_for"] for one in json.loads(done.stdout)["averages"][0]["tensors"]}
     assert kept == {"lm_head.weight": ["wte.weight"], "mid.bias": [], "mid.weight": []}
     assert ema_avg("verify", "ema.safetensors").returncode == 0
-    shown = ema_avg("plan", "run", "--decay", "0.5", "--tied", "drop").stderr
+    shown = ema_avg("plan", "run", "--decay", "0.5", "--tied", "drop").stdout
     assert 'dropped, tied to another tensor: "wte.weight" ("lm_head.weight")' in shown
 
 

@@ -15,9 +15,19 @@ from ema_cli.naming import (
     is_batch_norm_statistic,
     natural_key,
     report_name,
+    safetensors_name,
 )
 
 NAMES = st.text("aB_.019٣", max_size=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("ema.pt", "ema"), ("ema_0.9", "ema_0.9"), ("{name}_{decay}.ckpt", "{name}_{decay}"), ("v.2", "v.2")],
+)
+def test_the_suffix_of_an_output(name: str, expected: str) -> None:
+    """It takes the place of another suffix; a number with a point is none."""
+    assert safetensors_name(name) == f"{expected}.safetensors"
 
 
 @given(st.lists(st.integers(0, 10**12), unique=True, min_size=1))

@@ -161,7 +161,7 @@ def test_odd_tensors_are_reported_by_inspect_and_diff(tmp_path: Path, ema_avg: R
     paths = write_series(tmp_path / "run", [{"w": torch.ones(2), "odd": torch.eye(2).to_sparse()}] * 2)
     (found,) = json.loads(ema_avg("inspect", paths[0], "--json").stdout)["checkpoints"]
     assert found["unreadable"] == {"odd": "is a sparse tensor, which has no plain data; save it with .to_dense()"}
-    assert 'unreadable  "odd" is a sparse tensor' in ema_avg("inspect", paths[0]).stderr
+    assert 'unreadable  "odd" is a sparse tensor' in ema_avg("inspect", paths[0]).stdout
     assert ema_avg("diff", *paths).returncode == 3
     assert ema_avg("diff", *paths, "--exclude", "odd").returncode == 0
 
@@ -361,7 +361,7 @@ def test_a_configuration_says_that_weights_are_quantized(tmp_path: Path, ema_avg
     assert done.returncode == 3
     assert message in done.stderr
     assert "average the training checkpoints, then quantize" in done.stderr
-    assert message in " ".join(ema_avg("inspect", folders[0]).stderr.split())
+    assert message in " ".join(ema_avg("inspect", folders[0]).stdout.split())
     assert ema_avg(*folders, "--decay", "0.5", "-o", "out.safetensors", "--include", ".").returncode == 3
     assert ema_avg(*folders, "--decay", "0.5", "-o", "out.safetensors", "--include", "w").returncode == 0
 

@@ -63,7 +63,7 @@ def probe(*arguments: str, **environment: str) -> tuple[MoreOptions | None, str]
 def test_a_new_option_is_on_the_command_line() -> None:
     """One field is enough for the help, with choices and default, and for parsing."""
     _, shown = probe("--help")
-    for words in ("--flavor", "<sweet|sour>", "How it tastes.", "[default: sweet]", "--no-salt", "P,P"):
+    for words in ("--flavor", "sweet | sour", "How it tastes.", "[default: sweet]", "--no-salt", "P,P"):
         assert words in shown
     made, _ = probe("--flavor", "sour", "--dose", "1", "--dose", "2.5", "--portions", "3,4", "--no-salt")
     assert made is not None

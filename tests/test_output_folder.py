@@ -487,7 +487,7 @@ def test_a_plan_lists_the_files(tmp_path: Path, ema_avg: Run) -> None:
     arguments = ["plan", "run", "--decay", "0.5", "-o", "out/", "--max-shard-size", "20kB"]
     files = json.loads(ema_avg(*arguments, "--json").stdout)["averages"][0]["files"]
     assert [file["role"] for file in files[-3:]] == ["index", "companion", "companion"]
-    assert '" with "config.json", "tokenizer.json"' in ema_avg(*arguments).stderr.replace("shards", '"')
+    assert '" with "config.json", "tokenizer.json"' in ema_avg(*arguments).stdout.replace("shards", '"')
     ema_avg(*arguments[1:])
     written = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     assert {file["name"]: file["bytes"] for file in files} == written

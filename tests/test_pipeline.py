@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ema_cli
-from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarnings, UsageError
+from ema_cli.errors import InputChanged, NothingMatched, OutputError, StrictWarnings
 from ema_cli.events import Event, Opening, Planned, Progress, WarningIssued
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import Outcome, run_average
@@ -214,12 +214,6 @@ def test_digests_of_the_inputs(paths: Paths, output: Path) -> None:
     assert {found.sha256 for found in run(paths, output).report.inputs} == {None}
     report = run(paths, output, sha256=True, force=True).report
     assert [found.sha256 for found in report.inputs] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
-
-
-def test_an_output_must_be_named(paths: Paths) -> None:
-    """``run_average`` without an output is a usage error with both ways to give one."""
-    with pytest.raises(UsageError, match="no output was named"):
-        run_average(make_options(paths, decay=0.5))
 
 
 def test_the_file_loads_into_a_real_model(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_pattern_that_finds_no_tensor_is_a_warning(tmp_path: Path) -> None:
     made = plan(tmp_path, states, include=("enc", "^dec"), exclude=("b$", "ckpt_200"))
     unused = [(one.message, one.hint) for one in made.warnings if one.code == "pattern-unused"]
     assert unused == [
-        ('no tensor has a name that --include "^dec" finds', "the names are listed by: ema-avg inspect CKPT"),
+        ('no tensor has a name that --include "^dec" finds', 'did you mean "enc"?'),
         (
             'no tensor has a name that --exclude "ckpt_200" finds',
             'it selects tensors, not checkpoints: name those to average, without "ckpt_200.pt"',

@@ -58,7 +58,7 @@ SITUATIONS = {
     "output exists": Situation(prepare=EXISTS, **IN_THE_WAY),
     "output exists, force": Situation(prepare=EXISTS, options={"force": True}),
     "report in the way": Situation(prepare=foreign("ema.report.json"), **IN_THE_WAY),
-    "no folder": Situation(output="missing/ema.safetensors", **IN_THE_WAY),
+    "no folder": Situation(output="run/ckpt_100.safetensors/ema.safetensors", **IN_THE_WAY),
     "a warning, no device, output exists": Situation(
         prepare=EXISTS,
         options={"decay": 0.99, "device": "cuda:99"},

@@ -113,16 +113,15 @@ def test_a_command_means_the_options_it_was_made_from(option: Any) -> None:
 
 def test_a_file_name_is_no_option() -> None:
     """A name that begins with a dash is spelled so that it stays a name."""
-    assert shell_command(Options(paths=("-b.pt",), decay=(0.9,))) == "ema-avg plan ./-b.pt --decay 0.9"
+    assert shell_command(Options(paths=("-b.pt",), decay=(0.9,))) == "ema-avg ./-b.pt --decay 0.9"
 
 
 def test_a_batch_has_its_runs_and_outputs_of_its_own() -> None:
-    """An output that all runs would share is left out; one with the name of the run stays; without one it is dry."""
+    """An output that all runs would share is left out; one with the name of the run stays."""
     shared = Options(paths=("a", "b"), decay=(0.9,), output=Path("o.safetensors"), report=(Path("r.html"),))
     assert shell_command(shared, ["-a", "b"]) == "ema-avg batch ./-a b --decay 0.9"
     own = Options(paths=("a",), decay=(0.9,), output=Path("{name}.safetensors"))
     assert shell_command(own, ["a", "b"]) == "ema-avg batch a b --decay 0.9 -o '{name}.safetensors'"
-    assert shell_command(Options(paths=("a",), decay=(0.9,)), ["a"]) == "ema-avg batch a --decay 0.9 --dry-run"
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a/*.pt", "b/*.pt"), (".",)])
@@ -147,9 +146,12 @@ def test_a_batch_is_not_proposed_where_it_fails(tmp_path: Path, ema_avg: Run) ->
     assert "ema-avg batch RUNS/" in ema_avg("plan", "a", "b", "--decay", "0.5").stderr
 
 
-def test_without_an_output_the_command_plans() -> None:
-    """A dry run proposes a dry run."""
-    assert shell_command(Options(paths=("run",), decay=(0.9,))) == "ema-avg plan run --decay 0.9"
+def test_a_plan_proposes_a_plan() -> None:
+    """What writes nothing proposes what writes nothing, whether an output was named or not."""
+    options = Options(paths=("run",), decay=(0.9,))
+    assert shell_command(options, writes=False) == "ema-avg plan run --decay 0.9"
+    assert shell_command(options, ["run"], writes=False) == "ema-avg batch run --decay 0.9 --dry-run"
+    assert shell_command(options) == "ema-avg run --decay 0.9"
 
 
 def test_a_proposal_that_cannot_be_planned_is_not_shown(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +174,7 @@ def test_a_proposal_that_cannot_be_planned_is_not_shown(run_folder: Path, monkey
     working = "ema_cli.pipeline.discover"
     original = __import__("ema_cli.pipeline", fromlist=["discover"]).discover
     monkeypatch.setattr(working, lambda o, *rest: fail() if o.paths == options.paths else original(o, *rest))
-    assert refused().hint == "the run is there: ema-avg run -o o.safetensors"
+    assert refused().hint == "the run is there: ema-avg plan run -o o.safetensors"
     proposals.pop()
     assert refused().hint == "a plain hint"
 

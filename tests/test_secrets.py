@@ -180,7 +180,7 @@ def test_nothing_depends_on_the_signature(server: DemandingServer, searched: Sea
     done = searched(*addresses(server), "--continue-from", "a.safetensors", "-o", "c.safetensors")
     assert done.returncode == 0, done.stderr
     assert "1 new checkpoint" in done.stderr
-    assert "already in" in searched("plan", *addresses(server), "--continue-from", "a.safetensors", "-v").stderr
+    assert "already in" in searched("plan", *addresses(server), "--continue-from", "a.safetensors", "-v").stdout
 
 
 def test_a_previous_average_behind_a_password(server: DemandingServer, searched: Searched, tmp_path: Path) -> None:
@@ -497,8 +497,8 @@ def test_a_query_may_choose_the_file(server: DemandingServer, searched: Searched
     assert load_file(tmp_path / "ema.safetensors")["w"].equal(((first + second) / 2).float())
     again = [server.address("ckpt_100.safetensors", query=f"X-Amz-Signature={MARK}{n}") for n in (1, 2)]
     done = searched("plan", *again, *addresses(server, 200), "--decay", 0.5)
-    assert "named twice" in done.stderr
-    assert "2 checkpoints" in done.stderr
+    assert "named twice" in done.stdout
+    assert "2 checkpoints" in done.stdout
 
 
 @pytest.mark.parametrize(

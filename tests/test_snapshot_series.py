@@ -122,7 +122,7 @@ def test_one_name_without_the_word_does_not_hide_the_others(snaps: Path, tmp_pat
 
 def test_a_plan_and_inspect_name_the_live_ema(snaps: Path, ema_avg: Run) -> None:
     """``plan`` and ``inspect`` say what the files are: method, decay and step."""
-    shown = ema_avg("plan", snaps, "--method", "uniform").stderr
+    shown = ema_avg("plan", snaps, "--method", "uniform").stdout
     assert shown.count("saved by a live EMA: ema 0.98") == 1
     done = ema_avg("inspect", snaps / "ema_step40.safetensors")
     assert "saved by a live EMA: ema 0.98" in done.stdout + done.stderr
@@ -300,7 +300,7 @@ def test_damaged_metadata_do_not_stop_an_average(snaps: Path, tmp_path: Path, em
         save_file(state, tmp_path / f"ema_step{step}.safetensors", hostile)
     shown = ema_avg("plan", ".", "--method", "uniform")
     assert shown.returncode == 0, shown.stderr
-    assert "its metadata are damaged" in shown.stderr
+    assert "its metadata are damaged" in shown.stdout
     assert "::error" not in shown.stdout + shown.stderr
     refused = ema_avg("plan", ".", "--continue-from", "ema_step20.safetensors")
     assert refused.returncode == 3

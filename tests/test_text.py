@@ -14,6 +14,7 @@ from ema_cli.text import (
     parse_bytes,
     plural,
     quoted,
+    safe_lines,
     safe_text,
     shortlist,
 )
@@ -132,6 +133,25 @@ def test_a_listing_says_how_many_lines_it_leaves_out() -> None:
     """The title, then the lines below it, indented, and the number of the others."""
     assert listing("wrong:", ["a", "b"], most=2) == "wrong:\n  a\n  b"
     assert listing("wrong:", ["a", "b", "c", "d"], most=2) == "wrong:\n  a\n  b\n  and 2 more"
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=20), st.integers(1, 12))
+def test_the_lines_of_a_message_are_safe_and_few(lines: list[str], most: int) -> None:
+    """A message has its own lines, each printable; the number of those that are not shown is the last line."""
+    message = "\n".join(lines)
+    count = message.count("\n") + 1
+    shown = safe_lines(message, most=most)
+    assert len(shown) <= most
+    assert all(line.isprintable() for line in shown)
+    if count <= most:
+        assert len(shown) == count
+    else:
+        assert shown[-1] == f"and {plural(count - most + 1, 'more line')}"
+
+
+def test_lines_keep_their_indentation() -> None:
+    """A list inside a message stays a list."""
+    assert safe_lines("two are bad:\n  a\n  b\x1b") == ["two are bad:", "  a", "  b\\x1b"]
 
 
 def test_plural() -> None:

@@ -17,6 +17,7 @@ import torch
 
 import ema_cli
 from ema_cli.errors import InputRefused, NothingMatched, VerificationFailed
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.report.beside import load_report
 from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.storage.locations import locate
@@ -251,6 +252,30 @@ def test_a_file_is_opened_once(output: Path, monkeypatch: pytest.MonkeyPatch) ->
         found = {one.name: one for one in checked(output).checks}
         assert found["input 1"].ok
         assert "is the same file as input 1" in found["input 3"].message
+
+
+def test_many_names_of_one_file_open_it_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A structure is read once, however often a report names its file, by whatever names, and be it no checkpoint."""
+    opened: list[Path] = []
+
+    def count(path: Path, **options: Any) -> object:
+        opened.append(path)
+        return open_checkpoint(path, **options)
+
+    monkeypatch.setattr("ema_cli.verification.input_reader.open_checkpoint", count)
+    (output.parent / "junk.pt").write_text("junk")
+
+    def name_one(document: dict[str, Any]) -> None:
+        first = document["inputs"][0]
+        names = [f"{'./' * number}run/ckpt_100.pt" for number in range(20)] + ["junk.pt"] * 20
+        document["inputs"] = [{**first, "path": name, "path_from_output": name} for name in names]
+        average = document["averages"][0]
+        average["weights"] = average["diagnostics"]["implied_lr"] = [1 / 40] * 40
+        document["geometry"] = document["evidence"] = None
+
+    change_report(output, name_one)
+    assert sum(one.name.startswith("input") for one in checked(output).failures) == 39
+    assert sorted(path.name for path in opened) == ["ckpt_100.pt", "junk.pt"]
 
 
 def test_many_inputs_and_tensors_take_linear_time(output: Path) -> None:

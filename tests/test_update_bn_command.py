@@ -199,7 +199,7 @@ def test_one_document(update: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (named("bild"), 2, 'has no "bild"\n  try: --model user_net:build'),
+        (named("bild"), 2, 'has no "bild"\n  did you mean --model user_net:build?'),
         (["--model", "nowhere.net:build", *named()[2:]], 2, 'there is no module "nowhere"'),
         (
             ["--model", "user_net.py:build", *named()[2:]],
@@ -226,10 +226,11 @@ def test_one_document(update: Run) -> None:
         ([*named(), "--device", "cuda:7"], 2, "--device cuda:7: torch"),
         ([*named(), "--device", "tpu"], 2, "is none of cpu, auto, cuda"),
         (named()[:-2], 2, "no output was named"),
-        (named(output="new.pt"), 2, "must end in .safetensors\n  try: -o new.pt.safetensors"),
+        (named(output="new.pt"), 2, "must end in .safetensors\n  try: -o new.safetensors"),
         (named("Wide"), 3, '1 tensor of another shape: "2.weight" (2, 5) instead of (2, 4)'),
         (named(data="nan"), 3, 'running_mean of layer "1" has NaN or infinity in 5 of 5 channels'),
-        (named(output="no/new.safetensors"), 5, "No such file or directory"),
+        (named(output="user_net.py/new.safetensors"), 5, '"user_net.py" is a file, not a folder'),
+        (named("Failing", output="no/such/new.safetensors"), 2, "failed: TypeError"),
         (named("NoNorm"), 3, '5 tensors not in the model: "1.num_batches_tracked"'),
         ([*named(), "--batches", "9", "--strict"], 8, "1 warning under --strict"),
     ],
@@ -249,6 +250,12 @@ def test_faults(arguments: list[str], code: int, words: str, update: Run, tmp_pa
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert sorted({path.name for path in tmp_path.iterdir()} - {"__pycache__"}) == before
+
+
+def test_missing_folders_are_made(update: Run, tmp_path: Path) -> None:
+    """For the output and its report."""
+    assert update(*named(output="a/b/new.safetensors")).returncode == 0
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"new.safetensors", "new.report.json"}
 
 
 def test_which_weights_were_taken(update: Run, tmp_path: Path) -> None:

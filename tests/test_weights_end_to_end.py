@@ -166,9 +166,9 @@ def test_plan_compares(run: tuple[list[Path], list[State]], tmp_path: Path, ema_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for label in ("ema H=50", "ema H=100", "ema-hold H=50", "ema-hold H=100", "uniform"):
-        assert done.stderr.count(label) >= 2
+        assert done.stdout.count(label) >= 2
     for title in ("effective", "mean age", "before", "max"):
-        assert title in done.stderr
+        assert title in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +178,7 @@ def test_many_averages_are_compared_in_one_table(
     """Beyond six the shares would not fit side by side; the comparison still has a row for each."""
     decays = [word for k in range(1, 10) for word in ("--decay", f"0.{k}")]
     done = ema_avg("plan", *run[0], *decays)
-    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith(" ema")] == [
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith(" ema")] == [
         f"0.{k}" for k in range(1, 10)
     ]
     assert ema_avg(*run[0], *decays, "-o", "e_{decay}.safetensors").returncode == 0
@@ -188,12 +188,12 @@ def test_many_averages_are_compared_in_one_table(
 def test_the_plan_shows_the_reconstruction(run: tuple[list[Path], list[State]], ema_avg: Run) -> None:
     """u, the estimated error and the unobserved mass are in the terminal and in the document."""
     done = ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99")
-    assert "u = median gap x (1-d) = 0.45" in done.stderr
+    assert "u = median gap x (1-d) = 0.450" in done.stdout
     looks = [0.99 ** (2 * (410 - step)) for step in STEPS[1:]]
     sums = [sum(look * (b - a) ** k for look, (a, b) in zip(looks, pairwise(STEPS), strict=True)) for k in (3, 1)]
     error = 0.01 * math.sqrt(sums[0] / sums[1]) / math.sqrt(12)
-    assert f"estimated distance to the true EMA: {100 * error:.1f} % of the last checkpoint's" in done.stderr
-    assert f"{100 * 0.99**370:.1f} % of the EMA belongs to steps before the first checkpoint" in done.stderr
+    assert f"estimated distance to the true EMA: {100 * error:.1f} % of the last checkpoint's" in done.stdout
+    assert f"{100 * 0.99**370:.1f} % of the EMA belongs to steps before the first checkpoint" in done.stdout
     document = json.loads(ema_avg("plan", *run[0], "--per", "step", "--decay", "0.99", "--json").stdout)
     found = document["averages"][0]
     assert found["method"]["per"] == "step"
@@ -210,7 +210,7 @@ def test_the_clock_changes_the_unit_alone(
     arguments = (*run[0], "--per", "step", "--decay", "0.99")
     assert ema_avg(*arguments, "-o", "steps.safetensors").returncode == 0
     done = ema_avg(*arguments, "--clock", clock, "-o", "other.safetensors")
-    assert f" {clock}; first" in done.stderr
+    assert f" {clock}; shares: first" in done.stderr
     assert (tmp_path / "steps.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
     report = json.loads((tmp_path / "other.report.json").read_text())
     assert report["averages"][0]["diagnostics"]["mean_age_unit"] == clock.removesuffix("s")

@@ -35,7 +35,6 @@ from ema_cli.write.lock import output_lock
 from ema_cli.write.publish import uninterrupted
 from ema_cli.write.small_file import write_atomically
 from ema_cli.write.temp_names import temporary_name
-from ema_cli.write.writable import check_writable
 from ema_cli.write.writeback import WriteBack
 from tests.helpers.outputs import bytes_header, fail_at, header_of, listing, sorted_metadata
 from tests.helpers.series import State, load, open_files, random_states, same_bits, write_series
@@ -226,20 +225,6 @@ def test_a_file_system_without_reservation_is_written_all_the_same(
     paths = write_series(tmp_path, random_states(2))
     ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
     assert set(load(tmp_path / "ema.safetensors")) == set(random_states(1)[0])
-
-
-def test_a_missing_folder_is_an_error_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    """The hint is the next command; for a report too, and before the work."""
-    paths = write_series(tmp_path, random_states(2))
-    with pytest.raises(OutputError, match="No such file or directory") as refused:
-        ema_cli.average(paths, decay=0.5, output=tmp_path / "no" / "ema.safetensors")
-    assert refused.value.hint == f"mkdir -p {tmp_path / 'no'}"
-    report = tmp_path / "no" / "r.json"
-    with pytest.raises(OutputError, match=r"r\.json"):
-        ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors", report=[report])
-    assert not (tmp_path / "ema.safetensors").exists()
-    with pytest.raises(OutputError):
-        check_writable(report)
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".safetensors", "folder.safetensors"])

@@ -25,8 +25,9 @@ def issue(warning: RunWarning) -> None:
     """
     if warning.allowed:
         return
-    hint = f"\n  try: {in_keywords(warning.hint)}" if warning.hint else ""
-    text = f"{warning.code}: {in_keywords(warning.message)}{hint}"
+    text = f"{warning.code}: {in_keywords(warning.message)}"
+    if warning.hint:
+        text += f"\n  {'' if warning.hint.startswith('did you mean') else 'try: '}{in_keywords(warning.hint)}"
     warnings.warn(EmaAvgWarning(text), stacklevel=_levels_to_the_caller())
 
 

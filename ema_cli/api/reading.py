@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from ema_cli.api.listening import Progress, issue, listening
 from ema_cli.discovery.checkpoints import close_all, discover
@@ -28,6 +28,14 @@ if TYPE_CHECKING:  # both need numpy, which the others need not
     from ema_cli.verification.checks import Verification
 
 
+@overload
+def inspect(  # type: ignore[overload-overlap]  # text is an iterable of text, too
+    paths: StrPath, *, key: str | Iterable[str] = ..., strip_prefix: str | None = ...
+) -> Checkpoint | Any: ...  # noqa: ANN401 - a list for a folder, which the type of a path does not tell
+@overload
+def inspect(
+    paths: Iterable[StrPath], *, key: str | Iterable[str] = ..., strip_prefix: str | None = ...
+) -> list[Checkpoint]: ...
 def inspect(
     paths: StrPath | Iterable[StrPath], *, key: str | Iterable[str] = (), strip_prefix: str | None = None
 ) -> Checkpoint | list[Checkpoint]:

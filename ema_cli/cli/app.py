@@ -40,6 +40,7 @@ _AVERAGE_HELP = """\
 Average training checkpoints into one safetensors file, with a report.
 
 Streams the checkpoints tensor by tensor, in order, into a running EMA: E_1 = theta_1, E_n = d E_(n-1) + (1-d) theta_n.
+The other methods: ema-avg help methods.
 
   ema-avg run/ckpt_*.pt --decay 0.9 -o ema.safetensors\n
   ema-avg plan run/ --decay 0.999\n
@@ -59,9 +60,13 @@ Takes every option of ema-avg average, for all runs.
 """
 
 
+def _show_version() -> None:
+    Console(Style()).result(f"ema-avg {__version__}")
+
+
 def _version(context: typer.Context, value: bool) -> None:
     if value and not context.resilient_parsing:
-        Console(Style()).result(f"ema-avg {__version__}")
+        _show_version()
         raise typer.Exit
 
 
@@ -109,7 +114,7 @@ def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: Bat
 
 
 @app.command("inspect", short_help="Show what is in checkpoints.")
-@takes(only=("key", "strip_prefix", "json", "verbose", "color"))
+@takes(only=("key", "strip_prefix", "json", "quiet", "verbose", "color"))
 def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
     """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
     from ema_cli.cli.commands import inspect  # noqa: PLC0415
@@ -117,9 +122,15 @@ def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine
     inspect(make_options(checkpoints or [], **given), Console(line.style()))
 
 
-app.command("diff", help=checking.DIFF_HELP)(checking.diff)
-app.command("verify", help=checking.VERIFY_HELP, context_settings={"allow_extra_args": True})(checking.verify)
+app.command("diff", help=checking.DIFF_HELP, short_help="Compare two checkpoints, tensor by tensor.")(checking.diff)
+app.command(
+    "verify",
+    help=checking.VERIFY_HELP,
+    short_help="Check an output against its report and its inputs.",
+    context_settings={"allow_extra_args": True},
+)(checking.verify)
 app.command("update-bn", help=update_bn_command.UPDATE_HELP, short_help=update_bn_command.SHORT_HELP)(
     update_bn_command.update_statistics
 )
 app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)
+app.command("version", help="Show the version.")(_show_version)

@@ -118,7 +118,7 @@ def _show(index: BatchIndex, options: BatchCommandLine, console: Console) -> Non
         _write_index(index, options.index)
     if console.style.json:
         console.raw_document(to_json(index))
-    show_batch(index, console)
+    show_batch(index, console, dry_run=options.dry_run)
     if options.index is not None:
         label = "index not written (dry run):" if options.dry_run else "index"
         console.talk(f"{label} {safe_text(str(options.index))}")

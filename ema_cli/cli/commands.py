@@ -12,8 +12,8 @@ from ema_cli.cli.config.sources import CONFIG_IGNORED
 from ema_cli.cli.console import Console
 from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.inspect_view import show_checkpoint
-from ema_cli.cli.views.outcome_view import show_outcome
-from ema_cli.cli.views.plan_view import show_plan, skipped_lines
+from ema_cli.cli.views.outcome_view import after_the_run, show_outcome
+from ema_cli.cli.views.plan_view import plan_parts, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
@@ -21,6 +21,7 @@ from ema_cli.errors import OutputError, RunWarning
 from ema_cli.events import Event, Planned, WarningIssued
 from ema_cli.options.average import Options
 from ema_cli.pipeline import Outcome, examine, planned, run_average
+from ema_cli.planning.warnings import BATCHNORM_AVERAGED
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.report.preview import checkpoint_document, plan_document
 
@@ -28,17 +29,20 @@ _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date:
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
-    """Average, with the plan, the warnings, progress, a summary, and the result on stdout."""
+    """Average; what was written is on stdout, and the plan, warnings, progress and a summary are on stderr."""
+    about_output: list[RunWarning] = []
     with closing(ProgressDisplay(console)) as progress:
 
         def listen(event: Event) -> None:
             match event:
                 case Planned(plan=plan):
                     console.section("ema-avg plan", begins=True)
-                    show_plan(plan, options, console)
+                    console.talk(*plan_parts(plan, options, verbose=console.style.verbose))
                     console.section("", begins=False)
                 case WarningIssued(warning=warning) if warning.code == CONFIG_IGNORED:
                     pass  # printed at the start
+                case WarningIssued(warning=warning) if warning.code == BATCHNORM_AVERAGED and not options.strict:
+                    about_output.append(warning)  # its hint is a command for the output
                 case _:
                     progress.show(event)
 
@@ -53,6 +57,8 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
     if console.style.json:
         _print_report(outcome, console)
     show_outcome(outcome, options, console)
+    for warning in about_output:
+        console.warning(after_the_run(warning, outcome.report))
 
 
 def _print_report(outcome: Outcome, console: Console) -> None:
@@ -65,7 +71,7 @@ def _print_report(outcome: Outcome, console: Console) -> None:
 
 
 def plan(options: Options, console: Console) -> None:
-    """Show the plan, and everything that would keep it from being carried out."""
+    """Show the plan on stdout, and on stderr everything that would keep it from being carried out."""
     with planned(options) as planned_only:
         made, checked = examine(planned_only, options)
     warnings = checked.dry_run_warnings()
@@ -73,7 +79,7 @@ def plan(options: Options, console: Console) -> None:
     if console.style.json:
         console.document(plan_document(made, shown, options.config))
         return
-    show_plan(made, options, console)
+    console.result(*plan_parts(made, options, verbose=console.style.verbose))
     for warning in shown:
         if warning.code != CONFIG_IGNORED:  # printed at the start
             console.warning(warning)

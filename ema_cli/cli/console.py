@@ -1,4 +1,8 @@
-"""The only module that prints: messages to stderr, the result to stdout; with ``--json`` stdout is one document."""
+"""The only module that prints: what was asked for on stdout, all else on stderr; ``--json`` is one document on stdout.
+
+Each of the two streams may be a terminal, a pipe or a file, or closed. On a terminal, tables fit its width and lines
+wrap between words; elsewhere tables are as wide as they need to be, unless ``COLUMNS`` is set, and lines are whole.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
@@ -19,9 +24,18 @@ from ema_cli.text import redacted, safe_text
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
+    from rich.markdown import Markdown
+    from rich.text import Text
 
-_LOG_WIDTH = 120
-_LONGEST_LINE = 4_000
+    from ema_cli.cli.table import Table
+
+    Part = str | Text | Table | Markdown
+    """What is printed: a line, a line with styles, a table that fits, a document."""
+
+_NO_LIMIT = 1_000_000
+"""Columns of a pipe or a file, and characters of a line."""
+_MOST_DIGITS = 6
+_LONGEST_MESSAGE = 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +54,11 @@ class Style:
 
 
 class Console:
-    """Standard output and standard error; each may be a terminal or not, or closed: the files are written anyway."""
+    """Standard output and standard error of a command."""
 
     def __init__(self, style: Style) -> None:
         self.style = style
-        self._rich: RichConsole | None = None
+        self._rich: dict[bool, RichConsole] = {}
 
     @property
     def interactive(self) -> bool:
@@ -54,28 +68,27 @@ class Console:
     @property
     def rich(self) -> RichConsole:
         """The rich console of stderr."""
-        if self._rich is None:
-            from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed for JSON
-            from rich.theme import Theme  # noqa: PLC0415
+        return self._console(stderr=True)
 
-            terminal = _is_terminal(sys.stderr)
-            self._rich = RichConsole(
-                stderr=True,
-                force_interactive=terminal,
-                no_color=None if self.style.color else True,
-                highlight=False,
-                markup=False,
-                emoji=False,
-                theme=Theme({"bar.complete": "cyan", "progress.data.speed": "none", "progress.remaining": "none"}),
-                width=None if terminal or "COLUMNS" in os.environ else _LOG_WIDTH,
-            )
-        return self._rich
+    def result(self, *parts: Part, essential: bool = True) -> None:
+        """Print on stdout what was asked for, unless quiet or under ``--json``.
 
-    def talk(self, *parts: RenderableType, always: bool = False) -> None:
+        Args:
+            parts: lines, texts and tables.
+            essential: they are the result itself; if not, the result is a file, and they may be lost.
+
+        Raises:
+            OutputError: they are the result, and standard output is a file or device that cannot be written.
+
+        """
+        if not self.style.quiet and not self.style.json:
+            with contextlib.nullcontext() if essential else contextlib.suppress(OutputError):
+                self._print(*parts, stderr=False)
+
+    def talk(self, *parts: Part, always: bool = False) -> None:
         """Print on stderr, unless quiet; ``always`` even then."""
         if always or not self.style.quiet:
-            with contextlib.suppress(ValueError):  # closed
-                self._print(*parts)
+            self._print(*parts)
 
     def warning(self, warning: RunWarning) -> None:
         """Show a warning and its hint."""
@@ -124,21 +137,6 @@ class Console:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
-    def result(self, line: str, *, essential: bool = True) -> None:
-        """Print a result line on stdout, unless quiet or under ``--json``.
-
-        Args:
-            line: what to print.
-            essential: the line is the result itself; if not, the result is a file, and the line may be lost.
-
-        Raises:
-            OutputError: the line is essential, and standard output is a file or device that cannot be written.
-
-        """
-        if not self.style.quiet and not self.style.json:
-            with contextlib.nullcontext() if essential else contextlib.suppress(OutputError):
-                _write(sys.stdout, clean(line))
-
     def document(self, document: object) -> None:
         """Print the one JSON document of the run, without secrets."""
         self.raw_document(json.dumps(redacted(document), indent=1, allow_nan=False))
@@ -151,25 +149,76 @@ class Console:
         from rich.text import Text  # noqa: PLC0415
 
         first, *rest = message.split("\n")
+        self._print(Text.assemble((f"{label}: ", f"bold {color}"), clean(first)), *rest)
+        if hint:
+            is_question = hint.startswith("did you mean")
+            self._print(Text.assemble(("  " if is_question else "  try: ", "bold"), clean(hint)))
+
+    def _print(self, *parts: Part, stderr: bool = True) -> None:
+        """Print lines, texts and tables, each on lines of its own, without blanks at the ends of lines."""
+        stream = sys.stderr if stderr else sys.stdout
+        wraps = _is_terminal(stream)
         with contextlib.suppress(ValueError):  # closed
-            self._print(Text.assemble((f"{label}: ", f"bold {color}"), clean(first)))
-            for line in rest:
-                self._print(clean(line))
-            if hint:
-                is_question = hint.startswith("did you mean")
-                self._print(Text.assemble(("  " if is_question else "  try: ", "bold"), clean(hint)))
+            for part in parts:
+                if isinstance(part, str) and not wraps:  # needs no rich
+                    _write(stream, clean(part, longest=_NO_LIMIT))
+                    continue
+                rich = self._console(stderr=stderr)
+                for line in _lines(part, _asked_width() or rich.width, wraps=wraps):
+                    rich.print(line, soft_wrap=True)
 
-    def _print(self, *parts: RenderableType) -> None:
-        """Print; lines wrap between words on a terminal, and not at all in a log. Tables adapt to the width."""
-        from rich.table import Table  # noqa: PLC0415
+    def _console(self, *, stderr: bool) -> RichConsole:
+        if stderr not in self._rich:
+            from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed for JSON
+            from rich.theme import Theme  # noqa: PLC0415
 
-        table = any(isinstance(part, Table) for part in parts)
-        self.rich.print(*parts, soft_wrap=not table and not _is_terminal(sys.stderr))
+            terminal = _is_terminal(sys.stderr if stderr else sys.stdout)
+            self._rich[stderr] = RichConsole(
+                stderr=stderr,
+                force_interactive=terminal,
+                no_color=None if self.style.color else True,
+                highlight=False,
+                markup=False,
+                emoji=False,
+                theme=Theme({"bar.complete": "cyan", "progress.data.speed": "none", "progress.remaining": "none"}),
+                width=None if terminal else _NO_LIMIT,
+            )
+        return self._rich[stderr]
 
 
-def clean(line: str) -> str:
+def _lines(part: Part, width: int, *, wraps: bool) -> Iterator[RenderableType]:
+    """Yield the lines of a text or a table, or a document as it is."""
+    from rich.text import Text  # noqa: PLC0415
+
+    from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
+    from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
+
+    match part:
+        case str():
+            yield from wrapped(Text(clean(part, longest=_NO_LIMIT)), width)
+        case Text():
+            yield from wrapped(part, width) if wraps else [part]
+        case Table():
+            yield from lines_of(_cleaned(part), width)
+        case _:
+            yield part
+
+
+def _cleaned(table: Table) -> Table:
+    """Return a table without control characters and secrets in its cells."""
+    rows = [[clean(cell, longest=_NO_LIMIT) if isinstance(cell, str) else cell for cell in row] for row in table.rows]
+    return replace(table, rows=rows)
+
+
+def _asked_width() -> int | None:
+    """Return the number of columns in ``COLUMNS``, if it has one."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) or None if columns.isdecimal() and len(columns) < _MOST_DIGITS else None
+
+
+def clean(line: str, *, longest: int = _LONGEST_MESSAGE) -> str:
     """Return a line without control characters that could move the cursor or begin a new line."""
-    return safe_text(line, limit=_LONGEST_LINE, whole=False)
+    return safe_text(line, limit=longest, whole=False)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -69,9 +69,12 @@ def exit_code(error: errors.EmaAvgError) -> ExitCode:
 
 
 def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None:
-    """Return the error for a failure of the system: out of memory, threads or descriptors; ``None`` for others."""
+    """Return the error for a failure of the system: no memory, threads, descriptors or library; ``None`` for others."""
+    hint = "ulimit -a; try --threads 1 --max-memory 16MB"
     if isinstance(failure, MemoryError):
         message = f"not enough memory{f': {failure}' if str(failure) else ''}"
+    elif isinstance(failure, ModuleNotFoundError) and failure.name:
+        message, hint = f"{failure.name} is not installed", f"pip install {failure.name}"
     elif isinstance(failure, ImportError):
         cause: BaseException = failure
         while cause.__cause__ is not None:  # libraries wrap it in longer messages
@@ -83,7 +86,7 @@ def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None
         message = "the system cannot start more threads"
     else:
         return None
-    return errors.SystemExhausted(message.splitlines()[0], hint="ulimit -a; try --threads 1 --max-memory 16MB")
+    return errors.SystemExhausted(message.splitlines()[0], hint=hint)
 
 
 def describe_bug(bug: Exception) -> errors.EmaAvgError:

@@ -1,21 +1,17 @@
-"""The group of commands and its help: ``ema-avg CKPT...`` without a command word means ``ema-avg average CKPT...``."""
+"""The group of commands: ``ema-avg CKPT...`` without a command word means ``ema-avg average CKPT...``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from ema_cli.errors import UsageError
 from ema_cli.naming import nearest
 from ema_cli.text import quoted
-from ema_cli.weights.methods import SPECS
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 DEFAULT = "average"
 COMPLETION = "_EMA_AVG_COMPLETE"
@@ -26,13 +22,14 @@ _OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-com
 
 
 class DefaultGroup(TyperGroup):
-    """A group whose first word may be left out; its help is that of the default command, followed by the commands."""
+    """A group whose first word may be left out; its help is one page."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Click's context, which Typer hides
         """Insert the default command unless the first word is a command or an option of the group."""
         if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
+            is_word = not args[0].startswith("-")
             close = nearest(args[0], self.commands, most=1, cutoff=0.75)
-            if close and not ctx.resilient_parsing and not Path(args[0]).exists():  # a misspelled command
+            if is_word and close and not ctx.resilient_parsing and not Path(args[0]).exists():  # a misspelled command
                 raise UsageError(f"there is no command or file {quoted(args[0])}", hint=f"ema-avg {close[0]}")
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
@@ -43,20 +40,11 @@ class DefaultGroup(TyperGroup):
             check_completion(os.environ)
         super()._main_shell_completion(*arguments, **named)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Show the options of the default command, then the commands."""
-        from rich.console import Console  # noqa: PLC0415 - slow to import, and needed for help alone
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002
+        """Show the first page."""
+        from ema_cli.cli.front_page import show_front_page  # noqa: PLC0415 - needed for help alone
 
-        command = self.commands[DEFAULT]
-        shown = type(ctx)(command, info_name=ctx.info_name, help_option_names=ctx.help_option_names)
-        command.format_help(shown, formatter)
-        table = Table.grid(padding=(0, 2))
-        for name, other in self.commands.items():
-            table.add_row(Text(name, style="bold cyan"), other.get_short_help_str(limit=100))
-        _print_panel(table, "Commands")
-        Console().print("Explanations by topic: ema-avg help", highlight=False)
+        show_front_page(self, ctx)
 
 
 def check_completion(environment: Mapping[str, str]) -> None:
@@ -78,27 +66,3 @@ def check_completion(environment: Mapping[str, str]) -> None:
         if "COMP_WORDS" not in environment or not (number.isdecimal() and len(number) < _MOST_DIGITS):
             message = f"{COMPLETION}={instruction} needs the variables COMP_WORDS and COMP_CWORD, which bash sets"
             raise UsageError(message, hint=hint)
-
-
-class MainCommand(TyperCommand):
-    """A command that averages: its help ends with the table of the methods."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Show the options, then the methods."""
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
-        super().format_help(ctx, formatter)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for title in ("method", "weights", "steps", "in the literature"):
-            table.add_column(title, overflow="fold")
-        for name, spec in SPECS.items():
-            table.add_row(Text(name, style="bold cyan"), spec.definition, spec.steps, spec.literature)
-        _print_panel(table, "Methods")
-
-
-def _print_panel(table: Table, title: str) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.panel import Panel  # noqa: PLC0415
-
-    Console().print(Panel(table, title=title, title_align="left", border_style="dim"))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 # Typer vendors Click and keeps the base of its own usage errors private; the version is pinned below 0.29.
-from typer._click.exceptions import ClickException
+from typer._click.exceptions import ClickException, NoSuchOption
 
 from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
@@ -20,7 +21,8 @@ from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_c
 from ema_cli.cli.process import Terminated, guarded
 from ema_cli.errors import EmaAvgError, OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
-from ema_cli.text import without_secrets
+from ema_cli.naming import nearest
+from ema_cli.text import safe_text, without_secrets
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -54,13 +56,9 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
         check_address_space()
         return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as wrong:
-        message = wrong.format_message()
-        if not message:  # without arguments the help was shown
+        if not wrong.format_message():  # without arguments the help was shown
             return ExitCode.USAGE
-        for value in (part for argument in arguments for part in (argument, argument.partition("=")[2]) if part):
-            message = message.replace(value, without_secrets(value, whole=True))  # it may be repeated
-        command = getattr(wrong, "ctx", None)  # of a usage error
-        error: EmaAvgError = UsageError(message, hint=f"{command.command_path if command else 'ema-avg'} --help")
+        error: EmaAvgError = _usage_error(wrong, arguments)
     except EmaAvgError as expected:
         error = expected
     except Terminated as signalled:
@@ -72,6 +70,33 @@ def _attempt(arguments: Sequence[str], console: Console) -> int:
     with contextlib.suppress(OutputError):  # the exit code remains
         console.error(error, code)
     return code
+
+
+def _usage_error(wrong: ClickException, arguments: Sequence[str]) -> UsageError:
+    """Return the error for a command line that cannot be parsed: of an unknown option, with the nearest one."""
+    message = wrong.format_message()
+    for value in (part for argument in arguments for part in (argument, argument.partition("=")[2]) if part):
+        message = message.replace(value, without_secrets(value, whole=True))  # it may be repeated
+    context = getattr(wrong, "ctx", None)  # of a usage error
+    hint = f"{context.command_path if context else 'ema-avg'} --help"
+    if isinstance(wrong, NoSuchOption):
+        message = f"there is no option {safe_text(wrong.option_name)}"
+        if context is not None:
+            parents = (context, context.parent) if context.parent else (context,)
+            known = [parameter for each in parents for parameter in each.command.params]
+            hint = _nearest_option(wrong.option_name, known) + hint
+    return UsageError(message, hint=hint)
+
+
+def _nearest_option(name: str, parameters: Sequence[Any]) -> str:
+    """Return the option of a command whose name is nearest, with the first sentence of its help; empty if none is."""
+    by_flag = {flag: one for one in parameters for flag in one.opts if flag.startswith("--")}
+    for flag in nearest(name, by_flag, most=1, cutoff=0.7):
+        one = by_flag[flag]
+        value = f" {one.metavar}" if one.metavar and not one.is_flag else ""
+        meaning, *_ = re.split(r"[.;] |\.$| \\\[", one.help or "")
+        return f"{flag}{value} ({meaning}); all options: "
+    return ""
 
 
 def _ci_mode(arguments: Sequence[str]) -> CiMode:

@@ -153,7 +153,8 @@ def _parameter(one: Option) -> inspect.Parameter:
     info = typer.Option(
         *filter(None, (one.flag, one.short)),
         help=text.replace("[", "\\["),  # a bracket is markup for Rich
-        metavar=one.metavar or (f"<{'|'.join(one.words)}>" if one.words else None),
+        # A line of the help may end between choices, not inside a word.
+        metavar=one.metavar or " | ".join(one.words) or None,
         parser=one.word if one.words else None,
         path_type=str if one.form is _FILE else None,  # shells complete its name
         autocompletion=(lambda: [*one.words, *one.aliases]) if one.words else None,

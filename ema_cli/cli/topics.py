@@ -103,10 +103,10 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
 
 def _show(text: str) -> None:
     """Render Markdown on a terminal; print it as it is everywhere else."""
+    console = Console(Style())
     if not os.isatty(1):
-        Console(Style()).raw_document(text)
+        console.raw_document(text)
         return
-    from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed in a pipe
-    from rich.markdown import Markdown  # noqa: PLC0415
+    from rich.markdown import Markdown  # noqa: PLC0415 - not needed in a pipe
 
-    RichConsole().print(Markdown(text))
+    console.result(Markdown(text))

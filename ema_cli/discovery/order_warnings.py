@@ -91,7 +91,7 @@ def missing_steps(checkpoints: Sequence[Checkpoint], partial: Witness) -> str:
     names = _short_names(checkpoints)
     without = [name for name, value in zip(names, partial.values, strict=True) if value is None]
     unit = f"{'an' if partial.unit == 'epoch' else 'a'} {partial.unit}"
-    have = f"{count_steps(partial)} of {len(checkpoints)} checkpoints have {unit} ({partial.source})"
+    have = f"{count_steps(partial)} of {len(checkpoints):,} checkpoints have {unit} ({partial.source})"
     return f"{have}, but {shortlist(without)} {'has' if len(without) == 1 else 'have'} none"
 
 

@@ -16,7 +16,7 @@ from ema_cli.evidence.path_order import PathOrder, misplaced
 from ema_cli.fold.conversion import Float64
 from ema_cli.planning.warnings import COPIES_HINT
 from ema_cli.storage.locations import Location, common_folder
-from ema_cli.text import plural, shortlist
+from ema_cli.text import number, plural, shortlist
 
 RELATED = 0.1
 """Cosine from which two checkpoints are of one run. Other runs: up to 0.08; real series: from 0.18."""
@@ -122,7 +122,7 @@ def warn_of_outliers(found: Sequence[Outlier], names: Sequence[str]) -> Iterator
         yield RunWarning(
             code="evidence-outlier",
             message=f"{names[one.row]} is far from all others: its distance to the nearest, {names[one.nearest]}, is "
-            f"{one.ratio:.1f} times the largest among the others",
+            f"{number(one.ratio)} times the largest among the others",
             hint="of another run or scale, in the wrong place, or a training that diverged? name only the others",
         )
 
@@ -139,7 +139,7 @@ def warn_of_order(found: PathOrder, names: Sequence[str]) -> Iterator[RunWarning
     """Yield a warning if the path through the checkpoints is much longer than it could be."""
     if not found.doubtful:
         return
-    numbers = f"the path through the checkpoints is {found.ratio:.2f} times as long as the shortest"
+    numbers = f"the path through the checkpoints is {number(found.ratio)} times as long as the shortest"
     message = f"the order does not agree with the weights: {numbers}; {_difference(found, names)}"
     hint = "check the order in the plan; --steps, or --order given with the paths in order, changes it"
     yield RunWarning(code="evidence-order", message=message, hint=hint)

@@ -105,7 +105,12 @@ class Options(InputOptions):
     resume: bool = option(
         False, help="Continue an interrupted run; if this run is interrupted, keep what is complete.", panel="Run"
     )
-    strict: bool = option(False, help="Fail on any warning (exit 8), and publish nothing.", panel="Run")
+    strict: bool = option(
+        False,
+        help="Fail on any warning (exit 8), and publish nothing.",
+        brief="Fail on any warning, and write nothing.",
+        panel="Run",
+    )
     allow: tuple[str, ...] = option(
         (),
         help="Accept warnings of this code under --strict; they are shown, and marked in the report. Repeatable.",
@@ -185,9 +190,10 @@ class Options(InputOptions):
 def _check_code(code: str) -> None:
     if code not in WARNING_CODES:
         several = [nearest(part.strip(), WARNING_CODES, most=1) for part in code.split(",")]
-        hint = did_you_mean(code, WARNING_CODES) or "the codes are listed by: ema-avg help warnings"
-        if len(several) > 1 and all(several):
-            hint = " ".join(f"--allow {found[0]}" for found in several)
+        hint = "the codes are listed by: ema-avg help warnings"
+        if all(several):
+            options = " ".join(f"--allow {found[0]}" for found in several)
+            hint = f"did you mean {options}?"
         raise UsageError(f"--allow {quoted(code)}: there is no warning with this code", hint=hint)
 
 

@@ -52,6 +52,8 @@ class Option:
     """By default the name with dashes; ``--no-NAME`` for a switch that is on unless it is given."""
     short: str = ""
     """A second flag of one letter, such as ``-o``."""
+    brief: str = ""
+    """A few words, for the options that most runs need: they are on the first page of the help."""
     metavar: str = ""
     """What stands for the value in the help. Where it replaces a long list of choices, the record checks them alone."""
     unset: str = ""

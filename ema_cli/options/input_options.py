@@ -56,10 +56,17 @@ class InputOptions(OutputOptions):
     )
     to_step: int | None = option(None, flag="--to", help="Use checkpoints up to a step.", metavar="S", panel="Inputs")
     every: int = option(1, help="Use every K-th checkpoint, counted back from the last.", metavar="K", panel="Inputs")
-    last: int | None = option(None, help="Use only the last K checkpoints.", metavar="K", panel="Inputs")
+    last: int | None = option(
+        None,
+        help="Use only the last K checkpoints.",
+        brief="Use only the last K checkpoints.",
+        metavar="K",
+        panel="Inputs",
+    )
     key: tuple[str, ...] = option(
         (),
         help="Dotted path to the weights in a nested checkpoint. Repeatable: several parts, each under its own prefix.",
+        brief="Where the weights are in a nested file.",
         unset="found, and printed",
         metavar="A.B",
         panel="Inputs",

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.naming import OUTPUT_FIELDS, RUN_FIELDS, did_you_mean, fields_in, fill_output_name
+from ema_cli.naming import (
+    OUTPUT_FIELDS,
+    RUN_FIELDS,
+    did_you_mean,
+    fields_in,
+    fill_output_name,
+    safetensors_name,
+)
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.storage.locations import STREAMED, Location, locate
@@ -54,6 +61,7 @@ class OutputOptions(WeightOptions):
         short="-o",
         help="The .safetensors file to write, or NAME/ for a folder that Hugging Face libraries can read; several "
         "averages need {decay}, {method} or the like in the name.",
+        brief="The output, or NAME/. [default: ema.safetensors]",
         unset="ema.safetensors, or ema_{label}.safetensors for several averages",
         metavar="PATH",
         form=PATH,
@@ -79,6 +87,7 @@ class OutputOptions(WeightOptions):
     report: tuple[Location, ...] = option(
         (),
         help="Write another report: .html, .md or .json; OUT.report.json is always written. Repeatable.",
+        brief="Write also a page .html, .md or .json.",
         metavar="PATH",
         form=PATH,
         in_found_file="below",
@@ -97,7 +106,11 @@ class OutputOptions(WeightOptions):
     )
     sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
     force: bool = option(
-        False, help="Overwrite an existing output, unless it is up to date.", panel="Output", in_found_file="never"
+        False,
+        help="Overwrite an existing output, unless it is up to date.",
+        brief="Replace an output.",
+        panel="Output",
+        in_found_file="never",
     )
 
     def check_output(self) -> None:
@@ -199,6 +212,6 @@ def _check_name(output: Location, max_shard_size: int | None) -> None:
         problem, hint = "is a folder", f"{output}{os.sep}"
     else:
         problem = "must end in .safetensors"
-        other = output.with_suffix(".safetensors")
+        other = output.with_name(safetensors_name(output.name))
         hint = f"{other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
     raise UsageError(f"the output {quoted(str(output))} {problem}", hint=f"-o {hint}")

@@ -12,6 +12,9 @@ from ema_cli.options.declaration import Option, declared
 from ema_cli.storage.locations import Location
 from ema_cli.text import without_secrets
 
+UPDATE_COMMAND = "ema-avg update-bn OUT --model MODEL --data DATA -o NEW"
+"""The command that recomputes BatchNorm statistics, before there is an output."""
+
 
 def shell_command(options: Options, runs: Sequence[str] = (), *, writes: bool = True) -> str:
     """Return the command of these options; one that ``writes`` nothing is ``ema-avg plan``, or a dry run.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ema_cli.options.declaration import read_values
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.weights.methods import SPECS, Decay, Method
 
@@ -35,12 +36,8 @@ def read_method(stored: Mapping[str, str]) -> Method:
     keys = ("per", "init", "warmup", "shape") if name == "ema" else ("init", "warmup", "shape")
     given: dict[str, Any] = {key: stored[key] for key in keys if key in stored}
     given |= {key: float(stored[key]) for key in ("inv_gamma", "power") if key in stored}
-    options = WeightOptions(
-        method=(name,),
-        one_minus_decay=tuple(float(stored[key]) for key in ("one_minus_decay",) if key in stored),
-        sigma_rel=tuple(float(stored[key]) for key in ("sigma_rel",) if key in stored),
-        **given,
-    )
+    given |= {key: [float(stored[key])] for key in ("one_minus_decay", "sigma_rel") if key in stored}
+    options = WeightOptions(**read_values(WeightOptions, {"method": name, **given}))
     options.check_weights()
     (method,) = options.expand()
     return method if method.decay is None else replace(method, decay=_decay(stored, method.decay.complement))

@@ -41,6 +41,7 @@ class WeightOptions:
     method: tuple[MethodName, ...] = option(
         (),
         help="One of the methods that `ema-avg help methods` explains. Repeatable.",
+        brief="ema, uniform (SWA), or one of seven more.",
         unset="ema, or the one whose options are given",
         metavar="METHOD",
         aliases={"swa": "uniform", "mean": "uniform"},
@@ -49,6 +50,7 @@ class WeightOptions:
     decay: tuple[float, ...] = option(
         (),
         help="d of E_n = d E_(n-1) + (1-d) theta_n; 0 <= d < 1. Repeat it for several averages.",
+        brief="d of E_n = d E_(n-1) + (1-d) theta_n.",
         metavar="D",
         panel="Weights",
     )
@@ -59,12 +61,14 @@ class WeightOptions:
         (),
         help="Instead of --decay: the number of checkpoints (or steps, with --per step) after which a share has "
         "halved. Repeatable.",
+        brief="Instead of a decay: a share halves in H.",
         metavar="H",
         panel="Weights",
     )
     per: Per | None = option(
         None,
         help="Whether ema decays per checkpoint or per training step.",
+        brief="What decay and half-life count.",
         unset="checkpoint",
         panel="Weights",
     )

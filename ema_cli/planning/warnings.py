@@ -10,6 +10,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
+from ema_cli.options.shell_command import UPDATE_COMMAND
 from ema_cli.planning.matching import Chosen, Matched
 from ema_cli.planning.ties import DroppedTies
 from ema_cli.records.plan import Plan, PlannedTensor
@@ -20,7 +21,8 @@ from ema_cli.weights.share_warnings import warn_of_shares
 from ema_cli.weights.timeline import Timeline
 
 COPIES_HINT = "name only one of them, unless the weights really did not change between the steps"
-_ABOUT_DEFAULTS = {"batchnorm-averaged": "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
+BATCHNORM_AVERAGED = "batchnorm-averaged"
+_ABOUT_DEFAULTS = {BATCHNORM_AVERAGED: "buffers", "dtypes-differ": "dtype", "float8-averaged": "dtype"}
 """Warnings about the default of an option, which are silent if the option was given by hand."""
 
 
@@ -108,13 +110,12 @@ def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWa
     statistics = [quoted(tensor.name) for tensor in tensors if is_batch_norm_statistic(tensor.name)]
     if statistics:
         yield RunWarning(
-            code="batchnorm-averaged",
+            code=BATCHNORM_AVERAGED,
             message=(
                 f"{plural(len(statistics), 'BatchNorm statistic')} averaged with the weights "
                 f"({shortlist(statistics, most=2)}): they fit the activations of the checkpoints, not of the average"
             ),
-            hint="recompute them: ema-avg update-bn OUT --model MODEL --data DATA -o NEW; "
-            "or accept them: --buffers average",
+            hint=f"recompute them: {UPDATE_COMMAND}; or accept them: --buffers average",
         )
     small = [quoted(tensor.name) for tensor in tensors if tensor.dtype.itemsize == 1]
     if small:

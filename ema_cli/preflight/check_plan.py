@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
-from ema_cli.fold.devices import resolve_device
+from ema_cli.fold.devices import find_gpu, resolve_device
 from ema_cli.options.average import Options
 from ema_cli.preflight.destinations import check_destinations, refuse_inputs_as_outputs
 from ema_cli.preflight.replaced_folders import find_replaced
@@ -66,7 +66,9 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
     up_to_date = None
     replaced: Mapping[Path, OldFolder] = {}
     try:
-        _check_device(resolve_device(options.device))
+        device = resolve_device(options.device)
+        if device != "cpu":
+            find_gpu(device)
     except UsageError as error:
         obstacles["no-device"] = error
     if options.in_memory:
@@ -106,13 +108,6 @@ def fail_if_strict(warnings: Sequence[RunWarning], options: Options, *, dry_run:
             f"{plural(len(refused), 'warning')} under --strict, so {effect}: {', '.join(codes)}",
             hint=f"change that, or accept it: {accepted}" if accepted else "",
         )
-
-
-def _check_device(device: str) -> None:
-    if device != "cpu":
-        from ema_cli.fold.cuda import find_device  # noqa: PLC0415 - torch takes seconds to import
-
-        find_device(device)
 
 
 def _lock_outputs(plan: Plan, options: Options, locks: ExitStack) -> list[RunWarning]:

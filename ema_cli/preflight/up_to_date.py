@@ -1,4 +1,7 @@
-"""Whether an output is up to date: its files begin with the planned headers, and its report lists the same inputs."""
+"""Whether an output is up to date: its files begin with the planned headers, and its report lists the same inputs.
+
+The version of the program in a header does not count: what an earlier version wrote stays up to date.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingNew, OutputError
+from ema_cli.formats.json_text import parse_object
 from ema_cli.options.average import Options
+from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.preflight.replaced_folders import examine_output_folder
 from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
@@ -21,6 +26,10 @@ from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.temp_names import is_nonempty_folder
 
+_LENGTH_BYTES = 8
+"""Of a safetensors file: its first bytes are the length of the header."""
+_LONGEST_VERSION = 64
+"""Bytes by which headers of two versions may differ."""
 _NO_REPORT = "without a readable report beside it"
 
 
@@ -84,7 +93,8 @@ def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | st
         return "made by ema-avg update-bn"
     fingerprints = [known.fingerprint for known in report.inputs]
     weights = [average.weights for average in report.averages]
-    if weights != [output.weighting.weights] or len(fingerprints) != len(plan.checkpoints):
+    none_known = not {checkpoint.fingerprint for checkpoint in plan.checkpoints} & set(fingerprints)
+    if weights != [output.weighting.weights] or len(fingerprints) != len(plan.checkpoints) or none_known:
         return "made with other inputs or settings"
     for checkpoint, fingerprint in zip(plan.checkpoints, fingerprints, strict=True):
         if checkpoint.fingerprint != fingerprint:
@@ -133,9 +143,28 @@ def _has_header(path: Location, planned: PlannedFile) -> bool:
     """Whether a file has the planned header and size; an object in a store is only ever replaced as a whole."""
     try:
         with open_source(path) as source:
-            return source.size() == planned.nbytes and source.read(0, len(planned.header)) == planned.header
-    except EmaAvgError:
+            length = source.size() - planned.data_bytes
+            if not 0 < length < len(planned.header) + _LONGEST_VERSION:
+                return False
+            header = source.read(0, length)
+            return header == planned.header or _without_version(header) == _without_version(planned.header)
+    except (EmaAvgError, ValueError):
         return False
+
+
+def _without_version(header: bytes) -> tuple[dict[str, object], dict[str, object]]:
+    """Return the tensors and the metadata of a header, without the version that wrote it.
+
+    Raises:
+        ValueError: it is no header.
+
+    """
+    length, raw = header[:_LENGTH_BYTES], header[_LENGTH_BYTES:]
+    tensors = parse_object(raw)
+    metadata = tensors.pop("__metadata__", None)
+    if int.from_bytes(length, "little") != len(raw) or not isinstance(metadata, dict):
+        raise ValueError
+    return tensors, {key: value for key, value in metadata.items() if key != f"{OUR_METADATA}version"}
 
 
 def _is_as_written(output: PlannedOutput, written: Output) -> bool:
@@ -143,13 +172,15 @@ def _is_as_written(output: PlannedOutput, written: Output) -> bool:
     if not output.folder:
         return _is_untouched(output.local, written)
     known = {file.name: file for file in written.files}
-    planned = {file.name: file.nbytes for file in output.files} | {side.name: side.nbytes for side in output.beside}
+    beside = {side.name: side.nbytes for side in output.beside}
+    planned = {file.name for file in output.files} | set(beside)
     try:
         weights = {path.name for path in output.local.iterdir() if is_weights(path.name)}
     except OSError:
         return False
     return (
-        {name: file.bytes for name, file in known.items()} == planned
+        set(known) == planned
+        and all(known[name].bytes == nbytes for name, nbytes in beside.items())
         and weights == {name for name in planned if is_weights(name)}
         and all(_is_untouched(output.local / name, file) for name, file in known.items())
     )

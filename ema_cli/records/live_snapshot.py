@@ -117,7 +117,7 @@ def read_snapshot(path: Location, metadata: Mapping[str, str]) -> LiveSnapshot:
         raise InputRefused(
             f"{name} was written by another version of ema-avg: its metadata have version {quoted(layout)}, this "
             f"program reads {LAYOUT}",
-            hint="pip install -U ema-avg",
+            hint="install a newer ema-avg",
         )
     try:
         return LiveSnapshot.of(metadata)

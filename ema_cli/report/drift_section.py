@@ -31,12 +31,13 @@ def drift_in_short(average: Average) -> str:
 
 def drift_view(report: Report, average: Average, averages: int) -> dict[str, object]:
     """Return the values of the drift of one of several averages in the template."""
-    moved = tables.tensors_with_drift(average) if len(report.inputs) > 1 else []
+    groups = group_tensors(average.tensors)
+    moved = _moved(groups) if len(report.inputs) > 1 else []
     drifts = [tensor.drift for tensor in moved]
     few = len(average.tensors) <= _FEW_TENSORS
     shown = _shown(average.tensors, _MOST_ROWS // averages)
     more = sum(tensor.name not in shown for tensor in average.tensors)
-    layers = [] if few else _layers(group_tensors(average.tensors), shown)
+    layers = [] if few else _layers(groups, shown)
     return {
         "empty": "" if moved else _why_empty(report, average),
         "sentence": _sentence(average) if moved else "",
@@ -51,19 +52,24 @@ def drift_view(report: Report, average: Average, averages: int) -> dict[str, obj
     }
 
 
+def _moved(groups: Sequence[TensorGroup]) -> list[Tensor]:
+    """Return the tensors with a drift, tied ones once, in the order of the layers."""
+    return [one for group in groups for one in group.tensors if one.drift is not None and one.tied_to is None]
+
+
 def _histogram(drifts: Sequence[float | None]) -> Markup:
     return _chart(histogram([100 * (one or 0) for one in drifts], x_label="drift (%)", y_label="tensors"))
 
 
 def _sentence(average: Average) -> str:
-    moved = tables.by_drift(average)
-    largest = moved[-1]
-    total = group_drift(moved)
-    return (
-        f"The average is {percent(total or 0)} away from the last checkpoint, all weights together. "
-        f"The median tensor has a drift of {tables.median_drift(average)}, {quoted(largest.name)} the largest: "
-        f"{percent(largest.drift or 0)}."
+    """Return the drift of all weights together, of the median tensor, and the largest; no line begins with a % sign."""
+    largest = tables.by_drift(average)[-1]
+    sentence = (
+        f"The average is {percent(group_drift(average.tensors) or 0)} away from the last checkpoint, all weights "
+        f"together. The median tensor has a drift of {tables.median_drift(average)}, {quoted(largest.name)} the "
+        f"largest: {percent(largest.drift or 0)}."
     )
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _why_empty(report: Report, average: Average) -> str:
@@ -88,12 +94,13 @@ def _layers(groups: Sequence[TensorGroup], shown: set[str]) -> list[dict[str, ob
     return [
         {
             "label": safe_text(group.label),
+            "beginning": safe_text(group.beginning),
             "count": f"{len(group.tensors):,}",
             "drift": tables.UNDEFINED if drift is None else percent(drift),
             "width": 0 if drift is None else round(100 * drift / largest, 1),
             "rows": [
-                tables.tensor_row(tensor, name)
-                for tensor, name in zip(group.tensors, group.inner_names, strict=True)
+                tables.tensor_row(tensor, tensor.name[len(group.beginning) :])
+                for tensor in group.tensors
                 if tensor.name in shown
             ],
         }

@@ -27,9 +27,9 @@ _MOST_INPUTS = 400
 _MOST_FAILED = 20
 """Failed runs with their errors above the table of an index."""
 _MOST_ERROR_LINES = 6
-_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+)(?!safetensors$)(?=[^\s./_:=-]{2})")
+_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+)(?=[^\s./_:=-]{2})")
 """Where a long name may break: after a separator, not too near to the one before."""
-_SHORTEST_BROKEN = 20
+_SHORTEST_BROKEN = 12
 
 
 def to_html(report: Report) -> str:
@@ -87,22 +87,23 @@ def _fill(template: str, **values: object) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
-    environment.filters |= {"breakable": _breakable, "plural": plural}
+    environment.filters |= {"breakable": breakable, "plural": plural}
     script = _read("templates/page.js")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     style = _read("templates/page.css") + _read("charts/charts.css")
-    own = {"style": Markup(style), "script": Markup(script), "script_digest": f"sha256-{digest}"}  # noqa: S704 - files
-    return environment.get_template(template).render(**own, **values)
+    files = {"style": style, "nested_style": style.replace(":root", "&"), "script": script}
+    own = {name: Markup(text) for name, text in files.items()}  # noqa: S704 - files of the package
+    return environment.get_template(template).render(script_digest=f"sha256-{digest}", **own, **values)
 
 
 def _read(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _breakable(text: str) -> Markup:
+def breakable(text: str) -> Markup:
     """Escape text, and let it break at dots, slashes and underscores where it is long."""
-    pieces = _BREAK.split(text) if len(text) > _SHORTEST_BROKEN else [text]
-    return Markup("<wbr>").join(piece for piece in pieces if piece) if len(pieces) > 1 else escape(text)
+    escaped = str(escape(text))
+    return Markup(_BREAK.sub(r"\1<wbr>", escaped)) if len(text) > _SHORTEST_BROKEN else Markup(escaped)  # noqa: S704
 
 
 def _counts(index: BatchIndex) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from ema_cli.report import movement, run_tables, tables, words
 from ema_cli.report.model import Average, Report
 from ema_cli.report.redaction import REMOVED, redacted_report
-from ema_cli.text import percent, safe_text
+from ema_cli.report.warning_rank import ranked
+from ema_cli.text import percent, safe_lines, safe_text
 
 MARK = "<!-- ema-avg report -->"
 """The first line: a later run recognizes the file by it, and may replace it."""
@@ -48,22 +49,19 @@ def _in_html(text: str) -> str:
 def _lines(report: Report) -> Iterator[str]:
     several = len(report.averages) > 1
     yield f"## ema-avg: {escaped(tables.label(report.averages[0]))}" + (" and others" if several else "")
-    for average in report.averages[:_MOST_AVERAGES]:
-        yield from ("", f"**{escaped(tables.label(average))}**" if several else "", *_sentences(report, average))
-    for warning in report.warnings:
-        hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
-        yield from ("", f"> **Warning** {escaped(warning.message)} (`{warning.label}`).{hint}")
+    yield from ("", escaped(words.overview(report)))
+    yield from _warnings(report)
     if several:
         yield from ("", *_table(tables.COMPARISON_TITLES, tables.comparison_rows(report)[:_MOST_COMPARED]))
-    for average in report.averages[:_MOST_AVERAGES]:
-        yield from _average_lines(report, average)
-    if report.evidence is not None:
-        yield from ("", f"Evidence before the fold: {escaped(words.evidence(report.evidence))}.")
+    if report.batch_norm is not None:
+        yield from ("", *_table(tables.STATISTICS_TITLES, tables.statistics_rows(report.batch_norm)[:_MOST_COMPARED]))
+    else:
+        for average in report.averages[:_MOST_AVERAGES]:
+            yield from _average_lines(report, average)
     if report.geometry is not None:
         moved = movement.movement(report.geometry, report.evidence)
         yield from ("", f"{moved} Distances {movement.measured_on(report.geometry)}.".strip())
     yield from ("", *_table(("file", "size", "sha256"), run_tables.output_rows(report)[:_MOST_COMPARED]))
-    yield from ("", "; ".join(f"{name} {value}" for name, value in run_tables.timing_rows(report)) + ".")
     command = run_tables.command_line(report.command.argv)
     if command:
         yield from ("", "```sh", command.replace("```", "'''"), "```")
@@ -72,14 +70,18 @@ def _lines(report: Report) -> Iterator[str]:
         yield from ("", escaped(config))
     if report.command.secrets_removed:
         yield from ("", escaped(REMOVED))
+    yield from _details(report)
     yield from ("", f"<sub>{escaped(run_tables.environment_line(report))}</sub>")
 
 
-def _sentences(report: Report, average: Average) -> Iterator[str]:
-    yield escaped(words.verdict(report, average))
-    reconstruction = words.reconstruction(average.method, average.diagnostics)
-    if reconstruction:
-        yield f"{escaped(reconstruction)}."
+def _warnings(report: Report) -> Iterator[str]:
+    """Yield the warnings, the most important first; or that there are none."""
+    if not report.warnings:
+        yield from ("", "No warnings.")
+    for warning in ranked(report.warnings):
+        message = "<br>".join(escaped(line.strip()) for line in safe_lines(warning.message))
+        hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
+        yield from ("", f"> **Warning** {message} (`{warning.label}`).{hint}")
 
 
 def _average_lines(report: Report, average: Average) -> Iterator[str]:
@@ -91,10 +93,22 @@ def _average_lines(report: Report, average: Average) -> Iterator[str]:
     tensors = tables.by_drift(average)[::-1]
     if tensors:
         largest = f"{percent(tensors[0].drift or 0)} in {tensors[0].name}"
-        summary = f"Drift from the last checkpoint: largest {_in_html(largest)}"
+        summary = f"Drift of {_in_html(tables.label(average))} from the last checkpoint: largest {_in_html(largest)}"
         yield from ("", f"<details><summary>{summary}</summary>", "")
         yield from _table(tables.TENSOR_TITLES, [tables.tensor_row(tensor) for tensor in tensors[:_MOST_TENSORS]])
         yield from ("", f"{tables.tensor_counts(report)}.", "", "</details>")
+
+
+def _details(report: Report) -> Iterator[str]:
+    """Yield formulas, evidence and times, folded."""
+    yield from ("", "<details><summary>Details</summary>")
+    for average in report.averages[:_MOST_AVERAGES]:
+        yield from ("", f"{escaped(tables.label(average))}:", "")
+        yield from (f"* {name}: {escaped(value)}" for name, value in tables.method_rows(average))
+    if report.evidence is not None:
+        yield from ("", f"Evidence before the fold: {escaped(words.evidence(report.evidence))}.")
+    yield from ("", "; ".join(f"{name} {value}" for name, value in run_tables.timing_rows(report)) + ".")
+    yield from ("", "</details>")
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -54,9 +54,10 @@ def timing_rows(report: Report) -> list[tuple[str, str]]:
         ("read", human_bytes(summary.bytes_read)),
         ("written", human_bytes(summary.bytes_written)),
         ("whole run", f"{number(summary.seconds)} s"),
-        ("fold", f"{number(summary.fold_seconds)} s"),
-        ("fold throughput", f"{human_bytes(summary.throughput_bytes_per_second)}/s"),
     ]
+    if summary.fold_seconds:
+        rows.append(("fold", f"{number(summary.fold_seconds)} s"))
+        rows.append(("fold throughput", f"{human_bytes(summary.throughput_bytes_per_second)}/s"))
     if summary.peak_memory_bytes is not None:
         rows.append(("peak memory", human_bytes(summary.peak_memory_bytes)))
     return rows

@@ -94,7 +94,7 @@ def _comparison(report: Report) -> View:
 
 def _average(report: Report, average: Average, averages: int) -> View:
     return {
-        "label": tables.label(average),
+        "name": tables.short_label(average),
         "verdict": words.verdict(report, average),
         "facts": tables.facts(report, average) if report.batch_norm is None else [],
         "method": tables.method_rows(average),

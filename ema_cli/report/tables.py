@@ -97,10 +97,11 @@ def method_rows(average: Average) -> list[tuple[str, str]]:
     """Return the method of an average with its formula and numbers: name and value."""
     method, diagnostics = average.method, average.diagnostics
     spec = SPECS.get(cast("MethodName", method.name))
+    effective = f"1 / (sum of squared shares) = {words.effective(diagnostics)}"
     pairs = [
         ("method", words.definition(method, diagnostics.mean_age_unit)),
         ("formula", spec.definition if spec else ""),
-        ("effective checkpoints", f"1 / (sum of squared shares) = {words.effective(diagnostics)}"),
+        ("effective checkpoints", effective if len(diagnostics.implied_lr) > 1 else ""),
         ("reconstruction", words.reconstruction(method, diagnostics)),
     ]
     return [(name, value) for name, value in pairs if value]
@@ -175,7 +176,7 @@ def comparison_rows(report: Report) -> list[list[str]]:
     """Return a row for each average of a run."""
     return [
         [
-            label(average),
+            short_label(average),
             percent(average.diagnostics.first),
             percent(average.diagnostics.last),
             number(average.diagnostics.effective_checkpoints),

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import digits
 
 from ema_cli.naming import natural_key
 from ema_cli.report.model import Tensor
@@ -27,12 +28,12 @@ class TensorGroup:
     """What their names begin with: ``model.layers.12``; of several layers ``model.layers.12 … 15``."""
     tensors: tuple[Tensor, ...]
     """In model order."""
-    inner_names: tuple[str, ...]
-    """Their names without the beginning that the label has."""
+    beginning: str
+    """What all their names begin with, with the separator behind it, and what a row need not repeat."""
 
 
 def group_tensors(tensors: Sequence[Tensor]) -> list[TensorGroup]:
-    """Return the tensors by layer, the layers in model order, those that only differ in a number in order of it.
+    """Return the tensors by layer, in model order; those that differ in their last number in order of it.
 
     A layer is the beginning of a name up to the first number: ``model.layers.12``, ``layer1.0``, ``conv1``; without a
     number, the name without its last part: ``model.norm``. If there are fewer than 4, layers are divided at the next
@@ -63,12 +64,20 @@ def group_drift(tensors: Iterable[Tensor]) -> float | None:
 
 def _group(layers: Mapping[str, list[Tensor]]) -> TensorGroup:
     """Make a group of some layers with the tensors of each."""
-    first, *_, last = [*layers, *layers]
-    shared = _before_last(first) if len(layers) > 1 else first
-    tensors = [tensor for inside in layers.values() for tensor in inside]
-    label = f"{first} … {_after(last, _before_last(first))}" if len(layers) > 1 else first
-    inner = tuple(_after(tensor.name, shared) for tensor in tensors)
-    return TensorGroup(label=label, tensors=tuple(tensors), inner_names=inner)
+    names = list(layers)
+    tensors = tuple(tensor for inside in layers.values() for tensor in inside)
+    whole = len(names) > 1 or any(tensor.name == names[0] for tensor in tensors)
+    shared = _before_last(names[0]) if whole else names[0]
+    beginning = _beginning(shared, [tensor.name for tensor in tensors])
+    label = f"{names[0]} … {names[-1].removeprefix(beginning)}" if len(names) > 1 else names[0]
+    return TensorGroup(label=label, tensors=tensors, beginning=beginning)
+
+
+def _beginning(shared: str, names: Sequence[str]) -> str:
+    """Return the beginning of names, with the separators behind it, as far as all of them have it."""
+    rest = names[0][len(shared) :]
+    longer = shared and names[0][: len(names[0]) - len(rest.lstrip(_SEPARATORS))]
+    return next(found for found in (longer, shared, "") if all(name.startswith(found) for name in names))
 
 
 def _layers(names: Sequence[str]) -> dict[str, list[str]]:
@@ -105,18 +114,13 @@ def _before_last(name: str) -> str:
     return name[: [0, *_ends(name)[:-1]][-1]]
 
 
-def _after(name: str, beginning: str) -> str:
-    """Return the rest of a name; all of it if nothing is left."""
-    return name[len(beginning) :].lstrip(_SEPARATORS) or name
-
-
 def _in_order(layers: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return layers in the order of the model, but those of one parent in natural order of their names."""
-    siblings: dict[str, list[str]] = defaultdict(list)
+    """Return layers in the order of the model, but those that differ in their last number alone in order of it."""
+    alike: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
-        siblings[_before_last(layer)].append(layer)
-    ordered = {parent: iter(sorted(inside, key=natural_key)) for parent, inside in siblings.items()}
-    return {layer: layers[layer] for layer in (next(ordered[_before_last(one)]) for one in layers)}
+        alike[layer.rstrip(digits)].append(layer)
+    ordered = {stem: iter(sorted(inside, key=natural_key)) for stem, inside in alike.items()}
+    return {layer: layers[layer] for layer in (next(ordered[one.rstrip(digits)]) for one in layers)}
 
 
 def _merged(layers: Iterable[str]) -> list[list[str]]:

@@ -61,8 +61,13 @@ def _parameters(method: MethodUsed, unit: str) -> list[str]:
 
 
 def effective(diagnostics: Diagnostics) -> str:
-    """Return the effective checkpoints of all: ``8.70 of 13``."""
-    return f"{number(diagnostics.effective_checkpoints)} of {len(diagnostics.implied_lr):,}"
+    """Return the effective checkpoints of all: ``8.7 of 13``."""
+    return f"{effective_count(diagnostics)} of {len(diagnostics.implied_lr):,}"
+
+
+def effective_count(diagnostics: Diagnostics) -> str:
+    """Return the effective checkpoints: ``8.7``."""
+    return f"{diagnostics.effective_checkpoints:,.1f}"
 
 
 def mean_age(diagnostics: Diagnostics) -> str:
@@ -178,7 +183,7 @@ def expected_error(method: MethodUsed, diagnostics: Diagnostics) -> str:
 
 
 def evidence(found: Evidence) -> str:
-    """Return what the sampled weights show: whether the checkpoints are related, and in order."""
+    """Return what the sampled weights show: whether the checkpoints are similar, and in order."""
     cosines = [cosine for cosine in found.nearest_cosines if cosine is not None]
     if not cosines:
         return "the sampled weights do not differ" if not found.elements else "too few weights differ for a verdict"
@@ -187,8 +192,8 @@ def evidence(found: Evidence) -> str:
 
 def _relation(found: Evidence) -> str:
     if found.outliers:
-        return f"related, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
-    return "not one series" if APART & set(found.verdicts) else "related"
+        return f"similar, except {shortlist(f'#{position + 1}' for position in found.outliers)}"
+    return "not one series" if APART & set(found.verdicts) else "similar"
 
 
 def _order(found: Evidence) -> str:
@@ -202,7 +207,7 @@ def _order(found: Evidence) -> str:
         return "; the weights fit several orders"
     if found.path_ratio < LONGER:
         return "; the order agrees with the weights"
-    return f"; the order does not agree with the weights (path {found.path_ratio:.2f} x the shortest)"
+    return f"; the order does not agree with the weights (path {number(found.path_ratio)} x the shortest)"
 
 
 def _range(low: float, high: float) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import RunWarning
-from ema_cli.text import percent
+from ema_cli.text import number, percent
 from ema_cli.weights.choices import decay_for_first_share, half_life_for_first_share, two_digits
 from ema_cli.weights.diagnostics import Diagnostics, diagnose, effective_gap
 from ema_cli.weights.methods import Decay, Weighting, decay_text
@@ -139,4 +139,4 @@ def _units(value: float, timeline: Timeline) -> str:
 
 def _count(value: float) -> str:
     """Format a number for people: whole from ten on."""
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"  # noqa: PLR2004
+    return number(int(value) if value == int(value) else value if value < 10 else round(value))  # noqa: PLR2004

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import json
-import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -39,7 +38,7 @@ from tests.hostile.documents import Documents
 from tests.hostile.parser import Parser
 
 _PAGES = ("page.html", "page.md", "page.json")
-_SCRIPT = re.search(r"<script>.*</script>", (Path(html.__file__).parent / "page.html.j2").read_text(), re.DOTALL)[0]  # type: ignore[index]
+_SCRIPT = (Path(html.__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
 _LINKS = ("href", "src", "action", "data", "srcset", "poster", "formaction")
 
 

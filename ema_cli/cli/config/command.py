@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from ema_cli.cli.config.precedence import Configured, resolve
 from ema_cli.cli.config.settings import Setting, Settings, from_environment, from_table
@@ -17,7 +18,6 @@ from ema_cli.cli.config.show import show
 from ema_cli.cli.config.sources import ConfigSearch, find_file, read_file
 from ema_cli.cli.config.trust import refuse_in_found
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.group import MainCommand
 from ema_cli.storage.locations import locate_on_disk
 from ema_cli.text import quoted
 
@@ -25,7 +25,7 @@ _META = "ema_cli.configured"
 """The key of the configuration in a context's ``meta``."""
 
 
-class ConfiguredCommand(MainCommand):
+class ConfiguredCommand(TyperCommand):
     """A command with ``--config`` and ``--show-config``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
@@ -129,6 +129,14 @@ def begin(context: typer.Context, style: Style) -> tuple[Console, dict[str, Any]
         console.warning(warning)
     used = held.config_used(held.settings)
     if used is not None and used.options:
-        line = f"options from {quoted(used.path)}: {', '.join(used.options)}"
+        line = f"options from {quoted(_from_here(used.path))}: {', '.join(used.options)}"
         console.talk(line, always=held.hides_itself())
     return console, {"config": used, "config_warnings": held.ignored}
+
+
+def _from_here(path: str) -> str:
+    """Return a path as short as possible: relative if it is below the working directory."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # above, or the working directory was removed
+        return path

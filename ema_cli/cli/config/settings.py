@@ -32,6 +32,8 @@ _MOST_INTEGER = 1 << 1000
 """Larger integers cannot be converted to a float."""
 _SWITCHES = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
+_FORMER = {("geometry", "full"): "sample"}
+"""Values that earlier versions had, by key and value, and what replaces them: configuration files stay usable."""
 _MEANINGS: dict[Kind, str] = {
     "switch": "true or false",
     "number": "a number",
@@ -164,6 +166,8 @@ def _checked(option: Option, value: object, subject: str) -> object:
         UsageError: it is of a wrong type.
 
     """
+    if isinstance(value, str):
+        value = _FORMER.get((option.key, value), value)
     if option.kind == "pairs" and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
         value = [f"{name}={text}" for name, text in value.items()]
     if option.kind == "list" and isinstance(value, list) and value and all(map(_is_number, value)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ema_cli.cli.config.precedence import Configured
 from ema_cli.cli.console import Console
+from ema_cli.cli.table import Column, Table
 from ema_cli.options.declaration import Option
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import safe_text, without_secrets
@@ -24,11 +25,8 @@ def show(found: Configured, parameters: Mapping[str, Any], console: Console) -> 
     for warning in found.ignored:
         console.result(f"# {warning.message}")
     console.result(f"# settings from {found.file.path}" if found.file else "# no configuration file")
-    names = max(len(option.key) for option in found.options)
-    shown = {option.parameter: _written(values[option.parameter]) for option in found.options}
-    width = max(map(len, shown.values()))
-    for option in found.options:
-        console.result(f"{option.key:{names}}  {shown[option.parameter]:{width}}  {_explained(found, option)}")
+    rows = [(option.key, _written(values[option.parameter]), _explained(found, option)) for option in found.options]
+    console.result(Table(columns=[Column(), Column(name=True), Column()], rows=rows, indent=0))
 
 
 def _document(found: Configured, values: Mapping[str, Any]) -> dict[str, object]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from rich.table import Table
 from rich.text import Text
 
 from ema_cli.batch.run_batch import BatchEvent, JobEnded, JobResult, JobStarted, JobWorking, Status
 from ema_cli.cli.console import Console, clean
-from ema_cli.cli.views import plain_table
+from ema_cli.cli.table import Cell, Column, Table, numbers, whole_name
 from ema_cli.cli.views.progress import HEARTBEAT_SECONDS, describe_progress
 from ema_cli.events import Event, Planned
 from ema_cli.report import words
@@ -47,12 +47,18 @@ class BatchDisplay:
     def __enter__(self) -> Self:
         if self._console.interactive and not self._console.style.quiet and self._total > 1:
             from rich import progress  # noqa: PLC0415 - only on a terminal
+            from rich.table import Column as RichColumn  # noqa: PLC0415
 
             self._bar = progress.Progress(
                 progress.MofNCompleteColumn(),
                 progress.BarColumn(),
                 progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.description}", markup=False),
+                progress.TextColumn(
+                    "{task.description}",
+                    markup=False,
+                    table_column=RichColumn(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
+                expand=True,
                 console=self._console.rich,
                 transient=True,
             )
@@ -84,7 +90,7 @@ class BatchDisplay:
         now = time.monotonic()
         if self._bar is None and now - self._last_line >= HEARTBEAT_SECONDS:
             self._last_line = now
-            self._console.talk(clean(f"{self._count()} {run}: {progress}"))
+            self._console.talk(f"{self._count()} {run}: {progress}")
 
     def _update_bar(self, text: str) -> None:
         if self._bar is not None and self._task is not None:
@@ -98,7 +104,7 @@ class BatchDisplay:
             self._console.failure(f"{self._count()} {safe_text(result.job.run)}: {error.message}", error.hint)
         else:
             line = _result_line(result, self._side_files.pop(result.job.run, ""))
-            self._console.talk(Text(clean(f"{self._count()} {line}")))
+            self._console.talk(f"{self._count()} {line}")
         if self._console.style.verbose:
             for warning in result.warnings:
                 self._console.warning(warning)
@@ -111,20 +117,21 @@ class BatchDisplay:
         return f"{len(self._done):{width}}/{self._total}"
 
 
-def show_batch(index: BatchIndex, console: Console) -> None:
-    """Show the result of every job, and the totals on stdout."""
+def show_batch(index: BatchIndex, console: Console, *, dry_run: bool) -> None:
+    """Show on stdout the result of every job, and the totals. They may be lost, unless nothing was to be written."""
+    show = partial(console.result, essential=dry_run)
     shown = index.jobs if console.style.verbose else _select(index.jobs)
     if len(index.jobs) > 1:
-        console.talk(_table(shown))
+        show(_table(shown))
     if len(shown) < len(index.jobs):
-        console.talk(f"and {plural(len(index.jobs) - len(shown), 'more run')} that did not fail (-v shows them)")
+        show(f"and {plural(len(index.jobs) - len(shown), 'more run')} that did not fail (-v shows them)")
     warned = Counter(code for entry in index.jobs for code in dict.fromkeys(entry.warnings))
     if warned and not console.style.verbose:
         listed = shortlist(f"{code} ({plural(count, 'run')})" for code, count in warned.items())
-        console.talk(f"warnings (details in the reports, or with -v): {listed}")
+        show(f"warnings (details in the reports, or with -v): {listed}")
     counts = {status: getattr(index.summary, status) for status in _VERBS}
     totals = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counts.items() if count)
-    console.result(f"{plural(index.summary.jobs, 'run')}: {totals}  {index.summary.seconds:.2f} s", essential=False)
+    show(f"{plural(index.summary.jobs, 'run')}: {totals}  {index.summary.seconds:.2f} s")
 
 
 def _select(entries: Sequence[JobEntry]) -> list[JobEntry]:
@@ -135,22 +142,18 @@ def _select(entries: Sequence[JobEntry]) -> list[JobEntry]:
 
 
 def _table(entries: Sequence[JobEntry]) -> Table:
-    table = plain_table()
-    table.add_column("run", no_wrap=True)
-    table.add_column("result", no_wrap=True)
-    table.add_column("checkpoints", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    table.add_column("")  # the error: truncated on a narrow terminal
-    for entry in entries:
-        error = clean(" ".join(entry.error.message.split())) if entry.error else ""
-        table.add_row(
-            Text(safe_text(entry.run)),
-            Text(_VERBS[entry.status], style=_COLORS.get(entry.status, "")),
-            f"{entry.checkpoints:,}" if entry.checkpoints else "",
-            f"{entry.seconds:.2f}",
-            Text(error, no_wrap=True, overflow="ellipsis"),
-        )
-    return table
+    columns = [Column(title="run", name=True), Column(title="result"), *numbers("checkpoints", "seconds")]
+    rows = [[*_cells(entry)] for entry in entries]
+    return Table(columns=[*columns, Column(rest=True)], rows=rows)
+
+
+def _cells(entry: JobEntry) -> Iterator[Cell]:
+    """Yield run, result, checkpoints, seconds, and the error."""
+    yield whole_name(entry.run)
+    yield Text(_VERBS[entry.status], style=_COLORS.get(entry.status, ""))
+    yield f"{entry.checkpoints:,}" if entry.checkpoints else ""
+    yield f"{entry.seconds:.2f}"
+    yield clean(" ".join(entry.error.message.split())) if entry.error else ""
 
 
 def _result_line(result: JobResult, side_files: str) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from ema_cli.cli.console import Console, clean
-from ema_cli.cli.views import plain_table
+from ema_cli.cli.console import Console
+from ema_cli.cli.table import Column, Table, numbers, whole_name
 from ema_cli.records.series import Checkpoint
 from ema_cli.report import words
-from ema_cli.text import plural, quoted, safe_text, shortlist
+from ema_cli.text import cosine, number, plural, quoted, safe_text, shortlist
 
 if TYPE_CHECKING:  # each of the two commands needs only its own
     from ema_cli.compare import Comparison, TensorComparison
@@ -24,19 +22,19 @@ _UNDEFINED = "-"
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Show how the checkpoints differ, and the result on stdout."""
+    """Show on stdout how the checkpoints differ, tensor by tensor and in one line."""
     for label, checkpoint in (("a", comparison.a), ("b", comparison.b)):
-        console.talk(_headline(label, checkpoint))
+        console.result(_headline(label, checkpoint))
     most = _ALL_NAMES if console.style.verbose else _MOST_NAMES
     for label, names in _only_in_one(comparison):
         listed = shortlist((quoted(name) for name in names), most=most)
-        console.talk(f"only in {label}: {plural(len(names), 'tensor')}: {listed}")
+        console.result(f"only in {label}: {plural(len(names), 'tensor')}: {listed}")
     _show_tensors(comparison, console)
     console.result(_comparison_result(comparison))
 
 
 def show_verification(verification: Verification, console: Console) -> None:
-    """Show the checks that passed (the inputs one by one only if verbose), and the result on stdout.
+    """Show on stdout the checks that passed (the inputs one by one only if verbose), and the result.
 
     Raises:
         VerificationFailed: checks failed; the error lists them.
@@ -46,9 +44,9 @@ def show_verification(verification: Verification, console: Console) -> None:
     passed = sum(check.ok and not check.unchecked for check in inputs)
     for check in verification.checks:
         if check.ok and (check not in inputs or check.unchecked or console.style.verbose):
-            console.talk(clean(f"{'--' if check.unchecked else 'ok'}  {check.name}: {check.message}"))
+            console.result(f"{'--' if check.unchecked else 'ok'}  {check.name}: {check.message}")
         if check in inputs[-1:] and passed and not console.style.verbose:
-            console.talk(f"ok  inputs: {passed:,} of {len(inputs):,} unchanged")
+            console.result(f"ok  inputs: {passed:,} of {len(inputs):,} unchanged")
     verification.raise_if_failed()
     scope = f"  {plural(passed, 'input')}  {plural(verification.samples, 'piece')} recomputed" if inputs else ""
     left_out = f" except {', '.join(verification.unchecked)}" if verification.unchecked else ""
@@ -81,13 +79,16 @@ def _show_tensors(comparison: Comparison, console: Console) -> None:
     rows = comparison.tensors if console.style.verbose else sorted(comparison.different, key=_distance, reverse=True)
     if not rows:
         return
-    table = plain_table(("tensor", "type", "shape"), ("differ", "max |a-b|", "relative L2", "cosine"))
     shown = rows if console.style.verbose else rows[:_MOST_ROWS]
-    for tensor in shown:
-        table.add_row(*_row(tensor))
-    console.talk(table)
+    same = all(tensor.a.dtype is tensor.b.dtype and tensor.a.shape == tensor.b.shape for tensor in shown)
+    columns = [
+        Column(title="tensor", name=True),
+        *(Column(title=title, optional=same) for title in ("shape", "type")),
+        *numbers("differ", "max |a-b|", "relative L2", "cosine"),
+    ]
+    console.result(Table(columns=columns, rows=[_row(tensor) for tensor in shown]))
     if len(shown) < len(rows):
-        console.talk(f"and {len(rows) - len(shown):,} more (-v shows them)")
+        console.result(f"and {len(rows) - len(shown):,} more (-v shows them)")
 
 
 def _distance(tensor: TensorComparison) -> tuple[float, float]:
@@ -97,12 +98,12 @@ def _distance(tensor: TensorComparison) -> tuple[float, float]:
     return (math.inf if unmeasured else relative or 0.0, tensor.distance.differing or 0)
 
 
-def _row(tensor: TensorComparison) -> list[str | Text]:
+def _row(tensor: TensorComparison) -> list[str]:
     distance = tensor.distance
     return [
-        Text(safe_text(tensor.name)),
-        _both(tensor.a.dtype.torch_name, tensor.b.dtype.torch_name),
+        whole_name(tensor.name),
         _both(str(tensor.a.shape), str(tensor.b.shape)),
+        _both(tensor.a.dtype.torch_name, tensor.b.dtype.torch_name),
         _UNDEFINED if distance.differing is None else f"{distance.differing:,} of {tensor.a.elements:,}",
         _number(distance.max_abs),
         _number(distance.relative_l2),
@@ -115,10 +116,8 @@ def _both(a: str, b: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return _UNDEFINED
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    return _UNDEFINED if value is None else number(value)
 
 
 def _cosine(value: float | None) -> str:
-    return _UNDEFINED if value is None else f"{value:.6f}"
+    return _UNDEFINED if value is None else cosine(value)

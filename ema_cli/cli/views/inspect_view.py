@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import PurePath
 
-from rich.table import Table
 from rich.text import Text
 
 from ema_cli.cli.console import Console
-from ema_cli.cli.views import plain_table
+from ema_cli.cli.table import Column, Table, whole_name
 from ema_cli.dtypes import DType
 from ema_cli.records.series import Checkpoint
 from ema_cli.report import words
@@ -22,19 +21,17 @@ _ALL_NAMES = 1000
 
 
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
-    """Show the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
+    """Show on stdout the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
     size = human_bytes(checkpoint.index.size())
-    console.talk(Text.assemble((safe_text(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
-    table = Table.grid(padding=(0, 2))
-    for label, value in _facts(checkpoint, _ALL_NAMES if console.style.verbose else _MOST_NAMES):
-        if value:
-            table.add_row(f"  {label}", Text(value))
-    console.talk(table)
+    console.result(Text.assemble((whole_name(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
+    most = _ALL_NAMES if console.style.verbose else _MOST_NAMES
+    facts = [(label, value) for label, value in _facts(checkpoint, most) if value]
+    console.result(Table(columns=[Column(), Column(name=True)], rows=facts, indent=2))
     if console.style.verbose:
-        tensors = plain_table(("tensor", "type", "shape"))
-        for layout in checkpoint.index.layouts:
-            tensors.add_row(Text(safe_text(layout.name)), layout.dtype.torch_name, str(layout.shape))
-        console.talk(tensors)
+        columns = [Column(title="tensor", name=True), Column(title="type"), Column(title="shape")]
+        layouts = checkpoint.index.layouts
+        rows = [(whole_name(one.name), one.dtype.torch_name, str(one.shape)) for one in layouts]
+        console.result(Table(columns=columns, rows=rows))
 
 
 def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ema_cli.cli.console import Console
+from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
-from ema_cli.options.shell_command import update_command
+from ema_cli.options.shell_command import UPDATE_COMMAND, update_command
 from ema_cli.pipeline import Outcome
 from ema_cli.records.plan import Action
 from ema_cli.report import tables, words
@@ -20,7 +23,7 @@ _SHORTEST_FOLD = 0.1
 
 
 def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
-    """Show drift and speed of a run and the path of each file; one result line per output goes to stdout."""
+    """Show drift and speed of a run on stderr, a line for each output on stdout, and the paths of the reports."""
     if console.style.quiet:
         return
     report = outcome.report
@@ -28,17 +31,28 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
         _show_drift(report, console)
         _show_speed(report.summary, console)
     for average in report.averages:
-        path = locate(average.output.path)
+        console.result(_result_line(report, average, up_to_date=outcome.up_to_date), essential=False)
+    for average in report.averages:
         side_files = words.side_files(average.output)
         if side_files:
             console.talk(f"side files in {words.output_path(average.output)}: {side_files}")
-        console.talk(f"report {safe_text(str(report_path(path)))}")
-        console.result(_result_line(report, average, up_to_date=outcome.up_to_date), essential=False)
-        if not console.style.json and any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
-            command = update_command(path, folder=bool(average.output.files))
-            console.talk(f"recompute its BatchNorm statistics on your data: {command}")
-    for path in options.report:
+    beside = [report_path(locate(average.output.path)) for average in report.averages]
+    for path in (*beside, *options.report):
         console.talk(f"report {safe_text(str(path))}")
+    if options.buffers == "last" and not console.style.json:
+        for average in report.averages:
+            if any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
+                console.talk(f"recompute its BatchNorm statistics on your data: {_update_command(average)}")
+
+
+def after_the_run(warning: RunWarning, report: Report) -> RunWarning:
+    """Return a warning whose hint names the output, where there is only one."""
+    average, *others = report.averages
+    return warning if others else replace(warning, hint=warning.hint.replace(UPDATE_COMMAND, _update_command(average)))
+
+
+def _update_command(average: Average) -> str:
+    return update_command(locate(average.output.path), folder=bool(average.output.files))
 
 
 def _show_drift(report: Report, console: Console) -> None:

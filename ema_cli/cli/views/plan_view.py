@@ -6,11 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
-from ema_cli.cli.console import Console
-from ema_cli.cli.views import plain_table
+from ema_cli.cli.table import Cell, Column, Table, numbers, whole_name
 from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Action, Plan, PlannedOutput
@@ -21,26 +19,21 @@ from ema_cli.report.build import diagnose_output, parameters
 from ema_cli.report.model import MethodUsed
 from ema_cli.report.tables import ROLES, cut_middle
 from ema_cli.storage.locations import Location, common_folder, labels
-from ema_cli.text import human_bytes, percent, plural, quoted, safe_text, shortlist
+from ema_cli.text import human_bytes, number, percent, plural, quoted, safe_text, shortlist
 
 _MOST_ROWS = 24
 _MOST_SHARES = 6
 """Averages with their shares side by side; of more, only the comparison is shown."""
 _BAR_WIDTH = 12
+_SHARE_COLUMNS = (Column(title="from", optional=True), *numbers("share", "LR scale"), Column(optional=True))
 _UNDEFINED = "-"
 _MOST_IGNORED = 100
 _FEW = 3
 """Skipped inputs that are named one by one; of more with the same reason, the number is shown."""
 
 
-def show_plan(plan: Plan, options: Options, console: Console) -> None:
-    """Show the order, the shares, the averages, and the bytes to read and write."""
-    if not console.style.quiet:
-        for part in _parts(plan, options, verbose=console.style.verbose):
-            console.talk(part)
-
-
-def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Table]:
+def plan_parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Table]:
+    """Yield the order, the shares, the averages, and the bytes to read and write."""
     checkpoints = plan.checkpoints
     folder = common_folder([checkpoint.path for checkpoint in checkpoints])
     yield _headline(plan, folder)
@@ -63,11 +56,11 @@ def _parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str | Tab
 def _evidence(plan: Plan, options: Options) -> Iterator[str]:
     """Yield what the sampled weights show, or why nothing was sampled."""
     if plan.evidence is not None:
-        yield f"evidence: {words.evidence(plan.evidence)}"
+        yield f"weights compared: {words.evidence(plan.evidence)}"
     elif not options.probe:
-        yield "evidence: not sampled (--no-probe)"
+        yield "weights compared: no (--no-probe)"
     elif sum(t.elements for t in plan.tensors if t.action is Action.AVERAGED) < LEAST_ELEMENTS:
-        yield f"evidence: none (fewer than {LEAST_ELEMENTS:,} weights)"
+        yield f"weights compared: no (fewer than {LEAST_ELEMENTS:,})"
 
 
 def skipped_lines(entries: Sequence[Skipped], *, verbose: bool) -> Iterator[str]:
@@ -89,7 +82,9 @@ def _headline(plan: Plan, folder: str) -> str:
     new = sum(member.role is Role.CHECKPOINT for member in members)
     continuation = plan.series.continuation
     count = plural(new, "checkpoint" if continuation is None else "new checkpoint")
-    line = ", ".join(filter(None, (f"{count} in {safe_text(_shortest(folder))}", formats, plan.series.reason)))
+    line = ", ".join(
+        filter(None, (f"{count} in {safe_text(_shortest(folder))}", formats, f"ordered {plan.series.reason}"))
+    )
     if continuation is None:
         return line
     inside = plural(len(continuation.folded), "checkpoint")
@@ -170,41 +165,50 @@ def _ignored(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
 
 
 def _shares_table(plan: Plan, folder: str, *, all_rows: bool) -> Table:
-    table = plain_table()
-    table.add_column("#", justify="right")
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column(plan.series.unit if any(m.step for m in plan.series.members) else "step", justify="right")
-    if len(plan.outputs) == 1:
-        table.add_column("from")
-        table.add_column("share", justify="right", no_wrap=True)
-        table.add_column("" if plan.series.continuation else "LR scale", justify="right", no_wrap=True)
-        table.add_column("")
-    for output in plan.outputs if len(plan.outputs) > 1 else ():
-        table.add_column(output.weighting.method.label, justify="right", overflow="fold")
-    implied_lr = diagnose_output(plan.series, plan.outputs[0]).implied_lr
+    """Return the checkpoints with the share of each: with its effect for one average, else beside each other."""
+    several = len(plan.outputs) > 1
+    unit = plan.series.unit if any(member.step for member in plan.series.members) else "step"
+    columns = [Column(title="#", number=True), Column(title="checkpoint", name=True), *numbers(unit)]
+    columns += numbers(*(_label(output, "\n") for output in plan.outputs)) if several else _SHARE_COLUMNS
+    shares = _shares(plan) if several else _shares_with_effect(plan)
     names = labels([checkpoint.path for checkpoint in plan.checkpoints], folder)
-    rows = [_share_row(plan, name, number, implied_lr) for number, name in enumerate(names)]
-    if not all_rows:
-        rows = cut_middle(rows, _MOST_ROWS, lambda count: ["…", f"{count:,} more (-v shows them)"])
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _share_row(plan: Plan, name: str, number: int, implied_lr: Sequence[float]) -> list[str | Text]:
-    member = plan.series.members[number]
-    shares = [output.weighting.weights[number] for output in plan.outputs]
-    cells: list[str | Text] = [
-        str(number + 1),
-        Text(safe_text(name)),
-        f"{member.step.value:,}" if member.step else "",
+    rows: list[list[Cell]] = [
+        [f"{position + 1:,}", whole_name(name), f"{member.step.value:,}" if member.step else "", *cells]
+        for position, (name, member, cells) in enumerate(zip(names, plan.series.members, shares, strict=True))
     ]
-    if len(shares) > 1:
-        return [*cells, *map(percent, shares)]
-    largest = max(plan.outputs[0].weighting.weights)
-    scale = "" if plan.series.continuation else f"{implied_lr[number]:.2f}"
-    bar = Text("█" * round(_BAR_WIDTH * shares[0] / largest), style="cyan")
-    return [*cells, Text(_origin(plan, member)), percent(shares[0]), scale, bar]
+    if not all_rows:
+        blank = [""] * (len(columns) - 2)
+        rows = cut_middle(rows, _MOST_ROWS, lambda count: ["…", f"{count:,} more (-v shows them)", *blank])
+    return _filled(columns, rows, keys=3 if several else 0)
+
+
+def _filled(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], keys: int = 0) -> Table:
+    """Return a table without the columns that have no value."""
+    kept = [at for at in range(len(columns)) if any(str(row[at]) not in ("", _UNDEFINED) for row in rows)]
+    return Table(columns=[columns[at] for at in kept], rows=[[row[at] for at in kept] for row in rows], keys=keys)
+
+
+def _label(output: PlannedOutput, between: str = " ") -> str:
+    return output.weighting.method.label.replace(" ", between)
+
+
+def _shares(plan: Plan) -> Iterator[list[Cell]]:
+    """Yield the shares of each checkpoint in all averages."""
+    for shares in zip(*(output.weighting.weights for output in plan.outputs), strict=True):
+        yield [*map(percent, shares)]
+
+
+def _shares_with_effect(plan: Plan) -> Iterator[list[Cell]]:
+    """Yield the origin of each step unless it is that of all, the share, the LR scale, and a bar."""
+    output, continued = plan.outputs[0], plan.series.continuation is not None
+    origins = [_origin(plan, member) for member in plan.series.members]
+    differ = len(set(origins)) > 1
+    largest = max(output.weighting.weights)
+    scales = diagnose_output(plan.series, output).implied_lr
+    for position, (origin, share) in enumerate(zip(origins, output.weighting.weights, strict=True)):
+        scale = "" if continued else number(scales[position])
+        bar = Text("█" * round(_BAR_WIDTH * share / largest), style="cyan")
+        yield [origin if differ else "", percent(share), scale, bar]
 
 
 def _origin(plan: Plan, member: OrderedCheckpoint) -> str:
@@ -223,7 +227,7 @@ def _average_lines(plan: Plan, output: PlannedOutput) -> Iterator[str]:
     yield words.definition(method, diagnostics.mean_age_unit)
     yield (
         f"effective checkpoints: {words.effective(diagnostics)}; mean age {words.mean_age(diagnostics)}; "
-        f"first {percent(diagnostics.first)}, last {percent(diagnostics.last)}"
+        f"shares: first {percent(diagnostics.first)}, last {percent(diagnostics.last)}"
     )
     reconstruction = words.reconstruction(method, diagnostics)
     if reconstruction:
@@ -233,26 +237,28 @@ def _average_lines(plan: Plan, output: PlannedOutput) -> Iterator[str]:
 def _comparison(plan: Plan) -> Table:
     """Return the averages side by side, to choose one. Columns without a value are omitted."""
     age = f"mean age\n({plan.series.timeline.unit}s)"
-    titles = ("average", "first", "last", "max", "effective", age, "before\nfirst", "u", "error")
-    rows = [_comparison_row(plan, output) for output in plan.outputs]
-    columns = [column for column in range(len(titles)) if any(row[column] != _UNDEFINED for row in rows)]
-    table = plain_table(titles[:1], [titles[column] for column in columns[1:]])
-    for row in rows:
-        table.add_row(*(row[column] for column in columns))
-    return table
+    columns = [
+        Column(title="average", name=True),
+        *numbers("first", "last"),
+        Column(title="max", number=True, optional=True),
+        *numbers("effective", age, "before\nfirst"),
+        Column(title="u", number=True, optional=True),
+        *numbers("error"),
+    ]
+    return _filled(columns, [_comparison_row(plan, output) for output in plan.outputs])
 
 
 def _comparison_row(plan: Plan, output: PlannedOutput) -> list[str]:
     diagnostics = diagnose_output(plan.series, output)
     method = MethodUsed(**output.weighting.method.plain())
     return [
-        output.weighting.method.label,
+        _label(output),
         percent(diagnostics.first),
         percent(diagnostics.last),
         percent(diagnostics.largest),
-        f"{diagnostics.effective_checkpoints:.1f}",
-        f"{diagnostics.mean_age:,.4g}",
+        words.effective_count(diagnostics),
+        number(diagnostics.mean_age),
         _UNDEFINED if diagnostics.unobserved_mass is None else percent(diagnostics.unobserved_mass),
-        _UNDEFINED if diagnostics.window_ratio_u is None else f"{diagnostics.window_ratio_u:.3g}",
+        _UNDEFINED if diagnostics.window_ratio_u is None else number(diagnostics.window_ratio_u),
         words.expected_error(method, diagnostics) or _UNDEFINED,
     ]

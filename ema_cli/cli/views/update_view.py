@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from rich.text import Text
-
 from ema_cli.cli.console import Console
-from ema_cli.cli.views import plain_table
+from ema_cli.cli.table import Column, Table, numbers, whole_name
 from ema_cli.report import words
 from ema_cli.report.beside import report_path
 from ema_cli.report.model import BatchNormLayer, BatchNormUpdate, Report, StatisticChange
 from ema_cli.storage.locations import locate
-from ema_cli.text import safe_text
+from ema_cli.text import number, plural, safe_text
 
 _MOST_ROWS = 20
 _DIGEST_SHOWN = 16
@@ -18,7 +16,7 @@ _UNDEFINED = "-"
 
 
 def show_update(report: Report, console: Console) -> None:
-    """Show the layers and what was used; the result line goes to stdout."""
+    """Show the layers and the path of the report on stderr, and the output on stdout."""
     update = report.batch_norm
     if update is None or console.style.quiet:
         return
@@ -29,30 +27,29 @@ def show_update(report: Report, console: Console) -> None:
         if not any(note in warning.message for warning in report.warnings):  # shown when it was found
             console.talk(note)
     _show_layers(update, console)
-    console.talk(f"report {safe_text(str(report_path(locate(average.output.path))))}")
     size = words.output_size(average.output)
     line = f"wrote {words.output_path(average.output)}  {size}  {_used(update)}  {report.summary.seconds:.2f} s"
     console.result(f"{line}  sha256 {average.output.sha256[:_DIGEST_SHOWN]}…", essential=False)
+    console.talk(f"report {safe_text(str(report_path(locate(average.output.path))))}")
 
 
 def _used(update: BatchNormUpdate) -> str:
     batches = f"{update.batches:,} batch{'' if update.batches == 1 else 'es'}"
-    return batches if update.samples is None else f"{batches}, {update.samples:,} samples"
+    return batches if update.samples is None else f"{batches}, {plural(update.samples, 'sample')}"
 
 
 def _show_layers(update: BatchNormUpdate, console: Console) -> None:
-    table = plain_table(("layer",), ("channels", "batches", "|mean|", "|var|", "largest change"))
+    titles = ("channels", "batches", "|mean|", "|var|", "largest\nchange")
     shown = update.layers if console.style.verbose else update.layers[:_MOST_ROWS]
-    for layer in shown:
-        table.add_row(*_row(layer))
-    console.talk(table)
+    rows = [_row(layer) for layer in shown]
+    console.talk(Table(columns=[Column(title="layer", name=True), *numbers(*titles)], rows=rows))
     if len(shown) < len(update.layers):
         console.talk(f"and {len(update.layers) - len(shown):,} more layers (-v shows them)")
 
 
-def _row(layer: BatchNormLayer) -> list[str | Text]:
+def _row(layer: BatchNormLayer) -> list[str]:
     return [
-        Text(safe_text(layer.name) or "(the model)"),
+        whole_name(layer.name) or "(the model)",
         f"{layer.channels:,}",
         f"{layer.batches:,}",
         _change(layer.mean),
@@ -66,4 +63,4 @@ def _change(change: StatisticChange) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _UNDEFINED if value is None else f"{value:.3g}"
+    return _UNDEFINED if value is None else number(value)

@@ -91,7 +91,7 @@ def upright_axis(plot: Box, scale: Scale, ticks: Ticks, name: str) -> str:
         text((plot.left - 6, scale(value) + 4), words, "end")
         for value, words in zip(ticks.values, ticks.texts, strict=True)
     )
-    above = text((2, plot.top - 11), shortened(name, plot.right), "name") if name else ""
+    above = text((2, plot.top - 15), shortened(name, plot.right), "name") if name else ""
     return path("grid", lines) + labels + above
 
 
@@ -107,5 +107,5 @@ def level_axis(plot: Box, places: Sequence[float], labels: Sequence[TickLabel], 
 
 BELOW = 6 + FONT_SIZE + ROW + 5
 """Height of the ticks, labels and name below a plot."""
-ABOVE = ROW + 9
+ABOVE = ROW + 12
 """Height of the name of the vertical axis above a plot."""

@@ -111,6 +111,8 @@ def area(kind: str, box: Box, tip: str = "") -> str:
 
 def text(place: Point, words: str, kind: str = "") -> str:
     """Write a text, whose class is ``label`` and what ``kind`` adds: ``middle``, ``end``, ``strong``."""
+    if not words:
+        return ""
     classes = f"label {kind}".strip()
     return f'<text class="{classes}" x="{units(place[0])}" y="{units(place[1])}">{escape(words)}</text>'
 

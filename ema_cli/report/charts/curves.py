@@ -18,17 +18,18 @@ from ema_cli.report.charts.axes import (
     spread_labels,
     upright_axis,
 )
-from ema_cli.report.charts.canvas import Box, Point, Size, area, finite, known, path, polyline, units
+from ema_cli.report.charts.canvas import Box, Point, Size, area, finite, path, polyline, units
 from ema_cli.report.charts.marks import MOST_CURVES, color, legend, mark, style
 from ema_cli.report.charts.ticks import outer_ticks
-from ema_cli.text import number
+from ema_cli.text import number, plural
 
 _MOST_VERTICES = 1000
 _ALL_VERTICES = 3000
 """Corners of one curve, and of all in a plot."""
-_MOST_MARKS = 40
-"""Points that all have a mark; of more, every curve has some marks, so that it is known by them."""
+_MOST_MARKS, _ALL_MARKS = 60, 240
+"""Points of one curve, and of all, that each have a mark; of more, every curve has some, to be known by."""
 _SOME_MARKS = 9
+_MOST_RUNS = 50
 _MOST_TIPS, _MOST_COLUMNS = 400, 120
 """Numbers, and texts under the mouse; with more, fewer checkpoints have one."""
 _UNSEEN, _LEAST_CUT, _LEAST_SHOWN = 0.001, 0.6, 30
@@ -47,6 +48,11 @@ class Curve:
     """The name of the average, safe for display."""
     values: Sequence[float | None]
     """As many as there are checkpoints; ``None`` where there is none."""
+
+    def times(self, factor: float) -> Curve:
+        """Return the curve in another unit, with numbers that can all be drawn."""
+        scaled = (None if value is None else finite(factor * value) for value in map(finite, self.values))
+        return Curve(name=self.name, values=list(scaled))
 
     def since(self, begin: int) -> Curve:
         """Return the curve without the first checkpoints."""
@@ -80,12 +86,12 @@ def framed(
         least: the vertical axis reaches from zero to at least this number.
 
     """
-    ys = [0.0, least, *(y for curve in curves[:MOST_CURVES] for y in known(curve.values))]
+    ys = [0.0, least, *(y for curve in curves[:MOST_CURVES] for y in curve.values if y is not None)]
     upright = outer_ticks(min(ys), max(ys) if any(ys) else 1.0, _UP_TICKS, unit=unit)
     left = left_margin(upright.texts)
     entries, above = legend([curve.name for curve in curves], 2, size.width - 4)
     plot = Box(left=left, right=size.width - 12, top=above + ABOVE, bottom=above + ABOVE + size.plot_height)
-    found = known(xs) or [0.0]
+    found = [x for x in xs if x is not None] or [0.0]
     across = Scale(low=min(found), high=max(found), start=left + 14, stop=plot.right - 8)
     up = Scale(low=upright.values[0], high=upright.values[-1], start=plot.bottom, stop=plot.top)
     places, labels = _level_ticks(across, size.width, found)
@@ -125,21 +131,22 @@ def _level_ticks(across: Scale, width: float, xs: Sequence[float]) -> tuple[list
 
 
 def placed(frame: Frame, xs: Sequence[float | None], values: Sequence[float | None]) -> list[list[Point]]:
-    """Return the places of a curve, in runs without a gap."""
+    """Return the places of a curve, in runs without a gap; with very many gaps, they are not shown."""
     runs: list[list[Point]] = [[]]
-    for x, y in zip(map(finite, xs), map(finite, values), strict=True):
+    for x, y in zip(xs, values, strict=True):
         if x is not None and y is not None:
             runs[-1].append((frame.across(x), frame.up(y)))
         elif runs[-1]:
             runs.append([])
-    return [run for run in runs if run]
+    runs = [run for run in runs if run]
+    return runs if len(runs) <= _MOST_RUNS else [[point for run in runs for point in run]]
 
 
 def thinned(points: Sequence[Point], most: int = _MOST_VERTICES) -> list[Point]:
     """Return at most ``most`` points: of each of many short parts its first, lowest, highest and last point."""
     if len(points) <= most:
         return list(points)
-    length = -(-4 * len(points) // most)
+    length = -(-len(points) // max(1, most // 4))
     kept: list[Point] = []
     for start in range(0, len(points), length):
         part = points[start : start + length]
@@ -174,12 +181,12 @@ def _stairs(points: Sequence[Point]) -> list[Point]:
 
 def _marked(points: Sequence[Point], position: int, count: int) -> Sequence[Point]:
     """Return the points of a curve that get a mark: all if they are few, otherwise some, others for each curve."""
-    if len(points) <= _MOST_MARKS:
+    if len(points) <= min(_MOST_MARKS, _ALL_MARKS // count):
         return points
     if count == 1:
         return ()
     stride = len(points) / _SOME_MARKS
-    return [points[int((k + (position + 0.5) / count) * stride)] for k in range(_SOME_MARKS)]
+    return [*(points[int((k + (position + 0.5) / count) * stride)] for k in range(_SOME_MARKS)), points[-1]]
 
 
 def tips(
@@ -189,7 +196,7 @@ def tips(
     if not frame.size.has_tips:
         return ""
     shown = curves[:MOST_CURVES]
-    places = [(frame.across(x), i) for i, x in enumerate(map(finite, xs)) if x is not None]
+    places = [(frame.across(x), i) for i, x in enumerate(xs) if x is not None]
     stride = max(1, -(-len(places) * len(shown) // _MOST_TIPS), -(-len(places) // _MOST_COLUMNS))
     places = sorted(places[::stride])
     edges = [(a + b) / 2 for (a, _), (b, _) in pairwise(places)]
@@ -198,7 +205,7 @@ def tips(
         area(
             "tip",
             Box(left=left, right=right, top=frame.plot.top, bottom=frame.plot.bottom),
-            _tip(f"{unit} {number_of(finite(xs[i]) or 0)}", shown, i, show),
+            _tip(f"{unit} {number_of(xs[i] or 0)}", shown, i, show),
         )
         for left, right, (_, i) in columns
         if right > left
@@ -206,7 +213,7 @@ def tips(
 
 
 def _tip(title: str, curves: Sequence[Curve], position: int, show: Callable[[float], str]) -> str:
-    values = [finite(curve.values[position]) for curve in curves]
+    values = (curve.values[position] for curve in curves)
     texts = ["-" if value is None else show(value) for value in values]
     if len(curves) == 1:
         return f"{title}: {texts[0]}"
@@ -225,15 +232,15 @@ def percent_of(value: float) -> str:
 
 def in_words(xs: Sequence[float | None], curves: Sequence[Curve], unit: str, show: Callable[[float], str]) -> str:
     """Return what curves show as a sentence: how many checkpoints, and of each curve first, last and largest."""
-    found = known(xs)
+    found = [x for x in xs if x is not None]
     where = f", {unit} {number_of(found[0])} to {number_of(found[-1])}" if len(found) > 1 else ""
     few = [_summary(curve, show) for curve in curves[:3]]
     more = f"; and {len(curves) - len(few)} more" if len(curves) > len(few) else ""
-    return f"{number(len(xs))} checkpoint{'s' if len(xs) != 1 else ''}{where}. {'; '.join(few)}{more}."
+    return f"{plural(len(xs), 'checkpoint')}{where}. {'; '.join(few)}{more}."
 
 
 def _summary(curve: Curve, show: Callable[[float], str]) -> str:
-    values = known(curve.values)
+    values = [value for value in curve.values if value is not None]
     if not values:
         return f"{curve.name}: no values"
     return f"{curve.name}: first {show(values[0])}, last {show(values[-1])}, largest {show(max(values))}"

@@ -14,8 +14,6 @@ from ema_cli.text import number
 _WIDTH = 380.0
 _LARGEST_SIDE = 60.0
 _LEAST_LEGEND = 180.0
-_DECADES = 1000.0
-"""Distances that differ by this factor get shades by powers of ten."""
 _MOST_SQUARES = 64
 """Squares along a side; of more checkpoints, this many are drawn, evenly spaced."""
 _MOST_TIPS = 14
@@ -37,7 +35,7 @@ def heat_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> 
     cells = [[finite(matrix[i][j]) for j in picked] for i in picked]
     parts = [shortened(part, _LONGEST_NAME) for part in distinct_parts(names)]
     parts = [parts[i] for i in picked]
-    scale = shades([value for row in cells for value in row], by_powers_from=_DECADES)
+    scale = shades([value for row in cells for value in row])
     left = max(map(text_width, parts), default=0.0) + 8
     side = min((_WIDTH - left - 14) / max(1, len(picked)), _LARGEST_SIDE)
     inside = _squares(cells, scale, left, side, [names[i] for i in picked])

@@ -19,17 +19,15 @@ from ema_cli.report.charts.axes import (
     upright_axis,
 )
 from ema_cli.report.charts.canvas import LARGEST, Box, Size, known, path, sheet, units, wide_and_narrow
-from ema_cli.report.charts.shades import power_text
+from ema_cli.report.charts.shades import power_text, powers_of
 from ema_cli.report.charts.ticks import outer_ticks
 from ema_cli.text import number
 
 _MOST_BINS = 30
-_DECADES = 100.0
-"""Numbers above zero that differ by this factor get bins by powers of ten."""
 _UP_TICKS = 4
 _FLAT = 0.7
 """Height of the plot as a part of the height of other charts."""
-_ZERO_ROOM = 44.0
+_ZERO_ROOM = 56.0
 """Width of the bin of zeros, with the gap to the others."""
 
 
@@ -79,9 +77,10 @@ def histogram(values: Sequence[float | None], *, x_label: str, y_label: str) -> 
         bars = _bars(bins, counts, places, up, y_label if size.has_tips else "")
         tick_places, words = [places[k] for k in bins.ticks] if others else [], list(bins.texts)
         if zeros:
-            middle = plot.left + (_ZERO_ROOM - 12) / 2
+            middle = plot.left + (_ZERO_ROOM - 16) / 2
             bars = path("bar zero-bar", _bar(middle - 10, middle + 10, zeros, up), f"0: {zeros:,} {y_label}") + bars
-            tick_places, words = [middle, *tick_places], ["0", *words]
+            words = ["0", *("" if word == "0" else word for word in words)]
+            tick_places = [middle, *tick_places]
         kept = thinned_labels(tick_places, words, size.width)
         labels = spread_labels([tick_places[k] for k in kept], [words[k] for k in kept], size.width) or []
         axes = upright_axis(plot, up, ticks, y_label) + level_axis(plot, tick_places, labels, x_label)
@@ -109,8 +108,8 @@ def _bins(values: Sequence[float]) -> Bins:
     if not values:
         return Bins(bounds=(0.0, 1.0), ticks=(), texts=())
     low, high = min(values), max(values)
-    if low > 0 and high / _DECADES >= low:
-        return _by_powers(low, high, len(values))
+    if (powers := powers_of(values)) is not None:
+        return _by_powers(values, max(low, powers[0] / 1000), high)
     wanted = min(_MOST_BINS, max(10, math.ceil(2 * len(values) ** (1 / 3))))
     low, high = padded(0.0 if 0 < low < high / 4 else low, high)
     ticks = outer_ticks(low, high, wanted)
@@ -118,14 +117,16 @@ def _bins(values: Sequence[float]) -> Bins:
     return Bins(bounds=ticks.values, ticks=every, texts=ticks.texts)
 
 
-def _by_powers(low: float, high: float, count: int) -> Bins:
-    """Return bins of a whole number of powers of ten, or of a part of one."""
+def _by_powers(values: Sequence[float], low: float, high: float) -> Bins:
+    """Return bins of a whole number of powers of ten, or of a part of one; smaller numbers belong to the first one."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    wanted = min(_MOST_BINS, max(6, math.ceil(3 * count ** (1 / 3))))
+    wanted = min(_MOST_BINS, max(6, math.ceil(3 * len(values) ** (1 / 3))))
     parts = max(1, min(5, wanted // (last - first)))
     stride = max(1, -(-(last - first) // _MOST_BINS))
     steps = -(-(last - first) // stride) * parts
-    bounds = tuple(min(LARGEST, 10.0 ** min(300.0, first + stride * k / parts)) for k in range(steps + 1))
-    ticks = tuple(range(0, steps + 1, parts))
-    texts = tuple(power_text(first + stride * (k // parts)) for k in ticks)
-    return Bins(bounds=bounds, ticks=ticks, texts=texts)
+    bounds = [min(LARGEST, 10.0 ** min(300.0, first + stride * k / parts)) for k in range(steps + 1)]
+    ticks = range(0, steps + 1, parts)
+    texts = [power_text(first + stride * (k // parts)) for k in ticks]
+    if min(values) < bounds[0] * (1 - 1e-9):
+        bounds[0], texts[0] = min(values), ""
+    return Bins(bounds=tuple(bounds), ticks=tuple(ticks), texts=tuple(texts))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ema_cli.report.charts.canvas import Box, Point
 from ema_cli.report.charts.lettering import FONT_SIZE, text_width
 
-_DISTANCES = (10.0, 16.0, 26.0, 42.0)
+_NEAR, _FAR = (10.0, 16.0), (26.0, 42.0)
+"""Distances of a label from its point; only a needed label is far, with a line to its point."""
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
 _SAMPLES = 12
 _ON_A_POINT, _ON_A_LINE = 100.0, 3.0
@@ -75,13 +76,13 @@ def placed_labels(
 def _tries(wish: Wish, inside: Box) -> Iterator[tuple[Box, PlacedLabel]]:
     """Yield the places around a point that are inside the chart."""
     width, height = text_width(wish.words), FONT_SIZE
-    for distance in _DISTANCES:
+    for distance in _NEAR + _FAR if wish.is_needed else _NEAR:
         for across, down in _DIRECTIONS:
             x = wish.point[0] + across * (distance + width / 2)
             y = wish.point[1] + down * (distance + height / 2)
             box = Box(left=x - width / 2, right=x + width / 2, top=y - height / 2, bottom=y + height / 2)
             if inside.contains(box):
-                yield box, PlacedLabel(wish=wish, box=box, is_far=distance > _DISTANCES[1])
+                yield box, PlacedLabel(wish=wish, box=box, is_far=distance in _FAR)
 
 
 def _cost(box: Box, taken: Sequence[Box], crossings: Sequence[Point]) -> float:

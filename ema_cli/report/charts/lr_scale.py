@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ema_cli.report.charts.canvas import Size, sheet, wide_and_narrow
+from ema_cli.report.charts.canvas import Size, finite, sheet, wide_and_narrow
 from ema_cli.report.charts.curves import Curve, first_drawn, framed, in_words, lines, tips
 from ema_cli.text import number
 
@@ -18,13 +18,14 @@ def lr_chart(xs: Sequence[float | None], series: Sequence[Curve], *, x_label: st
         x_label: the unit of the steps.
 
     """
-    sentence = f"Learning-rate scale: {in_words(xs, series, x_label, number)}"
-    begin, earlier = first_drawn([_falls(curve.values) for curve in series])
-    xs, series = xs[begin:], [curve.since(begin) for curve in series]
+    xs, curves = [*map(finite, xs)], [curve.times(1) for curve in series]
+    sentence = f"Learning-rate scale: {in_words(xs, curves, x_label, number)}"
+    begin, earlier = first_drawn([_falls(curve.values) for curve in curves])
+    xs, curves = xs[begin:], [curve.since(begin) for curve in curves]
 
     def draw(size: Size) -> str:
-        frame = framed(size, xs, series, names=(f"{x_label}{earlier}", "learning-rate scale"), unit="", least=1.0)
-        inside = frame.markup + lines(frame, xs, series, steps=True) + tips(frame, xs, series, x_label, number)
+        frame = framed(size, xs, curves, names=(f"{x_label}{earlier}", "learning-rate scale"), unit="", least=1.0)
+        inside = frame.markup + lines(frame, xs, curves, steps=True) + tips(frame, xs, curves, x_label, number)
         return sheet(size.name, size.width, frame.height, inside, sentence)
 
     return wide_and_narrow("lr", draw)

@@ -6,18 +6,14 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ema_cli.report.charts.axes import ABOVE, BELOW, Scale, fitting_ticks, left_margin, level_axis, upright_axis
+from ema_cli.report.charts.axes import BELOW
 from ema_cli.report.charts.canvas import Box, Point, finite, path, polyline, sheet, square, text, units
 from ema_cli.report.charts.label_places import PlacedLabel, Wish, placed_labels
 from ema_cli.report.charts.lettering import distinct_parts, shortened
 from ema_cli.report.charts.marks import MOST_CURVES, color, legend, mark
-from ema_cli.report.charts.ticks import inner_ticks
+from ema_cli.report.charts.plane import PLANE_WIDTH, plane_of
+from ema_cli.text import plural
 
-_WIDTH = 380.0
-_HEIGHTS = 150.0, 300.0
-"""Least and largest height of the plot; a path that is long and flat gets a flat plot."""
-_MARGIN = 34.0
-"""Room around the path, for labels."""
 _AGES = 6
 """Shades of the path, from its first part to its last."""
 _MOST_DOTS, _MOST_TIPS, _MOST_ARROWS, _MOST_NAMES = 400, 60, 12, 10
@@ -47,54 +43,25 @@ def path_chart(
     stride = max(1, -(-len(run) // _MOST_DOTS))
     run = [*run[:-1:stride], run[-1]] if run else []
     means = [(name, spot) for name, point in averages[:MOST_CURVES] if (spot := _spot(point))]
-    entries, above = legend([name for name, _ in means], 2, _WIDTH - 4, lines=False)
-    plot, across, up, axes = _equal_axes([spot for spot, *_ in run] + [spot for _, spot in means], above, axis_labels)
-    places = [(across(x), up(y)) for (x, y), *_ in run]
-    centers = [(across(x), up(y)) for _, (x, y) in means]
-    wishes = _wishes(places, [part for *_, part in run], centers, [name for name, _ in means])
+    entries, above = legend([name for name, _ in means], 2, PLANE_WIDTH - 4, lines=False)
+    plane = plane_of([spot for spot, *_ in run] + [spot for _, spot in means], above, axis_labels)
+    places = [plane.place(spot) for spot, *_ in run]
+    centers = [plane.place(spot) for _, spot in means]
+    wishes = _wishes(places, [part or "-" for *_, part in run], centers, [name or "-" for name, _ in means])
     obstacles = [_around(place, 4) for place in places] + [_around(place, 7) for place in centers]
-    labels = placed_labels(wishes, plot, obstacles, list(pairwise(places)))
-    inside = entries + axes + _run(places, [name for _, name, _ in run])
+    labels = placed_labels(wishes, plane.plot, obstacles, list(pairwise(places)))
+    inside = entries + plane.markup + _run(places, [name for _, name, _ in run])
     inside += "".join(map(_label, labels))
     for position, (place, (name, _)) in enumerate(zip(centers, means, strict=True)):
         kind = "only" if len(means) == 1 else color(position)
         inside += path(f"average {kind}", mark(_diamond_first(position, len(means)), place), name)
-    sentence = f"Path of {len(points):,} checkpoints in a plane, and {len(averages):,} averages at their places in it."
-    return square("path", sheet("square", _WIDTH, plot.bottom + BELOW, inside, sentence))
+    sentence = f"Path of {plural(len(points), 'checkpoint')} in a plane, and {plural(len(averages), 'average')} in it."
+    return square("path", sheet("square", PLANE_WIDTH, plane.plot.bottom + BELOW, inside, sentence))
 
 
 def _spot(point: Spot) -> Point | None:
     x, y = map(finite, point)
     return None if x is None or y is None else (x, y)
-
-
-def _equal_axes(spots: Sequence[Point], above: float, names: tuple[str, str]) -> tuple[Box, Scale, Scale, str]:
-    """Return the plot and scales with the same number per unit, with the points in the middle, and the axes drawn."""
-    xs, ys = [x for x, _ in spots] or [0.0], [y for _, y in spots] or [0.0]
-    room = _WIDTH - 60 - 2 * _MARGIN
-    spans = max(xs) - min(xs), max(ys) - min(ys)
-    per_unit = max(spans[0] / room, spans[1] / (_HEIGHTS[1] - 2 * _MARGIN)) or max(abs(xs[0]), abs(ys[0]), 1.0) / room
-    height = min(max(spans[1] / per_unit + 2 * _MARGIN, _HEIGHTS[0]), _HEIGHTS[1])
-    low, high = _around_middle(ys, height * per_unit)
-    upright = inner_ticks(low, high, max(2, int(height / 45)))
-    plot = Box(left=left_margin(upright.texts), right=_WIDTH - 10, top=above + ABOVE, bottom=above + ABOVE + height)
-    up = Scale(low=low, high=high, start=plot.bottom, stop=plot.top)
-    low, high = _around_middle(xs, plot.width * per_unit)
-    across = Scale(low=low, high=high, start=plot.left, stop=plot.right)
-    ticks, labels = fitting_ticks(across, _WIDTH)
-    places = [across(value) for value in ticks.values]
-    lines = path("grid", "".join(f"M{units(place)} {units(plot.top)}V{units(plot.bottom)}" for place in places))
-    return (
-        plot,
-        across,
-        up,
-        lines + upright_axis(plot, up, upright, names[1]) + level_axis(plot, places, labels, names[0]),
-    )
-
-
-def _around_middle(values: Sequence[float], span: float) -> tuple[float, float]:
-    middle = min(values) / 2 + max(values) / 2
-    return middle - span / 2, middle + span / 2
 
 
 def _around(place: Point, radius: float) -> Box:

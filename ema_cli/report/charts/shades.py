@@ -15,8 +15,8 @@ LEVELS = 12
 _ZERO_SHADE = "zero-shade"
 _BAR = 12
 _MOST_TICKS = 6
-_SMALL_PART = 20
-"""A scale by powers of ten begins where one in so many numbers is smaller."""
+_POWERS_FROM = 30.0
+"""Numbers are shown by powers of ten if a quarter of them is smaller than the largest by this factor."""
 LEGEND_HEIGHT = _BAR + FONT_SIZE + 9
 """Height of the legend."""
 
@@ -65,19 +65,22 @@ class Shades:
         return drawn + marks + "".join(text((one.middle, below), one.words, "middle") for one in labels)
 
 
-def shades(values: Sequence[float | None], *, by_powers_from: float, unit: str = "") -> Shades:
-    """Return a scale for numbers.
+def powers_of(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return where a scale by powers of ten begins and ends, if the numbers, none below zero, span several.
 
-    Args:
-        values: the numbers.
-        by_powers_from: the scale is by powers of ten if those above zero differ by this factor or more.
-        unit: what follows the numbers of the legend.
-
+    It begins where one number above zero in twenty is smaller: a few that are almost zero do not stretch it.
     """
+    above = sorted(value for value in values if value > 0)
+    if not above or min(values) < 0 or above[-1] / _POWERS_FROM < above[len(above) // 4]:
+        return None
+    return above[len(above) // 20], above[-1]
+
+
+def shades(values: Sequence[float | None], *, unit: str = "") -> Shades:
+    """Return a scale for numbers, with what follows those of the legend."""
     found = sorted(known(values)) or [0.0]
-    above = [value for value in found if value > 0]
-    low, high = (above[len(above) // _SMALL_PART], above[-1]) if above else (0.0, 0.0)
-    if above and found[0] >= 0 and high / by_powers_from >= low:
+    if (powers := powers_of(found)) is not None:
+        low, high = powers
         ticks = power_ticks(low, high, unit)
         return Shades(low=low, high=high, is_by_powers=True, has_zero=found[0] == 0, ticks=ticks)
     low, high = padded(min(0.0, found[0]), max(0.0, found[-1]))

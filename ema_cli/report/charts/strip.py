@@ -18,8 +18,6 @@ _MOST_TIPS = 200
 _LEAST_FIELD = 1.0
 """Width of a field; with more tensors, a field is the largest drift of several."""
 _LONGEST_NAME = 150.0
-_DECADES = 100.0
-"""Drifts that differ by this factor get shades by powers of ten."""
 
 
 def drift_strip(values: Sequence[float | None], names: Sequence[str]) -> str:
@@ -31,7 +29,7 @@ def drift_strip(values: Sequence[float | None], names: Sequence[str]) -> str:
 
     """
     shares = [None if (value := finite(one)) is None else finite(100 * value) for one in values]
-    scale = shades(shares, by_powers_from=_DECADES, unit=" %")
+    scale = shades(shares, unit=" %")
     largest = max(((value, name) for value, name in zip(shares, names, strict=True) if value is not None), default=None)
     sentence = f"Drift of {len(values):,} tensors in model order"
     sentence += f"; the largest is {percent_of(largest[0])}, of {largest[1]}." if largest else "."

@@ -86,10 +86,10 @@ def _texts(values: Sequence[float], step: Step) -> list[str]:
         power = math.floor(math.log10(largest))
         digits = min(8, max(0, power - step.exponent))
         return [f"{value / 10.0**power:.{digits}f}e{power}" if value else "0" for value in values]
-    for size, suffix in _SUFFIXES:
-        decimals = max(0, round(math.log10(size)) - step.exponent)
-        if largest >= max(size, _FIRST_SUFFIX) and decimals <= _MOST_DECIMALS:
-            return [f"{value / size:,.{decimals}f}{suffix}" if value else "0" for value in values]
+    size, suffix = next((pair for pair in _SUFFIXES if largest >= max(pair[0], _FIRST_SUFFIX)), (1.0, ""))
+    decimals = max(0, round(math.log10(size)) - step.exponent)
+    if suffix and decimals <= _MOST_DECIMALS:
+        return [f"{value / size:,.{decimals}f}{suffix}" if value else "0" for value in values]
     return [f"{value:,.{max(0, -step.exponent)}f}" if value else "0" for value in values]
 
 

@@ -35,10 +35,9 @@ def weights_chart(xs: Sequence[float | None], series: Sequence[Curve], *, x_labe
         x_label: the unit of the steps.
 
     """
-    curves = [Curve(name=one.name, values=[_percent(value) for value in one.values]) for one in series]
+    xs, curves = [*map(finite, xs)], [curve.times(100) for curve in series]
     begin, earlier = first_drawn([_sums(curve.values) for curve in curves])
     sentence = f"Share of each checkpoint in the average: {in_words(xs, curves, x_label, percent_of)}"
-
     xs, curves = xs[begin:], [curve.since(begin) for curve in curves]
 
     def draw(size: Size) -> str:
@@ -48,11 +47,6 @@ def weights_chart(xs: Sequence[float | None], series: Sequence[Curve], *, x_labe
         return sheet(size.name, size.width, frame.height, inside, sentence)
 
     return wide_and_narrow("weights", draw)
-
-
-def _percent(share: float | None) -> float | None:
-    share = finite(share)
-    return None if share is None else finite(100 * share)
 
 
 def _sums(shares: Sequence[float | None]) -> list[float]:

@@ -55,7 +55,7 @@
     line.append(input, found);
     place.before(line);
     input.addEventListener("input", () => {
-      const words = input.value.toLowerCase().split(/[\s./]+/).filter(Boolean);
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       const shown = show((text) => words.every((word) => text.toLowerCase().includes(word)), words.length > 0);
       found.textContent = words.length ? `${shown.toLocaleString("en")} of ${count.toLocaleString("en")}` : "";
     });
@@ -75,8 +75,8 @@
     search(layers, rows.flat().length, (matches, isSearch) => {
       let shown = 0;
       groups.forEach((group, k) => {
-        const label = text(cell(group, 0));
-        const found = rows[k].filter((row) => !(row.hidden = !matches(`${label} ${text(row)}`)));
+        const name = (row) => group.dataset.beginning + text(row.cells[0]);
+        const found = rows[k].filter((row) => !(row.hidden = !matches(name(row))));
         group.hidden = !found.length;
         group.open = isSearch && found.length > 0 && found.length <= 200;
         shown += found.length;

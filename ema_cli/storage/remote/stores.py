@@ -17,10 +17,14 @@ from ema_cli.storage.remote.store_options import limit_tries, options_for, silen
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
-_LIBRARIES = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "http": "http", "https": "http"}
-"""The extra of this package with the library for a scheme."""
-_PACKAGES = dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
-"""The package with the library for a scheme, where no extra of this package has it."""
+_LIBRARIES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    "hf": "huggingface_hub",
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+}
+"""The package that fsspec needs for a scheme."""
 _STORES: dict[tuple[str, ...], Any] = {}
 """By scheme and bucket or host, and whether the addresses are encoded."""
 _LOCK = threading.Lock()
@@ -56,9 +60,7 @@ def store_of(url: Url) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         if not isinstance(error, ImportError) and not str(error).startswith("Protocol not known"):
             raise UsageError(f"{quoted(str(url))} is not in a store that fsspec supports: {error}") from error
-        extra = _LIBRARIES.get(url.scheme)
-        package = f"'ema-avg[{extra}]'" if extra else _PACKAGES.get(url.scheme)
-        hint = f"pip install {package}" if package else ""
+        hint = f"pip install {_LIBRARIES[url.scheme]}" if url.scheme in _LIBRARIES else ""
         raise UsageError(f"{url.scheme}:// needs a library that is not installed: {error}", hint=hint) from error
     return store, str(path)
 

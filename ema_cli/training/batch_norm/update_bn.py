@@ -21,6 +21,7 @@ from ema_cli.fold.cuda import find_device
 from ema_cli.fold.devices import resolve_device
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
+from ema_cli.naming import safetensors_name
 from ema_cli.options.average import Options, make_options
 from ema_cli.planning.warnings import warn_of_chosen_weights
 from ema_cli.preflight.check_plan import fail_if_strict, mark_allowed
@@ -81,7 +82,7 @@ def update_options(average: str | os.PathLike[str], *, output: str | os.PathLike
     """
     name = "" if output is None else os.fspath(output)
     if name and not name.endswith((".safetensors", os.sep)):
-        hint = f"-o {name}.safetensors; or -o {name}{os.sep} for a folder"
+        hint = f"-o {safetensors_name(name)}; or -o {name}{os.sep} for a folder"
         raise UsageError(f"the output {quoted(name)} must end in .safetensors", hint=hint)
     return make_options(average, output=output, **given)
 

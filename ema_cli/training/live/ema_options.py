@@ -14,7 +14,7 @@ from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.options.weighting import WeightOptions
 from ema_cli.text import quoted
 from ema_cli.training.live.model_tensors import BufferRule
-from ema_cli.weights.methods import SPECS, Method
+from ema_cli.weights.methods import Method
 from ema_cli.weights.updates import LIVE_METHODS
 
 _DTYPES = (torch.float32, torch.float64)
@@ -38,13 +38,9 @@ def live_methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
 
 
 def _refuse_other_method(name: str) -> None:
-    if name in LIVE_METHODS:
-        return
-    listed = ", ".join(LIVE_METHODS)
-    if name in SPECS:
-        hint = f"save checkpoints and average them; during training: {listed}"
+    if name not in LIVE_METHODS:
+        hint = f"save checkpoints and average them; during training: {', '.join(LIVE_METHODS)}"
         raise UsageError(f"--method {name} cannot be computed during training", hint=hint)
-    raise UsageError(f"--method {quoted(str(name))} is none of {listed}")
 
 
 def whole_number(keyword: str, value: object, *, least: int) -> int:

@@ -1,0 +1,67 @@
+"""Lines of text and names in a limited width: broken between words, and names after dots or slashes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rich.cells import cell_len
+from rich.text import Text
+
+HANG = 2
+"""Blanks before the continuation of a line."""
+_FIELD = re.compile(r"\s*(?:\S| (?! ))+\s*")
+"""Words with one blank between them; two blanks are between the fields of a line."""
+_WORD = re.compile(r"\s*(?:--[\w-]+ (?=[^\s-]))?\S+(?: \d\S*)?(?:(?<=\d) (?:%|[kMGT]?B(?:/s)?|s)(?!\w)\S*)?\s*")
+"""A word; a number is one with its unit and the word before it, and an option with its value."""
+_PLACES = tuple(re.compile(rf"(?<=[{marks}])(?!(?<=\d[.,])\d|[{marks}]|$)") for marks in ("./", "_:,=-"))
+"""Where names are broken: after dots and slashes, and what is still too long after other marks; not in a number."""
+
+
+def wrapped(text: Text, width: int) -> Iterator[Text]:
+    """Yield a line of text in lines of at most ``width``; a longer word, such as a path, stays whole."""
+    plain = text.plain
+    indent = len(plain) - len(plain.lstrip()) + HANG
+    starts, first, place, room = [], 0, 0, width
+    for part in _fields(plain, width - indent):
+        if plain[first:place].strip() and cell_len((plain[first:place] + part).rstrip()) > room:
+            starts.append(place)
+            first, room = place, width - indent
+        place += len(part)
+    for number, line in enumerate(text.divide(starts)):
+        line.rstrip()
+        yield Text(" " * indent) + line if number else line
+
+
+def _fields(line: str, width: int) -> Iterator[str]:
+    """Yield the fields of a line; one longer than ``width`` word by word."""
+    for field in _FIELD.findall(line):
+        yield from [field] if cell_len(field.strip()) <= width else _WORD.findall(field)
+
+
+def broken(name: str, width: int) -> list[str]:
+    """Return a name or text in lines of at most ``width``; a part without a place to break is cut in the middle."""
+    lines = [""]
+    for part in _parts(name, max(width - HANG, 1)):
+        if lines[-1].strip() and cell_len(lines[-1] + part.rstrip()) > width:
+            lines.append(" " * HANG)
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def _parts(name: str, width: int) -> Iterator[str]:
+    """Yield parts that fit ``width``: words, and the parts of longer words."""
+    parts = _WORD.findall(name)
+    for places in _PLACES:
+        parts = [one for part in parts for one in (places.split(part) if cell_len(part.rstrip()) > width else [part])]
+    yield from (shortened(part, width) for part in parts)
+
+
+def shortened(text: str, width: int) -> str:
+    """Return text of at most ``width``, with an ellipsis for the middle of a longer one."""
+    kept = len(text)
+    short = text.rstrip() if cell_len(text) > width else text
+    while cell_len(short) > width:
+        kept = min(kept - 1, width - 1)
+        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return short

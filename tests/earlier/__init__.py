@@ -1,0 +1,1 @@
+"""What earlier versions wrote: an archive per version, and the program that made them."""
