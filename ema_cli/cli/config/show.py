@@ -8,7 +8,6 @@ from typing import Any
 
 from ema_cli.cli.config.precedence import Configured
 from ema_cli.cli.console import Console
-from ema_cli.cli.table import Column, Table
 from ema_cli.options.declaration import Option
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import safe_text, without_secrets
@@ -22,6 +21,8 @@ def show(found: Configured, parameters: Mapping[str, Any], console: Console) -> 
     if console.style.json:
         console.document(_document(found, values))
         return
+    from ema_cli.cli.table import Column, Table  # noqa: PLC0415 - rich, which the version need not
+
     for warning in found.ignored:
         console.result(f"# {warning.message}")
     console.result(f"# settings from {found.file.path}" if found.file else "# no configuration file")
