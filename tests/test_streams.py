@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers.program import PROGRAM, Run
+from tests.helpers.shown import on_terminal
 
-LONG = ".".join(["a_long_name_of_a_module"] * 4)
+LONG = ".".join(["a_long_name_of_a_module"] * 6)
 ASKED = {
     "plan": ["plan", "run", "--decay", "0.5"],
     "dry run": ["run", "--decay", "0.5", "-n"],
@@ -53,7 +55,8 @@ def test_what_was_asked_for_is_on_stdout(words: list[str], files: Path, ema_avg:
     if words[0] in ("inspect", "diff"):
         shown = [line for line in done.stdout.splitlines() if f"{LONG}.1 " in line]
         assert len(shown) == 1
-        assert "float32  (40,)" in shown[0]
+        assert "float32" in shown[0]
+        assert "(40,)" in shown[0]
     assert files.exists()
 
 
@@ -111,6 +114,21 @@ def test_columns_are_respected(columns: str, files: Path, ema_avg: Run) -> None:
     assert len(table) > 30
     assert (max(map(len, table)) <= int(columns)) if columns in ("60", "90") else f"{LONG}.29  float32" in done.stdout
     assert files.exists()
+
+
+def test_each_stream_is_judged_by_itself(files: Path) -> None:
+    """The one that is a terminal has its width and colors, the other one neither."""
+    command = [*PROGRAM, "plan", "run", "--decay", "0.99"]
+    plan, warnings = on_terminal(command, "stdout", width=70, folder=files)
+    assert "\x1b[" in plan
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in plan.splitlines()) <= 70
+    assert max(map(len, warnings.splitlines())) > 70
+    assert "\x1b" not in warnings
+    warned, planned = on_terminal(command, "stderr", width=70, folder=files)
+    assert "\x1b[" in warned
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in warned.splitlines()) <= 70
+    assert "\x1b" not in planned
+    assert " ".join(re.sub(r"\x1b\[[0-9;]*m", "", warned).split()) == " ".join(warnings.split())
 
 
 def test_the_streams_are_in_order(files: Path) -> None:

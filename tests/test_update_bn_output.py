@@ -110,7 +110,7 @@ def test_the_output_is_verified(average: Path, tmp_path: Path) -> None:
     ema_cli.update_bn(average, build(), data(), output=output)
     found = verify(output)
     assert found.ok
-    assert "3 BatchNorm statistics not checked: that needs the model and the data" in found.checks[-1].message
+    assert "not checked: 3 BatchNorm statistics (they need the model and the data)" in found.checks[-1].message
     raw = bytearray(output.read_bytes())
     raw[-1] ^= 1
     output.write_bytes(raw)

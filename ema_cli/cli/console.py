@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -23,7 +22,6 @@ from ema_cli.text import redacted, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.console import RenderableType
     from rich.markdown import Markdown
     from rich.text import Text
 
@@ -163,9 +161,29 @@ class Console:
                 if isinstance(part, str) and not wraps:  # needs no rich
                     _write(stream, clean(part, longest=_NO_LIMIT))
                     continue
-                rich = self._console(stderr=stderr)
-                for line in _lines(part, _asked_width() or rich.width, wraps=wraps):
-                    rich.print(line, soft_wrap=True)
+                self._render(part, stderr=stderr, wraps=wraps)
+
+    def _render(self, part: Part, *, stderr: bool, wraps: bool) -> None:
+        """Print a part with its styles: a table in the width of the stream, a text wrapped if asked."""
+        from rich.text import Text  # noqa: PLC0415
+
+        from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
+        from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
+
+        rich = self._console(stderr=stderr)
+        width = _asked_width() or rich.width
+        if isinstance(part, str):
+            part = Text(clean(part, longest=_NO_LIMIT))
+        match part:
+            case Text():
+                lines = wrapped(part, width) if wraps else iter([part])
+            case Table():
+                lines = lines_of(_cleaned(part), width)
+            case _:
+                rich.print(part, width=width)
+                return
+        for line in lines:
+            rich.print(line, soft_wrap=True)
 
     def _console(self, *, stderr: bool) -> RichConsole:
         if stderr not in self._rich:
@@ -184,24 +202,6 @@ class Console:
                 width=None if terminal else _NO_LIMIT,
             )
         return self._rich[stderr]
-
-
-def _lines(part: Part, width: int, *, wraps: bool) -> Iterator[RenderableType]:
-    """Yield the lines of a text or a table, or a document as it is."""
-    from rich.text import Text  # noqa: PLC0415
-
-    from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
-    from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
-
-    match part:
-        case str():
-            yield from wrapped(Text(clean(part, longest=_NO_LIMIT)), width)
-        case Text():
-            yield from wrapped(part, width) if wraps else [part]
-        case Table():
-            yield from lines_of(_cleaned(part), width)
-        case _:
-            yield part
 
 
 def _cleaned(table: Table) -> Table:

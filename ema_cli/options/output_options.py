@@ -140,7 +140,10 @@ class OutputOptions(WeightOptions):
         """Where the averages are written: the output; if none was named, a name in the working directory."""
         if self.output is not None:
             return self.output
-        name = "ema_{label}" if len(self.expand()) > 1 else "ema"
+        labels = [method.label for method in self.expand()]
+        name = "ema"
+        if len(labels) > 1:  # ema_0.9 and ema_uniform, not ema_ema_0.9
+            name = "{label}" if all(label.startswith("ema") for label in labels) else "ema_{label}"
         return Path(name if self.max_shard_size is not None else f"{name}.safetensors")
 
     @property

@@ -61,13 +61,8 @@ def _parameters(method: MethodUsed, unit: str) -> list[str]:
 
 
 def effective(diagnostics: Diagnostics) -> str:
-    """Return the effective checkpoints of all: ``8.7 of 13``."""
-    return f"{effective_count(diagnostics)} of {len(diagnostics.implied_lr):,}"
-
-
-def effective_count(diagnostics: Diagnostics) -> str:
-    """Return the effective checkpoints: ``8.7``."""
-    return f"{diagnostics.effective_checkpoints:,.1f}"
+    """Return the effective checkpoints of all: ``8.67 of 13``."""
+    return f"{number(diagnostics.effective_checkpoints)} of {len(diagnostics.implied_lr):,}"
 
 
 def mean_age(diagnostics: Diagnostics) -> str:

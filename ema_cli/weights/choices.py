@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ema_cli.text import percent, plural
+from ema_cli.text import number, percent, plural
 from ema_cli.weights.diagnostics import diagnose
 from ema_cli.weights.methods import LONGEST_HALF_LIFE, Decay, Method, MethodName, Per, takes
 from ema_cli.weights.solve import solve
@@ -82,7 +82,7 @@ def _hint(name: MethodName, timeline: Timeline, per: Per | None) -> str:
 
 def _shares(method: Method, timeline: Timeline) -> str:
     found = diagnose(method, solve(method, timeline), timeline)
-    return f"{percent(found.first):>10}{percent(found.last):>10}{found.effective_checkpoints:>12.1f}"
+    return f"{percent(found.first):>10}{percent(found.last):>10}{number(found.effective_checkpoints):>12}"
 
 
 def decay_for_first_share(gaps: int) -> str:

@@ -1,8 +1,17 @@
-"""Parts of the output of a run that terminals and CI services would act on."""
+"""What a run shows on a terminal, and parts of its output that terminals and CI services would act on."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
 import re
+import struct
+import subprocess
+import termios
+from collections.abc import Sequence
+from pathlib import Path
 
 FORBIDDEN = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *"\u200e\u200f\u061c\u202e\u202c\u2066\u2069\u2028"]
 
@@ -27,3 +36,20 @@ def obeyed(log: str) -> list[str]:
             commands.append(text)
     assert not stopped
     return commands
+
+
+def on_terminal(command: Sequence[str], stream: str, *, width: int, folder: Path) -> tuple[str, str]:
+    """Return what a command shows on ``stdout`` or ``stderr``, a terminal of a width, and on the other, a pipe."""
+    terminal, process_end = pty.openpty()
+    fcntl.ioctl(process_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: process_end}
+    with subprocess.Popen(command, cwd=folder, env={**environment, "TERM": "xterm"}, **streams) as process:  # type: ignore[call-overload]
+        os.close(process_end)
+        shown = b""
+        with contextlib.suppress(OSError):  # its end
+            while part := os.read(terminal, 65536):
+                shown += part
+        piped = (process.stderr if stream == "stdout" else process.stdout).read()
+    os.close(terminal)
+    return shown.decode().replace("\r\n", "\n"), piped.decode()

@@ -256,7 +256,7 @@ def _comparison_row(plan: Plan, output: PlannedOutput) -> list[str]:
         percent(diagnostics.first),
         percent(diagnostics.last),
         percent(diagnostics.largest),
-        words.effective_count(diagnostics),
+        number(diagnostics.effective_checkpoints),
         number(diagnostics.mean_age),
         _UNDEFINED if diagnostics.unobserved_mass is None else percent(diagnostics.unobserved_mass),
         _UNDEFINED if diagnostics.window_ratio_u is None else number(diagnostics.window_ratio_u),
