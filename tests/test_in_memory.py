@@ -35,6 +35,7 @@ from ema_cli.errors import InputChanged, InputRefused, NothingNew, StrictWarning
 from ema_cli.events import Progress
 from ema_cli.fold import worker
 from ema_cli.fold.value_errors import refuse_nonfinite
+from ema_cli.in_memory import arrays
 from ema_cli.in_memory.arrays import memory_maker
 from ema_cli.in_memory.handover import Abandoned, Handover
 from ema_cli.options.average import make_options
@@ -169,10 +170,10 @@ def test_the_bytes_are_those_of_the_file(make: Callable[[Path], Made], threads: 
     output.parent.mkdir()
     ema_cli.average(paths, output=output, **options)
     cut = {**options, "threads": threads, "max_memory": 500_000}
-    arrays = list(ema_cli.average_tensors(paths, **cut))
+    found = list(ema_cli.average_tensors(paths, **cut))
     expected = _header(output)
-    assert [(name, list(array.shape)) for name, array in arrays] == [(n, e["shape"]) for n, e in expected.items()]
-    assert b"".join(_bytes_of(array) for _, array in arrays) == data_section(output)
+    assert [(name, list(array.shape)) for name, array in found] == [(n, e["shape"]) for n, e in expected.items()]
+    assert b"".join(_bytes_of(array) for _, array in found) == data_section(output)
     loaded, state = load(output), ema_cli.load_average(paths, **cut)
     assert list(state) == list(expected)
     assert all(same_bits(state[name], tensor) for name, tensor in loaded.items())
@@ -188,12 +189,12 @@ def _larger_than_the_budget(folder: Path) -> list[Path]:
 def test_every_type_has_its_own_name(tmp_path: Path) -> None:
     """Arrays have the types of ml_dtypes for bfloat16 and 8 bits, tensors those of torch; all can be changed."""
     paths, options = _every_dtype(tmp_path / "run")
-    arrays = dict(ema_cli.average_tensors(paths, **options))
-    assert arrays["kind.torch.bfloat16"].dtype == ml_dtypes.bfloat16
-    assert arrays["kind.torch.float8_e4m3fn"].dtype == ml_dtypes.float8_e4m3fn
-    assert arrays["kind.torch.complex64"].dtype == np.complex64
-    assert arrays["kind.torch.bool"].dtype == np.bool_
-    for name, array in arrays.items():
+    found = dict(ema_cli.average_tensors(paths, **options))
+    assert found["kind.torch.bfloat16"].dtype == ml_dtypes.bfloat16
+    assert found["kind.torch.float8_e4m3fn"].dtype == ml_dtypes.float8_e4m3fn
+    assert found["kind.torch.complex64"].dtype == np.complex64
+    assert found["kind.torch.bool"].dtype == np.bool_
+    for name, array in found.items():
         assert name.removeprefix("kind.torch.") in (str(array.dtype), name)
         assert array.flags.owndata
         assert array.flags.writeable
@@ -471,6 +472,16 @@ def test_what_makes_no_sense_is_refused(
     assert not _folding()
 
 
+def test_without_torch_there_are_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of torch are refused with what to do."""
+    monkeypatch.setattr(arrays, "find_spec", lambda _: None)
+    paths = write_series(tmp_path, random_states(2))
+    with pytest.raises(UsageError, match="torch, which is not installed") as refused:
+        ema_cli.load_average(paths, decay=0.5)
+    assert refused.value.hint == 'pip install torch; or framework="np"'
+    assert ema_cli.load_average(paths, decay=0.5, framework="np")
+
+
 def test_the_keywords_are_those_of_average_without_its_files() -> None:
     """The signatures list them with their defaults."""
     of_files = {"output", "max_shard_size", "report", "metadata", "sha256", "force", "resume", "run", "geometry"}
@@ -590,4 +601,4 @@ def test_the_code_of_the_pages_runs(page: str, run_folder: Path, monkeypatch: py
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for block in filter(re.compile("load_average|average_tensors").search, blocks):
         exec(compile(block, page, "exec"), names)
-    assert same_bits(net[0].weight.detach(), ema_cli.load_average("run/", decay=0.9)["0.weight"])
+    assert same_bits(net.state_dict()["0.weight"], ema_cli.load_average("run/", decay=0.9)["0.weight"])

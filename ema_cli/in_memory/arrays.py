@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import ml_dtypes  # noqa: F401 - so that numpy knows bfloat16 and the 8-bit types by name
@@ -37,12 +38,16 @@ def memory_maker(framework: Framework) -> Callable[[PlannedTensor], Filled]:
     """Return a function that allocates the memory of a tensor; torch is imported only if it is asked for.
 
     Raises:
-        UsageError: there is no such framework.
+        UsageError: there is no such framework, or torch is not installed.
 
     """
     if framework not in get_args(Framework):
         known = " or ".join(f'framework="{known}"' for known in get_args(Framework))
         raise UsageError(f"framework={quoted(str(framework))} is not known", hint=known)
+    if framework == "pt" and find_spec("torch") is None:
+        raise UsageError(
+            "tensors of torch need torch, which is not installed", hint='pip install torch; or framework="np"'
+        )
     return _of_numpy if framework == "np" else _of_torch()
 
 
