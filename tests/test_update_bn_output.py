@@ -104,6 +104,14 @@ def test_the_report(average: Path, tmp_path: Path) -> None:
     assert {name for name, action in actions.items() if action == "recomputed"} == set(STATISTICS)
 
 
+def test_an_output_in_the_place_of_its_average_is_verified_in_part(average: Path) -> None:
+    """The average that was updated is gone: nothing is copied from it that could be compared, and nothing is wrong."""
+    ema_cli.update_bn(average, build(), data(), output=average, force=True)
+    found = verify(average)
+    assert found.ok, found.failures
+    assert found.unchecked[0] == f'the input "{average}" (overwritten by this output)'
+
+
 def test_the_output_is_verified(average: Path, tmp_path: Path) -> None:
     """All copied tensors are compared with the input; a change of either is found, also of the statistics."""
     output = tmp_path / "ema-bn.safetensors"
