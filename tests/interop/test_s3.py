@@ -132,7 +132,7 @@ def test_an_output_in_the_store_is_continued_and_verified(store: Store, ema_avg:
         assert found.returncode == 0, found.stderr
         assert f"verified {place}" in found.stdout
     assert ema_avg("diff", whole, "got.safetensors", **store.environment).returncode == 0
-    assert "ema_avg.folded" in ema_avg("inspect", whole, **store.environment).stderr
+    assert "ema_avg.folded" in ema_avg("inspect", whole, **store.environment).stdout
     store.put("run/ckpt_100.pt", store.get("run/ckpt_200.pt"))
     spoilt = ema_avg("verify", part, "--allow-remote", **store.environment)
     assert spoilt.returncode == 10
