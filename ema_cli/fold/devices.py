@@ -12,8 +12,6 @@ from ema_cli.errors import UsageError
 from ema_cli.records.plan import Plan
 
 if TYPE_CHECKING:
-    import torch
-
     from ema_cli.fold.lanes import Lane
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia")
@@ -30,8 +28,8 @@ def resolve_device(name: str) -> str:
     return "cuda" if count_gpus() else "cpu"
 
 
-def find_gpu(name: str) -> torch.device:
-    """Return the torch device of a GPU called ``name``.
+def check_gpu(name: str) -> None:
+    """Raise if there is no GPU called ``name``.
 
     Raises:
         UsageError: torch is not installed, or does not find this GPU.
@@ -41,7 +39,7 @@ def find_gpu(name: str) -> torch.device:
         raise UsageError(f"--device {name} needs torch, which is not installed", hint="pip install torch")
     from ema_cli.fold.cuda import find_device  # noqa: PLC0415 - torch takes seconds to import
 
-    return find_device(name)
+    find_device(name)
 
 
 def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
@@ -56,7 +54,7 @@ def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
         from ema_cli.fold.lanes import CpuLane  # noqa: PLC0415 - numpy, which planning does not need
 
         return partial(CpuLane, block_elements=block_elements, averages=averages)
-    gpu = find_gpu(device)
-    from ema_cli.fold.cuda import TorchLane  # noqa: PLC0415 - torch takes seconds to import
+    check_gpu(device)
+    from ema_cli.fold.cuda import TorchLane, find_device  # noqa: PLC0415 - torch takes seconds to import
 
-    return partial(TorchLane, gpu, block_elements=block_elements, averages=averages)
+    return partial(TorchLane, find_device(device), block_elements=block_elements, averages=averages)

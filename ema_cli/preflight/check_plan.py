@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
-from ema_cli.fold.devices import find_gpu, resolve_device
+from ema_cli.fold.devices import check_gpu, resolve_device
 from ema_cli.options.average import Options
 from ema_cli.preflight.destinations import check_destinations, refuse_inputs_as_outputs
 from ema_cli.preflight.replaced_folders import find_replaced
@@ -68,7 +68,7 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
     try:
         device = resolve_device(options.device)
         if device != "cpu":
-            find_gpu(device)
+            check_gpu(device)
     except UsageError as error:
         obstacles["no-device"] = error
     if options.in_memory:
