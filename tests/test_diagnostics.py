@@ -192,6 +192,16 @@ def test_the_hint_for_a_long_window_works(gap: int, count: int) -> None:
         assert float(better.group(2)) == pytest.approx(100 * unseen, abs=0.06)
 
 
+@given(st.integers(1, 10**7), st.integers(3, 1000))
+def test_the_half_life_of_the_hint_has_no_such_warning(gap: int, count: int) -> None:
+    """It is rounded down, so that it leaves a tenth or less, and the same hint does not come back."""
+    span = gap * (count - 1)
+    half_life = float(half_life_for_first_share(span))
+    assert 0.9 <= half_life / (span * math.log10(2)) <= 1
+    method = per_step(0, decay=Decay.of_half_life(half_life))
+    assert "unobserved-mass" not in warnings_of(method, every(gap, count))
+
+
 def test_the_unobserved_mass_warns_above_a_tenth() -> None:
     """A reconstruction that depends on steps before the first checkpoint states how much."""
     assert warnings_of(per_step(0.99), every(10, 24)) == {}

@@ -91,8 +91,9 @@ def decay_for_first_share(gaps: int) -> str:
 
 
 def half_life_for_first_share(span_steps: int) -> str:
-    """Return the half-life that leaves a tenth after ``span_steps`` steps: 2^(-(T-t_1)/H) = 1/10."""
-    return two_digits(span_steps * math.log(2) / -math.log(SMALL_SHARE))
+    """Return the half-life that leaves at most a tenth after ``span_steps`` steps: 2^(-(T-t_1)/H) <= 1/10."""
+    exact = span_steps * math.log(2) / -math.log(SMALL_SHARE)
+    return two_digits(exact, down=True)
 
 
 def short_decay(decay: float) -> str:
@@ -101,7 +102,10 @@ def short_decay(decay: float) -> str:
     return f"{decay:.{digits}f}".rstrip("0")
 
 
-def two_digits(value: float) -> str:
-    """Return a positive number rounded to two digits, without an exponent."""
+def two_digits(value: float, *, down: bool = False) -> str:
+    """Return a positive number rounded to two digits, without an exponent; with ``down`` never to a larger number."""
     digits = 1 - math.floor(math.log10(value))
-    return f"{round(value, digits):.{max(digits, 0)}f}"
+    rounded = round(value, digits)
+    if down and rounded > value:
+        rounded = round(rounded - 10.0**-digits, digits)
+    return f"{rounded:.{max(digits, 0)}f}"
