@@ -226,7 +226,7 @@ def test_errors_of_a_format_end_with_what_can_be_read(tmp_path: Path, ema_avg: R
     for name in ("notes.txt", "model.gguf", "junk", "tables"):
         assert ema_avg(name, "--decay", "0.5").stderr.strip().endswith(NAME_A_CHECKPOINT)
     assert ema_avg("batch", "tables", "--decay", "0.5").stderr.strip().endswith(NAME_A_CHECKPOINT)
-    assert "-o out.safetensors; or -o out.pt/ for a folder" in ema_avg("run", "-o", "out.pt").stderr
+    assert "-o out.safetensors; or -o out/ for a folder" in ema_avg("run", "-o", "out.pt").stderr
 
 
 def test_what_can_be_read_is_declared_once() -> None:
@@ -234,3 +234,28 @@ def test_what_can_be_read_is_declared_once() -> None:
     assert all(re.search(rf"{re.escape(suffix)}\b", NAME_A_CHECKPOINT) for suffix in SUFFIXES)
     page = (Path(ema_cli.__file__).parent / "help" / "formats.md").read_text()
     assert all(f"`{suffix}`" in page for suffix in SUFFIXES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["run", "0.8"], "ema-avg run --decay 0.8"),
+        (["run", "out.safetensors", "--decay", "0.8"], "ema-avg run --decay 0.8 -o out.safetensors"),
+        (["plan", "run", "0.8", "out.safetensors"], "ema-avg plan run --decay 0.8 -o out.safetensors"),
+        (["run", "0.8", "missing.pt"], ""),
+        (["run", "latte.safetensors", "--decay", "0.8"], ""),
+        (["0.8"], ""),
+    ],
+)
+def test_a_decay_or_an_output_without_its_flag(
+    arguments: list[str], command: str, tmp_path: Path, ema_avg: Run
+) -> None:
+    """The hint is the command with the flags, which works. It is not shown for names that may be checkpoints."""
+    write_series(tmp_path / "run", random_states(4))
+    (tmp_path / "late.safetensors").touch()
+    done = ema_avg(*arguments)
+    assert done.returncode == 7
+    assert command in done.stderr
+    assert ("given as options" in done.stderr) == bool(command)
+    if command:
+        assert ema_avg(*command.split()[1:]).returncode == 0

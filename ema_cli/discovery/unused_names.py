@@ -5,9 +5,13 @@ A folder whose download failed is empty. If it were skipped, a part of the serie
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from ema_cli.discovery.nothing_found import describe_inner, hint_for, proposals_for
 from ema_cli.discovery.other_files import other_files
@@ -45,6 +49,27 @@ def no_checkpoint(names: Sequence[str], search: Search) -> NothingMatched:
     return NothingMatched(
         f"no checkpoint in {named}{why}{inside}", hint=next(filter(None, hints), NAME_A_CHECKPOINT), proposals=proposals
     )
+
+
+def propose_options_for(options: Options, faults: Sequence[EmaAvgError]) -> None:
+    """Propose the command of someone who wrote the decay or the output without its flag: ``run/ 0.8 out.safetensors``.
+
+    It is proposed if all that is wrong are such names, which do not exist.
+    """
+    missing = [name for name in options.paths if not os.path.lexists(name)]
+    decays = [name for name in missing if re.fullmatch(r"0?[.]\d+", name)]
+    outputs = [name for name in missing if name.endswith(".safetensors") and name == options.paths[-1]]
+    others = tuple(name for name in options.paths if name not in (*decays, *outputs))
+    if not others or len(decays) > 1 or not 0 < len(faults) == len(decays) + len(outputs):
+        return
+    if any(fault.hint for fault in faults):  # a name that is like it exists
+        return
+    changes: dict[str, Any] = {"paths": others}
+    if decays:
+        changes["decay"] = (float(decays[0]),)
+    if outputs and options.output is None:
+        changes["output"] = Path(outputs[0])
+    faults[0].proposals = (Proposal(reason="a decay and an output are given as options", changes=changes),)
 
 
 def faults_of_unused(search: Search) -> Iterator[EmaAvgError]:
