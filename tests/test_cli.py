@@ -222,6 +222,7 @@ def test_several_decays_in_one_read(run_folder: Path, ema_avg: Run) -> None:
         (["folder.pt", "--decay", "0.9"], 7, "no checkpoint in"),
         (["run/ckpt_100.pt", "other.pt", "--decay", "0.9"], 3, "not of one model"),
         (["run", "--decay", "1"], 2, "not in [0, 1)"),
+        (["run", "--decay", "99.9"], 2, "--decay 0.999 (a decay is a share, not a percentage)"),
         (["run", "--decay", "0.9", "--half-life", "3"], 2, "same thing"),
         (["run", "--decay", "0.9", "--report", "page.pdf"], 2, "no report format"),
         (["run", "--decay", "0.9", "--device", "tpu"], 2, "--device"),
@@ -350,6 +351,14 @@ def test_inspect(run_folder: Path, ema_avg: Run) -> None:
     assert document["checkpoints"][0]["key"] == "model"
 
 
+def test_a_command_without_checkpoints_shows_itself(ema_avg: Run) -> None:
+    """The example in the hint is one of the same command."""
+    for command in ("plan", "inspect"):
+        done = ema_avg(command)
+        assert (done.returncode, f"try: ema-avg {command} CKPT..." in done.stderr) == (2, True)
+    assert "try: ema-avg CKPT..." in ema_avg("average").stderr
+
+
 def test_version(ema_avg: Run) -> None:
     """``--version`` and ``version`` print the version and nothing else."""
     for word in ("--version", "version"):
@@ -361,7 +370,7 @@ def test_help_is_one_screen(ema_avg: Run) -> None:
     shown = ema_avg("--help", COLUMNS="100").stdout
     assert len(shown.splitlines()) <= 45
     assert "-o, --output PATH" in shown
-    for words in ("ema-avg run/ --decay 0.9", "--install-completion", "--version", "ema-avg average --help"):
+    for words in ("ema-avg run/ --decay 0.9", "-h, --help", "--install-completion", "--version", "average --help"):
         assert words in shown
     for command in get_command(app).commands:  # type: ignore[attr-defined]
         assert f"\n  {command} " in shown

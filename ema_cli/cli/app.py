@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from ema_cli.cli.config.command import ConfiguredCommand, begin
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.group import DEFAULT, DefaultGroup
 from ema_cli.cli.options import BatchCommandLine, BatchOptions, Checkpoints, CommandLine, Given, takes
+from ema_cli.errors import UsageError
 from ema_cli.options.average import make_options
 
 app = typer.Typer(
@@ -80,6 +82,19 @@ def _group(
     """Average training checkpoints."""
 
 
+def _named(checkpoints: Sequence[str] | None, context: typer.Context) -> Sequence[str]:
+    """Return the named checkpoints.
+
+    Raises:
+        UsageError: a command that only looks has none.
+
+    """
+    examples = {PLAN: "ema-avg plan CKPT... --decay 0.9", "inspect": "ema-avg inspect CKPT..."}
+    if not checkpoints and context.info_name in examples:
+        raise UsageError("no checkpoints were named", hint=examples[context.info_name])
+    return checkpoints or ()
+
+
 @app.command(
     PLAN,
     cls=ConfiguredCommand,
@@ -95,7 +110,7 @@ def _group(
 @takes()
 def _average(context: typer.Context, *, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
     console, config = begin(context, line.style(detect(line.ci, os.environ)))
-    options = make_options(checkpoints or [], **given, **config)
+    options = make_options(_named(checkpoints, context), **given, **config)
     from ema_cli.cli.commands import average, plan  # noqa: PLC0415 - help and usage errors need none of it
 
     if line.dry_run or context.info_name == PLAN:
@@ -115,11 +130,11 @@ def _batch(context: typer.Context, *, runs: Runs = None, given: Given, line: Bat
 
 @app.command("inspect", short_help="Show what is in checkpoints.")
 @takes(only=("key", "strip_prefix", "json", "quiet", "verbose", "color"))
-def _inspect(*, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
+def _inspect(context: typer.Context, *, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
     """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
     from ema_cli.cli.commands import inspect  # noqa: PLC0415
 
-    inspect(make_options(checkpoints or [], **given), Console(line.style()))
+    inspect(make_options(_named(checkpoints, context), **given), Console(line.style()))
 
 
 app.command("diff", help=checking.DIFF_HELP, short_help="Compare two checkpoints, tensor by tensor.")(checking.diff)

@@ -42,7 +42,7 @@ def _parts(group: Any, context: Any) -> Iterator[RenderableType]:  # noqa: ANN40
     commands = ((name, command.get_short_help_str(limit=_WIDEST)) for name, command in group.commands.items())
     yield from _section("Commands", commands)
     yield from _section("The options that most runs need", ((_flags(one), one.brief) for one in brief_options()))
-    own = ((", ".join(one.opts), one.help or "") for one in group.get_params(context))
+    own = ((", ".join(sorted(one.opts, key=len)), one.help or "") for one in group.get_params(context))
     yield from _section("Other options", own)
     yield _MORE
 

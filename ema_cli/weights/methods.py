@@ -30,6 +30,8 @@ DEFAULT_POWER = 2 / 3
 _SAME = 1e-9
 """Two parameters whose relative difference is smaller are equal, written in different ways."""
 _HALF = 0.5
+_LEAST_PERCENTAGE = 50
+"""From here on a decay that is too large is taken for a percentage: 99.9 for 0.999."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,9 @@ class Decay:
 
         """
         if not 0 <= value < 1:
-            raise UsageError(f"--decay {value:g} is not in [0, 1)", hint="--decay 0.9")
+            is_percentage = _LEAST_PERCENTAGE <= value < 100  # noqa: PLR2004
+            hint = f"--decay {value / 100:g} (a decay is a share, not a percentage)" if is_percentage else "--decay 0.9"
+            raise UsageError(f"--decay {value:g} is not in [0, 1)", hint=hint)
         return cls(value=value + 0.0, complement=1 - value)  # -0.0 is 0
 
     @classmethod
