@@ -216,5 +216,5 @@ def _check_name(output: Location, max_shard_size: int | None) -> None:
     else:
         problem = "must end in .safetensors"
         other = output.with_name(safetensors_name(output.name))
-        hint = f"{other}; or -o {output}{os.sep} for a folder, or with --max-shard-size 5GB"
+        hint = f"{other}; or -o {other.with_suffix('')}{os.sep} for a folder, or with --max-shard-size 5GB"
     raise UsageError(f"the output {quoted(str(output))} {problem}", hint=f"-o {hint}")
