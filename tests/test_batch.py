@@ -102,7 +102,12 @@ def test_a_run_is_not_searched_further_and_says_so(tmp_path: Path) -> None:
     write_one(tmp_path / "root" / "r" / "ckpt_1.pt")
     search = find_runs([str(tmp_path / "root")])
     assert search.folders == (tmp_path / "root",)
-    assert [warning.code for warning in search.warnings] == ["runs-in-runs"]
+    (warning,) = search.warnings
+    assert warning.code == "runs-in-runs"
+    assert '/root" contains checkpoints, so it is a run' in warning.message
+    shutil.copytree(tmp_path / "root", tmp_path / "second")
+    (warning,) = find_runs([str(tmp_path)]).warnings
+    assert '/second" contain checkpoints, so they are runs' in warning.message
 
 
 def test_outputs_of_ours_make_no_run(runs: Path, ema_avg: Run) -> None:

@@ -340,6 +340,10 @@ def test_other_paths_are_refused(tmp_path: Path) -> None:
         check(tmp_path)
     with pytest.raises(InputRefused):
         check(fifo(tmp_path / "ema.safetensors"))
+    with pytest.raises(UsageError, match="is a report, not an output"):
+        check(tmp_path / "ema.report.json")
+    (tmp_path / "step_1.pt").touch()
+    assert check(tmp_path / "step_1.pt").checks[0].hint == "name an output of ema-avg, not a checkpoint"
     for samples in (-1, 10**9):
         with pytest.raises(UsageError, match="--samples"):
             check(tmp_path, samples=samples)

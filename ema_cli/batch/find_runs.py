@@ -185,7 +185,10 @@ def _warnings(search: _Search, named: Collection[Location]) -> Iterator[RunWarni
         yield RunWarning(code="folder-unreadable", message=f"not searched: {shortlist(search.unreadable)}")
     if search.nested:
         some = shortlist(quoted(str(path)) for path in search.nested)
-        message = f"{some} contains checkpoints, so it is a run, and the checkpoints in its subfolders are not averaged"
+        one = len(search.nested) == 1
+        run = "contains checkpoints, so it is a run" if one else "contain checkpoints, so they are runs"
+        whose = "its" if one else "their"
+        message = f"{some} {run}, and the checkpoints in {whose} subfolders are not averaged"
         yield RunWarning(code="runs-in-runs", message=message, hint="name the subfolders: ema-avg batch 'RUN/*/'")
 
 

@@ -46,6 +46,7 @@ from ema_cli.verification.output import (
 from ema_cli.verification.samples import check_samples
 
 _MOST_SAMPLES = 1_000_000
+_SUFFIXES_OF_OTHERS = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _MOST_NAMES = 3
 _MOST_LINES = 24
 """Lines of one error."""
@@ -150,7 +151,8 @@ def verify(
         listener: receives the progress.
 
     Raises:
-        UsageError: ``samples`` is negative or too large; ``inputs`` are fewer than the report lists.
+        UsageError: ``output`` is a report; ``samples`` is negative or too large; ``inputs`` are fewer than the report
+            lists.
         NothingMatched: there is no such output; one of ``inputs`` is missing.
         InputRefused: the output is not a file that can be opened, or a folder without weights; one of ``inputs`` is no
             checkpoint; the report lists a URL with a protocol that is not opened.
@@ -169,12 +171,16 @@ def verify(
         names=tuple(names),
         allow_remote=allow_remote,
     )
+    if output.name.endswith(".report.json"):
+        raise UsageError(f"{quoted(str(output))} is a report, not an output", hint="ema-avg verify OUT")
     with ExitStack() as opened:
         file = open_written(output, opened)
         try:
             report = load_report(report_path(output))
         except (InputRefused, NothingMatched) as fault:
-            checks, recomputed = [failed("report", fault.message)], 0
+            other = output.suffix in _SUFFIXES_OF_OTHERS
+            hint = "name an output of ema-avg, not a checkpoint" if other else ""
+            checks, recomputed = [replace(failed("report", fault.message), hint=hint)], 0
         else:
             checks, recomputed = _check(file, report, opened, listener, scope)
         for source in file.sources.values():
