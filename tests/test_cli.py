@@ -21,6 +21,7 @@ from ema_cli.cli.app import app
 from ema_cli.cli.options import CommandLine
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
+from ema_cli.report.model import SCHEMA_VERSION
 from tests.helpers.program import Run
 from tests.helpers.series import write_sparse
 
@@ -349,6 +350,7 @@ def test_inspect(run_folder: Path, ema_avg: Run) -> None:
         assert words in done.stdout
     document = json.loads(ema_avg("inspect", run_folder / "ckpt_100.pt", "--json").stdout)
     assert document["checkpoints"][0]["key"] == "model"
+    assert document["schema_version"] == SCHEMA_VERSION
 
 
 def test_a_command_without_checkpoints_shows_itself(ema_avg: Run) -> None:

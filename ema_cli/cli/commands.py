@@ -23,6 +23,7 @@ from ema_cli.options.average import Options
 from ema_cli.pipeline import Outcome, examine, planned, run_average
 from ema_cli.planning.warnings import BATCHNORM_AVERAGED
 from ema_cli.preflight.check_plan import fail_if_strict
+from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.report.preview import checkpoint_document, plan_document
 
 _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
@@ -91,7 +92,8 @@ def inspect(options: Options, console: Console) -> None:
     found = discover(options)
     close_all(found.checkpoints)
     if console.style.json:
-        console.document({"checkpoints": [checkpoint_document(c) for c in found.checkpoints]})
+        documents = [checkpoint_document(checkpoint) for checkpoint in found.checkpoints]
+        console.document({"schema_version": SCHEMA_VERSION, "checkpoints": documents})
         return
     for checkpoint in found.checkpoints:
         show_checkpoint(checkpoint, console)
