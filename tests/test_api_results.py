@@ -7,6 +7,8 @@ import inspect
 import json
 import pickle
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,27 @@ def test_short_forms_of_hostile_names_are_safe(tmp_path: Path) -> None:
     for one in shown:
         assert repr(one).isprintable()
         assert len(repr(one)) < LONGEST
+
+
+WORDS = (
+    "tool.version inputs.0.format inputs.0.fingerprint averages.0.method.name averages.0.method.shape "
+    "averages.0.diagnostics.mean_age_unit averages.0.output.sha256 warnings.0.code environment.device"
+)
+
+
+@pytest.mark.parametrize("field", WORDS.split())
+def test_words_of_a_hostile_report_are_safe(field: str, report: ReadableReport, tmp_path: Path) -> None:
+    """A report in a file is not trusted, where it should have a word of this program either."""
+    document = json.loads(report.to_json())
+    path: list[Any] = [int(part) if part.isdecimal() else part for part in field.split(".")]
+    reduce(getitem, path[:-1], document)[path[-1]] = "\x1b[31m\u202e`<script>alert(1)</script>`"
+    saved = tmp_path / "hostile.json"
+    saved.write_text(json.dumps(document))
+    hostile = ema_cli.load_report(saved)
+    assert repr(hostile).isprintable()
+    for text in (hostile.to_html(), hostile.to_markdown(), hostile._repr_html_()):
+        assert {"\x1b", "\u202e"}.isdisjoint(text)
+        assert not re.search(r"\[31m[^`\n]*`[^`]*<script>", text)
 
 
 def test_a_report_is_still_a_record(report: ReadableReport, tmp_path: Path) -> None:
