@@ -12,6 +12,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.main import get_command
@@ -166,6 +167,12 @@ def test_save_replaces_no_other_file(report: ReadableReport, tmp_path: Path) -> 
         report.save(tmp_path / "r.pdf")
 
 
+def test_a_name_that_is_too_long_is_an_error_of_the_output(report: ReadableReport, tmp_path: Path) -> None:
+    """As the system reports it."""
+    with pytest.raises(OutputError, match="cannot be written: File name too long"):
+        report.save(tmp_path / f"{'a' * 300}.html")
+
+
 def test_a_report_is_loaded(report: ReadableReport, run_folder: Path, tmp_path: Path) -> None:
     """That of one output, and that of a run with several; other files are refused."""
     assert repr(ema_cli.load_report(tmp_path / "ema.report.json")) == repr(report)
@@ -226,6 +233,10 @@ def test_verify_checks(report: ReadableReport, run_folder: Path, tmp_path: Path)
     output = Path(report.averages[0].output.path)
     found = ema_cli.verify(str(output), samples=3, seed=7)
     assert found
+    assert ema_cli.verify(output, samples=np.int64(3), seed=np.int64(7)) == found
+    for options in ({"samples": "3"}, {"seed": 1.5}):
+        with pytest.raises(UsageError, match="is not a whole number"):
+            ema_cli.verify(output, **options)
     assert (found.ok, found.samples, found.seed) == (True, 3, 7)
     moved = run_folder.rename(tmp_path / "moved")
     assert ema_cli.verify(output, inputs=moved)
