@@ -165,6 +165,11 @@ def safe_text(text: str, *, limit: int = LONGEST_NAME, whole: bool = True) -> st
         half = (limit - 1) // 2
         text = f"{text[:half]}…{text[len(text) - half :]}"
     text = _COMMAND.sub(lambda found: f"\\x{ord(found[0][0]):02x}{found[0][1:]}", text)
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with unprintable characters escaped, whatever its length."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

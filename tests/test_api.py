@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -289,6 +290,14 @@ def test_the_report_has_plain_values(tmp_path: Path) -> None:
         ({"device": torch.device("meta")}, 'device="meta" is none of cpu, auto'),
         ({"decay": np.array([[0.5]])}, "is not a number"),
         ({"steps": [1.5, 2]}, 'steps="1.5,2" is not a list of whole numbers'),
+        ({"report": True}, 'report="True" is not a path'),
+        ({"output": 3}, 'output="3" is not a path'),
+        ({"output": ""}, 'output="" is not a path'),
+        ({"output": "a\0.safetensors"}, 'output="a\\x00.safetensors" is not a path'),
+        ({"include": re.compile("a")}, "is not text"),
+        ({"device": 0}, 'device="0" is not text'),
+        ({"max_memory": 1.5}, 'max_memory="1.5" is not a size'),
+        ({"force": "no"}, 'force must be True or False, not "no"'),
     ],
 )
 def test_other_values_are_refused(options: dict[str, Any], message: str) -> None:

@@ -7,9 +7,12 @@ import inspect
 import json
 import pickle
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.main import get_command
@@ -84,6 +87,27 @@ def test_short_forms_of_hostile_names_are_safe(tmp_path: Path) -> None:
         assert len(repr(one)) < LONGEST
 
 
+WORDS = (
+    "tool.version inputs.0.format inputs.0.fingerprint averages.0.method.name averages.0.method.shape "
+    "averages.0.diagnostics.mean_age_unit averages.0.output.sha256 warnings.0.code environment.device"
+)
+
+
+@pytest.mark.parametrize("field", WORDS.split())
+def test_words_of_a_hostile_report_are_safe(field: str, report: ReadableReport, tmp_path: Path) -> None:
+    """A report in a file is not trusted, where it should have a word of this program either."""
+    document = json.loads(report.to_json())
+    path: list[Any] = [int(part) if part.isdecimal() else part for part in field.split(".")]
+    reduce(getitem, path[:-1], document)[path[-1]] = "\x1b[31m\u202e`<script>alert(1)</script>`"
+    saved = tmp_path / "hostile.json"
+    saved.write_text(json.dumps(document))
+    hostile = ema_cli.load_report(saved)
+    assert repr(hostile).isprintable()
+    for text in (hostile.to_html(), hostile.to_markdown(), hostile._repr_html_()):
+        assert {"\x1b", "\u202e"}.isdisjoint(text)
+        assert not re.search(r"\[31m[^`\n]*`[^`]*<script>", text)
+
+
 def test_a_report_is_still_a_record(report: ReadableReport, tmp_path: Path) -> None:
     """It equals the record in its file, both ways, can be changed with ``replace``, and goes to other processes."""
     stored = from_json((tmp_path / "ema.report.json").read_text())
@@ -141,6 +165,12 @@ def test_save_replaces_no_other_file(report: ReadableReport, tmp_path: Path) -> 
     assert foreign.read_text() == report.to_markdown()
     with pytest.raises(UsageError, match=r'there is no report format ".pdf"'):
         report.save(tmp_path / "r.pdf")
+
+
+def test_a_name_that_is_too_long_is_an_error_of_the_output(report: ReadableReport, tmp_path: Path) -> None:
+    """As the system reports it."""
+    with pytest.raises(OutputError, match="cannot be written: File name too long"):
+        report.save(tmp_path / f"{'a' * 300}.html")
 
 
 def test_a_report_is_loaded(report: ReadableReport, run_folder: Path, tmp_path: Path) -> None:
@@ -203,6 +233,10 @@ def test_verify_checks(report: ReadableReport, run_folder: Path, tmp_path: Path)
     output = Path(report.averages[0].output.path)
     found = ema_cli.verify(str(output), samples=3, seed=7)
     assert found
+    assert ema_cli.verify(output, samples=np.int64(3), seed=np.int64(7)) == found
+    for options in ({"samples": "3"}, {"seed": 1.5}):
+        with pytest.raises(UsageError, match="is not a whole number"):
+            ema_cli.verify(output, **options)
     assert (found.ok, found.samples, found.seed) == (True, 3, 7)
     moved = run_folder.rename(tmp_path / "moved")
     assert ema_cli.verify(output, inputs=moved)

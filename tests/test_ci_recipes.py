@@ -118,6 +118,14 @@ def test_nothing_in_the_inputs_of_the_action_is_run(github: Runner, words: str) 
     assert not (github.folder / "pwned").exists()
 
 
+def test_paths_of_the_action_are_no_options(github: Runner) -> None:
+    """A path may begin with a dash."""
+    (github.folder / "run").rename(github.folder / "-o")
+    done = github(paths="-o", options="--decay 0.5")
+    assert done.returncode == 0, done.stderr
+    assert github.outputs()["path"] == "ema.safetensors"
+
+
 def test_errors_end_the_action(github: Runner) -> None:
     """An unclosed quote and an error of ema-avg fail the step, with the exit code."""
     assert github(paths="run", options="--decay '0.5").returncode == 1

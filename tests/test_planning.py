@@ -254,7 +254,7 @@ def test_without_a_decay_the_choices_are_shown(tmp_path: Path) -> None:
         ({"weights": (1, 2), "method": "ramp"}, "--method ramp has no --weights"),
         ({"decay": 0.5, "normalize": False}, "--method ema has no --no-normalize"),
         ({"method": "manual"}, '"missing.pt" has no weight'),
-        ({"decay": 0.5, "steps": (-1, 2)}, "--steps must be whole numbers, 0 or more"),
+        ({"decay": 0.5, "steps": (-1, 2)}, '--steps "-1,2" is not a list of whole numbers, 0 or more'),
         ({"decay": [0.5, 0.6], "continue_from": "e.safetensors"}, "--continue-from continues one average"),
         ({"continue_from": "e.safetensors", "last": 3}, "--last selects from all checkpoints"),
         ({"continue_from": "e.safetensors", "every": 2}, "--every selects from all checkpoints"),

@@ -116,6 +116,7 @@ def test_the_number_of_weights_must_fit(run: tuple[list[Path], list[State]], ema
     """Too few weights are refused; nothing is guessed."""
     done = ema_avg(*run[0], "--weights", "1,2", "-o", "ema.safetensors")
     assert (done.returncode, "there are 2 weights for 5 checkpoints" in done.stderr) == (2, True)
+    assert "there is 1 weight for 5" in ema_avg(*run[0], "--weights", "1", "-o", "ema.safetensors").stderr
     assert ema_avg(*run[0], "--weights", "1,x", "-o", "ema.safetensors").returncode == 2
 
 

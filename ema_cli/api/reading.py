@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from ema_cli.api.listening import Progress, issue, listening
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.folder_listing import look_into
 from ema_cli.discovery.search import AVERAGES_AVERAGED
+from ema_cli.errors import UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
@@ -22,6 +24,7 @@ from ema_cli.report.beside import load_report as load
 from ema_cli.report.readable_report import ReadableReport
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, exists, is_folder, locate
+from ema_cli.text import quoted
 
 if TYPE_CHECKING:  # both need numpy, which the others need not
     from ema_cli.compare import Comparison
@@ -123,8 +126,8 @@ def verify(
     output: StrPath,
     *,
     inputs: StrPath | Iterable[StrPath] = (),
-    samples: int = DEFAULT_SAMPLES,
-    seed: int = 0,
+    samples: SupportsIndex = DEFAULT_SAMPLES,
+    seed: SupportsIndex = 0,
     quick: bool = False,
     output_only: bool = False,
     allow_remote: bool = False,
@@ -156,8 +159,8 @@ def verify(
     with keywords_in_errors(), listening(progress) as listener:
         found = check(
             locate(os.fspath(output)),
-            samples=samples,
-            seed=seed,
+            samples=_whole(samples=samples),
+            seed=_whole(seed=seed),
             quick=quick,
             output_only=output_only,
             inputs=[os.fspath(name) for name in names],
@@ -166,6 +169,15 @@ def verify(
         )
     named = [replace(one, message=in_keywords(one.message), hint=in_keywords(one.hint)) for one in found.checks]
     return replace(found, checks=tuple(named), in_python=True)
+
+
+def _whole(**given: SupportsIndex) -> int:
+    """Return a number of any library as a plain one; raise ``UsageError`` for anything else."""
+    ((name, value),) = given.items()
+    try:
+        return index(value)
+    except TypeError as error:
+        raise UsageError(f"{name}={quoted(str(value))} is not a whole number") from error
 
 
 def load_report(path: StrPath) -> ReadableReport:

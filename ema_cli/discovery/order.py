@@ -79,8 +79,9 @@ def _weights_of(found: Found, options: Options) -> Sequence[float | None]:
         return [None] * count
     if len(options.weights) != count:
         skipped = f"; skipped {shortlist(quoted(entry.path.name) for entry in found.skipped)}" if found.skipped else ""
+        verb = "is" if len(options.weights) == 1 else "are"
         raise UsageError(
-            f"there are {plural(len(options.weights), 'weight')} for {plural(count, 'checkpoint')}{skipped}",
+            f"there {verb} {plural(len(options.weights), 'weight')} for {plural(count, 'checkpoint')}{skipped}",
             hint="give one weight per checkpoint, in the order of the arguments",
         )
     return options.weights

@@ -37,6 +37,8 @@ class TextForm:
     noun: str
     """``a size``"""
     example: str
+    others: tuple[type, ...] = ()
+    """Types of values that are no text and need no parsing, in a call from Python."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,16 +170,20 @@ class Option:
 
     def _read_one(self, value: Any) -> Any:  # noqa: ANN401
         value = plain(value)
-        noun = self.form.noun if self.form else _NOUNS.get(self.kind, "")
+        noun = self.form.noun if self.form else _NOUNS.get(self.kind, "text")
+        if self.kind == "switch" and not isinstance(value, bool):
+            raise UsageError(f"{self.name} must be True or False, not {quoted(str(value))}")
         try:
             if self.form is not None:
-                return self.form.parse(os.fspath(value)) if isinstance(value, str | os.PathLike) else value
+                return value if isinstance(value, self.form.others) else self.form.parse(os.fspath(value))
             if self.kind in _NOUNS:
                 return float(value) if self.kind == "number" else index(value)
+            if self.kind == "text" and not self.words:
+                return os.fspath(value)
         except (TypeError, ValueError, OverflowError) as error:
             hint = f"{self.flag} {self.form.example}" if self.form else ""
             raise UsageError(f"{self.flag} {quoted(str(value))} is not {noun}", hint=hint) from error
-        return self.word(os.fspath(value) if isinstance(value, os.PathLike) else value)
+        return self.word(value)
 
 
 def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands where a field's default does

@@ -25,7 +25,7 @@ def _parse_steps(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-_STEPS = TextForm(parse=_parse_steps, noun="a list of whole numbers", example="100,200,300")
+_STEPS = TextForm(parse=_parse_steps, noun="a list of whole numbers, 0 or more", example="100,200,300")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

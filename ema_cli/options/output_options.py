@@ -47,9 +47,15 @@ def _parse_pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-PATH = TextForm(parse=locate, noun="a path", example="ema.safetensors")
-SIZE = TextForm(parse=parse_bytes, noun="a size", example="5GB")
-_PAIR = TextForm(parse=_parse_pair, noun="KEY=VALUE", example="run=baseline")
+def _parse_path(text: str) -> Location:
+    if not text or "\0" in text:
+        raise ValueError(text)
+    return locate(text)
+
+
+PATH = TextForm(parse=_parse_path, noun="a path", example="ema.safetensors", others=(Url,))
+SIZE = TextForm(parse=parse_bytes, noun="a size", example="5GB", others=(int,))
+_PAIR = TextForm(parse=_parse_pair, noun="KEY=VALUE", example="run=baseline", others=(tuple,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

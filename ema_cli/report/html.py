@@ -20,7 +20,7 @@ from ema_cli.report import run_tables, sections, tables
 from ema_cli.report.batch_index import BatchIndex, JobEntry
 from ema_cli.report.model import Report
 from ema_cli.report.redaction import REMOVED, redacted_index, redacted_report
-from ema_cli.text import number, plural, safe_lines, safe_text, shortlist
+from ema_cli.text import number, plural, printable, safe_lines, safe_text, shortlist
 
 _HERE = Path(__file__).parent
 _MOST_INPUTS = 400
@@ -85,7 +85,11 @@ def index_to_html(index: BatchIndex) -> str:
 def _fill(template: str, **values: object) -> str:
     """Return a template with values filled in, escaped unless they are ``Markup``."""
     environment = Environment(
-        loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
     )
     environment.filters |= {"breakable": breakable, "plural": plural}
     script = _read("templates/page.js")
@@ -96,13 +100,18 @@ def _fill(template: str, **values: object) -> str:
     return environment.get_template(template).render(script_digest=f"sha256-{digest}", **own, **values)
 
 
+def _printable(value: object) -> object:
+    """Return text without control characters and marks of direction, also where a report should have a plain word."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _read(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
 def breakable(text: str) -> Markup:
     """Escape text, and let it break at dots, slashes and underscores where it is long."""
-    escaped = str(escape(text))
+    escaped = str(escape(printable(text)))
     return Markup(_BREAK.sub(r"\1<wbr>", escaped)) if len(text) > _SHORTEST_BROKEN else Markup(escaped)  # noqa: S704
 
 

@@ -46,6 +46,11 @@ def _in_html(text: str) -> str:
     return html.escape(safe_text(text, limit=_LONGEST_TEXT)).replace("@", "@&#8203;").replace(":", "&#58;")
 
 
+def _in_code(text: str) -> str:
+    """Return text for the inside of a code span, which a backtick would end."""
+    return safe_text(text, limit=_LONGEST_TEXT).replace("`", "'")
+
+
 def _lines(report: Report) -> Iterator[str]:
     several = len(report.averages) > 1
     yield f"## ema-avg: {escaped(tables.label(report.averages[0]))}" + (" and others" if several else "")
@@ -81,7 +86,7 @@ def _warnings(report: Report) -> Iterator[str]:
     for warning in ranked(report.warnings):
         message = "<br>".join(escaped(line.strip()) for line in safe_lines(warning.message))
         hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
-        yield from ("", f"> **Warning** {message} (`{warning.label}`).{hint}")
+        yield from ("", f"> **Warning** {message} (`{_in_code(warning.label)}`).{hint}")
 
 
 def _average_lines(report: Report, average: Average) -> Iterator[str]:

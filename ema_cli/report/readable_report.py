@@ -12,7 +12,7 @@ from ema_cli.report.model import Report
 from ema_cli.report.report_files import save_report
 from ema_cli.report.serialize import to_json
 from ema_cli.storage.locations import locate
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted, safe_text, shortlist
 
 _MOST_OUTPUTS = 2
 """Paths of outputs in the one line."""
@@ -82,4 +82,4 @@ def _averages(report: Report) -> str:
     if len(report.averages) != 1:
         return plural(len(report.averages), "average")
     (average,) = report.averages
-    return words.definition(average.method, average.diagnostics.mean_age_unit)
+    return safe_text(words.definition(average.method, average.diagnostics.mean_age_unit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def refuse_foreign_file(report: Location, hint: str) -> None:
 
 def _is_there(report: Location) -> bool:
     if isinstance(report, Path):
-        return report.exists()
+        return os.path.exists(report)  # noqa: PTH110 - no name is an error
     try:
         open_source(report).close()
     except NothingMatched:

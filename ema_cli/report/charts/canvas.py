@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from ema_cli.text import printable
+
 Point = tuple[float, float]
 LARGEST, SMALLEST = 1e300, 1e-300
 """Magnitudes beyond these are drawn like these, or like zero: then spans and their parts are finite, too."""
@@ -114,17 +116,17 @@ def text(place: Point, words: str, kind: str = "") -> str:
     if not words:
         return ""
     classes = f"label {kind}".strip()
-    return f'<text class="{classes}" x="{units(place[0])}" y="{units(place[1])}">{escape(words)}</text>'
+    return f'<text class="{classes}" x="{units(place[0])}" y="{units(place[1])}">{escape(printable(words))}</text>'
 
 
 def _tip(words: str) -> str:
-    return f"<title>{escape(words)}</title>" if words else ""
+    return f"<title>{escape(printable(words))}</title>" if words else ""
 
 
 def sheet(name: str, width: float, height: float, inside: str, sentence: str) -> str:
     """Return a chart: its size and the sentence that states its content."""
     frame = f'class="chart-{name}" viewBox="0 0 {units(width)} {units(height)}"'
-    return f'<svg {frame} role="img" aria-label="{escape(sentence)}">{inside}</svg>'
+    return f'<svg {frame} role="img" aria-label="{escape(printable(sentence))}">{inside}</svg>'
 
 
 def wide_and_narrow(kind: str, draw: Callable[[Size], str]) -> str:
