@@ -170,6 +170,9 @@ def test_an_empty_section_says_why(run: Path, tmp_path: Path) -> None:
     text = Page(to_html(bare)).text
     assert "not measured: --geometry none" in text
     assert "not sampled before the fold: --no-probe" in text
+    small = dataclasses.replace(average(run, tmp_path, decay=0.5, force=True), evidence=None)
+    small = dataclasses.replace(small, summary=dataclasses.replace(small.summary, parameters=2047))
+    assert "they have fewer than 2,048 weights" in Page(to_html(small)).text
     for name, step in (("x", 1), ("y", 2)):
         torch.save({"model": {"n": torch.tensor([step])}, "step": step}, tmp_path / f"{name}.pt")
     copied = ema_cli.average([tmp_path / "x.pt", tmp_path / "y.pt"], decay=0.5, output=tmp_path / "f.safetensors")
@@ -182,8 +185,8 @@ def test_an_empty_section_says_why(run: Path, tmp_path: Path) -> None:
     assert "The checkpoints do not differ" in text
     assert "The average equals the last checkpoint: no tensor has a drift" in text
     assert "The drift of each tensor" not in text
-    unknown = average(run, tmp_path, decay=0.5, geometry="none")
-    unknown = dataclasses.replace(unknown, command=dataclasses.replace(unknown.command, options={}))
+    plain = dataclasses.replace(bare.command, options={})
+    unknown = dataclasses.replace(bare, command=plain, geometry=None)
     assert why_no_path(unknown).endswith("they are not finite.")
 
 

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.plan import Action
-from ema_cli.records.series_evidence import APART, Evidence
+from ema_cli.records.series_evidence import APART, LEAST_ELEMENTS, Evidence
 from ema_cli.report.model import Report
 from ema_cli.text import percent
 
@@ -61,4 +61,6 @@ def why_no_evidence(report: Report) -> str:
         return "The checkpoints were not sampled before the fold: --no-probe."
     if len(report.inputs) == 1:
         return "There is one checkpoint, so there was nothing to compare before the fold."
+    if report.summary.parameters < LEAST_ELEMENTS:
+        return f"The checkpoints were not compared before the fold: they have fewer than {LEAST_ELEMENTS:,} weights."
     return "The checkpoints were not sampled before the fold."
