@@ -227,7 +227,7 @@ def percent(share: float) -> str:
         return "< 0.0001 %"
     if 0 < share < 0.0005:  # noqa: PLR2004 - one decimal would show zero
         return f"{100 * share:.1g} %"
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:,.1f} %" if abs(share) < 100 else f"{number(100 * share)} %"  # noqa: PLR2004 - as a factor
 
 
 def number(value: float) -> str:

@@ -27,7 +27,7 @@ from ema_cli.report.charts.shades import LEVELS, shades
 from ema_cli.report.charts.strip import drift_strip, layer_of, without_common_layer
 from ema_cli.report.charts.ticks import inner_ticks, outer_ticks
 from ema_cli.report.charts.weights import weights_chart
-from ema_cli.text import safe_text
+from ema_cli.text import percent, safe_text
 from tests.helpers.drawings import Drawing, drawings
 
 CSS = (Path(ema_cli.__file__).parent / "report" / "charts" / "charts.css").read_text(encoding="utf-8")
@@ -268,6 +268,11 @@ def test_numbers_are_shown_under_the_mouse() -> None:
         "step 1,200\nema_0.5.safetensors: 50.0 %\nema_0.75.safetensors: 25.0 %",
     ]
     assert narrow.having("tip") == []
+    shares = [0.9996877, 0.0003123]
+    small, _ = drawings(weights_chart([1, 2], [Curve(name="a", values=shares)], x_label="step"))
+    assert [tip.tip for tip in small.having("tip")] == [
+        f"step {k}: {percent(share)}" for k, share in enumerate(shares, 1)
+    ]
     assert wide.sentence == narrow.sentence
     assert wide.sentence == (
         "Share of each checkpoint in the average: 2 checkpoints, step 100 to 1,200. ema_0.5.safetensors: first 50.0 %, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 import ema_cli
+from ema_cli.records.files import FileRole
+from ema_cli.report.html import to_html
+from ema_cli.report.model import File, Report
 from tests.helpers.series import write_series
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "screenshots"
@@ -22,6 +26,17 @@ pytestmark = [
 ]
 
 
+def as_folder(report: Report) -> Report:
+    """Return a report as if its output were a folder with side files, so that all columns of files are wide."""
+    names = ("model.safetensors", "model.safetensors.index.json", "tokenizer_config.json", "generation_config.json")
+    roles = (FileRole.WEIGHTS, FileRole.INDEX, FileRole.SIDE_FILE, FileRole.SIDE_FILE)
+    pairs = zip(names, roles, strict=True)
+    files = (File(name=name, role=role, bytes=1, sha256="0" * 64, modified_ns=0) for name, role in pairs)
+    average = report.averages[0]
+    output = replace(average.output, path="runs/ema_0.5", files=tuple(files))
+    return replace(report, averages=(replace(average, output=output),))
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page of a small transformer, open in a browser."""
@@ -29,7 +44,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     names = [f"model.layers.{k}.{part}.weight" for k in range(12) for part in ("q_proj", "k_proj")]
     states = [{name: torch.randn(8) for name in names} for _ in range(4)]
     target = folder / "page.html"
-    ema_cli.average(write_series(folder, states), decay=0.5, output=folder / "e.safetensors", report=[target])
+    report = ema_cli.average(write_series(folder, states), decay=0.5, output=folder / "e.safetensors")
+    target.write_text(to_html(as_folder(report)), encoding="utf-8")
     loader = SourceFileLoader("screenshots", str(SCRIPT))
     spec = spec_from_loader("screenshots", loader)
     assert spec is not None
@@ -81,3 +97,15 @@ def test_the_browser_has_no_complaints(page: Any) -> None:
     page.resize(390, 800)
     assert page.complaints == []
     assert page.value("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_no_digest_is_cut(page: Any, width: int) -> None:
+    """Beside the longest names, and on a phone, the digest of the output is all visible; on a wide page in one line."""
+    page.resize(width, 800)
+    box = "document.querySelector('table.hash3').parentElement"
+    assert page.value(f"{box}.scrollWidth <= {box}.clientWidth")
+    lines = "Math.round(range.getBoundingClientRect().height / 12)"
+    cell = "document.querySelector('table.hash3 td:nth-child(3)')"
+    height = page.value(f"{{ const range = document.createRange(); range.selectNodeContents({cell}); {lines} }}")
+    assert (height == 1) is (width == 1100)

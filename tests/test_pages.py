@@ -26,7 +26,7 @@ from ema_cli.report.charts.lr_scale import lr_chart
 from ema_cli.report.charts.path import path_chart
 from ema_cli.report.charts.strip import drift_strip
 from ema_cli.report.charts.weights import weights_chart
-from ema_cli.report.html import breakable, fragment, to_html
+from ema_cli.report.html import breakable, fragment, hint, to_html
 from ema_cli.report.markdown import escaped, to_markdown
 from ema_cli.report.model import Input, Report, Tensor
 from ema_cli.report.warning_rank import ranked
@@ -163,7 +163,22 @@ def test_a_long_name_breaks_at_its_separators() -> None:
     """Dots, slashes and underscores are places to break; short names have none."""
     assert breakable("model.layers.12.self_attn.weight") == "model.<wbr>layers.<wbr>12.self_<wbr>attn.<wbr>weight"
     assert breakable("/data/runs/seed_17") == "/data/<wbr>runs/<wbr>seed_<wbr>17"
+    assert breakable("out/ema_0.1.safetensors") == "out/ema_0.1.<wbr>safetensors"
     assert breakable("fc.weight") == "fc.weight"
+
+
+@given(st.text(max_size=80) | st.text("a-b .<&(", max_size=80))
+def test_a_hint_stays_the_same_text(text: str) -> None:
+    """It is escaped; only places to break and marks of what does not break are added."""
+    assert html.unescape(re.sub(r'<wbr>|<span class="whole">|</span>', "", str(hint(text)))) == text
+
+
+def test_options_in_a_hint_do_not_break() -> None:
+    """Nor do the names of commands; a very long word may break."""
+    shown = hint("accept them: --buffers average, or ema-avg update-bn x-1.pt -o y (--allow-nonfinite)")
+    whole = re.findall(r'<span class="whole">(.*?)</span>', shown)
+    assert whole == ["--buffers", "ema-avg update-bn", "-o", "--allow-nonfinite"]
+    assert "span" not in hint("--" + "x" * 200)
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: name[:12])

@@ -12,6 +12,7 @@ from ema_cli.text import (
     is_writable_text,
     listing,
     parse_bytes,
+    percent,
     plural,
     quoted,
     safe_lines,
@@ -168,3 +169,12 @@ def test_plural() -> None:
 def test_writable_text_is_what_utf8_can_hold(value: object, fits: bool) -> None:
     """Undecodable bytes of file names, and values that are not text, cannot be written as metadata."""
     assert is_writable_text(value) is fits
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.134, "13.4 %"), (0.0003123, "0.03 %"), (12.345, "1,234.5 %"), (1234.5, "123,450 %"), (1e20, "1.00e+22 %")],
+)
+def test_percent_examples(share: float, shown: str) -> None:
+    """Large ones have separators and no decimals that mean nothing."""
+    assert percent(share) == shown

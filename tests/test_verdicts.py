@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.errors import WARNING_CODES, RunWarning
-from ema_cli.report.html import to_html
+from ema_cli.report.html import fragment, to_html
 from ema_cli.report.markdown import escaped, to_markdown
 from ema_cli.report.model import BatchNormLayer, BatchNormUpdate, Report, StatisticChange
 from ema_cli.report.movement import movement, why_no_path
@@ -170,6 +170,9 @@ def test_an_empty_section_says_why(run: Path, tmp_path: Path) -> None:
     text = Page(to_html(bare)).text
     assert "not measured: --geometry none" in text
     assert "not sampled before the fold: --no-probe" in text
+    small = dataclasses.replace(average(run, tmp_path, decay=0.5, force=True), evidence=None)
+    small = dataclasses.replace(small, summary=dataclasses.replace(small.summary, parameters=2047))
+    assert "they have fewer than 2,048 weights" in Page(to_html(small)).text
     for name, step in (("x", 1), ("y", 2)):
         torch.save({"model": {"n": torch.tensor([step])}, "step": step}, tmp_path / f"{name}.pt")
     copied = ema_cli.average([tmp_path / "x.pt", tmp_path / "y.pt"], decay=0.5, output=tmp_path / "f.safetensors")
@@ -178,7 +181,48 @@ def test_an_empty_section_says_why(run: Path, tmp_path: Path) -> None:
     same = write_series(tmp_path / "same", random_states(1) * 3)
     equal = ema_cli.average(same, decay=0.5, output=tmp_path / "g.safetensors", probe=False)
     assert why_no_path(equal) == "The checkpoints do not differ, so there is no path."
-    assert "The checkpoints do not differ" in Page(to_html(equal)).text
+    text = Page(to_html(equal)).text
+    assert "The checkpoints do not differ" in text
+    assert "The average equals the last checkpoint: no tensor has a drift" in text
+    assert "The drift of each tensor" not in text
+    plain = dataclasses.replace(bare.command, options={})
+    unknown = dataclasses.replace(bare, command=plain, geometry=None)
+    assert why_no_path(unknown).endswith("they are not finite.")
+
+
+def test_exact_lora_has_no_drift_and_no_path(run: Path, tmp_path: Path) -> None:
+    """The factors have other shapes than those of the checkpoints: the page says so, and shows no empty figure."""
+    report = average(run, tmp_path, decay=0.5)
+    factors = (dataclasses.replace(one, action="concatenated", drift=None) for one in report.averages[0].tensors)
+    exact = dataclasses.replace(report.averages[0], tensors=tuple(factors))
+    text = Page(to_html(dataclasses.replace(report, averages=(exact,), geometry=None))).text
+    assert "no tensor was averaged element by element" in text
+    assert "so they have no drift" in text
+    assert "median drift" not in text
+    assert "median drift" in Page(to_html(report)).text
+
+
+def test_the_hint_of_a_page_names_the_output(tmp_path: Path) -> None:
+    """As on the terminal: with one average the command for its statistics can be pasted; with several it cannot."""
+    states = [{"bn.running_mean": torch.randn(4), "bn.weight": torch.randn(4), **state} for state in random_states(3)]
+    write_series(tmp_path / "bn", states)
+    report = average(tmp_path / "bn", tmp_path, decay=0.5)
+    command = f"ema-avg update-bn {report.averages[0].output.path} --model MODEL"
+    for shown in (Page(to_html(report)).text, Page(fragment(report)).text, to_markdown(report).replace("\\", "")):
+        assert command in shown
+        assert "-bn.safetensors" in shown
+    several = average(tmp_path / "bn", tmp_path, decay=[0.4, 0.5])
+    assert "ema-avg update-bn OUT --model MODEL" in Page(to_html(several)).text
+    place = dataclasses.replace(report.averages[0].output, path="gopher://x")
+    foreign = dataclasses.replace(report, averages=(dataclasses.replace(report.averages[0], output=place),))
+    assert "ema-avg update-bn" in Page(to_html(foreign)).text
+
+
+def test_a_number_of_checkpoints_is_whole(run: Path, tmp_path: Path) -> None:
+    """Decay 0.8 needs about 5 of them, not 5.00."""
+    report = average(run, tmp_path, decay=0.8, last=3)
+    (warning,) = (one for one in report.warnings if one.code == "first-dominates")
+    assert warning.message.endswith("there are 3 checkpoints; decay 0.8 per checkpoint needs about 5")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +231,7 @@ def test_an_empty_section_says_why(run: Path, tmp_path: Path) -> None:
         ((-0.6, -0.4), "oscillate around a center"),
         ((0.7, 0.9), "still moving in one direction"),
         ((0.05, -0.1), "as in a random walk"),
+        ((0.004, -0.005), "successive steps 0.00)"),
         ((None, 0.9), "still moving in one direction"),
     ],
 )

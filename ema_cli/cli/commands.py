@@ -12,7 +12,7 @@ from ema_cli.cli.config.sources import CONFIG_IGNORED
 from ema_cli.cli.console import Console
 from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.inspect_view import show_checkpoint
-from ema_cli.cli.views.outcome_view import after_the_run, show_outcome
+from ema_cli.cli.views.outcome_view import show_outcome
 from ema_cli.cli.views.plan_view import plan_parts, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
@@ -25,6 +25,7 @@ from ema_cli.planning.warnings import BATCHNORM_AVERAGED
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.report.preview import checkpoint_document, plan_document
+from ema_cli.report.warning_rank import after_the_run
 
 _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
 

@@ -19,6 +19,8 @@ _MOST_ROWS = 4000
 _FEW_TENSORS = 15
 """So many tensors are shown in one table, not by layer, and without a histogram."""
 _MOST_OPEN_LAYERS = 20
+_ROUNDING = 1e-12
+"""The largest drift that is only the rounding of float64."""
 
 
 def drift_in_short(average: Average) -> str:
@@ -26,13 +28,14 @@ def drift_in_short(average: Average) -> str:
     total = group_drift(average.tensors)
     if total is None:
         return "no drift"
-    return f"drift {percent(total)}, median tensor {tables.median_drift(average)}"
+    return f"drift {percent(total)}, median tensor {tables.median_drift(average)}".replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def drift_view(report: Report, average: Average, averages: int) -> dict[str, object]:
     """Return the values of the drift of one of several averages in the template."""
     groups = group_tensors(average.tensors)
     moved = _moved(groups) if len(report.inputs) > 1 else []
+    moved = moved if any((one.drift or 0) > _ROUNDING for one in moved) else []
     drifts = [tensor.drift for tensor in moved]
     few = len(average.tensors) <= _FEW_TENSORS
     shown = _shown(average.tensors, _MOST_ROWS // averages)
@@ -80,6 +83,10 @@ def _why_empty(report: Report, average: Average) -> str:
         return "The tensors have other shapes than in the last checkpoint, so they have no drift."
     if all(tensor.action == Action.COPIED for tensor in average.tensors):
         return "All tensors were copied from the last checkpoint, so there is no drift."
+    if _moved(group_tensors(average.tensors)):
+        return (
+            "The average equals the last checkpoint: no tensor has a drift, apart from the rounding of its measurement."
+        )
     return "No tensor has a drift: the drift from a tensor that is zero or not finite is not defined."
 
 

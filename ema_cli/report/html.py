@@ -27,8 +27,10 @@ _MOST_INPUTS = 400
 _MOST_FAILED = 20
 """Failed runs with their errors above the table of an index."""
 _MOST_ERROR_LINES = 6
-_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+)(?=[^\s./_:=-]{2})")
-"""Where a long name may break: after a separator, not too near to the one before."""
+_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+(?=[^\s./_:=-]{2})|(?<=\w)[./_](?=[^\W_]{8}))")
+"""Where a long name may break: after a separator, not too near to the one before unless much follows."""
+_WHOLE = re.compile(r"((?<![^\s(])(?:--?[a-z][\w-]{0,30}|ema-avg [a-z-]{1,20})(?![\w-]))")
+"""What a hint must not break: an option, the name of a command."""
 _SHORTEST_BROKEN = 12
 
 
@@ -91,7 +93,7 @@ def _fill(template: str, **values: object) -> str:
         undefined=StrictUndefined,
         finalize=_printable,
     )
-    environment.filters |= {"breakable": breakable, "plural": plural}
+    environment.filters |= {"breakable": breakable, "hint": hint, "plural": plural}
     script = _read("templates/page.js")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     style = _read("templates/page.css") + _read("charts/charts.css")
@@ -113,6 +115,13 @@ def breakable(text: str) -> Markup:
     """Escape text, and let it break at dots, slashes and underscores where it is long."""
     escaped = str(escape(printable(text)))
     return Markup(_BREAK.sub(r"\1<wbr>", escaped)) if len(text) > _SHORTEST_BROKEN else Markup(escaped)  # noqa: S704
+
+
+def hint(text: str) -> Markup:
+    """Escape the text of a hint; it does not break at the hyphens of options and commands."""
+    whole = Markup('<span class="whole">{}</span>')
+    pieces = enumerate(_WHOLE.split(text))
+    return Markup("").join(whole.format(piece) if k % 2 else breakable(piece) for k, piece in pieces)
 
 
 def _counts(index: BatchIndex) -> str:
@@ -148,7 +157,7 @@ def _job_view(entry: JobEntry, *, explained: bool) -> dict[str, object]:
         "status": entry.status,
         "result": entry.status.replace("_", " "),
         "checkpoints": f"{entry.checkpoints:,}" if entry.checkpoints else "",
-        "seconds": f"{entry.seconds:.2f}",
+        "seconds": f"{entry.seconds:,.2f}",
         "note": safe_text(error, limit=400, whole=False) or shortlist(entry.warnings),
         "links": [{"url": _relative_link(path), "name": path.rpartition(".")[2]} for path in entry.reports],
     }

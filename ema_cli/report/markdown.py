@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from ema_cli.report import movement, run_tables, tables, words
 from ema_cli.report.model import Average, Report
 from ema_cli.report.redaction import REMOVED, redacted_report
-from ema_cli.report.warning_rank import ranked
+from ema_cli.report.warning_rank import warnings_of
 from ema_cli.text import percent, safe_lines, safe_text
 
 MARK = "<!-- ema-avg report -->"
@@ -83,7 +83,7 @@ def _warnings(report: Report) -> Iterator[str]:
     """Yield the warnings, the most important first; or that there are none."""
     if not report.warnings:
         yield from ("", "No warnings.")
-    for warning in ranked(report.warnings):
+    for warning in warnings_of(report):
         message = "<br>".join(escaped(line.strip()) for line in safe_lines(warning.message))
         hint = f" Try: {escaped(warning.hint)}" if warning.hint else ""
         yield from ("", f"> **Warning** {message} (`{_in_code(warning.label)}`).{hint}")

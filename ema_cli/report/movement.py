@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 
 from ema_cli.records.fold_results import RunGeometry
-from ema_cli.records.series_evidence import APART, Evidence
+from ema_cli.records.plan import Action
+from ema_cli.records.series_evidence import APART, LEAST_ELEMENTS, Evidence
 from ema_cli.report.model import Report
 from ema_cli.text import percent
 
@@ -29,7 +30,7 @@ def movement(geometry: RunGeometry, found: Evidence | None) -> str:
     else:
         suggestion = "The run neither moved in one direction nor oscillated, as in a random walk"
     return (
-        f"{suggestion} (mean cosine between successive steps {mean:.2f}). This is geometry alone: only an evaluation "
+        f"{suggestion} (mean cosine between successive steps {mean:z.2f}). This is geometry alone: only an evaluation "
         "can tell whether the average is a better model."
     )
 
@@ -49,7 +50,9 @@ def why_no_path(report: Report) -> str:
         return "The distances between the checkpoints were not measured: --geometry none."
     if report.geometry is not None:
         return "The checkpoints do not differ, so there is no path."
-    return "The distances between the checkpoints are not known: they are not finite, or no tensor was averaged."
+    if not any(tensor.action == Action.AVERAGED for tensor in report.averages[0].tensors):
+        return "The distances between the checkpoints were not measured: no tensor was averaged element by element."
+    return "The distances between the checkpoints are not known: they are not finite."
 
 
 def why_no_evidence(report: Report) -> str:
@@ -58,4 +61,6 @@ def why_no_evidence(report: Report) -> str:
         return "The checkpoints were not sampled before the fold: --no-probe."
     if len(report.inputs) == 1:
         return "There is one checkpoint, so there was nothing to compare before the fold."
+    if report.summary.parameters < LEAST_ELEMENTS:
+        return f"The checkpoints were not compared before the fold: they have fewer than {LEAST_ELEMENTS:,} weights."
     return "The checkpoints were not sampled before the fold."

@@ -21,7 +21,7 @@ from ema_cli.report.charts.path import path_chart
 from ema_cli.report.charts.weights import weights_chart
 from ema_cli.report.drift_section import drift_in_short, drift_view
 from ema_cli.report.model import Average, BatchNormUpdate, Report
-from ema_cli.report.warning_rank import ranked
+from ema_cli.report.warning_rank import warnings_of
 from ema_cli.text import number, percent, plural, quoted, safe_lines
 
 MOST_AVERAGES = 12
@@ -44,7 +44,7 @@ def heading(report: Report) -> View:
                 "message": safe_lines(warning.message),
                 "hint": " ".join(safe_lines(warning.hint)),
             }
-            for warning in ranked(report.warnings)
+            for warning in warnings_of(report)
         ],
     }
 

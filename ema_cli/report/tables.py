@@ -86,8 +86,10 @@ def facts(report: Report, average: Average) -> list[tuple[str, str]]:
     """Return the key figures of an average: name and value."""
     diagnostics = average.diagnostics
     shares = ("share of the first / last", f"{percent(diagnostics.first)} / {percent(diagnostics.last)}")
+    drift = ("median drift", median_drift(average))
+    compared = [shares, drift] if tensors_with_drift(average) else [shares]
     return [
-        *([shares, ("median drift", median_drift(average))] if len(diagnostics.implied_lr) > 1 else []),
+        *(compared if len(diagnostics.implied_lr) > 1 else []),
         ("parameters", f"{report.summary.parameters:,}"),
         ("size", words.output_size(average.output)),
     ]

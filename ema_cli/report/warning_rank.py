@@ -8,8 +8,12 @@ what was decided, and things to know. Warnings that the user allowed come after 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from ema_cli.errors import RunWarning
+from ema_cli.errors import RunWarning, UsageError
+from ema_cli.options.shell_command import UPDATE_COMMAND, update_command
+from ema_cli.report.model import Average, Report
+from ema_cli.storage.locations import locate
 
 RANKS = (
     frozenset(
@@ -33,6 +37,27 @@ RANKS = (
         }
     ),
 )
+
+
+def warnings_of(report: Report) -> list[RunWarning]:
+    """Return the warnings of a report as a reader should see them, the most important first."""
+    return [after_the_run(warning, report) for warning in ranked(report.warnings)]
+
+
+def after_the_run(warning: RunWarning, report: Report) -> RunWarning:
+    """Return a warning whose hint names the output, where there is only one."""
+    average, *others = report.averages
+    if others or UPDATE_COMMAND not in warning.hint:
+        return warning
+    try:
+        return replace(warning, hint=warning.hint.replace(UPDATE_COMMAND, update_of(average)))
+    except UsageError:  # a report of unknown origin may name anything
+        return warning
+
+
+def update_of(average: Average) -> str:
+    """Return the command that recomputes the BatchNorm statistics of an average."""
+    return update_command(locate(average.output.path), folder=bool(average.output.files))
 
 
 def ranked(warnings: Iterable[RunWarning]) -> list[RunWarning]:

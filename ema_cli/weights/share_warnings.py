@@ -138,5 +138,6 @@ def _units(value: float, timeline: Timeline) -> str:
 
 
 def _count(value: float) -> str:
-    """Format a number for people: whole from ten on."""
-    return number(int(value) if value == int(value) else value if value < 10 else round(value))  # noqa: PLR2004
+    """Format a number for people: whole from ten on, and where only the decay's rounding makes it uneven."""
+    whole = round(value)
+    return number(whole if value >= 10 or math.isclose(value, whole) else value)  # noqa: PLR2004

@@ -131,7 +131,7 @@ def show_batch(index: BatchIndex, console: Console, *, dry_run: bool) -> None:
         show(f"warnings (details in the reports, or with -v): {listed}")
     counts = {status: getattr(index.summary, status) for status in _VERBS}
     totals = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counts.items() if count)
-    show(f"{plural(index.summary.jobs, 'run')}: {totals}  {index.summary.seconds:.2f} s")
+    show(f"{plural(index.summary.jobs, 'run')}: {totals}  {index.summary.seconds:,.2f} s")
 
 
 def _select(entries: Sequence[JobEntry]) -> list[JobEntry]:
@@ -152,13 +152,13 @@ def _cells(entry: JobEntry) -> Iterator[Cell]:
     yield whole_name(entry.run)
     yield Text(_VERBS[entry.status], style=_COLORS.get(entry.status, ""))
     yield f"{entry.checkpoints:,}" if entry.checkpoints else ""
-    yield f"{entry.seconds:.2f}"
+    yield f"{entry.seconds:,.2f}"
     yield clean(" ".join(entry.error.message.split())) if entry.error else ""
 
 
 def _result_line(result: JobResult, side_files: str) -> str:
     """Return the line of a job that did not fail."""
     outputs = shortlist(map(str, result.outputs), most=3) + (f" with {side_files}" if side_files else "")
-    took = f"  {result.seconds:.2f} s" if result.status is Status.WRITTEN else ""
+    took = f"  {result.seconds:,.2f} s" if result.status is Status.WRITTEN else ""
     warned = f"  ({plural(len(result.warnings), 'warning')})" if result.warnings else ""
     return f"{_VERBS[result.status]} {outputs}  {plural(result.checkpoints, 'checkpoint')}{took}{warned}"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ema_cli.cli.console import Console
-from ema_cli.errors import RunWarning
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
-from ema_cli.options.shell_command import UPDATE_COMMAND, update_command
 from ema_cli.pipeline import Outcome
 from ema_cli.records.plan import Action
 from ema_cli.report import tables, words
 from ema_cli.report.beside import report_path
 from ema_cli.report.model import Average, Report, Summary
+from ema_cli.report.warning_rank import update_of
 from ema_cli.storage.locations import locate
 from ema_cli.text import human_bytes, percent, plural, quoted, safe_text
 
@@ -42,17 +39,7 @@ def show_outcome(outcome: Outcome, options: Options, console: Console) -> None:
     if options.buffers == "last" and not console.style.json:
         for average in report.averages:
             if any(is_batch_norm_statistic(tensor.name) for tensor in average.tensors):
-                console.talk(f"recompute its BatchNorm statistics on your data: {_update_command(average)}")
-
-
-def after_the_run(warning: RunWarning, report: Report) -> RunWarning:
-    """Return a warning whose hint names the output, where there is only one."""
-    average, *others = report.averages
-    return warning if others else replace(warning, hint=warning.hint.replace(UPDATE_COMMAND, _update_command(average)))
-
-
-def _update_command(average: Average) -> str:
-    return update_command(locate(average.output.path), folder=bool(average.output.files))
+                console.talk(f"recompute its BatchNorm statistics on your data: {update_of(average)}")
 
 
 def _show_drift(report: Report, console: Console) -> None:
@@ -73,13 +60,13 @@ def _show_drift(report: Report, console: Console) -> None:
 def _show_speed(summary: Summary, console: Console) -> None:
     speed = f" ({human_bytes(summary.throughput_bytes_per_second)}/s)" if summary.fold_seconds > _SHORTEST_FOLD else ""
     memory = f", peak memory {human_bytes(summary.peak_memory_bytes)}" if summary.peak_memory_bytes else ""
-    console.talk(f"folded {human_bytes(summary.bytes_read)} in {summary.fold_seconds:.2f} s{speed}{memory}")
+    console.talk(f"folded {human_bytes(summary.bytes_read)} in {summary.fold_seconds:,.2f} s{speed}{memory}")
 
 
 def _result_line(report: Report, average: Average, *, up_to_date: bool) -> str:
     output = average.output
     verb = "up to date" if up_to_date else "wrote"
-    took = "" if up_to_date else f"  {report.summary.seconds:.2f} s"
+    took = "" if up_to_date else f"  {report.summary.seconds:,.2f} s"
     count = len(average.diagnostics.implied_lr)  # with those inside a previous average
     return (
         f"{verb} {words.output_path(output)}  {words.output_size(output)}  {plural(count, 'checkpoint')}{took}"

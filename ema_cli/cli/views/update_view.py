@@ -28,7 +28,7 @@ def show_update(report: Report, console: Console) -> None:
             console.talk(note)
     _show_layers(update, console)
     size = words.output_size(average.output)
-    line = f"wrote {words.output_path(average.output)}  {size}  {_used(update)}  {report.summary.seconds:.2f} s"
+    line = f"wrote {words.output_path(average.output)}  {size}  {_used(update)}  {report.summary.seconds:,.2f} s"
     console.result(f"{line}  sha256 {average.output.sha256[:_DIGEST_SHOWN]}…", essential=False)
     console.talk(f"report {safe_text(str(report_path(locate(average.output.path))))}")
 

@@ -21,7 +21,7 @@ from ema_cli.report.charts.axes import (
 from ema_cli.report.charts.canvas import Box, Point, Size, area, finite, path, polyline, units
 from ema_cli.report.charts.marks import MOST_CURVES, color, legend, mark, style
 from ema_cli.report.charts.ticks import outer_ticks
-from ema_cli.text import number, plural
+from ema_cli.text import number, percent, plural
 
 _MOST_VERTICES = 1000
 _ALL_VERTICES = 3000
@@ -226,8 +226,8 @@ def number_of(value: float) -> str:
 
 
 def percent_of(value: float) -> str:
-    """Return a number of percent as text, of any size."""
-    return f"{value:.1f} %" if 0.05 <= abs(value) < 1e4 or not value else f"{number(value)} %"  # noqa: PLR2004
+    """Return a number of percent as text, as in the tables."""
+    return percent(value / 100)
 
 
 def in_words(xs: Sequence[float | None], curves: Sequence[Curve], unit: str, show: Callable[[float], str]) -> str:
