@@ -196,5 +196,6 @@ def test_copied_side_files_are_shown(command: str, tmp_path: Path, ema_avg: Run)
     for _ in range(2):
         done = ema_avg(*command.split(), "run", "--decay", "0.5", "-o", "out/")
         assert done.returncode == 0, done.stderr
-        shown = [line for line in done.stderr.splitlines() if "config.json" in line and "tokenizer.json" in line]
+        printed = f"{done.stdout}{done.stderr}".splitlines()
+        shown = [line for line in printed if "config.json" in line and "tokenizer.json" in line]
         assert shown, done.stderr

@@ -343,7 +343,7 @@ def test_an_error_does_not_end_the_training(
         (tmp_path / "ema").mkdir()
         (tmp_path / "ema" / "thesis.txt").write_text("years of work")
     if reason == "a bug":
-        monkeypatch.setattr("ema_cli.training.callbacks.run_average.average", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("ema_cli.training.callbacks.run_average.run_average", lambda *_, **__: 1 / 0)
     saving = "no" if reason == "nothing was saved" else "steps"
     trainer = make_trainer(tmp_path, ema_cli.TrainerAverage(decay=DECAY), save_strategy=saving)
     with caplog.at_level(logging.WARNING):
