@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ema_cli.errors import RunWarning, UsageError
 from ema_cli.options.weighting import WeightOptions
-from ema_cli.text import percent
+from ema_cli.text import number, percent
 from ema_cli.weights.choices import (
     decay_for_first_share,
     describe_choices,
@@ -303,7 +303,7 @@ def test_every_choice_offered_can_be_made(count: int, known: bool) -> None:
         found = look_at(method, timeline)
         shown = f"{percent(found.first)} {percent(found.last)}".replace("< 0.0001", "<0.0001")
         assert " ".join(row[-5:-1]) == shown
-        assert row[-1] == f"{found.effective_checkpoints:.1f}"
+        assert row[-1] == number(found.effective_checkpoints)
     assert "--decay" in hint
 
 
@@ -322,7 +322,7 @@ def test_choices_for_other_methods_are_theirs() -> None:
 def test_choices_show_the_true_shares() -> None:
     """A row of the table has the first share, the last share and the effective number of its decay."""
     row = next(line for line in choices(Timeline(count=5))[0].splitlines() if "--decay 0.5 " in line)
-    assert row.split()[2:] == ["6.2", "%", "50.0", "%", "3.0"]
+    assert row.split()[2:] == ["6.2", "%", "50.0", "%", "2.98"]
 
 
 def test_fitting_parameters_leave_a_tenth() -> None:
