@@ -102,7 +102,7 @@ def _fill(template: str, **values: object) -> str:
 
 def _printable(value: object) -> object:
     """Return text without control characters and marks of direction, also where a report should have a plain word."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value, kept="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _read(name: str) -> str:
@@ -111,7 +111,7 @@ def _read(name: str) -> str:
 
 def breakable(text: str) -> Markup:
     """Escape text, and let it break at dots, slashes and underscores where it is long."""
-    escaped = str(escape(printable(text)))
+    escaped = str(escape(printable(text, kept="\n")))
     return Markup(_BREAK.sub(r"\1<wbr>", escaped)) if len(text) > _SHORTEST_BROKEN else Markup(escaped)  # noqa: S704
 
 
