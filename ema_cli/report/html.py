@@ -91,7 +91,7 @@ def _fill(template: str, **values: object) -> str:
         undefined=StrictUndefined,
         finalize=_printable,
     )
-    environment.filters |= {"breakable": breakable, "plural": plural}
+    environment.filters |= {"breakable": lambda text: breakable(printable(text, kept="\n")), "plural": plural}
     script = _read("templates/page.js")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     style = _read("templates/page.css") + _read("charts/charts.css")
@@ -111,7 +111,7 @@ def _read(name: str) -> str:
 
 def breakable(text: str) -> Markup:
     """Escape text, and let it break at dots, slashes and underscores where it is long."""
-    escaped = str(escape(printable(text, kept="\n")))
+    escaped = str(escape(text))
     return Markup(_BREAK.sub(r"\1<wbr>", escaped)) if len(text) > _SHORTEST_BROKEN else Markup(escaped)  # noqa: S704
 
 
