@@ -168,11 +168,11 @@ def safe_text(text: str, *, limit: int = LONGEST_NAME, whole: bool = True) -> st
     return printable(text)
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with unprintable characters escaped, whatever its length."""
+def printable(text: str, *, kept: str = "") -> str:
+    """Return ``text`` with unprintable characters escaped, except those in ``kept``, whatever its length."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def safe_lines(text: str, *, limit: int = LONGEST_LINE, most: int = 12) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ protocols.PROTOCOLS = (*protocols.PROTOCOLS, "memory")  # stores in the memory o
 
 
 def pytest_configure() -> None:
-    """Restore the default signal handlers for the tests' processes, if this process ignores them (``&``, ``nohup``)."""
+    """Let the tests' processes have the default signal handlers, and streams as wide as they are without a terminal."""
+    os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

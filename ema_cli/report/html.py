@@ -11,6 +11,7 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -93,7 +94,7 @@ def _fill(template: str, **values: object) -> str:
         undefined=StrictUndefined,
         finalize=_printable,
     )
-    environment.filters |= {"breakable": breakable, "hint": hint, "plural": plural}
+    environment.filters |= {"breakable": lambda text: breakable(_printable(text)), "hint": hint, "plural": plural}
     script = _read("templates/page.js")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     style = _read("templates/page.css") + _read("charts/charts.css")
@@ -102,9 +103,9 @@ def _fill(template: str, **values: object) -> str:
     return environment.get_template(template).render(script_digest=f"sha256-{digest}", **own, **values)
 
 
-def _printable(value: object) -> object:
+def _printable(value: Any) -> Any:  # noqa: ANN401 - what a template has
     """Return text without control characters and marks of direction, also where a report should have a plain word."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value, kept="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _read(name: str) -> str:
@@ -113,14 +114,14 @@ def _read(name: str) -> str:
 
 def breakable(text: str) -> Markup:
     """Escape text, and let it break at dots, slashes and underscores where it is long."""
-    escaped = str(escape(printable(text)))
+    escaped = str(escape(text))
     return Markup(_BREAK.sub(r"\1<wbr>", escaped)) if len(text) > _SHORTEST_BROKEN else Markup(escaped)  # noqa: S704
 
 
 def hint(text: str) -> Markup:
     """Escape the text of a hint; it does not break at the hyphens of options and commands."""
     whole = Markup('<span class="whole">{}</span>')
-    pieces = enumerate(_WHOLE.split(text))
+    pieces = enumerate(_WHOLE.split(printable(text, kept="\n")))
     return Markup("").join(whole.format(piece) if k % 2 else breakable(piece) for k, piece in pieces)
 
 

@@ -116,17 +116,22 @@ def text(place: Point, words: str, kind: str = "") -> str:
     if not words:
         return ""
     classes = f"label {kind}".strip()
-    return f'<text class="{classes}" x="{units(place[0])}" y="{units(place[1])}">{escape(printable(words))}</text>'
+    return f'<text class="{classes}" x="{units(place[0])}" y="{units(place[1])}">{_escaped(words)}</text>'
+
+
+def _escaped(words: str) -> str:
+    """Return words for the inside of an element or an attribute; lines stay lines."""
+    return escape(printable(words, kept="\n"))
 
 
 def _tip(words: str) -> str:
-    return f"<title>{escape(printable(words))}</title>" if words else ""
+    return f"<title>{_escaped(words)}</title>" if words else ""
 
 
 def sheet(name: str, width: float, height: float, inside: str, sentence: str) -> str:
     """Return a chart: its size and the sentence that states its content."""
     frame = f'class="chart-{name}" viewBox="0 0 {units(width)} {units(height)}"'
-    return f'<svg {frame} role="img" aria-label="{escape(printable(sentence))}">{inside}</svg>'
+    return f'<svg {frame} role="img" aria-label="{_escaped(sentence)}">{inside}</svg>'
 
 
 def wide_and_narrow(kind: str, draw: Callable[[Size], str]) -> str:
