@@ -167,6 +167,14 @@ def test_save_replaces_no_other_file(report: ReadableReport, tmp_path: Path) -> 
         report.save(tmp_path / "r.pdf")
 
 
+def test_the_report_of_an_output_is_not_replaced_by_that_of_several(run_folder: Path, tmp_path: Path) -> None:
+    """``verify`` needs it; the report of one average may be written again."""
+    several = ema_cli.average(run_folder, decay=[0.5, 0.9], output=tmp_path / "e_{decay}.safetensors")
+    with pytest.raises(OutputError, match="is the report of one output"):
+        several.save(tmp_path / "e_0.9.report.json")
+    assert ema_cli.verify(tmp_path / "e_0.9.safetensors")
+
+
 def test_a_name_that_is_too_long_is_an_error_of_the_output(report: ReadableReport, tmp_path: Path) -> None:
     """As the system reports it."""
     with pytest.raises(OutputError, match="cannot be written: File name too long"):

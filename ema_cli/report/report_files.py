@@ -11,6 +11,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.output_options import check_report_name
 from ema_cli.records.plan import Plan
 from ema_cli.report.beside import report_of_average, report_path
+from ema_cli.naming import report_name
 from ema_cli.report.model import Report
 from ema_cli.report.render import is_report, render_report
 from ema_cli.storage.locations import Location, open_source
@@ -58,6 +59,9 @@ def save_report(report: Report, path: Location, *, force: bool) -> None:
     check_report_name(path)
     if not force:
         refuse_foreign_file(path, "choose another name, or overwrite it with --force")
+        if len(report.averages) > 1 and path.name.endswith(report_name("")) and _is_there(path):
+            message = f"{quoted(str(path))} is the report of one output, and this report has several averages"
+            raise OutputError(message, hint="choose another name")
     with ExitStack() as unpublished:
         publish_all(_stage({path: render_report(report, path.suffix)}, unpublished))
 
