@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
+from ema_cli.naming import report_name
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import check_report_name
 from ema_cli.records.plan import Plan
 from ema_cli.report.beside import report_of_average, report_path
-from ema_cli.naming import report_name
 from ema_cli.report.model import Report
 from ema_cli.report.render import is_report, render_report
 from ema_cli.storage.locations import Location, open_source
