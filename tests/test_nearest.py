@@ -213,7 +213,7 @@ def test_a_flag_over_a_configured_method_knows_both_words(tmp_path: Path, ema_av
     """``--decay`` drops a configured ``method = "swa"``, as it drops ``uniform``."""
     write_series(tmp_path / "run", random_states(2))
     (tmp_path / "ema-avg.toml").write_text('method = "swa"\n')
-    assert "decay 0.5" in ema_avg("plan", "run", "--decay", "0.5").stderr
+    assert "decay 0.5" in ema_avg("plan", "run", "--decay", "0.5").stdout
 
 
 def test_errors_of_a_format_end_with_what_can_be_read(tmp_path: Path, ema_avg: Run) -> None:

@@ -94,7 +94,11 @@ def _fill(template: str, **values: object) -> str:
         undefined=StrictUndefined,
         finalize=_printable,
     )
-    environment.filters |= {"breakable": lambda text: breakable(_printable(text)), "hint": hint, "plural": plural}
+    environment.filters |= {
+        "breakable": lambda text: breakable(_printable(text)),
+        "hint": lambda text: hint(_printable(text)),
+        "plural": plural,
+    }
     script = _read("templates/page.js")
     digest = b64encode(sha256(script.encode()).digest()).decode()
     style = _read("templates/page.css") + _read("charts/charts.css")
@@ -121,7 +125,7 @@ def breakable(text: str) -> Markup:
 def hint(text: str) -> Markup:
     """Escape the text of a hint; it does not break at the hyphens of options and commands."""
     whole = Markup('<span class="whole">{}</span>')
-    pieces = enumerate(_WHOLE.split(printable(text, kept="\n")))
+    pieces = enumerate(_WHOLE.split(text))
     return Markup("").join(whole.format(piece) if k % 2 else breakable(piece) for k, piece in pieces)
 
 
