@@ -159,6 +159,13 @@ def test_the_action_installs_the_package(github: Runner, tmp_path: Path) -> None
     assert shown.stdout.startswith("ema-avg 0."), shown.stderr
 
 
+def test_the_first_recipe(run_folder: Path) -> None:
+    """It prints the digest of the average, and does nothing the second time."""
+    for _ in range(2):
+        done = run(("sh", "-eu"), recipes("sh")[0], run_folder.parent, RUN_DIR="run")
+        assert re.fullmatch(r"[0-9a-f]{64}\n", done.stdout), done.stderr
+
+
 def test_the_recipe_for_gitlab(run_folder: Path) -> None:
     """The script of the job writes its artifact, with the plan in a section of the log."""
     (job,) = (yaml.safe_load(one)["average"] for one in recipes("yaml") if "artifacts:" in one)
@@ -179,9 +186,14 @@ def test_the_recipe_for_slurm(run_folder: Path) -> None:
     assert (run_folder / "ema.safetensors").is_file()
 
 
-def test_the_step_on_the_help_page_is_one_of_the_action() -> None:
-    """It uses the action by its folder, and only inputs that the action has."""
-    (steps,) = (yaml.safe_load(one) for one in recipes("yaml") if "uses: actions/upload" in one)
-    step = steps[0]
+@pytest.mark.parametrize("page", ["ema_cli/help/ci.md", "README.md"])
+def test_the_step_on_a_page_is_one_of_the_action(page: str, github: Runner) -> None:
+    """It uses the action by its folder, only inputs that the action has, and options that work."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (step,) = (yaml.safe_load(one)[0] for one in blocks if "actions/average" in one)
     assert ACTION.relative_to(ROOT).as_posix() in step["uses"]
-    assert set(step["with"]) <= set(yaml.safe_load((ACTION / "action.yml").read_text(encoding="utf-8"))["inputs"])
+    inputs = {**step["with"], "paths": "run"}
+    assert set(inputs) <= set(github.action["inputs"])
+    for _ in range(2):
+        done = github(**inputs)
+        assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ ASKED = {
     "dry run": ["run", "--decay", "0.5", "-n"],
     "inspect": ["inspect", "run/s_1.safetensors", "-v"],
     "diff": ["diff", "run/s_1.safetensors", "run/s_2.safetensors"],
-    "verify": ["verify", "ema.safetensors"],
+    "verify": ["verify", "made.safetensors"],
     "batch": ["batch", "run", "again", "--decay", "0.5", "--dry-run"],
     "help": ["help", "methods"],
     "topics": ["help"],
@@ -39,7 +39,7 @@ def files(tmp_path: Path, ema_avg: Run) -> Path:
         for step in (1, 2):
             tensors = {f"{LONG}.{number}": torch.full((40,), step + number / 8) for number in range(30)}
             save_file(tensors, tmp_path / run / f"s_{step}.safetensors")
-    assert ema_avg("run", "--decay", "0.5", "-o", "ema.safetensors").returncode == 0
+    assert ema_avg("run", "--decay", "0.5", "-o", "made.safetensors").returncode == 0
     return tmp_path
 
 

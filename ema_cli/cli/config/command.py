@@ -20,13 +20,29 @@ from ema_cli.cli.config.trust import refuse_in_found
 from ema_cli.cli.console import Console, Style
 from ema_cli.storage.locations import locate_on_disk
 from ema_cli.text import quoted
+from ema_cli.weights.methods import SPECS
 
 _META = "ema_cli.configured"
 """The key of the configuration in a context's ``meta``."""
 
 
 class ConfiguredCommand(TyperCommand):
-    """A command with ``--config`` and ``--show-config``."""
+    """A command that averages, with ``--config`` and ``--show-config``; its help ends with a table of the methods."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
+        """Show the options, then the methods."""
+        from rich.console import Console as RichConsole  # noqa: PLC0415 - slow to import, and needed for help alone
+        from rich.panel import Panel  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        super().format_help(ctx, formatter)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for title in ("method", "weights", "steps", "in the literature"):
+            table.add_column(title, overflow="fold")
+        for name, spec in SPECS.items():
+            table.add_row(Text(name, style="bold cyan"), spec.definition, spec.steps, spec.literature)
+        RichConsole().print(Panel(table, title="Methods", title_align="left", border_style="dim"))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
         """Parse, reset configured settings that contradict the flags, and show all under ``--show-config``."""
