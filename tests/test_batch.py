@@ -105,6 +105,8 @@ def test_a_run_is_not_searched_further_and_says_so(tmp_path: Path) -> None:
     (warning,) = search.warnings
     assert warning.code == "runs-in-runs"
     assert '/root" contains checkpoints, so it is a run' in warning.message
+    for names in (("root", "root/r"), ("root/r", "root")):  # then they are
+        assert not find_runs([str(tmp_path / name) for name in names]).warnings
     shutil.copytree(tmp_path / "root", tmp_path / "second")
     (warning,) = find_runs([str(tmp_path)]).warnings
     assert '/second" contain checkpoints, so they are runs' in warning.message

@@ -52,9 +52,14 @@ SECRETS: dict[str, bytes] = {
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     """An average of three checkpoints, with its report."""
-    paths = write_series(tmp_path / "run", random_states(3))
-    ema_cli.average(paths, decay=0.7, output=tmp_path / "ema.safetensors")
-    return tmp_path / "ema.safetensors"
+    return average_in(tmp_path)
+
+
+def average_in(folder: Path) -> Path:
+    """Return an average of three checkpoints in a folder, with its report."""
+    paths = write_series(folder / "run", random_states(3))
+    ema_cli.average(paths, decay=0.7, output=folder / "ema.safetensors")
+    return folder / "ema.safetensors"
 
 
 def change_report(output: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -225,8 +230,9 @@ def test_no_number_of_another_checkpoint_is_shown(output: Path, tmp_path: Path) 
     ],
     ids=lambda path: repr(path)[:20],
 )
-def test_odd_paths_fail_one_check(path: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_paths_fail_one_check(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pattern is not expanded, and neither is a home; devices and folders are no inputs; messages are printable."""
+    output = average_in(tmp_path / "inside")  # so that the folder above has nothing else
     monkeypatch.chdir(output.parent)
     monkeypatch.setenv("HOME", str(output.parent / "run"))
     name_in_report(output, path)

@@ -52,8 +52,8 @@ class _Search:
     checkpoints: list[Location] = field(default_factory=list)
     """Folders that are one checkpoint each, outside of runs."""
     unreadable: list[str] = field(default_factory=list)
-    nested: list[Location] = field(default_factory=list)
-    """Runs that have folders with checkpoints inside."""
+    inner: dict[Location, dict[object, Location]] = field(default_factory=dict)
+    """The folders inside each run, by their identities: they are not searched."""
 
 
 def find_runs(names: Sequence[str]) -> Runs:
@@ -125,9 +125,7 @@ def _walk(root: Location, search: _Search) -> Iterator[Location]:
         if contents.whole:
             search.checkpoints.append(location)
         elif contents.members or _holds_files(folder):
-            unseen = {identity_of(location / name): location / name for name in inner}
-            if any(_is_run(one, search) for known, one in unseen.items() if known not in search.seen):
-                search.nested.append(location)
+            search.inner[location] = {identity_of(location / name): location / name for name in inner}
             search.runs.append(identity)
             yield location
         else:
@@ -149,6 +147,11 @@ def _is_run(location: Location, search: _Search) -> bool:
         return False
     contents = look_into(folder)
     return not contents.whole and (bool(contents.members) or _holds_files(folder))
+
+
+def _has_more_runs(inner: Mapping[object, Location], search: _Search) -> bool:
+    """Whether one of the folders inside a run is a run, and was not named itself."""
+    return any(_is_run(folder, search) for identity, folder in inner.items() if identity not in search.seen)
 
 
 def _holds_files(folder: Folder) -> bool:
@@ -183,9 +186,10 @@ def _warnings(search: _Search, named: Collection[Location]) -> Iterator[RunWarni
         yield RunWarning(code="not-a-run", message=f"skipped {some}: one checkpoint, not a run", hint=hint)
     if search.unreadable:
         yield RunWarning(code="folder-unreadable", message=f"not searched: {shortlist(search.unreadable)}")
-    if search.nested:
-        some = shortlist(quoted(str(path)) for path in search.nested)
-        one = len(search.nested) == 1
+    nested = [run for run, inner in search.inner.items() if _has_more_runs(inner, search)]
+    if nested:
+        some = shortlist(quoted(str(path)) for path in nested)
+        one = len(nested) == 1
         run = "contains checkpoints, so it is a run" if one else "contain checkpoints, so they are runs"
         whose = "its" if one else "their"
         message = f"{some} {run}, and the checkpoints in {whose} subfolders are not averaged"

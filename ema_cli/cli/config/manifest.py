@@ -89,9 +89,7 @@ def _job(table: dict[str, Any], options: Sequence[Option], path: Path, place: st
     if any("\0" in one for one in paths):
         raise UsageError(f"{where}: {named[0]} has a character that no path can have")
     own = {name: value for name, value in table.items() if name not in _PLACES}
-    run = expanded(
-        paths[0]
-    )  # a folder as it was written; isdir returns False for an impossible name, where pathlib raises
+    run = expanded(paths[0])  # as it was written; isdir returns False for an impossible name, where pathlib raises
     if named == ["paths"] and not os.path.isdir(run):  # noqa: PTH112
         location = locate(run)
         run = full_name(location.parent) if isinstance(location, Url) else os.path.dirname(run) or "."  # noqa: PTH120
