@@ -32,7 +32,7 @@ def average(
             function that is called with each event of ``ema_cli.events``, in this thread.
         output: the file to write, or a folder if it ends with a slash or ``max_shard_size`` is given; the name must
             contain ``{decay}``, ``{method}`` or the like if there are several averages. By default
-            ``ema.safetensors``, or ``ema_{label}.safetensors`` for several averages.
+            ``ema.safetensors``, or ``ema_0.9.safetensors`` and the like for several averages.
         method: one or several of ``ema_cli.weights.methods.SPECS``; by default ``"ema"``, or the method that
             ``sigma_rel``, ``shape``, ``weights`` or ``warmup`` implies.
         decay: d in [0, 1), one or several.

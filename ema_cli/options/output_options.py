@@ -68,7 +68,7 @@ class OutputOptions(WeightOptions):
         help="The .safetensors file to write, or NAME/ for a folder that Hugging Face libraries can read; several "
         "averages need {decay}, {method} or the like in the name.",
         brief="The output, or NAME/. [default: ema.safetensors]",
-        unset="ema.safetensors, or ema_{label}.safetensors for several averages",
+        unset="ema.safetensors, or ema_0.9.safetensors and the like for several averages",
         metavar="PATH",
         form=PATH,
         in_found_file="below",
