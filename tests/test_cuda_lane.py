@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ema_cli.dtypes import BY_NAME
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.fold import devices
+from ema_cli.fold import break_even, devices
 from ema_cli.fold.conversion import NUMPY_TYPES, components
 from ema_cli.fold.cuda import TorchLane, find_device
 from ema_cli.fold.devices import lane_maker, resolve_device
@@ -27,6 +27,7 @@ from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import FoldOutcome
 from ema_cli.records.plan import Plan
+from ema_cli.report.preview import plan_document
 from tests.helpers.exact import DTYPES
 from tests.helpers.outputs import Memory
 from tests.helpers.series import random_states, write_series
@@ -140,7 +141,7 @@ def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Monk
         find_device("cuda:3")
 
 
-def test_auto_takes_a_gpu_only_if_torch_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_runs_on_a_gpu_if_torch_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a driver torch is not imported; with a driver but no usable GPU the CPU is used."""
     monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "nothing")
     assert resolve_device("auto") == "cpu"
@@ -149,3 +150,55 @@ def test_auto_takes_a_gpu_only_if_torch_finds_one(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda count=count: count)
         assert resolve_device("auto") == device
     assert resolve_device("cuda:1") == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "gpus", "expected"),
+    [
+        (1e-9, 1, ("cpu", "arithmetic 0.0 s on the CPU, start and copies 3.0 s on a GPU")),
+        (1.0, 1, ("cuda", "arithmetic 8192.0 s on the CPU, start and copies 3.0 s on a GPU")),
+        (1.0, 0, ("cpu", "torch finds no GPU")),
+    ],
+)
+def test_auto_takes_a_gpu_only_where_it_pays(
+    seconds: float, gpus: int, expected: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arithmetic of the CPU decides, for all numbers and threads; the plan says why, and has the right buffers."""
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda: gpus)
+    monkeypatch.setattr(break_even, "cpu_seconds_per_number", lambda *_: seconds)
+    paths = write_series(tmp_path, [{"w": torch.ones(1 << 12, dtype=torch.complex64)}] * 2)
+    with planned(make_options(paths, decay=0.5, device="auto", threads=2)) as plan:
+        assert (plan.device, plan.device_reason) == expected
+        document = plan_document(plan, ())
+        assert (document["device"], document["device_reason"]) == expected
+
+
+def test_auto_without_a_driver_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the CPU, and the plan says why; a device that was named has no reason."""
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "nothing")
+    monkeypatch.setattr(break_even, "estimate", lambda _: pytest.fail("measured"))
+    paths = write_series(tmp_path, random_states(2))
+    for device, reason in (("auto", "no NVIDIA driver"), ("cpu", "")):
+        with planned(make_options(paths, decay=0.5, device=device)) as plan:
+            assert (plan.device, plan.device_reason) == ("cpu", reason)
+
+
+def test_the_estimate_is_numbers_times_what_one_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every type of a plan counts with its own time, complex numbers as two; the bytes to copy are those read."""
+    times = {"F32": 1.0, "C64": 10.0}
+    monkeypatch.setattr(break_even, "cpu_seconds_per_number", lambda name, averages: times[name] * averages)
+    monkeypatch.setattr(break_even, "COPY_BYTES_PER_SECOND", 1.0)
+    state = {"w": torch.ones(100), "z": torch.ones(7, dtype=torch.complex64), "n": torch.ones(50, dtype=torch.int64)}
+    paths = write_series(tmp_path, [state] * 3)
+    output = tmp_path / "{decay}.safetensors"
+    with planned(make_options(paths, decay=[0.5, 0.9], output=output, threads=1, device="cpu")) as plan:
+        found = break_even.estimate(plan)
+    assert found.cpu_seconds == 3 * 2 * (100 + 2 * 7 * 10)
+    assert found.gpu_seconds == break_even.START_SECONDS + 3 * (4 * 100 + 8 * 7)
+
+
+@pytest.mark.parametrize("name", sorted(NUMPY_TYPES))
+def test_the_arithmetic_of_the_cpu_is_measured(name: str) -> None:
+    """For every type; the result is a time."""
+    assert 0 < break_even.cpu_seconds_per_number(name, 2) < 1e-3

@@ -143,6 +143,10 @@ class Plan:
     """Size of the data section of each output."""
     buffers: Buffers
     warnings: tuple[RunWarning, ...]
+    device: str = "cpu"
+    """What the fold computes on: ``cpu``, ``cuda``, ``cuda:1``, ..."""
+    device_reason: str = ""
+    """Why ``--device auto`` chose it; empty if it was named."""
     evidence: Evidence | None = None
     """What a sample of the checkpoints shows, once it was read."""
 

@@ -37,7 +37,6 @@ def build_report(
     resumed_tensors: int,
     seconds: float,
     fold_seconds: float,
-    device: str,
 ) -> model.Report:
     """Return the report of a run with all its averages, without secrets.
 
@@ -75,7 +74,7 @@ def build_report(
             throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
         ),
         warnings=tuple(warnings),
-        environment=environment(device),
+        environment=environment(plan.device, plan.device_reason),
     )
     return redacted_report(report)
 
@@ -226,7 +225,7 @@ def parameters(plan: Plan) -> int:
     return sum(t.elements for t in plan.tensors if t.action.combines and t.tied_to is None)
 
 
-def environment(device: str) -> model.Environment:
+def environment(device: str, device_reason: str = "") -> model.Environment:
     """Return the versions of what was imported, and the platform."""
     return model.Environment(
         python=platform.python_version(),
@@ -235,6 +234,7 @@ def environment(device: str) -> model.Environment:
         safetensors=_version("safetensors") or "",
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         device=device,
+        device_reason=device_reason or None,
     )
 
 

@@ -83,7 +83,8 @@ def environment_line(report: Report) -> str:
     torch = f", torch {versions.torch}" if versions.torch else ""
     return (
         f"ema-avg {report.tool.version}, Python {versions.python}, numpy {versions.numpy}{torch}, "
-        f"safetensors {versions.safetensors}, {versions.platform}, {versions.device}"
+        f"safetensors {versions.safetensors}, {versions.platform}, "
+        f"{words.device(versions.device, versions.device_reason)}"
     )
 
 

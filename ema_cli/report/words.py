@@ -31,6 +31,11 @@ _METHOD_NAMES = {
 }
 
 
+def device(name: str, reason: str | None) -> str:
+    """Name a device and, if ``--device auto`` chose it, why: ``cpu (auto: no NVIDIA driver)``."""
+    return f"{name} (auto: {safe_text(reason)})" if reason else name
+
+
 def definition(method: MethodUsed, unit: str) -> str:
     """Describe a method with its parameters: ``EMA, decay 0.8 per checkpoint, starting from the first``."""
     return ", ".join([_name(method), *_parameters(method, unit)])
