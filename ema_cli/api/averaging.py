@@ -66,7 +66,7 @@ def average(
         buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
             ``"average"``, with a warning.
         lora: ``"exact"``: average the updates B A of LoRA adapters, not their factors; the ranks add up.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``, or a ``torch.device``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: the GPU where it pays; or a ``torch.device``.
         dtype: type of averaged tensors in the output: its name, ``torch.bfloat16`` or the like; ``None`` for
             ``"same"``: as in the last checkpoint.
         threads: number of worker threads; by default one per core, at most 4.
