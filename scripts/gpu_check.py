@@ -8,7 +8,7 @@
 3. Speed: bytes per second of the lane, against copies from pinned memory alone, measured in the same run.
 4. Break-even: whole runs of ``ema-avg``, on the CPU and the GPU in turn, against the rule of ``--device auto``.
 
-The exit code is 1 if any bits differ. Figures never fail.
+The exit code is 1 if any bits differ, 2 if nothing could be checked. Figures never fail.
 """
 
 import argparse
@@ -384,11 +384,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu tests this script")
     parser.add_argument("--json", type=Path, help="where to write everything that was measured")
-    parser.add_argument("--folder", type=Path, help="where to put 6 GB of temporary files")
+    parser.add_argument("--folder", type=Path, help="where to put 7 GB of temporary files")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and (device.index or 0) >= count_gpus():
-        sys.exit(f"torch {torch.__version__} finds {count_gpus()} GPUs: --python PATH with a torch for CUDA")
+        parser.error(f"torch {torch.__version__} finds {count_gpus()} GPUs: --python PATH with a torch for CUDA")
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         found = check(device, Path(folder), quick=device.type == "cpu")
     if given.json:

@@ -106,6 +106,19 @@ def test_a_fold_in_threads_with_streams_each(tmp_path: Path) -> None:
         assert run(plan, maker) == run(plan, lane_maker("cpu", plan))
 
 
+@pytest.mark.parametrize("averages", [1, 4])
+def test_the_memory_of_the_host_is_the_plans(averages: int, tmp_path: Path) -> None:
+    """Pinned buffers, and two of the worker, fit into the buffers that the plan states; all of it is a few blocks."""
+    paths = write_series(tmp_path, random_states(2))
+    decay = [0.5 + 0.1 * k for k in range(averages)]
+    output = tmp_path / "{decay}.safetensors"
+    with planned(make_options(paths, decay=decay, output=output, device="cuda", threads=1)) as plan:
+        buffers = plan.buffers
+    with fake_gpu(0) as gpu:
+        FakeGpuLane(gpu, block_elements=buffers.block_elements, averages=averages)
+    assert gpu.pinned_bytes + 2 * 8 * buffers.block_elements <= buffers.total_bytes
+
+
 def test_a_full_gpu_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch reports in several lines becomes one sentence; errors of the program itself stay what they are."""
     message = "CUDA out of memory. Tried to allocate 96.00 MiB. GPU 0 has a total capacity of 8 GiB\nSee"

@@ -84,6 +84,8 @@ class FakeGpu(TorchFunctionMode):
         """A broken GPU: the host does not wait."""
         self.deaf_stream: int | None = None
         """A broken GPU: this stream does not wait."""
+        self.pinned_bytes = 0
+        """Memory of the host that was pinned."""
         self._pinned: set[int] = set()
         self._random = random.Random(seed)
         self._eagerness = self._random.choice([0.0, 0.3, 0.9])
@@ -155,6 +157,7 @@ class FakeGpu(TorchFunctionMode):
         if pin_memory:
             assert str(device) == "cpu"
             self._pinned.add(memory.untyped_storage().data_ptr())
+            self.pinned_bytes += memory.nbytes
         else:
             stream = self._local.stream
             self.memory.append((memory, stream))
