@@ -88,25 +88,43 @@ INLINE double halve(double *columns)
 #endif
 
 static const struct loops *loops = &loops_baseline;
-#if defined(__aarch64__)
-static const char *lane = "neon";
-#else
-static const char *lane = "baseline";
-#endif
+static const char *lane;
 
-static void choose_loops(void)
+static int has_lane(const char *name)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-        loops = &loops_avx512;
-        lane = "avx512";
-    } else if (__builtin_cpu_supports("avx2")) {
-        loops = &loops_avx2;
-        lane = "avx2";
-    }
+    if (strcmp(name, "avx512") == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (strcmp(name, "avx2") == 0)
+        return __builtin_cpu_supports("avx2");
 #endif
+    return strcmp(name, "baseline") == 0;
+}
+
+/* Lanes from the fastest to the one that every processor has; NEON belongs to the baseline of its processors. */
+static const struct {
+    const char *name;
+    const struct loops *loops;
+} lanes[] = {
+#if defined(__x86_64__) && defined(__GNUC__)
+    {"avx512", &loops_avx512},
+    {"avx2", &loops_avx2},
+#endif
+    {"baseline", &loops_baseline},
+};
+enum { LANES = sizeof lanes / sizeof *lanes };
+
+static int use_lane(const char *name)
+{
+    for (int n = 0; n < LANES; n++)
+        if ((name == NULL || strcmp(name, lanes[n].name) == 0) && has_lane(lanes[n].name)) {
+            loops = lanes[n].loops;
+            lane = lanes[n].name;
+            return 0;
+        }
+    return -1;
 }
 
 static double number_of(const struct narrow *type, int code)
@@ -464,7 +482,22 @@ static PyObject *lane_name(PyObject *module, PyObject *args)
 {
     (void)module;
     (void)args;
+#if defined(__aarch64__)
+    return PyUnicode_FromString("neon");
+#else
     return PyUnicode_FromString(lane);
+#endif
+}
+
+static PyObject *use(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s:use", &name))
+        return NULL;
+    if (use_lane(name) < 0 && refuse("this processor or build has no such lane"))
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
@@ -476,13 +509,14 @@ static PyMethodDef methods[] = {
     {"crc32", crc32, METH_VARARGS, "Return the CRC-32 of bytes."},
 #endif
     {"lane", lane_name, METH_NOARGS, "Return the name of the instruction set."},
+    {"use", use, METH_VARARGS, "Use the loops of another instruction set."},
     {NULL, NULL, 0, NULL},
 };
 
 static int fill(PyObject *module)
 {
     int has_reads = 0;
-    choose_loops();
+    use_lane(NULL);
     set_up_types();
 #ifdef HAS_READS
     choose_crc();

@@ -6,6 +6,9 @@ INTERFACE: int
 # The instruction set in use: avx512, avx2, neon or baseline.
 def lane() -> str: ...
 
+# Use another one, for tests. ValueError if this processor has none of that name.
+def use(lane: str, /) -> None: ...
+
 # sums[k, i] += weights[g, k] * raws[g][i] for i < count, input by input, in the types that have these numbers;
 # the first product replaces the sum where started[k] is 0. Weights of zero add nothing.
 def fold(
