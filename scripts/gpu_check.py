@@ -34,7 +34,7 @@ from ema_cli.dtypes import BY_NAME
 from ema_cli.fold import break_even
 from ema_cli.fold.conversion import NUMPY_TYPES, components
 from ema_cli.fold.cuda import TorchLane, count_gpus
-from ema_cli.fold.lanes import CpuLane, Lane
+from ema_cli.fold.lanes import Lane, cpu_lane
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.planning.make_plan import default_threads
@@ -123,7 +123,7 @@ def check_bits(device: torch.device, longest: int) -> list[dict[str, Any]]:
     found = []
     for name in NUMPY_TYPES:
         for averages in (1, 4):
-            cpu = CpuLane(block_elements=2 * longest, averages=averages)
+            cpu = cpu_lane(block_elements=2 * longest, averages=averages)
             gpu = TorchLane(device, block_elements=2 * longest, averages=averages)
             compared = differing = 0
             for count in (1, 7, 255, longest // 2 + 1, longest - 1, longest):

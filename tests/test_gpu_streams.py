@@ -19,7 +19,7 @@ from ema_cli.fold.conversion import NUMPY_TYPES, components
 from ema_cli.fold.cuda import TorchLane
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
-from ema_cli.fold.lanes import CpuLane, Lane
+from ema_cli.fold.lanes import Lane, cpu_lane
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.plan import Plan
@@ -58,7 +58,7 @@ def on_gpu(seed: int, averages: int, breaks: Callable[[FakeGpu], None] = lambda 
 @settings(max_examples=60, deadline=None)
 def test_any_order_of_the_streams_gives_the_bits_of_the_cpu(seed: int, averages: int) -> None:
     """Buffers are reused in time and never too early; nothing is allocated and no unpinned memory copied on the way."""
-    expected = sums_of_blocks(CpuLane(block_elements=BLOCK, averages=averages), seed, averages)
+    expected = sums_of_blocks(cpu_lane(block_elements=BLOCK, averages=averages), seed, averages)
     assert on_gpu(seed, averages) == expected
 
 
@@ -72,7 +72,7 @@ def test_any_order_of_the_streams_gives_the_bits_of_the_cpu(seed: int, averages:
 )
 def test_the_fake_gpu_notices_a_missing_event(breaks: Callable[[FakeGpu], None]) -> None:
     """Without one kind of waiting, some order gives other sums: so the test above can fail."""
-    right = [sums_of_blocks(CpuLane(block_elements=BLOCK, averages=2), seed, 2) for seed in range(50)]
+    right = [sums_of_blocks(cpu_lane(block_elements=BLOCK, averages=2), seed, 2) for seed in range(50)]
     assert any(on_gpu(seed, 2, breaks) != right[seed] for seed in range(50))
 
 

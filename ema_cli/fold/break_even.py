@@ -15,7 +15,7 @@ from functools import cache
 
 from ema_cli.dtypes import BY_NAME
 from ema_cli.fold.conversion import components
-from ema_cli.fold.lanes import CpuLane
+from ema_cli.fold.lanes import cpu_lane
 from ema_cli.records.plan import Action, Plan
 
 START_SECONDS = 3.0
@@ -65,17 +65,19 @@ def estimate(plan: Plan) -> BreakEven:
 
 @cache
 def cpu_seconds_per_number(name: str, averages: int) -> float:
-    """Return how long the CPU lane takes to add a number of a type to its averages: the fastest of a few trials."""
-    lane = CpuLane(block_elements=_TRIAL_NUMBERS, averages=averages)
+    """Return the processor time that the CPU lane takes per number of a type: the least of a few trials."""
+    lane = cpu_lane(block_elements=_TRIAL_NUMBERS, averages=averages)
     dtype = BY_NAME[name]
-    raw = lane.buffer(_TRIAL_NUMBERS // components(dtype) * dtype.itemsize)
-    raw.fill(0)  # what is in new memory may be slow to compute with
+    nbytes = _TRIAL_NUMBERS // components(dtype) * dtype.itemsize
     taken = []
-    for _ in range(_TRIALS):
-        started = time.perf_counter()
+    for trial in range(1 + _TRIALS):
+        started = time.thread_time()
         lane.start(_TRIAL_NUMBERS)
         for _ in range(_TRIAL_BLOCKS):
+            raw = lane.buffer(nbytes)
+            if trial == 0:
+                raw.fill(0)  # what is in new memory may be slow to compute with
             lane.add(raw, dtype, [1 / averages] * averages)
         lane.sums()
-        taken.append(time.perf_counter() - started)
+        taken.append(time.thread_time() - started)
     return min(taken) / (_TRIAL_BLOCKS * _TRIAL_NUMBERS)
