@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -11,13 +10,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
-from ema_cli.fold.conversion import NUMPY_TYPES
-from ema_cli.fold.cuda import TorchLane
 from tests.helpers.program import Run
 
 pytestmark = pytest.mark.slow
@@ -142,43 +136,6 @@ def test_the_cost_of_a_live_ema(tmp_path: Path) -> None:
     ratios = [float(ratio) for name, _, ratio in rows if name == "`ema_cli.EMA`"]
     assert len(ratios) == 4
     assert max(float(ratio) for name, _, ratio in rows if name == "`every=10`") < 1
-
-
-def test_the_check_of_a_gpu_runs_without_one(tmp_path: Path) -> None:
-    """All steps on torch's cpu device: every type is compared, speed, start and whole runs are in the document."""
-    shown = run_script("gpu_check.py", "--device", "cpu", "--json", "found.json", "--folder", ".", folder=tmp_path)
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert {row["type"] for row in found["bits"]} == {row["type"] for row in found["speed"]} == set(NUMPY_TYPES)
-    assert not any(row["differing"] for row in found["bits"])
-    assert found["start"]["total"] > 0
-    assert [(row["averages"], row["auto"], row["differing_files"]) for row in found["runs"]] == [(4, "cpu", [])] * 2
-    assert [row["averages"] for row in found["break_even"]] == [4]
-    assert shown.endswith("all bits are those of the CPU\n")
-
-
-def test_the_check_of_a_gpu_notices_a_wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One last bit of the last number of a block is found, in every type."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    script = importlib.import_module("gpu_check")
-    assert not any(row["differing"] for row in script.check_bits(torch.device("cpu"), 256))
-
-    class Wrong(TorchLane):
-        def sums(self) -> list[NDArray[np.float64]]:
-            found = [total.copy() for total in super().sums()]
-            found[-1][-1:] = np.nextafter(np.where(np.isnan(found[-1][-1:]), 1, found[-1][-1:]), 0)
-            return found
-
-    monkeypatch.setattr(script, "TorchLane", Wrong)
-    assert all(row["differing"] for row in script.check_bits(torch.device("cpu"), 256))
-
-
-def test_a_gpu_pays_where_two_lines_cross(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device that starts later pays if it takes less per byte; from zero on, if it starts earlier too."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    crossing = importlib.import_module("gpu_check").crossing
-    assert crossing((1.0, 2e-9), (4.0, 1e-9)) == pytest.approx(3e9)
-    assert crossing((1.0, 1e-9), (4.0, 2e-9)) is None
-    assert crossing((4.0, 2e-9), (1.0, 1e-9)) == 0
 
 
 def test_the_walk_counts_functions_and_files(tmp_path: Path) -> None:
