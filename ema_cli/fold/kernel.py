@@ -1,19 +1,19 @@
 """The compiled kernel of the fold, or why numpy is used instead. The results are the same bytes.
 
-The build gives the kernel the CRC-32 of the C source that it was compiled from. A kernel that was compiled from another
-source than the one beside it, after a pull or a build that failed, is not used.
+The functions of the kernel are those of ``_kernel.pyi``. Types have numbers there: ``CODES``.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
-from pathlib import Path
 from types import ModuleType
 
 NUMPY_VARIABLE = "EMA_AVG_NUMPY"
 """Environment variable: any value makes the fold use numpy, to compare both."""
-_SOURCE = Path(__file__).with_name("_kernel.c")
+CODES = {"F64": 0, "F32": 1, "C64": 1, "BF16": 2, "F16": 3, "F8_E4M3": 4, "F8_E5M2": 5, "F8_E4M3FNUZ": 6, "F8_E5M2FNUZ": 7}
+"""The number of each averaged type in the kernel; complex numbers are pairs of float32."""
+_INTERFACE = 1
+"""Number of what the functions take and give, the same in ``_kernel.c``."""
 
 
 def find_kernel() -> tuple[ModuleType | None, str]:
@@ -26,8 +26,8 @@ def find_kernel() -> tuple[ModuleType | None, str]:
         return None, "the compiled kernel is not installed"
     except ImportError as error:
         return None, f"the compiled kernel cannot be loaded: {error}"
-    if _SOURCE.exists() and getattr(found, "SOURCE_CRC32", None) != zlib.crc32(_SOURCE.read_bytes()):
-        return None, "the compiled kernel was built from another version of its source: install ema-avg again"
+    if found.INTERFACE != _INTERFACE:
+        return None, "the compiled kernel is of another version: install ema-avg again"
     return found, ""
 
 
