@@ -6,6 +6,7 @@ The functions of the kernel are those of ``_kernel.pyi``. Types have numbers the
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType
 
 NUMPY_VARIABLE = "EMA_AVG_NUMPY"
@@ -14,6 +15,8 @@ CODES = {"F64": 0, "F32": 1, "C64": 1, "BF16": 2, "F16": 3, "F8_E4M3": 4, "F8_E5
 """The number of each averaged type in the kernel; complex numbers are pairs of float32."""
 _INTERFACE = 1
 """Number of what the functions take and give, the same in ``_kernel.c``."""
+_SOURCES = ("_kernel.c", "_kernel_loops.h")
+"""Beside the kernel in a clone, where it may be older than they are: after a pull, or a build that failed."""
 
 
 def find_kernel() -> tuple[ModuleType | None, str]:
@@ -28,7 +31,15 @@ def find_kernel() -> tuple[ModuleType | None, str]:
         return None, f"the compiled kernel cannot be loaded: {error}"
     if found.INTERFACE != _INTERFACE:
         return None, "the compiled kernel is of another version: install ema-avg again"
+    if _is_outdated(Path(str(found.__file__))):
+        return None, "the compiled kernel is older than its source: install ema-avg again"
     return found, ""
+
+
+def _is_outdated(kernel_file: Path) -> bool:
+    """Return whether a source beside the kernel has changed since; an installed package has none."""
+    sources = [path for path in map(kernel_file.with_name, _SOURCES) if path.exists()]
+    return any(path.stat().st_mtime_ns > kernel_file.stat().st_mtime_ns for path in sources)
 
 
 kernel, _reason = find_kernel()
