@@ -22,7 +22,7 @@ from ema_cli.fold.conversion import NUMPY_TYPES
 from ema_cli.fold.cuda import TorchLane, find_device
 from ema_cli.fold.devices import lane_maker, resolve_device
 from ema_cli.fold.engine import fold
-from ema_cli.fold.lanes import CpuLane, Lane
+from ema_cli.fold.lanes import Lane, cpu_lane
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.fold_results import FoldOutcome
@@ -120,7 +120,7 @@ def test_the_lanes_agree_on_any_finite_numbers(name: str, data: st.DataObject) -
     share = st.one_of(st.just(0.0), st.floats(0, 1))
     weights = [(data.draw(share), 0.25) for _ in blocks[1:]] + [(0.5, 0.5)]
     with np.errstate(over="ignore", invalid="ignore"):
-        cpu = sums_of(CpuLane(block_elements=8, averages=2), name, blocks, weights)
+        cpu = sums_of(cpu_lane(block_elements=8, averages=2), name, blocks, weights)
         gpu = sums_of(TorchLane(DEVICE, block_elements=8, averages=2), name, blocks, weights)
     assert cpu == gpu
 

@@ -51,9 +51,9 @@ def lane_maker(device: str, plan: Plan) -> Callable[[], Lane]:
     """
     block_elements, averages = plan.buffers.block_elements, len(plan.outputs)
     if device == "cpu":
-        from ema_cli.fold.lanes import CpuLane  # noqa: PLC0415 - numpy, which planning does not need
+        from ema_cli.fold.lanes import cpu_lane  # noqa: PLC0415 - numpy, which planning does not need
 
-        return partial(CpuLane, block_elements=block_elements, averages=averages)
+        return partial(cpu_lane, block_elements=block_elements, averages=averages)
     check_gpu(device)
     from ema_cli.fold.cuda import TorchLane, find_device  # noqa: PLC0415 - torch takes seconds to import
 

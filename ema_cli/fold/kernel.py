@@ -11,7 +11,8 @@ from types import ModuleType
 
 NUMPY_VARIABLE = "EMA_AVG_NUMPY"
 """Environment variable: any value makes the fold use numpy, to compare both."""
-CODES = {"F64": 0, "F32": 1, "C64": 1, "BF16": 2, "F16": 3, "F8_E4M3": 4, "F8_E5M2": 5, "F8_E4M3FNUZ": 6, "F8_E5M2FNUZ": 7}
+_TYPES = "F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"
+CODES = {name: code for code, name in enumerate(_TYPES)} | {"C64": 1}
 """The number of each averaged type in the kernel; complex numbers are pairs of float32."""
 _INTERFACE = 1
 """Number of what the functions take and give, the same in ``_kernel.c``."""
@@ -43,6 +44,8 @@ def _is_outdated(kernel_file: Path) -> bool:
 
 
 kernel, _reason = find_kernel()
+READS_FILES = kernel is not None and bool(kernel.HAS_READS)
+"""Whether the kernel can read: the processor has carry-less multiplication, for CRC-32."""
 
 
 def lane_name() -> str:
