@@ -4,7 +4,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=${extras:-demo,quick,dev,interop}
 wanted=$(cat pyproject.toml scripts/constraints.txt | sha256sum)
 # With the times, because the program does not use a kernel that is older than its source (ema_cli/fold/kernel.py).
-kernel=$(cat ema_cli/fold/_kernel*.[ch] | sha256sum && stat --format %y ema_cli/fold/_kernel*.[ch])
+kernel=$(cat ema_cli/fold/*.[ch] | sha256sum && stat --format %y ema_cli/fold/*.[ch])
 missing=''
 for extra in ${extras//,/ }; do
     [ "$(cat ".venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=yes

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -100,10 +101,10 @@ def test_a_kernel_of_other_sources_is_not_used(
 ) -> None:
     """A kernel with another number, or older than a source beside it, is found and not used."""
     install_kernel(tmp_path, interface, monkeypatch)
-    for name in kernel._SOURCES:
+    for name in ("_kernel.c", "any.h"):
         (tmp_path / name).touch()
     os.utime(tmp_path / "_kernel.abi3.so", (2e9, 2e9))
-    os.utime(tmp_path / kernel._SOURCES[-1], (2e9 - age, 2e9 - age))
+    os.utime(tmp_path / "any.h", (2e9 - age, 2e9 - age))
     found, shown = kernel.find_kernel()
     assert (found is None, shown) == (bool(reason), reason)
 
@@ -148,6 +149,14 @@ def test_set_up_compiles_the_kernel_again_offline(tmp_path: Path) -> None:
         assert {"--no-index", "--no-deps", "--no-build-isolation", "--editable"} < set(install.split())
         assert version == "version"
         assert calls() == []
+
+
+def test_the_build_knows_the_headers() -> None:
+    """It lists each of them, so that the source archive has it, and a change of it compiles the kernel again."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        (extension,) = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
+    headers = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ema_cli" / "fold").glob("*.h")}
+    assert headers == {path for path in extension["depends"] if path.endswith(".h")}
 
 
 def test_the_number_of_the_kernel_is_that_of_its_source() -> None:

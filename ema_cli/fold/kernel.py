@@ -16,8 +16,6 @@ CODES = {name: code for code, name in enumerate(_TYPES)} | {"C64": 1}
 """The number of each averaged type in the kernel; complex numbers are pairs of float32."""
 _INTERFACE = 1
 """Number of what the functions take and give, the same in ``_kernel.c``."""
-_SOURCES = ("_kernel.c", "_kernel_loops.h")
-"""Beside the kernel in a clone, where it may be older than they are: after a pull, or a build that failed."""
 
 
 def find_kernel() -> tuple[ModuleType | None, str]:
@@ -38,9 +36,12 @@ def find_kernel() -> tuple[ModuleType | None, str]:
 
 
 def _is_outdated(kernel_file: Path) -> bool:
-    """Return whether a source beside the kernel has changed since; an installed package has none."""
-    sources = [path for path in map(kernel_file.with_name, _SOURCES) if path.exists()]
-    return any(path.stat().st_mtime_ns > kernel_file.stat().st_mtime_ns for path in sources)
+    """Return whether a C source beside the kernel has changed since: after a pull, or a build that failed.
+
+    A clone has the sources there; an installed package has not.
+    """
+    built = kernel_file.stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns > built for path in kernel_file.parent.glob("*.[ch]"))
 
 
 kernel, _reason = find_kernel()
