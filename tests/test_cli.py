@@ -19,6 +19,7 @@ from typer.main import get_command
 from ema_cli._version import __version__
 from ema_cli.cli.app import app
 from ema_cli.cli.options import CommandLine
+from ema_cli.fold.kernel import describe_lane
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.report.model import SCHEMA_VERSION
@@ -362,9 +363,11 @@ def test_a_command_without_checkpoints_shows_itself(ema_avg: Run) -> None:
 
 
 def test_version(ema_avg: Run) -> None:
-    """``--version`` and ``version`` print the version and nothing else."""
+    """``--version`` and ``version`` print the version in a line of its own, and what the fold uses on the CPU."""
     for word in ("--version", "version"):
-        assert ema_avg(word).stdout == f"ema-avg {__version__}\n"
+        assert ema_avg(word).stdout == f"ema-avg {__version__}\nfold on the CPU: {describe_lane()}\n"
+        lane = "fold on the CPU: numpy (EMA_AVG_NUMPY is set)"
+        assert ema_avg(word, EMA_AVG_NUMPY="1").stdout.splitlines()[1:] == [lane]
 
 
 def test_help_is_one_screen(ema_avg: Run) -> None:

@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import ema_cli
+from ema_cli.fold.kernel import lane_name
 from ema_cli.report import model
 from ema_cli.report.build import peak_memory_bytes
 from ema_cli.report.preview import checkpoint_document, plan_document
@@ -98,7 +99,7 @@ def test_the_report_describes_the_run(tmp_path: Path) -> None:
     assert report.summary.bytes_written == output.stat().st_size
     assert report.summary.seconds >= report.summary.fold_seconds > 0
     assert report.environment.python == platform.python_version()
-    assert report.environment.device == "cpu"
+    assert (report.environment.device, report.environment.lane) == ("cpu", lane_name())
     assert report.command.options["decays"] == [0.5]
     assert report.command.options["output"] == str(output)
 

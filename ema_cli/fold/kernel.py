@@ -6,6 +6,7 @@ The functions of the kernel are those of ``_kernel.pyi``. Types have numbers the
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType
 
 NUMPY_VARIABLE = "EMA_AVG_NUMPY"
@@ -29,7 +30,18 @@ def find_kernel() -> tuple[ModuleType | None, str]:
         return None, f"the compiled kernel cannot be loaded: {error}"
     if found.INTERFACE != _INTERFACE:
         return None, "the compiled kernel is of another version: install ema-avg again"
+    if _is_outdated(Path(str(found.__file__))):
+        return None, "the compiled kernel is older than its source: install ema-avg again"
     return found, ""
+
+
+def _is_outdated(kernel_file: Path) -> bool:
+    """Return whether a C source beside the kernel has changed since: after a pull, or a build that failed.
+
+    A clone has the sources there; an installed package has not.
+    """
+    built = kernel_file.stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns > built for path in kernel_file.parent.glob("*.[ch]"))
 
 
 kernel, _reason = find_kernel()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.errors import RunWarning
+from ema_cli.fold.kernel import lane_name
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.records.files import Written
@@ -74,7 +75,7 @@ def build_report(
             throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
         ),
         warnings=tuple(warnings),
-        environment=environment(plan.device, plan.device_reason),
+        environment=environment(plan.device, plan.device_reason, lane_name() if plan.device == "cpu" else None),
     )
     return redacted_report(report)
 
@@ -225,7 +226,7 @@ def parameters(plan: Plan) -> int:
     return sum(t.elements for t in plan.tensors if t.action.combines and t.tied_to is None)
 
 
-def environment(device: str, device_reason: str = "") -> model.Environment:
+def environment(device: str, device_reason: str = "", lane: str | None = None) -> model.Environment:
     """Return the versions of what was imported, and the platform."""
     return model.Environment(
         python=platform.python_version(),
@@ -235,6 +236,7 @@ def environment(device: str, device_reason: str = "") -> model.Environment:
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         device=device,
         device_reason=device_reason or None,
+        lane=lane,
     )
 
 

@@ -218,6 +218,9 @@ class Environment:
     device: str
     device_reason: str | None = None
     """Why ``--device auto`` chose it; ``None`` if it was named. Since 1.5."""
+    lane: str | None = None
+    """What the fold on the CPU used: the kernel compiled for ``avx512``, ``avx2``, ``neon`` or ``baseline``, or
+    ``numpy``. The bytes are the same. ``None`` if nothing was folded on the CPU. Since 1.5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

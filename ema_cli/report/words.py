@@ -31,9 +31,13 @@ _METHOD_NAMES = {
 }
 
 
-def device(name: str, reason: str | None) -> str:
-    """Name a device and, if ``--device auto`` chose it, why: ``cpu (auto: no NVIDIA driver)``."""
-    return f"{name} (auto: {safe_text(reason)})" if reason else name
+def device(name: str, reason: str | None, lane: str | None = None) -> str:
+    """Name a device, what it computes with, and why ``--device auto`` chose it: ``cpu (avx2, auto: no NVIDIA driver)``.
+
+    ``lane`` and ``reason`` may be unknown or absent.
+    """
+    more = ", ".join(filter(None, (lane, f"auto: {reason}" if reason else "")))
+    return f"{name} ({safe_text(more)})" if more else name
 
 
 def definition(method: MethodUsed, unit: str) -> str:
