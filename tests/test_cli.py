@@ -366,8 +366,6 @@ def test_version(ema_avg: Run) -> None:
     """``--version`` and ``version`` print the version in a line of its own, and what the fold uses on the CPU."""
     for word in ("--version", "version"):
         assert ema_avg(word).stdout == f"ema-avg {__version__}\nfold on the CPU: {describe_lane()}\n"
-        lane = "fold on the CPU: numpy (EMA_AVG_NUMPY is set)"
-        assert ema_avg(word, EMA_AVG_NUMPY="1").stdout.splitlines()[1:] == [lane]
 
 
 def test_help_is_one_screen(ema_avg: Run) -> None:

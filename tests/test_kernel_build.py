@@ -33,7 +33,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_compiler
 def test_one_wheel_has_the_kernel_for_all_versions(sources: Path, tmp_path: Path) -> None:
     """With a compiler the wheel has the kernel, for Python 3.11 and newer; unpacked, it is used."""
-    build(sources, tmp_path, "--wheel", EMA_AVG_NUMPY="")
+    build(sources, tmp_path, "--wheel")
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith(f"ema_avg-{__version__}-cp311-abi3-")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
@@ -82,10 +82,10 @@ def build_editable(source: Path, **variables: str) -> None:
 
 
 def test_a_damaged_kernel_is_not_used(tmp_path: Path) -> None:
-    """A file that is no library is no reason to fail: the program says why numpy is used."""
+    """A file that is no library is no reason to fail: the program says why numpy is used. The variable comes first."""
     package = copy_sources(tmp_path / "source")
-    shown = version_shown(package)
-    assert "\nfold on the CPU: numpy (the compiled kernel cannot be loaded: " in shown
+    assert "\nfold on the CPU: numpy (the compiled kernel cannot be loaded: " in version_shown(package)
+    assert version_shown(package, numpy="1").endswith("\nfold on the CPU: numpy (EMA_AVG_NUMPY is set)\n")
 
 
 @pytest.mark.parametrize(
