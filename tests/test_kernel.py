@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +171,7 @@ def test_blocks_read_from_a_file(
     done = kernel.read(*of_sums, places, weights, started, *of_slots, crcs, picks, rows[:, 1:-1])
     os.close(descriptor)
     assert done == files
-    assert crcs.tolist() == [zlib.crc32(block) for block in blocks]
+    assert crcs.tolist() == [zlib.crc32(block.data) for block in blocks]
     values = [np.empty(count) for _ in blocks]
     for block, out in zip(blocks, values, strict=True):
         decode(block, BY_NAME[name], out)
@@ -211,7 +211,7 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
     """Wrong lengths, types and picks are errors, never reads or writes outside the buffers."""
     assert kernel is not None
     four, raw, none = np.zeros(4), np.zeros(16, np.uint8), np.empty(0, dtype=np.int64)
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: kernel.fold(four, 5, (raw,), (1,), np.ones(1), bytearray(1)),
         lambda: kernel.fold(four, 3, (raw,), (1,), np.ones(1), bytearray(1)),
         lambda: kernel.fold(four, 4, (raw,), (99,), np.ones(1), bytearray(1)),

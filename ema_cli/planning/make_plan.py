@@ -30,14 +30,14 @@ from ema_cli.weights.methods import Method, Weighting
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 
-_BLOCK_ELEMENTS = 3 << 16
+_BLOCK_ELEMENTS = 1 << 16
 """Large enough that the calls cost little, small enough for the caches."""
 _BUFFER_BYTES = 32_000_000
 """Of all threads together, unless ``--max-memory`` is given."""
 _CUDA_BLOCK = 1 << 20
 """Large enough for the bus and for the calls of torch; larger blocks cost the host more and pin more memory."""
 _CUDA_BUFFER_BYTES = 500_000_000
-_MOST_THREADS = 4
+_MOST_THREADS = 8
 
 
 def make_plan(series: Series, options: Options) -> Plan:
@@ -139,7 +139,7 @@ def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
 
 
 def default_threads() -> int:
-    """Return the default number of threads of a fold: the cores, at most 4."""
+    """Return the default number of threads of a fold: the cores, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_THREADS)
 

@@ -90,6 +90,8 @@ class PlannedOutput:
     files: tuple[PlannedFile, ...]
     """The safetensors files, in the order of the data section: one, unless the output is a folder."""
     folder: bool = False
+    read_back_whole: bool = False
+    """Compare the whole output with the disk, not a sample."""
     beside: tuple[SideFile, ...] = ()
     """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
 
