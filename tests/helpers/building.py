@@ -15,7 +15,7 @@ def copy_sources(folder: Path) -> Path:
     """Copy what the build needs to a new folder, and binaries that it must leave out. Return the folder."""
     for name in ("ema_cli", "tests", "scripts", ".github"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for name in ("pyproject.toml", "README.md", "MANIFEST.in"):
+    for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
     for name in ("fold/_kernel.abi3.so", "help/left.so", "help/left.pyc"):
         (folder / "ema_cli" / name).write_bytes(b"left by another build")
