@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 import ema_cli
 from ema_cli import api
+from ema_cli.cli.batch_command import BatchCommandLine, BatchOptions
 from ema_cli.cli.config.command import ConfiguredCommand
-from ema_cli.cli.options import BatchCommandLine, BatchOptions, CommandLine, Given, takes
+from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.cli.topics import options_table
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import Options

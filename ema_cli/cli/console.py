@@ -17,7 +17,6 @@ from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
 from ema_cli.cli.process import is_lost
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning
-from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.text import redacted, safe_text
 
 if TYPE_CHECKING:
@@ -98,6 +97,8 @@ class Console:
         """Show why the run failed: as the JSON document on stdout, or on stderr, also if stdout cannot be written."""
         self._annotate("error", "ema-avg", error.message, error.hint)
         if self.style.json:
+            from ema_cli.report.model import SCHEMA_VERSION  # noqa: PLC0415 - this module is part of every start
+
             failure = {"exit_code": int(code), "message": error.message, "hint": error.hint}
             with contextlib.suppress(OutputError):
                 self.document({"schema_version": SCHEMA_VERSION, "error": failure})
