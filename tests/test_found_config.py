@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ema_cli.cli.batch_command import BatchCommandLine, BatchOptions
+from ema_cli.cli.batch_options import BatchCommandLine, BatchOptions
 from ema_cli.cli.config import toml_file
 from ema_cli.cli.config.settings import ONLY_FLAGS, Setting, from_table
 from ema_cli.cli.config.sources import find_file, read_file

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import ema_cli
 from ema_cli import api
-from ema_cli.cli.batch_command import BatchCommandLine, BatchOptions
+from ema_cli.cli.batch_options import BatchCommandLine, BatchOptions
 from ema_cli.cli.config.command import ConfiguredCommand
 from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.cli.topics import options_table

@@ -44,7 +44,7 @@ def topic_names() -> list[str]:
 def topic_text(name: str) -> str:
     """Return a topic as Markdown."""
     if name == OPTIONS:
-        from ema_cli.cli.batch_command import BatchCommandLine, BatchOptions  # noqa: PLC0415 - needed for this topic alone
+        from ema_cli.cli.batch_options import BatchCommandLine, BatchOptions  # noqa: PLC0415 - needed for this topic alone
 
         return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(BatchOptions, BatchCommandLine)}"
     return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")

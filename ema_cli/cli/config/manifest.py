@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ema_cli.cli.batch_command import BatchCommandLine
+from ema_cli.cli.batch_options import BatchCommandLine
 from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
 from ema_cli.cli.config.toml_file import read_toml
 from ema_cli.errors import UsageError
