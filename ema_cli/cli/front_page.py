@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ema_cli.cli.group import SHORT_HELPS
 from ema_cli.cli.options import CommandLine
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, declared
@@ -40,7 +39,7 @@ def _parts(group: Any, context: Any) -> Iterator[RenderableType]:  # noqa: ANN40
     yield "[bold]Usage:[/] ema-avg CKPT... \\[OPTIONS]\n       ema-avg COMMAND ...\n"
     yield f"{_PURPOSE}\n"
     yield from _section("Examples", _EXAMPLES)
-    yield from _section("Commands", SHORT_HELPS.items())
+    yield from _section("Commands", group.short_helps.items())
     yield from _section("The options that most runs need", ((_flags(one), one.brief) for one in brief_options()))
     own = ((", ".join(sorted(one.opts, key=len)), one.help or "") for one in group.get_params(context))
     yield from _section("Other options", own)

@@ -92,6 +92,8 @@ def _declarations(name: str) -> typer.Typer:
 class DefaultGroup(TyperGroup):
     """A group whose first word may be left out; its help is one page."""
 
+    short_helps = SHORT_HELPS
+
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(**{**settings, "commands": _Commands()})
 
