@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -13,10 +12,11 @@ from ema_cli.cli.options import FILE, CommandLine, Given, by_name
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared, option
 from ema_cli.options.output_options import PATH
+from ema_cli.record import record
 from ema_cli.storage.locations import Location
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchCommandLine(CommandLine):
     """Options of ``ema-avg batch`` alone."""
 
@@ -39,7 +39,7 @@ class BatchCommandLine(CommandLine):
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchOptions(Options):
     """The options of an average, as ``ema-avg batch`` shows them."""
 

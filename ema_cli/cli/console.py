@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
 from ema_cli.cli.process import is_lost
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning
+from ema_cli.record import record
 from ema_cli.text import redacted, safe_text
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _MOST_DIGITS = 6
 _LONGEST_MESSAGE = 4_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Style:
     """How much is printed, and how."""
 

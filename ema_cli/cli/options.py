@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from ema_cli.cli.console import Style
 from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
+from ema_cli.record import record
 from ema_cli.storage.locations import locate_on_disk
 
 Given = Mapping[str, Any]
@@ -32,7 +32,7 @@ FILE = TextForm(parse=locate_on_disk, noun="a file", example="ema-avg.toml")
 _TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CommandLine:
     """Options of the command line alone: they change what is shown, not the average."""
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from ema_cli.discovery.beside_series import OpenedCheckpoint
@@ -33,6 +33,7 @@ from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.formats.structure import SeveralModels, refusal_of
 from ema_cli.options.average import Options
 from ema_cli.options.name_filter import name_filter
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder, locate
@@ -44,7 +45,7 @@ from ema_cli.text import quoted, shortlist
 _OPENERS = DaemonPool("open", threads=16)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Found:
     """The checkpoints of a run, in the order of the command line, folders in natural order."""
 

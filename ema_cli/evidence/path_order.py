@@ -8,12 +8,12 @@ equally long, and nothing can be said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ema_cli.evidence.shortest_path import best_move, best_swap, path_length, shortest_path
 from ema_cli.fold.conversion import Float64
+from ema_cli.record import record
 from ema_cli.records.series_evidence import LEAST_FOR_ORDER, LONGER
 
 LONGER_WHOLE = 1.5
@@ -27,7 +27,7 @@ rest. Distances count in full, too: only then is it seen that the end of a serie
 _AS_GOOD = 1.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Path:
     """The order at hand compared with the shortest path, by one measure of length."""
 
@@ -56,7 +56,7 @@ class _Path:
         return path_length(self.lengths, order) / path_length(self.lengths, self.shortest)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PathOrder:
     """The path through some points in the order at hand, compared with the shortest."""
 

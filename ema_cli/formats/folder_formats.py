@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.folder import is_dcp, read_dcp
@@ -17,6 +16,7 @@ from ema_cli.formats.huggingface.model_folder import is_model_folder, is_pipelin
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
 from ema_cli.formats.structure import Keys, Structure, refusal_of
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist
 
@@ -27,7 +27,7 @@ _FSDP = re.compile(r"pytorch_model_fsdp_[0-9]+")
 _DEEPSPEED = re.compile(r"global_step[0-9]+|pytorch_model")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FolderFormat:
     """One layout of a checkpoint in a folder."""
 

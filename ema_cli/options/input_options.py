@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from typing import Literal
 
 from ema_cli.errors import UsageError
 from ema_cli.name_numbers import MOST_DIGITS
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.output_options import OutputOptions
+from ema_cli.record import record
 from ema_cli.storage.protocols import split_protocol
 from ema_cli.text import quoted
 
@@ -28,7 +28,7 @@ def _parse_steps(text: str) -> tuple[int, ...]:
 _STEPS = TextForm(parse=_parse_steps, noun="a list of whole numbers, 0 or more", example="100,200,300")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class InputOptions(OutputOptions):
     """What to average."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Self
 
+from ema_cli.record import record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@record
 class Timeline:
     """The steps t_1 < ... < t_N of N checkpoints, if they are known."""
 

@@ -7,7 +7,6 @@ them are dropped, not refused: whoever types ``--half-life 4`` does not want the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ema_cli.cli.config.settings import Setting, Settings
@@ -16,13 +15,14 @@ from ema_cli.errors import RunWarning
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import Option, declared
 from ema_cli.options.weighting import WeightOptions
+from ema_cli.record import record
 from ema_cli.weights.methods import DECAYS, IMPLIED, SPECS, MethodName, chosen_methods, takes
 
 _WEIGHTS = {one.parameter: one.name for one in declared(WeightOptions)}
 """The options of the weights: the names of their parameters, and of their fields."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DroppedSetting:
     """A setting that contradicts a stronger one."""
 
@@ -32,7 +32,7 @@ class DroppedSetting:
     """The parameter of the stronger setting."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Configured:
     """What the environment and the configuration file hold for a command, and the settings that apply."""
 

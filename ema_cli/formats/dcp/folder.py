@@ -12,7 +12,7 @@ import pickle  # for the names of the opcodes only: nothing is ever unpickled
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.chunks import ChunkReader, open_archive
@@ -28,6 +28,7 @@ from ema_cli.formats.state_dict.leaves_among import warn_of_leaves
 from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
+from ema_cli.record import record
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
 
@@ -43,7 +44,7 @@ _FIRST_FRAME = 2
 """After the opcode of the protocol."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _SharedStructure:
     """The part of the structure that checkpoints with equal metadata share."""
 

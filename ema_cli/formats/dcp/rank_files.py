@@ -7,7 +7,7 @@ of a tensor follows from its pieces, which must tile it. Source: ``torch/distrib
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import add
 
 from ema_cli.errors import InputRefused
@@ -24,11 +24,12 @@ from ema_cli.formats.members import (
 )
 from ema_cli.formats.safetensors import read_safetensors
 from ema_cli.formats.structure import Keys, Structure, refusal_of, refuse_keys
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool, Part, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _RankPiece:
     """A rectangle of a tensor in the file of one rank."""
 
