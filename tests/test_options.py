@@ -6,7 +6,6 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,11 @@ from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import PANELS, TextForm, declared, option, read_values
 from ema_cli.options.keyword_messages import in_keywords
+from ema_cli.record import record
 from tests.helpers.program import Run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MoreOptions(Options):
     """The options with more of every kind."""
 

@@ -8,6 +8,7 @@ equally long, and nothing can be said.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median  # that of numpy imports numpy.ma
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def compare_order(distances: Float64) -> PathOrder | None:
     count = len(distances)
     if count < LEAST_FOR_ORDER:
         return None
-    nearest = float(np.median((distances + np.diag([np.inf] * count)).min(axis=1)))
+    nearest = median((distances + np.diag([np.inf] * count)).min(axis=1).tolist())
     if nearest == 0:
         return None
     relative = distances / nearest

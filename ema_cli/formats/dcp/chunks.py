@@ -13,9 +13,10 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.data_files import Window
 from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
 from ema_cli.formats.structure import UnreadableTensor
+from ema_cli.formats.torch.first_bytes import looks_like_zip
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.formats.torch.tensor_locations import locate_tensor
-from ema_cli.formats.torch.zip_archive import Archive, looks_like_zip
+from ema_cli.formats.torch.zip_archive import Archive
 from ema_cli.formats.torch.zip_format import parse_pickle, refuse_other_kinds
 from ema_cli.record import record
 from ema_cli.storage.checksums import Record

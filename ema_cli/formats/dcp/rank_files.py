@@ -11,7 +11,8 @@ from dataclasses import replace
 from operator import add
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.piece_header import SHARDING_INFO, is_shard_of_a_rank, piece_origins
+from ema_cli.formats.dcp.dcp_names import is_shard_of_a_rank
+from ema_cli.formats.dcp.piece_header import SHARDING_INFO, piece_origins
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import (
@@ -39,11 +40,6 @@ class _RankPiece:
     member: int
     position: int
     """Among the tensors of the file."""
-
-
-def is_sharded_safetensors(folder: Folder) -> bool:
-    """Whether ranks saved their pieces in a folder."""
-    return any(map(is_shard_of_a_rank, folder.files))
 
 
 def read_sharded_safetensors(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
