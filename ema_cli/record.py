@@ -7,7 +7,8 @@ fields, it does with those of records: ``field``, ``fields``, ``replace``, ``asd
 
 from __future__ import annotations
 
-from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
+from inspect import Parameter, Signature
 from operator import attrgetter
 from reprlib import recursive_repr
 from typing import Any, NoReturn, TypeVar, dataclass_transform
@@ -24,6 +25,7 @@ def record(cls: type[T]) -> type[T]:
     for method in methods:
         if method.__name__ not in cls.__dict__:
             setattr(made, method.__name__, method)
+    made.__signature__ = _SIGNATURE
     return made  # type: ignore[no-any-return]
 
 
@@ -104,3 +106,20 @@ class _Frozen:
 
 
 _FROZEN = (_Frozen.__repr__, _Frozen.__setattr__, _Frozen.__delattr__)
+
+
+class _LateSignature:
+    """The arguments of a constructor for ``inspect``, which reads the attribute ``__signature__`` of a class."""
+
+    def __get__(self, made: object, kind: Any) -> Signature:  # noqa: ANN401
+        return Signature([_parameter(one) for one in fields(kind)], return_annotation=None)
+
+
+_SIGNATURE = _LateSignature()
+
+
+def _parameter(one: Field[Any]) -> Parameter:
+    """Return a field as an argument; a default that is made for each record is shown as what makes it."""
+    made = Parameter.empty if one.default_factory is MISSING else one.default_factory
+    default = made if one.default is MISSING else one.default
+    return Parameter(one.name, Parameter.KEYWORD_ONLY, default=default, annotation=one.type)
