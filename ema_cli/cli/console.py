@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _NO_LIMIT = 1_000_000
 """Columns of a pipe or a file, and characters of a line."""
+_STYLED = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""Variables by which rich may print styles where there is no terminal."""
 _MOST_DIGITS = 6
 _LONGEST_MESSAGE = 4_000
 
@@ -172,8 +174,8 @@ class Console:
         from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
         from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
 
-        rich = self._console(stderr=stderr)
-        width = _asked_width() or rich.width
+        is_plain = not wraps and not _STYLED & os.environ.keys()
+        width = _asked_width() or (_NO_LIMIT if is_plain else self._console(stderr=stderr).width)
         if isinstance(part, str):
             part = Text(clean(part, longest=_NO_LIMIT))
         match part:
@@ -182,10 +184,13 @@ class Console:
             case Table():
                 lines = lines_of(_cleaned(part), width)
             case _:
-                rich.print(part, width=width)
+                self._console(stderr=stderr).print(part, width=width)
                 return
         for line in lines:
-            rich.print(line, soft_wrap=True)
+            if is_plain:  # a third of rich is for terminals
+                _write(sys.stderr if stderr else sys.stdout, line.plain)
+            else:
+                self._console(stderr=stderr).print(line, soft_wrap=True)
 
     def _console(self, *, stderr: bool) -> RichConsole:
         if stderr not in self._rich:

@@ -8,7 +8,6 @@ equally long, and nothing can be said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median  # that of numpy imports numpy.ma
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ema_cli.evidence.shortest_path import best_move, best_swap, path_length, sh
 from ema_cli.fold.conversion import Float64
 from ema_cli.record import record
 from ema_cli.records.series_evidence import LEAST_FOR_ORDER, LONGER
+from ema_cli.weights.timeline import median
 
 LONGER_WHOLE = 1.5
 """The same where long distances count in full. Real runs: up to 1.28, from an initialization; an end of the series that

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
 from typing import Self
 
 from ema_cli.record import record
@@ -55,6 +54,12 @@ class Timeline:
     def until(self, count: int) -> Timeline:
         """Return the timeline of the first ``count`` checkpoints."""
         return Timeline(count=count, steps=self.steps[:count] if self.steps else None, unit=self.unit)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle of the values, or the mean of the two in the middle; a module for it takes 3 ms to import."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def gaps(steps: Sequence[int]) -> list[int]:
