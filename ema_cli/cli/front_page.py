@@ -29,7 +29,7 @@ def show_front_page(group: Any, context: Any) -> None:  # noqa: ANN401 - Click's
     """Print usage, examples, commands and the options that most runs need, on one screen."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and needed for help alone
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False, emoji=False)
     console.width = min(console.width, _WIDEST)
     for part in _parts(group, context):
         console.print(part)
