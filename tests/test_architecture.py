@@ -218,7 +218,6 @@ OF_NO_PLAN = (
     "rich.console",
     "ema_cli.execution",
     "ema_cli.fold.engine",
-    "ema_cli.write.journal",
 )
 OF_NO_RUN = (*OF_NO_START, "numpy.ma", "rich.console", "ema_cli.formats.dcp.folder", "ema_cli.cli.views.inspect_view")
 OF_NO_HELP = (
