@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from ema_cli.discovery.changes import check_unchanged
 from ema_cli.discovery.checkpoints import close_all
@@ -25,6 +24,7 @@ from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import Chosen, choose_tensors, wanted
 from ema_cli.planning.refusals import refuse_unreadable
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import SCHEMA_VERSION
 from ema_cli.storage.extents import LayoutPool, TensorLayout
@@ -32,7 +32,7 @@ from ema_cli.storage.locations import Location, is_folder, locate, open_source
 from ema_cli.text import plural, quoted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Distance:
     """How far a is from b. ``None`` if undefined or not compared."""
 
@@ -46,7 +46,7 @@ class Distance:
     """``<a, b> / (||a|| ||b||)``; floats and complex numbers only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorComparison:
     """A tensor in both checkpoints."""
 
@@ -61,7 +61,7 @@ class TensorComparison:
         return self.a.dtype is self.b.dtype and self.a.shape == self.b.shape and self.distance.differing == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Comparison:
     """The tensors of two checkpoints: common ones with their distances, and those of one alone."""
 

@@ -6,8 +6,9 @@ tensor is naturally aligned. Source: the safetensors format and its ``Dtype`` en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from ema_cli.record import record
 
 _INDEX_BYTES = 8
 
@@ -23,7 +24,7 @@ class Kind(Enum):
     """A scale or a packed code: the mean of codes is not the code of the mean."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DType:
     """One element type."""
 

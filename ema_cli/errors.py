@@ -19,9 +19,9 @@ Exit codes belong to the command line and are assigned there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.record import record
 from ema_cli.text import without_secrets
 
 WARNING_CODES = (
@@ -51,7 +51,7 @@ WARNING_CODES = (
 """The code of every warning, in the order of the help topic ``warnings``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Proposal:
     """The command of the user with other inputs or options. A message shows it only if it could be planned."""
 
@@ -140,7 +140,7 @@ class EmaAvgWarning(UserWarning):
         return str(self).partition(":")[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RunWarning:
     """A warning: a stable code, a sentence and, where there is one, a hint; without secrets."""
 

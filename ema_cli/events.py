@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ema_cli.errors import RunWarning
+from ema_cli.record import record
 from ema_cli.records.plan import Plan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Opening:
     """The structure of an input is about to be read."""
 
@@ -17,14 +17,14 @@ class Opening:
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Planned:
     """The plan is complete; no tensor has been read yet."""
 
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Progress:
     """Bytes of input done, out of the bytes planned."""
 
@@ -34,7 +34,7 @@ class Progress:
     total_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchDone:
     """The model has seen another batch of data."""
 
@@ -43,14 +43,14 @@ class BatchDone:
     """``None`` if the data has no length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WarningIssued:
     """Something is probably not what the user wants."""
 
     warning: RunWarning
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Info:
     """A message to show that is not a warning."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -126,6 +125,8 @@ def _in_order(plan: Plan, targets: Sequence[Target], reports: Sequence[Finished]
 def _report_spooling(plan: Plan, listener: Listener) -> None:
     for output in plan.outputs:
         if is_spooled(output):
+            import tempfile  # noqa: PLC0415 - most outputs are files
+
             size = human_bytes(sum(file.nbytes for file in output.files))
             first = f"written to {quoted(tempfile.gettempdir())} first ({size})"
             listener(Info(message=f"{quoted(str(output.path))} is {first}, and uploaded when it is complete"))

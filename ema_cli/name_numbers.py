@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
+from ema_cli.record import record
+
 SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
 """Suffixes of checkpoint files, which belong to no name."""
 _WORDS = {
@@ -58,7 +60,7 @@ STEP_LIMIT = 1 << 62
 """Valid steps are below this, and have at most ``MOST_DIGITS`` digits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NameNumber:
     """A number in a name."""
 

@@ -10,7 +10,6 @@ from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 
-from ema_cli.name_numbers import SUFFIXES
 from ema_cli.text import without_secrets
 
 _DIGITS = re.compile(r"(\d+)")
@@ -67,6 +66,8 @@ def name_depth(names: Sequence[str]) -> int:
 
 def _bare(path: str) -> str:
     """Return a path without its suffix and without secrets, undecodable bytes escaped so that it can be stored."""
+    from ema_cli.name_numbers import SUFFIXES  # noqa: PLC0415 - a help page names no checkpoint
+
     return without_secrets(SUFFIXES.sub("", os.path.normpath(path)).encode(errors="backslashreplace").decode())
 
 

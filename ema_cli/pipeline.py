@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
@@ -16,6 +16,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.shell_command import shell_command
 from ema_cli.planning.make_plan import make_plan
 from ema_cli.preflight.check_plan import Preflight, fail_if_strict, mark_allowed, preflight
+from ema_cli.record import record
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
 
@@ -23,7 +24,7 @@ _MOST_COMMANDS = 3
 """Alternatives that a hint shows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outcome:
     """The result of a run."""
 

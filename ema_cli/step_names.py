@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from ema_cli.name_numbers import NameNumber, ParsedName, parse_name
+from ema_cli.record import record
 
 _COMPACT_DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
 _GROUPED = re.compile(r"(?<=step[=_-])\d{1,3}(?:_\d{3})+(?!\d)", re.IGNORECASE)
 """A step in groups of three digits, if the other names are of one form with it: ``step_1_000`` beside ``step_900``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NamedStep:
     """A step read from a name."""
 
@@ -27,7 +28,7 @@ class NamedStep:
     """``step`` or ``epoch``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NameColumn:
     """A number in each name of a series."""
 

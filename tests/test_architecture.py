@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -11,6 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import ema_cli
 
@@ -155,9 +158,11 @@ def test_only_the_console_prints() -> None:
             assert "sys.stdout" not in source, path
 
 
-def run_python(code: str, *arguments: str) -> str:
+def run_python(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """Run code in a fresh interpreter and return what it printed."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
     return done.stdout.strip()
 
 
@@ -199,6 +204,60 @@ def test_no_cpu_command_imports_torch(run_folder: Path) -> None:
             "assert 'torch' not in sys.modules\n"
         )
         run_python(code, *arguments)
+
+
+OF_NO_START = (
+    *("torch", "jinja2", "fsspec", "asyncio", "importlib.metadata", "secrets", "statistics", "logging", "tempfile"),
+    *("ema_cli.storage.remote.", "ema_cli.training", "ema_cli.batch", "ema_cli.report.html", "ema_cli.report.markdown"),
+    *("ema_cli.cli.batch_command", "ema_cli.cli.checking", "ema_cli.cli.update_bn_command", "ema_cli.cli.config.show"),
+)
+"""What help, a plan and an average of local files do without; a name that ends in a dot stands for what is in it."""
+OF_NO_PLAN = (
+    *OF_NO_START,
+    "numpy.ma",
+    "rich.console",
+    "ema_cli.execution",
+    "ema_cli.fold.engine",
+)
+OF_NO_RUN = (*OF_NO_START, "numpy.ma", "rich.console", "ema_cli.formats.dcp.folder", "ema_cli.cli.views.inspect_view")
+OF_NO_HELP = (
+    *OF_NO_START,
+    "numpy",
+    "hashlib",
+    "ema_cli.records",
+    "ema_cli.report",
+    "ema_cli.formats",
+    "ema_cli.discovery",
+)
+OF_TORCH_FILES = ("zipfile", "ema_cli.formats.torch.zip_format", "ema_cli.formats.inert_pickle.reader")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["--help"], OF_NO_HELP),
+        (["plan", "run", "--decay", "0.9"], (*OF_NO_PLAN, *OF_TORCH_FILES)),
+        (["run", "--decay", "0.9", "-o", "ema.safetensors"], (*OF_NO_RUN, *OF_TORCH_FILES)),
+        (["pickled", "--decay", "0.9", "-o", "ema.safetensors"], OF_NO_RUN),
+    ],
+    ids=["help", "plan", "run", "run of .pt"],
+)
+def test_a_start_imports_what_it_needs(tmp_path: Path, arguments: list[str], missing: tuple[str, ...]) -> None:
+    """A command into a pipe imports no module of other commands, formats, outputs and stores: that is start-up time."""
+    for folder, save, suffix in (("run", save_file, "safetensors"), ("pickled", torch.save, "pt")):
+        (tmp_path / folder).mkdir()
+        for step in (1, 2):
+            save({"w": torch.full((8,), float(step))}, tmp_path / folder / f"step_{step}.{suffix}")
+    code = (
+        "import os, sys\nfrom ema_cli.cli.main import run\nos.chdir(sys.argv[1])\n"
+        "try:\n    run(sys.argv[2:])\nexcept SystemExit as done:\n    assert done.code == 0, done.code\n"
+        "print('\\n' + ' '.join(sys.modules))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    *_, imported = run_python(code, str(tmp_path), *arguments, environment=environment).splitlines()
+    assert not [
+        name for name in imported.split() for one in missing if name == one or name.startswith(f"{one.rstrip('.')}.")
+    ]
 
 
 def test_tests_import_no_tests() -> None:

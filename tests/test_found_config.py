@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from ema_cli.cli.batch_options import BatchCommandLine, BatchOptions
 from ema_cli.cli.config import toml_file
 from ema_cli.cli.config.settings import ONLY_FLAGS, Setting, from_table
 from ema_cli.cli.config.sources import find_file, read_file
 from ema_cli.cli.config.toml_file import MOST_BYTES, parse_toml, read_toml
 from ema_cli.cli.config.trust import leads_outside, refuse_in_found, why_ignored
-from ema_cli.cli.options import BatchCommandLine, BatchOptions
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import declared
 from tests.helpers.program import Run

@@ -6,7 +6,6 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +15,19 @@ from typer.testing import CliRunner
 
 import ema_cli
 from ema_cli import api
+from ema_cli.cli.batch_options import BatchCommandLine, BatchOptions
 from ema_cli.cli.config.command import ConfiguredCommand
-from ema_cli.cli.options import BatchCommandLine, BatchOptions, CommandLine, Given, takes
+from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.cli.topics import options_table
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import PANELS, TextForm, declared, option, read_values
 from ema_cli.options.keyword_messages import in_keywords
+from ema_cli.record import record
 from tests.helpers.program import Run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MoreOptions(Options):
     """The options with more of every kind."""
 

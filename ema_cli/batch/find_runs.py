@@ -19,9 +19,9 @@ from ema_cli.discovery.patterns import matches
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning, UsageError
 from ema_cli.formats.file_names import NAME_A_CHECKPOINT, is_weights
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.torch.legacy_format import looks_like_pickle
-from ema_cli.formats.torch.zip_archive import looks_like_zip
+from ema_cli.formats.torch.first_bytes import looks_like_pickle, looks_like_zip
 from ema_cli.naming import natural_key, report_name
+from ema_cli.record import record
 from ema_cli.storage.locations import Location, identity_of, is_file, is_folder, locate, open_source
 from ema_cli.storage.nearest_path import nearest_paths
 from ema_cli.text import quoted, shortlist
@@ -31,7 +31,7 @@ _VAGUE = (".bin", ".tar")
 _HEAD_BYTES = 512
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Runs:
     """The runs that were found."""
 

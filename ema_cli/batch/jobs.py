@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.errors import UsageError
 from ema_cli.naming import fill_output_name, run_fields
 from ema_cli.options.average import Options
 from ema_cli.planning.outputs import output_path
+from ema_cli.record import record
 from ema_cli.report.beside import report_path
 from ema_cli.storage.locations import Location, full_name, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Job:
     """A run folder and the options of its average."""
 

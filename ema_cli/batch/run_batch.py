@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 
@@ -19,6 +19,7 @@ from ema_cli.errors import EmaAvgError, RunWarning
 from ema_cli.events import Event, WarningIssued
 from ema_cli.pipeline import announce, examine, planned, run_average
 from ema_cli.planning.make_plan import default_threads
+from ema_cli.record import record
 from ema_cli.report.beside import report_path
 from ema_cli.storage.locations import Location, locate
 
@@ -35,7 +36,7 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JobResult:
     """The result of a job."""
 
@@ -57,14 +58,14 @@ class JobResult:
         return (*map(report_path, self.outputs), *self.job.options.report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JobStarted:
     """A job has started."""
 
     job: Job
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JobWorking:
     """An event of a running job."""
 
@@ -72,7 +73,7 @@ class JobWorking:
     event: Event
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JobEnded:
     """A job has ended."""
 

@@ -12,12 +12,13 @@ from ema_cli._version import __version__
 from ema_cli.batch.find_runs import find_runs
 from ema_cli.batch.jobs import Job, check_jobs, make_job
 from ema_cli.batch.run_batch import MOST_WORKERS, JobResult, Status, run_batch
+from ema_cli.cli.batch_options import BatchCommandLine, given_by
 from ema_cli.cli.config.command import configured
 from ema_cli.cli.config.manifest import read_manifest
 from ema_cli.cli.config.precedence import resolve
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode, describe_bug, exit_code
-from ema_cli.cli.options import BatchCommandLine, Given, given_by
+from ema_cli.cli.options import Given
 from ema_cli.cli.process import Terminated
 from ema_cli.cli.views.batch_view import BatchDisplay, show_batch
 from ema_cli.errors import EmaAvgError, OutputError, UsageError

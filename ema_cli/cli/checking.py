@@ -1,4 +1,4 @@
-"""The commands that check: ``diff`` compares two checkpoints, ``verify`` an output with its report and its inputs."""
+"""The commands that look: ``inspect`` into checkpoints, ``diff`` at two, ``verify`` at an output and its inputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import typer
 
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import ExitCode
-from ema_cli.cli.options import CommandLine, Given, takes
+from ema_cli.cli.options import Checkpoints, CommandLine, Given, named, takes
 from ema_cli.errors import UsageError
 from ema_cli.options.average import DEFAULT_SAMPLES, make_options
 from ema_cli.storage.locations import locate
 from ema_cli.text import quoted
 
-DIFF_HELP = (
+commands = typer.Typer()
+_DIFF_HELP = (
     "Compare two checkpoints, tensor by tensor; exit 0 if they are equal, 1 if not.\n\n"
     "Equal means: the same names, and for each name the same shape, the same type and the same bits of every element. "
     "-0.0 is not 0.0, and NaN equals NaN of the same bits. Formats, the order of tensors and everything else in the "
@@ -24,7 +25,7 @@ DIFF_HELP = (
     "and b, in float64. Integers are compared exactly, complex numbers as pairs. Undefined values are shown as -, and "
     "are null in JSON."
 )
-VERIFY_HELP = (
+_VERIFY_HELP = (
     "Check an output against its report and its inputs; exit 10 if anything has changed.\n\n"
     "Checks the report, the size and the SHA-256 of the output, its tensors, the fingerprint of every input and the "
     "digest of its weights (or its SHA-256, if the report has one). Random pieces of tensors are recomputed from the "
@@ -72,6 +73,16 @@ InputsOption = Annotated[
 ]
 
 
+@commands.command("inspect")
+@takes(only=("key", "strip_prefix", *_SHOWN))
+def inspect(context: typer.Context, *, checkpoints: Checkpoints = None, given: Given, line: CommandLine) -> None:
+    """Show the content of checkpoints: format, where the weights are, step, tensors, types, ties."""
+    from ema_cli.cli import commands as work  # noqa: PLC0415 - help and usage errors need none of it
+
+    work.inspect(make_options(named(checkpoints, context), **given), Console(line.style()))
+
+
+@commands.command("diff", help=_DIFF_HELP)
 @takes(only=("key", "include", "exclude", "strip_prefix", *_SHOWN))
 def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: CommandLine) -> None:
     """Compare two checkpoints."""
@@ -91,6 +102,7 @@ def diff(*, a: FirstCheckpoint, b: SecondCheckpoint, given: Given, line: Command
         raise typer.Exit(ExitCode.DIFFERENT)
 
 
+@commands.command("verify", help=_VERIFY_HELP, context_settings={"allow_extra_args": True})
 @takes(only=("allow_remote", *_SHOWN))
 def verify(
     context: typer.Context,

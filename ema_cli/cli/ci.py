@@ -7,17 +7,16 @@ commands (``::stop-commands::``) except for our own annotations, and these are e
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ema_cli.errors import OutputError
-from ema_cli.report.beside import report_path
-from ema_cli.report.model import Report
-from ema_cli.storage.locations import locate
+
+if TYPE_CHECKING:
+    from ema_cli.report.model import Report
 
 CiMode = Literal["auto", "github", "gitlab", "none"]
 Service = Literal["github", "gitlab", "none"]
@@ -47,7 +46,7 @@ def _escaped(text: str, also: str = "") -> str:
 
 @cache
 def _token() -> str:
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def silence() -> str:
@@ -100,6 +99,9 @@ def _append(path: Path, text: str, variable: str) -> None:
 
 def _outputs(report: Report) -> str:
     """Return the step outputs: path, sha256 and report, a line per average, and the number of averages."""
+    from ema_cli.report.beside import report_path  # noqa: PLC0415 - this module is part of every start
+    from ema_cli.storage.locations import locate  # noqa: PLC0415
+
     paths = [average.output.path for average in report.averages]
     values = {
         "path": paths,
@@ -107,5 +109,5 @@ def _outputs(report: Report) -> str:
         "report": [str(report_path(locate(path))) for path in paths],
         "count": [str(len(paths))],
     }
-    delimiter = f"ema_avg_{secrets.token_hex(16)}"
+    delimiter = f"ema_avg_{os.urandom(16).hex()}"
     return "".join(f"{name}<<{delimiter}\n{chr(10).join(lines)}\n{delimiter}\n" for name, lines in values.items())

@@ -11,7 +11,6 @@ from ema_cli.cli import ci
 from ema_cli.cli.config.sources import CONFIG_IGNORED
 from ema_cli.cli.console import Console
 from ema_cli.cli.process import Terminated
-from ema_cli.cli.views.inspect_view import show_checkpoint
 from ema_cli.cli.views.outcome_view import show_outcome
 from ema_cli.cli.views.plan_view import plan_parts, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
@@ -24,7 +23,6 @@ from ema_cli.pipeline import Outcome, examine, planned, run_average
 from ema_cli.planning.warnings import BATCHNORM_AVERAGED
 from ema_cli.preflight.check_plan import fail_if_strict
 from ema_cli.report.model import SCHEMA_VERSION
-from ema_cli.report.preview import checkpoint_document, plan_document
 from ema_cli.report.warning_rank import after_the_run
 
 _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date: nothing would be done")
@@ -79,6 +77,8 @@ def plan(options: Options, console: Console) -> None:
     warnings = checked.dry_run_warnings()
     shown = (*warnings, *([_UP_TO_DATE] if checked.up_to_date is not None else []))
     if console.style.json:
+        from ema_cli.report.preview import plan_document  # noqa: PLC0415 - only where JSON is asked for
+
         console.document(plan_document(made, shown, options.config))
         return
     console.result(*plan_parts(made, options, verbose=console.style.verbose))
@@ -93,9 +93,13 @@ def inspect(options: Options, console: Console) -> None:
     found = discover(options)
     close_all(found.checkpoints)
     if console.style.json:
+        from ema_cli.report.preview import checkpoint_document  # noqa: PLC0415
+
         documents = [checkpoint_document(checkpoint) for checkpoint in found.checkpoints]
         console.document({"schema_version": SCHEMA_VERSION, "checkpoints": documents})
         return
+    from ema_cli.cli.views.inspect_view import show_checkpoint  # noqa: PLC0415 - an average shows none
+
     for checkpoint in found.checkpoints:
         show_checkpoint(checkpoint, console)
     for line in skipped_lines(found.skipped, verbose=console.style.verbose):

@@ -10,14 +10,14 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
 from ema_cli.cli.process import is_lost
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning
-from ema_cli.report.model import SCHEMA_VERSION
+from ema_cli.record import record
 from ema_cli.text import redacted, safe_text
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
 _NO_LIMIT = 1_000_000
 """Columns of a pipe or a file, and characters of a line."""
+_STYLED = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""Variables by which rich may print styles where there is no terminal."""
 _MOST_DIGITS = 6
 _LONGEST_MESSAGE = 4_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Style:
     """How much is printed, and how."""
 
@@ -98,6 +100,8 @@ class Console:
         """Show why the run failed: as the JSON document on stdout, or on stderr, also if stdout cannot be written."""
         self._annotate("error", "ema-avg", error.message, error.hint)
         if self.style.json:
+            from ema_cli.report.model import SCHEMA_VERSION  # noqa: PLC0415 - this module is part of every start
+
             failure = {"exit_code": int(code), "message": error.message, "hint": error.hint}
             with contextlib.suppress(OutputError):
                 self.document({"schema_version": SCHEMA_VERSION, "error": failure})
@@ -170,8 +174,8 @@ class Console:
         from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
         from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
 
-        rich = self._console(stderr=stderr)
-        width = _asked_width() or rich.width
+        is_plain = not wraps and not _STYLED & os.environ.keys()
+        width = _asked_width() or (_NO_LIMIT if is_plain else self._console(stderr=stderr).width)
         if isinstance(part, str):
             part = Text(clean(part, longest=_NO_LIMIT))
         match part:
@@ -180,10 +184,13 @@ class Console:
             case Table():
                 lines = lines_of(_cleaned(part), width)
             case _:
-                rich.print(part, width=width)
+                self._console(stderr=stderr).print(part, width=width)
                 return
         for line in lines:
-            rich.print(line, soft_wrap=True)
+            if is_plain:  # a third of rich is for terminals
+                _write(sys.stderr if stderr else sys.stdout, line.plain)
+            else:
+                self._console(stderr=stderr).print(line, soft_wrap=True)
 
     def _console(self, *, stderr: bool) -> RichConsole:
         if stderr not in self._rich:

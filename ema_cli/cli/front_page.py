@@ -29,7 +29,7 @@ def show_front_page(group: Any, context: Any) -> None:  # noqa: ANN401 - Click's
     """Print usage, examples, commands and the options that most runs need, on one screen."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and needed for help alone
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False, emoji=False)
     console.width = min(console.width, _WIDEST)
     for part in _parts(group, context):
         console.print(part)
@@ -39,8 +39,7 @@ def _parts(group: Any, context: Any) -> Iterator[RenderableType]:  # noqa: ANN40
     yield "[bold]Usage:[/] ema-avg CKPT... \\[OPTIONS]\n       ema-avg COMMAND ...\n"
     yield f"{_PURPOSE}\n"
     yield from _section("Examples", _EXAMPLES)
-    commands = ((name, command.get_short_help_str(limit=_WIDEST)) for name, command in group.commands.items())
-    yield from _section("Commands", commands)
+    yield from _section("Commands", group.short_helps.items())
     yield from _section("The options that most runs need", ((_flags(one), one.brief) for one in brief_options()))
     own = ((", ".join(sorted(one.opts, key=len)), one.help or "") for one in group.get_params(context))
     yield from _section("Other options", own)

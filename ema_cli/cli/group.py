@@ -1,19 +1,36 @@
-"""The group of commands: ``ema-avg CKPT...`` without a command word means ``ema-avg average CKPT...``."""
+"""The group of commands: ``ema-avg CKPT...`` without a command word means ``ema-avg average CKPT...``.
+
+A command is imported and built when it is named: all of them take longer than the work of many.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
+from typer.main import get_command_from_info
 
 from ema_cli.errors import UsageError
 from ema_cli.naming import nearest
 from ema_cli.text import quoted
 
 DEFAULT = "average"
+SHORT_HELPS = {
+    DEFAULT: "Average checkpoints; the word may be left out.",
+    "plan": "Show what an average would do; write nothing.",
+    "batch": "Average each of several run folders.",
+    "inspect": "Show what is in checkpoints.",
+    "diff": "Compare two checkpoints, tensor by tensor.",
+    "verify": "Check an output against its report and its inputs.",
+    "update-bn": "Recompute the BatchNorm statistics of an average on your data.",
+    "help": "Show a topic: methods, formats, ci, ...",
+    "version": "Show the version.",
+}
+"""What each command does, in the order of the help."""
 COMPLETION = "_EMA_AVG_COMPLETE"
 """The variable by which the completion of a shell calls the program."""
 _MOST_DIGITS = 10
@@ -21,8 +38,68 @@ _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
 
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each built once."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - Click's command, which Typer hides
+        if name not in self._built:
+            self._built[name] = _build(name)
+        return self._built[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in SHORT_HELPS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SHORT_HELPS)
+
+    def __len__(self) -> int:
+        return len(SHORT_HELPS)
+
+
+def _build(name: str) -> Any:  # noqa: ANN401
+    """Return a command, from its declaration.
+
+    Raises:
+        KeyError: there is none of that name.
+
+    """
+    info = next(one for one in _declarations(name).registered_commands if one.name == name)
+    info.short_help = SHORT_HELPS[name]
+    return get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="rich")
+
+
+def _declarations(name: str) -> typer.Typer:
+    """Import the module of a command, and return the commands that it declares."""
+    match name:
+        case "average" | "plan":
+            from ema_cli.cli.average_command import commands  # noqa: PLC0415 - only what is named
+        case "batch":
+            from ema_cli.cli.batch_command import commands  # noqa: PLC0415
+        case "inspect" | "diff" | "verify":
+            from ema_cli.cli.checking import commands  # noqa: PLC0415
+        case "update-bn":
+            from ema_cli.cli.update_bn_command import commands  # noqa: PLC0415
+        case "help" | "version":
+            from ema_cli.cli.topics import commands  # noqa: PLC0415
+        case _:
+            raise KeyError(name)
+    return commands
+
+
 class DefaultGroup(TyperGroup):
     """A group whose first word may be left out; its help is one page."""
+
+    short_helps = SHORT_HELPS
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(**{**settings, "commands": _Commands()})
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002
+        """Return the names of the commands, without building any."""
+        return list(SHORT_HELPS)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Click's context, which Typer hides
         """Insert the default command unless the first word is a command or an option of the group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -42,6 +43,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     console.end()
     with contextlib.suppress(OutputError, ValueError, AttributeError):  # full, closed, or never open
         sys.stdout.flush()
+    gc.freeze()  # the end of the interpreter need not look at every object again
     if code > ExitCode.SIGNAL:  # do not wait for threads of libraries
         with contextlib.suppress(ValueError, AttributeError):
             sys.stderr.flush()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ema_cli.cli.ci import CiMode, Service
-from ema_cli.cli.config.command import load, values_of
-from ema_cli.cli.config.settings import ONLY_FLAGS, Settings
+from ema_cli.cli.config.command import load
+from ema_cli.cli.config.settings import ONLY_FLAGS
 from ema_cli.cli.console import Style
+from ema_cli.errors import UsageError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, TextForm, by_panel, declared, option, read_values
-from ema_cli.options.output_options import PATH
-from ema_cli.storage.locations import Location, locate_on_disk
+from ema_cli.record import record
+from ema_cli.storage.locations import locate_on_disk
 
 Given = Mapping[str, Any]
 """The values of core options by name, as ``make_options`` takes them."""
@@ -28,11 +28,11 @@ Checkpoints = Annotated[
     ),
 ]
 
-_FILE = TextForm(parse=locate_on_disk, noun="a file", example="ema-avg.toml")
+FILE = TextForm(parse=locate_on_disk, noun="a file", example="ema-avg.toml")
 _TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CommandLine:
     """Options of the command line alone: they change what is shown, not the average."""
 
@@ -51,7 +51,7 @@ class CommandLine:
         help="Configuration file.",
         unset="the nearest ema-avg.toml, or pyproject.toml with a [tool.ema-avg]",
         metavar="FILE",
-        form=_FILE,
+        form=FILE,
         panel="Run",
         on_command_line={"callback": load, "is_eager": True},
     )
@@ -62,43 +62,17 @@ class CommandLine:
         return Style(json=self.json, quiet=self.quiet, verbose=self.verbose, color=self.color, service=service)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchCommandLine(CommandLine):
-    """Options of ``ema-avg batch`` alone."""
+def named(checkpoints: Sequence[str] | None, context: typer.Context) -> Sequence[str]:
+    """Return the named checkpoints.
 
-    jobs: int = option(1, short="-j", help="Number of runs to average at a time.", metavar="N", panel="Batch")
-    index: Path | None = option(
-        None,
-        help="Write an index of all runs and their reports: .json or .html.",
-        metavar="PATH",
-        form=_FILE,
-        panel="Batch",
-        in_found_file="below",
-    )
-    manifest: Path | None = option(
-        None,
-        help="TOML file with a [[job]] table per run, each with its own options, and [defaults].",
-        metavar="FILE",
-        form=_FILE,
-        panel="Batch",
-        in_found_file="never",  # it can set everything
-    )
+    Raises:
+        UsageError: a command that only looks has none.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchOptions(Options):
-    """The options of an average, as ``ema-avg batch`` shows them."""
-
-    output: Location | None = option(
-        Path("{run}/ema.safetensors"),
-        short="-o",
-        help="The output of each run, or NAME/ for a folder; {run} is the run's folder and {name} its name, besides "
-        "{decay} and the like.",
-        metavar="PATH",
-        form=PATH,
-        panel="Batch",
-        in_found_file="below",
-    )
+    """
+    examples = {"plan": "ema-avg plan CKPT... --decay 0.9", "inspect": "ema-avg inspect CKPT..."}
+    if not checkpoints and context.info_name in examples:
+        raise UsageError("no checkpoints were named", hint=examples[context.info_name])
+    return checkpoints or ()
 
 
 def takes(
@@ -114,7 +88,7 @@ def takes(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def flat(**values: Any) -> None:  # noqa: ANN401 - by the signature below
-            held = _by_name(options, {one.parameter: values.pop(one.parameter) for one in options})
+            held = by_name(options, {one.parameter: values.pop(one.parameter) for one in options})
             given = {name: value for name, value in held.items() if name in names}
             records = {"given": given, "line": line(**read_values(line, held))}
             command(**values, **{name: record for name, record in records.items() if name in own})
@@ -129,12 +103,7 @@ def takes(
     return decorate
 
 
-def given_by(context: typer.Context, settings: Settings) -> Given:
-    """Return the values of the core options of ``ema-avg batch`` under other settings than its own."""
-    return _by_name(declared(BatchOptions), {**context.params, **values_of(context, settings)})
-
-
-def _by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(options: tuple[Option, ...], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of options by the names of their fields, from those of their parameters."""
     held = {one.name: values.get(one.parameter) for one in options}
     return held | {one.name: not held[one.name] for one in options if one.negated and held[one.name] is not None}
@@ -156,7 +125,7 @@ def _parameter(one: Option) -> inspect.Parameter:
         # A line of the help may end between choices, not inside a word.
         metavar=one.metavar or " | ".join(one.words) or None,
         parser=one.word if one.words else None,
-        path_type=str if one.form is _FILE else None,  # shells complete its name
+        path_type=str if one.form is FILE else None,  # shells complete its name
         autocompletion=(lambda: [*one.words, *one.aliases]) if one.words else None,
         rich_help_panel=one.panel,
         **one.on_command_line,

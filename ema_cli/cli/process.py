@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -84,6 +83,8 @@ def foreign_code() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        import ctypes  # noqa: PLC0415 - needed for code of the user alone
+
         _in_foreign_code.pop()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).fflush(None)  # what C libraries have buffered

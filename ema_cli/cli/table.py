@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from ema_cli.cli.wrapping import HANG, broken, shortened
+from ema_cli.record import record
 from ema_cli.text import safe_text
 
 Cell = str | Text
@@ -29,7 +30,7 @@ _AMPLE_NAME = 60
 _LONGEST_NAME = 1_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Column:
     """A column of a table."""
 
@@ -45,7 +46,7 @@ class Column:
     """Optional, and shortened to the space that is left."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Table:
     """Rows of cells, under titles unless no column has one."""
 

@@ -9,13 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from ema_cli._version import __version__
 from ema_cli.cli.console import Console, Style
 from ema_cli.errors import UsageError
 from ema_cli.naming import did_you_mean
 from ema_cli.options.declaration import Option, by_panel, declared
 from ema_cli.text import quoted
 
-HELP_HELP = """\
+commands = typer.Typer()
+_HELP_HELP = """\
 Show a help topic, or the options of a command; without a name, list the topics.
 
   ema-avg help methods\n
@@ -42,7 +44,7 @@ def topic_names() -> list[str]:
 def topic_text(name: str) -> str:
     """Return a topic as Markdown."""
     if name == OPTIONS:
-        from ema_cli.cli.options import BatchCommandLine, BatchOptions  # noqa: PLC0415 - needed for this topic alone
+        from ema_cli.cli.batch_options import BatchCommandLine, BatchOptions  # noqa: PLC0415 - needed for this topic alone
 
         return f"# options\n\n{_OPTIONS_PURPOSE}\n\n{_OPTIONS_KEYS}\n\n{options_table(BatchOptions, BatchCommandLine)}"
     return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
@@ -80,6 +82,7 @@ TopicArgument = Annotated[
 ]
 
 
+@commands.command("help", help=_HELP_HELP)
 def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     """Show a topic, the help of a command, or the list of topics.
 
@@ -99,6 +102,16 @@ def show_help(context: typer.Context, *, topic: TopicArgument = None) -> None:
     else:
         close = did_you_mean(topic, [*topic_names(), *group.commands], shown=lambda name: f"ema-avg help {name}")
         raise UsageError(f"there is no help topic {quoted(topic)}", hint=close or "ema-avg help")
+
+
+@commands.command("version")
+def show_version() -> None:
+    """Show the version, and whether the compiled kernel is used."""
+    from ema_cli.fold.kernel import describe_lane  # noqa: PLC0415 - a binary that other commands load when they fold
+
+    console = Console(Style())
+    console.result(f"ema-avg {__version__}")
+    console.result(f"fold on the CPU: {describe_lane()}")
 
 
 def _show(text: str) -> None:

@@ -19,8 +19,8 @@ from ema_cli.cli.process import foreign_code, raise_if_terminated
 from ema_cli.errors import EmaAvgError, UsageError
 from ema_cli.text import without_secrets
 
-SHORT_HELP = "Recompute the BatchNorm statistics of an average on your data."
-UPDATE_HELP = """\
+commands = typer.Typer()
+_UPDATE_HELP = """\
 Recompute the BatchNorm statistics of an average on your data, and write a copy with the new ones.
 
 Loads the average into your model and passes your data through it once, in training mode, with the semantics of \
@@ -81,6 +81,7 @@ BatchesOption = Annotated[
 ]
 
 
+@commands.command("update-bn", help=_UPDATE_HELP)
 @takes(only=("key", "strip_prefix", "device", "force", "strict", "allow", *_SHOWN))
 def update_statistics(
     *,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
@@ -17,6 +17,7 @@ from ema_cli.naming import distinct_names
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
 from ema_cli.options.stored_method import read_method
+from ema_cli.record import record
 from ema_cli.records.live_snapshot import FROM_SNAPSHOT, read_snapshot
 from ema_cli.records.series import Checkpoint, Folded
 from ema_cli.storage.extents import LayoutPool
@@ -28,7 +29,7 @@ from ema_cli.weights.timeline import Timeline
 _LARGEST_STEP = 1 << 62
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PreviousAverage:
     """A previous average and its metadata."""
 

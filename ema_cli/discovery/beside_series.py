@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
 
 from ema_cli.discovery.candidates import Candidate
 from ema_cli.formats.series_names import AVERAGE, NAME_TO_USE, has_place, why_skipped
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.step_names import steps_from_names
 from ema_cli.storage.extents import Extent, TensorIndex
@@ -26,7 +26,7 @@ NO_PLACE = f"no step inside gives it a place in the numbered series, of which it
 _EPOCH = "epoch"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OpenedCheckpoint:
     """An opened checkpoint of a folder."""
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ema_cli.errors import RunWarning
 from ema_cli.formats.file_names import is_numbered
 from ema_cli.formats.series_names import has_number
+from ema_cli.record import record
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Candidate:
     """A file or a folder that may be a checkpoint."""
 
@@ -30,7 +29,7 @@ class Candidate:
     """Why it is skipped, unless it is an output of this program."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FolderListing:
     """The possible checkpoints in a folder."""
 
@@ -54,7 +53,7 @@ class FolderListing:
         return sum(has_number(candidate.name) for candidate in self.candidates if not candidate.beside) > 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class InnerFolder:
     """A folder below another that has checkpoints."""
 

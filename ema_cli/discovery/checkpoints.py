@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from ema_cli.discovery.beside_series import OpenedCheckpoint
 from ema_cli.discovery.candidates import Candidate
@@ -33,18 +33,24 @@ from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.formats.structure import SeveralModels, refusal_of
 from ema_cli.options.average import Options
 from ema_cli.options.name_filter import name_filter
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_folder, locate
 from ema_cli.storage.nearest_path import nearest_paths
-from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, shortlist
 
-_OPENERS = DaemonPool("open", threads=16)
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ema_cli.storage.remote.daemon_pool import DaemonPool
+
+_OPENERS = 16
+"""Threads that open checkpoints in a store."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Found:
     """The checkpoints of a run, in the order of the command line, folders in natural order."""
 
@@ -176,7 +182,7 @@ def _open_in_turn(
     if not any(isinstance(location, Url) for location in locations):
         yield from (partial(open_one, location) for location in locations)
         return
-    futures = deque(_OPENERS.submit(partial(open_one, location)) for location in locations)
+    futures = deque(_openers().submit(partial(open_one, location)) for location in locations)
     try:
         while futures:
             yield futures.popleft().result
@@ -184,6 +190,14 @@ def _open_in_turn(
         for future in futures:
             future.cancel()
             future.add_done_callback(_close)
+
+
+@cache
+def _openers() -> DaemonPool:
+    """Return the threads that open checkpoints in a store, the same for all runs."""
+    from ema_cli.storage.remote.daemon_pool import DaemonPool  # noqa: PLC0415 - local files need none of it
+
+    return DaemonPool("open", threads=_OPENERS)
 
 
 def _close(future: Future[Checkpoint]) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ema_cli.discovery.patterns import matches
 from ema_cli.errors import InputRefused, Proposal
-from ema_cli.formats.dcp.folder import METADATA, is_data
+from ema_cli.formats.dcp.dcp_names import METADATA, is_data
 from ema_cli.formats.file_names import parse_shard_name
 from ema_cli.storage.locations import Location, literal, locate, names_in
 from ema_cli.text import quoted

@@ -10,7 +10,6 @@ import glob
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ema_cli.errors import EmaAvgError, InputRefused
@@ -20,6 +19,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import ForeignFile
 from ema_cli.name_numbers import name_form
 from ema_cli.naming import natural_key
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, is_file, is_folder, literal, open_source
 from ema_cli.text import quoted, safe_text
@@ -30,7 +30,7 @@ _MOST_INNER = 3
 """Folders inside that are looked into."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OtherFiles:
     """Files with one suffix in a folder."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ema_cli.discovery.mixed_runs import find_mixed_runs
 from ema_cli.discovery.order_warnings import (
@@ -21,6 +20,7 @@ from ema_cli.errors import InputRefused, Proposal, RunWarning, UsageError
 from ema_cli.name_numbers import canonical_name
 from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, FoundStep
 from ema_cli.storage.locations import absolute, full_name, is_folder, locate
 from ema_cli.text import plural, quoted, shortlist
@@ -32,7 +32,7 @@ _MOST_RUNS = 8
 """Runs that are planned before they are proposed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SeriesOrder:
     """The order of some checkpoints, with its reason."""
 

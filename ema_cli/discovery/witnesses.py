@@ -6,11 +6,11 @@ The order follows one of them, whose numbers are all different. If another contr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 from ema_cli.formats.state_dict.steps import INSIDE, may_restart
 from ema_cli.naming import name_depth, name_of
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, Folded, FoundStep
 from ema_cli.step_names import inversion, name_columns, steps_from_names
 from ema_cli.storage.locations import absolute
@@ -20,7 +20,7 @@ _RANKS = (("step", True), ("step", False), ("epoch", True), ("epoch", False))
 _EPOCH_FACTOR = 1 << 62
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Witness:
     """One number for each checkpoint of a series, from one source."""
 

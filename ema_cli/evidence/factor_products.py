@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ema_cli.fold.conversion import Float64, numbers_in
 from ema_cli.planning.lora_pairs import FactorPair
+from ema_cli.record import record
 from ema_cli.records.plan import Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_block
@@ -25,7 +25,7 @@ _WHOLE_BYTES = 1 << 20
 """A factor of at most this size is read in one piece."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MeasuredPair:
     """A pair of factors whose updates are compared."""
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from ema_cli.dtypes import Kind
 from ema_cli.errors import RunWarning
 from ema_cli.evidence.pieces import is_remote
-from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE
 from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.strided_read import read_block
 from ema_cli.text import plural, quoted, safe_text, shortlist
@@ -56,8 +55,11 @@ def warn_of_integers(plan: Plan) -> list[RunWarning]:
 
 def _may_be_codes(tensor: PlannedTensor) -> bool:
     is_whole = tensor.action is Action.COPIED and tensor.dtype.kind in (Kind.INTEGER, Kind.BOOL)
-    is_extra_state = tensor.name.rpartition(".")[2] == EXTRA_STATE
-    return is_whole and tensor.elements > 1 and tensor.tied_to is None and not is_extra_state
+    if not is_whole or tensor.elements <= 1 or tensor.tied_to is not None:
+        return False
+    from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE  # noqa: PLC0415 - few models have such tensors
+
+    return tensor.name.rpartition(".")[2] != EXTRA_STATE
 
 
 def _holders(plan: Plan, tensor: PlannedTensor) -> list[int]:

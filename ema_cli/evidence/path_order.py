@@ -8,13 +8,14 @@ equally long, and nothing can be said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ema_cli.evidence.shortest_path import best_move, best_swap, path_length, shortest_path
 from ema_cli.fold.conversion import Float64
+from ema_cli.record import record
 from ema_cli.records.series_evidence import LEAST_FOR_ORDER, LONGER
+from ema_cli.weights.timeline import median
 
 LONGER_WHOLE = 1.5
 """The same where long distances count in full. Real runs: up to 1.28, from an initialization; an end of the series that
@@ -27,7 +28,7 @@ rest. Distances count in full, too: only then is it seen that the end of a serie
 _AS_GOOD = 1.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Path:
     """The order at hand compared with the shortest path, by one measure of length."""
 
@@ -56,7 +57,7 @@ class _Path:
         return path_length(self.lengths, order) / path_length(self.lengths, self.shortest)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PathOrder:
     """The path through some points in the order at hand, compared with the shortest."""
 
@@ -109,7 +110,7 @@ def compare_order(distances: Float64) -> PathOrder | None:
     count = len(distances)
     if count < LEAST_FOR_ORDER:
         return None
-    nearest = float(np.median((distances + np.diag([np.inf] * count)).min(axis=1)))
+    nearest = median((distances + np.diag([np.inf] * count)).min(axis=1).tolist())
     if nearest == 0:
         return None
     relative = distances / nearest

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.record import record
 from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Extent, Mosaic, TensorLayout, span
 
@@ -28,7 +29,7 @@ _MOST_READS = 1024
 """Of all checkpoints together, so that many checkpoints do not take longer than a few."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SampledPiece:
     """A run of elements of one tensor, in the order of their storage."""
 

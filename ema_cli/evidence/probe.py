@@ -7,7 +7,7 @@ with equal samples also the beginning of every tensor, unless there are too many
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ema_cli.evidence.verdicts import (
 )
 from ema_cli.fold.conversion import Float64
 from ema_cli.options.average import Options
+from ema_cli.record import record
 from ema_cli.records.plan import Plan
 from ema_cli.records.series import Role
 from ema_cli.records.series_evidence import APART, LEAST_ELEMENTS, Evidence
@@ -39,7 +40,7 @@ _MOST_TENSORS = 1024
 """Tensors whose beginnings are compared before two checkpoints are called copies."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Examined:
     """What was found out about a series."""
 
@@ -53,7 +54,7 @@ class Examined:
         return not any(warning.code in APART for warning in self.warnings)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Sampled:
     """The checkpoints that were sampled; the others are numbered by their row among them."""
 

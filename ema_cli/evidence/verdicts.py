@@ -7,7 +7,6 @@ faults. A fault that stays below a limit is not reported.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ema_cli.errors import RunWarning
 from ema_cli.evidence.path_order import PathOrder, misplaced
 from ema_cli.fold.conversion import Float64
 from ema_cli.planning.warnings import COPIES_HINT
+from ema_cli.record import record
 from ema_cli.storage.locations import Location, common_folder
 from ema_cli.text import number, plural, shortlist
 
@@ -81,7 +81,7 @@ def related_groups(cosines: Float64) -> list[list[int]]:
     return groups
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outlier:
     """A checkpoint that is much farther from all others than these are from each other."""
 

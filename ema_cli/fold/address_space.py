@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.errors import SystemExhausted
-from ema_cli.records.plan import Buffers
 from ema_cli.text import human_bytes
+
+if TYPE_CHECKING:
+    from ema_cli.records.plan import Buffers
 
 _LIBRARIES_BYTES = 128 << 20
 """Memory for numpy, if it is not loaded yet, and for planning."""

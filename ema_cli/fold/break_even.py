@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 
 from ema_cli.dtypes import BY_NAME
 from ema_cli.fold.conversion import components
 from ema_cli.fold.lanes import cpu_lane
+from ema_cli.record import record
 from ema_cli.records.plan import Action, Plan
 
 START_SECONDS = 3.0
@@ -28,7 +28,7 @@ _TRIAL_BLOCKS = 8
 _TRIALS = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BreakEven:
     """The time that the GPU would take over, and the time that it would cost."""
 

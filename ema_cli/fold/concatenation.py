@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ema_cli.fold.conversion import Float64
+from ema_cli.record import record
 from ema_cli.records.plan import Plan, PlannedTensor
 from ema_cli.storage.strided_read import flat_boxes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PieceRun:
     """Consecutive elements of one piece, and their place in a block."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.fold.conversion import Bytes, Float64, components, decode
+from ema_cli.record import record
 from ema_cli.records.plan import ROW_ELEMENTS
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_elements
@@ -28,7 +28,7 @@ _LEAST_SQUARE = 1e-280
 _WHOLE = (Kind.INTEGER, Kind.BOOL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Sums:
     """The sums that give the distance between some elements a and b."""
 

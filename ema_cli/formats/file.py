@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.piece_header import refuse_lone_piece
-from ema_cli.formats.foreign_archives import foreign_tar, is_tar
-from ema_cli.formats.foreign_formats import foreign_file
 from ema_cli.formats.safetensors import looks_like_safetensors, read_safetensors
 from ema_cli.formats.structure import Keys, Structure, refuse_keys
-from ema_cli.formats.torch.legacy_format import looks_like_pickle, read_torch_legacy
-from ema_cli.formats.torch.zip_archive import looks_like_zip
-from ema_cli.formats.torch.zip_format import read_torch_zip
+from ema_cli.formats.torch.first_bytes import looks_like_pickle, looks_like_zip
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 
@@ -39,9 +35,16 @@ def read_file(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
         refuse_lone_piece(structure, source.name)
         return structure
     if looks_like_zip(head):
+        from ema_cli.formats.torch.zip_format import read_torch_zip  # noqa: PLC0415 - only the format that there is
+
         return read_torch_zip(source, keys, pool)
     if looks_like_pickle(head):
+        from ema_cli.formats.torch.legacy_format import read_torch_legacy  # noqa: PLC0415
+
         return read_torch_legacy(source, keys, pool)
+    from ema_cli.formats.foreign_archives import foreign_tar, is_tar  # noqa: PLC0415
+    from ema_cli.formats.foreign_formats import foreign_file  # noqa: PLC0415
+
     raise foreign_tar(source) if is_tar(head) else foreign_file(head, source.name)
 
 

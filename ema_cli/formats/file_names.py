@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from ema_cli.record import record
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 """Suffixes of the checkpoint files that are searched for in a folder."""
@@ -23,7 +24,7 @@ _NUMBERED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ShardName:
     """The parts of a shard's name."""
 

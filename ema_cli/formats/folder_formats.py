@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.folder import is_dcp, read_dcp
-from ema_cli.formats.dcp.rank_files import is_sharded_safetensors, read_sharded_safetensors
+from ema_cli.formats.dcp.dcp_names import is_dcp, is_sharded_safetensors
 from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
@@ -17,6 +15,7 @@ from ema_cli.formats.huggingface.model_folder import is_model_folder, is_pipelin
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
 from ema_cli.formats.structure import Keys, Structure, refusal_of
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist
 
@@ -27,7 +26,7 @@ _FSDP = re.compile(r"pytorch_model_fsdp_[0-9]+")
 _DEEPSPEED = re.compile(r"global_step[0-9]+|pytorch_model")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FolderFormat:
     """One layout of a checkpoint in a folder."""
 
@@ -50,6 +49,18 @@ def folders_of_weights(folder: Folder) -> list[str]:
     return [name for name in named if is_deepspeed_folder(folder.inside(name))]
 
 
+def _read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
+    from ema_cli.formats.dcp.folder import read_dcp  # noqa: PLC0415 - ten modules, for this format alone
+
+    return read_dcp(folder, keys, pool)
+
+
+def _read_rank_files(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
+    from ema_cli.formats.dcp.rank_files import read_sharded_safetensors  # noqa: PLC0415
+
+    return read_sharded_safetensors(folder, keys, pool)
+
+
 def _read_inside(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     """Read a checkpoint with its weights in a folder inside it."""
     names = folders_of_weights(folder)
@@ -65,8 +76,8 @@ def _read_inside(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
 
 
 FORMATS: tuple[FolderFormat, ...] = (
-    FolderFormat(recognize=is_dcp, read=read_dcp),
-    FolderFormat(recognize=is_sharded_safetensors, read=read_sharded_safetensors),
+    FolderFormat(recognize=is_dcp, read=_read_dcp),
+    FolderFormat(recognize=is_sharded_safetensors, read=_read_rank_files),
     FolderFormat(recognize=is_model_folder, read=read_model_folder),
     FolderFormat(recognize=is_deepspeed_folder, read=read_deepspeed),
     FolderFormat(recognize=is_megatron_folder, read=read_megatron),

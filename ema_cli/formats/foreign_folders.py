@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NoReturn
 
 from ema_cli.errors import InputRefused
@@ -18,6 +17,7 @@ from ema_cli.formats.file_names import SUFFIXES, is_numbered
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import CONVERT_LATER, TENSORFLOW_STEP, ForeignFile
 from ema_cli.formats.structure import Keys
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
 
 _TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
@@ -26,7 +26,7 @@ _MOST_INNER = 4
 """Folders inside that are listed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ForeignFolder:
     """A layout that is not read."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import NAME_A_CHECKPOINT
+from ema_cli.record import record
 from ema_cli.text import quoted
 
 _FETCH = "download the file again, logged in where the server asks for it"
@@ -42,7 +42,7 @@ class ForeignFile(InputRefused):
         """With its article: ``a GGUF file``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ForeignFormat:
     """A format that is not read."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file import read_file
@@ -13,6 +13,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_formats import refuse_pointer
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.structure import Keys, Structure, refusal_of
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -36,7 +37,7 @@ Read = Callable[[ByteSource, Keys, LayoutPool], Structure]
 """Reads the structure of a file; the second argument is ``--key``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Member:
     """A file of a folder with its structure."""
 
@@ -46,7 +47,7 @@ class Member:
     structure: Structure
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MergedTensors:
     """The tensors of several members in one order: the same for all checkpoints of equal structure."""
 

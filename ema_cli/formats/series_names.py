@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
 from ema_cli.name_numbers import has_step_word, name_form
+from ema_cli.record import record
 
 NAME_TO_USE = "(name the file to use it)"
 """What to do about a file that is skipped."""
@@ -35,7 +36,7 @@ _FEWEST = 2
 """Numbered names that are a series."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SplitNames:
     """The names of the possible checkpoints in a folder."""
 

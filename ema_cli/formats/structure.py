@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ema_cli.errors import InputRefused, Proposal, RunWarning
+from ema_cli.record import record
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.checksums import RecordTable
 from ema_cli.storage.extents import TensorLayout
@@ -24,7 +25,7 @@ _VERBS = ("cannot", "contradicts", "declares", "has", "holds", "is", "names", "r
 """A reason that begins with one of these continues the name of the file; any other follows a colon."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Structure:
     """Everything that a checkpoint holds except tensor data, before names are cleaned and layouts are shared."""
 

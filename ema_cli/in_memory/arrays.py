@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from ema_cli.errors import UsageError
 from ema_cli.fold.conversion import Bytes
+from ema_cli.record import record
 from ema_cli.records.plan import PlannedTensor
 from ema_cli.text import quoted
 
@@ -19,7 +19,7 @@ Framework = Literal["np", "pt"]
 """numpy or torch, in the words of ``safetensors.safe_open``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Filled:
     """The memory of one tensor."""
 

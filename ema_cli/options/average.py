@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 from ema_cli.errors import WARNING_CODES, RunWarning, UsageError
@@ -16,6 +16,7 @@ from ema_cli.options.declaration import declared, option, read_values
 from ema_cli.options.input_options import InputOptions
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES, PATH, SIZE, SWEPT
 from ema_cli.options.weighting import split_weights
+from ema_cli.record import record
 from ema_cli.storage.locations import Location
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -30,7 +31,7 @@ DEFAULT_SAMPLES = 100
 _MOST_THREADS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Options(InputOptions):
     """What to average, how, and where to write it. Only ``paths`` has no default."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ema_cli.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ConfigUsed:
     """The configuration file of a run."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from functools import cache
 from operator import index
 from types import NoneType, UnionType
@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from ema_cli.errors import UsageError
 from ema_cli.naming import did_you_mean
 from ema_cli.options.plain_values import plain
+from ema_cli.record import record
 from ema_cli.text import quoted
 
 PANELS = ("Inputs", "Weights", "Compute", "Batch", "Output", "Run")
@@ -28,7 +29,7 @@ _KINDS: dict[object, Kind] = {bool: "switch", float: "number", int: "whole numbe
 _NOUNS = {"number": "a number", "whole number": "a whole number"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TextForm:
     """A form in which a value is written as text: on the command line, in a file, or in a call from Python."""
 
@@ -41,7 +42,7 @@ class TextForm:
     """Types of values that are no text and need no parsing, in a call from Python."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Option:
     """One option. ``option`` declares it; the name and what follows from the type are filled in by ``declared``."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from typing import Literal
 
 from ema_cli.errors import UsageError
-from ema_cli.name_numbers import MOST_DIGITS
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.output_options import OutputOptions
+from ema_cli.record import record
 from ema_cli.storage.protocols import split_protocol
 from ema_cli.text import quoted
 
@@ -20,6 +19,8 @@ OnMissing = Literal["error", "last"]
 
 def _parse_steps(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
+    from ema_cli.name_numbers import MOST_DIGITS  # noqa: PLC0415 - a help page reads no steps
+
     if not all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts):
         raise ValueError(text)
     return tuple(int(part) for part in parts)
@@ -28,7 +29,7 @@ def _parse_steps(text: str) -> tuple[int, ...]:
 _STEPS = TextForm(parse=_parse_steps, noun="a list of whole numbers, 0 or more", example="100,200,300")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class InputOptions(OutputOptions):
     """What to average."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from ema_cli.naming import (
 )
 from ema_cli.options.declaration import TextForm, option
 from ema_cli.options.weighting import WeightOptions
+from ema_cli.record import record
 from ema_cli.storage.locations import STREAMED, Location, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import is_writable_text, parse_bytes, quoted, without_secrets
@@ -59,7 +59,7 @@ SIZE = TextForm(parse=parse_bytes, noun="a size", example="5GB", others=(int,))
 _PAIR = TextForm(parse=_parse_pair, noun="KEY=VALUE", example="run=baseline", others=(tuple,))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OutputOptions(WeightOptions):
     """Which averages to make, and where to write them."""
 

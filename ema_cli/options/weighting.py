@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ema_cli.errors import UsageError
 from ema_cli.options.declaration import TextForm, declared, option
+from ema_cli.record import record
 from ema_cli.text import quoted
 from ema_cli.weights.methods import (
     DECAYS,
@@ -34,7 +34,7 @@ def _parse_numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WeightOptions:
     """Which averages to make: one per method, or one per method and decay."""
 

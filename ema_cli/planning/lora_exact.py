@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from ema_cli.dtypes import DType
@@ -23,6 +22,7 @@ from ema_cli.planning.lora_pairs import FactorPair, find_pairs
 from ema_cli.planning.lora_refusals import OTHERWISE, refuse_inexact, refuse_settings
 from ema_cli.planning.lora_scales import STRUCT_CODES, UpdateScales
 from ema_cli.planning.matching import Chosen
+from ema_cli.record import record
 from ema_cli.records.plan import Action, Concatenation
 from ema_cli.records.series import Checkpoint
 from ema_cli.text import quoted
@@ -33,7 +33,7 @@ _BF16_BITS = 8
 """Of the significand."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JoinedTensor:
     """How a factor or its alpha is written."""
 
@@ -42,7 +42,7 @@ class JoinedTensor:
     pieces: Concatenation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JoinedUpdate:
     """One update of the output."""
 
@@ -54,7 +54,7 @@ class JoinedUpdate:
     tensors: Mapping[str, JoinedTensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Scale:
     """The scale of an update of the output, and how its alpha is written."""
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ema_cli.dtypes import DType, Kind
+from ema_cli.record import record
 
 _FACTOR = re.compile(
     r"(?P<stem>(?:.*[._])?(?i:lora)[^.]*?)(?P<between>[._])(?P<side>A|B|a|b|down|up|linear_in|linear_out)"
@@ -30,7 +30,7 @@ Shapes = Mapping[str, tuple[DType, tuple[int, ...]]]
 """Element types and shapes by name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FactorPair:
     """The two factors of an update."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
@@ -13,6 +12,7 @@ from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.options.name_filter import name_filter
 from ema_cli.planning.unused_patterns import nearest_tensors
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.text import listing, plural, quoted, shortlist
@@ -24,7 +24,7 @@ Chosen = dict[str, tuple[int, TensorLayout]]
 """Tensors by name, with their position in the layout of a checkpoint."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Matched:
     """The tensors of all checkpoints, by name."""
 

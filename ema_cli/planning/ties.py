@@ -8,15 +8,15 @@ the averages of the two names differ, so both are written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.planning.matching import Chosen
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DroppedTies:
     """The ties of the last checkpoint: dropped names, and names that are written in spite of their tie."""
 

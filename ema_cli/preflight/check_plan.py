@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
@@ -18,6 +18,7 @@ from ema_cli.preflight.destinations import check_destinations, refuse_inputs_as_
 from ema_cli.preflight.replaced_folders import find_replaced
 from ema_cli.preflight.staged_reports import publish_staged_report
 from ema_cli.preflight.up_to_date import find_up_to_date
+from ema_cli.record import record
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
 from ema_cli.text import plural, quoted
@@ -28,7 +29,7 @@ _OBSTACLES = ("output-in-the-way", "no-device")
 """Codes of obstacles in a dry run, which no user can accept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Preflight:
     """Whether a plan can be carried out."""
 

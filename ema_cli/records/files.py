@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from ema_cli.record import record
 from ema_cli.storage.digest import digest_of_all
 from ema_cli.storage.locations import Location
 
@@ -19,7 +19,7 @@ class FileRole(StrEnum):
     """Configuration, tokenizer and the like, copied from the last checkpoint."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PlannedFile:
     """A safetensors file: its own header, then a part of the output's data section."""
 
@@ -35,7 +35,7 @@ class PlannedFile:
         return len(self.header) + self.data_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SideFile:
     """A file beside the weights in a folder."""
 
@@ -50,7 +50,7 @@ class SideFile:
     """State of ``source`` when the copy was planned: if it changes, the copy is refused."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WrittenFile:
     """A file that was written and read back."""
 
@@ -62,7 +62,7 @@ class WrittenFile:
     """Time of the last modification, in nanoseconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Written:
     """The written files of an output."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from ema_cli.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorStatistics:
     """How an average differs from the last checkpoint, computed from the float64 values before rounding.
 
@@ -29,7 +30,7 @@ class TensorStatistics:
     """``sum_i w_i ||theta_i - average||^2``, over the elements that the geometry is measured on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RunGeometry:
     """Distances between the checkpoints of a run and its averages; see ``ema_cli.fold.geometry.trajectory``."""
 
@@ -51,7 +52,7 @@ class RunGeometry:
     """The part of all elements that was measured; 1 for a small model, which is measured whole."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorOutcome:
     """Everything a fold computes for one tensor, so that a resumed run need not fold it again."""
 
@@ -67,7 +68,7 @@ class TensorOutcome:
     """The elements that the geometry is measured on; see ``ema_cli.fold.geometry.sample``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FoldOutcome:
     """What a fold measures, besides the tensors that it writes."""
 

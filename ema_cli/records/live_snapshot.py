@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 from ema_cli._version import __version__
 from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.options.stored_method import read_method, store_method
+from ema_cli.record import record
 from ema_cli.storage.locations import Location
 from ema_cli.text import quoted
 from ema_cli.weights.methods import Method
@@ -26,7 +26,7 @@ FROM_SNAPSHOT = f"{OUR_METADATA}from_snapshot"
 _LARGEST_STEP = 1 << 62
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AveragedTensors:
     """Tensors of a live EMA that were first seen at the same step."""
 
@@ -39,7 +39,7 @@ class AveragedTensors:
     """Their names, sorted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LiveSnapshot:
     """One average of a live EMA at one training step."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
+from ema_cli.record import record
 from ema_cli.records.files import FileRole, PlannedFile, SideFile
 from ema_cli.records.series import Checkpoint, Series
 from ema_cli.records.series_evidence import Evidence
@@ -39,7 +39,7 @@ class Action(StrEnum):
         return self in (Action.AVERAGED, Action.CONCATENATED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Concatenation:
     """The pieces of a tensor, one after the other along an axis: each is a tensor of a checkpoint times a number."""
 
@@ -50,7 +50,7 @@ class Concatenation:
     """Per average, the number of each input."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PlannedTensor:
     """One tensor of the output."""
 
@@ -81,7 +81,7 @@ class PlannedTensor:
         return self.elements * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PlannedOutput:
     """One average and the file or folder that it is written to."""
 
@@ -114,7 +114,7 @@ class PlannedOutput:
         return sum(file.nbytes for file in self.files) + index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Buffers:
     """The buffers of the fold: memory = ``threads`` x the buffers of one block."""
 
@@ -129,7 +129,7 @@ class Buffers:
         return self.threads * self.block_elements * self.bytes_per_element
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Plan:
     """Everything that will be read, averaged, copied and written. Made without reading tensor data."""
 

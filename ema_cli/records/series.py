@@ -7,11 +7,12 @@ The results of a fold are in ``ema_cli.records.fold_results``, the records of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from ema_cli.errors import RunWarning
 from ema_cli.naming import distinct_names
+from ema_cli.record import record
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY
 from ema_cli.storage.extents import TensorIndex
 from ema_cli.storage.locations import Location, absolute
@@ -20,7 +21,7 @@ from ema_cli.weights.methods import Method
 from ema_cli.weights.timeline import Timeline
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FoundStep:
     """A position in training, and where it was read."""
 
@@ -31,7 +32,7 @@ class FoundStep:
     """``inside: global_step``, ``name`` or ``--steps``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Skipped:
     """An input that was found and is not used."""
 
@@ -41,7 +42,7 @@ class Skipped:
     """It is an output of this program."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Checkpoint:
     """A checkpoint whose structure was read, but not its tensor data."""
 
@@ -111,7 +112,7 @@ class Role(StrEnum):
     """The last checkpoint inside the previous average, read again because the line to the next one begins there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OrderedCheckpoint:
     """A checkpoint with its step in the series."""
 
@@ -123,7 +124,7 @@ class OrderedCheckpoint:
     role: Role = Role.CHECKPOINT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Folded:
     """A checkpoint inside an average, as the output's metadata list it."""
 
@@ -132,7 +133,7 @@ class Folded:
     step: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Continuation:
     """How a previous average A of M checkpoints is continued: ``scale A + last_factor theta_M + ...``."""
 
@@ -150,7 +151,7 @@ class Continuation:
     """The first checkpoint inside is a snapshot of a live EMA."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Series:
     """What is folded, in fold order, oldest first."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ema_cli.record import record
 
 LEAST_ELEMENTS = 2048
 """Sampled elements, below which a model is too small for a verdict."""
@@ -14,7 +14,7 @@ APART = frozenset({"evidence-unrelated", "evidence-outlier"})
 """Verdicts that the checkpoints are not of one run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Evidence:
     """The sampled checkpoints compared with each other; see ``ema_cli.evidence.probe``."""
 

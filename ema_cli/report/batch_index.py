@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ema_cli.record import record
 from ema_cli.report.model import Command, Tool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JobError:
     """Why a job failed."""
 
@@ -17,7 +16,7 @@ class JobError:
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class JobEntry:
     """One job. Paths are relative to the folder of the index, or to the working directory without an index file."""
 
@@ -34,7 +33,7 @@ class JobEntry:
     error: JobError | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchSummary:
     """Number of jobs by status."""
 
@@ -46,7 +45,7 @@ class BatchSummary:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchIndex:
     """All jobs of a batch, in order."""
 

@@ -5,10 +5,9 @@ All numbers are raw: bytes, seconds, full float64. An undefined number is ``None
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ema_cli.errors import RunWarning
 from ema_cli.options.config_used import ConfigUsed
+from ema_cli.record import record
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
@@ -16,7 +15,7 @@ from ema_cli.weights.diagnostics import Diagnostics
 SCHEMA_VERSION = "1.5"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Tool:
     """The program that wrote the report."""
 
@@ -24,7 +23,7 @@ class Tool:
     version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Command:
     """How the program was called."""
 
@@ -39,7 +38,7 @@ class Command:
     Since 1.2."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Input:
     """One input, in fold order."""
 
@@ -66,7 +65,7 @@ class Input:
     """Relative to the folder of the output, of several the first; ``None`` unless both are on one disk. Since 1.4."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MethodUsed:
     """The averaging method with its parameters; ``None`` for a parameter that the method does not have."""
 
@@ -86,7 +85,7 @@ class MethodUsed:
     normalize: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Continued:
     """All checkpoints of an average that continues a previous average."""
 
@@ -98,7 +97,7 @@ class Continued:
     """Share of each checkpoint, those inside first; sum 1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorPieces:
     """What a tensor consists of: tensors of the inputs, each times a number, one after the other along an axis."""
 
@@ -109,7 +108,7 @@ class TensorPieces:
     """The number that each is multiplied by, in float64, before the product is rounded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Tensor:
     """One tensor of the output, in file order."""
 
@@ -140,7 +139,7 @@ class Tensor:
     """``sum_i w_i ||theta_i - average||^2``, estimated from the sample of the geometry."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class File:
     """A file of an output folder."""
 
@@ -152,7 +151,7 @@ class File:
     modified_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Output:
     """A written file, or a folder of files.
 
@@ -173,7 +172,7 @@ class Output:
     """The files of a folder, sorted by name; empty if the output is one file."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Average:
     """One average of the inputs."""
 
@@ -186,7 +185,7 @@ class Average:
     continued: Continued | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Summary:
     """Totals of the run."""
 
@@ -205,7 +204,7 @@ class Summary:
     """Tensors completed by an interrupted run, not read again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Environment:
     """Versions and platform of the run."""
 
@@ -223,7 +222,7 @@ class Environment:
     ``numpy``. The bytes are the same. ``None`` if nothing was folded on the CPU. Since 1.5."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StatisticChange:
     """How a statistic of a BatchNorm layer changed; ``None`` for a number that is not finite. Since 1.3."""
 
@@ -234,7 +233,7 @@ class StatisticChange:
     """The largest absolute difference of an element."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchNormLayer:
     """A BatchNorm layer with running statistics. Since 1.3."""
 
@@ -251,7 +250,7 @@ class BatchNormLayer:
     variance: StatisticChange
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BatchNormUpdate:
     """BatchNorm statistics recomputed on data (``ema-avg update-bn``). Since 1.3."""
 
@@ -267,7 +266,7 @@ class BatchNormUpdate:
     layers: tuple[BatchNormLayer, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Report:
     """Everything about a run: inputs, methods, outputs, diagnostics and warnings."""
 

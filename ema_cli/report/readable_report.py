@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Self
 
 from ema_cli.options.keyword_messages import keywords_in_errors
+from ema_cli.record import record
 from ema_cli.report import words
 from ema_cli.report.model import Report
 from ema_cli.report.report_files import save_report
@@ -18,7 +19,7 @@ _MOST_OUTPUTS = 2
 """Paths of outputs in the one line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@record
 class ReadableReport(Report):
     """The report of a run, with the fields of the JSON report; a notebook shows its verdict and the weights."""
 

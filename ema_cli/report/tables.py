@@ -6,10 +6,10 @@ Text from files goes through ``safe_text``; the renderers escape it for HTML or 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TypeVar, cast
 
+from ema_cli.record import record
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.report import words
 from ema_cli.report.model import Average, BatchNormUpdate, Input, Report, Tensor
@@ -22,7 +22,7 @@ ROLES = {"average": "previous average", "again": "its last, read again"}
 """Inputs that are not new checkpoints, by their role."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ShareRow:
     """One input of an average."""
 

@@ -6,10 +6,10 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from string import digits
 
 from ema_cli.naming import natural_key
+from ema_cli.record import record
 from ema_cli.report.model import Tensor
 
 FEWEST, MOST = 4, 60
@@ -20,7 +20,7 @@ _FLAT_PARTS = re.compile(r"[^._:/-]+")
 _SEPARATORS = "._:/-"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorGroup:
     """The tensors of a layer, or of some neighboring layers."""
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 from zlib_ng import zlib_ng
 
+from ema_cli.record import record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@record
 class Record:
     """A range of a file with the checksum that the file states."""
 

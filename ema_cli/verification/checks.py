@@ -15,7 +15,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ema_cli.discovery.changes import check_unchanged
 from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
@@ -23,6 +23,7 @@ from ema_cli.events import Counted, Listener, ignore
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
 from ema_cli.options.keyword_messages import keywords_in_errors
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Report
@@ -53,7 +54,7 @@ _MOST_LINES = 24
 _INPUT_CHECKS = ("input", "samples")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Verification:
     """All checks of an output."""
 
@@ -190,7 +191,7 @@ def verify(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Scope:
     """What is checked."""
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, UsageError
 from ema_cli.events import Counted, Listener, Opening
 from ema_cli.fold.content_digests import digest_of
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, Role
 from ema_cli.report.input_paths import listed_locations
 from ema_cli.report.model import Input, Report
@@ -34,7 +35,7 @@ NAME_THEM = "name the inputs: ema-avg verify OUT --input CKPT..."
 _FROM_THE_RUN = f"the paths are relative to the directory of the run: verify there, or {NAME_THEM}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FoundInput:
     """An input as reported, and the file as it is now."""
 

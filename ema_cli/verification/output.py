@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.events import Counted
 from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
+from ema_cli.record import record
 from ema_cli.records.files import FileRole, is_weights
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import report_path
@@ -24,7 +24,7 @@ _MOST_FAULTS = 3
 _MOST_DIFFERENCES = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Check:
     """One check of a verification, with its result."""
 
@@ -41,7 +41,7 @@ class Check:
     """What this check had to leave out, though nothing is wrong, and why; empty if it is complete."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class WrittenOutput:
     """The open files that count for the size and the digest of an output."""
 

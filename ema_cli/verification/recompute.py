@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.fold.constants import as_written, equal_numbers
 from ema_cli.fold.conversion import Bytes, numbers_in, round_to
+from ema_cli.record import record
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_block
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Mismatch:
     """The first element of a piece that differs from the recomputed one."""
 

@@ -17,6 +17,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.fold.conversion import Bytes
 from ema_cli.naming import is_batch_norm_statistic
+from ema_cli.record import record
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report, Tensor, TensorPieces
@@ -31,7 +32,7 @@ PIECE_ELEMENTS = 1 << 14
 _MOST_SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Piece:
     """Consecutive elements of one tensor of the output."""
 

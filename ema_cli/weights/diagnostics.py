@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
+from ema_cli.record import record
 from ema_cli.weights.methods import Decay, Method
 from ema_cli.weights.reconstruction import part_before_first
 from ema_cli.weights.timeline import Timeline, gaps
@@ -16,7 +16,7 @@ _BROWNIAN = {"ema": 1 / math.sqrt(12), "ema-hold": 1 / math.sqrt(3)}
 _ROUNDING = 1e-12
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Diagnostics:
     """Numbers that describe the shares w_i of one average: effective checkpoints, mean age, learning-rate scale."""
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Literal, Self
 
 from ema_cli.errors import UsageError
+from ema_cli.record import record
 
 MethodName = Literal["ema", "ema-hold", "ema-warmup", "uniform", "uniform-time", "ramp", "power", "lr-decay", "manual"]
 Per = Literal["checkpoint", "step"]
@@ -34,7 +35,7 @@ _LEAST_PERCENTAGE = 50
 """From here on a decay that is too large is taken for a percentage: 99.9 for 0.999."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Decay:
     """A decay d in [0, 1), together with 1 - d, because a float64 d near 1 has lost the digits of 1 - d."""
 
@@ -93,7 +94,7 @@ class Decay:
         return -math.log(self.value) if self.value < _HALF else -math.log1p(-self.complement)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Spec:
     """A method as the help, the README and the checks of the options describe it."""
 
@@ -169,7 +170,7 @@ IMPLIED: dict[str, MethodName] = {
 """The method that an option implies where no method is named."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Method:
     """A method with its parameters; ``None`` for parameters that it does not have."""
 
@@ -248,7 +249,7 @@ def decay_words(value: float, complement: float, *, digits: int = 6) -> str:
     return written if float(written) < 1 else f"1-{complement:.6g}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Weighting:
     """A method applied to a series."""
 

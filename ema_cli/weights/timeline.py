@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 from typing import Self
 
+from ema_cli.record import record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@record
 class Timeline:
     """The steps t_1 < ... < t_N of N checkpoints, if they are known."""
 
@@ -54,6 +54,12 @@ class Timeline:
     def until(self, count: int) -> Timeline:
         """Return the timeline of the first ``count`` checkpoints."""
         return Timeline(count=count, steps=self.steps[:count] if self.steps else None, unit=self.unit)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle of the values, or the mean of the two in the middle; a module for it takes 3 ms to import."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def gaps(steps: Sequence[int]) -> list[int]:

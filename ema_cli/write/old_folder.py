@@ -11,10 +11,10 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import OutputError
+from ema_cli.record import record
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.permissions import Permissions
 from ema_cli.write.publish import FileState, kind_of, state_of
@@ -25,7 +25,7 @@ _OF_NFS = ".nfs"
 """Names of files that NFS has removed while they are open."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OldFolder:
     """The files of a folder before it is replaced, by name."""
 

@@ -11,9 +11,10 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from ema_cli.record import record
 
 NEW_FILE, NEW_FOLDER = 0o666, 0o777
 """Permissions that files and folders are made with; the system applies the umask."""
@@ -24,7 +25,7 @@ _TO_OTHERS = 3
 """Bits between the permissions of the group and the same permissions of others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Permissions:
     """Who may read and write the original."""
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ema_cli.errors import OutputError
+from ema_cli.record import record
 from ema_cli.storage.locations import Location
 from ema_cli.text import quoted, shortlist
 from ema_cli.write.publish import NotDurable
 from ema_cli.write.target import SmallTarget, Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Finished:
     """A file or folder that is complete and has no name yet."""
 

@@ -9,7 +9,6 @@ import contextlib
 import glob
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -53,7 +52,7 @@ def lock_name(path: Path) -> Path:
 
 def visible_name(path: Path) -> Path:
     """Return a unique name beside ``path`` for files that nobody may remove."""
-    return path.with_name(f"{_stem(path)}.{secrets.token_hex(_RANDOM_BYTES)}.kept")
+    return path.with_name(f"{_stem(path)}.{os.urandom(_RANDOM_BYTES).hex()}.kept")
 
 
 def longest_name(folder: Path) -> int:
@@ -77,7 +76,7 @@ def _stem(path: Path) -> str:
 
 def random_name(name: str, kind: str = _BUILT) -> str:
     """Return a unique hidden name for a file or folder that will be called ``name``."""
-    return f".{name}.{secrets.token_hex(_RANDOM_BYTES)}.{kind}"
+    return f".{name}.{os.urandom(_RANDOM_BYTES).hex()}.{kind}"
 
 
 def _hidden(path: Path, kind: str) -> Path:

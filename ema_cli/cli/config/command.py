@@ -13,11 +13,11 @@ import typer
 from typer.core import TyperCommand
 
 from ema_cli.cli.config.precedence import Configured, resolve
-from ema_cli.cli.config.settings import Setting, Settings, from_environment, from_table
-from ema_cli.cli.config.show import show
+from ema_cli.cli.config.settings import PREFIX, Setting, Settings, from_environment, from_table
 from ema_cli.cli.config.sources import ConfigSearch, find_file, read_file
 from ema_cli.cli.config.trust import refuse_in_found
 from ema_cli.cli.console import Console, Style
+from ema_cli.options.declaration import Option
 from ema_cli.storage.locations import locate_on_disk
 from ema_cli.text import quoted
 from ema_cli.weights.methods import SPECS
@@ -73,6 +73,8 @@ class ConfiguredCommand(TyperCommand):
         ctx.meta[_META] = held
         if ctx.params["show_config"]:
             style = Style(json=ctx.params["json"], color=not ctx.params["no_color"])
+            from ema_cli.cli.config.show import show  # noqa: PLC0415 - rarely asked for
+
             show(held, ctx.params, speaker(ctx, style))
             raise typer.Exit
         return rest
@@ -87,13 +89,9 @@ def load(context: typer.Context, file: str | None) -> str | None:
     """
     if context.resilient_parsing:
         return file
-    group: Any = context.parent.command if context.parent else None
-    commands: list[Any] = [context.command]
-    if group:
-        commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)]
-    known = list({one.key: one for command in commands for one in command.callback.options}.values())
     search = ConfigSearch(file=read_file(locate_on_disk(file))) if file else _search()
     found = search.file
+    known = _configurable(context) if found or any(name.startswith(PREFIX) for name in os.environ) else []
     in_file = from_table(found.table, known, found.path) if found else {}
     if found and found.found_from:
         refuse_in_found(in_file, known, found.path, found.found_from)
@@ -101,6 +99,15 @@ def load(context: typer.Context, file: str | None) -> str | None:
     context.meta[_META] = (search, environment, in_file)
     context.default_map = {name: setting.value for name, setting in {**in_file, **environment}.items()}
     return file
+
+
+def _configurable(context: typer.Context) -> list[Option]:
+    """Return the options that can be configured, of all commands: a file is for all of them."""
+    group: Any = context.parent.command if context.parent else None
+    commands: list[Any] = [context.command]
+    if group:
+        commands = [one for one in group.commands.values() if isinstance(one, ConfiguredCommand)]
+    return list({one.key: one for command in commands for one in command.callback.options}.values())
 
 
 def _search() -> ConfigSearch:

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ema_cli.cli.batch_options import BatchCommandLine
 from ema_cli.cli.config.settings import ONLY_FLAGS, Settings, from_table
 from ema_cli.cli.config.toml_file import read_toml
-from ema_cli.cli.options import BatchCommandLine
 from ema_cli.errors import UsageError
 from ema_cli.naming import did_you_mean
 from ema_cli.options.declaration import Option, declared
+from ema_cli.record import record
 from ema_cli.storage.locations import expanded, full_name, locate
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -35,7 +35,7 @@ _PLACES = ("run", "paths")
 _TABLES = ("job", "defaults")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ManifestJob:
     """One ``[[job]]``."""
 

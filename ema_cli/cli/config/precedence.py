@@ -7,7 +7,7 @@ them are dropped, not refused: whoever types ``--half-life 4`` does not want the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ema_cli.cli.config.settings import Setting, Settings
@@ -16,13 +16,11 @@ from ema_cli.errors import RunWarning
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.options.declaration import Option, declared
 from ema_cli.options.weighting import WeightOptions
+from ema_cli.record import record
 from ema_cli.weights.methods import DECAYS, IMPLIED, SPECS, MethodName, chosen_methods, takes
 
-_WEIGHTS = {one.parameter: one.name for one in declared(WeightOptions)}
-"""The options of the weights: the names of their parameters, and of their fields."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DroppedSetting:
     """A setting that contradicts a stronger one."""
 
@@ -32,7 +30,7 @@ class DroppedSetting:
     """The parameter of the stronger setting."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Configured:
     """What the environment and the configuration file hold for a command, and the settings that apply."""
 
@@ -85,9 +83,9 @@ def resolve(layers: Sequence[Settings]) -> tuple[dict[str, Setting], list[Droppe
 
 def _ruled_out(strong: Mapping[str, Any], weak: Settings) -> dict[str, str]:
     """Return the settings of a weaker layer that are dropped, each with the stronger setting that it contradicts."""
-    named = [name for name in strong if name in _WEIGHTS]
+    named = [name for name in strong if name in _weights()]
     if not named:
-        return {name: "continue_from" for name in weak if name in _WEIGHTS and "continue_from" in strong}
+        return {name: "continue_from" for name in weak if name in _weights() and "continue_from" in strong}
     out = dict(_other_ways(strong, weak))
     out |= {name: by for name, by in _other_methods(strong, weak) if name not in out}
     remaining = {**strong, **{name: setting.value for name, setting in weak.items() if name not in out}}
@@ -128,4 +126,10 @@ def _other_methods(strong: Mapping[str, Any], weak: Settings) -> Iterator[tuple[
 def _is_unused(parameter: str, methods: Sequence[MethodName]) -> bool:
     """Whether an option of the weights means nothing to the methods; unknown methods are refused elsewhere."""
     known = [name for name in SPECS if name in methods]
-    return parameter in _WEIGHTS and parameter != "method" and bool(known) and not takes(known, _WEIGHTS[parameter])
+    return parameter in _weights() and parameter != "method" and bool(known) and not takes(known, _weights()[parameter])
+
+
+@cache
+def _weights() -> dict[str, str]:
+    """Return the options of the weights: the names of their parameters, with those of their fields."""
+    return {one.parameter: one.name for one in declared(WeightOptions)}

@@ -7,13 +7,13 @@ functions are pure. ``sources`` finds the files, and ``precedence`` says which s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ema_cli.errors import UsageError
 from ema_cli.naming import did_you_mean
 from ema_cli.options.declaration import Kind, Option
+from ema_cli.record import record
 from ema_cli.text import plural, quoted, redacted, safe_text
 
 PREFIX = "EMA_AVG_"
@@ -44,7 +44,7 @@ _MEANINGS: dict[Kind, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Setting:
     """The value of an option, and where it comes from."""
 

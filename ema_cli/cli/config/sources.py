@@ -7,13 +7,13 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ema_cli.cli.config.toml_file import OPEN_FLAGS, parse_toml, read_text, text_of, unreadable
 from ema_cli.cli.config.trust import NAMED, why_ignored
 from ema_cli.errors import RunWarning, UsageError
+from ema_cli.record import record
 from ema_cli.text import quoted
 
 FILE, PYPROJECT, TABLE = "ema-avg.toml", "pyproject.toml", "ema-avg"
@@ -21,7 +21,7 @@ CONFIG_IGNORED = "config-ignored"
 """The code of the warning about a file that was found and not obeyed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ConfigFile:
     """A configuration file and its settings."""
 
@@ -31,7 +31,7 @@ class ConfigFile:
     """The working directory, if the file was merely found: then it cannot set everything."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ConfigSearch:
     """The result of the search for a configuration file."""
 

@@ -61,7 +61,8 @@ class GeometrySample:
         self.weights: Float64 = shares[:, plan.used]
         """(averages, checkpoints read) float64."""
         count = len(plan.used)
-        self.placed: Indices = np.unique(np.linspace(0, count - 1, min(count, _MOST_PLACED)).round().astype(np.int64))
+        places = np.linspace(0, count - 1, min(count, _MOST_PLACED)).round().astype(np.int64).tolist()
+        self.placed: Indices = np.array(sorted(set(places)))  # np.unique imports numpy.ma, for masks that are not here
         """The checkpoints with reported distances, as numbers among the checkpoints that are read."""
         self.spreads = np.zeros((len(plan.outputs), len(plan.tensors)))
         """``sum_i w_i ||theta_i - average||^2``: (averages, tensors) float64, filled by ``gram``."""

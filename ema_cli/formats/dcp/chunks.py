@@ -8,16 +8,17 @@ A checkpoint of thousands of chunks then costs one or two small reads per chunk.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.data_files import Window
 from ema_cli.formats.dcp.saved_items import Chunk, SavedTensor
 from ema_cli.formats.structure import UnreadableTensor
+from ema_cli.formats.torch.first_bytes import looks_like_zip
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.formats.torch.tensor_locations import locate_tensor
-from ema_cli.formats.torch.zip_archive import Archive, looks_like_zip
+from ema_cli.formats.torch.zip_archive import Archive
 from ema_cli.formats.torch.zip_format import parse_pickle, refuse_other_kinds
+from ema_cli.record import record
 from ema_cli.storage.checksums import Record
 from ema_cli.storage.source import ByteSource
 
@@ -31,7 +32,7 @@ _DESCRIPTOR = struct.Struct("<4sL")
 _DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LocatedChunk:
     """The position of a chunk's elements."""
 
@@ -42,7 +43,7 @@ class LocatedChunk:
     """The bytes with a checksum in the archive."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Form:
     """The common part of archives of one size, type and shape; offsets count from the beginning of the archive."""
 

@@ -12,11 +12,12 @@ import pickle  # for the names of the opcodes only: nothing is ever unpickled
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.chunks import ChunkReader, open_archive
 from ema_cli.formats.dcp.data_files import DataFiles
+from ema_cli.formats.dcp.dcp_names import METADATA, is_data
 from ema_cli.formats.dcp.metadata import parse_metadata
 from ema_cli.formats.dcp.placing import Placing
 from ema_cli.formats.dcp.saved_items import ByteRange
@@ -28,11 +29,10 @@ from ema_cli.formats.state_dict.leaves_among import warn_of_leaves
 from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
+from ema_cli.record import record
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
 
-METADATA = ".metadata"
-_DATA_SUFFIX = ".distcp"
 _RANK_METADATA = re.compile(r"__\d+\.metadata")
 _LARGEST_METADATA = 1 << 27
 _SAVE_NAMES = re.compile(rb"checkpoint_id.{1,4096}?save_id.{1,8}?[0-9a-f-]{36}", re.DOTALL)
@@ -43,17 +43,12 @@ _FIRST_FRAME = 2
 """After the opcode of the protocol."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _SharedStructure:
     """The part of the structure that checkpoints with equal metadata share."""
 
     chosen: ChosenItems
     chunks: ChunkReader = field(default_factory=ChunkReader)
-
-
-def is_dcp(folder: Folder) -> bool:
-    """Whether a folder was saved by torch.distributed.checkpoint, completely or not."""
-    return METADATA in folder.files or any(map(is_data, folder.files))
 
 
 def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
@@ -94,11 +89,6 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         side_files=side_files,
     )
     return add_weights_beside(folder, structure)
-
-
-def is_data(name: str) -> bool:
-    """Whether a file has the name of one with data."""
-    return name.endswith(_DATA_SUFFIX)
 
 
 def _refuse_unfinished(folder: Folder) -> None:

@@ -6,22 +6,16 @@ whole tensor is not. Source: ``torch/distributed/checkpoint/_hf_utils.py`` and `
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePath
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.dcp.dcp_names import is_shard_of_a_rank
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.structure import Structure, are_sizes
 from ema_cli.text import quoted
 
 SHARDING_INFO = "DCP_SHARDING_INFO"
-_SHARD_OF_A_RANK = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 _MOST_ENTRIES = 4_000_000
-
-
-def is_shard_of_a_rank(name: str) -> bool:
-    """Whether a file has the name that the writer gives to the file of one rank."""
-    return _SHARD_OF_A_RANK.fullmatch(name) is not None
 
 
 def piece_origins(structure: Structure) -> dict[str, tuple[int, ...]]:

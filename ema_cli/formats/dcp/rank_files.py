@@ -7,11 +7,12 @@ of a tensor follows from its pieces, which must tile it. Source: ``torch/distrib
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import add
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.dcp.piece_header import SHARDING_INFO, is_shard_of_a_rank, piece_origins
+from ema_cli.formats.dcp.dcp_names import is_shard_of_a_rank
+from ema_cli.formats.dcp.piece_header import SHARDING_INFO, piece_origins
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import (
@@ -24,11 +25,12 @@ from ema_cli.formats.members import (
 )
 from ema_cli.formats.safetensors import read_safetensors
 from ema_cli.formats.structure import Keys, Structure, refusal_of, refuse_keys
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool, Part, TensorLayout
 from ema_cli.text import plural, quoted, shortlist
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _RankPiece:
     """A rectangle of a tensor in the file of one rank."""
 
@@ -38,11 +40,6 @@ class _RankPiece:
     member: int
     position: int
     """Among the tensors of the file."""
-
-
-def is_sharded_safetensors(folder: Folder) -> bool:
-    """Whether ranks saved their pieces in a folder."""
-    return any(map(is_shard_of_a_rank, folder.files))
 
 
 def read_sharded_safetensors(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:

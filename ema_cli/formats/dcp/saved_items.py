@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ema_cli.record import record
 
 Sizes = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ByteRange:
     """The bytes of an item: a range of a file of the folder."""
 
@@ -16,7 +16,7 @@ class ByteRange:
     length: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Chunk:
     """A rectangle of a tensor that was saved separately."""
 
@@ -26,7 +26,7 @@ class Chunk:
     stored: ByteRange
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SavedTensor:
     """A whole tensor; its chunks tile it."""
 
@@ -37,7 +37,7 @@ class SavedTensor:
     """Those that have elements, in the order of their origins."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SavedItems:
     """Everything that a folder declares, by flat name, in the order of the state dict."""
 

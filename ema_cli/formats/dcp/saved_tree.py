@@ -20,6 +20,7 @@ from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.structure import MOST_TENSORS, Keys
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.formats.torch.storages import StorageRef
+from ema_cli.record import record
 from ema_cli.text import quoted, shortlist
 
 _OPTIMIZERS = frozenset({"optimizer", "optimizers", "optim", "lr_scheduler", "lr_schedulers"})
@@ -31,7 +32,7 @@ _MOST_OBJECTS = 16
 """Among the weights."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ChosenItems:
     """The items of a folder that are read: the weights, what is among them, and those that may hold the step."""
 

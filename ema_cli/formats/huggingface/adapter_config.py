@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from ema_cli.errors import InputRefused, NothingMatched
 from ema_cli.formats.json_text import JsonError, read_config
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import open_source
 from ema_cli.text import quoted
@@ -28,7 +28,7 @@ _LONGEST_NAME = 1000
 _PATTERN = "the pattern {} of rank_pattern or alpha_pattern"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AdapterConfig:
     """The configuration of an adapter."""
 

@@ -15,7 +15,6 @@ from typing import NoReturn
 from ema_cli.errors import InputRefused, NothingMatched, Proposal
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
-from ema_cli.formats.huggingface.sharded_model import read_shards
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.huggingface.weight_names import (
     Weights,
@@ -27,7 +26,6 @@ from ema_cli.formats.huggingface.weight_names import (
 from ema_cli.formats.json_text import JsonError, read_config
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure
-from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import literal, open_source
 from ema_cli.text import quoted, shortlist
@@ -66,9 +64,13 @@ def read_indexed_model(folder: Folder, index: str, keys: Keys, pool: LayoutPool)
 
 def _read_weights(folder: Folder, weights: Weights, keys: Keys, pool: LayoutPool) -> Structure:
     if weights.sharded:
+        from ema_cli.formats.huggingface.sharded_model import read_shards  # noqa: PLC0415
+
         structure = read_shards(folder, weights, keys, pool)
     else:
         structure = read_only_member(folder, weights.files[0], keys, pool)
+    from ema_cli.formats.weights_beside import add_weights_beside  # noqa: PLC0415 - not for single files
+
     structure = add_weights_beside(folder, structure, copies=files_of_weights(folder.files))
     return replace(add_trainer_files(folder, structure, pool), stem=weights.model, quantized=_quantization(folder))
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from ema_cli.formats.file_names import TRAINER_STATE, is_numbered, is_weights, parse_shard_name
 from ema_cli.formats.structure import SeveralModels
+from ema_cli.record import record
 from ema_cli.text import quoted, shortlist
 
 _MODEL = {
@@ -32,7 +32,7 @@ _FURTHER = re.compile(r"(?:pytorch_)?model(?:_fsdp)?_[0-9]+\.(?:safetensors|bin)
 _CONFIGURATION = ("config.json", "adapter_config.json", "trainer_state.json")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Weights:
     """One copy of a model in a folder."""
 

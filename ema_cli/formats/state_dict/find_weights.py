@@ -11,7 +11,6 @@ children could be the model, the checkpoint is refused, and the message names th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused, Proposal, RunWarning
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
@@ -25,6 +24,7 @@ from ema_cli.formats.state_dict.trainer_layouts import USUAL_NAMES, is_parameter
 from ema_cli.formats.state_dict.tree import Tensor, is_module, join, named, parts
 from ema_cli.formats.state_dict.unwritten import describe_unwritten
 from ema_cli.formats.structure import Keys
+from ema_cli.record import record
 from ema_cli.text import quoted, shortlist
 
 _SEARCH_DEPTH = 3
@@ -38,7 +38,7 @@ _OTHER_DEPTH = 2
 """The same below a child with any other name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StateDict:
     """The weights of a checkpoint."""
 

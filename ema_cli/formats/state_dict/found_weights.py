@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from ema_cli.errors import InputRefused
@@ -12,10 +12,11 @@ from ema_cli.formats.state_dict.trainer_layouts import is_parameter, may_be_weig
 from ema_cli.formats.state_dict.tree import MOST_ENTRIES, Tensor, is_module, join, leaves, named, parts, spelled
 from ema_cli.formats.state_dict.unnamed_parts import Unnamed, unnamed_at, unnamed_below
 from ema_cli.formats.torch.objects import QUANTIZE_LATER, UnsupportedTensor
+from ema_cli.record import record
 from ema_cli.text import quoted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class FoundWeights:
     """The tensors below a key."""
 

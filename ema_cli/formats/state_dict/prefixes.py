@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from ema_cli.errors import UsageError
+from ema_cli.record import record
 from ema_cli.text import quoted
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.
 _WRAPPER_PARTS = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _WRAPPERS))})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StrippedNames:
     """Names without the prefixes of wrappers."""
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.tree import follow, is_module, join, parts
 from ema_cli.formats.torch.objects import TensorRef
-from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensor
 from ema_cli.name_numbers import MOST_DIGITS, STEP_LIMIT
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
+
+if TYPE_CHECKING:
+    from ema_cli.formats.torch.tensor_locations import FindStorage
 
 _STEP_KEYS = (
     "ema_avg.step",  # a snapshot of a live EMA
@@ -181,6 +183,8 @@ def _decoded(kind: str, raw: bytes, order: Literal["little", "big"]) -> int | fl
 
 
 def _tensor_value(key: str, tensor: TensorRef, source: ByteSource, find_storage: FindStorage) -> int | None:
+    from ema_cli.formats.torch.tensor_locations import locate_tensor  # noqa: PLC0415 - a safetensors file has none
+
     dtype = BY_TORCH_NAME.get(tensor.dtype_name)
     if dtype is None or tensor.shape != () or dtype.torch_name not in _KINDS:
         return None

@@ -40,6 +40,7 @@ from ema_cli.formats.state_dict.trainer_layouts import (
 from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered, unnamed
 from ema_cli.formats.state_dict.unnamed_parts import unnamed_below, warn_of_unnamed
 from ema_cli.formats.torch.objects import TensorRef
+from ema_cli.record import record
 from ema_cli.text import plural, quoted, shortlist
 
 _MOST_KEYS = 3
@@ -47,7 +48,7 @@ _MOST_VALUES = 20_000
 _DEEPEST = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Unwritten:
     """What is not written, in sentences."""
 

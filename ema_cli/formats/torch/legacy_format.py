@@ -33,11 +33,6 @@ _FIRST_READ, _SECOND_READ = 1 << 20, 16 << 20
 _COUNT_BYTES = 8
 
 
-def looks_like_pickle(head: bytes) -> bool:
-    """Whether a file begins like a pickle of protocol 2 or newer."""
-    return len(head) > 1 and head[0] == 0x80 and head[1] <= 5  # noqa: PLR2004 - PROTO and its version
-
-
 def read_torch_legacy(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint in the format before torch 1.6.
 

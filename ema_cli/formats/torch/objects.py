@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TypeGuard
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
 from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
+from ema_cli.record import record
 from ema_cli.text import safe_text
 
 _ONE_SHARD = "and this file has one rank's shard of it; save with torch.distributed.checkpoint or full_state_dict=True"
@@ -30,7 +31,7 @@ _CODES = "quantized"
 _MOST_FLAGS = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorRef:
     """A strided view of a storage, as declared; ``locate_tensor`` checks it against the storage."""
 
@@ -47,7 +48,7 @@ class TensorRef:
     """Whether it was saved as a tensor that is trained; a state dict has detached tensors."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class UnsupportedTensor:
     """A tensor without plain strided data: sparse, quantized, meta, a shard."""
 

@@ -5,11 +5,10 @@ Source: the persistent ids of ``torch/serialization.py``, and the storage classe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, PickleError
 from ema_cli.formats.structure import are_sizes
+from ema_cli.record import record
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",
@@ -35,7 +34,7 @@ _UNWRITABLE_BYTES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "qu
 """Element sizes of types that cannot be written, but may occur beside the weights."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StorageRef:
     """A block of bytes that the file stores under ``key``."""
 

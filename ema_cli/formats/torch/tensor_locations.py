@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
@@ -11,6 +10,7 @@ from ema_cli.formats.state_dict.tree import Tensor
 from ema_cli.formats.structure import UnreadableTensor, are_sizes, writable_name
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.formats.torch.shared_bytes import refuse_shared_bytes
+from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool, TensorLayout, normal_strides, span
 from ema_cli.text import quoted, shortlist
 
@@ -21,7 +21,7 @@ _EXPANDED_BYTES = 1 << 26
 """An expanded tensor (stride 0) may be larger than its storage up to this size."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LocatedTensors:
     """The tensors of a state dict with their offsets in a file."""
 
@@ -32,7 +32,7 @@ class LocatedTensors:
     """Tensors that are not plain numbers: name and reason."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _TensorsInStorages:
     """The tensors with their offsets in the storages, which are the same in every file of equal declarations."""
 

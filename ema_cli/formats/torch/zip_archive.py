@@ -12,19 +12,14 @@ from collections.abc import Iterable
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.foreign_archives import foreign_zip
+from ema_cli.formats.torch.first_bytes import LOCAL_SIGNATURE
 from ema_cli.formats.torch.zip_directory import FETCH_AGAIN, LOCAL_HEADER, ZipDirectory, ZipEntry
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
-_LOCAL_SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED = 0x1
 RESAVE = "torch.save(torch.load(path, weights_only=True), path)"
-
-
-def looks_like_zip(head: bytes) -> bool:
-    """Whether a file begins like a zip archive."""
-    return head.startswith(_LOCAL_SIGNATURE)
 
 
 class Archive:
@@ -113,7 +108,7 @@ class Archive:
             raw = self._source.read(entry.header, size)
             signature, _, _, method, *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(raw)
             start = entry.header + size + extra_bytes
-            same = (signature, method, name_bytes) == (_LOCAL_SIGNATURE, entry.method, len(entry.name_bytes))
+            same = (signature, method, name_bytes) == (LOCAL_SIGNATURE, entry.method, len(entry.name_bytes))
             if same and raw[LOCAL_HEADER.size :] == entry.name_bytes and start + entry.size <= self._source.size():
                 return int(start)
         raise InputRefused(f"has a damaged record {quoted(entry.name)}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
+from ema_cli.record import record
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
@@ -36,7 +36,7 @@ _FULL = 0xFFFFFFFF
 """A size that is in the extra field."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ZipEntry:
     """The directory's entry of one record."""
 

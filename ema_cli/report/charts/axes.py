@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ema_cli.record import record
 from ema_cli.report.charts.canvas import LARGEST, Box, path, text, units
 from ema_cli.report.charts.lettering import FONT_SIZE, ROW, shortened, text_width
 from ema_cli.report.charts.ticks import Ticks, inner_ticks
@@ -14,7 +14,7 @@ _GAP = 10
 _MOST_TICKS = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Scale:
     """A linear map from numbers in [low, high] to places in [start, stop]; numbers outside are drawn at the edge."""
 
@@ -38,7 +38,7 @@ def padded(low: float, high: float) -> tuple[float, float]:
     return max(-LARGEST, low - around), min(LARGEST, high + around)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TickLabel:
     """The label of a tick on a horizontal axis."""
 

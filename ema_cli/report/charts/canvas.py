@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from ema_cli.record import record
 from ema_cli.text import printable
 
 Point = tuple[float, float]
@@ -18,7 +18,7 @@ LARGEST, SMALLEST = 1e300, 1e-300
 """Magnitudes beyond these are drawn like these, or like zero: then spans and their parts are finite, too."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Size:
     """One of the sizes that a chart is drawn in."""
 
@@ -36,7 +36,7 @@ WIDE = Size(name="wide", width=760, plot_height=230)
 NARROW = Size(name="narrow", width=380, plot_height=190, has_tips=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Box:
     """A rectangle; y grows downward."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from ema_cli.record import record
 from ema_cli.report.charts.axes import (
     ABOVE,
     BELOW,
@@ -40,7 +40,7 @@ _MOST_OWN_TICKS, _LONGEST_OWN_TICK = 20, 1e6
 """Checkpoints that each have a tick, if their numbers are below the second one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Curve:
     """A number per checkpoint, of one average."""
 
@@ -59,7 +59,7 @@ class Curve:
         return Curve(name=self.name, values=self.values[begin:])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Frame:
     """Where curves are drawn, and everything around them."""
 

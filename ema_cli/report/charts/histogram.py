@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ema_cli.record import record
 from ema_cli.report.charts.axes import (
     ABOVE,
     BELOW,
@@ -31,7 +31,7 @@ _ZERO_ROOM = 56.0
 """Width of the bin of zeros, with the gap to the others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Bins:
     """Bins next to each other, each between two bounds."""
 

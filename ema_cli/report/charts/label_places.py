@@ -7,8 +7,8 @@ takes the least bad place, and one that need not be is dropped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from ema_cli.record import record
 from ema_cli.report.charts.canvas import Box, Point
 from ema_cli.report.charts.lettering import FONT_SIZE, text_width
 
@@ -20,7 +20,7 @@ _ON_A_POINT, _ON_A_LINE = 100.0, 3.0
 """Costs of a label on a point or label, and on a line of the path."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Wish:
     """A label that wants a place."""
 
@@ -32,7 +32,7 @@ class Wish:
     """Whether it is shown even where there is no free place."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PlacedLabel:
     """A label at its place."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ema_cli.record import record
 from ema_cli.report.charts.axes import ABOVE, Scale, fitting_ticks, left_margin, level_axis, upright_axis
 from ema_cli.report.charts.canvas import Box, Point, path, units
 from ema_cli.report.charts.ticks import Ticks, inner_ticks
@@ -19,7 +19,7 @@ _AROUND = 34.0
 _TICK_ROOM = 45
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Plane:
     """Where points of a plane are drawn."""
 
@@ -34,7 +34,7 @@ class Plane:
         return self.across(point[0]), self.up(point[1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Upright:
     """The vertical axis."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ema_cli.record import record
 from ema_cli.report.charts.axes import padded, spread_labels, thinned_labels
 from ema_cli.report.charts.canvas import known, path, text, units
 from ema_cli.report.charts.lettering import FONT_SIZE, text_width
@@ -21,7 +21,7 @@ LEGEND_HEIGHT = _BAR + FONT_SIZE + 9
 """Height of the legend."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Shades:
     """A scale: the shades are for equal parts between two numbers, or between their logarithms."""
 

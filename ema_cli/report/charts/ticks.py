@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from ema_cli.record import record
 
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _FIRST_SUFFIX = 1e5
@@ -15,7 +16,7 @@ _MOST_DECIMALS = 3
 """Decimals before a suffix; numbers that need more are written out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Ticks:
     """Round numbers at equal distances, each with its text."""
 
@@ -23,7 +24,7 @@ class Ticks:
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Step:
     """The distance of ticks: ``factor * 10 ** exponent``."""
 

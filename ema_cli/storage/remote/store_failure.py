@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from ema_cli.record import record
 
 
 class FailureKind(Enum):
@@ -28,7 +29,7 @@ class FailureKind(Enum):
 _PASSING = (FailureKind.BUSY, FailureKind.FAILING, FailureKind.UNREACHABLE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StoreFailure:
     """What an error of a store means."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from ema_cli.record import record
 from ema_cli.storage.remote.limits import PACE_BYTES, PACE_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.text import quoted
@@ -20,7 +20,7 @@ _WHOLE, PARTIAL = 200, 206
 _RANGE = re.compile(r"bytes[ =](\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DeclaredRange:
     """What the headers of an answer declare."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
 
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.formats.safetensors import build_header, header_with
+from ema_cli.record import record
 from ema_cli.records.files import PlannedFile, SideFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.records.series import Checkpoint
@@ -27,7 +27,7 @@ _COPY = Weighting(method=Method(name="uniform"), weights=(1.0,), shares=(1.0,))
 """A copy is the mean of one checkpoint."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OutputCopy:
     """An output that is to be written, and the pieces of its data section."""
 
