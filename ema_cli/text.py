@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -53,6 +54,7 @@ _REMOVED = re.compile(r"/\*{3}@|(?:[?#=_]|2f|AKIA|ASIA|AIza|eyJ|glpat-|ya29\.|xo
 _COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
 """Commands of GitHub and Azure, and of TeamCity."""
 _LONGEST_SIZE = 24
+_SHORT = 1000
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
 
 
@@ -69,8 +71,7 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
 
     """
     if ":/" in text or ":\\/" in text:
-        is_url = whole and _URL_TO_THE_END.match(text)
-        text = (_URL_TO_THE_END if is_url else _URLS).sub(_without_secrets_of_urls, text)
+        text = (_clean_short_text if len(text) <= _SHORT else _clean_urls)(text, whole=whole)
     if "%" in text:
         text = _ENCODED.sub(_without_encoded_secrets, text)
     if "=" in text or " url: /" in text:
@@ -78,6 +79,15 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
     if "uthorization" in text or "UTHORIZATION" in text:
         text = _LOGIN.sub(rf"\1{HIDDEN}", text)
     return _TOKEN.sub(lambda found: f"{next(filter(None, found.groups()))}{HIDDEN}", text)
+
+
+def _clean_urls(text: str, *, whole: bool) -> str:
+    is_url = whole and _URL_TO_THE_END.match(text)
+    return (_URL_TO_THE_END if is_url else _URLS).sub(_without_secrets_of_urls, text)
+
+
+_clean_short_text = lru_cache(maxsize=1 << 12)(_clean_urls)
+"""The same address is cleaned many times in a run."""
 
 
 def _without_secrets_of_urls(found: re.Match[str]) -> str:

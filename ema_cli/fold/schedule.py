@@ -40,7 +40,8 @@ class Schedule:
         self._plan = plan
         self._done = done
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
-        sources = [source for i in plan.used for source in plan.checkpoints[i].index.sources]
+        checkpoints = plan.checkpoints
+        sources = [source for i in plan.used for source in checkpoints[i].index.sources]
         self._ahead_bytes = max(source.prefetch_bytes for source in sources)
         window = max(source.window_bytes for source in sources)
         window = max(_SMALLEST_WINDOW, min(window, self._ahead_bytes // (2 * len(plan.used))))
