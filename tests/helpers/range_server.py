@@ -17,7 +17,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-
 _PIECE_BYTES = 1 << 18
 
 
@@ -40,7 +39,7 @@ class Throttle:
             with self._lock:
                 self._free = max(self._free, time.monotonic()) + count / self._rate
                 wait = self._free - time.monotonic()
-            time.sleep(wait)
+            time.sleep(max(0.0, wait))
             connection.sendfile(file, begin, count)
 
 

@@ -14,7 +14,7 @@ from ema_cli.storage.remote.daemon_pool import DaemonPool
 Fetch = Callable[[int, int], Pieces]
 """Returns the bytes from the first offset up to the second."""
 
-_REQUEST_BYTES = 1 << 24
+_REQUEST_BYTES = 1 << 23
 _GAP_BYTES = 1 << 12
 """Ranges with a smaller gap are fetched together with the gap: padding, headers of records."""
 _PART_BYTES = 1 << 17
@@ -114,7 +114,10 @@ class Prefetcher:
         if request is None:
             return 0
         if request.future is None:
-            self._send_all(request)
+            for one in list(_GROWING):  # they will be needed next
+                one.send_growing()
+            with self._lock:
+                self._send(request)
         assert request.future is not None  # noqa: S101 - sent above
         answer = request.future.result()
         taken = 0
@@ -177,14 +180,11 @@ class Prefetcher:
         self._requests.insert(number, self._growing)
         return stop
 
-    def _send_all(self, request: _Request) -> None:
-        """Send a request that is needed now, and those of all other sources, which will be needed next."""
-        for one in list(_GROWING):
-            with one._lock:  # noqa: SLF001 - of the same class
-                if one._growing is not None:
-                    one._send(one._growing)
+    def send_growing(self) -> None:
+        """Send what was announced and not sent yet."""
         with self._lock:
-            self._send(request)
+            if self._growing is not None:
+                self._send(self._growing)
 
     def _send(self, request: _Request) -> None:
         _GROWING.pop(self, None)

@@ -44,7 +44,7 @@ class RemoteSource(ByteSource):
     """
 
     is_remote = True
-    window_bytes = 1 << 23
+    window_bytes = 1 << 22
     prefetch_bytes = 1 << 28
 
     def __init__(self, url: Url) -> None:
