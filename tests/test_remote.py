@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched, UsageError
 from ema_cli.storage.locations import locate
+from ema_cli.storage.remote import prefetch
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.url import Url
 
@@ -408,6 +409,7 @@ def test_every_byte_comes_out_as_it_is(data: st.DataObject) -> None:
             assert taken > 0
             done += taken
     assert bytes_in_memory(prefetcher) == 0
+    prefetcher.close()
 
 
 def test_bytes_taken_from_a_request_are_freed() -> None:
@@ -430,8 +432,8 @@ def pieces_of(data: bytes, sizes: Sequence[int]) -> list[bytes]:
     return pieces
 
 
-def test_a_needed_request_sends_those_of_all_other_sources() -> None:
-    """What was announced of the other sources is fetched at the same time, as it is needed next."""
+def test_a_needed_request_sends_those_of_all_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was announced of the others is fetched at the same time, as it is needed next; but no more than fits."""
     fetched = queue.SimpleQueue[int]()
 
     def make(number: int) -> Prefetcher:
@@ -441,15 +443,21 @@ def test_a_needed_request_sends_those_of_all_other_sources() -> None:
 
         return Prefetcher(fetch)
 
-    prefetchers = [make(number) for number in range(5)]
-    for prefetcher in prefetchers:
-        prefetcher.announce(0, 1000)
-        prefetcher.announce(1000, 3000)
+    held = prefetch._TOTAL.nbytes
+    for limit, sent in ((1 << 20, [0, 1, 2, 3, 4]), (4000, [0, 1, 2])):
+        monkeypatch.setattr(prefetch, "_MOST_BYTES", held + limit)
+        prefetchers = [make(number) for number in range(5)]
+        for prefetcher in prefetchers:
+            prefetcher.announce(0, 1000)
+            prefetcher.announce(1000, 3000)
+        assert fetched.empty()
+        assert prefetchers[2].take(0, memoryview(bytearray(100))) == 100
+        assert sorted(fetched.get(timeout=60) for _ in sent) == sent
+        assert prefetch._TOTAL.nbytes == held + 3000 * len(sent)
+        for prefetcher in prefetchers:
+            prefetcher.close()
+        assert prefetch._TOTAL.nbytes == held
     assert fetched.empty()
-    assert prefetchers[2].take(0, memoryview(bytearray(100))) == 100
-    assert sorted(fetched.get(timeout=60) for _ in prefetchers) == [0, 1, 2, 3, 4]
-    for prefetcher in prefetchers:
-        prefetcher.close()
 
 
 def bytes_in_memory(prefetcher: Prefetcher) -> int:

@@ -20,8 +20,26 @@ _GAP_BYTES = 1 << 12
 _PART_BYTES = 1 << 17
 """What was taken of a request is counted by parts of this size: with many sources, the remains would add up."""
 _FETCHERS = DaemonPool("fetch", threads=12)
+_MOST_BYTES = 3 << 26
+"""While so many bytes are in memory, or on their way, nothing is requested before it is needed."""
 _GROWING: dict[Prefetcher, None] = {}
 """Those with a request that was not sent yet, in the order of their announcements."""
+
+
+class _Total:
+    """How many bytes all sources requested and did not release. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """Add bytes, or subtract them."""
+        with self._lock:
+            self.nbytes += nbytes
+
+
+_TOTAL = _Total()
 
 
 class _Answer:
@@ -49,7 +67,7 @@ class _Answer:
 class _Request:
     """A range that is fetched in one request, and released piece by piece."""
 
-    __slots__ = ("begin", "end", "future", "left")
+    __slots__ = ("begin", "end", "future", "held", "left")
 
     def __init__(self, begin: int, end: int) -> None:
         self.begin = begin
@@ -57,6 +75,8 @@ class _Request:
         self.left: list[int] = []
         """For each part, the announced bytes that were not taken yet."""
         self.future: Future[_Answer] | None = None
+        self.held = 0
+        """Bytes that are counted in ``_TOTAL``."""
         self.grow(begin, end)
 
     def grow(self, begin: int, end: int) -> None:
@@ -81,7 +101,13 @@ class _Request:
         for number in range(answer.number(low), answer.number(high - 1) + 1):
             parts = slice(answer.starts[number] // _PART_BYTES, (answer.starts[number + 1] - 1) // _PART_BYTES + 1)
             if max(self.left[parts]) <= 0:
+                self.hold(self.held - len(answer.pieces[number]))
                 answer.pieces[number] = b""
+
+    def hold(self, nbytes: int) -> None:
+        """Change the number of bytes that are in memory, or on their way."""
+        _TOTAL.add(nbytes - self.held)
+        self.held = nbytes
 
 
 class Prefetcher:
@@ -115,6 +141,8 @@ class Prefetcher:
             return 0
         if request.future is None:
             for one in list(_GROWING):  # they will be needed next
+                if _TOTAL.nbytes >= _MOST_BYTES:
+                    break
                 one.send_growing()
             with self._lock:
                 self._send(request)
@@ -137,6 +165,7 @@ class Prefetcher:
         request.release(answer, begin, end)
         position = self._number(request.begin)
         if max(request.left) <= 0 and position >= 0 and self._requests[position] is request:
+            request.hold(0)
             del self._requests[position]
             if self._growing is request:
                 self._growing = None  # it is complete
@@ -146,6 +175,7 @@ class Prefetcher:
         self.closed.set()
         with self._lock:
             for request in self._requests:
+                request.hold(0)
                 if request.future is not None:
                     request.future.cancel()
             self._requests.clear()
@@ -190,4 +220,5 @@ class Prefetcher:
         _GROWING.pop(self, None)
         if request.future is None:
             begin, end = request.begin, request.end
+            request.hold(end - begin)
             request.future = _FETCHERS.submit(lambda: _Answer(self._fetch(begin, end)))
