@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -52,6 +53,7 @@ _REMOVED = r"(?i)/\*{3}@|(?:[?#=_]|2f|AKIA|ASIA|AIza|eyJ|glpat-|ya29\.|xox[a-z]-
 _COMMAND = re.compile(r"(?<!\S)::|##(?=vso\[|teamcity\[|\[)")
 """Commands of GitHub and Azure, and of TeamCity."""
 _LONGEST_SIZE = 24
+_SHORT = 1000
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
 
 
@@ -68,8 +70,7 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
 
     """
     if ":/" in text or ":\\/" in text:
-        is_url = whole and re.match(_URL_TO_THE_END, text)
-        text = re.sub(_URL_TO_THE_END if is_url else _URLS, _without_secrets_of_urls, text)
+        text = (_clean_short_text if len(text) <= _SHORT else _clean_urls)(text, whole=whole)
     if "%" in text:
         text = re.sub(_ENCODED, _without_encoded_secrets, text)
     if "=" in text or " url: /" in text:
@@ -77,6 +78,15 @@ def without_secrets(text: str, *, whole: bool = False) -> str:
     if "uthorization" in text or "UTHORIZATION" in text:
         text = re.sub(_LOGIN, rf"\1{HIDDEN}", text)
     return _TOKEN.sub(lambda found: f"{next(filter(None, found.groups()))}{HIDDEN}", text)
+
+
+def _clean_urls(text: str, *, whole: bool) -> str:
+    is_url = whole and re.match(_URL_TO_THE_END, text)
+    return re.sub(_URL_TO_THE_END if is_url else _URLS, _without_secrets_of_urls, text)
+
+
+_clean_short_text = lru_cache(maxsize=1 << 12)(_clean_urls)
+"""The same address is cleaned many times in a run."""
 
 
 def _without_secrets_of_urls(found: re.Match[str]) -> str:

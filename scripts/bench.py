@@ -66,15 +66,31 @@ else:
     shapes = {name: tensor.shape for name, tensor in loaded.items()}
 """
 _DOWNLOAD = """
-import http.client, sys
-connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
-buffer = bytearray(1 << 20)
-for name in sys.argv[2:]:
-    connection.request("GET", "/" + name)
-    answer = connection.getresponse()
-    while answer.readinto(buffer):
-        pass
+import http.client, queue, sys, threading
+names = queue.SimpleQueue()
+for name in sys.argv[3:]:
+    names.put(name)
+def work():
+    connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+    buffer = bytearray(1 << 20)
+    while True:
+        try:
+            connection.request("GET", "/" + names.get_nowait())
+        except queue.Empty:
+            return
+        answer = connection.getresponse()
+        while answer.readinto(buffer):
+            pass
+threads = [threading.Thread(target=work) for _ in range(int(sys.argv[2]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
 """
+_CONNECTIONS = 12
+"""Of the downloads, and of ema-avg."""
+_LINKS = {"loopback": (0, 0), "10 ms per request": (0.01, 0), "100 MB/s": (0, 1e8)}
+"""Seconds before each answer, and bytes per second; 0 for any number."""
 _PROBE_ALONE = """
 import sys, time
 from ema_cli.evidence.probe import examine_series
@@ -460,9 +476,10 @@ class _Server(NamedTuple):
 
 
 @contextmanager
-def _served(folder: Path) -> Iterator[_Server]:
+def _served(folder: Path, delay: float, rate: float) -> Iterator[_Server]:
     log = folder / "requests"
     command = [sys.executable, "-m", "tests.helpers.range_server", str(folder.resolve()), str(log.resolve())]
+    command += [str(delay), str(rate)]
     root = Path(__file__).parent.parent
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -478,14 +495,18 @@ def _served(folder: Path) -> Iterator[_Server]:
 def _remote(settings: _Settings) -> _Rows:
     """Read from a web server on the loopback: requests, bytes, time against plain downloads, memory against files."""
     yield (
-        *("checkpoints on a web server, warm", "plan: requests", "sent", "run: requests", "sent / needed"),
-        *("plain downloads", "ema-avg, remote", "ratio", "ema-avg, local", "peak memory: remote", "local"),
+        *("checkpoints on a web server, warm", "link", "plan: requests", "sent", "run: requests", "sent / needed"),
+        *("parallel downloads", "ema-avg, remote", "ratio", "CPU: downloads", "remote", "local"),
+        *("peak memory: remote", "local"),
     )
     large = _Series(max(2, settings.objects // 25), 40, settings.remote_bytes // 160)
     small = _Series(settings.objects, 10, 50_000)
     for series in (large, large._replace(suffix=".pt"), small, small._replace(suffix=".pt")):
-        with _on_disk(series, settings) as paths, _served(paths[0].parent) as server:
-            yield _remote_row(series, paths, server, settings)
+        with _on_disk(series, settings) as paths:
+            for link, (delay, rate) in _LINKS.items():
+                with _served(paths[0].parent, delay, rate) as server:
+                    first, *rest = _remote_row(series, paths, server, settings)
+                yield first, link, *rest
 
 
 def _remote_row(series: _Series, paths: Sequence[Path], server: _Server, settings: _Settings) -> tuple[str, ...]:
@@ -493,8 +514,9 @@ def _remote_row(series: _Series, paths: Sequence[Path], server: _Server, setting
     _run(_Job([_EMA_AVG, "plan", *urls, "--decay", 0.9], paths), settings)
     planned, planned_bytes = server.sent()
     remote: Sequence[object] = [_EMA_AVG, *urls, "--decay", 0.9, "-o", settings.out / "out.safetensors"]
+    names = [path.name for path in paths]
     jobs = {
-        "downloads": _Job([sys.executable, "-c", _DOWNLOAD, server.port, *(path.name for path in paths)], paths),
+        "downloads": _Job([sys.executable, "-c", _DOWNLOAD, server.port, _CONNECTIONS, *names], paths),
         "remote": _Job(remote, paths),
         "local": _Job(_ours(paths, settings), paths),
     }
@@ -505,7 +527,8 @@ def _remote_row(series: _Series, paths: Sequence[Path], server: _Server, setting
         *(f"{planned:,}", _size(planned_bytes), f"{made:,.0f}"),
         f"{sent / (series.checkpoints * series.data_bytes()):.3f}",
         *(f"{downloads.seconds:.2f} s", f"{far.seconds:.2f} s", f"{far.seconds / downloads.seconds:.2f}"),
-        *(f"{near.seconds:.2f} s", _peak(far), _peak(near)),
+        *(f"{sample.cpu_seconds:.2f} s" for sample in (downloads, far, near)),
+        *(_peak(far), _peak(near)),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, NothingMatched, UsageError
 from ema_cli.storage.locations import locate
+from ema_cli.storage.remote import prefetch
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.url import Url
 
@@ -292,6 +295,38 @@ def test_an_object_that_changes_is_an_error(heeds: bool, site: Site, tmp_path: P
     assert not list(tmp_path.glob("*b.safetensors*"))
 
 
+@pytest.mark.parametrize("etag", ['"one"', 'W/"one"'])
+def test_an_object_is_asked_for_again_only_without_proof(etag: str, site: Site, tmp_path: Path) -> None:
+    """Answers with one strong entity tag are of one version; after others, one byte of each object is requested."""
+    site.etag = etag
+    ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
+    assert [length for *_, length in site.ranges].count(1) == (0 if etag == '"one"' else 4)
+
+
+def test_an_object_that_changed_after_its_last_byte_is_an_error_without_proof(site: Site, tmp_path: Path) -> None:
+    """A weak entity tag does not prove that the parts are of one version."""
+    site.etag = 'W/"one"'
+    ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "a.safetensors")
+    needed, site.asked = site.asked - 4, 0
+
+    def change(number: int) -> bool:
+        site.etag = 'W/"two"' if number > needed else 'W/"one"'
+        return False
+
+    site.fail = change
+    with pytest.raises(InputChanged, match="was changed while it was being read"):
+        ema_cli.average(names(site, "safetensors"), decay=0.5, output=tmp_path / "b.safetensors")
+
+
+def test_the_structure_of_a_torch_file_is_two_requests(site: Site) -> None:
+    """They are the beginning of the file and its end, whatever the number of tensors."""
+    tensors = {f"w{n}": torch.randn(5000) for n in range(50)}
+    for step in range(2):
+        torch.save(tensors, site.folder / f"t_{step}.pt")
+    ema_cli.plan([f"{site.address}/t_{step}.pt" for step in range(2)], decay=0.5, probe=False)
+    assert len(site.ranges) == 4
+
+
 def test_what_cannot_be_read_in_parts_is_refused(site: Site) -> None:
     """A server without ranges would send whole files for each part; a missing file is missing."""
     with pytest.raises(NothingMatched, match=r"there is no .*none\.pt"):
@@ -338,9 +373,9 @@ def test_announced_ranges_are_fetched_once() -> None:
     data = bytes(range(256)) * 200
     fetched: list[tuple[int, int]] = []
 
-    def fetch(begin: int, end: int) -> bytes:
+    def fetch(begin: int, end: int) -> list[bytes]:
         fetched.append((begin, end))
-        return data[begin:end]
+        return pieces_of(data[begin:end], [10_000])
 
     prefetcher = Prefetcher(fetch)
     for begin in range(0, 40_000, 1000):
@@ -359,7 +394,8 @@ def test_every_byte_comes_out_as_it_is(data: st.DataObject) -> None:
     """In whatever order ranges are announced and taken, bytes are right or absent, and none is in memory in the end."""
     size = 700_000
     content = np.random.default_rng(0).bytes(size)
-    prefetcher = Prefetcher(lambda begin, end: content[begin:end])
+    sizes = data.draw(st.lists(st.integers(5_000, 400_000), min_size=1, max_size=3))
+    prefetcher = Prefetcher(lambda begin, end: pieces_of(content[begin:end], sizes))
     spans = st.tuples(st.integers(0, size - 1), st.integers(1, 300_000)).map(lambda s: (s[0], min(size, sum(s))))
     announced = data.draw(st.lists(spans, max_size=6))
     for begin, end in announced:
@@ -373,11 +409,12 @@ def test_every_byte_comes_out_as_it_is(data: st.DataObject) -> None:
             assert taken > 0
             done += taken
     assert bytes_in_memory(prefetcher) == 0
+    prefetcher.close()
 
 
 def test_bytes_taken_from_a_request_are_freed() -> None:
-    """A request is freed part by part, not when all of it was taken."""
-    prefetcher = Prefetcher(lambda begin, end: bytes(end - begin))
+    """A request is freed piece by piece, not when all of it was taken."""
+    prefetcher = Prefetcher(lambda begin, end: pieces_of(bytes(end - begin), [1 << 17]))
     prefetcher.announce(0, 1 << 20)
     done = 0
     while done < 1 << 19:
@@ -385,7 +422,45 @@ def test_bytes_taken_from_a_request_are_freed() -> None:
     assert bytes_in_memory(prefetcher) == 1 << 19
 
 
+def pieces_of(data: bytes, sizes: Sequence[int]) -> list[bytes]:
+    """Return bytes in pieces of these sizes, in turn."""
+    pieces, begin, turn = [], 0, cycle(sizes)
+    while begin < len(data):
+        size = next(turn)
+        pieces.append(data[begin : begin + size])
+        begin += size
+    return pieces
+
+
+def test_a_needed_request_sends_those_of_all_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was announced of the others is fetched at the same time, as it is needed next; but no more than fits."""
+    fetched = queue.SimpleQueue[int]()
+
+    def make(number: int) -> Prefetcher:
+        def fetch(begin: int, end: int) -> list[bytes]:
+            fetched.put(number)
+            return [bytes(end - begin)]
+
+        return Prefetcher(fetch)
+
+    held = prefetch._TOTAL.nbytes
+    for limit, sent in ((1 << 20, [0, 1, 2, 3, 4]), (4000, [0, 1, 2])):
+        monkeypatch.setattr(prefetch, "_MOST_BYTES", held + limit)
+        prefetchers = [make(number) for number in range(5)]
+        for prefetcher in prefetchers:
+            prefetcher.announce(0, 1000)
+            prefetcher.announce(1000, 3000)
+        assert fetched.empty()
+        assert prefetchers[2].take(0, memoryview(bytearray(100))) == 100
+        assert sorted(fetched.get(timeout=60) for _ in sent) == sent
+        assert prefetch._TOTAL.nbytes == held + 3000 * len(sent)
+        for prefetcher in prefetchers:
+            prefetcher.close()
+        assert prefetch._TOTAL.nbytes == held
+    assert fetched.empty()
+
+
 def bytes_in_memory(prefetcher: Prefetcher) -> int:
     """Return the number of bytes that were fetched and not freed."""
     futures = [chunk.future for chunk in prefetcher._requests if chunk.future is not None]
-    return sum(len(part) for future in futures for part in future.result())
+    return sum(len(piece) for future in futures for piece in future.result().pieces)

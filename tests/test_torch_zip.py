@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.torch.zip_archive import RESAVE
+from ema_cli.formats.torch.zip_archive import RESAVE, Archive
+from ema_cli.storage.source import FileSource
 from tests.helpers.makers import archive, every_kind, expected, open_file, overwrite, read_file, rezip, save, whole
 from tests.hostile.opcodes import call, glob, mapping, num, numbers, stop, storage, tensor, text
 
@@ -53,6 +54,45 @@ def test_repacked_archives_are_read_without_unpacking(tmp_path: Path) -> None:
     offsets = [whole(extent).offset for extent in open_file(again).index]
     assert any(offset % 64 for offset in offsets)
     assert read_file(again) == expected(torch.load(path, weights_only=False))
+
+
+class StoredSource(FileSource):
+    """A file that is read as an object in a store, and counts the reads."""
+
+    is_remote = True
+    reads = 0
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Count, and fill the buffer."""
+        self.reads += 1
+        super().read_into(offset, buffer)
+
+
+@pytest.mark.parametrize("form", ["torch", "repacked", "without checksums", "other padding"])
+def test_offsets_in_a_store_are_those_of_the_headers(form: str, tmp_path: Path) -> None:
+    """The headers of storages are read, unless the records fill the archive as torch writes them."""
+    tensors = {f"w{n}": torch.arange(7 * n + 1.0) for n in range(20)}
+    path = save(tmp_path / "plain.pt", tensors)
+    if form == "without checksums":
+        torch.serialization.set_crc32_options(False)
+        try:
+            save(path, tensors)
+        finally:
+            torch.serialization.set_crc32_options(True)
+    elif form == "other padding":
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "padded.pt", "w") as new:
+            for number, info in enumerate(old.infolist()):
+                entry = zipfile.ZipInfo(info.filename)
+                entry.extra = struct.pack("<2H", 0x4246, number) + bytes(number)
+                new.writestr(entry, old.read(info))
+        path = tmp_path / "padded.pt"
+    elif form == "repacked":
+        path = rezip(path, tmp_path / "again.pt")
+    with StoredSource(path) as stored, FileSource(path) as file:
+        far, near = Archive(stored), Archive(file)
+        stored.reads = 0
+        assert [far.storage(str(n)) for n in range(20)] == [near.storage(str(n)) for n in range(20)]
+        assert (stored.reads == 0) == (form == "torch")
 
 
 def test_an_archive_behind_other_bytes_is_not_taken_for_one(small: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.events import Listener, WarningIssued
 from ema_cli.records.series import Checkpoint
+from ema_cli.storage.remote.daemon_pool import DaemonPool
+from ema_cli.storage.url import Url
 from ema_cli.text import quoted
+
+_CHECKERS = DaemonPool("check", threads=16)
+"""For objects in stores, each of which may be a request."""
 
 
 def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> list[RunWarning]:
@@ -18,13 +23,20 @@ def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> li
         InputChanged: a checkpoint was written to while it was read.
 
     """
+    asked = [(checkpoint, _ask(checkpoint)) for checkpoint in checkpoints]
     warnings = []
-    for checkpoint in checkpoints:
-        if checkpoint.index.raise_if_changed():
+    for checkpoint, is_replaced in asked:
+        if is_replaced():
             message = f"{quoted(str(checkpoint.path))} was replaced or removed during the run; the old file was read"
             warnings.append(RunWarning(code="input-replaced", message=message))
             listener(WarningIssued(warning=warnings[-1]))
     return warnings
+
+
+def _ask(checkpoint: Checkpoint) -> Callable[[], bool]:
+    """Return a function that raises if a checkpoint changed; of one in a store, the question is on its way."""
+    question = checkpoint.index.raise_if_changed
+    return _CHECKERS.submit(question).result if isinstance(checkpoint.path, Url) else question
 
 
 @contextmanager
@@ -38,6 +50,6 @@ def blaming_changed_inputs(checkpoints: Sequence[Checkpoint]) -> Iterator[None]:
     try:
         yield
     except InputRefused:
-        for checkpoint in checkpoints:
-            checkpoint.index.raise_if_changed()
+        for is_replaced in [_ask(checkpoint) for checkpoint in checkpoints]:
+            is_replaced()
         raise

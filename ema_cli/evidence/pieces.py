@@ -88,7 +88,8 @@ class _Stretch:
 
 def is_remote(plan: Plan, rows: Sequence[int]) -> bool:
     """Whether any of the checkpoints is in a store, where every read is a request."""
-    return any(source.is_remote for i in rows for source in plan.checkpoints[i].index.sources)
+    checkpoints = plan.checkpoints
+    return any(source.is_remote for i in rows for source in checkpoints[i].index.sources)
 
 
 def choose_pieces(plan: Plan, rows: Sequence[int]) -> list[SampledPiece]:

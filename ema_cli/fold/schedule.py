@@ -40,9 +40,10 @@ class Schedule:
         self._plan = plan
         self._done = done
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
-        sources = [source for i in plan.used for source in plan.checkpoints[i].index.sources]
-        self._ahead_bytes = max(source.prefetch_bytes for source in sources)
+        checkpoints = plan.checkpoints
+        sources = [source for i in plan.used for source in checkpoints[i].index.sources]
         window = max(source.window_bytes for source in sources)
+        self._ahead_bytes = min(max(source.prefetch_bytes for source in sources), 4 * window * max(4, len(plan.used)))
         window = max(_SMALLEST_WINDOW, min(window, self._ahead_bytes // (2 * len(plan.used))))
         self._windows = self._cut(lambda tensor: max(1, window // tensor.dtype.itemsize))
         self._taken_bytes = 0
@@ -67,7 +68,7 @@ class Schedule:
             block = next(self._blocks, None)
             if block is not None:
                 self._taken_bytes += self._bytes(block)
-                self._announce()
+                self._announce(self._ahead_bytes - self._plan.buffers.threads * self._bytes(block))
             return block
 
     def extents(self, number: int) -> list[tuple[int, Located]]:
@@ -75,8 +76,9 @@ class Schedule:
         tensor = self._plan.tensors[number]
         return [(i, self._plan.extent(tensor, i)) for i in self._plan.readers(tensor)]
 
-    def _announce(self) -> None:
-        while self._announced_bytes < self._taken_bytes + self._ahead_bytes:
+    def _announce(self, ahead_bytes: int) -> None:
+        """Announce what was taken, and so much after it: less, if the blocks in work are many bytes themselves."""
+        while self._announced_bytes < self._taken_bytes + max(0, ahead_bytes):
             window = next(self._windows, None)
             if window is None:
                 return

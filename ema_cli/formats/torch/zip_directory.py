@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import struct
 from array import array
+from bisect import bisect_right
+from functools import cached_property
 
 from ema_cli.errors import InputRefused
 from ema_cli.record import record
@@ -67,9 +69,9 @@ class ZipDirectory:
         """For each entry: flags, method, CRC-32."""
         self._large = array("Q")
         """For each entry: packed size, size, offset of the local header."""
-        begin, size, count = _find(source)
-        self._read(source.read(begin, size), count)
-        self._refuse_overlaps(begin)
+        self._begin, size, count = _find(source)
+        self._read(source.read(self._begin, size), count)
+        self._refuse_overlaps(self._begin)
 
     def __getitem__(self, name: str) -> ZipEntry:
         number = self.names[name]
@@ -85,6 +87,15 @@ class ZipDirectory:
             size=size,
             header=header,
         )
+
+    def end_of(self, entry: ZipEntry) -> int:
+        """Return where the next record begins, or the directory."""
+        return self._starts[bisect_right(self._starts, entry.header)]
+
+    @cached_property
+    def _starts(self) -> array[int]:
+        """Where the records begin, in order, and the directory."""
+        return array("Q", [*sorted(self._large[2::3]), self._begin])
 
     def size_of(self, name: str) -> int | None:
         """Return the size of a record; ``None`` if there is no such record."""
@@ -137,9 +148,7 @@ class ZipDirectory:
 
 def _find(source: ByteSource) -> tuple[int, int, int]:
     """Return the offset of the directory, its size, and the number of its entries."""
-    begin = max(0, source.size() - _END.size - _LONGEST_COMMENT)
-    tail = source.read(begin, source.size() - begin)
-    at = _end_record(tail)
+    begin, tail, at = _find_end(source)
     _, disk, first_disk, here, count, size, offset, _ = _END.unpack_from(tail, at)
     end = begin + at
     locator_at = end - _LOCATOR.size
@@ -155,8 +164,19 @@ def _find(source: ByteSource) -> tuple[int, int, int]:
     return offset, size, count
 
 
+def _find_end(source: ByteSource) -> tuple[int, bytes, int]:
+    """Return where the end of a file begins, the end, and the offset of the end record in it. Most have no comment."""
+    for comment in (0, _LONGEST_COMMENT):
+        begin = max(0, source.size() - _END.size - comment)
+        tail = source.read(begin, source.size() - begin)
+        at = _end_record(tail)
+        if at >= 0:
+            return begin, tail, at
+    raise _damaged()
+
+
 def _end_record(tail: bytes) -> int:
-    """Return the offset of the end record: the last one with a comment that ends where the file ends."""
+    """Return the offset of the end record, -1 without one: the last with a comment that ends where the file ends."""
     at = len(tail)
     for _ in range(_LONGEST_COMMENT):
         at = tail.rfind(_END_SIGNATURE, 0, at + len(_END_SIGNATURE) - 1)
@@ -164,7 +184,7 @@ def _end_record(tail: bytes) -> int:
             break
         if at + _END.size <= len(tail) and at + _END.size + _END.unpack_from(tail, at)[-1] == len(tail):
             return at
-    raise _damaged()
+    return -1
 
 
 def _find_long(source: ByteSource, locator: bytes, locator_at: int) -> tuple[int, int, int, int, int, int, int]:

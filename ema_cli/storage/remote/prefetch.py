@@ -6,32 +6,77 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import accumulate
 
+from ema_cli.storage.remote.block_cache import Pieces
 from ema_cli.storage.remote.daemon_pool import DaemonPool
 
-Fetch = Callable[[int, int], bytes | bytearray]
+Fetch = Callable[[int, int], Pieces]
 """Returns the bytes from the first offset up to the second."""
 
-_REQUEST_BYTES = 1 << 24
+_REQUEST_BYTES = 1 << 23
 _GAP_BYTES = 1 << 12
 """Ranges with a smaller gap are fetched together with the gap: padding, headers of records."""
 _PART_BYTES = 1 << 17
-"""A request is released in parts of this size as it is read: with many sources, the remains would add up."""
+"""What was taken of a request is counted by parts of this size: with many sources, the remains would add up."""
 _FETCHERS = DaemonPool("fetch", threads=12)
+_MOST_BYTES = 3 << 26
+"""While so many bytes are in memory, or on their way, nothing is requested before it is needed."""
+_GROWING: dict[Prefetcher, None] = {}
+"""Those with a request that was not sent yet, in the order of their announcements."""
+
+
+class _Total:
+    """How many bytes all sources requested and did not release. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """Add bytes, or subtract them."""
+        with self._lock:
+            self.nbytes += nbytes
+
+
+_TOTAL = _Total()
+
+
+class _Answer:
+    """The bytes of a request, in pieces as they arrived: nothing is copied before it is taken."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces: list[bytes | bytearray] = list(pieces)
+        """Those that were taken completely are empty."""
+        self.starts = [0, *accumulate(map(len, pieces))]
+        """The offset of each, and the end."""
+
+    def number(self, offset: int) -> int:
+        """Return the number of the piece with a byte."""
+        return bisect_right(self.starts, offset) - 1
+
+    def copy(self, offset: int, view: memoryview) -> int:
+        """Copy from one piece to the beginning of ``view``; return the number of bytes, 0 if it was released."""
+        number = self.number(offset)
+        inside = offset - self.starts[number]
+        piece = memoryview(self.pieces[number])[inside : inside + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
 
 
 class _Request:
-    """A range that is fetched in one request, and released part by part."""
+    """A range that is fetched in one request, and released piece by piece."""
 
-    __slots__ = ("begin", "end", "future", "left")
+    __slots__ = ("begin", "end", "future", "held", "left")
 
     def __init__(self, begin: int, end: int) -> None:
         self.begin = begin
         self.end = begin
         self.left: list[int] = []
         """For each part, the announced bytes that were not taken yet."""
-        self.future: Future[list[bytes]] | None = None
-        """The parts; those that were taken completely are empty."""
+        self.future: Future[_Answer] | None = None
+        self.held = 0
+        """Bytes that are counted in ``_TOTAL``."""
         self.grow(begin, end)
 
     def grow(self, begin: int, end: int) -> None:
@@ -48,12 +93,21 @@ class _Request:
             self.left[number] += sign * (stop - begin)
             begin = stop
 
-    def take(self, parts: list[bytes], offset: int, view: memoryview) -> int:
-        """Copy from one part to the beginning of ``view``; return the number of bytes, 0 if it was released."""
-        number, inside = divmod(offset - self.begin, _PART_BYTES)
-        piece = memoryview(parts[number])[inside : inside + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
+    def release(self, answer: _Answer, begin: int, end: int) -> None:
+        """Release the pieces with the bytes from ``begin`` to before ``end`` whose announced bytes were all taken."""
+        first = (begin - self.begin) // _PART_BYTES
+        last = (end - 1 - self.begin) // _PART_BYTES
+        low, high = first * _PART_BYTES, min((last + 1) * _PART_BYTES, self.end - self.begin)
+        for number in range(answer.number(low), answer.number(high - 1) + 1):
+            parts = slice(answer.starts[number] // _PART_BYTES, (answer.starts[number + 1] - 1) // _PART_BYTES + 1)
+            if max(self.left[parts]) <= 0:
+                self.hold(self.held - len(answer.pieces[number]))
+                answer.pieces[number] = b""
+
+    def hold(self, nbytes: int) -> None:
+        """Change the number of bytes that are in memory, or on their way."""
+        _TOTAL.add(nbytes - self.held)
+        self.held = nbytes
 
 
 class Prefetcher:
@@ -83,24 +137,35 @@ class Prefetcher:
         """Copy announced bytes at ``offset`` to the beginning of ``view``; return their number, 0 if there are none."""
         with self._lock:
             request = self._find(offset)
-            if request is None:
-                return 0
-            self._send(request)
+        if request is None:
+            return 0
+        if request.future is None:
+            for one in list(_GROWING):  # they will be needed next
+                if _TOTAL.nbytes >= _MOST_BYTES:
+                    break
+                one.send_growing()
+            with self._lock:
+                self._send(request)
         assert request.future is not None  # noqa: S101 - sent above
-        parts = request.future.result()
-        taken = request.take(parts, offset, view)
-        with self._lock:
-            request.count(offset, offset + taken, -1)
-            self._release(request, parts, (offset - request.begin) // _PART_BYTES)
+        answer = request.future.result()
+        taken = 0
+        while taken < len(view) and offset + taken < request.end:
+            count = answer.copy(offset + taken - request.begin, view[taken:])
+            if count == 0:
+                break
+            taken += count
+        if taken:
+            with self._lock:
+                request.count(offset, offset + taken, -1)
+                self._release(request, answer, offset, offset + taken)
         return taken
 
-    def _release(self, request: _Request, parts: list[bytes], number: int) -> None:
-        """Release a part if all its announced bytes were taken, and the request with its last part."""
-        if request.left[number] > 0:
-            return
-        parts[number] = b""
+    def _release(self, request: _Request, answer: _Answer, begin: int, end: int) -> None:
+        """Release what was taken completely, and the request with its last part."""
+        request.release(answer, begin, end)
         position = self._number(request.begin)
         if max(request.left) <= 0 and position >= 0 and self._requests[position] is request:
+            request.hold(0)
             del self._requests[position]
             if self._growing is request:
                 self._growing = None  # it is complete
@@ -110,10 +175,12 @@ class Prefetcher:
         self.closed.set()
         with self._lock:
             for request in self._requests:
+                request.hold(0)
                 if request.future is not None:
                     request.future.cancel()
             self._requests.clear()
             self._growing = None
+            _GROWING.pop(self, None)
 
     def _number(self, offset: int) -> int:
         """Return the position of the last request that begins at or before ``offset``, -1 if there is none."""
@@ -139,15 +206,19 @@ class Prefetcher:
             self._send(growing)
         stop = min(end, following, begin + _REQUEST_BYTES)
         self._growing = _Request(begin, stop)
+        _GROWING[self] = None
         self._requests.insert(number, self._growing)
         return stop
 
+    def send_growing(self) -> None:
+        """Send what was announced and not sent yet."""
+        with self._lock:
+            if self._growing is not None:
+                self._send(self._growing)
+
     def _send(self, request: _Request) -> None:
+        _GROWING.pop(self, None)
         if request.future is None:
             begin, end = request.begin, request.end
-            request.future = _FETCHERS.submit(lambda: _cut(self._fetch(begin, end)))
-
-
-def _cut(data: bytes | bytearray) -> list[bytes]:
-    view = memoryview(data)
-    return [bytes(view[begin : begin + _PART_BYTES]) for begin in range(0, len(data), _PART_BYTES)]
+            request.hold(end - begin)
+            request.future = _FETCHERS.submit(lambda: _Answer(self._fetch(begin, end)))

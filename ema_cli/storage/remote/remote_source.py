@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
-from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache
+from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache, Pieces
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
@@ -29,6 +29,8 @@ _PINNED = (
     *("lfs", "blob_id", "xet_hash"),
 )
 """Fields that stores report of an object, and that change with it."""
+_PIECE_BYTES = 1 << 17
+"""What a library returns is cut, so that it is released as it is read."""
 
 
 class RemoteSource(ByteSource):
@@ -42,7 +44,7 @@ class RemoteSource(ByteSource):
     """
 
     is_remote = True
-    window_bytes = 1 << 23
+    window_bytes = 1 << 22
     prefetch_bytes = 1 << 28
 
     def __init__(self, url: Url) -> None:
@@ -103,7 +105,10 @@ class RemoteSource(ByteSource):
     def _read_block(self, offset: int, view: memoryview) -> int:
         """Fill some of ``view``, return the number of bytes. A long read is a request, a short read a cached block."""
         if len(view) >= BLOCK_BYTES:
-            view[:] = self._fetch(offset, offset + len(view))
+            done = 0
+            for piece in self._fetch(offset, offset + len(view)):
+                view[done : done + len(piece)] = piece
+                done += len(piece)
             return len(view)
         return self._blocks.read(offset, view)
 
@@ -143,9 +148,9 @@ class RemoteSource(ByteSource):
         self._spool.close()
         self._blocks.close()
 
-    def _fetch(self, begin: int, end: int) -> bytes | bytearray:
+    def _fetch(self, begin: int, end: int) -> Pieces:
         """Return a range of the object."""
-        read: Callable[[int, int], bytes | bytearray] = self._web.read if self._web else self._ask
+        read: Callable[[int, int], Pieces] = self._web.read if self._web else self._ask
         return read_or_raise(
             lambda: read(begin, end),
             self._url,
@@ -154,13 +159,13 @@ class RemoteSource(ByteSource):
             closed=self._prefetcher.closed,
         )
 
-    def _ask(self, begin: int, end: int) -> bytes:
+    def _ask(self, begin: int, end: int) -> list[bytes]:
         """Request a range of the pinned object, if the store supports that."""
         with calling(self._url, tag=self._tag if self._url.scheme in ("s3", "s3a") else None):
             data = self._ask_library(begin, end)
         if len(data) != end - begin:
             raise OSError(f"received {len(data):,} of {end - begin:,} bytes")
-        return data
+        return [data[at : at + _PIECE_BYTES] for at in range(0, len(data), _PIECE_BYTES)]
 
     def _ask_library(self, begin: int, end: int) -> bytes:
         if self._url.scheme == "hf":  # its cat_file reads more, and drops it

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from zlib_ng import zlib_ng
 
+from ema_cli.storage.remote.block_cache import Pieces
+
 _PIECE_BYTES = 1 << 24
 
 
@@ -31,7 +33,7 @@ class _Range:
 class Spool:
     """The spooled ranges of one source. Thread-safe."""
 
-    def __init__(self, fetch: Callable[[int, int], bytes | bytearray]) -> None:
+    def __init__(self, fetch: Callable[[int, int], Pieces]) -> None:
         self._fetch = fetch
         self._ranges: dict[tuple[int, int], _Range] = {}
         self._sums: dict[tuple[int, int], int] = {}
@@ -97,9 +99,9 @@ class Spool:
         with tempfile.TemporaryFile(prefix="ema-avg-") as file:
             crc = 0
             for position in range(begin, end, _PIECE_BYTES):
-                piece = self._fetch(position, min(position + _PIECE_BYTES, end))
-                crc = zlib_ng.crc32(piece, crc)
-                file.write(piece)
+                for piece in self._fetch(position, min(position + _PIECE_BYTES, end)):
+                    crc = zlib_ng.crc32(piece, crc)
+                    file.write(piece)
             file.flush()
             self._sums[begin, end] = crc
             return os.dup(file.fileno())

@@ -17,6 +17,10 @@ from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreF
 from ema_cli.text import quoted
 
 _WHOLE, PARTIAL = 200, 206
+_SMALL_BYTES = 1 << 15
+"""Smaller pieces of a body are joined: a server may send single bytes, each of which would be an object."""
+_STEPS = 16
+"""How often in ``PACE_SECONDS`` the progress of a body is noted: timers cost more than the bytes."""
 _RANGE = re.compile(r"bytes[ =](\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
@@ -68,13 +72,13 @@ def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
     )
 
 
-async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> bytearray:  # noqa: ANN401
-    """Return the body of an answer.
+async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> list[bytes | bytearray]:  # noqa: ANN401
+    """Return the body of an answer, in pieces as they arrived: joining them would cost as much as receiving them.
 
     Args:
         answer: of aiohttp.
         length: bytes.
-        arrived: called each time that ``PACE_BYTES`` have arrived, and for the rest.
+        arrived: called from time to time while the body arrives, and at its end.
 
     Raises:
         StoreError: it does not have exactly ``length`` bytes, or stalls.
@@ -83,25 +87,36 @@ async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> by
     declared = answer.content_length
     if declared is not None and declared != length:
         raise wrong_answer(f"the server announced {declared:,} instead of {length:,} bytes")
-    body, done, mark = bytearray(length), 0, 0
+    pieces: list[bytes | bytearray] = []
+    done = mark = 0
     clock = asyncio.get_running_loop().time
+    noted = clock()
     try:
         async with asyncio.timeout(PACE_SECONDS) as limit:
             while piece := await answer.content.readany():
-                if done + len(piece) > length:
-                    raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
-                body[done : done + len(piece)] = piece
                 done += len(piece)
-                if done - mark >= PACE_BYTES:
-                    mark = done
-                    limit.reschedule(clock() + PACE_SECONDS)
+                if done > length:
+                    raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
+                _add(pieces, piece)
+                if done - mark >= PACE_BYTES and (now := clock()) >= noted + PACE_SECONDS / _STEPS:
+                    mark, noted = done, now
+                    limit.reschedule(now + PACE_SECONDS)
                     arrived()
     except TimeoutError as error:
         raise _stalled(done, length) from error
     if done < length:
         raise wrong_answer(f"received {done:,} of {length:,} bytes")
     arrived()
-    return body
+    return pieces
+
+
+def _add(pieces: list[bytes | bytearray], piece: bytes) -> None:
+    if len(piece) >= _SMALL_BYTES:
+        pieces.append(piece)
+    elif pieces and isinstance(pieces[-1], bytearray) and len(pieces[-1]) < _SMALL_BYTES:
+        pieces[-1] += piece
+    else:
+        pieces.append(bytearray(piece))
 
 
 def wrong_answer(reason: str) -> StoreError:

@@ -20,6 +20,8 @@ CONNECT_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 """Until an answer begins, including the connection and redirects, or since the server sent parts of other answers."""
 MOST_REDIRECTS = 10
+_STEPS = 16
+"""How often in ``ANSWER_SECONDS`` the limits of waiting requests are moved: timers cost more than small answers."""
 _MOST_CONNECTIONS = 100
 """How many open connections are given up for one request, before a new one is opened: as many as aiohttp keeps."""
 _BUSY = 429
@@ -47,6 +49,8 @@ class WebClient:
         """By whether they are for the host that the user named."""
         self._waiting: set[asyncio.Timeout] = set()
         """The limits of requests that wait for an answer."""
+        self._moved = 0.0
+        """When their time was moved, by the clock of the event loop."""
 
     @asynccontextmanager
     async def get(self, address: Any, headers: Mapping[str, str]) -> AsyncIterator[Any]:  # noqa: ANN401 - yarl's URL
@@ -72,7 +76,10 @@ class WebClient:
 
     def wait_on(self) -> None:
         """Let all requests wait for ``ANSWER_SECONDS`` from now: a server may answer one after another."""
-        deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
+        now = asyncio.get_running_loop().time()
+        if now < self._moved + ANSWER_SECONDS / _STEPS:
+            return
+        self._moved, deadline = now, now + ANSWER_SECONDS
         for limit in self._waiting:
             if not limit.expired():
                 limit.reschedule(deadline)

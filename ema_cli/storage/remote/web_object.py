@@ -43,11 +43,13 @@ class WebObject:
         self._address = _parsed(store, url)
         self.size = 0
         """Bytes of the file."""
-        self.head = bytearray()
+        self.head = b""
         """The first bytes: ``head_bytes``, or all."""
         self.tag: str | None = None
         """The entity tag."""
         self._modified: str | None = None
+        self._proven = False
+        """Whether every answer stated the entity tag of the first, which proves that all are of one version."""
         self._requests: set[Future[Any]] = set()
         self._run(self._open(head_bytes))
 
@@ -56,8 +58,8 @@ class WebObject:
         """Size and entity tag, as fsspec describes a file."""
         return {"size": self.size, "ETag": self.tag}
 
-    def read(self, begin: int, end: int) -> bytearray:
-        """Return the bytes from ``begin`` to before ``end``.
+    def read(self, begin: int, end: int) -> list[bytes | bytearray]:
+        """Return the bytes from ``begin`` to before ``end``, in pieces.
 
         Raises:
             StoreError: the server fails, does not send exactly that, or the file was changed.
@@ -66,13 +68,14 @@ class WebObject:
         return self._run(self._read(begin, end))
 
     def raise_if_changed(self) -> None:
-        """Ask for the file again.
+        """Ask for the file again, unless every answer has shown that it is of the same version.
 
         Raises:
             StoreError: it was changed or removed, or the server fails.
 
         """
-        self._run(self._compare())
+        if not self._proven:
+            self._run(self._compare())
 
     def close(self) -> None:
         """Cancel the requests that are still waiting for an answer."""
@@ -102,8 +105,9 @@ class WebObject:
                 raise _refused("it is not a file of known size")
             end = min(head_bytes, declared.total)
             _check_range(declared, 0, end)
-            self.head = await read_body(answer, end, self._client.wait_on) if end else bytearray()
+            self.head = b"".join(await read_body(answer, end, self._client.wait_on)) if end else b""
         self.size, self.tag, self._modified = declared.total, declared.tag, declared.modified
+        self._proven = self._is_strong
 
     async def _compare(self) -> None:
         async with self._client.get(self._address, _headers(0, 1)) as answer:
@@ -115,14 +119,20 @@ class WebObject:
             if answer.status == PARTIAL:
                 await read_body(answer, 1, self._client.wait_on)  # so that the connection can be used again
 
-    async def _read(self, begin: int, end: int) -> bytearray:
-        tagged = {"If-Match": self.tag} if self.tag is not None and self.tag.startswith('"') else {}
+    @property
+    def _is_strong(self) -> bool:
+        """Whether equal entity tags mean equal bytes."""
+        return self.tag is not None and self.tag.startswith('"')
+
+    async def _read(self, begin: int, end: int) -> list[bytes | bytearray]:
+        tagged = {"If-Match": self.tag} if self.tag is not None and self._is_strong else {}
         async with self._client.get(self._address, {**_headers(begin, end), **tagged}) as answer:
             if answer.status == _BEYOND:
                 raise _replaced()
             declared = self._declared(answer)
             if declared.total not in (None, self.size) or (self.tag and declared.tag not in (None, self.tag)):
                 raise _replaced()
+            self._proven &= declared.tag == self.tag
             _check_range(declared, begin, end)
             return await read_body(answer, end - begin, self._client.wait_on)
 
