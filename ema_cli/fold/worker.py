@@ -11,9 +11,11 @@ from ema_cli.fold.concatenation import PieceRun, piece_shapes, runs_in
 from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
 from ema_cli.fold.lanes import Lane
+from ema_cli.fold.small_tensors import RunAverage
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
+from ema_cli.fold.tensor_runs import TensorRun
 from ema_cli.fold.value_errors import refuse_nonfinite, refuse_nonfinite_piece, refuse_overflow
 from ema_cli.records.plan import Action, Concatenation
 from ema_cli.storage.extents import Extent, Located
@@ -30,11 +32,17 @@ class Worker:
         self._scratch = np.empty(state.plan.buffers.block_elements)
         self._newest: Bytes = np.empty(0, dtype=np.uint8)
         """The block as the last checkpoint stores it, in the buffer of the lane."""
+        self._runs = RunAverage(state, lane)
         self._tensor = -1
         self._extents: list[tuple[int, Located]] = []
 
-    def process(self, block: Block) -> int:
-        """Fold or copy one block; return how many bytes were read for it."""
+    def process(self, block: Block | TensorRun) -> int:
+        """Fold or copy one block, or a run of small tensors; return how many bytes were read for it."""
+        if isinstance(block, TensorRun):
+            read, alone = self._runs.process(block)
+            for number in alone:
+                self.process(Block(number, 0, 0, self._state.plan.tensors[number].elements))
+            return read
         if block.number != self._tensor:
             self._extents = self._state.schedule.extents(block.number)
             self._tensor = block.number

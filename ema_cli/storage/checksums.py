@@ -31,12 +31,18 @@ class RecordTable:
         self._sizes = array("q", [record.size for record in ordered])
         self._crcs = array("L", [record.crc32 for record in ordered])
 
+    def __getitem__(self, number: int) -> Record:
+        return Record(offset=self._offsets[number], size=self._sizes[number], crc32=self._crcs[number])
+
     def find(self, offset: int) -> Record | None:
         """Return the record that includes the byte at ``offset``; ``None`` if there is none."""
         number = bisect_right(self._offsets, offset) - 1
-        if number < 0 or offset >= self._offsets[number] + self._sizes[number]:
-            return None
-        return Record(offset=self._offsets[number], size=self._sizes[number], crc32=self._crcs[number])
+        return None if number < 0 or offset >= self._offsets[number] + self._sizes[number] else self[number]
+
+    @property
+    def places(self) -> tuple[array[int], array[int]]:
+        """Offsets and sizes of the records, in order: 8 bytes each."""
+        return self._offsets, self._sizes
 
 
 @dataclass(slots=True)

@@ -153,11 +153,25 @@ class TensorIndex:
         self.sources = tuple(sources)
         self.layouts = layouts
         self._offsets = array("q", offsets)
-        self._files = array("l", files)
+        self._files = array("q", files)
         self._records = records
         counts = [layout.pieces for layout in layouts]
         self._first = array("q", accumulate(counts, initial=0)) if any(count > 1 for count in counts) else None
         """The first piece of each tensor; ``None`` if each tensor is one piece."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether any tensor consists of several parts."""
+        return self._first is not None
+
+    @property
+    def places(self) -> tuple[array[int], array[int]]:
+        """The byte offset of every piece, and the numbers of their files; no numbers if all are in the first."""
+        return self._offsets, self._files
+
+    def checksums(self, file: int) -> RecordTable | None:
+        """Return the checksums that a file has of its records, if it has some."""
+        return self._records.get(file)
 
     def __len__(self) -> int:
         return len(self.layouts)
