@@ -11,8 +11,8 @@ from ema_cli.fold.concatenation import PieceRun, piece_shapes, runs_in
 from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
 from ema_cli.fold.lanes import Lane
-from ema_cli.fold.small_tensors import RunAverage
 from ema_cli.fold.schedule import Block
+from ema_cli.fold.small_tensors import RunAverage
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
 from ema_cli.fold.tensor_runs import TensorRun
