@@ -1,7 +1,8 @@
 """The blocks that tensors are folded in, and the reads that are announced to the disk ahead of them.
 
 Blocks come in the order of the output's data section, so the output fills from front to back and the inputs are
-read in file order. All workers take blocks from one ``Schedule``. Neighboring small tensors are one block together, a ``TensorRun``.
+read in file order. All workers take blocks from one ``Schedule``. Neighboring small tensors are taken together, as a
+``TensorRun``.
 """
 
 from __future__ import annotations

@@ -48,7 +48,10 @@ class RunAverage:
         for first, stop in _segments(alone):
             written = self._write(run, first, stop, bounds, rounded)
             for t in range(first, stop):
-                self._close(run.first + t, slice(bounds[t], bounds[t + 1]), totals, last, (crcs, written), t)
+                where = slice(bounds[t], bounds[t + 1])
+                block = Block(run.first + t, 0, 0, int(where.stop - where.start))
+                self._state.statistics.add(block, _squares([total[where] for total in totals], last[where]))
+                self._state.close(block, [row[t] for row in crcs], [], [row[t - first] for row in written])
         read = sum(places.dtype(run, i).itemsize for i in plan.used) * int(bounds[-1])
         return read, (np.flatnonzero(alone) + run.first).tolist()
 
@@ -79,38 +82,20 @@ class RunAverage:
 
     def _write(
         self, run: TensorRun, first: int, stop: int, bounds: Numbers, rounded: Sequence[Bytes]
-    ) -> list[dict[int, int]]:
-        """Write some neighbors of a run to every sink; return the CRC-32 of each by its number in the run."""
+    ) -> list[list[int]]:
+        """Write some neighbors of a run to every sink; return the CRC-32s of each."""
         tensors = self._state.plan.tensors
         edges = bounds[first : stop + 1] * tensors[run.first].dtype.itemsize
-        written = []
         for sink, raw in zip(self._state.sinks, rounded, strict=True):
             sink.write(tensors[run.first + first].offset, raw[edges[0] : edges[-1]].data)
-            written.append(dict(zip(range(first, stop), _crcs(raw, edges), strict=True)))
-        return written
-
-    def _close(
-        self,
-        number: int,
-        where: slice,
-        totals: Sequence[Float64],
-        last: Float64,
-        crcs: tuple[Sequence[Sequence[int]], Sequence[dict[int, int]]],
-        t: int,
-    ) -> None:
-        state = self._state
-        count = int(where.stop - where.start)
-        block = Block(number, 0, 0, count)
-        of_last = last[where]
-        squared = dot(of_last, of_last)
-        state.statistics.add(block, [(*_sums(total[where], of_last), squared) for total in totals])
-        read, written = crcs
-        state.close(block, [row[t] for row in read], [], [of_output[t] for of_output in written])
+        return [_crcs(raw, edges) for raw in rounded]
 
 
-def _sums(average: Float64, last: Float64) -> tuple[Sum, Sum]:
-    difference = average - last
-    return dot(average, average), dot(difference, difference)
+def _squares(averages: Sequence[Float64], last: Float64) -> list[tuple[Sum, Sum, Sum]]:
+    """Return for each average |average|^2, |average - last|^2 and |last|^2."""
+    differences = [average - last for average in averages]
+    of_last = dot(last, last)
+    return [(dot(a, a), dot(d, d), of_last) for a, d in zip(averages, differences, strict=True)]
 
 
 def _segments(alone: NDArray[np.bool_]) -> list[tuple[int, int]]:

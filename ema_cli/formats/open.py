@@ -52,7 +52,7 @@ def open_checkpoint(
             clean = pool.remember_of(
                 layouts,
                 (unreadable, keys, strip_prefix, wanted),
-                lambda: _clean_names(layouts, unreadable, pool, keys, strip_prefix, wanted),
+                lambda: _clean_names(layouts, unreadable, pool, keys=keys, strip_prefix=strip_prefix, wanted=wanted),
             )
         except InputRefused as refused:
             raise refusal_of(str(path), refused) from refused
@@ -104,6 +104,7 @@ def _clean_names(
     layouts: tuple[TensorLayout, ...],
     unreadable: tuple[str, ...],
     pool: LayoutPool,
+    *,
     keys: Keys,
     strip_prefix: str | None,
     wanted: Callable[[str], bool] | None,

@@ -60,11 +60,11 @@ def _text(value: object, newline: str) -> str:
         return plain(value)
     inner = f"{newline} "
     if dataclasses.is_dataclass(value):
-        items = (f"{key}{_text(getattr(value, name), inner)}" for name, key in _keys(type(value)))
-        return f"{{{inner}{f',{inner}'.join(items)}{newline}}}"
+        fields = [(key, getattr(value, name)) for name, key in _keys(type(value))]
+        texts = [f"{key}{plain(v) if (plain := _PLAIN.get(type(v))) else _text(v, inner)}" for key, v in fields]
+        return f"{{{inner}{f',{inner}'.join(texts)}{newline}}}"
     if isinstance(value, tuple):
-        items = (_text(item, inner) for item in value)
-        return f"[{inner}{f',{inner}'.join(items)}{newline}]" if value else "[]"
+        return f"[{inner}{f',{inner}'.join([_text(item, inner) for item in value])}{newline}]" if value else "[]"
     return json.dumps(value, indent=1, allow_nan=False, default=dataclasses.asdict).replace("\n", newline)
 
 
