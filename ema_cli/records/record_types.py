@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -72,8 +72,9 @@ def _builder(hint: Any) -> Builder:  # noqa: ANN401
 
 
 def _record_builder(record: type[Any]) -> Builder:
-    required = required_fields(record)
-    fields = [(name, _builder(hint), name in required) for name, hint in field_types(record).items()]
+    kind: Hashable = record
+    required = required_fields(kind)
+    fields = [(name, _builder(hint), name in required) for name, hint in field_types(kind).items()]
 
     def make(value: Any) -> Any:  # noqa: ANN401
         values = _checked(dict, value)

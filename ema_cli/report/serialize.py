@@ -73,7 +73,7 @@ def _is_list_of_records(value: object) -> TypeGuard[tuple[object, ...]]:
 
 
 @cache
-def _keys(record: type) -> tuple[tuple[str, str], ...]:
+def _keys(record: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401 - a type
     """Return the fields of a record, each with its key as JSON."""
     return tuple((field.name, f'"{field.name}": ') for field in dataclasses.fields(record))
 
