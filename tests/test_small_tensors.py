@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from ema_cli import average
 from ema_cli.errors import InputRefused
 from ema_cli.fold import schedule, tensor_runs
+from ema_cli.records.plan import Plan
 from ema_cli.report.serialize import from_json, to_json
 from ema_cli.storage.source import FileSource
 
@@ -117,8 +118,13 @@ def test_thousands_of_tensors_take_few_reads(suffix: str, tmp_path: Path, monkey
 def test_runs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run has more tensors or elements than its buffers are for."""
     found: list[tensor_runs.TensorRun] = []
-    find = schedule.find_runs
-    monkeypatch.setattr(schedule, "find_runs", lambda *given: found.extend(find(*given)) or find(*given))
+
+    def noted(plan: Plan, done: frozenset[int]) -> list[tensor_runs.TensorRun]:
+        runs = tensor_runs.find_runs(plan, done)
+        found.extend(runs)
+        return runs
+
+    monkeypatch.setattr(schedule, "find_runs", noted)
     made = [{f"t{n:04d}": torch.full((16 + n % 7,), 1.0 + step) for n in range(3000)} for step in range(2)]
     _results(_save(tmp_path, made, "safetensors"), tmp_path)
     assert sum(run.stop - run.first for run in found) == 3000

@@ -23,7 +23,7 @@ from ema_cli.fold.tensor_runs import TensorRun
 Numbers = NDArray[np.int64]
 
 
-class RunAverage:
+class SmallTensors:
     """Folds runs of small tensors in the lane of one worker."""
 
     def __init__(self, state: FoldState, lane: Lane) -> None:

@@ -12,7 +12,7 @@ from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
 from ema_cli.fold.lanes import Lane
 from ema_cli.fold.schedule import Block
-from ema_cli.fold.small_tensors import RunAverage
+from ema_cli.fold.small_tensors import SmallTensors
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, dot
 from ema_cli.fold.tensor_runs import TensorRun
@@ -32,7 +32,7 @@ class Worker:
         self._scratch = np.empty(state.plan.buffers.block_elements)
         self._newest: Bytes = np.empty(0, dtype=np.uint8)
         """The block as the last checkpoint stores it, in the buffer of the lane."""
-        self._runs = RunAverage(state, lane)
+        self._runs = SmallTensors(state, lane)
         self._tensor = -1
         self._extents: list[tuple[int, Located]] = []
 

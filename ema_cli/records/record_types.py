@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ def _builder(hint: Any) -> Builder:  # noqa: ANN401
 
 
 def _record_builder(record: type[Any]) -> Builder:
-    kind: Hashable = record
+    kind: Any = record
     required = required_fields(kind)
     fields = [(name, _builder(hint), name in required) for name, hint in field_types(kind).items()]
 

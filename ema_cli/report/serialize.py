@@ -36,6 +36,7 @@ def to_json_bytes(document: Report | BatchIndex) -> bytes:
 
 def _write(value: object, newline: str, write: Callable[[bytes], object]) -> None:
     """Write a value; records in tuples are written one by one. ``newline`` ends with the indentation of the value."""
+    kind: Any = type(value)
     if _is_list_of_records(value):
         between = b"["
         for record in value:
@@ -44,7 +45,7 @@ def _write(value: object, newline: str, write: Callable[[bytes], object]) -> Non
         write(f"{newline}]".encode("ascii"))
     elif dataclasses.is_dataclass(value):
         between = b"{"
-        for name, key in _keys(type(value)):
+        for name, key in _keys(kind):
             write(between + f"{newline} {key}".encode("ascii"))
             _write(getattr(value, name), newline + " ", write)
             between = b","
@@ -55,12 +56,13 @@ def _write(value: object, newline: str, write: Callable[[bytes], object]) -> Non
 
 def _text(value: object, newline: str) -> str:
     """Return a value as JSON."""
-    plain = _PLAIN.get(type(value))
+    kind: Any = type(value)
+    plain = _PLAIN.get(kind)
     if plain is not None:
         return plain(value)
     inner = f"{newline} "
     if dataclasses.is_dataclass(value):
-        fields = [(key, getattr(value, name)) for name, key in _keys(type(value))]
+        fields = [(key, getattr(value, name)) for name, key in _keys(kind)]
         texts = [f"{key}{plain(v) if (plain := _PLAIN.get(type(v))) else _text(v, inner)}" for key, v in fields]
         return f"{{{inner}{f',{inner}'.join(texts)}{newline}}}"
     if isinstance(value, tuple):
