@@ -82,7 +82,7 @@ def _keys(record: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401 - a type
 
 def _number(value: float) -> str:
     if not math.isfinite(value):
-        raise ValueError(value)
+        raise ValueError(f"Out of range float values are not JSON compliant: {value}")
     return float.__repr__(value)
 
 
