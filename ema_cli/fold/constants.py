@@ -40,6 +40,10 @@ class Constants:
         self._known: dict[tuple[int, tuple[int, ...]], bool] = {}
         self._lock = threading.Lock()
 
+    def rows(self, k: int) -> tuple[int, ...]:
+        """Return the checkpoints of average k, as numbers among those read; none if it cannot have constants."""
+        return self._rows[k]
+
     def row_of(self, k: int, number: int, crcs: Sequence[int], *, finite: bool) -> int | None:
         """Return a checkpoint with the bytes of average k, as a number among those read; ``None`` if they may differ.
 

@@ -48,8 +48,11 @@ class TensorChecksums:
     def add(self, block: Block, crcs: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...] | None:
         """Add a block; return the CRC-32s of its tensor if that was the last block, else ``None``.
 
-        ``crcs`` and ``lengths`` (in bytes) are those of the block in each file that is read or written.
+        ``crcs`` and ``lengths`` (in bytes) are those of the block in each file that is read or written. The lengths of
+        the only block of a tensor are not needed.
         """
+        if block_count(self._plan, self._plan.tensors[block.number]) == 1:
+            return tuple(crcs)
         with self._lock:
             tensor = self._open.setdefault(block.number, _OpenTensor([0] * len(crcs)))
             tensor.waiting[block.part] = crcs, lengths
@@ -74,13 +77,17 @@ class ContentDigests:
     def add(self, number: int, crcs: Sequence[int]) -> None:
         """Add a tensor: its CRC-32 in each of its contributors."""
         tensor = self._plan.tensors[number]
+        inputs = self._plan.contributors(tensor)
+        layouts = [self._plan.layout(tensor, i) for i in inputs]
+        heads = {id(layout): _head(layout) for layout in {id(layout): layout for layout in layouts}.values()}
+        parts = [_of_tensor(heads[id(layout)], crc) for layout, crc in zip(layouts, crcs, strict=True)]
         with self._lock:
-            for i, crc in zip(self._plan.contributors(tensor), crcs, strict=True):
-                self._sums[i] = (self._sums[i] + _of_tensor(self._plan.layout(tensor, i), crc)) % _MODULUS
+            for i, part in zip(inputs, parts, strict=True):
+                self._sums[i] += part
 
     def digests(self) -> dict[int, str]:
         """Return the digest of each checkpoint in use, once all tensors were added."""
-        return {i: f"{total:032x}" for i, total in self._sums.items()}
+        return {i: f"{total % _MODULUS:032x}" for i, total in self._sums.items()}
 
 
 def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[int], None] = lambda _: None) -> str:
@@ -103,7 +110,7 @@ def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[in
         read_elements(piece.extent, piece.start, raw)
         crcs[piece.number] = zlib_ng.crc32(raw, crcs.get(piece.number, 0))
         on_bytes(piece.nbytes)
-    return f"{sum(_of_tensor(index.layouts[number], crc) for number, crc in crcs.items()) % _MODULUS:032x}"
+    return f"{sum(_of_tensor(_head(index.layouts[number]), crc) for number, crc in crcs.items()) % _MODULUS:032x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,9 @@ def _pieces(index: TensorIndex, names: Collection[str]) -> Iterator[_Piece]:
                 yield _Piece(number, extent, start, min(step, layout.elements - start))
 
 
-def _of_tensor(layout: TensorLayout, crc: int) -> int:
-    text = f"{layout.name}\0{layout.dtype.name}\0{layout.shape}\0{crc:08x}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+def _head(layout: TensorLayout) -> bytes:
+    return f"{layout.name}\0{layout.dtype.name}\0{layout.shape}\0".encode()
+
+
+def _of_tensor(head: bytes, crc: int) -> int:
+    return int.from_bytes(hashlib.sha256(b"%b%08x" % (head, crc)).digest()[:16], "little")

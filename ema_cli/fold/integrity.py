@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from ema_cli.errors import InputRefused
 from ema_cli.fold.conversion import Bytes
-from ema_cli.storage.checksums import Assembly, Record
+from ema_cli.storage.checksums import Assembly, Record, RecordTable
 from ema_cli.storage.extents import Extent
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
+Numbers = NDArray[np.int64]
 _PIECE_BYTES = 1 << 22
 
 
@@ -35,14 +38,39 @@ class IntegrityCheck:
             InputRefused: their record is damaged.
 
         """
-        record = extent.record
-        if record is None:
-            return
-        file = id(extent.source)
-        self._records[file, record.offset] = extent.source, record
-        found = self._assembly.add(file, record, offset, length, crc)
+        if extent.record is not None:
+            self._add(extent.source, extent.record, offset, length, crc)
+
+    def add_ranges(self, source: ByteSource, table: RecordTable, begins: Numbers, ends: Numbers, raw: Bytes) -> None:
+        """Add ranges of a file, in order, which are in ``raw``: the bytes from the first begin to the last end.
+
+        Raises:
+            InputRefused: a record is damaged.
+
+        """
+        records = _records_at(table, begins)
+        joined = (begins[1:] == ends[:-1]) & (records[1:] == records[:-1])
+        lows = np.flatnonzero(np.concatenate(([True], ~joined)))
+        numbers = records[lows].tolist()
+        view, first = raw.data, int(begins[0])
+        edges = zip(numbers, begins[lows].tolist(), ends[np.append(lows[1:], len(ends)) - 1].tolist(), strict=True)
+        for number, begin, end in edges:
+            if number < 0:
+                continue
+            crc = zlib_ng.crc32(view[begin - first : end - first])
+            record = table[number]
+            if begin == record.offset and end - begin == record.size:
+                if crc != record.crc32:
+                    _refuse(source, record, crc)
+            else:
+                self._add(source, record, begin, end - begin, crc)
+
+    def _add(self, source: ByteSource, record: Record, begin: int, length: int, crc: int) -> None:
+        file = id(source)
+        self._records[file, record.offset] = source, record
+        found = self._assembly.add(file, record, begin, length, crc)
         if found is not None and found != record.crc32:
-            _refuse(extent.source, record, found)
+            _refuse(source, record, found)
 
     def finish(self) -> None:
         """Check the remaining records: those not read exactly once, such as a storage that several views share.
@@ -59,6 +87,15 @@ class IntegrityCheck:
                 found = _crc32_of(source, record)
             if found != record.crc32:
                 _refuse(source, record, found)
+
+
+def _records_at(table: RecordTable, offsets: Numbers) -> Numbers:
+    """Return the number of the record that includes the byte at each of the ``offsets``; -1 where there is none."""
+    begins, sizes = (np.frombuffer(column, dtype=np.int64) for column in table.places)
+    if not len(begins):
+        return np.full(len(offsets), -1)
+    numbers = np.searchsorted(begins, offsets, side="right") - 1
+    return np.where((numbers >= 0) & (offsets < (begins + sizes)[numbers]), numbers, -1)
 
 
 def _crc32_of(source: ByteSource, record: Record) -> int:

@@ -1,7 +1,8 @@
 """The blocks that tensors are folded in, and the reads that are announced to the disk ahead of them.
 
 Blocks come in the order of the output's data section, so the output fills from front to back and the inputs are
-read in file order. All workers take blocks from one ``Schedule``.
+read in file order. All workers take blocks from one ``Schedule``. Neighboring small tensors are taken together, as a
+``TensorRun``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from ema_cli.fold.concatenation import piece_shapes, runs_in
 from ema_cli.fold.conversion import components
+from ema_cli.fold.tensor_runs import RunPlaces, TensorRun, find_runs
 from ema_cli.records.plan import Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import announce
@@ -34,11 +36,14 @@ class Block:
 
 
 class Schedule:
-    """Hands out blocks, each once, to any number of threads; skips the tensors in ``done``."""
+    """Hands out blocks and runs, each once, to any number of threads; skips the tensors in ``done``."""
 
     def __init__(self, plan: Plan, done: frozenset[int] = frozenset()) -> None:
         self._plan = plan
         self._done = done
+        self._runs = find_runs(plan, done)
+        self.places = RunPlaces(plan)
+        """Where the tensors of the runs are."""
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
         checkpoints = plan.checkpoints
         sources = [source for i in plan.used for source in checkpoints[i].index.sources]
@@ -50,16 +55,22 @@ class Schedule:
         self._announced_bytes = 0
         self._lock = threading.Lock()
 
-    def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block]:
+    def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block | TensorRun]:
+        runs = iter([*self._runs, TensorRun(len(self._plan.tensors), len(self._plan.tensors))])
+        run = next(runs)
         for number, tensor in enumerate(self._plan.tensors):
-            if number in self._done:
+            if number == run.stop:
+                run = next(runs)
+            if number == run.first:
+                yield run
+            if number >= run.first or number in self._done:
                 continue
             step = size(tensor)
             for part, start in enumerate(range(0, max(tensor.elements, 1), step)):
                 yield Block(number, part, start, min(step, tensor.elements - start))
 
-    def take(self) -> Block | None:
-        """Return the next block, ``None`` when there is none left.
+    def take(self) -> Block | TensorRun | None:
+        """Return the next block or run, ``None`` when there is none left.
 
         The announcements are made here, so that no worker overtakes them: a read that was not announced costs several
         times the processor time.
@@ -83,11 +94,17 @@ class Schedule:
             if window is None:
                 return
             self._announced_bytes += self._bytes(window)
+            if isinstance(window, TensorRun):
+                self.places.announce(window)
+                continue
             extents = [extent for _, extent in self.extents(window.number)]
             for row, start, count in read_ranges(self._plan, window):
                 announce(extents[row], start, count)
 
-    def _bytes(self, block: Block) -> int:
+    def _bytes(self, block: Block | TensorRun) -> int:
+        if isinstance(block, TensorRun):
+            elements = sum(tensor.elements for tensor in self._plan.tensors[block.first : block.stop])
+            return elements * bytes_per_element(self._plan, block.first)
         return block.count * bytes_per_element(self._plan, block.number)
 
 

@@ -14,8 +14,10 @@ from ema_cli.fold.geometry.sample import BlockSampler
 from ema_cli.fold.kernel import READS_FILES
 from ema_cli.fold.lanes import CompiledLane, Lane
 from ema_cli.fold.schedule import Block
+from ema_cli.fold.small_tensors import SmallTensors
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, squares
+from ema_cli.fold.tensor_runs import TensorRun
 from ema_cli.fold.value_errors import refuse_nonfinite, refuse_nonfinite_piece, refuse_overflow
 from ema_cli.records.plan import Action, Concatenation
 from ema_cli.storage.extents import Extent, Located
@@ -38,13 +40,19 @@ class Worker:
         """The same, times their numbers."""
         self._newest: Bytes = np.empty(0, dtype=np.uint8)
         """The block as the checkpoint read last stores it, in the buffer of the lane."""
+        self._runs = SmallTensors(state, lane)
         self._tensor = -1
         self._extents: list[tuple[int, Located]] = []
         self._weights: Float64 = np.empty(0)
         """(checkpoints read, averages) float64."""
 
-    def process(self, block: Block) -> int:
-        """Fold or copy one block; return how many bytes were read for it."""
+    def process(self, block: Block | TensorRun) -> int:
+        """Fold or copy one block, or a run of small tensors; return how many bytes were read for it."""
+        if isinstance(block, TensorRun):
+            read, alone = self._runs.process(block)
+            for number in alone:
+                self.process(Block(number, 0, 0, self._state.plan.tensors[number].elements))
+            return read
         if block.number != self._tensor:
             self._extents = self._state.schedule.extents(block.number)
             self._weights = np.array([self._state.weights[i] for i, _ in self._extents])

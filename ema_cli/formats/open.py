@@ -12,10 +12,11 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import read_folder
 from ema_cli.formats.huggingface.model_folder import read_indexed_model
 from ema_cli.formats.huggingface.weight_names import is_index
-from ema_cli.formats.state_dict.prefixes import StrippedNames, strip_prefixes
+from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.structure import Keys, Structure, refusal_of
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.extents import LayoutPool, TensorIndex
+from ema_cli.storage.extents import LayoutPool, TensorIndex, TensorLayout
 from ema_cli.storage.locations import Location, is_file, is_folder, open_source
 from ema_cli.storage.source import ByteSource
 
@@ -47,16 +48,18 @@ def open_checkpoint(
     with ExitStack() as opened:
         try:
             structure, sources = _read(path, keys, pool, opened)
-            clean = _clean_names(structure, keys, strip_prefix, wanted)
+            layouts = pool.intern(structure.layouts)
+            unreadable = tuple(name for name, _ in structure.unreadable)
+            clean = pool.remember_of(
+                layouts,
+                (unreadable, keys, strip_prefix, wanted),
+                lambda: _clean_names(layouts, unreadable, pool, keys=keys, strip_prefix=strip_prefix, wanted=wanted),
+            )
         except InputRefused as refused:
             raise refusal_of(str(path), refused) from refused
         opened.pop_all()
-    layouts = structure.layouts
-    names = clean.names[: len(layouts)]
-    if clean.prefixes:
-        layouts = tuple(replace(layout, name=name) for layout, name in zip(layouts, names, strict=True))
     reasons = (reason for _, reason in structure.unreadable)
-    index = TensorIndex(sources, pool.intern(layouts), structure.offsets, structure.files, structure.records)
+    index = TensorIndex(sources, clean.layouts, structure.offsets, structure.files, structure.records)
     return Checkpoint(
         path=path,
         format=structure.format,
@@ -67,7 +70,7 @@ def open_checkpoint(
         fingerprint=f"{index.size()}-{index.version}-{structure.digest.hex()[:32]}",
         metadata=structure.metadata or {},
         ignored=structure.ignored,
-        unreadable=tuple(zip(clean.names[len(layouts) :], reasons, strict=True)),
+        unreadable=tuple(zip(clean.unreadable, reasons, strict=True)),
         quantized=structure.quantized,
         warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
@@ -87,18 +90,42 @@ def look_at(path: Location) -> Checkpoint | None:
     return checkpoint
 
 
+@record
+class _CleanNames:
+    """The tensors of a checkpoint under names without the prefixes of wrappers."""
+
+    layouts: tuple[TensorLayout, ...]
+    unreadable: tuple[str, ...]
+    """The names of those that cannot be read."""
+    prefixes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
 def _clean_names(
-    structure: Structure, keys: Keys, strip_prefix: str | None, wanted: Callable[[str], bool] | None
-) -> StrippedNames:
-    """Return the names of the tensors, then of those that cannot be read, without the prefixes of wrappers."""
-    unreadable = [name for name, _ in structure.unreadable]
+    layouts: tuple[TensorLayout, ...],
+    unreadable: tuple[str, ...],
+    pool: LayoutPool,
+    *,
+    keys: Keys,
+    strip_prefix: str | None,
+    wanted: Callable[[str], bool] | None,
+) -> _CleanNames:
     bare = [
         layout.name
-        for layout in structure.layouts
+        for layout in layouts
         if not layout.dtype.averaged or (wanted is not None and not wanted(layout.name))
     ]
-    names = [*(layout.name for layout in structure.layouts), *unreadable]
-    return strip_prefixes(names, strip_prefix, parts=keys if len(keys) > 1 else (), bare=bare)
+    names = [*(layout.name for layout in layouts), *unreadable]
+    clean = strip_prefixes(names, strip_prefix, parts=keys if len(keys) > 1 else (), bare=bare)
+    if clean.prefixes:
+        pairs = zip(layouts, clean.names, strict=False)
+        layouts = pool.intern(tuple(replace(layout, name=name) for layout, name in pairs))
+    return _CleanNames(
+        layouts=layouts,
+        unreadable=tuple(clean.names[len(layouts) :]),
+        prefixes=clean.prefixes,
+        warnings=clean.warnings,
+    )
 
 
 def _read(path: Location, keys: Keys, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:

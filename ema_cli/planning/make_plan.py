@@ -22,7 +22,7 @@ from ema_cli.planning.tensors import plan_tensors
 from ema_cli.planning.ties import DroppedTies, drop_ties
 from ema_cli.planning.unused_patterns import warn_of_unused_patterns
 from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched
-from ema_cli.records.plan import ROW_ELEMENTS, Buffers, Plan, PlannedTensor
+from ema_cli.records.plan import LARGEST_RUN, ROW_ELEMENTS, Buffers, Plan, PlannedTensor
 from ema_cli.records.series import Continuation, Role, Series
 from ema_cli.text import human_bytes
 from ema_cli.weights.choices import describe_choices
@@ -158,7 +158,8 @@ def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) 
     threads = options.threads or default_threads()
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if _device(options) == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory
-    largest = max(tensor.elements for tensor in tensors)
+    sizes = [tensor.elements for tensor in tensors]
+    largest = max(*sizes, min(sum(sizes), LARGEST_RUN))
     block = max(2, min(block, largest))  # a complex number takes two elements
     smallest = min(ROW_ELEMENTS, block)
     block += -block % smallest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,8 @@ from ema_cli.weights.methods import Weighting
 
 ROW_ELEMENTS = 1024
 """Elements that are summed at a time for the statistics of a tensor; every block begins at a multiple of it."""
+LARGEST_RUN = 1 << 15
+"""Elements of small tensors that are folded together."""
 
 
 class Action(StrEnum):
@@ -186,7 +189,15 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes of tensors that are read."""
-        return sum(self.layout(tensor, i).nbytes for tensor in self.tensors for i in self.readers(tensor))
+        total = 0
+        alike = Counter(self.layout_numbers[i] for i in self.used)
+        layouts = {self.layout_numbers[i]: self.series.members[i].checkpoint.index.layouts for i in self.used}
+        for tensor in self.tensors:
+            if tensor.action is Action.AVERAGED and tensor.pieces is None:
+                total += sum(layouts[n][tensor.positions[n]].nbytes * count for n, count in alike.items())
+            else:
+                total += sum(self.layout(tensor, i).nbytes for i in self.readers(tensor))
+        return total
 
     @property
     def write_bytes(self) -> int:

@@ -11,7 +11,7 @@ from ema_cli.records.record_types import build
 from ema_cli.report.batch_index import BatchIndex
 from ema_cli.report.beside import LARGEST_BYTES, parse_report
 from ema_cli.report.model import Report, Tool
-from ema_cli.report.serialize import to_json
+from ema_cli.report.serialize import to_json_bytes
 from ema_cli.storage.locations import Location, open_source
 
 INDEX_SUFFIXES = (".json", ".html")
@@ -24,14 +24,12 @@ def render_report(report: Report, suffix: str) -> bytes:
     if suffix == ".html":
         from ema_cli.report.html import to_html  # noqa: PLC0415 - jinja2 takes a moment
 
-        text = to_html(report)
-    elif suffix == ".md":
+        return to_html(report).encode(errors="backslashreplace")
+    if suffix == ".md":
         from ema_cli.report.markdown import to_markdown  # noqa: PLC0415
 
-        text = to_markdown(report)
-    else:
-        text = to_json(report)
-    return text.encode(errors="backslashreplace")
+        return to_markdown(report).encode(errors="backslashreplace")
+    return to_json_bytes(report)
 
 
 def render_index(index: BatchIndex, suffix: str) -> bytes:
@@ -40,7 +38,7 @@ def render_index(index: BatchIndex, suffix: str) -> bytes:
         from ema_cli.report.html import index_to_html  # noqa: PLC0415 - jinja2 takes a moment
 
         return index_to_html(index).encode()
-    return to_json(index).encode()
+    return to_json_bytes(index)
 
 
 def is_report(path: Location) -> bool:

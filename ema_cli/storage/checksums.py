@@ -7,14 +7,12 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from zlib_ng import zlib_ng
 
-from ema_cli.record import record
 
-
-@record
-class Record:
+class Record(NamedTuple):
     """A range of a file with the checksum that the file states."""
 
     offset: int
@@ -28,17 +26,22 @@ class RecordTable:
     __slots__ = ("_crcs", "_offsets", "_sizes")
 
     def __init__(self, records: Iterable[Record]) -> None:
-        ordered = sorted(records, key=lambda record: record.offset)
-        self._offsets = array("q", [record.offset for record in ordered])
-        self._sizes = array("q", [record.size for record in ordered])
-        self._crcs = array("L", [record.crc32 for record in ordered])
+        ordered = sorted(records)
+        offsets, sizes, crcs = zip(*ordered, strict=True) if ordered else ((), (), ())
+        self._offsets, self._sizes, self._crcs = array("q", offsets), array("q", sizes), array("L", crcs)
+
+    def __getitem__(self, number: int) -> Record:
+        return Record(self._offsets[number], self._sizes[number], self._crcs[number])
 
     def find(self, offset: int) -> Record | None:
         """Return the record that includes the byte at ``offset``; ``None`` if there is none."""
         number = bisect_right(self._offsets, offset) - 1
-        if number < 0 or offset >= self._offsets[number] + self._sizes[number]:
-            return None
-        return Record(offset=self._offsets[number], size=self._sizes[number], crc32=self._crcs[number])
+        return None if number < 0 or offset >= self._offsets[number] + self._sizes[number] else self[number]
+
+    @property
+    def places(self) -> tuple[array[int], array[int]]:
+        """Offsets and sizes of the records, in order: 8 bytes each."""
+        return self._offsets, self._sizes
 
 
 @dataclass(slots=True)

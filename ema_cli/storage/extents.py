@@ -95,6 +95,8 @@ class LayoutPool:
     def __init__(self) -> None:
         self._layouts: dict[tuple[TensorLayout, ...], tuple[TensorLayout, ...]] = {}
         self._remembered: dict[Hashable, object] = {}
+        self._of_layouts: dict[tuple[int, Hashable], object] = {}
+        """By the identity of interned layouts, which are never freed, and a key."""
         self._branches: dict[str, LayoutPool] = {}
         self._lock = threading.Lock()
 
@@ -111,6 +113,15 @@ class LayoutPool:
             if any(known is layouts for known in self._layouts.values()):
                 return layouts
             return self._layouts.setdefault(layouts, layouts)
+
+    def remember_of(self, layouts: tuple[TensorLayout, ...], key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return the earlier result of ``make`` for ``layouts`` from ``intern`` and this ``key``, or make it now."""
+        with self._lock:
+            if (id(layouts), key) in self._of_layouts:
+                return cast("Made", self._of_layouts[id(layouts), key])
+        made = make()
+        with self._lock:
+            return cast("Made", self._of_layouts.setdefault((id(layouts), key), made))
 
     def remember(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return the earlier result of ``make`` for this ``key``, or make it now.
@@ -153,11 +164,26 @@ class TensorIndex:
         self.sources = tuple(sources)
         self.layouts = layouts
         self._offsets = array("q", offsets)
-        self._files = array("l", files)
+        self._files = array("q", files)
         self._records = records
-        counts = [layout.pieces for layout in layouts]
-        self._first = array("q", accumulate(counts, initial=0)) if any(count > 1 for count in counts) else None
+        counts = (layout.pieces for layout in layouts)
+        has_parts = any(len(layout.parts) > 1 for layout in layouts)
+        self._first = array("q", accumulate(counts, initial=0)) if has_parts else None
         """The first piece of each tensor; ``None`` if each tensor is one piece."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether any tensor consists of several parts."""
+        return self._first is not None
+
+    @property
+    def places(self) -> tuple[array[int], array[int]]:
+        """The byte offset of every piece, and the numbers of their files; no numbers if all are in the first."""
+        return self._offsets, self._files
+
+    def checksums(self, file: int) -> RecordTable | None:
+        """Return the checksums that a file has of its records, if it has some."""
+        return self._records.get(file)
 
     def __len__(self) -> int:
         return len(self.layouts)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ema_cli.dtypes import DType
 from ema_cli.fold.conversion import NUMPY_TYPES, Bytes, Float64, components, decode
 from ema_cli.fold.schedule import Block
+from ema_cli.fold.tensor_runs import TensorRun
 from ema_cli.records.plan import Action, Plan, PlannedTensor
 
 Indices = NDArray[np.int64]
@@ -96,6 +97,15 @@ class GeometrySample:
             return None
         start, width = self._starts[number], self._widths[number]
         return BlockSampler(picked, self._sample[:, start + low * width : start + high * width], width)
+
+    def run_sampler(self, run: TensorRun) -> BlockSampler | None:
+        """Return the sampler of a run of tensors; ``None`` if no element of the run is in the sample."""
+        picked = self._picked[self._first[run.first] : self._first[run.stop]]
+        taken, sizes = self._taken[run.first : run.stop], self._sizes[run.first : run.stop]
+        if not len(picked):
+            return None
+        picked = picked + np.repeat(np.cumsum([0, *sizes[:-1]]), taken)
+        return BlockSampler(picked, self._sample[:, self._starts[run.first] : self._starts[run.stop]], 1)
 
     def save(self, number: int) -> bytes:
         """Return the sampled numbers of a tensor, for a later run: float64, checkpoint by checkpoint."""

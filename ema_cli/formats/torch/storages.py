@@ -5,6 +5,8 @@ Source: the persistent ids of ``torch/serialization.py``, and the storage classe
 
 from __future__ import annotations
 
+from functools import cache
+
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, PickleError
 from ema_cli.formats.structure import are_sizes
@@ -55,6 +57,7 @@ def storage_dtype_name(kind: str) -> str:
     return _STORAGE_DTYPES.get(kind, kind)
 
 
+@cache
 def element_bytes(kind: str) -> int | None:
     """Return the bytes of one element of a storage class; ``None`` if the class is unknown."""
     name = storage_dtype_name(kind)

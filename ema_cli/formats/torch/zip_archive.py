@@ -28,6 +28,8 @@ _DESCRIPTORS = (16, 24)
 _ALIGNMENT = 64
 _PADDING = range(4, 4 + 28 + _ALIGNMENT)
 """Bytes between the name of a record and its data: the header of the padding, perhaps long sizes, the padding."""
+_WINDOW_BYTES = 1 << 15
+"""Headers that are so close are read together."""
 RESAVE = "torch.save(torch.load(path, weights_only=True), path)"
 
 
@@ -38,6 +40,7 @@ class Archive:
         self._source = source
         self._entries = ZipDirectory(source)
         self._root = self._find_root()
+        self._headers = _HeaderReader(source)
         self._storages: list[Record] = []
 
     def __contains__(self, name: str) -> bool:
@@ -74,12 +77,12 @@ class Archive:
 
     def storage(self, key: str) -> tuple[int, int]:
         """Return the byte offset and the size of the storage ``key``."""
-        name = f"data/{key}"
-        offset, size = self.record(name, is_storage=True)
-        crc32 = self._entries[self._root + name].crc32
-        if crc32 and size:  # torch writes 0 if checksums are off
-            self._storages.append(Record(offset=offset, size=size, crc32=crc32))
-        return offset, size
+        entry = self._entry(f"data/{key}")
+        aligned = self._aligned_offset(entry) if self._source.is_remote else None
+        offset = self._data_offset(entry) if aligned is None else aligned
+        if entry.crc32 and entry.size:  # torch writes 0 if checksums are off
+            self._storages.append(Record(offset, entry.size, entry.crc32))
+        return offset, entry.size
 
     def storage_bytes(self, key: str) -> int | None:
         """Return the size of the storage ``key``, as the directory states it; ``None`` if there is no such record."""
@@ -89,13 +92,17 @@ class Archive:
         """Return the checksums of the storages that were located."""
         return RecordTable(self._storages)
 
-    def record(self, name: str, *, is_storage: bool = False) -> tuple[int, int]:
+    def record(self, name: str) -> tuple[int, int]:
         """Return the byte offset and the size of the record ``name``.
 
         Raises:
             InputRefused: it is missing, damaged or compressed.
 
         """
+        entry = self._entry(name)
+        return self._data_offset(entry), entry.size
+
+    def _entry(self, name: str) -> ZipEntry:
         name = self._root + name
         if name not in self._entries.names:
             raise InputRefused(f"is incomplete: it has no record {quoted(name)}")
@@ -107,8 +114,7 @@ class Archive:
             )
         if entry.packed_size != entry.size:
             raise InputRefused(f"contradicts itself about the size of record {quoted(name)}")
-        aligned = self._aligned_offset(entry) if is_storage and self._source.is_remote else None
-        return self._data_offset(entry) if aligned is None else aligned, entry.size
+        return entry
 
     def _aligned_offset(self, entry: ZipEntry) -> int | None:
         """Return the offset of a storage where ``torch.save`` puts it; ``None`` if its header has to be read."""
@@ -123,10 +129,29 @@ class Archive:
         """Return the offset of a record's data: after its local header, which must agree with the directory."""
         size = LOCAL_HEADER.size + len(entry.name_bytes)
         if entry.header <= self._source.size() - size:
-            raw = self._source.read(entry.header, size)
+            raw = self._headers.read(entry.header, size)
             signature, _, _, method, *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(raw)
             start = entry.header + size + extra_bytes
             same = (signature, method, name_bytes) == (LOCAL_SIGNATURE, entry.method, len(entry.name_bytes))
             if same and raw[LOCAL_HEADER.size :] == entry.name_bytes and start + entry.size <= self._source.size():
                 return int(start)
         raise InputRefused(f"has a damaged record {quoted(entry.name)}")
+
+
+class _HeaderReader:
+    """Reads local headers: those of small records that are close together with one read."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._begin = 0
+        self._window = b""
+        self._last = -_WINDOW_BYTES
+
+    def read(self, offset: int, size: int) -> bytes:
+        at = offset - self._begin
+        if not 0 <= at <= len(self._window) - size:
+            is_near = 0 <= offset - self._last < _WINDOW_BYTES and not self._source.is_remote
+            length = min(_WINDOW_BYTES, self._source.size() - offset) if is_near else size
+            self._begin, self._window, at = offset, self._source.read(offset, max(length, size)), 0
+        self._last = offset
+        return self._window[at : at + size]

@@ -10,9 +10,9 @@ import struct
 from array import array
 from bisect import bisect_right
 from functools import cached_property
+from typing import NamedTuple
 
 from ema_cli.errors import InputRefused
-from ema_cli.record import record
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 
@@ -38,8 +38,7 @@ _FULL = 0xFFFFFFFF
 """A size that is in the extra field."""
 
 
-@record
-class ZipEntry:
+class ZipEntry(NamedTuple):
     """The directory's entry of one record."""
 
     name: str
@@ -76,17 +75,8 @@ class ZipDirectory:
     def __getitem__(self, name: str) -> ZipEntry:
         number = self.names[name]
         flags, method, crc32 = self._small[3 * number : 3 * number + 3]
-        packed, size, header = self._large[3 * number : 3 * number + 3]
-        return ZipEntry(
-            name=name,
-            name_bytes=name.encode("utf-8" if flags & UTF8_NAME else "cp437"),
-            flags=flags,
-            method=method,
-            crc32=crc32,
-            packed_size=packed,
-            size=size,
-            header=header,
-        )
+        name_bytes = name.encode("utf-8" if flags & UTF8_NAME else "cp437")
+        return ZipEntry(name, name_bytes, flags, method, crc32, *self._large[3 * number : 3 * number + 3])
 
     def end_of(self, entry: ZipEntry) -> int:
         """Return where the next record begins, or the directory."""
@@ -104,46 +94,47 @@ class ZipDirectory:
 
     def _read(self, raw: bytes, count: int) -> None:
         position = 0
-        for _ in range(count):
-            if position + _ENTRY.size > len(raw):
+        names, small, large, entry, entry_bytes = self.names, self._small, self._large, _ENTRY.unpack_from, _ENTRY.size
+        for number in range(count):
+            if position + entry_bytes > len(raw):
                 raise _damaged()
-            signature, _, _, flags, method, _, _, crc32, packed, size, *lengths, disk, _, _, header = (
-                _ENTRY.unpack_from(raw, position)
+            signature, _, _, flags, method, _, _, crc32, packed, size, *lengths, disk, _, _, header = entry(
+                raw, position
             )
-            position += _ENTRY.size
+            position += entry_bytes
             begin_extra = position + lengths[0]
             end = begin_extra + lengths[1] + lengths[2]
             if signature != _ENTRY_SIGNATURE or disk or end > len(raw):
                 raise _damaged()
             if _FULL in (packed, size, header):
-                extra = raw[begin_extra : begin_extra + lengths[1]]
-                size, packed, header = _long_sizes(extra, size, packed, header)
-            self._add(raw[position:begin_extra], flags, len(self.names))
-            self._small.extend((flags, method, crc32))
-            self._large.extend((packed, size, header))
+                size, packed, header = _long_sizes(raw[begin_extra : begin_extra + lengths[1]], size, packed, header)
+            name = _decoded(raw[position:begin_extra], flags)
+            if names.setdefault(name, number) != number:
+                raise InputRefused(f"holds two records with the name {quoted(name)}")
+            small.extend((flags, method, crc32))
+            large.extend((packed, size, header))
             position = end
         if position != len(raw):
             raise _damaged()
 
-    def _add(self, raw_name: bytes, flags: int, number: int) -> None:
-        try:
-            name = raw_name.decode("utf-8" if flags & UTF8_NAME else "cp437")
-        except UnicodeDecodeError as error:
-            raise _damaged() from error
-        if self.names.setdefault(name, number) != number:
-            raise InputRefused(f"holds two records with the name {quoted(name)}")
-
     def _refuse_overlaps(self, directory: int) -> None:
         """Refuse records that share bytes with each other or with the directory: no program writes such archives."""
-        names = list(self.names)
         position = 0
-        for number in sorted(range(len(names)), key=self._large[2::3].__getitem__):
-            packed, _, header = self._large[3 * number : 3 * number + 3]
+        headers, sizes = self._large[2::3], self._large[0::3]
+        places = zip(headers, map(len, self.names), sizes, self.names, strict=True)
+        for header, name_bytes, packed, name in sorted(places):
             if header < position:
-                raise InputRefused(f"has a damaged record {quoted(names[number])}: it overlaps another")
-            position = header + LOCAL_HEADER.size + len(names[number]) + packed
+                raise InputRefused(f"has a damaged record {quoted(name)}: it overlaps another")
+            position = header + LOCAL_HEADER.size + name_bytes + packed
             if position > directory:
-                raise InputRefused(f"has a damaged record {quoted(names[number])}: it reaches into the directory")
+                raise InputRefused(f"has a damaged record {quoted(name)}: it reaches into the directory")
+
+
+def _decoded(name: bytes, flags: int) -> str:
+    try:
+        return name.decode("utf-8" if flags & UTF8_NAME else "cp437")
+    except UnicodeDecodeError as error:
+        raise _damaged() from error
 
 
 def _find(source: ByteSource) -> tuple[int, int, int]:
