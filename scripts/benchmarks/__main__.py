@@ -61,7 +61,7 @@ def _given() -> argparse.Namespace:
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="for JSON files and pictures [none]")
     parser.add_argument("--rounds", type=int, help="runs of each command [3]")
     parser.add_argument("--size", type=float, metavar="MB", help="per checkpoint [512]")
-    parser.add_argument("--checkpoints", type=int, metavar="N", help="of the timed runs [8]")
+    parser.add_argument("--checkpoints", type=int, metavar="N", help="of the timed runs [8; of the peers 2, 8 and 64]")
     parser.add_argument("--small", action="store_true", help="a small run that shows that everything works")
     some = parser.add_argument_group("peers")
     some.add_argument("--environment", type=Path, metavar="FOLDER", help="virtual environment of the peers; made once")
@@ -88,6 +88,7 @@ def _settings(given: argparse.Namespace, scratch: Path) -> Settings:
         model_bytes=int((given.size or size) * 1e6),
         large_bytes=int(large * 1e6),
         checkpoints=given.checkpoints or checkpoints,
+        counts=(given.checkpoints,) if given.checkpoints else (2, 8, 64)[: 1 if given.small else None],
         many=many,
         entries=entries,
         remote_bytes=int((given.size or remote_size) * 1e6),
@@ -142,8 +143,10 @@ def _main() -> None:
     settings = _settings(given, scratch)
     try:
         title = _machine(scratch)
-        print(f"{title}\n`scripts/bench {shlex.join(sys.argv[1:])}`, medians of {settings.rounds} rounds", flush=True)
-        for name in given.part or PARTS:
+        parts = given.part or list(PARTS)
+        rounds = f", medians of {settings.rounds} rounds" * (parts != ["quick"])
+        print(f"{title}\n`scripts/bench {shlex.join(sys.argv[1:])}`{rounds}", flush=True)
+        for name in parts:
             _measure(name, title, settings)
     finally:
         shutil.rmtree(scratch)

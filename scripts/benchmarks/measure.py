@@ -57,6 +57,8 @@ class Settings(NamedTuple):
     large_bytes: int
     """Of the largest checkpoint in the table of memory."""
     checkpoints: int
+    counts: Sequence[int]
+    """Checkpoints of the peers, one after the other."""
     many: int
     """Tensors of a checkpoint of many small ones."""
     entries: int

@@ -66,7 +66,8 @@ def peer_inputs(count: int, model_bytes: int, dtype: torch.dtype, settings: Sett
     inputs = Inputs([], [], [], folder / "together", dtype, 0)
     try:
         for i in range(count):
-            state = {name: (row * (1 + 0.01 * i)).to(dtype) for name, row in base.items()}
+            noise = ((name, row + 0.05 * torch.randn(row.shape, generator=generator)) for name, row in base.items())
+            state = {name: row.to(dtype) for name, row in noise}
             _save(state, config | {"torch_dtype": dtype_name(dtype)}, i, inputs)
         yield inputs._replace(model_bytes=sum(value.numel() for value in base.values()) * dtype.itemsize)
     finally:

@@ -19,7 +19,6 @@ from .peer_inputs import Inputs, peer_inputs
 from .picture import Bar, bars
 from .series import dtype_name
 
-COUNTS = (2, 8, 64)
 _MANY = 64
 """So many checkpoints have a quarter of the size, so that they fit into the page cache."""
 _OUT = "out.safetensors"
@@ -138,16 +137,15 @@ def peers(settings: Settings) -> Rows:
         *("checkpoints, warm", "program", "average", "time", "processor time", "peak memory", "of it anonymous"),
         *("output", "largest error", "in ulp", "not nearest", "synced"),
     )
-    counts = COUNTS[: 1 if settings.small else None]
     pictured: dict[str, list[Result]] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for count in counts:
+        for count in settings.counts:
             model_bytes = settings.model_bytes // (8 if count == _MANY else 2)
             with peer_inputs(count, model_bytes, dtype, settings) as inputs:
                 label = f"{count} x {size(inputs.model_bytes)} {dtype_name(dtype)}"
                 results = list(_measured(label, inputs, field, settings))
             yield from (_row(label, result) for result in results)
-            if count == counts[len(counts) // 2]:
+            if count == settings.counts[len(settings.counts) // 2]:
                 pictured[label] = results
     if settings.records:
         (settings.records / "peers.svg").write_text(_picture(pictured), encoding="utf-8")

@@ -7,6 +7,7 @@ whose output does not fit on the disk, or whose naive loop does not fit into hal
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,12 +53,14 @@ def scale(settings: Settings) -> Rows:
     found: dict[str, dict[str, dict[float, float]]] = {}
     for curve in settings.curves:
         peaks: dict[str, dict[float, float]] = {name: {} for name in contenders}
-        for point in curves[curve](settings):
-            samples = _measured(curve, point, settings)
-            if samples:
-                yield curve, point.label, *(cell for name in contenders for cell in _cells(samples.get(name)))
-            for name, sample in samples.items():
-                peaks[name][point.x] = sample.peak_bytes / 1e6
+        for series, points in groupby(curves[curve](settings), lambda point: point.series):
+            with on_disk(series, settings) as paths:
+                for point in points:
+                    samples = _measured(curve, point, paths, settings)
+                    if samples:
+                        yield curve, point.label, *(cell for name in contenders for cell in _cells(samples.get(name)))
+                    for name, sample in samples.items():
+                        peaks[name][point.x] = sample.peak_bytes / 1e6
         found[curve] = {name: line for name, line in peaks.items() if line}
     panels = [Panel(axis, found[curve]) for curve, axis in _PICTURED.items() if found.get(curve)]
     if settings.records and panels:
@@ -65,20 +68,19 @@ def scale(settings: Settings) -> Rows:
         (settings.records / "scale.svg").write_text(picture, encoding="utf-8")
 
 
-def _measured(curve: str, point: Point, settings: Settings) -> Mapping[str, Sample]:
+def _measured(curve: str, point: Point, paths: Sequence[Path], settings: Settings) -> Mapping[str, Sample]:
     series = point.series
     needed = series.data_bytes() * len(point.decays) * 1.1
     if shutil.disk_usage(settings.scratch).free < needed + 2e9:
         note(f"{curve}, {point.label}: left out, its output of {size(needed)} does not fit on the disk")
         return {}
     rounds = 1 if series.data_bytes() * series.checkpoints > _SLOW_BYTES else settings.rounds
-    with on_disk(series, settings) as paths:
-        files = () if series.sparse else paths
-        command = [*point.before, *ours(paths, settings, *point.decays), *point.options]
-        jobs = {"ema-avg": Job(command, files, point.cold)}
-        if point.compare and 2.5 * series.data_bytes() < _free_memory() / 2:
-            jobs["naive"] = Job([*point.before, *naive(paths, settings)], files, point.cold)
-        return in_turn(f"{curve}, {point.label}", jobs, settings, rounds=rounds)
+    files = () if series.sparse else paths
+    command = [*point.before, *ours(paths, settings, *point.decays), *point.options]
+    jobs = {"ema-avg": Job(command, files, point.cold)}
+    if point.compare and 2.5 * series.data_bytes() < _free_memory() / 2:
+        jobs["naive"] = Job([*point.before, *naive(paths, settings)], files, point.cold)
+    return in_turn(f"{curve}, {point.label}", jobs, settings, rounds=rounds)
 
 
 def _free_memory() -> float:
@@ -115,11 +117,10 @@ def _tensors(settings: Settings) -> Iterator[Point]:
 
 
 def _decays(settings: Settings) -> Iterator[Point]:
-    for series in (
-        Series(settings.checkpoints, 40, settings.model_bytes // 160),
-        Series(8 * settings.checkpoints, 40, settings.model_bytes // 8 // 160),
-    ):
-        for cold in (False, True):
+    few = Series(settings.checkpoints, 40, settings.model_bytes // 160)
+    many = Series(8 * settings.checkpoints, 40, settings.model_bytes // 8 // 160)
+    for series in (few, many)[: 1 if settings.small else None]:
+        for cold in (False, True)[: 1 if settings.small else None]:
             for count in (1, 2, 4, 8)[: 2 if settings.small else None]:
                 decays = [0.9, 0.5, 0.6, 0.7, 0.8, 0.95, 0.98, 0.99][:count]
                 cache = "cold" if cold else "warm"

@@ -49,7 +49,7 @@ def quick(settings: Settings) -> Rows:
         *("processor time: ema-avg", "peak memory: ema-avg", "naive"),
     )
     commands = {"cat + copy + sync": cat_and_copy, "ema-avg": ours, "naive": naive}
-    some = Series(8, 40, 400_000)
+    some = Series(4, 40, 400_000)
     for series in (some, some._replace(dtype=torch.bfloat16, elements=800_000), Series(10, 20, 12_500)):
         label = f"{series.checkpoints} x {size(series.data_bytes())} {dtype_name(series.dtype)}"
         with on_disk(series, settings) as paths:
