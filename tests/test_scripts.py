@@ -10,6 +10,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -127,13 +128,18 @@ def test_averages_of_a_batchnorm_network_are_compared_with_three_kinds_of_statis
 
 
 def run_benchmark(*arguments: object, folder: Path) -> str:
-    """Run ``scripts/bench`` without its set-up and return what it printed; files go to a folder, and records to another."""
+    """Run ``scripts/bench`` without its set-up and return what it printed; its files go to ``folder/records``."""
     folders = ("--folder", folder, "--records", folder / "records")
     command = [sys.executable, "-m", "scripts.benchmarks", *map(str, (*arguments, *folders))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPTS.parent, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def table_of(document: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of the table in a record of the benchmark, by the names of their columns."""
+    return [dict(zip(document["head"], row, strict=True)) for row in document["rows"]]
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
@@ -144,26 +150,26 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         assert words in shown
     for part in parts:
         document = json.loads((tmp_path / "records" / f"{part}.json").read_text())
-        assert document["table"]
+        assert document["rows"]
         assert all(sample["seconds"] > 0 and sample["peak_bytes"] > 0 for sample in document["measurements"])
     assert {path.name for path in tmp_path.iterdir()} == {"records"}
 
 
 def test_programs_are_compared_side_by_side(tmp_path: Path) -> None:
-    """Of the programs that are installed each has a row per type; ours is exact and durable; the others are explained."""
+    """Each program that is installed has a row per type; ours is exact and durable; others are explained."""
     shown = run_benchmark("peers", "--small", "--rounds", 1, folder=tmp_path)
-    document = json.loads((tmp_path / "records" / "peers.json").read_text())
-    rows = [row for row in document["table"] if row["program"] == "ema-avg"]
+    table = table_of(json.loads((tmp_path / "records" / "peers.json").read_text()))
+    rows = [row for row in table if row["program"] == "ema-avg"]
     assert [row["output"] for row in rows] == ["float32", "bfloat16"]
     for row in rows:
         assert (row["in ulp"], row["not nearest"]) == ("0.50", "0.0%")
         assert row["synced"].startswith("file and folder")
-    naive = [row for row in document["table"] if row["program"] == "naive loop"]
+    naive = [row for row in table if row["program"] == "naive loop"]
     assert all(float(row["in ulp"]) > 0.5 for row in naive)
     assert "timm: its script is in no package: --source timm=FILE" in shown
-    assert {row["program"] for row in document["table"]} >= {"ema-avg", "naive loop", "torch `AveragedModel`"}
+    assert {row["program"] for row in table} >= {"ema-avg", "naive loop", "torch `AveragedModel`"}
     drawn = ET.parse(tmp_path / "records" / "peers.svg").iter("{http://www.w3.org/2000/svg}rect")
-    assert len(list(drawn)) == 3 * len(document["table"]) + 2
+    assert len(list(drawn)) == 3 * len(table) + 2
 
 
 def test_the_error_of_an_output_is_measured_in_units_of_its_precision(tmp_path: Path) -> None:
@@ -191,7 +197,7 @@ def test_the_scale_curves_have_a_chart_of_memory(tmp_path: Path) -> None:
     """Each point has both contenders, where the naive loop takes part; more decays read no more."""
     run_benchmark("scale", "--small", "--rounds", 1, "--curve", "size", "--curve", "decays", folder=tmp_path)
     document = json.loads((tmp_path / "records" / "scale.json").read_text())
-    table = {curve: [row for row in document["table"] if row["curve"] == curve] for curve in ("size", "decays")}
+    table = {curve: [row for row in table_of(document) if row["curve"] == curve] for curve in ("size", "decays")}
     assert len(table["size"]) == len(table["decays"]) == 2
     for row in table["size"]:
         ours, naive = (int(row[f"{name}: peak memory"].split()[0].replace(",", "")) for name in ("ema-avg", "naive"))

@@ -129,9 +129,9 @@ def _measure(name: str, title: str, settings: Settings) -> None:
     seconds = time.monotonic() - started
     print(f"\n({seconds:.0f} s)", flush=True)
     if settings.records:
-        table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+        table = {"head": rows[0], "rows": rows[1:]}
         found = {"machine": title, "command": shlex.join(["scripts/bench", *sys.argv[1:]]), "seconds": round(seconds)}
-        document = {**found, "rounds": settings.rounds, "table": table, "measurements": settings.samples}
+        document = {**found, "rounds": settings.rounds, **table, "measurements": settings.samples}
         (settings.records / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -41,8 +41,8 @@ class Point(NamedTuple):
 def scale(settings: Settings) -> Rows:
     """Measure the curves, and draw peak memory."""
     contenders = ("ema-avg", "naive")
-    heads = [(f"{name}: time", "processor time", "peak memory", "of it anonymous") for name in contenders]
-    yield "curve", "point", *(f"{head}" for row in heads for head in row)
+    numbers = ("time", "processor time", "peak memory", "of it anonymous")
+    yield "curve", "point", *(f"{name}: {number}" for name in contenders for number in numbers)
     curves: dict[str, Callable[[Settings], Iterator[Point]]] = {
         "size": _sizes,
         "checkpoints": _counts,
