@@ -1,6 +1,6 @@
 """Measure ema-avg, each part against what it can be compared with in the same run.
 
-    scripts/bench                                             # everything: about 25 minutes, 12 GB of disk
+    scripts/bench                                             # everything: about half an hour
     scripts/bench speed memory --folder /scratch --keep       # on another disk, whose checkpoints are kept
     scripts/bench peers --environment /tmp/peers-env          # makes the environment when it is missing
     scripts/bench scale --curve size --most 16
@@ -55,23 +55,19 @@ def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="*", choices=[*PARTS, "quick", []], help="what to measure [all but quick]")
+    names = ", ".join([*PARTS, "quick"])
+    parser.add_argument("part", nargs="*", choices=[*PARTS, "quick"], metavar="PART", help=f"{names} [all but quick]")
     parser.add_argument("--folder", type=Path, help="for the checkpoints, on the disk to measure [a temporary folder]")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints in --folder for the next run")
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="for JSON files and pictures [none]")
-    parser.add_argument("--rounds", type=int, help="runs of each command [3]")
+    parser.add_argument("--rounds", type=int, help="runs of each command [2]")
     parser.add_argument("--size", type=float, metavar="MB", help="per checkpoint [512]")
     parser.add_argument("--checkpoints", type=int, metavar="N", help="of the timed runs [8; of the peers 2, 8 and 64]")
     parser.add_argument("--small", action="store_true", help="a small run that shows that everything works")
     some = parser.add_argument_group("peers")
     some.add_argument("--environment", type=Path, metavar="FOLDER", help="virtual environment of the peers; made once")
-    some.add_argument(
-        *("--source",),
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help=f"a script that is in no package: {', '.join(SOURCES)}",
-    )
+    scripts = f"a script that is in no package: {', '.join(SOURCES)}"
+    some.add_argument("--source", action="append", default=[], metavar="NAME=FILE", help=scripts)
     some = parser.add_argument_group("scale")
     some.add_argument("--curve", action="append", choices=CURVES, help="measure only this curve; repeatable")
     some.add_argument("--most", type=float, metavar="GB", default=64, help="size of the largest checkpoint [64]")
@@ -79,7 +75,7 @@ def _given() -> argparse.Namespace:
 
 
 def _settings(given: argparse.Namespace, scratch: Path) -> Settings:
-    small, full = (2, 16, 4, 300, 2000, 64, 16, 12), (3, 512, 8, 3000, 100_000, 4000, 120, 500)
+    small, full = (2, 16, 4, 300, 2000, 64, 16, 12), (2, 512, 8, 3000, 100_000, 4000, 120, 500)
     rounds, size, checkpoints, many, entries, large, remote_size, objects = small if given.small else full
     return Settings(
         folder=(given.folder or scratch).absolute(),
@@ -97,11 +93,19 @@ def _settings(given: argparse.Namespace, scratch: Path) -> Settings:
         small=given.small,
         records=given.records,
         environment=given.environment,
-        sources={name: Path(path).absolute() for name, _, path in (pair.partition("=") for pair in given.source)},
+        sources=_sources(given.source),
         most_bytes=int(given.most * 1e9),
         curves=given.curve or CURVES,
         samples=[],
     )
+
+
+def _sources(pairs: list[str]) -> dict[str, Path]:
+    found = {name: Path(path).absolute() for name, _, path in (pair.partition("=") for pair in pairs)}
+    for name, path in found.items():
+        if name not in SOURCES or not path.is_file():
+            raise SystemExit(f"--source {name}={path}: expected one of {', '.join(SOURCES)}, and a file")
+    return found
 
 
 def _machine(folder: Path) -> str:
