@@ -193,6 +193,17 @@ def test_the_error_of_an_output_is_measured_in_units_of_its_precision(tmp_path: 
             assert error.largest == float((off.double() - torch.tensor(exact, dtype=torch.float64)).abs().max())
 
 
+def test_below_a_power_of_two_units_are_half_as_large(tmp_path: Path) -> None:
+    """An error counts in units of the side that the average is on, and more than half of one is not the nearest."""
+    exactness = importlib.import_module("scripts.benchmarks.exactness")
+    for dtype, bits in ((torch.float32, 24), (torch.bfloat16, 8)):
+        save_file({"w": torch.ones(1, dtype=dtype)}, tmp_path / "out.safetensors")
+        for average, units, share in ((1 - 0.55 * 2**-bits, 0.55, 1.0), (1 + 0.55 * 2**-bits, 0.275, 0.0)):
+            reference = {"w": torch.tensor([average], dtype=torch.float64)}
+            error = exactness.exactness(tmp_path / "out.safetensors", reference)
+            assert (round(error.largest_ulp, 5), error.not_nearest) == (units, share)
+
+
 def test_the_scale_curves_have_a_chart_of_memory(tmp_path: Path) -> None:
     """Each point has both contenders, where the naive loop takes part; more decays read no more."""
     run_benchmark("scale", "--small", "--rounds", 1, "--curve", "size", "--curve", "decays", folder=tmp_path)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from .measure import ROOT, Failed, note
@@ -52,6 +53,7 @@ def _install(python: Path, arguments: list[str]) -> None:
         raise Failed(_last_line(done.stderr))
 
 
+@cache
 def found_version(python: Path, module: str, package: str) -> str:
     """Return the version of a package; if it cannot be imported, raise ``Failed`` with the reason."""
     done = subprocess.run([python, "-c", IMPORTS, module, package], capture_output=True, text=True, check=False)
