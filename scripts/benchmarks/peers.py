@@ -231,7 +231,7 @@ def _picture(pictured: dict[str, list[Result]]) -> str:
         "peak memory": ("MB", lambda sample: sample.peak_bytes / 1e6),
     }
     return bars(
-        f"The same checkpoints, averaged by {len(PEERS)} programs",
+        "The same checkpoints, averaged by each program",
         {
             f"{title} ({unit})": [
                 Bar(result.peer.name.replace("`", ""), label, value(result.sample))
