@@ -207,7 +207,8 @@ def _synced(peer: Peer, job: Job, settings: Settings) -> str:
     if not shutil.which("strace"):
         return f"{_SYNCED.get(peer.name, 'no')}, by its source"
     log = settings.scratch / "strace"
-    traced = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-e", "trace=fsync,fdatasync,sync,syncfs", "-o", log, *job.command]
+    calls = "trace=fsync,fdatasync,sync,syncfs"
+    traced = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-e", calls, "-o", log, *job.command]
     run(job._replace(command=traced), settings)
     paths = [Path(path) for path in re.findall(r"<(/[^>]*)>", log.read_text())]
     if settings.out in paths:
