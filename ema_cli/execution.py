@@ -12,7 +12,7 @@ from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.errors import RunWarning
 from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued, ignore
 from ema_cli.fold.address_space import check_address_space
-from ema_cli.fold.devices import lane_maker, resolve_device
+from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
 from ema_cli.fold.state import bytes_of
 from ema_cli.options.average import Options
@@ -53,8 +53,7 @@ def carry_out(
     """
     check_address_space(plan.buffers, len(plan.outputs))
     read_bytes = plan.read_bytes
-    device = resolve_device(options.device)
-    make_lane = lane_maker(device, plan)
+    make_lane = lane_maker(plan.device, plan)
     with ExitStack() as unpublished:
         targets, resumption = _open_targets(plan, options, listener, unpublished, replaced)
         done = resumption.done if resumption else []
@@ -86,7 +85,6 @@ def carry_out(
             resumed_tensors=len(done),
             seconds=time.monotonic() - started,
             fold_seconds=fold_seconds,
-            device=device,
         )
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():

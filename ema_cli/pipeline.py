@@ -11,7 +11,7 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
 from ema_cli.errors import EmaAvgError, Proposal
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
-from ema_cli.fold.devices import resolve_device
+from ema_cli.fold.devices import choose_device
 from ema_cli.options.average import Options
 from ema_cli.options.shell_command import shell_command
 from ema_cli.planning.make_plan import make_plan
@@ -65,9 +65,11 @@ def _make_plan(options: Options, listener: Listener, opened: ExitStack) -> Plan:
         from ema_cli.continuation.continued_series import continue_series  # noqa: PLC0415 - rarely needed
 
         series = continue_series(found, options, opened)
-    if options.device == "auto":
-        options = replace(options, device=resolve_device("auto"))
     plan = make_plan(series, options)
+    if options.device == "auto":
+        device, reason = choose_device(plan)
+        plan = plan if device == "cpu" else make_plan(series, replace(options, device=device))
+        plan = replace(plan, device_reason=reason)
     return replace(plan, warnings=(*options.config_warnings, *plan.warnings))
 
 

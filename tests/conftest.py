@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ema_cli.storage import protocols
 from tests.helpers.program import Run, forked
@@ -22,7 +23,12 @@ protocols.PROTOCOLS = (*protocols.PROTOCOLS, "memory")  # stores in the memory o
 
 
 def pytest_configure() -> None:
-    """Let the tests' processes have the default signal handlers, and streams as wide as they are without a terminal."""
+    """Let the tests' processes have the default signal handlers, and streams as wide as they are without a terminal.
+
+    No test fails because the machine is busy.
+    """
+    settings.register_profile("any-time", deadline=None)
+    settings.load_profile("any-time")
     os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

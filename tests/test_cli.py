@@ -19,6 +19,7 @@ from typer.main import get_command
 from ema_cli._version import __version__
 from ema_cli.cli.app import app
 from ema_cli.cli.options import CommandLine
+from ema_cli.fold.kernel import describe_lane
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.report.model import SCHEMA_VERSION
@@ -75,7 +76,7 @@ def test_json_is_the_report(run_folder: Path, ema_avg: Run) -> None:
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors", "--json")
     document = json.loads(done.stdout)
     assert document == json.loads((run_folder.parent / "ema.report.json").read_text())
-    assert document["schema_version"] == "1.4"
+    assert document["schema_version"] == "1.5"
     assert [i["step"] for i in document["inputs"]] == [100, 200, 300, 400, 500]
     assert sum(document["averages"][0]["weights"]) == pytest.approx(1, abs=1e-15)
 
@@ -362,9 +363,9 @@ def test_a_command_without_checkpoints_shows_itself(ema_avg: Run) -> None:
 
 
 def test_version(ema_avg: Run) -> None:
-    """``--version`` and ``version`` print the version and nothing else."""
+    """``--version`` and ``version`` print the version in a line of its own, and what the fold uses on the CPU."""
     for word in ("--version", "version"):
-        assert ema_avg(word).stdout == f"ema-avg {__version__}\n"
+        assert ema_avg(word).stdout == f"ema-avg {__version__}\nfold on the CPU: {describe_lane()}\n"
 
 
 def test_help_is_one_screen(ema_avg: Run) -> None:

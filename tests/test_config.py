@@ -103,7 +103,9 @@ def test_variables_are_read_by_the_type_of_their_option() -> None:
     """Lists have commas, switches words, and an empty variable sets nothing."""
     found = variables(EMA_AVG_DECAY="0.5, 0.9", EMA_AVG_STRICT="off", EMA_AVG_FROM="7", EMA_AVG_PER="", HOME="/x")
     assert found == {"decay": [0.5, 0.9], "strict": False, "from_step": 7}
-    assert variables(EMA_AVG_DEBUG="1", EMA_AVG_OUTPUT="a,b.safetensors") == {"output": "a,b.safetensors"}
+    assert variables(EMA_AVG_DEBUG="1", EMA_AVG_NUMPY="1", EMA_AVG_OUTPUT="a,b.safetensors") == {
+        "output": "a,b.safetensors"
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.fold.statistics import dot
+from ema_cli.dtypes import BY_NAME
+from ema_cli.fold.conversion import Float64
+from ema_cli.fold.statistics import Sum, squares
 from ema_cli.records.plan import ROW_ELEMENTS
 from tests.faults.determinism import findings
 from tests.faults.slices import campaign
@@ -87,6 +89,11 @@ def test_several_averages_of_one_read_are_found_as_each_alone(paths: list[Path])
         assert here == alone["averages"][0]
 
 
+def squared(values: Float64) -> Sum:
+    """Return the sum of the squares."""
+    return squares(values, values.view(np.uint8), BY_NAME["F64"])[0]
+
+
 @given(
     rows=st.integers(1, 12),
     tail=st.integers(0, ROW_ELEMENTS - 1),
@@ -97,8 +104,8 @@ def test_sums_of_blocks_are_the_sum_of_the_whole(rows: int, tail: int, cuts: set
     """Blocks that begin with a row add up to the same correctly rounded number, wherever they are cut."""
     values = np.random.default_rng(rows).standard_normal(rows * ROW_ELEMENTS + tail) * scale
     ends = [*sorted(cut * ROW_ELEMENTS for cut in cuts if cut < rows), len(values)]
-    parts = [dot(values[a:b], values[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-    assert math.fsum([number for part in parts for number in part]) == math.fsum(dot(values, values))
+    parts = [squared(values[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    assert math.fsum([number for part in parts for number in part]) == math.fsum(squared(values))
 
 
 def test_squares_that_are_too_large_to_add_up_are_no_failure(tmp_path: Path) -> None:

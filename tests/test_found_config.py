@@ -33,7 +33,7 @@ HARMLESS = {
     *("allow", "allow-nonfinite", "buffers", "ci", "clock", "decay", "device", "dry-run", "dtype", "every"),
     *("exclude", "from", "geometry", "half-life", "include", "init", "inv-gamma", "jobs", "json", "key"),
     *("last", "lora", "max-memory", "max-shard-size", "metadata", "method", "no-color", "no-normalize"),
-    *("no-probe", "on-missing", "one-minus-decay", "order", "per", "power", "quiet", "resume", "sha256"),
+    *("no-probe", "on-missing", "one-minus-decay", "order", "per", "power", "quiet", "read-back", "resume", "sha256"),
     *("shape", "sigma-rel", "steps", "strict", "strip-prefix", "threads", "tied", "to", "verbose", "warmup"),
     "weights",
 }

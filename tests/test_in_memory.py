@@ -484,7 +484,18 @@ def test_without_torch_there_are_arrays(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_keywords_are_those_of_average_without_its_files() -> None:
     """The signatures list them with their defaults."""
-    of_files = {"output", "max_shard_size", "report", "metadata", "sha256", "force", "resume", "run", "geometry"}
+    of_files = {
+        "output",
+        "max_shard_size",
+        "report",
+        "metadata",
+        "sha256",
+        "force",
+        "resume",
+        "run",
+        "geometry",
+        "read_back",
+    }
     wanted = {n: p for n, p in inspect.signature(ema_cli.average).parameters.items() if n not in of_files}
     for function in (ema_cli.average_tensors, ema_cli.load_average):
         found = dict(inspect.signature(function).parameters)

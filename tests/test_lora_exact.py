@@ -19,7 +19,7 @@ from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.events import Progress
 from ema_cli.fold.cuda import TorchLane
 from ema_cli.fold.engine import fold
-from ema_cli.fold.lanes import CpuLane
+from ema_cli.fold.lanes import cpu_lane
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned, run_average
 from ema_cli.report.beside import report_path
@@ -123,7 +123,7 @@ def test_the_bytes_do_not_depend_on_blocks_threads_or_lane(tmp_path: Path) -> No
             threads=threads,
         )
         with planned(options) as made:
-            for lane in (CpuLane, partial(TorchLane, torch.device("cpu"))):
+            for lane in (cpu_lane, partial(TorchLane, torch.device("cpu"))):
                 sinks = [Memory(made.data_bytes) for _ in made.outputs]
                 make = partial(lane, block_elements=made.buffers.block_elements, averages=2)
                 fold(made, sinks, make, measure_geometry=True)

@@ -1,10 +1,14 @@
-"""The installed package: the wheel, its entry point, its types, its help topics; and the options in the README."""
+"""The installed package: the wheel, its entry point, its types, its help topics; and the options in the README.
+
+The compiled kernel in it is the subject of ``test_kernel_build.py``.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,30 +16,47 @@ import pytest
 from typer.testing import CliRunner
 
 from ema_cli.cli.app import app
+from tests.helpers.building import build, copy_sources
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this source tree."""
+    """The wheel of this source tree, built without a compiler."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    build(copy_sources(folder / "source"), folder, "--wheel", CC="false")
     (built,) = folder.glob("ema_avg-*.whl")
     return built
 
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """The wheel has the modules, the marker of typed packages and the console script; no tests, no scripts."""
+    """The wheel has every file of the package except the C sources, and the console script; no tests, no scripts."""
     names = zipfile.ZipFile(wheel).namelist()
-    assert "ema_cli/py.typed" in names
-    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"ema_cli"}
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ema_cli").rglob("*") if path.is_file()}
+    left_out = (".pyc", ".so", ".c", ".h")
+    assert {name for name in names if ".dist-info/" not in name} == {p for p in package if not p.endswith(left_out)}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert b"ema-avg = ema_cli.cli:main" in zipfile.ZipFile(wheel).read(entry_points)
-    assert {f"ema_cli/help/{path.name}" for path in (ROOT / "ema_cli" / "help").glob("*.md")} <= set(names)
+
+
+@pytest.mark.slow
+def test_the_source_archive_builds_the_same_package(wheel: Path, tmp_path: Path) -> None:
+    """It has what the wheel is built from, and the tests; unpacked, it gives a wheel with the same files."""
+    build(copy_sources(tmp_path / "source"), tmp_path, "--sdist")
+    (archive,) = tmp_path.glob("ema_avg-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    for name in ("ema_cli", "tests", "scripts", ".github"):
+        files = [
+            p.relative_to(ROOT) for p in (ROOT / name).rglob("*") if p.suffix not in (".pyc", ".so") and p.is_file()
+        ]
+        assert [path for path in files if not (unpacked / path).is_file()] == []
+    build(unpacked, tmp_path, "--wheel", CC="false")
+    (again,) = tmp_path.glob("ema_avg-*.whl")
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.mark.slow

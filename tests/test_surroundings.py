@@ -280,7 +280,7 @@ def test_a_failure_of_the_write_back_thread_ends_the_run(tmp_path: Path, monkeyp
 
     with (tmp_path / "x").open("w+b") as file:
         file.write(b"abc")
-        write_back = WriteBack(file.fileno())
+        write_back = WriteBack(file.fileno(), tmp_path / "x")
         write_back.add(0, 3, 0)
         monkeypatch.setattr(os, "fdatasync", exhausted)
         with pytest.raises(MemoryError):

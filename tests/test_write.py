@@ -28,8 +28,10 @@ from ema_cli.dtypes import DTYPES
 from ema_cli.errors import EmaAvgError, OutputError, OutputLocked
 from ema_cli.events import Event, Progress
 from ema_cli.options.average import make_options
+from ema_cli.options.output_options import ReadBack
 from ema_cli.pipeline import run_average
 from ema_cli.write import writeback
+from ema_cli.write.disk_reader import DiskReader
 from ema_cli.write.file import OutputFile
 from ema_cli.write.lock import output_lock
 from ema_cli.write.publish import uninterrupted
@@ -200,6 +202,53 @@ def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatc
     with pytest.raises(OutputError, match="the disk returns other bytes than were written"):
         ema_cli.average(paths, decay=0.5, output=tmp_path / "ema.safetensors")
     assert not (tmp_path / "ema.safetensors").exists()
+
+
+@pytest.mark.parametrize("read_back", ["sample", "all"])
+def test_a_disk_that_loses_bytes_is_noticed(
+    read_back: ReadBack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the disk returns, every 16th piece and the end are compared with what was written, or everything."""
+    monkeypatch.setattr(writeback, "_PIECE_BYTES", 1 << 12)
+    compared: list[int] = []
+    read = DiskReader.read
+
+    def count(reader: DiskReader, position: int, length: int) -> memoryview:
+        compared.append(position)
+        return read(reader, position, length)
+
+    monkeypatch.setattr(DiskReader, "read", count)
+    paths = write_series(tmp_path, [{"w": torch.randn(100_000)} for _ in range(2)])
+    output = tmp_path / "ema.safetensors"
+    ema_cli.average(paths, decay=0.5, output=output, read_back=read_back)
+    pieces = list(range(0, output.stat().st_size, 1 << 12))
+    expected = pieces if read_back == "all" else sorted({*pieces[::16], pieces[-1]})
+    assert sorted({position - position % (1 << 12) for position in compared}) == expected
+
+    for lost in compared:
+
+        def damaged(reader: DiskReader, position: int, length: int, lost: int = lost) -> memoryview:
+            piece = bytearray(read(reader, position, length))
+            piece[len(piece) // 3] ^= position == lost
+            return memoryview(piece)
+
+        monkeypatch.setattr(DiskReader, "read", damaged)
+        with pytest.raises(OutputError, match="the disk returns other bytes than were written"):
+            ema_cli.average(paths, decay=0.25, output=output, read_back=read_back, force=True)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@given(data=st.binary(max_size=20_000), position=st.integers(0, 20_000), length=st.integers(0, 9000))
+def test_any_range_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, *, direct: bool, data: bytes, position: int, length: int
+) -> None:
+    """Direct reads return any range of a file, cut at its end, as reads through the page cache do."""
+    path = tmp_path_factory.getbasetemp() / "read-back"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        reader = DiskReader(file.fileno(), path if direct else path / "none", 9000)
+        assert bytes(reader.read(position, length)) == data[position : position + length]
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

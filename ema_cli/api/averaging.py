@@ -66,12 +66,13 @@ def average(
         buffers: whether BatchNorm statistics are averaged, or copied from the last or first checkpoint; ``None`` for
             ``"average"``, with a warning.
         lora: ``"exact"``: average the updates B A of LoRA adapters, not their factors; the ranks add up.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``, or a ``torch.device``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: the GPU where it pays; or a ``torch.device``.
         dtype: type of averaged tensors in the output: its name, ``torch.bfloat16`` or the like; ``None`` for
             ``"same"``: as in the last checkpoint.
-        threads: number of worker threads; by default one per core, at most 4.
+        threads: number of worker threads; by default one per core, at most 8.
         max_memory: limit for the buffers of the fold.
         geometry: measure the distances between the checkpoints on a sample of elements, or not.
+        read_back: compare a sample of the output with what the disk returns, or all of it.
         probe: read a small sample of every checkpoint before the fold, to see whether they are one series in order.
         allow_nonfinite: average NaN and infinity instead of refusing them.
         max_shard_size: write a folder, in files of at most this size.

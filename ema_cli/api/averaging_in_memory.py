@@ -67,7 +67,8 @@ def average_tensors(
             ``torch.Tensor`` on the CPU. Each owns its memory, tied tensors too, and can be changed.
         progress: as for ``average``.
         **options: as for ``average``, without those of the files that it writes (``output``, ``max_shard_size``,
-            ``report``, ``metadata``, ``sha256``, ``force``, ``resume``, ``run``) and of its report (``geometry``).
+            ``read_back``, ``report``, ``metadata``, ``sha256``, ``force``, ``resume``, ``run``) and of its report
+            (``geometry``).
 
     Warns:
         ema_cli.EmaAvgWarning: as ``average`` does, when the first tensor is asked for, and at the end.

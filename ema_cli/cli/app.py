@@ -63,7 +63,11 @@ Takes every option of ema-avg average, for all runs.
 
 
 def _show_version() -> None:
-    Console(Style()).result(f"ema-avg {__version__}")
+    from ema_cli.fold.kernel import describe_lane  # noqa: PLC0415 - a binary that other commands load when they fold
+
+    console = Console(Style())
+    console.result(f"ema-avg {__version__}")
+    console.result(f"fold on the CPU: {describe_lane()}")
 
 
 def _version(context: typer.Context, value: bool) -> None:
@@ -148,4 +152,4 @@ app.command("update-bn", help=update_bn_command.UPDATE_HELP, short_help=update_b
     update_bn_command.update_statistics
 )
 app.command("help", help=topics.HELP_HELP, short_help="Show a topic: methods, formats, ci, ...")(topics.show_help)
-app.command("version", help="Show the version.")(_show_version)
+app.command("version", help="Show the version, and whether the compiled kernel is used.")(_show_version)

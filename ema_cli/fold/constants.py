@@ -89,7 +89,7 @@ class Constants:
 
 def as_written(raw: Bytes, stored: DType, written: DType) -> Bytes:
     """Return elements of the type ``stored`` as elements of the type ``written``."""
-    return raw if stored is written else round_to(numbers_in(raw, stored), written)
+    return raw if stored is written else round_to(numbers_in(raw, stored), written).raw
 
 
 def equal_numbers(a: Bytes, b: Bytes, of_a: DType, of_b: DType) -> bool:

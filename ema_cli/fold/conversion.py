@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import DTYPES, DType, Kind
+from ema_cli.fold.kernel import CODES, kernel
 
 Bytes = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
@@ -65,13 +67,36 @@ def _table(name: str) -> Float64:
     return np.arange(256, dtype=np.uint8).view(NUMPY_TYPES[name]).astype(np.float64)
 
 
-def round_to(values: Float64, dtype: DType) -> Bytes:
-    """Return ``values`` as bytes of ``dtype``. A value out of range becomes infinite (NaN if there is no infinity)."""
+class Rounded(NamedTuple):
+    """Numbers as bytes of their element type."""
+
+    raw: Bytes
+    fits: bool
+    """Whether all numbers are finite and their absolute values below the largest number of the type."""
+
+
+def round_to(values: Float64, dtype: DType) -> Rounded:
+    """Round ``values`` to ``dtype``. A value out of range becomes infinite (NaN if there is no infinity).
+
+    Every NaN becomes the same one: IEEE 754 does not say which NaN a sum of two is, and processors differ in it.
+    """
+    rounded = _round(values, dtype)
+    if not rounded.fits and np.isnan(values).any():
+        rounded = _round(np.where(np.isnan(values), np.nan, values), dtype)
+    return rounded
+
+
+def _round(values: Float64, dtype: DType) -> Rounded:
+    largest = LARGEST[dtype.name]
+    if kernel is not None:
+        raw = np.empty(len(values) * dtype.itemsize // components(dtype), dtype=np.uint8)
+        return Rounded(raw, fits=kernel.round_to(values, CODES[dtype.name], raw, largest))
+    fits = bool(np.abs(values).max(initial=0) < largest)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.name in _DIRECT:
-            return values.astype(NUMPY_TYPES[dtype.name]).view(np.uint8)
+            return Rounded(values.astype(NUMPY_TYPES[dtype.name]).view(np.uint8), fits)
         narrow = _to_float32_for_bfloat16(values) if dtype.name == "BF16" else _to_float32_odd(values)
-        return narrow.astype(NUMPY_TYPES[dtype.name]).view(np.uint8)
+        return Rounded(narrow.astype(NUMPY_TYPES[dtype.name]).view(np.uint8), fits)
 
 
 def _to_float32_for_bfloat16(values: Float64) -> NDArray[np.float32]:

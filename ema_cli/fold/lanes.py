@@ -1,7 +1,7 @@
-"""A lane computes weighted sums of blocks. There is one for the CPU, here, and one for GPUs, in ``cuda``.
+"""A lane computes weighted sums of blocks. There are two for the CPU, here, and one for GPUs, in ``cuda``.
 
-Both do the same operations. Per element and average: upcast to float64, multiply by the weight, add to the accumulator,
-as separate IEEE 754 operations in checkpoint order; the first product replaces the sum. So both give the same bits.
+All do the same operations. Per element and average: upcast to float64, multiply by the weight, add to the accumulator,
+as separate IEEE 754 operations in checkpoint order; the first product replaces the sum. So all give the same bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ import numpy as np
 
 from ema_cli.dtypes import DType
 from ema_cli.fold.conversion import Bytes, Float64, decode
+from ema_cli.fold.geometry.sample import BlockSampler
+from ema_cli.fold.kernel import CODES, kernel
+
+_TOGETHER = 4
+"""Blocks of checkpoints that are added together if there are several averages: the sums stay in the first cache."""
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class Lane(Protocol):
@@ -22,7 +28,7 @@ class Lane(Protocol):
         """Begin a block of ``count`` numbers with empty sums."""
 
     def buffer(self, nbytes: int) -> Bytes:
-        """Return host memory to read the next checkpoint's block into; reused from block to block."""
+        """Return host memory to read the next checkpoint's block into, valid until the next call."""
 
     def add(self, raw: Bytes, dtype: DType, weights: Sequence[float]) -> None:
         """Add ``weights[k]`` times the numbers in ``raw`` to sum k. ``raw`` must come from ``buffer``."""
@@ -31,7 +37,77 @@ class Lane(Protocol):
         """Return the sums, one per average, on the host. Valid until the next ``start``."""
 
 
-class CpuLane:
+class CompiledLane:
+    """Weighted sums with the compiled kernel; see ``Lane``. It also reads files, without a call for each block."""
+
+    def __init__(self, *, block_elements: int, averages: int) -> None:
+        self._raw = np.empty((_TOGETHER if averages > 1 else 1, block_elements * 8), dtype=np.uint8)
+        self._sums = np.empty((averages, block_elements))
+        self._started = bytearray(averages)
+        self._slot = 0
+        self._waiting: list[tuple[Bytes, int, Sequence[float]]] = []
+        self._count = 0
+
+    def start(self, count: int) -> None:
+        """Begin a block."""
+        self._count = count
+        self._started = bytearray(len(self._started))
+
+    def buffer(self, nbytes: int) -> Bytes:
+        """Return the next read buffer, once those that wait in all of them were added."""
+        if len(self._waiting) == len(self._raw):
+            self._add_waiting()
+        return self._raw[len(self._waiting), :nbytes]
+
+    def add(self, raw: Bytes, dtype: DType, weights: Sequence[float]) -> None:
+        """Let the block wait for others, if there are several averages."""
+        self._waiting.append((raw, CODES[dtype.name], weights))
+        if len(self._raw) == 1:
+            self._add_waiting()
+
+    def read_and_add(
+        self, places: Sequence[tuple[int, int, DType]], weights: Float64, sampler: BlockSampler | None, row: int
+    ) -> list[int]:
+        """Read and add blocks until one cannot be read to its end; return the CRC-32s of those that were added.
+
+        Args:
+            places: of each block, the open file, the offset in bytes and the type.
+            weights: (blocks, averages) float64.
+            sampler: takes elements of the blocks, if there are any to be taken.
+            row: of the first block, for the sampler.
+
+        """
+        assert kernel is not None  # noqa: S101 - see cpu_lane
+        self._add_waiting()
+        crcs = np.empty(len(places), dtype=np.uint32)
+        blocks = np.array([(descriptor, offset, CODES[dtype.name]) for descriptor, offset, dtype in places])
+        numbers = _NONE if sampler is None else sampler.numbers
+        rows = None if sampler is None else sampler.columns[row : row + len(places)]
+        sums = self._sums, self._count
+        slots = self._raw, self._raw.shape[1]
+        done = kernel.read(*sums, blocks, weights, self._started, *slots, crcs, numbers, rows)
+        self._slot = (done - 1) % len(self._raw)
+        found: list[int] = crcs[:done].tolist()
+        return found
+
+    def newest(self, nbytes: int) -> Bytes:
+        """Return the block that ``read_and_add`` read last."""
+        return self._raw[self._slot, :nbytes]
+
+    def _add_waiting(self) -> None:
+        assert kernel is not None  # noqa: S101 - see cpu_lane
+        if self._waiting:
+            raws, codes, weights = zip(*self._waiting, strict=True)
+            self._waiting.clear()
+            kernel.fold(self._sums, self._count, raws, codes, np.array(weights), self._started)
+
+    def sums(self) -> Sequence[Float64]:
+        """Return the sums."""
+        self._add_waiting()
+        return [total[: self._count] for total in self._sums]
+
+
+class NumpyLane:
     """Weighted sums with numpy, in buffers that stay in the second-level cache; see ``Lane``."""
 
     def __init__(self, *, block_elements: int, averages: int) -> None:
@@ -70,3 +146,9 @@ class CpuLane:
     def sums(self) -> Sequence[Float64]:
         """Return the sums."""
         return [total[: self._count] for total in self._sums]
+
+
+def cpu_lane(*, block_elements: int, averages: int) -> Lane:
+    """Return the fastest lane for the CPU."""
+    lane = NumpyLane if kernel is None else CompiledLane
+    return lane(block_elements=block_elements, averages=averages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,9 +14,6 @@ from ema_cli.fold.schedule import Block, Schedule, bytes_per_element
 from ema_cli.fold.statistics import Statistics, add_spreads
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
 from ema_cli.records.plan import Plan
-
-_LARGEST_SUM = 1 + 1e-9
-"""Of the weights of an average: one, plus rounding."""
 
 
 class Stopped(Exception):  # noqa: N818 - this thread met no error
@@ -60,8 +56,6 @@ class FoldState:
         self.constants = Constants(plan, self.raise_if_stopping)
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
         """Per checkpoint, its weight in each average."""
-        self.expands = [math.fsum(output.weighting.weights) > _LARGEST_SUM for output in plan.outputs]
-        """Per average, whether its weights sum to more than one, so that it may exceed the range of its inputs."""
         self._contents = ContentDigests(plan)
         self._checksums = TensorChecksums(plan)
         self._on_tensor = on_tensor

@@ -16,7 +16,9 @@ from itertools import chain
 
 import numpy as np
 
-from ema_cli.fold.conversion import Float64
+from ema_cli.dtypes import DType
+from ema_cli.fold.conversion import Bytes, Float64, numbers_in
+from ema_cli.fold.kernel import CODES, kernel
 from ema_cli.fold.schedule import Block, block_count
 from ema_cli.records.fold_results import TensorStatistics
 from ema_cli.records.plan import ROW_ELEMENTS, Plan
@@ -27,17 +29,47 @@ Sum = tuple[float, float]
 _SUMS = 3
 """Per average: |average|^2, |average - last|^2, |last|^2."""
 _COLUMNS = 2 * _SUMS
+_IN_ROW = 16
+"""Columns of a row of squares."""
 _LARGEST_RATIO = 1e9
 """If one norm is more than this many times the other, their cosine is not reported."""
 
 
-def dot(a: Float64, b: Float64) -> Sum:
-    """Return the inner product, in rows that are too short for BLAS to start threads of its own."""
-    whole = len(a) - len(a) % ROW_ELEMENTS
-    rows = np.vecdot(a[:whole].reshape(-1, ROW_ELEMENTS), b[:whole].reshape(-1, ROW_ELEMENTS)).tolist()
-    rows.append(float(np.vecdot(a[whole:], b[whole:])))
-    total = _add_up(rows)
-    return (total, math.fsum([*rows, -total])) if math.isfinite(total) else (total, 0.0)
+def squares(average: Float64, raw: Bytes, dtype: DType) -> tuple[Sum, Sum, Sum]:
+    """Return the sums of squares of an average, of its difference to a checkpoint, and of that checkpoint.
+
+    Element i of a row is added to column i % 16, and the columns of a row are added in halves, which every processor
+    does in the same order.
+
+    Args:
+        average: (elements,) float64.
+        raw: the same elements of the checkpoint, as bytes.
+        dtype: of the checkpoint.
+
+    """
+    rows = np.empty((_SUMS, -(-len(average) // ROW_ELEMENTS)))
+    if kernel is not None:
+        kernel.squares(average, raw, CODES[dtype.name], rows)
+    else:
+        last = numbers_in(raw, dtype)
+        for values, row in zip((average, average - last, last), rows, strict=True):
+            row[:] = _rows_of_squares(values)
+    of_average, of_difference, of_last = (_exact_sum(row) for row in rows.tolist())
+    return of_average, of_difference, of_last
+
+
+def _rows_of_squares(values: Float64) -> Float64:
+    padded = np.zeros(-(-len(values) // ROW_ELEMENTS) * ROW_ELEMENTS)
+    np.multiply(values, values, out=padded[: len(values)])
+    columns = np.add.reduce(padded.reshape(-1, ROW_ELEMENTS // _IN_ROW, _IN_ROW), axis=1)
+    while (width := columns.shape[1] // 2) > 0:
+        columns = columns[:, :width] + columns[:, width:]
+    return np.asarray(columns[:, 0])
+
+
+def _exact_sum(values: Sequence[float]) -> Sum:
+    total = _add_up(values)
+    return (total, math.fsum([*values, -total])) if math.isfinite(total) else (total, 0.0)
 
 
 def _add_up(values: Sequence[float]) -> float:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType, Kind
-from ema_cli.fold.conversion import Bytes, components, decode
-from ema_cli.fold.statistics import dot
+from ema_cli.fold.conversion import Bytes, Float64, components, decode
+from ema_cli.records.plan import ROW_ELEMENTS
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import read_elements
 
@@ -132,7 +132,7 @@ class Meter:
         count = len(raw_a) // a.itemsize * components(a)
         x, y, difference = self._values[:, :count]
         decode(raw_b, b, y)
-        squared_b, _ = dot(y, y)
+        squared_b = _dot(y, y)
         if a is b and np.array_equal(raw_a, raw_b):
             return Sums(squared_a=squared_b, squared_b=squared_b, product=squared_b)
         decode(raw_a, a, x)
@@ -142,11 +142,18 @@ class Meter:
         return Sums(
             differing=_count_unequal(raw_a, raw_b, a) if a is b else int(np.count_nonzero(unequal)),
             largest=float(np.max(np.abs(difference))),
-            squared_a=dot(x, x)[0],
+            squared_a=_dot(x, x),
             squared_b=squared_b,
-            product=dot(x, y)[0],
-            squared_difference=dot(difference, difference)[0],
+            product=_dot(x, y),
+            squared_difference=_dot(difference, difference),
         )
+
+
+def _dot(a: Float64, b: Float64) -> float:
+    """Return the inner product, in rows that are too short for BLAS to start threads of its own."""
+    whole = len(a) - len(a) % ROW_ELEMENTS
+    rows = np.vecdot(a[:whole].reshape(-1, ROW_ELEMENTS), b[:whole].reshape(-1, ROW_ELEMENTS))
+    return float(np.sum(rows) + np.vecdot(a[whole:], b[whole:]))
 
 
 def _count_unequal(raw_a: Bytes, raw_b: Bytes, dtype: DType) -> int:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from zlib_ng import zlib_ng
 
 from ema_cli.fold.concatenation import PieceRun, piece_shapes, runs_in
 from ema_cli.fold.constants import as_written
-from ema_cli.fold.conversion import LARGEST, Bytes, Float64, components, decode, numbers_in, round_to
-from ema_cli.fold.lanes import Lane
+from ema_cli.fold.conversion import Bytes, Float64, Rounded, components, decode, numbers_in, round_to
+from ema_cli.fold.geometry.sample import BlockSampler
+from ema_cli.fold.kernel import READS_FILES
+from ema_cli.fold.lanes import CompiledLane, Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
-from ema_cli.fold.statistics import Sum, dot
+from ema_cli.fold.statistics import Sum, squares
 from ema_cli.fold.value_errors import refuse_nonfinite, refuse_nonfinite_piece, refuse_overflow
 from ema_cli.records.plan import Action, Concatenation
 from ema_cli.storage.extents import Extent, Located
+from ema_cli.storage.source import FileSource, open_together
 from ema_cli.storage.strided_read import read_block, read_elements
+
+_TOGETHER = 16
+"""Checkpoints of a block that are read with one call."""
 
 
 class Worker:
@@ -26,17 +32,22 @@ class Worker:
     def __init__(self, state: FoldState, lane: Lane) -> None:
         self._state = state
         self._lane = lane
-        self._last = np.empty(state.plan.buffers.block_elements)
-        self._scratch = np.empty(state.plan.buffers.block_elements)
+        self._values = np.empty(state.plan.buffers.block_elements)
+        """Of the pieces of a concatenated tensor."""
+        self._scaled = np.empty(state.plan.buffers.block_elements)
+        """The same, times their numbers."""
         self._newest: Bytes = np.empty(0, dtype=np.uint8)
-        """The block as the last checkpoint stores it, in the buffer of the lane."""
+        """The block as the checkpoint read last stores it, in the buffer of the lane."""
         self._tensor = -1
         self._extents: list[tuple[int, Located]] = []
+        self._weights: Float64 = np.empty(0)
+        """(checkpoints read, averages) float64."""
 
     def process(self, block: Block) -> int:
         """Fold or copy one block; return how many bytes were read for it."""
         if block.number != self._tensor:
             self._extents = self._state.schedule.extents(block.number)
+            self._weights = np.array([self._state.weights[i] for i, _ in self._extents])
             self._tensor = block.number
         tensor = self._state.plan.tensors[block.number]
         if tensor.pieces is not None:
@@ -47,39 +58,62 @@ class Worker:
         tensor = self._state.plan.tensors[block.number]
         raw = self._lane.buffer(block.count * tensor.dtype.itemsize)
         read_elements(self._extents[0][1], block.start, raw, self._state.integrity.add)
-        for sink in self._state.sinks:
-            sink.write(tensor.offset + block.start * tensor.dtype.itemsize, raw.data)
-        written = [zlib_ng.crc32(raw)] * len(self._state.sinks)
+        written = [self._write(k, block, raw) for k in range(len(self._state.sinks))]
         self._state.close(block, [], [], written)
         return len(raw)
 
     def _average(self, block: Block) -> int:
         tensor = self._state.plan.tensors[block.number]
-        count = block.count * components(tensor.dtype)
-        last = self._last[:count]
         sampler = self._state.sample.sampler(block) if self._state.sample is not None else None
-        crcs, lengths = [], []
-        self._lane.start(count)
-        for row, (i, extent) in enumerate(self._extents):
+        crcs: list[int] = []
+        self._lane.start(block.count * components(tensor.dtype))
+        while len(crcs) < len(self._extents):
             self._state.raise_if_stopping()  # a block of a thousand checkpoints takes too long to wait for
-            dtype = extent.layout.dtype
-            raw = self._lane.buffer(block.count * dtype.itemsize)
-            crcs.append(self._read(extent, block.start, raw))
-            lengths.append(len(raw))
-            self._lane.add(raw, dtype, self._state.weights[i])
-            if sampler is not None:
-                sampler.take(row, raw, dtype)
-        decode(raw, dtype, last)
-        self._newest = raw
-        sums, written = [], []
-        for k, total in enumerate(self._lane.sums()):
-            squares, crc = self._finish(k, block, total, last, crcs)
-            sums.append(squares)
-            written.append(crc)
-        last_squared = dot(last, last)
-        self._state.statistics.add(block, [(*squares, last_squared) for squares in sums])
-        self._state.close(block, crcs, lengths, written)
+            crcs += self._add_files(block, len(crcs), sampler) or [self._add_one(block, len(crcs), sampler)]
+        lengths = [block.count * extent.layout.dtype.itemsize for _, extent in self._extents]
+        finished = [self._finish(k, block, total, crcs) for k, total in enumerate(self._lane.sums())]
+        self._state.statistics.add(block, [sums for sums, _ in finished])
+        self._state.close(block, crcs, lengths, [crc for _, crc in finished])
         return sum(lengths)
+
+    def _add_files(self, block: Block, row: int, sampler: BlockSampler | None) -> list[int]:
+        """Read and add the block in several checkpoints, from ``row`` on, with one call; return their CRC-32s.
+
+        The result is empty if the first cannot be read so: it is not a contiguous part of a file, or ends early.
+        """
+        if not isinstance(self._lane, CompiledLane) or not READS_FILES:
+            return []
+        files = list(_runs_of_files(extent for _, extent in self._extents[row : row + _TOGETHER]))
+        if not files:
+            return []
+        with open_together([source for _, source in files]) as descriptors:
+            places = [
+                (descriptor, extent.offset + block.start * extent.layout.dtype.itemsize, extent.layout.dtype)
+                for descriptor, (extent, _) in zip(descriptors, files, strict=False)
+            ]
+            crcs = self._lane.read_and_add(places, self._weights[row : row + len(places)], sampler, row)
+        for (extent, _), (_, offset, dtype), crc in zip(files, places, crcs, strict=False):
+            self._state.integrity.add_crc(extent, offset, block.count * dtype.itemsize, crc)
+        if crcs:
+            self._newest = self._lane.newest(block.count * places[len(crcs) - 1][2].itemsize)
+        return crcs
+
+    def _add_one(self, block: Block, row: int, sampler: BlockSampler | None) -> int:
+        """Read and add the block in one checkpoint; return its CRC-32."""
+        i, extent = self._extents[row]
+        dtype = extent.layout.dtype
+        self._newest = self._lane.buffer(block.count * dtype.itemsize)
+        crc = self._read(extent, block.start, self._newest)
+        self._lane.add(self._newest, dtype, self._state.weights[i])
+        if sampler is not None:
+            sampler.take(row, self._newest, dtype)
+        return crc
+
+    def _write(self, k: int, block: Block, raw: Bytes) -> int:
+        """Write a block of output ``k`` and return its CRC-32."""
+        tensor = self._state.plan.tensors[block.number]
+        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, raw.data)
+        return zlib_ng.crc32(raw)
 
     def _read(self, extent: Located, start: int, raw: Bytes) -> int:
         """Read elements of a checkpoint from ``start`` on, and return their CRC-32."""
@@ -100,7 +134,7 @@ class Worker:
         plan = self._state.plan
         tensor = plan.tensors[block.number]
         runs = list(runs_in(piece_shapes(plan, tensor), pieces.axis, block.start, block.count))
-        values, scratch = self._last[: block.count], self._scratch[: block.count]
+        values, scratch = self._values[: block.count], self._scaled[: block.count]
         crcs, lengths = [0] * len(self._extents), [0] * len(self._extents)
         for run in runs:
             i, extent = self._extents[run.row]
@@ -120,44 +154,39 @@ class Worker:
     def _write_pieces(self, k: int, block: Block, runs: Sequence[PieceRun], factors: Sequence[float]) -> int:
         """Multiply the pieces, round and write them for average ``k``; return the CRC-32 written."""
         tensor = self._state.plan.tensors[block.number]
-        values, scaled = self._last[: block.count], self._scratch[: block.count]
+        values, scaled = self._values[: block.count], self._scaled[: block.count]
         for run in runs:
             np.multiply(run.place(values), factors[run.row], out=run.place(scaled))
         rounded = round_to(scaled, tensor.dtype)
-        refuse_overflow(tensor, scaled, rounded)
-        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded.data)
-        return zlib_ng.crc32(rounded)
+        if not rounded.fits:
+            refuse_overflow(tensor, scaled, rounded.raw)
+        return self._write(k, block, rounded.raw)
 
-    def _finish(
-        self, k: int, block: Block, total: Float64, last: Float64, crcs: Sequence[int]
-    ) -> tuple[tuple[Sum, Sum], int]:
-        """Check, round and write one average; return |average|^2 and |average - last|^2, and the CRC-32 written.
+    def _finish(self, k: int, block: Block, total: Float64, crcs: Sequence[int]) -> tuple[tuple[Sum, Sum, Sum], int]:
+        """Check, round and write one average; return its sums of squares and the CRC-32 written.
 
         ``crcs`` are those of the block in the checkpoints read.
         """
         tensor = self._state.plan.tensors[block.number]
-        squared = dot(total, total)
-        # A square can overflow although the number itself is finite.
-        finite = bool(np.isfinite(squared[0]) or np.isfinite(total).all())
-        numbers, rounded = total, round_to(total, tensor.dtype)
+        of_last = self._extents[-1][1].layout.dtype
+        rounded = round_to(total, tensor.dtype)
+        finite = rounded.fits or bool(np.isfinite(total).all())
         row = self._state.constants.row_of(k, block.number, crcs, finite=finite)
         stored = None if row is None else self._constant(k, block, row, rounded, finite=finite)
         if stored is not None:
-            numbers, rounded = stored
             self._state.statistics.mark_kept(k, block)
         elif not finite and not self._state.allow_nonfinite:
             refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
         if not finite:
             self._state.statistics.mark_nonfinite(k, block)
-        if self._may_overflow(k, tensor.dtype.name):
-            refuse_overflow(tensor, numbers, rounded)
-        self._state.sinks[k].write(tensor.offset + block.start * tensor.dtype.itemsize, rounded.data)
-        difference = np.subtract(total, last, out=self._scratch[: len(total)])
-        return (squared, dot(difference, difference)), zlib_ng.crc32(rounded)
+        numbers, written = stored or (total, rounded)
+        if not written.fits:
+            refuse_overflow(tensor, numbers, written.raw)
+        return squares(total, self._newest, of_last), self._write(k, block, written.raw)
 
     def _constant(
-        self, k: int, block: Block, row: int, rounded: Bytes, *, finite: bool
-    ) -> tuple[Float64, Bytes] | None:
+        self, k: int, block: Block, row: int, rounded: Rounded, *, finite: bool
+    ) -> tuple[Float64, Rounded] | None:
         """Return a block of a constant as it is stored in checkpoint ``row``, unless the sum has given the same."""
         tensor = self._state.plan.tensors[block.number]
         extent = self._extents[row][1]
@@ -165,15 +194,16 @@ class Worker:
         is_last = row == len(self._extents) - 1
         raw = self._newest if is_last else read_block(extent, block.start, block.count)
         stored = as_written(raw, dtype, tensor.dtype)
-        if finite and np.array_equal(stored, rounded):
+        if finite and np.array_equal(stored, rounded.raw):
             return None
-        return (numbers_in(raw, dtype), stored) if self._state.constants.includes(k, block.number) else None
+        if not self._state.constants.includes(k, block.number):
+            return None
+        return numbers_in(raw, dtype), Rounded(stored, fits=False)
 
-    def _may_overflow(self, k: int, output: str) -> bool:
-        """Return whether average k may exceed the range of the element type ``output``.
 
-        An average is between its inputs, so it overflows only if the output type is narrower than an input type, or if
-        its weights, given by hand and not normalized, sum to more than one.
-        """
-        largest = LARGEST[output]
-        return self._state.expands[k] or any(LARGEST[extent.layout.dtype.name] > largest for _, extent in self._extents)
+def _runs_of_files(extents: Iterable[Located]) -> Iterator[tuple[Extent, FileSource]]:
+    """Yield the extents, and their files, up to the first that is not a contiguous part of a file."""
+    for extent in extents:
+        if not (isinstance(extent, Extent) and extent.layout.strides is None and isinstance(extent.source, FileSource)):
+            return
+        yield extent, extent.source

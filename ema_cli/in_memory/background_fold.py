@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ema_cli.fold.devices import lane_maker, resolve_device
+from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
 from ema_cli.in_memory.arrays import Filled
 from ema_cli.in_memory.handover import Abandoned, Handover
@@ -20,7 +20,7 @@ class BackgroundFold:
 
     Args:
         plan: what to fold.
-        options: on which device, and whether NaN and infinity are refused.
+        options: whether NaN and infinity are refused.
         make: allocates the memory of a tensor.
 
     Raises:
@@ -31,7 +31,7 @@ class BackgroundFold:
     def __init__(self, plan: Plan, options: Options, make: Callable[[PlannedTensor], Filled]) -> None:
         self._plan = plan
         self._allow_nonfinite = options.allow_nonfinite
-        self._make_lane = lane_maker(resolve_device(options.device), plan)
+        self._make_lane = lane_maker(plan.device, plan)
         self._handover = Handover(plan.tensors, make, budget_bytes=plan.buffers.total_bytes)
         self._outcome: Future[FoldOutcome] = Future()
         self._thread = threading.Thread(target=self._work, name="fold", daemon=True)

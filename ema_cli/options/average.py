@@ -75,9 +75,11 @@ class Options(InputOptions):
         kept_on_continue=True,
         unstored=("factors",),
     )
-    device: str = option("cpu", help="cpu, cuda, cuda:1, ... or auto.", metavar="DEVICE", panel="Compute")
+    device: str = option(
+        "cpu", help="cpu, cuda, cuda:1, ..., or auto: the GPU where it pays.", metavar="DEVICE", panel="Compute"
+    )
     threads: int | None = option(
-        None, help="Number of worker threads.", unset="one per core, at most 4", metavar="N", panel="Compute"
+        None, help="Number of worker threads.", unset="one per core, at most 8", metavar="N", panel="Compute"
     )
     max_memory: int | None = option(
         None,

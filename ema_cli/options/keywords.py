@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypedDict, TypeVar
 from ema_cli.options.average import BufferPolicy, GeometryMode, LoraMode, Options
 from ema_cli.options.declaration import declared
 from ema_cli.options.input_options import OnMissing, Order
-from ema_cli.options.output_options import OutputDtype, TiedPolicy
+from ema_cli.options.output_options import OutputDtype, ReadBack, TiedPolicy
 from ema_cli.weights.methods import Clock, Init, MethodName, Per, Shape, Warmup
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -90,6 +90,7 @@ class AverageKeywords(KeywordsInMemory, total=False):
     metadata: Mapping[str, str] | None
     sha256: bool
     geometry: GeometryMode
+    read_back: ReadBack
     force: bool
     resume: bool
     run: str | None

@@ -26,6 +26,7 @@ from ema_cli.text import is_writable_text, parse_bytes, quoted, without_secrets
 
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 TiedPolicy = Literal["keep", "drop"]
+ReadBack = Literal["sample", "all"]
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """The usual size of a weight file in Hugging Face libraries."""
@@ -111,6 +112,11 @@ class OutputOptions(WeightOptions):
         dict, help="Add metadata to the output. Repeatable.", metavar="KEY=VALUE", form=_PAIR, panel="Output"
     )
     sha256: bool = option(False, help="Add the SHA-256 of every input to the report.", panel="Output")
+    read_back: ReadBack = option(
+        "sample",
+        help="After writing, compare this much of the output with what the disk returns: a sixteenth, or all.",
+        panel="Output",
+    )
     force: bool = option(
         False,
         help="Overwrite an existing output, unless it is up to date.",

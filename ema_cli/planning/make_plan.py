@@ -30,13 +30,14 @@ from ema_cli.weights.methods import Method, Weighting
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 
-_BLOCK_ELEMENTS = 3 << 16
+_BLOCK_ELEMENTS = 1 << 16
 """Large enough that the calls cost little, small enough for the caches."""
 _BUFFER_BYTES = 32_000_000
 """Of all threads together, unless ``--max-memory`` is given."""
-_CUDA_BLOCK = 1 << 22
-_CUDA_BUFFER_BYTES = 1_000_000_000
-_MOST_THREADS = 4
+_CUDA_BLOCK = 1 << 20
+"""Large enough for the bus and for the calls of torch; larger blocks cost the host more and pin more memory."""
+_CUDA_BUFFER_BYTES = 500_000_000
+_MOST_THREADS = 8
 
 
 def make_plan(series: Series, options: Options) -> Plan:
@@ -80,6 +81,7 @@ def make_plan(series: Series, options: Options) -> Plan:
         used=used,
         data_bytes=sum(tensor.nbytes for tensor in tensors),
         buffers=_buffers(tensors, len(weightings), options),
+        device=_device(options),
         warnings=(
             *series.warnings,
             *warn_of_chosen_weights(checkpoints),
@@ -137,16 +139,24 @@ def _used(weightings: Sequence[Weighting]) -> tuple[int, ...]:
 
 
 def default_threads() -> int:
-    """Return the default number of threads of a fold: the cores, at most 4."""
+    """Return the default number of threads of a fold: the cores, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_THREADS)
 
 
+def _device(options: Options) -> str:
+    """Return the device to plan for; ``auto`` is decided when the plan is made, which is for the CPU then."""
+    return "cpu" if options.device == "auto" else options.device
+
+
 def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
-    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average."""
+    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
+
+    A GPU lane needs as much on the host: three raw buffers, last checkpoint, scratch; rounding; a result per average.
+    """
     per_element = 8 * (5 + 4 + averages)
     threads = options.threads or default_threads()
-    block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if options.device == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
+    block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if _device(options) == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory
     largest = max(tensor.elements for tensor in tensors)
     block = max(2, min(block, largest))  # a complex number takes two elements

@@ -71,10 +71,17 @@ def _plan_output(
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
         whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
-        return PlannedOutput(weighting=weighting, path=path, files=(whole,))
+        return PlannedOutput(weighting=weighting, path=path, files=(whole,), read_back_whole=options.read_back == "all")
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
-    return PlannedOutput(weighting=weighting, path=path, files=files, folder=True, beside=(*index, *side_files))
+    return PlannedOutput(
+        weighting=weighting,
+        path=path,
+        files=files,
+        folder=True,
+        read_back_whole=options.read_back == "all",
+        beside=(*index, *side_files),
+    )
 
 
 def output_path(method: Method, options: Options) -> Location:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning, StrictWarnings, UsageError
-from ema_cli.fold.devices import check_gpu, resolve_device
+from ema_cli.fold.devices import check_gpu
 from ema_cli.options.average import Options
 from ema_cli.preflight.destinations import check_destinations, refuse_inputs_as_outputs
 from ema_cli.preflight.replaced_folders import find_replaced
@@ -66,9 +66,8 @@ def preflight(plan: Plan, options: Options, locks: ExitStack | None = None) -> P
     up_to_date = None
     replaced: Mapping[Path, OldFolder] = {}
     try:
-        device = resolve_device(options.device)
-        if device != "cpu":
-            check_gpu(device)
+        if plan.device != "cpu":
+            check_gpu(plan.device)
     except UsageError as error:
         obstacles["no-device"] = error
     if options.in_memory:

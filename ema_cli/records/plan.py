@@ -90,6 +90,8 @@ class PlannedOutput:
     files: tuple[PlannedFile, ...]
     """The safetensors files, in the order of the data section: one, unless the output is a folder."""
     folder: bool = False
+    read_back_whole: bool = False
+    """Compare the whole output with the disk, not a sample."""
     beside: tuple[SideFile, ...] = ()
     """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
 
@@ -143,6 +145,10 @@ class Plan:
     """Size of the data section of each output."""
     buffers: Buffers
     warnings: tuple[RunWarning, ...]
+    device: str = "cpu"
+    """What the fold computes on: ``cpu``, ``cuda``, ``cuda:1``, ..."""
+    device_reason: str = ""
+    """Why ``--device auto`` chose it; empty if it was named."""
     evidence: Evidence | None = None
     """What a sample of the checkpoints shows, once it was read."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ema_cli._version import __version__
 from ema_cli.errors import RunWarning
+from ema_cli.fold.kernel import lane_name
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.records.files import Written
@@ -37,7 +38,6 @@ def build_report(
     resumed_tensors: int,
     seconds: float,
     fold_seconds: float,
-    device: str,
 ) -> model.Report:
     """Return the report of a run with all its averages, without secrets.
 
@@ -75,7 +75,7 @@ def build_report(
             throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
         ),
         warnings=tuple(warnings),
-        environment=environment(device),
+        environment=environment(plan.device, plan.device_reason, lane_name() if plan.device == "cpu" else None),
     )
     return redacted_report(report)
 
@@ -226,7 +226,7 @@ def parameters(plan: Plan) -> int:
     return sum(t.elements for t in plan.tensors if t.action.combines and t.tied_to is None)
 
 
-def environment(device: str) -> model.Environment:
+def environment(device: str, device_reason: str = "", lane: str | None = None) -> model.Environment:
     """Return the versions of what was imported, and the platform."""
     return model.Environment(
         python=platform.python_version(),
@@ -235,6 +235,8 @@ def environment(device: str) -> model.Environment:
         safetensors=_version("safetensors") or "",
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         device=device,
+        device_reason=device_reason or None,
+        lane=lane,
     )
 
 

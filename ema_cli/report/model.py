@@ -1,4 +1,4 @@
-"""Report schema 1.4. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.5. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -13,7 +13,7 @@ from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +216,11 @@ class Environment:
     safetensors: str
     platform: str
     device: str
+    device_reason: str | None = None
+    """Why ``--device auto`` chose it; ``None`` if it was named. Since 1.5."""
+    lane: str | None = None
+    """What the fold on the CPU used: the kernel compiled for ``avx512``, ``avx2``, ``neon`` or ``baseline``, or
+    ``numpy``. The bytes are the same. ``None`` if nothing was folded on the CPU. Since 1.5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,8 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning], config: ConfigUsed
         "bytes_written": plan.write_bytes,
         "buffer_bytes": plan.buffers.total_bytes,
         "threads": plan.buffers.threads,
+        "device": plan.device,
+        "device_reason": plan.device_reason or None,
         "warnings": [dataclasses.asdict(warning) for warning in warnings],
     }
 

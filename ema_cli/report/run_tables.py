@@ -78,12 +78,13 @@ def _plain(value: object) -> str:
 
 
 def environment_line(report: Report) -> str:
-    """Return versions, platform and device in one line."""
+    """Return versions, platform, device and lane in one line."""
     versions = report.environment
     torch = f", torch {versions.torch}" if versions.torch else ""
     return (
         f"ema-avg {report.tool.version}, Python {versions.python}, numpy {versions.numpy}{torch}, "
-        f"safetensors {versions.safetensors}, {versions.platform}, {versions.device}"
+        f"safetensors {versions.safetensors}, {versions.platform}, "
+        f"{words.device(versions.device, versions.device_reason, versions.lane)}"
     )
 
 

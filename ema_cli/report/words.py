@@ -31,6 +31,15 @@ _METHOD_NAMES = {
 }
 
 
+def device(name: str, reason: str | None, lane: str | None = None) -> str:
+    """Name a device, what it computes with, and why ``--device auto`` chose it: ``cpu (avx2, auto: no NVIDIA driver)``.
+
+    ``lane`` and ``reason`` may be unknown or absent.
+    """
+    more = ", ".join(filter(None, (lane, f"auto: {reason}" if reason else "")))
+    return f"{name} ({safe_text(more)})" if more else name
+
+
 def definition(method: MethodUsed, unit: str) -> str:
     """Describe a method with its parameters: ``EMA, decay 0.8 per checkpoint, starting from the first``."""
     return ", ".join([_name(method), *_parameters(method, unit)])

@@ -12,7 +12,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ from ema_cli.errors import InputChanged
 
 _RESERVE = 64
 """Descriptors that are left to the rest of the process, if there are enough."""
+_SHARES = 64
+"""The part of the open files that one thread borrows at a time is at most 1 / 64."""
 
 
 @dataclass(slots=True)
@@ -48,17 +50,35 @@ class DescriptorPool:
             InputChanged: the system has no descriptor left.
 
         """
+        with self.borrow_several([(owner, reopen)]) as (descriptor,):
+            yield descriptor
+
+    @contextmanager
+    def borrow_several(self, files: Sequence[tuple[Hashable, Callable[[], int]]]) -> Iterator[list[int]]:
+        """Lend the descriptors of the first files: at least one, and few enough that every thread gets some.
+
+        Raises:
+            InputChanged: as ``borrow`` does.
+
+        """
+        lent: list[_Open] = []
+        try:
+            for owner, reopen in files[: max(1, _most_open() // _SHARES)]:
+                lent.append(self._lend(owner, reopen))
+            yield [found.descriptor for found in lent]
+        finally:
+            with self._lock:
+                for found in lent:
+                    found.readers -= 1
+
+    def _lend(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
         with self._lock:
             found = self._open.get(owner)
             if found is None:
                 found = self._add(owner, reopen)
             self._open.move_to_end(owner)
             found.readers += 1
-        try:
-            yield found.descriptor
-        finally:
-            with self._lock:
-                found.readers -= 1
+        return found
 
     def close(self, owner: Hashable) -> None:
         """Close the file of ``owner``, if it is open."""
@@ -69,9 +89,8 @@ class DescriptorPool:
 
     def _add(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
         """Open a file, with some descriptors left to the rest of the process."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        while len(self._open) >= max(1, soft - min(_RESERVE, soft // 2)) and (_raise_limit() or self._close_one()):
-            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        while len(self._open) >= _most_open() and (_raise_limit() or self._close_one()):
+            pass
         while True:
             try:
                 added = self._open[owner] = _Open(reopen())
@@ -90,6 +109,12 @@ class DescriptorPool:
             return False
         _close(self._open.pop(idle).descriptor)
         return True
+
+
+def _most_open() -> int:
+    """Return how many files should be open at most."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft - min(_RESERVE, soft // 2))
 
 
 def _close(descriptor: int) -> None:

@@ -13,6 +13,8 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -150,7 +152,7 @@ class FileSource(ByteSource):
         """Fill ``buffer``, in several reads if needed: one ``preadv`` returns at most 2 GiB, and may return less."""
         view = memoryview(buffer).cast("B")
         done = 0
-        with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
+        with _DESCRIPTORS.borrow(self, self.open_again) as descriptor:
             while done < len(view):
                 try:
                     count = os.preadv(descriptor, [view[done:]], offset + done)
@@ -166,14 +168,14 @@ class FileSource(ByteSource):
 
     def will_need(self, offset: int, length: int) -> None:
         """Ask the kernel to read ahead, if possible, unless the end of the range is already in its cache."""
-        with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
+        with _DESCRIPTORS.borrow(self, self.open_again) as descriptor:
             if not _is_cached(descriptor, offset + length - 1):
                 with contextlib.suppress(OSError, AttributeError):  # advice; not all systems take it
                     os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time. A file that was replaced or removed can still be read completely."""
-        with _DESCRIPTORS.borrow(self, self._open_again) as descriptor:
+        with _DESCRIPTORS.borrow(self, self.open_again) as descriptor:
             now, then = _status(descriptor, self.path), self._opened
         renamed = not self.is_in_place()
         # A write changes ctime, even if the modification time is put back; so does losing the name.
@@ -198,8 +200,8 @@ class FileSource(ByteSource):
         self._closed = True
         _DESCRIPTORS.close(self)
 
-    def _open_again(self) -> int:
-        """Open the file again; it must be the same file.
+    def open_again(self) -> int:
+        """Open the file again and return the descriptor; it must be the same file.
 
         Raises:
             InputChanged: the name refers to another file now, or to none.
@@ -219,6 +221,16 @@ class FileSource(ByteSource):
             os.close(descriptor)
             raise
         return descriptor
+
+
+def open_together(sources: Sequence[FileSource]) -> AbstractContextManager[list[int]]:
+    """Lend the descriptors of the first files: of as many as can be open at the same time, at least one.
+
+    Raises:
+        InputChanged: a file was removed or replaced, or the system has no descriptor left.
+
+    """
+    return _DESCRIPTORS.borrow_several([(source, source.open_again) for source in sources])
 
 
 def _status(descriptor: int, path: Path) -> os.stat_result:

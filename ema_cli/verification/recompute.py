@@ -46,7 +46,7 @@ def recompute(terms: Sequence[tuple[float, Located]], start: int, count: int, dt
         total = next(products)
         for product in products:
             total = total + product
-        return round_to(total, dtype)
+        return round_to(total, dtype).raw
 
 
 def keep(terms: Sequence[tuple[float, Located]], start: int, count: int, dtype: DType) -> Bytes | None:
@@ -82,7 +82,7 @@ def recompute_pieces(pieces: Sequence[tuple[float, Located]], axis: int, start: 
             values[inside] = numbers_in(read_block(extent, int(own[0]), len(own)), extent.layout.dtype) * number
         low += width
     with np.errstate(all="ignore"):
-        return round_to(values, dtype)
+        return round_to(values, dtype).raw
 
 
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:

@@ -38,6 +38,7 @@ class OutputFile:
         temp: path of the file until it is published; a random name beside ``path`` by default.
         role: of the file; weights are checked by the safetensors library.
         most: the permissions that it may have at most if nothing of its name is replaced.
+        read_back_whole: compare the whole file with the disk, not a sample.
 
     """
 
@@ -50,12 +51,14 @@ class OutputFile:
         temp: Path | None = None,
         role: FileRole = FileRole.WEIGHTS,
         most: Permissions | None = None,
+        read_back_whole: bool = False,
     ) -> None:
         self.path = path
         self.size = len(header) + data_bytes
         self._header = header
         self._temp = temporary_name(path) if temp is None else temp
         self._role = role
+        self._read_back_whole = read_back_whole
         self.most = most
         self._fd = -1
         self._reserved = False
@@ -79,7 +82,7 @@ class OutputFile:
                 self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             else:
                 self._create()
-            self._write_back = WriteBack(self._fd)
+            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole)
             self._write_all(0, self._header)
 
     def _create(self) -> None:

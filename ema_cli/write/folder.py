@@ -48,7 +48,13 @@ class OutputFolder(FolderFiles[OutputFile]):
     def _make_file(self, planned: PlannedFile, role: FileRole) -> OutputFile:
         temp = self._temp / planned.name
         path = self.path / planned.name
-        return OutputFile(path, planned.header, planned.data_bytes, temp=temp, role=role, most=self._most)
+        return OutputFile(
+            *(path, planned.header, planned.data_bytes),
+            temp=temp,
+            role=role,
+            most=self._most,
+            read_back_whole=self._output.read_back_whole,
+        )
 
     def open(self) -> None:
         """Make the folder, take the space of its files, and put the foreign files of the old folder into it."""

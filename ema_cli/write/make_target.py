@@ -33,7 +33,7 @@ def make_target(output: PlannedOutput, old: OldFolder | None = None) -> Target:
     if output.folder:
         return OutputFolder(output, old)
     (file,) = output.files
-    return OutputFile(output.path, file.header, file.data_bytes)
+    return OutputFile(output.path, file.header, file.data_bytes, read_back_whole=output.read_back_whole)
 
 
 def stop_uploads(targets: Iterable[Target]) -> None:
@@ -46,7 +46,7 @@ def stop_uploads(targets: Iterable[Target]) -> None:
 def make_resumable(output: PlannedOutput) -> ResumableFile:
     """Return the target of an output that is kept when the run is interrupted."""
     (file,) = output.files
-    return ResumableFile(output.local, file.header, file.data_bytes)
+    return ResumableFile(output.local, file.header, file.data_bytes, read_back_whole=output.read_back_whole)
 
 
 def is_spooled(output: PlannedOutput) -> bool:

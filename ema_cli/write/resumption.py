@@ -37,8 +37,9 @@ _BLOCK_BYTES = 512
 class ResumableFile(OutputFile):
     """An output file that can be kept when its run is interrupted, under a name that the next run finds."""
 
-    def __init__(self, path: Path, header: bytes, data_bytes: int) -> None:
-        super().__init__(path, header, data_bytes, temp=resumable_name(path))
+    def __init__(self, path: Path, header: bytes, data_bytes: int, *, read_back_whole: bool = False) -> None:
+        temp = resumable_name(path)
+        super().__init__(path, header, data_bytes, temp=temp, read_back_whole=read_back_whole)
         self.keep = False
         """Whether ``discard`` keeps the file."""
 

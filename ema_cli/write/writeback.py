@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import heapq
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from zlib_ng import zlib_ng
 
+from ema_cli.write.disk_reader import DiskReader
+
 _RUN_BYTES = 1 << 24
 """Complete bytes are written back in runs of at least this size."""
-_READ_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 20
+_SAMPLED = 16
+"""The first of so many pieces is read from the disk, and the last of the file."""
 
 
 class WriteBack:
     """Follows the writers of a file in its own thread.
 
-    The complete bytes from the start of the file are made durable, read back from the disk, compared by CRC-32 with the
-    bytes that were written, and added to the digest of the file.
+    The complete bytes from the start of the file are made durable. What the system keeps of them is compared by CRC-32
+    with the bytes that were written, and added to the digest of the file; what the disk returns is compared with that,
+    for a sample of 1/16 or for the whole file.
 
     Args:
         descriptor: of the file, open for reading and writing.
+        path: of the file.
+        whole: compare the whole file with the disk.
 
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path, *, whole: bool = False) -> None:
         self._fd = descriptor
+        self._whole = whole
+        self._disk = DiskReader(descriptor, path, _PIECE_BYTES)
         self._pieces: list[tuple[int, int, int]] = []
         """Pieces written before their turn, as a heap: offset, length and CRC-32."""
         self._complete = 0
@@ -42,7 +51,7 @@ class WriteBack:
         self._abandoned = False
         self._failure: BaseException | None = None
         self._digest = hashlib.sha256()
-        self._buffer = bytearray(_READ_BYTES)
+        self._buffer = bytearray(_PIECE_BYTES)
         self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="write-back", daemon=True)
         self._thread.start()
@@ -105,27 +114,34 @@ class WriteBack:
 
     def _verify(self, begin: int, end: int, expected: int) -> None:
         os.fdatasync(self._fd)
-        with contextlib.suppress(OSError, AttributeError):  # advice; not all systems take it
-            os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
-        crc = 0
-        for chunk in self._read_back(begin, end):
-            crc = zlib_ng.crc32(chunk, crc)
-            self._digest.update(chunk)
+        crc, position = 0, begin
+        for piece in self._read_back(begin, end):
+            crc = zlib_ng.crc32(piece, crc)
+            self._digest.update(piece)
+            is_last = self._closing and position + len(piece) == end
+            if self._whole or is_last or position // _PIECE_BYTES % _SAMPLED == 0:
+                self._compare(position, piece)
+            position += len(piece)
         if crc != expected:
-            raise OSError(errno.EIO, f"the disk returns other bytes than were written (bytes {begin:,} to {end:,})")
+            raise _other_bytes(begin, end)
         with self._condition:
             self._verified = end
 
     def _read_back(self, begin: int, end: int) -> Iterator[memoryview]:
-        """Yield a range of the file in order.
-
-        Through the page cache, from which the range was dropped: direct reads would wait for the writers.
-        """
+        """Yield a range of the file, in pieces that end at multiples of their size, as the page cache has it."""
         position = begin
         while position < end:
-            chunk = memoryview(self._buffer)[: end - position]
+            chunk = memoryview(self._buffer)[: min(end - position, _PIECE_BYTES - position % _PIECE_BYTES)]
             count = os.preadv(self._fd, [chunk], position)
             if count == 0:
                 raise OSError(errno.EIO, f"the file ends at byte {position:,}")
             position += count
             yield chunk[:count]
+
+    def _compare(self, position: int, piece: memoryview) -> None:
+        if self._disk.read(position, len(piece)) != piece:
+            raise _other_bytes(position, position + len(piece))
+
+
+def _other_bytes(begin: int, end: int) -> OSError:
+    return OSError(errno.EIO, f"the disk returns other bytes than were written (bytes {begin:,} to {end:,})")

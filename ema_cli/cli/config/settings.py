@@ -17,7 +17,7 @@ from ema_cli.options.declaration import Kind, Option
 from ema_cli.text import plural, quoted, redacted, safe_text
 
 PREFIX = "EMA_AVG_"
-RESERVED = ("EMA_AVG_DEBUG",)
+RESERVED = ("EMA_AVG_DEBUG", "EMA_AVG_NUMPY")
 """Variables with this prefix that are not options."""
 ONLY_FLAGS = ("help", "version", "config", "show-config", "allow-remote")
 """Options that cannot be configured: those that choose the configuration, those that only show something, and the

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from ema_cli.cli.table import Cell, Column, Table, numbers, whole_name
-from ema_cli.fold.devices import resolve_device
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Action, Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint, OrderedCheckpoint, Role, Skipped
@@ -50,7 +49,7 @@ def plan_parts(plan: Plan, options: Options, *, verbose: bool) -> Iterator[str |
     else:
         yield _comparison(plan)
     yield from _evidence(plan, options)
-    yield from _work(plan, options)
+    yield from _work(plan)
 
 
 def _evidence(plan: Plan, options: Options) -> Iterator[str]:
@@ -91,7 +90,7 @@ def _headline(plan: Plan, folder: str) -> str:
     return f"{line}; continued from the average of {inside} in {quoted(str(continuation.path))}"
 
 
-def _work(plan: Plan, options: Options) -> Iterator[str]:
+def _work(plan: Plan) -> Iterator[str]:
     """Yield how many tensors are averaged, copied and dropped, and how many bytes are read and written."""
     copied = Counter(tensor.why_copied for tensor in plan.tensors if tensor.action is Action.COPIED)
     reasons = "; ".join(f"{count:,} {why}" if len(copied) > 1 else why for why, count in copied.items())
@@ -102,7 +101,7 @@ def _work(plan: Plan, options: Options) -> Iterator[str]:
     if dropped:
         yield f"dropped, tied to another tensor: {shortlist(dropped)}"
     yield (
-        f"reads {human_bytes(plan.read_bytes)}; {resolve_device(options.device)}, "
+        f"reads {human_bytes(plan.read_bytes)}; {words.device(plan.device, plan.device_reason)}, "
         f"{plural(plan.buffers.threads, 'thread')}, {human_bytes(plan.buffers.total_bytes)} of buffers"
     )
     names = shortlist(f"{safe_text(str(output.path))}{'/' if output.folder else ''}" for output in plan.outputs)

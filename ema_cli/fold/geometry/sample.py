@@ -32,20 +32,23 @@ _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 class BlockSampler:
     """Takes the sampled elements of one block, checkpoint by checkpoint."""
 
-    __slots__ = ("_columns", "_picked", "_plain")
+    __slots__ = ("_picked", "_plain", "columns", "numbers")
 
     def __init__(self, picked: Indices, columns: Float64, width: int) -> None:
         self._picked = picked
-        self._columns = columns
         self._plain = width == 1
+        self.columns = columns
+        """(checkpoints, numbers) float64, to be filled."""
+        self.numbers = picked if self._plain else (picked[:, None] * width + np.arange(width)).ravel()
+        """Which numbers of the block are taken: of a complex element, two."""
 
     def take(self, row: int, raw: Bytes, dtype: DType) -> None:
         """Decode the sampled elements of the checkpoint that is read as number ``row``, and no others."""
         if self._plain and dtype.itemsize > 1:
-            self._columns[row] = raw.view(NUMPY_TYPES[dtype.name])[self._picked]
+            self.columns[row] = raw.view(NUMPY_TYPES[dtype.name])[self._picked]
         else:
             taken = raw.view(_WORDS[dtype.itemsize])[self._picked]
-            decode(taken.view(np.uint8), dtype, self._columns[row])
+            decode(taken.view(np.uint8), dtype, self.columns[row])
 
 
 class GeometrySample:

@@ -1,0 +1,543 @@
+/* The fold, compiled: weighted sums, sums of squares and rounding, without the intermediate arrays that numpy needs.
+
+   numpy computes the same bits, more slowly, where this module was not built; see kernel.py. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+#define INTERFACE 1 /* raised when a function takes or gives something else; kernel.py has the same number */
+
+#define SIGN ((uint64_t)1 << 63)
+#define ROW 1024   /* elements that are summed at a time; a power of two times COLUMNS */
+#define COLUMNS 16 /* sums that are kept side by side */
+#define TILE 2048  /* elements of a sum that stay in the first-level cache */
+#define MIDPOINT_TILE 64
+#define MOST 64    /* checkpoints in one call */
+
+enum { F64, F32, BF16, F16, F8_E4M3, F8_E5M2, F8_E4M3FNUZ, F8_E5M2FNUZ, TYPES };
+enum { LOADS = F8_E4M3 + 1 }; /* the types of 8 bits are loaded from a table */
+
+#include "_crc32.h"
+
+/* A floating-point type of 8 or 16 bits. */
+struct narrow {
+    int bits, fraction_bits, bias;
+    uint64_t largest, beyond, nan; /* codes: of the largest number, of what is larger, and of NaN */
+    int has_negative_zero;
+    double least_normal; /* the least number with all places */
+    double magic;        /* its last place is the smallest number above zero */
+};
+
+static struct narrow narrow_types[TYPES] = {
+    [BF16] = {16, 7, 127, 0x7f7f, 0x7f80, 0x7fc0, 1},
+    [F16] = {16, 10, 15, 0x7bff, 0x7c00, 0x7e00, 1},
+    [F8_E4M3] = {8, 3, 7, 0x7e, 0x7f, 0x7f, 1},
+    [F8_E5M2] = {8, 2, 15, 0x7b, 0x7c, 0x7e, 1},
+    [F8_E4M3FNUZ] = {8, 3, 8, 0x7f, 0x80, 0x80, 0},
+    [F8_E5M2FNUZ] = {8, 2, 16, 0x7f, 0x80, 0x80, 0},
+};
+
+static const int sizes[TYPES] = {8, 4, 2, 2, 1, 1, 1, 1};
+static double tables[TYPES][256];
+
+typedef void (*add_loop)(double *, const unsigned char *, Py_ssize_t, double, int, const double *);
+typedef void (*squares_loop)(const double *, const unsigned char *, Py_ssize_t, double *, double *, double *,
+                             const double *);
+struct loops {
+    add_loop add[LOADS];
+    squares_loop squares[LOADS];
+    int (*are_below)(const double *, Py_ssize_t, double);
+    void (*round_f32)(const double *, Py_ssize_t, float *);
+    void (*round_bf16)(const double *, Py_ssize_t, uint16_t *, const struct narrow *);
+    void (*round_16)(const double *, Py_ssize_t, uint16_t *, const struct narrow *);
+    void (*round_8)(const double *, Py_ssize_t, uint8_t *, const struct narrow *);
+};
+
+INLINE double halve(double *columns)
+{
+    for (int width = COLUMNS / 2; width > 0; width /= 2)
+        for (int c = 0; c < width; c++)
+            columns[c] += columns[c + width];
+    return columns[0];
+}
+
+#define NAME(name) name##_baseline
+#define TARGET
+#include "_kernel_loops.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define NAME(name) name##_avx2
+#define TARGET __attribute__((target("avx2")))
+#include "_kernel_loops.h"
+
+#define NAME(name) name##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#include "_kernel_loops.h"
+#endif
+
+static const struct loops *loops = &loops_baseline;
+static const char *lane;
+
+static int has_lane(const char *name)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (strcmp(name, "avx512") == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (strcmp(name, "avx2") == 0)
+        return __builtin_cpu_supports("avx2");
+#endif
+    return strcmp(name, "baseline") == 0;
+}
+
+/* Lanes from the fastest to the one that every processor has; NEON belongs to the baseline of its processors. */
+static const struct {
+    const char *name;
+    const struct loops *loops;
+} lanes[] = {
+#if defined(__x86_64__) && defined(__GNUC__)
+    {"avx512", &loops_avx512},
+    {"avx2", &loops_avx2},
+#endif
+    {"baseline", &loops_baseline},
+};
+enum { LANES = sizeof lanes / sizeof *lanes };
+
+static int use_lane(const char *name)
+{
+    for (int n = 0; n < LANES; n++)
+        if ((name == NULL || strcmp(name, lanes[n].name) == 0) && has_lane(lanes[n].name)) {
+            loops = lanes[n].loops;
+            lane = lanes[n].name;
+            return 0;
+        }
+    return -1;
+}
+
+static double number_of(const struct narrow *type, int code)
+{
+    int fraction = code & ((1 << type->fraction_bits) - 1), places = (code & 0x7f) >> type->fraction_bits;
+    if (code == (int)type->nan || ((uint64_t)(code & 0x7f) > type->largest && (uint64_t)(code & 0x7f) != type->beyond))
+        return NAN;
+    double sign = code & 0x80 ? -1 : 1;
+    if ((uint64_t)(code & 0x7f) > type->largest)
+        return type->beyond == type->nan ? NAN : sign * INFINITY;
+    double size = places ? 1 + ldexp(fraction, -type->fraction_bits) : ldexp(fraction, 1 - type->fraction_bits);
+    return sign * ldexp(size, places - type->bias);
+}
+
+static void set_up_types(void)
+{
+    for (int code = BF16; code < TYPES; code++) {
+        struct narrow *type = &narrow_types[code];
+        type->least_normal = ldexp(1, 1 - type->bias);
+        type->magic = ldexp(1, 1 - type->bias - type->fraction_bits + 52);
+        if (type->bits == 8)
+            for (int c = 0; c < 256; c++)
+                tables[code][c] = number_of(type, c);
+    }
+}
+
+static int refuse(const char *message)
+{
+    PyErr_SetString(PyExc_ValueError, message);
+    return -1;
+}
+
+static int check_type(int code)
+{
+    return code >= 0 && code < TYPES ? 0 : refuse("there is no type of this number");
+}
+
+static int loader_of(int code)
+{
+    return code < F8_E4M3 ? code : F8_E4M3;
+}
+
+/* The same elements of several checkpoints, to be added together. */
+struct blocks {
+    int count;
+    const unsigned char *raws[MOST];
+    int codes[MOST];
+    const double *weights[MOST]; /* of each average */
+};
+
+/* The sums of a block. */
+struct sums {
+    double *values;
+    Py_ssize_t stride, count;
+    int averages;
+    char *started;
+};
+
+/* Checkpoints of one call of fold. */
+struct inputs {
+    int count;
+    Py_buffer buffers[MOST];
+    int codes[MOST];
+};
+
+static int describe(struct sums *sums, Py_buffer *values, Py_buffer *started, Py_ssize_t count)
+{
+    sums->values = values->buf;
+    sums->started = started->buf;
+    sums->averages = (int)started->len;
+    sums->stride = started->len ? values->len / 8 / started->len : 0;
+    sums->count = count;
+    return count < 0 || count > sums->stride ? refuse("the sums are too small") : 0;
+}
+
+static void release(struct inputs *inputs)
+{
+    while (inputs->count > 0)
+        PyBuffer_Release(&inputs->buffers[--inputs->count]);
+}
+
+static int take(struct inputs *inputs, PyObject *raws, PyObject *codes, Py_ssize_t count)
+{
+    Py_ssize_t given = PyTuple_Size(raws);
+    if (given < 0 || PyTuple_Size(codes) != given || given > MOST)
+        return PyErr_Occurred() ? -1 : refuse("as many types as inputs are needed, at most 64");
+    for (Py_ssize_t g = 0; g < given; g++) {
+        long code = PyLong_AsLong(PyTuple_GetItem(codes, g));
+        if (PyErr_Occurred() || check_type((int)code) < 0)
+            return -1;
+        if (PyObject_GetBuffer(PyTuple_GetItem(raws, g), &inputs->buffers[g], PyBUF_SIMPLE) < 0)
+            return -1;
+        inputs->codes[g] = (int)code;
+        inputs->count++;
+        if (inputs->buffers[g].len != count * sizes[code])
+            return refuse("an input has another length than the sums");
+    }
+    return 0;
+}
+
+static void add_all(struct sums *sums, const struct blocks *blocks)
+{
+    for (Py_ssize_t begin = 0; begin < sums->count; begin += TILE) {
+        Py_ssize_t length = sums->count - begin < TILE ? sums->count - begin : TILE;
+        for (int k = 0; k < sums->averages; k++) {
+            int is_first = !sums->started[k];
+            for (int g = 0; g < blocks->count; g++) {
+                int code = blocks->codes[g];
+                if (blocks->weights[g][k] == 0)
+                    continue;
+                loops->add[loader_of(code)](sums->values + k * sums->stride + begin,
+                                            blocks->raws[g] + begin * sizes[code], length, blocks->weights[g][k],
+                                            is_first, tables[code]);
+                is_first = 0;
+            }
+        }
+    }
+    for (int k = 0; k < sums->averages; k++)
+        for (int g = 0; g < blocks->count; g++)
+            if (blocks->weights[g][k] != 0)
+                sums->started[k] = 1;
+}
+
+static PyObject *fold(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer values, weights, started;
+    PyObject *raws, *codes;
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(args, "w*nO!O!y*w*:fold", &values, &count, &PyTuple_Type, &raws, &PyTuple_Type, &codes,
+                          &weights, &started))
+        return NULL;
+    struct inputs inputs = {0};
+    struct sums sums;
+    int failed = describe(&sums, &values, &started, count) || take(&inputs, raws, codes, count);
+    if (!failed && weights.len != sums.averages * inputs.count * 8)
+        failed = refuse("there must be a weight for each input and average");
+    if (!failed) {
+        struct blocks blocks = {.count = inputs.count};
+        for (int g = 0; g < inputs.count; g++) {
+            blocks.raws[g] = inputs.buffers[g].buf;
+            blocks.codes[g] = inputs.codes[g];
+            blocks.weights[g] = (const double *)weights.buf + g * sums.averages;
+        }
+        Py_BEGIN_ALLOW_THREADS
+        add_all(&sums, &blocks);
+        Py_END_ALLOW_THREADS
+    }
+    release(&inputs);
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&weights);
+    PyBuffer_Release(&started);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *squares(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer average, raw, rows;
+    int code;
+    if (!PyArg_ParseTuple(args, "y*y*iw*:squares", &average, &raw, &code, &rows))
+        return NULL;
+    Py_ssize_t count = average.len / 8, height = (count + ROW - 1) / ROW;
+    int failed = check_type(code);
+    if (!failed && (raw.len != count * sizes[code] || rows.len != 3 * height * 8))
+        failed = refuse("the buffers do not fit");
+    if (!failed) {
+        double *sums = rows.buf;
+        Py_BEGIN_ALLOW_THREADS
+        loops->squares[loader_of(code)](average.buf, raw.buf, count, sums, sums + height, sums + 2 * height,
+                                        tables[code]);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&average);
+    PyBuffer_Release(&raw);
+    PyBuffer_Release(&rows);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static int round_numbers(const double *values, Py_ssize_t count, int code, void *out, double limit)
+{
+    if (code == F64)
+        memcpy(out, values, (size_t)count * 8);
+    else if (code == F32)
+        loops->round_f32(values, count, out);
+    else if (code == BF16)
+        loops->round_bf16(values, count, out, &narrow_types[code]);
+    else if (code == F16)
+        loops->round_16(values, count, out, &narrow_types[code]);
+    else
+        loops->round_8(values, count, out, &narrow_types[code]);
+    return loops->are_below(values, count, limit);
+}
+
+static PyObject *round_all(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer values, out;
+    int code, are_below = 0;
+    double limit;
+    if (!PyArg_ParseTuple(args, "y*iw*d:round_to", &values, &code, &out, &limit))
+        return NULL;
+    Py_ssize_t count = values.len / 8;
+    int failed = check_type(code);
+    if (!failed && out.len != count * sizes[code])
+        failed = refuse("the buffers do not fit");
+    if (!failed) {
+        Py_BEGIN_ALLOW_THREADS
+        are_below = round_numbers(values.buf, count, code, out.buf, limit);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&out);
+    return failed ? NULL : PyBool_FromLong(are_below);
+}
+
+#ifdef HAS_READS
+/* Where the same elements of a checkpoint are, and which of them to pick. */
+struct place {
+    int64_t descriptor, offset, code;
+};
+
+static int read_all(int descriptor, unsigned char *raw, Py_ssize_t length, int64_t offset)
+{
+    while (length > 0) {
+        ssize_t done = pread(descriptor, raw, (size_t)length, offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return -1;
+        raw += done;
+        offset += done;
+        length -= done;
+    }
+    return 0;
+}
+
+/* Elements to look at on the way: the numbers of those that are picked, and a row for each checkpoint. */
+struct picks {
+    const int64_t *numbers;
+    Py_ssize_t count;
+    char *rows;
+    Py_ssize_t stride; /* in bytes */
+};
+
+static void pick(const struct picks *picks, const unsigned char *raw, int code, int row)
+{
+    double *out = (double *)(picks->rows + row * picks->stride);
+    for (Py_ssize_t j = 0; j < picks->count; j++)
+        loops->add[loader_of(code)](out + j, raw + picks->numbers[j] * sizes[code], 1, 1, 1, tables[code]);
+}
+
+/* Read blocks into the slots, and add them whenever all are full; return how many could be read to their end. */
+static int read_and_add(struct sums *sums, const struct place *places, int count, const double *weights,
+                        const Py_buffer *slots, Py_ssize_t slot_bytes, uint32_t *crcs, const struct picks *picks)
+{
+    struct blocks blocks = {0};
+    int done = 0;
+    for (; done < count; done++) {
+        int code = (int)places[done].code;
+        unsigned char *raw = (unsigned char *)slots->buf + blocks.count * slot_bytes;
+        if (read_all((int)places[done].descriptor, raw, sums->count * sizes[code], places[done].offset) < 0)
+            break;
+        crcs[done] = crc_of(raw, sums->count * sizes[code]);
+        pick(picks, raw, code, done);
+        blocks.raws[blocks.count] = raw;
+        blocks.codes[blocks.count] = code;
+        blocks.weights[blocks.count++] = weights + done * sums->averages;
+        if (blocks.count == slots->len / slot_bytes || blocks.count == MOST) {
+            add_all(sums, &blocks);
+            blocks.count = 0;
+        }
+    }
+    add_all(sums, &blocks);
+    return done;
+}
+
+static int check_places(const Py_buffer *places, Py_ssize_t count, Py_ssize_t slot_bytes)
+{
+    const struct place *place = places->buf;
+    for (Py_ssize_t g = 0; g < places->len / (Py_ssize_t)sizeof *place; g++)
+        if (check_type((int)place[g].code) < 0)
+            return -1;
+        else if (count * sizes[place[g].code] > slot_bytes)
+            return refuse("a slot is too small");
+    return 0;
+}
+
+/* Describe the picks: rows is None, or a strided array of a row for each of count checkpoints. */
+static int find_picks(struct picks *picks, const Py_buffer *numbers, const Py_buffer *rows, Py_ssize_t count,
+                      Py_ssize_t elements)
+{
+    picks->numbers = numbers->buf;
+    picks->count = numbers->len / 8;
+    picks->rows = rows->buf;
+    picks->stride = picks->count ? rows->strides[0] : 0;
+    if (picks->count && (rows->ndim != 2 || rows->shape[0] < count || rows->shape[1] != picks->count ||
+                         rows->itemsize != 8 || rows->strides[1] != 8))
+        return refuse("the rows do not fit the picks");
+    for (Py_ssize_t j = 0; j < picks->count; j++)
+        if (picks->numbers[j] < 0 || picks->numbers[j] >= elements)
+            return refuse("a pick is outside the block");
+    return 0;
+}
+
+static PyObject *read_blocks(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer values, places, weights, started, slots, crcs, numbers, rows = {0};
+    Py_ssize_t elements, slot_bytes;
+    PyObject *row_array;
+    if (!PyArg_ParseTuple(args, "w*ny*y*w*w*nw*y*O:read", &values, &elements, &places, &weights, &started, &slots,
+                          &slot_bytes, &crcs, &numbers, &row_array))
+        return NULL;
+    struct sums sums;
+    struct picks picks;
+    Py_ssize_t count = places.len / (Py_ssize_t)sizeof(struct place);
+    int done = 0, failed = describe(&sums, &values, &started, elements) || check_places(&places, elements, slot_bytes);
+    if (!failed && (weights.len != count * sums.averages * 8 || crcs.len != count * 4 || slots.len < slot_bytes))
+        failed = refuse("there must be a weight for each checkpoint and average, and a checksum for each checkpoint");
+    if (!failed && numbers.len)
+        failed = PyObject_GetBuffer(row_array, &rows, PyBUF_STRIDES | PyBUF_WRITABLE);
+    if (!failed)
+        failed = find_picks(&picks, &numbers, &rows, count, elements);
+    if (!failed) {
+        Py_BEGIN_ALLOW_THREADS
+        done = read_and_add(&sums, places.buf, (int)count, weights.buf, &slots, slot_bytes, crcs.buf, &picks);
+        Py_END_ALLOW_THREADS
+    }
+    if (rows.obj != NULL)
+        PyBuffer_Release(&rows);
+    Py_buffer *all[] = {&values, &places, &weights, &started, &slots, &crcs, &numbers};
+    for (int n = 0; n < 7; n++)
+        PyBuffer_Release(all[n]);
+    return failed ? NULL : PyLong_FromLong(done);
+}
+
+static PyObject *crc32(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer raw;
+    if (!PyArg_ParseTuple(args, "y*:crc32", &raw))
+        return NULL;
+    uint32_t crc = crc_of(raw.buf, raw.len);
+    PyBuffer_Release(&raw);
+    return PyLong_FromUnsignedLong(crc);
+}
+#endif
+
+static PyObject *lane_name(PyObject *module, PyObject *args)
+{
+    (void)module;
+    (void)args;
+#if defined(__aarch64__)
+    return PyUnicode_FromString("neon");
+#else
+    return PyUnicode_FromString(lane);
+#endif
+}
+
+static PyObject *use(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "s:use", &name))
+        return NULL;
+    if (use_lane(name) < 0 && refuse("this processor or build has no such lane"))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"fold", fold, METH_VARARGS, "Add weights times numbers to sums."},
+    {"squares", squares, METH_VARARGS, "Sum the squares of an average, of its difference to a checkpoint, and of that."},
+    {"round_to", round_all, METH_VARARGS, "Round float64; return whether the absolute values are below a limit."},
+#ifdef HAS_READS
+    {"read", read_blocks, METH_VARARGS, "Read blocks of checkpoints, and add weights times their numbers to sums."},
+    {"crc32", crc32, METH_VARARGS, "Return the CRC-32 of bytes."},
+#endif
+    {"lane", lane_name, METH_NOARGS, "Return the name of the instruction set."},
+    {"use", use, METH_VARARGS, "Use the loops of another instruction set."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int fill(PyObject *module)
+{
+    int has_reads = 0;
+    use_lane(NULL);
+    set_up_types();
+#ifdef HAS_READS
+    choose_crc();
+    has_reads = crc_of != NULL;
+#endif
+    if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0)
+        return -1;
+    return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_kernel",
+    .m_doc = "The compiled kernel of the fold.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__kernel(void)
+{
+    return PyModuleDef_Init(&definition);
+}
