@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.helpers.program import Run
 
@@ -122,11 +127,96 @@ def test_averages_of_a_batchnorm_network_are_compared_with_three_kinds_of_statis
     assert len(list(drawn)) == 5
 
 
+def run_benchmark(*arguments: object, folder: Path) -> str:
+    """Run ``scripts/bench`` without its set-up and return what it printed; its files go to ``folder/records``."""
+    folders = ("--folder", folder, "--records", folder / "records")
+    command = [sys.executable, "-m", "scripts.benchmarks", *map(str, (*arguments, *folders))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPTS.parent, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def table_of(document: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of the table in a record of the benchmark, by the names of their columns."""
+    return [dict(zip(document["head"], row, strict=True)) for row in document["rows"]]
+
+
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """A small run of the benchmark prints its tables."""
-    shown = run_script("bench.py", "--quick", "--rounds", "1", "--folder", tmp_path, folder=tmp_path)
-    for words in ("naive", "cat + copy", "peak", "--help"):
+    """A small run of the benchmark prints its tables, and writes each of them to a file."""
+    parts = ("speed", "tensors", "structure", "memory", "in-memory", "geometry", "probe", "startup", "remote")
+    shown = run_benchmark(*parts, "--small", "--rounds", 1, folder=tmp_path)
+    for words in ("naive", "cat + copy + sync", "read back whole", "peak", "--help"):
         assert words in shown
+    for part in parts:
+        document = json.loads((tmp_path / "records" / f"{part}.json").read_text())
+        assert document["rows"]
+        assert all(sample["seconds"] > 0 and sample["peak_bytes"] > 0 for sample in document["measurements"])
+    assert {path.name for path in tmp_path.iterdir()} == {"records"}
+
+
+def test_programs_are_compared_side_by_side(tmp_path: Path) -> None:
+    """Each program that is installed has a row per type; ours is exact and durable; others are explained."""
+    shown = run_benchmark("peers", "--small", "--rounds", 1, folder=tmp_path)
+    table = table_of(json.loads((tmp_path / "records" / "peers.json").read_text()))
+    rows = [row for row in table if row["program"] == "ema-avg"]
+    assert [row["output"] for row in rows] == ["float32", "bfloat16"]
+    for row in rows:
+        assert (row["in ulp"], row["not nearest"]) == ("0.50", "0.0%")
+        assert row["synced"].startswith("file and folder")
+    naive = [row for row in table if row["program"] == "naive loop"]
+    assert all(float(row["in ulp"]) > 0.5 for row in naive)
+    assert "timm: its script is in no package: --source timm=FILE" in shown
+    assert {row["program"] for row in table} >= {"ema-avg", "naive loop", "torch `AveragedModel`"}
+    drawn = ET.parse(tmp_path / "records" / "peers.svg").iter("{http://www.w3.org/2000/svg}rect")
+    assert len(list(drawn)) == 3 * len(table) + 2
+
+
+def test_the_error_of_an_output_is_measured_in_units_of_its_precision(tmp_path: Path) -> None:
+    """A neighbor of the nearest number is at least half a unit and at most one and a half from the average."""
+    exactness = importlib.import_module("scripts.benchmarks.exactness")
+    values = [torch.tensor([1.0, -3.0, 0.1]), torch.tensor([2.0, 5.0, 0.7])]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path, value in zip(paths, values, strict=True):
+        save_file({"w": value}, path)
+    found = exactness.references(paths, 0.75)
+    for average, weights in (("EMA", (Fraction(3, 4), Fraction(1, 4))), ("mean", (Fraction(1, 2), Fraction(1, 2)))):
+        columns = zip(*(value.tolist() for value in values), strict=True)
+        exact = [float(sum(w * Fraction(x) for w, x in zip(weights, column, strict=True))) for column in columns]
+        assert found[average]["w"].tolist() == exact
+        nearest = torch.tensor(exact, dtype=torch.float32)
+        for off, least, most in ((nearest, 0.0, 0.5), (torch.nextafter(nearest, torch.tensor(torch.inf)), 0.5, 1.5)):
+            save_file({"w": off}, tmp_path / "out.safetensors")
+            error = exactness.exactness(tmp_path / "out.safetensors", found[average])
+            assert least <= error.largest_ulp <= most
+            assert (error.not_nearest > 0) == (off is not nearest)
+            assert error.largest == float((off.double() - torch.tensor(exact, dtype=torch.float64)).abs().max())
+
+
+def test_below_a_power_of_two_units_are_half_as_large(tmp_path: Path) -> None:
+    """An error counts in units of the side that the average is on, and more than half of one is not the nearest."""
+    exactness = importlib.import_module("scripts.benchmarks.exactness")
+    for dtype, bits in ((torch.float32, 24), (torch.bfloat16, 8)):
+        save_file({"w": torch.ones(1, dtype=dtype)}, tmp_path / "out.safetensors")
+        for average, units, share in ((1 - 0.55 * 2**-bits, 0.55, 1.0), (1 + 0.55 * 2**-bits, 0.275, 0.0)):
+            reference = {"w": torch.tensor([average], dtype=torch.float64)}
+            error = exactness.exactness(tmp_path / "out.safetensors", reference)
+            assert (round(error.largest_ulp, 5), error.not_nearest) == (units, share)
+
+
+def test_the_scale_curves_have_a_chart_of_memory(tmp_path: Path) -> None:
+    """Each point has both contenders, where the naive loop takes part; more decays read no more."""
+    run_benchmark("scale", "--small", "--rounds", 1, "--curve", "size", "--curve", "decays", folder=tmp_path)
+    document = json.loads((tmp_path / "records" / "scale.json").read_text())
+    table = {curve: [row for row in table_of(document) if row["curve"] == curve] for curve in ("size", "decays")}
+    assert len(table["size"]) == len(table["decays"]) == 2
+    for row in table["size"]:
+        ours, naive = (int(row[f"{name}: peak memory"].split()[0].replace(",", "")) for name in ("ema-avg", "naive"))
+        assert ours < naive
+    read = {sample["fold_bytes"] for sample in document["measurements"] if sample["row"].startswith("decays")}
+    assert len(read) == 1
+    drawn = ET.parse(tmp_path / "records" / "scale.svg").iter("{http://www.w3.org/2000/svg}polyline")
+    assert len(list(drawn)) == 2
 
 
 def test_the_cost_of_a_live_ema(tmp_path: Path) -> None:
