@@ -116,11 +116,12 @@ class WriteBack:
         os.fdatasync(self._fd)
         crc, position = 0, begin
         for piece in self._read_back(begin, end):
-            crc = zlib_ng.crc32(piece, crc)
+            of_piece = zlib_ng.crc32(piece)
+            crc = zlib_ng.crc32_combine(crc, of_piece, len(piece))
             self._digest.update(piece)
             is_last = self._closing and position + len(piece) == end
             if self._whole or is_last or position // _PIECE_BYTES % _SAMPLED == 0:
-                self._compare(position, piece)
+                self._compare(position, len(piece), of_piece)
             position += len(piece)
         if crc != expected:
             raise _other_bytes(begin, end)
@@ -138,9 +139,10 @@ class WriteBack:
             position += count
             yield chunk[:count]
 
-    def _compare(self, position: int, piece: memoryview) -> None:
-        if self._disk.read(position, len(piece)) != piece:
-            raise _other_bytes(position, position + len(piece))
+    def _compare(self, position: int, length: int, crc: int) -> None:
+        found = self._disk.read(position, length)
+        if len(found) != length or zlib_ng.crc32(found) != crc:
+            raise _other_bytes(position, position + length)
 
 
 def _other_bytes(begin: int, end: int) -> OSError:
