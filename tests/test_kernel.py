@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,7 +19,7 @@ from ema_cli.fold import conversion, statistics
 from ema_cli.fold.conversion import LARGEST, NUMPY_TYPES, Bytes, Float64, decode, round_to
 from ema_cli.fold.kernel import CODES, READS_FILES, kernel
 from ema_cli.fold.lanes import CompiledLane, Lane, NumpyLane
-from ema_cli.fold.statistics import squares
+from ema_cli.fold.statistics import add_rows, squares
 from ema_cli.records.plan import ROW_ELEMENTS
 
 pytestmark = pytest.mark.skipif(kernel is None, reason="the kernel was not built")
@@ -143,45 +144,92 @@ def test_sums_of_squares(name: str, seed: int, count: int) -> None:
     assert compiled[0][0] == pytest.approx(float(np.sum(average**2)), rel=1e-14)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Blocks of checkpoints, one after the other in a file, and what the kernel made of them."""
+
+    blocks: list[Bytes]
+    weights: Float64
+    done: int
+    sums: Float64
+    crcs: list[int]
+    rows: Float64
+    squares: Float64
+    rounded: Bytes
+    fits: bytes
+
+
+def average(path: Path, blocks: list[Bytes], name: str, *, picks: NDArray[np.int64], averages: int, out: str) -> Files:
+    """Write blocks to a file, at an odd position, and let the kernel average them with random weights."""
+    assert kernel is not None
+    count = len(blocks[0]) // NUMPY_TYPES[name].itemsize
+    path.write_bytes(b"123" + b"".join(block.tobytes() for block in blocks))
+    weights = np.random.default_rng(count).random((len(blocks), averages))
+    rows, crcs = np.zeros((len(blocks), len(picks) + 2)), np.zeros(len(blocks), dtype=np.uint32)
+    sums, slots = np.empty((averages, count + 1)), np.empty((2, kernel.SLOT_BYTES), np.uint8)
+    squared = np.empty((averages, 3, -(-count // ROW_ELEMENTS)))
+    rounded = np.empty((averages, count * NUMPY_TYPES[out].itemsize), np.uint8)
+    fits = bytearray(averages)
+    with path.open("rb") as file:
+        places = np.array([(file.fileno(), 3 + n * len(blocks[0]), CODES[name]) for n in range(len(blocks))])
+        results = squared, rounded, fits, CODES[out], LARGEST[out]
+        started = bytearray(averages)
+        half = len(blocks) // 2 if len(picks) % 2 else 0  # with one call or with two
+        nothing = np.empty(0), np.empty(0, np.uint8), bytearray(), 0, 0.0
+        done = 0
+        for part, outputs in ((slice(half), nothing), (slice(half, None), results)):
+            given = places[part], weights[part], started, slots, crcs[part], picks, rows[part, 1:-1], *outputs
+            done += kernel.average(sums, count, *given)
+    return Files(
+        blocks=blocks,
+        weights=weights,
+        done=done,
+        sums=sums[:, :count],
+        crcs=crcs.tolist(),
+        rows=rows[:, 1:-1].copy(),
+        squares=squared,
+        rounded=rounded,
+        fits=bytes(fits),
+    )
+
+
 @pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
 @pytest.mark.parametrize("name", NAMES)
-@given(seed=SEEDS, count=LENGTHS, files=st.integers(1, 9), averages=st.integers(1, 3), misaligned=st.integers(0, 7))
+@given(
+    seed=SEEDS,
+    count=st.one_of(LENGTHS, st.sampled_from([32_767, 32_768, 40_000, 65_537])),
+    files=st.integers(1, 9),
+    averages=st.integers(1, 3),
+    out=st.sampled_from(NAMES),
+)
+@settings(max_examples=40)
 def test_blocks_read_from_a_file(
-    *,
-    name: str,
-    seed: int,
-    count: int,
-    files: int,
-    averages: int,
-    misaligned: int,
-    tmp_path_factory: pytest.TempPathFactory,
+    *, name: str, seed: int, count: int, files: int, averages: int, out: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Reading gives the sums of blocks in memory, the CRC-32 of each block, and the elements that are picked."""
-    assert kernel is not None
+    """Reading gives what blocks in memory give: sums, CRC-32s, picked elements, squares and rounded numbers."""
     blocks = [codes(seed + n, count, name) for n in range(files)]
-    path = tmp_path_factory.getbasetemp() / "blocks"
-    path.write_bytes(bytes(misaligned) + b"".join(block.tobytes() for block in blocks))
-    weights = np.random.default_rng(seed).random((files, averages))
     picks = np.unique(np.random.default_rng(seed).integers(0, max(count, 1), min(count, 5)))
-    rows, crcs = np.zeros((files, len(picks) + 2)), np.zeros(files, dtype=np.uint32)
-    sums, started, slots = np.empty((averages, count + 1)), bytearray(averages), np.empty((2, count * 8 + 8), np.uint8)
-    descriptor = os.open(path, os.O_RDONLY)
-    places = np.array([(descriptor, misaligned + n * len(blocks[0]), CODES[name]) for n in range(files)])
-    of_sums, of_slots = (sums, count), (slots, slots.shape[1])
-    done = kernel.read(*of_sums, places, weights, started, *of_slots, crcs, picks, rows[:, 1:-1])
-    os.close(descriptor)
-    assert done == files
-    assert crcs.tolist() == [zlib.crc32(block.data) for block in blocks]
+    path = tmp_path_factory.getbasetemp() / "blocks"
+    found = average(path, blocks, name, picks=picks, averages=averages, out=out)
+    assert found.done == files
+    assert found.crcs == [zlib.crc32(block.data) for block in blocks]
     values = [np.empty(count) for _ in blocks]
-    for block, out in zip(blocks, values, strict=True):
-        decode(block, BY_NAME[name], out)
-    assert same_bits(rows[:, 1:-1].copy(), np.array([out[picks] for out in values]))
-    with np.errstate(all="ignore"):
-        for k in range(averages):
-            expected = values[0] * weights[0, k]
-            for out, weight in zip(values[1:], weights[1:, k], strict=True):
-                expected = expected + out * weight
-            assert same_bits(sums[k, :count], expected)
+    for block, decoded in zip(blocks, values, strict=True):
+        decode(block, BY_NAME[name], decoded)
+    assert same_bits(found.rows, np.array([decoded[picks] for decoded in values]))
+    for k in range(averages):
+        expected = values[0] * found.weights[0, k]
+        for decoded, weight in zip(values[1:], found.weights[1:, k], strict=True):
+            expected = expected + decoded * weight
+        assert same_bits(found.sums[k], expected)
+        if not count:
+            continue
+        rounded = round_to(expected, BY_NAME[out])
+        assert bool(found.fits[k]) == rounded.fits
+        if rounded.fits:
+            assert found.rounded[k].tobytes() == rounded.raw.tobytes()
+        if np.isfinite(found.squares[k]).all():
+            assert add_rows(found.squares[k]) == squares(expected, blocks[-1], BY_NAME[name])
 
 
 @pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
@@ -194,17 +242,17 @@ def test_crc32(data: bytes, start: int) -> None:
 
 @pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
 def test_a_file_that_ends_early(tmp_path: Path) -> None:
-    """Blocks up to the first that is not whole are added, and their number is returned."""
+    """The number of checkpoints before the first that is not whole is returned."""
     assert kernel is not None
     path = tmp_path / "short"
     path.write_bytes(np.arange(25, dtype=np.float32).tobytes())
+    none = np.empty(0, dtype=np.int64)
     with path.open("rb") as file:
         places = np.array([(file.fileno(), 40 * n, CODES["F32"]) for n in range(4)])
-        sums, crcs = np.zeros((1, 10)), np.zeros(4, dtype=np.uint32)
-        slots, none = np.empty((1, 80), np.uint8), np.empty(0, dtype=np.int64)
-        done = kernel.read(sums, 10, places, np.ones((4, 1)), bytearray(1), slots, 80, crcs, none, None)
-    assert done == 2
-    assert sums[0].tolist() == [float(2 * n + 10) for n in range(10)]
+        slots, crcs = np.empty((1, kernel.SLOT_BYTES), np.uint8), np.zeros(4, dtype=np.uint32)
+        results = np.empty(0), np.empty(0, np.uint8), bytearray(), 0, 0.0
+        given = places, np.ones((4, 1)), bytearray(1), slots, crcs, none, None, *results
+        assert kernel.average(np.zeros((1, 10)), 10, *given) == 2
 
 
 def test_buffers_that_do_not_fit_are_refused() -> None:
@@ -226,20 +274,40 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
         lambda: kernel.round_to(four, 8, np.empty(16, np.uint8), 1.0),
     ]
     if READS_FILES:
-        place = np.array([[0, 0, 1]])
-        ones, crcs, rows = np.ones(1), np.zeros(1, np.uint32), np.zeros((1, 1))
-        read = kernel.read
-        calls += [
-            lambda: read(four, 5, place, ones, bytearray(1), raw, 16, crcs, none, None),
-            lambda: read(four, 4, place, ones, bytearray(1), raw, 15, crcs, none, None),
-            lambda: read(four, 4, place, ones, bytearray(1), raw, 17, crcs, none, None),
-            lambda: read(four, 4, place, ones, bytearray(1), raw, 16, crcs[:0], none, None),
-            lambda: read(four, 4, place, np.ones(2), bytearray(1), raw, 16, crcs, none, None),
-            lambda: read(four, 4, place, ones, bytearray(1), raw, 16, crcs, np.array([4]), rows),
-            lambda: read(four, 4, place, ones, bytearray(1), raw, 16, crcs, np.array([-1]), rows),
-            lambda: read(four, 4, place, ones, bytearray(1), raw, 16, crcs, np.array([1, 2]), rows),
-            lambda: read(four, 4, np.array([[0, 0, 8]]), ones, bytearray(1), raw, 16, crcs, none, None),
+        good = {
+            "sums": four,
+            "count": 4,
+            "places": np.array([[0, 0, 1]]),
+            "weights": np.ones(1),
+            "started": bytearray(1),
+            "slots": np.empty(kernel.SLOT_BYTES, np.uint8),
+            "crcs": np.zeros(1, np.uint32),
+            "picks": none,
+            "rows": None,
+            "squares": np.empty((3, 1)),
+            "rounded": np.empty(16, np.uint8),
+            "fits": bytearray(1),
+            "code": 1,
+            "limit": 1.0,
+        }
+        wrong: list[dict[str, object]] = [
+            {"count": 5},
+            {"count": -1},
+            {"places": np.array([[0, 0, 8]])},
+            {"places": np.array([[0, 0, -1]])},
+            {"places": np.array([[0, 0, 1 << 32]])},
+            {"weights": np.ones(2)},
+            {"slots": np.empty(kernel.SLOT_BYTES - 1, np.uint8)},
+            {"crcs": np.zeros(2, np.uint32)},
+            {"picks": np.array([4]), "rows": np.zeros((1, 1))},
+            {"picks": np.array([-1]), "rows": np.zeros((1, 1))},
+            {"picks": np.array([1, 2]), "rows": np.zeros((1, 1))},
+            {"squares": np.empty((3, 2))},
+            {"rounded": np.empty(15, np.uint8)},
+            {"fits": bytearray(2)},
+            {"code": 8},
         ]
+        calls += [partial(kernel.average, *(good | changed).values()) for changed in wrong]
     for call in calls:
         with pytest.raises(ValueError, match=r"."):
             call()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
 from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.events import Listener, WarningIssued
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.remote.daemon_pool import DaemonPool
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
 
-_CHECKERS = DaemonPool("check", threads=16)
-"""For objects in stores, each of which may be a request."""
+if TYPE_CHECKING:
+    from ema_cli.storage.remote.daemon_pool import DaemonPool
+
+_CHECKERS = 16
+"""Threads for objects in stores, each of which may be a request."""
 
 
 def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> list[RunWarning]:
@@ -36,7 +40,15 @@ def check_unchanged(checkpoints: Iterable[Checkpoint], listener: Listener) -> li
 def _ask(checkpoint: Checkpoint) -> Callable[[], bool]:
     """Return a function that raises if a checkpoint changed; of one in a store, the question is on its way."""
     question = checkpoint.index.raise_if_changed
-    return _CHECKERS.submit(question).result if isinstance(checkpoint.path, Url) else question
+    return _checkers().submit(question).result if isinstance(checkpoint.path, Url) else question
+
+
+@cache
+def _checkers() -> DaemonPool:
+    """Return the threads that ask stores, the same for all runs."""
+    from ema_cli.storage.remote.daemon_pool import DaemonPool  # noqa: PLC0415 - local files need none of it
+
+    return DaemonPool("check", threads=_CHECKERS)
 
 
 @contextmanager

@@ -75,28 +75,28 @@ INLINE ONE uint32_t finish_crc(__m128i *numbers, int count, const unsigned char 
     return crc_of_bytes(crc_of_bytes(0, last, 16), raw, length);
 }
 
-ONE static uint32_t crc_one(const unsigned char *raw, Py_ssize_t length)
+ONE static uint32_t crc_one(uint32_t crc, const unsigned char *raw, Py_ssize_t length)
 {
     if (length < 64)
-        return ~crc_of_bytes(~0u, raw, length);
+        return ~crc_of_bytes(~crc, raw, length);
     __m128i by = _mm_set_epi64x(fold_by[1][1], fold_by[1][0]), numbers[4];
     for (int n = 0; n < 4; n++)
         numbers[n] = _mm_loadu_si128((const __m128i *)raw + n);
-    numbers[0] = _mm_xor_si128(numbers[0], _mm_cvtsi32_si128(-1));
+    numbers[0] = _mm_xor_si128(numbers[0], _mm_cvtsi32_si128((int)~crc));
     for (raw += 64, length -= 64; length >= 64; raw += 64, length -= 64)
         for (int n = 0; n < 4; n++)
             numbers[n] = fold_one(numbers[n], by, _mm_loadu_si128((const __m128i *)raw + n));
     return ~finish_crc(numbers, 4, raw, length);
 }
 
-TWO static uint32_t crc_two(const unsigned char *raw, Py_ssize_t length)
+TWO static uint32_t crc_two(uint32_t crc, const unsigned char *raw, Py_ssize_t length)
 {
     if (length < 128)
-        return crc_one(raw, length);
+        return crc_one(crc, raw, length);
     __m256i by = _mm256_set_epi64x(fold_by[2][1], fold_by[2][0], fold_by[2][1], fold_by[2][0]), pairs[4];
     for (int n = 0; n < 4; n++)
         pairs[n] = _mm256_loadu_si256((const __m256i *)raw + n);
-    pairs[0] = _mm256_xor_si256(pairs[0], _mm256_set_epi32(0, 0, 0, 0, 0, 0, 0, -1));
+    pairs[0] = _mm256_xor_si256(pairs[0], _mm256_set_epi32(0, 0, 0, 0, 0, 0, 0, (int)~crc));
     for (raw += 128, length -= 128; length >= 128; raw += 128, length -= 128)
         for (int n = 0; n < 4; n++)
             pairs[n] = fold_two(pairs[n], by, _mm256_loadu_si256((const __m256i *)raw + n));
@@ -106,7 +106,7 @@ TWO static uint32_t crc_two(const unsigned char *raw, Py_ssize_t length)
     return ~finish_crc(numbers, 8, raw, length);
 }
 
-static uint32_t (*crc_of)(const unsigned char *, Py_ssize_t);
+static uint32_t (*crc_of)(uint32_t, const unsigned char *, Py_ssize_t); /* of bytes after those with another CRC */
 
 static void choose_crc(void)
 {

@@ -17,12 +17,15 @@
 #define INLINE static inline
 #endif
 
-#define INTERFACE 1 /* raised when a function takes or gives something else; kernel.py has the same number */
+#define INTERFACE 2 /* raised when a function takes or gives something else; kernel.py has the same number */
 
 #define SIGN ((uint64_t)1 << 63)
 #define ROW 1024   /* elements that are summed at a time; a power of two times COLUMNS */
 #define COLUMNS 16 /* sums that are kept side by side */
-#define TILE 2048  /* elements of a sum that stay in the first-level cache */
+#define STRIP 2048 /* elements of a sum that stay in the first-level cache */
+#define TILE 32768 /* elements that stay in the second-level cache: a multiple of ROW */
+#define LARGEST 8  /* bytes of an element */
+#define MOST_AVERAGES 256
 #define MIDPOINT_TILE 64
 #define MOST 64    /* checkpoints in one call */
 
@@ -157,7 +160,7 @@ static int refuse(const char *message)
     return -1;
 }
 
-static int check_type(int code)
+static int check_type(int64_t code)
 {
     return code >= 0 && code < TYPES ? 0 : refuse("there is no type of this number");
 }
@@ -213,7 +216,7 @@ static int take(struct inputs *inputs, PyObject *raws, PyObject *codes, Py_ssize
         return PyErr_Occurred() ? -1 : refuse("as many types as inputs are needed, at most 64");
     for (Py_ssize_t g = 0; g < given; g++) {
         long code = PyLong_AsLong(PyTuple_GetItem(codes, g));
-        if (PyErr_Occurred() || check_type((int)code) < 0)
+        if (PyErr_Occurred() || check_type(code) < 0)
             return -1;
         if (PyObject_GetBuffer(PyTuple_GetItem(raws, g), &inputs->buffers[g], PyBUF_SIMPLE) < 0)
             return -1;
@@ -227,8 +230,8 @@ static int take(struct inputs *inputs, PyObject *raws, PyObject *codes, Py_ssize
 
 static void add_all(struct sums *sums, const struct blocks *blocks)
 {
-    for (Py_ssize_t begin = 0; begin < sums->count; begin += TILE) {
-        Py_ssize_t length = sums->count - begin < TILE ? sums->count - begin : TILE;
+    for (Py_ssize_t begin = 0; begin < sums->count; begin += STRIP) {
+        Py_ssize_t length = sums->count - begin < STRIP ? sums->count - begin : STRIP;
         for (int k = 0; k < sums->averages; k++) {
             int is_first = !sums->started[k];
             for (int g = 0; g < blocks->count; g++) {
@@ -374,46 +377,103 @@ struct picks {
     Py_ssize_t stride; /* in bytes */
 };
 
-static void pick(const struct picks *picks, const unsigned char *raw, int code, int row)
+/* Fill the row of a checkpoint with those of its elements that are in a tile. */
+static void pick(const struct picks *picks, const unsigned char *raw, int code, int row, Py_ssize_t begin,
+                 Py_ssize_t count)
 {
     double *out = (double *)(picks->rows + row * picks->stride);
     for (Py_ssize_t j = 0; j < picks->count; j++)
-        loops->add[loader_of(code)](out + j, raw + picks->numbers[j] * sizes[code], 1, 1, 1, tables[code]);
+        if (picks->numbers[j] >= begin && picks->numbers[j] < begin + count)
+            loops->add[loader_of(code)](out + j, raw + (picks->numbers[j] - begin) * sizes[code], 1, 1, 1, tables[code]);
 }
 
-/* Read blocks into the slots, and add them whenever all are full; return how many could be read to their end. */
-static int read_and_add(struct sums *sums, const struct place *places, int count, const double *weights,
-                        const Py_buffer *slots, Py_ssize_t slot_bytes, uint32_t *crcs, const struct picks *picks)
+/* What is computed of a block when the last checkpoint was added. */
+struct results {
+    double *squares; /* (averages, 3, rows); NULL to compute nothing */
+    Py_ssize_t rows;
+    unsigned char *rounded; /* (averages, count) of the type code */
+    int code;
+    double limit;
+    char *fits; /* of each average, whether all numbers are below the limit */
+};
+
+static void finish(const struct sums *sums, const struct results *results, Py_ssize_t begin, Py_ssize_t count,
+                   const unsigned char *last, int last_code)
+{
+    for (int k = 0; k < sums->averages; k++) {
+        const double *values = sums->values + k * sums->stride + begin;
+        double *squares = results->squares + 3 * k * results->rows + begin / ROW;
+        loops->squares[loader_of(last_code)](values, last, count, squares, squares + results->rows,
+                                             squares + 2 * results->rows, tables[last_code]);
+        unsigned char *out = results->rounded + (k * sums->count + begin) * sizes[results->code];
+        results->fits[k] &= (char)round_numbers(values, count, results->code, out, results->limit);
+    }
+}
+
+/* The checkpoints of one call: where a block is in each, and their weights. */
+struct places {
+    const struct place *all;
+    int count;
+    const double *weights;
+    uint32_t *crcs;
+    struct picks picks;
+};
+
+/* Read a tile of each checkpoint into the slots, and add them whenever all are full; return how many could be read. */
+static int average_tile(struct sums *sums, const struct places *places, Py_ssize_t begin, Py_ssize_t count,
+                        const Py_buffer *slots, const struct results *results)
 {
     struct blocks blocks = {0};
-    int done = 0;
-    for (; done < count; done++) {
-        int code = (int)places[done].code;
+    struct sums part = *sums;
+    char started[MOST_AVERAGES];
+    memcpy(started, sums->started, (size_t)sums->averages);
+    part.started = started;
+    part.values += begin;
+    part.count = count;
+    Py_ssize_t slot_bytes = TILE * LARGEST;
+    for (int g = 0; g < places->count; g++) {
+        int code = (int)places->all[g].code;
         unsigned char *raw = (unsigned char *)slots->buf + blocks.count * slot_bytes;
-        if (read_all((int)places[done].descriptor, raw, sums->count * sizes[code], places[done].offset) < 0)
-            break;
-        crcs[done] = crc_of(raw, sums->count * sizes[code]);
-        pick(picks, raw, code, done);
+        Py_ssize_t length = count * sizes[code];
+        if (read_all((int)places->all[g].descriptor, raw, length, places->all[g].offset + begin * sizes[code]) < 0)
+            return g;
+        places->crcs[g] = crc_of(places->crcs[g], raw, length);
+        pick(&places->picks, raw, code, g, begin, count);
         blocks.raws[blocks.count] = raw;
         blocks.codes[blocks.count] = code;
-        blocks.weights[blocks.count++] = weights + done * sums->averages;
-        if (blocks.count == slots->len / slot_bytes || blocks.count == MOST) {
-            add_all(sums, &blocks);
+        blocks.weights[blocks.count++] = places->weights + g * sums->averages;
+        if (blocks.count == slots->len / slot_bytes || g == places->count - 1) {
+            add_all(&part, &blocks);
             blocks.count = 0;
+            if (g == places->count - 1 && results->squares != NULL)
+                finish(sums, results, begin, count, raw, code);
         }
     }
-    add_all(sums, &blocks);
+    return places->count;
+}
+
+static int average_block(struct sums *sums, const struct places *places, const Py_buffer *slots,
+                         const struct results *results)
+{
+    int done = places->count;
+    memset(places->crcs, 0, (size_t)places->count * sizeof *places->crcs);
+    for (Py_ssize_t begin = 0; begin < sums->count && done == places->count; begin += TILE) {
+        Py_ssize_t count = sums->count - begin < TILE ? sums->count - begin : TILE;
+        done = average_tile(sums, places, begin, count, slots, results);
+    }
+    for (int k = 0; k < sums->averages; k++)
+        for (int g = 0; g < places->count; g++)
+            if (places->weights[g * sums->averages + k] != 0)
+                sums->started[k] = 1;
     return done;
 }
 
-static int check_places(const Py_buffer *places, Py_ssize_t count, Py_ssize_t slot_bytes)
+static int check_places(const Py_buffer *places)
 {
     const struct place *place = places->buf;
     for (Py_ssize_t g = 0; g < places->len / (Py_ssize_t)sizeof *place; g++)
-        if (check_type((int)place[g].code) < 0)
+        if (check_type(place[g].code) < 0)
             return -1;
-        else if (count * sizes[place[g].code] > slot_bytes)
-            return refuse("a slot is too small");
     return 0;
 }
 
@@ -434,34 +494,56 @@ static int find_picks(struct picks *picks, const Py_buffer *numbers, const Py_bu
     return 0;
 }
 
-static PyObject *read_blocks(PyObject *module, PyObject *args)
+static int check_results(struct results *results, const Py_buffer *squares, const Py_buffer *rounded,
+                         const Py_buffer *fits, const struct sums *sums)
+{
+    results->squares = squares->len ? squares->buf : NULL;
+    results->rows = (sums->count + ROW - 1) / ROW;
+    results->rounded = rounded->buf;
+    results->fits = fits->buf;
+    if (!squares->len)
+        return 0;
+    if (check_type(results->code) < 0)
+        return -1;
+    if (squares->len != 3 * sums->averages * results->rows * 8 || fits->len != sums->averages ||
+        rounded->len != sums->averages * sums->count * sizes[results->code])
+        return refuse("the results do not fit the sums");
+    memset(results->fits, 1, (size_t)sums->averages);
+    return 0;
+}
+
+static PyObject *average(PyObject *module, PyObject *args)
 {
     (void)module;
-    Py_buffer values, places, weights, started, slots, crcs, numbers, rows = {0};
-    Py_ssize_t elements, slot_bytes;
+    Py_buffer values, given, weights, started, slots, crcs, numbers, squares, rounded, fits, rows = {0};
+    Py_ssize_t elements;
     PyObject *row_array;
-    if (!PyArg_ParseTuple(args, "w*ny*y*w*w*nw*y*O:read", &values, &elements, &places, &weights, &started, &slots,
-                          &slot_bytes, &crcs, &numbers, &row_array))
+    struct results results;
+    if (!PyArg_ParseTuple(args, "w*ny*y*w*w*w*y*Ow*w*w*id:average", &values, &elements, &given, &weights, &started,
+                          &slots, &crcs, &numbers, &row_array, &squares, &rounded, &fits, &results.code,
+                          &results.limit))
         return NULL;
     struct sums sums;
-    struct picks picks;
-    Py_ssize_t count = places.len / (Py_ssize_t)sizeof(struct place);
-    int done = 0, failed = describe(&sums, &values, &started, elements) || check_places(&places, elements, slot_bytes);
-    if (!failed && (weights.len != count * sums.averages * 8 || crcs.len != count * 4 || slots.len < slot_bytes))
+    Py_ssize_t count = given.len / (Py_ssize_t)sizeof(struct place);
+    struct places places = {.all = given.buf, .count = (int)count, .weights = weights.buf, .crcs = crcs.buf};
+    int done = 0, failed = describe(&sums, &values, &started, elements) || check_places(&given);
+    if (!failed && (weights.len != count * sums.averages * 8 || crcs.len != count * 4 || sums.averages > MOST_AVERAGES))
         failed = refuse("there must be a weight for each checkpoint and average, and a checksum for each checkpoint");
+    if (!failed && (slots.len < TILE * LARGEST || slots.len / (TILE * LARGEST) > MOST))
+        failed = refuse("there must be from 1 to 64 slots");
     if (!failed && numbers.len)
         failed = PyObject_GetBuffer(row_array, &rows, PyBUF_STRIDES | PyBUF_WRITABLE);
-    if (!failed)
-        failed = find_picks(&picks, &numbers, &rows, count, elements);
+    failed = failed || find_picks(&places.picks, &numbers, &rows, count, elements) ||
+             check_results(&results, &squares, &rounded, &fits, &sums);
     if (!failed) {
         Py_BEGIN_ALLOW_THREADS
-        done = read_and_add(&sums, places.buf, (int)count, weights.buf, &slots, slot_bytes, crcs.buf, &picks);
+        done = average_block(&sums, &places, &slots, &results);
         Py_END_ALLOW_THREADS
     }
     if (rows.obj != NULL)
         PyBuffer_Release(&rows);
-    Py_buffer *all[] = {&values, &places, &weights, &started, &slots, &crcs, &numbers};
-    for (int n = 0; n < 7; n++)
+    Py_buffer *all[] = {&values, &given, &weights, &started, &slots, &crcs, &numbers, &squares, &rounded, &fits};
+    for (size_t n = 0; n < sizeof all / sizeof *all; n++)
         PyBuffer_Release(all[n]);
     return failed ? NULL : PyLong_FromLong(done);
 }
@@ -472,7 +554,7 @@ static PyObject *crc32(PyObject *module, PyObject *args)
     Py_buffer raw;
     if (!PyArg_ParseTuple(args, "y*:crc32", &raw))
         return NULL;
-    uint32_t crc = crc_of(raw.buf, raw.len);
+    uint32_t crc = crc_of(0, raw.buf, raw.len);
     PyBuffer_Release(&raw);
     return PyLong_FromUnsignedLong(crc);
 }
@@ -505,7 +587,7 @@ static PyMethodDef methods[] = {
     {"squares", squares, METH_VARARGS, "Sum the squares of an average, of its difference to a checkpoint, and of that."},
     {"round_to", round_all, METH_VARARGS, "Round float64; return whether the absolute values are below a limit."},
 #ifdef HAS_READS
-    {"read", read_blocks, METH_VARARGS, "Read blocks of checkpoints, and add weights times their numbers to sums."},
+    {"average", average, METH_VARARGS, "Read a block of checkpoints, add it up, measure it and round it."},
     {"crc32", crc32, METH_VARARGS, "Return the CRC-32 of bytes."},
 #endif
     {"lane", lane_name, METH_NOARGS, "Return the name of the instruction set."},
@@ -522,7 +604,9 @@ static int fill(PyObject *module)
     choose_crc();
     has_reads = crc_of != NULL;
 #endif
-    if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0)
+    if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0 ||
+        PyModule_AddIntConstant(module, "SLOT_BYTES", TILE * LARGEST) < 0 ||
+        PyModule_AddIntConstant(module, "MOST_AVERAGES", MOST_AVERAGES) < 0)
         return -1;
     return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }

@@ -17,22 +17,32 @@ def fold(
 
 # Whether the module can read: the processor has carry-less multiplication.
 HAS_READS: bool
+SLOT_BYTES: int
+MOST_AVERAGES: int
 
 # Read count elements of each checkpoint and add them as fold does; return how many checkpoints could be read whole.
-# places is (checkpoints, 3) int64: file descriptor, offset in bytes, type. slots holds blocks of slot_bytes until all
-# are full; crcs is (checkpoints,) uint32, filled with the CRC-32 of each block; rows is (checkpoints, picks) float64,
-# filled with the elements that have the numbers in picks.
-def read(
+#
+# places is (checkpoints, 3) int64: file descriptor, offset in bytes, type. slots holds tiles in SLOT_BYTES each, until
+# all are full. crcs is (checkpoints,) uint32, filled with the CRC-32 of each block. rows is (checkpoints, picks)
+# float64, filled with the elements that have the numbers in picks.
+#
+# Then, unless squares is empty, fill it, (averages, 3, rows) float64, as the function of that name does, with the last
+# checkpoint; and rounded, (averages, bytes), and fits, (averages,) bool, as round_to does.
+def average(
     sums: Buffer,
     count: int,
     places: Buffer,
     weights: Buffer,
     started: bytearray,
     slots: Buffer,
-    slot_bytes: int,
     crcs: Buffer,
     picks: Buffer,
     rows: Buffer | None,
+    squares: Buffer,
+    rounded: Buffer,
+    fits: bytearray,
+    code: int,
+    limit: float,
     /,
 ) -> int: ...
 def crc32(raw: Buffer, /) -> int: ...

@@ -91,7 +91,7 @@ def _round(values: Float64, dtype: DType) -> Rounded:
     if kernel is not None:
         raw = np.empty(len(values) * dtype.itemsize // components(dtype), dtype=np.uint8)
         return Rounded(raw, fits=kernel.round_to(values, CODES[dtype.name], raw, largest))
-    fits = bool(np.abs(values).max(initial=0) < largest)
+    fits = bool(values.max(initial=0) < largest and values.min(initial=0) > -largest)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype.name in _DIRECT:
             return Rounded(values.astype(NUMPY_TYPES[dtype.name]).view(np.uint8), fits)

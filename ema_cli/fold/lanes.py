@@ -12,13 +12,45 @@ from typing import Protocol
 import numpy as np
 
 from ema_cli.dtypes import DType
-from ema_cli.fold.conversion import Bytes, Float64, decode
+from ema_cli.fold.conversion import LARGEST, Bytes, Float64, Rounded, components, decode
 from ema_cli.fold.geometry.sample import BlockSampler
-from ema_cli.fold.kernel import CODES, kernel
+from ema_cli.fold.kernel import CODES, READS_FILES, kernel
+from ema_cli.records.plan import ROW_ELEMENTS
 
 _TOGETHER = 4
 """Blocks of checkpoints that are added together if there are several averages: the sums stay in the first cache."""
-_NONE = np.empty(0, dtype=np.int64)
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
+class FinishedBlock:
+    """What the kernel computes of a block of all averages, besides the sums.
+
+    Args:
+        averages: number of averages.
+        count: numbers of the block.
+        dtype: of the output.
+
+    """
+
+    def __init__(self, averages: int, count: int, dtype: DType) -> None:
+        self._dtype = dtype
+        self._fits = bytearray(averages)
+        self._rounded = np.empty((averages, count * dtype.itemsize // components(dtype)), dtype=np.uint8)
+        self.squares = np.empty((averages, 3, -(-count // ROW_ELEMENTS)))
+        """Rows of squares, see ``statistics``: (averages, 3, rows) float64."""
+
+    def outputs(self) -> tuple[Float64, Bytes, bytearray, int, float]:
+        """Return the arguments of the kernel."""
+        return self.squares, self._rounded, self._fits, CODES[self._dtype.name], LARGEST[self._dtype.name]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all numbers of all averages are finite, and below the largest number of the type."""
+        return all(self._fits)
+
+    def rounded(self) -> list[Rounded]:
+        """Return the averages in the type of the output."""
+        return [Rounded(raw, fits=bool(fits)) for raw, fits in zip(self._rounded, self._fits, strict=True)]
 
 
 class Lane(Protocol):
@@ -41,10 +73,12 @@ class CompiledLane:
     """Weighted sums with the compiled kernel; see ``Lane``. It also reads files, without a call for each block."""
 
     def __init__(self, *, block_elements: int, averages: int) -> None:
+        assert kernel is not None  # noqa: S101 - see cpu_lane
         self._raw = np.empty((_TOGETHER if averages > 1 else 1, block_elements * 8), dtype=np.uint8)
+        has_slots = READS_FILES and averages <= kernel.MOST_AVERAGES
+        self._slots = np.empty((len(self._raw), kernel.SLOT_BYTES), dtype=np.uint8) if has_slots else None
         self._sums = np.empty((averages, block_elements))
         self._started = bytearray(averages)
-        self._slot = 0
         self._waiting: list[tuple[Bytes, int, Sequence[float]]] = []
         self._count = 0
 
@@ -65,34 +99,39 @@ class CompiledLane:
         if len(self._raw) == 1:
             self._add_waiting()
 
-    def read_and_add(
-        self, places: Sequence[tuple[int, int, DType]], weights: Float64, sampler: BlockSampler | None, row: int
+    @property
+    def reads_files(self) -> bool:
+        """Whether ``add_files`` can be used."""
+        return self._slots is not None
+
+    def add_files(
+        self,
+        places: Sequence[tuple[int, int, DType]],
+        weights: Float64,
+        sampler: BlockSampler | None,
+        row: int,
+        finished: FinishedBlock | None,
     ) -> list[int]:
-        """Read and add blocks until one cannot be read to its end; return the CRC-32s of those that were added.
+        """Read blocks and add them; return their CRC-32s, or fewer if one cannot be read to its end.
 
         Args:
             places: of each block, the open file, the offset in bytes and the type.
             weights: (blocks, averages) float64.
             sampler: takes elements of the blocks, if there are any to be taken.
             row: of the first block, for the sampler.
+            finished: is filled, if these are the last blocks.
 
         """
         assert kernel is not None  # noqa: S101 - see cpu_lane
-        self._add_waiting()
         crcs = np.empty(len(places), dtype=np.uint32)
         blocks = np.array([(descriptor, offset, CODES[dtype.name]) for descriptor, offset, dtype in places])
-        numbers = _NONE if sampler is None else sampler.numbers
+        numbers = _NOTHING if sampler is None else sampler.numbers
         rows = None if sampler is None else sampler.columns[row : row + len(places)]
+        outputs = (_NOTHING, _NOTHING, bytearray(), 0, 0.0) if finished is None else finished.outputs()
         sums = self._sums, self._count
-        slots = self._raw, self._raw.shape[1]
-        done = kernel.read(*sums, blocks, weights, self._started, *slots, crcs, numbers, rows)
-        self._slot = (done - 1) % len(self._raw)
+        done = kernel.average(*sums, blocks, weights, self._started, self._slots, crcs, numbers, rows, *outputs)
         found: list[int] = crcs[:done].tolist()
         return found
-
-    def newest(self, nbytes: int) -> Bytes:
-        """Return the block that ``read_and_add`` read last."""
-        return self._raw[self._slot, :nbytes]
 
     def _add_waiting(self) -> None:
         assert kernel is not None  # noqa: S101 - see cpu_lane

@@ -17,7 +17,7 @@ from itertools import chain
 import numpy as np
 
 from ema_cli.dtypes import DType
-from ema_cli.fold.conversion import Bytes, Float64, numbers_in
+from ema_cli.fold.conversion import Bytes, Float64, components, decode
 from ema_cli.fold.kernel import CODES, kernel
 from ema_cli.fold.schedule import Block, block_count
 from ema_cli.records.fold_results import TensorStatistics
@@ -31,6 +31,7 @@ _SUMS = 3
 _COLUMNS = 2 * _SUMS
 _IN_ROW = 16
 """Columns of a row of squares."""
+_ROWS_IN_STRIP = 8
 _LARGEST_RATIO = 1e9
 """If one norm is more than this many times the other, their cosine is not reported."""
 
@@ -51,9 +52,24 @@ def squares(average: Float64, raw: Bytes, dtype: DType) -> tuple[Sum, Sum, Sum]:
     if kernel is not None:
         kernel.squares(average, raw, CODES[dtype.name], rows)
     else:
-        last = numbers_in(raw, dtype)
-        for values, row in zip((average, average - last, last), rows, strict=True):
-            row[:] = _rows_of_squares(values)
+        _fill_with_numpy(rows, average, raw, dtype)
+    return add_rows(rows)
+
+
+def _fill_with_numpy(rows: Float64, average: Float64, raw: Bytes, dtype: DType) -> None:
+    """Fill the rows strip by strip, in memory that stays in the cache."""
+    itemsize = dtype.itemsize // components(dtype)
+    for first in range(0, rows.shape[1], _ROWS_IN_STRIP):
+        stop = min(first + _ROWS_IN_STRIP, rows.shape[1])
+        here = slice(first * ROW_ELEMENTS, min(stop * ROW_ELEMENTS, len(average)))
+        last = np.empty(here.stop - here.start)
+        decode(raw[here.start * itemsize : here.stop * itemsize], dtype, last)
+        for values, row in zip((average[here], average[here] - last, last), rows, strict=True):
+            row[first:stop] = _rows_of_squares(values)
+
+
+def add_rows(rows: Float64) -> tuple[Sum, Sum, Sum]:
+    """Return the three sums of (3, rows) float64."""
     of_average, of_difference, of_last = (_exact_sum(row) for row in rows.tolist())
     return of_average, of_difference, of_last
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -10,22 +10,18 @@ from zlib_ng import zlib_ng
 from ema_cli.fold.concatenation import PieceRun, piece_shapes, runs_in
 from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import Bytes, Float64, Rounded, components, decode, numbers_in, round_to
+from ema_cli.fold.file_blocks import AveragedBlock, FileBlocks
 from ema_cli.fold.geometry.sample import BlockSampler
-from ema_cli.fold.kernel import READS_FILES
 from ema_cli.fold.lanes import CompiledLane, Lane
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.small_tensors import SmallTensors
 from ema_cli.fold.state import FoldState
-from ema_cli.fold.statistics import Sum, squares
+from ema_cli.fold.statistics import squares
 from ema_cli.fold.tensor_runs import TensorRun
 from ema_cli.fold.value_errors import refuse_nonfinite, refuse_nonfinite_piece, refuse_overflow
 from ema_cli.records.plan import Action, Concatenation
 from ema_cli.storage.extents import Extent, Located
-from ema_cli.storage.source import FileSource, open_together
 from ema_cli.storage.strided_read import read_block, read_elements
-
-_TOGETHER = 16
-"""Checkpoints of a block that are read with one call."""
 
 
 class Worker:
@@ -34,17 +30,16 @@ class Worker:
     def __init__(self, state: FoldState, lane: Lane) -> None:
         self._state = state
         self._lane = lane
+        self._files = FileBlocks(state, lane) if isinstance(lane, CompiledLane) and lane.reads_files else None
         self._values = np.empty(state.plan.buffers.block_elements)
         """Of the pieces of a concatenated tensor."""
         self._scaled = np.empty(state.plan.buffers.block_elements)
         """The same, times their numbers."""
-        self._newest: Bytes = np.empty(0, dtype=np.uint8)
-        """The block as the checkpoint read last stores it, in the buffer of the lane."""
+        self._newest: Bytes | None = None
+        """The block as the checkpoint read last stores it, if that is still in the buffer of the lane."""
         self._runs = SmallTensors(state, lane)
         self._tensor = -1
         self._extents: list[tuple[int, Located]] = []
-        self._weights: Float64 = np.empty(0)
-        """(checkpoints read, averages) float64."""
 
     def process(self, block: Block | TensorRun) -> int:
         """Fold or copy one block, or a run of small tensors; return how many bytes were read for it."""
@@ -55,7 +50,8 @@ class Worker:
             return read
         if block.number != self._tensor:
             self._extents = self._state.schedule.extents(block.number)
-            self._weights = np.array([self._state.weights[i] for i, _ in self._extents])
+            if self._files is not None:
+                self._files.begin(self._extents)
             self._tensor = block.number
         tensor = self._state.plan.tensors[block.number]
         if tensor.pieces is not None:
@@ -71,51 +67,41 @@ class Worker:
         return len(raw)
 
     def _average(self, block: Block) -> int:
-        tensor = self._state.plan.tensors[block.number]
         sampler = self._state.sample.sampler(block) if self._state.sample is not None else None
-        crcs: list[int] = []
-        self._lane.start(block.count * components(tensor.dtype))
-        while len(crcs) < len(self._extents):
-            self._state.raise_if_stopping()  # a block of a thousand checkpoints takes too long to wait for
-            crcs += self._add_files(block, len(crcs), sampler) or [self._add_one(block, len(crcs), sampler)]
+        averaged = self._files.average(block, sampler) if self._files is not None else None
+        self._newest = None
+        if averaged is None:
+            averaged = self._average_one_by_one(block, sampler)
+        written = [self._finish(k, block, averaged) for k in range(len(self._state.sinks))]
         lengths = [block.count * extent.layout.dtype.itemsize for _, extent in self._extents]
-        finished = [self._finish(k, block, total, crcs) for k, total in enumerate(self._lane.sums())]
-        self._state.statistics.add(block, [sums for sums, _ in finished])
-        self._state.close(block, crcs, lengths, [crc for _, crc in finished])
+        self._state.statistics.add(block, averaged.squares)
+        self._state.close(block, averaged.crcs, lengths, written)
         return sum(lengths)
 
-    def _add_files(self, block: Block, row: int, sampler: BlockSampler | None) -> list[int]:
-        """Read and add the block in several checkpoints, from ``row`` on, with one call; return their CRC-32s.
+    def _average_one_by_one(self, block: Block, sampler: BlockSampler | None) -> AveragedBlock:
+        """Read and add the block checkpoint by checkpoint."""
+        dtype = self._state.plan.tensors[block.number].dtype
+        self._lane.start(block.count * components(dtype))
+        crcs = []
+        for row in range(len(self._extents)):
+            self._state.raise_if_stopping()  # a block of a thousand checkpoints takes too long to wait for
+            raw, crc = self._add_one(block, row, sampler)
+            crcs.append(crc)
+        self._newest = raw
+        totals, of_last = self._lane.sums(), self._extents[-1][1].layout.dtype
+        rounded = [round_to(total, dtype) for total in totals]
+        return AveragedBlock(crcs, totals, rounded, [squares(total, raw, of_last) for total in totals])
 
-        The result is empty if the first cannot be read so: it is not a contiguous part of a file, or ends early.
-        """
-        if not isinstance(self._lane, CompiledLane) or not READS_FILES:
-            return []
-        files = list(_runs_of_files(extent for _, extent in self._extents[row : row + _TOGETHER]))
-        if not files:
-            return []
-        with open_together([source for _, source in files]) as descriptors:
-            places = [
-                (descriptor, extent.offset + block.start * extent.layout.dtype.itemsize, extent.layout.dtype)
-                for descriptor, (extent, _) in zip(descriptors, files, strict=False)
-            ]
-            crcs = self._lane.read_and_add(places, self._weights[row : row + len(places)], sampler, row)
-        for (extent, _), (_, offset, dtype), crc in zip(files, places, crcs, strict=False):
-            self._state.integrity.add_crc(extent, offset, block.count * dtype.itemsize, crc)
-        if crcs:
-            self._newest = self._lane.newest(block.count * places[len(crcs) - 1][2].itemsize)
-        return crcs
-
-    def _add_one(self, block: Block, row: int, sampler: BlockSampler | None) -> int:
-        """Read and add the block in one checkpoint; return its CRC-32."""
+    def _add_one(self, block: Block, row: int, sampler: BlockSampler | None) -> tuple[Bytes, int]:
+        """Read and add the block in one checkpoint; return it, in the buffer of the lane, and its CRC-32."""
         i, extent = self._extents[row]
         dtype = extent.layout.dtype
-        self._newest = self._lane.buffer(block.count * dtype.itemsize)
-        crc = self._read(extent, block.start, self._newest)
-        self._lane.add(self._newest, dtype, self._state.weights[i])
+        raw = self._lane.buffer(block.count * dtype.itemsize)
+        crc = self._read(extent, block.start, raw)
+        self._lane.add(raw, dtype, self._state.weights[i])
         if sampler is not None:
-            sampler.take(row, self._newest, dtype)
-        return crc
+            sampler.take(row, raw, dtype)
+        return raw, crc
 
     def _write(self, k: int, block: Block, raw: Bytes) -> int:
         """Write a block of output ``k`` and return its CRC-32."""
@@ -170,14 +156,10 @@ class Worker:
             refuse_overflow(tensor, scaled, rounded.raw)
         return self._write(k, block, rounded.raw)
 
-    def _finish(self, k: int, block: Block, total: Float64, crcs: Sequence[int]) -> tuple[tuple[Sum, Sum, Sum], int]:
-        """Check, round and write one average; return its sums of squares and the CRC-32 written.
-
-        ``crcs`` are those of the block in the checkpoints read.
-        """
+    def _finish(self, k: int, block: Block, averaged: AveragedBlock) -> int:
+        """Check and write one average; return the CRC-32 written."""
         tensor = self._state.plan.tensors[block.number]
-        of_last = self._extents[-1][1].layout.dtype
-        rounded = round_to(total, tensor.dtype)
+        crcs, total, rounded = averaged.crcs, averaged.totals[k], averaged.rounded[k]
         finite = rounded.fits or bool(np.isfinite(total).all())
         row = self._state.constants.row_of(k, block.number, crcs, finite=finite)
         stored = None if row is None else self._constant(k, block, row, rounded, finite=finite)
@@ -190,7 +172,7 @@ class Worker:
         numbers, written = stored or (total, rounded)
         if not written.fits:
             refuse_overflow(tensor, numbers, written.raw)
-        return squares(total, self._newest, of_last), self._write(k, block, written.raw)
+        return self._write(k, block, written.raw)
 
     def _constant(
         self, k: int, block: Block, row: int, rounded: Rounded, *, finite: bool
@@ -200,18 +182,12 @@ class Worker:
         extent = self._extents[row][1]
         dtype = extent.layout.dtype
         is_last = row == len(self._extents) - 1
-        raw = self._newest if is_last else read_block(extent, block.start, block.count)
+        raw = self._newest if is_last else None
+        if raw is None:
+            raw = read_block(extent, block.start, block.count)
         stored = as_written(raw, dtype, tensor.dtype)
         if finite and np.array_equal(stored, rounded.raw):
             return None
         if not self._state.constants.includes(k, block.number):
             return None
         return numbers_in(raw, dtype), Rounded(stored, fits=False)
-
-
-def _runs_of_files(extents: Iterable[Located]) -> Iterator[tuple[Extent, FileSource]]:
-    """Yield the extents, and their files, up to the first that is not a contiguous part of a file."""
-    for extent in extents:
-        if not (isinstance(extent, Extent) and extent.layout.strides is None and isinstance(extent.source, FileSource)):
-            return
-        yield extent, extent.source

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ema_cli.fold.conversion import Bytes
 from ema_cli.in_memory.arrays import Filled
 from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.plan import PlannedTensor
@@ -50,22 +51,26 @@ class Handover:
         self._changed = threading.Condition()
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Place ``data`` at byte ``offset`` of the data section; wait until its tensor has memory.
+        """Place ``data`` at byte ``offset`` of the data section; wait until its tensors have memory.
 
         Raises:
             Abandoned: ``close`` was called.
 
         """
-        if not data.nbytes:
-            return
-        number = bisect_right(self._offsets, offset) - 1
-        begin = offset - self._offsets[number]
+        while data:
+            number = bisect_right(self._offsets, offset) - 1
+            begin = offset - self._offsets[number]
+            raw = self._memory_of(number)
+            part = data[: len(raw) - begin]
+            raw[begin : begin + len(part)] = np.frombuffer(part, dtype=np.uint8)
+            offset, data = offset + len(part), data[len(part) :]
+
+    def _memory_of(self, number: int) -> Bytes:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or number in self._made)
             if self._closed:
                 raise Abandoned
-            raw = self._made[number].raw
-        raw[begin : begin + data.nbytes] = np.frombuffer(data, dtype=np.uint8)
+            return self._made[number].raw
 
     def complete(self, outcome: TensorOutcome) -> None:
         """Take note that all blocks of a tensor were written."""

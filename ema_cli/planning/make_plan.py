@@ -30,7 +30,7 @@ from ema_cli.weights.methods import Method, Weighting
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
 
-_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 3 << 16
 """Large enough that the calls cost little, small enough for the caches."""
 _BUFFER_BYTES = 32_000_000
 """Of all threads together, unless ``--max-memory`` is given."""
@@ -150,11 +150,12 @@ def _device(options: Options) -> str:
 
 
 def _buffers(tensors: Sequence[PlannedTensor], averages: int, options: Options) -> Buffers:
-    """Size the blocks: raw bytes, upcast, product, last checkpoint, scratch; rounding; an accumulator per average.
+    """Size the blocks: a sum per average, and what numpy needs besides, or the kernel.
 
-    A GPU lane needs as much on the host: three raw buffers, last checkpoint, scratch; rounding; a result per average.
+    numpy: raw bytes, upcast, product, two of concatenated pieces, four to round. The kernel: every rounded average. A
+    GPU lane, on the host: three raw buffers, two of concatenated pieces, four to round.
     """
-    per_element = 8 * (5 + 4 + averages)
+    per_element = 8 * (averages + max(9, averages + 1))
     threads = options.threads or default_threads()
     block, memory = (_BLOCK_ELEMENTS, _BUFFER_BYTES) if _device(options) == "cpu" else (_CUDA_BLOCK, _CUDA_BUFFER_BYTES)
     memory = memory if options.max_memory is None else options.max_memory

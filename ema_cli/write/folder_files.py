@@ -44,9 +44,12 @@ class FolderFiles(ABC, Generic[File]):
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write ``data`` at byte ``offset`` of the data section of all shards; safe to call from several threads."""
-        if len(data):
+        while data:
             number = bisect_right(self._begins, offset) - 1
-            self._shards[number].write(offset - self._begins[number], data)
+            within = offset - self._begins[number]
+            part = data[: self._output.files[number].data_bytes - within]
+            self._shards[number].write(within, part)
+            offset, data = offset + len(part), data[len(part) :]
 
     def finish(self) -> Written:
         """Finish the shards, and write the side files.

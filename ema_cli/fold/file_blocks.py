@@ -1,0 +1,93 @@
+"""Blocks that the compiled kernel reads itself, from files: with one call for up to 16 checkpoints.
+
+Input -> output: where a tensor is in its checkpoints, and a block of it -> ``AveragedBlock``, or ``None`` where the
+block must be read piece by piece: the tensor is not a contiguous part of a file everywhere, a file ends early, or a
+number is not finite or too large for the type of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ema_cli.fold.conversion import Float64, Rounded, components
+from ema_cli.fold.geometry.sample import BlockSampler
+from ema_cli.fold.lanes import CompiledLane, FinishedBlock
+from ema_cli.fold.schedule import Block
+from ema_cli.fold.state import FoldState
+from ema_cli.fold.statistics import Sum, add_rows
+from ema_cli.storage.extents import Extent, Located
+from ema_cli.storage.source import FileSource, open_together
+
+_TOGETHER = 16
+"""Checkpoints of a block that are read with one call."""
+
+
+class AveragedBlock(NamedTuple):
+    """A block of all averages."""
+
+    crcs: list[int]
+    """CRC-32 of the block in each checkpoint."""
+    totals: Sequence[Float64]
+    """Before rounding: (numbers,) float64 per average."""
+    rounded: Sequence[Rounded]
+    squares: list[tuple[Sum, Sum, Sum]]
+    """Per average; see ``ema_cli.fold.statistics.squares``."""
+
+
+class FileBlocks:
+    """Averages blocks in the lane of one worker."""
+
+    def __init__(self, state: FoldState, lane: CompiledLane) -> None:
+        self._state = state
+        self._lane = lane
+        self._files: list[tuple[Extent, FileSource]] = []
+        self._weights: Float64 = np.empty(0)
+
+    def begin(self, extents: Sequence[tuple[int, Located]]) -> None:
+        """Begin a tensor, which is in these checkpoints."""
+        self._files = []
+        for _, extent in extents:
+            if not isinstance(extent, Extent) or extent.layout.strides is not None:
+                break
+            if isinstance(extent.source, FileSource):
+                self._files.append((extent, extent.source))
+        if len(self._files) < len(extents):
+            self._files = []
+        self._weights = np.array([self._state.weights[i] for i, _ in extents])
+
+    def average(self, block: Block, sampler: BlockSampler | None) -> AveragedBlock | None:
+        """Return the average of a block of the tensor, unless it must be read piece by piece."""
+        dtype = self._state.plan.tensors[block.number].dtype
+        count = block.count * components(dtype)
+        finished = FinishedBlock(len(self._state.sinks), count, dtype)
+        crcs: list[int] = []
+        self._lane.start(count)
+        while len(crcs) < len(self._files):
+            self._state.raise_if_stopping()
+            expected = self._read(block, len(crcs), sampler, finished, crcs)
+            if len(crcs) < expected:
+                return None
+        if not crcs or not finished.fits:
+            return None
+        for (extent, _), crc in zip(self._files, crcs, strict=True):
+            size = extent.layout.dtype.itemsize
+            self._state.integrity.add_crc(extent, extent.offset + block.start * size, block.count * size, crc)
+        return AveragedBlock(crcs, self._lane.sums(), finished.rounded(), list(map(add_rows, finished.squares)))
+
+    def _read(
+        self, block: Block, row: int, sampler: BlockSampler | None, finished: FinishedBlock, crcs: list[int]
+    ) -> int:
+        """Read and add the block in some checkpoints from ``row`` on; return the row of the next checkpoint."""
+        files = self._files[row : row + _TOGETHER]
+        with open_together([source for _, source in files]) as descriptors:
+            places = [
+                (descriptor, extent.offset + block.start * extent.layout.dtype.itemsize, extent.layout.dtype)
+                for descriptor, (extent, _) in zip(descriptors, files, strict=False)
+            ]
+            stop = row + len(places)
+            last = finished if stop == len(self._files) else None
+            crcs += self._lane.add_files(places, self._weights[row:stop], sampler, row, last)
+        return stop
