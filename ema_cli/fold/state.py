@@ -28,7 +28,7 @@ class Sink(Protocol):
     """Takes the data section of one output, in any order."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write ``data``, of one or more tensors, at byte ``offset`` of the data section. Called from several threads."""
+        """Write ``data``, of one or more tensors, at byte ``offset`` of the data section. Threads call it."""
 
 
 class FoldState:
