@@ -169,5 +169,6 @@ class RunPlaces:
 
 def _copy(raw: Bytes, begins: Numbers, out: Bytes, starts: Numbers, sizes: Numbers) -> None:
     """Copy pieces of ``raw``, each with its begin and size, to their starts in ``out``; all numbers are bytes."""
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    out[np.repeat(starts, sizes) + within] = raw[np.repeat(begins, sizes) + within]
+    source, target = raw.data, out.data
+    for begin, start, size in zip(begins.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+        target[start : start + size] = source[begin : begin + size]
