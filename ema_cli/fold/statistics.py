@@ -31,7 +31,7 @@ _SUMS = 3
 _COLUMNS = 2 * _SUMS
 _IN_ROW = 16
 """Columns of a row of squares."""
-_ROWS_IN_STRIP = 8
+_ROWS_IN_STRIP = 64
 _LARGEST_RATIO = 1e9
 """If one norm is more than this many times the other, their cosine is not reported."""
 
