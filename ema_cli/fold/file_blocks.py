@@ -60,6 +60,8 @@ class FileBlocks:
 
     def average(self, block: Block, sampler: BlockSampler | None) -> AveragedBlock | None:
         """Return the average of a block of the tensor, unless it must be read piece by piece."""
+        if not self._files:
+            return None
         dtype = self._state.plan.tensors[block.number].dtype
         count = block.count * components(dtype)
         finished = FinishedBlock(len(self._state.sinks), count, dtype)
@@ -70,7 +72,7 @@ class FileBlocks:
             expected = self._read(block, len(crcs), sampler, finished, crcs)
             if len(crcs) < expected:
                 return None
-        if not crcs or not finished.fits:
+        if not finished.fits:
             return None
         for (extent, _), crc in zip(self._files, crcs, strict=True):
             size = extent.layout.dtype.itemsize
