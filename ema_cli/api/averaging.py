@@ -75,6 +75,9 @@ def average(
         read_back: compare a sample of the output with what the disk returns, or all of it.
         probe: read a small sample of every checkpoint before the fold, to see whether they are one series in order.
         allow_nonfinite: average NaN and infinity instead of refusing them.
+        format: ``"safetensors"``; ``"same"``: a copy of the last checkpoint with the averages in the places of its
+            weights, implied by a name in ``.pt``, ``.pth``, ``.ckpt`` or ``.bin``; ``"dcp"``: a folder of
+            ``torch.distributed.checkpoint``.
         max_shard_size: write a folder, in files of at most this size.
         report: further reports, ending in ``.html``, ``.md`` or ``.json``.
         tied: write tied tensors under every name, or ``"drop"`` all names but one.

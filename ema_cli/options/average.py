@@ -157,12 +157,17 @@ class Options(InputOptions):
             raise UsageError(f"--device {quoted(self.device)} is none of cpu, auto, cuda, cuda:0, cuda:1, ...")
         if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
             raise UsageError(f"--threads {self.threads} must be from 1 to {_MOST_THREADS}")
+        if self.lora == "exact" and self.output_format == "same":
+            raise UsageError(
+                "--lora exact changes the shapes of the factors, which a copy of the last checkpoint cannot hold",
+                hint="-o ema.safetensors",
+            )
         if self.lora == "exact" and self.allow_nonfinite:
             raise UsageError("--lora exact does not take --allow-nonfinite")
         self.check_output()
         if self.resume and isinstance(self.output, Url):
             raise UsageError("--resume keeps a partial file, which a remote store cannot do", hint="-o ema.safetensors")
-        if self.resume and self.max_shard_size is not None:
+        if self.resume and (self.max_shard_size is not None or self.output_format == "dcp"):
             raise UsageError("--resume keeps one partial file, not a folder of shards", hint="-o ema.safetensors")
         for code in self.allow:
             _check_code(code)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypedDict, TypeVar
 from ema_cli.options.average import BufferPolicy, GeometryMode, LoraMode, Options
 from ema_cli.options.declaration import declared
 from ema_cli.options.input_options import OnMissing, Order
-from ema_cli.options.output_options import OutputDtype, ReadBack, TiedPolicy
+from ema_cli.options.output_options import OutputDtype, OutputFormat, ReadBack, TiedPolicy
 from ema_cli.weights.methods import Clock, Init, MethodName, Per, Shape, Warmup
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -85,6 +85,7 @@ class AverageKeywords(KeywordsInMemory, total=False):
     """The keywords of ``average`` and ``plan``, which ``help(ema_cli.average)`` explains."""
 
     output: StrPath | None
+    format: OutputFormat | None
     max_shard_size: int | str | None
     report: StrPath | Iterable[StrPath]
     metadata: Mapping[str, str] | None

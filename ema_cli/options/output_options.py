@@ -27,6 +27,7 @@ from ema_cli.text import is_writable_text, parse_bytes, quoted, without_secrets
 OutputDtype = Literal["same", "float32", "bfloat16", "float16", "float64"]
 TiedPolicy = Literal["keep", "drop"]
 ReadBack = Literal["sample", "all"]
+OutputFormat = Literal["safetensors", "same", "dcp"]
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """The usual size of a weight file in Hugging Face libraries."""
@@ -34,6 +35,8 @@ OUR_METADATA = "ema_avg."
 """Prefix of the metadata keys that this program writes."""
 UPDATED_BATCHES = f"{OUR_METADATA}update_bn_batches"
 """The metadata key of an output whose BatchNorm statistics were recomputed: the number of batches."""
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+"""Suffixes of an output that mean the format of the last checkpoint."""
 REPORT_SUFFIXES = (".json", ".md", ".html")
 SWEPT = ("decay", "one_minus_decay", "half_life", "sigma_rel")
 """Options that make one average for each of their values; an output's name can hold the value."""
@@ -73,6 +76,14 @@ class OutputOptions(WeightOptions):
         metavar="PATH",
         form=PATH,
         in_found_file="below",
+        panel="Output",
+    )
+    format: OutputFormat | None = option(
+        None,
+        help="Format of the output: safetensors; same: a copy of the last checkpoint, with the averages in the places "
+        "of its weights and everything else as it was, so that its trainer loads it; dcp: a folder of "
+        "torch.distributed.checkpoint.",
+        unset="same for a name in .pt, .pth, .ckpt or .bin, else safetensors",
         panel="Output",
     )
     max_shard_size: int | None = option(
@@ -139,13 +150,56 @@ class OutputOptions(WeightOptions):
                 raise UsageError(f"--metadata {quoted(key)} is written by ema-avg itself", hint="choose another key")
             if not (is_writable_text(key) and is_writable_text(value)):
                 raise UsageError(f"--metadata {quoted(str(key))} is not text that can be written")
+        if self.output_format == "safetensors":
+            if self.output is not None:
+                _check_name(self.output, self.max_shard_size)
+        else:
+            self._check_other_format()
         if self.output is not None:
-            _check_name(self.output, self.max_shard_size)
             for field in re.findall(r"\{(\w*)\}", str(self.output)):
                 if field not in (*OUTPUT_FIELDS, *RUN_FIELDS):
                     known = [f"{{{one}}}" for one in OUTPUT_FIELDS]
                     message = f"the output {quoted(str(self.output))}: there is no {{{field}}}"
                     raise UsageError(message, hint=did_you_mean(f"{{{field}}}", known) or f"use {', '.join(known)}")
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """The format of the output: as given, or implied by its suffix."""
+        if self.format is not None:
+            return self.format
+        has_torch_suffix = self.output is not None and self.output.suffix in TORCH_SUFFIXES
+        return "same" if has_torch_suffix and self.max_shard_size is None else "safetensors"
+
+    def _check_other_format(self) -> None:
+        """Raise if the output cannot be written in a format other than safetensors.
+
+        Raises:
+            UsageError: another option needs a safetensors file, or the name does not fit.
+
+        """
+        name = "" if self.output is None else f" (the output {quoted(str(self.output))})"
+        flag = f"--format {self.output_format}{name}"
+        if self.max_shard_size not in (None, DEFAULT_SHARD_BYTES):
+            raise UsageError(f"{flag} does not take --max-shard-size", hint="leave it out, or --format safetensors")
+        if self.metadata:
+            raise UsageError(f"{flag} has no room for --metadata", hint="leave it out, or -o ema.safetensors")
+        if isinstance(self.output, Url):
+            raise UsageError(f"{flag} is written to a disk, not to a store", hint=f"-o {self.output.name}")
+        if self.output_format == "same":
+            self._check_same(flag)
+        elif self.output is not None and self.output.suffix in (*TORCH_SUFFIXES, ".safetensors"):
+            raise UsageError(f"{flag} is a folder", hint=f"-o {self.output.with_suffix('')}{os.sep}")
+
+    def _check_same(self, flag: str) -> None:
+        if self.output is None:
+            raise UsageError(f"{flag} needs the name of the output", hint="-o ema.pt, or -o averaged/ for a folder")
+        if self.dtype != "same":
+            raise UsageError(
+                f"{flag} keeps the types of the last checkpoint, so --dtype {self.dtype} cannot be used",
+                hint="leave out --dtype, or -o ema.safetensors",
+            )
+        if self.tied == "drop":
+            raise UsageError(f"{flag} keeps all names, so --tied drop cannot be used", hint="-o ema.safetensors")
 
     @property
     def destination(self) -> Location:
@@ -156,7 +210,8 @@ class OutputOptions(WeightOptions):
         name = "ema"
         if len(labels) > 1:  # ema_0.9 and ema_uniform, not ema_ema_0.9
             name = "{label}" if all(label.startswith("ema") for label in labels) else "ema_{label}"
-        return Path(name if self.max_shard_size is not None else f"{name}.safetensors")
+        is_folder = self.max_shard_size is not None or self.output_format == "dcp"
+        return Path(name if is_folder else f"{name}.safetensors")
 
     @property
     def public_metadata(self) -> dict[str, str]:

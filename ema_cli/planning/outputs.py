@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli._version import __version__
@@ -43,18 +43,49 @@ def plan_outputs(
         UsageError: two outputs would have one name, or a name has a field that the average does not have.
 
     """
+    if options.output_format != "safetensors":
+        return _distinct(_plan_placed(weighting, series, tensors, options) for weighting in weightings)
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
-    outputs = tuple(
+    return _distinct(
         _plan_output(layouts, shared | _numbers(tensors, k), weighting, series, options, side_files=side_files)
         for k, weighting in enumerate(weightings)
     )
+
+
+def _distinct(planned: Iterable[PlannedOutput]) -> tuple[PlannedOutput, ...]:
+    """Return the outputs; raise ``UsageError`` if two have one name."""
+    outputs = tuple(planned)
     paths = [output.path for output in outputs]
     if len(set(paths)) != len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UsageError(f"several averages would be written to {quoted(str(twice))}", hint="run them one at a time")
     return outputs
+
+
+def _plan_placed(
+    weighting: Weighting, series: Series, tensors: Sequence[PlannedTensor], options: Options
+) -> PlannedOutput:
+    """Return an output that is no safetensors file."""
+    path = output_path(weighting.method, options)
+    if options.output_format == "same":
+        from ema_cli.planning.same_format import place_in_copy  # noqa: PLC0415 - not the usual format
+
+        placement = place_in_copy(series.members, tensors, path)
+    else:
+        from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
+
+        placement = place_in_dcp(tensors)
+    return PlannedOutput(
+        weighting=weighting,
+        path=path,
+        files=(),
+        folder=placement.folder,
+        read_back_whole=options.read_back == "all",
+        format=options.output_format,
+        placement=placement,
+    )
 
 
 def _plan_output(

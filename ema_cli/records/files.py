@@ -7,6 +7,7 @@ from enum import StrEnum
 from ema_cli.record import record
 from ema_cli.storage.digest import digest_of_all
 from ema_cli.storage.locations import Location
+from ema_cli.storage.source import ByteSource
 
 
 class FileRole(StrEnum):
@@ -33,6 +34,59 @@ class PlannedFile:
     def nbytes(self) -> int:
         """Size of the file."""
         return len(self.header) + self.data_bytes
+
+
+@record
+class Checksum:
+    """A CRC-32 that a file has of some of its own bytes, as a zip archive has of its records."""
+
+    begin: int
+    """First byte of the range."""
+    nbytes: int
+    fields: tuple[int, ...]
+    """Where the file holds the CRC-32, as four bytes, lowest first."""
+
+
+@record
+class PlacedFile:
+    """A file in which tensors have given places; everything else in it is copied, or given."""
+
+    name: str
+    """In an output folder, the path from there, with ``/``."""
+    nbytes: int
+    source: ByteSource | None = None
+    """The open file of the last checkpoint that it is a copy of; ``None`` if all its other bytes are ``given``."""
+    given: tuple[tuple[int, bytes], ...] = ()
+    """Bytes, and where they begin, in order."""
+    checksums: tuple[Checksum, ...] = ()
+    """To be set after the tensors are written."""
+    holds_tensors: bool = True
+    """Whether tensors are written into it; a file without is a side file: it is copied, or given, whole."""
+
+
+@record
+class Place:
+    """Where a tensor of the output, or a rectangle of it, is written."""
+
+    file: int
+    """Number of the file in the ``Placement``."""
+    offset: int
+    """Byte of the file where the first element is."""
+    origin: tuple[int, ...]
+    """Index in the tensor of the rectangle's first element; zeros if it is the whole tensor."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    """As in ``TensorLayout``."""
+
+
+@record
+class Placement:
+    """The files of an output that is no safetensors file, and where its tensors are in them."""
+
+    files: tuple[PlacedFile, ...]
+    places: tuple[tuple[Place, ...], ...]
+    """Of each planned tensor: one, or one for each of its rectangles."""
+    folder: bool = False
 
 
 @record

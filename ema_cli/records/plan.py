@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
+from ema_cli.options.output_options import OutputFormat
 from ema_cli.record import record
-from ema_cli.records.files import FileRole, PlannedFile, SideFile
+from ema_cli.records.files import FileRole, PlannedFile, Placement, SideFile
 from ema_cli.records.series import Checkpoint, Series
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.storage.extents import Located, TensorLayout
@@ -97,6 +98,9 @@ class PlannedOutput:
     """Compare the whole output with the disk, not a sample."""
     beside: tuple[SideFile, ...] = ()
     """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
+    format: OutputFormat = "safetensors"
+    placement: Placement | None = None
+    """The files of an output in another format, which has no ``files`` and nothing ``beside``."""
 
     @property
     def local(self) -> Path:
@@ -113,6 +117,8 @@ class PlannedOutput:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights and their index."""
+        if self.placement is not None:
+            return sum(file.nbytes for file in self.placement.files)
         index = sum(file.nbytes for file in self.beside if file.role is FileRole.INDEX)
         return sum(file.nbytes for file in self.files) + index
 
