@@ -85,6 +85,7 @@ def _plan_placed(
         read_back_whole=options.read_back == "all",
         format=options.output_format,
         placement=placement,
+        fingerprint=_options_fingerprint(weighting.method, series, options),
     )
 
 
@@ -97,12 +98,19 @@ def _plan_output(
     *,
     side_files: Sequence[SideFile],
 ) -> PlannedOutput:
-    metadata = {**shared, **_metadata(weighting.method, series, options)}
+    fingerprint = _options_fingerprint(weighting.method, series, options)
+    metadata = {**shared, **_metadata(weighting.method, series, options, fingerprint)}
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
         whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
-        return PlannedOutput(weighting=weighting, path=path, files=(whole,), read_back_whole=options.read_back == "all")
+        return PlannedOutput(
+            weighting=weighting,
+            path=path,
+            files=(whole,),
+            read_back_whole=options.read_back == "all",
+            fingerprint=fingerprint,
+        )
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
     return PlannedOutput(
@@ -112,6 +120,7 @@ def _plan_output(
         folder=True,
         read_back_whole=options.read_back == "all",
         beside=(*index, *side_files),
+        fingerprint=fingerprint,
     )
 
 
@@ -140,7 +149,7 @@ def _run_fields(options: Options) -> dict[str, object]:
     return run_fields(run)
 
 
-def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
+def _metadata(method: Method, series: Series, options: Options, fingerprint: str) -> dict[str, str]:
     """Return the metadata of an output."""
     folded = series.folded
     steps = [checkpoint.step for checkpoint in folded if checkpoint.step is not None]
@@ -155,7 +164,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
         "first_step": steps[0] if known else None,
         "last_step": steps[-1] if known else None,
-        "options_fingerprint": _options_fingerprint(method, series, options),
+        "options_fingerprint": fingerprint,
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
     if series.timeline.after_live:

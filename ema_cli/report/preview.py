@@ -78,6 +78,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "stripped_prefixes": checkpoint.stripped,
         "steps": [dataclasses.asdict(step) for step in checkpoint.steps],
         "metadata": checkpoint.metadata,
+        "made_by_ema_avg": checkpoint.made_by_us,
         "unreadable": dict(checkpoint.unreadable),
         "quantized": checkpoint.quantized,
         "ignored": checkpoint.ignored,

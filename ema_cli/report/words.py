@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from ema_cli.records.files import FileRole
 from ema_cli.records.plan import PlannedOutput
+from ema_cli.records.reported_output import Output
 from ema_cli.records.series_evidence import APART, LEAST_FOR_ORDER, LONGER, Evidence
-from ema_cli.report.model import Average, BatchNormUpdate, MethodUsed, Output, Report
+from ema_cli.report.model import Average, BatchNormUpdate, MethodUsed, Report
 from ema_cli.text import human_bytes, number, percent, plural, quoted, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
 from ema_cli.weights.methods import decay_words

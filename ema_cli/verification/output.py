@@ -12,9 +12,10 @@ from ema_cli.events import Counted
 from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
 from ema_cli.record import record
 from ema_cli.records.files import FileRole, is_weights
+from ema_cli.records.reported_output import File, Output
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import report_path
-from ema_cli.report.model import Average, BatchNormUpdate, File, Output, Report, Tensor
+from ema_cli.report.model import Average, BatchNormUpdate, Report, Tensor
 from ema_cli.storage.digest import digest_of_all, sha256_of
 from ema_cli.storage.locations import Location, is_folder, names_in, open_source
 from ema_cli.storage.source import ByteSource
