@@ -45,7 +45,7 @@ def plan_outputs(
     """
     if options.output_format != "safetensors":
         placement = _place(weightings, series, tensors, options)
-        return _distinct(_plan_placed(weighting, placement, options) for weighting in weightings)
+        return _distinct(_plan_placed(weighting, series, placement, options) for weighting in weightings)
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
@@ -78,7 +78,7 @@ def _place(
     return place_in_dcp(tensors)
 
 
-def _plan_placed(weighting: Weighting, placement: Placement, options: Options) -> PlannedOutput:
+def _plan_placed(weighting: Weighting, series: Series, placement: Placement, options: Options) -> PlannedOutput:
     """Return an output that is no safetensors file."""
     return PlannedOutput(
         weighting=weighting,
