@@ -44,7 +44,9 @@ def place_in_copy(
             name=last.path.name,
             nbytes=source.size(),
             source=source,
-            checksums=_checksums(source, [place.offset for one in placed for place in one.places if place.file == number]),
+            checksums=_checksums(
+                source, [place.offset for one in placed for place in one.places if place.file == number]
+            ),
         )
         for source, number in sources.items()
     ]
@@ -61,12 +63,12 @@ def _checksums(source: ByteSource, offsets: Sequence[int]) -> tuple[Checksum, ..
     return tuple(found[begin] for begin in sorted(found))
 
 
-def _placed(
-    tensor: PlannedTensor, located: Located, files: dict[ByteSource, int], *, is_changed: bool
-) -> PlacedTensor:
+def _placed(tensor: PlannedTensor, located: Located, files: dict[ByteSource, int], *, is_changed: bool) -> PlacedTensor:
     layout = located.layout
     if (layout.shape, layout.dtype) != (tensor.shape, tensor.dtype):
-        raise UsageError(f"{quoted(tensor.name)} has another shape or type in the last checkpoint", hint="-o ema.safetensors")
+        raise UsageError(
+            f"{quoted(tensor.name)} has another shape or type in the last checkpoint", hint="-o ema.safetensors"
+        )
     tiles = [((0,) * len(layout.shape), located)] if isinstance(located, Extent) else located.tiles
     places = tuple(
         Place(

@@ -240,10 +240,16 @@ def output_path(output: Output) -> str:
     return f"{output.path}/" if output.files else output.path
 
 
+FORMATS = {"same": "a copy of the last checkpoint", "dcp": "torch.distributed.checkpoint"}
+"""Formats of outputs in words, except safetensors."""
+
+
 def output_size(output: Output) -> str:
-    """Return the size of an output and, for a folder, its number of weight files."""
+    """Return the size of an output, for a folder its number of weight files, and its format unless safetensors."""
     weights = sum(file.role == FileRole.WEIGHTS for file in output.files)
-    return human_bytes(output.bytes) + (f" in {plural(weights, 'shard')}" if weights else "")
+    noun = "file" if output.format in FORMATS else "shard"
+    size = human_bytes(output.bytes) + (f" in {plural(weights, noun)}" if weights else "")
+    return f"{size} ({FORMATS[output.format]})" if output.format in FORMATS else size
 
 
 def side_files(output: Output) -> str:
