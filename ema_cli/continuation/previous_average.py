@@ -93,8 +93,8 @@ def _refuse_output_without_metadata(path: Location) -> None:
     output = output_without_metadata(path)
     if output is not None:
         raise InputRefused(
-            f"{quoted(str(path))} was written with --format {output.format}, which has no room for what "
-            "--continue-from needs",
+            f"{quoted(str(path))} was written with --format {output.format}, which has no room for metadata: it does "
+            "not list the checkpoints inside, and cannot be continued",
             hint="continue an average that was written as .safetensors, or average all checkpoints at once",
         )
 
