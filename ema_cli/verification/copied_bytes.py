@@ -6,7 +6,7 @@ is believed. Files that hold no weights are compared whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
 
@@ -14,10 +14,13 @@ import numpy as np
 
 from ema_cli.errors import EmaAvgError
 from ema_cli.events import Counted, Listener
+from ema_cli.formats.dcp.chunk_checksums import ChunkChecksums
+from ema_cli.formats.dcp.dcp_names import METADATA
 from ema_cli.formats.torch.first_bytes import looks_like_zip
+from ema_cli.formats.torch.zip_records import ZipRecords
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.record import record
-from ema_cli.records.files import FileRole
+from ema_cli.records.files import Checksum
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
@@ -115,13 +118,12 @@ def _pairs(
     files = report.averages[0].output.files
     if not files:
         (copy,), original = output.sources.values(), last.index.sources[0]
-        yield _pair(output.path.name, copy, original, replaced)
+        yield _pair(output.path.name, copy, original, replaced, last)
     folder = last.path if last.index.sources and not _is_a_file(last) else last.path.parent
     for file in files:
         copy = output.sources.get(file.name) or opened.enter_context(open_source(output.path / file.name))
         original = opened.enter_context(open_source(folder / file.name))
-        whole = file.role == FileRole.SIDE_FILE and original.identity not in replaced
-        yield _pair(file.name, copy, original, {} if whole else replaced)
+        yield _pair(file.name, copy, original, replaced, last)
 
 
 def _is_a_file(checkpoint: Checkpoint) -> bool:
@@ -130,21 +132,37 @@ def _is_a_file(checkpoint: Checkpoint) -> bool:
     return name.endswith(".json") or any(PurePath(source.name).name == name for source in checkpoint.index.sources)
 
 
-def _pair(name: str, copy: ByteSource, original: ByteSource, replaced: Mapping[object, list[Range]]) -> _Pair:
+def _pair(
+    name: str, copy: ByteSource, original: ByteSource, replaced: Mapping[object, list[Range]], last: Checkpoint
+) -> _Pair:
     ranges = replaced.get(original.identity, [])
-    ranges = sorted([*ranges, *_checksum_fields(original, [begin for begin, _ in ranges])])
+    if ranges:
+        find = _checksums_of(original, last)
+        checksums = filter(None, (find(begin) for begin, _ in ranges))
+        ranges = sorted([*ranges, *((field, field + 4) for one in checksums for field in one.fields)])
     return _Pair(name=name, copy=copy, original=original, equal=tuple(_between(ranges, original.size())))
 
 
-def _checksum_fields(source: ByteSource, offsets: Sequence[int]) -> Iterator[Range]:
-    """Yield where a zip archive has the checksums of the records at some offsets."""
-    if not offsets or source.size() < _HEAD_BYTES or not looks_like_zip(source.read(0, _HEAD_BYTES)):
-        return
-    from ema_cli.formats.torch.zip_checksums import ZipChecksums  # noqa: PLC0415 - only the format that there is
+def _checksums_of(source: ByteSource, last: Checkpoint) -> Callable[[int], Checksum | None]:
+    """Return how the checksum of the bytes at an offset of a file of the last checkpoint is found."""
+    metadata = next((one for one in last.index.sources if PurePath(one.name).name == METADATA), None)
+    if metadata is not None:
+        return _checksums_of_dcp(source, last, ChunkChecksums(metadata.read(0, metadata.size())))
+    if not looks_like_zip(source.read(0, min(_HEAD_BYTES, source.size()))):
+        return lambda _: None
+    records = ZipRecords(source)
+    return lambda offset: records.at(offset).checksum
 
-    archive = ZipChecksums(source)
-    for checksum in filter(None, map(archive.of_record, offsets)):
-        yield from ((field, field + 4) for field in checksum.fields)
+
+def _checksums_of_dcp(source: ByteSource, last: Checkpoint, chunks: ChunkChecksums) -> Callable[[int], Checksum | None]:
+    number = next(i for i, one in enumerate(last.index.sources) if one.identity == source.identity)
+    table = last.index.checksums(number)
+
+    def find(offset: int) -> Checksum | None:
+        known = None if table is None else table.find(offset)
+        return chunks.find(PurePath(source.name).name, source, offset, 0 if known is None else known.crc32)
+
+    return find
 
 
 def _between(ranges: Sequence[Range], size: int) -> Iterator[Range]:
