@@ -81,7 +81,7 @@ class OutputOptions(WeightOptions):
     format: OutputFormat | None = option(
         None,
         help="Format of the output: safetensors; same: a copy of the last checkpoint, with the averages in the places "
-        "of its weights and everything else as it was, so that its trainer loads it; dcp: a folder of "
+        "of its weights and everything else unchanged, so that its trainer loads it; dcp: a folder of "
         "torch.distributed.checkpoint.",
         unset="same for a name in .pt, .pth, .ckpt or .bin, else safetensors",
         panel="Output",
