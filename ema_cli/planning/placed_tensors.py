@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ema_cli.errors import InputRefused
+from ema_cli.formats.state_dict.tree import join
 from ema_cli.formats.torch.references import StoredView
 from ema_cli.formats.torch.stored_file import StoredFile
 from ema_cli.planning.byte_views import ByteView, overlapping, overlaps_itself, view_of
@@ -49,9 +50,7 @@ def find_tensors(last: Checkpoint, planned: Sequence[PlannedTensor], newest: int
         tensor = by_name.get(layout.name)
         is_changed = tensor is not None and (tensor.action is not Action.COPIED or tensor.copied_from != newest)
         found.append(
-            FoundTensor(
-                name=layout.name, located=last.index.extent(position), planned=tensor, is_changed=is_changed
-            )
+            FoundTensor(name=layout.name, located=last.index.extent(position), planned=tensor, is_changed=is_changed)
         )
     return found
 
@@ -153,19 +152,24 @@ def refuse_shared(
         for place in places_of(found, numbers):
             if place.file in stored:
                 strides = contiguous_strides(place.shape) if place.strides is None else place.strides
-                spots[_spot(place.file, place.offset, place.shape, strides, found.located.layout.dtype.itemsize)].append(found)
+                spots[
+                    _spot(place.file, place.offset, place.shape, strides, found.located.layout.dtype.itemsize)
+                ].append(found)
     changed = {spot for spot, owners in spots.items() if any(found.is_changed for found in owners)}
     lines = [
         f"{quoted(spots[spot][0].name)} has elements that share bytes, as an expanded tensor has; save it with .clone()"
         for spot in changed
         if overlaps_itself(_view(spot))
     ]
-    lines += list(_other_references(spots, changed, stored))
+    lines += list(_other_references(spots, changed, stored, last.key))
     _refuse(lines, last)
 
 
 def _other_references(
-    spots: Mapping[Spot, list[FoundTensor]], changed: Collection[Spot], stored: Mapping[int, StoredFile]
+    spots: Mapping[Spot, list[FoundTensor]],
+    changed: Collection[Spot],
+    stored: Mapping[int, StoredFile],
+    key_of_weights: str,
 ) -> Iterator[str]:
     """Yield what else refers to the storages of changed tensors and would change, too."""
     storages: dict[tuple[int, str], int] = {}
@@ -184,7 +188,7 @@ def _other_references(
             yield f"{shortlist(map(quoted, inside), most=2)}: an object of another kind refers to the same storage"
         for spot, seen in views.items():
             if spot in names and len(seen) > len(spots[spot]):
-                yield _shares(names[spot], seen, {found.name for found in spots[spot]})
+                yield _shares(names[spot], seen, {join(key_of_weights, found.name) for found in spots[spot]})
         pairs = [(_view(spot), spot) for spot in views]
         for one, other in overlapping(pairs, most=_MOST_COMPARED):
             if one in names or other in names:
@@ -195,8 +199,8 @@ def _other_references(
 
 
 def _shares(name: str, seen: Sequence[StoredView], own: Collection[str]) -> str:
-    """Return the line for a tensor that other parts of the file have, too; ``own`` are its names."""
-    others = [view.path for view in seen if not any(f".{view.path}".endswith(f".{one}") for one in own)]
+    """Return the line for a tensor that other parts of the file have, too; ``own`` are its paths."""
+    others = [view.path for view in seen if view.path not in own]
     paths = others or [view.path for view in seen]
     return f"{quoted(name)} has the same bytes as {shortlist(map(quoted, paths), most=3)}, which would change, too"
 

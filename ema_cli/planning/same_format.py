@@ -139,9 +139,7 @@ def _placed(
     found: Sequence[FoundTensor], tensors: Sequence[PlannedTensor], numbers: Mapping[object, int], tied: frozenset[str]
 ) -> tuple[PlacedTensor, ...]:
     """Return the planned tensors, in their order, with the places of those that change."""
-    places = {
-        one.name: places_of(one, numbers) if one.is_changed and one.name not in tied else () for one in found
-    }
+    places = {one.name: places_of(one, numbers) if one.is_changed and one.name not in tied else () for one in found}
     return tuple(
         PlacedTensor(begin=one.offset, shape=one.shape, itemsize=one.dtype.itemsize, places=places[one.name])
         for one in tensors
@@ -165,9 +163,7 @@ def _files(
         found = (find(number, source, offset) for offset in sorted(offsets[number]))
         distinct = {one.begin: one for one in found if one is not None}
         files.append(
-            PlacedFile(
-                name=names[number], nbytes=source.size(), source=source, checksums=tuple(distinct.values())
-            )
+            PlacedFile(name=names[number], nbytes=source.size(), source=source, checksums=tuple(distinct.values()))
         )
     return tuple(files)
 

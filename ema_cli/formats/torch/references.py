@@ -139,4 +139,8 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
         found = iter((("", value.args), ("", value.state), ("", value.items), ("", value.entries)))
     else:
         return
-    yield from ((name, inner) for name, inner in found if isinstance(inner, dict | list | tuple | Inert | TensorRef | StorageRef))
+    yield from (
+        (name, inner)
+        for name, inner in found
+        if isinstance(inner, dict | list | tuple | Inert | TensorRef | StorageRef)
+    )
