@@ -128,9 +128,9 @@ class PlannedOutput:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights and their index."""
+        """Bytes of the weights and their index; of a copy of a checkpoint all bytes."""
         if self.placement is not None:
-            return sum(file.nbytes for file in self.placement.files)
+            return sum(file.nbytes for file in self.placement.files) + sum(side.nbytes for side in self.beside)
         index = sum(file.nbytes for file in self.beside if file.role is FileRole.INDEX)
         return sum(file.nbytes for file in self.files) + index
 
