@@ -24,6 +24,8 @@ from tests.helpers.program import Run
 from tests.helpers.series import write_one
 
 Document = Any
+Used = tuple[list[str], list[str], list[str]]
+"""The checkpoints that are averaged, the reasons for skipped ones, and the codes of warnings."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +48,8 @@ def average(run: Path, output: Path, decay: float = 0.5, **options: Any) -> Any:
     return ema_cli.average(run, decay=decay, output=output, **options)
 
 
-def used(*paths: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the checkpoints that are averaged, the reasons for skipped ones, the codes of warnings."""
+def used(*paths: Path) -> Used:
+    """Return what becomes of the files and folders."""
     found = discover(make_options([str(path) for path in paths]))
     close_all(found.checkpoints)
     warnings = [warning.code for warning in found.warnings]
@@ -72,7 +74,7 @@ def output_of(document: Document) -> Document:
     return document["averages"][0]["output"]
 
 
-OURS = (["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt"], ["an output of ema-avg"], [])
+OURS: Used = (["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt"], ["an output of ema-avg"], [])
 NOT_OURS = ["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt", "ema.pt"]
 
 
@@ -317,8 +319,12 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-OUR_FOLDER = (["checkpoint-100", "checkpoint-200", "checkpoint-300"], ["an output of ema-avg"], [])
-NOT_OUR_FOLDER = (["checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-999"], [], ["output-changed"])
+OUR_FOLDER: Used = (["checkpoint-100", "checkpoint-200", "checkpoint-300"], ["an output of ema-avg"], [])
+NOT_OUR_FOLDER: Used = (
+    ["checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-999"],
+    [],
+    ["output-changed"],
+)
 
 
 def test_a_folder_is_left_out_of_the_next_run(folders: Path) -> None:
