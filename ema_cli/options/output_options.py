@@ -185,6 +185,9 @@ class OutputOptions(WeightOptions):
             raise UsageError(f"{flag} has no room for --metadata", hint="leave it out, or -o ema.safetensors")
         if isinstance(self.output, Url):
             raise UsageError(f"{flag} is written to a disk, not to a store", hint=f"-o {self.output.name}")
+        if self.output is not None and self.output.name in ("", ".."):
+            hint = f"-o {self.output / 'averaged'}{os.sep}"
+            raise UsageError(f"the output {quoted(str(self.output))} is a folder", hint=hint)
         if self.output_format == "same":
             self._check_same(flag)
         elif self.output is not None and self.output.suffix in (*TORCH_SUFFIXES, ".safetensors"):

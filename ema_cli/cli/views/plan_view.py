@@ -126,7 +126,7 @@ def _form(plan: Plan, output: PlannedOutput) -> str:
         averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
         return f": a copy of {quoted(str(plan.checkpoints[-1].path))} with {plural(averaged, 'averaged tensor')}"
     if output.format == "dcp":
-        return f": {words.FORMATS[output.format]}"
+        return f" in {plural(output.weight_files, 'file')}: {words.FORMATS[output.format]}"
     side_files = words.planned_side_files(output) if output.folder else ""
     beside = f" with {side_files}" if side_files else ""
     return f" in {plural(len(output.files), 'shard')}{beside}" if output.folder else ""
