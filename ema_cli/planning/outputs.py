@@ -76,7 +76,7 @@ def _plan_placed(
     else:
         from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
 
-        placement = place_in_dcp(tensors)
+        placement = place_in_dcp(tensors, series.members[-1].checkpoint)
     return PlannedOutput(
         weighting=weighting,
         path=path,
