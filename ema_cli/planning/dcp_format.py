@@ -14,7 +14,7 @@ from ema_cli.formats.dcp.metadata_pickle import build_metadata
 from ema_cli.formats.dcp.saved_items import ByteRange, Chunk, SavedTensor, TreePath
 from ema_cli.formats.torch.tensor_archive import tensor_archive
 from ema_cli.options.output_options import DEFAULT_SHARD_BYTES
-from ema_cli.records.files import Checksum, Place, PlacedFile, Placement
+from ema_cli.records.files import Checksum, FileRole, Place, PlacedFile, PlacedTensor, Placement, SideFile
 from ema_cli.records.plan import PlannedTensor
 from ema_cli.records.series import Checkpoint
 
@@ -33,16 +33,19 @@ def place_in_dcp(tensors: Sequence[PlannedTensor], last: Checkpoint) -> Placemen
     paths = _paths(tensors, last)
     files = _Files()
     saved: dict[TreePath, SavedTensor] = {}
-    places = []
+    placed = []
     for tensor in tensors:
         chunks = [files.add(tensor, origin, shape) for origin, shape in cut(tensor.shape, tensor.dtype.itemsize)]
         saved[paths[tensor.name]] = SavedTensor(
             dtype_name=tensor.dtype.torch_name, shape=tensor.shape, chunks=tuple(chunk for chunk, _ in chunks)
         )
-        places.append(tuple(place for _, place in chunks))
+        places = tuple(place for _, place in chunks)
+        placed.append(
+            PlacedTensor(begin=tensor.offset, shape=tensor.shape, itemsize=tensor.dtype.itemsize, places=places)
+        )
     metadata = build_metadata(saved)
-    index = PlacedFile(name=METADATA, nbytes=len(metadata), given=((0, metadata),), holds_tensors=False)
-    return Placement(files=(*files.finish(), index), places=tuple(places), folder=True)
+    index = SideFile(name=METADATA, role=FileRole.INDEX, nbytes=len(metadata), content=metadata)
+    return Placement(files=files.finish(), tensors=tuple(placed), folder=True, beside=(index,))
 
 
 def _paths(tensors: Sequence[PlannedTensor], last: Checkpoint) -> Mapping[str, TreePath]:

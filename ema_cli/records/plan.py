@@ -100,7 +100,7 @@ class PlannedOutput:
     """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
     format: OutputFormat = "safetensors"
     placement: Placement | None = None
-    """The files of an output in another format, which has no ``files`` and nothing ``beside``."""
+    """The files of an output in another format, which has no ``files``."""
 
     @property
     def local(self) -> Path:

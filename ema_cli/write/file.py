@@ -90,7 +90,11 @@ class OutputFile:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self._temp, flags, mode_of_new_file(self._permissions()))
             check_space(os.fstatvfs(self._fd), self.size)
-            reserve_space(self._fd, self.size)
+            self._take_space()
+
+    def _take_space(self) -> None:
+        """Give the new file its size."""
+        reserve_space(self._fd, self.size)
 
     def _permissions(self) -> Permissions | None:
         """Return the permissions to keep; ``None`` for those of any new file."""
@@ -103,15 +107,20 @@ class OutputFile:
 
     def _write_all(self, offset: int, data: bytes | memoryview) -> None:
         write_at(self._fd, offset, data)
-        if data and self._write_back is not None:
-            self._write_back.add(offset, len(data), zlib_ng.crc32(data))
+        if data:
+            self._count(offset, len(data), zlib_ng.crc32(data))
+
+    def _count(self, offset: int, length: int, crc: int) -> None:
+        """Count ``length`` bytes at byte ``offset`` of the file, which have this CRC-32, as written."""
+        if self._write_back is not None:
+            self._write_back.add(offset, length, crc)
 
     def finish(self) -> Written:
         """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name."""
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
             sha256 = self._write_back.finish(self.size)
-            if self._role is FileRole.WEIGHTS:
+            if self._is_safetensors():
                 _check_with_library(self._temp, self.path)
             if (permissions := self._permissions()) is not None:
                 permissions.set_on(self._fd)
@@ -122,6 +131,9 @@ class OutputFile:
             name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
         return Written(files=(self._written,))
+
+    def _is_safetensors(self) -> bool:
+        return self._role is FileRole.WEIGHTS
 
     def publish(self) -> None:
         """Give the file its name, unless another program changed the file or put one in its place."""

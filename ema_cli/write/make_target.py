@@ -30,6 +30,10 @@ def make_target(output: PlannedOutput, old: OldFolder | None = None) -> Target:
         from ema_cli.write.remote_folder import RemoteFolder, make_upload  # noqa: PLC0415 - fsspec
 
         return RemoteFolder(output, output.path) if output.folder else make_upload(output.path, output.files[0])
+    if output.placement is not None:
+        from ema_cli.write.placed_output import PlacedOutput  # noqa: PLC0415 - not the usual format
+
+        return PlacedOutput(output)
     if output.folder:
         return OutputFolder(output, old)
     (file,) = output.files
