@@ -11,7 +11,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.options.output_options import OutputFormat
 from ema_cli.record import record
-from ema_cli.records.files import FileRole, PlannedFile, Placement, SideFile
+from ema_cli.records.files import FileRole, Placement, PlannedFile, SideFile
 from ema_cli.records.series import Checkpoint, Series
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.storage.extents import Located, TensorLayout

@@ -56,10 +56,14 @@ class OutputFile:
         self.path = path
         self.size = len(header) + data_bytes
         self._header = header
-        self._temp = temporary_name(path) if temp is None else temp
+        self._temp = self._temporary_name() if temp is None else temp
         self._role = role
         self._read_back_whole = read_back_whole
         self.most = most
+        self._name = path.name
+        """In the description of the written file."""
+        self._follows = True
+        """Whether the file is written back while it is written."""
         self._fd = -1
         self._reserved = False
         self._write_back: WriteBack | None = None
@@ -67,6 +71,9 @@ class OutputFile:
         """The state of ``path`` when the file was opened."""
         self._written: WrittenFile | None = None
         self._published = False
+
+    def _temporary_name(self) -> Path:
+        return temporary_name(self.path)
 
     def reserve(self) -> None:
         """Create the file and take its space, without keeping it open until ``open``."""
@@ -82,7 +89,7 @@ class OutputFile:
                 self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             else:
                 self._create()
-            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole)
+            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole, follows=self._follows)
             self._write_all(0, self._header)
 
     def _create(self) -> None:
@@ -128,7 +135,7 @@ class OutputFile:
             modified_ns = os.fstat(self._fd).st_mtime_ns
         self.close()
         self._written = WrittenFile(
-            name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
+            name=self._name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
         return Written(files=(self._written,))
 

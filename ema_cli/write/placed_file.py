@@ -34,6 +34,8 @@ class FileOfPlaces(OutputFile):
         planned: what is in it.
         areas: of the file.
         temp: as of ``OutputFile``, like ``most`` and ``read_back_whole``.
+        name: in the description of the written file; that of ``path`` by default.
+        follows: as of ``WriteBack``.
         on_copied: called with the bytes of every piece that was copied.
 
     """
@@ -47,10 +49,14 @@ class FileOfPlaces(OutputFile):
         temp: Path | None = None,
         most: Permissions | None = None,
         read_back_whole: bool = False,
+        name: str = "",
+        follows: bool = True,
         on_copied: Callable[[int], None] = no_progress,
     ) -> None:
         role = FileRole.WEIGHTS if planned.holds_tensors else FileRole.SIDE_FILE
         super().__init__(path, b"", planned.nbytes, temp=temp, role=role, most=most, read_back_whole=read_back_whole)
+        self._name = name or path.name
+        self._follows = follows
         self._planned = planned
         self._areas = areas
         self._on_copied = on_copied

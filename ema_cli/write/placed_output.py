@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from ema_cli.records.files import Placement
 from ema_cli.records.plan import PlannedOutput
@@ -15,15 +14,12 @@ from ema_cli.write.scatter import PlacedTensors
 class PlacedOutput(FileOfPlaces):
     """A single file; see ``Target``."""
 
-    def __init__(
-        self, output: PlannedOutput, *, temp: Path | None = None, on_copied: Callable[[int], None] = no_progress
-    ) -> None:
+    def __init__(self, output: PlannedOutput, *, on_copied: Callable[[int], None] = no_progress) -> None:
         placement = placement_of(output)
         (planned,) = placement.files
         (areas,) = areas_of(placement.files, placement.tensors)
         super().__init__(
             *(output.local, planned, areas),
-            temp=temp,
             read_back_whole=output.read_back_whole,
             on_copied=on_copied,
         )

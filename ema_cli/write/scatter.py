@@ -54,6 +54,10 @@ class PlacedTensors:
         self._tensors = [tensor for tensor in tensors if tensor.nbytes]
         self._begins = [tensor.begin for tensor in self._tensors]
 
+    def places_at(self, offset: int) -> tuple[Place, ...]:
+        """Return the places of the tensor at byte ``offset`` of the data section."""
+        return self._tensors[bisect_right(self._begins, offset) - 1].places
+
     def pieces(self, offset: int, data: memoryview) -> Iterator[Piece]:
         """Yield the pieces of bytes at byte ``offset`` of the data section, whole elements of one tensor or several."""
         while data:
