@@ -63,6 +63,7 @@ class _Files:
         self._begin()
 
     def _begin(self) -> None:
+        self._name = data_name(len(self._files))
         self._nbytes = 0
         self._given: list[tuple[int, bytes]] = []
         self._checksums: list[Checksum] = []
@@ -79,14 +80,14 @@ class _Files:
             fields = tuple(begin + field for field in archive.crc32_fields)
             self._checksums.append(Checksum(begin=data, nbytes=archive.data_bytes, fields=fields))
         self._nbytes += archive.nbytes
-        stored = ByteRange(file=data_name(len(self._files)), offset=begin, length=archive.nbytes)
+        stored = ByteRange(file=self._name, offset=begin, length=archive.nbytes)
         place = Place(file=len(self._files), offset=data, origin=origin, shape=shape, strides=None)
         return Chunk(origin=origin, shape=shape, stored=stored), place
 
     def _end(self) -> None:
         self._files.append(
             PlacedFile(
-                name=data_name(len(self._files)),
+                name=self._name,
                 nbytes=self._nbytes,
                 given=tuple(self._given),
                 checksums=tuple(self._checksums),

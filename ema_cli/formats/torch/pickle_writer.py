@@ -7,7 +7,6 @@ pickle of ``torch.save`` is the same to the byte. Source: ``Lib/pickle.py``.
 from __future__ import annotations
 
 import pickle  # for the names of the opcodes only: nothing is ever pickled or unpickled
-import struct
 from collections.abc import Hashable, Sequence
 
 _ONE_BYTE, _TWO_BYTES, _FOUR_BYTES = 1 << 8, 1 << 16, 1 << 31
@@ -19,7 +18,8 @@ class PickleWriter:
 
     def __init__(self) -> None:
         self._written = bytearray(pickle.PROTO + bytes([2]))
-        self._memo: dict[Hashable, int] = {}
+        self._recalls: dict[Hashable, bytes] = {}
+        """The opcode that pushes each object again."""
         self._kept = 0
 
     def add(self, *opcodes: bytes) -> None:
@@ -29,17 +29,20 @@ class PickleWriter:
 
     def keep(self, value: Hashable = None) -> None:
         """Give the object on the stack the next number; ``recall`` finds it by ``value``."""
+        number, is_short = self._kept, self._kept < _ONE_BYTE
+        argument = number.to_bytes(1 if is_short else 4, "little")
+        self._written += (pickle.BINPUT if is_short else pickle.LONG_BINPUT) + argument
         if value is not None:
-            self._memo[value] = self._kept
-        self._number(pickle.BINPUT, pickle.LONG_BINPUT, self._kept)
+            self._recalls[value] = (pickle.BINGET if is_short else pickle.LONG_BINGET) + argument
         self._kept += 1
 
     def recall(self, value: Hashable) -> bool:
         """Push the object that was kept under ``value``; return whether there is one."""
-        number = self._memo.get(value)
-        if number is not None:
-            self._number(pickle.BINGET, pickle.LONG_BINGET, number)
-        return number is not None
+        opcode = self._recalls.get(value)
+        if opcode is None:
+            return False
+        self._written += opcode
+        return True
 
     def name(self, module: str, name: str) -> None:
         """Push the class or function of a module."""
@@ -79,7 +82,5 @@ class PickleWriter:
 
     def finish(self) -> bytes:
         """Return the whole pickle."""
-        return bytes(self._written + pickle.STOP)
-
-    def _number(self, short: bytes, long: bytes, number: int) -> None:
-        self._written += short + bytes([number]) if number < _ONE_BYTE else long + struct.pack("<I", number)
+        self._written += pickle.STOP
+        return bytes(self._written)
