@@ -101,6 +101,18 @@ class PlannedOutput:
     format: OutputFormat = "safetensors"
     placement: Placement | None = None
     """The files of an output in another format, which has no ``files``."""
+    fingerprint: str = ""
+    """Hash of every option that decides the bytes; empty for a copy of one checkpoint."""
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The files of a folder by name, with their sizes; ``None`` for safetensors, whose header may grow."""
+        placed = () if self.placement is None else self.placement.files
+        return {
+            **dict.fromkeys(file.name for file in self.files),
+            **{side.name: side.nbytes for side in self.beside},
+            **{file.name: file.nbytes for file in placed},
+        }
 
     @property
     def local(self) -> Path:
