@@ -75,7 +75,7 @@ def _place(
         return place_in_copy(weightings, series.members, tensors, options)
     from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
 
-    return place_in_dcp(tensors)
+    return place_in_dcp(tensors, series.members[-1].checkpoint)
 
 
 def _plan_placed(weighting: Weighting, series: Series, placement: Placement, options: Options) -> PlannedOutput:

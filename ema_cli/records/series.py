@@ -78,6 +78,8 @@ class Checkpoint:
     """Which weights were taken, and what else there is, in words."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Of each tensor of a DCP folder, its path in the nested state dict that was saved; empty for other formats."""
     side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model, not to the training: configuration, tokenizer."""
     stem: str = "model"
