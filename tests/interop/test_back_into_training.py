@@ -102,7 +102,7 @@ def test_lightning_continues_from_the_average(ema_avg: Run, tmp_path: Path) -> N
 
     class Watch(Callback):  # type: ignore[misc]
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            began.update(step=trainer.global_step, weights=weights_of(pl_module))
+            began.update(step=trainer.global_step, weights=copy.deepcopy(pl_module.state_dict()))
             began["moments"] = {
                 name: value.clone() for name, value in trainer.optimizers[0].state_dict()["state"][0].items()
             }
