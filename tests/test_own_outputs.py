@@ -374,6 +374,16 @@ def test_a_folder_is_up_to_date_with_all_its_files(folders: Path) -> None:
     assert (output / "inner" / "notes.txt").read_text() == "of the trainer"
 
 
+def test_a_file_of_the_last_checkpoint_that_changed_is_copied_again(folders: Path) -> None:
+    """Of the same size, too; and with another size."""
+    for content in (b"MOMENTS", b"more moments"):
+        (folders / "checkpoint-300" / "optimizer.pt").write_bytes(content)
+        with pytest.raises(OutputError, match=r"already exists, (made before|changed after)"):
+            average(folders, folders / "checkpoint-999", format="same")
+        average(folders, folders / "checkpoint-999", format="same", force=True)
+        assert (folders / "checkpoint-999" / "optimizer.pt").read_bytes() == content
+
+
 def test_a_folder_that_only_its_report_calls_ours_is_not_replaced(folders: Path) -> None:
     """The names and sizes of files are equal in all checkpoints of a run; their bytes are not."""
     mine = folders.parent / "mine"
@@ -393,3 +403,17 @@ def test_verify_checks_a_folder(folders: Path) -> None:
     assert [one.name for one in ema_cli.verify(output).failures] == ["companions", "copied"]
     shutil.copy(folders / "checkpoint-100" / "model.safetensors", output)
     assert [one.name for one in ema_cli.verify(output).failures] == ["sha256", "companions", "samples", "copied"]
+
+
+def test_a_copy_has_no_metadata_of_another_average(run: Path) -> None:
+    """An average of averages, and of snapshots of a live EMA, is written as safetensors."""
+    for decay in (0.5, 0.9):
+        average(run, run.parent / "averages" / f"ema_{decay}.safetensors", decay)
+    with pytest.raises(UsageError, match="is an output of ema-avg, and the copy would have its metadata"):
+        average(run.parent / "averages", run.parent / "same.safetensors", format="same")
+    ema = ema_cli.EMA(torch.nn.Linear(2, 2), decay=0.5)
+    for step in (1, 2):
+        ema.update()
+        ema.save(run.parent / "live" / f"ema_{step}.safetensors")
+    with pytest.raises(UsageError, match="is a snapshot of a live EMA"):
+        average(run.parent / "live", run.parent / "same.safetensors", format="same")
