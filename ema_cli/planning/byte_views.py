@@ -57,11 +57,21 @@ def share_bytes(one: ByteView, other: ByteView) -> bool:
     steps = sorted({step for _, step in (*one.dims, *other.dims) if step}, reverse=True)
     if (one.begin - other.begin) % math.gcd(*steps):
         return False
-    return all(_overlap(one, other, start, steps) for start in {0, min(one.begin, other.begin)})
+    starts = {0, min(one.begin, other.begin)}
+    hulls = [(_hull(one, least), _hull(other, least)) for least in steps]
+    return all(_overlap(*pair, start) for pair in [(one, other), *hulls] for start in starts)
 
 
-def _overlap(one: ByteView, other: ByteView, start: int, steps: Sequence[int]) -> bool:
+def _hull(view: ByteView, least: int) -> ByteView:
+    """Return a view without gaps in the dimensions of smaller steps than ``least``."""
+    kept = [(size, step) for size, step in view.dims if step >= least]
+    reach = 1 + sum((size - 1) * step for size, step in view.dims if step < least)
+    return ByteView(view.begin, (*kept, (reach, 1))) if least > 1 else view
+
+
+def _overlap(one: ByteView, other: ByteView, start: int) -> bool:
     """Whether two views overlap in every digit, or may; the numbers count from byte ``start``."""
+    steps = sorted({step for _, step in (*one.dims, *other.dims) if step}, reverse=True)
     box, other_box = _digits(one, start, steps), _digits(other, start, steps)
     if box is None or other_box is None:
         return True
