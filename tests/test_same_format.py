@@ -85,7 +85,7 @@ def check(output: Path, paths: list[Path], key: str = "state_dict") -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
 def test_everything_but_the_averages_is_that_of_the_last(tmp_path: Path, suffix: str) -> None:
-    """torch loads the averages where the weights were, and all else unchanged; the archive is intact."""
+    """Torch loads the averages where the weights were, and all else unchanged; the archive is intact."""
     paths = write(tmp_path / "run", suffix=suffix)
     output = average(paths, tmp_path / f"ema{suffix}")
     check(output, paths)
@@ -321,7 +321,7 @@ def test_ties_must_be_in_every_checkpoint(tmp_path: Path) -> None:
     state = views(2)
     state["model"]["also"] = state["model"]["also"].clone()
     torch.save(state, paths[0])
-    with pytest.raises(InputRefused, match='"tied", "also" have the same bytes there, but not in "step_2.pt"'):
+    with pytest.raises(InputRefused, match=r'"tied", "also" have the same bytes there, but not in "step_2\.pt"'):
         average(paths, tmp_path / "ema.pt")
     average(paths[1:], tmp_path / "ema.pt")
     average(paths, tmp_path / "by_hand.pt", decay=None, weights=[0, 1, 1])  # the first has no share

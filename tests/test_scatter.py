@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_strided_tensors_are_put_between_other_bytes(
         shape
     )
     cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=4))})
-    pieces = list(zip(cuts, cuts[1:], strict=False))
+    pieces = list(itertools.pairwise(cuts))
     for first, last in data.draw(st.permutations(pieces)):
         write(path, PlacedTensors([tensor]), begin + first * item, values[first * item : last * item])
     assert path.read_bytes() == expected.tobytes()
@@ -203,7 +204,7 @@ def test_every_byte_is_in_one_area(data: st.DataObject) -> None:
     fields = [(at, at + 4) for at in checksum.fields]
     ranges = sorted([*areas.copied, *areas.mixed, (solid[0], solid[1]), *fields])
     assert merged(ranges) == [(0, size + 20)]
-    assert all(one[1] == other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(ranges))
     assert not any(begin < bound < end for begin, end in areas.copied for bound in checked)
     assert [areas.is_mixed(at) for at in range(size)] == [
         any(b <= at < e for b, e in areas.mixed) for at in range(size)

@@ -40,7 +40,7 @@ def different(one: object, other: object) -> set[str]:
 
 
 def averaged(states: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:
-    """Return the averages of the floating-point tensors, computed in float64 and rounded once; the others of the last."""
+    """Return the averages of floating-point tensors, in float64 and rounded once; of the others the last."""
     found: dict[str, torch.Tensor] = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():
