@@ -110,7 +110,7 @@ def test_folders_of_hugging_face(tmp_path: Path, suffix: str, shards: bool) -> N
 
 
 def test_weights_of_an_accelerator(tmp_path: Path) -> None:
-    """accelerate puts the state of everything beside the weights, under names of its own."""
+    """Accelerate puts the state of everything beside the weights, under names of its own."""
     for step, state in zip(STEPS, random_states(2), strict=True):
         folder = tmp_path / "run" / f"checkpoint_{step}"
         folder.mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_folders_with_files_of_torch(tmp_path: Path, name: str, key: str, others
 
 
 def test_folders_of_distributed_checkpoints(tmp_path: Path) -> None:
-    """torch loads the averages, and every other item, from a folder of one rank."""
+    """Torch loads the averages, and every other item, from a folder of one rank."""
     states = random_states(2)
     for step, state in zip(STEPS, states, strict=True):
         extra = {"exp_avg": torch.full((5,), float(step))}
@@ -196,7 +196,7 @@ def test_many_files_are_verified_when_they_are_complete(tmp_path: Path, monkeypa
 def test_names_must_fit_a_folder(tmp_path: Path) -> None:
     """A folder is not written to the name of a file, and not resumed."""
     hugging_face(tmp_path / "run")
-    with pytest.raises(UsageError, match="is a file, but the last checkpoint, .* is a folder") as refused:
+    with pytest.raises(UsageError, match=r"is a file, but the last checkpoint, .* is a folder") as refused:
         average(tmp_path / "run", tmp_path / "ema.pt", format=None)
     assert f"--format same -o {tmp_path}/ema/" in refused.value.hint
     with pytest.raises(UsageError, match="--resume keeps one partial file"):
@@ -316,5 +316,5 @@ def test_an_error_is_no_crash(tmp_path: Path) -> None:
     locked = tmp_path / "run" / "checkpoint-20" / "optimizer.pt"
     locked.unlink()
     locked.symlink_to("nowhere")
-    with pytest.raises(EmaAvgError, match="nowhere|optimizer.pt"):
+    with pytest.raises(EmaAvgError, match=r"nowhere|optimizer\.pt"):
         average(tmp_path / "run", tmp_path / "averaged")
