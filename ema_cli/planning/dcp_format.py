@@ -19,24 +19,23 @@ from ema_cli.records.plan import PlannedTensor
 from ema_cli.records.series import Checkpoint
 
 
-def place_in_dcp(tensors: Sequence[PlannedTensor], last: Checkpoint) -> Placement:
+def place_in_dcp(tensors: Sequence[PlannedTensor], paths: Mapping[str, TreePath]) -> Placement:
     """Return the files of the folder, and where the tensors are in them.
 
     Args:
         tensors: of the output.
-        last: the last checkpoint. If it is a DCP folder, the tensors are where they are in its nested state dict.
+        paths: of tensors that are not at the top level of the state dict, as ``saved_paths`` returns them.
 
     Raises:
         UsageError: a tensor cannot be written in this format.
 
     """
-    paths = _paths(tensors, last)
     files = _Files()
     saved: dict[TreePath, SavedTensor] = {}
     placed = []
     for tensor in tensors:
         chunks = [files.add(tensor, origin, shape) for origin, shape in cut(tensor.shape, tensor.dtype.itemsize)]
-        saved[paths[tensor.name]] = SavedTensor(
+        saved[paths.get(tensor.name, (tensor.name,))] = SavedTensor(
             dtype_name=tensor.dtype.torch_name, shape=tensor.shape, chunks=tuple(chunk for chunk, _ in chunks)
         )
         places = tuple(place for _, place in chunks)
@@ -48,11 +47,12 @@ def place_in_dcp(tensors: Sequence[PlannedTensor], last: Checkpoint) -> Placemen
     return Placement(files=files.finish(), tensors=tuple(placed), folder=True, beside=(index,))
 
 
-def _paths(tensors: Sequence[PlannedTensor], last: Checkpoint) -> Mapping[str, TreePath]:
-    """Return the path of each tensor in the state dict that ``dcp.load`` fills."""
-    names = (layout.name for layout in last.index.layouts)
-    known = dict(zip(names, last.paths, strict=True)) if last.paths else {}
-    return {tensor.name: known.get(tensor.name, (tensor.name,)) for tensor in tensors}
+def saved_paths(checkpoint: Checkpoint) -> Mapping[str, TreePath]:
+    """Return the path of each tensor in the state dict that a DCP folder was saved from; nothing for other formats."""
+    if not checkpoint.paths:
+        return {}
+    names = (layout.name for layout in checkpoint.index.layouts)
+    return dict(zip(names, checkpoint.paths, strict=True))
 
 
 class _Files:

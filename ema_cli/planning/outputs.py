@@ -74,9 +74,9 @@ def _place(
 
         _refuse_stale_metadata(series.members[-1].checkpoint)
         return place_in_copy(weightings, series.members, tensors, options)
-    from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
+    from ema_cli.planning.dcp_format import place_in_dcp, saved_paths  # noqa: PLC0415 - not the usual format
 
-    return place_in_dcp(tensors, series.members[-1].checkpoint)
+    return place_in_dcp(tensors, saved_paths(series.members[-1].checkpoint))
 
 
 def _refuse_stale_metadata(last: Checkpoint) -> None:

@@ -1,14 +1,14 @@
-"""Processes that load a DCP folder, each its part: ``python -m tests.interop.ranks_of_dcp COUNT FOLDER WHOLE.pt [KEY]``.
+"""Processes that load DCP folders, each its part: ``python -m tests.interop.ranks_of_dcp COUNT FOLDER KEY ...``.
 
-Every tensor is loaded as a whole and in shards along each dimension; a model under FSDP2 and one whose layers are split
-by columns load their parameters. All must be the tensors of ``WHOLE.pt``.
+Every tensor is loaded as a whole, in copies, and in shards along each dimension; a model under FSDP2 loads its
+parameters. All must be the tensors of ``FOLDER.pt``.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,21 +88,21 @@ def load_model(folder: Path, expected: State, key: str) -> None:
     check(model.state_dict(), expected, "FSDP2")
 
 
-def work(rank: int, meeting: str, count: int, folder: Path, whole_file: Path, key: str) -> None:
+def work(rank: int, count: int, meeting: str, outputs: Sequence[str]) -> None:
     """Be one of the processes. They meet in a folder."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{meeting}/file", rank=rank, world_size=count)
-    expected: dict[str, torch.Tensor] = torch.load(whole_file, weights_only=True)
-    if set(expected) == set(Net().state_dict()):
-        load_model(folder, expected, key)
-    load_in_every_way(folder, expected, key)
+    for folder, key in zip(outputs[::2], outputs[1::2], strict=True):
+        expected: dict[str, torch.Tensor] = torch.load(f"{folder}.pt", weights_only=True)
+        if set(expected) == set(Net().state_dict()):
+            load_model(Path(folder), expected, key)
+        load_in_every_way(Path(folder), expected, key)
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    key = sys.argv[4] if len(sys.argv) > 4 else ""  # noqa: PLR2004
-    arguments = (int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), key)
-    with TemporaryDirectory() as meeting:
-        torch.multiprocessing.start_processes(work, (meeting, *arguments), arguments[0], start_method="fork")
+    processes = int(sys.argv[1])
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(work, (processes, folder, sys.argv[2:]), processes, start_method="fork")
