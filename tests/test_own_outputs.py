@@ -340,6 +340,8 @@ def test_a_folder_is_left_out_of_the_next_run(folders: Path) -> None:
         edit()
         assert used(folders) == used(*sorted(folders.glob("*-*00")), output) == OUR_FOLDER
     assert used(folders / "checkpoint-100", output / "model.safetensors")[1] == ["an output of ema-avg"]
+    shutil.copy(folders / "checkpoint-200" / "model.safetensors", output / "other.safetensors")
+    assert used(folders / "checkpoint-100", output / "other.safetensors")[0] == ["checkpoint-100", "other.safetensors"]
 
 
 def test_a_folder_with_other_weights_is_a_checkpoint(folders: Path) -> None:
