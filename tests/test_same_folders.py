@@ -135,10 +135,12 @@ def test_folders_with_files_of_torch(tmp_path: Path, name: str, key: str, others
     for step, state in zip(STEPS, states, strict=True):
         folder = tmp_path / "run" / (f"global_step{step}" if others else f"iter_{step:07}")
         (folder / name).parent.mkdir(parents=True)
-        torch.save({key: state, "iteration": step, "optimizer": {"m": torch.ones(3)}}, folder / name)
+        masters = {} if others else {"fp32_from_fp16_params": [[torch.ones(3)]]}
+        torch.save({key: state, "iteration": step, "optimizer": masters}, folder / name)
         for other in others:
             torch.save({"optimizer_state_dict": {"m": torch.ones(3)}}, folder / other)
-    average(tmp_path / "run", tmp_path / "averaged")
+    report = average(tmp_path / "run", tmp_path / "averaged")
+    assert [one.code for one in report.warnings if one.code == "master-weights-kept"] == ["master-weights-kept"]
     last = max((tmp_path / "run").iterdir())
     assert changed_files(tmp_path / "averaged", last) == {name}
     found, before = load_all(tmp_path / "averaged" / name), load_all(last / name)
