@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -440,3 +441,14 @@ def test_leaves_are_compared_whole() -> None:
     other["optimizer_states"][0]["state"][0]["exp_avg"][0, 0] += 1
     assert different(one, other) == {"optimizer_states.0.state.0.exp_avg"}
     assert len(list(leaves_of(one))) > 20
+
+
+def test_the_last_checkpoint_may_be_remote(tmp_path: Path) -> None:
+    """A checkpoint in a store is read, and copied to the disk."""
+    store = fsspec.filesystem("memory")
+    paths = write(tmp_path / "run", views, suffix=".pt")
+    for path in paths:
+        store.put_file(str(path), f"/same/{path.name}")
+    urls = [f"memory://same/{path.name}" for path in paths]
+    run_average(make_options(urls, decay=0.5, output=tmp_path / "remote.pt", probe=False))
+    assert (tmp_path / "remote.pt").read_bytes() == average(paths, tmp_path / "local.pt").read_bytes()

@@ -193,9 +193,10 @@ def _finder(last: Checkpoint, names: Mapping[int, str], stored: Mapping[int, Sto
 
     metadata = next(source for source in last.index.sources if PurePath(source.name).name == METADATA)
     chunks = ChunkChecksums(metadata.read(0, metadata.size()))
+    tables = {source: last.index.checksums(file) for file, source in enumerate(last.index.sources)}
 
     def find(number: int, source: ByteSource, offset: int) -> Checksum | None:
-        table = last.index.checksums(last.index.sources.index(source))
+        table = tables[source]
         record = None if table is None else table.find(offset)
         return chunks.find(PurePath(names[number]).name, source, offset, 0 if record is None else record.crc32)
 
