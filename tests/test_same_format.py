@@ -219,6 +219,11 @@ def test_what_weights_only_refuses_is_refused_as_before(tmp_path: Path) -> None:
     assert type(load_all(output)["args"]).__name__ == "Custom"
 
 
+def sparse(values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of which only some rows are stored, in the memory of ``values``."""
+    return torch.sparse_coo_tensor(torch.arange(len(values))[None], values, (9, 5), check_invariants=True)
+
+
 def views(step: int) -> dict[str, Any]:
     """Return tensors of every kind that share storages without sharing bytes, or are not contiguous."""
     generator = torch.Generator().manual_seed(step)
@@ -271,10 +276,14 @@ def test_tensors_that_are_not_contiguous(tmp_path: Path, legacy: bool) -> None:
             },
             "bytes in common",
         ),
+        (
+            lambda s: {"w": s["a"], "ema": {"s": sparse(s["a"])}},
+            "an object of another kind refers to the same storage",
+        ),
         (lambda s: {"w": s["b"].expand(3, 4)}, '"w" has elements that share bytes'),
         (lambda s: {"w": s["a"], "v": s["a"][:2]}, '"v" has some of its bytes in common with "model.w"'),
     ],
-    ids=["best", "part", "transposed", "storage", "expanded", "overlap"],
+    ids=["best", "part", "transposed", "storage", "sparse", "expanded", "overlap"],
 )
 def test_bytes_that_something_else_has(tmp_path: Path, make: Callable[[Any], Any], message: str) -> None:
     """A tensor is not replaced if another part of the checkpoint would change with it; the message names both."""
