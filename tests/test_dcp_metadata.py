@@ -97,7 +97,7 @@ def test_metadata_of_any_names_and_shapes(
 ) -> None:
     """Any text is a name: of quotes, line ends, and characters outside the basic plane."""
     small = {name: shape for name, shape in tensors.items() if math.prod(shape) < 1 << 20}
-    values = {
+    values: dict[TreePath, torch.Tensor] = {
         (name,): torch.zeros(shape, dtype=kind) for (name, shape), kind in zip(small.items(), kinds, strict=False)
     }
     check(tmp_path_factory.mktemp("any") / "saved", values)
