@@ -189,7 +189,7 @@ def _other_references(
         for spot, seen in views.items():
             if spot in names and len(seen) > len(spots[spot]):
                 yield _shares(names[spot], seen, {join(key_of_weights, found.name) for found in spots[spot]})
-        pairs = [(_view(spot), spot) for spot in views]
+        pairs = [(_view(spot, begin), spot) for spot in views]
         for one, other in overlapping(pairs, most=_MOST_COMPARED):
             if one in names or other in names:
                 mine, its = (one, other) if one in names else (other, one)
@@ -212,9 +212,10 @@ def _spot(file: int, offset: int, shape: Sequence[int], strides: Sequence[int], 
     return file, offset, tuple(shape), normal, itemsize
 
 
-def _view(spot: Spot) -> ByteView:
+def _view(spot: Spot, begin: int = 0) -> ByteView:
+    """Return the view of a tensor in a storage that begins at byte ``begin``."""
     _, offset, shape, strides, itemsize = spot
-    return view_of(offset, shape, strides, itemsize)
+    return view_of(offset - begin, shape, strides, itemsize)
 
 
 def _refuse(lines: Sequence[str], last: Checkpoint) -> None:

@@ -93,7 +93,7 @@ def _check_name(last: Checkpoint, root: Location | None, options: Options) -> No
     if root is not None and output.suffix in (*TORCH_SUFFIXES, _SAFETENSORS):
         message = f"the output {shown} is a file, but the last checkpoint, {source}, is a folder"
         hint = f"--format same -o {output.with_suffix('')}/ copies it; {INSTEAD}"
-    elif root is None and options.max_shard_size is not None:
+    elif root is None and (options.max_shard_size is not None or is_folder(output)):
         message = f"the output {shown} is a folder, but the last checkpoint, {source}, is a file"
         hint = f"-o {output}{last.path.suffix or '.pt'}"
     elif is_safetensors and root is None and output.suffix in TORCH_SUFFIXES:

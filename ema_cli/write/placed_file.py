@@ -16,7 +16,7 @@ from ema_cli.write.file_areas import FileAreas
 from ema_cli.write.file_copy import checksums_of, clone, copy_range
 from ema_cli.write.permissions import Permissions
 from ema_cli.write.publish import Writing
-from ema_cli.write.scatter import Piece, put_between, read_at
+from ema_cli.write.scatter import PlacedElements, put_between, read_at
 
 _PIECE_BYTES = 1 << 20
 _CRC_BYTES = 4
@@ -102,7 +102,7 @@ class FileOfPlaces(OutputFile):
             for _ in copy_range(source, self._fd, begin, end):
                 pass
 
-    def put(self, piece: Piece) -> None:
+    def put(self, piece: PlacedElements) -> None:
         """Write elements of a tensor at their place. Called from several threads."""
         with Writing(self.path):
             if piece.strides is None and not self._areas.is_mixed(piece.offset):

@@ -18,6 +18,8 @@ from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.formats.torch.storages import StorageRef, element_bytes
 
 _MOST_VALUES = 10_000_000
+_KINDS = (dict, list, tuple, Inert, TensorRef, StorageRef)
+"""Values that may refer to storages."""
 _OF_MODULES = "_flat_weights"
 """A list in a pickled recurrent module with its own parameters once more."""
 
@@ -131,6 +133,7 @@ def _references(root: object) -> Iterator[tuple[str, TensorRef | StorageRef]]:
 
 def _inside(value: object) -> Iterator[tuple[str, object]]:
     """Yield the values inside a value that may refer to tensors, with their names."""
+    found: Iterator[tuple[str, object]]
     if isinstance(value, dict):
         found = ((spelled(key), inner) for key, inner in value.items() if key != _OF_MODULES)
     elif isinstance(value, list | tuple):
@@ -139,8 +142,4 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
         found = iter((("", value.args), ("", value.state), ("", value.items), ("", value.entries)))
     else:
         return
-    yield from (
-        (name, inner)
-        for name, inner in found
-        if isinstance(inner, dict | list | tuple | Inert | TensorRef | StorageRef)
-    )
+    yield from ((name, inner) for name, inner in found if isinstance(inner, _KINDS))
