@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import ema_cli
+from ema_cli.errors import UsageError
 from ema_cli.formats.dcp import chunk_sizes
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.planning.dcp_format import place_in_dcp
@@ -118,6 +119,18 @@ def test_names_keep_the_prefixes_of_wrappers(ema_avg: Run, tmp_path: Path) -> No
     assert set(expected) == {"a.weight", "b"}
     names = dict(zip(["a.weight", "b"], wrapped[0], strict=True))
     check(tmp_path / "averaged", {names[name]: tensor for name, tensor in expected.items()}, "model")
+
+
+@pytest.mark.parametrize("above", [(), ("model",)], ids=".".join)
+def test_a_prefix_that_the_user_strips_is_gone(above: tuple[str, ...], ema_avg: Run, tmp_path: Path) -> None:
+    """``--strip-prefix`` asks for other names than the trainer's."""
+    made = [{"net.a.weight": torch.randn(3), "net.b": torch.randn(2)} for _ in "ab"]
+    write_dcp(tmp_path / "run", made, *above)
+    average(ema_avg, "run", "--strip-prefix", "net.", "-o", "ema.safetensors")
+    average(ema_avg, "run", "--strip-prefix", "net.", "--format", "dcp", "-o", "averaged/")
+    expected = load(tmp_path / "ema.safetensors")
+    assert set(expected) == {"a.weight", "b"}
+    check(tmp_path / "averaged", expected, *above)
 
 
 def test_parts_by_key_stay_apart(ema_avg: Run, tmp_path: Path) -> None:
@@ -307,6 +320,13 @@ def test_any_tensors_are_loaded(
         }
         checkpoint.index.close()
     shutil.rmtree(folder)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    """Paths in a nested state dict may be joined to the same name."""
+    tensors = {name: torch.ones(1) for name in ("a", "b", "c")}
+    with pytest.raises(UsageError, match=r'two tensors would have the name "model\.x"'):
+        place_in_dcp(planned(tensors), {"a": ("model", "x"), "b": ("model.x",)})
 
 
 def test_large_tensors_make_several_files() -> None:
