@@ -264,6 +264,19 @@ def test_an_output_is_replaced_by_force_alone(ema_avg: Run, tmp_path: Path) -> N
     assert listing(foreign) == before
 
 
+def test_files_of_the_replaced_output_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output of several files is replaced by one of a single file; a file that is not ours stays."""
+    write_series(tmp_path / "run", states())
+    output = tmp_path / "averaged"
+    with monkeypatch.context() as patch:
+        patch.setattr("ema_cli.planning.dcp_format.DEFAULT_SHARD_BYTES", 6_000)
+        ema_cli.average(tmp_path / "run", decay=0.75, format="dcp", output=output)
+    assert "__0_2.distcp" in listing(output)
+    (output / "notes.txt").write_text("mine")
+    ema_cli.average(tmp_path / "run", decay=0.5, format="dcp", output=output, force=True)
+    assert listing(output) == {".metadata", "__0_0.distcp", "notes.txt"}
+
+
 def test_the_output_is_verified(ema_avg: Run, tmp_path: Path) -> None:
     """``verify`` accepts the folder, and notices a changed byte."""
     write_series(tmp_path / "run", states())
