@@ -63,7 +63,7 @@ def average_in_ranks(
         try:
             given = make_options(paths, **{**options, **own(rank)})
             if rank == 0:
-                reports.append(run_average(given, ranks=Leader(meeting)).report)
+                reports.append(run_average(given, ranks=Leader(meeting, lambda met: meeting.fail(failure_of(met, rank)))).report)
             else:
                 assist_average(given, Member(meeting))
         except PeerFailed as ended:
@@ -82,7 +82,7 @@ def average_in_ranks(
     return reports[0], raised
 
 
-def failure_of(error: Exception, rank: int) -> Any:
+def failure_of(error: BaseException, rank: int) -> Any:
     """Return the failure that a rank reports."""
     from ema_cli.cli.exit import explain  # noqa: PLC0415 - few tests fail
     from ema_cli.distributed.failure import Failure  # noqa: PLC0415
