@@ -47,7 +47,11 @@ def variables(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def average_in_ranks(
-    count: int, paths: Sequence[Path] | Path, own: Given = lambda _: {}, **options: Any
+    count: int,
+    paths: Sequence[Path],
+    own: Given = lambda _: {},
+    of_paths: Callable[[int], Sequence[Path]] | None = None,
+    **options: Any,
 ) -> tuple[Report, list[BaseException | None]]:
     """Average in threads that are the ranks; return the report, and what each rank has raised.
 
@@ -61,9 +65,11 @@ def average_in_ranks(
     def work(rank: int) -> BaseException | None:
         meeting = Meeting(launch_of(rank, count, port), lambda _: None)
         try:
-            given = make_options(paths, **{**options, **own(rank)})
+            given = make_options(of_paths(rank) if of_paths else paths, **{**options, **own(rank)})
             if rank == 0:
-                reports.append(run_average(given, ranks=Leader(meeting, lambda met: meeting.fail(failure_of(met, rank)))).report)
+                reports.append(
+                    run_average(given, ranks=Leader(meeting, lambda met: meeting.fail(failure_of(met, rank)))).report
+                )
             else:
                 assist_average(given, Member(meeting))
         except PeerFailed as ended:
