@@ -56,7 +56,7 @@ def carry_out(
     read_bytes = plan.read_bytes
     make_lane = lane_maker(ranks.device(plan.device), plan)
     with ExitStack() as unpublished:
-        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced, ranks)
+        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced=replaced, ranks=ranks)
         ranks.begin()
         unpublished.push(ranks.leave)
         done = resumption.done if resumption else []
@@ -108,6 +108,7 @@ def _open_targets(
     options: Options,
     listener: Listener,
     unpublished: ExitStack,
+    *,
     replaced: Mapping[Path, OldFolder],
     ranks: Alone,
 ) -> tuple[Sequence[Target], Resumption | None]:
