@@ -40,11 +40,11 @@ class Alone:
     def release(self) -> None:
         """Let the other processes end: there is nothing to do."""
 
-    def make_target(self, output: PlannedOutput, old: OldFolder | None) -> Target:
-        """Return the target of an output, which replaces the folder ``old``."""
+    def make_target(self, output: PlannedOutput, old: OldFolder | None, listener: Listener) -> Target:
+        """Return the target of an output, which replaces the folder ``old``; ``listener`` hears about copies."""
         from ema_cli.write.make_target import make_target  # noqa: PLC0415 - not needed to plan
 
-        return make_target(output, old)
+        return make_target(output, old, listener)
 
     def begin(self) -> None:
         """Let the other processes fold: the targets are open."""
