@@ -91,12 +91,12 @@ def test_a_folder_has_the_same_files(run: Path, tmp_path: Path, size: str) -> No
 def test_damage_is_found_in_a_record_that_several_ranks_read(tmp_path: Path) -> None:
     """No rank reads a whole record; their CRC-32s are combined, whichever has the damaged bytes."""
     for step in (1, 2):
-        torch.save({"w": torch.randn(200_000)}, tmp_path / f"s_{step}.pt")
+        torch.save({"a": torch.randn(100_000), "b": torch.randn(200_000)}, tmp_path / f"s_{step}.pt")
     series = sorted(tmp_path.glob("s_*"))
     options: dict[str, Any] = {"decay": 0.5, "max_memory": SMALL_BLOCKS, "output": tmp_path / "ema.safetensors"}
     average_in_ranks(3, series, **options)
     whole = series[0].read_bytes()
-    for place in (2_000, 400_000, 790_000):
+    for place in (2_000, 500_000, 1_190_000):  # the second tensor is read by ranks 1 and 2
         series[0].write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(InputRefused, match="is damaged"):
             average_in_ranks(3, series, **options, force=True)
