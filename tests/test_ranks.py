@@ -65,13 +65,14 @@ def found(report: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_bytes_and_findings_are_those_of_one_process(run: Path, tmp_path: Path, count: int) -> None:
     """One file with two averages, whose tensors are cut between the ranks."""
-    options: dict[str, Any] = {"decay": [0.9, 0.5], "max_memory": SMALL_BLOCKS, "threads": 2}
+    options: dict[str, Any] = {"decay": [0.9, 0.5], "max_memory": SMALL_BLOCKS, "threads": 2, "sha256": True}
     alone = ema_cli.average(run, output=tmp_path / "a_{decay}.safetensors", **options)
     together, _ = average_in_ranks(count, [run], output=tmp_path / "b_{decay}.safetensors", **options)
     for decay in ("0.9", "0.5"):
         name = f"{decay}.safetensors"
         assert (tmp_path / f"b_{name}").read_bytes() == (tmp_path / f"a_{name}").read_bytes()
     assert found(together) == found(alone)
+    assert all(known.sha256 for known in together.inputs)
     assert len(together.environment.ranks) == count
     assert min(share.read_bytes for share in together.environment.ranks) > 0
 
