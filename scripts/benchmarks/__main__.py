@@ -30,6 +30,7 @@ from .costs import geometry, probe, startup, structure
 from .measure import Rows, Settings
 from .memory import in_memory, memory
 from .peers import SOURCES, peers
+from .planning import planning
 from .remote import remote
 from .scale import CURVES, scale
 from .speed import quick, speed, tensors
@@ -42,6 +43,7 @@ PARTS: dict[str, Callable[[Settings], Rows]] = {
     "in-memory": in_memory,
     "geometry": geometry,
     "probe": probe,
+    "planning": planning,
     "startup": startup,
     "remote": remote,
     "peers": peers,
