@@ -9,11 +9,14 @@ from .commands import DECAY, EMA_AVG
 from .folders import Folders, folders_on_disk
 from .measure import Job, Rows, Settings, environment, in_turn, peak
 
-_CALLS = {
+CALLS = {
     "opens": ("open", "openat"),
     "stats": ("stat", "lstat", "fstat", "newfstatat", "statx"),
     "reads": ("read", "pread64", "preadv", "preadv2"),
+    "writes": ("write", "pwrite64", "pwritev", "sendto"),
 }
+"""Kinds of system calls."""
+_COUNTED = ("opens", "stats", "reads")
 _POINTS = (
     Folders("shards", 1, 16, 1000),
     Folders("shards", 50, 16, 1000),
@@ -32,7 +35,7 @@ def planning(settings: Settings) -> Rows:
     """Measure ``ema-avg plan``: the start of Python, the structures, and the sample of the weights."""
     yield (
         *("a plan of", "files", "tensors", "pieces of a checkpoint", "processor time", "time", "peak memory"),
-        *(f"{name} per file" for name in _CALLS),
+        *(f"{name} per file" for name in _COUNTED),
     )
     for some in _SMALL if settings.small else _POINTS:
         with folders_on_disk(some, settings) as run:
@@ -43,7 +46,7 @@ def planning(settings: Settings) -> Rows:
         yield (
             *(f"{some.checkpoints} x {some.kind}", f"{files:,}", f"{some.tensors:,}", f"{some.pieces:,}"),
             *(f"{sample.cpu_seconds:.2f} s", f"{sample.seconds:.2f} s", peak(sample)),
-            *(f"{calls[name] / files:.1f}" if calls else "-" for name in _CALLS),
+            *(f"{calls[name] / files:.1f}" if calls else "-" for name in _COUNTED),
         )
 
 
@@ -54,6 +57,11 @@ def _system_calls(command: Sequence[object], settings: Settings) -> dict[str, in
     log = settings.scratch / "calls"
     traced = ["strace", "-f", "-c", "-o", log, *command]
     subprocess.run([str(part) for part in traced], env=environment(settings), stdout=subprocess.DEVNULL, check=True)
-    lines = re.findall(r"^ +[\d.]+ +[\d.]+ +\d+ +(\d+) +(?:\d+ +)?(\w+)$", log.read_text(), re.MULTILINE)
+    return count_calls(log.read_text())
+
+
+def count_calls(summary: str) -> dict[str, int]:
+    """Return the numbers of calls in a summary of strace, by kind."""
+    lines = re.findall(r"^ +[\d.]+ +[\d.]+ +\d+ +(\d+) +(?:\d+ +)?(\w+)$", summary, re.MULTILINE)
     counts = {name: int(count) for count, name in lines}
-    return {kind: sum(counts.get(name, 0) for name in names) for kind, names in _CALLS.items()}
+    return {kind: sum(counts.get(name, 0) for name in names) for kind, names in CALLS.items()}
