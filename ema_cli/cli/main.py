@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,9 +17,11 @@ from typer._click.exceptions import ClickException, NoSuchOption
 from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_code
+from ema_cli.cli.exit import ExitCode, explain
 from ema_cli.cli.process import Terminated, guarded
-from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.cli.silent_ranks import be_silent
+from ema_cli.distributed.launch import find_launch
+from ema_cli.errors import OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.naming import nearest
 from ema_cli.text import safe_text, without_secrets
@@ -36,6 +37,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     sys.stderr = guarded(sys.stderr, essential=False)
     # The fold has its own threads; those of numpy's BLAS would only cost start-up time and memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    launch = find_launch(os.environ)
+    if launch is not None and launch.rank:
+        be_silent(launch, arguments)
     service = detect(_ci_mode(arguments), os.environ)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
     console.begin()
@@ -53,22 +57,15 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _attempt(arguments: Sequence[str], console: Console) -> int:
     """Run the command line, report an error if it fails, and return the exit code."""
-    code = None
     try:
         check_address_space()
         return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as wrong:
         if not wrong.format_message():  # without arguments the help was shown
             return ExitCode.USAGE
-        error: EmaAvgError = _usage_error(wrong, arguments)
-    except EmaAvgError as expected:
-        error = expected
-    except Terminated as signalled:
-        code = ExitCode.SIGNAL + signalled.number
-        error = EmaAvgError(f"interrupted by {signal.Signals(signalled.number).name}; {signalled.left}")
-    except Exception as failure:  # noqa: BLE001 - every failure ends in one message
-        error = describe_exhaustion(failure) or describe_bug(failure)
-    code = code or exit_code(error)
+        error, code = explain(_usage_error(wrong, arguments))
+    except (Exception, Terminated) as failure:  # noqa: BLE001 - every failure ends in one message
+        error, code = explain(failure)
     with contextlib.suppress(OutputError):  # the exit code remains
         console.error(error, code)
     return code

@@ -92,6 +92,12 @@ class Assembly:
             self._whole.add(key)
             return found
 
+    def ranges(self) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
+        """Return what was read of the unfinished records: begin, end and CRC-32 of each range, by file and offset."""
+        return {
+            key: [(begin, end, crc) for begin, (end, crc) in found.ends.items()] for key, found in self._open.items()
+        }
+
     def unfinished(self) -> set[tuple[int, int]]:
         """Return the records that were read partly, or in overlapping pieces: pairs of file and offset."""
         return set(self._open)

@@ -82,8 +82,11 @@ class OutputFile:
                 self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             else:
                 self._create()
-            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole)
-            self._write_all(0, self._header)
+            self._begin_write_back()
+
+    def _begin_write_back(self) -> None:
+        self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole)
+        self._write_all(0, self._header)
 
     def _create(self) -> None:
         with Writing(self.path):
@@ -111,6 +114,11 @@ class OutputFile:
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
             sha256 = self._write_back.finish(self.size)
+        return Written(files=(self._conclude(sha256),))
+
+    def _conclude(self, sha256: str) -> WrittenFile:
+        """Check and close the file, whose bytes are durable and verified; return its description."""
+        with Writing(self.path):
             if self._role is FileRole.WEIGHTS:
                 _check_with_library(self._temp, self.path)
             if (permissions := self._permissions()) is not None:
@@ -121,7 +129,7 @@ class OutputFile:
         self._written = WrittenFile(
             name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
-        return Written(files=(self._written,))
+        return self._written
 
     def publish(self) -> None:
         """Give the file its name, unless another program changed the file or put one in its place."""

@@ -30,12 +30,13 @@ class OutputFolder(FolderFiles[OutputFile]):
     Args:
         output: what to write.
         old: the folder of that name as it was examined before the run; ``None`` if there was nothing in it.
+        temp: path of the folder until it is published; a random name beside ``path`` by default.
 
     """
 
-    def __init__(self, output: PlannedOutput, old: OldFolder | None = None) -> None:
+    def __init__(self, output: PlannedOutput, old: OldFolder | None = None, *, temp: Path | None = None) -> None:
         self.path = output.local
-        self._temp = temporary_name(output.local)
+        self._temp = temporary_name(output.local) if temp is None else temp
         self._old = old
         self._most: Permissions | None = None
         """What files with a new name are permitted at most, where an old folder is replaced."""

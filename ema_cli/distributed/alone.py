@@ -1,0 +1,51 @@
+"""A run in one process: it shares nothing, and waits for nobody."""
+
+from __future__ import annotations
+
+from ema_cli.events import Listener
+from ema_cli.fold.schedule import Stretch
+from ema_cli.fold.state import FoldState
+from ema_cli.options.average import Options
+from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.records.ranks import RankShare
+from ema_cli.write.make_target import make_target
+from ema_cli.write.old_folder import OldFolder
+from ema_cli.write.target import Target
+
+
+class Alone:
+    """The process that averages, and publishes: of one, or rank 0 of several (``Leader``)."""
+
+    stretch: Stretch | None = None
+    """The blocks that this process folds; ``None`` for all."""
+    others_bytes = 0
+    """The bytes that other processes have read."""
+    shares: tuple[RankShare, ...] = ()
+    """What each process does, if there are several."""
+
+    def listening(self, listener: Listener) -> Listener:
+        """Return a listener that also looks after other processes."""
+        return listener
+
+    def device(self, name: str) -> str:
+        """Return the device that this process computes on."""
+        return name
+
+    def agree(self, plan: Plan, options: Options) -> None:
+        """Compare the plan with those of the other processes."""
+
+    def release(self) -> None:
+        """Let the other processes end: there is nothing to do."""
+
+    def make_target(self, output: PlannedOutput, old: OldFolder | None) -> Target:
+        """Return the target of an output, which replaces the folder ``old``."""
+        return make_target(output, old)
+
+    def begin(self) -> None:
+        """Let the other processes fold: the targets are open."""
+
+    def merge(self, state: FoldState) -> None:
+        """Add to the fold what the other processes have folded."""
+
+    def published(self) -> None:
+        """Let the other processes end: everything is published."""

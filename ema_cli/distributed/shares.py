@@ -1,0 +1,30 @@
+"""The share of each process: a stretch of the output, of about equal bytes to read; see ``ema_cli.fold.stretch``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ema_cli.distributed.file_systems import is_coherent
+from ema_cli.fold.schedule import Stretch
+from ema_cli.fold.stretch import cut_plan, read_bytes_of
+from ema_cli.records.plan import Plan
+
+_MOST_UNEVEN = 1.15
+"""A share may be so many times the mean where processes then write whole files."""
+
+
+def share_out(plan: Plan, hosts: Sequence[str]) -> list[Stretch]:
+    """Return the stretch of each process.
+
+    Those of a folder end between files where that is about even: each file is written and hashed by one process. They
+    end there in any case if the file system does not let several hosts write one file.
+    """
+    count = len(hosts)
+    begins = [file.begin for file in plan.outputs[0].files]
+    if len(begins) > 1:
+        whole_files = cut_plan(plan, count, begins)
+        sizes = [read_bytes_of(plan, stretch) for stretch in whole_files]
+        is_even = max(sizes) * count <= _MOST_UNEVEN * sum(sizes)
+        if is_even or (len(set(hosts)) > 1 and not all(is_coherent(output.local) for output in plan.outputs)):
+            return whole_files
+    return cut_plan(plan, count)
