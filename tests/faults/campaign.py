@@ -60,7 +60,8 @@ def run_part(name: str, seed: int, seconds: float, most: int, *, verbose: bool =
             for case in cases:
                 tally.add(case)
                 if verbose:
-                    print(f"{name}: {case.tried}", flush=True)
+                    took = "" if case.seconds is None else f" ({case.seconds:.2f} s)"
+                    print(f"{name}: {case.tried}{took}", flush=True)
                 if tally.tried == most or time.monotonic() > deadline:
                     tally.ended = "case limit" if tally.tried == most else "time limit"
                     break

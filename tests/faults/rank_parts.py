@@ -21,7 +21,7 @@ from tests.faults.launch import End, Orders, Ranks, TorchrunRanks
 from tests.faults.shim import EOF, KILL, RUN, SHORT, Shim
 
 COUNTS = (2, 4)
-SHAPES = ("file", "folder", "resumed file")
+SHAPES = ("file", "folder")
 LAUNCHERS = ("alone", "alone", "torchrun")
 """Ranks that torchrun starts take seconds more to start, and are the rarer ones."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
