@@ -58,6 +58,7 @@ def carry_out(
     with ExitStack() as unpublished:
         targets, resumption = _open_targets(plan, options, listener, unpublished, replaced, ranks)
         ranks.begin()
+        unpublished.push(ranks.leave)
         done = resumption.done if resumption else []
         digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()

@@ -34,7 +34,7 @@ def average_together(
     options = with_own_threads(options, meeting.on_cores)
     try:
         if meeting.is_first:
-            lead(options, Leader(meeting))
+            lead(options, Leader(meeting, lambda met: _report(met, meeting)))
         else:
             assist_average(options, Member(meeting))
     except PeerFailed as ended:
@@ -42,15 +42,20 @@ def average_together(
             speak_again()
         raise _error_of(ended.failure, meeting) from None
     except (Exception, Terminated) as met:
-        error, _ = explain(met)
-        number = met.number if isinstance(met, Terminated) else 0
-        failure = Failure(
-            rank=meeting.rank, kind=type(error).__name__, message=error.message, hint=error.hint, signal=number
-        )
-        first = meeting.fail(failure)
-        if number and first.rank != meeting.rank:  # the launcher ends all if one fails
-            raise _error_of(first, meeting) from None
-        raise met if number else error from met
+        first = _report(met, meeting)
+        if first.rank != meeting.rank and (isinstance(met, Terminated) or not meeting.is_first):
+            raise _error_of(first, meeting) from None  # it is the cause: the launcher ends all if one fails
+        raise
+
+
+def _report(met: BaseException, meeting: Meeting) -> Failure:
+    """Let the other processes end, because of what this one has met; return the first failure of any."""
+    error, _ = explain(met)
+    number = met.number if isinstance(met, Terminated) else 0
+    failure = Failure(
+        rank=meeting.rank, kind=type(error).__name__, message=error.message, hint=error.hint, signal=number
+    )
+    return meeting.fail(failure)
 
 
 def _meet(launch: Launch, console: Console) -> Meeting:

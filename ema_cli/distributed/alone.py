@@ -44,6 +44,9 @@ class Alone:
     def begin(self) -> None:
         """Let the other processes fold: the targets are open."""
 
+    def leave(self, _kind: object, _failure: BaseException | None, _trace: object) -> None:
+        """Let the other processes end if this one has failed."""
+
     def merge(self, state: FoldState) -> None:
         """Add to the fold what the other processes have folded."""
 

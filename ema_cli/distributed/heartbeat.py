@@ -13,8 +13,10 @@ from typing import Any
 from ema_cli.distributed.failure import Failure, lost
 
 BEAT_SECONDS = 0.5
-LOST_SECONDS = 7
+LOST_SECONDS = 6
 """A process without a sign of life for so long is lost."""
+_LONG_SECONDS = 3
+"""If this process did not look for so long, it was stopped itself, and the others may have been, too."""
 _FAILED = "failed"
 
 
@@ -42,6 +44,7 @@ class Heartbeat:
         self._watched = list(range(1, size)) if rank == 0 else [0]
         self._connect = connect
         self._beats = 0
+        self._looked = 0.0
         self._seen: dict[int, tuple[str, float]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -77,6 +80,9 @@ class Heartbeat:
             return
         found = store.multi_get([f"beat/{rank}" for rank in self._watched])
         now, done = time.monotonic(), 0
+        if now - self._looked > _LONG_SECONDS:
+            self._seen.clear()
+        self._looked = now
         for rank, sign in zip(self._watched, (one.decode() for one in found), strict=True):
             done += int(sign.split()[1])
             if self._seen.get(rank, ("", 0.0))[0] != sign:

@@ -1,6 +1,8 @@
-"""Rank 0: it checks, plans and publishes as a process that is alone does, and the other ranks fold their shares for it."""
+"""Rank 0: it checks, plans and publishes as a process that is alone does; the others fold their shares for it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from ema_cli.distributed.alone import Alone
 from ema_cli.distributed.compared_plans import describe_plan, refuse_other_plans
@@ -21,10 +23,17 @@ from ema_cli.write.target import Target
 
 
 class Leader(Alone):
-    """See ``Alone``; every method but ``release`` raises ``PeerFailed`` if another process has failed."""
+    """See ``Alone``; every method but ``release`` raises ``PeerFailed`` if another process has failed.
 
-    def __init__(self, meeting: Meeting) -> None:
+    Args:
+        meeting: of the processes.
+        report: lets the others end, because of a failure of this process.
+
+    """
+
+    def __init__(self, meeting: Meeting, report: Callable[[BaseException], object]) -> None:
         self._meeting = meeting
+        self._report = report
         self._listener: Listener = ignore
         self._progress: Progress | None = None
         self._temps: list[str] = []
@@ -88,6 +97,11 @@ class Leader(Alone):
             temps=tuple(self._temps),
         )
         self._meeting.announce(order.encoded())
+
+    def leave(self, _kind: object, failure: BaseException | None, _trace: object) -> None:
+        """Let the other processes end if this one has failed, before its outputs are removed: they write into them."""
+        if isinstance(failure, Exception):
+            self._report(failure)
 
     def merge(self, state: FoldState) -> None:
         """Add to the fold what the other processes have folded, when they have.

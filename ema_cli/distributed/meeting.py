@@ -164,7 +164,7 @@ class Meeting:
                 self._await_until([everybody[0]], time.monotonic() + _FAREWELL_SECONDS)
             self._store.set(everybody[self.rank], "")
             if self.is_first and not self._launch.hosted:
-                self._await_until(everybody, time.monotonic() + _FAREWELL_SECONDS * (0.5 if failed else 1))
+                self._await_until(everybody, time.monotonic() + (1 if failed else _FAREWELL_SECONDS))
 
     def _connect(self, *, opens: bool = False) -> Any:  # noqa: ANN401 - torch has no types for it
         """Return a connection to the store, which rank 0 opens unless the launcher has.
@@ -208,6 +208,10 @@ class Meeting:
         except UsageError as error:
             self.fail(Failure(rank=self.rank, kind="UsageError", message=error.message, hint=error.hint))
             raise
+        except BaseException as error:
+            message = f"rank {self.rank} was interrupted before all were there ({type(error).__name__})"
+            self.fail(Failure(rank=self.rank, kind="UsageError", message=message))
+            raise
         places = json.loads(self._read("all"))
         self.hosts = tuple(host for host, _ in places)
         self._cores = tuple(map(str, places))
@@ -216,6 +220,7 @@ class Meeting:
         keys = [f"here/{rank}" for rank in range(self.size)]
 
         def look() -> None:
+            self._look_for_failure()
             missing = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
             patience.say(f"waiting for ranks {shortlist(missing)} of {self.size}. {alone(self._launch.launcher)}")
             self._refuse_late(f"ranks {shortlist(missing)} did not come", RENDEZVOUS_SECONDS)
@@ -223,9 +228,13 @@ class Meeting:
         self._wait(keys, look)
         return [json.loads(self._take(key)) for key in keys]
 
+    def _look_for_failure(self) -> None:
+        with self._blaming_first():
+            if self._store.check([_FAILED]):
+                raise PeerFailed(Failure.decoded(self._store.get(_FAILED)))
+
     def _look_for_first(self) -> None:
-        if self._store.check([_FAILED]):
-            raise PeerFailed(Failure.decoded(self._store.get(_FAILED)))
+        self._look_for_failure()
         self._refuse_late("rank 0 did not come", RENDEZVOUS_SECONDS + _FAREWELL_SECONDS)
 
     def _refuse_late(self, who: str, seconds: float) -> None:
@@ -288,7 +297,8 @@ class Meeting:
             yield
         except RuntimeError as error:
             self.raise_if_failed()
-            raise PeerFailed(lost(_FIRST, "its store cannot be reached")) from error
+            self._beat.lost_first = True
+            raise PeerFailed(lost(_FIRST, f"its store cannot be reached ({type(error).__name__})")) from error
 
 
 class _Patience:

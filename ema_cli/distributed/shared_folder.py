@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.shared_file import SharedFile, gather_written, part_of
-from ema_cli.records.files import FileRole, PlannedFile, Written
+from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
@@ -75,7 +75,7 @@ class SharedFolder(OutputFolder):
 
     def finish(self) -> Written:
         """Finish all files; return their descriptions in rank 0, and nothing in others."""
-        done = []
+        done: list[WrittenFile] = []
         for file, shard in zip(self._shared, self._shards, strict=True):
             if file.part.takes_part:
                 done += shard.finish()

@@ -1,0 +1,105 @@
+"""One average in several ranks: the bytes and the report of one process, whatever their number."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ema_cli
+from tests.helpers.ranks import average_in_ranks
+
+SMALL_BLOCKS = 200_000
+"""Bytes of the buffers: tensors have many blocks."""
+
+
+def state(step: int) -> dict[str, torch.Tensor]:
+    """Return a model with a large tensor, small ones, a constant, integers and tied tensors."""
+    generator = torch.Generator().manual_seed(step)
+    made = {f"layers.{i}.weight": torch.randn(40, 77, generator=generator) for i in range(3)}
+    made |= {f"norms.{i}": torch.randn(16, generator=generator) for i in range(30)}
+    made["large"] = torch.randn(300, 500, generator=generator).bfloat16()
+    made["constant"] = torch.full((90, 500), 1 / 3) + torch.arange(500) * 0.1
+    made["complex"] = torch.randn(50, 60, generator=generator, dtype=torch.complex64)
+    made["empty"] = torch.zeros(0, 4)
+    made["count"] = torch.tensor(step)
+    made["mask"] = torch.arange(50_000) % 3
+    return made
+
+
+@pytest.fixture(scope="module", params=["pt", "safetensors"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four checkpoints."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    folder.mkdir()
+    for step in (1, 2, 3, 4):
+        made = state(step)
+        if request.param == "pt":
+            torch.save({**made, "tied": made["layers.0.weight"], "view": made["large"][:100]}, folder / f"s_{step}.pt")
+        else:
+            save_file(made, folder / f"s_{step}.safetensors")
+    return folder
+
+
+def found(report: Any) -> dict[str, Any]:
+    """Return a report without its command, environment, times, and the names of the outputs."""
+    document = dataclasses.asdict(report)
+    for own in ("command", "environment"):
+        del document[own]
+    for own in ("seconds", "fold_seconds", "peak_memory_bytes", "throughput_bytes_per_second"):
+        del document["summary"][own]
+    for average in document["averages"]:
+        for file in (average["output"], *average["output"]["files"]):
+            file["modified_ns"] = None
+        average["output"]["path"] = None
+    return document
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_bytes_and_findings_are_those_of_one_process(run: Path, tmp_path: Path, count: int) -> None:
+    """One file with two averages, whose tensors are cut between the ranks."""
+    options: dict[str, Any] = {"decay": [0.9, 0.5], "max_memory": SMALL_BLOCKS, "threads": 2}
+    alone = ema_cli.average(run, output=tmp_path / "a_{decay}.safetensors", **options)
+    together, _ = average_in_ranks(count, [run], output=tmp_path / "b_{decay}.safetensors", **options)
+    for decay in ("0.9", "0.5"):
+        name = f"{decay}.safetensors"
+        assert (tmp_path / f"b_{name}").read_bytes() == (tmp_path / f"a_{name}").read_bytes()
+    assert found(together) == found(alone)
+    assert len(together.environment.ranks) == count
+    assert min(share.read_bytes for share in together.environment.ranks) > 0
+
+
+@pytest.mark.parametrize("size", ["300KB", "1MB"])
+def test_a_folder_has_the_same_files(run: Path, tmp_path: Path, size: str) -> None:
+    """Files that one rank writes, and files that several write; the index and the digests are the same."""
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS, "max_shard_size": size, "threads": 1}
+    alone = ema_cli.average(run, output=tmp_path / "a", **options)
+    together, _ = average_in_ranks(3, [run], output=tmp_path / "b", **options)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    assert found(together) == found(alone)
+
+
+def test_more_ranks_than_tensors(tmp_path: Path) -> None:
+    """Some ranks have nothing to do."""
+    for step in (1, 2):
+        save_file({"w": torch.full((3,), float(step)), "n": torch.tensor(step)}, tmp_path / f"s_{step}.safetensors")
+    series = sorted(tmp_path.glob("s_*"))
+    ema_cli.average(series, decay=0.5, output=tmp_path / "a.safetensors")
+    average_in_ranks(4, series, decay=0.5, output=tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_up_to_date(run: Path, tmp_path: Path) -> None:
+    """The second run writes nothing, and every rank ends."""
+    options: dict[str, Any] = {"decay": 0.9, "output": tmp_path / "ema.safetensors"}
+    average_in_ranks(2, [run], **options)
+    before = (tmp_path / "ema.safetensors").stat()
+    _, raised = average_in_ranks(2, [run], **options)
+    assert (tmp_path / "ema.safetensors").stat() == before
+    assert raised == [None, None]
