@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -63,6 +64,13 @@ class Pair:
     def _start(self, host: Host, command: Sequence[str], variables: Mapping[str, str]) -> None:
         self.processes.append(host.start(command, self.folder / f"{host.name}.log", variables))
 
+    def wait_for_ranks(self, since: float) -> float:
+        """Wait until all ranks have ended; return the seconds since then. Launchers may need longer."""
+        deadline = time.monotonic() + _MOST_SECONDS
+        while any(_has_rank(process) for process in self.processes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return time.monotonic() - since
+
     def wait(self) -> list[int | None]:
         """Wait until all have ended; return their statuses, ``None`` for those that had to be killed."""
         deadline, statuses = time.monotonic() + _MOST_SECONDS, list[int | None]()
@@ -87,7 +95,7 @@ class Row:
     tried: str
     statuses: Sequence[int | None]
     seconds: float
-    """Of the whole run, or from the failure to the end of all."""
+    """Of the whole run, or from the failure to the end of all ranks."""
     problems: Sequence[str]
     said: str = ""
 
@@ -153,13 +161,6 @@ class Trial:
         return problems + ([] if self.files() == self.right[name] else ["the next run wrote other bytes"])
 
 
-def rows(trial: Trial) -> Iterator[Row]:
-    """Yield all rows of the table."""
-    yield from _without_faults(trial)
-    yield from _with_failures(trial)
-    yield from _with_differences(trial)
-
-
 def _without_faults(trial: Trial) -> Iterator[Row]:
     for name in _OUTPUTS:
         for way, ranks in (("c10d", 1), ("c10d", 2), ("static", 1), ("alone", 1)):
@@ -182,10 +183,10 @@ def _with_failures(trial: Trial) -> Iterator[Row]:
             trial.clear()
             pair = trial.pair()
             pair.alone(trial.command(name))
-            _wait_for_fold(trial)
+            _wait_for_fold(trial, pair)
             sent = time.monotonic()
             pair.processes[number].send_signal(kind)
-            statuses, took = pair.wait(), time.monotonic() - sent
+            took, statuses = pair.wait_for_ranks(sent), pair.wait()
             yield _failed(
                 f"{kind.name} to the rank on the {_PLACES[number]} host, no launcher", trial, pair, statuses, took
             )
@@ -193,27 +194,36 @@ def _with_failures(trial: Trial) -> Iterator[Row]:
         trial.clear()
         pair = trial.pair()
         pair.torchrun(trial.command(name), 2, "c10d")
-        _wait_for_fold(trial)
+        _wait_for_fold(trial, pair)
         sent = time.monotonic()
         _kill_all(pair.processes[number].pid)
-        statuses, took = pair.wait(), time.monotonic() - sent
+        took, statuses = pair.wait_for_ranks(sent), pair.wait()
         yield _failed(f"SIGKILL to all processes on the {_PLACES[number]} host, torchrun", trial, pair, statuses, took)
-    trial.clear()
-    pair = trial.pair()
-    pair.alone(trial.command(name))
-    _wait_for_fold(trial)
-    sent = time.monotonic()
-    trial.hosts[1].cut_off()
-    statuses, took = pair.wait(), time.monotonic() - sent
-    trial.hosts[1].connect()
-    yield _failed("the network between the hosts is cut, no launcher", trial, pair, statuses, took)
+
+
+def _with_a_cut(trial: Trial) -> Iterator[Row]:
+    name = "ema.safetensors"
+    for way in ("alone", "c10d"):
+        trial.clear()
+        pair = trial.pair()
+        if way == "alone":
+            pair.alone(trial.command(name))
+        else:
+            pair.torchrun(trial.command(name), 1, way)
+        _wait_for_fold(trial, pair)
+        sent = time.monotonic()
+        trial.hosts[1].cut_off()
+        took, statuses = pair.wait_for_ranks(sent), pair.wait()
+        trial.hosts[1].connect()
+        launcher = "no launcher" if way == "alone" else "torchrun"
+        yield _failed(f"the network between the hosts is cut, {launcher}", trial, pair, statuses, took)
 
 
 _PLACES = ("first", "second")
 
 
 def _failed(tried: str, trial: Trial, pair: Pair, statuses: Sequence[int | None], took: float) -> Row:
-    problems = [] if all(status != 0 and status is not None for status in statuses) else [f"statuses {statuses}"]
+    problems = [f"ended with {statuses}"] if 0 in statuses or took > _MOST_SECONDS else []
     said = pair.said()
     return Row(tried, statuses, took, [*problems, *trial.nothing_new("ema.safetensors")], said)
 
@@ -238,16 +248,24 @@ _OTHER_INPUTS = f'mount --bind {SHARED}/fewer {SHARED}/inputs && exec "$0" "$@"'
 _OTHER_OUTPUT = f'mount -t tmpfs none {SHARED}/out && exec "$0" "$@"'
 
 
-def _wait_for_fold(trial: Trial) -> None:
+def _has_rank(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether a process is a rank that has not ended, or has started one."""
+    if process.poll() is not None:
+        return False
+    command = ["ps", "-o", "stat=,args=", "--pid", str(process.pid), "--ppid", str(process.pid)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return any("-m ema_cli" in line and not line.startswith("Z") and "distributed.run" not in line for line in listed)
+
+
+def _wait_for_fold(trial: Trial, pair: Pair) -> None:
     """Wait until the temporary file of the output has data."""
-    deadline = time.monotonic() + _MOST_SECONDS
-    while time.monotonic() < deadline:
+    while not any(process.poll() is not None for process in pair.processes):
         for path in (trial.root / "out").glob(".*"):
             with contextlib.suppress(OSError):
                 if path.stat().st_blocks > 0 and path.stat().st_size > 1_000_000:
-                    time.sleep(0.02)
                     return
         time.sleep(0.002)
+    raise SystemExit(f"ended before it folded: {pair.wait()}, {pair.said()}")
 
 
 def _kill_all(parent: int) -> None:
@@ -259,16 +277,29 @@ def _kill_all(parent: int) -> None:
         os.kill(parent, signal.SIGKILL)
 
 
+_PARTS = {"without faults": _without_faults, "failures": _with_failures, "cut": _with_a_cut, "other": _with_differences}
+
+
+def rows(trial: Trial, only: str | None) -> Iterator[Row]:
+    """Yield all rows of the table, or those of a part."""
+    for name, part in _PARTS.items():
+        if only in (None, name):
+            yield from part(trial)
+
+
 def main() -> None:
     """Print the table; exit 1 if a row has a problem."""
-    failed = False
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=_PARTS)
+    parser.add_argument("--verbose", action="store_true", help="print what the ranks said")
+    given, failed = parser.parse_args(), False
     with tempfile.TemporaryDirectory(prefix="two-hosts-") as folder, two_hosts(Path(folder)) as hosts:
         print("| tried | exit codes | seconds | problems |\n|---|---|---:|---|", flush=True)
-        for row in rows(Trial(Path(folder), hosts)):
+        for row in rows(Trial(Path(folder), hosts), given.only):
             failed = failed or bool(row.problems)
-            ends = ", ".join(map(str, row.statuses))
+            ends = ", ".join("none" if status is None else str(status) for status in row.statuses)
             print(f"| {row.tried} | {ends} | {row.seconds:.1f} | {'; '.join(row.problems) or 'none'} |", flush=True)
-            if "--verbose" in sys.argv:
+            if given.verbose:
                 print(row.said, file=sys.stderr, flush=True)
     sys.exit(failed)
 
