@@ -56,7 +56,7 @@ def carry_out(
     read_bytes = plan.read_bytes
     make_lane = lane_maker(ranks.device(plan.device), plan)
     with ExitStack() as unpublished:
-        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced, ranks)
+        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced=replaced, ranks=ranks)
         ranks.begin()
         unpublished.push(ranks.leave)
         done = resumption.done if resumption else []
@@ -108,13 +108,16 @@ def _open_targets(
     options: Options,
     listener: Listener,
     unpublished: ExitStack,
+    *,
     replaced: Mapping[Path, OldFolder],
     ranks: Alone,
 ) -> tuple[Sequence[Target], Resumption | None]:
     """Open the outputs; ``unpublished`` discards them. With ``--resume``, continue an interrupted run."""
     if not options.resume:
         old = [replaced.get(output.path) if isinstance(output.path, Path) else None for output in plan.outputs]
-        targets = [ranks.make_target(output, folder) for output, folder in zip(plan.outputs, old, strict=True)]
+        targets = [
+            ranks.make_target(output, folder, listener) for output, folder in zip(plan.outputs, old, strict=True)
+        ]
         _report_spooling(plan, listener)
         for target in targets:
             unpublished.callback(target.discard)

@@ -23,7 +23,7 @@ from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
 
 if TYPE_CHECKING:
-    from ema_cli.distributed.member import Member
+    from ema_cli.distributed.assistant import Assistant
 
 _MOST_COMMANDS = 3
 """Alternatives that a hint shows."""
@@ -94,7 +94,8 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options, *, writes
             proposed = replace(options, **proposal.changes)
             if proposal.runs and proposed.lacks_decay:  # a batch does not show the choices
                 continue
-            tries = [replace(proposed, paths=(run,), output=None, report=()) for run in proposal.runs] or [proposed]
+            output = proposed.output if proposed.output_format == "same" else None  # it is named like a checkpoint
+            tries = [replace(proposed, paths=(run,), output=output, report=()) for run in proposal.runs] or [proposed]
             for one in tries:
                 with ExitStack() as opened:
                     _make_plan(replace(one, method=("uniform",)) if one.lacks_decay else one, ignore, opened)
@@ -135,15 +136,15 @@ def run_average(
     return Outcome(report=report, up_to_date=False)
 
 
-def assist_average(options: Options, member: Member) -> None:
+def assist_average(options: Options, assistant: Assistant) -> None:
     """Plan the same average as rank 0 of several processes, and fold and write a part of it.
 
     Raises:
         EmaAvgError: as ``run_average`` does.
 
     """
-    with planned(options, member.listen, writes=True) as made:
-        member.assist(made, options)
+    with planned(options, assistant.listen, writes=True) as made:
+        assistant.assist(made, options)
 
 
 def examine(plan: Plan, options: Options, locks: ExitStack | None = None) -> tuple[Plan, Preflight]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
+from tests.helpers.folders import write_shards
 from tests.helpers.ranks import average_in_ranks
 
 SMALL_BLOCKS = 200_000
@@ -101,5 +103,39 @@ def test_up_to_date(run: Path, tmp_path: Path) -> None:
     average_in_ranks(2, [run], **options)
     before = (tmp_path / "ema.safetensors").stat()
     _, raised = average_in_ranks(2, [run], **options)
-    assert (tmp_path / "ema.safetensors").stat() == before
+    after = (tmp_path / "ema.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert raised == [None, None]
+
+
+def test_a_copy_of_the_last_checkpoint(tmp_path: Path) -> None:
+    """``--format same``: everything but the averages is copied once, and the checksums are right."""
+    for step in (1, 2, 3):
+        made = state(step)
+        torch.save({"model": made, "optimizer": {"m": torch.randn(500)}, "step": step}, tmp_path / f"s_{step}.pt")
+    series = sorted(tmp_path.glob("s_*"))
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS}
+    alone = ema_cli.average(series, output=tmp_path / "a.pt", **options)
+    together, _ = average_in_ranks(3, series, output=tmp_path / "b.pt", **options)
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        assert archive.testzip() is None
+    assert found(together) == found(alone)
+
+
+@pytest.mark.parametrize("form", ["dcp", "same"])
+def test_a_folder_of_another_format(run: Path, tmp_path: Path, form: str) -> None:
+    """Tensors have their places in the files of a folder."""
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS}
+    series = [run]
+    if form == "same":
+        series = [tmp_path / f"checkpoint-{step}" for step in (1, 2)]
+        for step, folder in enumerate(series, 1):
+            write_shards(folder, state(step))
+            (folder / "config.json").write_text("{}")
+    alone = ema_cli.average(series, output=tmp_path / "a", format=form, **options)
+    together, _ = average_in_ranks(3, series, output=tmp_path / "b", format=form, **options)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    assert found(together) == found(alone)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 # Typer vendors Click and keeps the base of its own usage errors private; the version is pinned below 0.29.
@@ -17,10 +18,10 @@ from typer._click.exceptions import ClickException, NoSuchOption
 from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.exit import ExitCode, explain
+from ema_cli.cli.exit import DEBUG_VARIABLE, ExitCode, explain
+from ema_cli.cli.group import is_average
 from ema_cli.cli.process import Terminated, guarded
-from ema_cli.cli.silent_ranks import be_silent
-from ema_cli.distributed.launch import find_launch
+from ema_cli.distributed.launch import Launch, alone, find_launch
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.naming import nearest
@@ -39,7 +40,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     launch = find_launch(os.environ)
     if launch is not None and launch.rank:
-        be_silent(launch, arguments)
+        _be_silent(launch, arguments)
     service = detect(_ci_mode(arguments), os.environ)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
     console.begin()
@@ -53,6 +54,16 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _be_silent(launch: Launch, arguments: Sequence[str]) -> None:
+    """Print nothing, unless for debugging: rank 0 does. End if the command is one for rank 0 alone."""
+    if not is_average(arguments):
+        place = f"rank {launch.rank} of {launch.size}"
+        sys.stderr.write(f"{place} leaves this command to rank 0. {alone(launch.launcher)}\n")
+        sys.exit(ExitCode.OK)
+    if not os.environ.get(DEBUG_VARIABLE):
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open to the end
 
 
 def _attempt(arguments: Sequence[str], console: Console) -> int:

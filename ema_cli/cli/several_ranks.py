@@ -7,14 +7,13 @@ from collections.abc import Callable
 from ema_cli import errors
 from ema_cli.cli.console import Console
 from ema_cli.cli.exit import explain
-from ema_cli.cli.process import Terminated
-from ema_cli.cli.silent_ranks import speak_again
+from ema_cli.cli.process import Terminated, speak_again
+from ema_cli.distributed.assistant import Assistant
 from ema_cli.distributed.devices_of_ranks import with_own_threads
 from ema_cli.distributed.failure import Failure, PeerFailed
 from ema_cli.distributed.launch import Launch
 from ema_cli.distributed.leader import Leader
 from ema_cli.distributed.meeting import Meeting
-from ema_cli.distributed.member import Member
 from ema_cli.options.average import Options
 from ema_cli.pipeline import assist_average
 
@@ -36,7 +35,7 @@ def average_together(
         if meeting.is_first:
             lead(options, Leader(meeting, lambda met: _report(met, meeting)))
         else:
-            assist_average(options, Member(meeting))
+            assist_average(options, Assistant(meeting))
     except PeerFailed as ended:
         if meeting.lost_first and meeting.rank == 1:
             speak_again()

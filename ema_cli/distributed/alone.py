@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ema_cli.events import Listener
-from ema_cli.fold.schedule import Stretch
-from ema_cli.fold.state import FoldState
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.ranks import RankShare
-from ema_cli.write.make_target import make_target
-from ema_cli.write.old_folder import OldFolder
-from ema_cli.write.target import Target
+
+if TYPE_CHECKING:  # numpy, not needed to plan
+    from ema_cli.fold.schedule import Stretch
+    from ema_cli.fold.state import FoldState
+    from ema_cli.write.old_folder import OldFolder
+    from ema_cli.write.target import Target
 
 
 class Alone:
@@ -37,9 +40,11 @@ class Alone:
     def release(self) -> None:
         """Let the other processes end: there is nothing to do."""
 
-    def make_target(self, output: PlannedOutput, old: OldFolder | None) -> Target:
-        """Return the target of an output, which replaces the folder ``old``."""
-        return make_target(output, old)
+    def make_target(self, output: PlannedOutput, old: OldFolder | None, listener: Listener) -> Target:
+        """Return the target of an output, which replaces the folder ``old``; ``listener`` hears about copies."""
+        from ema_cli.write.make_target import make_target  # noqa: PLC0415 - not needed to plan
+
+        return make_target(output, old, listener)
 
     def begin(self) -> None:
         """Let the other processes fold: the targets are open."""

@@ -40,6 +40,7 @@ def describe_plan(plan: Plan, options: Options) -> bytes:
                 str(output.path),
                 output.weighting.weights,
                 [(file.name, file.header.hex(), file.begin, file.data_bytes) for file in output.files],
+                [(file.name, file.nbytes) for file in (output.placement.files if output.placement else ())],
             )
             for output in plan.outputs
         ),

@@ -83,9 +83,9 @@ class Leader(Alone):
         """Let the other processes end: there is nothing to do."""
         self._meeting.announce(Order.nothing())
 
-    def make_target(self, output: PlannedOutput, old: OldFolder | None) -> Target:
-        """Return the target of an output, which replaces the folder ``old``."""
-        target = make_shared(output, self._places, self._meeting, old)
+    def make_target(self, output: PlannedOutput, old: OldFolder | None, listener: Listener) -> Target:
+        """Return the target of an output, which replaces the folder ``old``; ``listener`` hears about copies."""
+        target = make_shared(output, self._places, self._meeting, old=old, listener=listener)
         self._temps.append(name_of(target))
         return target
 

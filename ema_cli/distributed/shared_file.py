@@ -72,11 +72,6 @@ class SharedFile(OutputFile):
         self._reserved = True
         self._sha256 = ""
 
-    @property
-    def temp(self) -> Path:
-        """The path of the file until it is published."""
-        return self._temp
-
     def make(self) -> None:
         """Make the file and take its space, before any process opens it."""
         with Writing(self.path):
@@ -91,12 +86,8 @@ class SharedFile(OutputFile):
 
         """
         before = self._before
-        if not self._makes and not os.path.lexists(self._temp):
-            folder = quoted(str(self._temp.parent.absolute()))
-            raise OutputError(
-                f"the output that rank 0 has begun is not in {folder} of this host",
-                hint="write to a folder that all hosts share",
-            )
+        if not self._makes:
+            refuse_missing(self._temp)
         super().open()
         self._before = before
 
@@ -123,25 +114,6 @@ class SharedFile(OutputFile):
     def adopt(self, written: WrittenFile) -> None:
         """Take over the description that the owner has made, to publish the file."""
         self._written = written
-
-    def check(self, written: WrittenFile) -> None:
-        """Give the file its permissions, and raise if it is not as its owner has left it.
-
-        It is opened, which makes NFS ask its server.
-
-        Raises:
-            OutputError: it was changed, or is not there.
-
-        """
-        with Writing(self.path):
-            descriptor = os.open(self._temp, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if (permissions := self._permissions()) is not None:
-                    permissions.set_on(descriptor)
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            refuse_changed(self._temp, written)
 
     def discard(self) -> None:
         """Remove the file in the process that has made it; close it in others."""
@@ -176,8 +148,40 @@ class SharedSingle(SharedFile):
         found = gather_written(self._meeting, done)
         if found:
             self.adopt(found[0])
-            self.check(found[0])
+            check_finished(self, found[0])
         return Written(files=tuple(found))
+
+
+def refuse_missing(temp: Path) -> None:
+    """Raise unless this process sees a file that rank 0 has made.
+
+    Raises:
+        OutputError: it does not.
+
+    """
+    if not os.path.lexists(temp):
+        raise OutputError(
+            f"the output that rank 0 has begun is not in {quoted(str(temp.parent.absolute()))} of this host",
+            hint="write to a folder that all hosts share",
+        )
+
+
+def check_finished(file: OutputFile, written: WrittenFile) -> None:
+    """Give a file its permissions, in rank 0, and raise if it is not as its owner has left it.
+
+    It is opened, which makes NFS ask its server.
+
+    Raises:
+        OutputError: it was changed, or is not there.
+
+    """
+    with Writing(file.path):
+        descriptor = os.open(file.temp, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            file.set_permissions(descriptor)
+        finally:
+            os.close(descriptor)
+        refuse_changed(file.temp, written)
 
 
 def gather_written(meeting: Meeting, files: Iterable[WrittenFile]) -> list[WrittenFile]:

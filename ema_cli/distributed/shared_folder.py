@@ -8,14 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ema_cli.distributed.meeting import Meeting
-from ema_cli.distributed.shared_file import SharedFile, gather_written, part_of
+from ema_cli.distributed.shared_file import SharedFile, check_finished, gather_written, part_of
 from ema_cli.records.files import FileRole, PlannedFile, Written, WrittenFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file import OutputFile
 from ema_cli.write.folder import OutputFolder
 from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.old_folder import OldFolder
-from ema_cli.write.publish import Writing, sync_folder
 
 
 class SharedFolder(OutputFolder):
@@ -42,11 +41,6 @@ class SharedFolder(OutputFolder):
         self._places = places
         self._shared: list[SharedFile] = []
         super().__init__(output, old, temp=temp)
-
-    @property
-    def temp(self) -> Path:
-        """The path of the folder until it is published."""
-        return self._temp
 
     def _make_file(self, planned: PlannedFile, role: FileRole) -> OutputFile:
         if role is not FileRole.WEIGHTS:
@@ -85,19 +79,16 @@ class SharedFolder(OutputFolder):
                 done.append(file.complete())
             file.close()
         found = gather_written(self._meeting, done)
-        return self._complete(Written(files=tuple(found))) if self._meeting.is_first else Written(files=())
+        return self._complete(found) if self._meeting.is_first else Written(files=())
 
-    def _complete(self, shards: Written) -> Written:
+    def _complete(self, shards: list[WrittenFile]) -> Written:
         """Write the side files, make the folder durable, and return the description of all."""
-        by_name = {one.name: one for one in shards.files}
+        by_name = {one.name: one for one in shards}
         for file in self._shared:
-            file.check(by_name[file.path.name])
+            check_finished(file, by_name[file.path.name])
         sides = [self._write_side_file(side) for side in self._output.beside]
-        files = sorted((*shards.files, *sides), key=lambda file: file.name)
-        self._written = Written(files=tuple(files), folder=True)
-        with Writing(self.path):
-            sync_folder(self._temp)
-        return self._written
+        files = sorted((*shards, *sides), key=lambda file: file.name)
+        return self._conclude(Written(files=tuple(files), folder=True))
 
     def discard(self) -> None:
         """Remove the folder in rank 0; close its files in others."""

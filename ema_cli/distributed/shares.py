@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ema_cli.distributed.file_systems import is_coherent
 from ema_cli.fold.schedule import Stretch
 from ema_cli.fold.stretch import cut_plan, read_bytes_of
-from ema_cli.records.plan import Plan
+from ema_cli.records.plan import Plan, PlannedOutput
 
 _MOST_UNEVEN = 1.15
 """A share may be so many times the mean where processes then write whole files."""
@@ -20,7 +20,7 @@ def share_out(plan: Plan, hosts: Sequence[str]) -> list[Stretch]:
     end there in any case if the file system does not let several hosts write one file.
     """
     count = len(hosts)
-    begins = [file.begin for file in plan.outputs[0].files]
+    begins = _begins(plan.outputs[0])
     if len(begins) > 1:
         whole_files = cut_plan(plan, count, begins)
         sizes = [read_bytes_of(plan, stretch) for stretch in whole_files]
@@ -28,3 +28,14 @@ def share_out(plan: Plan, hosts: Sequence[str]) -> list[Stretch]:
         if is_even or (len(set(hosts)) > 1 and not all(is_coherent(output.local) for output in plan.outputs)):
             return whole_files
     return cut_plan(plan, count)
+
+
+def _begins(output: PlannedOutput) -> list[int]:
+    """Return where the tensors of each file begin in the data section."""
+    if output.placement is None:
+        return [file.begin for file in output.files]
+    first: dict[int, int] = {}
+    for tensor in output.placement.tensors:
+        for place in tensor.places:
+            first[place.file] = min(tensor.begin, first.get(place.file, tensor.begin))
+    return sorted(set(first.values()))

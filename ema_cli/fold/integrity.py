@@ -75,7 +75,7 @@ class IntegrityCheck:
             _refuse(source, record, found)
 
     def parts(self, files: Mapping[int, tuple[int, int]]) -> Iterator[RecordPart]:
-        """Yield the bytes of the records that are not complete. ``files``: checkpoint and file by the source's ``id``."""
+        """Yield the bytes of unfinished records. ``files``: checkpoint and file of each source, by its ``id``."""
         for key, ranges in self._assembly.ranges().items():
             _, record = self._records[key]
             checkpoint, file = files[key[0]]

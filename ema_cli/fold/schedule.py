@@ -72,7 +72,7 @@ def whole(plan: Plan) -> Stretch:
 
 
 class Schedule:
-    """Hands out the blocks and runs of a stretch, each once, to any number of threads; skips the tensors in ``done``."""
+    """Hands out the blocks and runs of a stretch, each once, to any threads; skips the tensors in ``done``."""
 
     def __init__(self, plan: Plan, done: frozenset[int] = frozenset(), stretch: Stretch | None = None) -> None:
         self._plan = plan

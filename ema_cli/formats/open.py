@@ -75,6 +75,7 @@ def open_checkpoint(
         warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
         dropped=structure.dropped,
+        paths=structure.paths,
         side_files=structure.side_files,
         stem=structure.stem,
     )

@@ -16,7 +16,7 @@ from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.options.stored_method import store_method
 from ema_cli.planning.shards import plan_files
-from ema_cli.records.files import PlannedFile, SideFile
+from ema_cli.records.files import Placement, PlannedFile, SideFile
 from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
 from ema_cli.records.series import Series
@@ -44,7 +44,8 @@ def plan_outputs(
 
     """
     if options.output_format != "safetensors":
-        return _distinct(_plan_placed(weighting, series, tensors, options) for weighting in weightings)
+        placement = _place(weightings, series, tensors, options)
+        return _distinct(_plan_placed(weighting, series, placement, options) for weighting in weightings)
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
@@ -64,27 +65,31 @@ def _distinct(planned: Iterable[PlannedOutput]) -> tuple[PlannedOutput, ...]:
     return outputs
 
 
-def _plan_placed(
-    weighting: Weighting, series: Series, tensors: Sequence[PlannedTensor], options: Options
-) -> PlannedOutput:
-    """Return an output that is no safetensors file."""
-    path = output_path(weighting.method, options)
+def _place(
+    weightings: Sequence[Weighting], series: Series, tensors: Sequence[PlannedTensor], options: Options
+) -> Placement:
+    """Return the files of outputs that are no safetensors files: the same for all averages."""
     if options.output_format == "same":
         from ema_cli.planning.same_format import place_in_copy  # noqa: PLC0415 - not the usual format
 
-        placement = place_in_copy(series.members, tensors, path)
-    else:
-        from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
+        return place_in_copy(weightings, series.members, tensors, options)
+    from ema_cli.planning.dcp_format import place_in_dcp, saved_paths  # noqa: PLC0415 - not the usual format
 
-        placement = place_in_dcp(tensors)
+    return place_in_dcp(tensors, saved_paths(series.members[-1].checkpoint))
+
+
+def _plan_placed(weighting: Weighting, series: Series, placement: Placement, options: Options) -> PlannedOutput:
+    """Return an output that is no safetensors file."""
     return PlannedOutput(
         weighting=weighting,
-        path=path,
+        path=output_path(weighting.method, options),
         files=(),
         folder=placement.folder,
         read_back_whole=options.read_back == "all",
+        beside=placement.beside,
         format=options.output_format,
         placement=placement,
+        fingerprint=_options_fingerprint(weighting.method, series, options),
     )
 
 
@@ -97,12 +102,19 @@ def _plan_output(
     *,
     side_files: Sequence[SideFile],
 ) -> PlannedOutput:
-    metadata = {**shared, **_metadata(weighting.method, series, options)}
+    fingerprint = _options_fingerprint(weighting.method, series, options)
+    metadata = {**shared, **_metadata(weighting.method, series, options, fingerprint)}
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
         whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
-        return PlannedOutput(weighting=weighting, path=path, files=(whole,), read_back_whole=options.read_back == "all")
+        return PlannedOutput(
+            weighting=weighting,
+            path=path,
+            files=(whole,),
+            read_back_whole=options.read_back == "all",
+            fingerprint=fingerprint,
+        )
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
     return PlannedOutput(
@@ -112,6 +124,7 @@ def _plan_output(
         folder=True,
         read_back_whole=options.read_back == "all",
         beside=(*index, *side_files),
+        fingerprint=fingerprint,
     )
 
 
@@ -140,7 +153,7 @@ def _run_fields(options: Options) -> dict[str, object]:
     return run_fields(run)
 
 
-def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
+def _metadata(method: Method, series: Series, options: Options, fingerprint: str) -> dict[str, str]:
     """Return the metadata of an output."""
     folded = series.folded
     steps = [checkpoint.step for checkpoint in folded if checkpoint.step is not None]
@@ -155,7 +168,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
         "first_step": steps[0] if known else None,
         "last_step": steps[-1] if known else None,
-        "options_fingerprint": _options_fingerprint(method, series, options),
+        "options_fingerprint": fingerprint,
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
     if series.timeline.after_live:

@@ -11,7 +11,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.options.output_options import OutputFormat
 from ema_cli.record import record
-from ema_cli.records.files import FileRole, PlannedFile, Placement, SideFile
+from ema_cli.records.files import FileRole, Placement, PlannedFile, SideFile
 from ema_cli.records.series import Checkpoint, Series
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.storage.extents import Located, TensorLayout
@@ -100,7 +100,19 @@ class PlannedOutput:
     """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
     format: OutputFormat = "safetensors"
     placement: Placement | None = None
-    """The files of an output in another format, which has no ``files`` and nothing ``beside``."""
+    """The files of an output in another format, which has no ``files``."""
+    fingerprint: str = ""
+    """Hash of every option that decides the bytes; empty for a copy of one checkpoint."""
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The files of a folder by name, with their sizes; ``None`` for safetensors, whose header may grow."""
+        placed = () if self.placement is None else self.placement.files
+        return {
+            **dict.fromkeys(file.name for file in self.files),
+            **{side.name: side.nbytes for side in self.beside},
+            **{file.name: file.nbytes for file in placed},
+        }
 
     @property
     def local(self) -> Path:

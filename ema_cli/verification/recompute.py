@@ -91,7 +91,8 @@ def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | Non
     wrong = np.flatnonzero(expected.view(bits) != found.view(bits))
     if dtype.averaged and len(wrong):
         parts = (raw.view(bits)[wrong].view(np.uint8) for raw in (expected, found))
-        x, y = (numbers_in(part, dtype).reshape(len(wrong), -1) for part in parts)
+        with np.errstate(invalid="ignore"):  # a signaling NaN
+            x, y = (numbers_in(part, dtype).reshape(len(wrong), -1) for part in parts)
         wrong = wrong[~((np.isnan(x) & np.isnan(y)) | (x.view(np.uint64) == y.view(np.uint64))).all(axis=1)]
     if not len(wrong):
         return None

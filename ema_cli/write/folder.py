@@ -46,6 +46,11 @@ class OutputFolder(FolderFiles[OutputFile]):
         self._written: Written | None = None
         self._published = False
 
+    @property
+    def temp(self) -> Path:
+        """The path of the folder until it is published."""
+        return self._temp
+
     def _make_file(self, planned: PlannedFile, role: FileRole) -> OutputFile:
         temp = self._temp / planned.name
         path = self.path / planned.name
@@ -62,9 +67,8 @@ class OutputFolder(FolderFiles[OutputFile]):
         with Writing(self.path):
             self._before = self._old.state if self._old else state_of(self.path)
             self._most = self._old.permissions_of_new_files() if self._old else None
-            self._temp.mkdir(mode_of_new_folder(Permissions.of(self.path)))
-            sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
-            check_space(os.statvfs(self._temp), sum(sizes))
+            self._make_folder()
+            check_space(os.statvfs(self._temp), self._bytes())
         for file in self._files:
             file.most = self._most
             file.reserve()
@@ -72,12 +76,28 @@ class OutputFolder(FolderFiles[OutputFile]):
             with Writing(self.path):
                 self._old.give_kept_files(self._temp)
 
+    def _make_folder(self) -> None:
+        self._temp.mkdir(mode_of_new_folder(Permissions.of(self.path)))
+
+    def _bytes(self) -> int:
+        """Return the size of all files together."""
+        sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
+        return sum(sizes)
+
     def finish(self) -> Written:
         """Make the folder durable and verify the bytes on the disk; it keeps its temporary name."""
-        self._written = super().finish()
+        return self._conclude(super().finish())
+
+    def _conclude(self, written: Written) -> Written:
+        """Make the folder durable, all files of which are; return their description."""
+        self._written = written
         with Writing(self.path):
-            sync_folder(self._temp)
+            self._sync()
         return self._written
+
+    def _sync(self) -> None:
+        """Make the names in the folder durable."""
+        sync_folder(self._temp)
 
     def publish(self) -> None:
         """Give the folder its name, unless another program changed a file or put a folder in its place.

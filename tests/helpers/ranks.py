@@ -1,4 +1,4 @@
-"""Several processes that average together, as torchrun starts them; or threads of this process that are as many ranks."""
+"""Processes that average together, as torchrun starts them; or threads of this process that are as many ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ema_cli.distributed.assistant import Assistant
 from ema_cli.distributed.failure import PeerFailed
 from ema_cli.distributed.launch import Launch
 from ema_cli.distributed.leader import Leader
 from ema_cli.distributed.meeting import Meeting
-from ema_cli.distributed.member import Member
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import assist_average, run_average
 from ema_cli.report.model import Report
@@ -71,7 +71,7 @@ def average_in_ranks(
                     run_average(given, ranks=Leader(meeting, lambda met: meeting.fail(failure_of(met, rank)))).report
                 )
             else:
-                assist_average(given, Member(meeting))
+                assist_average(given, Assistant(meeting))
         except PeerFailed as ended:
             return ended
         except Exception as error:  # noqa: BLE001 - as the command line does

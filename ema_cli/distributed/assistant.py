@@ -22,7 +22,7 @@ from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.plan import Plan
 
 
-class Member:
+class Assistant:
     """A rank that is not 0. Its methods raise ``PeerFailed`` if another process has failed."""
 
     def __init__(self, meeting: Meeting) -> None:
