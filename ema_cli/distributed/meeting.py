@@ -27,7 +27,7 @@ RENDEZVOUS_SECONDS = 120
 _PATIENCE_SECONDS = 5
 """After that, a message says what is waited for."""
 _CONNECT_SECONDS = 2
-_REQUEST_SECONDS = 30
+_REQUEST_SECONDS = 6
 _PIECE_BYTES = 1 << 22
 """Of a value in the store, which refuses values of 8 MiB."""
 _SHORTEST, _LONGEST = 0.005, 0.2

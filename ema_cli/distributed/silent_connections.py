@@ -1,36 +1,32 @@
-"""Connections whose other end is gone without a word, as when a node loses its network, or its power."""
+"""Connections whose other end is silent: its node lost its network or its power, or its process was stopped."""
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-SILENCE_SECONDS = 5
-"""A connection fails when its other end has not answered for so long; by default that takes a quarter of an hour."""
+SILENCE_SECONDS = 6
+"""A request fails when there is no answer for so long; by default it waits for ever, or a quarter of an hour."""
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
 def fail_in_silence(port: int) -> None:
-    """Let the connections of this process to ``port`` fail in silence. Only Linux lists them."""
+    """Let requests of this process to ``port`` fail in silence. Only Linux lists the connections."""
     if sys.platform != "linux" or not _DESCRIPTORS.is_dir():
         return
+    limit = struct.pack("ll", SILENCE_SECONDS, 0)
     for path in list(_DESCRIPTORS.iterdir()):
         with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
-            if connection.type == socket.SOCK_STREAM and _port(connection) == port:
-                _limit(connection)
+            if _port(connection) == port:
+                for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                    connection.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def _port(connection: socket.socket) -> int | None:
+    """Return the port of the other end."""
     address = connection.getpeername()
     return address[1] if isinstance(address, tuple) else None
-
-
-def _limit(connection: socket.socket) -> None:
-    """Ask the other end every second, also while nothing is sent."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_SECONDS)
