@@ -45,6 +45,7 @@ class Crew:
         self.ranks, self._nursery, self._shim = ranks, nursery, shim
         self.folder = root
         """Of the inputs and outputs, in which calls are counted."""
+        self._watch = root.with_name(f"{root.name} watched.trace")
         self._pristine = root.with_name(f"{root.name} pristine")
         shutil.copytree(self.scene.inputs, self._pristine)
         self._points, self.seconds = self._traced()
@@ -97,10 +98,22 @@ class Crew:
         shutil.rmtree(self.scene.inputs)
         shutil.copytree(self._pristine, self.scene.inputs)
 
-    def judge(self, end: End, *, earlier: bool) -> list[str]:
-        """Return the problems of the ends of all ranks, and of the outputs: the old ones, or the new ones."""
+    def watched(self) -> Orders:
+        """Return the orders of a rank whose calls are listed, for ``has_begun``."""
+        return self._tracing(self._watch)
+
+    def has_begun(self) -> bool:
+        """Return whether the watched rank has met the others: it looks at the inputs after that."""
+        return self._watch.exists()
+
+    def judge(self, end: End, *, earlier: bool, met: bool = True) -> list[str]:
+        """Return the problems of the ends of all ranks, and of the outputs: the old ones, or the new ones.
+
+        A rank that ended before it had ``met`` the others cannot be missed by them: their launcher ends them.
+        """
         scene = self.scene
         checks = {
+            f"ranks did not end by themselves: {end.statuses}, {end.stderr}": end.asked and met,
             f"ranks did not end: {end.statuses}": end.hung,
             f"torchrun left processes {end.survivors}": bool(end.survivors),
             f"ended with {end.statuses}, and the output is not the new one": 0 in end.statuses

@@ -23,6 +23,8 @@ from tests.helpers.fork_server import Running
 MOST_SECONDS = 90
 """Ranks that take longer count as hung."""
 _STEP_SECONDS = 0.005
+_GRACE_SECONDS = 25
+"""Ranks that nobody watches have this long to end after one failed; then they are asked to, as by srun."""
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
@@ -47,6 +49,8 @@ class End:
     """Seconds since the epoch: when the last one had ended."""
     survivors: Sequence[int] = ()
     """Process ids of ranks that still exist."""
+    asked: bool = False
+    """Whether ranks did not end by themselves after one had failed, and got a SIGTERM."""
 
     @property
     def hung(self) -> bool:
@@ -79,6 +83,8 @@ class AloneRanks:
         meeting = {**LOOPBACK, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
         meeting |= {"LOCAL_WORLD_SIZE": str(ranks)}
         self._running: list[Running] = []
+        self._ended: dict[int, int] = {}
+        """Statuses by rank."""
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **orders.get(rank, Orders()).variables}
             self._running.append(nursery.start(command, {**meeting, **own}))
@@ -89,18 +95,38 @@ class AloneRanks:
 
     def end(self) -> End:
         """Wait until all have ended."""
-        deadline, statuses = time.monotonic() + MOST_SECONDS, []
-        for running in self._running:
-            status = running.wait(max(0, deadline - time.monotonic()))
-            if status is None:
-                running.kill()
-                running.wait()
-            statuses.append(HUNG if status is None else status)
+        deadline, asked = time.monotonic() + MOST_SECONDS, False
+        statuses = self._ended
+        while len(statuses) < len(self._running) and time.monotonic() < deadline:
+            for rank, running in enumerate(self._running):
+                if rank not in statuses and (status := running.wait(_STEP_SECONDS)) is not None:
+                    statuses[rank] = status
+                    deadline = min(deadline, time.monotonic() + _GRACE_SECONDS) if status else deadline
+            if time.monotonic() >= deadline and not asked:
+                asked, deadline = True, time.monotonic() + _GRACE_SECONDS
+                self._signal(statuses, signal.SIGTERM)
         at = time.time()
+        self._signal(statuses, signal.SIGKILL)
         stderr = "".join(f"[{rank}] {running.output()[1]}" for rank, running in enumerate(self._running))
         for running in self._running:
             running.close()
-        return End(statuses=statuses, stderr=stderr, at=at)
+        return End(
+            statuses=[statuses.get(rank, HUNG) for rank in range(len(self._running))], stderr=stderr, at=at, asked=asked
+        )
+
+    def end_of_others(self, rank: int) -> tuple[list[int | None], float]:
+        """Wait until all but a rank have ended; return their statuses, ``None`` for one that has not, and when."""
+        deadline = time.monotonic() + MOST_SECONDS
+        for number, running in enumerate(self._running):
+            if number != rank and (status := running.wait(max(0, deadline - time.monotonic()))) is not None:
+                self._ended[number] = status
+        return [self._ended.get(number) for number in range(len(self._running)) if number != rank], time.time()
+
+    def _signal(self, ended: Mapping[int, int], number: int) -> None:
+        for rank, running in enumerate(self._running):
+            if rank not in ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(running.pid, number)
 
 
 class TorchrunRanks:

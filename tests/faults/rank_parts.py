@@ -17,8 +17,9 @@ from random import Random
 from tests.faults.calls import CALLS, HARMLESS
 from tests.faults.case import Case, wrong
 from tests.faults.crew import MOMENTS, Crew, crews_on_demand
-from tests.faults.launch import End, Orders, Ranks, TorchrunRanks
-from tests.faults.shim import EOF, KILL, RUN, SHORT, Shim
+from tests.faults.launch import AloneRanks, End, Orders, Ranks, TorchrunRanks
+from tests.faults.series import write_series
+from tests.faults.shim import EOF, KILL, RUN, SHORT, STOP, Shim
 
 COUNTS = (2, 4)
 SHAPES = ("file", "folder")
@@ -62,16 +63,19 @@ def rank_signals(root: Path, random: Random) -> Iterator[Case]:
         if whom == "start":
             orders = {victim: Orders(prefix=["sh", "-c", f"sleep {after:.3f}; kill -{number.value} $$; exit 1"])}
             end = crew.start(launcher, orders).end()
+            crew.watched()
             tried, sent = f"{_named(crew, launcher, victim)} ends before its start", None
         else:
-            ranks = crew.start(launcher)
+            ranks = crew.start(launcher, {victim: crew.watched()})
             _wait_for(ranks, victim, after)
             sent = time.time()
             _send(number, _receivers(ranks, crew, whom, victim))
             end = ranks.end()
             tried = f"{_named(crew, launcher, victim)}: {number.name} to {whom} after {after:.3f} s"
-        took = None if sent is None or not any(end.statuses) else end.at - sent
-        yield Case(tried, [*crew.judge(end, earlier=earlier), *crew.aftermath(_next(random))], took)
+        met = whom == "torchrun" or crew.has_begun()
+        took = None if sent is None or not any(end.statuses) or end.asked else end.at - sent
+        tried += "" if met else ", before it met the others"
+        yield Case(tried, [*crew.judge(end, earlier=earlier, met=met), *crew.aftermath(_next(random))], took)
 
 
 def _wait_for(ranks: Ranks, victim: int, after: float) -> None:
@@ -93,6 +97,42 @@ def _send(number: int, pids: list[int | None]) -> None:
         with contextlib.suppress(ProcessLookupError):
             if pid is not None:
                 os.kill(pid, number)
+
+
+def rank_stops(root: Path, random: Random) -> Iterator[Case]:
+    """One rank of 2 or 4 stops without a word; the others end, another run follows, and the rank wakes up again."""
+    shim, crews = crews_on_demand(root)
+    while True:
+        crew, victim, _ = _drawn(crews, random)
+        moment = random.choice(MOMENTS)
+        if (point := crew.point(victim, moment, random)) is None:
+            continue
+        earlier = random.random() < 0.7
+        crew.reset(earlier=earlier)
+        ranks = crew.start("alone", {victim: Orders(variables=shim.environment(crew.fault(point, STOP)))})
+        assert isinstance(ranks, AloneRanks)
+        statuses, at = ranks.end_of_others(victim)
+        if not shim.hit():
+            ranks.end()
+            continue
+        took = at - shim.hit_at()
+        problems = [*_after_stop(crew, statuses, earlier=earlier), *(crew.aftermath(None) if victim else [])]
+        os.kill(ranks.pid(victim), signal.SIGCONT)
+        end = ranks.end()
+        problems += wrong({f"the rank that woke up hangs: {end.stderr}": end.hung or end.asked})
+        problems += crew.aftermath(None) if victim == 0 else crew.scene.whole(earlier=earlier)
+        tried = f"{_named(crew, 'alone', victim)} stops while {moment}, {point[0]} {point[1]}"
+        yield Case(tried, problems, took if any(statuses) else None)
+
+
+def _after_stop(crew: Crew, statuses: list[int | None], *, earlier: bool) -> list[str]:
+    """Return the problems of the other ranks, which end with 0 only if the output is complete."""
+    is_new = crew.scene.outputs() == crew.scene.new
+    checks = {
+        f"the others did not end: {statuses}": None in statuses,
+        f"the others ended with {statuses}, and the output is not the new one": 0 in statuses and not is_new,
+    }
+    return [*wrong(checks), *crew.scene.whole(earlier=earlier)]
 
 
 def rank_errors(root: Path, random: Random) -> Iterator[Case]:
@@ -135,9 +175,11 @@ def rank_inputs(root: Path, random: Random) -> Iterator[Case]:
         crew.reset(earlier=earlier)
         path = random.choice(sorted(crew.scene.inputs.iterdir()))
         other = crew.folder.with_name("other")
-        _write_other(crew, other, random)
-        if _PRIVATE and random.random() < 0.5:
-            kind, launcher = random.choice(("fewer files", "another file")), "torchrun"
+        views = _PRIVATE and random.random() < 0.5
+        kind = random.choice(("fewer files", "other files") if views else _CHANGES)
+        _write_other(crew, other, sizes=kind == "other files")
+        if views:
+            launcher = "torchrun"
             if kind == "fewer files":
                 (other / path.name).unlink()
             end = crew.start(launcher, {victim: Orders(prefix=_view(other, crew.scene.inputs))}).end()
@@ -145,7 +187,6 @@ def rank_inputs(root: Path, random: Random) -> Iterator[Case]:
             problems += [] if "rank" in end.stderr else [f"no message on the ranks: {end.stderr}"]
             took = None
         else:
-            kind = random.choice(_CHANGES)
             if (point := crew.point(victim, "folding", random)) is None:
                 continue
             command = shlex.join([sys.executable, "-ES", str(_TAMPER), kind, str(path), str(other / path.name)])
@@ -160,13 +201,17 @@ def rank_inputs(root: Path, random: Random) -> Iterator[Case]:
         yield Case(tried, [*problems, *crew.aftermath(_next(random))], took if any(end.statuses) else None)
 
 
-def _write_other(crew: Crew, other: Path, random: Random) -> None:
-    """Write a folder with files of the same sizes and other numbers."""
+def _write_other(crew: Crew, other: Path, *, sizes: bool) -> None:
+    """Write a folder with files of the same names: with tensors of other ``sizes``, or with other numbers."""
     shutil.rmtree(other, ignore_errors=True)
+    if sizes:
+        other.mkdir()
+        write_series(other, 1000, tensors=3)
+        return
     shutil.copytree(crew.scene.inputs, other)
     for path in other.iterdir():
         data = bytearray(path.read_bytes())
-        data[-1 - random.randrange(1000)] ^= 1
+        data[-1] ^= 1
         path.write_bytes(data)
 
 
