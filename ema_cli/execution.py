@@ -25,7 +25,7 @@ from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
-from ema_cli.write.make_target import is_spooled, make_resumable, stop_uploads
+from ema_cli.write.make_target import is_spooled, stop_uploads
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
@@ -123,14 +123,7 @@ def _open_targets(
             unpublished.callback(target.discard)
             target.open()
         return targets, None
-    files = [make_resumable(output) for output in plan.outputs]
-    for file in files:
-        unpublished.callback(file.discard)
-        file.open()
-    resumption = Resumption(plan, files, options.geometry)
-    unpublished.push(resumption.leave)
-    resumption.begin(listener)
-    return files, resumption
+    return ranks.resume(plan, options, listener, unpublished)
 
 
 def _in_order(plan: Plan, targets: Sequence[Target], reports: Sequence[Finished]) -> list[Finished]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
+from ema_cli.errors import InputRefused
 from tests.helpers.folders import write_shards
 from tests.helpers.ranks import average_in_ranks
 
@@ -85,6 +86,65 @@ def test_a_folder_has_the_same_files(run: Path, tmp_path: Path, size: str) -> No
     assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
     assert found(together) == found(alone)
+
+
+def test_damage_is_found_in_a_record_that_several_ranks_read(tmp_path: Path) -> None:
+    """No rank reads a whole record; their CRC-32s are combined, whichever has the damaged bytes."""
+    for step in (1, 2):
+        torch.save({"a": torch.randn(100_000), "b": torch.randn(200_000)}, tmp_path / f"s_{step}.pt")
+    series = sorted(tmp_path.glob("s_*"))
+    options: dict[str, Any] = {"decay": 0.5, "max_memory": SMALL_BLOCKS, "output": tmp_path / "ema.safetensors"}
+    average_in_ranks(3, series, **options)
+    whole = series[0].read_bytes()
+    for place in (2_000, 500_000, 1_190_000):  # the second tensor is read by ranks 1 and 2
+        series[0].write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputRefused, match="is damaged"):
+            average_in_ranks(3, series, **options, force=True)
+    series[0].write_bytes(whole)
+
+
+def test_constants_that_are_cut_between_ranks(tmp_path: Path) -> None:
+    """Infinity in one block of a constant: it is written as it is stored, and the whole tensor is marked."""
+    constant = torch.full((100_000,), 0.1)
+    constant[70_000:] = float("inf")
+    for step in (1, 2, 3):
+        save_file({"c": constant, "w": torch.randn(10_000)}, tmp_path / f"s_{step}.safetensors")
+    series = sorted(tmp_path.glob("s_*"))
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS, "threads": 1}
+    alone = ema_cli.average(series, output=tmp_path / "a.safetensors", **options)
+    together, _ = average_in_ranks(3, series, output=tmp_path / "b.safetensors", **options)
+    assert alone.averages[0].tensors[0].kept
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert found(together) == found(alone)
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """A tensor with NaN in the blocks of one rank is named by rank 0 (``--allow-nonfinite``)."""
+    for step in (1, 2):
+        values = torch.randn(100_000)
+        values[90_000] = float("nan")
+        save_file({"w": values}, tmp_path / f"s_{step}.safetensors")
+    series = sorted(tmp_path.glob("s_*"))
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS, "allow_nonfinite": True}
+    alone = ema_cli.average(series, output=tmp_path / "a.safetensors", **options)
+    together, _ = average_in_ranks(2, series, output=tmp_path / "b.safetensors", **options)
+    assert "nonfinite-written" in [warning.code for warning in together.warnings]
+    assert found(together) == found(alone)
+
+
+def test_a_folder_is_replaced(run: Path, tmp_path: Path) -> None:
+    """``--force``: files that are not ours are kept, and files keep their permissions."""
+    options: dict[str, Any] = {"output": tmp_path / "out", "max_shard_size": "300KB", "threads": 1}
+    average_in_ranks(2, [run], decay=0.9, **options)
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        file.chmod(0o600)
+    average_in_ranks(3, [run], decay=0.8, force=True, **options)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").glob("*.safetensors")} == {0o600}
+    ema_cli.average(run, decay=0.8, **{**options, "output": tmp_path / "alone"})
+    for file in (tmp_path / "alone").iterdir():
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
 def test_more_ranks_than_tensors(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ema_cli.events import Listener
@@ -13,6 +15,7 @@ if TYPE_CHECKING:  # numpy, not needed to plan
     from ema_cli.fold.schedule import Stretch
     from ema_cli.fold.state import FoldState
     from ema_cli.write.old_folder import OldFolder
+    from ema_cli.write.resumption import Resumption
     from ema_cli.write.target import Target
 
 
@@ -45,6 +48,22 @@ class Alone:
         from ema_cli.write.make_target import make_target  # noqa: PLC0415 - not needed to plan
 
         return make_target(output, old, listener)
+
+    def resume(
+        self, plan: Plan, options: Options, listener: Listener, unpublished: ExitStack
+    ) -> tuple[Sequence[Target], Resumption]:
+        """Open the outputs that an interrupted run left, and continue it; ``unpublished`` discards them, or not."""
+        from ema_cli.write.make_target import make_resumable  # noqa: PLC0415 - not needed to plan
+        from ema_cli.write.resumption import Resumption  # noqa: PLC0415
+
+        files = [make_resumable(output) for output in plan.outputs]
+        for file in files:
+            unpublished.callback(file.discard)
+            file.open()
+        resumption = Resumption(plan, files, options.geometry)
+        unpublished.push(resumption.leave)
+        resumption.begin(listener)
+        return files, resumption
 
     def begin(self) -> None:
         """Let the other processes fold: the targets are open."""

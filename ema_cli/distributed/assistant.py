@@ -12,6 +12,7 @@ from ema_cli.distributed.fold_parts import encode_part, part_of_fold
 from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.orders import Order
 from ema_cli.distributed.shared_outputs import SharedTarget, make_shared
+from ema_cli.distributed.shared_resumable import SharedResumable
 from ema_cli.events import Event, ignore
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker
@@ -20,6 +21,7 @@ from ema_cli.fold.stretch import place_of
 from ema_cli.options.average import Options
 from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.plan import Plan
+from ema_cli.write.journal import Journal
 
 
 class Assistant:
@@ -50,28 +52,47 @@ class Assistant:
         check_address_space(plan.buffers, len(plan.outputs))
         places = [place_of(plan, stretch) for stretch in order.stretches]
         with ExitStack() as opened:
-            targets = [
-                make_shared(output, places, self._meeting, temp=temp)
-                for output, temp in zip(plan.outputs, order.temps, strict=True)
-            ]
-            for target in targets:
-                opened.callback(target.discard)
-                target.open()
+            targets = [self._open(plan, k, places, order, opened) for k in range(len(plan.outputs))]
             self._meeting.gather(self._fold(plan, options, targets, order))
             for target in targets:
                 target.finish()
 
+    def _open(self, plan: Plan, k: int, places: list[tuple[int, int]], order: Order, opened: ExitStack) -> SharedTarget:
+        """Open the output of average ``k``, to write a share of it; ``opened`` closes it."""
+        output = plan.outputs[k]
+        if not order.run:
+            target = make_shared(output, places, self._meeting, temp=order.temps[k])
+            opened.callback(target.discard)
+            target.open()
+            return target
+        file = SharedResumable(output, self._meeting)
+        opened.callback(file.discard)
+        file.assign(places)
+        file.begin(plan, ((number, crcs[k]) for number, crcs in order.done))
+        return file
+
     def _fold(self, plan: Plan, options: Options, targets: list[SharedTarget], order: Order) -> bytes:
         outcomes: list[TensorOutcome] = []
-        with blaming_changed_inputs(plan.checkpoints):
+        journal = Journal(plan.outputs[0].local, order.run, self._meeting.rank) if order.run else None
+
+        def complete(outcome: TensorOutcome) -> None:
+            outcomes.append(outcome)
+            if journal is not None:
+                journal.add(outcome)
+
+        with ExitStack() as closed, blaming_changed_inputs(plan.checkpoints):
+            if journal is not None:
+                closed.callback(journal.close)
+                journal.begin(())
             state = fold_stretch(
                 plan,
                 targets,
                 lane_maker(device_of_rank(plan.device, self._meeting.local_rank), plan),
                 stretch=order.stretches[self._meeting.rank],
+                skipped=frozenset(number for number, _ in order.done),
                 allow_nonfinite=options.allow_nonfinite,
                 measure_geometry=options.geometry == "sample",
-                on_tensor=outcomes.append,
+                on_tensor=complete,
                 on_bytes=self._report,
             )
         check_unchanged(plan.checkpoints, ignore)

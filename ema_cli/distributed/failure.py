@@ -20,6 +20,13 @@ class Failure:
     hint: str = ""
     signal: int = 0
     """The signal that ended the process; 0 for an error."""
+    is_lost: bool = False
+    """Whether the process ended without a word."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run would fail again: it was neither interrupted nor killed."""
+        return not self.signal and not self.is_lost
 
     def encoded(self) -> bytes:
         """Return the failure as JSON."""
@@ -44,6 +51,7 @@ def lost(rank: int, why: str) -> Failure:
     """Return the failure of a process that ended without a word, as far as others see."""
     return Failure(
         rank=rank,
+        is_lost=True,
         kind="SystemExhausted",
         message=f"it ended without a word: {why}",
         hint="look into its log, and at the memory of its node: the system may have killed it",

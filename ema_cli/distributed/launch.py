@@ -10,7 +10,8 @@ from ema_cli.record import record
 _FIRST_PORT, _PORTS = 20_000, 10_000
 """The ports of steps of Slurm, unless MASTER_PORT is set: by the numbers of job and step."""
 _OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")
-_NODES = re.compile(r"(?P<prefix>[^,\[]+)(?:\[(?P<first>\d+)[^\]]*\](?P<suffix>[^,\[]*))?")
+_NUMBERS = re.compile(r"\[(\d+)[^\]]*\]")
+"""Of nodes, as Slurm writes them: the first of them is taken."""
 
 
 @record
@@ -89,10 +90,8 @@ def _first_node(environment: Mapping[str, str]) -> str:
     """Return the first node of the step, which has its first task: of ``node[07-09,12],other``, ``node07``."""
     if environment.get("SLURM_STEP_NUM_NODES") == "1":
         return "127.0.0.1"
-    found = _NODES.match(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "")
-    if found is None:
-        return "127.0.0.1"
-    return f"{found['prefix']}{found['first'] or ''}{found['suffix'] or ''}"
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "127.0.0.1"
+    return _NUMBERS.sub(r"\1", nodes).partition(",")[0]
 
 
 def _numbers(environment: Mapping[str, str], *names: str) -> list[int] | None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from ema_cli.distributed.alone import Alone
 from ema_cli.distributed.compared_plans import describe_plan, refuse_other_plans
 from ema_cli.distributed.devices_of_ranks import device_of_rank
+from ema_cli.distributed.failure import PeerFailed
 from ema_cli.distributed.fold_parts import decode_part, merge_part
 from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.orders import Order
 from ema_cli.distributed.shared_outputs import make_shared, name_of, refuse_unshared
+from ema_cli.distributed.shared_resumable import SharedResumable
 from ema_cli.distributed.shares import share_out
 from ema_cli.events import Event, Listener, Progress, ignore
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.stretch import place_of, read_bytes_of
 from ema_cli.options.average import Options
+from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.records.ranks import RankShare
 from ema_cli.write.old_folder import OldFolder
+from ema_cli.write.resumption import Resumption
 from ema_cli.write.target import Target
 
 
@@ -37,6 +42,7 @@ class Leader(Alone):
         self._listener: Listener = ignore
         self._progress: Progress | None = None
         self._temps: list[str] = []
+        self._resumption: Resumption | None = None
 
     @property
     def others_bytes(self) -> int:  # type: ignore[override]
@@ -70,13 +76,17 @@ class Leader(Alone):
         refuse_unshared(plan, options, self._meeting.hosts)
         documents = self._meeting.gather(describe_plan(plan, options))
         refuse_other_plans(documents, self._meeting.name)
-        stretches = share_out(plan, self._meeting.hosts)
-        self._plan, self._stretches = plan, stretches
-        self._places = [place_of(plan, stretch) for stretch in stretches]
-        self.stretch = stretches[0]
+        self._share_out(plan, ())
+
+    def _share_out(self, plan: Plan, done: Sequence[TensorOutcome]) -> None:
+        numbers = frozenset(outcome.number for outcome in done)
+        self._plan, self._done = plan, done
+        self._stretches = share_out(plan, self._meeting.hosts, numbers)
+        self._places = [place_of(plan, stretch) for stretch in self._stretches]
+        self.stretch = self._stretches[0]
         self.shares = tuple(
-            RankShare(host=host, read_bytes=read_bytes_of(plan, stretch), written_bytes=end - begin)
-            for host, stretch, (begin, end) in zip(self._meeting.hosts, stretches, self._places, strict=True)
+            RankShare(host=host, read_bytes=read_bytes_of(plan, stretch, numbers), written_bytes=end - begin)
+            for host, stretch, (begin, end) in zip(self._meeting.hosts, self._stretches, self._places, strict=True)
         )
 
     def release(self) -> None:
@@ -89,12 +99,32 @@ class Leader(Alone):
         self._temps.append(name_of(target))
         return target
 
+    def resume(
+        self, plan: Plan, options: Options, listener: Listener, unpublished: ExitStack
+    ) -> tuple[Sequence[Target], Resumption]:
+        """Open the outputs that an interrupted run left, and share out what is not complete in them."""
+        files = [SharedResumable(output, self._meeting) for output in plan.outputs]
+        for file in files:
+            unpublished.callback(file.discard)
+            file.make()
+            self._temps.append(file.temp.name)
+        self._resumption = Resumption(plan, files, options.geometry)
+        unpublished.push(self._resumption.leave)
+        self._resumption.begin(listener)
+        self._share_out(plan, self._resumption.done)
+        for k, file in enumerate(files):
+            file.assign(self._places)
+            file.begin(plan, ((outcome.number, outcome.written_crc32[k]) for outcome in self._done))
+        return files, self._resumption
+
     def begin(self) -> None:
         """Let the other processes fold: the targets are made."""
         order = Order(
             block_elements=self._plan.buffers.block_elements,
             stretches=tuple(self._stretches),
             temps=tuple(self._temps),
+            run=self._resumption.run if self._resumption else "",
+            done=tuple((outcome.number, outcome.written_crc32) for outcome in self._done),
         )
         self._meeting.announce(order.encoded())
 
@@ -102,6 +132,8 @@ class Leader(Alone):
         """Let the other processes end if this one has failed, before its outputs are removed: they write into them."""
         if isinstance(failure, Exception):
             self._report(failure)
+        if isinstance(failure, PeerFailed) and failure.failure.is_final and self._resumption is not None:
+            self._resumption.give_up()
 
     def merge(self, state: FoldState) -> None:
         """Add to the fold what the other processes have folded, when they have.

@@ -19,11 +19,15 @@ class Order:
     """The blocks of each rank."""
     temps: tuple[str, ...]
     """The name of each output until it is published."""
+    run: str = ""
+    """With ``--resume``, what the journals of the run begin with."""
+    done: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """The tensors that are complete, by position in the plan, and their CRC-32 in each output."""
 
     def encoded(self) -> bytes:
         """Return the order as JSON."""
         stretches = [astuple(stretch) for stretch in self.stretches]
-        return json.dumps([self.block_elements, stretches, self.temps]).encode()
+        return json.dumps([self.block_elements, stretches, self.temps, self.run, self.done]).encode()
 
     @staticmethod
     def nothing() -> bytes:
@@ -36,7 +40,11 @@ class Order:
         found = json.loads(data)
         if found is None:
             return None
-        block_elements, stretches, temps = found
+        block_elements, stretches, temps, run, done = found
         return cls(
-            block_elements=block_elements, stretches=tuple(Stretch(*one) for one in stretches), temps=tuple(temps)
+            block_elements=block_elements,
+            stretches=tuple(Stretch(*one) for one in stretches),
+            temps=tuple(temps),
+            run=run,
+            done=tuple((number, tuple(crcs)) for number, crcs in done),
         )

@@ -78,7 +78,20 @@ class SharedFile(OutputFile):
             self._before = state_of(self.path)
         self.reserve()
 
+    def _reopen(self) -> None:
+        with Writing(self.path):
+            self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
     def open(self) -> None:
+        """Open the file that rank 0 has made; its owner writes the header.
+
+        Raises:
+            OutputError: it is not there: the processes do not share the folder.
+
+        """
+        self.open_part()
+
+    def open_part(self) -> None:
         """Open the file that rank 0 has made; its owner writes the header.
 
         Raises:
@@ -135,7 +148,7 @@ class SharedSingle(SharedFile):
         if self._makes:
             self.make()
         if self.part.takes_part:
-            super().open()
+            self.open_part()
 
     def finish(self) -> Written:
         """Finish all parts; return the description of the file in rank 0, and nothing in others."""

@@ -33,16 +33,18 @@ def refuse_unshared(plan: Plan, options: Options, hosts: Sequence[str]) -> None:
     """Raise if several processes cannot write an output.
 
     Raises:
-        UsageError: it is in a store, has tensors with strides, or ``--resume`` was given.
+        UsageError: it is in a store, has tensors with strides, or cannot be resumed.
         OutputError: several hosts would write one file on a file system that does not allow it.
 
     """
-    if options.resume:
-        raise UsageError("--resume is not for several ranks", hint="run without it, or in one process")
     for output in plan.outputs:
         name = quoted(str(output.path))
         if not isinstance(output.path, Path):
             raise UsageError(f"several ranks cannot write {name}: it is in a store", hint="write to a shared disk")
+        if options.resume and output.placement is not None:
+            raise UsageError(
+                f"several ranks do not resume {name} with --format {output.format}", hint="run without --resume"
+            )
         _refuse_mixed(output)
         if len(set(hosts)) > 1 and not is_coherent(output.path):
             _refuse_shared_files(output, name, file_system_of(output.path))

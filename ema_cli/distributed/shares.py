@@ -13,8 +13,8 @@ _MOST_UNEVEN = 1.15
 """A share may be so many times the mean where processes then write whole files."""
 
 
-def share_out(plan: Plan, hosts: Sequence[str]) -> list[Stretch]:
-    """Return the stretch of each process.
+def share_out(plan: Plan, hosts: Sequence[str], done: frozenset[int] = frozenset()) -> list[Stretch]:
+    """Return the stretch of each process; the tensors ``done`` are not read.
 
     Those of a folder end between files where that is about even: each file is written and hashed by one process. They
     end there in any case if the file system does not let several hosts write one file.
@@ -22,12 +22,12 @@ def share_out(plan: Plan, hosts: Sequence[str]) -> list[Stretch]:
     count = len(hosts)
     begins = _begins(plan.outputs[0])
     if len(begins) > 1:
-        whole_files = cut_plan(plan, count, begins)
-        sizes = [read_bytes_of(plan, stretch) for stretch in whole_files]
+        whole_files = cut_plan(plan, count, begins, done)
+        sizes = [read_bytes_of(plan, stretch, done) for stretch in whole_files]
         is_even = max(sizes) * count <= _MOST_UNEVEN * sum(sizes)
         if is_even or (len(set(hosts)) > 1 and not all(is_coherent(output.local) for output in plan.outputs)):
             return whole_files
-    return cut_plan(plan, count)
+    return cut_plan(plan, count, done=done)
 
 
 def _begins(output: PlannedOutput) -> list[int]:

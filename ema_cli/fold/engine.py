@@ -73,12 +73,15 @@ def fold_stretch(
     make_lane: Callable[[], Lane],
     *,
     stretch: Stretch,
+    skipped: frozenset[int],
     allow_nonfinite: bool,
     measure_geometry: bool,
     on_tensor: OnTensor,
     on_bytes: Callable[[int], None],
 ) -> FoldState:
-    """Fold a stretch of the blocks into ``sinks``, for another process; the arguments are those of ``fold``.
+    """Fold a stretch of the blocks into ``sinks``, for another process, without the tensors ``skipped``.
+
+    The other arguments are those of ``fold``.
 
     Raises:
         EmaAvgError: as in ``fold``.
@@ -86,7 +89,12 @@ def fold_stretch(
     """
     sample = _make_sample(plan) if measure_geometry else None
     state = FoldState(
-        plan, sinks, sample, allow_nonfinite=allow_nonfinite, done=(), on_tensor=on_tensor, stretch=stretch
+        *(plan, sinks, sample),
+        allow_nonfinite=allow_nonfinite,
+        done=(),
+        on_tensor=on_tensor,
+        stretch=stretch,
+        skipped=skipped,
     )
     _run_threads(state, make_lane, 0, lambda: None, on_bytes)
     return state

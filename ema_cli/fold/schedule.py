@@ -50,7 +50,8 @@ class Stretch:
     @property
     def numbers(self) -> range:
         """The positions of the tensors that have blocks in it."""
-        return range(self.first, max(self.first, self.stop + (self.stop_part > 0)))
+        is_empty = (self.first, self.first_part) >= (self.stop, self.stop_part)
+        return range(self.first, self.first if is_empty else self.stop + (self.stop_part > 0))
 
     def parts(self, plan: Plan, number: int) -> tuple[int, int]:
         """Return the first block of a tensor that is in the stretch, and the one after the last."""

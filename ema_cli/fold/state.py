@@ -45,6 +45,7 @@ class FoldState:
         done: Sequence[TensorOutcome],
         on_tensor: OnTensor | None,
         stretch: Stretch | None = None,
+        skipped: frozenset[int] = frozenset(),
     ) -> None:
         self.plan = plan
         self.sinks = sinks
@@ -52,7 +53,7 @@ class FoldState:
         self.allow_nonfinite = allow_nonfinite
         self.stopping = False
         """Whether the threads must stop, even in the middle of a block."""
-        self.schedule = Schedule(plan, frozenset(outcome.number for outcome in done), stretch)
+        self.schedule = Schedule(plan, skipped.union(outcome.number for outcome in done), stretch)
         self.statistics = Statistics(plan)
         self.integrity = IntegrityCheck()
         self.constants = Constants(plan, self.raise_if_stopping)

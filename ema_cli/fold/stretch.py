@@ -17,16 +17,22 @@ Cut = tuple[int, int]
 """Position of a tensor in the plan, and of a block in it: everything before them is before the cut."""
 
 
-def cut_plan(plan: Plan, count: int, at: Sequence[int] | None = None) -> list[Stretch]:
+def cut_plan(
+    plan: Plan, count: int, at: Sequence[int] | None = None, done: frozenset[int] = frozenset()
+) -> list[Stretch]:
     """Return ``count`` stretches of about equal bytes to read, in order; some are empty if there are few blocks.
 
     Args:
         plan: whose blocks are shared out.
         count: of processes.
         at: offsets in the data section; the stretches end at some of them only. By default they end at any block.
+        done: tensors that are not read.
 
     """
-    sizes = (tensor.elements * bytes_per_element(plan, number) for number, tensor in enumerate(plan.tensors))
+    sizes = (
+        0 if number in done else tensor.elements * bytes_per_element(plan, number)
+        for number, tensor in enumerate(plan.tensors)
+    )
     before = list(accumulate(sizes, initial=0))
     goals = [before[-1] * rank // count for rank in range(1, count)]
     begins = None if at is None else _numbers_at(plan, at)
@@ -35,10 +41,12 @@ def cut_plan(plan: Plan, count: int, at: Sequence[int] | None = None) -> list[St
     return [Stretch(*first, *stop) for first, stop in pairwise(cuts)]
 
 
-def read_bytes_of(plan: Plan, stretch: Stretch) -> int:
-    """Return about how many bytes are read for a stretch."""
+def read_bytes_of(plan: Plan, stretch: Stretch, done: frozenset[int] = frozenset()) -> int:
+    """Return about how many bytes are read for a stretch, without the tensors ``done``."""
     total = 0
     for number in stretch.numbers:
+        if number in done:
+            continue
         low, high = stretch.elements(plan, number)
         total += (high - low) * bytes_per_element(plan, number)
     return total
