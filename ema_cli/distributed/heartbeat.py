@@ -17,6 +17,8 @@ LOST_SECONDS = 6
 """A process without a sign of life for so long is lost."""
 _LONG_SECONDS = 3
 """If this process did not look for so long, it was stopped itself, and the others may have been, too."""
+_LAST_SECONDS = 0.5
+"""How long the thread may still wait for a store that is lost."""
 _FAILED = "failed"
 
 
@@ -58,7 +60,7 @@ class Heartbeat:
         """End."""
         self._stopped.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_LAST_SECONDS if self.lost_first else None)
 
     def _run(self) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import Any
 from ema_cli.distributed.failure import Failure, PeerFailed, lost
 from ema_cli.distributed.heartbeat import Heartbeat
 from ema_cli.distributed.launch import Launch, alone
+from ema_cli.distributed.silent_connections import fail_in_silence
 from ema_cli.errors import UsageError
 from ema_cli.text import shortlist
 
@@ -26,7 +27,7 @@ RENDEZVOUS_SECONDS = 120
 _PATIENCE_SECONDS = 5
 """After that, a message says what is waited for."""
 _CONNECT_SECONDS = 2
-_REQUEST_SECONDS = 30
+_REQUEST_SECONDS = 6
 _PIECE_BYTES = 1 << 22
 """Of a value in the store, which refuses values of 8 MiB."""
 _SHORTEST, _LONGEST = 0.005, 0.2
@@ -157,7 +158,9 @@ class Meeting:
     def leave(self) -> None:
         """End: after a failure, the others wait until rank 0 has reported it, and rank 0 keeps its store for them."""
         self._beat.stop()
-        failed = self._beat.failure is not None and not self._beat.lost_first
+        if self._beat.lost_first:
+            return
+        failed = self._beat.failure is not None
         everybody = [f"left/{rank}" for rank in range(self.size)]
         with suppress(RuntimeError):
             if not self.is_first and failed:
@@ -190,6 +193,7 @@ class Meeting:
                 time.sleep(_LONGEST)
                 continue
             store.set_timeout(timedelta(seconds=_REQUEST_SECONDS))
+            fail_in_silence(self._launch.port)
             return store
 
     def _number_of_run(self) -> int:
