@@ -136,20 +136,8 @@ class Statistics:
 
     def add(self, block: Block, sums: list[tuple[Sum, Sum, Sum]]) -> None:
         """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
-        with self._lock:
-            blocks = block_count(self._plan, self._plan.tensors[block.number])
-            if block.number not in self._open:
-                self._open[block.number] = [array("d", bytes(8 * _COLUMNS * blocks)) for _ in sums], blocks
-            parts, missing = self._open[block.number]
-            for k, values in enumerate(sums):
-                parts[k][block.part * _COLUMNS : (block.part + 1) * _COLUMNS] = array("d", chain.from_iterable(values))
-            self._open[block.number] = parts, missing - 1
-            if missing == 1:
-                del self._open[block.number]
-                for k, values_of_blocks in enumerate(parts):
-                    found, key = _describe(values_of_blocks), (k, block.number)
-                    finite, kept = key not in self._nonfinite, key in self._kept
-                    self.by_average[k][block.number] = replace(found, finite=finite, kept=kept)
+        rows = [array("d", chain.from_iterable(values)) for values in sums]
+        self.add_parts(block.number, (block.part, block.part + 1), rows)
 
     def add_tensors(self, first: int, k: int, sums: Float64) -> None:
         """Add neighboring tensors from ``first`` on to average k, whole: their sums are (3, tensors) float64."""
@@ -157,15 +145,49 @@ class Statistics:
         with self._lock:
             self.by_average[k][first : first + len(found)] = found
 
-    def mark_nonfinite(self, k: int, block: Block) -> None:
+    def add_parts(self, number: int, parts: tuple[int, int], rows: Sequence[array[float]]) -> None:
+        """Add the sums of blocks that are one after the other, from the first to the one before the last of ``parts``.
+
+        ``rows`` has, for each average, the sums of these blocks.
+        """
+        first, stop = parts
+        with self._lock:
+            blocks = block_count(self._plan, self._plan.tensors[number])
+            if number not in self._open:
+                self._open[number] = [array("d", bytes(8 * _COLUMNS * blocks)) for _ in rows], blocks
+            sums, missing = self._open[number]
+            for k, values in enumerate(rows):
+                sums[k][first * _COLUMNS : stop * _COLUMNS] = values
+            self._open[number] = sums, missing - (stop - first)
+            if missing == stop - first:
+                del self._open[number]
+                for k, values_of_blocks in enumerate(sums):
+                    found, key = _describe(values_of_blocks), (k, number)
+                    finite, kept = key not in self._nonfinite, key in self._kept
+                    self.by_average[k][number] = replace(found, finite=finite, kept=kept)
+
+    def sums(self, number: int, parts: tuple[int, int]) -> tuple[tuple[float, ...], ...]:
+        """Return the sums of some blocks of a tensor that is not complete, per average; empty if it has none."""
+        with self._lock:
+            found, _ = self._open.get(number, ([], 0))
+            return tuple(tuple(row[parts[0] * _COLUMNS : parts[1] * _COLUMNS]) for row in found)
+
+    def marks(self, number: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Return for each average whether the tensor was marked as not finite, and as kept."""
+        averages = range(len(self.by_average))
+        return tuple((k, number) in self._nonfinite for k in averages), tuple(
+            (k, number) in self._kept for k in averages
+        )
+
+    def mark_nonfinite(self, k: int, number: int) -> None:
         """Record that average k of a tensor holds NaN or infinity. Call it before ``add`` for the block."""
         with self._lock:
-            self._nonfinite.add((k, block.number))
+            self._nonfinite.add((k, number))
 
-    def mark_kept(self, k: int, block: Block) -> None:
+    def mark_kept(self, k: int, number: int) -> None:
         """Record that average k of a constant tensor is not what its sum would be. Call it before ``add``."""
         with self._lock:
-            self._kept.add((k, block.number))
+            self._kept.add((k, number))
 
 
 def add_spreads(
