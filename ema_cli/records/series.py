@@ -66,6 +66,8 @@ class Checkpoint:
     """Warnings about the choice of weights."""
     choice: tuple[str, ...] = ()
     """Which weights were taken, and what else there is, in words."""
+    second_copy: str = ""
+    """Where the checkpoint holds the same weights once more, which a trainer may load instead; empty if nowhere."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""
     side_files: tuple[str, ...] = ()

@@ -1,0 +1,111 @@
+"""The structure of a checkpoint of DeepSpeed whose weights are float32 partitions in the files of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ema_cli.errors import InputRefused
+from ema_cli.formats.deepspeed.joined_weights import Places, WholeTensor, join, locate_frozen, locate_in_model
+from ema_cli.formats.deepspeed.model_states import ModelStates
+from ema_cli.formats.deepspeed.rank_names import RankNames
+from ema_cli.formats.deepspeed.rank_states import ONE_SAVE, Partitions, RankModels, missing_ranks, read_partitions
+from ema_cli.formats.folder import Folder
+from ema_cli.formats.members import joint_digest
+from ema_cli.formats.state_dict.found_weights import weights_below
+from ema_cli.formats.state_dict.steps import read_steps
+from ema_cli.formats.state_dict.tree import named
+from ema_cli.formats.state_dict.unwritten import Unwritten, describe_unwritten
+from ema_cli.formats.structure import Structure
+from ema_cli.storage.extents import LayoutPool
+from ema_cli.text import plural, quoted
+
+_STAGE_3 = 3
+_MODULE = "module"
+_OF_DEEPSPEED = frozenset(
+    {
+        *("buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments"),
+        *("shared_params", "lr_scheduler", "data_sampler", "random_ltd", "ds_config", "universal_checkpoint_info"),
+    }
+)
+"""What DeepSpeed stores beside the model. Other tensors beside it are from the user."""
+
+
+class NoPartitions(InputRefused):
+    """A checkpoint has no optimizer states, or not those of all ranks."""
+
+
+def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Structure:
+    """Read the structure of the partitions of all ranks, and of what is not trained from the model states.
+
+    Raises:
+        NoPartitions: files of ranks are missing.
+        InputRefused: a file cannot be used, or they contradict each other.
+
+    """
+    missing = missing_ranks(ranks.optimizer_states, "optimizer states")
+    if missing:
+        raise NoPartitions(missing, hint=ONE_SAVE)
+    partitions = read_partitions(folder, ranks.optimizer_states)
+    split = partitions.stage == _STAGE_3
+    _refuse_other_ranks(ranks, split=split)
+    models = RankModels(folder, list(ranks.model_states.values()) or [ranks.model])
+    states, places = models.first, Places(partitions)
+    files = [(models.file, states), *models.others()]
+    others, unreadable = locate_in_model(states, models.file, places, whole=not split)
+    others += locate_frozen(files if split else files[:1], places, split=split)
+    joined = pool.remember(
+        _key(states, partitions, others, places), lambda: join(states, partitions, others, places.files)
+    )
+    used = [*(flat.file for flat in partitions.ranks), *(file for file, _ in files)]
+    beside = _beside(models.root)
+    return Structure(
+        format=f"DeepSpeed ZeRO-{partitions.stage}, {plural(len(partitions.ranks), 'rank')}",
+        layouts=joined.layouts,
+        offsets=places.offsets(joined),
+        files=joined.files,
+        records={file.number: file.checksums() for file in used},
+        digest=joint_digest(file.digest for file in used),
+        key="fp32",
+        steps=tuple(read_steps(models.root, models.file.source, models.file.storage)),
+        ignored=tuple(name for name in named(models.root) if name != _MODULE),
+        unreadable=tuple(unreadable),
+        choice=tuple(_choice(partitions, states)),
+        warnings=beside.warnings,
+        dropped=beside.dropped,
+        second_copy="" if split else f'"module" in {quoted(ranks.model)}',
+    )
+
+
+def _refuse_other_ranks(ranks: RankNames, *, split: bool) -> None:
+    """Refuse a stage that contradicts the names of the files, and ranks without model states."""
+    if split == bool(ranks.model):
+        stage = "3" if split else "2 or lower"
+        name = ranks.model or next(iter(ranks.model_states.values()))
+        raise InputRefused(f"has optimizer states of ZeRO stage {stage}, but {quoted(name)}", hint=ONE_SAVE)
+    if split and ranks.model_states.keys() != ranks.optimizer_states.keys():
+        models, optimizers = len(ranks.model_states), plural(len(ranks.optimizer_states), "rank")
+        raise InputRefused(f"has model states of {models:,} ranks, but optimizer states of {optimizers}", hint=ONE_SAVE)
+
+
+def _key(states: ModelStates, partitions: Partitions, others: list[WholeTensor], places: Places) -> tuple[object, ...]:
+    """Return what determines the pieces of all tensors."""
+    sizes = tuple(flat.sizes for flat in partitions.ranks)
+    shapes = (states.groups, states.shared, tuple(states.module))
+    of_ranks = (partitions.stage, partitions.dtype.name, partitions.paddings, sizes)
+    return ("DeepSpeed", of_ranks, shapes, tuple(others), tuple(places.files))
+
+
+def _choice(partitions: Partitions, states: ModelStates) -> Iterator[str]:
+    held = plural(len(partitions.ranks), "file")
+    dtype = partitions.dtype.torch_name
+    instead = "" if partitions.stage == _STAGE_3 else ', not "module"'
+    yield f"the weights are the {dtype} partitions in {held} of optimizer states{instead}"
+    if states.frozen:
+        yield f"{plural(len(states.frozen), 'parameter')} that {'is' if len(states.frozen) == 1 else 'are'} not trained"
+
+
+def _beside(root: object) -> Unwritten:
+    """Return what the user stored beside the model."""
+    members = {name: value for name, value in named(root).items() if name not in _OF_DEEPSPEED}
+    found = weights_below(_MODULE, members.get(_MODULE)).below("", members, _MODULE)
+    return describe_unwritten(found, by_key=False)
