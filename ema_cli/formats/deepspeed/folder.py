@@ -103,6 +103,6 @@ def _stage_3(location: Location, reason: str = "") -> InputRefused:
     )
     script = shlex.quote(str(homes[0] / _SCRIPT)) if homes else "-m deepspeed.utils.zero_to_fp32"
     return InputRefused(
-        f"{message}, and {reason or 'has only placeholders'}",
+        f"{message}, and {reason or 'this file has only placeholders'}",
         hint=f"copy the files of all ranks, or join the parameters where they are: python {script} {arguments}",
     )

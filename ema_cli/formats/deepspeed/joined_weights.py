@@ -159,9 +159,9 @@ def _joined_fragments(
         if (layout.elements, layout.dtype, layout.strides) != (length, first.dtype, None):
             held = f"{layout.elements:,} elements of {quoted(name)}, {list(shape)}"
             raise one.refusal(f"has a fragment of {held}, which is not a part of 1/{ranks:,}")
-    firsts = tuple(range(0, elements, length) if elements else [0])
-    slots = tuple(places.add(one, at) for one, _, at in pieces[: len(firsts)])
-    return WholeTensor(name=name, dtype=first.dtype, shape=shape, strides=None, firsts=firsts, slots=slots)
+    firsts = tuple(range(0, elements, length)) if elements else ()
+    slots = tuple(places.add(one, at) for one, _, at in pieces[: len(firsts) or 1])
+    return WholeTensor(name=name, dtype=first.dtype, shape=shape, strides=None, firsts=firsts or (0,), slots=slots)
 
 
 def join(states: ModelStates, partitions: Partitions, others: Iterable[WholeTensor], files: list[int]) -> Joined:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed.joined_weights import Places, WholeTensor, join, locate_frozen, locate_in_model
 from ema_cli.formats.deepspeed.model_states import ModelStates
@@ -69,7 +67,7 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
         steps=tuple(read_steps(models.root, models.file.source, models.file.storage)),
         ignored=tuple(name for name in named(models.root) if name != _MODULE),
         unreadable=tuple(unreadable),
-        choice=tuple(_choice(partitions, states)),
+        choice=(_choice(partitions, states),),
         warnings=beside.warnings,
         dropped=beside.dropped,
         second_copy="" if split else f'"module" in {quoted(ranks.model)}',
@@ -95,13 +93,12 @@ def _key(states: ModelStates, partitions: Partitions, others: list[WholeTensor],
     return ("DeepSpeed", of_ranks, shapes, tuple(others), tuple(places.files))
 
 
-def _choice(partitions: Partitions, states: ModelStates) -> Iterator[str]:
-    held = plural(len(partitions.ranks), "file")
-    dtype = partitions.dtype.torch_name
+def _choice(partitions: Partitions, states: ModelStates) -> str:
+    held = f"{partitions.dtype.torch_name} partitions in {plural(len(partitions.ranks), 'file')} of optimizer states"
     instead = "" if partitions.stage == _STAGE_3 else ', not "module"'
-    yield f"the weights are the {dtype} partitions in {held} of optimizer states{instead}"
-    if states.frozen:
-        yield f"{plural(len(states.frozen), 'parameter')} that {'is' if len(states.frozen) == 1 else 'are'} not trained"
+    frozen = plural(len(states.frozen), "parameter")
+    others = f"; {frozen} not in training from the model states" if states.frozen else ""
+    return f"the weights are the {held}{instead}{others}"
 
 
 def _beside(root: object) -> Unwritten:

@@ -2,7 +2,8 @@
 
 Up to ZeRO stage 2 ``mp_rank_00_model_states.pt`` has the model; at stage 3 each rank has model states of its own,
 ``zero_pp_rank_1_mp_rank_00_model_states.pt``. ``zero_pp_rank_1_mp_rank_00_optim_states.pt`` has the partition of a
-rank, with ``bf16_`` or ``fp16_`` in front in some versions. Reference: ``deepspeed/runtime/engine.py`` (``_get_ckpt_name``).
+rank, with ``bf16_`` or ``fp16_`` in front in some versions.
+Reference: ``deepspeed/runtime/engine.py`` (``_get_ckpt_name``).
 """
 
 from __future__ import annotations

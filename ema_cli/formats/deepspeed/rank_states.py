@@ -22,7 +22,8 @@ Value = TypeVar("Value")
 
 _MOST_KNOWN = 8
 """Different pickles that are kept; those of ranks often differ only in the name of a device."""
-_MOST_KEPT_FRAGMENTS = 4096
+_MOST_STORAGES = 1 << 15
+"""Declared by a pickle that is kept."""
 ONE_SAVE = "name a checkpoint that all ranks finished; leave out this one, or remove files of another save from it"
 
 
@@ -68,7 +69,7 @@ class _Parsed(Generic[States]):
                 known = self._read(root), declared
             except InputRefused as refused:
                 raise refusal_of(file.name, refused) from refused
-            if len(self._known) < _MOST_KNOWN and len(declared.by_key) <= _MOST_KEPT_FRAGMENTS:
+            if len(self._known) < _MOST_KNOWN and len(declared.by_key) <= _MOST_STORAGES:
                 self._known[file.digest] = known
         states, declared = known
         file.compare(declared)
