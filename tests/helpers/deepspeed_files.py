@@ -44,7 +44,7 @@ class Training:
 
 
 def write_stage_3(folder: Path, training: Training, ranks: int, *, per_flat: int = 0) -> Path:
-    """Write a checkpoint of stage 3; ``per_flat`` is the number of parameters in a flat tensor, 0 for all of a group."""
+    """Write a checkpoint of stage 3; ``per_flat`` is the number of parameters in a flat tensor, 0 for the whole group."""
     folder.mkdir(parents=True, exist_ok=True)
     flats = [
         _pairs(group)[first : first + (per_flat or len(group))]

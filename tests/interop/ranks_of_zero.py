@@ -1,4 +1,4 @@
-"""Three processes of DeepSpeed on the CPU save in many settings of ZeRO: ``python -m tests.interop.ranks_of_zero FOLDER``.
+"""Three processes of DeepSpeed on the CPU save in many settings: ``python -m tests.interop.ranks_of_zero FOLDER``.
 
 DeepSpeed's own script also joins each checkpoint, for the judge.
 """
@@ -60,7 +60,7 @@ def train(name: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = Network()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [one for one in trained if one.ndim > 1]},
         {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
     ]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from operator import add
 
 from ema_cli.dtypes import DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed.model_states import ModelStates, Shape
-from ema_cli.formats.deepspeed.partitions import JoinedParameters, PieceTable, SplitParameters
+from ema_cli.formats.deepspeed.partitions import MOST_PIECES, JoinedParameters, PieceTable, SplitParameters
 from ema_cli.formats.deepspeed.rank_file import RankFile
 from ema_cli.formats.deepspeed.rank_states import Partitions
 from ema_cli.formats.structure import UnreadableTensor, writable_name
@@ -36,9 +36,9 @@ class WholeTensor:
     dtype: DType
     shape: Shape
     strides: tuple[int, ...] | None
-    firsts: tuple[int, ...]
+    firsts: range
     """The first element of each piece."""
-    slots: tuple[int, ...]
+    slots: range
     """The number of the place of each piece."""
 
 
@@ -59,8 +59,8 @@ class Places:
     """Where the tensors of the ranks begin: those of the partitions first, then others."""
 
     def __init__(self, partitions: Partitions) -> None:
-        self.begins = [begin for flat in partitions.ranks for begin in flat.begins]
-        self.files = [flat.file.number for flat in partitions.ranks for _ in flat.begins]
+        self.begins = array("q", (begin for flat in partitions.ranks for begin in flat.begins))
+        self.files = array("q", (flat.file.number for flat in partitions.ranks for _ in flat.begins))
 
     def add(self, file: RankFile, begin: int) -> int:
         """Add a place, and return its number."""
@@ -111,60 +111,82 @@ def _whole(
     layout, begin = file.locate(name, tensor)
     slot = places.add(file, begin)
     return WholeTensor(
-        name=name, dtype=layout.dtype, shape=layout.shape, strides=layout.strides, firsts=(0,), slots=(slot,)
+        name=name,
+        dtype=layout.dtype,
+        shape=layout.shape,
+        strides=layout.strides,
+        firsts=range(1),
+        slots=range(slot, slot + 1),
     )
 
 
-def locate_frozen(
-    states: Iterable[tuple[RankFile, ModelStates]], places: Places, *, split: bool
-) -> Iterator[WholeTensor]:
-    """Yield the parameters that are not trained.
+class FrozenParameters:
+    """The parameters that are not trained: at stage 3 a fragment of each is in the model states of every rank.
 
     Args:
-        states: the model states of the ranks; of the first alone unless parameters are split.
-        places: gets the places of the fragments.
-        split: whether each rank has a fragment, as at stage 3.
-
-    Raises:
-        InputRefused: a rank has no fragment, or one of a wrong size.
+        states: of the first rank.
+        places: gets the places of the fragments, rank by rank.
 
     """
-    ranks = list(states)
-    for name, shape in ranks[0][1].frozen:
-        pieces = [_fragment(name, file, one.fragments) for file, one in ranks]
-        yield _joined_fragments(name, shape, pieces, places, ranks=len(ranks) if split else 1)
+
+    def __init__(self, states: ModelStates, places: Places) -> None:
+        self._frozen = states.frozen
+        self._places = places
+        self._first_place = len(places.begins)
+        self._layouts: list[TensorLayout] = []
+        """Of the fragments of the first rank."""
+        self._ranks = 0
+
+    def add(self, file: RankFile, states: ModelStates, ranks: int) -> None:
+        """Add the fragments of the next of all ``ranks``.
+
+        Raises:
+            InputRefused: one is missing, or has a wrong size.
+
+        """
+        if len(self._frozen) * ranks > MOST_PIECES:
+            raise file.refusal(f"has parameters in more than {MOST_PIECES:,} pieces")
+        for number, (name, shape) in enumerate(self._frozen):
+            layout, begin = _fragment(name, file, states.fragments)
+            if not self._ranks:
+                self._layouts.append(layout)
+            first = self._layouts[number]
+            length = -(-math.prod(shape) // ranks)
+            is_part = (layout.elements, layout.dtype, layout.strides) == (length, first.dtype, None)
+            if first.shape != shape and not is_part:
+                held = f"{layout.elements:,} elements of {quoted(name)}, {list(shape)}"
+                raise file.refusal(f"has a fragment of {held}, which is not a part of 1/{ranks:,}")
+            self._places.add(file, begin)
+        self._ranks += 1
+
+    def tensors(self) -> Iterator[WholeTensor]:
+        """Yield the parameters."""
+        for number, ((name, shape), first) in enumerate(zip(self._frozen, self._layouts, strict=True)):
+            elements = math.prod(shape)
+            whole = first.shape == shape or not elements  # every rank has it
+            firsts = range(1) if whole else range(0, elements, first.elements)
+            begin, step = self._first_place + number, len(self._frozen)
+            yield WholeTensor(
+                name=name,
+                dtype=first.dtype,
+                shape=shape,
+                strides=first.strides if whole else None,
+                firsts=firsts,
+                slots=range(begin, begin + step * len(firsts), step),
+            )
 
 
-def _fragment(name: str, file: RankFile, fragments: Mapping[str, object]) -> tuple[RankFile, TensorLayout, int]:
+def _fragment(name: str, file: RankFile, fragments: Mapping[str, object]) -> tuple[TensorLayout, int]:
     tensor = fragments.get(name)
     if not isinstance(tensor, TensorRef):
         raise file.refusal(f"has no fragment of the parameter {quoted(name)}, which is not trained")
     try:
-        layout, begin = file.locate(name, tensor)
+        return file.locate(name, tensor)
     except InputRefused as refused:
         raise file.refusal(f"tensor {quoted(name)} {refused.message}", refused.hint) from refused
-    return file, layout, begin
 
 
-def _joined_fragments(
-    name: str, shape: Shape, pieces: list[tuple[RankFile, TensorLayout, int]], places: Places, *, ranks: int
-) -> WholeTensor:
-    file, first, begin = pieces[0]
-    elements = math.prod(shape)
-    if first.shape == shape:  # a parameter that every rank has
-        slots = (places.add(file, begin),)
-        return WholeTensor(name=name, dtype=first.dtype, shape=shape, strides=first.strides, firsts=(0,), slots=slots)
-    length = -(-elements // ranks)
-    for one, layout, _ in pieces:
-        if (layout.elements, layout.dtype, layout.strides) != (length, first.dtype, None):
-            held = f"{layout.elements:,} elements of {quoted(name)}, {list(shape)}"
-            raise one.refusal(f"has a fragment of {held}, which is not a part of 1/{ranks:,}")
-    firsts = tuple(range(0, elements, length)) if elements else ()
-    slots = tuple(places.add(one, at) for one, _, at in pieces[: len(firsts) or 1])
-    return WholeTensor(name=name, dtype=first.dtype, shape=shape, strides=None, firsts=firsts or (0,), slots=slots)
-
-
-def join(states: ModelStates, partitions: Partitions, others: Iterable[WholeTensor], files: list[int]) -> Joined:
+def join(states: ModelStates, partitions: Partitions, others: Iterable[WholeTensor], files: Sequence[int]) -> Joined:
     """Return all tensors, in the order of the model.
 
     Args:
@@ -237,7 +259,7 @@ def _in_order(
     states: ModelStates,
     table: PieceTable,
     itemsize: int,
-    files: list[int],
+    files: Sequence[int],
 ) -> Joined:
     """Return the tensors in the order of the model, and their pieces in that order."""
     names = [name for name in states.module if name in found]

@@ -14,7 +14,7 @@ from ema_cli.formats.state_dict.tree import Tensor, named, parts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, SIZE_LIMIT, are_sizes, writable_name
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.record import record
-from ema_cli.text import plural, quoted
+from ema_cli.text import quoted
 
 Shape = tuple[int, ...]
 Shapes = tuple[tuple[str, Shape], ...]
@@ -59,6 +59,8 @@ def model_states_in(root: object) -> ModelStates:
     groups = declared if isinstance(declared, list) else [declared]
     if declared is None or not all(isinstance(group, dict) for group in groups):
         raise InputRefused("does not declare the shapes of the parameters (param_shapes)")
+    if sum(map(len, map(parts, groups))) > MOST_TENSORS:
+        raise InputRefused(f"declares more than {MOST_TENSORS:,} parameters")
     steps = members.get("global_steps")
     states = ModelStates(
         groups=tuple(tuple(_shapes(group)) for group in groups),
@@ -85,8 +87,6 @@ def _shapes(group: object) -> Iterator[tuple[str, Shape]]:
 
 
 def _refuse_repeated(shapes: list[tuple[str, Shape]]) -> None:
-    if len(shapes) > MOST_TENSORS:
-        raise InputRefused(f"declares {plural(len(shapes), 'parameter')}, more than the limit of {MOST_TENSORS:,}")
     seen = set[str]()
     for name, _ in shapes:
         if name in seen:

@@ -82,7 +82,8 @@ def _count(value: object) -> int | None:
 
 def _paddings(value: object) -> tuple[tuple[int, ...], ...]:
     groups = value if isinstance(value, list) else []
-    if not all(isinstance(group, list | tuple) and are_sizes(group) for group in groups):
+    fits = sum(len(group) for group in groups if isinstance(group, list | tuple)) <= MOST_TENSORS
+    if not fits or not all(isinstance(group, list | tuple) and are_sizes(group) for group in groups):
         raise InputRefused("has damaged paddings of the parameters (param_alignment_paddings)")
     return tuple(tuple(group) for group in groups)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.deepspeed.joined_weights import Places, WholeTensor, join, locate_frozen, locate_in_model
+from ema_cli.formats.deepspeed.joined_weights import FrozenParameters, Places, WholeTensor, join, locate_in_model
 from ema_cli.formats.deepspeed.model_states import ModelStates
 from ema_cli.formats.deepspeed.rank_names import RankNames
 from ema_cli.formats.deepspeed.rank_states import ONE_SAVE, Partitions, RankModels, missing_ranks, read_partitions
@@ -48,13 +48,16 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
     _refuse_other_ranks(ranks, split=split)
     models = RankModels(folder, list(ranks.model_states.values()) or [ranks.model])
     states, places = models.first, Places(partitions)
-    files = [(models.file, states), *models.others()]
     others, unreadable = locate_in_model(states, models.file, places, whole=not split)
-    others += locate_frozen(files if split else files[:1], places, split=split)
+    frozen = FrozenParameters(states, places)
+    used = [flat.file for flat in partitions.ranks]
+    for file, own in models.all():
+        frozen.add(file, own, len(ranks.model_states) or 1)
+        used.append(file)
+    others += frozen.tensors()
     joined = pool.remember(
         _key(states, partitions, others, places), lambda: join(states, partitions, others, places.files)
     )
-    used = [*(flat.file for flat in partitions.ranks), *(file for file, _ in files)]
     beside = _beside(models.root)
     return Structure(
         format=f"DeepSpeed ZeRO-{partitions.stage}, {plural(len(partitions.ranks), 'rank')}",

@@ -14,7 +14,7 @@ from itertools import accumulate, repeat
 from ema_cli.errors import InputRefused
 from ema_cli.text import plural
 
-_MOST_PIECES = 6_000_000
+MOST_PIECES = 6_000_000
 """In one checkpoint; more would not fit into the memory that reading the structure may take."""
 
 
@@ -37,8 +37,8 @@ class PieceTable:
             InputRefused: there are too many pieces.
 
         """
-        if len(self.slots) + len(firsts) > _MOST_PIECES:
-            raise InputRefused(f"has its parameters in more than {_MOST_PIECES:,} pieces")
+        if len(self.slots) + len(firsts) > MOST_PIECES:
+            raise InputRefused(f"has its parameters in more than {MOST_PIECES:,} pieces")
         self.slots.extend(slots)
         self.starts.extend(starts)
         if len(firsts) <= 1:

@@ -24,6 +24,7 @@ _MOST_KNOWN = 8
 """Different pickles that are kept; those of ranks often differ only in the name of a device."""
 _MOST_STORAGES = 1 << 15
 """Declared by a pickle that is kept."""
+_MOST_FLAT = 2_000_000
 ONE_SAVE = "name a checkpoint that all ranks finished; leave out this one, or remove files of another save from it"
 
 
@@ -104,6 +105,8 @@ def read_partitions(folder: Folder, names: Mapping[int, str]) -> Partitions:
         states = parsed.of(file)
         first = first or states
         _compare(first, states, file, len(names))
+        if len(states.flat) * len(names) > _MOST_FLAT:
+            raise file.refusal(f"has {len(states.flat):,} flat tensors, more than {_MOST_FLAT:,} on all ranks")
         ranks.append(_flat(file, states, dtypes))
         step = file.number_at(states.step)
         if step is not None:
@@ -172,13 +175,14 @@ class RankModels:
             raise refusal_of(names[0], refused) from refused
         self.file.compare(declared)
 
-    def others(self) -> Iterator[tuple[RankFile, ModelStates]]:
-        """Yield the states of the other ranks, compared with the first.
+    def all(self) -> Iterator[tuple[RankFile, ModelStates]]:
+        """Yield the files and states of all ranks, compared with the first.
 
         Raises:
             InputRefused: they cannot be used, or are of another save.
 
         """
+        yield self.file, self.first
         parsed = _Parsed(self._like_first)
         for name in self._names[1:]:
             file = RankFile(self._folder, name)
