@@ -63,14 +63,18 @@ def _parse(pickle: bytes, keys: Keys) -> tuple[object, StateDict, DeclaredStorag
     return root, find_state_dict(root, keys), declared
 
 
-def parse_pickle(pickle: bytes) -> tuple[object, DeclaredStorages]:
+def parse_pickle(pickle: bytes, storages: DeclaredStorages | None = None) -> tuple[object, DeclaredStorages]:
     """Return the inert value of a pickle of ``torch.save``, and the storages that it declares.
+
+    Args:
+        pickle: the bytes.
+        storages: takes the storages.
 
     Raises:
         InputRefused: it is damaged, or contradicts itself.
 
     """
-    declared = DeclaredStorages()
+    declared = DeclaredStorages() if storages is None else storages
     try:
         return read_pickle(pickle, reduce=reduce, persistent_load=declared.load)[0], declared
     except PickleError as error:
