@@ -81,7 +81,7 @@ def test_stage_3(ranks: int, per_flat: int, tmp_path: Path) -> None:
     assert found.format == f"DeepSpeed ZeRO-3, {ranks} rank{'s' if ranks > 1 else ''}"
     assert (found.key, found.steps[0].value) == ("fp32", 100)
     assert found.ties == {"head.weight": "embed.weight"}
-    assert found.second_copy == ""
+    assert found.second_copy == '"module" of every rank'
     assert read_all(found) == expected(trained.whole)
 
 
@@ -280,6 +280,17 @@ def test_damage_is_found(rank: int, tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(EmaAvgError, match="is damaged"):
         ema_cli.average(folder, method="uniform", output=tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(("write", "key"), [(write_stage_3, ()), (write_stage_2, ("fp32",)), (write_stage_2, ())])
+def test_a_copy_would_contradict_itself(write: Callable[..., Path], key: tuple[str, ...], tmp_path: Path) -> None:
+    """The weights are in the checkpoint twice, as a model and as partitions: averages in one of them are refused."""
+    folder = write(tmp_path / "run" / "global_step1", training(), 2)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(InputRefused, match=r"has the weights once more: .* the averages would contradict them"):
+        ema_cli.average(folder, method="uniform", key=key, format="same", output=f"{tmp_path}/averaged/")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert not (tmp_path / "averaged").exists()
 
 
 # What is refused

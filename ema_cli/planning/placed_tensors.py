@@ -7,7 +7,8 @@ several names: they can be replaced if they are tied in every checkpoint that is
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import join
@@ -18,7 +19,8 @@ from ema_cli.record import record
 from ema_cli.records.files import Place
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.extents import Extent, Located, contiguous_strides
+from ema_cli.storage.extents import Chain, Extent, Located, Mosaic, TensorLayout, contiguous_strides
+from ema_cli.storage.strided_read import flat_boxes
 from ema_cli.text import listing, quoted, shortlist
 
 _MOST_LINES = 8
@@ -58,7 +60,7 @@ def find_tensors(last: Checkpoint, planned: Sequence[PlannedTensor], newest: int
 def places_of(found: FoundTensor, numbers: Mapping[object, int]) -> tuple[Place, ...]:
     """Return the places of a tensor; ``numbers`` has the number of each source."""
     located = found.located
-    tiles = [((0,) * len(located.layout.shape), located)] if isinstance(located, Extent) else located.tiles
+    tiles = [((0,) * len(located.layout.shape), located)] if isinstance(located, Extent) else _tiles(located)
     return tuple(
         Place(
             file=numbers[extent.source],
@@ -70,6 +72,23 @@ def places_of(found: FoundTensor, numbers: Mapping[object, int]) -> tuple[Place,
         for origin, extent in tiles
         if extent.layout.elements
     )
+
+
+def _tiles(located: Mosaic | Chain) -> Iterable[tuple[tuple[int, ...], Extent]]:
+    """Return the rectangles of a tensor; each link of a chain is a few of them, contiguous one after the other."""
+    if isinstance(located, Mosaic):
+        return located.tiles
+    return [tile for number in range(len(located.layout.links)) for tile in _tiles_of_link(located, number)]
+
+
+def _tiles_of_link(chain: Chain, number: int) -> Iterator[tuple[tuple[int, ...], Extent]]:
+    link, whole = chain.link(number), chain.layout
+    offset = link.offset
+    for box in flat_boxes(whole.shape, chain.begin(number), chain.begin(number + 1)):
+        shape = tuple(stop - first for first, stop in box)
+        inner = TensorLayout(name=whole.name, dtype=whole.dtype, shape=shape, strides=None)
+        yield tuple(first for first, _ in box), replace(link, offset=offset, layout=inner)
+        offset += inner.nbytes
 
 
 def refuse_other_layouts(tensors: Sequence[FoundTensor], last: Checkpoint) -> None:

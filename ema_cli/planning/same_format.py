@@ -53,6 +53,7 @@ def place_in_copy(
         raise UsageError("--format same needs a checkpoint after the previous average", hint="-o ema.safetensors")
     root = _root(last.path)
     _check_name(last, root, options)
+    _refuse_second_copy(last)
     found = find_tensors(last, tensors, len(members) - 1)
     refuse_other_layouts(found, last)
     sources = _sources_with_tensors(last)
@@ -107,6 +108,21 @@ def _check_name(last: Checkpoint, root: Location | None, options: Options) -> No
     else:
         return
     raise UsageError(message, hint=hint)
+
+
+def _refuse_second_copy(last: Checkpoint) -> None:
+    """Raise if the checkpoint has the weights once more, where they would not be replaced.
+
+    Raises:
+        InputRefused: it has.
+
+    """
+    if last.second_copy:
+        raise InputRefused(
+            f"{quoted(str(last.path))} has the weights once more: {last.second_copy}; the averages would contradict "
+            "them",
+            hint=INSTEAD,
+        )
 
 
 def _sources_with_tensors(last: Checkpoint) -> list[ByteSource]:

@@ -73,7 +73,7 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
         choice=(_choice(partitions, states),),
         warnings=beside.warnings,
         dropped=beside.dropped,
-        second_copy="" if split else f'"module" in {quoted(ranks.model)}',
+        second_copy='"module" of every rank' if split else f'"module" in {quoted(ranks.model)}',
     )
 
 
