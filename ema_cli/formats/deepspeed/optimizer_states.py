@@ -70,14 +70,13 @@ def _stage(value: object) -> int:
 
 def _count(value: object) -> int | None:
     """Return the number of ranks, which may be stated for each parameter group."""
-    counts = {one for one in value if type(one) is int} if isinstance(value, list | tuple) else {value}
+    counts = {one for one in (value if isinstance(value, list | tuple) else (value,)) if type(one) is int}
     if len(counts) > 1:
         raise InputRefused(
             "partitions its parameter groups over different numbers of ranks, as for experts, which cannot be joined "
             "here"
         )
-    found = next(iter(counts), None)
-    return found if type(found) is int else None
+    return next(iter(counts), None)
 
 
 def _paddings(value: object) -> tuple[tuple[int, ...], ...]:

@@ -101,7 +101,10 @@ class RankFile:
         dtype = BY_TORCH_NAME.get(value.dtype_name) if isinstance(value, TensorRef) else None
         if not isinstance(value, TensorRef) or dtype is None or value.shape or dtype.name not in _STEP_CODES:
             return None
-        _, offset = self.locate("step", value)
+        try:
+            _, offset = self.locate("step", value)
+        except InputRefused as refused:
+            raise self.refusal(f'has a damaged "step": it {refused.message}') from refused
         raw = self.source.read(offset, dtype.itemsize)
         return float(struct.unpack(f"<{_STEP_CODES[dtype.name]}", raw)[0])
 
