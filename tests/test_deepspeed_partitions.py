@@ -81,7 +81,7 @@ def test_stage_3(ranks: int, per_flat: int, tmp_path: Path) -> None:
     assert found.format == f"DeepSpeed ZeRO-3, {ranks} rank{'s' if ranks > 1 else ''}"
     assert (found.key, found.steps[0].value) == ("fp32", 100)
     assert found.ties == {"head.weight": "embed.weight"}
-    assert found.second_copy == '"module" of every rank'
+    assert found.second_copy.startswith('"module"')
     assert read_all(found) == expected(trained.whole)
 
 
@@ -179,6 +179,30 @@ def test_runs_of_elements(tmp_path: Path) -> None:
             assert sum(count for *_, count in runs) == 101 - start
             raw = b"".join(link.source.read(link.offset + 4 * first, 4 * count) for link, first, count in runs)
             assert raw == whole[start:].numpy().tobytes()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_universal_checkpoint(flat: bool, tmp_path: Path) -> None:
+    """A file per parameter, flat after stage 3; buffers, frozen and tied parameters are in the model states."""
+    trained = training()
+    folder = (write_stage_3 if flat else write_stage_2)(tmp_path / "global_step100", trained, 2)
+    for path in folder.glob("*optim_states.pt"):
+        path.unlink()
+    for name, tensor in trained.trained.items():
+        (folder / "zero" / name).mkdir(parents=True)
+        torch.save(tensor.reshape(-1) if flat else {"param": tensor}, folder / "zero" / name / "fp32.pt")
+    found = open_file(folder)
+    assert (found.format, found.key, found.steps[0].value) == ("DeepSpeed universal, 5 files", "fp32", 100)
+    assert read_all(found) == expected(trained.whole)
+    assert read_file(folder, key="fp32") == expected(trained.whole)
+    torch.save({"param": torch.zeros(3)}, folder / "zero" / "scale" / "fp32.pt")
+    assert '"zero/scale/fp32.pt" holds a tensor of shape [3]' in refusal(folder).message
+    torch.save({"other": 1}, folder / "zero" / "scale" / "fp32.pt")
+    assert '"zero/scale/fp32.pt" holds no tensor' in refusal(folder).message
+    (folder / "zero" / "scale" / "fp32.pt").unlink()
+    assert '"zero/scale" has no "fp32.pt"' in refusal(folder).message
+    (folder / "zero" / "scale").rmdir()
+    assert 'it has no folder in "zero" of "scale"' in refusal(folder).message
 
 
 # The program

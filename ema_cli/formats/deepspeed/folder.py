@@ -2,7 +2,7 @@
 
 Up to ZeRO stage 2 every rank has the whole model, and one file holds it under ``module``; the optimizer states of the
 ranks have float32 partitions of the same weights, which ``--key fp32`` takes. Stage 3 splits every parameter over the
-ranks, and has the weights in these partitions alone.
+ranks, and has the weights in these partitions alone. A universal checkpoint has one file per parameter.
 Reference: ``deepspeed/runtime/engine.py`` (``_save_checkpoint``) and ``deepspeed/utils/zero_to_fp32.py``.
 """
 
@@ -12,8 +12,9 @@ import shlex
 from dataclasses import replace
 
 from ema_cli.errors import InputRefused, UsageError
-from ema_cli.formats.deepspeed.partitioned_weights import NoPartitions, read_partitioned
+from ema_cli.formats.deepspeed.partitioned_weights import NoPartitions, read_partitioned, read_universal
 from ema_cli.formats.deepspeed.rank_names import RankNames, find_ranks
+from ema_cli.formats.deepspeed.universal import is_universal
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure
@@ -34,7 +35,9 @@ def read_deepspeed(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
 
     """
     ranks = find_ranks(folder)
-    if keys == (_FLOAT32,) or (ranks.model_states and not keys):
+    if is_universal(folder) and keys in ((), (_FLOAT32,)):
+        structure = read_universal(folder, ranks, pool)
+    elif keys == (_FLOAT32,) or (ranks.model_states and not keys):
         structure = _read_partitions(folder, ranks, pool)
     else:
         structure = _read_model(folder, ranks, keys, pool)

@@ -58,9 +58,10 @@ class Joined:
 class Places:
     """Where the tensors of the ranks begin: those of the partitions first, then others."""
 
-    def __init__(self, partitions: Partitions) -> None:
-        self.begins = array("q", (begin for flat in partitions.ranks for begin in flat.begins))
-        self.files = array("q", (flat.file.number for flat in partitions.ranks for _ in flat.begins))
+    def __init__(self, partitions: Partitions | None = None) -> None:
+        ranks = () if partitions is None else partitions.ranks
+        self.begins = array("q", (begin for flat in ranks for begin in flat.begins))
+        self.files = array("q", (flat.file.number for flat in ranks for _ in flat.begins))
 
     def add(self, file: RankFile, begin: int) -> int:
         """Add a place, and return its number."""
@@ -109,11 +110,15 @@ def _whole(
     if tensor.shape == (0,) and not whole:
         raise UnreadableTensor(NO_FLOAT32)
     layout, begin = file.locate(name, tensor)
-    slot = places.add(file, begin)
+    return in_one_piece(layout, layout.shape, places.add(file, begin))
+
+
+def in_one_piece(layout: TensorLayout, shape: Shape, slot: int) -> WholeTensor:
+    """Return a tensor of ``shape`` that is in one place."""
     return WholeTensor(
-        name=name,
+        name=layout.name,
         dtype=layout.dtype,
-        shape=layout.shape,
+        shape=shape,
         strides=layout.strides,
         firsts=range(1),
         slots=range(slot, slot + 1),
@@ -186,13 +191,15 @@ def _fragment(name: str, file: RankFile, fragments: Mapping[str, object]) -> tup
         raise file.refusal(f"tensor {quoted(name)} {refused.message}", refused.hint) from refused
 
 
-def join(states: ModelStates, partitions: Partitions, others: Iterable[WholeTensor], files: Sequence[int]) -> Joined:
+def join(
+    states: ModelStates, partitions: Partitions | None, others: Iterable[WholeTensor], files: Sequence[int]
+) -> Joined:
     """Return all tensors, in the order of the model.
 
     Args:
         states: of the first rank.
-        partitions: of the trained parameters.
-        others: tensors that are not trained.
+        partitions: of the trained parameters, if they are in partitions.
+        others: all other tensors.
         files: the number of the file of each place.
 
     Raises:
@@ -201,10 +208,11 @@ def join(states: ModelStates, partitions: Partitions, others: Iterable[WholeTens
     """
     table = PieceTable()
     found: dict[str, tuple[TensorLayout, range]] = {}
-    for name, shape, links in _trained(states, partitions, table):
-        begin = len(table) - (len(links) or 1)
-        layout = TensorLayout(name=name, dtype=partitions.dtype, shape=shape, strides=None, links=links)
-        found[name] = layout, range(begin, len(table))
+    if partitions is not None:
+        for name, shape, links in _trained(states, partitions, table):
+            begin = len(table) - (len(links) or 1)
+            layout = TensorLayout(name=name, dtype=partitions.dtype, shape=shape, strides=None, links=links)
+            found[name] = layout, range(begin, len(table))
     for one in others:
         begin = len(table)
         links = table.add(one.firsts, one.slots, list(repeat(0, len(one.slots))))
@@ -214,7 +222,8 @@ def join(states: ModelStates, partitions: Partitions, others: Iterable[WholeTens
         if of in found:
             layout, pieces = found[of]
             found[name] = _renamed(layout, name), pieces
-    return _in_order(found, states, table, partitions.dtype.itemsize, files)
+    itemsize = 1 if partitions is None else partitions.dtype.itemsize  # all others begin where their place does
+    return _in_order(found, states, table, itemsize, files)
 
 
 def _renamed(layout: TensorLayout, name: str) -> TensorLayout:

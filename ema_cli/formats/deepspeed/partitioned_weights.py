@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from ema_cli.errors import InputRefused
-from ema_cli.formats.deepspeed.joined_weights import FrozenParameters, Places, WholeTensor, join, locate_in_model
+from ema_cli.formats.deepspeed.joined_weights import (
+    FrozenParameters,
+    Joined,
+    Places,
+    WholeTensor,
+    join,
+    locate_in_model,
+)
 from ema_cli.formats.deepspeed.model_states import ModelStates
+from ema_cli.formats.deepspeed.rank_file import RankFile
 from ema_cli.formats.deepspeed.rank_names import RankNames
 from ema_cli.formats.deepspeed.rank_states import ONE_SAVE, Partitions, RankModels, missing_ranks, read_partitions
+from ema_cli.formats.deepspeed.universal import locate_parameter, open_parameters
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import joint_digest
 from ema_cli.formats.state_dict.found_weights import weights_below
@@ -46,21 +58,60 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
     partitions = read_partitions(folder, ranks.optimizer_states)
     split = partitions.stage == _STAGE_3
     _refuse_other_ranks(ranks, split=split)
-    models = RankModels(folder, list(ranks.model_states.values()) or [ranks.model])
+    models = RankModels(folder, ranks)
     states, places = models.first, Places(partitions)
     others, unreadable = locate_in_model(states, models.file, places, whole=not split)
-    frozen = FrozenParameters(states, places)
     used = [flat.file for flat in partitions.ranks]
-    for file, own in models.all():
-        frozen.add(file, own, len(ranks.model_states) or 1)
-        used.append(file)
-    others += frozen.tensors()
+    others += _frozen(models, states, places, used)
     joined = pool.remember(
         _key(states, partitions, others, places), lambda: join(states, partitions, others, places.files)
     )
+    return replace(
+        _structure(models, joined, places, used),
+        format=f"DeepSpeed ZeRO-{partitions.stage}, {plural(len(partitions.ranks), 'rank')}",
+        unreadable=tuple(unreadable),
+        choice=(_choice(partitions, states),),
+    )
+
+
+def read_universal(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Structure:
+    """Read the structure of a universal checkpoint: trained parameters, and other tensors from the model states.
+
+    Raises:
+        InputRefused: a file is missing or cannot be used.
+
+    """
+    models = RankModels(folder, ranks)
+    states, places, used = models.first, Places(), list[RankFile]()
+    others = []
+    for name, shape, file, tensor in open_parameters(folder, states.trained):
+        others.append(locate_parameter(name, shape, file, tensor, places))
+        used.append(file)
+    found, unreadable = locate_in_model(states, models.file, places, whole=bool(ranks.model))
+    others += [*found, *_frozen(models, states, places, used)]
+    key = ("DeepSpeed universal", states.shared, tuple(states.module), tuple(others), tuple(places.files))
+    joined = pool.remember(key, lambda: join(states, None, others, places.files))
+    return replace(
+        _structure(models, joined, places, used),
+        format=f"DeepSpeed universal, {plural(len(states.trained), 'file')}",
+        unreadable=tuple(unreadable),
+        choice=('the weights are those of "zero/*/fp32.pt"',),
+    )
+
+
+def _frozen(models: RankModels, states: ModelStates, places: Places, used: list[RankFile]) -> Iterator[WholeTensor]:
+    """Open the model states of all ranks, and return the parameters that are not trained."""
+    frozen = FrozenParameters(states, places)
+    for file, own in models.all():
+        frozen.add(file, own, models.count)
+        used.append(file)
+    return frozen.tensors()
+
+
+def _structure(models: RankModels, joined: Joined, places: Places, used: list[RankFile]) -> Structure:
     beside = _beside(models.root)
     return Structure(
-        format=f"DeepSpeed ZeRO-{partitions.stage}, {plural(len(partitions.ranks), 'rank')}",
+        format="",
         layouts=joined.layouts,
         offsets=places.offsets(joined),
         files=joined.files,
@@ -69,11 +120,9 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
         key="fp32",
         steps=tuple(read_steps(models.root, models.file.source, models.file.storage)),
         ignored=tuple(name for name in named(models.root) if name != _MODULE),
-        unreadable=tuple(unreadable),
-        choice=(_choice(partitions, states),),
         warnings=beside.warnings,
         dropped=beside.dropped,
-        second_copy='"module" of every rank' if split else f'"module" in {quoted(ranks.model)}',
+        second_copy=f'"module" in {quoted(models.file.name)}' if models.count == 1 else '"module" of every rank',
     )
 
 

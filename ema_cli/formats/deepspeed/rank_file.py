@@ -29,15 +29,15 @@ class RankFile:
 
     """
 
-    def __init__(self, folder: Folder, name: str) -> None:
-        self.name = name
+    def __init__(self, folder: Folder, name: str, *, shown: str = "") -> None:
+        self.name = shown or name
         self.number = folder.open(name)
         self.source = folder.sources[self.number]
         try:
             self._archive = self._open()
             self._pickle = self._archive.read("data.pkl", most=LARGEST_PICKLE)
         except InputRefused as refused:
-            raise refusal_of(name, refused) from refused
+            raise refusal_of(self.name, refused) from refused
         self.digest = hashlib.sha256(self._pickle).digest()
 
     def _open(self) -> Archive:

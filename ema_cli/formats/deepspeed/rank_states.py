@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -11,6 +11,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed.model_states import ModelStates, model_states_in
 from ema_cli.formats.deepspeed.optimizer_states import OptimizerStates, optimizer_states_in
 from ema_cli.formats.deepspeed.rank_file import RankFile
+from ema_cli.formats.deepspeed.rank_names import RankNames
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.structure import refusal_of
 from ema_cli.formats.torch.declared_storages import DeclaredStorages
@@ -49,7 +50,7 @@ class Partitions:
     paddings: tuple[tuple[int, ...], ...]
 
 
-class _Parsed(Generic[States]):
+class Parsed(Generic[States]):
     """Parses the pickles of the ranks, equal ones once."""
 
     def __init__(self, read: Callable[[object], States]) -> None:
@@ -95,7 +96,7 @@ def read_partitions(folder: Folder, names: Mapping[int, str]) -> Partitions:
         InputRefused: they are incomplete, damaged, or contradict each other.
 
     """
-    parsed = _Parsed(optimizer_states_in)
+    parsed = Parsed(optimizer_states_in)
     first: OptimizerStates | None = None
     ranks: list[Flat] = []
     dtypes: dict[DType, str] = {}
@@ -163,9 +164,11 @@ class RankModels:
 
     """
 
-    def __init__(self, folder: Folder, names: Sequence[str]) -> None:
+    def __init__(self, folder: Folder, ranks: RankNames) -> None:
         self._folder = folder
-        self._names = names
+        self._names = names = list(ranks.model_states.values()) or [ranks.model]
+        self.count = len(names)
+        """The number of files."""
         self.file = RankFile(folder, names[0])
         """Of the first rank."""
         self.root, declared = self.file.parse()
@@ -183,7 +186,7 @@ class RankModels:
 
         """
         yield self.file, self.first
-        parsed = _Parsed(self._like_first)
+        parsed = Parsed(self._like_first)
         for name in self._names[1:]:
             file = RankFile(self._folder, name)
             states = parsed.of(file)
