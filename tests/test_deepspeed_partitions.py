@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 
 import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
+from ema_cli.events import Progress
+from ema_cli.fold import integrity
 from ema_cli.formats.deepspeed.partitions import JoinedParameters, PieceTable, SplitParameters
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.options.average import make_options
+from ema_cli.pipeline import run_average
 from ema_cli.storage.extents import Chain, LayoutPool
+from ema_cli.storage.source import ByteSource
 from tests.helpers.deepspeed_files import Training, write_stage_2, write_stage_3
 from tests.helpers.makers import expected, open_file, read_all, read_file
 from tests.helpers.program import Run
@@ -304,6 +309,57 @@ def test_damage_is_found(rank: int, tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(EmaAvgError, match="is damaged"):
         ema_cli.average(folder, method="uniform", output=tmp_path / "x.safetensors")
+
+
+def test_padding_is_read_for_the_checksum_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checksum of a partition includes its padding: only that is read in addition, not the partition again."""
+    read: list[int] = []
+    checksum = integrity._crc32_of
+
+    def recorded(source: ByteSource, begin: int, end: int) -> int:
+        read.append(end - begin)
+        return checksum(source, begin, end)
+
+    monkeypatch.setattr(integrity, "_crc32_of", recorded)
+    trained = Training(groups=[{"a": torch.randn(1001), "b": torch.randn(50, 2), "c": torch.randn(11)}])
+    folder = write_stage_3(tmp_path / "global_step1", trained, 3)
+    ema_cli.average(folder, method="uniform", output=tmp_path / "x.safetensors")
+    assert read == [4, 8, 4]  # one element after "a", two after "b", one after "c", on the last of three ranks
+
+
+def test_a_run_of_partitions_is_resumed(tmp_path: Path) -> None:
+    """An interrupted run is continued, and writes the same bytes."""
+    for step in (1, 2):
+        torch.manual_seed(step)
+        trained = Training(groups=[{f"w{n}": torch.randn(30, 50) for n in range(6)}], step=step)
+        write_stage_3(tmp_path / "run" / f"global_step{step}", trained, 3)
+
+    def stop(event: object) -> None:
+        if isinstance(event, Progress) and event.activity == "folding" and event.done_bytes == event.total_bytes:
+            raise KeyboardInterrupt
+
+    options = make_options(tmp_path / "run", decay=0.5, output=tmp_path / "x.safetensors", resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_average(options, stop)
+    assert not (tmp_path / "x.safetensors").exists()
+    assert run_average(options, lambda _: None).report.summary.resumed_tensors
+    ema_cli.average(tmp_path / "run", decay=0.5, output=tmp_path / "y.safetensors")
+    resumed, whole = load(tmp_path / "x.safetensors"), load(tmp_path / "y.safetensors")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_checkpoint_of_another_training_is_found(tmp_path: Path, ema_avg: Run) -> None:
+    """The weights are sampled across the links of large tensors: a checkpoint of another training is a warning."""
+    torch.manual_seed(0)
+    weights = torch.randn(300, 400)
+    for step in range(1, 7):
+        weights = torch.randn(300, 400) if step == 4 else weights + 0.01 * torch.randn(300, 400)
+        write_stage_3(
+            tmp_path / "run" / f"global_step{step}", Training(groups=[{"w": weights}], step=step), 2 + step % 2
+        )
+    done = ema_avg("run", "--decay", 0.5, "-o", "x.safetensors")
+    assert "global_step4" in done.stderr, done.stderr
+    assert "weights compared: not one series" in done.stderr
 
 
 @pytest.mark.parametrize(("write", "key"), [(write_stage_3, ()), (write_stage_2, ("fp32",)), (write_stage_2, ())])
