@@ -191,30 +191,42 @@ def _other_references(
     key_of_weights: str,
 ) -> Iterator[str]:
     """Yield what else refers to the storages of changed tensors and would change, too."""
-    storages: dict[tuple[int, str], int] = {}
     names = {spot: spots[spot][0].name for spot in changed}
-    for spot in changed:
-        at = stored[spot[0]].at(spot[1])
-        storages[spot[0], at.key] = at.begin
-    for (file, key), begin in storages.items():
-        references = stored[file].references
-        views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
-        for view in references.of(key):
-            if 0 not in view.shape:
-                views[_spot(file, begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
-        if not references.is_complete(key):
-            inside = [names[spot] for spot in views if spot in names]
-            yield f"{shortlist(map(quoted, inside), most=2)}: an object of another kind refers to the same storage"
-        for spot, seen in views.items():
-            if spot in names and len(seen) > len(spots[spot]):
-                yield _shares(names[spot], seen, {join(key_of_weights, found.name) for found in spots[spot]})
-        pairs = [(_view(spot), spot) for spot in views]
-        for one, other in overlapping(pairs, most=_MOST_COMPARED):
-            if one in names or other in names:
-                mine, its = (one, other) if one in names else (other, one)
-                what = quoted(views[its][0].path)
-                yield f"{quoted(names[mine])} has some of its bytes in common with {what}"
-                break
+    own = {spot: [join(key_of_weights, found.name) for found in spots[spot]] for spot in changed}
+    for number, file in stored.items():
+        of_file = [spot for spot in changed if spot[0] == number]
+        file.announce(spot[1] for spot in of_file)
+        storages = {at.key: at.begin for at in (file.at(spot[1]) for spot in of_file)}
+        for key, begin in storages.items():
+            views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
+            for view in file.references.of(key):
+                if 0 not in view.shape:
+                    views[_spot(number, begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
+            if not file.references.is_complete(key):
+                inside = [quoted(names[spot]) for spot in views if spot in names]
+                yield f"{shortlist(inside, most=2)}: an object of another kind refers to the same storage"
+            yield from _sharing(views, begin, names, own)
+
+
+def _sharing(
+    views: Mapping[Spot, Sequence[StoredView]],
+    begin: int,
+    names: Mapping[Spot, str],
+    own: Mapping[Spot, Sequence[str]],
+) -> Iterator[str]:
+    """Yield which views of a storage, which begins at byte ``begin``, share bytes with a changed tensor.
+
+    ``names`` are those of the changed tensors, and ``own`` the paths of each.
+    """
+    for spot, seen in views.items():
+        if spot in names and len(seen) > len(own[spot]):
+            yield _shares(names[spot], seen, own[spot])
+    for pair in overlapping([(_view(spot, begin), spot) for spot in views], most=_MOST_COMPARED):
+        mine = next((spot for spot in pair if spot in names), None)
+        if mine is not None:
+            other = pair[1] if pair[0] == mine else pair[0]
+            yield f"{quoted(names[mine])} has some of its bytes in common with {quoted(views[other][0].path)}"
+            return
 
 
 def _shares(name: str, seen: Sequence[StoredView], own: Collection[str]) -> str:
@@ -231,9 +243,10 @@ def _spot(file: int, offset: int, shape: Sequence[int], strides: Sequence[int], 
     return file, offset, tuple(shape), normal, itemsize
 
 
-def _view(spot: Spot) -> ByteView:
+def _view(spot: Spot, begin: int = 0) -> ByteView:
+    """Return the view of a tensor in a storage that begins at byte ``begin``."""
     _, offset, shape, strides, itemsize = spot
-    return view_of(offset, shape, strides, itemsize)
+    return view_of(offset - begin, shape, strides, itemsize)
 
 
 def _refuse(lines: Sequence[str], last: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from ema_cli.formats.torch.stored_file import StoredFile, open_stored
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import TORCH_SUFFIXES
 from ema_cli.planning.copied_folder import FolderContents, below, contents_below, plan_copies
+from ema_cli.planning.master_weights import warn_of_masters
 from ema_cli.planning.placed_tensors import (
     INSTEAD,
     FoundTensor,
@@ -67,7 +68,7 @@ def place_in_copy(
     names = {0: last.path.name} if root is None or contents is None else _names(root, contents, sources)
     files = _files(last, names, numbers, placed, _finder(last, names, stored))
     if root is None or contents is None:
-        return Placement(files=files, tensors=placed)
+        return Placement(files=files, tensors=placed, warnings=warn_of_masters(last, stored.values()))
     others = set(contents.files) - {file.name for file in files}
     return Placement(
         files=files,
@@ -75,6 +76,7 @@ def place_in_copy(
         folder=True,
         beside=plan_copies(root, others),
         empty_folders=contents.empty_folders,
+        warnings=warn_of_masters(last, stored.values(), sorted(others)),
     )
 
 
@@ -207,9 +209,10 @@ def _finder(last: Checkpoint, names: Mapping[int, str], stored: Mapping[int, Sto
 
     metadata = next(source for source in last.index.sources if PurePath(source.name).name == METADATA)
     chunks = ChunkChecksums(metadata.read(0, metadata.size()))
+    tables = {source: last.index.checksums(file) for file, source in enumerate(last.index.sources)}
 
     def find(number: int, source: ByteSource, offset: int) -> Checksum | None:
-        table = last.index.checksums(last.index.sources.index(source))
+        table = tables[source]
         record = None if table is None else table.find(offset)
         return chunks.find(PurePath(names[number]).name, source, offset, 0 if record is None else record.crc32)
 

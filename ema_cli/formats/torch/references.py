@@ -76,6 +76,10 @@ class References:
         """Return all that refers to a storage."""
         return self._views[key]
 
+    def paths_with(self, part: str) -> list[str]:
+        """Return the paths that have ``part`` in them."""
+        return [view.path for views in self._views.values() for view in views if part in view.path]
+
     def is_complete(self, key: str) -> bool:
         """Whether all references to a storage are known; an object of another kind may have some."""
         return self._counts[key] <= len(self._objects[key])
