@@ -75,6 +75,7 @@ def open_checkpoint(
         warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
         second_copy=structure.second_copy,
+        twins=structure.twins,
         dropped=structure.dropped,
         side_files=structure.side_files,
         stem=structure.stem,

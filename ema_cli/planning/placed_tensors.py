@@ -42,17 +42,29 @@ class FoundTensor:
     """``None`` if it is not selected."""
     is_changed: bool
     """Whether the output has other bytes than the last checkpoint."""
+    twins: tuple[Extent, ...] = ()
+    """The same tensor in the files of other ranks."""
 
 
 def find_tensors(last: Checkpoint, planned: Sequence[PlannedTensor], newest: int) -> list[FoundTensor]:
     """Return every tensor of the last checkpoint, which is number ``newest``."""
     by_name = {tensor.name: tensor for tensor in planned}
     found = []
+    twins: defaultdict[int, list[Extent]] = defaultdict(list)
+    for position, file, offset in last.twins:
+        layout = last.index.layouts[position]
+        twins[position].append(Extent(source=last.index.sources[file], offset=offset, layout=layout))
     for position, layout in enumerate(last.index.layouts):
         tensor = by_name.get(layout.name)
         is_changed = tensor is not None and (tensor.action is not Action.COPIED or tensor.copied_from != newest)
         found.append(
-            FoundTensor(name=layout.name, located=last.index.extent(position), planned=tensor, is_changed=is_changed)
+            FoundTensor(
+                name=layout.name,
+                located=last.index.extent(position),
+                planned=tensor,
+                is_changed=is_changed,
+                twins=tuple(twins.get(position, ())),
+            )
         )
     return found
 
@@ -69,7 +81,7 @@ def places_of(found: FoundTensor, numbers: Mapping[object, int]) -> tuple[Place,
             shape=extent.layout.shape,
             strides=extent.layout.strides,
         )
-        for origin, extent in tiles
+        for origin, extent in (*tiles, *(((0,) * len(twin.layout.shape), twin) for twin in found.twins))
         if extent.layout.elements
     )
 
@@ -196,7 +208,12 @@ def _other_references(
     for number, file in stored.items():
         of_file = [spot for spot in changed if spot[0] == number]
         file.announce(spot[1] for spot in of_file)
-        storages = {at.key: at.begin for at in (file.at(spot[1]) for spot in of_file)}
+        storages: dict[str, int] = {}
+        inside_of: defaultdict[str, list[Spot]] = defaultdict(list)
+        for spot in of_file:
+            at = file.at(spot[1])
+            storages[at.key] = at.begin
+            inside_of[at.key].append(spot)
         for key, begin in storages.items():
             views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
             for view in file.references.of(key):
@@ -206,6 +223,9 @@ def _other_references(
                 inside = [quoted(names[spot]) for spot in views if spot in names]
                 yield f"{shortlist(inside, most=2)}: an object of another kind refers to the same storage"
             yield from _sharing(views, begin, names, own)
+            parts = [spot for spot in inside_of[key] if spot not in views]  # such as parameters in a flat tensor
+            if parts and sum(map(len, views.values())) > 1:
+                yield _shares(names[parts[0]], [view for seen in views.values() for view in seen], own[parts[0]])
 
 
 def _sharing(

@@ -31,6 +31,8 @@ from ema_cli.text import quoted, shortlist
 from ema_cli.weights.methods import Weighting
 
 _DCP = "DCP"
+_IN_SEVERAL_FILES = ("shard", "DeepSpeed ZeRO-3")
+"""Formats that have each tensor once, or list where other ranks have it too."""
 _SAFETENSORS = ".safetensors"
 FindChecksum = Callable[[int, ByteSource, int], Checksum | None]
 """Returns the checksum of the bytes at an offset of a file, by the number of the file."""
@@ -130,7 +132,7 @@ def _refuse_second_copy(last: Checkpoint) -> None:
 def _sources_with_tensors(last: Checkpoint) -> list[ByteSource]:
     """Return the files of a checkpoint that have tensors, in order."""
     _, files = last.index.places
-    return [last.index.sources[number] for number in sorted(set(files) or {0})]
+    return [last.index.sources[number] for number in sorted({*files, *(file for _, file, _ in last.twins)} or {0})]
 
 
 def _stored_files(last: Checkpoint, numbers: Mapping[object, int]) -> dict[int, StoredFile]:
@@ -144,7 +146,7 @@ def _stored_files(last: Checkpoint, numbers: Mapping[object, int]) -> dict[int, 
         return {}
     opened = {number: open_stored(source) for source, number in numbers.items() if isinstance(source, ByteSource)}
     stored = {number: file for number, file in opened.items() if file is not None}
-    if len(stored) > 1 and "shard" not in last.format:
+    if len(stored) > 1 and not any(form in last.format for form in _IN_SEVERAL_FILES):
         raise InputRefused(
             f"{quoted(str(last.path))} has the weights in the files of several ranks, which may have copies of some; "
             "the averages cannot be put into all of them",

@@ -60,9 +60,7 @@ def _read_model(folder: Folder, ranks: RankNames, keys: Keys, pool: LayoutPool) 
     held = f"float32 partitions in {plural(len(ranks.optimizer_states), 'file')} of optimizer states"
     others = sorted({one.dtype.torch_name for one in structure.layouts if one.dtype.averaged} - {"float32"})
     choice = (f'the weights are those of "module", in {" and ".join(others)}; --key fp32 takes the {held}',)
-    return replace(
-        structure, choice=(*structure.choice, *(choice if others else ())), second_copy=f"{held}, which DeepSpeed loads"
-    )
+    return replace(structure, choice=(*structure.choice, *(choice if others else ())))
 
 
 def _read_module(folder: Folder, name: str, keys: Keys, pool: LayoutPool) -> Structure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ema_cli.errors import InputRefused
@@ -26,9 +26,12 @@ from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.state_dict.tree import named
 from ema_cli.formats.state_dict.unwritten import Unwritten, describe_unwritten
 from ema_cli.formats.structure import Structure
+from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted
 
+Twin = tuple[str, int, int]
+"""A tensor that another rank has too: its name, the number of the file, the byte where it begins."""
 _STAGE_3 = 3
 _MODULE = "module"
 _OF_DEEPSPEED = frozenset(
@@ -62,7 +65,9 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
     states, places = models.first, Places(partitions)
     others, unreadable = locate_in_model(states, models.file, places, whole=not split)
     used = [flat.file for flat in partitions.ranks]
-    others += _frozen(models, states, places, used)
+    twins = list[Twin]()
+    whole = {one.name: one for one in others}
+    others += _frozen(models, states, places, used, lambda file, own: twins.extend(_twins(whole, file, own)))
     joined = pool.remember(
         _key(states, partitions, others, places), lambda: join(states, partitions, others, places.files)
     )
@@ -71,6 +76,8 @@ def read_partitioned(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Stru
         format=f"DeepSpeed ZeRO-{partitions.stage}, {plural(len(partitions.ranks), 'rank')}",
         unreadable=tuple(unreadable),
         choice=(_choice(partitions, states),),
+        second_copy="" if split else f'"module" in {quoted(ranks.model)}',
+        twins=tuple(_numbered(twins, joined)),
     )
 
 
@@ -96,16 +103,47 @@ def read_universal(folder: Folder, ranks: RankNames, pool: LayoutPool) -> Struct
         format=f"DeepSpeed universal, {plural(len(states.trained), 'file')}",
         unreadable=tuple(unreadable),
         choice=('the weights are those of "zero/*/fp32.pt"',),
+        second_copy='"module" in the model states',
     )
 
 
-def _frozen(models: RankModels, states: ModelStates, places: Places, used: list[RankFile]) -> Iterator[WholeTensor]:
+def _frozen(
+    models: RankModels,
+    states: ModelStates,
+    places: Places,
+    used: list[RankFile],
+    on_rank: Callable[[RankFile, ModelStates], None] = lambda *_: None,
+) -> Iterator[WholeTensor]:
     """Open the model states of all ranks, and return the parameters that are not trained."""
     frozen = FrozenParameters(states, places)
     for file, own in models.all():
         frozen.add(file, own, models.count)
         used.append(file)
+        if file is not models.file:
+            on_rank(file, own)
     return frozen.tensors()
+
+
+def _twins(whole: Mapping[str, WholeTensor], file: RankFile, states: ModelStates) -> Iterator[Twin]:
+    """Yield the places of the buffers in the model states of another rank.
+
+    Raises:
+        InputRefused: it has other buffers than the first rank.
+
+    """
+    for name, tensor in states.module.items():
+        first = whole.get(name)
+        if first is None or not isinstance(tensor, TensorRef):
+            continue
+        layout, begin = file.locate(name, tensor)
+        if (layout.dtype, layout.shape, layout.strides) != (first.dtype, first.shape, first.strides):
+            raise file.refusal(f"has another buffer {quoted(name)} than the first rank", ONE_SAVE)
+        yield name, file.number, begin
+
+
+def _numbered(twins: Iterable[Twin], joined: Joined) -> Iterator[tuple[int, int, int]]:
+    numbers = {layout.name: number for number, layout in enumerate(joined.layouts)} if twins else {}
+    return ((numbers[name], file, begin) for name, file, begin in twins)
 
 
 def _structure(models: RankModels, joined: Joined, places: Places, used: list[RankFile]) -> Structure:
@@ -122,7 +160,6 @@ def _structure(models: RankModels, joined: Joined, places: Places, used: list[Ra
         ignored=tuple(name for name in named(models.root) if name != _MODULE),
         warnings=beside.warnings,
         dropped=beside.dropped,
-        second_copy=f'"module" in {quoted(models.file.name)}' if models.count == 1 else '"module" of every rank',
     )
 
 

@@ -197,13 +197,13 @@ class RankModels:
             yield file, states
 
     def _like_first(self, root: object) -> ModelStates:
-        """Return the states of another rank, which share what equals that of the first; the model is not needed."""
+        """Return the states of another rank: they share what equals the first's, and have only buffers of the model."""
         states, first = model_states_in(root), self.first
         same = states.groups == first.groups and states.frozen == first.frozen
         return replace(
             states,
             groups=first.groups if same else states.groups,
             frozen=first.frozen if same else states.frozen,
-            module={},
+            module={name: tensor for name, tensor in states.module.items() if name in first.buffers},
             shared=(),
         )
