@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +26,7 @@ from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.storage.extents import Chain, LayoutPool
 from ema_cli.storage.source import ByteSource
-from tests.helpers.deepspeed_files import Training, write_stage_2, write_stage_3
+from tests.helpers.deepspeed_files import PADDING, Training, write_stage_2, write_stage_3
 from tests.helpers.makers import expected, open_file, read_all, read_file
 from tests.helpers.program import Run
 from tests.helpers.series import load
@@ -361,15 +363,57 @@ def test_a_checkpoint_of_another_training_is_found(tmp_path: Path, ema_avg: Run)
     assert "weights compared: not one series" in done.stderr
 
 
-@pytest.mark.parametrize(("write", "key"), [(write_stage_2, ("fp32",))])
-def test_a_copy_would_contradict_itself(write: Callable[..., Path], key: tuple[str, ...], tmp_path: Path) -> None:
-    """The weights are in the checkpoint twice, as a model and as partitions: averages in one of them are refused."""
-    folder = write(tmp_path / "run" / "global_step1", training(), 2)
-    before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(InputRefused, match=r"has the weights once more: .* the averages would contradict them"):
-        ema_cli.average(folder, method="uniform", key=key, format="same", output=f"{tmp_path}/averaged/")
-    assert sorted(path.name for path in folder.iterdir()) == before
+def test_a_copy_with_the_averages(tmp_path: Path) -> None:
+    """``--format same``: the partitions of all ranks hold the averages, and so do the buffers of every rank."""
+    for step in (100, 200):
+        write_stage_3(tmp_path / "run" / f"global_step{step}", training(step, seed=step), 3, per_flat=2)
+    ema_cli.average(tmp_path / "run", decay=0.5, format="same", output=f"{tmp_path}/averaged/")
+    ema_cli.average(tmp_path / "run", decay=0.5, output=tmp_path / "x.safetensors")
+    averages = load(tmp_path / "x.safetensors")
+    found = read_file(tmp_path / "averaged")
+    assert {name: found[name] for name in averages} == expected(averages)
+    assert found["head.weight"] == found["embed.weight"]
+    for path in (tmp_path / "run" / "global_step200").iterdir():
+        with zipfile.ZipFile(tmp_path / "averaged" / path.name) as archive:
+            assert archive.testzip() is None
+        last, copy = (
+            torch.load(folder / path.name, weights_only=False) for folder in (path.parent, tmp_path / "averaged")
+        )
+        if "module" in last:
+            assert torch.equal(copy["module"]["norm.running_mean"], averages["norm.running_mean"])
+            last["module"].pop("norm.running_mean")
+            copy["module"].pop("norm.running_mean")
+            assert last.pop("frozen_param_fragments").keys() == copy.pop("frozen_param_fragments").keys()
+        else:
+            flats = [one["optimizer_state_dict"].pop("fp32_flat_groups") for one in (last, copy)]
+            assert not any(torch.equal(one, other) for one, other in zip(*flats, strict=True))
+            assert path.name.startswith("zero_pp_rank_0") or flats[1][-1][-1] == PADDING
+        assert pickle.dumps(to_lists(last)) == pickle.dumps(to_lists(copy))
+
+
+def to_lists(value: Any) -> Any:
+    """Return a value with lists in place of tensors."""
+    if isinstance(value, dict):
+        return {str(key): to_lists(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_lists(inner) for inner in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def test_a_copy_would_contradict_itself(tmp_path: Path) -> None:
+    """Up to stage 2 the weights are there as a model and as partitions: averages in one of them are refused."""
+    folder = write_stage_2(tmp_path / "run" / "global_step1", training(), 2)
+    with pytest.raises(InputRefused, match=r'has the weights once more: "module" in .* would contradict them'):
+        ema_cli.average(folder, method="uniform", key="fp32", format="same", output=f"{tmp_path}/averaged/")
     assert not (tmp_path / "averaged").exists()
+
+
+def test_a_copy_would_change_something_else(tmp_path: Path) -> None:
+    """If the flat tensor of a rank has its bytes in common with another tensor, that would change, too."""
+    folder = write_stage_3(tmp_path / "run" / "global_step1", training(), 2)
+    optimizer(folder, 1, lambda states: states.update(best=states["fp32_flat_groups"][0][:2]))
+    with pytest.raises(InputRefused, match=r"optimizer_state_dict\.best"):
+        ema_cli.average(folder, method="uniform", format="same", output=f"{tmp_path}/averaged/")
 
 
 # What is refused

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+PADDING = 7.0
+"""Fills the parts of parameters at stage 3."""
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -44,7 +46,7 @@ class Training:
 
 
 def write_stage_3(folder: Path, training: Training, ranks: int, *, per_flat: int = 0) -> Path:
-    """Write a checkpoint of stage 3; ``per_flat`` is the number of parameters in a flat tensor, 0 for the whole group."""
+    """Write a checkpoint of stage 3; ``per_flat`` is the number of parameters in a flat tensor, 0 for a group."""
     folder.mkdir(parents=True, exist_ok=True)
     flats = [
         _pairs(group)[first : first + (per_flat or len(group))]
@@ -123,7 +125,7 @@ def _pairs(group: Weights) -> list[tuple[str, torch.Tensor]]:
 def _part(tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
     """Return the part of a rank: equal lengths, the last parts padded."""
     length = math.ceil(tensor.numel() / ranks)
-    padded = torch.full((length * ranks,), 7.0, dtype=tensor.dtype)
+    padded = torch.full((length * ranks,), PADDING, dtype=tensor.dtype)
     padded[: tensor.numel()] = tensor.reshape(-1)
     return padded[rank * length : (rank + 1) * length].clone()
 

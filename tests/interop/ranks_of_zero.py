@@ -38,9 +38,12 @@ class Network(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.offset: torch.Tensor
+        self.seen: torch.Tensor
         self.embedding = torch.nn.Embedding(11, 7)
         self.first = torch.nn.Linear(7, 5)
         self.register_buffer("offset", torch.linspace(0, 1, 5))
+        self.register_buffer("seen", torch.zeros(1))
         self.register_buffer("count", torch.tensor(3))
         self.frozen = torch.nn.Linear(5, 7, bias=False).requires_grad_(requires_grad=False)
         self.head = torch.nn.Linear(7, 11, bias=False)
@@ -48,7 +51,8 @@ class Network(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits."""
+        """Return the logits. Each rank sees other tokens."""
+        self.seen += tokens.float().mean()
         hidden = self.first(self.embedding(tokens)) + self.offset.to(self.scale.dtype)
         logits: torch.Tensor = self.head(self.frozen(hidden) * self.scale)
         return logits

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.makers import expected, open_file, read_all, read_file
-from tests.helpers.program import Run
+from tests.helpers.program import Run, forked
 from tests.helpers.series import load
 from tests.interop.judge import assert_fold, average
 from tests.interop.ranks_of_zero import RANKS, SETTINGS, STEPS
@@ -27,6 +27,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(saved: Path) -> Path:
+    """The same files, with averages that were written and loaded again."""
+    names = [name for name in SETTINGS if name.startswith("stage_3")]
+    for name in names:
+        run = forked(saved)
+        average(run, saved / name, "--format", "same", "-o", f"averaged_{name}/")
+    command = [sys.executable, "-m", "tests.interop.ranks_of_zero", str(saved), *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return saved
 
 
 def key_of(name: str) -> str | tuple[str, ...]:
@@ -74,3 +87,18 @@ def test_a_run_is_averaged(name: str, saved: Path, ema_avg: Run, tmp_path: Path)
     tied = {"head.weight", "embedding.weight"} - found.keys()
     assert_fold(found, [{key: value for key, value in state.items() if key not in tied} for state in joined])
     assert ema_avg("verify", "ema.safetensors").returncode == 0
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name.startswith("stage_3")])
+def test_training_continues_from_the_average(name: str, resumed: Path, tmp_path: Path, ema_avg: Run) -> None:
+    """DeepSpeed loads a copy with the averages on every rank: weights, model and buffers; the moments are the last."""
+    average(ema_avg, resumed / name, "-o", "ema.safetensors")
+    averages = load(tmp_path / "ema.safetensors")
+    for rank in range(RANKS):
+        found = torch.load(resumed / f"resumed_{name}_{rank}.pt", weights_only=True)
+        assert found["steps"] == STEPS[-1]
+        assert all(torch.equal(tensor, averages[key]) for key, tensor in found["weights"].items())
+        dtype = found["model"]["scale"].dtype
+        assert all(torch.equal(tensor, averages[key].to(dtype)) for key, tensor in found["model"].items())
+        assert all(torch.equal(found["buffers"][key], averages[key]) for key in ("seen", "count"))
+        assert all(moment.abs().max() > 0 for moment in found["moments"].values())
