@@ -153,6 +153,11 @@ def test_archives_that_were_zipped_again(tmp_path: Path, stream: bool) -> None:
     output = average(paths, tmp_path / "ema.ckpt")
     check(output, paths)
     assert len(changed_records(output, paths[-1])) == 8
+    raw = output.read_bytes()
+    with zipfile.ZipFile(output) as archive:
+        for info in archive.infolist():
+            local = int.from_bytes(raw[info.header_offset + 14 : info.header_offset + 18], "little")
+            assert local == (0 if stream else info.CRC)
 
 
 def without_signatures(path: Path) -> None:

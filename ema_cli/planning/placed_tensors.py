@@ -214,12 +214,13 @@ def _other_references(
             at = file.at(spot[1])
             storages[at.key] = at.begin
             inside_of[at.key].append(spot)
-        for key, begin in storages.items():
+        for key, found in file.references.of(storages.keys()).items():
+            begin = storages[key]
             views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
-            for view in file.references.of(key):
-                if 0 not in view.shape:
+            for view in found:
+                if view.is_known and 0 not in view.shape:
                     views[_spot(number, begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
-            if not file.references.is_complete(key):
+            if not all(view.is_known for view in found):
                 inside = [quoted(names[spot]) for spot in views if spot in names]
                 yield f"{shortlist(inside, most=2)}: an object of another kind refers to the same storage"
             yield from _sharing(views, begin, names, own)
