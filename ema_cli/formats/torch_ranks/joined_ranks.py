@@ -37,7 +37,7 @@ _AS_FLAT = (
 )
 
 
-class Place(NamedTuple):
+class StoredPiece(NamedTuple):
     """The bytes of a piece in the file of one rank."""
 
     rank: int
@@ -58,8 +58,8 @@ class Copy(NamedTuple):
     is_placed: bool
     """The files state that it is the same; otherwise it is a tensor that was saved without a placement."""
     dimensions: int
-    first: Place
-    other: Place
+    first: StoredPiece
+    other: StoredPiece
 
 
 @record
@@ -67,7 +67,7 @@ class JoinedRanks:
     """The tensors of a checkpoint that ranks saved."""
 
     layouts: tuple[TensorLayout, ...]
-    places: tuple[Place, ...]
+    places: tuple[StoredPiece, ...]
     """Of every tensor, or of each of its parts."""
     copies: tuple[Copy, ...]
     unreadable: tuple[tuple[str, str], ...]
@@ -79,12 +79,12 @@ class JoinedRanks:
     """The value of its pickle."""
 
 
-class _Piece(NamedTuple):
+class _RankRectangle(NamedTuple):
     """A rectangle of a tensor on one rank."""
 
     origin: tuple[int, ...]
     layout: TensorLayout
-    place: Place
+    place: StoredPiece
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class _Whole:
     shape: tuple[int, ...]
     dtype_name: str
     is_placed: bool
-    pieces: dict[str, _Piece] = field(default_factory=dict)
+    pieces: dict[str, _RankRectangle] = field(default_factory=dict)
     """By origin and shape, as text: tuples of numbers can be made to collide."""
 
 
@@ -139,7 +139,7 @@ class RankJoiner:
 
         """
         layouts: list[TensorLayout] = []
-        places: list[Place] = []
+        places: list[StoredPiece] = []
         for name, whole in self._wholes.items():
             if name in self._unreadable or name in self._faults:
                 continue
@@ -182,9 +182,7 @@ class RankJoiner:
             key = f"{piece.origin} {piece.layout.shape}"
             known = whole.pieces.setdefault(key, piece)
             if known is not piece and piece.layout.elements:
-                self._copies.append(
-                    Copy(name, is_placed, len(tensor.shape), known.place, piece.place)
-                )
+                self._copies.append(Copy(name, is_placed, len(tensor.shape), known.place, piece.place))
 
 
 def _parts_of(tensor: TensorRef) -> Iterator[LocalPart]:
@@ -194,15 +192,15 @@ def _parts_of(tensor: TensorRef) -> Iterator[LocalPart]:
         yield LocalPart(origin=(0,) * len(tensor.shape), view=tensor)
 
 
-def _located(rank: int, name: str, part: LocalPart) -> _Piece:
+def _located(rank: int, name: str, part: LocalPart) -> _RankRectangle:
     storage = part.view.storage
     size = storage.elements * (element_bytes(storage.kind) or 0)
     layout, offset = locate_tensor(name, part.view, size)
     reach = layout.nbytes if layout.strides is None else span(layout.shape, layout.strides) * layout.dtype.itemsize
-    return _Piece(part.origin, layout, Place(rank, storage.key, size, offset, reach))
+    return _RankRectangle(part.origin, layout, StoredPiece(rank, storage.key, size, offset, reach))
 
 
-def _join(name: str, whole: _Whole) -> tuple[TensorLayout, Sequence[_Piece]]:
+def _join(name: str, whole: _Whole) -> tuple[TensorLayout, Sequence[_RankRectangle]]:
     """Return a whole tensor, and its pieces, in the order of their origins."""
     pieces = sorted(whole.pieces.values(), key=lambda piece: piece.origin)
     check_tiling(whole.shape, [(piece.origin, piece.layout.shape) for piece in pieces])

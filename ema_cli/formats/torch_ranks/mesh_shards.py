@@ -26,7 +26,7 @@ _MOST_AXES = 16
 
 
 @record
-class Placement:
+class AxisPlacement:
     """What one dimension of the mesh does to the tensor."""
 
     dim: int | None = None
@@ -42,7 +42,7 @@ class Sharding:
     mesh: Sizes
     """Ranks along each dimension of the mesh."""
     coordinate: Sizes
-    placements: tuple[Placement, ...]
+    placements: tuple[AxisPlacement, ...]
     order: Mapping[int, Sizes] = field(default_factory=dict)
     """For a dimension of the tensor, the dimensions of the mesh that shard it, in order; from left to right if absent."""
 

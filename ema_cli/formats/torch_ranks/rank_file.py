@@ -10,7 +10,7 @@ from ema_cli.formats.structure import refusal_of
 from ema_cli.formats.torch.first_bytes import looks_like_zip
 from ema_cli.formats.torch.zip_archive import Archive
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE, parse_pickle, refuse_other_kinds
-from ema_cli.formats.torch_ranks.joined_ranks import Place
+from ema_cli.formats.torch_ranks.joined_ranks import StoredPiece
 from ema_cli.formats.torch_ranks.rank_objects import reduce_of_rank
 from ema_cli.storage.checksums import Record
 from ema_cli.storage.source import ByteSource
@@ -49,7 +49,7 @@ class RankFile:
         declared.compare(self.archive.storage_bytes)
         return root
 
-    def storage(self, place: Place) -> Record:
+    def storage(self, place: StoredPiece) -> Record:
         """Return the storage of a piece.
 
         Raises:
@@ -69,11 +69,11 @@ class RankFile:
             )
         return found
 
-    def locate(self, place: Place) -> int:
+    def locate(self, place: StoredPiece) -> int:
         """Return the byte of the file where a piece begins; raise as ``storage``."""
         return self.storage(place).offset + place.offset
 
-    def read(self, place: Place, begin: int, size: int) -> bytes:
+    def read(self, place: StoredPiece, begin: int, size: int) -> bytes:
         """Return some bytes of a piece; raise as ``storage``."""
         return self.source.read(self.locate(place) + begin, size)
 

@@ -18,7 +18,7 @@ from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.structure import MOST_DIMENSIONS, are_sizes
 from ema_cli.formats.torch.objects import ShardOfRank, TensorRef, UnsupportedTensor, attributes_of, reduce
 from ema_cli.formats.torch.storages import StorageRef
-from ema_cli.formats.torch_ranks.mesh_shards import Placement, Sharding, rectangles_of
+from ema_cli.formats.torch_ranks.mesh_shards import AxisPlacement, Sharding, rectangles_of
 from ema_cli.record import record
 from ema_cli.text import safe_text
 
@@ -82,14 +82,16 @@ def _parts_of_dtensor(shape: Sizes, attributes: dict[object, object]) -> tuple[L
     if coordinate is None and mesh:
         return ()  # the rank is not in the mesh
     places = tuple(coordinate) if isinstance(coordinate, list | tuple) and len(coordinate) <= MOST_DIMENSIONS else ()
-    sharding = Sharding(mesh=_mesh_shape(mesh), coordinate=_sizes(places), placements=_placements(spec), order=_order(spec))
+    sharding = Sharding(
+        mesh=_mesh_shape(mesh), coordinate=_sizes(places), placements=_placements(spec), order=_order(spec)
+    )
     found = rectangles_of(shape, sharding)
     if found.local_shape != local.shape:
-        raise InputRefused(
-            f"has a part of shape {list(local.shape)}, but its placement says {list(found.local_shape)}"
-        )
+        raise InputRefused(f"has a part of shape {list(local.shape)}, but its placement says {list(found.local_shape)}")
     return tuple(
-        LocalPart(origin=one.origin, view=_window(local, one.start, one.shape)) for one in found.rectangles if 0 not in one.shape
+        LocalPart(origin=one.origin, view=_window(local, one.start, one.shape))
+        for one in found.rectangles
+        if 0 not in one.shape
     )
 
 
@@ -121,27 +123,27 @@ def _ranks_on(axis: object) -> int:
     return math.prod(_sizes(shape if isinstance(shape, tuple) else (shape,)))
 
 
-def _placements(spec: dict[object, object]) -> tuple[Placement, ...]:
+def _placements(spec: dict[object, object]) -> tuple[AxisPlacement, ...]:
     listed = spec.get("placements")
     if not isinstance(listed, list | tuple) or len(listed) > MOST_DIMENSIONS:
         raise InputRefused("has no placements")
     return tuple(map(_placement, listed))
 
 
-def _placement(value: object) -> Placement:
+def _placement(value: object) -> AxisPlacement:
     kind = value.kind if isinstance(value, Inert) else None
     name = kind.name if isinstance(kind, Global) else ""
     fields = attributes_of(value)
     args = value.args if isinstance(value, Inert) else ()
     if name == "Replicate":
-        return Placement()
+        return AxisPlacement()
     if name not in ("Shard", "_StridedShard"):
         summand = name in ("Partial", "_Partial")
         raise InputRefused("is one summand of several" if summand else f"has the placement {safe_text(name)}")
     dim = fields.get("dim", args[0] if args else None)
     split = fields.get("split_factor", fields.get("sf", args[1] if len(args) > 1 else None)) if name != "Shard" else 1
     dim, split = _sizes((dim, split))
-    return Placement(dim=dim, split_factor=split)
+    return AxisPlacement(dim=dim, split_factor=split)
 
 
 def _order(spec: dict[object, object]) -> dict[int, Sizes]:
