@@ -85,7 +85,7 @@ def _join(files: list[RankFile], keys: Keys) -> JoinedRanks:
         first = first or (chosen, root, steps)
         if (chosen.key, steps) != (first[0].key, first[2]):
             raise InputRefused(
-                f"has files of different saves: {quoted(files[0].name)} and {quoted(file.name)} have other steps inside",
+                f"has files of different saves: the steps in {quoted(files[0].name)} and {quoted(file.name)} differ",
                 hint=_ONE_SAVE,
             )
     if first is None:

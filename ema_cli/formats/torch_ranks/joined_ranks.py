@@ -31,9 +31,14 @@ MOST_PIECES = 2_000_000
 _FLAT = re.compile(r"(?:^|\.)_?flat_param(?:_\d+)?$")
 """The name of a flat parameter of FSDP1; see ``torch/distributed/fsdp/_flat_param.py``."""
 _WHOLE_SAVE = "check that the folder holds the files of all ranks, and of a single save"
-_AS_FLAT = (
-    "save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT; --fsdp_state_dict_type SHARDED_STATE_DICT of "
-    "accelerate"
+_AS_SHARDS = (
+    "save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT (accelerate: --fsdp_state_dict_type)"
+)
+UNDEFINED = "is split over files of ranks that do not state how they fit together: "
+"""Before the reason."""
+JOIN_FIRST = (
+    "join the parts first, with the tool of the trainer that wrote them (verl: python -m verl.model_merger merge); or "
+    "save with torch.distributed.checkpoint"
 )
 
 
@@ -118,8 +123,9 @@ class RankJoiner:
         flat = [quoted(name) for name in tensors if _FLAT.search(name)]
         if flat:
             raise InputRefused(
-                f"holds flat parameters of FSDP, without the names and shapes of the parameters in them: {shortlist(flat)}",
-                hint=_AS_FLAT,
+                "holds flat parameters of FSDP (LOCAL_STATE_DICT) without the names and shapes of the parameters in them: "
+                f"{shortlist(flat)}",
+                hint=_AS_SHARDS,
             )
         for name, tensor in tensors.items():
             try:
@@ -150,14 +156,18 @@ class RankJoiner:
             else:
                 layouts.append(layout)
                 places.extend(piece.place for piece in solid)
+        has_placements = any(whole.is_placed for whole in self._wholes.values())
         if self._faults:
-            raise InputRefused(shortlist(self._faults.values()), hint=_WHOLE_SAVE)
+            raise InputRefused(
+                f"{'' if has_placements else UNDEFINED}{shortlist(self._faults.values())}",
+                hint=_WHOLE_SAVE if has_placements else JOIN_FIRST,
+            )
         return JoinedRanks(
             layouts=tuple(layouts),
             places=tuple(places),
             copies=tuple(self._copies),
             unreadable=tuple(self._unreadable.items()),
-            has_placements=any(whole.is_placed for whole in self._wholes.values()),
+            has_placements=has_placements,
             first=first,
             root=root,
         )

@@ -44,7 +44,7 @@ class Sharding:
     coordinate: Sizes
     placements: tuple[AxisPlacement, ...]
     order: Mapping[int, Sizes] = field(default_factory=dict)
-    """For a dimension of the tensor, the dimensions of the mesh that shard it, in order; from left to right if absent."""
+    """For a dimension of the tensor, the dimensions of the mesh that shard it, in order; else from left to right."""
 
 
 @record
@@ -106,7 +106,7 @@ def _ranges(size: int, steps: Iterator[tuple[int, int, int]]) -> list[Range]:
     """Return the indexes of a dimension that remain after all steps."""
     found: list[Range] = [(0, size)]
     for chunks, chunk, split_factor in steps:
-        if not 0 < split_factor or not chunks:
+        if split_factor < 1 or not chunks:
             raise InputRefused("has a damaged placement")
         if split_factor * len(found) > _MOST_RECTANGLES:
             raise InputRefused(f"is in more than {_MOST_RECTANGLES:,} pieces on one rank")

@@ -10,17 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.torch_ranks.joined_ranks import Copy, JoinedRanks
+from ema_cli.formats.torch_ranks.joined_ranks import JOIN_FIRST, UNDEFINED, Copy, JoinedRanks
 from ema_cli.formats.torch_ranks.rank_file import RankFile
 from ema_cli.text import plural, quoted, shortlist
 
 _BLOCK_BYTES = 1 << 20
 _MATRIX = 2
 """Dimensions of a tensor that was certainly trained: statistics and counters have fewer."""
-_JOIN = (
-    "join the parts first, with the tool of the trainer that wrote them, such as python -m verl.model_merger merge; or "
-    "save with torch.distributed.checkpoint"
-)
 
 
 def compare_copies(joined: JoinedRanks, files: Sequence[RankFile]) -> tuple[str, ...]:
@@ -37,7 +33,7 @@ def compare_copies(joined: JoinedRanks, files: Sequence[RankFile]) -> tuple[str,
     if wrong:
         raise InputRefused(
             f"has different values on two ranks: {shortlist(_described(copy, files) for copy in wrong)}",
-            hint="check that all files are of a single save" if wrong[0].is_placed else _JOIN,
+            hint="check that all files are of a single save" if wrong[0].is_placed else JOIN_FIRST,
         )
     names = dict.fromkeys(quoted(copy.name) for copy in different)
     if not names:
@@ -54,8 +50,8 @@ def _refuse_parts(joined: JoinedRanks, files: Sequence[RankFile], different: Seq
         return
     why = f"{quoted(alone[0])} is not on every rank" if alone else _described(different[0], files)
     raise InputRefused(
-        f"is split over the files of {plural(len(files), 'rank')}, which do not state how they fit together: {why}",
-        hint=_JOIN,
+        f"{UNDEFINED}{why}",
+        hint=JOIN_FIRST,
     )
 
 

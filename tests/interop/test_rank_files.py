@@ -1,0 +1,112 @@
+"""Checkpoints of which every rank saved its own part with ``torch.save``: FSDP1, FSDP2, tensor parallelism, verl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.program import Run
+from tests.helpers.series import State, load
+from tests.interop.judge import assert_fold, average
+from tests.interop.ranks_of_rank_files import RANKS, STEPS, RowNet
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that four processes saved."""
+    folder = tmp_path_factory.mktemp("rank-files")
+    command = [sys.executable, "-m", "tests.interop.ranks_of_rank_files", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def wholes(saved: Path) -> list[State]:
+    """Return the whole tensors, oldest first."""
+    return [torch.load(saved / f"whole_{step}.pt", weights_only=True) for step in STEPS]
+
+
+@pytest.mark.parametrize(
+    "way", ["sharded", "hybrid", "both", "placed", "flat", "flat_hybrid", "copied", "of_old_torch"]
+)
+def test_the_parts_of_all_ranks_are_put_together(way: str, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """The average is that of the tensors before they were sharded, to the last bit, and it loads."""
+    report = json.loads(average(ema_avg, saved / way, "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
+    found = load(tmp_path / "ema.safetensors")
+    assert_fold(found, wholes(saved))
+    RowNet(0).load_state_dict(found)
+
+
+def test_a_run_of_verl_is_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Of the actor the model is read; its optimizer, random states and the position in the data are not."""
+    report = json.loads(average(ema_avg, saved / "verl", "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
+    assert_fold(load(tmp_path / "ema.safetensors"), wholes(saved))
+
+
+def test_inspect_and_diff_see_one_checkpoint(saved: Path, ema_avg: Run) -> None:
+    """The folder of the ranks is one checkpoint, equal to the file of the whole tensors."""
+    (found,) = json.loads(ema_avg("inspect", saved / "sharded" / "step-90", "--json").stdout)["checkpoints"]
+    assert found["format"] == f"torch zip, parts of {RANKS} ranks"
+    assert ema_avg("diff", saved / "both" / "step-90", saved / "whole_90.pt").returncode == 0
+    assert ema_avg("diff", saved / "both" / "step-90", saved / "whole_100.pt").returncode == 1
+
+
+def test_flat_parameters_are_refused(saved: Path, ema_avg: Run) -> None:
+    """A local state dict of FSDP1 has no names and shapes of the parameters: nothing is guessed."""
+    done = ema_avg(saved / "local", "--decay", "0.5")
+    assert done.returncode == 3
+    assert "flat parameters of FSDP (LOCAL_STATE_DICT)" in done.stderr
+    assert "SHARDED_STATE_DICT" in done.stderr
+
+
+def test_parts_without_placements_are_refused(saved: Path, ema_avg: Run) -> None:
+    """Halves of tensors are no copies, and nothing says how they fit together."""
+    done = ema_avg(saved / "halved", "--decay", "0.5")
+    assert done.returncode == 3
+    assert "do not state how they fit together" in done.stderr
+    assert "join the parts first" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["sharded", "flat"])
+def test_a_missing_rank_is_reported(way: str, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """The last rank is missing: the tensors are incomplete."""
+    shutil.copytree(saved / way / "step-90", tmp_path / "step-90")
+    (tmp_path / "step-90" / f"rank_{RANKS - 1}.pt").unlink()
+    done = ema_avg("inspect", "step-90")
+    assert done.returncode == 3
+    assert "is incomplete" in done.stderr
+    assert "the files of all ranks" in done.stderr
+
+
+def test_a_rank_of_another_save_is_refused(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """A save that was interrupted leaves files of two steps in one folder."""
+    shutil.copytree(saved / "sharded" / "step-90", tmp_path / "step-90")
+    shutil.copy(saved / "sharded" / "step-100" / "rank_2.pt", tmp_path / "step-90")
+    done = ema_avg("inspect", "step-90")
+    assert done.returncode == 3
+    assert 'different saves: the steps in "rank_0.pt" and "rank_2.pt" differ' in done.stderr
+
+
+def test_copies_that_differ_are_refused(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Two ranks with the same piece must have the same values."""
+    shutil.copytree(saved / "verl", tmp_path / "run")
+    for way in ("hybrid", "copied"):
+        folder = tmp_path / way
+        shutil.copytree(saved / way / "step-90", folder)
+        state = torch.load(saved / way / "step-90" / "rank_3.pt", weights_only=False) if way == "copied" else None
+        if state is not None:
+            state["model"]["first.weight"][0, 0] += 1
+            torch.save(state, folder / "rank_3.pt")
+            done = ema_avg("inspect", way)
+            assert done.returncode == 3
+            assert '"first.weight" differs between "rank_0.pt" and "rank_3.pt"' in done.stderr
