@@ -79,22 +79,22 @@ def placed(step: int) -> dict[str, Any]:
 
 def flat(step: int) -> dict[str, Any]:
     """Return this process's part under FSDP1, as a state dict of ``ShardedTensor``."""
-    return _fsdp1(step, StateDictType.SHARDED_STATE_DICT, use_orig_params=True)
+    return _by_fsdp1(step, StateDictType.SHARDED_STATE_DICT, use_orig_params=True)
 
 
 def local(step: int) -> dict[str, Any]:
     """Return the flat parameters of FSDP1."""
-    return _fsdp1(step, StateDictType.LOCAL_STATE_DICT, use_orig_params=False)
+    return _by_fsdp1(step, StateDictType.LOCAL_STATE_DICT, use_orig_params=False)
 
 
 def flat_hybrid(step: int) -> dict[str, Any]:
     """Return this process's part under FSDP1 with two copies: a state dict of ``DTensor``."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
     strategy = ShardingStrategy.HYBRID_SHARD
-    return _fsdp1(step, StateDictType.SHARDED_STATE_DICT, device_mesh=mesh, sharding_strategy=strategy)
+    return _by_fsdp1(step, StateDictType.SHARDED_STATE_DICT, device_mesh=mesh, sharding_strategy=strategy)
 
 
-def _fsdp1(step: int, kind: StateDictType, **options: Any) -> dict[str, Any]:
+def _by_fsdp1(step: int, kind: StateDictType, **options: Any) -> dict[str, Any]:
     model = RowNet(step)
     policy = ModuleWrapPolicy({nn.Linear})
     wrapped = FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"), **options)
@@ -156,9 +156,40 @@ def save(folder: Path, way: str, step: int) -> None:
             torch.save({"_snapshot": {"_main_snapshot": {}}, "_steps_since_snapshot": 0}, actor.parent / "data.pt")
 
 
+def save_by_accelerate(folder: Path, kind: str, step: int) -> None:
+    """Save model and optimizer under FSDP1 as accelerate, and the Trainer of transformers with it, do."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
+
+    model = RowNet(step)
+    policy = ModuleWrapPolicy({nn.Linear})
+    options = {"use_orig_params": kind != "LOCAL", "device_id": torch.device("cpu")}
+    wrapped = FullyShardedDataParallel(model, auto_wrap_policy=policy, **options)
+    optimizer = torch.optim.AdamW(wrapped.parameters())
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1, state_dict_type=f"{kind}_STATE_DICT")
+    accelerator = Accelerator(cpu=True)
+    place = folder / f"accelerate-{kind.lower()}" / f"checkpoint-{step}"
+    place.mkdir(parents=True, exist_ok=True)
+    if kind == "FULL":  # which ends in a fault of memory on the CPU: accelerate saves the same file
+        if dist.get_rank() == 0:
+            torch.save(RowNet(step).state_dict(), place / "pytorch_model_fsdp.bin")
+    else:
+        save_fsdp_model(plugin, accelerator, wrapped, str(place))
+    if kind == "SHARDED":
+        save_fsdp_optimizer(plugin, accelerator, optimizer, wrapped, str(place))
+    if dist.get_rank() == 0:
+        torch.save({"last_epoch": step}, place / "scheduler.bin")
+        if kind == "FULL":
+            torch.save({"state": {0: {"exp_avg": torch.ones(3, 3)}}, "param_groups": []}, place / "optimizer.bin")
+        (place / "trainer_state.json").write_text(f'{{"global_step": {step}}}', encoding="utf-8")
+
+
 def work(rank: int, folder: Path) -> None:
     """Be one of the processes. They meet in a file, and talk over the loopback only."""
-    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"})
+    alone = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    # What torchrun sets; accelerate looks at it, though the processes have met already.
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    os.environ.update(alone | {name: str(value) for name, value in launched.items()})
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
@@ -168,6 +199,9 @@ def work(rank: int, folder: Path) -> None:
     for way in WAYS:
         for step in STEPS:
             save(folder, way, step)
+    for kind in ("SHARDED", "FULL", "LOCAL"):
+        for step in STEPS:
+            save_by_accelerate(folder, kind, step)
     dist.barrier()
     # Everything is saved and the other processes are here: leave without the end of torch's threads, which may abort.
     os._exit(0)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -97,16 +98,54 @@ def test_a_rank_of_another_save_is_refused(saved: Path, ema_avg: Run, tmp_path: 
     assert 'different saves: the steps in "rank_0.pt" and "rank_2.pt" differ' in done.stderr
 
 
-def test_copies_that_differ_are_refused(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """Two ranks with the same piece must have the same values."""
-    shutil.copytree(saved / "verl", tmp_path / "run")
-    for way in ("hybrid", "copied"):
-        folder = tmp_path / way
-        shutil.copytree(saved / way / "step-90", folder)
-        state = torch.load(saved / way / "step-90" / "rank_3.pt", weights_only=False) if way == "copied" else None
-        if state is not None:
-            state["model"]["first.weight"][0, 0] += 1
-            torch.save(state, folder / "rank_3.pt")
-            done = ema_avg("inspect", way)
-            assert done.returncode == 3
-            assert '"first.weight" differs between "rank_0.pt" and "rank_3.pt"' in done.stderr
+def change_storage(path: Path, content: torch.Tensor) -> None:
+    """Change the first byte of the storage with this content in a file, and its checksum; the pickle stays."""
+    raw = content.contiguous().view(torch.uint8).numpy().tobytes()
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = [name for name, data in records.items() if "/data/" in name and data == raw]
+    records[name] = bytes([raw[0] ^ 1]) + raw[1:]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("way", ["placed", "copied"])
+def test_copies_that_differ_are_refused(way: str, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Ranks with the same piece of a matrix must have the same values, with a placement and without."""
+    shutil.copytree(saved / way / "step-90", tmp_path / "step-90")
+    name = "small.weight" if way == "copied" else "first.bias"
+    whole = torch.load(saved / "whole_90.pt", weights_only=True)[name]
+    change_storage(tmp_path / "step-90" / "rank_3.pt", whole if way == "copied" else whole[5:])
+    done = ema_avg("inspect", "step-90")
+    assert done.returncode == 3
+    assert f'"{name}" differs between' in done.stderr
+
+
+def test_statistics_that_differ_between_ranks_are_reported(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Every rank has BatchNorm statistics of its own data: those of the first are used, with a warning."""
+    shutil.copytree(saved / "sharded", tmp_path / "run")
+    for step in STEPS:
+        mean = torch.load(saved / f"whole_{step}.pt", weights_only=True)["norm.running_mean"]
+        change_storage(tmp_path / "run" / f"step-{step}" / "rank_3.pt", mean)
+    done = average(ema_avg, "run", "-o", "ema.safetensors")
+    assert '1 tensor without a placement, such as "norm.running_mean", differs between the ranks' in done.stderr
+    assert_fold(load(tmp_path / "ema.safetensors"), wholes(saved))
+
+
+@pytest.mark.parametrize("kind", ["sharded", "full"])
+def test_checkpoints_of_accelerate_under_fsdp1_are_averaged(
+    kind: str, saved: Path, ema_avg: Run, tmp_path: Path
+) -> None:
+    """``pytorch_model_fsdp_0/`` or ``pytorch_model_fsdp.bin`` is the model; the optimizer beside it is not read."""
+    report = json.loads(average(ema_avg, saved / f"accelerate-{kind}", "-o", "ema.safetensors", "--json").stdout)
+    assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
+    assert_fold(load(tmp_path / "ema.safetensors"), wholes(saved))
+
+
+def test_local_state_dicts_of_accelerate_are_refused(saved: Path, ema_avg: Run) -> None:
+    """``--fsdp_state_dict_type LOCAL_STATE_DICT`` saves flat parameters; the hint names the option."""
+    done = ema_avg(saved / "accelerate-local", "--decay", "0.5")
+    assert done.returncode == 3
+    assert "flat parameters of FSDP" in done.stderr
+    assert "--fsdp_state_dict_type" in done.stderr

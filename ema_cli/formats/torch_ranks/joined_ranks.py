@@ -31,9 +31,7 @@ MOST_PIECES = 2_000_000
 _FLAT = re.compile(r"(?:^|\.)_?flat_param(?:_\d+)?$")
 """The name of a flat parameter of FSDP1; see ``torch/distributed/fsdp/_flat_param.py``."""
 _WHOLE_SAVE = "check that the folder holds the files of all ranks, and of a single save"
-_AS_SHARDS = (
-    "save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT (accelerate: --fsdp_state_dict_type)"
-)
+_AS_SHARDS = "save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT (accelerate: --fsdp_state_dict_type)"
 UNDEFINED = "is split over files of ranks that do not state how they fit together: "
 """Before the reason."""
 JOIN_FIRST = (
