@@ -1,7 +1,6 @@
-"""Four processes on the CPU, each saving its own part with ``torch.save``: ``python -m tests.interop.ranks_of_rank_files``.
+"""Four processes that save their own parts with ``torch.save``: ``python -m tests.interop.ranks_of_rank_files FOLDER``.
 
-The argument is a folder. The first process also stores the whole tensors of each step in ``whole_STEP.pt``, taken before
-the model was sharded.
+The first process also stores the whole tensors of each step in ``whole_STEP.pt``, from before they were sharded.
 """
 
 from __future__ import annotations

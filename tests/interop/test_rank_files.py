@@ -54,6 +54,33 @@ def test_a_run_of_verl_is_averaged(saved: Path, ema_avg: Run, tmp_path: Path) ->
     assert_fold(load(tmp_path / "ema.safetensors"), wholes(saved))
 
 
+@pytest.mark.parametrize("names", ["run", "run/step_*_rank_0.pt", "run/*"])
+def test_the_files_of_all_steps_may_be_in_one_folder(names: str, saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """The file of rank 0 stands for its checkpoint; those of the other ranks are read with it."""
+    (tmp_path / "run").mkdir()
+    for step in STEPS:
+        for rank in range(RANKS):
+            name = f"step_{step}_rank_{rank}.pt"
+            shutil.copy(saved / "sharded" / f"step-{step}" / f"rank_{rank}.pt", tmp_path / "run" / name)
+    done = average(ema_avg, names, "-o", "ema.safetensors", "--json")
+    report = json.loads(done.stdout)
+    assert [entry["path"].rpartition("/")[2] for entry in report["inputs"]] == [f"step_{s}_rank_0.pt" for s in STEPS]
+    assert "unusable-left-out" not in {warning["code"] for warning in report["warnings"]}
+    assert_fold(load(tmp_path / "ema.safetensors"), wholes(saved))
+    assert ema_avg("verify", "ema.safetensors").returncode == 0
+    (tmp_path / "run" / "step_100_rank_2.pt").write_bytes(b"other")
+    assert ema_avg("verify", "ema.safetensors").returncode == 10
+
+
+def test_a_rank_named_alone_is_refused_with_its_folder(saved: Path, ema_avg: Run) -> None:
+    """The hint names the folder that can be read."""
+    folder = saved / "sharded" / "step-90"
+    for names in (["rank_1.pt"], ["rank_1.pt", "rank_2.pt"]):
+        done = ema_avg(*(folder / name for name in names), "--decay", "0.5")
+        assert done.returncode == 3
+        assert f'name the folder with the files of all ranks: "{folder}"' in done.stderr
+
+
 def test_inspect_and_diff_see_one_checkpoint(saved: Path, ema_avg: Run) -> None:
     """The folder of the ranks is one checkpoint, equal to the file of the whole tensors."""
     (found,) = json.loads(ema_avg("inspect", saved / "sharded" / "step-90", "--json").stdout)["checkpoints"]

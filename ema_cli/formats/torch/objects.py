@@ -19,10 +19,11 @@ from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
 from ema_cli.record import record
 from ema_cli.text import safe_text
 
-_ONE_SHARD = (
+ONE_SHARD = (
     "and this file has one rank's shard of it; name the folder with the files of all ranks, or save with "
     "torch.distributed.checkpoint"
 )
+"""Why a part of a tensor cannot be averaged."""
 QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
 _QUANTIZED = f"and its codes cannot be averaged; {QUANTIZE_LATER}"
 _SPARSE = "which has no plain data; save it with .to_dense()"
@@ -168,7 +169,7 @@ def _whole_local(args: tuple[object, ...], state: object) -> object:
     attributes = attributes_of(state)
     kind = args[0] if args else None
     if isinstance(kind, Global) and kind.name == "ShardedTensor":
-        return ShardOfRank(kind="distributed", why=_ONE_SHARD, args=args, state=state)
+        return ShardOfRank(kind="distributed", why=ONE_SHARD, args=args, state=state)
     if "_local_tensor" not in attributes:
         return _in_parts(kind, attributes)
     local = attributes["_local_tensor"]
@@ -176,7 +177,7 @@ def _whole_local(args: tuple[object, ...], state: object) -> object:
         return UnsupportedTensor(kind="distributed")
     if len(args) > 2 and local.shape == args[2] and not _is_summand(attributes.get("_spec")):  # noqa: PLR2004
         return local
-    return ShardOfRank(kind="distributed", why=_ONE_SHARD, args=args, state=state)
+    return ShardOfRank(kind="distributed", why=ONE_SHARD, args=args, state=state)
 
 
 def _in_parts(kind: object, attributes: object) -> UnsupportedTensor:

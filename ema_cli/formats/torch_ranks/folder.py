@@ -7,6 +7,7 @@ for bit, as data-parallel ranks have: how other parts fit together would be a gu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ema_cli.errors import InputRefused
@@ -35,14 +36,22 @@ def read_torch_ranks(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
 
     """
     (names,) = rank_groups(folder.files).values()
+    structure = read_rank_group(folder, names, keys, pool)
+    side_files = find_side_files(folder.files)
+    others = folder.others(side_files)
+    whole = replace(structure, side_files=side_files, ignored=(*structure.ignored, *others))
+    return add_weights_beside(folder, whole)
+
+
+def read_rank_group(folder: Folder, names: Mapping[int, str], keys: Keys, pool: LayoutPool) -> Structure:
+    """Read the structure of a checkpoint in some files of a folder, by rank; raise as ``read_torch_ranks``."""
     files = [RankFile(folder, names[rank]) for rank in sorted(names)]
     digest = joint_digest(file.digest for file in files)
     joined = pool.remember(("torch ranks", digest, keys), lambda: _join(files, keys))
     _announce(joined, files)
     warnings = compare_copies(joined, files)
     offsets = tuple(files[place.rank].locate(place) for place in joined.places)
-    side_files = find_side_files(folder.files)
-    structure = Structure(
+    return Structure(
         format=f"torch zip, parts of {plural(len(files), 'rank')}",
         layouts=joined.layouts,
         offsets=offsets,
@@ -51,14 +60,12 @@ def read_torch_ranks(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         records={file.number: file.archive.checksums() for file in files},
         key=joined.first.key,
         steps=tuple(read_steps(joined.root, files[0].source, files[0].archive.storage)),
-        ignored=(*joined.first.ignored, *folder.others(side_files)),
+        ignored=joined.first.ignored,
         unreadable=joined.unreadable,
         choice=joined.first.choice,
         warnings=(*joined.first.warnings, *warnings),
         dropped=joined.first.dropped,
-        side_files=side_files,
     )
-    return add_weights_beside(folder, structure)
 
 
 def _announce(joined: JoinedRanks, files: list[RankFile]) -> None:

@@ -121,7 +121,7 @@ class RankJoiner:
         flat = [quoted(name) for name in tensors if _FLAT.search(name)]
         if flat:
             raise InputRefused(
-                "holds flat parameters of FSDP (LOCAL_STATE_DICT) without the names and shapes of the parameters in them: "
+                "holds flat parameters of FSDP (LOCAL_STATE_DICT), without the names and shapes of those in them: "
                 f"{shortlist(flat)}",
                 hint=_AS_SHARDS,
             )
