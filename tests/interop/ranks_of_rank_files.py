@@ -34,6 +34,7 @@ class RowNet(nn.Module):
         torch.manual_seed(step)
         self.first, self.second = nn.Linear(7, 10), nn.Linear(10, 5)
         self.small = nn.Linear(3, 6, bias=False, dtype=torch.bfloat16)
+        self.scale = nn.Parameter(torch.randn(1))
         self.norm = nn.BatchNorm1d(5)
         self.norm.running_mean = torch.randn(5)
         self.norm.num_batches_tracked.fill_(step)  # type: ignore[operator]

@@ -66,15 +66,6 @@ class UnsupportedTensor:
         return self.kind == _CODES
 
 
-@record
-class ShardOfRank(UnsupportedTensor):
-    """One rank's part of a tensor: ``DTensor``, ``ShardedTensor``. The files of all ranks together may be readable."""
-
-    args: tuple[object, ...] = field(default=(), compare=False)
-    """Class, element type and shape of the whole, and more."""
-    state: object = field(default=None, compare=False)
-
-
 def attributes_of(value: object) -> dict[object, object]:
     """Return the attributes of an object, or those in the state of one; empty if there are none."""
     state = value.state if isinstance(value, Inert) else value
@@ -169,7 +160,7 @@ def _whole_local(args: tuple[object, ...], state: object) -> object:
     attributes = attributes_of(state)
     kind = args[0] if args else None
     if isinstance(kind, Global) and kind.name == "ShardedTensor":
-        return ShardOfRank(kind="distributed", why=ONE_SHARD, args=args, state=state)
+        return UnsupportedTensor(kind="distributed", why=ONE_SHARD)
     if "_local_tensor" not in attributes:
         return _in_parts(kind, attributes)
     local = attributes["_local_tensor"]
@@ -177,7 +168,7 @@ def _whole_local(args: tuple[object, ...], state: object) -> object:
         return UnsupportedTensor(kind="distributed")
     if len(args) > 2 and local.shape == args[2] and not _is_summand(attributes.get("_spec")):  # noqa: PLR2004
         return local
-    return ShardOfRank(kind="distributed", why=ONE_SHARD, args=args, state=state)
+    return UnsupportedTensor(kind="distributed", why=ONE_SHARD)
 
 
 def _in_parts(kind: object, attributes: object) -> UnsupportedTensor:

@@ -35,9 +35,8 @@ def is_rank_file(name: str) -> bool:
 
 
 def group_of_first(folder: Folder, name: str) -> dict[int, str]:
-    """Return the files of all ranks, by rank, if ``name`` is that of rank 0 and others are beside it; else nothing."""
-    group = next((one for one in rank_groups(folder.files).values() if one.get(0) == name), {})
-    return group if _are_all(group) else {}
+    """Return the files of all ranks, by rank, if ``name`` is that of rank 0; else nothing."""
+    return next((one for one in rank_groups(folder.files).values() if one.get(0) == name), {})
 
 
 def later_ranks(names: Iterable[str]) -> set[str]:

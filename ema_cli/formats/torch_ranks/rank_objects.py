@@ -16,7 +16,7 @@ from typing import TypeGuard
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.structure import MOST_DIMENSIONS, are_sizes
-from ema_cli.formats.torch.objects import ShardOfRank, TensorRef, UnsupportedTensor, attributes_of, reduce
+from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor, attributes_of, reduce
 from ema_cli.formats.torch.storages import StorageRef
 from ema_cli.formats.torch_ranks.mesh_shards import AxisPlacement, Sharding, rectangles_of
 from ema_cli.record import record
@@ -26,7 +26,8 @@ Sizes = tuple[int, ...]
 _MOST_SHARDS = 1024
 """Of one tensor on one rank."""
 _NOWHERE = StorageRef(key="", kind="", elements=0)
-_DTENSOR, _SHARDED = "DTensor", "ShardedTensor"
+_DTENSOR = "DTensor"
+_KINDS = (_DTENSOR, "ShardedTensor")
 
 
 @record
@@ -48,22 +49,24 @@ class RankTensor(TensorRef):
 
 def reduce_of_rank(kind: Global, args: tuple[object, ...]) -> object:
     """Return a record for a call in the pickle of one rank; see ``inert_pickle.values.Reduce``."""
-    made = reduce(kind, args)
-    return _rank_tensor(made) if isinstance(made, ShardOfRank) else made
+    match args:
+        case (Global(name="_rebuild_wrapper_subclass"), _, tuple(inner), state) if kind.name == "_rebuild_from_type_v2":
+            name = inner[0].name if inner and isinstance(inner[0], Global) else ""
+            if name in _KINDS:
+                return _rank_tensor(name, inner, state)
+    return reduce(kind, args)
 
 
-def _rank_tensor(shard: ShardOfRank) -> RankTensor | UnsupportedTensor:
-    """Return the tensor that a rank holds a part of; of one that cannot be put together, the reason."""
+def _rank_tensor(name: str, inner: tuple[object, ...], state: object) -> RankTensor | UnsupportedTensor:
+    """Return the tensor that a rank holds a part of; of one that cannot be put together, the reason.
+
+    ``inner`` is ``(class, element type, shape, ...)``.
+    """
     try:
-        kind, dtype, shape = shard.args[:3]
-        if not (isinstance(kind, Global) and isinstance(dtype, Global) and _are_sizes(shape)):
+        _, dtype, shape, *_ = inner
+        if not (isinstance(dtype, Global) and _are_sizes(shape)):
             raise InputRefused("is declared in an unknown way")
-        if kind.name == _DTENSOR:
-            parts = _parts_of_dtensor(shape, attributes_of(shard.state))
-        elif kind.name == _SHARDED:
-            parts = _parts_of_sharded(shape, shard.state)
-        else:
-            raise InputRefused(f"is of the class {safe_text(str(kind))}")
+        parts = _parts_of_dtensor(shape, attributes_of(state)) if name == _DTENSOR else _parts_of_sharded(shape, state)
         if any(part.view.dtype_name != dtype.name for part in parts):
             raise InputRefused("has a part of another type than the whole")
     except (InputRefused, ValueError) as refused:
@@ -152,8 +155,10 @@ def _order(spec: dict[object, object]) -> dict[int, Sizes]:
     entries = listed if isinstance(listed, tuple) and len(listed) <= MOST_DIMENSIONS else ()
     order = {}
     for entry in entries:
-        dim, dims = entry.args[:2] if isinstance(entry, Inert) else entry
-        order[_sizes((dim,))[0]] = _sizes(dims)
+        pair = entry.args if isinstance(entry, Inert) else entry
+        if not isinstance(pair, tuple) or len(pair) != 2:  # noqa: PLR2004
+            raise InputRefused("has a damaged order of shards")
+        order[_sizes(pair[:1])[0]] = _sizes(pair[1])
     return order
 
 
