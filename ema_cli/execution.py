@@ -99,7 +99,7 @@ def _open_targets(
     """Open the outputs; ``unpublished`` discards them. With ``--resume``, continue an interrupted run."""
     if not options.resume:
         old = [replaced.get(output.path) if isinstance(output.path, Path) else None for output in plan.outputs]
-        targets = [make_target(output, folder) for output, folder in zip(plan.outputs, old, strict=True)]
+        targets = [make_target(output, folder, listener) for output, folder in zip(plan.outputs, old, strict=True)]
         _report_spooling(plan, listener)
         for target in targets:
             unpublished.callback(target.discard)

@@ -16,7 +16,7 @@ from ema_cli.options.declaration import declared
 from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.options.stored_method import store_method
 from ema_cli.planning.shards import plan_files
-from ema_cli.records.files import PlannedFile, SideFile
+from ema_cli.records.files import Placement, PlannedFile, SideFile
 from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
 from ema_cli.records.series import Series
@@ -44,7 +44,8 @@ def plan_outputs(
 
     """
     if options.output_format != "safetensors":
-        return _distinct(_plan_placed(weighting, series, tensors, options) for weighting in weightings)
+        placement = _place(weightings, series, tensors, options)
+        return _distinct(_plan_placed(weighting, placement, options) for weighting in weightings)
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
@@ -64,25 +65,28 @@ def _distinct(planned: Iterable[PlannedOutput]) -> tuple[PlannedOutput, ...]:
     return outputs
 
 
-def _plan_placed(
-    weighting: Weighting, series: Series, tensors: Sequence[PlannedTensor], options: Options
-) -> PlannedOutput:
-    """Return an output that is no safetensors file."""
-    path = output_path(weighting.method, options)
+def _place(
+    weightings: Sequence[Weighting], series: Series, tensors: Sequence[PlannedTensor], options: Options
+) -> Placement:
+    """Return the files of outputs that are no safetensors files: the same for all averages."""
     if options.output_format == "same":
         from ema_cli.planning.same_format import place_in_copy  # noqa: PLC0415 - not the usual format
 
-        placement = place_in_copy(series.members, tensors, path)
-    else:
-        from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
+        return place_in_copy(weightings, series.members, tensors, options)
+    from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
 
-        placement = place_in_dcp(tensors)
+    return place_in_dcp(tensors)
+
+
+def _plan_placed(weighting: Weighting, placement: Placement, options: Options) -> PlannedOutput:
+    """Return an output that is no safetensors file."""
     return PlannedOutput(
         weighting=weighting,
-        path=path,
+        path=output_path(weighting.method, options),
         files=(),
         folder=placement.folder,
         read_back_whole=options.read_back == "all",
+        beside=placement.beside,
         format=options.output_format,
         placement=placement,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
+from ema_cli.errors import RunWarning
 from ema_cli.record import record
 from ema_cli.storage.digest import digest_of_all
 from ema_cli.storage.locations import Location
@@ -57,11 +59,11 @@ class PlacedFile:
     source: ByteSource | None = None
     """The open file of the last checkpoint that it is a copy of; ``None`` if all its other bytes are ``given``."""
     given: tuple[tuple[int, bytes], ...] = ()
-    """Bytes, and where they begin, in order."""
+    """All bytes outside the tensors of a file without a source, and where they begin, in order."""
     checksums: tuple[Checksum, ...] = ()
-    """To be set after the tensors are written."""
+    """To be set when their ranges are complete. The bytes of their fields need not be given."""
     holds_tensors: bool = True
-    """Whether tensors are written into it; a file without is a side file: it is copied, or given, whole."""
+    """Whether it is one of the files of the weights; others are side files."""
 
 
 @record
@@ -80,13 +82,20 @@ class Place:
 
 
 @record
-class Placement:
-    """The files of an output that is no safetensors file, and where its tensors are in them."""
+class PlacedTensor:
+    """A tensor of the data section, and where it is written."""
 
-    files: tuple[PlacedFile, ...]
-    places: tuple[tuple[Place, ...], ...]
-    """Of each planned tensor: one, or one for each of its rectangles."""
-    folder: bool = False
+    begin: int
+    """Byte of the data section where it begins."""
+    shape: tuple[int, ...]
+    itemsize: int
+    places: tuple[Place, ...]
+    """One, or one for each of its rectangles; none if its bytes are there already."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the data section."""
+        return math.prod(self.shape) * self.itemsize
 
 
 @record
@@ -102,6 +111,23 @@ class SideFile:
     """The file that it is a copy of."""
     state: object = None
     """State of ``source`` when the copy was planned: if it changes, the copy is refused."""
+
+
+@record
+class Placement:
+    """The files of an output that is no safetensors file, and where its tensors are in them."""
+
+    files: tuple[PlacedFile, ...]
+    """In the order of their names; a single file if the output is no folder."""
+    tensors: tuple[PlacedTensor, ...]
+    """Every planned tensor, in the order of the data section."""
+    folder: bool = False
+    beside: tuple[SideFile, ...] = ()
+    """Files of the folder that are copied whole."""
+    empty_folders: tuple[str, ...] = ()
+    """Folders inside the folder that have no file."""
+    warnings: tuple[RunWarning, ...] = ()
+    """What its trainer will do with it that may be unexpected."""
 
 
 @record

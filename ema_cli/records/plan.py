@@ -11,7 +11,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import RunWarning
 from ema_cli.options.output_options import OutputFormat
 from ema_cli.record import record
-from ema_cli.records.files import FileRole, PlannedFile, Placement, SideFile
+from ema_cli.records.files import FileRole, Placement, PlannedFile, SideFile
 from ema_cli.records.series import Checkpoint, Series
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.storage.extents import Located, TensorLayout
@@ -100,7 +100,7 @@ class PlannedOutput:
     """Other files of the folder: the index of the shards, and side files of the last checkpoint."""
     format: OutputFormat = "safetensors"
     placement: Placement | None = None
-    """The files of an output in another format, which has no ``files`` and nothing ``beside``."""
+    """The files of an output in another format, which has no ``files``."""
 
     @property
     def local(self) -> Path:
@@ -113,6 +113,12 @@ class PlannedOutput:
         if not isinstance(self.path, Path):
             raise TypeError(f"{self.path} is not on a disk")
         return self.path
+
+    @property
+    def weight_files(self) -> int:
+        """The number of files with weights."""
+        placed = self.placement.files if self.placement is not None else ()
+        return len(self.files) + sum(file.holds_tensors for file in placed)
 
     @property
     def nbytes(self) -> int:

@@ -89,7 +89,7 @@ class DescriptorPool:
 
     def _add(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
         """Open a file, with some descriptors left to the rest of the process."""
-        while len(self._open) >= _most_open() and (_raise_limit() or self._close_one()):
+        while len(self._open) >= _most_open() and (raise_limit() or self._close_one()):
             pass
         while True:
             try:
@@ -97,7 +97,7 @@ class DescriptorPool:
             except OSError as error:
                 if error.errno != errno.EMFILE:
                     raise
-                if not (_raise_limit() or self._close_one()):
+                if not (raise_limit() or self._close_one()):
                     raise InputChanged(f"an input cannot be opened: {error.strerror}", hint="ulimit -n 4096") from error
             else:
                 return added
@@ -123,7 +123,7 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _raise_limit() -> bool:
+def raise_limit() -> bool:
     """Raise the limit of this process to that of the system; return whether it was lower before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:

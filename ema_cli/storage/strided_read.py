@@ -9,8 +9,9 @@ If a tensor has several parts, each part gives its share of a box.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import EllipsisType
+from typing import TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -27,6 +28,9 @@ _ALWAYS = 1 << 14
 
 Box = tuple[tuple[int, int], ...]
 """``(start, stop)`` per dimension."""
+Thing = TypeVar("Thing")
+Tile = tuple[tuple[int, ...], tuple[int, ...], Thing]
+"""A rectangle of a tensor: the index of its first element, its shape, and what is there."""
 OnRead = Callable[[Extent, int, Bytes], None]
 """Called with all bytes that are read: the extent, the offset in the source, the bytes."""
 
@@ -58,7 +62,7 @@ def read_elements(extent: Located, start: int, out: Bytes, on_read: OnRead = ign
         count = math.prod(sizes)
         target = items[done : done + count].reshape(sizes)
         if isinstance(extent, Mosaic):
-            for part, inside, where in _overlaps(extent, box):
+            for part, inside, where in overlaps(_tiles(extent), box):
                 _read_box(part, inside, _strides(part), target[where], on_read)
         else:
             _read_box(extent, box, _strides(extent), target, on_read)
@@ -86,7 +90,7 @@ def announce(extent: Located, start: int, count: int) -> None:
     size = extent.layout.dtype.itemsize
     if isinstance(extent, Mosaic):
         for box in flat_boxes(extent.layout.shape, start, start + count):
-            for part, inside, _ in _overlaps(extent, box):
+            for part, inside, _ in overlaps(_tiles(extent), box):
                 first, last = _reach(inside, _strides(part))
                 part.source.will_need(part.offset + first * size, (last + 1 - first) * size)
     elif extent.layout.strides is None:
@@ -127,18 +131,22 @@ def flat_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
         yield from (((full, full + 1), *box) for box in flat_boxes(shape[1:], 0, stop % row))
 
 
-def _overlaps(mosaic: Mosaic, box: Box) -> Iterator[tuple[Extent, Box, tuple[slice | EllipsisType, ...]]]:
-    """Yield each tile that overlaps a box: the tile, the overlap in the tile, and its position in the box."""
-    for origin, part in mosaic.tiles:
+def overlaps(tiles: Iterable[Tile[Thing]], box: Box) -> Iterator[tuple[Thing, Box, tuple[slice | EllipsisType, ...]]]:
+    """Yield each tile that overlaps a box: what is there, the overlap in the tile, and its position in the box."""
+    for origin, shape, thing in tiles:
         inside, where = [], []
-        for begin, size, (start, stop) in zip(origin, part.layout.shape, box, strict=True):
+        for begin, size, (start, stop) in zip(origin, shape, box, strict=True):
             first, last = max(start, begin), min(stop, begin + size)
             if first >= last:
                 break
             inside.append((first - begin, last - begin))
             where.append(slice(first - start, last - start))
         else:
-            yield part, tuple(inside), (*where, ...)  # so that a single element is still an array
+            yield thing, tuple(inside), (*where, ...)  # so that a single element is still an array
+
+
+def _tiles(mosaic: Mosaic) -> Iterator[Tile[Extent]]:
+    return ((origin, part.layout.shape, part) for origin, part in mosaic.tiles)
 
 
 def _strides(extent: Extent) -> tuple[int, ...]:

@@ -56,10 +56,14 @@ class OutputFile:
         self.path = path
         self.size = len(header) + data_bytes
         self._header = header
-        self._temp = temporary_name(path) if temp is None else temp
+        self._temp = self._temporary_name() if temp is None else temp
         self._role = role
         self._read_back_whole = read_back_whole
         self.most = most
+        self._name = path.name
+        """In the description of the written file."""
+        self._follows = True
+        """Whether the file is written back while it is written."""
         self._fd = -1
         self._reserved = False
         self._write_back: WriteBack | None = None
@@ -67,6 +71,9 @@ class OutputFile:
         """The state of ``path`` when the file was opened."""
         self._written: WrittenFile | None = None
         self._published = False
+
+    def _temporary_name(self) -> Path:
+        return temporary_name(self.path)
 
     def reserve(self) -> None:
         """Create the file and take its space, without keeping it open until ``open``."""
@@ -82,7 +89,7 @@ class OutputFile:
                 self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             else:
                 self._create()
-            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole)
+            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole, follows=self._follows)
             self._write_all(0, self._header)
 
     def _create(self) -> None:
@@ -90,7 +97,11 @@ class OutputFile:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self._temp, flags, mode_of_new_file(self._permissions()))
             check_space(os.fstatvfs(self._fd), self.size)
-            reserve_space(self._fd, self.size)
+            self._take_space()
+
+    def _take_space(self) -> None:
+        """Give the new file its size."""
+        reserve_space(self._fd, self.size)
 
     def _permissions(self) -> Permissions | None:
         """Return the permissions to keep; ``None`` for those of any new file."""
@@ -103,15 +114,20 @@ class OutputFile:
 
     def _write_all(self, offset: int, data: bytes | memoryview) -> None:
         write_at(self._fd, offset, data)
-        if data and self._write_back is not None:
-            self._write_back.add(offset, len(data), zlib_ng.crc32(data))
+        if data:
+            self._count(offset, len(data), zlib_ng.crc32(data))
+
+    def _count(self, offset: int, length: int, crc: int) -> None:
+        """Count ``length`` bytes at byte ``offset`` of the file, which have this CRC-32, as written."""
+        if self._write_back is not None:
+            self._write_back.add(offset, length, crc)
 
     def finish(self) -> Written:
         """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name."""
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
             sha256 = self._write_back.finish(self.size)
-            if self._role is FileRole.WEIGHTS:
+            if self._is_safetensors():
                 _check_with_library(self._temp, self.path)
             if (permissions := self._permissions()) is not None:
                 permissions.set_on(self._fd)
@@ -119,9 +135,12 @@ class OutputFile:
             modified_ns = os.fstat(self._fd).st_mtime_ns
         self.close()
         self._written = WrittenFile(
-            name=self.path.name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
+            name=self._name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
         return Written(files=(self._written,))
+
+    def _is_safetensors(self) -> bool:
+        return self._role is FileRole.WEIGHTS
 
     def publish(self) -> None:
         """Give the file its name, unless another program changed the file or put one in its place."""

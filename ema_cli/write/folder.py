@@ -61,9 +61,8 @@ class OutputFolder(FolderFiles[OutputFile]):
         with Writing(self.path):
             self._before = self._old.state if self._old else state_of(self.path)
             self._most = self._old.permissions_of_new_files() if self._old else None
-            self._temp.mkdir(mode_of_new_folder(Permissions.of(self.path)))
-            sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
-            check_space(os.statvfs(self._temp), sum(sizes))
+            self._make_folder()
+            check_space(os.statvfs(self._temp), self._bytes())
         for file in self._files:
             file.most = self._most
             file.reserve()
@@ -71,12 +70,24 @@ class OutputFolder(FolderFiles[OutputFile]):
             with Writing(self.path):
                 self._old.give_kept_files(self._temp)
 
+    def _make_folder(self) -> None:
+        self._temp.mkdir(mode_of_new_folder(Permissions.of(self.path)))
+
+    def _bytes(self) -> int:
+        """Return the size of all files together."""
+        sizes = [*(file.nbytes for file in self._output.files), *(side.nbytes for side in self._output.beside)]
+        return sum(sizes)
+
     def finish(self) -> Written:
         """Make the folder durable and verify the bytes on the disk; it keeps its temporary name."""
         self._written = super().finish()
         with Writing(self.path):
-            sync_folder(self._temp)
+            self._sync()
         return self._written
+
+    def _sync(self) -> None:
+        """Make the names in the folder durable."""
+        sync_folder(self._temp)
 
     def publish(self) -> None:
         """Give the folder its name, unless another program changed a file or put a folder in its place.

@@ -12,6 +12,7 @@ from ema_cli.errors import InputChanged
 from ema_cli.records.files import FileRole, PlannedFile, SideFile, Written, WrittenFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import open_source
+from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
 from ema_cli.write.target import Target
 
@@ -31,7 +32,7 @@ class FolderFiles(ABC, Generic[File]):
         self._begins = [planned.begin for planned in output.files]
         self._files: list[File] = []
         """The shards, and at the end the side files."""
-        self._shards = [_Shard(self._add(planned, FileRole.WEIGHTS), planned.data_bytes) for planned in output.files]
+        self._shards = [Shard(self._add(planned, FileRole.WEIGHTS), planned.data_bytes) for planned in output.files]
 
     @abstractmethod
     def _make_file(self, planned: PlannedFile, role: FileRole) -> File:
@@ -59,15 +60,18 @@ class FolderFiles(ABC, Generic[File]):
             InputChanged: a side file to copy was changed or removed.
 
         """
-        files = [shard.finish() for shard in self._shards]
+        files = self._finish_weights()
         files += [self._write_side_file(side) for side in self._output.beside]
         return Written(files=tuple(sorted(files, key=lambda file: file.name)), folder=True)
+
+    def _finish_weights(self) -> list[WrittenFile]:
+        return [shard.finish() for shard in self._shards]
 
     def _write_side_file(self, side: SideFile) -> WrittenFile:
         file = self._add(PlannedFile(name=side.name, header=b"", begin=0, data_bytes=side.nbytes), side.role)
         file.open()
         offset = 0
-        for piece in _pieces_of(side):
+        for piece in pieces_of(side):
             file.write(offset, memoryview(piece))
             offset += len(piece)
         (written,) = file.finish().files
@@ -79,40 +83,52 @@ class FolderFiles(ABC, Generic[File]):
             file.discard()
 
 
-class _Shard:
-    """A shard, opened for its first piece and finished after its last."""
+class Shard(Generic[File]):
+    """A file of the weights, opened for its first piece and finished after its last.
 
-    def __init__(self, file: Target, data_bytes: int) -> None:
-        self._file = file
+    Args:
+        file: the target.
+        data_bytes: that are written into it.
+
+    """
+
+    def __init__(self, file: File, data_bytes: int) -> None:
+        self.file = file
         self._missing = data_bytes
         self._is_open = False
         self._written: WrittenFile | None = None
         self._lock = threading.Lock()
 
     def open(self) -> None:
+        """Open the file, unless it is open."""
         with self._lock:
             if not self._is_open:
-                self._file.open()
+                self.file.open()
                 self._is_open = True
 
     def write(self, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of the data section of the file."""
         self.open()
-        self._file.write(offset, data)
+        self.file.write(offset, data)
+        self.count(len(data))
+
+    def count(self, length: int) -> None:
+        """Count bytes that were written, and finish the file if they are the last."""
         with self._lock:
-            self._missing -= len(data)
+            self._missing -= length
             is_complete = self._missing == 0
         if is_complete:
-            (self._written,) = self._file.finish().files
+            (self._written,) = self.file.finish().files
 
     def finish(self) -> WrittenFile:
         """Return the finished file. A shard without data is finished here; a shard with a gap raises here."""
         if self._written is None:
             self.open()
-            (self._written,) = self._file.finish().files
+            (self._written,) = self.file.finish().files
         return self._written
 
 
-def _pieces_of(side: SideFile) -> Iterator[bytes]:
+def pieces_of(side: SideFile) -> Iterator[bytes]:
     """Yield the contents of a side file.
 
     Raises:
@@ -122,12 +138,25 @@ def _pieces_of(side: SideFile) -> Iterator[bytes]:
     if side.source is None:
         yield side.content or b""
         return
-    with open_source(side.source) as source:
-        if source.state != side.state:
-            raise InputChanged(
-                f"{quoted(source.name)} was changed or replaced during the run",
-                hint="run again when nothing writes to the checkpoints",
-            )
+    with open_unchanged(side) as source:
         for offset in range(0, source.size(), _PIECE_BYTES):
             yield source.read(offset, min(_PIECE_BYTES, source.size() - offset))
         source.raise_if_changed()
+
+
+def open_unchanged(side: SideFile) -> ByteSource:
+    """Open the file that a side file is a copy of.
+
+    Raises:
+        InputChanged: it was changed or removed since the copy was planned.
+
+    """
+    assert side.source is not None, "the file is copied"  # noqa: S101
+    source = open_source(side.source)
+    if source.state != side.state:
+        source.close()
+        raise InputChanged(
+            f"{quoted(source.name)} was changed or replaced during the run",
+            hint="run again when nothing writes to the checkpoints",
+        )
+    return source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ema_cli.events import Listener, ignore
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import STREAMED, Location
 from ema_cli.storage.url import Url
@@ -24,12 +25,16 @@ def make_small(path: Location) -> SmallTarget:
     return SmallFile(path)
 
 
-def make_target(output: PlannedOutput, old: OldFolder | None = None) -> Target:
+def make_target(output: PlannedOutput, old: OldFolder | None = None, listener: Listener = ignore) -> Target:
     """Return the target of an output that replaces the folder ``old``, if that was found on a disk."""
     if isinstance(output.path, Url):
         from ema_cli.write.remote_folder import RemoteFolder, make_upload  # noqa: PLC0415 - fsspec
 
         return RemoteFolder(output, output.path) if output.folder else make_upload(output.path, output.files[0])
+    if output.placement is not None:
+        from ema_cli.write.placed_targets import make_placed  # noqa: PLC0415 - not the usual format
+
+        return make_placed(output, old, listener)
     if output.folder:
         return OutputFolder(output, old)
     (file,) = output.files
@@ -45,6 +50,10 @@ def stop_uploads(targets: Iterable[Target]) -> None:
 
 def make_resumable(output: PlannedOutput) -> ResumableFile:
     """Return the target of an output that is kept when the run is interrupted."""
+    if output.placement is not None:
+        from ema_cli.write.placed_targets import make_resumable_placed  # noqa: PLC0415 - not the usual format
+
+        return make_resumable_placed(output)
     (file,) = output.files
     return ResumableFile(output.local, file.header, file.data_bytes, read_back_whole=output.read_back_whole)
 

@@ -34,6 +34,8 @@ class OldFolder:
     """Of the folder itself."""
     replaced: Mapping[str, FileState]
     kept: Mapping[str, FileState]
+    has_inner: bool = False
+    """Whether it may have folders inside it."""
 
     def permissions_of_new_files(self) -> Permissions | None:
         """Return what files of a new name are permitted at most: what all replaced files are.
@@ -54,6 +56,7 @@ class OldFolder:
         """
         for name in self.kept:
             try:
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
                 _link_or_copy(self.path / name, new / name)
             except OSError as error:
                 reason = error.strerror or str(error)
@@ -73,7 +76,7 @@ class OldFolder:
 
         """
         before = {**self.replaced, **self.kept}
-        now = {entry.name: state_of(folder / entry.name) for entry in os.scandir(folder)}
+        now = {name: state_of(folder / name) for name, _ in _entries(folder, inner=self.has_inner)}
         names = [name for name in {**before, **now} if now.get(name) != before.get(name)]
         changed = [name for name in names if name not in self.kept or not _is_one_file(folder / name, new / name)]
         if changed:
@@ -95,6 +98,8 @@ class OldFolder:
             now = state_of(folder / name)
             if now is not None and now[:2] == state[:2]:
                 (folder / name).unlink()
+        if self.has_inner:
+            _remove_empty(folder)
         if all(name.startswith(_OF_NFS) for name in (entry.name for entry in folder.iterdir())):
             folder.rmdir()
         else:
@@ -107,7 +112,8 @@ def examine_old_folder(path: Path, listed: Collection[str], new: Collection[str]
     Args:
         path: of the folder.
         listed: names of the files that are an output of this program, and are replaced.
-        new: names of the files to write.
+        new: names of the files to write. If files in folders inside it are among them, with ``/`` in their names, it
+            may have such folders.
 
     Raises:
         OutputError: it has folders, links or devices, or a foreign file that cannot be kept.
@@ -117,7 +123,8 @@ def examine_old_folder(path: Path, listed: Collection[str], new: Collection[str]
     state = state_of(path)
     if state is None or not path.is_dir():
         return None
-    kinds = {entry.name: os.lstat(entry).st_mode for entry in os.scandir(path)}
+    has_inner = any("/" in name for name in (*listed, *new))
+    kinds = dict(_entries(path, inner=has_inner))
     obstacles = [*_obstacles(path, kinds, listed, new)]
     if obstacles:
         raise OutputError(
@@ -132,7 +139,32 @@ def examine_old_folder(path: Path, listed: Collection[str], new: Collection[str]
         state=state,
         replaced={name: found for name, found in states.items() if name in listed},
         kept={name: found for name, found in states.items() if name not in listed},
+        has_inner=has_inner,
     )
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folders inside a folder that have no file."""
+    for inner, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # it is not empty
+            if inner != str(folder):
+                os.rmdir(inner)  # noqa: PTH106 - a name of os.walk
+
+
+def _entries(folder: Path, above: str = "", *, inner: bool) -> Iterator[tuple[str, int]]:
+    """Yield name and mode of what is in a folder; with ``inner``, of the files in its folders instead of those.
+
+    Raises:
+        OSError: a folder cannot be listed.
+
+    """
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, os.lstat(entry).st_mode) for entry in entries)
+    for name, mode in found:
+        if inner and stat.S_ISDIR(mode):
+            yield from _entries(folder / name, f"{above}{name}/", inner=True)
+        else:
+            yield f"{above}{name}", mode
 
 
 def describe_entries(folder: Path) -> list[str]:

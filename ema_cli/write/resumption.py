@@ -37,11 +37,11 @@ _BLOCK_BYTES = 512
 class ResumableFile(OutputFile):
     """An output file that can be kept when its run is interrupted, under a name that the next run finds."""
 
-    def __init__(self, path: Path, header: bytes, data_bytes: int, *, read_back_whole: bool = False) -> None:
-        temp = resumable_name(path)
-        super().__init__(path, header, data_bytes, temp=temp, read_back_whole=read_back_whole)
-        self.keep = False
-        """Whether ``discard`` keeps the file."""
+    keep = False
+    """Whether ``discard`` keeps the file."""
+
+    def _temporary_name(self) -> Path:
+        return resumable_name(self.path)
 
     def _create(self) -> None:
         """Make the file, or open the file that an interrupted run left, and reserve its space."""
@@ -64,7 +64,10 @@ class ResumableFile(OutputFile):
             OutputError: they cannot be read.
 
         """
-        begin, found = len(self._header) + offset, 0
+        return self._has(len(self._header) + offset, length, crc)
+
+    def _has(self, begin: int, length: int, crc: int) -> bool:
+        found = 0
         with Writing(self.path):
             for position in range(begin, begin + length, _PIECE_BYTES):
                 piece = os.pread(self._fd, min(_PIECE_BYTES, begin + length - position), position)
@@ -78,9 +81,12 @@ class ResumableFile(OutputFile):
             OutputError: the file cannot be made durable.
 
         """
+        self._accept(len(self._header) + offset, length, crc)
+
+    def _accept(self, begin: int, length: int, crc: int) -> None:
         with Writing(self.path):
-            if length and self._write_back is not None:
-                self._write_back.add(len(self._header) + offset, length, crc)
+            if length:
+                self._count(begin, length, crc)
 
     def discard(self) -> None:
         """Close the file, and remove it unless it must be kept; does nothing after ``publish``."""
@@ -172,6 +178,7 @@ def _digest_of_run(plan: Plan, geometry: str) -> str:
         "inputs": [(checkpoint.fingerprint, checkpoint.index.state) for checkpoint in plan.checkpoints],
         "weights": [output.weighting.weights for output in plan.outputs],
         "files": [[file.header.hex() for file in output.files] for output in plan.outputs],
+        "places": [output.placement and output.placement.tensors for output in plan.outputs],
         "tensors": [(tensor.name, str(tensor.action), tensor.copied_from) for tensor in plan.tensors],
         "geometry": geometry,
         "method": [dataclasses.asdict(output.weighting.method) for output in plan.outputs],

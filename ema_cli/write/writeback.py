@@ -32,13 +32,15 @@ class WriteBack:
         descriptor: of the file, open for reading and writing.
         path: of the file.
         whole: compare the whole file with the disk.
+        follows: work while the file is written; otherwise everything is done at the end, by the thread that waits for
+            it, which takes no memory before.
 
     """
 
-    def __init__(self, descriptor: int, path: Path, *, whole: bool = False) -> None:
+    def __init__(self, descriptor: int, path: Path, *, whole: bool = False, follows: bool = True) -> None:
         self._fd = descriptor
+        self._path = path
         self._whole = whole
-        self._disk = DiskReader(descriptor, path, _PIECE_BYTES)
         self._pieces: list[tuple[int, int, int]] = []
         """Pieces written before their turn, as a heap: offset, length and CRC-32."""
         self._complete = 0
@@ -51,10 +53,10 @@ class WriteBack:
         self._abandoned = False
         self._failure: BaseException | None = None
         self._digest = hashlib.sha256()
-        self._buffer = bytearray(_PIECE_BYTES)
         self._condition = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="write-back", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="write-back", daemon=True) if follows else None
+        if self._thread is not None:
+            self._thread.start()
 
     def add(self, offset: int, length: int, crc: int) -> None:
         """Add a piece that was written; raise the failure of the other thread, if there was one."""
@@ -92,10 +94,15 @@ class WriteBack:
         with self._condition:
             self._closing = True
             self._condition.notify()
-        self._thread.join()
+        if self._thread is None:
+            self._run()
+        else:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
+            self._buffer = bytearray(_PIECE_BYTES)
+            self._disk = DiskReader(self._fd, self._path, _PIECE_BYTES)
             while (run := self._wait()) is not None:
                 self._verify(*run)
         except BaseException as failure:  # noqa: BLE001 - raised again by the thread that writes or waits

@@ -19,7 +19,7 @@ from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.torch.declared_storages import DeclaredStorages
 from ema_cli.formats.torch.objects import reduce
 from ema_cli.formats.torch.storages import element_bytes
-from ema_cli.formats.torch.tensor_locations import FindStorage, locate_tensors
+from ema_cli.formats.torch.tensor_locations import locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE
 from ema_cli.formats.torch.zip_format import LARGEST_PICKLE
 from ema_cli.storage.extents import LayoutPool
@@ -40,16 +40,14 @@ def read_torch_legacy(source: ByteSource, keys: Keys, pool: LayoutPool) -> Struc
         InputRefused: it is of another kind, truncated, big-endian, or inconsistent.
 
     """
-    stream = _PickleStream(source)
-    if stream.next() != MAGIC:
-        raise ForeignFile("a bare pickle", _SAVE_WEIGHTS)
-    if stream.next() != _PROTOCOL:
-        raise InputRefused("has an unknown version of the torch format before 1.6")
-    system = stream.next()
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise InputRefused("holds big-endian data; only little-endian is supported", hint=f"convert it: {RESAVE}")
-    root = stream.next()
-    find_storage = _find_storages(source, stream)
+    stream = _PickleStream(source, DeclaredStorages())
+    root, found = _read_pickles(source, stream)
+
+    def find_storage(key: str) -> tuple[int, int]:
+        if key not in found:
+            raise InputRefused("refers to a storage that it does not hold")
+        return found[key]
+
     chosen = find_state_dict(root, keys)
     digest = hashlib.sha256(stream.consumed).digest()
     located = locate_tensors(chosen.tensors, find_storage, pool, (digest, keys))
@@ -68,14 +66,36 @@ def read_torch_legacy(source: ByteSource, keys: Keys, pool: LayoutPool) -> Struc
     )
 
 
+def read_legacy_storages(source: ByteSource, storages: DeclaredStorages) -> tuple[object, dict[str, tuple[int, int]]]:
+    """Return the inert value of a checkpoint, and the place and size of every storage; ``storages`` declares them.
+
+    Raises:
+        InputRefused: as ``read_torch_legacy`` does.
+
+    """
+    return _read_pickles(source, _PickleStream(source, storages))
+
+
+def _read_pickles(source: ByteSource, stream: _PickleStream) -> tuple[object, dict[str, tuple[int, int]]]:
+    if stream.next() != MAGIC:
+        raise ForeignFile("a bare pickle", _SAVE_WEIGHTS)
+    if stream.next() != _PROTOCOL:
+        raise InputRefused("has an unknown version of the torch format before 1.6")
+    system = stream.next()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise InputRefused("holds big-endian data; only little-endian is supported", hint=f"convert it: {RESAVE}")
+    root = stream.next()
+    return root, _find_storages(source, stream)
+
+
 class _PickleStream:
     """The pickles at the start of a file, one after the other; only the bytes that they need are read."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, storages: DeclaredStorages) -> None:
         self._source = source
         self._data = source.read(0, min(_FIRST_READ, source.size()))
         self.position = 0
-        self.storages = DeclaredStorages()
+        self.storages = storages
 
     @property
     def consumed(self) -> bytes:
@@ -107,8 +127,8 @@ class _PickleStream:
         self._data += self._source.read(have, min(max(4 * have, _SECOND_READ), LARGEST_PICKLE, size) - have)
 
 
-def _find_storages(source: ByteSource, stream: _PickleStream) -> FindStorage:
-    """Find every storage by their lengths; the last one must end where the file ends."""
+def _find_storages(source: ByteSource, stream: _PickleStream) -> dict[str, tuple[int, int]]:
+    """Return place and size of every storage by key, found by their lengths; the last must end where the file ends."""
     keys = stream.next()
     if not isinstance(keys, list):
         raise InputRefused("has a damaged list of storages")
@@ -130,10 +150,4 @@ def _find_storages(source: ByteSource, stream: _PickleStream) -> FindStorage:
     if position != source.size():
         raise InputRefused(f"has {source.size() - position:,} bytes after its last storage")
     stream.storages.compare(lambda key: found[key][1] if key in found else None)
-
-    def find_storage(key: str) -> tuple[int, int]:
-        if key not in found:
-            raise InputRefused("refers to a storage that it does not hold")
-        return found[key]
-
-    return find_storage
+    return found

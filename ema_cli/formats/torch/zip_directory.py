@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ _LOCATOR = struct.Struct("<4sLQL")
 _LOCATOR_SIGNATURE = b"PK\x06\x07"
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _ENTRY_SIGNATURE = b"PK\x01\x02"
+_CRC32_IN_ENTRY = 16
 _EXTRA = struct.Struct("<2H")
 _LONG_SIZES = 1
 """The extra field with sizes of more than 32 bits."""
@@ -53,6 +55,18 @@ class ZipEntry(NamedTuple):
     """Byte of the archive where the local header begins."""
 
 
+class DirectoryField(NamedTuple):
+    """Where the directory has the CRC-32 of a record."""
+
+    name: str
+    header: int
+    """Byte of the archive where the local header begins."""
+    size: int
+    crc32: int
+    crc32_at: int
+    """Byte of the archive where the directory has it, as four bytes, lowest first."""
+
+
 class ZipDirectory:
     """All entries of an archive, by name.
 
@@ -63,7 +77,7 @@ class ZipDirectory:
 
     def __init__(self, source: ByteSource) -> None:
         self.names: dict[str, int] = {}
-        """The number of the entry of each name."""
+        """The number of the entry of each name, in the order of the directory."""
         self._small = array("L")
         """For each entry: flags, method, CRC-32."""
         self._large = array("Q")
@@ -128,6 +142,22 @@ class ZipDirectory:
             position = header + LOCAL_HEADER.size + name_bytes + packed
             if position > directory:
                 raise InputRefused(f"has a damaged record {quoted(name)}: it reaches into the directory")
+
+
+def directory_fields(source: ByteSource) -> Iterator[DirectoryField]:
+    """Yield where the directory of an archive has the CRC-32s, in its order.
+
+    Raises:
+        InputRefused: it is damaged.
+
+    """
+    directory = ZipDirectory(source)
+    begin, size, _ = _find(source)
+    raw, position = source.read(begin, size), 0
+    for name in directory.names:
+        entry = directory[name]
+        yield DirectoryField(name, entry.header, entry.size, entry.crc32, begin + position + _CRC32_IN_ENTRY)
+        position += _ENTRY.size + sum(_ENTRY.unpack_from(raw, position)[10:13])
 
 
 def _decoded(name: bytes, flags: int) -> str:

@@ -63,18 +63,21 @@ def _parse(pickle: bytes, keys: Keys) -> tuple[object, StateDict, DeclaredStorag
     return root, find_state_dict(root, keys), declared
 
 
-def parse_pickle(pickle: bytes, reduce: Reduce = reduce) -> tuple[object, DeclaredStorages]:
+def parse_pickle(
+    pickle: bytes, storages: DeclaredStorages | None = None, *, reduce: Reduce = reduce
+) -> tuple[object, DeclaredStorages]:
     """Return the inert value of a pickle of ``torch.save``, and the storages that it declares.
 
     Args:
-        pickle: its bytes.
-        reduce: returns the values of its calls.
+        pickle: the bytes.
+        storages: takes the storages.
+        reduce: returns the values of the calls in the pickle.
 
     Raises:
         InputRefused: it is damaged, or contradicts itself.
 
     """
-    declared = DeclaredStorages()
+    declared = DeclaredStorages() if storages is None else storages
     try:
         return read_pickle(pickle, reduce=reduce, persistent_load=declared.load)[0], declared
     except PickleError as error:

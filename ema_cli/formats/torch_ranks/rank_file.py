@@ -45,7 +45,7 @@ class RankFile:
             InputRefused: it is damaged, or contradicts the archive.
 
         """
-        root, declared = parse_pickle(self._pickle(), reduce_of_rank)
+        root, declared = parse_pickle(self._pickle(), reduce=reduce_of_rank)
         declared.compare(self.archive.storage_bytes)
         return root
 
