@@ -24,7 +24,7 @@ from ema_cli.formats.torch.tensor_locations import locate_tensor
 from ema_cli.formats.torch_ranks.rank_objects import LocalPart, RankTensor
 from ema_cli.record import record
 from ema_cli.storage.extents import Part, TensorLayout, span
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, safe_text, shortlist
 
 MOST_PIECES = 2_000_000
 """In one checkpoint."""
@@ -180,10 +180,8 @@ class RankJoiner:
             name, _Whole(shape=tensor.shape, dtype_name=tensor.dtype_name, is_placed=is_placed)
         )
         if (whole.shape, whole.dtype_name, whole.is_placed) != (tensor.shape, tensor.dtype_name, is_placed):
-            raise InputRefused(
-                f"is {tensor.dtype_name} {list(tensor.shape)} on rank {rank}, but {whole.dtype_name} "
-                f"{list(whole.shape)} on an earlier one"
-            )
+            here, there = (f"{safe_text(one.dtype_name)} {list(one.shape)}" for one in (tensor, whole))
+            raise InputRefused(f"is {here} on rank {rank}, but {there} on an earlier one")
         for part in _parts_of(tensor):
             self._pieces += 1
             piece = _located(rank, name, part)
