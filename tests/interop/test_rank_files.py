@@ -8,9 +8,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from tests.helpers.program import Run
 from tests.helpers.series import State, load
@@ -18,6 +20,10 @@ from tests.interop.judge import assert_fold, average
 from tests.interop.ranks_of_rank_files import RANKS, STEPS, RowNet
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +174,25 @@ def test_checkpoints_of_accelerate_under_fsdp1_are_averaged(
     report = json.loads(average(ema_avg, saved / f"accelerate-{kind}", "-o", "ema.safetensors", "--json").stdout)
     assert [entry["step"] for entry in report["inputs"]] == list(STEPS)
     assert_fold(load(tmp_path / "ema.safetensors"), wholes(saved))
+
+
+def test_the_average_goes_back_into_fsdp1(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """``--format same`` keeps optimizer and scheduler, and torch loads the averages from the shards of four ranks."""
+    run = saved / "accelerate-sharded"
+    average(ema_avg, run, "--format", "same", "-o", "averaged/")
+    state: dict[str, Any] = {"model": {name: torch.zeros_like(one) for name, one in wholes(saved)[-1].items()}}
+    dcp.load(state, checkpoint_id=tmp_path / "averaged" / "pytorch_model_fsdp_0", no_dist=True)
+    assert_fold(state["model"], wholes(saved))
+    for name in ("scheduler.bin", "optimizer_0/.metadata", "optimizer_0/__3_0.distcp"):
+        assert (tmp_path / "averaged" / name).read_bytes() == (run / f"checkpoint-{STEPS[-1]}" / name).read_bytes()
+
+
+def test_files_of_ranks_cannot_take_the_average(saved: Path, ema_avg: Run) -> None:
+    """Several files may have copies of a tensor: ``--format same`` refuses them, and says what works."""
+    done = ema_avg(saved / "both", "--decay", "0.5", "--format", "same", "-o", "averaged/")
+    assert done.returncode == 3
+    assert "the files of several ranks" in done.stderr
+    assert "-o ema.safetensors" in done.stderr
 
 
 def test_local_state_dicts_of_accelerate_are_refused(saved: Path, ema_avg: Run) -> None:
