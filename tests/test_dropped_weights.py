@@ -318,7 +318,7 @@ def test_an_average_inside_an_algorithm_is_stated(tmp_path: Path) -> None:
     checkpoint.index.close()
     key = "state.algorithms.0.1.ema_model"
     assert f'not used: "{key}" (by its name an average); chosen by --key {key}' in checkpoint.choice[0]
-    chosen = open_file(path, f"{key}.named_parameters_dict")
+    chosen = open_file(path, key=f"{key}.named_parameters_dict")
     chosen.index.close()
     assert [layout.name for layout in chosen.index.layouts] == ["other"]
 
