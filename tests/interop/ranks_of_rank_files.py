@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, StateDictType, fully_shard
@@ -142,6 +143,8 @@ def save(folder: Path, way: str, step: int) -> None:
     place = folder / way / f"step-{step}"
     place.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state, "step": step}, place / f"rank_{rank}.pt")
+    if way in ("flat", "local"):
+        dcp.save({"model": state, "step": step}, checkpoint_id=folder / f"{way}-dcp" / f"step-{step}")
     if way == "sharded":
         actor = folder / "verl" / f"global_step_{step}" / "actor"
         actor.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,15 @@ def test_flat_parameters_are_refused(saved: Path, ema_avg: Run) -> None:
     assert "SHARDED_STATE_DICT" in done.stderr
 
 
+def test_flat_parameters_in_a_dcp_folder_are_a_warning(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """There the vectors are whole, and the average can go back into the same training; sharded ones say nothing."""
+    done = average(ema_avg, saved / "local-dcp", "-o", "local.safetensors")
+    assert "4 tensors are flat parameters of FSDP" in done.stderr
+    done = average(ema_avg, saved / "flat-dcp", "-o", "flat.safetensors")
+    assert "flat parameters" not in done.stderr
+    assert_fold(load(tmp_path / "flat.safetensors"), wholes(saved))
+
+
 def test_parts_without_placements_are_refused(saved: Path, ema_avg: Run) -> None:
     """Halves of tensors are no copies, and nothing says how they fit together."""
     done = ema_avg(saved / "halved", "--decay", "0.5")

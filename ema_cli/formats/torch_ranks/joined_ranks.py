@@ -7,7 +7,6 @@ copies, which are compared when the files are read. The rectangles must tile the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from ema_cli.dtypes import DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.tiling import check_tiling
 from ema_cli.formats.state_dict.find_weights import StateDict
+from ema_cli.formats.state_dict.flat_parameters import AS_SHARDS, flat_parameters
 from ema_cli.formats.state_dict.tree import Tensor
 from ema_cli.formats.structure import MOST_TENSORS, UnreadableTensor, writable_name
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
@@ -28,10 +28,7 @@ from ema_cli.text import quoted, safe_text, shortlist
 
 MOST_PIECES = 2_000_000
 """In one checkpoint."""
-_FLAT = re.compile(r"(?:^|\.)_?flat_param(?:_\d+)?$")
-"""The name of a flat parameter of FSDP1; see ``torch/distributed/fsdp/_flat_param.py``."""
 _WHOLE_SAVE = "check that the folder holds the files of all ranks, and of a single save"
-_AS_SHARDS = "save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT (accelerate: --fsdp_state_dict_type)"
 UNDEFINED = "is split over files of ranks that do not state how they fit together: "
 """Before the reason."""
 JOIN_FIRST = (
@@ -118,12 +115,12 @@ class RankJoiner:
             InputRefused: there are too many, or they are flat parameters.
 
         """
-        flat = [quoted(name) for name in tensors if _FLAT.search(name)]
+        flat = [quoted(name) for name in flat_parameters(tensors)]
         if flat:
             raise InputRefused(
                 "holds flat parameters of FSDP (LOCAL_STATE_DICT), without the names and shapes of those in them: "
                 f"{shortlist(flat)}",
-                hint=_AS_SHARDS,
+                hint=AS_SHARDS,
             )
         for name, tensor in tensors.items():
             try:
