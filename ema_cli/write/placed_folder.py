@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.records.files import PlacedFile, SideFile, WrittenFile
@@ -32,11 +32,19 @@ class PlacedFolder(OutputFolder):
         output: what to write.
         old: as of ``OutputFolder``.
         listener: hears about the files that are copied whole.
+        temp: as of ``OutputFolder``.
 
     """
 
-    def __init__(self, output: PlannedOutput, old: OldFolder | None = None, listener: Listener = ignore) -> None:
-        super().__init__(output, old)
+    def __init__(
+        self,
+        output: PlannedOutput,
+        old: OldFolder | None = None,
+        listener: Listener = ignore,
+        *,
+        temp: Path | None = None,
+    ) -> None:
+        super().__init__(output, old, temp=temp)
         self._placement = placement_of(output)
         self._tensors = PlacedTensors(self._placement.tensors)
         total = sum(side.nbytes for side in output.beside)
@@ -92,7 +100,7 @@ class PlacedFolder(OutputFolder):
             shard.count(piece.items.nbytes)
 
     def _finish_weights(self) -> list[WrittenFile]:
-        return [shard.finish() for shard in self._places]
+        return [file for shard in self._places for file in shard.finish()]
 
     def _write_side_file(self, side: SideFile) -> WrittenFile:
         if side.source is None:
