@@ -200,6 +200,13 @@ def test_a_report_with_wrong_types_is_none(run: Path, edit: Callable[[Document],
     assert used(*members(run)) == (NOT_OURS, [], [])
 
 
+@pytest.mark.parametrize("edit", WRONG.values(), ids=WRONG)
+def test_a_wrong_report_verifies_nothing(run: Path, edit: Callable[[Document], object]) -> None:
+    """Values of wrong types, and those that contradict the file."""
+    edit_report(run / "ema.pt", edit)
+    assert not ema_cli.verify(run / "ema.pt")
+
+
 def test_what_is_no_report_is_none(run: Path) -> None:
     """Other text, a pipe, a folder and a link to nothing."""
     report = run / "ema.pt.report.json"
