@@ -6,7 +6,7 @@ is believed. Files that hold no weights are compared whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
 
@@ -22,7 +22,7 @@ from ema_cli.records.files import Checksum
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
-from ema_cli.storage.extents import Extent, Located, TensorLayout, contiguous_strides, span
+from ema_cli.storage.extents import Chain, Extent, Located, Mosaic, TensorLayout, contiguous_strides, span
 from ema_cli.storage.locations import open_source
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import plural, quoted, shortlist
@@ -93,15 +93,23 @@ def _replaced(report: Report, last: Checkpoint) -> Mapping[object, list[Range]]:
         if tensor.action != Action.COPIED or (first and is_batch_norm_statistic(tensor.name))
     }
     found: dict[object, list[Range]] = {}
-    for position, layout in enumerate(last.index.layouts):
+    layouts = last.index.layouts
+    for position, layout in enumerate(layouts):
         for extent in _extents(last.index.extent(position)) if layout.name in names else ():
             begin = extent.offset
             found.setdefault(extent.source.identity, []).append((begin, begin + _nbytes(extent.layout)))
+    for position, file, begin in last.twins:
+        if layouts[position].name in names:
+            source = last.index.sources[file]
+            found.setdefault(source.identity, []).append((begin, begin + _nbytes(layouts[position])))
     return found
 
 
-def _extents(located: Located) -> Sequence[Extent]:
-    return [located] if isinstance(located, Extent) else [extent for _, extent in located.tiles]
+def _extents(located: Located) -> Iterable[Extent]:
+    """Return the pieces that a tensor consists of."""
+    if isinstance(located, Chain):
+        return map(located.link, range(len(located.layout.links)))
+    return [extent for _, extent in located.tiles] if isinstance(located, Mosaic) else [located]
 
 
 def _nbytes(layout: TensorLayout) -> int:
