@@ -406,7 +406,7 @@ def test_configuration_applies_to_a_batch(runs: Path, ema_avg: Run) -> None:
         (["runs", "--decay", "2"], 2, "not in [0, 1)"),
         (["runs", "--decay", "0.5", "--jobs", "0"], 2, "--jobs 0"),
         (["runs", "--decay", "0.5", "-o", "one.safetensors"], 2, "would both write"),
-        (["runs", "--decay", "0.5", "-o", "{name}.pt"], 2, "must end in .safetensors"),
+        (["runs", "--decay", "0.5", "-o", "{name}.npz"], 2, "must end in .safetensors"),
         (["runs", "--decay", "0.5", "--decay", "0.6"], 2, "{decay}"),
         (["runs", "--decay", "0.5", "-o", "{name}_{sigma_rel}.safetensors"], 2, "has no {sigma_rel}"),
         (["runs", "--decay", "0.5", "--index", "index.pdf"], 2, "no index format"),
