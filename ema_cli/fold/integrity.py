@@ -84,9 +84,9 @@ class IntegrityCheck:
         """
         for key in sorted(self._assembly.unfinished()):
             source, record = self._records[key]
-            if self._fill(key[0], source, record):
-                continue
             found = source.crc32(record.offset, record.offset + record.size)
+            if found is None and self._fill(key[0], source, record):
+                continue
             if found is None:
                 found = _crc32_of(source, record.offset, record.offset + record.size)
             if found != record.crc32:
@@ -95,7 +95,7 @@ class IntegrityCheck:
     def _fill(self, file: int, source: ByteSource, record: Record) -> bool:
         """Read what was not read of a record, unless some of it was read twice; return whether it is verified."""
         gaps = self._assembly.gaps(file, record)
-        if gaps is None or source.is_remote:
+        if gaps is None:
             return False
         for begin, end in gaps:
             self._add(source, record, begin, end - begin, _crc32_of(source, begin, end))
