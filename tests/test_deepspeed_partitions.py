@@ -20,6 +20,7 @@ import ema_cli
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.events import Progress
 from ema_cli.fold import integrity
+from ema_cli.fold.file_blocks import FileBlocks
 from ema_cli.formats.deepspeed.partitions import JoinedParameters, PieceTable, SplitParameters
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import make_options
@@ -270,8 +271,20 @@ def test_other_numbers_of_ranks_in_one_run(tmp_path: Path) -> None:
     )
 
 
-def test_blocks_in_one_link_and_across(tmp_path: Path) -> None:
-    """Large tensors are folded block by block, in one link or across two, with the bytes of the whole tensors."""
+def test_blocks_in_one_link_and_across(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tensors are folded block by block, with the bytes of the whole tensors.
+
+    The compiled kernel reads the blocks that are in one link itself; those across two are read link by link.
+    """
+    by_kernel: list[bool] = []
+    average = FileBlocks.average
+
+    def counted(self: FileBlocks, *arguments: Any) -> Any:
+        found = average(self, *arguments)
+        by_kernel.append(found is not None)
+        return found
+
+    monkeypatch.setattr(FileBlocks, "average", counted)
     plain, split = tmp_path / "plain", tmp_path / "split"
     for step in (1, 2, 3):
         torch.manual_seed(step)
@@ -279,8 +292,9 @@ def test_blocks_in_one_link_and_across(tmp_path: Path) -> None:
         write_stage_3(split / f"global_step{step}", trained, 3)
         plain.mkdir(exist_ok=True)
         torch.save({"model": trained.whole, "global_step": step}, plain / f"ckpt_{step}.pt")
-    for run in (plain, split):
-        ema_cli.average(run, decay=0.5, output=tmp_path / f"{run.name}.safetensors")
+    for run in (plain, split):  # three links of 210,000 elements, in blocks of 65,536
+        ema_cli.average(run, decay=0.5, output=tmp_path / f"{run.name}.safetensors", max_memory="6MB", threads=1)
+    assert not by_kernel or by_kernel.count(False) == 3  # two blocks across two links, and the small tensor
     one, other = (load(tmp_path / f"{run.name}.safetensors") for run in (plain, split))
     assert torch.equal(one["w"], other["w"])
     assert torch.equal(one["b"], other["b"])
@@ -326,6 +340,23 @@ def test_padding_is_read_for_the_checksum_alone(tmp_path: Path, monkeypatch: pyt
     folder = write_stage_3(tmp_path / "global_step1", trained, 3)
     ema_cli.average(folder, method="uniform", output=tmp_path / "x.safetensors")
     assert read == [4, 8, 4]  # one element after "a", two after "b", one after "c", on the last of three ranks
+
+
+def test_a_large_partition_is_not_read_for_a_small_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large partition of which little is wanted, the rest is not read; of a small one it is, and verified."""
+    trained = Training(groups=[{"a": torch.randn(1000), "b": torch.randn(10)}])
+    folder = write_stage_3(tmp_path / "run" / "global_step1", trained, 1)
+    path = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(trained.groups[0]["a"].numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(EmaAvgError, match="is damaged"):
+        ema_cli.average(folder, method="uniform", include="b", output=tmp_path / "x.safetensors")
+    monkeypatch.setattr(integrity, "_MOST_UNREAD_BYTES", 100)
+    ema_cli.average(folder, method="uniform", include="b", output=tmp_path / "x.safetensors")
+    assert torch.equal(load(tmp_path / "x.safetensors")["b"], trained.groups[0]["b"])
+    with pytest.raises(EmaAvgError, match="is damaged"):
+        ema_cli.average(folder, method="uniform", include="a", output=tmp_path / "y.safetensors")
 
 
 def test_a_run_of_partitions_is_resumed(tmp_path: Path) -> None:
