@@ -74,6 +74,8 @@ def open_checkpoint(
         quantized=structure.quantized,
         warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
+        second_copy=structure.second_copy,
+        twins=structure.twins,
         dropped=structure.dropped,
         side_files=structure.side_files,
         stem=structure.stem,

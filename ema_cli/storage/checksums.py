@@ -68,6 +68,17 @@ class _ReadRanges:
         self.ends[begin] = end, crc
         self.begins[end] = begin
 
+    def gaps(self, begin: int, end: int) -> list[tuple[int, int]] | None:
+        """Return the ranges between ``begin`` and ``end`` that were not read; ``None`` if some were read twice."""
+        missing = []
+        for first, (stop, _) in sorted(self.ends.items()):
+            if first < begin:
+                return None
+            if first > begin:
+                missing.append((begin, first))
+            begin = stop
+        return [*missing, (begin, end)] if begin < end else missing
+
 
 class Assembly:
     """Combines the CRC-32s of the pieces of records, in any order. Thread-safe."""
@@ -91,6 +102,10 @@ class Assembly:
             del self._open[key]
             self._whole.add(key)
             return found
+
+    def gaps(self, file: int, record: Record) -> list[tuple[int, int]] | None:
+        """Return the ranges of a record that were not read; ``None`` if some were read twice."""
+        return self._open[file, record.offset].gaps(record.offset, record.offset + record.size)
 
     def unfinished(self) -> set[tuple[int, int]]:
         """Return the records that were read partly, or in overlapping pieces: pairs of file and offset."""
