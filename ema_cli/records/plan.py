@@ -115,6 +115,12 @@ class PlannedOutput:
         return self.path
 
     @property
+    def weight_files(self) -> int:
+        """The number of files with weights."""
+        placed = self.placement.files if self.placement is not None else ()
+        return len(self.files) + sum(file.holds_tensors for file in placed)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the weights and their index."""
         if self.placement is not None:

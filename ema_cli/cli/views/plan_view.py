@@ -125,7 +125,9 @@ def _in_shards(output: PlannedOutput) -> str:
     if not output.folder:
         return ""
     side_files = words.planned_side_files(output)
-    return f" in {plural(len(output.files), 'shard')}" + (f" with {side_files}" if side_files else "")
+    return f" in {plural(output.weight_files, 'file' if output.placement else 'shard')}" + (
+        f" with {side_files}" if side_files else ""
+    )
 
 
 def _shortest(folder: str) -> str:
