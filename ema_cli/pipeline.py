@@ -89,7 +89,8 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options, *, writes
             proposed = replace(options, **proposal.changes)
             if proposal.runs and proposed.lacks_decay:  # a batch does not show the choices
                 continue
-            tries = [replace(proposed, paths=(run,), output=None, report=()) for run in proposal.runs] or [proposed]
+            output = proposed.output if proposed.output_format == "same" else None  # it is named like a checkpoint
+            tries = [replace(proposed, paths=(run,), output=output, report=()) for run in proposal.runs] or [proposed]
             for one in tries:
                 with ExitStack() as opened:
                     _make_plan(replace(one, method=("uniform",)) if one.lacks_decay else one, ignore, opened)

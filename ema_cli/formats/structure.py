@@ -61,6 +61,8 @@ class Structure:
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""
     side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Of each tensor of a DCP folder, its path in the nested state dict that was saved; empty for other formats."""
     stem: str = "model"
     """The name of the weights in a folder, without suffix."""
 

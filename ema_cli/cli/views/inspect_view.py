@@ -12,12 +12,16 @@ from rich.text import Text
 from ema_cli.cli.console import Console
 from ema_cli.cli.table import Column, Table, whole_name
 from ema_cli.dtypes import DType
-from ema_cli.records.series import Checkpoint
+from ema_cli.records.series import Checkpoint, Mark
 from ema_cli.report import words
 from ema_cli.text import human_bytes, plural, quoted, safe_text, shortlist
 
 _MOST_NAMES = 8
 _ALL_NAMES = 1000
+_BY_MARK = {
+    Mark.OURS: "ema-avg, by the report beside it",
+    Mark.CHANGED: "unknown: not the output that its report lists",
+}
 
 
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
@@ -52,6 +56,7 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "quantized", checkpoint.quantized
     yield "ignored", shortlist(map(quoted, checkpoint.ignored), most=most)
     yield "side files", shortlist(map(quoted, checkpoint.side_files), most=most)
+    yield "made by", "ema-avg" if checkpoint.has_our_metadata else _BY_MARK.get(checkpoint.mark, "")
     yield "metadata", shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(checkpoint.metadata.items()))
     yield "choice", "; ".join(checkpoint.choice)
     yield "warnings", "; ".join((*(warning.message for warning in checkpoint.dropped), *checkpoint.warnings))
