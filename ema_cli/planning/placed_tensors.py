@@ -205,8 +205,11 @@ def _other_references(
     """Yield what else refers to the storages of changed tensors and would change, too."""
     names = {spot: spots[spot][0].name for spot in changed}
     own = {spot: [join(key_of_weights, found.name) for found in spots[spot]] for spot in changed}
+    by_file: defaultdict[int, list[Spot]] = defaultdict(list)
+    for spot in changed:
+        by_file[spot[0]].append(spot)
     for number, file in stored.items():
-        of_file = [spot for spot in changed if spot[0] == number]
+        of_file = by_file[number]
         file.announce(spot[1] for spot in of_file)
         storages: dict[str, int] = {}
         inside: defaultdict[str, list[Spot]] = defaultdict(list)
