@@ -171,8 +171,13 @@ def test_megatron_of_several_ranks_is_refused(tmp_path: Path) -> None:
     for rank in ("mp_rank_00", "mp_rank_01"):
         write_megatron(tmp_path / "iter_0001000", random_states(1)[0], 1000, rank=rank)
     refused = refusal(tmp_path / "iter_0001000")
-    assert 'is split into 2 parts by model parallelism: "mp_rank_00", "mp_rank_01"' in refused.message
-    assert "tools/checkpoint/convert.py" in refused.hint
+    assert "is split into 2 parts by model parallelism" in refused.message
+    assert 'do not state how they fit together: "mp_rank_00", "mp_rank_01"' in refused.message
+    load = f"--load {tmp_path} --ckpt-step 1000 --ckpt-convert-format torch_dist --ckpt-convert-save {tmp_path}_dist"
+    assert load in refused.hint
+    assert (
+        f"tools/checkpoint/convert.py --model-type GPT --loader core --saver core --load-dir {tmp_path}" in refused.hint
+    )
 
 
 def test_megatron_without_its_file_is_incomplete(tmp_path: Path) -> None:

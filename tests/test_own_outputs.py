@@ -200,6 +200,13 @@ def test_a_report_with_wrong_types_is_none(run: Path, edit: Callable[[Document],
     assert used(*members(run)) == (NOT_OURS, [], [])
 
 
+@pytest.mark.parametrize("edit", WRONG.values(), ids=WRONG)
+def test_a_wrong_report_verifies_nothing(run: Path, edit: Callable[[Document], object]) -> None:
+    """Values of wrong types, and those that contradict the file."""
+    edit_report(run / "ema.pt", edit)
+    assert not ema_cli.verify(run / "ema.pt")
+
+
 def test_what_is_no_report_is_none(run: Path) -> None:
     """Other text, a pipe, a folder and a link to nothing."""
     report = run / "ema.pt.report.json"
@@ -419,3 +426,13 @@ def test_a_copy_has_no_metadata_of_another_average(run: Path) -> None:
         ema.save(run.parent / "live" / f"ema_{step}.safetensors")
     with pytest.raises(UsageError, match="is a snapshot of a live EMA"):
         average(run.parent / "live", run.parent / "same.safetensors", format="same")
+
+
+def test_several_averages_of_a_run_are_each_an_output(run: Path, ema_avg: Run) -> None:
+    """Each has its report; both are up to date, verified, and left out of the next run."""
+    command = (run, "--decay", 0.5, "--decay", 0.9, "-o", run / "ema_{decay}.pt")
+    assert "each a copy of" in " ".join(ema_avg("plan", *command).stdout.split())
+    assert ema_avg(*command).returncode == 0
+    assert ema_avg(*command).stdout.count("up to date") == 2
+    assert all(ema_cli.verify(run / f"ema_{decay}.pt") for decay in (0.5, 0.9))
+    assert used(*members(run)) == (OURS[0], ["an output of ema-avg"] * 3, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import ema_cli
 from ema_cli.verification.checks import Verification, verify
+from tests.helpers.deepspeed_files import Training, write_stage_3
 from tests.helpers.program import Run
 from tests.helpers.series import open_files
 
@@ -53,6 +55,26 @@ def check(output: Path, **options: Any) -> Verification:
         return verify(output, **options)
     finally:
         assert open_files() == before
+
+
+def test_partitions_of_ranks_are_verified(tmp_path: Path) -> None:
+    """DeepSpeed's ZeRO-3: every rank has a part of each weight, and all have the buffers."""
+    for step in (1, 2):
+        torch.manual_seed(step)
+        weights = {"w": torch.randn(7, 5), "b": torch.randn(3)}
+        buffers = {"norm.running_mean": torch.randn(4)}
+        write_stage_3(
+            tmp_path / "run" / f"global_step{step}", Training(groups=[weights], buffers=buffers, step=step), 3
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ema_cli.average(tmp_path / "run", decay=0.5, format="same", output=tmp_path / "averaged")
+    output = tmp_path / "averaged"
+    assert failures(check(output)) == []
+    for path in sorted(output.iterdir()):
+        flip(path, path.stat().st_size - 5)
+        assert {"sha256", "copied"} <= {*failures(check(output))}
+        flip(path, path.stat().st_size - 5)
 
 
 def failures(found: Verification) -> list[str]:

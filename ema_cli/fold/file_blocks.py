@@ -21,7 +21,7 @@ from ema_cli.fold.statistics import Sum, add_rows
 from ema_cli.storage.extents import Chain, Extent, Located
 from ema_cli.storage.source import FileSource, open_together
 
-_TOGETHER = 16
+_MOST_CHECKPOINTS = 16
 """Checkpoints of a block that are read with one call."""
 
 
@@ -104,7 +104,7 @@ class FileBlocks:
         self, block: Block, row: int, sampler: BlockSampler | None, finished: FinishedBlock, crcs: list[int]
     ) -> int:
         """Read and add the block in some checkpoints from ``row`` on; return the row of the next checkpoint."""
-        files = self._files[row : row + _TOGETHER]
+        files = self._files[row : row + _MOST_CHECKPOINTS]
         with open_together([source for _, source, _ in files]) as descriptors:
             places = [
                 (descriptor, begin + block.start * extent.layout.dtype.itemsize, extent.layout.dtype)

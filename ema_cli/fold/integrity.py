@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -10,6 +11,7 @@ from zlib_ng import zlib_ng
 
 from ema_cli.errors import InputRefused
 from ema_cli.fold.conversion import Bytes
+from ema_cli.records.fold_results import RecordPart
 from ema_cli.storage.checksums import Assembly, Record, RecordTable
 from ema_cli.storage.extents import Extent
 from ema_cli.storage.source import ByteSource
@@ -73,6 +75,32 @@ class IntegrityCheck:
         found = self._assembly.add(file, record, begin, length, crc)
         if found is not None and found != record.crc32:
             _refuse(source, record, found)
+
+    def parts(self, files: Mapping[int, tuple[int, int]]) -> Iterator[RecordPart]:
+        """Yield the bytes of unfinished records. ``files``: checkpoint and file of each source, by its ``id``."""
+        for key, ranges in self._assembly.ranges().items():
+            _, record = self._records[key]
+            checkpoint, file = files[key[0]]
+            for begin, end, crc in ranges:
+                yield RecordPart(
+                    checkpoint=checkpoint,
+                    file=file,
+                    offset=record.offset,
+                    begin=begin,
+                    length=end - begin,
+                    crc32=crc,
+                )
+
+    def merge(self, source: ByteSource, table: RecordTable, part: RecordPart) -> None:
+        """Add bytes that another process read of a file.
+
+        Raises:
+            InputRefused: their record is damaged.
+
+        """
+        record = table.find(part.offset)
+        if record is not None:
+            self._add(source, record, part.begin, part.length, part.crc32)
 
     def finish(self) -> None:
         """Check the remaining records: those not read exactly once, such as a storage that several views share.

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +18,7 @@ from ema_cli.options.declaration import declared
 from ema_cli.records.files import FileRole, Written
 from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
 from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
+from ema_cli.records.ranks import RankShare
 from ema_cli.records.reported_output import File, Output
 from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
@@ -39,6 +40,7 @@ def build_report(
     resumed_tensors: int,
     seconds: float,
     fold_seconds: float,
+    ranks: Sequence[RankShare] = (),
 ) -> model.Report:
     """Return the report of a run with all its averages, without secrets.
 
@@ -76,7 +78,10 @@ def build_report(
             throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
         ),
         warnings=tuple(warnings),
-        environment=environment(plan.device, plan.device_reason, lane_name() if plan.device == "cpu" else None),
+        environment=replace(
+            environment(plan.device, plan.device_reason, lane_name() if plan.device == "cpu" else None),
+            ranks=tuple(ranks),
+        ),
     )
     return redacted_report(report)
 

@@ -9,6 +9,7 @@ from ema_cli.errors import RunWarning
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.record import record
 from ema_cli.records.fold_results import RunGeometry
+from ema_cli.records.ranks import RankShare
 from ema_cli.records.reported_output import Output
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
@@ -188,6 +189,8 @@ class Environment:
     lane: str | None = None
     """What the fold on the CPU used: the kernel compiled for ``avx512``, ``avx2``, ``neon`` or ``baseline``, or
     ``numpy``. The bytes are the same. ``None`` if nothing was folded on the CPU. Since 1.5."""
+    ranks: tuple[RankShare, ...] = ()
+    """The processes that averaged together, under torchrun or srun; empty if there was one. Since 1.6."""
 
 
 @record

@@ -6,7 +6,7 @@ is believed. Files that hold no weights are compared whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
 
@@ -17,13 +17,12 @@ from ema_cli.formats.dcp.dcp_names import METADATA
 from ema_cli.formats.torch.first_bytes import looks_like_zip
 from ema_cli.formats.torch.zip_records import ZipRecords
 from ema_cli.naming import is_batch_norm_statistic
-from ema_cli.planning.placed_tensors import find_tensors, places_of
 from ema_cli.record import record
 from ema_cli.records.files import Checksum
 from ema_cli.records.plan import Action
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Report
-from ema_cli.storage.extents import contiguous_strides, span
+from ema_cli.storage.extents import Chain, Extent, Located, Mosaic, TensorLayout, contiguous_strides, span
 from ema_cli.storage.locations import open_source
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import plural, quoted, shortlist
@@ -94,15 +93,29 @@ def _replaced(report: Report, last: Checkpoint) -> Mapping[object, list[Range]]:
         if tensor.action != Action.COPIED or (first and is_batch_norm_statistic(tensor.name))
     }
     found: dict[object, list[Range]] = {}
-    sources = last.index.sources
-    numbers: dict[object, int] = {source: number for number, source in enumerate(sources)}
-    for tensor in find_tensors(last, (), 0):
-        itemsize = tensor.located.layout.dtype.itemsize
-        for place in places_of(tensor, numbers) if tensor.name in names else ():
-            strides = contiguous_strides(place.shape) if place.strides is None else place.strides
-            end = place.offset + span(place.shape, strides) * itemsize
-            found.setdefault(sources[place.file].identity, []).append((place.offset, end))
+    layouts = last.index.layouts
+    for position, layout in enumerate(layouts):
+        for extent in _extents(last.index.extent(position)) if layout.name in names else ():
+            begin = extent.offset
+            found.setdefault(extent.source.identity, []).append((begin, begin + _nbytes(extent.layout)))
+    for position, file, begin in last.twins:
+        if layouts[position].name in names:
+            source = last.index.sources[file]
+            found.setdefault(source.identity, []).append((begin, begin + _nbytes(layouts[position])))
     return found
+
+
+def _extents(located: Located) -> Iterable[Extent]:
+    """Return the pieces that a tensor consists of."""
+    if isinstance(located, Chain):
+        return map(located.link, range(len(located.layout.links)))
+    return [extent for _, extent in located.tiles] if isinstance(located, Mosaic) else [located]
+
+
+def _nbytes(layout: TensorLayout) -> int:
+    """Return the bytes from the first to the last element of a tensor."""
+    strides = contiguous_strides(layout.shape) if layout.strides is None else layout.strides
+    return span(layout.shape, strides) * layout.dtype.itemsize
 
 
 def _pairs(

@@ -56,6 +56,11 @@ class WrittenOutput:
         return frozenset(source.identity for source in self.sources.values())
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a single file, and no folder."""
+        return set(self.sources) == {self.path.name}
+
+    @property
     def nbytes(self) -> int:
         """Size of all files."""
         return sum(source.size() for source in self.sources.values())
@@ -153,6 +158,9 @@ def _fault_of(path: Location, reported: File) -> str:
 def check_report(file: WrittenOutput, report: Report, average: Average) -> Check:
     """Pass a readable report; the output may have been renamed together with it."""
     name = Path(average.output.path).name
+    if bool(average.output.files) is file.is_file:
+        described = "a folder, not a file" if file.is_file else "a file, not a folder"
+        return failed("report", f"{quoted(report_path(file.path).name)} describes {described}")
     renamed = "" if name == file.path.name else f", written as {quoted(name)}"
     message = f"{quoted(report_path(file.path).name)} lists {plural(len(report.inputs), 'input')}{renamed}"
     if report.command.secrets_removed:

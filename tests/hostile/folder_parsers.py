@@ -19,6 +19,7 @@ from tests.hostile.folder_cases import DATA, PIECE, dcp_at, dcp_metadata, dcp_pl
 from tests.hostile.in_memory import MemoryFolder
 from tests.hostile.opcodes import call, glob, mapping, num, numbers, stop, storage, tensor, text, tup
 from tests.hostile.parser import Parser, simple
+from tests.hostile.rank_cases import RANK_NAMES, dtensor, shard, sharded
 from tests.hostile.safetensors_cases import entry, file, one
 from tests.hostile.tokens import JSON, PICKLE, lines, varied
 from tests.hostile.zips import checkpoint
@@ -40,6 +41,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
         "dcp": _dcp(cases, folder),
         "pieces": _pieces(),
         "ranks": _ranks(),
+        "rank files": _rank_files(),
         "trainers": _trainers(),
         "partitions": _partitions(),
         "layouts": _layouts(),
@@ -116,6 +118,24 @@ def _of_rank(info: bytes) -> bytes:
     """Return the header of a rank's file with its declaration of its pieces."""
     info_json = json.dumps(info.decode("utf-8", "surrogateescape")).encode()
     return b'{"__metadata__":{"DCP_SHARDING_INFO":' + info_json + b'},"w":' + entry() + b"}"
+
+
+def _rank_files() -> Parser:
+    """The pickle of the second of two ranks; each has half of a tensor, or a copy of it."""
+    kinds = {
+        "dtensor": (dtensor(0), dtensor(1)),
+        "strided": (dtensor(0), dtensor(1, placements=tup(shard("_StridedShard", split_factor=num(1))))),
+        "sharded": (sharded(numbers((0,))), sharded(numbers((4,)))),
+        "copies": (tensor(), tensor()),
+    }
+    firsts = [checkpoint(pickle=stop(mapping(w=first))) for first, _ in kinds.values()]
+    seeds = [stop(mapping(w=second)) for _, second in kinds.values()]
+
+    def run(data: bytes) -> None:
+        second = checkpoint(pickle=data)
+        _read({RANK_NAMES[0]: firsts[len(data) % len(firsts)], RANK_NAMES[1]: second})
+
+    return simple(seeds, PICKLE, run)
 
 
 def _trainers() -> Parser:
@@ -211,7 +231,8 @@ _NAMES = (
     *("mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt", "mp_rank_00/model_rng.pt", "zero_to_fp32.py"),
     *(".metadata", "__0_0.distcp", "__1_0.distcp", "__0.metadata", *_RANKS, "pytorch_model_fsdp_0/.metadata"),
     *("pytorch_model_fsdp_0/__0_0.distcp", "model_index.json", "unet/diffusion_pytorch_model.safetensors"),
-    *("optimizer.pt", "rng_state.pth", "training_args.bin", "model_1.safetensors", "ckpt_1.pt", "ckpt_2.pt"),
+    *("rank_0.pt", "rank_1.pt", "s_1_rank_0.pt", "optimizer.pt", "rng_state.pth", "training_args.bin"),
+    *("model_1.safetensors", "ckpt_1.pt", "ckpt_2.pt"),
     *("zero_pp_rank_0_mp_rank_00_optim_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"),
     *("layer_0_expert_0_mp_rank_00_model_states.pt", "zero/w/fp32.pt", "zero_pp_rank_9_mp_rank_01_model_states.pt"),
     *("global_step5/mp_rank_00_model_states.pt", "x/y/z/model.safetensors", "\x1b[31m.safetensors", "::error::.pt"),

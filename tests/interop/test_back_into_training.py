@@ -198,19 +198,19 @@ def test_dcp_loads_the_average(saved: Path, tmp_path: Path) -> None:
 
     This is what torchtitan's loader calls, for the folder of a step with ``model``, ``optimizer`` and others.
     """
-    ema_cli.average(saved / "run", decay=DECAY, format="same", output=tmp_path / "averaged")
+    averaged = tmp_path / "pytorch_model_fsdp_0"  # the name that accelerate looks for
+    ema_cli.average(saved / "run", decay=DECAY, format="same", output=averaged)
     last = saved / "run" / "step-11"
     states = [torch.load(saved / f"whole_{step}.pt", weights_only=True) for step in (9, 10, 11)]
     expected = fold(states)
     model = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
-    dcp.load({"model": model}, checkpoint_id=tmp_path / "averaged", no_dist=True)
+    dcp.load({"model": model}, checkpoint_id=averaged, no_dist=True)
     assert_fold(model, states)
-    found, before = (_load_state_dict_from_keys(checkpoint_id=str(one)) for one in (tmp_path / "averaged", last))
+    found, before = (_load_state_dict_from_keys(checkpoint_id=str(one)) for one in (averaged, last))
     assert found.pop("model").keys() == before.pop("model").keys()
     assert_rest(found, before)
-    torch.save(expected, tmp_path / "whole.pt")
+    torch.save(expected, f"{averaged}.pt")
     for count in (2, 4):
-        command = [sys.executable, "-m", "tests.interop.ranks_of_dcp", str(count)]
-        command += [str(tmp_path / "averaged"), str(tmp_path / "whole.pt"), "model"]
+        command = [sys.executable, "-m", "tests.interop.ranks_of_dcp", str(count), str(averaged), "model"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -124,7 +124,8 @@ def _form(plan: Plan, output: PlannedOutput) -> str:
     """Return what an output is, unless a single safetensors file: how many files, which side files, a copy of what."""
     if output.format == "same":
         averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
-        return f": a copy of {quoted(str(plan.checkpoints[-1].path))} with {plural(averaged, 'averaged tensor')}"
+        copy = "a copy" if len(plan.outputs) == 1 else "each a copy"
+        return f": {copy} of {quoted(str(plan.checkpoints[-1].path))} with {plural(averaged, 'averaged tensor')}"
     if output.format == "dcp":
         return f" in {plural(output.weight_files, 'file')}: {words.FORMATS[output.format]}"
     side_files = words.planned_side_files(output) if output.folder else ""
