@@ -163,6 +163,34 @@ def test_folders_of_distributed_checkpoints(tmp_path: Path) -> None:
     assert kept["exp_avg"].eq(20).all()
 
 
+def test_weights_in_a_folder_inside(tmp_path: Path) -> None:
+    """With FSDP, accelerate has a folder of torch.distributed.checkpoint inside its own."""
+    states = random_states(2)
+    for step, state in zip(STEPS, states, strict=True):
+        folder = tmp_path / "run" / f"checkpoint_{step}"
+        dcp_makers.save(folder / "pytorch_model_fsdp_0", {"model": state})
+        dcp_makers.save(folder / "optimizer_0", {"optimizer": {"m": torch.full((3,), float(step))}})
+        torch.save({"step": step}, folder / "random_states_0.pkl")
+    average(tmp_path / "run", tmp_path / "averaged")
+    changed = changed_files(tmp_path / "averaged", tmp_path / "run" / "checkpoint_20")
+    assert changed == {"pytorch_model_fsdp_0/__0_0.distcp"}
+    found = dcp_makers.load(tmp_path / "averaged" / "pytorch_model_fsdp_0", states[0], "model")
+    assert all(same_bits(found[name], tensor) for name, tensor in averaged(states, HALVES).items())
+
+
+def test_a_damaged_directory_of_a_chunk(tmp_path: Path) -> None:
+    """A chunk whose directory was damaged, which is not read for the average alone, is refused by the folder's name."""
+    for step in STEPS:
+        state = {name: torch.full((40,), float(step + number)) for number, name in enumerate("abc")}
+        dcp_makers.save(tmp_path / "run" / f"step-{step}", state)
+    path = tmp_path / "run" / "step-20" / "__0_0.distcp"
+    raw = path.read_bytes()
+    at = raw.index(b"archive/data.pkl", raw.index(b"archive/data.pkl") + 1)  # after the local header
+    path.write_bytes(raw[:at] + b"archive/data.pkx" + raw[at + 16 :])
+    with pytest.raises(InputRefused, match=r"step-20.*data\.pkl"):
+        average(tmp_path / "run", tmp_path / "averaged")
+
+
 @pytest.mark.parametrize("kind", ["run", "pieces"])
 def test_tensors_in_the_files_of_several_ranks(tmp_path: Path, ranks: Path, kind: str) -> None:
     """Every rectangle of a sharded tensor is written where the rank has it; torch loads the whole tensors."""

@@ -23,7 +23,7 @@ from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file_areas import FileAreas, areas_of
 from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.old_folder import OldFolder
-from ema_cli.write.placed_file import FileOfPlaces
+from ema_cli.write.placed_file import FileOfPlaces, OnCopied, no_progress
 from ema_cli.write.placed_folder import PlacedFolder
 from ema_cli.write.placed_output import placement_of
 from ema_cli.write.publish import Writing, state_of
@@ -226,9 +226,9 @@ class SharedPlacedFolder(PlacedFolder):
         self._parts: dict[str, PlacedPart] = {}
         super().__init__(output, old, listener, temp=temp)
 
-    def _make_placed(self, planned: PlacedFile, areas: FileAreas) -> FileOfPlaces:
+    def _make_placed(self, planned: PlacedFile, areas: FileAreas, on_copied: OnCopied = no_progress) -> FileOfPlaces:
         if planned.name not in self._owners:
-            return super()._make_placed(planned, areas)
+            return super()._make_placed(planned, areas, on_copied)
         part = PlacedPart(
             *(self.path / planned.name, planned, areas),
             makes=self._meeting.is_first,

@@ -212,24 +212,34 @@ def _other_references(
         of_file = by_file[number]
         file.announce(spot[1] for spot in of_file)
         storages: dict[str, int] = {}
-        inside_of: defaultdict[str, list[Spot]] = defaultdict(list)
+        inside: defaultdict[str, list[Spot]] = defaultdict(list)
         for spot in of_file:
             at = file.at(spot[1])
             storages[at.key] = at.begin
-            inside_of[at.key].append(spot)
+            inside[at.key].append(spot)
         for key, found in file.references.of(storages.keys()).items():
-            begin = storages[key]
-            views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
-            for view in found:
-                if view.is_known and 0 not in view.shape:
-                    views[_spot(number, begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
-            if not all(view.is_known for view in found):
-                inside = [quoted(names[spot]) for spot in views if spot in names]
-                yield f"{shortlist(inside, most=2)}: an object of another kind refers to the same storage"
-            yield from _sharing(views, begin, names, own)
-            parts = [spot for spot in inside_of[key] if spot not in views]  # such as parameters in a flat tensor
-            if parts and sum(map(len, views.values())) > 1:
-                yield _shares(names[parts[0]], [view for seen in views.values() for view in seen], own[parts[0]])
+            yield from _in_storage(inside[key], found, storages[key], names, own)
+
+
+def _in_storage(
+    changed: Sequence[Spot],
+    found: Sequence[StoredView],
+    begin: int,
+    names: Mapping[Spot, str],
+    own: Mapping[Spot, Sequence[str]],
+) -> Iterator[str]:
+    """Yield what else refers to a storage, which begins at byte ``begin``, and has the ``changed`` tensors."""
+    views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
+    for view in found:
+        if view.is_known and 0 not in view.shape:
+            views[_spot(changed[0][0], begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
+    if not all(view.is_known for view in found):
+        shown = shortlist((quoted(names[spot]) for spot in changed), most=2)
+        yield f"{shown}: an object of another kind refers to the same storage"
+    yield from _sharing(views, begin, names, own)
+    parts = [spot for spot in changed if spot not in views]  # such as parameters in a flat tensor
+    if parts and sum(map(len, views.values())) > 1:
+        yield _shares(names[parts[0]], [view for seen in views.values() for view in seen], own[parts[0]])
 
 
 def _sharing(

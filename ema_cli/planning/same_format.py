@@ -8,6 +8,7 @@ from pathlib import PurePath
 from ema_cli.errors import InputRefused, UsageError
 from ema_cli.formats.dcp.dcp_names import METADATA
 from ema_cli.formats.huggingface.weight_names import is_index
+from ema_cli.formats.structure import refusal_of
 from ema_cli.formats.torch.stored_file import StoredFile, open_stored
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import TORCH_SUFFIXES
@@ -51,18 +52,31 @@ def place_in_copy(
         InputRefused: the bytes of a tensor cannot be replaced, or something else cannot be copied.
 
     """
-    last = members[-1].checkpoint
     if members[-1].role is not Role.CHECKPOINT:
         raise UsageError("--format same needs a checkpoint after the previous average", hint="-o ema.safetensors")
+    last = members[-1].checkpoint
+    read = [m.checkpoint for i, m in enumerate(members[:-1]) if any(w.weights[i] for w in weightings)]
+    try:
+        return _place([*read, last], tensors, len(members) - 1, options)
+    except InputRefused as refused:
+        if last.path.name in refused.message:
+            raise
+        raise refusal_of(str(last.path), refused) from refused
+
+
+def _place(
+    checkpoints: Sequence[Checkpoint], tensors: Sequence[PlannedTensor], newest: int, options: Options
+) -> Placement:
+    """Return the placement; the last of the ``checkpoints`` that are read is number ``newest`` of the series."""
+    last = checkpoints[-1]
     root = _root(last.path)
     _check_name(last, root, options)
     _refuse_second_copy(last)
-    found = find_tensors(last, tensors, len(members) - 1)
+    found = find_tensors(last, tensors, newest)
     refuse_other_layouts(found, last)
     sources = _sources_with_tensors(last)
     numbers: dict[object, int] = {source: number for number, source in enumerate(sources)}
-    read = [m.checkpoint for i, m in enumerate(members[:-1]) if any(w.weights[i] for w in weightings)]
-    tied = shared_names(found, numbers, [*read, last])
+    tied = shared_names(found, numbers, checkpoints)
     stored = _stored_files(last, numbers)
     refuse_shared(found, numbers, stored, last)
     placed = _placed(found, tensors, numbers, tied)

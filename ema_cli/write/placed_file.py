@@ -20,6 +20,8 @@ from ema_cli.write.scatter import PlacedElements, put_between, read_at
 
 _PIECE_BYTES = 1 << 20
 _CRC_BYTES = 4
+OnCopied = Callable[[int], None]
+"""Called with the number of bytes of every piece that was copied."""
 
 
 def no_progress(_: int) -> None:
@@ -51,7 +53,7 @@ class FileOfPlaces(OutputFile):
         read_back_whole: bool = False,
         name: str = "",
         follows: bool = True,
-        on_copied: Callable[[int], None] = no_progress,
+        on_copied: OnCopied = no_progress,
     ) -> None:
         role = FileRole.WEIGHTS if planned.holds_tensors else FileRole.SIDE_FILE
         super().__init__(path, b"", planned.nbytes, temp=temp, role=role, most=most, read_back_whole=read_back_whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ema_cli.events import Counted, Listener, ignore
@@ -14,7 +13,7 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.folder_files import Shard, open_unchanged
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.permissions import Permissions, mode_of_new_folder
-from ema_cli.write.placed_file import FileOfPlaces, no_progress
+from ema_cli.write.placed_file import FileOfPlaces, OnCopied, no_progress
 from ema_cli.write.placed_output import placement_of
 from ema_cli.write.publish import sync_folder
 from ema_cli.write.scatter import PlacedTensors
@@ -56,9 +55,7 @@ class PlacedFolder(OutputFolder):
         ]
         self._files += [shard.file for shard in self._places]
 
-    def _make_placed(
-        self, planned: PlacedFile, areas: FileAreas, on_copied: Callable[[int], None] = no_progress
-    ) -> FileOfPlaces:
+    def _make_placed(self, planned: PlacedFile, areas: FileAreas, on_copied: OnCopied = no_progress) -> FileOfPlaces:
         return FileOfPlaces(
             *(self.path / planned.name, planned, areas),
             temp=self._temp / planned.name,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ema_cli.records.files import Placement
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file_areas import areas_of
-from ema_cli.write.placed_file import FileOfPlaces, no_progress
+from ema_cli.write.placed_file import FileOfPlaces, OnCopied, no_progress
 from ema_cli.write.scatter import PlacedTensors
 
 
 class PlacedOutput(FileOfPlaces):
     """A single file; see ``Target``."""
 
-    def __init__(self, output: PlannedOutput, *, on_copied: Callable[[int], None] = no_progress) -> None:
+    def __init__(self, output: PlannedOutput, *, on_copied: OnCopied = no_progress) -> None:
         placement = placement_of(output)
         (planned,) = placement.files
         (areas,) = areas_of(placement.files, placement.tensors)

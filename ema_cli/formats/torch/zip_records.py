@@ -42,13 +42,19 @@ class ZipRecords:
     Args:
         source: the archive, which was read as a checkpoint before.
 
+    Raises:
+        InputRefused: its directory is damaged.
+
     """
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
         self._fields = sorted(directory_fields(source), key=lambda one: one.header)
         self._headers = [one.header for one in self._fields]
-        self._root = next(one.name for one in self._fields if one.name.endswith(_PICKLE)).removesuffix("data.pkl")
+        roots = [one.name.removesuffix("data.pkl") for one in self._fields if one.name.endswith(_PICKLE)]
+        if len(roots) != 1:
+            raise InputRefused(f"has {len(roots)} records called {quoted(_PICKLE[1:])} in an archive")
+        self._root = roots[0]
         self._found: dict[int, StoredRecord] = {}
         """By the byte of the local header."""
         self._are_off = any(one.name.endswith(_PICKLE) and not one.crc32 for one in self._fields)
@@ -70,7 +76,10 @@ class ZipRecords:
         entry = self._entry(offset)
         if entry.header not in self._found:
             self._found[entry.header] = self._record(entry)
-        return self._found[entry.header]
+        found = self._found[entry.header]
+        if not found.begin <= offset < found.begin + entry.size:
+            raise _contradicts(entry.name)
+        return found
 
     def _entry(self, offset: int) -> DirectoryField:
         return self._fields[bisect_right(self._headers, offset) - 1]
@@ -79,6 +88,8 @@ class ZipRecords:
         raw = self._source.read(entry.header, LOCAL_HEADER.size)
         flags, crc32, *lengths = (LOCAL_HEADER.unpack(raw)[at] for at in (2, 6, 9, 10))
         begin = entry.header + LOCAL_HEADER.size + sum(lengths)
+        if begin + entry.size > self._source.size():
+            raise _contradicts(entry.name)
         checksum = None if self._are_off else self._checksum(entry, begin, flags, crc32)
         return StoredRecord(entry.name.removeprefix(f"{self._root}data/"), begin, checksum)
 
@@ -105,4 +116,4 @@ class ZipRecords:
 
 
 def _contradicts(name: str) -> InputRefused:
-    return InputRefused(f"contradicts itself about the checksum of record {quoted(name)}")
+    return InputRefused(f"contradicts itself about the place or the checksum of record {quoted(name)}")
