@@ -153,7 +153,7 @@ def test_a_folder_is_replaced(run: Path, tmp_path: Path) -> None:
 def test_exact_updates_of_adapters(tmp_path: Path) -> None:
     """``--lora exact``: factors that are put side by side, cut between ranks."""
     states = [factors(step, rank=8, inside=5_000, outside=4_000) for step in (1, 2, 3)]
-    folders = write_adapters(tmp_path / "run", states)
+    folders = write_adapters(tmp_path / "run", states, [{"r": 8}] * 3)
     options: dict[str, Any] = {"decay": 0.9, "lora": "exact", "max_memory": SMALL_BLOCKS, "max_shard_size": "1MB"}
     alone = ema_cli.average(folders, output=tmp_path / "a", **options)
     together, _ = average_in_ranks(3, folders, output=tmp_path / "b", **options)
