@@ -85,8 +85,18 @@ class Meeting:
         """Return the name of a process for messages."""
         return f"rank {rank} of {self.size} ({self.hosts[rank]})"
 
-    def gather(self, data: bytes, on_wait: Callable[[], object] = lambda: None) -> list[bytes]:
+    def gather(self, data: bytes) -> list[bytes]:
         """Give bytes to rank 0, which gets those of all ranks, in their order; the others get none.
+
+        Raises:
+            PeerFailed: another process failed.
+
+        """
+        others = list(self.others(data))
+        return [data, *others] if self.is_first else []
+
+    def others(self, data: bytes, on_wait: Callable[[], object] = lambda: None) -> Iterator[bytes]:
+        """Give bytes to rank 0, which gets those of each other rank in turn: all together may be many.
 
         Raises:
             PeerFailed: another process failed.
@@ -95,9 +105,10 @@ class Meeting:
         name = self._next_name()
         if not self.is_first:
             self._put(f"{name}/{self.rank}", data)
-            return []
-        self._wait([f"{name}/{rank}" for rank in range(1, self.size)], on_wait)
-        return [data, *(self._take(f"{name}/{rank}") for rank in range(1, self.size))]
+            return
+        for rank in range(1, self.size):
+            self._wait([f"{name}/{rank}"], on_wait)
+            yield self._take(f"{name}/{rank}")
 
     def announce(self, data: bytes) -> bytes:
         """Give bytes of rank 0 to all ranks, and return them; those of other ranks do not matter.
