@@ -44,7 +44,7 @@ WARNING_CODES = (
     *("lora-factors", "lora-scale-not-stored", "lora-configs-differ"),
     *("data-ended", "layers-unreached", "statistics-kept"),
     *("late-left-out", "again-touched", "continued-from-rounded"),
-    *("no-locks", "companion-left-out", "config-not-updated"),
+    *("no-locks", "companion-left-out", "config-not-updated", "master-weights-kept"),
     *("up-to-date", "output-in-the-way", "no-device"),
     *("not-a-folder", "not-a-run", "runs-in-runs", "folder-unreadable"),
     "config-ignored",

@@ -10,7 +10,7 @@ from pathlib import Path
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.distributed.alone import Alone
 from ema_cli.errors import RunWarning
-from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued, ignore
+from ema_cli.events import Info, Listener, Progress, WarningIssued, ignore
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
@@ -23,7 +23,6 @@ from ema_cli.records.plan import Action, Plan
 from ema_cli.report.build import build_report
 from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
-from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
 from ema_cli.write.make_target import is_spooled, stop_uploads
 from ema_cli.write.old_folder import OldFolder
@@ -60,7 +59,7 @@ def carry_out(
         ranks.begin()
         unpublished.push(ranks.leave)
         done = resumption.done if resumption else []
-        digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
+        digests = ranks.hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
         with blaming_changed_inputs(plan.checkpoints):
             folded = fold(
@@ -172,10 +171,3 @@ def _warn_of_fold(plan: Plan, folded: FoldOutcome) -> list[RunWarning]:
         message = f"NaN, infinity or overflow in {shortlist(names)}"
         warnings.append(RunWarning(code="nonfinite-written", message=message))
     return warnings
-
-
-def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:
-    """Return the SHA-256 of every input."""
-    indexes = [checkpoint.index for checkpoint in plan.checkpoints]
-    count = Counted("hashing", sum(index.size() for index in indexes), listener)
-    return [sha256_of_all(index.sources, count.add) for index in indexes]

@@ -94,7 +94,7 @@ def test_large_numbers_are_pickled(shape: tuple[int, ...]) -> None:
 
 def test_offsets_can_be_computed_as_torch_does() -> None:
     """A loader that computes where a storage is, instead of reading every header, finds it."""
-    config = torch.utils.serialization.config
+    config: Any = torch.utils.serialization.config
     tensor = torch.randn(33, 7)
     with config.patch({"load.calculate_storage_offsets": True}):
         loaded = torch.load(io.BytesIO(written(tensor, BY_TORCH_NAME["float32"])), mmap=False, weights_only=True)

@@ -85,7 +85,7 @@ def test_metadata_of_every_type_and_shape(tmp_path: Path) -> None:
     check(tmp_path / "saved", tensors)
 
 
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+NAMES = st.text(max_size=40)
 
 
 @given(
@@ -95,9 +95,9 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 def test_metadata_of_any_names_and_shapes(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, list[int]], kinds: list[torch.dtype]
 ) -> None:
-    """Any text is a name: of quotes, line ends, and characters outside the basic plane."""
+    """Any text is a name: of quotes, line ends, half a surrogate pair, characters outside the basic plane."""
     small = {name: shape for name, shape in tensors.items() if math.prod(shape) < 1 << 20}
-    values = {
+    values: dict[TreePath, torch.Tensor] = {
         (name,): torch.zeros(shape, dtype=kind) for (name, shape), kind in zip(small.items(), kinds, strict=False)
     }
     check(tmp_path_factory.mktemp("any") / "saved", values)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import ema_cli
+from ema_cli.errors import UsageError
 from ema_cli.formats.dcp import chunk_sizes
 from ema_cli.formats.open import open_checkpoint
 from ema_cli.planning.dcp_format import place_in_dcp
@@ -68,7 +69,9 @@ def check(folder: Path, expected: Mapping[str, torch.Tensor], *above: str) -> No
     metadata = pickle.loads((folder / ".metadata").read_bytes())
     assert len(metadata.state_dict_metadata) == len(expected)
     ends = {}
-    for at in metadata.storage_data.values():
+    for key, at in metadata.storage_data.items():
+        chunk = metadata.state_dict_metadata[key.fqn].chunks[key.index]
+        assert chunk.offsets == key.offset
         content = (folder / at.relative_path).read_bytes()[at.offset : at.offset + at.length]
         with zipfile.ZipFile(BytesIO(content)) as archive:
             assert archive.testzip() is None
@@ -118,6 +121,18 @@ def test_names_keep_the_prefixes_of_wrappers(ema_avg: Run, tmp_path: Path) -> No
     check(tmp_path / "averaged", {names[name]: tensor for name, tensor in expected.items()}, "model")
 
 
+@pytest.mark.parametrize("above", [(), ("model",)], ids=".".join)
+def test_a_prefix_that_the_user_strips_is_gone(above: tuple[str, ...], ema_avg: Run, tmp_path: Path) -> None:
+    """``--strip-prefix`` asks for other names than the trainer's."""
+    made = [{"net.a.weight": torch.randn(3), "net.b": torch.randn(2)} for _ in "ab"]
+    write_dcp(tmp_path / "run", made, *above)
+    average(ema_avg, "run", "--strip-prefix", "net.", "-o", "ema.safetensors")
+    average(ema_avg, "run", "--strip-prefix", "net.", "--format", "dcp", "-o", "averaged/")
+    expected = load(tmp_path / "ema.safetensors")
+    assert set(expected) == {"a.weight", "b"}
+    check(tmp_path / "averaged", expected, *above)
+
+
 def test_parts_by_key_stay_apart(ema_avg: Run, tmp_path: Path) -> None:
     """Several ``--key`` give the names of all parts; a tensor that is left out is not declared."""
     parts = [{"gen": {"w": torch.randn(3), "v": torch.randn(1)}, "dis": {"w": torch.randn(2)}} for _ in "abc"]
@@ -129,6 +144,17 @@ def test_parts_by_key_stay_apart(ema_avg: Run, tmp_path: Path) -> None:
     check(tmp_path / "averaged", load(tmp_path / "ema.safetensors"))
     paths = pickle.loads((tmp_path / "averaged/.metadata").read_bytes()).planner_data
     assert paths == {"gen.w": ("gen", "w"), "dis.w": ("dis", "w")}
+
+
+def test_tensors_beside_those_that_cannot_be_read(ema_avg: Run, tmp_path: Path) -> None:
+    """The names of the others stay right."""
+    made = [{"a": torch.randn(2), "b": torch.randn(2) + 0j, "c": torch.randn(3), "d": torch.randn(1)} for _ in "ab"]
+    for state in made:
+        state["b"] = state["b"].to(torch.complex128)
+    write_dcp(tmp_path / "run", made, "model")
+    average(ema_avg, "run", "--exclude", "b", "-o", "ema.safetensors")
+    average(ema_avg, "run", "--exclude", "b", "--format", "dcp", "-o", "averaged/")
+    check(tmp_path / "averaged", load(tmp_path / "ema.safetensors"), "model")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
@@ -238,6 +264,19 @@ def test_an_output_is_replaced_by_force_alone(ema_avg: Run, tmp_path: Path) -> N
     assert listing(foreign) == before
 
 
+def test_files_of_the_replaced_output_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output of several files is replaced by one of a single file; a file that is not ours stays."""
+    write_series(tmp_path / "run", states())
+    output = tmp_path / "averaged"
+    with monkeypatch.context() as patch:
+        patch.setattr("ema_cli.planning.dcp_format.DEFAULT_SHARD_BYTES", 6_000)
+        ema_cli.average(tmp_path / "run", decay=0.75, format="dcp", output=output)
+    assert "__0_2.distcp" in listing(output)
+    (output / "notes.txt").write_text("mine")
+    ema_cli.average(tmp_path / "run", decay=0.5, format="dcp", output=output, force=True)
+    assert listing(output) == {".metadata", "__0_0.distcp", "notes.txt"}
+
+
 def test_the_output_is_verified(ema_avg: Run, tmp_path: Path) -> None:
     """``verify`` accepts the folder, and notices a changed byte."""
     write_series(tmp_path / "run", states())
@@ -294,6 +333,13 @@ def test_any_tensors_are_loaded(
         }
         checkpoint.index.close()
     shutil.rmtree(folder)
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    """Paths in a nested state dict may be joined to the same name."""
+    tensors = {name: torch.ones(1) for name in ("a", "b", "c")}
+    with pytest.raises(UsageError, match=r'two tensors would have the name "model\.x"'):
+        place_in_dcp(planned(tensors), {"a": ("model", "x"), "b": ("model.x",)})
 
 
 def test_large_tensors_make_several_files() -> None:

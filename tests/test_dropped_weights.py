@@ -311,6 +311,18 @@ def test_an_average_of_nameless_tensors_is_stated_without_a_key(tmp_path: Path) 
     assert "--key" not in checkpoint.choice[0]
 
 
+def test_an_average_inside_an_algorithm_is_stated(tmp_path: Path) -> None:
+    """Composer keeps the states of its algorithms in pairs with their names; the key leads into the pair."""
+    path = save(tmp_path / "ckpt_1.pt", composer())
+    checkpoint = open_file(path)
+    checkpoint.index.close()
+    key = "state.algorithms.0.1.ema_model"
+    assert f'not used: "{key}" (by its name an average); chosen by --key {key}' in checkpoint.choice[0]
+    chosen = open_file(path, key=f"{key}.named_parameters_dict")
+    chosen.index.close()
+    assert [layout.name for layout in chosen.index.layouts] == ["other"]
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_what_is_no_tensor_among_the_weights_is_a_warning(tmp_path: Path, protocol: int) -> None:
     """Numpy arrays and numbers among the weights are named; whole numbers, text and settings are not weights."""

@@ -176,7 +176,7 @@ def test_a_shard_of_a_distributed_tensor_is_refused(tmp_path: Path) -> None:
 
     subprocess.run([sys.executable, "-W", "ignore", str(script), str(tmp_path)], check=True)
     for kind in ("Shard", "Partial"):
-        with pytest.raises(InputRefused, match="and this file has one rank's shard of it; save with") as refused:
+        with pytest.raises(InputRefused, match="and this file has one rank's shard of it; name the folder") as refused:
             ema_cli.plan([tmp_path / f"{kind}_{n}.pt" for n in (1, 2)], decay=0.5)
         assert '"w" is a distributed tensor' in refused.value.message
         assert len(ema_cli.plan([tmp_path / f"{kind}_{n}.pt" for n in (1, 2)], decay=0.5, exclude="w").tensors) == 1

@@ -18,11 +18,14 @@ from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.errors import InputRefused, OutputError, UsageError
 from ema_cli.events import Event, Progress
 from ema_cli.options.average import make_options
+from tests.helpers.folders import model_folders
 from tests.helpers.makers import fifo
 from tests.helpers.program import Run
 from tests.helpers.series import write_one
 
 Document = Any
+Used = tuple[list[str], list[str], list[str]]
+"""The checkpoints that are averaged, the reasons for skipped ones, and the codes of warnings."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +48,8 @@ def average(run: Path, output: Path, decay: float = 0.5, **options: Any) -> Any:
     return ema_cli.average(run, decay=decay, output=output, **options)
 
 
-def used(*paths: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the checkpoints that are averaged, the reasons for skipped ones, the codes of warnings."""
+def used(*paths: Path) -> Used:
+    """Return what becomes of the files and folders."""
     found = discover(make_options([str(path) for path in paths]))
     close_all(found.checkpoints)
     warnings = [warning.code for warning in found.warnings]
@@ -71,7 +74,7 @@ def output_of(document: Document) -> Document:
     return document["averages"][0]["output"]
 
 
-OURS = (["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt"], ["an output of ema-avg"], [])
+OURS: Used = (["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt"], ["an output of ema-avg"], [])
 NOT_OURS = ["ckpt_100.pt", "ckpt_200.pt", "ckpt_300.pt", "ema.pt"]
 
 
@@ -303,3 +306,116 @@ def test_a_batch_makes_one_in_every_run(run: Path, ema_avg: Run) -> None:
         done = ema_avg("batch", run, run.parent / "other", "--decay", 0.5, "-o", "{run}/ema.pt", "--json")
         assert [job["status"] for job in json.loads(done.stdout)["jobs"]][1] == expected
     assert used(run.parent / "other") == OURS
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Three checkpoint folders with files of the trainer, some in a folder, and their average in the same format."""
+    states = [{"w": torch.full((5,), float(number)), "b": torch.ones(3)} for number in (1, 2, 3)]
+    for folder in model_folders(tmp_path / "run", states, optimizer__pt=b"moments"):
+        (folder / "inner").mkdir()
+        (folder / "inner" / "notes.txt").write_text("of the trainer")
+    average(tmp_path / "run", tmp_path / "run" / "checkpoint-999", format="same")
+    return tmp_path / "run"
+
+
+OUR_FOLDER: Used = (["checkpoint-100", "checkpoint-200", "checkpoint-300"], ["an output of ema-avg"], [])
+NOT_OUR_FOLDER: Used = (
+    ["checkpoint-100", "checkpoint-200", "checkpoint-300", "checkpoint-999"],
+    [],
+    ["output-changed"],
+)
+
+
+def test_a_folder_is_left_out_of_the_next_run(folders: Path) -> None:
+    """By the folder, its name, and the name of its weights; its side files do not matter, nor do more of them."""
+    output = folders / "checkpoint-999"
+    for edit in (
+        lambda: None,
+        (output / "config.json").unlink,
+        lambda: (output / "tokenizer.json").write_text("changed"),
+        lambda: (output / "README.md").write_text("new"),
+        (output / "model.safetensors").touch,
+    ):
+        edit()
+        assert used(folders) == used(*sorted(folders.glob("*-*00")), output) == OUR_FOLDER
+    assert used(folders / "checkpoint-100", output / "model.safetensors")[1] == ["an output of ema-avg"]
+    shutil.copy(folders / "checkpoint-200" / "model.safetensors", output / "other.safetensors")
+    assert used(folders / "checkpoint-100", output / "other.safetensors")[0] == ["checkpoint-100", "other.safetensors"]
+
+
+def test_a_folder_with_other_weights_is_a_checkpoint(folders: Path) -> None:
+    """They were changed; or others came that are read instead."""
+    output = folders / "checkpoint-999"
+    shutil.copy(folders / "checkpoint-300" / "model.safetensors", output)
+    assert used(folders) == NOT_OUR_FOLDER
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        average(folders, output, format="same", force=True)
+    (output / "model.safetensors").rename(output / "pytorch_model.bin")
+    torch.save({"w": torch.zeros(5), "b": torch.zeros(3)}, output / "pytorch_model.bin")
+    assert used(folders) == NOT_OUR_FOLDER
+
+
+def test_a_folder_is_up_to_date_with_all_its_files(folders: Path) -> None:
+    """One that is missing or changed is noticed, in inner folders too; ``--force`` keeps foreign files."""
+    output = folders / "checkpoint-999"
+    average(folders, output, format="same")
+    for edit in (
+        (output / "inner" / "notes.txt").unlink,
+        lambda: (output / "optimizer.pt").write_bytes(b"MOMENTS"),
+        lambda: (output / "second.safetensors").write_bytes((output / "model.safetensors").read_bytes()),
+    ):
+        edit()
+        with pytest.raises(OutputError):
+            average(folders, output, format="same")
+        (output / "second.safetensors").unlink(missing_ok=True)
+        (output / "inner" / "mine.txt").write_text("mine")
+        average(folders, output, format="same", force=True)
+        average(folders, output, format="same")
+    assert (output / "inner" / "mine.txt").read_text() == "mine"
+    assert (output / "inner" / "notes.txt").read_text() == "of the trainer"
+
+
+def test_a_file_of_the_last_checkpoint_that_changed_is_copied_again(folders: Path) -> None:
+    """Of the same size, too; and with another size."""
+    for content in (b"MOMENTS", b"more moments"):
+        (folders / "checkpoint-300" / "optimizer.pt").write_bytes(content)
+        with pytest.raises(OutputError, match=r"already exists, (made before|changed after)"):
+            average(folders, folders / "checkpoint-999", format="same")
+        average(folders, folders / "checkpoint-999", format="same", force=True)
+        assert (folders / "checkpoint-999" / "optimizer.pt").read_bytes() == content
+
+
+def test_a_folder_that_only_its_report_calls_ours_is_not_replaced(folders: Path) -> None:
+    """The names and sizes of files are equal in all checkpoints of a run; their bytes are not."""
+    mine = folders.parent / "mine"
+    shutil.copytree(folders / "checkpoint-300", mine)
+    shutil.copy2(folders / "checkpoint-999.report.json", folders.parent / "mine.report.json")
+    before = (mine / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r'but "mine.report.json" describes other files, and is not replaced'):
+        average(folders, mine, format="same", force=True)
+    assert (mine / "model.safetensors").read_bytes() == before
+
+
+def test_verify_checks_a_folder(folders: Path) -> None:
+    """Its weights, its side files, and that they are those of the last checkpoint."""
+    output = folders / "checkpoint-999"
+    assert ema_cli.verify(output).ok
+    (output / "inner" / "notes.txt").write_text("of another run")
+    assert [one.name for one in ema_cli.verify(output).failures] == ["companions", "copied"]
+    shutil.copy(folders / "checkpoint-100" / "model.safetensors", output)
+    assert [one.name for one in ema_cli.verify(output).failures] == ["sha256", "companions", "samples", "copied"]
+
+
+def test_a_copy_has_no_metadata_of_another_average(run: Path) -> None:
+    """An average of averages, and of snapshots of a live EMA, is written as safetensors."""
+    for decay in (0.5, 0.9):
+        average(run, run.parent / "averages" / f"ema_{decay}.safetensors", decay)
+    with pytest.raises(UsageError, match="is an output of ema-avg, and the copy would have its metadata"):
+        average(run.parent / "averages", run.parent / "same.safetensors", format="same")
+    ema = ema_cli.EMA(torch.nn.Linear(2, 2), decay=0.5)
+    for step in (1, 2):
+        ema.update()
+        ema.save(run.parent / "live" / f"ema_{step}.safetensors")
+    with pytest.raises(UsageError, match="is a snapshot of a live EMA"):
+        average(run.parent / "live", run.parent / "same.safetensors", format="same")

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import InputRefused
+from tests.helpers import dcp_makers
+from tests.helpers.adapters import factors, write_adapters
 from tests.helpers.folders import write_shards
 from tests.helpers.ranks import average_in_ranks
 
@@ -65,13 +67,14 @@ def found(report: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_bytes_and_findings_are_those_of_one_process(run: Path, tmp_path: Path, count: int) -> None:
     """One file with two averages, whose tensors are cut between the ranks."""
-    options: dict[str, Any] = {"decay": [0.9, 0.5], "max_memory": SMALL_BLOCKS, "threads": 2}
+    options: dict[str, Any] = {"decay": [0.9, 0.5], "max_memory": SMALL_BLOCKS, "threads": 2, "sha256": True}
     alone = ema_cli.average(run, output=tmp_path / "a_{decay}.safetensors", **options)
     together, _ = average_in_ranks(count, [run], output=tmp_path / "b_{decay}.safetensors", **options)
     for decay in ("0.9", "0.5"):
         name = f"{decay}.safetensors"
         assert (tmp_path / f"b_{name}").read_bytes() == (tmp_path / f"a_{name}").read_bytes()
     assert found(together) == found(alone)
+    assert all(known.sha256 for known in together.inputs)
     assert len(together.environment.ranks) == count
     assert min(share.read_bytes for share in together.environment.ranks) > 0
 
@@ -145,6 +148,30 @@ def test_a_folder_is_replaced(run: Path, tmp_path: Path) -> None:
     ema_cli.average(run, decay=0.8, **{**options, "output": tmp_path / "alone"})
     for file in (tmp_path / "alone").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+def test_exact_updates_of_adapters(tmp_path: Path) -> None:
+    """``--lora exact``: factors that are put side by side, cut between ranks."""
+    states = [factors(step, rank=8, inside=5_000, outside=4_000) for step in (1, 2, 3)]
+    folders = write_adapters(tmp_path / "run", states, [{"r": 8}] * 3)
+    options: dict[str, Any] = {"decay": 0.9, "lora": "exact", "max_memory": SMALL_BLOCKS, "max_shard_size": "1MB"}
+    alone = ema_cli.average(folders, output=tmp_path / "a", **options)
+    together, _ = average_in_ranks(3, folders, output=tmp_path / "b", **options)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    assert found(together) == found(alone)
+
+
+def test_folders_of_dcp(tmp_path: Path) -> None:
+    """Tensors in several chunks and files."""
+    for step in (1, 2, 3):
+        dcp_makers.save(tmp_path / "run" / f"step_{step}", {"model": state(step), "step": step})
+    series = sorted((tmp_path / "run").iterdir())
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS}
+    alone = ema_cli.average(series, output=tmp_path / "a.safetensors", **options)
+    together, _ = average_in_ranks(3, series, output=tmp_path / "b.safetensors", **options)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert found(together) == found(alone)
 
 
 def test_more_ranks_than_tensors(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,8 @@ from ema_cli.fold.address_space import check_address_space
 from ema_cli.naming import nearest
 from ema_cli.text import safe_text, without_secrets
 
+_REPORT_SECONDS = 3
+
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
@@ -46,6 +49,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     console.begin()
     code = _attempt(arguments, console)
     console.end()
+    if launch is not None and launch.rank and ExitCode.OK < code < ExitCode.SIGNAL and not console.met:
+        _let_first_report()
     with contextlib.suppress(OutputError, ValueError, AttributeError):  # full, closed, or never open
         sys.stdout.flush()
     gc.freeze()  # the end of the interpreter need not look at every object again
@@ -64,6 +69,12 @@ def _be_silent(launch: Launch, arguments: Sequence[str]) -> None:
         sys.exit(ExitCode.OK)
     if not os.environ.get(DEBUG_VARIABLE):
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open to the end
+
+
+def _let_first_report() -> None:
+    """Wait: rank 0 has met the same usage error, and torchrun ends all ranks when one ends."""
+    with contextlib.suppress(Terminated):
+        time.sleep(_REPORT_SECONDS)
 
 
 def _attempt(arguments: Sequence[str], console: Console) -> int:

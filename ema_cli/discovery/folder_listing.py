@@ -21,6 +21,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
 from ema_cli.formats.series_names import NAME_TO_USE, has_number, is_special, split_names
+from ema_cli.formats.torch_ranks.rank_names import later_ranks
 from ema_cli.name_numbers import canonical_name, name_form
 from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
@@ -93,7 +94,7 @@ def look_into(folder: Folder, inner: int = _INNER_LEVELS, budget: _Budget | None
     found: list[Candidate | Skipped | RunWarning] = list(_candidates(folder, {**paths, **special}))
     series = [entry.name for entry in found if isinstance(entry, Candidate) and not entry.beside]
     if len(series) > 1:
-        known = {*paths, *special, *(entry.path.name for entry in skipped)}
+        known = {*paths, *special, *later_ranks(folder.files), *(entry.path.name for entry in skipped)}
         found.extend(missed_members(folder, series, known))
     return FolderListing(
         members=(*members, *special),
@@ -224,7 +225,8 @@ def _useless(folder: Folder, copies: tuple[str, ...]) -> Iterator[Skipped]:
 
 def _files(folder: Folder, copies: tuple[str, ...]) -> list[str]:
     """Return the names of the files that may be checkpoints."""
-    names = [name for name in folder.files if is_weights(name) and not parse_shard_name(name) and name not in copies]
+    parts = {*copies, *later_ranks(folder.files)}
+    names = [name for name in folder.files if is_weights(name) and not parse_shard_name(name) and name not in parts]
     return [name for name in sorted(names, key=natural_key) if is_file(folder.location / name)]
 
 

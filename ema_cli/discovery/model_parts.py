@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.deepspeed import is_pipeline_layer
+from ema_cli.formats.deepspeed.rank_names import is_pipeline_layer
 from ema_cli.formats.file_names import counts_steps
+from ema_cli.formats.torch.objects import ONE_SHARD
+from ema_cli.formats.torch_ranks.rank_names import is_rank_file
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location, absolute, names_in
@@ -80,6 +82,7 @@ def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
             name = quoted(str(checkpoint.path))
             message = f"{name} is a part of a checkpoint: one layer of a pipeline-parallel model"
             raise InputRefused(message, hint=_join_with(_tool(checkpoint.path.name)))
+    checkpoints = [checkpoint for checkpoint in checkpoints if not _has_all_ranks(checkpoint)]
     wholes: dict[_Part, dict[str, Checkpoint]] = defaultdict(dict)
     for checkpoint in checkpoints:
         for number, part in _parts(absolute(checkpoint.path)):
@@ -87,8 +90,14 @@ def refuse_parts(checkpoints: Sequence[Checkpoint], options: Options) -> None:
     for part, found in wholes.items():
         if len(found) > 1 and not _are_a_series(list(found.values())) and (part.tool or options.steps is None):
             paths = shortlist(quoted(str(checkpoint.path)) for checkpoint in found.values())
-            raise InputRefused(f"{paths} are {part.plural} of one checkpoint, not a series", hint=_hint(part))
+            hint = _hint(part, *found.values())
+            raise InputRefused(f"{paths} are {part.plural} of one checkpoint, not a series", hint=hint)
     _refuse_single_parts(checkpoints, options)
+
+
+def _has_all_ranks(checkpoint: Checkpoint) -> bool:
+    """Whether a file of the first rank stands for a checkpoint that was read from the files of all ranks."""
+    return len(checkpoint.index.sources) > 1 and is_rank_file(checkpoint.path.name)
 
 
 def _parts(path: str) -> Iterator[tuple[str, _Part]]:
@@ -116,7 +125,7 @@ def _refuse_single_parts(checkpoints: Sequence[Checkpoint], options: Options) ->
         for part, name, other in (*_others(path, "", listed), *_others(path.parent, path.name, listed)):
             if absolute(other) not in named and (part.tool or options.steps is None):
                 message = f"{quoted(str(path))} is one of several {part.plural} of a checkpoint"
-                raise InputRefused(f"{message}: {quoted(name)} is beside it", hint=_hint(part))
+                raise InputRefused(f"{message}: {quoted(name)} is beside it", hint=_hint(part, checkpoint))
 
 
 def _others(location: Location, inner: str, listed: dict[Location, set[str]]) -> Iterator[tuple[_Part, str, Location]]:
@@ -143,7 +152,10 @@ def _names(folder: Location, listed: dict[Location, set[str]]) -> set[str]:
     return listed[folder]
 
 
-def _hint(part: _Part) -> str:
+def _hint(part: _Part, *checkpoints: Checkpoint) -> str:
+    if any(ONE_SHARD in reason for checkpoint in checkpoints for _, reason in checkpoint.unreadable):
+        folders = dict.fromkeys(quoted(str(checkpoint.path.parent)) for checkpoint in checkpoints)
+        return f"name the folder with the files of all ranks: {shortlist(folders)}"
     by_hand = "" if part.tool else "; if each is a whole checkpoint of a series, give the steps with --steps"
     return f"{_join_with(part.tool)}{by_hand}"
 

@@ -71,8 +71,10 @@ class Search:
             self.weightless.append((candidate, refused))
             return
         self.refused.append((candidate, refused))
-        message = f"skipped {refused.message}"
-        self.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
+        name = quoted(str(candidate.path))
+        subject = f"{name}, which" if refused.message.startswith(f"{name} ") else name
+        message = refused.message.replace(name, subject, 1)
+        self.warnings.append(RunWarning(code="unusable-left-out", message=f"skipped {message}", hint=refused.hint))
 
     def sort_out_weightless(self) -> None:
         """Skip files without weights beside checkpoints: they are state of the trainer. A folder of them is refused."""

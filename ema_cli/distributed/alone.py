@@ -68,6 +68,12 @@ class Alone:
     def begin(self) -> None:
         """Let the other processes fold: the targets are open."""
 
+    def hash_inputs(self, plan: Plan, listener: Listener) -> list[str | None]:
+        """Return the SHA-256 of every input."""
+        from ema_cli.distributed.input_digests import hash_inputs  # noqa: PLC0415 - rarely needed
+
+        return hash_inputs(plan, listener)
+
     def leave(self, _kind: object, _failure: BaseException | None, _trace: object) -> None:
         """Let the other processes end if this one has failed."""
 

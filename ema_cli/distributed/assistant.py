@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.distributed.compared_plans import describe_plan
 from ema_cli.distributed.devices_of_ranks import device_of_rank
 from ema_cli.distributed.fold_parts import encode_part, part_of_fold
+from ema_cli.distributed.input_digests import hash_inputs
 from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.orders import Order
 from ema_cli.distributed.shared_outputs import SharedTarget, make_shared
@@ -53,6 +55,9 @@ class Assistant:
         places = [place_of(plan, stretch) for stretch in order.stretches]
         with ExitStack() as opened:
             targets = [self._open(plan, k, places, order, opened) for k in range(len(plan.outputs))]
+            if options.sha256:
+                digests = hash_inputs(plan, self.listen, self._meeting.rank, self._meeting.size)
+                self._meeting.gather(json.dumps(digests).encode())
             self._meeting.gather(self._fold(plan, options, targets, order))
             for target in targets:
                 target.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -10,6 +11,7 @@ from ema_cli.distributed.compared_plans import describe_plan, refuse_other_plans
 from ema_cli.distributed.devices_of_ranks import device_of_rank
 from ema_cli.distributed.failure import PeerFailed
 from ema_cli.distributed.fold_parts import decode_part, merge_part
+from ema_cli.distributed.input_digests import hash_inputs, joined_digests
 from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.orders import Order
 from ema_cli.distributed.shared_outputs import make_shared, name_of, refuse_unshared
@@ -127,6 +129,12 @@ class Leader(Alone):
             done=tuple((outcome.number, outcome.written_crc32) for outcome in self._done),
         )
         self._meeting.announce(order.encoded())
+
+    def hash_inputs(self, plan: Plan, listener: Listener) -> list[str | None]:
+        """Return the SHA-256 of every input, some of which other ranks have hashed."""
+        own = hash_inputs(plan, listener, 0, self._meeting.size)
+        _, *others = self._meeting.gather(b"")
+        return joined_digests([own, *map(json.loads, others)])
 
     def leave(self, _kind: object, failure: BaseException | None, _trace: object) -> None:
         """Let the other processes end if this one has failed, before its outputs are removed: they write into them."""

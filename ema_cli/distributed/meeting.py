@@ -176,7 +176,7 @@ class Meeting:
             UsageError: it cannot be reached or opened.
 
         """
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what it says of lost connections, we say
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what it says of lost connections, we say
         from torch.distributed import TCPStore  # noqa: PLC0415 - only if there are several processes
 
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from zlib_ng import zlib_ng
 
 from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.shared_file import check_finished, gather_written, refuse_missing
-from ema_cli.events import Listener
+from ema_cli.events import Counted, Listener
 from ema_cli.records.files import PlacedFile, Placement, Written, WrittenFile
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file_areas import FileAreas, areas_of
 from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.old_folder import OldFolder
-from ema_cli.write.placed_file import FileOfPlaces
+from ema_cli.write.placed_file import FileOfPlaces, no_progress
 from ema_cli.write.placed_folder import PlacedFolder
 from ema_cli.write.placed_output import placement_of
 from ema_cli.write.publish import Writing, state_of
@@ -163,17 +163,18 @@ def finish_parts(parts: Mapping[str, PlacedPart], meeting: Meeting) -> list[Writ
 class SharedPlacedFile(PlacedPart):
     """An output that is one file; see ``Target``. All processes call ``finish`` together; rank 0 is its owner."""
 
-    def __init__(self, output: PlannedOutput, temp: Path, meeting: Meeting, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, output: PlannedOutput, temp: Path, meeting: Meeting, listener: Listener) -> None:
         placement = placement_of(output)
         (planned,) = placement.files
         (areas,) = areas_of(placement.files, placement.tensors)
+        copied = Counted("copying", sum(end - begin for begin, end in areas.copied), listener)
         super().__init__(
             *(output.local, planned, areas),
             makes=meeting.is_first,
             is_owner=meeting.is_first,
             temp=temp,
             read_back_whole=output.read_back_whole,
-            **options,
+            on_copied=copied.add,
         )
         self._meeting = meeting
         self._tensors = PlacedTensors(placement.tensors)
@@ -226,9 +227,11 @@ class SharedPlacedFolder(PlacedFolder):
         self._parts: dict[str, PlacedPart] = {}
         super().__init__(output, old, listener, temp=temp)
 
-    def _make_placed(self, planned: PlacedFile, areas: FileAreas) -> FileOfPlaces:
+    def _make_placed(
+        self, planned: PlacedFile, areas: FileAreas, on_copied: Callable[[int], None] = no_progress
+    ) -> FileOfPlaces:
         if planned.name not in self._owners:
-            return super()._make_placed(planned, areas)
+            return super()._make_placed(planned, areas, on_copied)
         part = PlacedPart(
             *(self.path / planned.name, planned, areas),
             makes=self._meeting.is_first,
@@ -238,6 +241,7 @@ class SharedPlacedFolder(PlacedFolder):
             read_back_whole=self._output.read_back_whole,
             name=planned.name,
             follows=False,
+            on_copied=on_copied,
         )
         self._parts[planned.name] = part
         return part
@@ -286,6 +290,6 @@ def make_shared_placed(
     """Return the target of an output; see ``make_shared``."""
     placement = placement_of(output)
     if not placement.folder:
-        return SharedPlacedFile(output, temp, meeting)
+        return SharedPlacedFile(output, temp, meeting, listener)
     owners = owners_of(placement, places)
     return SharedPlacedFolder(output, old, listener, temp=temp, owners=owners, meeting=meeting)

@@ -106,6 +106,17 @@ class ContentDigests:
             for i, part in zip(inputs, parts, strict=True):
                 self._sums[i] += part
 
+    def add_tensors(self, first: int, crcs: Sequence[Sequence[int]]) -> None:
+        """Add neighboring averaged tensors from ``first`` on: per checkpoint that is read, their CRC-32s."""
+        tensors = self._plan.tensors[first : first + len(crcs[0])]
+        totals = []
+        for i, of_tensors in zip(self._plan.used, crcs, strict=True):
+            layouts = (self._plan.layout(tensor, i) for tensor in tensors)
+            totals.append(sum(map(_of_tensor, map(_head, layouts), of_tensors)))
+        with self._lock:
+            for i, total in zip(self._plan.used, totals, strict=True):
+                self._sums[i] += total
+
     def digests(self) -> dict[int, str]:
         """Return the digest of each checkpoint in use, once all tensors were added."""
         return {i: f"{total % _MODULUS:032x}" for i, total in self._sums.items()}

@@ -93,6 +93,18 @@ class FoldState:
         if self._on_tensor is not None:
             self._on_tensor(self._describe(number, read, written))
 
+    def close_tensors(self, first: int, read: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> None:
+        """Complete neighboring small tensors from ``first`` on, as ``close`` does.
+
+        ``read`` and ``written`` have the CRC-32s of these tensors in each checkpoint and in each output.
+        """
+        self._contents.add_tensors(first, read)
+        if self._on_tensor is not None:
+            for number, (of_read, of_written) in enumerate(
+                zip(zip(*read, strict=True), zip(*written, strict=True), strict=True), first
+            ):
+                self._on_tensor(self._describe(number, of_read, of_written))
+
     def outcome(self) -> FoldOutcome:
         """Return the results, once all blocks are done."""
         geometry = describe_run(self.sample, self.plan.used) if self.sample is not None else None

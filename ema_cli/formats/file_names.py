@@ -13,8 +13,10 @@ NAME_A_CHECKPOINT = (
     "Hugging Face, Lightning, torch.distributed, DeepSpeed or Megatron (ema-avg help formats)"
 )
 """All that can be read, as the end of the hint of an error about another format."""
-TRAINER_STATE = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state", re.IGNORECASE)
-"""Names of files beside the weights that are not weights."""
+TRAINER_STATE = re.compile(
+    r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state|^data\.pt$", re.IGNORECASE
+)
+"""Names of files beside the weights that are not weights; ``data.pt`` is the position in the data (verl)."""
 _SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")
 _CLOCK = re.compile(r"(?:^|[^a-z])(?:(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep)[=_.-]?$", re.IGNORECASE)
 _NUMBERED = re.compile(

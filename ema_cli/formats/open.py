@@ -14,6 +14,8 @@ from ema_cli.formats.huggingface.model_folder import read_indexed_model
 from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
 from ema_cli.formats.structure import Keys, Structure, refusal_of
+from ema_cli.formats.torch.objects import ONE_SHARD
+from ema_cli.formats.torch_ranks.rank_names import group_of_first, is_rank_file
 from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import LayoutPool, TensorIndex, TensorLayout
@@ -74,8 +76,10 @@ def open_checkpoint(
         quantized=structure.quantized,
         warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
+        second_copy=structure.second_copy,
+        twins=structure.twins,
         dropped=structure.dropped,
-        paths=structure.paths,
+        paths=structure.paths if strip_prefix is None else _renamed_paths(structure.paths, layouts, clean.layouts),
         side_files=structure.side_files,
         stem=structure.stem,
     )
@@ -129,14 +133,50 @@ def _clean_names(
     )
 
 
+def _renamed_paths(
+    paths: tuple[tuple[str, ...], ...], layouts: tuple[TensorLayout, ...], renamed: tuple[TensorLayout, ...]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the paths of tensors whose names, the ends of the paths, lost a prefix that the user gave.
+
+    Those of wrappers stay in the paths: the trainer that saved them asks for them.
+    """
+    if layouts is renamed:
+        return paths
+    return tuple(map(_renamed_path, paths, (one.name for one in layouts), (one.name for one in renamed)))
+
+
+def _renamed_path(path: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+    begin = next((number for number in range(len(path)) if ".".join(path[number:]) == old), None)
+    return path if begin is None else (*path[:begin], new)
+
+
 def _read(path: Location, keys: Keys, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:
     """Return the structure of a file or a folder, and its open files, which ``opened`` closes."""
     indexed = is_index(path.name) and not is_folder(path) and is_file(path)
     if not is_folder(path) and not indexed:
         source = opened.enter_context(open_source(path))
-        return read_file(source, keys, pool), [source]
+        structure = read_file(source, keys, pool)
+        return _with_other_ranks(path, structure, keys, pool, opened) or (structure, [source])
     folder = Folder(path.parent if indexed else path)
     opened.callback(folder.close)
     structure = read_indexed_model(folder, path.name, keys, pool) if indexed else read_folder(folder, keys, pool)
     folder.raise_if_replaced()
     return structure, folder.sources
+
+
+def _with_other_ranks(
+    path: Location, structure: Structure, keys: Keys, pool: LayoutPool, opened: ExitStack
+) -> tuple[Structure, list[ByteSource]] | None:
+    """Return the structure of the files of all ranks if a file is that of the first, and has shards; else nothing."""
+    if not is_rank_file(path.name) or not any(ONE_SHARD in reason for _, reason in structure.unreadable):
+        return None
+    folder = Folder(path.parent)
+    opened.callback(folder.close)
+    names = group_of_first(folder, path.name)
+    if not names:
+        return None
+    from ema_cli.formats.torch_ranks.folder import read_rank_group  # noqa: PLC0415 - few files are those of ranks
+
+    whole = read_rank_group(folder, names, keys, pool)
+    folder.raise_if_replaced()
+    return whole, folder.sources

@@ -104,7 +104,7 @@ def _listed(place: Path) -> Output | None:
     return output if output is not None and bool(output.files) == place.is_dir() else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _read(report: Path, state: object) -> Output | None:  # noqa: ARG001 - the state is part of the key
     """Return the one output in a report; ``None`` unless it is well formed and has no metadata."""
     try:

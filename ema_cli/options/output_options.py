@@ -81,7 +81,7 @@ class OutputOptions(WeightOptions):
     format: OutputFormat | None = option(
         None,
         help="Format of the output: safetensors; same: a copy of the last checkpoint, with the averages in the places "
-        "of its weights and everything else as it was, so that its trainer loads it; dcp: a folder of "
+        "of its weights and everything else unchanged, so that its trainer loads it; dcp: a folder of "
         "torch.distributed.checkpoint.",
         unset="same for a name in .pt, .pth, .ckpt or .bin, else safetensors",
         panel="Output",
@@ -185,6 +185,9 @@ class OutputOptions(WeightOptions):
             raise UsageError(f"{flag} has no room for --metadata", hint="leave it out, or -o ema.safetensors")
         if isinstance(self.output, Url):
             raise UsageError(f"{flag} is written to a disk, not to a store", hint=f"-o {self.output.name}")
+        if self.output is not None and self.output.name in ("", ".."):
+            hint = f"-o {self.output / 'averaged'}{os.sep}"
+            raise UsageError(f"the output {quoted(str(self.output))} is a folder", hint=hint)
         if self.output_format == "same":
             self._check_same(flag)
         elif self.output is not None and self.output.suffix in (*TORCH_SUFFIXES, ".safetensors"):

@@ -18,6 +18,7 @@ class ByteView(NamedTuple):
     """The bytes of a tensor."""
 
     begin: int
+    """The first, best counted from the beginning of the storage."""
     dims: tuple[tuple[int, int], ...]
     """Size and distance in bytes of each dimension, the largest distance first; the last are the bytes of elements."""
 
@@ -53,14 +54,28 @@ def share_bytes(one: ByteView, other: ByteView) -> bool:
     """Whether two views have a byte in common, or may have."""
     if one.end <= other.begin or other.end <= one.begin:
         return False
-    start = min(one.begin, other.begin)
     steps = sorted({step for _, step in (*one.dims, *other.dims) if step}, reverse=True)
     if (one.begin - other.begin) % math.gcd(*steps):
         return False
-    boxes = [_digits(view, start, steps) for view in (one, other)]
-    if boxes[0] is None or boxes[1] is None:
+    starts = {0, min(one.begin, other.begin)}
+    hulls = [(_hull(one, least), _hull(other, least)) for least in steps]
+    return all(_overlap(*pair, start) for pair in [(one, other), *hulls] for start in starts)
+
+
+def _hull(view: ByteView, least: int) -> ByteView:
+    """Return a view without gaps in the dimensions of smaller steps than ``least``."""
+    kept = [(size, step) for size, step in view.dims if step >= least]
+    reach = 1 + sum((size - 1) * step for size, step in view.dims if step < least)
+    return ByteView(view.begin, (*kept, (reach, 1))) if least > 1 else view
+
+
+def _overlap(one: ByteView, other: ByteView, start: int) -> bool:
+    """Whether two views overlap in every digit, or may; the numbers count from byte ``start``."""
+    steps = sorted({step for _, step in (*one.dims, *other.dims) if step}, reverse=True)
+    box, other_box = _digits(one, start, steps), _digits(other, start, steps)
+    if box is None or other_box is None:
         return True
-    pairs = zip(boxes[0], boxes[1], strict=True)
+    pairs = zip(box, other_box, strict=True)
     return all(first < other_end and other_first < end for (first, end), (other_first, other_end) in pairs)
 
 
@@ -69,16 +84,20 @@ def _digits(view: ByteView, start: int, steps: Sequence[int]) -> list[tuple[int,
     sizes = {step: size for size, step in view.dims if step}
     if len(sizes) < sum(step > 0 for _, step in view.dims):
         return None
-    rest, digits = view.begin - start, []
+    rest, first = view.begin - start, dict[int, int]()
     for step in steps:
-        digit, rest = divmod(rest, step)
-        digits.append((digit, digit + sizes.get(step, 1)))
+        first[step], rest = divmod(rest, step)
     reach = 0
-    for (_, end), step, above in zip(reversed(digits), reversed(steps), [*reversed(steps[:-1]), None], strict=True):
-        reach += (end - 1) * step
+    for step, above in zip(reversed(steps), [*reversed(steps[:-1]), None], strict=True):
+        size = sizes.setdefault(step, 1)
+        if above is not None and first[step] == 0 and size * step > above and size * step % above == 0 == above % step:
+            if sizes.get(above, 1) > 1:
+                return None
+            sizes[step], sizes[above] = above // step, size * step // above  # whole rows of the next dimension
+        reach += (first[step] + sizes[step] - 1) * step
         if above is not None and reach >= above:
             return None
-    return digits
+    return [(first[step], first[step] + sizes[step]) for step in steps]
 
 
 def overlapping(views: Iterable[tuple[ByteView, Owner]], *, most: int) -> Iterator[tuple[Owner, Owner]]:

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
+from ema_cli.errors import UsageError
 from ema_cli.formats.dcp.chunk_sizes import cut
 from ema_cli.formats.dcp.dcp_names import METADATA, data_name
 from ema_cli.formats.dcp.metadata_pickle import build_metadata
@@ -17,6 +19,7 @@ from ema_cli.options.output_options import DEFAULT_SHARD_BYTES
 from ema_cli.records.files import Checksum, FileRole, Place, PlacedFile, PlacedTensor, Placement, SideFile
 from ema_cli.records.plan import PlannedTensor
 from ema_cli.records.series import Checkpoint
+from ema_cli.text import quoted
 
 
 def place_in_dcp(tensors: Sequence[PlannedTensor], paths: Mapping[str, TreePath]) -> Placement:
@@ -27,7 +30,7 @@ def place_in_dcp(tensors: Sequence[PlannedTensor], paths: Mapping[str, TreePath]
         paths: of tensors that are not at the top level of the state dict, as ``saved_paths`` returns them.
 
     Raises:
-        UsageError: a tensor cannot be written in this format.
+        UsageError: two tensors would have one name.
 
     """
     files = _Files()
@@ -35,16 +38,23 @@ def place_in_dcp(tensors: Sequence[PlannedTensor], paths: Mapping[str, TreePath]
     placed = []
     for tensor in tensors:
         chunks = [files.add(tensor, origin, shape) for origin, shape in cut(tensor.shape, tensor.dtype.itemsize)]
+        dtype, shape = tensor.dtype, tensor.shape
         saved[paths.get(tensor.name, (tensor.name,))] = SavedTensor(
-            dtype_name=tensor.dtype.torch_name, shape=tensor.shape, chunks=tuple(chunk for chunk, _ in chunks)
+            dtype_name=dtype.torch_name, shape=shape, chunks=tuple(chunk for chunk, _ in chunks)
         )
         places = tuple(place for _, place in chunks)
-        placed.append(
-            PlacedTensor(begin=tensor.offset, shape=tensor.shape, itemsize=tensor.dtype.itemsize, places=places)
-        )
+        placed.append(PlacedTensor(begin=tensor.offset, shape=shape, itemsize=dtype.itemsize, places=places))
+    _refuse_equal_names(saved, len(tensors))
     metadata = build_metadata(saved)
     index = SideFile(name=METADATA, role=FileRole.INDEX, nbytes=len(metadata), content=metadata)
     return Placement(files=files.finish(), tensors=tuple(placed), folder=True, beside=(index,))
+
+
+def _refuse_equal_names(paths: Iterable[TreePath], count: int) -> None:
+    names = Counter(map(".".join, paths))
+    if len(names) < count:
+        twice = quoted(names.most_common(1)[0][0])
+        raise UsageError(f"--format dcp: two tensors would have the name {twice}", hint="-o ema.safetensors")
 
 
 def saved_paths(checkpoint: Checkpoint) -> Mapping[str, TreePath]:

@@ -70,12 +70,13 @@ def make_plan(series: Series, options: Options) -> Plan:
     tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.replaced_by, options, joined=joined)
     configs = {ADAPTER_CONFIG: joined_config(exact.config, exact.updates)} if exact and exact.config else {}
     side_files, side_file_warnings = plan_side_files(checkpoints[-1], options, configs)
+    outputs = plan_outputs(weightings, series, tensors, options, side_files=side_files, lacking=matched.lacking)
     # A previous average may be stored in another type, which is no reason to warn.
     members = zip(series.members, layout_numbers, strict=True)
     of_checkpoints = sorted({number for member, number in members if member.role is not Role.AVERAGE})
     return Plan(
         series=series,
-        outputs=plan_outputs(weightings, series, tensors, options, side_files=side_files, lacking=matched.lacking),
+        outputs=outputs,
         tensors=tensors,
         layout_numbers=layout_numbers,
         used=used,
@@ -89,6 +90,7 @@ def make_plan(series: Series, options: Options) -> Plan:
             *warn_of_unmatched(matched, dropped),
             *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints], options),
             *side_file_warnings,
+            *(outputs[0].placement.warnings if outputs[0].placement else ()),
             *(warn_of_scale(exact, side_files, folder=options.max_shard_size is not None) if exact else ()),
         ),
     )

@@ -19,7 +19,7 @@ from ema_cli.planning.shards import plan_files
 from ema_cli.records.files import Placement, PlannedFile, SideFile
 from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
-from ema_cli.records.series import Series
+from ema_cli.records.series import Checkpoint, Series
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.storage.locations import Location, expanded, full_name, locate
 from ema_cli.text import quoted
@@ -72,10 +72,22 @@ def _place(
     if options.output_format == "same":
         from ema_cli.planning.same_format import place_in_copy  # noqa: PLC0415 - not the usual format
 
+        _refuse_stale_metadata(series.members[-1].checkpoint)
         return place_in_copy(weightings, series.members, tensors, options)
     from ema_cli.planning.dcp_format import place_in_dcp, saved_paths  # noqa: PLC0415 - not the usual format
 
     return place_in_dcp(tensors, saved_paths(series.members[-1].checkpoint))
+
+
+def _refuse_stale_metadata(last: Checkpoint) -> None:
+    """Raise if a copy would have metadata of this program that describe the last checkpoint, and not the copy."""
+    if last.has_our_metadata or last.is_snapshot:
+        kind = "a snapshot of a live EMA" if last.is_snapshot else "an output of ema-avg"
+        raise UsageError(
+            f"--format same: the last checkpoint, {quoted(str(last.path))}, is {kind}, and the copy would have its "
+            "metadata, which describe another average",
+            hint="--format safetensors",
+        )
 
 
 def _plan_placed(weighting: Weighting, series: Series, placement: Placement, options: Options) -> PlannedOutput:

@@ -100,7 +100,26 @@ def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | st
     for checkpoint, fingerprint in zip(plan.checkpoints, fingerprints, strict=True):
         if checkpoint.fingerprint != fingerprint:
             return f"made before {quoted(str(checkpoint.path))} was changed or touched"
+    newer = _newer_side_file(output, report.averages[0].output) if output.placement is not None else None
+    if newer is not None:
+        return f"made before {quoted(str(newer))} was changed or touched"
     return _difference(output, report, options) or _with_current_paths(output, report, plan.checkpoints)
+
+
+def _newer_side_file(output: PlannedOutput, written: Output) -> Path | None:
+    """Return a file of the last checkpoint that was modified after it was copied whole; ``None`` if there is none."""
+    times = {file.name: file.modified_ns for file in written.files}
+    for side in output.beside:
+        if isinstance(side.source, Path) and _modified_ns(side.source) > times.get(side.name, 0):
+            return side.source
+    return None
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _difference(output: PlannedOutput, report: Report, options: Options) -> str:

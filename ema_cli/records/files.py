@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 
+from ema_cli.errors import RunWarning
 from ema_cli.record import record
 from ema_cli.storage.digest import digest_of_all
 from ema_cli.storage.locations import Location
@@ -125,6 +126,8 @@ class Placement:
     """Files of the folder that are copied whole."""
     empty_folders: tuple[str, ...] = ()
     """Folders inside the folder that have no file."""
+    warnings: tuple[RunWarning, ...] = ()
+    """What its trainer will do with it that may be unexpected."""
 
 
 @record

@@ -127,10 +127,16 @@ class PlannedOutput:
         return self.path
 
     @property
+    def weight_files(self) -> int:
+        """The number of files with weights."""
+        placed = self.placement.files if self.placement is not None else ()
+        return len(self.files) + sum(file.holds_tensors for file in placed)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the weights and their index."""
+        """Bytes of the weights and their index; of a copy of a checkpoint all bytes."""
         if self.placement is not None:
-            return sum(file.nbytes for file in self.placement.files)
+            return sum(file.nbytes for file in self.placement.files) + sum(side.nbytes for side in self.beside)
         index = sum(file.nbytes for file in self.beside if file.role is FileRole.INDEX)
         return sum(file.nbytes for file in self.files) + index
 

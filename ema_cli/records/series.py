@@ -76,6 +76,10 @@ class Checkpoint:
     """Warnings about the choice of weights."""
     choice: tuple[str, ...] = ()
     """Which weights were taken, and what else there is, in words."""
+    second_copy: str = ""
+    """Where the checkpoint holds the same weights once more, which a trainer may load instead; empty if nowhere."""
+    twins: tuple[tuple[int, int, int], ...] = ()
+    """More places of tensors, which other ranks have stored too: number of the tensor, number of the file, byte."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""
     paths: tuple[tuple[str, ...], ...] = ()

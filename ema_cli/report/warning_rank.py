@@ -34,7 +34,7 @@ RANKS = (
             *("first-dominates", "unobserved-mass", "window-not-filled", "window-too-short", "plain-mean"),
             *("one-checkpoint", "same-weights", "evidence-copies", "weights-chosen", "unusable-left-out"),
             *("late-left-out", "again-touched", "input-replaced", "continued-from-rounded"),
-            *("batchnorm-averaged", "layers-unreached"),
+            *("batchnorm-averaged", "layers-unreached", "master-weights-kept"),
         }
     ),
 )

@@ -73,6 +73,17 @@ class _ReadRanges:
         self.ends[begin] = end, crc
         self.begins[end] = begin
 
+    def gaps(self, begin: int, end: int) -> list[tuple[int, int]] | None:
+        """Return the ranges between ``begin`` and ``end`` that were not read; ``None`` if some were read twice."""
+        missing = []
+        for first, (stop, _) in sorted(self.ends.items()):
+            if first < begin:
+                return None
+            if first > begin:
+                missing.append((begin, first))
+            begin = stop
+        return [*missing, (begin, end)] if begin < end else missing
+
 
 class Assembly:
     """Combines the CRC-32s of the pieces of records, in any order. Thread-safe."""
@@ -102,6 +113,10 @@ class Assembly:
         return {
             key: [(begin, end, crc) for begin, (end, crc) in found.ends.items()] for key, found in self._open.items()
         }
+
+    def gaps(self, file: int, record: Record) -> list[tuple[int, int]] | None:
+        """Return the ranges of a record that were not read; ``None`` if some were read twice."""
+        return self._open[file, record.offset].gaps(record.offset, record.offset + record.size)
 
     def unfinished(self) -> set[tuple[int, int]]:
         """Return the records that were read partly, or in overlapping pieces: pairs of file and offset."""

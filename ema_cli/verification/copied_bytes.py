@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
 
-import numpy as np
-
 from ema_cli.errors import EmaAvgError
 from ema_cli.events import Counted, Listener
 from ema_cli.formats.dcp.chunk_checksums import ChunkChecksums
@@ -203,6 +201,5 @@ def _difference(pair: _Pair, begin: int, end: int, count: Counted) -> str:
     count.add(2 * (end - begin))
     if found == expected:
         return ""
-    unequal = np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8)
-    at = begin + int(np.argmax(unequal))
+    at = begin + next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
     return f"byte {at:,} of {quoted(pair.name)} is not that of {quoted(pair.original.name)}, and no average"

@@ -85,14 +85,14 @@ def recompute_pieces(pieces: Sequence[tuple[float, Located]], axis: int, start: 
         return round_to(values, dtype).raw
 
 
+@np.errstate(invalid="ignore")  # a signaling NaN
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:
     """Compare two pieces bit for bit; NaN matches any NaN: IEEE 754 does not define its bits."""
     bits = f"u{dtype.itemsize}"
     wrong = np.flatnonzero(expected.view(bits) != found.view(bits))
     if dtype.averaged and len(wrong):
         parts = (raw.view(bits)[wrong].view(np.uint8) for raw in (expected, found))
-        with np.errstate(invalid="ignore"):  # a signaling NaN
-            x, y = (numbers_in(part, dtype).reshape(len(wrong), -1) for part in parts)
+        x, y = (numbers_in(part, dtype).reshape(len(wrong), -1) for part in parts)
         wrong = wrong[~((np.isnan(x) & np.isnan(y)) | (x.view(np.uint64) == y.view(np.uint64))).all(axis=1)]
     if not len(wrong):
         return None

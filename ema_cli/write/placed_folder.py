@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ema_cli.events import Counted, Listener, ignore
@@ -13,7 +14,7 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.folder_files import Shard, open_unchanged
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.permissions import Permissions, mode_of_new_folder
-from ema_cli.write.placed_file import FileOfPlaces
+from ema_cli.write.placed_file import FileOfPlaces, no_progress
 from ema_cli.write.placed_output import placement_of
 from ema_cli.write.publish import sync_folder
 from ema_cli.write.scatter import PlacedTensors
@@ -55,7 +56,9 @@ class PlacedFolder(OutputFolder):
         ]
         self._files += [shard.file for shard in self._places]
 
-    def _make_placed(self, planned: PlacedFile, areas: FileAreas) -> FileOfPlaces:
+    def _make_placed(
+        self, planned: PlacedFile, areas: FileAreas, on_copied: Callable[[int], None] = no_progress
+    ) -> FileOfPlaces:
         return FileOfPlaces(
             *(self.path / planned.name, planned, areas),
             temp=self._temp / planned.name,
@@ -63,6 +66,7 @@ class PlacedFolder(OutputFolder):
             read_back_whole=self._output.read_back_whole,
             name=planned.name,
             follows=len(self._placement.files) <= _FOLLOWED,
+            on_copied=on_copied,
         )
 
     def open(self) -> None:
@@ -104,11 +108,10 @@ class PlacedFolder(OutputFolder):
         with open_unchanged(side) as source:
             planned = PlacedFile(name=side.name, nbytes=side.nbytes, source=source, holds_tensors=False)
             (areas,) = areas_of([planned], ())
-            file = self._make_placed(planned, areas)
+            file = self._make_placed(planned, areas, self._copied.add)
             self._files.append(file)
             file.open()
             (written,) = file.finish().files
-        self._copied.add(side.nbytes)
         return written
 
     def _sync(self) -> None:

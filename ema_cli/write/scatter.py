@@ -31,7 +31,7 @@ Items = NDArray[np.void]
 """Elements of a tensor, each as its bytes."""
 
 
-class Piece(NamedTuple):
+class PlacedElements(NamedTuple):
     """Elements of a tensor that have a place in one file."""
 
     file: int
@@ -58,7 +58,7 @@ class PlacedTensors:
         """Return the places of the tensor at byte ``offset`` of the data section."""
         return self._tensors[bisect_right(self._begins, offset) - 1].places
 
-    def pieces(self, offset: int, data: memoryview) -> Iterator[Piece]:
+    def pieces(self, offset: int, data: memoryview) -> Iterator[PlacedElements]:
         """Yield the pieces of bytes at byte ``offset`` of the data section, whole elements of one tensor or several."""
         while data:
             tensor = self._tensors[bisect_right(self._begins, offset) - 1]
@@ -68,11 +68,11 @@ class PlacedTensors:
             offset, data = offset + len(part), data[len(part) :]
 
 
-def _pieces_of(tensor: PlacedTensor, start: int, items: Items) -> Iterator[Piece]:
+def _pieces_of(tensor: PlacedTensor, start: int, items: Items) -> Iterator[PlacedElements]:
     """Yield the pieces of the elements of a tensor from flat index ``start`` on."""
     if len(tensor.places) == 1 and tensor.places[0].strides is None:
         (place,) = tensor.places
-        yield Piece(place.file, place.offset + start * tensor.itemsize, None, items)
+        yield PlacedElements(place.file, place.offset + start * tensor.itemsize, None, items)
         return
     tiles = [(place.origin, place.shape, place) for place in tensor.places]
     done = 0
@@ -85,10 +85,10 @@ def _pieces_of(tensor: PlacedTensor, start: int, items: Items) -> Iterator[Piece
         done += count
 
 
-def _piece(place: Place, inside: Box, items: Items, itemsize: int) -> Piece:
+def _piece(place: Place, inside: Box, items: Items, itemsize: int) -> PlacedElements:
     strides = contiguous_strides(place.shape) if place.strides is None else place.strides
     first = sum(start * stride for (start, _), stride in zip(inside, strides, strict=True))
-    return Piece(place.file, place.offset + first * itemsize, normal_strides(items.shape, strides), items)
+    return PlacedElements(place.file, place.offset + first * itemsize, normal_strides(items.shape, strides), items)
 
 
 def put_between(descriptor: int, offset: int, strides: Sequence[int], items: Items) -> None:
@@ -111,7 +111,7 @@ def put_between(descriptor: int, offset: int, strides: Sequence[int], items: Ite
         read_at(descriptor, offset, memoryview(raw))
         stored = np.frombuffer(raw, dtype=items.dtype)
         as_strided(stored, shape, [stride * itemsize for stride in strides])[...] = items
-        write_at(descriptor, offset, raw)
+        write_at(descriptor, offset, memoryview(raw))
         return
     axis = max(range(len(shape)), key=lambda d: (shape[d] - 1) * strides[d])
     middle = shape[axis] // 2

@@ -6,6 +6,7 @@ parameters. All must be the tensors of ``FOLDER.pt``.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -74,15 +75,32 @@ def load_in_every_way(folder: Path, expected: State, key: str) -> None:
         check(state, expected, what)
 
 
-def load_model(folder: Path, expected: State, key: str) -> None:
-    """Load a model under FSDP2 as its trainer does."""
+def new_model() -> torch.nn.Module:
+    """Return a model of zeros under FSDP2."""
     model = Net()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     fully_shard(model.layers)
     fully_shard(model)
-    weights = get_model_state_dict(model)
+    return model
+
+
+def load_by_accelerate(folder: Path, expected: State) -> None:
+    """Load a model as ``Accelerator.load_state`` and the Trainer of transformers do."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import load_fsdp_model
+
+    model = new_model()
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    load_fsdp_model(plugin, Accelerator(cpu=True), model, str(folder))
+    check(model.state_dict(), expected, "accelerate")
+
+
+def load_model(folder: Path, expected: State, key: str) -> None:
+    """Load a model under FSDP2 as torch recommends."""
+    model = new_model()
+    weights: Any = get_model_state_dict(model)
     load(folder, weights, key)
     set_model_state_dict(model, weights)
     check(model.state_dict(), expected, "FSDP2")
@@ -90,6 +108,8 @@ def load_model(folder: Path, expected: State, key: str) -> None:
 
 def work(rank: int, count: int, meeting: str, outputs: Sequence[str]) -> None:
     """Be one of the processes. They meet in a folder."""
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    os.environ.update({name: str(value) for name, value in launched.items()} | {"ACCELERATE_USE_CPU": "true"})
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{meeting}/file", rank=rank, world_size=count)
@@ -97,6 +117,8 @@ def work(rank: int, count: int, meeting: str, outputs: Sequence[str]) -> None:
         expected: dict[str, torch.Tensor] = torch.load(f"{folder}.pt", weights_only=True)
         if set(expected) == set(Net().state_dict()):
             load_model(Path(folder), expected, key)
+            if key == "model":
+                load_by_accelerate(Path(folder), expected)
         load_in_every_way(Path(folder), expected, key)
     dist.barrier()
     dist.destroy_process_group()

@@ -52,8 +52,24 @@ def train(folder: Path) -> None:
         dist.barrier()
         dist_checkpointing.save(model.sharded_state_dict(), str(place))  # type: ignore[operator]
         whole = dist_checkpointing.load_plain_tensors(str(place))
+        save_in_torch_format(model, step, folder)
         if dist.get_rank() == 0:
             torch.save(whole, folder / f"whole_{step}.pt")
+
+
+def save_in_torch_format(model: torch.nn.Module, step: int, folder: Path) -> None:
+    """Save this process's half as Megatron-LM's ``--ckpt-format torch`` does; also with the parameters themselves.
+
+    Only a parameter has the attributes of its split, ``partition_dim`` and others.
+    """
+    ways = {
+        "torch": model.state_dict_for_save_checkpoint(),  # type: ignore[operator]
+        "kept": model.state_dict(keep_vars=True),
+    }
+    for way, state in ways.items():
+        place = folder / way / f"iter_{step:07d}" / f"mp_rank_{dist.get_rank():02d}"
+        place.mkdir(parents=True, exist_ok=True)
+        torch.save({"checkpoint_version": 3.0, "iteration": step, "model": state}, place / "model_optim_rng.pt")
 
 
 def work(rank: int, folder: Path) -> None:

@@ -19,7 +19,7 @@ from tests.interop.ranks import Net
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.xdist_group("dcp-output")
-KEYS = {"flat": "", "nested": "model", "types": ""}
+KEYS = {"flat": "", "pytorch_model_fsdp_0": "model", "types": ""}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of DCP outputs, each with a file of the tensors that it must have."""
     folder = tmp_path_factory.mktemp("averaged")
     run = forked(folder)
-    for name in ("flat", "nested"):
+    for name in ("flat", "pytorch_model_fsdp_0"):
         make_models(folder / "runs" / name, KEYS[name])
         average(run, f"runs/{name}", "-o", f"files/{name}.safetensors")
         torch.save(load(folder / f"files/{name}.safetensors"), folder / f"{name}.pt")
@@ -60,7 +60,7 @@ def make_types(run: Path) -> State:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_load_their_parts(count: int, averaged: Path) -> None:
-    """Each process loads its part in every placement; the call is that which loads the weights of a checkpoint."""
+    """Each process loads its part in every placement; torch's and accelerate's calls are those for a checkpoint."""
     outputs = [text for name, key in KEYS.items() for text in (str(averaged / name), key)]
     command = [sys.executable, "-m", "tests.interop.ranks_of_dcp", str(count), *outputs]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

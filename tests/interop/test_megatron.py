@@ -36,3 +36,24 @@ def test_a_run_of_megatron_core_is_averaged(saved: Path, ema_avg: Run, tmp_path:
     found = load(tmp_path / "ema.safetensors")
     assert_fold(found, states)
     assert found["decoder.layers.mlp.linear_fc1.weight"].shape == (2, 64, 16)
+
+
+@pytest.mark.parametrize("way", ["torch", "kept"])
+def test_the_torch_format_of_several_ranks_is_refused(way: str, saved: Path, ema_avg: Run) -> None:
+    """The files do not define the whole tensors: the message says so, and the hint has the converters."""
+    done = ema_avg(saved / way, "--decay", "0.5")
+    assert done.returncode == 3
+    assert "do not state how they fit together" in done.stderr
+    assert f"--load {saved / way} --ckpt-step {STEPS[0]} --ckpt-convert-format torch_dist" in done.stderr
+    assert "tools/checkpoint/convert.py --model-type GPT" in done.stderr
+
+
+def test_the_torch_format_has_no_attributes_of_the_split(saved: Path) -> None:
+    """The state dict that Megatron saves has detached tensors: what the parameters know of their split is lost."""
+    names = {}
+    for way in ("torch", "kept"):
+        file = saved / way / "iter_0000900" / "mp_rank_00" / "model_optim_rng.pt"
+        state = torch.load(file, weights_only=False)["model"]
+        names[way] = {name for name, value in state.items() if hasattr(value, "partition_dim")}
+    assert names["kept"]
+    assert not names["torch"]

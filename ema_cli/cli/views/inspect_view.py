@@ -47,8 +47,8 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     steps = shortlist(f"{step.unit} {step.value:,} ({step.source})" for step in checkpoint.steps)
     yield "step", steps or "none inside"
     yield from zip(chain(["tensors"], repeat("")), _types(checkpoint), strict=False)
-    split = [layout for layout in layouts if layout.parts]
-    pieces = sum(len(layout.parts) for layout in split)
+    split = [layout for layout in layouts if layout.pieces > 1]
+    pieces = sum(layout.pieces for layout in split)
     yield "pieces", f"{plural(len(split), 'tensor')} in {plural(pieces, 'piece')}" if split else ""
     yield "tied", shortlist(f"{quoted(name)} to {quoted(first)}" for name, first in checkpoint.ties.items())
     yield "strided", shortlist(quoted(layout.name) for layout in layouts if layout.strides is not None)

@@ -122,14 +122,13 @@ def _ranks(plan: Plan) -> Iterator[str]:
 
 def _form(plan: Plan, output: PlannedOutput) -> str:
     """Return what an output is, unless a single safetensors file: how many files, which side files, a copy of what."""
-    side_files = words.planned_side_files(output) if output.folder else ""
-    beside = f" with {side_files}" if side_files else ""
     if output.format == "same":
         averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
-        last = quoted(str(plan.checkpoints[-1].path))
-        return f"{beside}: a copy of {last} with {plural(averaged, 'averaged tensor')}"
+        return f": a copy of {quoted(str(plan.checkpoints[-1].path))} with {plural(averaged, 'averaged tensor')}"
     if output.format == "dcp":
-        return f"{beside}: {words.FORMATS[output.format]}"
+        return f" in {plural(output.weight_files, 'file')}: {words.FORMATS[output.format]}"
+    side_files = words.planned_side_files(output) if output.folder else ""
+    beside = f" with {side_files}" if side_files else ""
     return f" in {plural(len(output.files), 'shard')}{beside}" if output.folder else ""
 
 

@@ -25,6 +25,7 @@ from ema_cli.formats.dcp.saved_tree import ChosenItems, choose
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
+from ema_cli.formats.state_dict.flat_parameters import warn_of_flat
 from ema_cli.formats.state_dict.leaves_among import warn_of_leaves
 from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
 from ema_cli.formats.structure import Keys, Structure
@@ -84,7 +85,7 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         steps=_read_steps(chosen.counters, files),
         ignored=(*chosen.ignored, *folder.others([*side_files, *filter(is_data, folder.files)])),
         choice=chosen.choice,
-        warnings=chosen.warnings,
+        warnings=(*chosen.warnings, *warn_of_flat(chosen.tensors)),
         dropped=(*chosen.dropped, *warn_of_leaves(list(_read_objects(chosen.objects, files)))),
         side_files=side_files,
         paths=_paths_of_readable(chosen, placing),

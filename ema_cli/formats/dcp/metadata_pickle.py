@@ -2,7 +2,7 @@
 
 Input -> output: the tensors with their chunks -> a pickle of torch's ``Metadata``, with the fields of ``dcp.save`` for
 these tensors. Two fields differ from save to save there, the folder and a random id, and are empty here, so the same
-tensors give the same bytes. Readers from torch 2.4 on take it: they do not need the fields that came later.
+tensors give the same bytes. torch 2.6 reads it, too, which is the oldest that is supported.
 Source: ``torch/distributed/checkpoint/metadata.py`` and ``filesystem.py``, version 1.0.0.
 """
 

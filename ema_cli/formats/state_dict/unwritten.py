@@ -185,13 +185,27 @@ def _trained(whole: str, value: object, seen: set[int], *, averages: bool) -> It
 
 
 def _parts_beside(found: FoundWeights) -> Iterator[tuple[str, object]]:
-    """Yield path and value of what is beside the weights; of a list of mappings or modules each entry."""
+    """Yield path and value of what is beside the weights; of a list of mappings or modules each entry.
+
+    Composer keeps the states of its algorithms as pairs of a name and a mapping: of those each part.
+    """
     for path, value in found.beside:
         entries = numbered(value) if may_be_weights(path.rpartition(".")[2], value) else {}
         if any(map(named, entries.values())):
             yield from ((join(path, number), entry) for number, entry in entries.items())
+        elif any(map(_named_state, entries.values())):
+            for number, entry in entries.items():
+                yield from ((join(path, f"{number}.1.{name}"), part) for name, part in _named_state(entry).items())
         else:
             yield path, value
+
+
+def _named_state(entry: object) -> dict[str, object]:
+    """Return the parts of a mapping that is in a pair with its name; nothing for anything else."""
+    match entry:
+        case (str(), state) | [str(), state]:
+            return named(state)
+    return {}
 
 
 def _dropped_beside(key: str, groups: Sequence[_Beside]) -> Iterator[RunWarning]:

@@ -19,7 +19,11 @@ from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
 from ema_cli.record import record
 from ema_cli.text import safe_text
 
-_ONE_SHARD = "and this file has one rank's shard of it; save with torch.distributed.checkpoint or full_state_dict=True"
+ONE_SHARD = (
+    "and this file has one rank's shard of it; name the folder with the files of all ranks, or save with "
+    "torch.distributed.checkpoint"
+)
+"""Why a part of a tensor cannot be averaged."""
 QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
 _QUANTIZED = f"and its codes cannot be averaged; {QUANTIZE_LATER}"
 _SPARSE = "which has no plain data; save it with .to_dense()"
@@ -60,6 +64,13 @@ class UnsupportedTensor:
     def is_quantized(self) -> bool:
         """Whether it consists of codes."""
         return self.kind == _CODES
+
+
+def attributes_of(value: object) -> dict[object, object]:
+    """Return the attributes of an object, or those in the state of one; empty if there are none."""
+    state = value.state if isinstance(value, Inert) else value
+    attributes = state[-1] if isinstance(state, tuple) and state else state
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def reduce(kind: Global, args: tuple[object, ...]) -> object:
@@ -146,15 +157,18 @@ def _whole_local(args: tuple[object, ...], state: object) -> object:
     ``args`` are ``(class, dtype, shape, ...)``. A local part of the same shape may be one summand of several
     (``Partial``).
     """
-    attributes = state[-1] if isinstance(state, tuple) and state else state
-    if not isinstance(attributes, dict) or "_local_tensor" not in attributes:
-        return _in_parts(args[0] if args else None, attributes)
+    attributes = attributes_of(state)
+    kind = args[0] if args else None
+    if isinstance(kind, Global) and kind.name == "ShardedTensor":
+        return UnsupportedTensor(kind="distributed", why=ONE_SHARD)
+    if "_local_tensor" not in attributes:
+        return _in_parts(kind, attributes)
     local = attributes["_local_tensor"]
     if not isinstance(local, TensorRef):
         return UnsupportedTensor(kind="distributed")
     if len(args) > 2 and local.shape == args[2] and not _is_summand(attributes.get("_spec")):  # noqa: PLR2004
         return local
-    return UnsupportedTensor(kind="distributed", why=_ONE_SHARD)
+    return UnsupportedTensor(kind="distributed", why=ONE_SHARD)
 
 
 def _in_parts(kind: object, attributes: object) -> UnsupportedTensor:
@@ -177,9 +191,7 @@ def _is_of_codes(tensor: TensorRef | UnsupportedTensor) -> bool:
 
 def _is_summand(spec: object) -> bool:
     """Whether one of the placements of a ``DTensorSpec`` is ``Partial``."""
-    state = spec.state if isinstance(spec, Inert) else None
-    attributes = state[-1] if isinstance(state, tuple) and state else state
-    placements = attributes.get("placements") if isinstance(attributes, dict) else None
+    placements = attributes_of(spec).get("placements") if isinstance(spec, Inert) else None
     made = placements[:MOST_DIMENSIONS] if isinstance(placements, tuple) else ()
     kinds = [one.kind for one in made if isinstance(one, Inert)]
     return any(isinstance(kind, Global) and kind.name in ("Partial", "_Partial") for kind in kinds)

@@ -53,7 +53,7 @@ class PickleWriter:
     def text(self, text: str) -> None:
         """Push a string."""
         if not self.recall(text):
-            encoded = text.encode()
+            encoded = text.encode("utf-8", "surrogatepass")
             self._written += pickle.BINUNICODE + len(encoded).to_bytes(4, "little") + encoded
             self.keep(text)
 

@@ -77,12 +77,17 @@ class Archive:
 
     def storage(self, key: str) -> tuple[int, int]:
         """Return the byte offset and the size of the storage ``key``."""
+        found = self.storage_record(key)
+        return found.offset, found.size
+
+    def storage_record(self, key: str) -> Record:
+        """Return the place of the storage ``key``, with its checksum: 0 if the archive has none."""
         entry = self._entry(f"data/{key}")
         aligned = self._aligned_offset(entry) if self._source.is_remote else None
-        offset = self._data_offset(entry) if aligned is None else aligned
+        found = Record(self._data_offset(entry) if aligned is None else aligned, entry.size, entry.crc32)
         if entry.crc32 and entry.size:  # torch writes 0 if checksums are off
-            self._storages.append(Record(offset, entry.size, entry.crc32))
-        return offset, entry.size
+            self._storages.append(found)
+        return found
 
     def storage_bytes(self, key: str) -> int | None:
         """Return the size of the storage ``key``, as the directory states it; ``None`` if there is no such record."""

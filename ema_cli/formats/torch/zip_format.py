@@ -10,7 +10,7 @@ import hashlib
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.reader import read_pickle
-from ema_cli.formats.inert_pickle.values import PickleError
+from ema_cli.formats.inert_pickle.values import PickleError, Reduce
 from ema_cli.formats.state_dict.find_weights import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Keys, Structure
@@ -63,12 +63,15 @@ def _parse(pickle: bytes, keys: Keys) -> tuple[object, StateDict, DeclaredStorag
     return root, find_state_dict(root, keys), declared
 
 
-def parse_pickle(pickle: bytes, storages: DeclaredStorages | None = None) -> tuple[object, DeclaredStorages]:
+def parse_pickle(
+    pickle: bytes, storages: DeclaredStorages | None = None, *, reduce: Reduce = reduce
+) -> tuple[object, DeclaredStorages]:
     """Return the inert value of a pickle of ``torch.save``, and the storages that it declares.
 
     Args:
         pickle: the bytes.
         storages: takes the storages.
+        reduce: returns the values of the calls in the pickle.
 
     Raises:
         InputRefused: it is damaged, or contradicts itself.
