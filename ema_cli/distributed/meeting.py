@@ -27,6 +27,8 @@ RENDEZVOUS_SECONDS = 120
 _PATIENCE_SECONDS = 5
 """After that, a message says what is waited for."""
 _CONNECT_SECONDS = 2
+_HOSTED_SECONDS = 20
+"""How long processes try to reach the store of a launcher."""
 _REQUEST_SECONDS = 6
 _PIECE_BYTES = 1 << 22
 """Of a value in the store, which refuses values of 8 MiB."""
@@ -179,6 +181,8 @@ class Meeting:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what it says of lost connections, we say
         from torch.distributed import TCPStore  # noqa: PLC0415 - only if there are several processes
 
+        # A launcher has opened its store before it starts ranks: if nobody listens, it is gone.
+        until = min(self._deadline, time.monotonic() + (_HOSTED_SECONDS if self._launch.hosted else RENDEZVOUS_SECONDS))
         while True:
             try:
                 store = TCPStore(
@@ -188,7 +192,7 @@ class Meeting:
                     wait_for_workers=False,
                 )
             except (RuntimeError, OSError) as error:
-                if opens or time.monotonic() > self._deadline:
+                if opens or time.monotonic() > until:
                     raise self._unreachable(str(error), opens=opens) from error
                 time.sleep(_LONGEST)
                 continue
