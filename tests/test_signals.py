@@ -19,10 +19,11 @@ def test_a_signal_or_a_storm_of_them_ends_a_run_cleanly() -> None:
 
 
 _ENDED_LATE = """
-import atexit, os, signal
+import atexit, os, signal, sys
 atexit.register(os.kill, os.getpid(), signal.SIGTERM)
-from ema_cli.cli.main import run
-run(["version"])
+from ema_cli.cli import main
+sys.argv = ["ema-avg", "version"]
+main()
 """
 
 
