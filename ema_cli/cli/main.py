@@ -21,7 +21,7 @@ from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import DEBUG_VARIABLE, ExitCode, explain
 from ema_cli.cli.group import is_average
-from ema_cli.cli.process import Terminated, guarded
+from ema_cli.cli.process import Terminated, end_by_signals, guarded
 from ema_cli.distributed.launch import Launch, alone, find_launch
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
@@ -58,6 +58,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
         with contextlib.suppress(ValueError, AttributeError):
             sys.stderr.flush()
         os._exit(code)
+    end_by_signals()
     sys.exit(code)
 
 

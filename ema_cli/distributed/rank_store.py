@@ -15,6 +15,8 @@ from ema_cli.distributed.silent_connections import fail_in_silence
 from ema_cli.errors import UsageError
 
 _CONNECT_SECONDS = 2
+_HOSTED_SECONDS = 20
+"""How long processes try to reach the store of a launcher."""
 _REQUEST_SECONDS = 6
 _PAUSE_SECONDS = 0.2
 _PIECE_BYTES = 1 << 22
@@ -34,6 +36,8 @@ def connect(launch: Launch, deadline: float, *, opens: bool = False) -> Store:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what it says of lost connections, we say
     from torch.distributed import TCPStore  # noqa: PLC0415 - only if there are several processes
 
+    if launch.hosted:  # it was opened before the ranks were started: if nobody listens, the launcher is gone
+        deadline = min(deadline, time.monotonic() + _HOSTED_SECONDS)
     while True:
         try:
             store = TCPStore(
