@@ -41,7 +41,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
         "dcp": _dcp(cases, folder),
         "pieces": _pieces(),
         "ranks": _ranks(),
-        "rank files": _rank_files(),
+        "rank-files": _rank_files(),
         "trainers": _trainers(),
         "layouts": _layouts(),
     }
