@@ -28,6 +28,7 @@ WARNING_CODES = (
     *("first-dominates", "unobserved-mass", "window-not-filled", "window-too-short", "plain-mean", "one-checkpoint"),
     *("steps-incomplete", "steps-contradict", "order-disagrees", "order-doubtful", "order-against-steps"),
     "runs-mixed",
+    "output-changed",
     *("same-weights", "averages-averaged", "unusable-left-out", "input-replaced", "weights-chosen", "weights-dropped"),
     *("evidence-unrelated", "evidence-outlier", "evidence-order", "evidence-copies"),
     *(

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
+from ema_cli.distributed.alone import Alone
 from ema_cli.errors import RunWarning
-from ema_cli.events import Counted, Info, Listener, Progress, WarningIssued, ignore
+from ema_cli.events import Info, Listener, Progress, WarningIssued, ignore
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.fold.devices import lane_maker
 from ema_cli.fold.engine import fold
@@ -22,9 +23,8 @@ from ema_cli.records.plan import Action, Plan
 from ema_cli.report.build import build_report
 from ema_cli.report.model import Report
 from ema_cli.report.report_files import stage_reports
-from ema_cli.storage.digest import sha256_of_all
 from ema_cli.text import human_bytes, quoted, shortlist
-from ema_cli.write.make_target import is_spooled, make_resumable, make_target, stop_uploads
+from ema_cli.write.make_target import is_spooled, stop_uploads
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
@@ -40,11 +40,12 @@ def carry_out(
     started: float,
     *,
     replaced: Mapping[Path, OldFolder],
+    ranks: Alone,
 ) -> Report:
     """Fold the checkpoints, write the outputs and their reports, and return the report of all.
 
     The report lists the command line ``argv``; ``started`` is the monotonic time at which the run began, in seconds;
-    the outputs replace the folders ``replaced``.
+    the outputs replace the folders ``replaced``; other ``ranks`` may fold a part.
 
     Raises:
         EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
@@ -52,11 +53,13 @@ def carry_out(
     """
     check_address_space(plan.buffers, len(plan.outputs))
     read_bytes = plan.read_bytes
-    make_lane = lane_maker(plan.device, plan)
+    make_lane = lane_maker(ranks.device(plan.device), plan)
     with ExitStack() as unpublished:
-        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced)
+        targets, resumption = _open_targets(plan, options, listener, unpublished, replaced=replaced, ranks=ranks)
+        ranks.begin()
+        unpublished.push(ranks.leave)
         done = resumption.done if resumption else []
-        digests = _hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
+        digests = ranks.hash_inputs(plan, listener) if options.sha256 else [None] * len(plan.checkpoints)
         fold_started = time.monotonic()
         with blaming_changed_inputs(plan.checkpoints):
             folded = fold(
@@ -68,7 +71,11 @@ def carry_out(
                 done=done,
                 on_tensor=resumption.journal.add if resumption else None,
                 on_stop=lambda: stop_uploads(targets),
-                on_bytes=lambda read: listener(Progress(activity="folding", done_bytes=read, total_bytes=read_bytes)),
+                on_bytes=lambda read: listener(
+                    Progress(activity="folding", done_bytes=read + ranks.others_bytes, total_bytes=read_bytes)
+                ),
+                stretch=ranks.stretch,
+                merge=ranks.merge,
             )
         fold_seconds = time.monotonic() - fold_started
         written = [target.finish() for target in targets]
@@ -84,35 +91,38 @@ def carry_out(
             resumed_tensors=len(done),
             seconds=time.monotonic() - started,
             fold_seconds=fold_seconds,
+            ranks=ranks.shares,
         )
         reports = stage_reports(plan, report, options, unpublished)
         with uninterrupted():
             publish_all(_in_order(plan, targets, reports))
             if resumption:
                 resumption.finish()
+    ranks.published()
     return report
 
 
 def _open_targets(
-    plan: Plan, options: Options, listener: Listener, unpublished: ExitStack, replaced: Mapping[Path, OldFolder]
+    plan: Plan,
+    options: Options,
+    listener: Listener,
+    unpublished: ExitStack,
+    *,
+    replaced: Mapping[Path, OldFolder],
+    ranks: Alone,
 ) -> tuple[Sequence[Target], Resumption | None]:
     """Open the outputs; ``unpublished`` discards them. With ``--resume``, continue an interrupted run."""
     if not options.resume:
         old = [replaced.get(output.path) if isinstance(output.path, Path) else None for output in plan.outputs]
-        targets = [make_target(output, folder, listener) for output, folder in zip(plan.outputs, old, strict=True)]
+        targets = [
+            ranks.make_target(output, folder, listener) for output, folder in zip(plan.outputs, old, strict=True)
+        ]
         _report_spooling(plan, listener)
         for target in targets:
             unpublished.callback(target.discard)
             target.open()
         return targets, None
-    files = [make_resumable(output) for output in plan.outputs]
-    for file in files:
-        unpublished.callback(file.discard)
-        file.open()
-    resumption = Resumption(plan, files, options.geometry)
-    unpublished.push(resumption.leave)
-    resumption.begin(listener)
-    return files, resumption
+    return ranks.resume(plan, options, listener, unpublished)
 
 
 def _in_order(plan: Plan, targets: Sequence[Target], reports: Sequence[Finished]) -> list[Finished]:
@@ -161,10 +171,3 @@ def _warn_of_fold(plan: Plan, folded: FoldOutcome) -> list[RunWarning]:
         message = f"NaN, infinity or overflow in {shortlist(names)}"
         warnings.append(RunWarning(code="nonfinite-written", message=message))
     return warnings
-
-
-def _hash_inputs(plan: Plan, listener: Listener) -> list[str | None]:
-    """Return the SHA-256 of every input."""
-    indexes = [checkpoint.index for checkpoint in plan.checkpoints]
-    count = Counted("hashing", sum(index.size() for index in indexes), listener)
-    return [sha256_of_all(index.sources, count.add) for index in indexes]

@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.order import order_series
+from ema_cli.distributed.alone import Alone
 from ema_cli.errors import EmaAvgError, Proposal
 from ema_cli.events import Listener, Planned, WarningIssued, ignore
 from ema_cli.fold.devices import choose_device
@@ -19,6 +21,9 @@ from ema_cli.preflight.check_plan import Preflight, fail_if_strict, mark_allowed
 from ema_cli.record import record
 from ema_cli.records.plan import Plan
 from ema_cli.report.model import Report
+
+if TYPE_CHECKING:
+    from ema_cli.distributed.assistant import Assistant
 
 _MOST_COMMANDS = 3
 """Alternatives that a hint shows."""
@@ -89,7 +94,8 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options, *, writes
             proposed = replace(options, **proposal.changes)
             if proposal.runs and proposed.lacks_decay:  # a batch does not show the choices
                 continue
-            tries = [replace(proposed, paths=(run,), output=None, report=()) for run in proposal.runs] or [proposed]
+            output = proposed.output if proposed.output_format == "same" else None  # it is named like a checkpoint
+            tries = [replace(proposed, paths=(run,), output=output, report=()) for run in proposal.runs] or [proposed]
             for one in tries:
                 with ExitStack() as opened:
                     _make_plan(replace(one, method=("uniform",)) if one.lacks_decay else one, ignore, opened)
@@ -100,26 +106,45 @@ def _first_that_works(proposals: Sequence[Proposal], options: Options, *, writes
     return f"{reason}: {'; or '.join(commands)}" if commands else ""
 
 
-def run_average(options: Options, listener: Listener = ignore, argv: Sequence[str] = ()) -> Outcome:
+def run_average(
+    options: Options, listener: Listener = ignore, argv: Sequence[str] = (), ranks: Alone | None = None
+) -> Outcome:
     """Average the checkpoints that ``options`` name, write the outputs and their reports.
+
+    With ``ranks``, other processes fold a part: each calls ``assist_average``.
 
     Raises:
         EmaAvgError: see ``ema_cli.errors``; then no output was changed, unless the message lists what is new.
 
     """
     started = time.monotonic()
+    ranks = ranks or Alone()
+    listener = ranks.listening(listener)
     with ExitStack() as locks, planned(options, listener, writes=True) as made:
+        ranks.agree(made, options)
         examined, checked = examine(made, options, locks)
         plan = announce(examined, checked, options, listener)
         if checked.up_to_date is not None:
             from ema_cli.report.report_files import write_requested_reports  # noqa: PLC0415 - numpy, not needed to plan
 
             write_requested_reports(checked.up_to_date, options)
+            ranks.release()
             return Outcome(report=checked.up_to_date, up_to_date=True)
         from ema_cli.execution import carry_out  # noqa: PLC0415 - numpy, not needed to plan
 
-        report = carry_out(plan, options, listener, argv, started, replaced=checked.replaced)
+        report = carry_out(plan, options, listener, argv, started, replaced=checked.replaced, ranks=ranks)
     return Outcome(report=report, up_to_date=False)
+
+
+def assist_average(options: Options, assistant: Assistant) -> None:
+    """Plan the same average as rank 0 of several processes, and fold and write a part of it.
+
+    Raises:
+        EmaAvgError: as ``run_average`` does.
+
+    """
+    with planned(options, assistant.listen, writes=True) as made:
+        assistant.assist(made, options)
 
 
 def examine(plan: Plan, options: Options, locks: ExitStack | None = None) -> tuple[Plan, Preflight]:

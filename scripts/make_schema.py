@@ -6,9 +6,11 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ema_cli.errors import RunWarning
+from ema_cli.records import reported_output
 from ema_cli.records.record_types import describe, field_types, required_fields
 from ema_cli.report import model
 
@@ -19,7 +21,7 @@ def report_schema() -> dict[str, Any]:
     """Return the schema (draft 2020-12) of report 1.x. Later minor versions add fields, so unknown ones are allowed."""
     definitions = {
         name: _record(record)
-        for name, record in inspect.getmembers(model, inspect.isclass)
+        for name, record in sorted({**_classes(model), **_classes(reported_output)}.items())
         if dataclasses.is_dataclass(record) and record is not model.Report
     }
     report = _record(model.Report)
@@ -30,6 +32,10 @@ def report_schema() -> dict[str, Any]:
         **report,
         "$defs": definitions,
     }
+
+
+def _classes(module: ModuleType) -> dict[str, Any]:
+    return dict(inspect.getmembers(module, inspect.isclass))
 
 
 def _record(record: Any) -> dict[str, Any]:  # noqa: ANN401

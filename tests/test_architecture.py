@@ -30,6 +30,8 @@ ALLOWED_HEAVY = {
     "api/averaging_in_memory.py": {"numpy", "torch"},  # for its types
     "api/recomputing.py": {"torch"},
     "cli": {"rich", "typer"},
+    "distributed/devices_of_ranks.py": {"torch"},
+    "distributed/meeting.py": {"torch"},  # for its store
     "evidence": {"numpy"},
     "fold": {"numpy", "ml_dtypes"},
     "fold/cuda.py": {"torch"},

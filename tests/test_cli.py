@@ -76,7 +76,7 @@ def test_json_is_the_report(run_folder: Path, ema_avg: Run) -> None:
     done = ema_avg(run_folder, "--decay", "0.5", "-o", "ema.safetensors", "--json")
     document = json.loads(done.stdout)
     assert document == json.loads((run_folder.parent / "ema.report.json").read_text())
-    assert document["schema_version"] == "1.5"
+    assert document["schema_version"] == "1.6"
     assert [i["step"] for i in document["inputs"]] == [100, 200, 300, 400, 500]
     assert sum(document["averages"][0]["weights"]) == pytest.approx(1, abs=1e-15)
 

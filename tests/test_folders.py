@@ -37,7 +37,7 @@ def refusal(folder: Path, **options: Any) -> InputRefused:
 
 
 def write_deepspeed(folder: Path, state: State, step: int, *, name: str = "mp_rank_00_model_states.pt") -> Path:
-    """Write the model states as DeepSpeed's engine does, with the optimizer's state of two ranks."""
+    """Write the model states as DeepSpeed's engine does, up to stage 2 with the optimizer's state of two ranks."""
     folder.mkdir(parents=True)
     states = {
         "module": state,
@@ -52,7 +52,7 @@ def write_deepspeed(folder: Path, state: State, step: int, *, name: str = "mp_ra
         "ds_version": "0.15.0",
     }
     torch.save(states, folder / name)
-    for rank in range(2):
+    for rank in range(0 if name.startswith("zero") else 2):
         optimizer = {"optimizer_state_dict": {"single_partition_of_fp32_groups": [torch.randn(9)]}}
         torch.save(optimizer, folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
     return folder
@@ -80,7 +80,7 @@ def test_the_command_that_joins_it_runs_nothing_that_a_name_says(tmp_path: Path)
 
 
 @pytest.mark.parametrize("script", ["beside", "inside", "nowhere"])
-def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp_path: Path) -> None:
+def test_stage_3_without_partitions_is_refused_with_the_command_that_joins_it(script: str, tmp_path: Path) -> None:
     """The hint names the script that DeepSpeed leaves with its checkpoints, or else its module."""
     run = tmp_path / "a run"
     folder = run / "global_step500"
@@ -89,6 +89,7 @@ def test_zero_stage_3_is_refused_with_the_command_that_joins_it(script: str, tmp
     path.write_text("")
     refused = refusal(folder)
     assert "is a checkpoint of ZeRO stage 3" in refused.message
+    assert "it has no optimizer states of the ranks" in refused.message
     command = shlex.split(refused.hint.partition("python ")[2])
     assert command[-5:] == [
         str(run),
@@ -215,7 +216,7 @@ def test_deepspeed_in_a_checkpoint_of_the_trainer(tmp_path: Path) -> None:
     assert read_file(folder) == expected(other)
 
 
-def test_stage_3_in_a_checkpoint_of_the_trainer_is_refused(tmp_path: Path) -> None:
+def test_placeholders_alone_in_a_checkpoint_of_the_trainer_are_refused(tmp_path: Path) -> None:
     """The refusal names the folder inside, and the script in the checkpoint."""
     folder = tmp_path / "checkpoint-500"
     write_state(folder, 500)

@@ -221,7 +221,7 @@ def test_a_pointer_among_checkpoints_is_a_warning_with_its_step(tmp_path: Path) 
     (tmp_path / "step_200.pt").write_bytes(POINTER)
     (warning,) = ema_cli.plan(tmp_path, method="uniform").warnings
     assert warning.code == "unusable-left-out"
-    assert 'step_200.pt" is a git-lfs pointer' in warning.message
+    assert 'step_200.pt", which is a git-lfs pointer' in warning.message
     assert warning.hint == "fetch the file itself: git lfs pull"
     with pytest.raises(StrictWarnings):
         ema_cli.average(tmp_path, method="uniform", output=tmp_path / "out.safetensors", strict=True)

@@ -138,6 +138,17 @@ def test_overlapping_pieces_give_no_wrong_checksum(ranges: list[tuple[int, int]]
         assert found in (None, zlib.crc32(content))
 
 
+@given(st.lists(st.sampled_from([(b, e) for b in range(5) for e in range(b + 1, 6)]), max_size=12))
+def test_views_of_a_storage_in_any_order_give_no_wrong_checksum(ranges: list[tuple[int, int]]) -> None:
+    """Threads read two views of one storage at a time: pieces that begin or end together do not replace each other."""
+    content = b"01234"
+    record = Record(offset=0, size=len(content), crc32=0)
+    assembly = Assembly()
+    for begin, end in ranges:
+        found = assembly.add(1, record, begin, end - begin, zlib.crc32(content[begin:end]))
+        assert found in (None, zlib.crc32(content))
+
+
 def test_a_table_finds_the_record_of_a_byte() -> None:
     """Bytes between records belong to none."""
     records = [Record(offset=50, size=10, crc32=7), Record(offset=10, size=5, crc32=1 << 31)]

@@ -168,7 +168,7 @@ def test_the_default_size_is_that_of_the_libraries() -> None:
     ("arguments", "message", "hint"),
     [
         (["-o", "x"], '"x" must end in .safetensors', "-o x.safetensors; or -o x/ for a folder"),
-        (["-o", "ema_0.9.pt"], '"ema_0.9.pt" must end', "-o ema_0.9.safetensors; or -o ema_0.9/ for a folder"),
+        (["-o", "ema_0.9.npz"], '"ema_0.9.npz" must end', "-o ema_0.9.safetensors; or -o ema_0.9/ for a folder"),
         (["-o", "there"], '"there" is a folder', "-o there/"),
         (["-o", "./"], '"." is a folder', "-o averaged/"),
         (["-o", "there/../"], "is a folder", "-o there/../averaged/"),

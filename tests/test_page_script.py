@@ -15,8 +15,9 @@ import torch
 
 import ema_cli
 from ema_cli.records.files import FileRole
+from ema_cli.records.reported_output import File
 from ema_cli.report.html import to_html
-from ema_cli.report.model import File, Report
+from ema_cli.report.model import Report
 from tests.helpers.series import write_series
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "screenshots"

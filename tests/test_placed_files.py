@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ema_cli.errors import EmaAvgError, OutputError
+from ema_cli.errors import EmaAvgError, InputChanged, OutputError
 from ema_cli.events import Event, Progress, ignore
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
@@ -191,6 +191,19 @@ def test_copied_bytes_are_verified(tmp_path: Path, original: FileSource) -> None
 
     with pytest.raises(OutputError, match="other bytes than were written"):
         write(tmp_path / "copy", copy_of(original), spoil)
+
+
+def test_a_source_that_changes_after_it_was_copied(tmp_path: Path, original: FileSource) -> None:
+    """The copy may be of two states of the file, so it is not published."""
+
+    def change(event: Event) -> None:
+        if isinstance(event, Progress) and event.done_bytes == event.total_bytes:
+            with original.path.open("r+b") as file:
+                file.write(b"changed")
+
+    with pytest.raises(InputChanged, match="was changed"):
+        write(tmp_path / "copy", copy_of(original), change)
+    assert listing(tmp_path) == {"original"}
 
 
 def test_checksums_follow_their_ranges(tmp_path: Path, original: FileSource) -> None:

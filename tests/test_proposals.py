@@ -24,7 +24,7 @@ from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.errors import InputRefused, Proposal
 from ema_cli.options.average import Options, make_options
 from ema_cli.options.declaration import declared
-from ema_cli.options.shell_command import shell_command
+from ema_cli.options.shell_command import shell_command, update_command
 from ema_cli.pipeline import planned
 from tests.helpers.program import Run
 from tests.helpers.series import random_states, write_series
@@ -122,6 +122,32 @@ def test_a_batch_has_its_runs_and_outputs_of_its_own() -> None:
     assert shell_command(shared, ["-a", "b"]) == "ema-avg batch ./-a b --decay 0.9"
     own = Options(paths=("a",), decay=(0.9,), output=Path("{name}.safetensors"))
     assert shell_command(own, ["a", "b"]) == "ema-avg batch a b --decay 0.9 -o '{name}.safetensors'"
+
+
+def test_a_batch_keeps_the_format_that_its_output_is_named_for(tmp_path: Path, ema_avg: Run) -> None:
+    """Its runs get files of that name, and the proposal works."""
+    for run in ("a", "b"):
+        write_series(tmp_path / run, random_states(3))
+    done = ema_avg("a", "b", "--decay", "0.5", "-o", "averages/o.pt")
+    command = done.stderr.partition("average each")[2].partition("itself: ")[2].strip()
+    assert command == "ema-avg batch a b --decay 0.5 -o '{run}/o.pt'"
+    assert ema_avg(*shlex.split(command)[1:]).returncode == 0
+    assert {(tmp_path / run / "o.pt").exists() for run in ("a", "b")} == {True}
+
+
+def test_statistics_of_any_output_are_recomputed_into_safetensors() -> None:
+    """The name of the new output fits to that of the old one."""
+    found = {name: update_command(Path(name), folder=folder).rpartition(" ")[2] for name, folder in OUTPUTS.items()}
+    assert found == {
+        "ema.safetensors": "ema-bn.safetensors",
+        "run/ema_0.9.pt": "run/ema_0.9-bn.safetensors",
+        "a.ckpt": "a-bn.safetensors",
+        "averaged": "averaged-bn/",
+    }
+
+
+OUTPUTS = {"ema.safetensors": False, "run/ema_0.9.pt": False, "a.ckpt": False, "averaged": True}
+"""Names of outputs, and whether they are folders."""
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a/*.pt", "b/*.pt"), (".",)])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -320,3 +321,21 @@ def test_an_error_is_no_crash(tmp_path: Path) -> None:
     locked.symlink_to("nowhere")
     with pytest.raises(EmaAvgError, match=r"nowhere|optimizer\.pt"):
         average(tmp_path / "run", tmp_path / "averaged")
+
+
+@pytest.mark.parametrize("kind", ["hf", "dcp"])
+def test_folders_in_a_store(tmp_path: Path, kind: str) -> None:
+    """A folder in a store is copied to the disk, with everything in it."""
+    run = tmp_path / "run"
+    if kind == "hf":
+        hugging_face(run)
+        for folder in run.iterdir():
+            (folder / "empty").rmdir()  # a store has no empty folders
+    else:
+        for step, state in zip(STEPS, random_states(2), strict=True):
+            dcp_makers.save(run / f"step-{step}", {"model": state, "step": step})
+    fsspec.filesystem("memory").put(str(run), f"/{kind}", recursive=True)
+    made = make_options(f"memory://{kind}", decay=0.5, output=tmp_path / "remote", format="same", probe=False)
+    run_average(made)
+    average(run, tmp_path / "local")
+    assert everything(tmp_path / "remote") == everything(tmp_path / "local")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -152,6 +153,11 @@ def test_archives_that_were_zipped_again(tmp_path: Path, stream: bool) -> None:
     output = average(paths, tmp_path / "ema.ckpt")
     check(output, paths)
     assert len(changed_records(output, paths[-1])) == 8
+    raw = output.read_bytes()
+    with zipfile.ZipFile(output) as archive:
+        for info in archive.infolist():
+            local = int.from_bytes(raw[info.header_offset + 14 : info.header_offset + 18], "little")
+            assert local == (0 if stream else info.CRC)
 
 
 def without_signatures(path: Path) -> None:
@@ -218,6 +224,11 @@ def test_what_weights_only_refuses_is_refused_as_before(tmp_path: Path) -> None:
     assert type(load_all(output)["args"]).__name__ == "Custom"
 
 
+def sparse(values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of which only some rows are stored, in the memory of ``values``."""
+    return torch.sparse_coo_tensor(torch.arange(len(values))[None], values, (9, 5), check_invariants=True)
+
+
 def views(step: int) -> dict[str, Any]:
     """Return tensors of every kind that share storages without sharing bytes, or are not contiguous."""
     generator = torch.Generator().manual_seed(step)
@@ -270,10 +281,14 @@ def test_tensors_that_are_not_contiguous(tmp_path: Path, legacy: bool) -> None:
             },
             "bytes in common",
         ),
+        (
+            lambda s: {"w": s["a"], "ema": {"s": sparse(s["a"])}},
+            "an object of another kind refers to the same storage",
+        ),
         (lambda s: {"w": s["b"].expand(3, 4)}, '"w" has elements that share bytes'),
         (lambda s: {"w": s["a"], "v": s["a"][:2]}, '"v" has some of its bytes in common with "model.w"'),
     ],
-    ids=["best", "part", "transposed", "storage", "expanded", "overlap"],
+    ids=["best", "part", "transposed", "storage", "sparse", "expanded", "overlap"],
 )
 def test_bytes_that_something_else_has(tmp_path: Path, make: Callable[[Any], Any], message: str) -> None:
     """A tensor is not replaced if another part of the checkpoint would change with it; the message names both."""
@@ -440,3 +455,14 @@ def test_leaves_are_compared_whole() -> None:
     other["optimizer_states"][0]["state"][0]["exp_avg"][0, 0] += 1
     assert different(one, other) == {"optimizer_states.0.state.0.exp_avg"}
     assert len(list(leaves_of(one))) > 20
+
+
+def test_the_last_checkpoint_may_be_remote(tmp_path: Path) -> None:
+    """A checkpoint in a store is read, and copied to the disk."""
+    store = fsspec.filesystem("memory")
+    paths = write(tmp_path / "run", views, suffix=".pt")
+    for path in paths:
+        store.put_file(str(path), f"/same/{path.name}")
+    urls = [f"memory://same/{path.name}" for path in paths]
+    run_average(make_options(urls, decay=0.5, output=tmp_path / "remote.pt", probe=False))
+    assert (tmp_path / "remote.pt").read_bytes() == average(paths, tmp_path / "local.pt").read_bytes()

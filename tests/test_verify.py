@@ -545,7 +545,7 @@ def test_the_json_document(run_folder: Path, ema_avg: Run) -> None:
     document = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert {key: document[key] for key in ("schema_version", "output", "ok", "complete", "seed")} == {
-        "schema_version": "1.5",
+        "schema_version": "1.6",
         "output": "ema.safetensors",
         "ok": True,
         "complete": True,

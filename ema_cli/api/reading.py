@@ -15,6 +15,7 @@ from ema_cli.discovery.search import AVERAGES_AVERAGED
 from ema_cli.errors import UsageError
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.own_outputs import marked
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.options.average import DEFAULT_SAMPLES, Options, make_options
 from ema_cli.options.keyword_messages import in_keywords, keywords_in_errors
@@ -82,7 +83,7 @@ def _open_one(location: Location, options: Options) -> Checkpoint:
     checkpoint = open_checkpoint(location, pool=LayoutPool(), keys=options.key, strip_prefix=options.strip_prefix)
     close_all([checkpoint])
     refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped])
-    return checkpoint
+    return marked(checkpoint)
 
 
 def diff(

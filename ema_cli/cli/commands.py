@@ -16,6 +16,8 @@ from ema_cli.cli.views.plan_view import plan_parts, skipped_lines
 from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
+from ema_cli.distributed.alone import Alone
+from ema_cli.distributed.launch import find_launch
 from ema_cli.errors import OutputError, RunWarning
 from ema_cli.events import Event, Planned, WarningIssued
 from ema_cli.options.average import Options
@@ -29,6 +31,17 @@ _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date:
 
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
+    """Average, together with the other processes that torchrun or srun has started, if there are any."""
+    launch = find_launch(os.environ)
+    if launch is None:
+        lead_average(options, console, argv)
+        return
+    from ema_cli.cli.several_ranks import average_together  # noqa: PLC0415 - torch
+
+    average_together(launch, options, console, lambda fitting, ranks: lead_average(fitting, console, argv, ranks))
+
+
+def lead_average(options: Options, console: Console, argv: Sequence[str], ranks: Alone | None = None) -> None:
     """Average; what was written is on stdout, and the plan, warnings, progress and a summary are on stderr."""
     about_output: list[RunWarning] = []
     with closing(ProgressDisplay(console)) as progress:
@@ -47,7 +60,7 @@ def average(options: Options, console: Console, argv: Sequence[str]) -> None:
                     progress.show(event)
 
         try:
-            outcome = run_average(options, listen, argv)
+            outcome = run_average(options, listen, argv, ranks)
         except Terminated as signalled:
             if options.resume:
                 signalled.left = "finished tensors are kept, and the same command continues"

@@ -59,6 +59,8 @@ class Console:
     def __init__(self, style: Style) -> None:
         self.style = style
         self._rich: dict[bool, RichConsole] = {}
+        self.at_end = contextlib.ExitStack()
+        """What is done when everything is printed."""
 
     @property
     def interactive(self) -> bool:
@@ -124,7 +126,8 @@ class Console:
             self._raw(ci.silence())
 
     def end(self) -> None:
-        """Let the runner interpret commands again."""
+        """Let the runner interpret commands again, and do what is left."""
+        self.at_end.close()
         if self.style.service == "github":
             self._raw(ci.resume())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from enum import IntEnum
 
 from ema_cli import errors
+from ema_cli.cli.process import Terminated
 from ema_cli.text import without_secrets
 
 DEBUG_VARIABLE = "EMA_AVG_DEBUG"
@@ -66,6 +68,26 @@ _BY_ERROR: dict[type[errors.EmaAvgError], ExitCode] = {
 def exit_code(error: errors.EmaAvgError) -> ExitCode:
     """Return the exit code of an error: of its class, or of the nearest class above it."""
     return next(_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
+
+
+def explain(failure: BaseException) -> tuple[errors.EmaAvgError, int]:
+    """Return the error that a failure is for the user, and its exit code.
+
+    Raises:
+        BaseException: the failure itself, if it is no error: the end of the interpreter and the like.
+
+    """
+    match failure:
+        case errors.EmaAvgError():
+            error = failure
+        case Terminated():
+            message = f"interrupted by {signal.Signals(failure.number).name}; {failure.left}"
+            return errors.EmaAvgError(message), ExitCode.SIGNAL + failure.number
+        case Exception():
+            error = describe_exhaustion(failure) or describe_bug(failure)
+        case _:
+            raise failure
+    return error, exit_code(error)
 
 
 def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None:

@@ -6,7 +6,7 @@ A command is imported and built when it is named: all of them take longer than t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ COMPLETION = "_EMA_AVG_COMPLETE"
 _MOST_DIGITS = 10
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _OWN_OPTIONS = ("-h", "--help", "--version", "--install-completion", "--show-completion")
+
+
+def is_average(arguments: Sequence[str]) -> bool:
+    """Whether a command line is that of an average: it has no other command, and does not ask for help."""
+    return bool(arguments) and (arguments[0] == DEFAULT or arguments[0] not in (*SHORT_HELPS, *_OWN_OPTIONS))
 
 
 class _Commands(Mapping[str, Any]):

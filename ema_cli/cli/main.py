@@ -6,10 +6,10 @@ import contextlib
 import gc
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 # Typer vendors Click and keeps the base of its own usage errors private; the version is pinned below 0.29.
@@ -18,9 +18,11 @@ from typer._click.exceptions import ClickException, NoSuchOption
 from ema_cli.cli.app import app
 from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
-from ema_cli.cli.exit import ExitCode, describe_bug, describe_exhaustion, exit_code
+from ema_cli.cli.exit import DEBUG_VARIABLE, ExitCode, explain
+from ema_cli.cli.group import is_average
 from ema_cli.cli.process import Terminated, guarded
-from ema_cli.errors import EmaAvgError, OutputError, UsageError
+from ema_cli.distributed.launch import Launch, alone, find_launch
+from ema_cli.errors import OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.naming import nearest
 from ema_cli.text import safe_text, without_secrets
@@ -36,6 +38,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     sys.stderr = guarded(sys.stderr, essential=False)
     # The fold has its own threads; those of numpy's BLAS would only cost start-up time and memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    launch = find_launch(os.environ)
+    if launch is not None and launch.rank:
+        _be_silent(launch, arguments)
     service = detect(_ci_mode(arguments), os.environ)
     console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
     console.begin()
@@ -51,24 +56,27 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+def _be_silent(launch: Launch, arguments: Sequence[str]) -> None:
+    """Print nothing, unless for debugging: rank 0 does. End if the command is one for rank 0 alone."""
+    if not is_average(arguments):
+        place = f"rank {launch.rank} of {launch.size}"
+        sys.stderr.write(f"{place} leaves this command to rank 0. {alone(launch.launcher)}\n")
+        sys.exit(ExitCode.OK)
+    if not os.environ.get(DEBUG_VARIABLE):
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open to the end
+
+
 def _attempt(arguments: Sequence[str], console: Console) -> int:
     """Run the command line, report an error if it fails, and return the exit code."""
-    code = None
     try:
         check_address_space()
         return int(app(list(arguments), prog_name="ema-avg", standalone_mode=False, obj=console) or ExitCode.OK)
     except ClickException as wrong:
         if not wrong.format_message():  # without arguments the help was shown
             return ExitCode.USAGE
-        error: EmaAvgError = _usage_error(wrong, arguments)
-    except EmaAvgError as expected:
-        error = expected
-    except Terminated as signalled:
-        code = ExitCode.SIGNAL + signalled.number
-        error = EmaAvgError(f"interrupted by {signal.Signals(signalled.number).name}; {signalled.left}")
-    except Exception as failure:  # noqa: BLE001 - every failure ends in one message
-        error = describe_exhaustion(failure) or describe_bug(failure)
-    code = code or exit_code(error)
+        error, code = explain(_usage_error(wrong, arguments))
+    except (Exception, Terminated) as failure:  # noqa: BLE001 - every failure ends in one message
+        error, code = explain(failure)
     with contextlib.suppress(OutputError):  # the exit code remains
         console.error(error, code)
     return code

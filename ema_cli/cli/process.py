@@ -120,6 +120,11 @@ def guarded(stream: TextIO | None, *, essential: bool) -> TextIO:
     return cast("TextIO", None if stream is None else _Guarded(stream, essential=essential))
 
 
+def speak_again() -> None:
+    """Print errors nevertheless, in a rank that is silent: rank 0 cannot."""
+    sys.stderr = guarded(sys.__stderr__, essential=False)
+
+
 def is_lost(stream: object) -> bool:
     """Return whether a guarded stream could not be written to, and all that follows is discarded."""
     return isinstance(stream, _Guarded) and stream.lost

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from ema_cli.errors import EmaAvgError, InputRefused, UsageError
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.own_outputs import output_without_metadata
 from ema_cli.naming import distinct_names
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
@@ -76,6 +77,7 @@ def open_previous(path: Location, options: Options) -> PreviousAverage:
         NothingMatched: there is no such file.
 
     """
+    _refuse_output_without_metadata(path)
     checkpoint = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")  # outputs have clean names
     try:
         previous = _read_metadata(checkpoint)
@@ -85,6 +87,16 @@ def open_previous(path: Location, options: Options) -> PreviousAverage:
         checkpoint.index.close()
         raise
     return previous
+
+
+def _refuse_output_without_metadata(path: Location) -> None:
+    output = output_without_metadata(path)
+    if output is not None:
+        raise InputRefused(
+            f"{quoted(str(path))} was written with --format {output.format}, which has no room for metadata: it does "
+            "not list the checkpoints inside, and cannot be continued",
+            hint="continue an average that was written as .safetensors, or average all checkpoints at once",
+        )
 
 
 def _read_metadata(checkpoint: Checkpoint) -> PreviousAverage:

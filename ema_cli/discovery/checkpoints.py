@@ -29,6 +29,7 @@ from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.own_outputs import marked
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.formats.structure import SeveralModels, refusal_of
 from ema_cli.options.average import Options
@@ -74,7 +75,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         with closing(_open_in_turn([candidate.path for candidate in candidates], options, pool)) as opened:
             for number, (candidate, open_one) in enumerate(zip(candidates, opened, strict=True)):
                 listener(Opening(done=number, total=len(candidates)))
-                _sort_in(candidate, open_one, search)
+                _sort_in(candidate, open_one, search, listener)
         search.sort_out_weightless()
         _propose_models(search, options)
         if search.shards:
@@ -95,6 +96,7 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         if not search.members:
             _raise_nothing(options, search)
         refuse_shared_weights(search, options)
+        search.warn_of_changed_outputs()
     except BaseException:
         close_all(one.checkpoint for one in [*search.members, *search.beside])
         raise
@@ -205,7 +207,7 @@ def _close(future: Future[Checkpoint]) -> None:
         future.result().index.close()
 
 
-def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: Search) -> None:
+def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: Search, listener: Listener) -> None:
     """Add a checkpoint; in a folder, skip one that is incomplete or was deleted meanwhile, with a warning."""
     try:
         checkpoint = open_one()
@@ -220,7 +222,7 @@ def _sort_in(candidate: Candidate, open_one: Callable[[], Checkpoint], search: S
             return
         search.refuse(candidate, refused)
     else:
-        search.add(OpenedCheckpoint(candidate=candidate, checkpoint=checkpoint))
+        search.add(OpenedCheckpoint(candidate=candidate, checkpoint=marked(checkpoint, listener)))
 
 
 def _propose_models(search: Search, options: Options) -> None:

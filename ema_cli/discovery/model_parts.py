@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.deepspeed import is_pipeline_layer
+from ema_cli.formats.deepspeed.rank_names import is_pipeline_layer
 from ema_cli.formats.file_names import counts_steps
 from ema_cli.formats.torch.objects import ONE_SHARD
 from ema_cli.formats.torch_ranks.rank_names import is_rank_file

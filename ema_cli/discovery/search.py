@@ -11,7 +11,8 @@ from ema_cli.discovery.candidates import Candidate, InnerFolder
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, RunWarning
 from ema_cli.formats.series_names import NAME_TO_USE
 from ema_cli.formats.structure import NoWeights
-from ema_cli.records.series import Checkpoint, Skipped
+from ema_cli.naming import report_name
+from ema_cli.records.series import Checkpoint, Mark, Skipped
 from ema_cli.storage.locations import Location, absolute
 from ema_cli.text import listing, plural, quoted, shortlist
 
@@ -70,8 +71,10 @@ class Search:
             self.weightless.append((candidate, refused))
             return
         self.refused.append((candidate, refused))
-        message = f"skipped {refused.message}"
-        self.warnings.append(RunWarning(code="unusable-left-out", message=message, hint=refused.hint))
+        name = quoted(str(candidate.path))
+        subject = f"{name}, which" if refused.message.startswith(f"{name} ") else name
+        message = refused.message.replace(name, subject, 1)
+        self.warnings.append(RunWarning(code="unusable-left-out", message=f"skipped {message}", hint=refused.hint))
 
     def sort_out_weightless(self) -> None:
         """Skip files without weights beside checkpoints: they are state of the trainer. A folder of them is refused."""
@@ -107,6 +110,15 @@ class Search:
         self.members = [opened for opened in self.members if not opened.checkpoint.made_by_us]
         for opened in ours:
             self._skip(opened, _OWN_OUTPUT, made_by_us=True)
+
+    def warn_of_changed_outputs(self) -> None:
+        """Warn of members that a report lists as outputs, and that have other bytes."""
+        for opened in self.members:
+            if opened.checkpoint.mark is Mark.CHANGED:
+                path = opened.candidate.path
+                message = f"{quoted(str(path))} is used as a checkpoint: it is not the output that the report lists"
+                hint = f"if it is no checkpoint, move it; if it is, remove {quoted(report_name(path.name))}"
+                self.warnings.append(RunWarning(code="output-changed", message=message, hint=hint))
 
     def skip_snapshots(self) -> None:
         """Skip snapshots of a live EMA beside checkpoints, unless all inputs are snapshots."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.record import record
 from ema_cli.records.plan import Action, Plan, PlannedTensor
-from ema_cli.storage.extents import Extent, Mosaic, TensorLayout, span
+from ema_cli.storage.extents import Extent, Located, Mosaic, TensorLayout, span
+from ema_cli.storage.strided_read import announce, read_block
 
 PIECE_BYTES = 1 << 12
 MOST_PIECES = 32
@@ -31,7 +32,7 @@ _MOST_READS = 1024
 
 @record
 class SampledPiece:
-    """A run of elements of one tensor, in the order of their storage."""
+    """A run of elements of one tensor, in the order of their storage; of a chain of links, in its own order."""
 
     number: int
     """Position of the tensor in the plan."""
@@ -40,7 +41,7 @@ class SampledPiece:
     start: int
     count: int
 
-    def locate(self, plan: Plan, i: int) -> Extent:
+    def locate(self, plan: Plan, i: int) -> Located:
         """Return the tensor in checkpoint ``i``, or the rectangle of it, that the piece belongs to."""
         found = plan.extent(plan.tensors[self.number], i)
         return found.tiles[self.part][1] if isinstance(found, Mosaic) else found
@@ -48,6 +49,9 @@ class SampledPiece:
     def announce(self, plan: Plan, i: int) -> None:
         """Announce the read of the piece in checkpoint ``i``."""
         extent = self.locate(plan, i)
+        if not isinstance(extent, Extent):
+            announce(extent, self.start, self.count)
+            return
         size = extent.layout.dtype.itemsize
         extent.source.will_need(extent.offset + self.start * size, self.count * size)
 
@@ -59,6 +63,8 @@ class SampledPiece:
 
         """
         extent = self.locate(plan, i)
+        if not isinstance(extent, Extent):
+            return read_block(extent, self.start, self.count)
         size = extent.layout.dtype.itemsize
         raw = np.empty(self.count * size, dtype=np.uint8)
         extent.source.read_into(extent.offset + self.start * size, raw.data)

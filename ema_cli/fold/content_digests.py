@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ema_cli.fold.schedule import Block, block_count
+from ema_cli.fold.schedule import Block, Stretch, block_count
 from ema_cli.records.plan import Plan
 from ema_cli.storage.digest import with_lookahead
 from ema_cli.storage.extents import Located, TensorIndex, TensorLayout
@@ -31,17 +31,21 @@ class _OpenTensor:
     """A tensor some blocks of which are still missing."""
 
     crcs: list[int]
-    """Of the blocks before ``done``: one per file that the tensor is read from or written to."""
-    done: int = 0
-    waiting: dict[int, tuple[Sequence[int], Sequence[int]]] = field(default_factory=dict)
-    """CRC-32s and lengths of blocks that came before their turn."""
+    """Of the blocks from ``first`` to ``done``: one per file that the tensor is read from or written to."""
+    lengths: list[int]
+    """Bytes of these blocks in each file."""
+    first: int
+    done: int
+    waiting: dict[int, tuple[Sequence[int], Sequence[int], int]] = field(default_factory=dict)
+    """CRC-32s and lengths of blocks that came before their turn, and the position after them."""
 
 
 class TensorChecksums:
-    """Combines CRC-32s of blocks into those of tensors; safe to call from several threads."""
+    """Combines CRC-32s of the blocks of a stretch into those of tensors; safe to call from several threads."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, stretch: Stretch) -> None:
         self._plan = plan
+        self._stretch = stretch
         self._open: dict[int, _OpenTensor] = {}
         self._lock = threading.Lock()
 
@@ -53,17 +57,34 @@ class TensorChecksums:
         """
         if block_count(self._plan, self._plan.tensors[block.number]) == 1:
             return tuple(crcs)
+        return self.add_parts(block.number, (block.part, block.part + 1), crcs, lengths)
+
+    def add_parts(
+        self, number: int, parts: tuple[int, int], crcs: Sequence[int], lengths: Sequence[int]
+    ) -> tuple[int, ...] | None:
+        """Add blocks that are one after the other, from the first to the one before the last of ``parts``."""
         with self._lock:
-            tensor = self._open.setdefault(block.number, _OpenTensor([0] * len(crcs)))
-            tensor.waiting[block.part] = crcs, lengths
+            if number not in self._open:
+                first = self._stretch.first_part if number == self._stretch.first else 0
+                self._open[number] = _OpenTensor([0] * len(crcs), [0] * len(crcs), first, first)
+            tensor = self._open[number]
+            tensor.waiting[parts[0]] = crcs, lengths, parts[1]
             while tensor.done in tensor.waiting:
-                ready = zip(tensor.crcs, *tensor.waiting.pop(tensor.done), strict=True)
-                tensor.crcs = [zlib_ng.crc32_combine(crc, following, length) for crc, following, length in ready]
-                tensor.done += 1
-            if tensor.done < block_count(self._plan, self._plan.tensors[block.number]):
+                following, nbytes, tensor.done = tensor.waiting.pop(tensor.done)
+                ready = zip(tensor.crcs, following, nbytes, strict=True)
+                tensor.crcs = [zlib_ng.crc32_combine(crc, next_crc, length) for crc, next_crc, length in ready]
+                tensor.lengths = [sum(pair) for pair in zip(tensor.lengths, nbytes, strict=True)]
+            if (tensor.first, tensor.done) != (0, block_count(self._plan, self._plan.tensors[number])):
                 return None
-            del self._open[block.number]
+            del self._open[number]
             return tuple(tensor.crcs)
+
+    def parts(self) -> dict[int, tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]]:
+        """Return the tensors of which only some blocks were added: these blocks, and their CRC-32s and lengths."""
+        return {
+            number: ((tensor.first, tensor.done), tuple(tensor.crcs), tuple(tensor.lengths))
+            for number, tensor in self._open.items()
+        }
 
 
 class ContentDigests:
@@ -84,6 +105,17 @@ class ContentDigests:
         with self._lock:
             for i, part in zip(inputs, parts, strict=True):
                 self._sums[i] += part
+
+    def add_tensors(self, first: int, crcs: Sequence[Sequence[int]]) -> None:
+        """Add neighboring averaged tensors from ``first`` on: per checkpoint that is read, their CRC-32s."""
+        tensors = self._plan.tensors[first : first + len(crcs[0])]
+        totals = []
+        for i, of_tensors in zip(self._plan.used, crcs, strict=True):
+            layouts = (self._plan.layout(tensor, i) for tensor in tensors)
+            totals.append(sum(map(_of_tensor, map(_head, layouts), of_tensors)))
+        with self._lock:
+            for i, total in zip(self._plan.used, totals, strict=True):
+                self._sums[i] += total
 
     def digests(self) -> dict[int, str]:
         """Return the digest of each checkpoint in use, once all tensors were added."""

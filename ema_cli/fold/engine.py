@@ -13,6 +13,7 @@ import numpy as np
 
 from ema_cli.fold.geometry.sample import GeometrySample
 from ema_cli.fold.lanes import Lane
+from ema_cli.fold.schedule import Stretch
 from ema_cli.fold.state import FoldState, OnTensor, Sink, bytes_of
 from ema_cli.fold.worker import Worker
 from ema_cli.records.fold_results import FoldOutcome, TensorOutcome
@@ -32,6 +33,8 @@ def fold(
     on_tensor: OnTensor | None = None,
     on_stop: Callable[[], object] = lambda: None,
     on_bytes: Callable[[int], None] = lambda _: None,
+    stretch: Stretch | None = None,
+    merge: Callable[[FoldState], None] = lambda _: None,
 ) -> FoldOutcome:
     """Fold every tensor of ``plan`` into ``sinks``; return the statistics per average and tensor, and the geometry.
 
@@ -45,6 +48,8 @@ def fold(
         on_tensor: called with the outcome of each tensor when it is complete, from the worker threads.
         on_stop: called before the threads are waited for: what they wait for should end.
         on_bytes: called from time to time, from the calling thread, with the number of input bytes done.
+        stretch: the blocks to fold, where other processes fold the others; by default all.
+        merge: called after these blocks; it adds what the other processes have folded to the state.
 
     Raises:
         InputRefused: an input is not finite or damaged, or an average is too large for its type.
@@ -52,14 +57,71 @@ def fold(
         OutputError: a sink could not write.
 
     """
-    sample = GeometrySample(plan) if measure_geometry and len(plan.used) > 1 else None
-    if sample is not None and not any(sample.measured) and any(tensor.pieces for tensor in plan.tensors):
-        sample = None  # every factor is concatenated, and no distance was measured
-    state = FoldState(plan, sinks, sample, allow_nonfinite=allow_nonfinite, done=done, on_tensor=on_tensor)
-    crew = _Crew(state, bytes_of(plan, done))
+    sample = _make_sample(plan) if measure_geometry else None
+    state = FoldState(
+        plan, sinks, sample, allow_nonfinite=allow_nonfinite, done=done, on_tensor=on_tensor, stretch=stretch
+    )
+    _run_threads(state, make_lane, bytes_of(plan, done), on_stop, on_bytes)
+    merge(state)
+    state.integrity.finish()
+    return state.outcome()
+
+
+def fold_stretch(
+    plan: Plan,
+    sinks: Sequence[Sink],
+    make_lane: Callable[[], Lane],
+    *,
+    stretch: Stretch,
+    skipped: frozenset[int],
+    allow_nonfinite: bool,
+    measure_geometry: bool,
+    on_tensor: OnTensor,
+    on_bytes: Callable[[int], None],
+) -> FoldState:
+    """Fold a stretch of the blocks into ``sinks``, for another process, without the tensors ``skipped``.
+
+    The other arguments are those of ``fold``.
+
+    Raises:
+        EmaAvgError: as in ``fold``.
+
+    """
+    sample = _make_sample(plan) if measure_geometry else None
+    state = FoldState(
+        *(plan, sinks, sample),
+        allow_nonfinite=allow_nonfinite,
+        done=(),
+        on_tensor=on_tensor,
+        stretch=stretch,
+        skipped=skipped,
+    )
+    _run_threads(state, make_lane, 0, lambda: None, on_bytes)
+    return state
+
+
+def _make_sample(plan: Plan) -> GeometrySample | None:
+    """Return the sample that the geometry is measured on; ``None`` if there is nothing to measure."""
+    if len(plan.used) == 1:
+        return None
+    sample = GeometrySample(plan)
+    if not any(sample.measured) and any(tensor.pieces for tensor in plan.tensors):
+        return None  # every factor is concatenated, and no distance was measured
+    return sample
+
+
+def _run_threads(
+    state: FoldState,
+    make_lane: Callable[[], Lane],
+    done_bytes: int,
+    on_stop: Callable[[], object],
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Fold the blocks of the schedule in threads; ``done_bytes`` were read before."""
+    crew = _Crew(state, done_bytes)
     threads = [
         threading.Thread(target=crew.work, args=(make_lane,), name=f"fold-{i}", daemon=True)
-        for i in range(plan.buffers.threads)
+        for i in range(state.plan.buffers.threads)
     ]
     try:
         for thread in threads:
@@ -75,8 +137,6 @@ def fold(
     if crew.failure is not None:
         raise crew.failure
     on_bytes(crew.done_bytes)
-    state.integrity.finish()
-    return state.outcome()
 
 
 class _Crew:

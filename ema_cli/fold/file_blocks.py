@@ -1,8 +1,8 @@
 """Blocks that the compiled kernel reads itself, from files: with one call for up to 16 checkpoints.
 
 Input -> output: where a tensor is in its checkpoints, and a block of it -> ``AveragedBlock``, or ``None`` where the
-block must be read piece by piece: the tensor is not a contiguous part of a file everywhere, a file ends early, or a
-number is not finite or too large for the type of the output.
+block must be read piece by piece: it is not a contiguous part of a file everywhere, a file ends early, or a number is
+not finite or too large for the type of the output.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ema_cli.fold.lanes import CompiledLane, FinishedBlock
 from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import Sum, add_rows
-from ema_cli.storage.extents import Extent, Located
+from ema_cli.storage.extents import Chain, Extent, Located
 from ema_cli.storage.source import FileSource, open_together
 
-_TOGETHER = 16
+_MOST_CHECKPOINTS = 16
 """Checkpoints of a block that are read with one call."""
 
 
@@ -37,29 +37,50 @@ class AveragedBlock(NamedTuple):
     """Per average; see ``ema_cli.fold.statistics.squares``."""
 
 
+class _Place(NamedTuple):
+    """Where a tensor is in the file of a checkpoint."""
+
+    extent: Extent
+    """The tensor, or the link of it that holds the block."""
+    source: FileSource
+    begin: int
+    """Byte of the file where the tensor would begin if all of it were stored as this block is."""
+
+
 class FileBlocks:
     """Averages blocks in the lane of one worker."""
 
     def __init__(self, state: FoldState, lane: CompiledLane) -> None:
         self._state = state
         self._lane = lane
-        self._files: list[tuple[Extent, FileSource]] = []
+        self._extents: Sequence[tuple[int, Located]] = ()
+        self._has_links = False
+        self._files: list[_Place] = []
         self._weights: Float64 = np.empty(0)
 
     def begin(self, extents: Sequence[tuple[int, Located]]) -> None:
         """Begin a tensor, which is in these checkpoints."""
-        self._files = []
-        for _, extent in extents:
-            if not isinstance(extent, Extent) or extent.layout.strides is not None:
-                break
-            if isinstance(extent.source, FileSource):
-                self._files.append((extent, extent.source))
-        if len(self._files) < len(extents):
-            self._files = []
+        self._extents = extents
+        self._has_links = any(isinstance(extent, Chain) for _, extent in extents)
+        self._files = [] if self._has_links else self._locate(0, 0)
         self._weights = np.array([self._state.weights[i] for i, _ in extents])
+
+    def _locate(self, start: int, count: int) -> list[_Place]:
+        """Return where a block is in each checkpoint; nothing unless it is contiguous in a local file in all."""
+        places: list[_Place] = []
+        for _, located in self._extents:
+            extent, shift = _one_link(located, start, count) if isinstance(located, Chain) else (located, 0)
+            if not isinstance(extent, Extent) or extent.layout.strides is not None:
+                return []
+            if not isinstance(extent.source, FileSource):
+                return []
+            places.append(_Place(extent, extent.source, extent.offset - shift * extent.layout.dtype.itemsize))
+        return places
 
     def average(self, block: Block, sampler: BlockSampler | None) -> AveragedBlock | None:
         """Return the average of a block of the tensor, unless it must be read piece by piece."""
+        if self._has_links:
+            self._files = self._locate(block.start, block.count)
         if not self._files:
             return None
         dtype = self._state.plan.tensors[block.number].dtype
@@ -74,22 +95,29 @@ class FileBlocks:
                 return None
         if not finished.fits:
             return None
-        for (extent, _), crc in zip(self._files, crcs, strict=True):
+        for (extent, _, begin), crc in zip(self._files, crcs, strict=True):
             size = extent.layout.dtype.itemsize
-            self._state.integrity.add_crc(extent, extent.offset + block.start * size, block.count * size, crc)
+            self._state.integrity.add_crc(extent, begin + block.start * size, block.count * size, crc)
         return AveragedBlock(crcs, self._lane.sums(), finished.rounded(), list(map(add_rows, finished.squares)))
 
     def _read(
         self, block: Block, row: int, sampler: BlockSampler | None, finished: FinishedBlock, crcs: list[int]
     ) -> int:
         """Read and add the block in some checkpoints from ``row`` on; return the row of the next checkpoint."""
-        files = self._files[row : row + _TOGETHER]
-        with open_together([source for _, source in files]) as descriptors:
+        files = self._files[row : row + _MOST_CHECKPOINTS]
+        with open_together([source for _, source, _ in files]) as descriptors:
             places = [
-                (descriptor, extent.offset + block.start * extent.layout.dtype.itemsize, extent.layout.dtype)
-                for descriptor, (extent, _) in zip(descriptors, files, strict=False)
+                (descriptor, begin + block.start * extent.layout.dtype.itemsize, extent.layout.dtype)
+                for descriptor, (extent, _, begin) in zip(descriptors, files, strict=False)
             ]
             stop = row + len(places)
             last = finished if stop == len(self._files) else None
             crcs += self._lane.add_files(places, self._weights[row:stop], sampler, row, last)
         return stop
+
+
+def _one_link(chain: Chain, start: int, count: int) -> tuple[Located, int]:
+    """Return the link that holds a whole block, and the first element of the link; of several links, the tensor."""
+    number = chain.link_at(start)
+    whole = start + count <= chain.begin(number + 1)
+    return (chain.link(number), chain.begin(number)) if whole else (chain, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -10,6 +11,7 @@ from zlib_ng import zlib_ng
 
 from ema_cli.errors import InputRefused
 from ema_cli.fold.conversion import Bytes
+from ema_cli.records.fold_results import RecordPart
 from ema_cli.storage.checksums import Assembly, Record, RecordTable
 from ema_cli.storage.extents import Extent
 from ema_cli.storage.source import ByteSource
@@ -72,8 +74,36 @@ class IntegrityCheck:
         if found is not None and found != record.crc32:
             _refuse(source, record, found)
 
+    def parts(self, files: Mapping[int, tuple[int, int]]) -> Iterator[RecordPart]:
+        """Yield the bytes of unfinished records. ``files``: checkpoint and file of each source, by its ``id``."""
+        for key, ranges in self._assembly.ranges().items():
+            _, record = self._records[key]
+            checkpoint, file = files[key[0]]
+            for begin, end, crc in ranges:
+                yield RecordPart(
+                    checkpoint=checkpoint,
+                    file=file,
+                    offset=record.offset,
+                    begin=begin,
+                    length=end - begin,
+                    crc32=crc,
+                )
+
+    def merge(self, source: ByteSource, table: RecordTable, part: RecordPart) -> None:
+        """Add bytes that another process read of a file.
+
+        Raises:
+            InputRefused: their record is damaged.
+
+        """
+        record = table.find(part.offset)
+        if record is not None:
+            self._add(source, record, part.begin, part.length, part.crc32)
+
     def finish(self) -> None:
         """Check the remaining records: those not read exactly once, such as a storage that several views share.
+
+        Of a record with gaps, such as the padding between the partitions of parameters, only the gaps are read.
 
         Raises:
             InputRefused: a record is damaged.
@@ -82,11 +112,22 @@ class IntegrityCheck:
         """
         for key in sorted(self._assembly.unfinished()):
             source, record = self._records[key]
+            if self._fill(key[0], source, record):
+                continue
             found = source.crc32(record.offset, record.offset + record.size)
             if found is None:
-                found = _crc32_of(source, record)
+                found = _crc32_of(source, record.offset, record.offset + record.size)
             if found != record.crc32:
                 _refuse(source, record, found)
+
+    def _fill(self, file: int, source: ByteSource, record: Record) -> bool:
+        """Read what was not read of a record, unless some of it was read twice; return whether it is verified."""
+        gaps = self._assembly.gaps(file, record)
+        if gaps is None or source.is_remote:
+            return False
+        for begin, end in gaps:
+            self._add(source, record, begin, end - begin, _crc32_of(source, begin, end))
+        return (file, record.offset) not in self._assembly.unfinished()
 
 
 def _records_at(table: RecordTable, offsets: Numbers) -> Numbers:
@@ -98,11 +139,10 @@ def _records_at(table: RecordTable, offsets: Numbers) -> Numbers:
     return np.where((numbers >= 0) & (offsets < (begins + sizes)[numbers]), numbers, -1)
 
 
-def _crc32_of(source: ByteSource, record: Record) -> int:
+def _crc32_of(source: ByteSource, begin: int, end: int) -> int:
     found = 0
-    for begin in range(0, record.size, _PIECE_BYTES):
-        piece = source.read(record.offset + begin, min(_PIECE_BYTES, record.size - begin))
-        found = zlib_ng.crc32(piece, found)
+    for start in range(begin, end, _PIECE_BYTES):
+        found = zlib_ng.crc32(source.read(start, min(_PIECE_BYTES, end - start)), found)
     return found
 
 

@@ -17,7 +17,7 @@ from ema_cli.fold.geometry.sample import BlockSampler
 from ema_cli.fold.kernel import CODES, READS_FILES, kernel
 from ema_cli.records.plan import ROW_ELEMENTS
 
-_TOGETHER = 4
+_RAW_BUFFERS = 4
 """Blocks of checkpoints that are added together if there are several averages: the sums stay in the first cache."""
 _NOTHING = np.empty(0, dtype=np.int64)
 
@@ -74,7 +74,7 @@ class CompiledLane:
 
     def __init__(self, *, block_elements: int, averages: int) -> None:
         assert kernel is not None  # noqa: S101 - see cpu_lane
-        self._raw = np.empty((_TOGETHER if averages > 1 else 1, block_elements * 8), dtype=np.uint8)
+        self._raw = np.empty((_RAW_BUFFERS if averages > 1 else 1, block_elements * 8), dtype=np.uint8)
         has_slots = READS_FILES and averages <= kernel.MOST_AVERAGES
         self._slots = np.empty((len(self._raw), kernel.SLOT_BYTES), dtype=np.uint8) if has_slots else None
         self._sums = np.empty((averages, block_elements))

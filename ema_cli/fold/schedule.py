@@ -35,13 +35,53 @@ class Block:
     """Number of elements; 0 for the only block of an empty tensor."""
 
 
-class Schedule:
-    """Hands out blocks and runs, each once, to any number of threads; skips the tensors in ``done``."""
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Blocks of a plan that are one after the other: from one block up to, and without, another."""
 
-    def __init__(self, plan: Plan, done: frozenset[int] = frozenset()) -> None:
+    first: int
+    """Position of the tensor of the first block."""
+    first_part: int
+    """Position of the first block in that tensor."""
+    stop: int
+    """Position of the tensor of the first block that is not included; the number of tensors if all are."""
+    stop_part: int
+
+    @property
+    def numbers(self) -> range:
+        """The positions of the tensors that have blocks in it."""
+        is_empty = (self.first, self.first_part) >= (self.stop, self.stop_part)
+        return range(self.first, self.first if is_empty else self.stop + (self.stop_part > 0))
+
+    def parts(self, plan: Plan, number: int) -> tuple[int, int]:
+        """Return the first block of a tensor that is in the stretch, and the one after the last."""
+        first = self.first_part if number == self.first else 0
+        stop = self.stop_part if number == self.stop else block_count(plan, plan.tensors[number])
+        return first, stop
+
+    def elements(self, plan: Plan, number: int) -> tuple[int, int]:
+        """Return the first element of a tensor that is in the stretch, and the one after the last."""
+        tensor = plan.tensors[number]
+        first, stop = self.parts(plan, number)
+        size = block_elements(plan, tensor)
+        return first * size, min(stop * size, tensor.elements)
+
+
+def whole(plan: Plan) -> Stretch:
+    """Return the stretch of all blocks."""
+    return Stretch(0, 0, len(plan.tensors), 0)
+
+
+class Schedule:
+    """Hands out the blocks and runs of a stretch, each once, to any threads; skips the tensors in ``done``."""
+
+    def __init__(self, plan: Plan, done: frozenset[int] = frozenset(), stretch: Stretch | None = None) -> None:
         self._plan = plan
-        self._done = done
-        self._runs = find_runs(plan, done)
+        self._stretch = stretch or whole(plan)
+        numbers = self._stretch.numbers
+        outside = frozenset((*range(numbers.start), *range(numbers.stop, len(plan.tensors))))
+        self._done = done | outside
+        self._runs = find_runs(plan, self._done)
         self.places = RunPlaces(plan)
         """Where the tensors of the runs are."""
         self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
@@ -58,16 +98,18 @@ class Schedule:
     def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block | TensorRun]:
         runs = iter([*self._runs, TensorRun(len(self._plan.tensors), len(self._plan.tensors))])
         run = next(runs)
-        for number, tensor in enumerate(self._plan.tensors):
+        for number in self._stretch.numbers:
+            tensor = self._plan.tensors[number]
             if number == run.stop:
                 run = next(runs)
             if number == run.first:
                 yield run
             if number >= run.first or number in self._done:
                 continue
-            step = size(tensor)
-            for part, start in enumerate(range(0, max(tensor.elements, 1), step)):
-                yield Block(number, part, start, min(step, tensor.elements - start))
+            step, (low, high) = size(tensor), self._stretch.elements(self._plan, number)
+            of_block = block_elements(self._plan, tensor)
+            for start in range(low, max(high, low + 1), step):
+                yield Block(number, start // of_block, start, min(step, high - start))
 
     def take(self) -> Block | TensorRun | None:
         """Return the next block or run, ``None`` when there is none left.

@@ -15,9 +15,8 @@ from zlib_ng import zlib_ng
 
 from ema_cli.fold.conversion import LARGEST, Bytes, round_to
 from ema_cli.fold.lanes import Lane
-from ema_cli.fold.schedule import Block
 from ema_cli.fold.state import FoldState
-from ema_cli.fold.statistics import squares
+from ema_cli.fold.statistics import squares_of_each
 from ema_cli.fold.tensor_runs import TensorRun
 
 Numbers = NDArray[np.int64]
@@ -46,12 +45,12 @@ class SmallTensors:
         of_last = places.dtype(run, plan.used[-1])
         for first, stop in _segments(alone):
             written = self._write(run, first, stop, bounds, [raw for raw, _ in rounded])
-            for t in range(first, stop):
-                where = slice(bounds[t], bounds[t + 1])
-                block = Block(run.first + t, 0, 0, int(where.stop - where.start))
-                last = newest[where.start * of_last.itemsize : where.stop * of_last.itemsize]
-                self._state.statistics.add(block, [squares(total[where], last, of_last) for total in totals])
-                self._state.close(block, [row[t] for row in crcs], [], [row[t - first] for row in written])
+            here = slice(bounds[first], bounds[stop])
+            last = newest[here.start * of_last.itemsize : here.stop * of_last.itemsize]
+            for k, total in enumerate(totals):
+                sums = squares_of_each(total[here], last, of_last, bounds[first : stop + 1] - bounds[first])
+                self._state.statistics.add_tensors(run.first + first, k, sums)
+            self._state.close_tensors(run.first + first, [row[first:stop] for row in crcs], written)
         read = sum(places.dtype(run, i).itemsize for i in plan.used) * int(bounds[-1])
         return read, (np.flatnonzero(alone) + run.first).tolist()
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ema_cli.dtypes import DType
 from ema_cli.fold.conversion import Bytes, Float64, components, decode
@@ -22,6 +23,8 @@ from ema_cli.fold.kernel import CODES, kernel
 from ema_cli.fold.schedule import Block, block_count
 from ema_cli.records.fold_results import TensorStatistics
 from ema_cli.records.plan import ROW_ELEMENTS, Plan
+
+Numbers = NDArray[np.int64]
 
 _UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
 Sum = tuple[float, float]
@@ -77,10 +80,36 @@ def add_rows(rows: Float64) -> tuple[Sum, Sum, Sum]:
 def _rows_of_squares(values: Float64) -> Float64:
     padded = np.zeros(-(-len(values) // ROW_ELEMENTS) * ROW_ELEMENTS)
     np.multiply(values, values, out=padded[: len(values)])
-    columns = np.add.reduce(padded.reshape(-1, ROW_ELEMENTS // _IN_ROW, _IN_ROW), axis=1)
+    return _add_columns(padded.reshape(-1, ROW_ELEMENTS))
+
+
+def _add_columns(products: Float64) -> Float64:
+    """Return the sum of each row of (rows, multiple of 16) float64."""
+    columns = np.add.reduce(products.reshape(len(products), -1, _IN_ROW), axis=1)
     while (width := columns.shape[1] // 2) > 0:
         columns = columns[:, :width] + columns[:, width:]
     return np.asarray(columns[:, 0])
+
+
+def squares_of_each(average: Float64, raw: Bytes, dtype: DType, bounds: Numbers) -> Float64:
+    """Return the sums of ``squares``, correctly rounded, for each of many small tensors: (3, tensors) float64.
+
+    ``bounds`` has the first element of each tensor, and the number of all; the other arguments are as for ``squares``.
+    """
+    last = np.empty(len(average))
+    decode(raw, dtype, last)
+    sizes = np.diff(bounds)
+    sums = np.empty((_SUMS, len(sizes)))
+    for values, of_tensors in zip((average, average - last, last), sums, strict=True):
+        products = values * values
+        for size in set(sizes.tolist()):
+            chosen = np.flatnonzero(sizes == size)
+            width = _IN_ROW if size <= ROW_ELEMENTS else ROW_ELEMENTS
+            padded = np.zeros((len(chosen), -(-size // width) * width))
+            padded[:, :size] = products[bounds[chosen, None] + np.arange(size)]
+            rows = _add_columns(padded.reshape(-1, min(padded.shape[1], ROW_ELEMENTS))).reshape(len(chosen), -1)
+            of_tensors[chosen] = rows[:, 0] if rows.shape[1] == 1 else [_add_up(of_one) for of_one in rows.tolist()]
+    return sums
 
 
 def _exact_sum(values: Sequence[float]) -> Sum:
@@ -107,30 +136,58 @@ class Statistics:
 
     def add(self, block: Block, sums: list[tuple[Sum, Sum, Sum]]) -> None:
         """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
-        with self._lock:
-            blocks = block_count(self._plan, self._plan.tensors[block.number])
-            if block.number not in self._open:
-                self._open[block.number] = [array("d", bytes(8 * _COLUMNS * blocks)) for _ in sums], blocks
-            parts, missing = self._open[block.number]
-            for k, values in enumerate(sums):
-                parts[k][block.part * _COLUMNS : (block.part + 1) * _COLUMNS] = array("d", chain.from_iterable(values))
-            self._open[block.number] = parts, missing - 1
-            if missing == 1:
-                del self._open[block.number]
-                for k, values_of_blocks in enumerate(parts):
-                    found, key = _describe(values_of_blocks), (k, block.number)
-                    finite, kept = key not in self._nonfinite, key in self._kept
-                    self.by_average[k][block.number] = replace(found, finite=finite, kept=kept)
+        rows = [array("d", chain.from_iterable(values)) for values in sums]
+        self.add_parts(block.number, (block.part, block.part + 1), rows)
 
-    def mark_nonfinite(self, k: int, block: Block) -> None:
+    def add_tensors(self, first: int, k: int, sums: Float64) -> None:
+        """Add neighboring tensors from ``first`` on to average k, whole: their sums are (3, tensors) float64."""
+        found = _describe_each(sums)
+        with self._lock:
+            self.by_average[k][first : first + len(found)] = found
+
+    def add_parts(self, number: int, parts: tuple[int, int], rows: Sequence[array[float]]) -> None:
+        """Add the sums of blocks that are one after the other, from the first to the one before the last of ``parts``.
+
+        ``rows`` has, for each average, the sums of these blocks.
+        """
+        first, stop = parts
+        with self._lock:
+            blocks = block_count(self._plan, self._plan.tensors[number])
+            if number not in self._open:
+                self._open[number] = [array("d", bytes(8 * _COLUMNS * blocks)) for _ in rows], blocks
+            sums, missing = self._open[number]
+            for k, values in enumerate(rows):
+                sums[k][first * _COLUMNS : stop * _COLUMNS] = values
+            self._open[number] = sums, missing - (stop - first)
+            if missing == stop - first:
+                del self._open[number]
+                for k, values_of_blocks in enumerate(sums):
+                    found, key = _describe(values_of_blocks), (k, number)
+                    finite, kept = key not in self._nonfinite, key in self._kept
+                    self.by_average[k][number] = replace(found, finite=finite, kept=kept)
+
+    def sums(self, number: int, parts: tuple[int, int]) -> tuple[tuple[float, ...], ...]:
+        """Return the sums of some blocks of a tensor that is not complete, per average; empty if it has none."""
+        with self._lock:
+            found, _ = self._open.get(number, ([], 0))
+            return tuple(tuple(row[parts[0] * _COLUMNS : parts[1] * _COLUMNS]) for row in found)
+
+    def marks(self, number: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Return for each average whether the tensor was marked as not finite, and as kept."""
+        averages = range(len(self.by_average))
+        return tuple((k, number) in self._nonfinite for k in averages), tuple(
+            (k, number) in self._kept for k in averages
+        )
+
+    def mark_nonfinite(self, k: int, number: int) -> None:
         """Record that average k of a tensor holds NaN or infinity. Call it before ``add`` for the block."""
         with self._lock:
-            self._nonfinite.add((k, block.number))
+            self._nonfinite.add((k, number))
 
-    def mark_kept(self, k: int, block: Block) -> None:
+    def mark_kept(self, k: int, number: int) -> None:
         """Record that average k of a constant tensor is not what its sum would be. Call it before ``add``."""
         with self._lock:
-            self._kept.add((k, block.number))
+            self._kept.add((k, number))
 
 
 def add_spreads(
@@ -162,6 +219,28 @@ def _describe(sums: array[float]) -> TensorStatistics:
         drift=drift if math.isfinite(drift) else None,
         cosine=_cosine(average, difference, last),
     )
+
+
+def _describe_each(sums: Float64) -> list[TensorStatistics]:
+    """Return the statistics of tensors with the sums (3, tensors)."""
+    average, difference, last = np.sqrt(sums)
+    drift = np.where(last > 0, difference / last, np.inf)
+    cosine = (average / last + last / average - (difference / average) * (difference / last)) / 2
+    is_far = np.minimum(average, last) * _LARGEST_RATIO <= np.maximum(average, last)
+    columns = (np.isfinite(sums).all(axis=0), average, drift, np.isfinite(drift), np.clip(cosine, -1, 1), ~is_far)
+    return [
+        TensorStatistics(
+            finite=True,
+            kept=False,
+            norm=norm,
+            drift=drift if has_drift else None,
+            cosine=cosine if has_cosine else None,
+            spread=None,
+        )
+        if defined
+        else _UNDEFINED
+        for defined, norm, drift, has_drift, cosine, has_cosine in zip(*(one.tolist() for one in columns), strict=True)
+    ]
 
 
 def _cosine(average: float, difference: float, last: float) -> float | None:

@@ -164,11 +164,11 @@ class Worker:
         row = self._state.constants.row_of(k, block.number, crcs, finite=finite)
         stored = None if row is None else self._constant(k, block, row, rounded, finite=finite)
         if stored is not None:
-            self._state.statistics.mark_kept(k, block)
+            self._state.statistics.mark_kept(k, block.number)
         elif not finite and not self._state.allow_nonfinite:
             refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
         if not finite:
-            self._state.statistics.mark_nonfinite(k, block)
+            self._state.statistics.mark_nonfinite(k, block.number)
         numbers, written = stored or (total, rounded)
         if not written.fits:
             refuse_overflow(tensor, numbers, written.raw)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.dcp.dcp_names import is_dcp, is_sharded_safetensors
-from ema_cli.formats.deepspeed import is_deepspeed_folder, read_deepspeed
+from ema_cli.formats.deepspeed.rank_names import is_deepspeed_folder
 from ema_cli.formats.file_names import TRAINER_STATE
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.foreign_folders import is_foreign_folder, refuse_foreign_folder
@@ -62,6 +62,12 @@ def _read_rank_files(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     return read_sharded_safetensors(folder, keys, pool)
 
 
+def _read_deepspeed(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
+    from ema_cli.formats.deepspeed.folder import read_deepspeed  # noqa: PLC0415
+
+    return read_deepspeed(folder, keys, pool)
+
+
 def _read_torch_ranks(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
     from ema_cli.formats.torch_ranks.folder import read_torch_ranks  # noqa: PLC0415
 
@@ -86,7 +92,7 @@ FORMATS: tuple[FolderFormat, ...] = (
     FolderFormat(recognize=is_dcp, read=_read_dcp),
     FolderFormat(recognize=is_sharded_safetensors, read=_read_rank_files),
     FolderFormat(recognize=is_model_folder, read=read_model_folder),
-    FolderFormat(recognize=is_deepspeed_folder, read=read_deepspeed),
+    FolderFormat(recognize=is_deepspeed_folder, read=_read_deepspeed),
     FolderFormat(recognize=is_megatron_folder, read=read_megatron),
     FolderFormat(recognize=is_torch_ranks, read=_read_torch_ranks),
     FolderFormat(recognize=lambda folder: bool(folders_of_weights(folder)), read=_read_inside),

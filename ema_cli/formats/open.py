@@ -76,7 +76,10 @@ def open_checkpoint(
         quantized=structure.quantized,
         warnings=(*structure.warnings, *clean.warnings),
         choice=structure.choice,
+        second_copy=structure.second_copy,
+        twins=structure.twins,
         dropped=structure.dropped,
+        paths=structure.paths if strip_prefix is None else _renamed_paths(structure.paths, layouts, clean.layouts),
         side_files=structure.side_files,
         stem=structure.stem,
     )
@@ -128,6 +131,23 @@ def _clean_names(
         prefixes=clean.prefixes,
         warnings=clean.warnings,
     )
+
+
+def _renamed_paths(
+    paths: tuple[tuple[str, ...], ...], layouts: tuple[TensorLayout, ...], renamed: tuple[TensorLayout, ...]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the paths of tensors whose names, the ends of the paths, lost a prefix that the user gave.
+
+    Those of wrappers stay in the paths: the trainer that saved them asks for them.
+    """
+    if layouts is renamed:
+        return paths
+    return tuple(map(_renamed_path, paths, (one.name for one in layouts), (one.name for one in renamed)))
+
+
+def _renamed_path(path: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+    begin = next((number for number in range(len(path)) if ".".join(path[number:]) == old), None)
+    return path if begin is None else (*path[:begin], new)
 
 
 def _read(path: Location, keys: Keys, pool: LayoutPool, opened: ExitStack) -> tuple[Structure, list[ByteSource]]:

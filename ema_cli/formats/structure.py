@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 from ema_cli.errors import InputRefused, Proposal, RunWarning
@@ -31,9 +31,9 @@ class Structure:
 
     format: str
     layouts: tuple[TensorLayout, ...]
-    offsets: tuple[int, ...]
+    offsets: Sequence[int]
     """Byte offset in its file of the first element of each tensor, or of each part of a tensor in several parts."""
-    files: tuple[int, ...] = ()
+    files: Sequence[int] = ()
     """The number of the file of each of these offsets; empty when there is one file."""
     digest: bytes
     """SHA-256 of the bytes that were parsed."""
@@ -53,10 +53,16 @@ class Structure:
     """Which weights were taken, and what else there is, in words."""
     warnings: tuple[str, ...] = ()
     """Warnings about the choice of the weights."""
+    second_copy: str = ""
+    """Where the checkpoint holds the same weights once more, which a trainer may load instead; empty if nowhere."""
+    twins: tuple[tuple[int, int, int], ...] = ()
+    """More places of tensors, which other ranks have stored too: number of the tensor, number of the file, byte."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""
     side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model and not to the training: configuration, tokenizer."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Of each tensor of a DCP folder, its path in the nested state dict that was saved; empty for other formats."""
     stem: str = "model"
     """The name of the weights in a folder, without suffix."""
 

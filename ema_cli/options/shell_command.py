@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ema_cli.naming import RUN_FIELDS
+from ema_cli.naming import RUN_FIELDS, safetensors_name
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, declared
 from ema_cli.storage.locations import Location
@@ -27,6 +27,8 @@ def shell_command(options: Options, runs: Sequence[str] = (), *, writes: bool = 
     for one in declared(Options):
         value = getattr(options, one.name)
         shared = runs and one.name in ("output", "report") and not _differs_by_run(value)
+        if shared and one.name == "output" and options.output_format == "same":
+            words.extend(_spelled(one, f"{{run}}/{value.name}"))  # the name decides the format
         if not shared and (value != one.read(None) or one.name in options.confirmed):
             words.extend(_spelled(one, value))
     words += ["--dry-run"] if runs and not writes else []
@@ -38,7 +40,7 @@ def update_command(output: Location, *, folder: bool) -> str:
 
     The new output is beside it, or in the current folder if it is in a store.
     """
-    stem = output.name.removesuffix(".safetensors")
+    stem = output.name if folder else safetensors_name(output.name).removesuffix(".safetensors")
     name = Path(f"{stem}-bn{'' if folder else '.safetensors'}")
     new = _path(f"{output.parent / name if isinstance(output, Path) else name}{'/' if folder else ''}")
     words = ["ema-avg", "update-bn", _path(str(output)), "--model", "MODEL", "--data", "DATA", "-o", new]

@@ -13,7 +13,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.huggingface.adapter_config import AdapterConfig, read_adapter_config
 from ema_cli.planning.lora_pairs import FactorPair
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.extents import Located, Mosaic
+from ema_cli.storage.extents import Chain, Located, Mosaic
 from ema_cli.text import quoted
 
 STRUCT_CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "U8": "B"}
@@ -83,6 +83,8 @@ def _alpha_names(pair: FactorPair) -> Iterator[str]:
 def _scalar(extent: Located) -> float:
     if isinstance(extent, Mosaic):
         return _scalar(extent.tiles[0][1])
+    if isinstance(extent, Chain):
+        return _scalar(extent.link(0))
     dtype = extent.layout.dtype
     if dtype.name not in ("BF16", *STRUCT_CODES):
         raise InputRefused(f"{quoted(extent.layout.name)} is an alpha in {dtype.torch_name}, which is not read")

@@ -39,8 +39,8 @@ def warn_of_masters(
     return (
         RunWarning(
             code="master-weights-kept",
-            message=f"the optimizer of {quoted(last.path.name)} has the weights in 32 bits ({where}): they stay those of "
-            "the last checkpoint, and its trainer puts them over the averages when training is resumed",
+            message=f"the optimizer of {quoted(last.path.name)} has the weights in 32 bits ({where}): they stay those "
+            "of the last checkpoint, and its trainer puts them over the averages when training is resumed",
             hint=f"{hint}: engine.load_checkpoint(..., load_module_only=True)" if files else f"{hint}: --finetune",
         ),
     )

@@ -19,7 +19,7 @@ from ema_cli.planning.shards import plan_files
 from ema_cli.records.files import Placement, PlannedFile, SideFile
 from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
-from ema_cli.records.series import Series
+from ema_cli.records.series import Checkpoint, Series
 from ema_cli.storage.extents import TensorLayout
 from ema_cli.storage.locations import Location, expanded, full_name, locate
 from ema_cli.text import quoted
@@ -45,7 +45,7 @@ def plan_outputs(
     """
     if options.output_format != "safetensors":
         placement = _place(weightings, series, tensors, options)
-        return _distinct(_plan_placed(weighting, placement, options) for weighting in weightings)
+        return _distinct(_plan_placed(weighting, series, placement, options) for weighting in weightings)
     layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
@@ -72,13 +72,25 @@ def _place(
     if options.output_format == "same":
         from ema_cli.planning.same_format import place_in_copy  # noqa: PLC0415 - not the usual format
 
+        _refuse_stale_metadata(series.members[-1].checkpoint)
         return place_in_copy(weightings, series.members, tensors, options)
-    from ema_cli.planning.dcp_format import place_in_dcp  # noqa: PLC0415 - not the usual format
+    from ema_cli.planning.dcp_format import place_in_dcp, saved_paths  # noqa: PLC0415 - not the usual format
 
-    return place_in_dcp(tensors)
+    return place_in_dcp(tensors, saved_paths(series.members[-1].checkpoint))
 
 
-def _plan_placed(weighting: Weighting, placement: Placement, options: Options) -> PlannedOutput:
+def _refuse_stale_metadata(last: Checkpoint) -> None:
+    """Raise if a copy would have metadata of this program that describe the last checkpoint, and not the copy."""
+    if last.has_our_metadata or last.is_snapshot:
+        kind = "a snapshot of a live EMA" if last.is_snapshot else "an output of ema-avg"
+        raise UsageError(
+            f"--format same: the last checkpoint, {quoted(str(last.path))}, is {kind}, and the copy would have its "
+            "metadata, which describe another average",
+            hint="--format safetensors",
+        )
+
+
+def _plan_placed(weighting: Weighting, series: Series, placement: Placement, options: Options) -> PlannedOutput:
     """Return an output that is no safetensors file."""
     return PlannedOutput(
         weighting=weighting,
@@ -89,6 +101,7 @@ def _plan_placed(weighting: Weighting, placement: Placement, options: Options) -
         beside=placement.beside,
         format=options.output_format,
         placement=placement,
+        fingerprint=_options_fingerprint(weighting.method, series, options),
     )
 
 
@@ -101,12 +114,19 @@ def _plan_output(
     *,
     side_files: Sequence[SideFile],
 ) -> PlannedOutput:
-    metadata = {**shared, **_metadata(weighting.method, series, options)}
+    fingerprint = _options_fingerprint(weighting.method, series, options)
+    metadata = {**shared, **_metadata(weighting.method, series, options, fingerprint)}
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
         data_bytes = sum(layout.nbytes for layout in layouts)
         whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
-        return PlannedOutput(weighting=weighting, path=path, files=(whole,), read_back_whole=options.read_back == "all")
+        return PlannedOutput(
+            weighting=weighting,
+            path=path,
+            files=(whole,),
+            read_back_whole=options.read_back == "all",
+            fingerprint=fingerprint,
+        )
     stem = series.members[-1].checkpoint.stem
     files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
     return PlannedOutput(
@@ -116,6 +136,7 @@ def _plan_output(
         folder=True,
         read_back_whole=options.read_back == "all",
         beside=(*index, *side_files),
+        fingerprint=fingerprint,
     )
 
 
@@ -144,7 +165,7 @@ def _run_fields(options: Options) -> dict[str, object]:
     return run_fields(run)
 
 
-def _metadata(method: Method, series: Series, options: Options) -> dict[str, str]:
+def _metadata(method: Method, series: Series, options: Options, fingerprint: str) -> dict[str, str]:
     """Return the metadata of an output."""
     folded = series.folded
     steps = [checkpoint.step for checkpoint in folded if checkpoint.step is not None]
@@ -159,7 +180,7 @@ def _metadata(method: Method, series: Series, options: Options) -> dict[str, str
         "step_unit": next((member.step.unit for member in series.members if member.step), None) if known else None,
         "first_step": steps[0] if known else None,
         "last_step": steps[-1] if known else None,
-        "options_fingerprint": _options_fingerprint(method, series, options),
+        "options_fingerprint": fingerprint,
     }
     written = {f"{OUR_METADATA}{key}": str(value) for key, value in ours.items() if value is not None}
     if series.timeline.after_live:

@@ -7,7 +7,8 @@ several names: they can be replaced if they are tied in every checkpoint that is
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import join
@@ -18,7 +19,8 @@ from ema_cli.record import record
 from ema_cli.records.files import Place
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
-from ema_cli.storage.extents import Extent, Located, contiguous_strides
+from ema_cli.storage.extents import Chain, Extent, Located, Mosaic, TensorLayout, contiguous_strides
+from ema_cli.storage.strided_read import flat_boxes
 from ema_cli.text import listing, quoted, shortlist
 
 _MOST_LINES = 8
@@ -40,17 +42,29 @@ class FoundTensor:
     """``None`` if it is not selected."""
     is_changed: bool
     """Whether the output has other bytes than the last checkpoint."""
+    twins: tuple[Extent, ...] = ()
+    """The same tensor in the files of other ranks."""
 
 
 def find_tensors(last: Checkpoint, planned: Sequence[PlannedTensor], newest: int) -> list[FoundTensor]:
     """Return every tensor of the last checkpoint, which is number ``newest``."""
     by_name = {tensor.name: tensor for tensor in planned}
     found = []
+    twins: defaultdict[int, list[Extent]] = defaultdict(list)
+    for position, file, offset in last.twins:
+        layout = last.index.layouts[position]
+        twins[position].append(Extent(source=last.index.sources[file], offset=offset, layout=layout))
     for position, layout in enumerate(last.index.layouts):
         tensor = by_name.get(layout.name)
         is_changed = tensor is not None and (tensor.action is not Action.COPIED or tensor.copied_from != newest)
         found.append(
-            FoundTensor(name=layout.name, located=last.index.extent(position), planned=tensor, is_changed=is_changed)
+            FoundTensor(
+                name=layout.name,
+                located=last.index.extent(position),
+                planned=tensor,
+                is_changed=is_changed,
+                twins=tuple(twins.get(position, ())),
+            )
         )
     return found
 
@@ -58,7 +72,7 @@ def find_tensors(last: Checkpoint, planned: Sequence[PlannedTensor], newest: int
 def places_of(found: FoundTensor, numbers: Mapping[object, int]) -> tuple[Place, ...]:
     """Return the places of a tensor; ``numbers`` has the number of each source."""
     located = found.located
-    tiles = [((0,) * len(located.layout.shape), located)] if isinstance(located, Extent) else located.tiles
+    tiles = [((0,) * len(located.layout.shape), located)] if isinstance(located, Extent) else _tiles(located)
     return tuple(
         Place(
             file=numbers[extent.source],
@@ -67,9 +81,26 @@ def places_of(found: FoundTensor, numbers: Mapping[object, int]) -> tuple[Place,
             shape=extent.layout.shape,
             strides=extent.layout.strides,
         )
-        for origin, extent in tiles
+        for origin, extent in (*tiles, *(((0,) * len(twin.layout.shape), twin) for twin in found.twins))
         if extent.layout.elements
     )
+
+
+def _tiles(located: Mosaic | Chain) -> Iterable[tuple[tuple[int, ...], Extent]]:
+    """Return the rectangles of a tensor; each link of a chain is a few of them, contiguous one after the other."""
+    if isinstance(located, Mosaic):
+        return located.tiles
+    return [tile for number in range(len(located.layout.links)) for tile in _tiles_of_link(located, number)]
+
+
+def _tiles_of_link(chain: Chain, number: int) -> Iterator[tuple[tuple[int, ...], Extent]]:
+    link, whole = chain.link(number), chain.layout
+    offset = link.offset
+    for box in flat_boxes(whole.shape, chain.begin(number), chain.begin(number + 1)):
+        shape = tuple(stop - first for first, stop in box)
+        inner = TensorLayout(name=whole.name, dtype=whole.dtype, shape=shape, strides=None)
+        yield tuple(first for first, _ in box), replace(link, offset=offset, layout=inner)
+        offset += inner.nbytes
 
 
 def refuse_other_layouts(tensors: Sequence[FoundTensor], last: Checkpoint) -> None:
@@ -172,30 +203,51 @@ def _other_references(
     key_of_weights: str,
 ) -> Iterator[str]:
     """Yield what else refers to the storages of changed tensors and would change, too."""
-    storages: dict[tuple[int, str], int] = {}
     names = {spot: spots[spot][0].name for spot in changed}
-    for spot in changed:
-        at = stored[spot[0]].at(spot[1])
-        storages[spot[0], at.key] = at.begin
-    for (file, key), begin in storages.items():
-        references = stored[file].references
-        views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
-        for view in references.of(key):
-            if 0 not in view.shape:
-                views[_spot(file, begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
-        if not references.is_complete(key):
-            inside = [names[spot] for spot in views if spot in names]
-            yield f"{shortlist(map(quoted, inside), most=2)}: an object of another kind refers to the same storage"
-        for spot, seen in views.items():
-            if spot in names and len(seen) > len(spots[spot]):
-                yield _shares(names[spot], seen, {join(key_of_weights, found.name) for found in spots[spot]})
-        pairs = [(_view(spot, begin), spot) for spot in views]
-        for one, other in overlapping(pairs, most=_MOST_COMPARED):
-            if one in names or other in names:
-                mine, its = (one, other) if one in names else (other, one)
-                what = quoted(views[its][0].path)
-                yield f"{quoted(names[mine])} has some of its bytes in common with {what}"
-                break
+    own = {spot: [join(key_of_weights, found.name) for found in spots[spot]] for spot in changed}
+    for number, file in stored.items():
+        of_file = [spot for spot in changed if spot[0] == number]
+        file.announce(spot[1] for spot in of_file)
+        storages: dict[str, int] = {}
+        inside_of: defaultdict[str, list[Spot]] = defaultdict(list)
+        for spot in of_file:
+            at = file.at(spot[1])
+            storages[at.key] = at.begin
+            inside_of[at.key].append(spot)
+        for key, found in file.references.of(storages.keys()).items():
+            begin = storages[key]
+            views: defaultdict[Spot, list[StoredView]] = defaultdict(list)
+            for view in found:
+                if view.is_known and 0 not in view.shape:
+                    views[_spot(number, begin + view.begin, view.shape, view.strides, view.itemsize)].append(view)
+            if not all(view.is_known for view in found):
+                inside = [quoted(names[spot]) for spot in views if spot in names]
+                yield f"{shortlist(inside, most=2)}: an object of another kind refers to the same storage"
+            yield from _sharing(views, begin, names, own)
+            parts = [spot for spot in inside_of[key] if spot not in views]  # such as parameters in a flat tensor
+            if parts and sum(map(len, views.values())) > 1:
+                yield _shares(names[parts[0]], [view for seen in views.values() for view in seen], own[parts[0]])
+
+
+def _sharing(
+    views: Mapping[Spot, Sequence[StoredView]],
+    begin: int,
+    names: Mapping[Spot, str],
+    own: Mapping[Spot, Sequence[str]],
+) -> Iterator[str]:
+    """Yield which views of a storage, which begins at byte ``begin``, share bytes with a changed tensor.
+
+    ``names`` are those of the changed tensors, and ``own`` the paths of each.
+    """
+    for spot, seen in views.items():
+        if spot in names and len(seen) > len(own[spot]):
+            yield _shares(names[spot], seen, own[spot])
+    for pair in overlapping([(_view(spot, begin), spot) for spot in views], most=_MOST_COMPARED):
+        mine = next((spot for spot in pair if spot in names), None)
+        if mine is not None:
+            other = pair[1] if pair[0] == mine else pair[0]
+            yield f"{quoted(names[mine])} has some of its bytes in common with {quoted(views[other][0].path)}"
+            return
 
 
 def _shares(name: str, seen: Sequence[StoredView], own: Collection[str]) -> str:

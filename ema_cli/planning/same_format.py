@@ -31,6 +31,8 @@ from ema_cli.text import quoted, shortlist
 from ema_cli.weights.methods import Weighting
 
 _DCP = "DCP"
+_IN_SEVERAL_FILES = ("shard", "DeepSpeed ZeRO-3")
+"""Formats that have each tensor once, or list where other ranks have it too."""
 _SAFETENSORS = ".safetensors"
 FindChecksum = Callable[[int, ByteSource, int], Checksum | None]
 """Returns the checksum of the bytes at an offset of a file, by the number of the file."""
@@ -54,6 +56,7 @@ def place_in_copy(
         raise UsageError("--format same needs a checkpoint after the previous average", hint="-o ema.safetensors")
     root = _root(last.path)
     _check_name(last, root, options)
+    _refuse_second_copy(last)
     found = find_tensors(last, tensors, len(members) - 1)
     refuse_other_layouts(found, last)
     sources = _sources_with_tensors(last)
@@ -111,10 +114,25 @@ def _check_name(last: Checkpoint, root: Location | None, options: Options) -> No
     raise UsageError(message, hint=hint)
 
 
+def _refuse_second_copy(last: Checkpoint) -> None:
+    """Raise if the checkpoint has the weights once more, where they would not be replaced.
+
+    Raises:
+        InputRefused: it has.
+
+    """
+    if last.second_copy:
+        raise InputRefused(
+            f"{quoted(str(last.path))} has the weights once more: {last.second_copy}; the averages would contradict "
+            "them",
+            hint=INSTEAD,
+        )
+
+
 def _sources_with_tensors(last: Checkpoint) -> list[ByteSource]:
     """Return the files of a checkpoint that have tensors, in order."""
     _, files = last.index.places
-    return [last.index.sources[number] for number in sorted(set(files) or {0})]
+    return [last.index.sources[number] for number in sorted({*files, *(file for _, file, _ in last.twins)} or {0})]
 
 
 def _stored_files(last: Checkpoint, numbers: Mapping[object, int]) -> dict[int, StoredFile]:
@@ -128,7 +146,7 @@ def _stored_files(last: Checkpoint, numbers: Mapping[object, int]) -> dict[int, 
         return {}
     opened = {number: open_stored(source) for source, number in numbers.items() if isinstance(source, ByteSource)}
     stored = {number: file for number, file in opened.items() if file is not None}
-    if len(stored) > 1 and "shard" not in last.format:
+    if len(stored) > 1 and not any(form in last.format for form in _IN_SEVERAL_FILES):
         raise InputRefused(
             f"{quoted(str(last.path))} has the weights in the files of several ranks, which may have copies of some; "
             "the averages cannot be put into all of them",
@@ -193,9 +211,10 @@ def _finder(last: Checkpoint, names: Mapping[int, str], stored: Mapping[int, Sto
 
     metadata = next(source for source in last.index.sources if PurePath(source.name).name == METADATA)
     chunks = ChunkChecksums(metadata.read(0, metadata.size()))
+    tables = {source: last.index.checksums(file) for file, source in enumerate(last.index.sources)}
 
     def find(number: int, source: ByteSource, offset: int) -> Checksum | None:
-        table = last.index.checksums(last.index.sources.index(source))
+        table = tables[source]
         record = None if table is None else table.find(offset)
         return chunks.find(PurePath(names[number]).name, source, offset, 0 if record is None else record.crc32)
 

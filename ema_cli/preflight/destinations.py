@@ -172,14 +172,20 @@ def refuse_overlap(output: Path, path: Path, *, ours: bool, skipped: bool = Fals
 
 
 def _refuse_report_of_another(output: PlannedOutput) -> None:
-    """Raise if the output ``ema/`` would overwrite the report of ``ema.safetensors``, or the other way round."""
+    """Raise if the output ``ema/`` would overwrite the report of ``ema.safetensors``, or the other way round.
+
+    ``ema.pt`` and ``ema.pt.safetensors`` have one report, too.
+    """
     if isinstance(output.path, Url):
         return
-    other = output.path.with_name(f"{output.path.name}.safetensors") if output.folder else output.path.with_suffix("")
+    name = output.path.name
+    is_bare = output.folder or not name.endswith(".safetensors")
+    other = output.path.with_name(f"{name}.safetensors" if is_bare else name.removesuffix(".safetensors"))
     with Writing(output.path):
         is_there = other.exists()
     report = read_report(output.path) if is_there else None
-    if report is not None and report.averages and bool(report.averages[0].output.files) != output.folder:
+    written = report.averages[0].output if report is not None else None
+    if written is not None and (bool(written.files) != output.folder or Path(written.path).name == other.name):
         name = quoted(report_path(output.path).name)
         raise OutputError(f"{name} is the report of {quoted(str(other))}", hint="choose another name with -o")
 

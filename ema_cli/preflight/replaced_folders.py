@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
 from ema_cli.formats.open import look_at
-from ema_cli.records.files import is_weights
+from ema_cli.formats.own_outputs import is_as_reported, marked, output_without_metadata
+from ema_cli.records.files import FileRole, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.records.reported_output import Output
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.storage.locations import Location
 from ema_cli.text import quoted, shortlist
@@ -45,8 +48,7 @@ def examine_output_folder(output: PlannedOutput) -> OldFolder | None:
         if not is_nonempty_folder(folder):
             return None
         listed = _listed_files(folder)
-        new = {*(file.name for file in output.files), *(side.name for side in output.beside)}
-        old = examine_old_folder(folder, listed, new)
+        old = examine_old_folder(folder, listed, output.sizes)
         refuse_unlisted_weights(folder, old.kept if old else ())
         return old
 
@@ -88,23 +90,34 @@ def _listed_files(folder: Path) -> frozenset[str]:
     """
     path = report_path(folder)
     try:
-        files = [file for average in load_report(path).averages for file in average.output.files]
+        outputs = [average.output for average in load_report(path).averages]
+        files = [file for output in outputs for file in output.files]
     except NothingMatched:
         reason = NO_REPORT
     except EmaAvgError as error:
         reason = f"{NO_REPORT} ({error.message})"
     else:
-        ours = any(is_our_output(folder / file.name) for file in files if file.name.endswith(".safetensors"))
+        ours = any(map(partial(_is_ours, folder), outputs))
         if ours and any(_has_size(folder / file.name, file.bytes) for file in files):
             return frozenset(file.name for file in files)
         reason = f"but {quoted(path.name)} describes other files"
     raise foreign_folder(folder, reason, describe_entries(folder))
 
 
+def _is_ours(folder: Path, output: Output) -> bool:
+    """Whether a file with weights in a folder is of this program: by its metadata, else by its report."""
+    if output.format == "safetensors":
+        return any(is_our_output(folder / file.name) for file in output.files if file.name.endswith(".safetensors"))
+    weights = (file for file in output.files if file.role == FileRole.WEIGHTS)
+    return any(is_as_reported(folder / file.name, file) for file in weights)
+
+
 def is_our_output(path: Location) -> bool:
-    """Whether a file is an output of this program, by its metadata."""
+    """Whether a file is an output of this program, by its metadata, or by the report beside it."""
+    if output_without_metadata(path) is not None:
+        return True
     found = look_at(path)
-    return found is not None and found.made_by_us
+    return found is not None and marked(found).made_by_us
 
 
 def _has_size(path: Path, size: int) -> bool:

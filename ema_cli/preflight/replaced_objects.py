@@ -43,5 +43,4 @@ def _refuse_foreign(output: PlannedOutput, names: list[str]) -> None:
     if listed.isdisjoint(names):
         reason = f"but {quoted(report_path(output.path).name)} describes other files" if report else NO_REPORT
         raise foreign_folder(output.path, reason, [quoted(name) for name in sorted(names)])
-    written = {*(file.name for file in output.files), *(side.name for side in output.beside)}
-    refuse_unlisted_weights(output.path, sorted(set(names) - listed - written))
+    refuse_unlisted_weights(output.path, sorted(set(names) - listed - set(output.sizes)))

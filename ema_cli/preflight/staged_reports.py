@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError
+from ema_cli.records.reported_output import File, Output
 from ema_cli.report.beside import load_report, report_path
-from ema_cli.report.model import File, Output
 from ema_cli.write.publish import publish
 from ema_cli.write.temp_names import leftovers_of
 

@@ -6,20 +6,21 @@ The version of the program in a header does not count: what an earlier version w
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from ema_cli.errors import EmaAvgError, NothingNew, OutputError
 from ema_cli.formats.json_text import parse_object
+from ema_cli.formats.own_outputs import is_as_reported
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import OUR_METADATA
 from ema_cli.preflight.replaced_folders import examine_output_folder
 from ema_cli.records.files import PlannedFile, is_weights
 from ema_cli.records.plan import Plan, PlannedOutput
+from ema_cli.records.reported_output import Output
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import join_reports, read_report
-from ema_cli.report.model import File, Output, Report
+from ema_cli.report.model import Report
 from ema_cli.report.redaction import redacted_report
 from ema_cli.storage.locations import Location, exists, open_source
 from ema_cli.storage.url import Url
@@ -99,18 +100,47 @@ def _examine(output: PlannedOutput, plan: Plan, options: Options) -> Report | st
     for checkpoint, fingerprint in zip(plan.checkpoints, fingerprints, strict=True):
         if checkpoint.fingerprint != fingerprint:
             return f"made before {quoted(str(checkpoint.path))} was changed or touched"
+    newer = _newer_side_file(output, report.averages[0].output) if output.placement is not None else None
+    if newer is not None:
+        return f"made before {quoted(str(newer))} was changed or touched"
     return _difference(output, report, options) or _with_current_paths(output, report, plan.checkpoints)
+
+
+def _newer_side_file(output: PlannedOutput, written: Output) -> Path | None:
+    """Return a file of the last checkpoint that was modified after it was copied whole; ``None`` if there is none."""
+    times = {file.name: file.modified_ns for file in written.files}
+    for side in output.beside:
+        if isinstance(side.source, Path) and _modified_ns(side.source) > times.get(side.name, 0):
+            return side.source
+    return None
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _difference(output: PlannedOutput, report: Report, options: Options) -> str:
     """Return how an output differs from its report and from the plan; empty if it does not."""
     if options.sha256 and not all(known.sha256 for known in report.inputs):
         return "made without --sha256"
-    if not all(_has_header(output.path / file.name if output.folder else output.path, file) for file in output.files):
+    written = report.averages[0].output
+    if written.format != output.format:
+        return f"made with --format {written.format}"
+    if not _has_options(output, report):
         return "made with other options or by another version"
-    if isinstance(output.path, Path) and not _is_as_written(output, report.averages[0].output):
+    if isinstance(output.path, Path) and not _is_as_written(output, written):
         return "changed after it was written"
     return ""
+
+
+def _has_options(output: PlannedOutput, report: Report) -> bool:
+    """Whether an output has the planned headers; one without headers has the options of the plan, by its report."""
+    if output.placement is not None:
+        return report.averages[0].output.options_fingerprint == output.fingerprint
+    return all(_has_header(output.path / file.name if output.folder else output.path, file) for file in output.files)
 
 
 def _is_in_the_way(output: PlannedOutput) -> bool:
@@ -170,28 +200,15 @@ def _without_version(header: bytes) -> tuple[dict[str, object], dict[str, object
 def _is_as_written(output: PlannedOutput, written: Output) -> bool:
     """Whether the files of an output are those of its report and of the plan, and unchanged."""
     if not output.folder:
-        return _is_untouched(output.local, written)
-    known = {file.name: file for file in written.files}
-    beside = {side.name: side.nbytes for side in output.beside}
-    planned = {file.name for file in output.files} | set(beside)
+        return not written.files and is_as_reported(output.local, written)
+    known, planned = {file.name: file for file in written.files}, output.sizes
     try:
         weights = {path.name for path in output.local.iterdir() if is_weights(path.name)}
     except OSError:
         return False
     return (
-        set(known) == planned
-        and all(known[name].bytes == nbytes for name, nbytes in beside.items())
-        and weights == {name for name in planned if is_weights(name)}
-        and all(_is_untouched(output.local / name, file) for name, file in known.items())
+        known.keys() == planned.keys()
+        and all(known[name].bytes == nbytes for name, nbytes in planned.items() if nbytes is not None)
+        and weights <= known.keys()
+        and all(is_as_reported(output.local / name, file) for name, file in known.items())
     )
-
-
-def _is_untouched(path: Path, written: Output | File) -> bool:
-    """Whether a file still has the time or, if not, the digest in its report."""
-    try:
-        if path.stat().st_mtime_ns == written.modified_ns:
-            return True
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == written.sha256
-    except OSError:
-        return False

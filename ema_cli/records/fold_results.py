@@ -69,6 +69,57 @@ class TensorOutcome:
 
 
 @record
+class TensorPart:
+    """What a fold computes for some blocks of a tensor, one after the other; other processes fold its other blocks."""
+
+    number: int
+    """Position of the tensor in the plan."""
+    first: int
+    """Position of the first block in the tensor."""
+    stop: int
+    """Position after the last."""
+    crcs: tuple[int, ...]
+    """CRC-32 of the blocks in each checkpoint that contributes to the tensor, then in each output."""
+    lengths: tuple[int, ...]
+    """Bytes of the blocks there."""
+    sums: tuple[tuple[float, ...], ...]
+    """Per average, the sums of each block; empty for a copied tensor."""
+    nonfinite: tuple[bool, ...]
+    """Per average, whether it has NaN or infinity in these blocks."""
+    kept: tuple[bool, ...]
+    """Per average, whether a block of a constant tensor is not what its sum would be."""
+    sample: bytes
+    """As in ``TensorOutcome``, with zeros for the elements of other blocks."""
+
+
+@record
+class RecordPart:
+    """Bytes of an archive's record that were read; other processes read the others."""
+
+    checkpoint: int
+    """Position of the checkpoint."""
+    file: int
+    """Number of the file in the checkpoint."""
+    offset: int
+    """Of the record in the file, in bytes."""
+    begin: int
+    """Of the bytes in the file."""
+    length: int
+    crc32: int
+
+
+@record
+class FoldPart:
+    """What a process has folded of a run that several processes share."""
+
+    outcomes: tuple[TensorOutcome, ...]
+    """Of the tensors that it folded whole."""
+    parts: tuple[TensorPart, ...]
+    records: tuple[RecordPart, ...]
+    """Of the records that it read in part."""
+
+
+@record
 class FoldOutcome:
     """What a fold measures, besides the tensors that it writes."""
 

@@ -101,6 +101,18 @@ class PlannedOutput:
     format: OutputFormat = "safetensors"
     placement: Placement | None = None
     """The files of an output in another format, which has no ``files``."""
+    fingerprint: str = ""
+    """Hash of every option that decides the bytes; empty for a copy of one checkpoint."""
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The files of a folder by name, with their sizes; ``None`` for safetensors, whose header may grow."""
+        placed = () if self.placement is None else self.placement.files
+        return {
+            **dict.fromkeys(file.name for file in self.files),
+            **{side.name: side.nbytes for side in self.beside},
+            **{file.name: file.nbytes for file in placed},
+        }
 
     @property
     def local(self) -> Path:
@@ -122,9 +134,9 @@ class PlannedOutput:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights and their index."""
+        """Bytes of the weights and their index; of a copy of a checkpoint all bytes."""
         if self.placement is not None:
-            return sum(file.nbytes for file in self.placement.files)
+            return sum(file.nbytes for file in self.placement.files) + sum(side.nbytes for side in self.beside)
         index = sum(file.nbytes for file in self.beside if file.role is FileRole.INDEX)
         return sum(file.nbytes for file in self.files) + index
 

@@ -42,6 +42,16 @@ class Skipped:
     """It is an output of this program."""
 
 
+class Mark(StrEnum):
+    """What the report beside a checkpoint says of it; see ``ema_cli.formats.own_outputs``."""
+
+    NONE = ""
+    OURS = "ours"
+    """It is an output in a format without metadata of this program."""
+    CHANGED = "changed"
+    """It has the name of such an output, and other bytes: it is a checkpoint like others."""
+
+
 @record
 class Checkpoint:
     """A checkpoint whose structure was read, but not its tensor data."""
@@ -66,8 +76,14 @@ class Checkpoint:
     """Warnings about the choice of weights."""
     choice: tuple[str, ...] = ()
     """Which weights were taken, and what else there is, in words."""
+    second_copy: str = ""
+    """Where the checkpoint holds the same weights once more, which a trainer may load instead; empty if nowhere."""
+    twins: tuple[tuple[int, int, int], ...] = ()
+    """More places of tensors, which other ranks have stored too: number of the tensor, number of the file, byte."""
     dropped: tuple[RunWarning, ...] = ()
     """Warnings about trained numbers of the checkpoint that are not among its tensors."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Of each tensor of a DCP folder, its path in the nested state dict that was saved; empty for other formats."""
     side_files: tuple[str, ...] = ()
     """Files of a checkpoint folder that belong to the model, not to the training: configuration, tokenizer."""
     stem: str = "model"
@@ -76,6 +92,8 @@ class Checkpoint:
     """Tensors that have no plain numbers: name and reason; refused only if they are wanted."""
     quantized: str = ""
     """Why a configuration beside the weights means that they are quantized; empty if it does not."""
+    mark: Mark = Mark.NONE
+    """What the report beside it says, once that was read."""
 
     def __repr__(self) -> str:
         place = f"weights under {quoted(self.key)}, " if self.key else ""
@@ -94,6 +112,11 @@ class Checkpoint:
     @property
     def made_by_us(self) -> bool:
         """Whether the file is an output of this program."""
+        return self.mark is Mark.OURS or self.has_our_metadata
+
+    @property
+    def has_our_metadata(self) -> bool:
+        """Whether the file has the metadata of an output of this program."""
         return "ema_avg.version" in self.metadata
 
     @property

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,9 +15,11 @@ from ema_cli.errors import RunWarning
 from ema_cli.fold.kernel import lane_name
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
-from ema_cli.records.files import Written
+from ema_cli.records.files import FileRole, Written
 from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
 from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
+from ema_cli.records.ranks import RankShare
+from ema_cli.records.reported_output import File, Output
 from ema_cli.records.series import OrderedCheckpoint, Series
 from ema_cli.report import model
 from ema_cli.report.input_paths import path_from_output
@@ -38,6 +40,7 @@ def build_report(
     resumed_tensors: int,
     seconds: float,
     fold_seconds: float,
+    ranks: Sequence[RankShare] = (),
 ) -> model.Report:
     """Return the report of a run with all its averages, without secrets.
 
@@ -75,7 +78,10 @@ def build_report(
             throughput_bytes_per_second=bytes_read / max(fold_seconds, 1e-9),
         ),
         warnings=tuple(warnings),
-        environment=environment(plan.device, plan.device_reason, lane_name() if plan.device == "cpu" else None),
+        environment=replace(
+            environment(plan.device, plan.device_reason, lane_name() if plan.device == "cpu" else None),
+            ranks=tuple(ranks),
+        ),
     )
     return redacted_report(report)
 
@@ -201,22 +207,24 @@ def _pieces(tensor: PlannedTensor, k: int) -> model.TensorPieces | None:
     return model.TensorPieces(axis=pieces.axis, inputs=pieces.inputs, factors=pieces.factors[k])
 
 
-def describe_output(output: PlannedOutput, written: Written, dtype: str) -> model.Output:
+def describe_output(output: PlannedOutput, written: Written, dtype: str) -> Output:
     """Return the description of a written output; ``dtype`` is the requested element type."""
-    return model.Output(
+    return Output(
         path=str(output.path),
-        bytes=output.nbytes,
+        bytes=sum(file.nbytes for file in written.files if file.role is not FileRole.SIDE_FILE),
         sha256=written.sha256,
         modified_ns=written.modified_ns,
         files=_files(written),
         dtype=dtype,
+        format=output.format,
+        options_fingerprint=output.fingerprint or None,
     )
 
 
-def _files(written: Written) -> tuple[model.File, ...]:
+def _files(written: Written) -> tuple[File, ...]:
     """Return the files of a folder; none if the output is one file."""
     return tuple(
-        model.File(name=f.name, role=str(f.role), bytes=f.nbytes, sha256=f.sha256, modified_ns=f.modified_ns)
+        File(name=f.name, role=str(f.role), bytes=f.nbytes, sha256=f.sha256, modified_ns=f.modified_ns)
         for f in (written.files if written.folder else ())
     )
 

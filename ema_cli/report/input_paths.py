@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ema_cli.report.model import Input, Output
+from ema_cli.records.reported_output import Output
+from ema_cli.report.model import Input
 from ema_cli.storage.locations import Location, identity_of, locate_listed
 from ema_cli.storage.url import Url
 

@@ -1,4 +1,4 @@
-"""Report schema 1.5. Minor versions add fields, major versions change them; readers ignore unknown fields.
+"""Report schema 1.6. Minor versions add fields, major versions change them; readers ignore unknown fields.
 
 All numbers are raw: bytes, seconds, full float64. An undefined number is ``None``, never NaN.
 """
@@ -9,10 +9,12 @@ from ema_cli.errors import RunWarning
 from ema_cli.options.config_used import ConfigUsed
 from ema_cli.record import record
 from ema_cli.records.fold_results import RunGeometry
+from ema_cli.records.ranks import RankShare
+from ema_cli.records.reported_output import Output
 from ema_cli.records.series_evidence import Evidence
 from ema_cli.weights.diagnostics import Diagnostics
 
-SCHEMA_VERSION = "1.5"
+SCHEMA_VERSION = "1.6"
 
 
 @record
@@ -140,39 +142,6 @@ class Tensor:
 
 
 @record
-class File:
-    """A file of an output folder."""
-
-    name: str
-    role: str
-    """``weights``; ``index``: lists which file holds which tensor; ``companion``: a copied side file, not counted."""
-    bytes: int
-    sha256: str
-    modified_ns: int
-
-
-@record
-class Output:
-    """A written file, or a folder of files.
-
-    The ``sha256`` of a folder with one weights file is the digest of that file. With several, it is the digest of the
-    lines that ``sha256sum`` prints for the weights and their index, sorted by name.
-    """
-
-    path: str
-    bytes: int
-    """Size of the weights and their index."""
-    sha256: str
-    """Digest of the bytes read back from the disk."""
-    dtype: str
-    """The requested element type: ``same`` or a torch name."""
-    modified_ns: int | None = None
-    """Modification time after writing: an unchanged file is recognized by it, without reading it."""
-    files: tuple[File, ...] = ()
-    """The files of a folder, sorted by name; empty if the output is one file."""
-
-
-@record
 class Average:
     """One average of the inputs."""
 
@@ -220,6 +189,8 @@ class Environment:
     lane: str | None = None
     """What the fold on the CPU used: the kernel compiled for ``avx512``, ``avx2``, ``neon`` or ``baseline``, or
     ``numpy``. The bytes are the same. ``None`` if nothing was folded on the CPU. Since 1.5."""
+    ranks: tuple[RankShare, ...] = ()
+    """The processes that averaged together, under torchrun or srun; empty if there was one. Since 1.6."""
 
 
 @record

@@ -37,6 +37,7 @@ def plan_document(plan: Plan, warnings: Sequence[RunWarning], config: ConfigUsed
                 "diagnostics": dataclasses.asdict(diagnose_output(plan.series, output)),
                 "continued": _continued(plan, output),
                 "output": str(output.path),
+                "format": output.format,
                 "files": _files(output),
             }
             for output in plan.outputs
@@ -57,6 +58,9 @@ def _files(output: PlannedOutput) -> list[dict[str, object]]:
     if not output.folder:
         return []
     weights = [{"name": file.name, "role": str(FileRole.WEIGHTS), "bytes": file.nbytes} for file in output.files]
+    for file in () if output.placement is None else output.placement.files:
+        role = FileRole.WEIGHTS if file.holds_tensors else FileRole.SIDE_FILE
+        weights.append({"name": file.name, "role": str(role), "bytes": file.nbytes})
     return [*weights, *({"name": side.name, "role": str(side.role), "bytes": side.nbytes} for side in output.beside)]
 
 
@@ -78,6 +82,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
         "stripped_prefixes": checkpoint.stripped,
         "steps": [dataclasses.asdict(step) for step in checkpoint.steps],
         "metadata": checkpoint.metadata,
+        "made_by_ema_avg": checkpoint.made_by_us,
         "unreadable": dict(checkpoint.unreadable),
         "quantized": checkpoint.quantized,
         "ignored": checkpoint.ignored,

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
-from typing import Any
+from typing import Any, get_args
 
 from ema_cli.dtypes import BY_NAME, Kind
+from ema_cli.options.output_options import OutputFormat
 from ema_cli.records.files import FileRole
 from ema_cli.records.fold_results import RunGeometry
 from ema_cli.records.plan import Action
 from ema_cli.records.record_types import describe, field_types
+from ema_cli.records.reported_output import File, is_inner_name
 from ema_cli.records.series import Role
 from ema_cli.records.series_evidence import Evidence
-from ema_cli.report.model import SCHEMA_VERSION, Average, File, Report, Tensor
+from ema_cli.report.model import SCHEMA_VERSION, Average, Report, Tensor
 from ema_cli.text import plural, quoted, safe_text
 
 _LARGEST_SIZE = 1 << 62
@@ -125,7 +126,7 @@ def _of_evidence(evidence: Evidence | None, inputs: int) -> Iterator[str]:
 def _of_files(files: Sequence[File]) -> Iterator[str]:
     """Yield files with an unknown role, and names that point outside the folder or are not printable."""
     for file in files:
-        if PurePath(file.name).name != file.name or not file.name.isprintable() or file.role not in set(FileRole):
+        if not is_inner_name(file.name) or file.role not in set(FileRole):
             yield f"output.files has {quoted(file.name)}, {quoted(file.role)}"
 
 
@@ -161,6 +162,8 @@ def _of_average(average: Average, inputs: int, *, recomputed: bool) -> Iterator[
         yield "its method has a power without inv_gamma"
     if not recomputed and any(tensor.action == Action.RECOMPUTED for tensor in average.tensors):
         yield "it has recomputed tensors, but not how they were recomputed"
+    if average.output.format not in get_args(OutputFormat):
+        yield f"output.format is {quoted(average.output.format)}"
     yield from _of_files(average.output.files)
     for tensor in average.tensors:
         yield from _of_tensor(tensor, inputs)

@@ -19,6 +19,7 @@ RANKS = (
     frozenset(
         {
             *("evidence-unrelated", "evidence-outlier", "runs-mixed", "averages-averaged", "nothing-averaged"),
+            "output-changed",
             *("weights-dropped", "integers-differ", "nonfinite-written", "lora-factors"),
         }
     ),

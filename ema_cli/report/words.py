@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from ema_cli.records.files import FileRole
 from ema_cli.records.plan import PlannedOutput
+from ema_cli.records.reported_output import Output
 from ema_cli.records.series_evidence import APART, LEAST_FOR_ORDER, LONGER, Evidence
-from ema_cli.report.model import Average, BatchNormUpdate, MethodUsed, Output, Report
+from ema_cli.report.model import Average, BatchNormUpdate, MethodUsed, Report
 from ema_cli.text import human_bytes, number, percent, plural, quoted, safe_text, shortlist
 from ema_cli.weights.diagnostics import Diagnostics
 from ema_cli.weights.methods import decay_words
@@ -239,10 +240,16 @@ def output_path(output: Output) -> str:
     return f"{output.path}/" if output.files else output.path
 
 
+FORMATS = {"same": "a copy of the last checkpoint", "dcp": "torch.distributed.checkpoint"}
+"""Formats of outputs in words, except safetensors."""
+
+
 def output_size(output: Output) -> str:
-    """Return the size of an output and, for a folder, its number of weight files."""
+    """Return the size of an output, for a folder its number of weight files, and its format unless safetensors."""
     weights = sum(file.role == FileRole.WEIGHTS for file in output.files)
-    return human_bytes(output.bytes) + (f" in {plural(weights, 'shard')}" if weights else "")
+    noun = "file" if output.format in FORMATS else "shard"
+    size = human_bytes(output.bytes) + (f" in {plural(weights, noun)}" if weights else "")
+    return f"{size} ({FORMATS[output.format]})" if output.format in FORMATS else size
 
 
 def side_files(output: Output) -> str:

@@ -46,7 +46,10 @@ class RecordTable:
 
 @dataclass(slots=True)
 class _ReadRanges:
-    """The ranges of a record that were read, joined if they touch. Overlapping ranges stay separate."""
+    """The ranges of a record that were read, joined if they touch.
+
+    No two begin at one byte, nor end at one: of two views of a storage, the range that was added first stays.
+    """
 
     ends: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By the beginning of a range: its end and its CRC-32."""
@@ -54,8 +57,10 @@ class _ReadRanges:
     """By the end of a range: its beginning."""
 
     def add(self, begin: int, end: int, crc: int) -> None:
+        if begin in self.ends or end in self.begins:
+            return
         left = self.begins.pop(begin, None)
-        if left in self.ends:
+        if left is not None:
             _, left_crc = self.ends.pop(left)
             crc = zlib_ng.crc32_combine(left_crc, crc, end - begin)
             begin = left
@@ -67,6 +72,17 @@ class _ReadRanges:
             end = right_end
         self.ends[begin] = end, crc
         self.begins[end] = begin
+
+    def gaps(self, begin: int, end: int) -> list[tuple[int, int]] | None:
+        """Return the ranges between ``begin`` and ``end`` that were not read; ``None`` if some were read twice."""
+        missing = []
+        for first, (stop, _) in sorted(self.ends.items()):
+            if first < begin:
+                return None
+            if first > begin:
+                missing.append((begin, first))
+            begin = stop
+        return [*missing, (begin, end)] if begin < end else missing
 
 
 class Assembly:
@@ -91,6 +107,16 @@ class Assembly:
             del self._open[key]
             self._whole.add(key)
             return found
+
+    def ranges(self) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
+        """Return what was read of the unfinished records: begin, end and CRC-32 of each range, by file and offset."""
+        return {
+            key: [(begin, end, crc) for begin, (end, crc) in found.ends.items()] for key, found in self._open.items()
+        }
+
+    def gaps(self, file: int, record: Record) -> list[tuple[int, int]] | None:
+        """Return the ranges of a record that were not read; ``None`` if some were read twice."""
+        return self._open[file, record.offset].gaps(record.offset, record.offset + record.size)
 
     def unfinished(self) -> set[tuple[int, int]]:
         """Return the records that were read partly, or in overlapping pieces: pairs of file and offset."""

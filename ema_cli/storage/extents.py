@@ -1,9 +1,9 @@
 """The index of a checkpoint: for each tensor its name, type, shape, and the position of its elements.
 
 A checkpoint is one file or several. A tensor is one piece of one file, or consists of rectangles (``Part``) in several
-files, as trainers on many machines write them. The checkpoints of a run share a layout, which is held once
-(``LayoutPool``); each checkpoint adds one offset per piece: 64 checkpoints of 3,000 tensors are 64 arrays of 24 kB and
-one list of names.
+files, as trainers on many machines write them, or of links: consecutive stretches of its flattened elements. The
+checkpoints of a run share a layout, which is held once (``LayoutPool``); each checkpoint adds one offset per piece: 64
+checkpoints of 3,000 tensors are 64 arrays of 24 kB and one list of names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -48,11 +49,13 @@ class TensorLayout:
     """Elements from one index to the next, per dimension; ``None`` when contiguous in C order."""
     parts: tuple[Part, ...] = ()
     """Rectangles that together are the tensor, each with its own position; empty if it is one piece."""
+    links: tuple[int, ...] = ()
+    """First elements of the stretches of the flattened tensor that are stored separately; empty if it is not cut up."""
 
     @property
     def pieces(self) -> int:
         """The number of separately stored pieces."""
-        return len(self.parts) or 1
+        return len(self.parts) or len(self.links) or 1
 
     @property
     def elements(self) -> int:
@@ -85,7 +88,45 @@ class Mosaic:
     """For each rectangle the index of its first element, and its extent."""
 
 
-Located = Extent | Mosaic
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A tensor that consists of links: consecutive stretches of its flattened elements, each stored contiguously.
+
+    A tensor that a thousand ranks share has a thousand links, so the extent of a link is made when it is asked for.
+    """
+
+    layout: TensorLayout
+    index: TensorIndex
+    first: int
+    """The number of the first link among the pieces of the index."""
+
+    def link_at(self, element: int) -> int:
+        """Return the number of the link that holds an element."""
+        return bisect_right(self.layout.links, element) - 1
+
+    def begin(self, number: int) -> int:
+        """Return the first element of a link, or for the number after the last link the number of elements."""
+        return self.layout.links[number] if number < len(self.layout.links) else self.layout.elements
+
+    def link(self, number: int) -> Extent:
+        """Return a link as a tensor of its own, of one dimension."""
+        return self.index.link(self, number)
+
+    def split(self, start: int, count: int) -> Iterator[tuple[Extent, int, int]]:
+        """Yield the links that hold the elements ``[start, start + count)``.
+
+        Each comes with the first of these elements, counted from the beginning of the link, and their number.
+        """
+        stop = start + count
+        number = self.link_at(start)
+        while start < stop:
+            begin, end = self.begin(number), min(stop, self.begin(number + 1))
+            yield self.link(number), start - begin, end - start
+            start = end
+            number += 1
+
+
+Located = Extent | Mosaic | Chain
 """A tensor with its position or positions."""
 
 
@@ -163,11 +204,11 @@ class TensorIndex:
     ) -> None:
         self.sources = tuple(sources)
         self.layouts = layouts
-        self._offsets = array("q", offsets)
-        self._files = array("q", files)
+        self._offsets = _as_array(offsets)
+        self._files = _as_array(files)
         self._records = records
         counts = (layout.pieces for layout in layouts)
-        has_parts = any(len(layout.parts) > 1 for layout in layouts)
+        has_parts = any(layout.pieces > 1 for layout in layouts)
         self._first = array("q", accumulate(counts, initial=0)) if has_parts else None
         """The first piece of each tensor; ``None`` if each tensor is one piece."""
 
@@ -195,6 +236,8 @@ class TensorIndex:
         """Return the tensor at ``position``."""
         layout = self.layouts[position]
         piece = position if self._first is None else self._first[position]
+        if layout.links:
+            return Chain(layout=layout, index=self, first=piece)
         if not layout.parts:
             return self._extent(piece, layout)
         tiles = []
@@ -202,6 +245,12 @@ class TensorIndex:
             inner = TensorLayout(name=layout.name, dtype=layout.dtype, shape=part.shape, strides=part.strides)
             tiles.append((part.origin, self._extent(number, inner)))
         return Mosaic(layout=layout, tiles=tuple(tiles))
+
+    def link(self, chain: Chain, number: int) -> Extent:
+        """Return a link of a tensor of this index."""
+        whole, elements = chain.layout, chain.begin(number + 1) - chain.begin(number)
+        inner = TensorLayout(name=whole.name, dtype=whole.dtype, shape=(elements,), strides=None)
+        return self._extent(chain.first + number, inner)
 
     def _extent(self, piece: int, layout: TensorLayout) -> Extent:
         file, offset = self._files[piece] if self._files else 0, self._offsets[piece]
@@ -218,7 +267,7 @@ class TensorIndex:
             end = begin + layout.pieces
             if layout.elements:
                 pieces = (tuple(self._offsets[begin:end]), tuple(self._files[begin:end]))
-                key = (pieces, layout.dtype, layout.shape, layout.strides, layout.parts)
+                key = (pieces, layout.dtype, layout.shape, layout.strides, layout.parts, layout.links)
                 earlier = first.setdefault(key, layout.name)
                 if earlier != layout.name:
                     tied[layout.name] = earlier
@@ -253,6 +302,11 @@ class TensorIndex:
         """Close all files."""
         for source in self.sources:
             source.close()
+
+
+def _as_array(numbers: Sequence[int]) -> array[int]:
+    """Return numbers as an array; one that is an array already, which checkpoints may share, is not copied."""
+    return numbers if isinstance(numbers, array) and numbers.typecode == "q" else array("q", numbers)
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Input -> output: an extent and the range ``[start, start + count)`` of its flattened elements -> raw bytes.
 A contiguous tensor is one read. For any other tensor the range is split into boxes (rectangles of the index space). A
 box is read in one piece if its bytes are close together, else it is halved along the dimension with the largest span.
-If a tensor has several parts, each part gives its share of a box.
+If a tensor has several parts, each part gives its share of a box; of a chain of links, each link is one read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ema_cli.storage.extents import Extent, Located, Mosaic, contiguous_strides, span
+from ema_cli.storage.extents import Chain, Extent, Located, Mosaic, contiguous_strides, span
 
 Bytes = NDArray[np.uint8]
 
@@ -50,6 +50,9 @@ def read_elements(extent: Located, start: int, out: Bytes, on_read: OnRead = ign
 
     """
     layout = extent.layout
+    if isinstance(extent, Chain):
+        _read_links(extent, start, out, on_read)
+        return
     if isinstance(extent, Extent) and layout.strides is None:
         offset = extent.offset + start * layout.dtype.itemsize
         extent.source.read_into(offset, out.data)
@@ -71,6 +74,13 @@ def read_elements(extent: Located, start: int, out: Bytes, on_read: OnRead = ign
         extent.source.unspool(*_storage_range(extent), len(out))
 
 
+def _read_links(chain: Chain, start: int, out: Bytes, on_read: OnRead) -> None:
+    size, done = chain.layout.dtype.itemsize, 0
+    for link, first, count in chain.split(start, len(out) // size):
+        read_elements(link, first, out[done : done + count * size], on_read)
+        done += count * size
+
+
 def read_block(extent: Located, start: int, count: int) -> Bytes:
     """Return ``count`` elements of a tensor as they are stored, in memory of their own.
 
@@ -88,7 +98,10 @@ def announce(extent: Located, start: int, count: int) -> None:
     if count == 0:
         return
     size = extent.layout.dtype.itemsize
-    if isinstance(extent, Mosaic):
+    if isinstance(extent, Chain):
+        for link, first, length in extent.split(start, count):
+            announce(link, first, length)
+    elif isinstance(extent, Mosaic):
         for box in flat_boxes(extent.layout.shape, start, start + count):
             for part, inside, _ in overlaps(_tiles(extent), box):
                 first, last = _reach(inside, _strides(part))

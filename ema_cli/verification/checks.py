@@ -20,16 +20,16 @@ from dataclasses import replace
 from ema_cli.discovery.changes import check_unchanged
 from ema_cli.errors import InputRefused, NothingMatched, UsageError, VerificationFailed
 from ema_cli.events import Counted, Listener, ignore
-from ema_cli.formats.open import open_checkpoint
 from ema_cli.options.average import DEFAULT_SAMPLES
 from ema_cli.options.keyword_messages import keywords_in_errors
 from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import load_report, report_path
 from ema_cli.report.model import SCHEMA_VERSION, Report
-from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location
 from ema_cli.text import plural, quoted, shortlist
+from ema_cli.verification.copied_bytes import CopyScope, check_copied_bytes
+from ema_cli.verification.input_reader import InputReader
 from ema_cli.verification.inputs import FoundInput, check_input, open_inputs
 from ema_cli.verification.named_inputs import match_inputs
 from ema_cli.verification.output import (
@@ -175,20 +175,28 @@ def verify(
     if output.name.endswith(".report.json"):
         raise UsageError(f"{quoted(str(output))} is a report, not an output", hint="ema-avg verify OUT")
     with ExitStack() as opened:
-        file = open_written(output, opened)
-        try:
-            report = load_report(report_path(output))
-        except (InputRefused, NothingMatched) as fault:
-            other = output.suffix in _SUFFIXES_OF_OTHERS
-            hint = "name an output of ema-avg, not a checkpoint" if other else ""
-            checks, recomputed = [replace(failed("report", fault.message), hint=hint)], 0
-        else:
+        report = _read_report(output)
+        reported = report.averages[0].output if isinstance(report, Report) else None
+        file = open_written(output, opened, reported)
+        if isinstance(report, Report):
             checks, recomputed = _check(file, report, opened, listener, scope)
+        else:
+            checks, recomputed = [report], 0
         for source in file.sources.values():
             source.raise_if_changed()
     return Verification(
         output=output, checks=tuple(checks), samples=recomputed, seed=seed, skipped=tuple(scope.skipped())
     )
+
+
+def _read_report(output: Location) -> Report | Check:
+    """Return the report of an output, or the failed check."""
+    try:
+        return load_report(report_path(output))
+    except (InputRefused, NothingMatched) as fault:
+        other = output.suffix in _SUFFIXES_OF_OTHERS
+        hint = "name an output of ema-avg, not a checkpoint" if other else ""
+        return replace(failed("report", fault.message), hint=hint)
 
 
 @record
@@ -218,7 +226,8 @@ def _check(
 ) -> tuple[list[Check], int]:
     """Make all checks; return them with the number of pieces recomputed."""
     (average,) = report.averages
-    written, refused = _open_output(file.path, opened)
+    written, refused = _open_output(file.path, report, opened)
+    is_copy = average.output.format == "same"
     inputs = _inputs(file, report, opened, listener, scope)
     count = Counted("hashing", file.nbytes + sum(i.hashed_bytes(contents=scope.contents) for i in inputs), listener)
     checks = [
@@ -226,7 +235,7 @@ def _check(
         check_size(file, average.output),
         check_digest(file, average.output, count),
         *check_side_files(file.path, average.output.files),
-        check_tensors(written, average.tensors) if written else failed("tensors", refused),
+        check_tensors(written, average.tensors, has_others=is_copy) if written else failed("tensors", refused),
         *([check_method(written, report, average)] if written else []),
     ]
     of_inputs = [check_input(number, one, count, contents=scope.contents) for number, one in enumerate(inputs, start=1)]
@@ -243,8 +252,20 @@ def _check(
     check, recomputed = check_samples(
         written, report, usable, scope.samples, scope.seed, shown=shown, listener=listener
     )
+    copied = [_check_copy(file, report, usable[-1], opened, listener, scope=scope)] if is_copy else []
     check_unchanged([found.checkpoint for found in inputs if found.checkpoint is not None], listener)
-    return [*checks, check], recomputed
+    return [*checks, check, *copied], recomputed
+
+
+def _check_copy(
+    file: WrittenOutput, report: Report, last: FoundInput, opened: ExitStack, listener: Listener, *, scope: _Scope
+) -> Check:
+    """Compare what is not averaged with the last checkpoint, if that is there."""
+    if last.checkpoint is None:
+        missing = f"the bytes that are not averaged (they need input {len(report.inputs):,})"
+        return Check(name="copied", ok=True, message="nothing compared", unchecked=missing)
+    extent = CopyScope(samples=None if scope.contents else scope.samples, seed=scope.seed)
+    return check_copied_bytes(file, report, last.checkpoint, opened, listener, scope=extent)
 
 
 def _inputs(
@@ -258,14 +279,17 @@ def _inputs(
     return open_inputs(report, file, opened, listener, allow_remote=scope.allow_remote)
 
 
-def _open_output(path: Location, opened: ExitStack) -> tuple[Checkpoint | None, str]:
-    """Return the output as a checkpoint, its names unchanged; ``None`` and the reason if it cannot be read."""
+def _open_output(path: Location, report: Report, opened: ExitStack) -> tuple[Checkpoint | None, str]:
+    """Return the output as a checkpoint; ``None`` and the reason if it cannot be read.
+
+    A copy of the last checkpoint is opened like the inputs, by the key and prefix of the run; in other outputs the
+    names are final.
+    """
+    is_copy = report.averages[0].output.format == "same"
     try:
-        checkpoint = open_checkpoint(path, pool=LayoutPool(), strip_prefix="")
+        return InputReader(report, opened).open(path, flat=not is_copy), ""
     except InputRefused as refused:
         return None, refused.message
-    opened.callback(checkpoint.index.close)
-    return checkpoint, ""
 
 
 def verification_document(verification: Verification) -> dict[str, object]:

@@ -17,6 +17,7 @@ from ema_cli.discovery.checkpoints import find_candidates
 from ema_cli.errors import InputRefused, NothingMatched, UsageError
 from ema_cli.events import Counted, Listener, Opening
 from ema_cli.fold.content_digests import digest_of
+from ema_cli.formats.own_outputs import marked
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.model import Input, Report
 from ema_cli.storage.digest import sha256_of_all
@@ -75,14 +76,14 @@ def match_inputs(
 def _open(candidate: Candidate, reader: InputReader, output: WrittenOutput, *, ours: bool) -> Iterator[Checkpoint]:
     """Yield a checkpoint, unless it is the output, another average, or a file of a folder that is no checkpoint."""
     try:
-        checkpoint = reader.open(candidate.path, flat=False)
+        checkpoint = marked(reader.open(candidate.path, flat=False))
     except (InputRefused, NothingMatched):
         if candidate.in_folder:
             return
         raise
     if not output.identity.isdisjoint(checkpoint.index.identity) or (checkpoint.made_by_us and not ours):
         return
-    yield reader.open(candidate.path, flat=True) if checkpoint.made_by_us else checkpoint
+    yield reader.open(candidate.path, flat=True) if checkpoint.has_our_metadata else checkpoint
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,11 +12,12 @@ from ema_cli.events import Counted
 from ema_cli.options.output_options import OUR_METADATA, UPDATED_BATCHES
 from ema_cli.record import record
 from ema_cli.records.files import FileRole, is_weights
+from ema_cli.records.reported_output import File, Output
 from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import report_path
-from ema_cli.report.model import Average, BatchNormUpdate, File, Output, Report, Tensor
+from ema_cli.report.model import Average, BatchNormUpdate, Report, Tensor
 from ema_cli.storage.digest import digest_of_all, sha256_of
-from ema_cli.storage.locations import Location, is_folder, names_in, open_source
+from ema_cli.storage.locations import Location, exists, is_folder, names_in, open_source
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import HIDDEN, plural, quoted, safe_text, shortlist
 
@@ -68,8 +69,10 @@ class WrittenOutput:
         return modified_ns is not None and max(source.version for source in self.sources.values()) > modified_ns
 
 
-def open_written(path: Location, opened: ExitStack) -> WrittenOutput:
+def open_written(path: Location, opened: ExitStack, reported: Output | None = None) -> WrittenOutput:
     """Open an output until ``opened`` is closed: a file of any name, or the weights and the index in a folder.
+
+    In a folder they are found by their names, and in one of another format by its report.
 
     Raises:
         NothingMatched: there is no such file or folder.
@@ -79,13 +82,21 @@ def open_written(path: Location, opened: ExitStack) -> WrittenOutput:
     files: dict[str, Location] = {path.name: path}
     if is_folder(path):
         try:
-            files = {name: path / name for name in sorted(names_in(path)) if is_weights(name)}
+            names = {name for name in names_in(path) if is_weights(name)}
+            files = {name: path / name for name in sorted(names | _listed_weights(path, reported))}
         except OSError as error:
             raise InputRefused(f"{quoted(str(path))} cannot be listed: {error.strerror}") from error
     if not files:
         raise InputRefused(f"{quoted(str(path))} is a folder without weights", hint="name an output of ema-avg")
     sources = {name: opened.enter_context(open_source(location)) for name, location in files.items()}
     return WrittenOutput(path=path, sources=sources)
+
+
+def _listed_weights(folder: Location, reported: Output | None) -> set[str]:
+    """Return the names of the files with weights that a report lists and that exist; none for safetensors."""
+    if reported is None or reported.format == "safetensors":
+        return set()
+    return {file.name for file in reported.files if file.role != FileRole.SIDE_FILE and exists(folder / file.name)}
 
 
 def failed(name: str, message: str) -> Check:
@@ -153,6 +164,9 @@ def check_method(written: Checkpoint, report: Report, average: Average) -> Check
     """Compare the method in the report with the metadata of the file."""
     if report.batch_norm is not None:
         return _check_update(written, report.batch_norm)
+    if average.output.format != "safetensors":
+        message = f"{average.method.name}, by the report alone: --format {average.output.format} has no metadata"
+        return Check(name="method", ok=True, message=message)
     reported: dict[str, object] = dict(dataclasses.asdict(average.method))
     reported["method"] = reported.pop("name")
     reported["last_step"] = report.inputs[-1].step if report.inputs else None
@@ -177,12 +191,13 @@ def _check_update(written: Checkpoint, update: BatchNormUpdate) -> Check:
     return Check(name="method", ok=True, message=f"BatchNorm statistics of {quoted(update.data)}, batches: {batches}")
 
 
-def check_tensors(written: Checkpoint, reported: tuple[Tensor, ...]) -> Check:
-    """Compare names, types and shapes with those of the report."""
+def check_tensors(written: Checkpoint, reported: tuple[Tensor, ...], *, has_others: bool = False) -> Check:
+    """Compare names, types and shapes with those of the report; a copy of a checkpoint may have other tensors, too."""
     actual = {layout.name: (layout.dtype.name, layout.shape) for layout in written.index.layouts}
     expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in reported}
     differences = [f"{quoted(name)} is missing" for name in expected if name not in actual]
-    differences += [f"{quoted(name)} is not in the report" for name in actual if name not in expected]
+    others = [quoted(name) for name in actual if name not in expected]
+    differences += [] if has_others else [f"{name} is not in the report" for name in others]
     differences += [
         f"{quoted(name)} is {_described(*actual[name])}, not {_described(*layout)}"
         for name, layout in expected.items()
@@ -190,7 +205,8 @@ def check_tensors(written: Checkpoint, reported: tuple[Tensor, ...]) -> Check:
     ]
     if differences:
         return failed("tensors", shortlist(differences, most=_MOST_DIFFERENCES))
-    return Check(name="tensors", ok=True, message=plural(len(actual), "tensor"))
+    more = f", and {plural(len(others), 'other')} of the last checkpoint" if others else ""
+    return Check(name="tensors", ok=True, message=plural(len(expected), "tensor") + more)
 
 
 def _described(dtype: str, shape: tuple[int, ...]) -> str:

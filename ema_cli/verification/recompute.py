@@ -85,6 +85,7 @@ def recompute_pieces(pieces: Sequence[tuple[float, Located]], axis: int, start: 
         return round_to(values, dtype).raw
 
 
+@np.errstate(invalid="ignore")  # a signaling NaN
 def find_mismatch(expected: Bytes, found: Bytes, dtype: DType) -> Mismatch | None:
     """Compare two pieces bit for bit; NaN matches any NaN: IEEE 754 does not define its bits."""
     bits = f"u{dtype.itemsize}"

@@ -72,6 +72,11 @@ class OutputFile:
         self._written: WrittenFile | None = None
         self._published = False
 
+    @property
+    def temp(self) -> Path:
+        """The path of the file until it is published."""
+        return self._temp
+
     def _temporary_name(self) -> Path:
         return temporary_name(self.path)
 
@@ -89,8 +94,11 @@ class OutputFile:
                 self._fd = os.open(self._temp, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             else:
                 self._create()
-            self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole, follows=self._follows)
-            self._write_all(0, self._header)
+            self._begin_write_back()
+
+    def _begin_write_back(self) -> None:
+        self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole, follows=self._follows)
+        self._write_all(0, self._header)
 
     def _create(self) -> None:
         with Writing(self.path):
@@ -127,17 +135,26 @@ class OutputFile:
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
             sha256 = self._write_back.finish(self.size)
+        return Written(files=(self._conclude(sha256),))
+
+    def _conclude(self, sha256: str) -> WrittenFile:
+        """Check and close the file, whose bytes are durable and verified; return its description."""
+        with Writing(self.path):
             if self._is_safetensors():
                 _check_with_library(self._temp, self.path)
-            if (permissions := self._permissions()) is not None:
-                permissions.set_on(self._fd)
+            self.set_permissions(self._fd)
             os.fsync(self._fd)
             modified_ns = os.fstat(self._fd).st_mtime_ns
         self.close()
         self._written = WrittenFile(
             name=self._name, role=self._role, nbytes=self.size, sha256=sha256, modified_ns=modified_ns
         )
-        return Written(files=(self._written,))
+        return self._written
+
+    def set_permissions(self, descriptor: int) -> None:
+        """Give the open file the permissions of what it replaces."""
+        if (permissions := self._permissions()) is not None:
+            permissions.set_on(descriptor)
 
     def _is_safetensors(self) -> bool:
         return self._role is FileRole.WEIGHTS

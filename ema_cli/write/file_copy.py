@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from zlib_ng import zlib_ng
 
+from ema_cli.storage.digest import with_lookahead
 from ema_cli.storage.source import ByteSource, FileSource, open_together
 from ema_cli.write.file import write_at
 
@@ -29,47 +30,41 @@ def clone(source: ByteSource, descriptor: int) -> bool:
     return False
 
 
-def copy_range(source: ByteSource, descriptor: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Copy a range of bytes to the same place in a file; yield offset, length and CRC-32 of every piece.
+def copy_ranges(
+    source: ByteSource, ranges: Iterable[tuple[int, int]], descriptor: int | None
+) -> Iterator[tuple[int, int, int]]:
+    """Copy ranges of bytes to the same places in a file; yield offset, length and CRC-32 of every piece.
+
+    Args:
+        source: is read, with announcements.
+        ranges: first byte, and the byte after the last.
+        descriptor: of the file; ``None`` if it has the bytes already, and only their checksums are wanted.
 
     Raises:
         InputChanged: the source cannot be read to its end.
         OSError: the file cannot be written.
 
     """
-    done = _copy_in_kernel(source, descriptor, begin, end)
-    buffer = memoryview(bytearray(min(_PIECE_BYTES, end - begin)))
-    for offset in range(begin, end, _PIECE_BYTES):
-        piece = buffer[: min(_PIECE_BYTES, end - offset)]
+    buffer = memoryview(bytearray(_PIECE_BYTES))
+    pieces = ((at, min(_PIECE_BYTES, end - at)) for begin, end in ranges for at in range(begin, end, _PIECE_BYTES))
+    announced = with_lookahead(pieces, lambda one: source.will_need(*one), lambda one: one[1], source.prefetch_bytes)
+    for offset, length in announced:
+        piece = buffer[:length]
         source.read_into(offset, piece)
-        if offset + len(piece) > done:
+        if descriptor is not None and not _copied_in_kernel(source, descriptor, offset, length):
             write_at(descriptor, offset, piece)
-        yield offset, len(piece), zlib_ng.crc32(piece)
+        yield offset, length, zlib_ng.crc32(piece)
 
 
-def checksums_of(source: ByteSource, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield offset, length and CRC-32 of the pieces of a range.
-
-    Raises:
-        InputChanged: the source cannot be read to its end.
-
-    """
-    buffer = memoryview(bytearray(min(_PIECE_BYTES, end - begin)))
-    for offset in range(begin, end, _PIECE_BYTES):
-        piece = buffer[: min(_PIECE_BYTES, end - offset)]
-        source.read_into(offset, piece)
-        yield offset, len(piece), zlib_ng.crc32(piece)
-
-
-def _copy_in_kernel(source: ByteSource, descriptor: int, begin: int, end: int) -> int:
-    """Copy as much as the kernel does; return the byte after it."""
-    if not isinstance(source, FileSource) or end - begin < _IN_KERNEL_BYTES:
-        return begin
-    position = begin
+def _copied_in_kernel(source: ByteSource, descriptor: int, offset: int, length: int) -> bool:
+    """Let the kernel copy a piece; return ``False`` if it did not copy all of it."""
+    if not isinstance(source, FileSource) or length < _IN_KERNEL_BYTES:
+        return False
+    done = 0
     with open_together([source]) as (original,), contextlib.suppress(OSError, AttributeError):
-        while position < end:
-            count = os.copy_file_range(original, descriptor, end - position, position, position)
+        while done < length:
+            count = os.copy_file_range(original, descriptor, length - done, offset + done, offset + done)
             if count == 0:
-                break
-            position += count
-    return position
+                return False
+            done += count
+    return done == length

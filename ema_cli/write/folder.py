@@ -30,12 +30,13 @@ class OutputFolder(FolderFiles[OutputFile]):
     Args:
         output: what to write.
         old: the folder of that name as it was examined before the run; ``None`` if there was nothing in it.
+        temp: path of the folder until it is published; a random name beside ``path`` by default.
 
     """
 
-    def __init__(self, output: PlannedOutput, old: OldFolder | None = None) -> None:
+    def __init__(self, output: PlannedOutput, old: OldFolder | None = None, *, temp: Path | None = None) -> None:
         self.path = output.local
-        self._temp = temporary_name(output.local)
+        self._temp = temporary_name(output.local) if temp is None else temp
         self._old = old
         self._most: Permissions | None = None
         """What files with a new name are permitted at most, where an old folder is replaced."""
@@ -44,6 +45,11 @@ class OutputFolder(FolderFiles[OutputFile]):
         """The state of ``path`` when it was examined."""
         self._written: Written | None = None
         self._published = False
+
+    @property
+    def temp(self) -> Path:
+        """The path of the folder until it is published."""
+        return self._temp
 
     def _make_file(self, planned: PlannedFile, role: FileRole) -> OutputFile:
         temp = self._temp / planned.name
@@ -80,7 +86,11 @@ class OutputFolder(FolderFiles[OutputFile]):
 
     def finish(self) -> Written:
         """Make the folder durable and verify the bytes on the disk; it keeps its temporary name."""
-        self._written = super().finish()
+        return self._conclude(super().finish())
+
+    def _conclude(self, written: Written) -> Written:
+        """Make the folder durable, all files of which are; return their description."""
+        self._written = written
         with Writing(self.path):
             self._sync()
         return self._written

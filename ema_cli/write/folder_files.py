@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from ema_cli.errors import InputChanged
@@ -32,11 +32,17 @@ class FolderFiles(ABC, Generic[File]):
         self._begins = [planned.begin for planned in output.files]
         self._files: list[File] = []
         """The shards, and at the end the side files."""
-        self._shards = [Shard(self._add(planned, FileRole.WEIGHTS), planned.data_bytes) for planned in output.files]
+        self._shards = [
+            Shard(self._add(planned, FileRole.WEIGHTS), self._missing_bytes(planned)) for planned in output.files
+        ]
 
     @abstractmethod
     def _make_file(self, planned: PlannedFile, role: FileRole) -> File:
         """Return the target of one file."""
+
+    def _missing_bytes(self, planned: PlannedFile) -> int:
+        """Return how many bytes of the data section of a shard this process writes."""
+        return planned.data_bytes
 
     def _add(self, planned: PlannedFile, role: FileRole) -> File:
         file = self._make_file(planned, role)
@@ -65,7 +71,7 @@ class FolderFiles(ABC, Generic[File]):
         return Written(files=tuple(sorted(files, key=lambda file: file.name)), folder=True)
 
     def _finish_weights(self) -> list[WrittenFile]:
-        return [shard.finish() for shard in self._shards]
+        return [file for shard in self._shards for file in shard.finish()]
 
     def _write_side_file(self, side: SideFile) -> WrittenFile:
         file = self._add(PlannedFile(name=side.name, header=b"", begin=0, data_bytes=side.nbytes), side.role)
@@ -96,7 +102,7 @@ class Shard(Generic[File]):
         self.file = file
         self._missing = data_bytes
         self._is_open = False
-        self._written: WrittenFile | None = None
+        self._written: Sequence[WrittenFile] | None = None
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -118,13 +124,16 @@ class Shard(Generic[File]):
             self._missing -= length
             is_complete = self._missing == 0
         if is_complete:
-            (self._written,) = self.file.finish().files
+            self._written = self.file.finish().files
 
-    def finish(self) -> WrittenFile:
-        """Return the finished file. A shard without data is finished here; a shard with a gap raises here."""
+    def finish(self) -> Sequence[WrittenFile]:
+        """Return the finished file. A shard without data is finished here; a shard with a gap raises here.
+
+        A shard that other processes write, too, is finished in part, and not returned.
+        """
         if self._written is None:
             self.open()
-            (self._written,) = self.file.finish().files
+            self._written = self.file.finish().files
         return self._written
 
 

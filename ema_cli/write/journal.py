@@ -23,7 +23,7 @@ from ema_cli.records.fold_results import TensorOutcome
 from ema_cli.records.record_types import build
 from ema_cli.write.permissions import Permissions, mode_of_new_file
 from ema_cli.write.publish import Writing, raise_output_error
-from ema_cli.write.temp_names import journal_name
+from ema_cli.write.temp_names import journal_name, journals_of_ranks
 
 
 class Journal:
@@ -32,11 +32,12 @@ class Journal:
     Args:
         output: the path of the output.
         run: a digest of everything that decides the bytes of the output.
+        rank: of the process, if several make the output; rank 0 reads and removes the journals of all.
 
     """
 
-    def __init__(self, output: Path, run: str) -> None:
-        self.path = journal_name(output)
+    def __init__(self, output: Path, run: str, rank: int = 0) -> None:
+        self.path = journal_name(output, rank)
         self._output = output
         self._run = run
         self._fd = -1
@@ -53,12 +54,19 @@ class Journal:
             OutputError: it cannot be read.
 
         """
+        found = self._read(self.path)
+        of_ranks = [self._read(journal) for journal in journals_of_ranks(self._output)]
+        if found is None and not any(of_ranks):
+            return None
+        return [outcome for outcomes in (found, *of_ranks) for outcome in outcomes or ()]
+
+    def _read(self, path: Path) -> list[TensorOutcome] | None:
         try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
+            lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise_output_error(self.path, error)
+            raise_output_error(path, error)
         documents = _documents(lines)
         if next(documents, None) != {"run": self._run}:
             return None
@@ -78,6 +86,8 @@ class Journal:
         self._append({"run": self._run})
         for outcome in done:
             self.add(outcome)
+        if self.path == journal_name(self._output):
+            self._remove_others()
 
     def add(self, outcome: TensorOutcome) -> None:
         """Add a tensor that is complete; safe to call from several threads.
@@ -100,6 +110,12 @@ class Journal:
         self.close()
         with contextlib.suppress(OSError):  # the next run without --resume removes it
             self.path.unlink(missing_ok=True)
+        self._remove_others()
+
+    def _remove_others(self) -> None:
+        for journal in journals_of_ranks(self._output):
+            with contextlib.suppress(OSError):
+                journal.unlink(missing_ok=True)
 
     def _append(self, document: dict[str, Any]) -> None:
         text = json.dumps(document, allow_nan=False).encode()

@@ -13,7 +13,7 @@ from ema_cli.records.files import Checksum, FileRole, PlacedFile, Written
 from ema_cli.storage.checksums import Assembly, Record
 from ema_cli.write.file import OutputFile, write_at
 from ema_cli.write.file_areas import FileAreas
-from ema_cli.write.file_copy import checksums_of, clone, copy_range
+from ema_cli.write.file_copy import clone, copy_ranges
 from ema_cli.write.permissions import Permissions
 from ema_cli.write.publish import Writing
 from ema_cli.write.scatter import PlacedElements, put_between, read_at
@@ -93,14 +93,12 @@ class FileOfPlaces(OutputFile):
     def _copy(self) -> None:
         source = self._planned.source
         assert source is not None  # noqa: S101 - asked before
-        for begin, end in self._areas.copied:
-            pieces = checksums_of(source, begin, end) if self._cloned else copy_range(source, self._fd, begin, end)
-            for offset, length, crc in pieces:
-                self._count(offset, length, crc)
-                self._on_copied(length)
-        for begin, end in () if self._cloned else self._areas.mixed:
-            for _ in copy_range(source, self._fd, begin, end):
-                pass
+        descriptor = None if self._cloned else self._fd
+        for offset, length, crc in copy_ranges(source, self._areas.copied, descriptor):
+            self._count(offset, length, crc)
+            self._on_copied(length)
+        for _ in copy_ranges(source, self._areas.mixed, descriptor) if not self._cloned else ():
+            pass  # these are counted when their elements are complete
 
     def put(self, piece: PlacedElements) -> None:
         """Write elements of a tensor at their place. Called from several threads."""

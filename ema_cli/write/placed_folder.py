@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 from ema_cli.events import Counted, Listener, ignore
 from ema_cli.records.files import PlacedFile, SideFile, WrittenFile
@@ -13,7 +14,7 @@ from ema_cli.write.folder import OutputFolder
 from ema_cli.write.folder_files import Shard, open_unchanged
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.permissions import Permissions, mode_of_new_folder
-from ema_cli.write.placed_file import FileOfPlaces
+from ema_cli.write.placed_file import FileOfPlaces, no_progress
 from ema_cli.write.placed_output import placement_of
 from ema_cli.write.publish import sync_folder
 from ema_cli.write.scatter import PlacedTensors
@@ -31,11 +32,19 @@ class PlacedFolder(OutputFolder):
         output: what to write.
         old: as of ``OutputFolder``.
         listener: hears about the files that are copied whole.
+        temp: as of ``OutputFolder``.
 
     """
 
-    def __init__(self, output: PlannedOutput, old: OldFolder | None = None, listener: Listener = ignore) -> None:
-        super().__init__(output, old)
+    def __init__(
+        self,
+        output: PlannedOutput,
+        old: OldFolder | None = None,
+        listener: Listener = ignore,
+        *,
+        temp: Path | None = None,
+    ) -> None:
+        super().__init__(output, old, temp=temp)
         self._placement = placement_of(output)
         self._tensors = PlacedTensors(self._placement.tensors)
         total = sum(side.nbytes for side in output.beside)
@@ -47,7 +56,9 @@ class PlacedFolder(OutputFolder):
         ]
         self._files += [shard.file for shard in self._places]
 
-    def _make_placed(self, planned: PlacedFile, areas: FileAreas) -> FileOfPlaces:
+    def _make_placed(
+        self, planned: PlacedFile, areas: FileAreas, on_copied: Callable[[int], None] = no_progress
+    ) -> FileOfPlaces:
         return FileOfPlaces(
             *(self.path / planned.name, planned, areas),
             temp=self._temp / planned.name,
@@ -55,6 +66,7 @@ class PlacedFolder(OutputFolder):
             read_back_whole=self._output.read_back_whole,
             name=planned.name,
             follows=len(self._placement.files) <= _FOLLOWED,
+            on_copied=on_copied,
         )
 
     def open(self) -> None:
@@ -88,7 +100,7 @@ class PlacedFolder(OutputFolder):
             shard.count(piece.items.nbytes)
 
     def _finish_weights(self) -> list[WrittenFile]:
-        return [shard.finish() for shard in self._places]
+        return [file for shard in self._places for file in shard.finish()]
 
     def _write_side_file(self, side: SideFile) -> WrittenFile:
         if side.source is None:
@@ -96,11 +108,10 @@ class PlacedFolder(OutputFolder):
         with open_unchanged(side) as source:
             planned = PlacedFile(name=side.name, nbytes=side.nbytes, source=source, holds_tensors=False)
             (areas,) = areas_of([planned], ())
-            file = self._make_placed(planned, areas)
+            file = self._make_placed(planned, areas, self._copied.add)
             self._files.append(file)
             file.open()
             (written,) = file.finish().files
-        self._copied.add(side.nbytes)
         return written
 
     def _sync(self) -> None:

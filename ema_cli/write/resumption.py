@@ -109,7 +109,9 @@ class Resumption:
     def __init__(self, plan: Plan, files: Sequence[ResumableFile], geometry: str) -> None:
         self._plan = plan
         self._files = files
-        self.journal = Journal(plan.outputs[0].local, _digest_of_run(plan, geometry))
+        self.run = _digest_of_run(plan, geometry)
+        """A digest of everything that decides the outputs and the results of the fold."""
+        self.journal = Journal(plan.outputs[0].local, self.run)
         self.done: list[TensorOutcome] = []
         """The tensors that are complete."""
 
@@ -141,9 +143,13 @@ class Resumption:
         """Keep everything if the run was interrupted, and nothing if it failed, because it would fail again."""
         self.journal.close()
         if isinstance(failure, EmaAvgError | EmaAvgWarning):
-            for file in self._files:
-                file.keep = False
-            self.journal.remove()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Keep nothing."""
+        for file in self._files:
+            file.keep = False
+        self.journal.remove()
 
     def _verify(self, listed: Sequence[TensorOutcome], listener: Listener) -> list[TensorOutcome]:
         """Return the listed tensors that are in all outputs, and count their bytes there as written."""

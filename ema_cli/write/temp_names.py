@@ -40,9 +40,16 @@ def resumable_name(path: Path) -> Path:
     return path.with_name(f".{_stem(path)}.{_RESUMABLE}")
 
 
-def journal_name(path: Path) -> Path:
-    """Return the name of the journal of an interrupted run."""
-    return path.with_name(f".{_stem(path)}.{_JOURNAL}")
+def journal_name(path: Path, rank: int = 0) -> Path:
+    """Return the name of the journal of an interrupted run; of several processes, each has its own."""
+    return path.with_name(f".{_stem(path)}.{_JOURNAL}{f'-{rank}' if rank else ''}")
+
+
+def journals_of_ranks(path: Path) -> list[Path]:
+    """Return the journals of all processes but the first, in no order."""
+    before = f".{_stem(path)}.{_JOURNAL}-"
+    found = path.parent.glob(f"{glob.escape(before)}*")
+    return [journal for journal in found if journal.name.removeprefix(before).isdecimal()]
 
 
 def lock_name(path: Path) -> Path:
@@ -105,7 +112,8 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
         remove(built)
     if not keep_resumable:
         resumable_name(path).unlink(missing_ok=True)
-        journal_name(path).unlink(missing_ok=True)
+        for journal in (journal_name(path), *journals_of_ranks(path)):
+            journal.unlink(missing_ok=True)
 
 
 def leftovers_of(path: Path) -> list[Path]:

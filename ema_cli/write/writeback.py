@@ -34,20 +34,23 @@ class WriteBack:
         whole: compare the whole file with the disk.
         follows: work while the file is written; otherwise everything is done at the end, by the thread that waits for
             it, which takes no memory before.
+        begin: the first byte that is followed, if others write what is before it; there is no digest then.
 
     """
 
-    def __init__(self, descriptor: int, path: Path, *, whole: bool = False, follows: bool = True) -> None:
+    def __init__(
+        self, descriptor: int, path: Path, *, whole: bool = False, follows: bool = True, begin: int = 0
+    ) -> None:
         self._fd = descriptor
         self._path = path
         self._whole = whole
         self._pieces: list[tuple[int, int, int]] = []
         """Pieces written before their turn, as a heap: offset, length and CRC-32."""
-        self._complete = 0
+        self._complete = begin
         """Everything before this byte was written."""
         self._crc = 0
         """Of the bytes that are complete and not verified."""
-        self._verified = 0
+        self._verified = begin
         """Everything before this byte is durable and verified."""
         self._closing = False
         self._abandoned = False
@@ -83,6 +86,17 @@ class WriteBack:
             raise self._failure
         if self._verified != size:
             raise OSError(errno.EIO, f"only {self._verified:,} of {size:,} bytes were written")
+        return self._digest.hexdigest()
+
+    def digest_to(self, size: int) -> str:
+        """Return the SHA-256 of the whole file, once ``finish`` was called for a part that others have continued.
+
+        Raises:
+            OSError: the file cannot be read.
+
+        """
+        for piece in self._read_back(self._verified, size):
+            self._digest.update(piece)
         return self._digest.hexdigest()
 
     def abandon(self) -> None:

@@ -30,9 +30,12 @@ from .costs import geometry, probe, startup, structure
 from .measure import Rows, Settings
 from .memory import in_memory, memory
 from .peers import SOURCES, peers
+from .planning import planning
+from .ranks import ranks
 from .remote import remote
 from .scale import CURVES, scale
 from .speed import quick, speed, tensors
+from .units import units
 
 PARTS: dict[str, Callable[[Settings], Rows]] = {
     "speed": speed,
@@ -42,12 +45,15 @@ PARTS: dict[str, Callable[[Settings], Rows]] = {
     "in-memory": in_memory,
     "geometry": geometry,
     "probe": probe,
+    "planning": planning,
+    "units": units,
+    "ranks": ranks,
     "startup": startup,
     "remote": remote,
     "peers": peers,
     "scale": scale,
 }
-_SMALL_ROWS = {"memory": 3, "startup": 3, "peers": None, "scale": None}
+_SMALL_ROWS = {"memory": 3, "ranks": 3, "startup": 3, "peers": None, "scale": None}
 """Of each table of a small run, its head included; 2 of most."""
 
 

@@ -15,7 +15,7 @@ class Case:
     tried: str
     problems: list[str]
     seconds: float | None = None
-    """How long the run took to end after a signal."""
+    """How long the run took to end after a signal, or all ranks after the failure of one."""
 
 
 Part = Callable[[Path, Random], Iterator[Case]]

@@ -18,11 +18,12 @@ class Nursery:
 
     Args:
         shim: makes the faults that the environments of the runs ask for.
+        libraries: modules that the runs need, and that the program imports only for some.
 
     """
 
-    def __init__(self, shim: Shim | None = None) -> None:
-        self._server = ForkServer(shim.preloaded()) if shim else shared()
+    def __init__(self, shim: Shim | None = None, libraries: Sequence[str] = ()) -> None:
+        self._server = ForkServer(shim.preloaded(), libraries) if shim else shared(*libraries)
         if shim:
             weakref.finalize(self, self._server.close)
 
@@ -35,7 +36,7 @@ class Nursery:
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Ended:
         """Run a command of the program to its end, with few descriptors if need be; do something ``meanwhile``."""
-        with closing(self._start(command, environment, descriptors)) as running:
+        with closing(self.start(command, environment, descriptors)) as running:
             meanwhile()
             if (status := running.wait(PATIENCE_SECONDS)) is None:
                 running.kill()
@@ -45,15 +46,16 @@ class Nursery:
 
     def kill(self, command: Sequence[str], after: float) -> bool:
         """Run a command of the program, and kill it after some seconds; return whether it had not ended by then."""
-        with closing(self._start(command)) as running:
+        with closing(self.start(command)) as running:
             if running.wait(after) is not None:
                 return False
             running.kill()
             return running.wait() == -signal.SIGKILL
 
-    def _start(
+    def start(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, descriptors: int | None = None
     ) -> Running:
+        """Start a command of the program."""
         if tuple(command[: len(PROGRAM)]) != PROGRAM:
             raise ValueError(command)
         variables = {**os.environ, **(environment or {})}

@@ -12,6 +12,7 @@ from tests.faults.interruptions import random_kills, resume, signals, writers
 from tests.faults.kept_files import kept_files
 from tests.faults.limits import descriptors, file_limits, memory_limits
 from tests.faults.permissions import permissions
+from tests.faults.rank_parts import rank_errors, rank_inputs, rank_kills, rank_signals, rank_stops
 from tests.faults.terminals import terminals
 
 __all__ = ["PARTS", "Case", "Part"]
@@ -35,4 +36,9 @@ PARTS: dict[str, Part] = {
     "foreign-files": foreign_files,
     "kept-files": kept_files,
     "determinism": determinism,
+    "rank-kills": rank_kills,
+    "rank-signals": rank_signals,
+    "rank-stops": rank_stops,
+    "rank-errors": rank_errors,
+    "rank-inputs": rank_inputs,
 }

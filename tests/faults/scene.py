@@ -39,6 +39,7 @@ class Scene:
         root: folder of everything.
         shape: a key of ``SHAPES``.
         elements: in the largest tensor.
+        tensors: how many of them there are.
         form: of the inputs, a key of ``tests.faults.forms.FORMS``.
         out: where the outputs go, if not under ``root``.
         nursery: forks the processes; without it, each is started by a command.
@@ -51,6 +52,7 @@ class Scene:
         shape: str = "file",
         *,
         elements: int = 20_000,
+        tensors: int = 1,
         form: str = "safetensors",
         out: Path | None = None,
         nursery: Nursery | None = None,
@@ -61,7 +63,7 @@ class Scene:
         self.output = self.out / name
         for folder in (self.inputs, self.out):
             folder.mkdir(parents=True)
-        write_series(self.inputs, elements, form)
+        write_series(self.inputs, elements, form, tensors=tensors)
         self.digests = self.read(self.inputs)
         self.old = self._reference("--init", "debias")
         if "foreign" in shape:
@@ -169,7 +171,10 @@ class Scene:
 
     def aftermath(self) -> list[str]:
         """Return the problems of the inputs, and of a run without faults afterwards."""
-        ended = self._timed(self.run)
+        return self.after(self._timed(self.run))
+
+    def after(self, ended: Ended) -> list[str]:
+        """Return the problems of the inputs, and of the run without faults that ended."""
         checks = {
             "an input was changed": self.read(self.inputs) != self.digests,
             f"the next run ended with {ended.status}: {ended.stderr}": ended.status != 0,

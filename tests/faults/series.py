@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from tests.faults.forms import FORMS
 
 
-def write_series(folder: Path, elements: int, form: str = "safetensors") -> None:
-    """Write three checkpoints of a form; ``elements`` is the size of the largest tensor."""
+def write_series(folder: Path, elements: int, form: str = "safetensors", *, tensors: int = 1) -> None:
+    """Write three checkpoints of a form; ``elements`` is the size of the largest ``tensors``."""
     for number in (1, 2, 3):
         random = np.random.default_rng(number)
         arrays = {
@@ -19,6 +19,8 @@ def write_series(folder: Path, elements: int, form: str = "safetensors") -> None
             "bias": random.standard_normal(1000, dtype=np.float32),
             "count": np.array(number),
         }
+        for layer in range(1, tensors):
+            arrays[f"layers.{layer}.weight"] = random.standard_normal(elements, dtype=np.float32)
         path = folder / FORMS[form].name.format(number)
         if form == "safetensors":
             save_file(arrays, path)

@@ -98,3 +98,7 @@ class Shim:
     def hit(self) -> str:
         """Return the path of the call that was hit; empty if the process did not make that call."""
         return self._note.read_text() if self._note.exists() else ""
+
+    def hit_at(self) -> float:
+        """Return when the call was hit, in seconds since the epoch."""
+        return self._note.stat().st_mtime

@@ -12,12 +12,13 @@ from random import Random
 from ema_cli.formats.dcp.metadata import parse_metadata
 from ema_cli.formats.dcp.saved_tree import choose
 from ema_cli.formats.folder_formats import read_folder
+from ema_cli.formats.torch_ranks.folder import read_torch_ranks
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
 from tests.hostile.file_parsers import archive, pickles
 from tests.hostile.folder_cases import DATA, PIECE, dcp_at, dcp_metadata, dcp_place
 from tests.hostile.in_memory import MemoryFolder
-from tests.hostile.opcodes import call, glob, mapping, num, numbers, stop, storage, tensor, tup
+from tests.hostile.opcodes import call, glob, mapping, num, numbers, stop, storage, tensor, text, tup
 from tests.hostile.parser import Parser, simple
 from tests.hostile.rank_cases import RANK_NAMES, dtensor, shard, sharded
 from tests.hostile.safetensors_cases import entry, file, one
@@ -43,6 +44,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
         "ranks": _ranks(),
         "rank-files": _rank_files(),
         "trainers": _trainers(),
+        "partitions": _partitions(),
         "layouts": _layouts(),
     }
 
@@ -132,7 +134,8 @@ def _rank_files() -> Parser:
 
     def run(data: bytes) -> None:
         second = checkpoint(pickle=data)
-        _read({RANK_NAMES[0]: firsts[len(data) % len(firsts)], RANK_NAMES[1]: second})
+        files = {RANK_NAMES[0]: firsts[len(data) % len(firsts)], RANK_NAMES[1]: second}
+        read_torch_ranks(MemoryFolder(files), (), LayoutPool())
 
     return simple(seeds, PICKLE, run)
 
@@ -149,6 +152,62 @@ def _trainers() -> Parser:
     ]
     names = ("mp_rank_00_model_states.pt", "mp_rank_00/model_optim_rng.pt")
     return simple(seeds, PICKLE, lambda data: _read({names[len(data) % 2]: checkpoint(pickle=data)}))
+
+
+def _partitions() -> Parser:
+    """The states of two ranks of DeepSpeed: one file is mutated, and stands for any of the four."""
+    of_models = [_of_model(shapes) for shapes in ((4,), (2, 3), ())]
+    of_optimizers = [
+        _of_optimizer(count=num(2)),
+        _of_optimizer(count=b"](" + num(2) + num(2) + b"e"),
+        _of_optimizer(zero=2),
+    ]
+    seeds = [*of_models, *of_optimizers]
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt" for rank in (0, 1) for kind in ("model", "optim")]
+    good = [checkpoint(pickle=of_models[0]), checkpoint(pickle=of_optimizers[0])] * 2
+
+    def run(data: bytes) -> None:
+        kind = int(b"optimizer_state_dict" in data)
+        files = {**dict(zip(names, good, strict=True)), names[kind + 2 * (len(data) % 2)]: checkpoint(pickle=data)}
+        _read(files)
+        if kind == 0:
+            one = files[names[0]]
+            others = {name.replace("zero", "bf16_zero"): checkpoint(pickle=of_optimizers[2]) for name in names[1::2]}
+            read_folder(MemoryFolder({"mp_rank_00_model_states.pt": one, **others}), ("fp32",), LayoutPool())
+
+    return simple(seeds, PICKLE, run)
+
+
+def _of_model(shape: Sequence[int]) -> bytes:
+    """Return the pickle of the model states of a rank."""
+    size = call(glob("torch", "Size"), numbers(shape))
+    empty = tensor(storage(elements=4), shape=(0,))
+    return stop(
+        mapping(
+            module=mapping(w=empty, n=tensor(shape=(), strides=())),
+            param_shapes=b"](" + mapping(w=size) + b"e",
+            buffer_names=b"](" + text("n") + b"e",
+            frozen_param_shapes=mapping(f=size),
+            frozen_param_fragments=mapping(f=tensor(shape=(2,))),
+            shared_params=mapping(t=text("w")),
+            global_steps=num(7),
+        )
+    )
+
+
+def _of_optimizer(*, count: bytes = b"N", zero: int = 3) -> bytes:
+    """Return the pickle of the optimizer states of a rank."""
+    flat = b"](" + tensor(shape=(2,)) + b"e"
+    stage = call(glob("deepspeed.runtime.zero.config", "ZeroStageEnum"), num(zero))
+    adam = mapping(
+        state=mapping(a=mapping(step=tensor(shape=(), strides=()))), param_groups=b"](" + mapping(step=num(3)) + b"e"
+    )
+    groups = {"fp32_flat_groups": flat, "single_partition_of_fp32_groups": flat}
+    padding = b"](](" + num(0) + b"ee"
+    states = mapping(
+        zero_stage=stage, partition_count=count, optimizer_state_dict=adam, param_alignment_paddings=padding, **groups
+    )
+    return stop(mapping(optimizer_state_dict=states))
 
 
 def _layouts() -> Parser:
@@ -174,17 +233,10 @@ _NAMES = (
     *("mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt", "mp_rank_00/model_rng.pt", "zero_to_fp32.py"),
     *(".metadata", "__0_0.distcp", "__1_0.distcp", "__0.metadata", *_RANKS, "pytorch_model_fsdp_0/.metadata"),
     *("pytorch_model_fsdp_0/__0_0.distcp", "model_index.json", "unet/diffusion_pytorch_model.safetensors"),
-    *(
-        "rank_0.pt",
-        "rank_1.pt",
-        "s_1_rank_0.pt",
-        "optimizer.pt",
-        "rng_state.pth",
-        "training_args.bin",
-        "model_1.safetensors",
-        "ckpt_1.pt",
-        "ckpt_2.pt",
-    ),
+    *("rank_0.pt", "rank_1.pt", "s_1_rank_0.pt", "optimizer.pt", "rng_state.pth", "training_args.bin"),
+    *("model_1.safetensors", "ckpt_1.pt", "ckpt_2.pt"),
+    *("zero_pp_rank_0_mp_rank_00_optim_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+    *("layer_0_expert_0_mp_rank_00_model_states.pt", "zero/w/fp32.pt", "zero_pp_rank_9_mp_rank_01_model_states.pt"),
     *("global_step5/mp_rank_00_model_states.pt", "x/y/z/model.safetensors", "\x1b[31m.safetensors", "::error::.pt"),
 )
 

@@ -1,9 +1,10 @@
-"""Checkpoints of DeepSpeed: one file has the model up to ZeRO stage 2; at stage 3 DeepSpeed's script joins it first."""
+"""Checkpoints of DeepSpeed: one file has the model up to ZeRO stage 2; at stage 3 the files of all ranks have it."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,19 +46,29 @@ def test_a_run_of_deepspeed_is_averaged(stage: int, saved: Path, ema_avg: Run, t
     network().load_state_dict(found)
 
 
-def test_stage_3_is_joined_by_the_command_in_the_hint(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
-    """Parameters in pieces are refused; the commands of the hints join them, and the joined files are averaged."""
+def test_stage_3_is_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Parameters in pieces are read from the files of all ranks, in float32, with the buffers of the model."""
     folder = saved / "stage_3"
+    average(ema_avg, folder / "run", "--dtype", "float32", "-o", "ema.safetensors")
+    assert_fold(load(tmp_path / "ema.safetensors"), kept(folder))
+
+
+def test_what_the_hint_joins_is_averaged(saved: Path, ema_avg: Run, tmp_path: Path) -> None:
+    """Without the files of the optimizer there are no weights; the hint names the command that joins them elsewhere."""
+    run = saved / "stage_3" / "run"
     for step in STEPS:
-        refused = ema_avg(folder / "run" / f"global_step{step}", "--decay", DECAY, "-o", "ema.safetensors")
+        copy = tmp_path / "copy" / f"global_step{step}"
+        shutil.copytree(run / f"global_step{step}", copy, ignore=shutil.ignore_patterns("*optim_states.pt"))
+        refused = ema_avg(copy, "--decay", DECAY, "-o", "ema.safetensors")
         assert refused.returncode == 3
         assert not (tmp_path / "ema.safetensors").exists()
-        hint = re.search(r"python (\S*zero_to_fp32\.py .*)", refused.stderr)
+        hint = re.search(r"python (-m deepspeed.*)", refused.stderr)
         assert hint, refused.stderr
-        done = subprocess.run([sys.executable, *shlex.split(hint[1])], capture_output=True, text=True, check=False)
+        words = shlex.split(hint[1].replace(str(tmp_path / "copy"), str(run)))
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    average(ema_avg, *(folder / "run" / f"global_step{step}_joined" for step in STEPS), "-o", "ema.safetensors")
-    assert_fold(load(tmp_path / "ema.safetensors"), kept(folder))
+    average(ema_avg, *(run / f"global_step{step}_joined" for step in STEPS), "-o", "ema.safetensors")
+    assert_fold(load(tmp_path / "ema.safetensors"), kept(saved / "stage_3"))
 
 
 @pytest.mark.parametrize("stage", STAGES[:-1])

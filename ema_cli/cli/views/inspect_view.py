@@ -12,12 +12,16 @@ from rich.text import Text
 from ema_cli.cli.console import Console
 from ema_cli.cli.table import Column, Table, whole_name
 from ema_cli.dtypes import DType
-from ema_cli.records.series import Checkpoint
+from ema_cli.records.series import Checkpoint, Mark
 from ema_cli.report import words
 from ema_cli.text import human_bytes, plural, quoted, safe_text, shortlist
 
 _MOST_NAMES = 8
 _ALL_NAMES = 1000
+_BY_MARK = {
+    Mark.OURS: "ema-avg, by the report beside it",
+    Mark.CHANGED: "unknown: not the output that its report lists",
+}
 
 
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
@@ -43,8 +47,8 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     steps = shortlist(f"{step.unit} {step.value:,} ({step.source})" for step in checkpoint.steps)
     yield "step", steps or "none inside"
     yield from zip(chain(["tensors"], repeat("")), _types(checkpoint), strict=False)
-    split = [layout for layout in layouts if layout.parts]
-    pieces = sum(len(layout.parts) for layout in split)
+    split = [layout for layout in layouts if layout.pieces > 1]
+    pieces = sum(layout.pieces for layout in split)
     yield "pieces", f"{plural(len(split), 'tensor')} in {plural(pieces, 'piece')}" if split else ""
     yield "tied", shortlist(f"{quoted(name)} to {quoted(first)}" for name, first in checkpoint.ties.items())
     yield "strided", shortlist(quoted(layout.name) for layout in layouts if layout.strides is not None)
@@ -52,6 +56,7 @@ def _facts(checkpoint: Checkpoint, most: int) -> Iterator[tuple[str, str]]:
     yield "quantized", checkpoint.quantized
     yield "ignored", shortlist(map(quoted, checkpoint.ignored), most=most)
     yield "side files", shortlist(map(quoted, checkpoint.side_files), most=most)
+    yield "made by", "ema-avg" if checkpoint.has_our_metadata else _BY_MARK.get(checkpoint.mark, "")
     yield "metadata", shortlist(f"{safe_text(k)}={safe_text(v)}" for k, v in sorted(checkpoint.metadata.items()))
     yield "choice", "; ".join(checkpoint.choice)
     yield "warnings", "; ".join((*(warning.message for warning in checkpoint.dropped), *checkpoint.warnings))

@@ -105,7 +105,7 @@ def _work(plan: Plan) -> Iterator[str]:
         f"{plural(plan.buffers.threads, 'thread')}, {human_bytes(plan.buffers.total_bytes)} of buffers"
     )
     names = shortlist(f"{safe_text(str(output.path))}{'/' if output.folder else ''}" for output in plan.outputs)
-    yield f"writes {names} ({human_bytes(plan.write_bytes)}{_in_shards(plan.outputs[0])})"
+    yield f"writes {names} ({human_bytes(plan.write_bytes)}{_form(plan, plan.outputs[0])})"
 
 
 def _ranks(plan: Plan) -> Iterator[str]:
@@ -120,14 +120,16 @@ def _ranks(plan: Plan) -> Iterator[str]:
         )
 
 
-def _in_shards(output: PlannedOutput) -> str:
-    """Return how many weight files and which side files an output folder gets; empty for a single file."""
-    if not output.folder:
-        return ""
-    side_files = words.planned_side_files(output)
-    return f" in {plural(output.weight_files, 'file' if output.placement else 'shard')}" + (
-        f" with {side_files}" if side_files else ""
-    )
+def _form(plan: Plan, output: PlannedOutput) -> str:
+    """Return what an output is, unless a single safetensors file: how many files, which side files, a copy of what."""
+    if output.format == "same":
+        averaged = sum(tensor.action is Action.AVERAGED for tensor in plan.tensors)
+        return f": a copy of {quoted(str(plan.checkpoints[-1].path))} with {plural(averaged, 'averaged tensor')}"
+    if output.format == "dcp":
+        return f" in {plural(output.weight_files, 'file')}: {words.FORMATS[output.format]}"
+    side_files = words.planned_side_files(output) if output.folder else ""
+    beside = f" with {side_files}" if side_files else ""
+    return f" in {plural(len(output.files), 'shard')}{beside}" if output.folder else ""
 
 
 def _shortest(folder: str) -> str:

@@ -116,6 +116,12 @@ class GeometrySample:
         columns = self._columns(number)
         columns[...] = np.frombuffer(saved).reshape(columns.shape)
 
+    def merge(self, number: int, saved: bytes) -> None:
+        """Add the sampled numbers of a tensor that another process saved, with zeros where it took none."""
+        columns = self._columns(number)
+        others = np.frombuffer(saved, dtype=np.uint64).reshape(columns.shape)
+        columns[...] = (columns.view(np.uint64) | others).view(np.float64)
+
     def _columns(self, number: int) -> Float64:
         return self._sample[:, self._starts[number] : self._starts[number + 1]]
 

@@ -21,6 +21,11 @@ def is_data(name: str) -> bool:
     return name.endswith(_DATA_SUFFIX)
 
 
+def data_name(number: int) -> str:
+    """Return the name of a file with data of the first rank."""
+    return f"__0_{number}{_DATA_SUFFIX}"
+
+
 def is_sharded_safetensors(folder: Folder) -> bool:
     """Whether ranks saved their pieces in a folder as safetensors files."""
     return any(map(is_shard_of_a_rank, folder.files))

@@ -20,7 +20,7 @@ from ema_cli.formats.dcp.data_files import DataFiles
 from ema_cli.formats.dcp.dcp_names import METADATA, is_data
 from ema_cli.formats.dcp.metadata import parse_metadata
 from ema_cli.formats.dcp.placing import Placing
-from ema_cli.formats.dcp.saved_items import ByteRange
+from ema_cli.formats.dcp.saved_items import ByteRange, TreePath
 from ema_cli.formats.dcp.saved_tree import ChosenItems, choose
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.inert_pickle.values import Inert
@@ -88,8 +88,17 @@ def read_dcp(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
         warnings=(*chosen.warnings, *warn_of_flat(chosen.tensors)),
         dropped=(*chosen.dropped, *warn_of_leaves(list(_read_objects(chosen.objects, files)))),
         side_files=side_files,
+        paths=_paths_of_readable(chosen, placing),
     )
     return add_weights_beside(folder, structure)
+
+
+def _paths_of_readable(chosen: ChosenItems, placing: Placing) -> tuple[TreePath, ...]:
+    """Return the path of each tensor that was located: the same tuple for all checkpoints with equal metadata."""
+    if not placing.unreadable:
+        return chosen.paths
+    paths = dict(zip(chosen.tensors, chosen.paths, strict=True))
+    return tuple(paths[layout.name] for layout in placing.layouts)
 
 
 def _refuse_unfinished(folder: Folder) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ema_cli.record import record
 
 Sizes = tuple[int, ...]
+TreePath = tuple[str, ...]
+"""Names from the top of a nested state dict to a tensor."""
 
 
 @record
@@ -43,7 +45,7 @@ class SavedItems:
 
     items: dict[str, SavedTensor | ByteRange]
     """Tensors; of every other object its bytes."""
-    paths: dict[str, tuple[str, ...]]
+    paths: dict[str, TreePath]
     """The path of each item in the nested state dict, where it was recorded."""
     ends: dict[str, int]
     """The least size of each file, by name."""

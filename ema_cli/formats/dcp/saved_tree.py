@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ema_cli.errors import InputRefused, RunWarning
-from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor
+from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor, TreePath
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE
 from ema_cli.formats.state_dict.steps import KEYS
@@ -39,6 +39,8 @@ class ChosenItems:
     key: str
     tensors: dict[str, SavedTensor]
     """The weights, by their names in the model."""
+    paths: tuple[TreePath, ...]
+    """Of each of them."""
     ignored: tuple[str, ...]
     choice: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -88,6 +90,7 @@ def choose(saved: SavedItems, keys: Keys) -> ChosenItems:
     return ChosenItems(
         key=found.key,
         tensors=tensors,
+        paths=tuple(_saved_path(saved, flat) for flat in names.values()),
         ignored=found.ignored,
         choice=found.choice,
         warnings=found.warnings,
@@ -124,6 +127,12 @@ def _leaf(name: str, item: SavedTensor | ByteRange) -> object:
         return _Object(item)
     storage = StorageRef(key=name, kind="", elements=0)
     return TensorRef(storage=storage, dtype_name=item.dtype_name, offset=0, shape=item.shape, strides=())
+
+
+def _saved_path(saved: SavedItems, name: str) -> TreePath:
+    """Return the path that torch joined to a flat name; other planners may record other paths."""
+    path = saved.paths.get(name, ())
+    return path if ".".join(path) == name else (name,)
 
 
 def _path(path: tuple[str, ...]) -> tuple[str, ...]:

@@ -135,8 +135,8 @@ def refuse_placeholders(root: object, tensors: Mapping[str, Tensor]) -> None:
         raise InputRefused(
             f"holds {plural(len(empty), 'empty placeholder')} instead of weights, such as {quoted(empty[0])}: ZeRO "
             "stage 3 keeps the weights in the optimizer states of all ranks",
-            hint="join the weights first, with DeepSpeed's script in the folder above: "
-            "python zero_to_fp32.py . pytorch_model.bin",
+            hint="name the folder of the checkpoint, with the files of all ranks; or join the weights first, with "
+            "DeepSpeed's script in the folder above: python zero_to_fp32.py . pytorch_model.bin",
         )
 
 

@@ -5,8 +5,8 @@ A tensor whose bytes are replaced changes everywhere. So whoever replaces them m
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from ema_cli.dtypes import BY_TORCH_NAME
@@ -50,6 +50,15 @@ class StoredView(NamedTuple):
     strides: tuple[int, ...]
     itemsize: int
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is a tensor or a storage; an object of another kind has its own way to refer to a storage."""
+        return self.itemsize > 0
+
+
+_UNKNOWN = StoredView("", 0, (), (), 0)
+"""An object of another kind, such as a sparse tensor, that refers to a storage in its own way."""
+
 
 class References:
     """The tensors of a file by storage.
@@ -58,31 +67,39 @@ class References:
         root: the inert value of its pickle.
         storages: that the pickle declares.
 
-    Raises:
-        InputRefused: it has too many values to examine.
-
     """
 
     def __init__(self, root: object, storages: CountedStorages) -> None:
+        self._root = root
         self._counts = storages.counts
-        self._views: defaultdict[str, list[StoredView]] = defaultdict(list)
-        self._objects: defaultdict[str, set[int]] = defaultdict(set)
-        for path, found in _references(root):
+
+    def of(self, keys: Collection[str]) -> dict[str, list[StoredView]]:
+        """Return all that refers to each of some storages; several paths may lead to one object.
+
+        Raises:
+            InputRefused: the file has too many values to examine.
+
+        """
+        views: dict[str, list[StoredView]] = {key: [] for key in keys}
+        objects: dict[str, set[int]] = {key: set() for key in keys}
+        for node, found in _references(self._root):
             storage = found.storage if isinstance(found, TensorRef) else found
-            self._objects[storage.key].add(id(found))
-            self._views[storage.key].append(_view(path, found))
+            if storage.key in views:
+                objects[storage.key].add(id(found))
+                views[storage.key].append(_view(node.path, found))
+        for key, found_objects in objects.items():
+            if self._counts[key] > len(found_objects):
+                views[key].append(_UNKNOWN)
+        return views
 
-    def of(self, key: str) -> list[StoredView]:
-        """Return all that refers to a storage."""
-        return self._views[key]
+    def paths_with(self, name: str) -> list[str]:
+        """Return the paths that have ``name`` as a part of a key.
 
-    def paths_with(self, part: str) -> list[str]:
-        """Return the paths that have ``part`` in them."""
-        return [view.path for views in self._views.values() for view in views if part in view.path]
+        Raises:
+            InputRefused: as ``of`` does.
 
-    def is_complete(self, key: str) -> bool:
-        """Whether all references to a storage are known; an object of another kind may have some."""
-        return self._counts[key] <= len(self._objects[key])
+        """
+        return [node.path for node, _ in _references(self._root) if node.has(name)]
 
 
 def _view(path: str, found: TensorRef | StorageRef) -> StoredView:
@@ -108,6 +125,15 @@ class _Node(NamedTuple):
             here = here.above
         return ".".join(name for name in reversed(names) if name)
 
+    def has(self, name: str) -> bool:
+        """Whether a key of the path has ``name`` in it."""
+        here: _Node | None = self
+        while here is not None:
+            if name in here.name:
+                return True
+            here = here.above
+        return False
+
     def is_inside_itself(self) -> bool:
         here = self.above
         while here is not None:
@@ -117,14 +143,19 @@ class _Node(NamedTuple):
         return False
 
 
-def _references(root: object) -> Iterator[tuple[str, TensorRef | StorageRef]]:
-    """Yield every tensor and storage with its path: several times if several paths lead to it."""
+def _references(root: object) -> Iterator[tuple[_Node, TensorRef | StorageRef]]:
+    """Yield every tensor and storage with its place: several times if several paths lead to it.
+
+    Raises:
+        InputRefused: there are too many values.
+
+    """
     todo = [_Node(root, "", None, 0)]
     count = 0
     while todo:
         node = todo.pop()
         if isinstance(node.value, TensorRef | StorageRef):
-            yield node.path, node.value
+            yield node, node.value
             continue
         if node.depth > MOST_DEPTH or node.is_inside_itself():
             continue

@@ -57,6 +57,11 @@ def storage_dtype_name(kind: str) -> str:
     return _STORAGE_DTYPES.get(kind, kind)
 
 
+def storage_kind(dtype_name: str) -> str:
+    """Return the storage class that torch saves an element type in: newer types have none of their own."""
+    return next((kind for kind, name in _STORAGE_DTYPES.items() if name == dtype_name), "UntypedStorage")
+
+
 @cache
 def element_bytes(kind: str) -> int | None:
     """Return the bytes of one element of a storage class; ``None`` if the class is unknown."""

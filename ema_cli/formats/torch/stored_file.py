@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from ema_cli.formats.torch.first_bytes import looks_like_pickle, looks_like_zip
 from ema_cli.formats.torch.legacy_format import read_legacy_storages
@@ -34,6 +35,11 @@ class StoredFile:
         self.references = references
         self._records = records
         self._sorted = sorted((begin, key) for key, (begin, _) in (places or {}).items())
+
+    def announce(self, offsets: Iterable[int]) -> None:
+        """Announce to a remote source that ``at`` will be asked for these bytes."""
+        if self._records is not None:
+            self._records.announce(offsets)
 
     def at(self, offset: int) -> StoredRecord:
         """Return the storage with the byte at ``offset``, with its checksum if it has one.

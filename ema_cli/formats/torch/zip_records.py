@@ -8,6 +8,7 @@ References: APPNOTE 4.3.7, 4.3.9 and 4.3.12 of the zip format.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ema_cli.errors import InputRefused
@@ -48,7 +49,16 @@ class ZipRecords:
         self._fields = sorted(directory_fields(source), key=lambda one: one.header)
         self._headers = [one.header for one in self._fields]
         self._root = next(one.name for one in self._fields if one.name.endswith(_PICKLE)).removesuffix("data.pkl")
+        self._found: dict[int, StoredRecord] = {}
+        """By the byte of the local header."""
         self._are_off = any(one.name.endswith(_PICKLE) and not one.crc32 for one in self._fields)
+
+    def announce(self, offsets: Iterable[int]) -> None:
+        """Announce to a remote source what ``at`` will read for these bytes: each would be a request of its own."""
+        if not self._source.is_remote:
+            return
+        for entry in dict.fromkeys(map(self._entry, offsets)):
+            self._source.will_need(entry.header, LOCAL_HEADER.size)
 
     def at(self, offset: int) -> StoredRecord:
         """Return the record with the byte at ``offset``.
@@ -57,7 +67,15 @@ class ZipRecords:
             InputRefused: the record contradicts the directory.
 
         """
-        entry = self._fields[bisect_right(self._headers, offset) - 1]
+        entry = self._entry(offset)
+        if entry.header not in self._found:
+            self._found[entry.header] = self._record(entry)
+        return self._found[entry.header]
+
+    def _entry(self, offset: int) -> DirectoryField:
+        return self._fields[bisect_right(self._headers, offset) - 1]
+
+    def _record(self, entry: DirectoryField) -> StoredRecord:
         raw = self._source.read(entry.header, LOCAL_HEADER.size)
         flags, crc32, *lengths = (LOCAL_HEADER.unpack(raw)[at] for at in (2, 6, 9, 10))
         begin = entry.header + LOCAL_HEADER.size + sum(lengths)

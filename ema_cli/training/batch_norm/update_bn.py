@@ -20,6 +20,7 @@ from ema_cli.events import Listener, WarningIssued, ignore
 from ema_cli.fold.cuda import find_device
 from ema_cli.fold.devices import resolve_device
 from ema_cli.formats.open import open_checkpoint
+from ema_cli.formats.own_outputs import marked
 from ema_cli.formats.state_dict.prefixes import refuse_unused_prefix
 from ema_cli.naming import safetensors_name
 from ema_cli.options.average import Options, make_options
@@ -121,6 +122,7 @@ def update_file(
         checkpoint = open_checkpoint(path, pool=LayoutPool(), keys=options.key, strip_prefix=options.strip_prefix)
         opened.callback(checkpoint.index.close)
         refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped])
+        checkpoint = marked(checkpoint, listener)
         copy = None if options.output is None else RecomputedCopy(checkpoint, options, opened)
         found = recompute(code, CheckpointWeights(checkpoint), batches=batches, device=device, listener=listener)
         of_input = (*warn_of_chosen_weights([checkpoint]), *(copy.warnings if copy else ()))

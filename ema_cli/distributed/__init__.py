@@ -1,0 +1,1 @@
+"""One run in several processes, which torchrun or srun has started."""
