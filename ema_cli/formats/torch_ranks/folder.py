@@ -19,7 +19,7 @@ from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.formats.torch_ranks.joined_ranks import JoinedRanks, RankJoiner
 from ema_cli.formats.torch_ranks.rank_copies import compare_copies
 from ema_cli.formats.torch_ranks.rank_file import RankFile
-from ema_cli.formats.torch_ranks.rank_names import rank_groups
+from ema_cli.formats.torch_ranks.rank_file_names import rank_groups
 from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted
