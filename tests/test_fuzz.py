@@ -27,7 +27,7 @@ from tests.hostile.report_parsers import report_parsers
 ROOT = Path(__file__).parent.parent
 NAMES = (
     *("pickle", "zip", "legacy", "safetensors", "foreign"),
-    *("index", "beside", "dcp", "pieces", "ranks", "trainers", "partitions", "layouts"),
+    *("index", "beside", "dcp", "pieces", "ranks", "rank-files", "trainers", "partitions", "layouts"),
     *("report", "earlier", "journal", "config", "manifest"),
     *("verified", "verified-folder", "continued", "current", "pages", "batch-index"),
 )

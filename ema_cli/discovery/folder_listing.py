@@ -21,7 +21,7 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import format_of
 from ema_cli.formats.huggingface.weight_names import names_of_weights
 from ema_cli.formats.series_names import NAME_TO_USE, has_number, is_special, split_names
-from ema_cli.formats.torch_ranks.rank_names import later_ranks
+from ema_cli.formats.torch_ranks.rank_file_names import later_ranks
 from ema_cli.name_numbers import canonical_name, name_form
 from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped

@@ -16,7 +16,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed.rank_names import is_pipeline_layer
 from ema_cli.formats.file_names import counts_steps
 from ema_cli.formats.torch.objects import ONE_SHARD
-from ema_cli.formats.torch_ranks.rank_names import is_rank_file
+from ema_cli.formats.torch_ranks.rank_file_names import is_rank_file
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location, absolute, names_in

@@ -15,7 +15,7 @@ from ema_cli.formats.huggingface.model_folder import is_model_folder, is_pipelin
 from ema_cli.formats.huggingface.trainer_files import add_trainer_files
 from ema_cli.formats.megatron import is_megatron_folder, read_megatron
 from ema_cli.formats.structure import Keys, Structure, refusal_of
-from ema_cli.formats.torch_ranks.rank_names import is_torch_ranks
+from ema_cli.formats.torch_ranks.rank_file_names import is_torch_ranks
 from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import quoted, shortlist

@@ -12,6 +12,7 @@ from random import Random
 from ema_cli.formats.dcp.metadata import parse_metadata
 from ema_cli.formats.dcp.saved_tree import choose
 from ema_cli.formats.folder_formats import read_folder
+from ema_cli.formats.torch_ranks.folder import read_torch_ranks
 from ema_cli.storage.extents import LayoutPool
 from tests.hostile.cases import Case
 from tests.hostile.file_parsers import archive, pickles
@@ -41,7 +42,7 @@ def folder_parsers(cases: Sequence[Case], folder: Path) -> dict[str, Parser]:
         "dcp": _dcp(cases, folder),
         "pieces": _pieces(),
         "ranks": _ranks(),
-        "rank files": _rank_files(),
+        "rank-files": _rank_files(),
         "trainers": _trainers(),
         "partitions": _partitions(),
         "layouts": _layouts(),
@@ -133,7 +134,8 @@ def _rank_files() -> Parser:
 
     def run(data: bytes) -> None:
         second = checkpoint(pickle=data)
-        _read({RANK_NAMES[0]: firsts[len(data) % len(firsts)], RANK_NAMES[1]: second})
+        files = {RANK_NAMES[0]: firsts[len(data) % len(firsts)], RANK_NAMES[1]: second}
+        read_torch_ranks(MemoryFolder(files), (), LayoutPool())
 
     return simple(seeds, PICKLE, run)
 

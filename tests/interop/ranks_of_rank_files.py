@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, StateDictType, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 RANKS = 4
@@ -38,7 +38,7 @@ class RowNet(nn.Module):
         self.scale = nn.Parameter(torch.randn(1))
         self.norm = nn.BatchNorm1d(5)
         self.norm.running_mean = torch.randn(5)
-        self.norm.num_batches_tracked.fill_(step)  # type: ignore[operator]
+        self.norm.num_batches_tracked = torch.tensor(step)
 
 
 def sharded(step: int) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def halved(step: int) -> dict[str, Any]:
 
 def of_old_torch(step: int) -> dict[str, Any]:
     """Return what ``hybrid`` does, with the mesh pickled by the attributes that it had up to torch 2.8."""
-    DeviceMesh.__getstate__ = _old_state  # type: ignore[method-assign]
+    DeviceMesh.__getstate__ = _old_state  # type: ignore[method-assign,assignment]
     return hybrid(step)
 
 
@@ -166,7 +166,7 @@ def save_by_accelerate(folder: Path, kind: str, step: int) -> None:
 
     model = RowNet(step)
     policy = ModuleWrapPolicy({nn.Linear})
-    options = {"use_orig_params": kind != "LOCAL", "device_id": torch.device("cpu")}
+    options: dict[str, Any] = {"use_orig_params": kind != "LOCAL", "device_id": torch.device("cpu")}
     wrapped = FullyShardedDataParallel(model, auto_wrap_policy=policy, **options)
     optimizer = torch.optim.AdamW(wrapped.parameters())
     plugin = FullyShardedDataParallelPlugin(fsdp_version=1, state_dict_type=f"{kind}_STATE_DICT")
@@ -213,5 +213,4 @@ def work(rank: int, folder: Path) -> None:
 if __name__ == "__main__":
     import torch._dynamo
 
-    assert DTensor
     torch.multiprocessing.start_processes(work, (Path(sys.argv[1]),), RANKS, start_method="fork")

@@ -17,9 +17,9 @@ from ema_cli.formats.state_dict.find_weights import StateDict, find_state_dict
 from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.formats.torch_ranks.joined_ranks import JoinedRanks, RankJoiner
+from ema_cli.formats.torch_ranks.rank_archive import RankArchive
 from ema_cli.formats.torch_ranks.rank_copies import compare_copies
-from ema_cli.formats.torch_ranks.rank_file import RankFile
-from ema_cli.formats.torch_ranks.rank_names import rank_groups
+from ema_cli.formats.torch_ranks.rank_file_names import rank_groups
 from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.text import plural, quoted
@@ -45,7 +45,7 @@ def read_torch_ranks(folder: Folder, keys: Keys, pool: LayoutPool) -> Structure:
 
 def read_rank_group(folder: Folder, names: Mapping[int, str], keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a checkpoint in some files of a folder, by rank; raise as ``read_torch_ranks``."""
-    files = [RankFile(folder, names[rank]) for rank in sorted(names)]
+    files = [RankArchive(folder, names[rank]) for rank in sorted(names)]
     digest = joint_digest(file.digest for file in files)
     joined = pool.remember(("torch ranks", digest, keys), lambda: _join(files, keys))
     _announce(joined, files)
@@ -68,7 +68,7 @@ def read_rank_group(folder: Folder, names: Mapping[int, str], keys: Keys, pool: 
     )
 
 
-def _announce(joined: JoinedRanks, files: list[RankFile]) -> None:
+def _announce(joined: JoinedRanks, files: list[RankArchive]) -> None:
     """Announce the storages that will be located, by file: in a store each may be a request."""
     keys: dict[int, dict[str, None]] = {}
     for place in (*joined.places, *(place for copy in joined.copies for place in (copy.first, copy.other))):
@@ -77,7 +77,7 @@ def _announce(joined: JoinedRanks, files: list[RankFile]) -> None:
         files[rank].archive.announce(found)
 
 
-def _join(files: list[RankFile], keys: Keys) -> JoinedRanks:
+def _join(files: list[RankArchive], keys: Keys) -> JoinedRanks:
     """Parse the files one after the other; only what is needed of each is kept."""
     joiner = RankJoiner()
     first: tuple[StateDict, object, object] | None = None

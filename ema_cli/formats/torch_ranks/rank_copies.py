@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.torch_ranks.joined_ranks import JOIN_FIRST, UNDEFINED, Copy, JoinedRanks
-from ema_cli.formats.torch_ranks.rank_file import RankFile
+from ema_cli.formats.torch_ranks.rank_archive import RankArchive
 from ema_cli.text import plural, quoted, shortlist
 
 _BLOCK_BYTES = 1 << 20
@@ -19,7 +19,7 @@ _MATRIX = 2
 """Dimensions of a tensor that was certainly trained: statistics and counters have fewer."""
 
 
-def compare_copies(joined: JoinedRanks, files: Sequence[RankFile]) -> tuple[str, ...]:
+def compare_copies(joined: JoinedRanks, files: Sequence[RankArchive]) -> tuple[str, ...]:
     """Compare the copies in the files of a checkpoint; return the warnings about those that differ.
 
     Raises:
@@ -42,7 +42,7 @@ def compare_copies(joined: JoinedRanks, files: Sequence[RankFile]) -> tuple[str,
     return (f"{found} {'differ' if len(names) > 1 else 'differs'} between the ranks: those of the first rank are used",)
 
 
-def _refuse_parts(joined: JoinedRanks, files: Sequence[RankFile], different: Sequence[Copy]) -> None:
+def _refuse_parts(joined: JoinedRanks, files: Sequence[RankArchive], different: Sequence[Copy]) -> None:
     """Refuse files of ranks that state no placement and are not all the same."""
     counts = Counter(copy.name for copy in joined.copies)
     alone = [layout.name for layout in joined.layouts if layout.elements and counts[layout.name] + 1 != len(files)]
@@ -55,7 +55,7 @@ def _refuse_parts(joined: JoinedRanks, files: Sequence[RankFile], different: Seq
     )
 
 
-def _described(copy: Copy, files: Sequence[RankFile]) -> str:
+def _described(copy: Copy, files: Sequence[RankArchive]) -> str:
     first, other = (quoted(files[place.rank].name) for place in (copy.first, copy.other))
     return f"{quoted(copy.name)} differs between {first} and {other}"
 
@@ -63,7 +63,7 @@ def _described(copy: Copy, files: Sequence[RankFile]) -> str:
 class _CopyComparison:
     """Compares copies. The bytes that are read are bounded by those of all files."""
 
-    def __init__(self, files: Sequence[RankFile]) -> None:
+    def __init__(self, files: Sequence[RankArchive]) -> None:
         self._files = files
         self._left = sum(file.source.size() for file in files)
 

@@ -19,7 +19,7 @@ from ema_cli.text import plural, quoted
 _PICKLE = "data.pkl"
 
 
-class RankFile:
+class RankArchive:
     """A file in a folder.
 
     Raises:
