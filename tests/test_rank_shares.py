@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -77,6 +80,18 @@ ALONE: list[dict[str, str]] = [
 def test_a_single_process_is_alone(variables: dict[str, str]) -> None:
     """Also a batch script, the shell of an allocation, a step of one task, and variables that are not complete."""
     assert find_launch(variables) is None
+
+
+@pytest.mark.parametrize(("above", "waits"), [("import torch", False), ("pass", True)])
+@pytest.mark.parametrize("variables", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+def test_what_a_training_starts_is_alone(above: str, waits: bool, variables: dict[str, str]) -> None:
+    """A training has its variables and torch; a program that only starts others, in between, has no torch."""
+    asks = "import os; from ema_cli.distributed.launch import find_launch; print(find_launch(os.environ) is not None)"
+    starts = f"{above}; import subprocess, sys; subprocess.run(['sh', '-c', f'{{sys.executable}} -c \"{asks}\"; true'])"
+    done = subprocess.run(
+        [sys.executable, "-c", starts], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(waits)
 
 
 def test_python_averages_alone(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from ema_cli.record import record
 
 _FIRST_PORT, _PORTS = 20_000, 10_000
 """The ports of steps of Slurm, unless MASTER_PORT is set: by the numbers of job and step."""
 _OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")
+_TELLING_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PROCESSES = Path("/proc")
+"""Of Linux, see proc(5)."""
+_TORCH = b"libtorch"
 _NUMBERS = re.compile(r"\[(\d+)[^\]]*\]")
 """Of nodes, as Slurm writes them: the first of them is taken."""
 
@@ -35,10 +41,36 @@ class Launch:
 
 
 def find_launch(environment: Mapping[str, str]) -> Launch | None:
-    """Return the place of this process; ``None`` if it was not started as one of several."""
+    """Return the place of this process; ``None`` if it was not started as one of several.
+
+    A training that averages its checkpoints starts this program in one of its processes, with its own variables.
+    """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        return _of_torchrun(environment)
-    return _of_srun(environment)
+        found, names = _of_torchrun(environment), _TELLING_OF_TORCHRUN
+    else:
+        found, names = _of_srun(environment), _OF_SRUN
+    return None if found is not None and _is_of_training({name: environment.get(name) for name in names}) else found
+
+
+def _is_of_training(variables: Mapping[str, str | None]) -> bool:
+    """Whether a program above this process, up to the launcher, has these variables and torch in its memory.
+
+    ``False`` where the system does not tell. Shells and the tools that start programs have no torch; a launcher has
+    none of the variables.
+    """
+    wanted = {f"{name}={value}".encode() for name, value in variables.items() if value is not None}
+    process = os.getppid()
+    try:
+        while process > 1:
+            folder = _PROCESSES / str(process)
+            if not wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+                return False
+            if _TORCH in (folder / "maps").read_bytes():
+                return True
+            process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        pass
+    return False
 
 
 def alone(launcher: str) -> str:
