@@ -31,7 +31,7 @@ ALLOWED_HEAVY = {
     "api/recomputing.py": {"torch"},
     "cli": {"rich", "typer"},
     "distributed/devices_of_ranks.py": {"torch"},
-    "distributed/meeting.py": {"torch"},  # for its store
+    "distributed/rank_store.py": {"torch"},
     "evidence": {"numpy"},
     "fold": {"numpy", "ml_dtypes"},
     "fold/cuda.py": {"torch"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 
 from ema_cli.cli.exit import ExitCode
-from ema_cli.distributed import meeting
+from ema_cli.distributed import meeting, rank_store
 from ema_cli.distributed.failure import PeerFailed
 from ema_cli.errors import InputRefused, OutputError, UsageError
 from tests.helpers.outputs import listing
 from tests.helpers.program import started
 from tests.helpers.ranks import average_in_ranks, free_port, started_ranks, variables
 
-SOON = 10
-"""Seconds in which all ranks end after a failure."""
+SOON = 30
+"""Seconds in which all ranks end after a failure: at most 10, unless the machine is busy."""
 
 
 @pytest.fixture
@@ -148,6 +149,15 @@ def test_ranks_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPat
         with pytest.raises(UsageError) as refused:
             meeting.Meeting(launch_of(rank, 2, free_port()), lambda _: None)
         assert "env -u RANK -u WORLD_SIZE ema-avg" in refused.value.hint
+
+
+def test_ranks_whose_launcher_is_gone_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had opened its store before it started them: they do not try for two minutes."""
+    from tests.helpers.ranks import launch_of  # noqa: PLC0415
+
+    monkeypatch.setattr(rank_store, "_HOSTED_SECONDS", 0.5)
+    with pytest.raises(UsageError, match="cannot be reached"):
+        meeting.Meeting(replace(launch_of(1, 2, free_port()), hosted=True), lambda _: None)
 
 
 def test_what_several_ranks_cannot_do_is_refused(run: Path) -> None:

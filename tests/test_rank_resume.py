@@ -19,14 +19,23 @@ from tests.helpers.ranks import average_in_ranks, started_ranks
 TENSORS = 40
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Checkpoints that take long enough to be interrupted."""
-    (tmp_path / "run").mkdir()
+    folder = tmp_path_factory.mktemp("series")
     for step in (1, 2, 3):
         random = np.random.default_rng(step)
         tensors = {f"w{i:02}": random.standard_normal(500_000, dtype=np.float32) for i in range(TENSORS)}
-        save_file(tensors, tmp_path / "run" / f"s_{step}.safetensors")
+        save_file(tensors, folder / f"s_{step}.safetensors")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def run(series: list[Path], tmp_path: Path) -> Path:
+    """A folder of these checkpoints."""
+    (tmp_path / "run").mkdir()
+    for path in series:
+        (tmp_path / "run" / path.name).hardlink_to(path)
     return tmp_path / "run"
 
 
@@ -74,7 +83,9 @@ def test_any_number_of_ranks_continues(run: Path, number: signal.Signals, rank: 
 def test_a_run_that_would_fail_again_keeps_nothing(run: Path) -> None:
     """A rank refuses an input: rank 0 removes the partial output, and the journals of all."""
     last = run / "s_3.safetensors"
-    save_file({**load_file(last), f"w{TENSORS - 1}": np.full(500_000, np.nan, np.float32)}, last)
+    spoiled = {**load_file(last), f"w{TENSORS - 1}": np.full(500_000, np.nan, np.float32)}
+    last.unlink()
+    save_file(spoiled, last)
     with pytest.raises(PeerFailed) as ended:
         average_in_ranks(2, [run], decay=0.9, output=run.parent / "ema.safetensors", resume=True)
     assert ended.value.failure.is_final

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 import ema_cli
 from ema_cli.distributed import file_systems, shared_outputs, shares
 from ema_cli.distributed.launch import find_launch
+from ema_cli.distributed.meeting import Meeting
 from ema_cli.distributed.shared_file import part_of
 from ema_cli.distributed.shared_outputs import refuse_unshared
 from ema_cli.distributed.shares import share_out
@@ -25,6 +28,7 @@ from ema_cli.fold.tensor_runs import TensorRun
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
 from ema_cli.records.files import PlannedFile
+from tests.helpers.ranks import free_port, launch_of
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "node", "MASTER_PORT": "29500"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_ID": "2", "SLURM_JOB_ID": "77"}
@@ -192,3 +196,20 @@ def test_tensors_with_strides_are_refused(tmp_path: Path) -> None:
     options = make_options(sorted(tmp_path.iterdir()), decay=0.5, output=tmp_path / "x.pt")
     with planned(options) as plan, pytest.raises(UsageError, match="stored with strides"):
         refuse_unshared(plan, options, ["a", "a"])
+
+
+def test_values_of_any_size_reach_rank_0() -> None:
+    """The store refuses values of 8 MiB, so they are sent in pieces; what was taken is removed."""
+    port, values = free_port(), {1: b"", 2: bytes(range(256)) * 40_000}
+
+    def work(rank: int) -> list[bytes]:
+        meeting = Meeting(launch_of(rank, 3, port), lambda _: None)
+        gathered = meeting.gather(values.get(rank, b"own"))
+        announced = meeting.announce(b"for all" if rank == 0 else b"")
+        meeting.wait_for_all()
+        threading.Thread(target=meeting.leave).start()  # rank 0 waits for the others
+        return [*gathered, announced]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(work, range(3)))
+    assert found == [[b"own", values[1], values[2], b"for all"], [b"for all"], [b"for all"]]

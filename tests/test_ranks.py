@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import InputRefused
+from tests.helpers import dcp_makers
+from tests.helpers.adapters import factors, write_adapters
 from tests.helpers.folders import write_shards
 from tests.helpers.ranks import average_in_ranks
 
@@ -146,6 +148,30 @@ def test_a_folder_is_replaced(run: Path, tmp_path: Path) -> None:
     ema_cli.average(run, decay=0.8, **{**options, "output": tmp_path / "alone"})
     for file in (tmp_path / "alone").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+def test_exact_updates_of_adapters(tmp_path: Path) -> None:
+    """``--lora exact``: factors that are put side by side, cut between ranks."""
+    states = [factors(step, rank=8, inside=5_000, outside=4_000) for step in (1, 2, 3)]
+    folders = write_adapters(tmp_path / "run", states, [{"r": 8}] * 3)
+    options: dict[str, Any] = {"decay": 0.9, "lora": "exact", "max_memory": SMALL_BLOCKS, "max_shard_size": "1MB"}
+    alone = ema_cli.average(folders, output=tmp_path / "a", **options)
+    together, _ = average_in_ranks(3, folders, output=tmp_path / "b", **options)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    assert found(together) == found(alone)
+
+
+def test_folders_of_dcp(tmp_path: Path) -> None:
+    """Tensors in several chunks and files."""
+    for step in (1, 2, 3):
+        dcp_makers.save(tmp_path / "run" / f"step_{step}", {"model": state(step), "step": step})
+    series = sorted((tmp_path / "run").iterdir())
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS}
+    alone = ema_cli.average(series, output=tmp_path / "a.safetensors", **options)
+    together, _ = average_in_ranks(3, series, output=tmp_path / "b.safetensors", **options)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert found(together) == found(alone)
 
 
 def test_more_ranks_than_tensors(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ class Console:
         self._rich: dict[bool, RichConsole] = {}
         self.at_end = contextlib.ExitStack()
         """What is done when everything is printed."""
+        self.met = False
+        """Whether other processes of one run know how this one ends."""
 
     @property
     def interactive(self) -> bool:

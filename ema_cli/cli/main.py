@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +21,14 @@ from ema_cli.cli.ci import CiMode, detect
 from ema_cli.cli.console import Console, Style
 from ema_cli.cli.exit import DEBUG_VARIABLE, ExitCode, explain
 from ema_cli.cli.group import is_average
-from ema_cli.cli.process import Terminated, guarded
+from ema_cli.cli.process import Terminated, end_by_signals, guarded
 from ema_cli.distributed.launch import Launch, alone, find_launch
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.naming import nearest
 from ema_cli.text import safe_text, without_secrets
+
+_REPORT_SECONDS = 3
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -46,6 +49,8 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     console.begin()
     code = _attempt(arguments, console)
     console.end()
+    if launch is not None and launch.rank and ExitCode.OK < code < ExitCode.SIGNAL and not console.met:
+        _let_first_report()
     with contextlib.suppress(OutputError, ValueError, AttributeError):  # full, closed, or never open
         sys.stdout.flush()
     gc.freeze()  # the end of the interpreter need not look at every object again
@@ -53,6 +58,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
         with contextlib.suppress(ValueError, AttributeError):
             sys.stderr.flush()
         os._exit(code)
+    end_by_signals()
     sys.exit(code)
 
 
@@ -64,6 +70,12 @@ def _be_silent(launch: Launch, arguments: Sequence[str]) -> None:
         sys.exit(ExitCode.OK)
     if not os.environ.get(DEBUG_VARIABLE):
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open to the end
+
+
+def _let_first_report() -> None:
+    """Wait: rank 0 has met the same usage error, and torchrun ends all ranks when one ends."""
+    with contextlib.suppress(Terminated):
+        time.sleep(_REPORT_SECONDS)
 
 
 def _attempt(arguments: Sequence[str], console: Console) -> int:

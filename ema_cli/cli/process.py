@@ -35,6 +35,13 @@ def install_signals() -> None:
             signal.signal(number, _terminate)
 
 
+def end_by_signals() -> None:
+    """Let signals end the process without a word: the run is over, and only libraries have something left to do."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _terminate:
+            signal.signal(number, signal.SIG_DFL)
+
+
 _arrived: list[int] = []
 """The number of the signal that arrived, if any."""
 

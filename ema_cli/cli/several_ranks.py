@@ -29,6 +29,7 @@ def average_together(
 
     """
     meeting = _meet(launch, console)
+    console.met = True
     console.at_end.callback(meeting.leave)
     options = with_own_threads(options, meeting.on_cores)
     try:

@@ -150,8 +150,7 @@ class Leader(Alone):
             InputRefused: a record that several processes have read is damaged.
 
         """
-        _, *others = self._meeting.gather(b"", self._report_progress)
-        for data in others:
+        for data in self._meeting.others(b"", self._report_progress):
             merge_part(state, decode_part(data))
 
     def published(self) -> None:

@@ -12,13 +12,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
 from ema_cli.distributed.failure import Failure, PeerFailed, lost
 from ema_cli.distributed.heartbeat import Heartbeat
 from ema_cli.distributed.launch import Launch, alone
-from ema_cli.distributed.silent_connections import fail_in_silence
+from ema_cli.distributed.rank_store import connect, put_value, read_value, take_value, within
 from ema_cli.errors import UsageError
 from ema_cli.text import shortlist
 
@@ -26,10 +25,6 @@ RENDEZVOUS_SECONDS = 120
 """How long processes wait for the others at the start."""
 _PATIENCE_SECONDS = 5
 """After that, a message says what is waited for."""
-_CONNECT_SECONDS = 2
-_REQUEST_SECONDS = 6
-_PIECE_BYTES = 1 << 22
-"""Of a value in the store, which refuses values of 8 MiB."""
 _SHORTEST, _LONGEST = 0.005, 0.2
 """Seconds between two looks at the store."""
 _FAREWELL_SECONDS = 5
@@ -60,8 +55,8 @@ class Meeting:
         self._deadline = time.monotonic() + RENDEZVOUS_SECONDS
         self._store = self._connect(opens=self.is_first and not launch.hosted)
         self._run = f"ema-avg/{launch.attempt}/run-{self._number_of_run()}"
-        self._store = _within(self._store, self._run)
-        self._beat = Heartbeat(self.rank, self.size, self._store, lambda: _within(self._connect(), self._run))
+        self._store = within(self._store, self._run)
+        self._beat = Heartbeat(self.rank, self.size, self._store, lambda: within(self._connect(), self._run))
         self._meet(on_wait)
         self._beat.start()
 
@@ -85,8 +80,18 @@ class Meeting:
         """Return the name of a process for messages."""
         return f"rank {rank} of {self.size} ({self.hosts[rank]})"
 
-    def gather(self, data: bytes, on_wait: Callable[[], object] = lambda: None) -> list[bytes]:
+    def gather(self, data: bytes) -> list[bytes]:
         """Give bytes to rank 0, which gets those of all ranks, in their order; the others get none.
+
+        Raises:
+            PeerFailed: another process failed.
+
+        """
+        others = list(self.others(data))
+        return [data, *others] if self.is_first else []
+
+    def others(self, data: bytes, on_wait: Callable[[], object] = lambda: None) -> Iterator[bytes]:
+        """Give bytes to rank 0, which gets those of each other rank in turn: all together may be many.
 
         Raises:
             PeerFailed: another process failed.
@@ -95,9 +100,10 @@ class Meeting:
         name = self._next_name()
         if not self.is_first:
             self._put(f"{name}/{self.rank}", data)
-            return []
-        self._wait([f"{name}/{rank}" for rank in range(1, self.size)], on_wait)
-        return [data, *(self._take(f"{name}/{rank}") for rank in range(1, self.size))]
+            return
+        for rank in range(1, self.size):
+            self._wait([f"{name}/{rank}"], on_wait)
+            yield self._take(f"{name}/{rank}")
 
     def announce(self, data: bytes) -> bytes:
         """Give bytes of rank 0 to all ranks, and return them; those of other ranks do not matter.
@@ -170,31 +176,7 @@ class Meeting:
                 self._await_until(everybody, time.monotonic() + (1 if failed else _FAREWELL_SECONDS))
 
     def _connect(self, *, opens: bool = False) -> Any:  # noqa: ANN401 - torch has no types for it
-        """Return a connection to the store, which rank 0 opens unless the launcher has.
-
-        Raises:
-            UsageError: it cannot be reached or opened.
-
-        """
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what it says of lost connections, we say
-        from torch.distributed import TCPStore  # noqa: PLC0415 - only if there are several processes
-
-        while True:
-            try:
-                store = TCPStore(
-                    *(self._launch.host, self._launch.port),
-                    is_master=opens,
-                    timeout=timedelta(seconds=_CONNECT_SECONDS),
-                    wait_for_workers=False,
-                )
-            except (RuntimeError, OSError) as error:
-                if opens or time.monotonic() > self._deadline:
-                    raise self._unreachable(str(error), opens=opens) from error
-                time.sleep(_LONGEST)
-                continue
-            store.set_timeout(timedelta(seconds=_REQUEST_SECONDS))
-            fail_in_silence(self._launch.port)
-            return store
+        return connect(self._launch, self._deadline, opens=opens)
 
     def _number_of_run(self) -> int:
         """Return the number of this run: the processes of one torchrun may run the program more than once."""
@@ -246,38 +228,22 @@ class Meeting:
             message = f"{who} within {RENDEZVOUS_SECONDS} seconds: {self.size} ranks should average together"
             raise UsageError(message, hint=alone(self._launch.launcher))
 
-    def _unreachable(self, why: str, *, opens: bool) -> UsageError:
-        first, *_ = why.splitlines() or [""]
-        deed = "opened" if opens else "reached"
-        message = f"the store of the {self.size} ranks cannot be {deed} at {self._launch.host}:{self._launch.port}"
-        return UsageError(
-            f"{message}: {first}", hint=f"set MASTER_ADDR and MASTER_PORT. {alone(self._launch.launcher)}"
-        )
-
     def _next_name(self) -> str:
         self._count += 1
         return str(self._count)
 
     def _put(self, name: str, data: bytes) -> None:
-        """Put bytes into the store, in pieces; their number comes last."""
         with self._blaming_first():
-            pieces = [data[begin : begin + _PIECE_BYTES] for begin in range(0, len(data), _PIECE_BYTES)]
-            for number, piece in enumerate(pieces):
-                self._store.set(f"{name}/piece/{number}", piece)
-            self._store.set(name, str(len(pieces)))
+            put_value(self._store, name, data)
 
     def _read(self, name: str) -> bytes:
         with self._blaming_first():
-            names = [f"{name}/piece/{number}" for number in range(int(self._store.get(name)))]
-            return b"".join(self._store.get(piece) for piece in names)
+            return read_value(self._store, name)
 
     def _take(self, name: str) -> bytes:
         """Return bytes, and remove them from the store."""
-        found = self._read(name)
         with self._blaming_first():
-            for number in range(int(self._store.get(name))):
-                self._store.delete_key(f"{name}/piece/{number}")
-        return found
+            return take_value(self._store, name)
 
     def _wait(self, names: list[str], on_wait: Callable[[], object]) -> None:
         pause = _SHORTEST
@@ -316,9 +282,3 @@ class _Patience:
         if time.monotonic() > self._until:
             self._until = float("inf")
             self._say(message)
-
-
-def _within(store: Any, prefix: str) -> Any:  # noqa: ANN401
-    from torch.distributed import PrefixStore  # noqa: PLC0415 - only if there are several processes
-
-    return PrefixStore(prefix, store)

@@ -85,7 +85,7 @@ def make_shared(
     """Return the target of an output, which has the temporary name ``temp``, or gets one in rank 0."""
     path = temporary_name(output.local) if temp is None else output.local.with_name(temp)
     if output.placement is not None:
-        from ema_cli.distributed.shared_places import make_shared_placed  # noqa: PLC0415 - not the usual format
+        from ema_cli.distributed.shared_placed_outputs import make_shared_placed  # noqa: PLC0415 - not the usual format
 
         return make_shared_placed(output, places, meeting, old=old, temp=path, listener=listener)
     if output.folder:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,11 +20,19 @@ def fail_in_silence(port: int) -> None:
     if sys.platform != "linux" or not _DESCRIPTORS.is_dir():
         return
     limit = struct.pack("ll", SILENCE_SECONDS, 0)
-    for path in list(_DESCRIPTORS.iterdir()):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as connection:
+    for connection in _connections():
+        with suppress(OSError), connection:
             if _port(connection) == port:
                 for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                     connection.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
+def _connections() -> Iterator[socket.socket]:
+    """Yield the sockets of this process, each with a descriptor of its own."""
+    for path in list(_DESCRIPTORS.iterdir()):
+        with suppress(OSError):  # it was closed in the meantime
+            if path.is_socket():
+                yield socket.socket(fileno=os.dup(int(path.name)))
 
 
 def _port(connection: socket.socket) -> int | None:

@@ -22,7 +22,7 @@ from tests.faults.series import write_series
 from tests.faults.shim import EOF, KILL, RUN, SHORT, STOP, Shim
 
 COUNTS = (2, 4)
-SHAPES = ("file", "folder")
+SHAPES = ("file", "folder", "resumed file", "DCP folder")
 LAUNCHERS = ("alone", "alone", "torchrun")
 """Ranks that torchrun starts take seconds more to start, and are the rarer ones."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

@@ -23,6 +23,7 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "folder with a foreign file": {"ema": ("--max-shard-size", "30KB")},
     "two averages": {"ema_{decay}.safetensors": ("--decay", "0.7")},
     "resumed file": {"ema.safetensors": ("--resume",)},
+    "DCP folder": {"ema": ("--format", "dcp")},
     "two resumed averages": {"ema_{decay}.safetensors": ("--decay", "0.7", "--resume")},
 }
 """Kinds of output: the name, and the options that make it."""

@@ -73,3 +73,11 @@ def test_a_failing_rank(folder: Path) -> None:
     assert "error: rank 1 of 2 (" in stderr
     assert 'tensor "d" of "run/s_2.safetensors" holds nan' in stderr
     assert listing(folder) == {"run"}
+
+
+def test_a_usage_error(folder: Path) -> None:
+    """All ranks meet it; the others wait until rank 0 has reported it."""
+    agent = start(folder, "--standalone", "--nproc-per-node", "2", *AVERAGE, "-o", "out.safetensors", "--no-such")
+    _, stderr = agent.communicate(timeout=120)
+    assert agent.returncode == 1
+    assert stderr.count("error: there is no option --no-such") == 1
