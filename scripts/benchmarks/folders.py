@@ -60,7 +60,7 @@ def folders_on_disk(some: Folders, settings: Settings) -> Iterator[Path]:
 
 def _make_shards(folder: Path, some: Folders) -> None:
     names = [f"model.layers.{number}.mlp.weight" for number in range(some.tensors)]
-    places = {}
+    places: dict[str, str] = {}
     for number in range(some.files):
         mine = names[number * some.tensors // some.files : (number + 1) * some.tensors // some.files]
         path = folder / f"model-{number + 1:05}-of-{some.files:05}.safetensors"

@@ -81,8 +81,9 @@ def two_hosts(shared: Path) -> Iterator[tuple[Host, Host]]:
         CannotBeTried: the machine does not allow it.
 
     """
-    hosts = tuple(
-        Host(name=f"host-{letter}", address=f"10.99.0.{n}", shared=shared) for n, letter in ((1, "a"), (2, "b"))
+    hosts = (
+        Host(name="host-a", address="10.99.0.1", shared=shared),
+        Host(name="host-b", address="10.99.0.2", shared=shared),
     )
     (shared / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{one.address} {one.name}\n" for one in hosts))
     try:

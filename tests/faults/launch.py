@@ -89,7 +89,7 @@ class AloneRanks:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **orders.get(rank, Orders()).variables}
             self._running.append(nursery.start(command, {**meeting, **own}))
 
-    def pid(self, rank: int) -> int | None:
+    def pid(self, rank: int) -> int:
         """Return the process id of a rank."""
         return self._running[rank].pid
 
