@@ -144,7 +144,19 @@ def table_of(document: dict[str, Any]) -> list[dict[str, str]]:
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     """A small run of the benchmark prints its tables, and writes each of them to a file."""
-    parts = ("speed", "tensors", "structure", "memory", "in-memory", "geometry", "probe", "startup", "remote")
+    parts = (
+        "speed",
+        "tensors",
+        "structure",
+        "memory",
+        "in-memory",
+        "geometry",
+        "probe",
+        "planning",
+        "units",
+        "startup",
+        "remote",
+    )
     shown = run_benchmark(*parts, "--small", "--rounds", 1, folder=tmp_path)
     for words in ("naive", "cat + copy + sync", "read back whole", "peak", "--help"):
         assert words in shown

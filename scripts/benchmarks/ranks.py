@@ -101,7 +101,7 @@ def _calls(launcher: Sequence[object], command: Sequence[object], settings: Sett
     """Count the system calls of each rank with strace; nothing without it."""
     if which("strace") is None:
         return []
-    folder = _empty(settings.scratch / "calls")
+    folder = _empty(settings.scratch / "rank-calls")
     rmtree(settings.out, ignore_errors=True)
     settings.out.mkdir()
     traced = ["sh", "-c", f'exec strace -f -c -o "{folder}/${{RANK:-0}}" "$@"', "sh", *command]

@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--only", choices=_PARTS)
     parser.add_argument("--verbose", action="store_true", help="print what the ranks said")
     given, failed = parser.parse_args(), False
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the hosts are removed
     with tempfile.TemporaryDirectory(prefix="two-hosts-") as folder, two_hosts(Path(folder)) as hosts:
         print("| tried | exit codes | seconds | problems |\n|---|---|---:|---|", flush=True)
         for row in rows(Trial(Path(folder), hosts), given.only):
