@@ -290,7 +290,7 @@ def test_the_json_document(tmp_path: Path, ema_avg: Run) -> None:
     done = ema_avg("diff", "a.pt", "b.pt", "--json")
     assert done.returncode == 1
     document = json.loads(done.stdout, parse_constant=pytest.fail)
-    assert (document["schema_version"], document["equal"]) == ("1.5", False)
+    assert (document["schema_version"], document["equal"]) == ("1.6", False)
     by_name = {tensor["name"]: tensor for tensor in document["tensors"]}
     assert by_name["w"]["max_abs"] is None
     assert by_name["w"]["differing"] == 1

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import ema_cli
 from ema_cli.errors import OutputError
@@ -253,8 +255,8 @@ def test_they_are_inspected_and_compared(earlier: Earlier, ema_avg: Run) -> None
 def test_the_update_of_batch_norm_is_repeated(tmp_path: Path) -> None:
     """An average of an earlier version is an input of ``update-bn``."""
     earlier = Earlier(SINCE["updated"], tmp_path)
-    before = [data_section(path) for path in sorted(earlier.output("updated").glob("*.safetensors"))]
+    before = [load_file(path) for path in sorted(earlier.output("updated").glob("*.safetensors"))]
     done = forked(tmp_path, "torch")(*COMMANDS["updated"], "--force", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    after = [data_section(path) for path in sorted(earlier.output("updated").glob("*.safetensors"))]
-    assert after == before
+    after = [load_file(path) for path in sorted(earlier.output("updated").glob("*.safetensors"))]
+    torch.testing.assert_close(after, before)  # torch's sums differ in the last digit between processors

@@ -31,7 +31,7 @@ NEVER = {"force", "manifest"}
 BELOW = {"output", "report", "index", "continue-from"}
 HARMLESS = {
     *("allow", "allow-nonfinite", "buffers", "ci", "clock", "decay", "device", "dry-run", "dtype", "every"),
-    *("exclude", "from", "geometry", "half-life", "include", "init", "inv-gamma", "jobs", "json", "key"),
+    *("exclude", "format", "from", "geometry", "half-life", "include", "init", "inv-gamma", "jobs", "json", "key"),
     *("last", "lora", "max-memory", "max-shard-size", "metadata", "method", "no-color", "no-normalize"),
     *("no-probe", "on-missing", "one-minus-decay", "order", "per", "power", "quiet", "read-back", "resume", "sha256"),
     *("shape", "sigma-rel", "steps", "strict", "strip-prefix", "threads", "tied", "to", "verbose", "warmup"),

@@ -486,6 +486,7 @@ def test_the_keywords_are_those_of_average_without_its_files() -> None:
     """The signatures list them with their defaults."""
     of_files = {
         "output",
+        "format",
         "max_shard_size",
         "report",
         "metadata",

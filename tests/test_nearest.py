@@ -226,7 +226,7 @@ def test_errors_of_a_format_end_with_what_can_be_read(tmp_path: Path, ema_avg: R
     for name in ("notes.txt", "model.gguf", "junk", "tables"):
         assert ema_avg(name, "--decay", "0.5").stderr.strip().endswith(NAME_A_CHECKPOINT)
     assert ema_avg("batch", "tables", "--decay", "0.5").stderr.strip().endswith(NAME_A_CHECKPOINT)
-    assert "-o out.safetensors; or -o out/ for a folder" in ema_avg("run", "-o", "out.pt").stderr
+    assert "-o out.safetensors; or -o out/ for a folder" in ema_avg("run", "-o", "out.pkl").stderr
 
 
 def test_what_can_be_read_is_declared_once() -> None:

@@ -68,7 +68,7 @@ def test_the_report_is_the_file_next_to_the_output(tmp_path: Path) -> None:
     report = ema_cli.average(write_series(tmp_path, random_states(3)), decay=0.5, output=output)
     assert from_json((tmp_path / "ema_0.5.report.json").read_text()) == report
     document = json.loads((tmp_path / "ema_0.5.report.json").read_text())
-    assert document["schema_version"] == "1.5"
+    assert document["schema_version"] == "1.6"
     assert document["tool"] == {"name": "ema-avg", "version": ema_cli.__version__}
 
 
@@ -177,7 +177,7 @@ def test_a_plan_is_a_document(tmp_path: Path) -> None:
     paths = write_series(tmp_path, random_states(2))
     made = ema_cli.plan([*paths, paths[0]], decay=[0.5, 0.9])
     document = json.loads(json.dumps(plan_document(made, made.warnings), allow_nan=False))
-    assert document["schema_version"] == "1.5"
+    assert document["schema_version"] == "1.6"
     assert [found["step"] for found in document["inputs"]] == [100, 200]
     assert [average["weights"] for average in document["averages"]] == [[0.5, 0.5], [0.9, pytest.approx(0.1)]]
     assert document["left_out"][0]["reason"] == "named twice"

@@ -62,7 +62,7 @@ def _sizes(scene: Scene) -> list[int]:
 
 
 def _largest(scene: Scene) -> int:
-    return max(path.stat().st_size for path in scene.out.rglob("*.safetensors"))
+    return max(path.stat().st_size for path in scene.out.rglob("*") if path.suffix in (".safetensors", ".distcp"))
 
 
 def memory_limits(root: Path, random: Random) -> Iterator[Case]:

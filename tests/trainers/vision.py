@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tests.trainers.files import ADAM, Detector, Link, Point, Trainer, average, names, weights
@@ -207,7 +209,9 @@ VISION = {
     "DINOv2 on two GPUs": Trainer(
         source="facebookresearch/dinov2 dinov2/fsdp/__init__.py FSDPCheckpointer.save",
         at=(1249,),
-        save=lambda p: {f"model_{p.at:07d}.rank_{rank}.pth": _detectron2(p) for rank in (0, 1)},
+        save=lambda p: {
+            f"model_{p.at:07d}.rank_{rank}.pth": _detectron2(replace(p, number=p.number + rank)) for rank in (0, 1)
+        },
         refused=("rank",),
     ),
     "torchvision references": Trainer(
