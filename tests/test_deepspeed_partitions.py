@@ -93,6 +93,26 @@ def test_stage_3(ranks: int, per_flat: int, tmp_path: Path) -> None:
     assert read_all(found) == expected(trained.whole)
 
 
+class Stage:
+    """A member of DeepSpeed's enumeration of stages, which Python pickles by its number or by its name."""
+
+    def __init__(self, how: object, which: object) -> None:
+        self.how, self.which = how, which
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (self.how, (Stage, self.which)) if self.how is getattr else (self.how, (self.which,))
+
+
+@pytest.mark.parametrize("stage", [Stage(getattr, "weights"), Stage(Stage, 3)], ids=["name", "number"])
+def test_a_stage_is_an_enumeration(stage: Stage, tmp_path: Path) -> None:
+    """Python 3.11.0 to 3.11.3 pickle a member of an enumeration as ``getattr`` with its name, others as its number."""
+    trained = training()
+    folder = write_stage_3(tmp_path / "global_step100", trained, 2)
+    for rank in range(2):
+        optimizer(folder, rank, lambda states: states.update(zero_stage=stage))
+    assert read_all(open_file(folder)) == expected(trained.whole)
+
+
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(
     "options",

@@ -21,6 +21,7 @@ from ema_cli.report.render import is_index, is_report, render_report
 from ema_cli.report.serialize import from_json
 from ema_cli.verification.checks import verify
 from tests.earlier.make import COMMANDS, SINCE
+from tests.helpers.building import UNPACKING
 from tests.helpers.program import Run, forked
 from tests.helpers.reports import check as check_schema
 from tests.helpers.series import data_section, load
@@ -37,7 +38,7 @@ class Earlier:
     def __init__(self, version: str, root: Path) -> None:
         self.version, self.root = version, root
         with tarfile.open(Path(__file__).parent / "earlier" / f"{version}.tar.xz") as archive:
-            archive.extractall(root, filter="data")
+            archive.extractall(root, **UNPACKING)
 
     def run(self, name: str, *more: str) -> Any:
         """Run a command of the archive again, with the program as it is now."""

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ema_cli.cli.app import app
-from tests.helpers.building import build, copy_sources
+from tests.helpers.building import UNPACKING, build, copy_sources
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +47,7 @@ def test_the_source_archive_builds_the_same_package(wheel: Path, tmp_path: Path)
     build(copy_sources(tmp_path / "source"), tmp_path, "--sdist")
     (archive,) = tmp_path.glob("ema_avg-*.tar.gz")
     with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path, filter="data")
+        packed.extractall(tmp_path, **UNPACKING)
     unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
     sources = [path.relative_to(ROOT) for path in (ROOT / "ema_cli" / "fold").glob("*.[ch]")]
     assert all((unpacked / path).is_file() for path in sources)

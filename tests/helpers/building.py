@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+UNPACKING: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Arguments of ``extractall``; Python before 3.11.4 has no filters."""
 
 
 def copy_sources(folder: Path) -> Path:

@@ -18,6 +18,8 @@ from ema_cli.record import record
 from ema_cli.text import plural
 
 _STAGE_3 = 3
+_STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3}
+"""The names in ``ZeroStageEnum`` of ``deepspeed/runtime/zero/config.py``."""
 
 
 @record
@@ -62,10 +64,14 @@ def optimizer_states_in(root: object) -> OptimizerStates:
 
 
 def _stage(value: object) -> int:
-    """Return a stage, which is a number or an enumeration of DeepSpeed."""
-    if isinstance(value, Inert) and len(value.args) == 1:
-        value = value.args[0]
-    return value if type(value) is int else 1
+    """Return a stage: a number, or a member of an enumeration.
+
+    Python pickles a member as the call of its class with its number; 3.11.0 to 3.11.3 as ``getattr`` with its name.
+    """
+    if isinstance(value, Inert) and value.args:
+        value = value.args[-1]
+    stage = _STAGES.get(value) if isinstance(value, str) else value
+    return stage if type(stage) is int else 1
 
 
 def _count(value: object) -> int | None:
