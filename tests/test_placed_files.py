@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ema_cli.errors import EmaAvgError, InputChanged, OutputError
-from ema_cli.events import Event, Progress, ignore
+from ema_cli.events import Event, Listener, Progress, ignore
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.records.files import Checksum, FileRole, Place, PlacedFile, PlacedTensor, Placement, SideFile
@@ -71,9 +71,9 @@ def copy_of(original: FileSource, **options: Any) -> Placement:
     return Placement(files=(file,), tensors=(tensor_at(BEGIN),))
 
 
-def write(path: Path, placement: Placement, listener: Callable[[Event], object] = ignore) -> bytes:
+def write(path: Path, placement: Placement, listener: Listener = ignore) -> bytes:
     """Write the tensor in two pieces, the last first; return the file."""
-    target = make_target(planned(path, placement), None, listener)  # type: ignore[arg-type] - its result is not used
+    target = make_target(planned(path, placement), None, listener)
     try:
         target.open()
         target.write(999, memoryview(TENSOR[999:]))

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import ema_cli
 from ema_cli.distributed.failure import PeerFailed
+from ema_cli.report.model import Report
 from tests.helpers.outputs import listing
 from tests.helpers.ranks import average_in_ranks, started_ranks
 
@@ -65,7 +67,8 @@ def test_any_number_of_ranks_continues(run: Path, number: signal.Signals, rank: 
     assert 0 not in codes
     kept = {".ema.safetensors.resume.partial", ".ema.safetensors.journal"}
     assert kept <= listing(run.parent)
-    options = {"decay": 0.9, "output": run.parent / "ema.safetensors", "resume": True}
+    options: dict[str, Any] = {"decay": 0.9, "output": run.parent / "ema.safetensors", "resume": True}
+    report: Report
     if count == 1:
         report = ema_cli.average(run, **options)
     else:

@@ -213,15 +213,15 @@ def test_a_copy_of_the_last_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["dcp", "same"])
 def test_a_folder_of_another_format(run: Path, tmp_path: Path, form: str) -> None:
     """Tensors have their places in the files of a folder."""
-    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS}
+    options: dict[str, Any] = {"decay": 0.9, "max_memory": SMALL_BLOCKS, "format": form}
     series = [run]
     if form == "same":
         series = [tmp_path / f"checkpoint-{step}" for step in (1, 2)]
         for step, folder in enumerate(series, 1):
             write_shards(folder, state(step))
             (folder / "config.json").write_text("{}")
-    alone = ema_cli.average(series, output=tmp_path / "a", format=form, **options)
-    together, _ = average_in_ranks(3, series, output=tmp_path / "b", format=form, **options)
+    alone = ema_cli.average(series, output=tmp_path / "a", **options)
+    together, _ = average_in_ranks(3, series, output=tmp_path / "b", **options)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ema_cli.errors import EmaAvgError, InputChanged, InputRefused, UsageError
-from ema_cli.events import Event, Progress, ignore
+from ema_cli.events import Event, Listener, Progress, ignore
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
 from ema_cli.records.files import FileRole
@@ -35,10 +35,10 @@ def saved_by_four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dcp_makers.four_ranks(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
-def average(run: Path, output: Path, listener: Callable[[Event], object] = ignore, **options: Any) -> Report:
+def average(run: Path, output: Path, listener: Listener = ignore, **options: Any) -> Report:
     """Average the checkpoints of a run with decay 0.5."""
     made = make_options(run, **{"decay": 0.5, "output": output, "format": "same", "probe": False, **options})
-    return run_average(made, listener).report  # type: ignore[arg-type] - what a listener returns is not used
+    return run_average(made, listener).report
 
 
 def everything(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from ema_cli.record import record
 _FIRST_PORT, _PORTS = 20_000, 10_000
 """The ports of steps of Slurm, unless MASTER_PORT is set: by the numbers of job and step."""
 _OF_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")
-_TELLING_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PROCESSES = Path("/proc")
 """Of Linux, see proc(5)."""
 _TORCH = b"libtorch"
@@ -46,10 +46,12 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
     A training that averages its checkpoints starts this program in one of its processes, with its own variables.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        found, names = _of_torchrun(environment), _TELLING_OF_TORCHRUN
+        found = _of_torchrun(environment)
+        own = {name: environment.get(name) for name in _OF_TORCHRUN}
     else:
-        found, names = _of_srun(environment), _OF_SRUN
-    return None if found is not None and _is_of_training({name: environment.get(name) for name in names}) else found
+        found = _of_srun(environment)
+        own = {name: environment.get(name) for name in _OF_SRUN}
+    return None if found is not None and _is_of_training(own) else found
 
 
 def _is_of_training(variables: Mapping[str, str | None]) -> bool:
