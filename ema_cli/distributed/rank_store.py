@@ -15,6 +15,8 @@ from ema_cli.distributed.silent_connections import fail_in_silence
 from ema_cli.errors import UsageError
 
 _CONNECT_SECONDS = 2
+_OPEN_SECONDS = 10
+"""Of the process with the store, which is not tried again; a busy machine can stand still for some seconds."""
 _HOSTED_SECONDS = 20
 """How long processes try to reach the store of a launcher."""
 _REQUEST_SECONDS = 6
@@ -43,7 +45,7 @@ def connect(launch: Launch, deadline: float, *, opens: bool = False) -> Store:
             store = TCPStore(
                 *(launch.host, launch.port),
                 is_master=opens,
-                timeout=timedelta(seconds=_CONNECT_SECONDS),
+                timeout=timedelta(seconds=_OPEN_SECONDS if opens else _CONNECT_SECONDS),
                 wait_for_workers=False,
             )
         except (RuntimeError, OSError) as error:
