@@ -19,8 +19,6 @@ from ema_cli.text import quoted
 
 Numbers = NDArray[np.int64]
 _PIECE_BYTES = 1 << 22
-_MOST_UNREAD_BYTES = 1 << 26
-"""Of a larger record at least half must have been read, or it is not verified."""
 
 
 class IntegrityCheck:
@@ -105,8 +103,7 @@ class IntegrityCheck:
     def finish(self) -> None:
         """Check the remaining records: those not read exactly once, such as a storage that several views share.
 
-        Of a record with gaps, such as the padding between the partitions of parameters, only the gaps are read; if
-        they are most of a large record, it is not verified.
+        Of a record with gaps, such as the padding between the partitions of parameters, only the gaps are read.
 
         Raises:
             InputRefused: a record is damaged.
@@ -124,15 +121,10 @@ class IntegrityCheck:
                 _refuse(source, record, found)
 
     def _fill(self, file: int, source: ByteSource, record: Record) -> bool:
-        """Read what was not read of a record, unless some of it was read twice; return whether that is all.
-
-        A few tensors in the flat partition of a large model are no reason to read all of it.
-        """
+        """Read what was not read of a record, unless some of it was read twice; return whether that is all."""
         gaps = self._assembly.gaps(file, record)
         if gaps is None:
             return False
-        if sum(end - begin for begin, end in gaps) > max(_MOST_UNREAD_BYTES, record.size // 2):
-            return True
         for begin, end in gaps:
             self._add(source, record, begin, end - begin, _crc32_of(source, begin, end))
         return (file, record.offset) not in self._assembly.unfinished()
