@@ -66,7 +66,7 @@ class PickleWriter:
         elif number < _FOUR_BYTES:
             self._written += pickle.BININT + number.to_bytes(4, "little")
         else:
-            encoded = pickle.encode_long(number)
+            encoded = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
             self._written += pickle.LONG1 + bytes([len(encoded)]) + encoded
 
     def numbers(self, numbers: Sequence[int]) -> None:
