@@ -125,7 +125,7 @@ def test_parts_of_tensors_are_those_of_single_blocks(tmp_path: Path, monkeypatch
             cut = replace(plan, buffers=replace(plan.buffers, threads=2, block_elements=BLOCK))
             state = fold_stretch(
                 *(cut, [Memory(cut.data_bytes)], lane_maker("cpu", cut)),
-                stretch=Stretch(0, 3, 1, 6),
+                stretch=Stretch(2, 3, 3, 6),
                 skipped=frozenset(),
                 allow_nonfinite=True,
                 measure_geometry=True,
