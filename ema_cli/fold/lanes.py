@@ -23,7 +23,7 @@ _RAW_BUFFERS = 4
 MOST_CHECKPOINTS = 16
 """Checkpoints that are read from files with one call."""
 _READ_BYTES = 1 << 21
-"""Bytes of all checkpoints that are read before they are added: large reads are cheap, and small ones stay in a cache."""
+"""Bytes of all checkpoints that are read before they are added: large reads are cheap, small ones stay in a cache."""
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
