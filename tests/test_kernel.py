@@ -290,7 +290,7 @@ def test_blocks_read_from_a_file(
 
 
 @pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
-@given(data=st.binary(max_size=700), start=st.integers(0, 40))
+@given(data=st.binary(max_size=1100), start=st.integers(0, 40))
 def test_crc32(data: bytes, start: int) -> None:
     """The CRC-32 is that of zlib, at any length and address."""
     assert kernel is not None

@@ -125,6 +125,9 @@ static int use_lane(const char *name)
         if ((name == NULL || strcmp(name, lanes[n].name) == 0) && has_lane(lanes[n].name)) {
             loops = lanes[n].loops;
             lane = lanes[n].name;
+#ifdef HAS_READS
+            choose_crc(lane);
+#endif
             return 0;
         }
     return -1;
@@ -713,7 +716,8 @@ static int fill(PyObject *module)
     use_lane(NULL);
     set_up_types();
 #ifdef HAS_READS
-    choose_crc();
+    set_up_crc();
+    set_up_folds();
     has_reads = crc_of != NULL;
 #endif
     if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0)
