@@ -12,6 +12,7 @@ import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
