@@ -355,6 +355,7 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
         }
         wrong: list[dict[str, object]] = [
             {"count": 5},
+            {"count": 5, "rounded": np.empty(20, np.uint8)},
             {"count": 5, "squares": none, "rounded": none, "fits": bytearray()},
             {"started": bytearray(b"\1"), "count": 5, "rounded": np.empty(20, np.uint8)},
             {"places": np.empty((0, 3), np.int64), "weights": none, "crcs": none},
