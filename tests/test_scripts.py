@@ -6,10 +6,12 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -234,6 +236,32 @@ def test_the_scale_curves_have_a_chart_of_memory(tmp_path: Path) -> None:
     assert len({sample["fold_bytes"] for sample in measured}) == 1
     drawn = ET.parse(tmp_path / "records" / "scale.svg").iter("{http://www.w3.org/2000/svg}polyline")
     assert len(list(drawn)) == 3
+
+
+@pytest.mark.parametrize(
+    ("free", "words"), [(9e9, ""), (5e9, ", output in bfloat16"), (3e9, ": the output does not fit")]
+)
+def test_an_output_of_the_scale_curves_fits_on_the_disk(
+    free: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has half of its bytes where there is no room for all; with less room the point is left out."""
+    scale = importlib.import_module("scripts.benchmarks.scale")
+    measure = importlib.import_module("scripts.benchmarks.measure")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    commands: list[list[str]] = []
+
+    def pretended(_: str, jobs: dict[str, Any], __: object, **___: object) -> dict[str, Any]:
+        commands.extend([str(part) for part in job.command] for job in jobs.values())
+        return dict.fromkeys(jobs, measure.Sample(1, 1, 1, 1, 1))
+
+    monkeypatch.setattr(scale, "in_turn", pretended)
+    settings = SimpleNamespace(scratch=tmp_path, out=tmp_path, samples=[])
+    series = scale.Series(2, 40, 25_000_000, sparse=True)
+    row = scale._row(scale.Point(4, "2 x 4 GB", series, compare=False), [tmp_path / "x"], settings)
+    assert row[0].startswith(f"2 x 4 GB{words}")
+    assert len(row) == 9
+    assert len(commands) == ("not fit" not in words)
+    assert all((command[-2:] == ["--dtype", "bf16"]) == ("bfloat16" in words) for command in commands)
 
 
 def test_sparse_checkpoints_are_no_constants(tmp_path: Path) -> None:
