@@ -6,16 +6,18 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.program import Run
 
@@ -217,18 +219,63 @@ def test_below_a_power_of_two_units_are_half_as_large(tmp_path: Path) -> None:
 
 
 def test_the_scale_curves_have_a_chart_of_memory(tmp_path: Path) -> None:
-    """Each point has both contenders, where the naive loop takes part; more decays read no more."""
-    run_benchmark("scale", "--small", "--rounds", 1, "--curve", "size", "--curve", "decays", folder=tmp_path)
-    document = json.loads((tmp_path / "records" / "scale.json").read_text())
-    table = {curve: [row for row in table_of(document) if row["curve"] == curve] for curve in ("size", "decays")}
-    assert len(table["size"]) == len(table["decays"]) == 2
-    for row in table["size"]:
+    """Each point has its contenders; more decays read no more; a later run keeps the other curves of the record."""
+    run_benchmark("scale", "--small", "--rounds", 1, "--curve", "size", folder=tmp_path)
+    run_benchmark("scale", "--small", "--rounds", 1, "--curve", "decays", folder=tmp_path)
+    records = json.loads((tmp_path / "records" / "scale.json").read_text())
+    assert list(records) == ["size", "decays"]
+    size, decays = map(table_of, records.values())
+    assert len(size) == len(decays) == 2
+    for row in size:
         ours, naive = (int(row[f"{name}: peak memory"].split()[0].replace(",", "")) for name in ("ema-avg", "naive"))
         assert ours < naive
-    read = {sample["fold_bytes"] for sample in document["measurements"] if sample["row"].startswith("decays")}
-    assert len(read) == 1
+    assert [row["decays"] for row in decays] == ["1", "2"]
+    assert decays[0]["ema-avg / one decay"] == decays[0]["copies / one copy"] == "1.00"
+    measured = [sample for sample in records["decays"]["measurements"] if sample["contender"] == "ema-avg"]
+    assert [sample["decays"] for sample in measured] == [1, 2]
+    assert len({sample["fold_bytes"] for sample in measured}) == 1
     drawn = ET.parse(tmp_path / "records" / "scale.svg").iter("{http://www.w3.org/2000/svg}polyline")
-    assert len(list(drawn)) == 2
+    assert len(list(drawn)) == 3
+
+
+@pytest.mark.parametrize(
+    ("free", "words"), [(9e9, ""), (5e9, ", output in bfloat16"), (3e9, ": the output does not fit")]
+)
+def test_an_output_of_the_scale_curves_fits_on_the_disk(
+    free: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has half of its bytes where there is no room for all; with less room the point is left out."""
+    scale = importlib.import_module("scripts.benchmarks.scale")
+    measure = importlib.import_module("scripts.benchmarks.measure")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    commands: list[list[str]] = []
+
+    def pretended(_: str, jobs: dict[str, Any], __: object, **___: object) -> dict[str, Any]:
+        commands.extend([str(part) for part in job.command] for job in jobs.values())
+        return dict.fromkeys(jobs, measure.Sample(1, 1, 1, 1, 1))
+
+    monkeypatch.setattr(scale, "in_turn", pretended)
+    settings = SimpleNamespace(scratch=tmp_path, out=tmp_path, samples=[])
+    series = scale.Series(2, 40, 25_000_000, sparse=True)
+    row = scale._row(scale.Point(4, "2 x 4 GB", series, compare=False), [tmp_path / "x"], settings)
+    assert row[0].startswith(f"2 x 4 GB{words}")
+    assert len(row) == 9
+    assert len(commands) == ("not fit" not in words)
+    assert all((command[-2:] == ["--dtype", "bf16"]) == ("bfloat16" in words) for command in commands)
+
+
+def test_sparse_checkpoints_are_no_constants(tmp_path: Path) -> None:
+    """They take little room, and no block is the same in two of them."""
+    series = importlib.import_module("scripts.benchmarks.series")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for i, path in enumerate(paths):
+        series._write_sparse(path, ["a", "b"], 4_000_000, 1 + 0.001 * i)
+    first, second = map(load_file, paths)
+    for name in ("a", "b"):
+        blocks = (first[name] != second[name]).split(65_536)
+        assert len(blocks) == 16
+        assert all(block.any() for block in blocks[:15])
+    assert all(path.stat().st_blocks * 512 < path.stat().st_size / 10 for path in paths)
 
 
 def test_the_cost_of_a_live_ema(tmp_path: Path) -> None:

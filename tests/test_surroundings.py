@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import stat
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from safetensors.torch import save_file
+from zlib_ng import zlib_ng
 
 import ema_cli
 from ema_cli.errors import OutputError, SystemExhausted
@@ -280,11 +282,24 @@ def test_a_failure_of_the_write_back_thread_ends_the_run(tmp_path: Path, monkeyp
 
     with (tmp_path / "x").open("w+b") as file:
         file.write(b"abc")
-        write_back = WriteBack(file.fileno(), tmp_path / "x")
+        write_back = WriteBack(file.fileno(), tmp_path / "x", 3)
         write_back.add(0, 3, 0)
         monkeypatch.setattr(os, "fdatasync", exhausted)
         with pytest.raises(MemoryError):
-            write_back.finish(3)
+            write_back.finish()
+
+
+def test_a_complete_file_is_verified_before_anyone_waits(tmp_path: Path) -> None:
+    """The ends of several outputs are written back side by side, not one after the other when each is finished."""
+    with (tmp_path / "x").open("w+b", buffering=0) as file:
+        file.write(b"abc")
+        write_back = WriteBack(file.fileno(), tmp_path / "x", 3)
+        write_back.add(0, 3, zlib_ng.crc32(b"abc"))
+        threads = [thread for thread in threading.enumerate() if thread.name == "write-back"]
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)
+        assert write_back.finish() == hashlib.sha256(b"abc").hexdigest()
 
 
 class Interrupted(BaseException):

@@ -106,7 +106,8 @@ class SharedFile(OutputFile):
 
     def _begin_write_back(self) -> None:
         begin = 0 if self.part.is_owner else len(self._header) + self.part.begin
-        self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole, begin=begin)
+        end = len(self._header) + self.part.end
+        self._write_back = WriteBack(self._fd, self._temp, end, whole=self._read_back_whole, begin=begin)
         if self.part.is_owner:
             self._write_all(0, self._header)
 
@@ -114,7 +115,7 @@ class SharedFile(OutputFile):
         """Make the part durable and verify it; describe the file if no other process writes it."""
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
-            self._sha256 = self._write_back.finish(len(self._header) + self.part.end)
+            self._sha256 = self._write_back.finish()
         return Written(files=(self._conclude(self._sha256),)) if self.part.is_whole else Written(files=())
 
     def complete(self) -> WrittenFile:

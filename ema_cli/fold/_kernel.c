@@ -22,7 +22,9 @@
 #define SIGN ((uint64_t)1 << 63)
 #define ROW 1024   /* elements that are summed at a time; a power of two times COLUMNS */
 #define COLUMNS 16 /* sums that are kept side by side */
-#define STRIP 2048 /* elements of a sum that stay in the first-level cache */
+#define STRIP ROW  /* elements of a sum that stay in the first-level cache */
+#define PART 256   /* elements of several sums and of decoded checkpoints that do */
+#define AT_ONCE 16 /* checkpoints that are decoded together */
 #define LARGEST 8  /* bytes of an element */
 #define PARTS 64   /* a sum of float64 has at most 41 parts of 53 bits that do not overlap */
 #define MIDPOINT_TILE 64
@@ -60,6 +62,7 @@ typedef void (*squares_loop)(const double *, const unsigned char *, Py_ssize_t, 
 struct loops {
     add_loop add[LOADS];
     squares_loop squares[LOADS];
+    void (*add_four)(double *, const double *const *, Py_ssize_t, const double *, int);
     int (*are_below)(const double *, Py_ssize_t, double);
     void (*round_f32)(const double *, Py_ssize_t, float *);
     void (*round_bf16)(const double *, Py_ssize_t, uint16_t *, const struct narrow *);
@@ -205,9 +208,9 @@ static int describe(struct sums *sums, Py_buffer *values, Py_buffer *started, Py
     return count < 0 ? refuse("there are fewer than no elements") : 0;
 }
 
-static int check_sums(const struct sums *sums)
+static int check_sums(const struct sums *sums, Py_ssize_t needed)
 {
-    return sums->count > sums->stride ? refuse("the sums are too small") : 0;
+    return needed > sums->stride ? refuse("the sums are too small") : 0;
 }
 
 static void release(struct inputs *inputs)
@@ -248,6 +251,57 @@ static void add_strip(double *sum, int is_first, const struct blocks *blocks, in
     }
 }
 
+/* Add checkpoints to the sum of average k, four at a time, given their numbers. */
+static void add_decoded(double *sum, int is_first, const struct blocks *blocks, double (*numbers)[PART], int k,
+                        Py_ssize_t count)
+{
+    const double *waiting_numbers[4];
+    double weights[4];
+    int waiting = 0;
+    for (int g = 0; g < blocks->count; g++) {
+        if (blocks->weights[g][k] == 0)
+            continue;
+        waiting_numbers[waiting] = numbers[g];
+        weights[waiting++] = blocks->weights[g][k];
+        if (waiting == 4) {
+            loops->add_four(sum, waiting_numbers, count, weights, is_first);
+            is_first = waiting = 0;
+        }
+    }
+    for (int n = 0; n < waiting; n++) {
+        loops->add[F64](sum, (const unsigned char *)waiting_numbers[n], count, weights[n], is_first, NULL);
+        is_first = 0;
+    }
+}
+
+/* Add a strip to the sums of several averages, which are a stride apart: numbers are decoded once for all of them. */
+static void add_to_several(double *values, const struct sums *sums, const struct blocks *blocks, Py_ssize_t begin,
+                           Py_ssize_t count)
+{
+    double numbers[AT_ONCE][PART];
+    for (Py_ssize_t done = 0; done < count; done += PART) {
+        Py_ssize_t length = count - done < PART ? count - done : PART;
+        for (int g = 0; g < blocks->count; g++) {
+            int code = blocks->codes[g];
+            loops->add[loader_of(code)](numbers[g], blocks->raws[g] + (begin + done) * sizes[code], length, 1, 1,
+                                        tables[code]);
+        }
+        for (int k = 0; k < sums->averages; k++)
+            add_decoded(values + k * sums->stride + done, !sums->started[k], blocks, numbers, k, length);
+    }
+}
+
+/* Add a strip to the sums of all averages, which are a stride apart. */
+static void add_to_all(double *values, const struct sums *sums, const struct blocks *blocks, Py_ssize_t begin,
+                       Py_ssize_t count)
+{
+    if (sums->averages > 1 && blocks->count <= AT_ONCE)
+        add_to_several(values, sums, blocks, begin, count);
+    else
+        for (int k = 0; k < sums->averages; k++)
+            add_strip(values + k * sums->stride, !sums->started[k], blocks, k, begin, count);
+}
+
 static void mark_started(struct sums *sums, const struct blocks *blocks)
 {
     for (int k = 0; k < sums->averages; k++)
@@ -260,8 +314,7 @@ static void add_all(struct sums *sums, const struct blocks *blocks)
 {
     for (Py_ssize_t begin = 0; begin < sums->count; begin += STRIP) {
         Py_ssize_t count = sums->count - begin < STRIP ? sums->count - begin : STRIP;
-        for (int k = 0; k < sums->averages; k++)
-            add_strip(sums->values + k * sums->stride + begin, !sums->started[k], blocks, k, begin, count);
+        add_to_all(sums->values + begin, sums, blocks, begin, count);
     }
     mark_started(sums, blocks);
 }
@@ -277,7 +330,7 @@ static PyObject *fold(PyObject *module, PyObject *args)
         return NULL;
     struct inputs inputs = {0};
     struct sums sums;
-    int failed = describe(&sums, &values, &started, count) || check_sums(&sums) || take(&inputs, raws, codes, count);
+    int failed = describe(&sums, &values, &started, count) || check_sums(&sums, count) || take(&inputs, raws, codes, count);
     if (!failed && weights.len != sums.averages * inputs.count * 8)
         failed = refuse("there must be a weight for each input and average");
     if (!failed) {
@@ -539,17 +592,14 @@ static int read_tile(const struct places *places, const struct blocks *tile, Py_
 static void add_tile(struct sums *sums, const struct blocks *tile, Py_ssize_t first, Py_ssize_t count,
                      const struct results *results, int is_whole)
 {
-    double alone[STRIP];
     int last = tile->count - 1;
     for (Py_ssize_t begin = 0; begin < count; begin += STRIP) {
         Py_ssize_t length = count - begin < STRIP ? count - begin : STRIP;
-        for (int k = 0; k < sums->averages; k++) {
-            double *sum = is_whole ? alone : sums->values + k * sums->stride + first + begin;
-            add_strip(sum, !sums->started[k], tile, k, begin, length);
-            if (results->squares != NULL)
-                finish(results, sums, k, sum, first + begin, length,
-                       tile->raws[last] + begin * sizes[tile->codes[last]], tile->codes[last]);
-        }
+        double *values = is_whole ? sums->values : sums->values + first + begin;
+        add_to_all(values, sums, tile, begin, length);
+        for (int k = 0; k < sums->averages && results->squares != NULL; k++)
+            finish(results, sums, k, values + k * sums->stride, first + begin, length,
+                   tile->raws[last] + begin * sizes[tile->codes[last]], tile->codes[last]);
     }
 }
 
@@ -638,8 +688,8 @@ static PyObject *average(PyObject *module, PyObject *args)
     struct places places = {.all = given.buf, .count = (int)count, .weights = weights.buf, .crcs = crcs.buf};
     int done = 0, failed = describe(&sums, &values, &started, elements) || check_places(&given);
     int is_whole = squares.len > 0 && memchr(started.buf, 1, (size_t)started.len) == NULL;
-    if (!failed && !is_whole)
-        failed = check_sums(&sums);
+    if (!failed)
+        failed = check_sums(&sums, is_whole && elements > STRIP ? STRIP : elements);
     if (!failed && (weights.len != count * sums.averages * 8 || crcs.len != count * 4))
         failed = refuse("there must be a weight for each checkpoint and average, and a checksum for each checkpoint");
     if (!failed && (count < 1 || count > MOST || memory.len / count < ROW * LARGEST))

@@ -99,6 +99,20 @@ DEFINE_TYPE(bf16, NAME(load_bf16)(raw, i))
 DEFINE_TYPE(f16, NAME(load_f16)(raw, i))
 DEFINE_TYPE(f8, table[raw[i]])
 
+/* The same for four checkpoints, in order, given their numbers: the sum is read and written once. */
+TARGET static void NAME(add_four)(double *restrict sum, const double *const *numbers, Py_ssize_t count,
+                                  const double *weights, int is_first)
+{
+    const double *restrict a = numbers[0], *restrict b = numbers[1], *restrict c = numbers[2], *restrict d = numbers[3];
+    double of_a = weights[0], of_b = weights[1], of_c = weights[2], of_d = weights[3];
+    if (is_first)
+        for (Py_ssize_t i = 0; i < count; i++)
+            sum[i] = of_a * a[i] + of_b * b[i] + of_c * c[i] + of_d * d[i];
+    else
+        for (Py_ssize_t i = 0; i < count; i++)
+            sum[i] = sum[i] + of_a * a[i] + of_b * b[i] + of_c * c[i] + of_d * d[i];
+}
+
 /* Whether every number is below the limit; a NaN is not. */
 TARGET static int NAME(are_below)(const double *values, Py_ssize_t count, double limit)
 {
@@ -176,6 +190,7 @@ TARGET static void NAME(round_bf16)(const double *restrict values, Py_ssize_t co
 static const struct loops NAME(loops) = {
     .add = {NAME(add_f64), NAME(add_f32), NAME(add_bf16), NAME(add_f16), NAME(add_f8)},
     .squares = {NAME(squares_f64), NAME(squares_f32), NAME(squares_bf16), NAME(squares_f16), NAME(squares_f8)},
+    .add_four = NAME(add_four),
     .are_below = NAME(are_below),
     .round_f32 = NAME(round_f32),
     .round_bf16 = NAME(round_bf16),

@@ -97,7 +97,9 @@ class OutputFile:
             self._begin_write_back()
 
     def _begin_write_back(self) -> None:
-        self._write_back = WriteBack(self._fd, self._temp, whole=self._read_back_whole, follows=self._follows)
+        self._write_back = WriteBack(
+            self._fd, self._temp, self.size, whole=self._read_back_whole, follows=self._follows
+        )
         self._write_all(0, self._header)
 
     def _create(self) -> None:
@@ -134,7 +136,7 @@ class OutputFile:
         """Make the file durable, verify the bytes on the disk, and close it; it keeps its temporary name."""
         assert self._write_back is not None, "open comes first"  # noqa: S101
         with Writing(self.path):
-            sha256 = self._write_back.finish(self.size)
+            sha256 = self._write_back.finish()
         return Written(files=(self._conclude(sha256),))
 
     def _conclude(self, sha256: str) -> WrittenFile:

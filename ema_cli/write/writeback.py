@@ -31,6 +31,7 @@ class WriteBack:
     Args:
         descriptor: of the file, open for reading and writing.
         path: of the file.
+        end: the byte after the last that is written.
         whole: compare the whole file with the disk.
         follows: work while the file is written; otherwise everything is done at the end, by the thread that waits for
             it, which takes no memory before.
@@ -39,10 +40,11 @@ class WriteBack:
     """
 
     def __init__(
-        self, descriptor: int, path: Path, *, whole: bool = False, follows: bool = True, begin: int = 0
+        self, descriptor: int, path: Path, end: int, *, whole: bool = False, follows: bool = True, begin: int = 0
     ) -> None:
         self._fd = descriptor
         self._path = path
+        self._end = end
         self._whole = whole
         self._pieces: list[tuple[int, int, int]] = []
         """Pieces written before their turn, as a heap: offset, length and CRC-32."""
@@ -71,10 +73,14 @@ class WriteBack:
                 _, length, crc = heapq.heappop(self._pieces)
                 self._crc = zlib_ng.crc32_combine(self._crc, crc, length)
                 self._complete += length
-            if self._complete - self._verified >= _RUN_BYTES:
+            if self._has_run():
                 self._condition.notify()
 
-    def finish(self, size: int) -> str:
+    def _has_run(self) -> bool:
+        """Whether there is enough to write back, or nothing that would follow."""
+        return self._complete - self._verified >= _RUN_BYTES or self._complete == self._end
+
+    def finish(self) -> str:
         """Write back and verify the rest; return the SHA-256 of the whole file as it was read back.
 
         Raises:
@@ -84,8 +90,8 @@ class WriteBack:
         self._close()
         if self._failure is not None:
             raise self._failure
-        if self._verified != size:
-            raise OSError(errno.EIO, f"only {self._verified:,} of {size:,} bytes were written")
+        if self._verified != self._end:
+            raise OSError(errno.EIO, f"only {self._verified:,} of {self._end:,} bytes were written")
         return self._digest.hexdigest()
 
     def digest_to(self, size: int) -> str:
@@ -126,7 +132,7 @@ class WriteBack:
     def _wait(self) -> tuple[int, int, int] | None:
         """Return the next run as its begin, end and CRC-32; ``None`` at the end."""
         with self._condition:
-            while not self._closing and self._complete - self._verified < _RUN_BYTES:
+            while not self._closing and not self._has_run():
                 self._condition.wait()
             if self._abandoned or self._complete == self._verified:
                 return None
@@ -140,7 +146,7 @@ class WriteBack:
             of_piece = zlib_ng.crc32(piece)
             crc = zlib_ng.crc32_combine(crc, of_piece, len(piece))
             self._digest.update(piece)
-            is_last = self._closing and position + len(piece) == end
+            is_last = position + len(piece) == self._end
             if self._whole or is_last or position // _PIECE_BYTES % _SAMPLED == 0:
                 self._compare(position, len(piece), of_piece)
             position += len(piece)

@@ -6,7 +6,8 @@
     scripts/bench scale --curve size --most 16
     scripts/bench quick                                       # three rows within 15 seconds
 
-Tables go to stdout, progress to stderr, and with --records a JSON file per part and the pictures to a folder.
+Tables go to stdout, progress to stderr, and with --records a JSON file per part and the pictures to a folder. The
+record of scale keeps the curves that are not measured again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from .peers import SOURCES, peers
 from .planning import planning
 from .ranks import ranks
 from .remote import remote
-from .scale import CURVES, scale
+from .scale import CURVES, keep, scale
 from .speed import quick, speed, tensors
 from .units import units
 
@@ -51,8 +53,14 @@ PARTS: dict[str, Callable[[Settings], Rows]] = {
     "startup": startup,
     "remote": remote,
     "peers": peers,
-    "scale": scale,
 }
+_TABLES: dict[str, Callable[[Settings], Rows]] = {
+    **PARTS,
+    "quick": quick,
+    **{f"scale {curve}": partial(scale, curve) for curve in CURVES},
+}
+_NAMES = (*PARTS, "scale")
+"""Of the parts; the last has a table for each curve."""
 _SMALL_ROWS = {"memory": 3, "ranks": 3, "startup": 3, "peers": None, "scale": None}
 """Of each table of a small run, its head included; 2 of most."""
 
@@ -61,8 +69,8 @@ def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ", ".join([*PARTS, "quick"])
-    parser.add_argument("part", nargs="*", choices=[*PARTS, "quick"], metavar="PART", help=f"{names} [all but quick]")
+    names = ", ".join([*_NAMES, "quick"])
+    parser.add_argument("part", nargs="*", choices=[*_NAMES, "quick"], metavar="PART", help=f"{names} [all but quick]")
     parser.add_argument("--folder", type=Path, help="for the checkpoints, on the disk to measure [a temporary folder]")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints in --folder for the next run")
     parser.add_argument("--records", type=Path, metavar="FOLDER", help="for JSON files and pictures [none]")
@@ -125,13 +133,13 @@ def _machine(folder: Path) -> str:
 
 
 def _measure(name: str, title: str, settings: Settings) -> None:
-    """Print the table of a part while it grows, then write its JSON file."""
+    """Print a table while it grows, then write its JSON file."""
     started = time.monotonic()
     print(f"\n## {name}\n", flush=True)
     settings.samples.clear()
-    part = {**PARTS, "quick": quick}[name]
+    part, _, curve = name.partition(" ")
     rows: list[tuple[str, ...]] = []
-    for row in islice(part(settings), _SMALL_ROWS.get(name, 2) if settings.small else None):
+    for row in islice(_TABLES[name](settings), _SMALL_ROWS.get(part, 2) if settings.small else None):
         print(f"| {' | '.join(row)} |", flush=True)
         if not rows:
             print(f"| --- |{' ---: |' * (len(row) - 1)}", flush=True)
@@ -142,6 +150,9 @@ def _measure(name: str, title: str, settings: Settings) -> None:
         table = {"head": rows[0], "rows": rows[1:]}
         found = {"machine": title, "command": shlex.join(["scripts/bench", *sys.argv[1:]]), "seconds": round(seconds)}
         document = {**found, "rounds": settings.rounds, **table, "measurements": settings.samples}
+        if curve:
+            keep(curve, document, settings.records)
+            return
         (settings.records / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -153,11 +164,12 @@ def _main() -> None:
     settings = _settings(given, scratch)
     try:
         title = _machine(scratch)
-        parts = given.part or list(PARTS)
+        parts = given.part or _NAMES
         rounds = f", medians of {settings.rounds} rounds" * (parts != ["quick"])
         print(f"{title}\n`scripts/bench {shlex.join(sys.argv[1:])}`{rounds}", flush=True)
         for name in parts:
-            _measure(name, title, settings)
+            for table in [f"scale {curve}" for curve in settings.curves] if name == "scale" else [name]:
+                _measure(table, title, settings)
     finally:
         shutil.rmtree(scratch)
 

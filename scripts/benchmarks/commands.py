@@ -23,7 +23,13 @@ save_file(avg, out)
 with open(out, "rb") as file:
     os.fsync(file.fileno())
 """
-_COPY = 'cat "$@" > /dev/null && cp "$1" "$0" && sync "$0"'
+_CAT_AND_COPY = """
+copies=$1
+shift
+cat "$@" > /dev/null || exit
+for number in $(seq "$copies"); do cp "$1" "$0$number" || exit; done
+sync "$0"*
+"""
 
 
 def ours(inputs: Sequence[Path], settings: Settings, *decays: float) -> Sequence[object]:
@@ -44,4 +50,9 @@ def naive(inputs: Sequence[Path], settings: Settings) -> Sequence[object]:
 
 def cat_and_copy(inputs: Sequence[Path], settings: Settings) -> Sequence[object]:
     """Return the denominator of every ratio: ``cat`` of the inputs plus a copy of one, synced."""
-    return ["sh", "-c", _COPY, settings.out / "copy", *inputs]
+    return cat_and_copies(inputs, settings, 1)
+
+
+def cat_and_copies(inputs: Sequence[Path], settings: Settings, copies: int) -> Sequence[object]:
+    """Return the same command with several copies."""
+    return ["sh", "-c", _CAT_AND_COPY, settings.out / "copy", copies, *inputs]

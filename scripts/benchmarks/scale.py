@@ -1,25 +1,37 @@
 """Curves: peak memory and time against the size of a model, its tensors, its checkpoints, decays and threads.
 
-The first three use sparse files of zeros, which change no buffer and take no room on the disk; the output does. A point
-whose output does not fit on the disk, or whose naive loop does not fit into half of the free memory, is left out.
+Sizes and numbers of checkpoints are measured with sparse files, which take little room on the disk and change no
+buffer; the output takes all of its room. It is written in bfloat16 where it would not fit otherwise.
 """
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .commands import naive, ours
-from .measure import Job, Rows, Sample, Settings, in_turn, note, size
+from .commands import cat_and_copies, naive, ours
+from .measure import Job, Rows, Sample, Settings, in_turn, peak, size
 from .picture import Panel, lines
 from .series import Series, on_disk
 
 CURVES = ("size", "checkpoints", "tensors", "decays", "threads")
-_PICTURED = {"size": "size of a checkpoint (GB)", "checkpoints": "checkpoints", "tensors": "tensors of a checkpoint"}
+_PICTURED = {
+    "size": "size of a checkpoint (GB)",
+    "checkpoints": "checkpoints",
+    "tensors": "tensors of a checkpoint",
+    "decays": "decays in one pass",
+}
+_CONTENDERS = ("ema-avg", "naive")
+_COPIES = "cat + copies + sync"
+_DECAYS = (0.9, 0.5, 0.6, 0.7, 0.8, 0.95, 0.98, 0.99)
 _SLOW_BYTES = 8e9
-"""Runs that read more are measured once."""
+"""A series of more bytes is measured once, and is not read into the page cache before."""
+_SPARE_BYTES = 2e9
+"""Of the disk."""
 
 
 class Point(NamedTuple):
@@ -32,60 +44,79 @@ class Point(NamedTuple):
     """Of ema-avg, after its decay."""
     before: Sequence[object] = ()
     """The command that runs the contenders."""
-    decays: Sequence[float] = (0.9,)
     compare: bool = True
     """Whether the naive loop runs, too."""
-    cold: bool = False
 
 
-def scale(settings: Settings) -> Rows:
-    """Measure the curves, and draw peak memory."""
-    contenders = ("ema-avg", "naive")
+def scale(curve: str, settings: Settings) -> Rows:
+    """Measure a curve."""
+    if curve == "decays":
+        yield from _decays(settings)
+        return
     numbers = ("time", "processor time", "peak memory", "of it anonymous")
-    yield "curve", "point", *(f"{name}: {number}" for name in contenders for number in numbers)
-    curves: dict[str, Callable[[Settings], Iterator[Point]]] = {
-        "size": _sizes,
-        "checkpoints": _counts,
-        "tensors": _tensors,
-        "decays": _decays,
-        "threads": _threads,
-    }
-    found: dict[str, dict[str, dict[float, float]]] = {}
-    for curve in settings.curves:
-        peaks: dict[str, dict[float, float]] = {name: {} for name in contenders}
-        for series, points in groupby(curves[curve](settings), lambda point: point.series):
-            with on_disk(series, settings) as paths:
-                for point in points:
-                    samples = _measured(curve, point, paths, settings)
-                    if samples:
-                        yield curve, point.label, *(cell for name in contenders for cell in _cells(samples.get(name)))
-                    for name, sample in samples.items():
-                        peaks[name][point.x] = sample.peak_bytes / 1e6
-        found[curve] = {name: line for name, line in peaks.items() if line}
-    panels = [Panel(axis, found[curve]) for curve, axis in _PICTURED.items() if found.get(curve)]
-    if settings.records and panels:
+    yield curve, *(f"{name}: {number}" for name in _CONTENDERS for number in numbers)
+    points = {"size": _sizes, "checkpoints": _counts, "tensors": _tensors, "threads": _threads}[curve]
+    for series, of_series in groupby(points(settings), lambda point: point.series):
+        with on_disk(series, settings) as paths:
+            for point in of_series:
+                yield _row(point, paths, settings)
+
+
+def keep(curve: str, record: Mapping[str, Any], folder: Path) -> None:
+    """Put the record of a curve beside those of the others, and draw peak memory of all."""
+    path = folder / "scale.json"
+    found = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), curve: record}
+    records = {name: found[name] for name in CURVES if name in found}
+    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    peaks = {axis: _peaks(records[name]) for name, axis in _PICTURED.items() if name in records}
+    panels = [Panel(axis, of_contenders) for axis, of_contenders in peaks.items() if of_contenders]
+    if panels:
         picture = lines("Peak memory of one average", "peak memory (MB)", panels)
-        (settings.records / "scale.svg").write_text(picture, encoding="utf-8")
+        (folder / "scale.svg").write_text(picture, encoding="utf-8")
 
 
-def _measured(curve: str, point: Point, paths: Sequence[Path], settings: Settings) -> Mapping[str, Sample]:
-    series = point.series
-    needed = series.data_bytes() * len(point.decays) * 1.1
-    if shutil.disk_usage(settings.scratch).free < needed + 2e9:
-        note(f"{curve}, {point.label}: left out, its output of {size(needed)} does not fit on the disk")
-        return {}
-    rounds = 1 if series.data_bytes() * series.checkpoints > _SLOW_BYTES else settings.rounds
-    files = () if series.sparse else paths
-    command = [*point.before, *ours(paths, settings, *point.decays), *point.options]
-    jobs = {"ema-avg": Job(command, files, point.cold)}
-    if point.compare and 2.5 * series.data_bytes() < _free_memory() / 2:
-        jobs["naive"] = Job([*point.before, *naive(paths, settings)], files, point.cold)
-    return in_turn(f"{curve}, {point.label}", jobs, settings, rounds=rounds)
+def _peaks(record: Mapping[str, Any]) -> dict[str, dict[float, float]]:
+    """Return the medians of peak memory in MB, by contender and place on the axis."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for sample in record["measurements"]:
+        x, contender = sample["x"], sample["contender"]
+        if x is not None and contender in _CONTENDERS:
+            found.setdefault(contender, {}).setdefault(x, []).append(sample["peak_bytes"] / 1e6)
+    return {name: {x: statistics.median(peaks) for x, peaks in line.items()} for name, line in found.items()}
+
+
+def _row(point: Point, paths: Sequence[Path], settings: Settings) -> tuple[str, ...]:
+    series, label, options = point.series, point.label, point.options
+    nbytes = series.data_bytes()
+    fits = _fits(nbytes, settings)
+    if not fits and not _fits(nbytes / 2, settings):
+        return f"{label}: the output does not fit on the disk", *[""] * 4 * len(_CONTENDERS)
+    if not fits:
+        label, options = f"{label}, output in bfloat16", (*options, "--dtype", "bf16")
+    is_slow = nbytes * series.checkpoints > _SLOW_BYTES
+    files = () if is_slow else paths
+    jobs = {"ema-avg": Job([*point.before, *ours(paths, settings), *options], files)}
+    if point.compare and fits and 2.5 * nbytes < _free_memory() / 2:
+        jobs["naive"] = Job([*point.before, *naive(paths, settings)], files)
+    samples = _at(point.x, label, jobs, settings, rounds=1 if is_slow else 0)
+    return label, *(cell for name in _CONTENDERS for cell in _cells(samples.get(name)))
+
+
+def _at(x: float, label: str, jobs: Mapping[str, Job], settings: Settings, *, rounds: int) -> dict[str, Sample]:
+    """Run the jobs in turn; their measurements have a place on the axis of the chart."""
+    first = len(settings.samples)
+    found = in_turn(label, jobs, settings, rounds=rounds)
+    settings.samples[first:] = [{**sample, "x": x} for sample in settings.samples[first:]]
+    return found
+
+
+def _fits(nbytes: float, settings: Settings) -> bool:
+    return shutil.disk_usage(settings.scratch).free > 1.05 * nbytes + _SPARE_BYTES
 
 
 def _free_memory() -> float:
-    lines_found = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024.0 for line in lines_found if line.startswith("MemAvailable"))
+    found = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024.0 for line in found if line.startswith("MemAvailable"))
 
 
 def _cells(sample: Sample | None) -> list[str]:
@@ -111,21 +142,8 @@ def _counts(settings: Settings) -> Iterator[Point]:
 
 def _tensors(settings: Settings) -> Iterator[Point]:
     for count in (1, 100, 10_000, 100_000)[: 2 if settings.small else None]:
-        series = Series(settings.checkpoints, count, max(1, settings.model_bytes // 20 // count), sparse=True)
-        label = f"{series.checkpoints} x {size(series.data_bytes())} in {count:,} tensors, sparse"
-        yield Point(count, label, series)
-
-
-def _decays(settings: Settings) -> Iterator[Point]:
-    few = Series(settings.checkpoints, 40, settings.model_bytes // 160)
-    many = Series(8 * settings.checkpoints, 40, settings.model_bytes // 8 // 160)
-    for series in (few, many)[: 1 if settings.small else None]:
-        for cold in (False, True)[: 1 if settings.small else None]:
-            for count in (1, 2, 4, 8)[: 2 if settings.small else None]:
-                decays = [0.9, 0.5, 0.6, 0.7, 0.8, 0.95, 0.98, 0.99][:count]
-                cache = "cold" if cold else "warm"
-                label = f"{count} of {series.checkpoints} x {size(series.data_bytes())}, {cache}"
-                yield Point(count, label, series, decays=decays, cold=cold, compare=False)
+        series = Series(settings.checkpoints, count, max(1, settings.model_bytes // 20 // count))
+        yield Point(count, f"{series.checkpoints} x {size(series.data_bytes())} in {count:,} tensors", series)
 
 
 def _threads(settings: Settings) -> Iterator[Point]:
@@ -135,5 +153,47 @@ def _threads(settings: Settings) -> Iterator[Point]:
         for threads in sorted({1, 2, 4, 8, len(cores)}):
             if threads <= max(2, some):
                 before = ["taskset", "-c", ",".join(map(str, cores[:some]))]
-                label = f"{threads} threads on {some} cores, {series.checkpoints} x {size(series.data_bytes())}, warm"
+                label = f"{threads} threads on {some} cores, {series.checkpoints} x {size(series.data_bytes())}"
                 yield Point(threads, label, series, ("--threads", threads), before, compare=threads == 1)
+
+
+def _decays(settings: Settings) -> Rows:
+    """Compare several decays with one, and with reading the inputs and copying as many outputs."""
+    yield (
+        *("decays", "checkpoints", "page cache", _COPIES, "ema-avg", f"ema-avg / ({_COPIES})"),
+        *("copies / one copy", "ema-avg / one decay"),
+        *(f"processor time: {name}" for name in (_COPIES, "ema-avg", "ema-avg / one decay")),
+        "peak memory",
+    )
+    few = Series(settings.checkpoints, 40, settings.model_bytes // 160)
+    many = Series(8 * settings.checkpoints, 40, settings.model_bytes // 8 // 160)
+    for series in (few, many)[: 1 if settings.small else None]:
+        with on_disk(series, settings) as paths:
+            for cold in (False, True)[: 1 if settings.small else None]:
+                yield from _decays_of(series, paths, settings, cold=cold)
+
+
+def _decays_of(series: Series, paths: Sequence[Path], settings: Settings, *, cold: bool) -> Rows:
+    label, cache = f"{series.checkpoints} x {size(series.data_bytes())}", "cold" if cold else "warm"
+    counts = (1, 2, 4, 8)[: 2 if settings.small else None]
+    jobs = {}
+    for count in counts:
+        jobs[f"{count} {_COPIES}"] = Job(cat_and_copies(paths, settings, count), paths, cold)
+        jobs[f"{count} ema-avg"] = Job(ours(paths, settings, *_DECAYS[:count]), paths, cold)
+    first = len(settings.samples)
+    found = in_turn(f"{label}, {cache}", jobs, settings)
+    pictured = series.checkpoints == settings.checkpoints and not cold
+    for number, sample in enumerate(settings.samples[first:], first):
+        count_given, _, contender = sample["contender"].partition(" ")
+        place = int(count_given) if pictured else None
+        settings.samples[number] = {**sample, "contender": contender, "decays": int(count_given), "x": place}
+    for count in counts:
+        copied, averaged = found[f"{count} {_COPIES}"], found[f"{count} ema-avg"]
+        one_copied, one = found[f"1 {_COPIES}"], found["1 ema-avg"]
+        yield (
+            *(str(count), label, f"{cache} ({averaged.cached:.0%} cached)"),
+            *(f"{copied.seconds:.2f} s", f"{averaged.seconds:.2f} s", f"{averaged.seconds / copied.seconds:.2f}"),
+            *(f"{copied.seconds / one_copied.seconds:.2f}", f"{averaged.seconds / one.seconds:.2f}"),
+            *(f"{copied.cpu_seconds:.2f} s", f"{averaged.cpu_seconds:.2f} s"),
+            *(f"{averaged.cpu_seconds / one.cpu_seconds:.2f}", peak(averaged)),
+        )
