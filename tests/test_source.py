@@ -14,7 +14,7 @@ import pytest
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.formats.folder import Folder
-from ema_cli.storage.source import FileSource
+from ema_cli.storage.source import FileSource, _readahead_bytes
 from tests.helpers.makers import fifo
 from tests.helpers.series import open_files
 
@@ -223,6 +223,39 @@ def test_closing_twice_is_harmless(file: Path) -> None:
     source.close()
     with pytest.raises(InputChanged):
         source.read(0, 1)
+
+
+def test_a_long_announcement_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reads only the beginning of what is longer than the readahead window, so no announcement is."""
+    path = tmp_path / "large.bin"
+    path.touch()
+    os.truncate(path, 10 << 20)
+    page, window = resource.getpagesize(), 1 << 17
+    pages: list[int] = []
+
+    def advise(_: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        announced = range(offset // page, (offset + length - 1) // page + 1)
+        assert 0 < len(announced) <= window // page
+        pages.extend(announced)
+
+    monkeypatch.setattr("ema_cli.storage.source._is_cached", lambda *_: False)
+    monkeypatch.setattr("ema_cli.storage.source._readahead_bytes", lambda _: window)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    with FileSource(path) as source:
+        source.will_need(100, 3 << 20)
+        assert pages == list(range(((3 << 20) + 99) // page + 1))
+        pages.clear()
+        source.will_need((10 << 20) - 1, 1 << 40)
+        assert pages == [(10 << 20) // page - 1]
+
+
+def test_the_readahead_window_of_a_device() -> None:
+    """It is that of the system, and the usual one where that is not known."""
+    for folder in Path("/sys/class/bdi").glob("*:*"):
+        device = os.makedev(*map(int, folder.name.split(":")))
+        assert _readahead_bytes(device) == max(1 << 17, int((folder / "read_ahead_kb").read_text()) << 10)
+    assert _readahead_bytes(os.makedev(4000, 99_999)) == 1 << 17
 
 
 def test_names_are_made_safe_in_messages(tmp_path: Path) -> None:

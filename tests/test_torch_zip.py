@@ -477,3 +477,18 @@ def test_every_single_bit_of_the_directory_counts(tmp_path: Path) -> None:
         except InputRefused:
             continue
         assert {name: (dtype, shape) for name, (dtype, shape, _) in found.items()} == right
+
+
+@pytest.mark.parametrize(("elements", "announced"), [(1 << 20, 3), (100, 0)])
+def test_the_headers_of_large_records_are_announced_together(
+    elements: int, announced: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that answers slowly answers all of them at the same time; those of small records are read together."""
+    found: list[int] = []
+    monkeypatch.setattr(FileSource, "will_need", lambda _, offset, __: found.append(offset))
+    path = tmp_path / "large.pt"
+    torch.save({f"w{k}": torch.zeros(elements) for k in range(3)}, path)
+    open_file(path).index.close()
+    with zipfile.ZipFile(path) as stored:
+        headers = [record.header_offset for record in stored.infolist() if "/data/" in record.filename]
+    assert found == headers[:announced]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from ema_cli.evidence.pieces import SampledPiece, is_remote
+from ema_cli.evidence.pieces import SampledPiece
 from ema_cli.fold.conversion import Float64, components, decode
 from ema_cli.records.plan import Plan
 
@@ -40,7 +40,7 @@ class SampledRelations:
         """Finite elements per checkpoint, in pieces that differ."""
         self.checksums = [0] * count
         """Of the sampled bytes of each checkpoint."""
-        for i in rows if is_remote(plan, rows) else ():
+        for i in rows:
             for piece in pieces:
                 piece.announce(plan, i)
         for piece in pieces:

@@ -100,6 +100,7 @@ class Schedule:
         self._taken_bytes = 0
         self._announced_bytes = 0
         self._lock = threading.Lock()
+        self._announcing = threading.Lock()
 
     def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block | TensorRun]:
         runs = iter([*self._runs, TensorRun(len(self._plan.tensors), len(self._plan.tensors))])
@@ -121,15 +122,20 @@ class Schedule:
     def take(self) -> Block | TensorRun | None:
         """Return the next block or run, ``None`` when there is none left.
 
-        The announcements are made here, so that no worker overtakes them: a read that was not announced costs several
-        times the processor time.
+        The announcements are made here, by one thread at a time. The others go on meanwhile, unless they would overtake
+        the announcements: a read that was not announced costs several times the processor time.
         """
         with self._lock:
             block = next(self._blocks, None)
-            if block is not None:
-                self._taken_bytes += self._bytes(block)
+            if block is None:
+                return None
+            self._taken_bytes += self._bytes(block)
+        if self._announcing.acquire(blocking=self._announced_bytes < self._taken_bytes):
+            try:
                 self._announce(self._ahead_bytes - self._plan.buffers.threads * self._bytes(block))
-            return block
+            finally:
+                self._announcing.release()
+        return block
 
     def extents(self, number: int) -> list[tuple[int, Located]]:
         """Return the extents that are read for a tensor: pairs of checkpoint and extent, in fold order."""
@@ -142,13 +148,13 @@ class Schedule:
             window = next(self._windows, None)
             if window is None:
                 return
-            self._announced_bytes += self._bytes(window)
             if isinstance(window, TensorRun):
                 self.places.announce(window)
-                continue
-            extents = [extent for _, extent in self.extents(window.number)]
-            for row, start, count in read_ranges(self._plan, window):
-                announce(extents[row], start, count)
+            else:
+                extents = [extent for _, extent in self.extents(window.number)]
+                for row, start, count in read_ranges(self._plan, window):
+                    announce(extents[row], start, count)
+            self._announced_bytes += self._bytes(window)
 
     def _bytes(self, block: Block | TensorRun) -> int:
         if isinstance(block, TensorRun):

@@ -50,8 +50,11 @@ class DescriptorPool:
             InputChanged: the system has no descriptor left.
 
         """
-        with self.borrow_several([(owner, reopen)]) as (descriptor,):
-            yield descriptor
+        lent = self._lend(owner, reopen)
+        try:
+            yield lent.descriptor
+        finally:
+            self._take_back([lent])
 
     @contextmanager
     def borrow_several(self, files: Sequence[tuple[Hashable, Callable[[], int]]]) -> Iterator[list[int]]:
@@ -67,9 +70,7 @@ class DescriptorPool:
                 lent.append(self._lend(owner, reopen))
             yield [found.descriptor for found in lent]
         finally:
-            with self._lock:
-                for found in lent:
-                    found.readers -= 1
+            self._take_back(lent)
 
     def _lend(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
         with self._lock:
@@ -79,6 +80,11 @@ class DescriptorPool:
             self._open.move_to_end(owner)
             found.readers += 1
         return found
+
+    def _take_back(self, lent: Sequence[_Open]) -> None:
+        with self._lock:
+            for found in lent:
+                found.readers -= 1
 
     def close(self, owner: Hashable) -> None:
         """Close the file of ``owner``, if it is open."""

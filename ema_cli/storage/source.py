@@ -11,11 +11,12 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,8 @@ from ema_cli.text import quoted
 OF_THE_SYSTEM = (errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
 """Errors that say nothing about the file, which is never skipped because of them: the system has no room or a damaged
 disk, a file server holds the file for another client or does not answer."""
+_READAHEAD = 1 << 17
+"""The readahead window that Linux gives a device, unless it is set."""
 _DESCRIPTORS = DescriptorPool()
 
 
@@ -167,11 +170,18 @@ class FileSource(ByteSource):
                 done += count
 
     def will_need(self, offset: int, length: int) -> None:
-        """Ask the kernel to read ahead, if possible, unless the end of the range is already in its cache."""
+        """Ask the kernel to read ahead, if possible, unless the end of the range is already in its cache.
+
+        The kernel reads only the beginning of a range that is larger than the readahead window, so a range is announced
+        in pieces of that size. They begin at a page, so that they have no page more.
+        """
+        begin, end = offset - offset % resource.getpagesize(), min(offset + length, self.size())
         with _DESCRIPTORS.borrow(self, self.open_again) as descriptor:
-            if not _is_cached(descriptor, offset + length - 1):
+            if not _is_cached(descriptor, end - 1):
+                step = _readahead_bytes(self._opened.st_dev)
                 with contextlib.suppress(OSError, AttributeError):  # advice; not all systems take it
-                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+                    for first in range(begin, end, step):
+                        os.posix_fadvise(descriptor, first, min(step, end - first), os.POSIX_FADV_WILLNEED)
 
     def raise_if_changed(self) -> bool:
         """Compare size and modification time. A file that was replaced or removed can still be read completely."""
@@ -238,6 +248,16 @@ def _status(descriptor: int, path: Path) -> os.stat_result:
         return os.fstat(descriptor)
     except OSError as error:
         raise InputChanged(f"{quoted(str(path))} cannot be examined: {error.strerror}") from error
+
+
+@cache
+def _readahead_bytes(device: int) -> int:
+    """Return the readahead window of a device, or of the disk it is a part of; the usual one if it is not known."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for path in (f"/sys/class/bdi/{number}/read_ahead_kb", f"/sys/dev/block/{number}/../queue/read_ahead_kb"):
+        with contextlib.suppress(OSError, ValueError):
+            return max(_READAHEAD, int(Path(path).read_text(encoding="ascii")) << 10)
+    return _READAHEAD
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:

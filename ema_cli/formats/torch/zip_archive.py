@@ -30,6 +30,8 @@ _PADDING = range(4, 4 + 28 + _ALIGNMENT)
 """Bytes between the name of a record and its data: the header of the padding, perhaps long sizes, the padding."""
 _WINDOW_BYTES = 1 << 15
 """Headers that are so close are read together."""
+_LARGE_BYTES = 1 << 20
+"""Mean size of the records of a file whose local headers are announced."""
 RESAVE = "torch.save(torch.load(path, weights_only=True), path)"
 
 
@@ -68,11 +70,16 @@ class Archive:
         return data
 
     def announce(self, keys: Iterable[str]) -> None:
-        """Announce the local headers of storages, if the source is remote: each would be a request of its own."""
-        if not self._source.is_remote:
+        """Announce the local headers of storages: each is a read of its own. In a file, only those of large storages.
+
+        Small ones are read together, or are so many that the announcements would take more time than they save.
+        """
+        is_remote, names = self._source.is_remote, self._entries.names
+        if not is_remote and self._source.size() < _LARGE_BYTES * len(names):
             return
         for name in (f"{self._root}data/{key}" for key in keys):
-            if name in self._entries.names and self._aligned_offset(entry := self._entries[name]) is None:
+            if name in names and not (is_remote and self._aligned_offset(self._entries[name]) is not None):
+                entry = self._entries[name]
                 self._source.will_need(entry.header, LOCAL_HEADER.size + len(entry.name_bytes))
 
     def storage(self, key: str) -> tuple[int, int]:
