@@ -1,6 +1,13 @@
-/* CRC-32 (ISO 3309, as in zip files) by carry-less multiplication: Gopal et al. 2009, "Fast CRC computation for generic
+/* CRC-32 (ISO 3309, as in zip files). ARM has an instruction for it.
+
+   x86 has one for another polynomial, but carry-less multiplication: Gopal et al. 2009, "Fast CRC computation for generic
    polynomials using PCLMULQDQ instruction" (Intel). A number of 128 bits is folded over a distance: it is multiplied by
    the remainder of that power of x, and added to the 128 bits there. The table does the last 16 bytes. */
+
+#if defined(__GNUC__) && (defined(__x86_64__) || (defined(__AARCH64EL__) && defined(__linux__)))
+#define HAS_READS 1
+
+static uint32_t (*crc_of)(uint32_t, const unsigned char *, Py_ssize_t); /* of bytes after those with another CRC */
 
 #define POLYNOMIAL 0xedb88320u /* its lowest power is the highest bit */
 
@@ -23,9 +30,8 @@ static uint32_t crc_of_bytes(uint32_t state, const unsigned char *raw, Py_ssize_
     return state;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef __x86_64__
 #include <immintrin.h>
-#define HAS_READS 1
 
 /* x^power modulo the polynomial, shifted as the product of two numbers with their bits in reverse order needs it. */
 static int64_t remainder_of(int power)
@@ -106,8 +112,6 @@ TWO static uint32_t crc_two(uint32_t crc, const unsigned char *raw, Py_ssize_t l
     return ~finish_crc(numbers, 8, raw, length);
 }
 
-static uint32_t (*crc_of)(uint32_t, const unsigned char *, Py_ssize_t); /* of bytes after those with another CRC */
-
 static void choose_crc(void)
 {
     set_up_crc();
@@ -117,4 +121,27 @@ static void choose_crc(void)
     else if (__builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("pclmul"))
         crc_of = crc_one;
 }
+#else
+#include <sys/auxv.h>
+
+#define HAS_CRC_INSTRUCTION (1 << 7) /* HWCAP_CRC32 */
+
+static uint32_t crc_by_instruction(uint32_t crc, const unsigned char *raw, Py_ssize_t length)
+{
+    uint32_t state = ~crc;
+    for (; length >= 8; length -= 8, raw += 8) {
+        uint64_t bytes;
+        memcpy(&bytes, raw, 8);
+        __asm__(".arch_extension crc\n\tcrc32x %w0, %w0, %x1" : "+r"(state) : "r"(bytes));
+    }
+    return ~crc_of_bytes(state, raw, length);
+}
+
+static void choose_crc(void)
+{
+    set_up_crc();
+    if (getauxval(AT_HWCAP) & HAS_CRC_INSTRUCTION)
+        crc_of = crc_by_instruction;
+}
+#endif
 #endif
