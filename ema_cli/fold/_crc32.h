@@ -42,12 +42,12 @@ static int64_t remainder_of(int power)
     return (int64_t)((uint64_t)rest << 1);
 }
 
-static int64_t fold_by[3][2]; /* over 128, 512 and 1024 bits: for the lower and the higher half */
+static int64_t fold_by[4][2]; /* over 128, 512, 1024 and 2048 bits: for the lower and the higher half */
 
 static void set_up_folds(void)
 {
-    const int distances[3] = {128, 512, 1024};
-    for (int n = 0; n < 3; n++) {
+    const int distances[4] = {128, 512, 1024, 2048};
+    for (int n = 0; n < 4; n++) {
         fold_by[n][0] = remainder_of(distances[n] + 32);
         fold_by[n][1] = remainder_of(distances[n] - 32);
     }
@@ -55,6 +55,7 @@ static void set_up_folds(void)
 
 #define ONE __attribute__((target("sse4.1,pclmul")))
 #define TWO __attribute__((target("avx2,pclmul,vpclmulqdq")))
+#define FOUR __attribute__((target("avx512f,pclmul,vpclmulqdq")))
 
 INLINE ONE __m128i fold_one(__m128i number, __m128i by, __m128i there)
 {
@@ -66,6 +67,12 @@ INLINE TWO __m256i fold_two(__m256i numbers, __m256i by, __m256i there)
 {
     __m256i low = _mm256_clmulepi64_epi128(numbers, by, 0x00), high = _mm256_clmulepi64_epi128(numbers, by, 0x11);
     return _mm256_xor_si256(_mm256_xor_si256(low, high), there);
+}
+
+INLINE FOUR __m512i fold_four(__m512i numbers, __m512i by, __m512i there)
+{
+    __m512i low = _mm512_clmulepi64_epi128(numbers, by, 0x00), high = _mm512_clmulepi64_epi128(numbers, by, 0x11);
+    return _mm512_ternarylogic_epi64(low, high, there, 0x96); /* the exclusive or of all three */
 }
 
 /* Fold numbers that lie side by side, then the rest of the bytes, into one number, and finish it by the table. */
@@ -112,11 +119,31 @@ TWO static uint32_t crc_two(uint32_t crc, const unsigned char *raw, Py_ssize_t l
     return ~finish_crc(numbers, 8, raw, length);
 }
 
-static void choose_crc(void)
+FOUR static uint32_t crc_four(uint32_t crc, const unsigned char *raw, Py_ssize_t length)
 {
-    set_up_crc();
+    if (length < 256)
+        return crc_two(crc, raw, length);
+    __m512i by = _mm512_broadcast_i32x4(_mm_set_epi64x(fold_by[3][1], fold_by[3][0])), fours[4];
+    for (int n = 0; n < 4; n++)
+        fours[n] = _mm512_loadu_si512(raw + 64 * n);
+    fours[0] = _mm512_xor_si512(fours[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)~crc)));
+    for (raw += 256, length -= 256; length >= 256; raw += 256, length -= 256)
+        for (int n = 0; n < 4; n++)
+            fours[n] = fold_four(fours[n], by, _mm512_loadu_si512(raw + 64 * n));
+    __m128i numbers[16];
+    for (int n = 0; n < 4; n++)
+        _mm512_storeu_si512(numbers + 4 * n, fours[n]);
+    return ~finish_crc(numbers, 16, raw, length);
+}
+
+/* Use the widest multiplication of a lane that the processor has. */
+static void choose_crc(const char *lane)
+{
     set_up_folds();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("vpclmulqdq"))
+    int is_wide = __builtin_cpu_supports("vpclmulqdq") != 0;
+    if (is_wide && strcmp(lane, "avx512") == 0)
+        crc_of = crc_four;
+    else if (is_wide && strcmp(lane, "avx2") == 0)
         crc_of = crc_two;
     else if (__builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("pclmul"))
         crc_of = crc_one;
@@ -137,9 +164,9 @@ static uint32_t crc_by_instruction(uint32_t crc, const unsigned char *raw, Py_ss
     return ~crc_of_bytes(state, raw, length);
 }
 
-static void choose_crc(void)
+static void choose_crc(const char *lane)
 {
-    set_up_crc();
+    (void)lane;
     if (getauxval(AT_HWCAP) & HAS_CRC_INSTRUCTION)
         crc_of = crc_by_instruction;
 }

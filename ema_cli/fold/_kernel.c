@@ -17,15 +17,15 @@
 #define INLINE static inline
 #endif
 
-#define INTERFACE 2 /* raised when a function takes or gives something else; kernel.py has the same number */
+#define INTERFACE 3 /* raised when a function takes or gives something else; kernel.py has the same number */
 
 #define SIGN ((uint64_t)1 << 63)
 #define ROW 1024   /* elements that are summed at a time; a power of two times COLUMNS */
 #define COLUMNS 16 /* sums that are kept side by side */
 #define STRIP 2048 /* elements of a sum that stay in the first-level cache */
-#define TILE 32768 /* elements that stay in the second-level cache: a multiple of ROW */
 #define LARGEST 8  /* bytes of an element */
-#define MOST_AVERAGES 256
+#define LINE 64    /* bytes of a line of a cache */
+#define PARTS 64   /* a sum of float64 has at most 41 parts of 53 bits that do not overlap */
 #define MIDPOINT_TILE 64
 #define MOST 64    /* checkpoints in one call */
 
@@ -125,6 +125,9 @@ static int use_lane(const char *name)
         if ((name == NULL || strcmp(name, lanes[n].name) == 0) && has_lane(lanes[n].name)) {
             loops = lanes[n].loops;
             lane = lanes[n].name;
+#ifdef HAS_READS
+            choose_crc(lane);
+#endif
             return 0;
         }
     return -1;
@@ -200,7 +203,12 @@ static int describe(struct sums *sums, Py_buffer *values, Py_buffer *started, Py
     sums->averages = (int)started->len;
     sums->stride = started->len ? values->len / 8 / started->len : 0;
     sums->count = count;
-    return count < 0 || count > sums->stride ? refuse("the sums are too small") : 0;
+    return count < 0 ? refuse("there are fewer than no elements") : 0;
+}
+
+static int check_sums(const struct sums *sums)
+{
+    return sums->count > sums->stride ? refuse("the sums are too small") : 0;
 }
 
 static void release(struct inputs *inputs)
@@ -228,27 +236,35 @@ static int take(struct inputs *inputs, PyObject *raws, PyObject *codes, Py_ssize
     return 0;
 }
 
-static void add_all(struct sums *sums, const struct blocks *blocks)
+/* Add some elements, from begin on, of all checkpoints to the sum of average k. */
+static void add_strip(double *sum, int is_first, const struct blocks *blocks, int k, Py_ssize_t begin, Py_ssize_t count)
 {
-    for (Py_ssize_t begin = 0; begin < sums->count; begin += STRIP) {
-        Py_ssize_t length = sums->count - begin < STRIP ? sums->count - begin : STRIP;
-        for (int k = 0; k < sums->averages; k++) {
-            int is_first = !sums->started[k];
-            for (int g = 0; g < blocks->count; g++) {
-                int code = blocks->codes[g];
-                if (blocks->weights[g][k] == 0)
-                    continue;
-                loops->add[loader_of(code)](sums->values + k * sums->stride + begin,
-                                            blocks->raws[g] + begin * sizes[code], length, blocks->weights[g][k],
-                                            is_first, tables[code]);
-                is_first = 0;
-            }
-        }
+    for (int g = 0; g < blocks->count; g++) {
+        int code = blocks->codes[g];
+        if (blocks->weights[g][k] == 0)
+            continue;
+        loops->add[loader_of(code)](sum, blocks->raws[g] + begin * sizes[code], count, blocks->weights[g][k], is_first,
+                                    tables[code]);
+        is_first = 0;
     }
+}
+
+static void mark_started(struct sums *sums, const struct blocks *blocks)
+{
     for (int k = 0; k < sums->averages; k++)
         for (int g = 0; g < blocks->count; g++)
             if (blocks->weights[g][k] != 0)
                 sums->started[k] = 1;
+}
+
+static void add_all(struct sums *sums, const struct blocks *blocks)
+{
+    for (Py_ssize_t begin = 0; begin < sums->count; begin += STRIP) {
+        Py_ssize_t count = sums->count - begin < STRIP ? sums->count - begin : STRIP;
+        for (int k = 0; k < sums->averages; k++)
+            add_strip(sums->values + k * sums->stride + begin, !sums->started[k], blocks, k, begin, count);
+    }
+    mark_started(sums, blocks);
 }
 
 static PyObject *fold(PyObject *module, PyObject *args)
@@ -262,7 +278,7 @@ static PyObject *fold(PyObject *module, PyObject *args)
         return NULL;
     struct inputs inputs = {0};
     struct sums sums;
-    int failed = describe(&sums, &values, &started, count) || take(&inputs, raws, codes, count);
+    int failed = describe(&sums, &values, &started, count) || check_sums(&sums) || take(&inputs, raws, codes, count);
     if (!failed && weights.len != sums.averages * inputs.count * 8)
         failed = refuse("there must be a weight for each input and average");
     if (!failed) {
@@ -306,6 +322,94 @@ static PyObject *squares(PyObject *module, PyObject *args)
     PyBuffer_Release(&average);
     PyBuffer_Release(&raw);
     PyBuffer_Release(&rows);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* A sum of float64 without error, as numbers that do not overlap: Shewchuk 1997, "Adaptive precision floating-point
+   arithmetic". Python's math.fsum does the same. */
+struct exact {
+    int count;
+    double parts[PARTS];
+};
+
+/* Add x to y; return the sum, and in rest what was rounded off. The absolute value of x must not be the smaller. */
+static double add_two(double x, double y, double *rest)
+{
+    double sum = x + y;
+    *rest = y - (sum - x);
+    return sum;
+}
+
+/* Add a number; return 0 if that leaves the range of float64. */
+static int add_exactly(struct exact *sum, double x)
+{
+    int kept = 0;
+    for (int j = 0; j < sum->count; j++) {
+        double y = sum->parts[j], rest;
+        x = fabs(x) < fabs(y) ? add_two(y, x, &rest) : add_two(x, y, &rest);
+        if (rest != 0)
+            sum->parts[kept++] = rest;
+    }
+    sum->count = kept;
+    if (x != 0)
+        sum->parts[sum->count++] = x;
+    return isfinite(x);
+}
+
+/* Round once, to nearest, ties to even. */
+static double round_exact(const struct exact *sum)
+{
+    int n = sum->count;
+    double total = n > 0 ? sum->parts[--n] : 0, rest = 0;
+    while (n > 0 && rest == 0)
+        total = add_two(total, sum->parts[--n], &rest);
+    if (n > 0 && ((rest < 0 && sum->parts[n - 1] < 0) || (rest > 0 && sum->parts[n - 1] > 0))) {
+        double next = total + 2 * rest; /* the rest is half of the last place, and there is more in its direction */
+        if (next - total == 2 * rest)
+            total = next;
+    }
+    return total;
+}
+
+/* The correctly rounded sum and the remainder; of numbers that are too large, the sum and no remainder. */
+static void sum_exactly(const double *values, Py_ssize_t count, double *out)
+{
+    struct exact sum = {0};
+    double rough = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        rough += values[i];
+    int is_finite = isfinite(rough);
+    for (Py_ssize_t i = 0; i < count && is_finite; i++)
+        is_finite = add_exactly(&sum, values[i]);
+    out[0] = is_finite ? round_exact(&sum) : rough;
+    out[1] = is_finite && add_exactly(&sum, -out[0]) ? round_exact(&sum) : 0;
+}
+
+static PyObject *exact_sums(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer values, sums;
+    Py_ssize_t width, step;
+    if (!PyArg_ParseTuple(args, "y*nnw*:exact_sums", &values, &width, &step, &sums))
+        return NULL;
+    Py_ssize_t height = width > 0 ? values.len / 8 / width : 0;
+    int failed = width < 1 || step < 1 || values.len != height * width * 8 ||
+                 sums.len != height * ((width + step - 1) / step) * 16;
+    if (failed)
+        refuse("the buffers do not fit");
+    else {
+        const double *row = values.buf;
+        double *out = sums.buf;
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t r = 0; r < height; r++, row += width)
+            for (Py_ssize_t first = 0; first < width; first += step, out += 2)
+                sum_exactly(row + first, width - first < step ? width - first : step, out);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&values);
+    PyBuffer_Release(&sums);
     if (failed)
         return NULL;
     Py_RETURN_NONE;
@@ -397,17 +501,15 @@ struct results {
     char *fits; /* of each average, whether all numbers are below the limit */
 };
 
-static void finish(const struct sums *sums, const struct results *results, Py_ssize_t begin, Py_ssize_t count,
-                   const unsigned char *last, int last_code)
+/* Measure and round some elements of average k, from begin on, which the last checkpoint has in raw. */
+static void finish(const struct results *results, const struct sums *sums, int k, const double *values,
+                   Py_ssize_t begin, Py_ssize_t count, const unsigned char *raw, int code)
 {
-    for (int k = 0; k < sums->averages; k++) {
-        const double *values = sums->values + k * sums->stride + begin;
-        double *squares = results->squares + 3 * k * results->rows + begin / ROW;
-        loops->squares[loader_of(last_code)](values, last, count, squares, squares + results->rows,
-                                             squares + 2 * results->rows, tables[last_code]);
-        unsigned char *out = results->rounded + (k * sums->count + begin) * sizes[results->code];
-        results->fits[k] &= (char)round_numbers(values, count, results->code, out, results->limit);
-    }
+    double *squares = results->squares + 3 * k * results->rows + begin / ROW;
+    unsigned char *out = results->rounded + (k * sums->count + begin) * sizes[results->code];
+    loops->squares[loader_of(code)](values, raw, count, squares, squares + results->rows, squares + 2 * results->rows,
+                                    tables[code]);
+    results->fits[k] &= (char)round_numbers(values, count, results->code, out, results->limit);
 }
 
 /* The checkpoints of one call: where a block is in each, and their weights. */
@@ -419,52 +521,61 @@ struct places {
     struct picks picks;
 };
 
-/* Read a tile of each checkpoint into the slots, and add them whenever all are full; return how many could be read. */
-static int average_tile(struct sums *sums, const struct places *places, Py_ssize_t begin, Py_ssize_t count,
-                        const Py_buffer *slots, const struct results *results)
+/* Read a tile, from begin on, of each checkpoint; return how many could be read. */
+static int read_tile(const struct places *places, const struct blocks *tile, Py_ssize_t begin, Py_ssize_t count)
 {
-    struct blocks blocks = {0};
-    struct sums part = *sums;
-    char started[MOST_AVERAGES];
-    memcpy(started, sums->started, (size_t)sums->averages);
-    part.started = started;
-    part.values += begin;
-    part.count = count;
-    Py_ssize_t slot_bytes = TILE * LARGEST;
     for (int g = 0; g < places->count; g++) {
-        int code = (int)places->all[g].code;
-        unsigned char *raw = (unsigned char *)slots->buf + blocks.count * slot_bytes;
-        Py_ssize_t length = count * sizes[code];
-        if (read_all((int)places->all[g].descriptor, raw, length, places->all[g].offset + begin * sizes[code]) < 0)
+        unsigned char *raw = (unsigned char *)tile->raws[g];
+        Py_ssize_t size = sizes[tile->codes[g]];
+        if (read_all((int)places->all[g].descriptor, raw, count * size, places->all[g].offset + begin * size) < 0)
             return g;
-        places->crcs[g] = crc_of(places->crcs[g], raw, length);
-        pick(&places->picks, raw, code, g, begin, count);
-        blocks.raws[blocks.count] = raw;
-        blocks.codes[blocks.count] = code;
-        blocks.weights[blocks.count++] = places->weights + g * sums->averages;
-        if (blocks.count == slots->len / slot_bytes || g == places->count - 1) {
-            add_all(&part, &blocks);
-            blocks.count = 0;
-            if (g == places->count - 1 && results->squares != NULL)
-                finish(sums, results, begin, count, raw, code);
-        }
+        places->crcs[g] = crc_of(places->crcs[g], raw, count * size);
+        pick(&places->picks, raw, tile->codes[g], g, begin, count);
     }
     return places->count;
 }
 
-static int average_block(struct sums *sums, const struct places *places, const Py_buffer *slots,
-                         const struct results *results)
+/* Add a tile, strip by strip: the sums stay in the first-level cache until they are rounded. They are kept only if
+   other calls add to them. */
+static void add_tile(struct sums *sums, const struct blocks *tile, Py_ssize_t first, Py_ssize_t count,
+                     const struct results *results, int is_whole)
 {
-    int done = places->count;
-    memset(places->crcs, 0, (size_t)places->count * sizeof *places->crcs);
-    for (Py_ssize_t begin = 0; begin < sums->count && done == places->count; begin += TILE) {
-        Py_ssize_t count = sums->count - begin < TILE ? sums->count - begin : TILE;
-        done = average_tile(sums, places, begin, count, slots, results);
+    double alone[STRIP];
+    int last = tile->count - 1;
+    for (Py_ssize_t begin = 0; begin < count; begin += STRIP) {
+        Py_ssize_t length = count - begin < STRIP ? count - begin : STRIP;
+        for (int k = 0; k < sums->averages; k++) {
+            double *sum = is_whole ? alone : sums->values + k * sums->stride + first + begin;
+            add_strip(sum, !sums->started[k], tile, k, begin, length);
+            if (results->squares != NULL)
+                finish(results, sums, k, sum, first + begin, length,
+                       tile->raws[last] + begin * sizes[tile->codes[last]], tile->codes[last]);
+        }
     }
-    for (int k = 0; k < sums->averages; k++)
-        for (int g = 0; g < places->count; g++)
-            if (places->weights[g * sums->averages + k] != 0)
-                sums->started[k] = 1;
+}
+
+static int average_block(struct sums *sums, const struct places *places, const Py_buffer *memory,
+                         const struct results *results, int is_whole)
+{
+    struct blocks tile = {.count = places->count};
+    Py_ssize_t slot = memory->len / places->count / LINE * LINE, length = slot;
+    int done = places->count;
+    for (int g = 0; g < places->count; g++) {
+        tile.raws[g] = (unsigned char *)memory->buf + g * slot;
+        tile.codes[g] = (int)places->all[g].code;
+        tile.weights[g] = places->weights + g * sums->averages;
+        if (slot / sizes[tile.codes[g]] < length)
+            length = slot / sizes[tile.codes[g]];
+    }
+    length -= length % ROW;
+    memset(places->crcs, 0, (size_t)places->count * sizeof *places->crcs);
+    for (Py_ssize_t begin = 0; begin < sums->count && done == places->count; begin += length) {
+        Py_ssize_t count = sums->count - begin < length ? sums->count - begin : length;
+        done = read_tile(places, &tile, begin, count);
+        if (done == places->count)
+            add_tile(sums, &tile, begin, count, results, is_whole);
+    }
+    mark_started(sums, &tile);
     return done;
 }
 
@@ -515,34 +626,37 @@ static int check_results(struct results *results, const Py_buffer *squares, cons
 static PyObject *average(PyObject *module, PyObject *args)
 {
     (void)module;
-    Py_buffer values, given, weights, started, slots, crcs, numbers, squares, rounded, fits, rows = {0};
+    Py_buffer values, given, weights, started, memory, crcs, numbers, squares, rounded, fits, rows = {0};
     Py_ssize_t elements;
     PyObject *row_array;
     struct results results;
     if (!PyArg_ParseTuple(args, "w*ny*y*w*w*w*y*Ow*w*w*id:average", &values, &elements, &given, &weights, &started,
-                          &slots, &crcs, &numbers, &row_array, &squares, &rounded, &fits, &results.code,
+                          &memory, &crcs, &numbers, &row_array, &squares, &rounded, &fits, &results.code,
                           &results.limit))
         return NULL;
     struct sums sums;
     Py_ssize_t count = given.len / (Py_ssize_t)sizeof(struct place);
     struct places places = {.all = given.buf, .count = (int)count, .weights = weights.buf, .crcs = crcs.buf};
     int done = 0, failed = describe(&sums, &values, &started, elements) || check_places(&given);
-    if (!failed && (weights.len != count * sums.averages * 8 || crcs.len != count * 4 || sums.averages > MOST_AVERAGES))
+    int is_whole = squares.len > 0 && memchr(started.buf, 1, (size_t)started.len) == NULL;
+    if (!failed && !is_whole)
+        failed = check_sums(&sums);
+    if (!failed && (weights.len != count * sums.averages * 8 || crcs.len != count * 4))
         failed = refuse("there must be a weight for each checkpoint and average, and a checksum for each checkpoint");
-    if (!failed && (slots.len < TILE * LARGEST || slots.len / (TILE * LARGEST) > MOST))
-        failed = refuse("there must be from 1 to 64 slots");
+    if (!failed && (count < 1 || count > MOST || memory.len / count < ROW * LARGEST))
+        failed = refuse("there must be from 1 to 64 checkpoints, and memory for a row of each");
     if (!failed && numbers.len)
         failed = PyObject_GetBuffer(row_array, &rows, PyBUF_STRIDES | PyBUF_WRITABLE);
     failed = failed || find_picks(&places.picks, &numbers, &rows, count, elements) ||
              check_results(&results, &squares, &rounded, &fits, &sums);
     if (!failed) {
         Py_BEGIN_ALLOW_THREADS
-        done = average_block(&sums, &places, &slots, &results);
+        done = average_block(&sums, &places, &memory, &results, is_whole);
         Py_END_ALLOW_THREADS
     }
     if (rows.obj != NULL)
         PyBuffer_Release(&rows);
-    Py_buffer *all[] = {&values, &given, &weights, &started, &slots, &crcs, &numbers, &squares, &rounded, &fits};
+    Py_buffer *all[] = {&values, &given, &weights, &started, &memory, &crcs, &numbers, &squares, &rounded, &fits};
     for (size_t n = 0; n < sizeof all / sizeof *all; n++)
         PyBuffer_Release(all[n]);
     return failed ? NULL : PyLong_FromLong(done);
@@ -585,6 +699,7 @@ static PyObject *use(PyObject *module, PyObject *args)
 static PyMethodDef methods[] = {
     {"fold", fold, METH_VARARGS, "Add weights times numbers to sums."},
     {"squares", squares, METH_VARARGS, "Sum the squares of an average, of its difference to a checkpoint, and of that."},
+    {"exact_sums", exact_sums, METH_VARARGS, "Sum numbers, rounded once, with the remainders."},
     {"round_to", round_all, METH_VARARGS, "Round float64; return whether the absolute values are below a limit."},
 #ifdef HAS_READS
     {"average", average, METH_VARARGS, "Read a block of checkpoints, add it up, measure it and round it."},
@@ -601,12 +716,10 @@ static int fill(PyObject *module)
     use_lane(NULL);
     set_up_types();
 #ifdef HAS_READS
-    choose_crc();
+    set_up_crc();
     has_reads = crc_of != NULL;
 #endif
-    if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0 ||
-        PyModule_AddIntConstant(module, "SLOT_BYTES", TILE * LARGEST) < 0 ||
-        PyModule_AddIntConstant(module, "MOST_AVERAGES", MOST_AVERAGES) < 0)
+    if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0)
         return -1;
     return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }

@@ -17,24 +17,23 @@ def fold(
 
 # Whether the module can read: the processor has instructions for CRC-32.
 HAS_READS: bool
-SLOT_BYTES: int
-MOST_AVERAGES: int
 
 # Read count elements of each checkpoint and add them as fold does; return how many checkpoints could be read whole.
 #
-# places is (checkpoints, 3) int64: file descriptor, offset in bytes, type. slots holds tiles in SLOT_BYTES each, until
-# all are full. crcs is (checkpoints,) uint32, filled with the CRC-32 of each block. rows is (checkpoints, picks)
-# float64, filled with the elements that have the numbers in picks.
+# places is (checkpoints, 3) int64: file descriptor, offset in bytes, type. memory is divided among the checkpoints; it
+# has room for 1024 elements of 8 bytes of each. crcs is (checkpoints,) uint32, filled with the CRC-32 of each block.
+# rows is (checkpoints, picks) float64, filled with the elements that have the numbers in picks.
 #
 # Then, unless squares is empty, fill it, (averages, 3, rows) float64, as the function of that name does, with the last
-# checkpoint; and rounded, (averages, bytes), and fits, (averages,) bool, as round_to does.
+# checkpoint; and rounded, (averages, bytes), and fits, (averages,) bool, as round_to does. If no sum was started, sums
+# is not used then, and may be smaller than count elements.
 def average(
     sums: Buffer,
     count: int,
     places: Buffer,
     weights: Buffer,
     started: bytearray,
-    slots: Buffer,
+    memory: Buffer,
     crcs: Buffer,
     picks: Buffer,
     rows: Buffer | None,
@@ -50,6 +49,10 @@ def crc32(raw: Buffer, /) -> int: ...
 # Sums of squares in rows of 1024: of the average, of its difference to the numbers in raw, and of these numbers.
 # rows is (3, ceil(elements / 1024)) float64.
 def squares(average: Buffer, raw: Buffer, code: int, rows: Buffer, /) -> None: ...
+
+# Of each step numbers of rows of width numbers, the last of a row maybe fewer, the sum and the remainder, both rounded
+# once as by math.fsum; a sum that is not finite has no remainder. sums is (rows, ceil(width / step), 2) float64.
+def exact_sums(values: Buffer, width: int, step: int, sums: Buffer, /) -> None: ...
 
 # Round float64 to a type; return whether all absolute values are below the limit. A NaN must be the usual one.
 def round_to(values: Buffer, code: int, out: Buffer, limit: float, /) -> bool: ...

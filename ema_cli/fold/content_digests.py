@@ -57,7 +57,7 @@ class TensorChecksums:
         """
         if block_count(self._plan, self._plan.tensors[block.number]) == 1:
             return tuple(crcs)
-        return self.add_parts(block.number, (block.part, block.part + 1), crcs, lengths)
+        return self.add_parts(block.number, (block.part, block.part + block.parts), crcs, lengths)
 
     def add_parts(
         self, number: int, parts: tuple[int, int], crcs: Sequence[int], lengths: Sequence[int]

@@ -14,7 +14,7 @@ NUMPY_VARIABLE = "EMA_AVG_NUMPY"
 _TYPES = "F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"
 CODES = {name: code for code, name in enumerate(_TYPES)} | {"C64": 1}
 """The number of each averaged type in the kernel; complex numbers are pairs of float32."""
-_INTERFACE = 2
+_INTERFACE = 3
 """Number of what the functions take and give, the same in ``_kernel.c``."""
 
 

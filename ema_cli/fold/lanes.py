@@ -14,34 +14,46 @@ import numpy as np
 from ema_cli.dtypes import DType
 from ema_cli.fold.conversion import LARGEST, Bytes, Float64, Rounded, components, decode
 from ema_cli.fold.geometry.sample import BlockSampler
-from ema_cli.fold.kernel import CODES, READS_FILES, kernel
+from ema_cli.fold.kernel import CODES, kernel
+from ema_cli.fold.statistics import add_rows
 from ema_cli.records.plan import ROW_ELEMENTS
 
 _RAW_BUFFERS = 4
 """Blocks of checkpoints that are added together if there are several averages: the sums stay in the first cache."""
+MOST_CHECKPOINTS = 16
+"""Checkpoints that are read from files with one call."""
+_READ_BYTES = 1 << 21
+"""Bytes of all checkpoints that are read together."""
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
 class FinishedBlock:
-    """What the kernel computes of a block of all averages, besides the sums.
+    """What the kernel computes of a block of all averages.
 
     Args:
         averages: number of averages.
         count: numbers of the block.
         dtype: of the output.
+        memory: for the numbers in this type.
 
     """
 
-    def __init__(self, averages: int, count: int, dtype: DType) -> None:
+    def __init__(self, averages: int, count: int, dtype: DType, memory: Bytes) -> None:
         self._dtype = dtype
         self._fits = bytearray(averages)
-        self._rounded = np.empty((averages, count * dtype.itemsize // components(dtype)), dtype=np.uint8)
-        self.squares = np.empty((averages, 3, -(-count // ROW_ELEMENTS)))
-        """Rows of squares, see ``statistics``: (averages, 3, rows) float64."""
+        nbytes = count * dtype.itemsize // components(dtype)
+        self._rounded = memory[: averages * nbytes].reshape(averages, nbytes)
+        self._squares = np.empty((averages, 3, -(-count // ROW_ELEMENTS)))
 
     def outputs(self) -> tuple[Float64, Bytes, bytearray, int, float]:
         """Return the arguments of the kernel."""
-        return self.squares, self._rounded, self._fits, CODES[self._dtype.name], LARGEST[self._dtype.name]
+        return self._squares, self._rounded, self._fits, CODES[self._dtype.name], LARGEST[self._dtype.name]
+
+    def sums_of_squares(self, in_block: int) -> Float64:
+        """Return the sums of ``statistics.squares`` of blocks of so many rows: (averages, blocks, 3, 2) float64."""
+        averages, sums, rows = self._squares.shape
+        of_blocks = add_rows(self._squares.reshape(averages * sums, rows), in_block)
+        return of_blocks.reshape(averages, sums, -1, 2).swapaxes(1, 2)
 
     @property
     def fits(self) -> bool:
@@ -74,9 +86,9 @@ class CompiledLane:
 
     def __init__(self, *, block_elements: int, averages: int) -> None:
         assert kernel is not None  # noqa: S101 - see cpu_lane
-        self._raw = np.empty((_RAW_BUFFERS if averages > 1 else 1, block_elements * 8), dtype=np.uint8)
-        has_slots = READS_FILES and averages <= kernel.MOST_AVERAGES
-        self._slots = np.empty((len(self._raw), kernel.SLOT_BYTES), dtype=np.uint8) if has_slots else None
+        least = MOST_CHECKPOINTS * 8 * ROW_ELEMENTS // _RAW_BUFFERS
+        self._raw = np.empty((_RAW_BUFFERS, max(8 * block_elements, least)), dtype=np.uint8)
+        self._most_waiting = _RAW_BUFFERS if averages > 1 else 1
         self._sums = np.empty((averages, block_elements))
         self._started = bytearray(averages)
         self._waiting: list[tuple[Bytes, int, Sequence[float]]] = []
@@ -89,20 +101,15 @@ class CompiledLane:
 
     def buffer(self, nbytes: int) -> Bytes:
         """Return the next read buffer, once those that wait in all of them were added."""
-        if len(self._waiting) == len(self._raw):
+        if len(self._waiting) == self._most_waiting:
             self._add_waiting()
         return self._raw[len(self._waiting), :nbytes]
 
     def add(self, raw: Bytes, dtype: DType, weights: Sequence[float]) -> None:
         """Let the block wait for others, if there are several averages."""
         self._waiting.append((raw, CODES[dtype.name], weights))
-        if len(self._raw) == 1:
+        if self._most_waiting == 1:
             self._add_waiting()
-
-    @property
-    def reads_files(self) -> bool:
-        """Whether ``add_files`` can be used."""
-        return self._slots is not None
 
     def add_files(
         self,
@@ -112,14 +119,15 @@ class CompiledLane:
         row: int,
         finished: FinishedBlock | None,
     ) -> list[int]:
-        """Read blocks and add them; return their CRC-32s, or fewer if one cannot be read to its end.
+        """Read a block of some checkpoints and add it; return its CRC-32s, or fewer if it cannot be read to its end.
 
         Args:
-            places: of each block, the open file, the offset in bytes and the type.
-            weights: (blocks, averages) float64.
-            sampler: takes elements of the blocks, if there are any to be taken.
-            row: of the first block, for the sampler.
-            finished: is filled, if these are the last blocks.
+            places: of the block in each checkpoint, the open file, the offset in bytes and the type.
+            weights: (checkpoints, averages) float64.
+            sampler: takes elements of the block, if there are any to be taken.
+            row: of the first checkpoint, for the sampler.
+            finished: is filled, if these are the last checkpoints. The block may be longer than the sums if they are
+                the first, too.
 
         """
         assert kernel is not None  # noqa: S101 - see cpu_lane
@@ -128,8 +136,9 @@ class CompiledLane:
         numbers = _NOTHING if sampler is None else sampler.numbers
         rows = None if sampler is None else sampler.columns[row : row + len(places)]
         outputs = (_NOTHING, _NOTHING, bytearray(), 0, 0.0) if finished is None else finished.outputs()
-        sums = self._sums, self._count
-        done = kernel.average(*sums, blocks, weights, self._started, self._slots, crcs, numbers, rows, *outputs)
+        memory = self._raw.reshape(-1)[:_READ_BYTES]
+        given = self._sums, self._count, blocks, weights, self._started, memory
+        done = kernel.average(*given, crcs, numbers, rows, *outputs)
         found: list[int] = crcs[:done].tolist()
         return found
 

@@ -14,25 +14,31 @@ from dataclasses import dataclass
 from ema_cli.fold.concatenation import piece_shapes, runs_in
 from ema_cli.fold.conversion import components
 from ema_cli.fold.tensor_runs import RunPlaces, TensorRun, find_runs
-from ema_cli.records.plan import Action, Plan, PlannedTensor
+from ema_cli.records.plan import ROW_ELEMENTS, Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import announce
 
 _SMALLEST_WINDOW = 1 << 16
+TOGETHER_BYTES = 16
+"""Blocks are folded together that have at most so many bytes in all outputs, per element of one block."""
+_TOGETHER_READ = 1 << 24
+"""And at most so many in all checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of elements of one tensor."""
+    """A run of elements of one tensor: a block, or several that are folded together."""
 
     number: int
     """Position of the tensor in the plan."""
     part: int
-    """Position of the block in the tensor."""
+    """Position of the block in the tensor; of several, of the first."""
     start: int
     """First element."""
     count: int
     """Number of elements; 0 for the only block of an empty tensor."""
+    parts: int = 1
+    """Number of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Schedule:
         self._runs = find_runs(plan, self._done)
         self.places = RunPlaces(plan)
         """Where the tensors of the runs are."""
-        self._blocks = self._cut(lambda tensor: block_elements(plan, tensor))
+        self._blocks = self._cut(lambda tensor: blocks_together(plan, tensor) * block_elements(plan, tensor))
         checkpoints = plan.checkpoints
         sources = [source for i in plan.used for source in checkpoints[i].index.sources]
         window = max(source.window_bytes for source in sources)
@@ -109,7 +115,8 @@ class Schedule:
             step, (low, high) = size(tensor), self._stretch.elements(self._plan, number)
             of_block = block_elements(self._plan, tensor)
             for start in range(low, max(high, low + 1), step):
-                yield Block(number, start // of_block, start, min(step, high - start))
+                count = min(step, high - start)
+                yield Block(number, start // of_block, start, count, max(1, -(-count // of_block)))
 
     def take(self) -> Block | TensorRun | None:
         """Return the next block or run, ``None`` when there is none left.
@@ -169,6 +176,22 @@ def bytes_per_element(plan: Plan, number: int) -> int:
 def block_elements(plan: Plan, tensor: PlannedTensor) -> int:
     """Return the size of the blocks of a tensor; a complex element takes two numbers of a buffer."""
     return max(1, plan.buffers.block_elements // components(tensor.dtype))
+
+
+def blocks_together(plan: Plan, tensor: PlannedTensor) -> int:
+    """Return how many blocks of a tensor are folded together where possible: each consists of whole rows then."""
+    if tensor.action is not Action.AVERAGED or plan.buffers.block_elements % ROW_ELEMENTS:
+        return 1
+    in_outputs = TOGETHER_BYTES // (tensor.dtype.itemsize * len(plan.outputs))
+    in_checkpoints = _TOGETHER_READ // (tensor.dtype.itemsize * len(plan.used) * block_elements(plan, tensor))
+    return max(1, min(in_outputs, in_checkpoints))
+
+
+def single_blocks(plan: Plan, block: Block) -> Iterator[Block]:
+    """Yield blocks that are folded together one by one."""
+    step = block_elements(plan, plan.tensors[block.number])
+    for k in range(block.parts):
+        yield Block(block.number, block.part + k, block.start + k * step, min(step, block.count - k * step))
 
 
 def block_count(plan: Plan, tensor: PlannedTensor) -> int:

@@ -12,7 +12,6 @@ import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,6 @@ from ema_cli.records.plan import ROW_ELEMENTS, Plan
 Numbers = NDArray[np.int64]
 
 _UNDEFINED = TensorStatistics(norm=None, drift=None, cosine=None)
-Sum = tuple[float, float]
-"""A sum as the nearest float64, and the remainder."""
 _SUMS = 3
 """Per average: |average|^2, |average - last|^2, |last|^2."""
 _COLUMNS = 2 * _SUMS
@@ -39,8 +36,10 @@ _LARGEST_RATIO = 1e9
 """If one norm is more than this many times the other, their cosine is not reported."""
 
 
-def squares(average: Float64, raw: Bytes, dtype: DType) -> tuple[Sum, Sum, Sum]:
-    """Return the sums of squares of an average, of its difference to a checkpoint, and of that checkpoint.
+def squares(average: Float64, raw: Bytes, dtype: DType) -> Float64:
+    """Return the sums of squares of an average, of its difference to a checkpoint, and of that checkpoint: (3, 2).
+
+    The second number of each is what is lost by rounding the first.
 
     Element i of a row is added to column i % 16, and the columns of a row are added in halves, which every processor
     does in the same order.
@@ -56,7 +55,7 @@ def squares(average: Float64, raw: Bytes, dtype: DType) -> tuple[Sum, Sum, Sum]:
         kernel.squares(average, raw, CODES[dtype.name], rows)
     else:
         _fill_with_numpy(rows, average, raw, dtype)
-    return add_rows(rows)
+    return np.asarray(add_rows(rows, max(1, rows.shape[1]))[:, 0])
 
 
 def _fill_with_numpy(rows: Float64, average: Float64, raw: Bytes, dtype: DType) -> None:
@@ -86,10 +85,19 @@ def _interleaved(values: Float64) -> Float64:
     return values.reshape(-1, ROW_ELEMENTS // _IN_ROW, _IN_ROW).swapaxes(0, 1)
 
 
-def add_rows(rows: Float64) -> tuple[Sum, Sum, Sum]:
-    """Return the three sums of (3, rows) float64."""
-    of_average, of_difference, of_last = (_exact_sum(row) for row in rows.tolist())
-    return of_average, of_difference, of_last
+def add_rows(rows: Float64, in_block: int) -> Float64:
+    """Return the sums of each block and their remainders: of (k, rows) float64, (k, blocks, 2).
+
+    A block has ``in_block`` rows, the last of them maybe fewer; if there are no rows, there is one, of zeros.
+    """
+    height, width = rows.shape
+    sums = np.zeros((height, max(1, -(-width // in_block)), 2))
+    if kernel is not None and width:
+        kernel.exact_sums(rows, width, in_block, sums)
+    else:
+        for row, out in zip(rows.tolist(), sums, strict=True):
+            out[...] = [_exact_sum(row[first : first + in_block]) for first in range(0, max(1, width), in_block)]
+    return sums
 
 
 def _add_columns(products: Float64) -> Float64:
@@ -125,7 +133,7 @@ def squares_of_each(average: Float64, raw: Bytes, dtype: DType, bounds: Numbers)
     return sums
 
 
-def _exact_sum(values: Sequence[float]) -> Sum:
+def _exact_sum(values: Sequence[float]) -> tuple[float, float]:
     total = _add_up(values)
     return (total, math.fsum([*values, -total])) if math.isfinite(total) else (total, 0.0)
 
@@ -147,10 +155,10 @@ class Statistics:
         self._lock = threading.Lock()
         self.by_average: list[list[TensorStatistics]] = [[_UNDEFINED] * len(plan.tensors) for _ in plan.outputs]
 
-    def add(self, block: Block, sums: list[tuple[Sum, Sum, Sum]]) -> None:
-        """Add the sums of one block: for each average |average|^2, |average - last|^2 and |last|^2."""
-        rows = [array("d", chain.from_iterable(values)) for values in sums]
-        self.add_parts(block.number, (block.part, block.part + 1), rows)
+    def add(self, block: Block, sums: Float64) -> None:
+        """Add the sums of blocks: |average|^2, |average - last|^2 and |last|^2, as (averages, blocks, 3, 2) float64."""
+        rows = [array("d", of_average.tobytes()) for of_average in sums]
+        self.add_parts(block.number, (block.part, block.part + block.parts), rows)
 
     def add_tensors(self, first: int, k: int, sums: Float64) -> None:
         """Add neighboring tensors from ``first`` on to average k, whole: their sums are (3, tensors) float64."""

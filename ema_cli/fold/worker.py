@@ -12,8 +12,9 @@ from ema_cli.fold.constants import as_written
 from ema_cli.fold.conversion import Bytes, Float64, Rounded, components, decode, numbers_in, round_to
 from ema_cli.fold.file_blocks import AveragedBlock, FileBlocks
 from ema_cli.fold.geometry.sample import BlockSampler
+from ema_cli.fold.kernel import READS_FILES
 from ema_cli.fold.lanes import CompiledLane, Lane
-from ema_cli.fold.schedule import Block
+from ema_cli.fold.schedule import Block, single_blocks
 from ema_cli.fold.small_tensors import SmallTensors
 from ema_cli.fold.state import FoldState
 from ema_cli.fold.statistics import squares
@@ -30,7 +31,7 @@ class Worker:
     def __init__(self, state: FoldState, lane: Lane) -> None:
         self._state = state
         self._lane = lane
-        self._files = FileBlocks(state, lane) if isinstance(lane, CompiledLane) and lane.reads_files else None
+        self._files = FileBlocks(state, lane) if isinstance(lane, CompiledLane) and READS_FILES else None
         self._values = np.empty(state.plan.buffers.block_elements)
         """Of the pieces of a concatenated tensor."""
         self._scaled = np.empty(state.plan.buffers.block_elements)
@@ -42,7 +43,7 @@ class Worker:
         self._extents: list[tuple[int, Located]] = []
 
     def process(self, block: Block | TensorRun) -> int:
-        """Fold or copy one block, or a run of small tensors; return how many bytes were read for it."""
+        """Fold or copy one or more blocks, or a run of small tensors; return how many bytes were read for it."""
         if isinstance(block, TensorRun):
             read, alone = self._runs.process(block)
             for number in alone:
@@ -70,6 +71,8 @@ class Worker:
         sampler = self._state.sample.sampler(block) if self._state.sample is not None else None
         averaged = self._files.average(block, sampler) if self._files is not None else None
         self._newest = None
+        if averaged is None and block.parts > 1:
+            return sum(map(self._average, single_blocks(self._state.plan, block)))
         if averaged is None:
             averaged = self._average_one_by_one(block, sampler)
         written = [self._finish(k, block, averaged) for k in range(len(self._state.sinks))]
@@ -90,7 +93,8 @@ class Worker:
         self._newest = raw
         totals, of_last = self._lane.sums(), self._extents[-1][1].layout.dtype
         rounded = [round_to(total, dtype) for total in totals]
-        return AveragedBlock(crcs, totals, rounded, [squares(total, raw, of_last) for total in totals])
+        sums = np.stack([squares(total, raw, of_last)[None] for total in totals])
+        return AveragedBlock(crcs, rounded, sums, totals)
 
     def _add_one(self, block: Block, row: int, sampler: BlockSampler | None) -> tuple[Bytes, int]:
         """Read and add the block in one checkpoint; return it, in the buffer of the lane, and its CRC-32."""
@@ -159,9 +163,9 @@ class Worker:
     def _finish(self, k: int, block: Block, averaged: AveragedBlock) -> int:
         """Check and write one average; return the CRC-32 written."""
         tensor = self._state.plan.tensors[block.number]
-        crcs, total, rounded = averaged.crcs, averaged.totals[k], averaged.rounded[k]
-        finite = rounded.fits or bool(np.isfinite(total).all())
-        row = self._state.constants.row_of(k, block.number, crcs, finite=finite)
+        rounded = averaged.rounded[k]
+        finite = rounded.fits or bool(np.isfinite(averaged.totals[k]).all())
+        row = self._state.constants.row_of(k, block.number, averaged.crcs, finite=finite)
         stored = None if row is None else self._constant(k, block, row, rounded, finite=finite)
         if stored is not None:
             self._state.statistics.mark_kept(k, block.number)
@@ -169,14 +173,15 @@ class Worker:
             refuse_nonfinite(self._state.plan, block, self._extents, self._lane)
         if not finite:
             self._state.statistics.mark_nonfinite(k, block.number)
-        numbers, written = stored or (total, rounded)
-        if not written.fits:
-            refuse_overflow(tensor, numbers, written.raw)
-        return self._write(k, block, written.raw)
+        if stored is None and rounded.fits:
+            return self._write(k, block, rounded.raw)
+        numbers, written = stored or (averaged.totals[k], rounded.raw)
+        refuse_overflow(tensor, numbers, written)
+        return self._write(k, block, written)
 
     def _constant(
         self, k: int, block: Block, row: int, rounded: Rounded, *, finite: bool
-    ) -> tuple[Float64, Rounded] | None:
+    ) -> tuple[Float64, Bytes] | None:
         """Return a block of a constant as it is stored in checkpoint ``row``, unless the sum has given the same."""
         tensor = self._state.plan.tensors[block.number]
         extent = self._extents[row][1]
@@ -190,4 +195,4 @@ class Worker:
             return None
         if not self._state.constants.includes(k, block.number):
             return None
-        return numbers_in(raw, dtype), Rounded(stored, fits=False)
+        return numbers_in(raw, dtype), stored
